@@ -11,11 +11,11 @@ JOBS ?= 2
 RUNTIMES := $(STAMP)-backends-$(BACKENDS)
 export BACKENDS
 
-.PHONY: help install demo serve test lint protos bench attack fuzz clean
+.PHONY: help install demo serve test test-containers lint site protos bench attack fuzz openapi clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -52,11 +52,21 @@ install: $(STAMP)-test $(STAMP)-demo $(RUNTIMES)  ## create the development envi
 test: $(STAMP)-test $(STAMP)-demo $(RUNTIMES)  ## run all tests (BACKENDS=all includes the heavy runtimes)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
+test-containers: $(STAMP)-test  ## build and test the container image; needs podman, mmdebstrap and the network
+	BACKLINE_TESTS_CONTAINERS=1 BACKLINE_TESTS_REQUIRE_TOOLS=1 $(BIN)/python -m pytest tests/deploy
+
 lint: $(STAMP)-test  ## check format, lint, types and layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+$(STAMP)-docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --group docs
+	@touch $@
+
+site: $(STAMP)-docs  ## build the documentation site into build/site, with warnings as errors
+	$(BIN)/python website/build.py
 
 protos: $(STAMP)-test  ## compile the .proto files
 	$(BIN)/python -m backline.protos.compile
@@ -69,6 +79,9 @@ attack: $(STAMP)-test  ## attack a server while an honest client measures it (AT
 
 fuzz: $(STAMP)-test  ## fuzz with 200,000 mutated HTTP/1.1, HTTP/2, gRPC and inference inputs
 	$(BIN)/python tests/fuzz/fuzz_wire.py --inputs 200000
+
+openapi: $(STAMP)-test  ## send schemathesis' requests for every OpenAPI document (OPENAPI="--cases 2000" for a short run)
+	$(BIN)/python tests/conformance/openapi_cases.py $(OPENAPI)
 
 clean:  ## remove the environment and build outputs
 	rm -rf $(VENV) build dist

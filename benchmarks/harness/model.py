@@ -166,10 +166,10 @@ def write_model(path: Path, operator: str, dims: list[int], constant: float | No
     onnx.save(model, path)
 
 
-def write_slow_model(path: Path, layers: int, width: int = 512) -> None:
-    """Writes a model that cannot be batched: `layers` matrix products, one after another, on a [1, width]."""
-    x = helper.make_tensor_value_info("INPUT0", TensorProto.FLOAT, [1, width])
-    y = helper.make_tensor_value_info("OUTPUT0", TensorProto.FLOAT, [1, width])
+def write_slow_model(path: Path, layers: int, width: int = 512, batch: int | str = 1) -> None:
+    """Writes `layers` matrix products, one after another, on a [batch, width]: "N" for any batch size."""
+    x = helper.make_tensor_value_info("INPUT0", TensorProto.FLOAT, [batch, width])
+    y = helper.make_tensor_value_info("OUTPUT0", TensorProto.FLOAT, [batch, width])
     weights = helper.make_tensor(
         "weights", TensorProto.FLOAT, [width, width], np.eye(width, dtype=np.float32).tobytes(), raw=True
     )

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from backline.version import __version__
 
 if TYPE_CHECKING:
+    from backline.background import serve
     from backline.client import connect, connect_async
     from backline.embedded.embedded import Embedded
     from backline.lifecycle.options import LifecycleOptions
 
-__all__ = ["Embedded", "LifecycleOptions", "__version__", "connect", "connect_async"]
+__all__ = ["Embedded", "LifecycleOptions", "__version__", "connect", "connect_async", "serve"]
 
 #: The modules of the names that are imported when they are first used: a server does not import the client,
 #: nor a client the server.
@@ -21,6 +22,7 @@ _MODULES = {
     "connect_async": "backline.client",
     "Embedded": "backline.embedded.embedded",
     "LifecycleOptions": "backline.lifecycle.options",
+    "serve": "backline.background",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import sys
 import time
@@ -22,7 +23,9 @@ from backline.access.auth_file import (
 )
 from backline.access.browsers import BrowserPolicy
 from backline.access.exposure import is_loopback
+from backline.access.restricted import GRPC_PREFIX, RestrictedApis, parse_restrictions
 from backline.dialects.application import build_application
+from backline.dialects.forwarding import Forwarding
 from backline.embedded.embedded import Embedded
 from backline.engine.control import Attempt
 from backline.engine.engine import Engine
@@ -44,11 +47,31 @@ from backline.wire.limits import Limits
 from backline.wire.listener import Listeners
 from backline.wire.tls import TlsFiles
 
+log = logging.getLogger("backline.server")
+
+#: The names of the ports in the log. They are Triton's, as scripts that wait for a server look for them.
+_SERVICES = {"HTTP": "HTTPService", "gRPC": "GRPCInferenceService", "metrics": "Metrics Service"}
 #: Seconds that a thread may hold the GIL while another waits. With Python's default of 5 ms, the event loop
 #: waits for threads that compute (docs/decisions/switch-interval.md).
 SWITCH_INTERVAL = 0.0002
 #: Seconds to wait for the machine's fully qualified name at the start.
 FQDN_TIMEOUT = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPort:
+    """A TCP port to open: its label ("HTTP", "gRPC" or "metrics"), address and number; 0 for any free one."""
+
+    label: str
+    host: str
+    port: int
+    #: Whether other servers may listen on it too.
+    reuse: bool = False
+
+    @property
+    def url_host(self) -> str:
+        """The address as URLs write it."""
+        return f"[{self.host}]" if ":" in self.host else self.host
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +90,25 @@ class ServerOptions:
     model_name: str = ""
     #: Whether the server fails to start if any model fails to load.
     exit_on_error: bool = False
+    #: The name of the server in its metadata.
+    name: str = "backline"
+    #: The address of all ports, except those that have another one below.
     host: str = "127.0.0.1"
+    grpc_host: str = ""
+    metrics_host: str = ""
     http_port: int | None = 8000
     grpc_port: int | None = 8001
     metrics_port: int | None = 8002
+    #: Whether other servers may listen on the same port; the kernel spreads connections over them.
+    reuse_http_port: bool = False
+    reuse_grpc_port: bool = False
+    reuse_metrics_port: bool = False
     unix_socket: Path | None = None
     tls: TlsFiles | None = None
     #: Whether the metrics port does without TLS; it then serves only metrics and health checks.
     metrics_plain: bool = False
+    #: Whether only the gRPC port speaks TLS.
+    tls_grpc_only: bool = False
     limits: Limits = field(default_factory=Limits)
     #: The most microseconds for which the event loop polls for input before it sleeps; 0 for none.
     busy_poll_usecs: int = 200
@@ -90,8 +124,39 @@ class ServerOptions:
     not_ready_status: int = 503
     #: Whether clients may pass inputs and outputs in this machine's shared memory.
     allow_client_shm: bool = False
+    #: Whether browsers get the console.
+    console: bool = True
+    #: Groups of routes that need a header field, as of Triton's options: "health,metadata:key=value".
+    http_restricted_apis: tuple[str, ...] = ()
+    grpc_restricted_protocols: tuple[str, ...] = ()
+    #: Regular expressions for names of header fields that models see as parameters; empty for none.
+    http_header_forward_pattern: str = ""
+    grpc_header_forward_pattern: str = ""
     #: The initial trace settings.
     trace: TraceConfig = field(default_factory=TraceConfig)
+
+    @property
+    def ports(self) -> tuple[OpenPort, ...]:
+        """The TCP ports to open."""
+        given = (
+            OpenPort("HTTP", self.host, self.http_port or 0, self.reuse_http_port),
+            OpenPort("gRPC", self.grpc_host or self.host, self.grpc_port or 0, self.reuse_grpc_port),
+            OpenPort(
+                "metrics", self.metrics_host or self.host, self.metrics_port or 0, self.reuse_metrics_port
+            ),
+        )
+        numbers = (self.http_port, self.grpc_port, self.metrics_port)
+        return tuple(one for one, number in zip(given, numbers, strict=True) if number is not None)
+
+    @property
+    def only_certified(self) -> bool:
+        """Whether every TCP port admits only clients with a certificate."""
+        return self.tls is not None and self.tls.only_certified and not self.tls_grpc_only
+
+    @property
+    def reachable(self) -> tuple[str, ...]:
+        """The addresses of open ports that other machines can reach."""
+        return tuple(dict.fromkeys(one.host for one in self.ports if not is_loopback(one.host)))
 
 
 def _access(options: ServerOptions) -> Access | None:
@@ -104,10 +169,16 @@ def _access(options: ServerOptions) -> Access | None:
         return Access(make_policy(read_auth_file(options.auth), folder=options.auth.parent))
     if environment_has_keys():
         return Access(make_policy(AuthDocument()))
-    certified = options.tls is not None and options.tls.only_certified
-    if options.insecure_open or certified or is_loopback(options.host):
+    if options.insecure_open or options.only_certified or not options.reachable:
         return None
     return Access(UNCONFIGURED)
+
+
+def _restricted(options: ServerOptions) -> RestrictedApis | None:
+    """The restricted APIs; None if there are none. Raises InvalidArgument for an invalid restriction."""
+    http = parse_restrictions("--http-restricted-api", options.http_restricted_apis)
+    grpc = parse_restrictions("--grpc-restricted-protocol", options.grpc_restricted_protocols, GRPC_PREFIX)
+    return RestrictedApis(http, grpc) if http or grpc else None
 
 
 async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
@@ -117,8 +188,9 @@ async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
     loopback is served, the machine's fully qualified name. Raises InvalidArgument for an invalid host name or
     origin.
     """
-    names = {options.host, socket.gethostname()} - {""}
-    if not options.host.startswith("127.") and options.host not in ("localhost", "::1"):
+    addresses = {options.host, *(one.host for one in options.ports)}
+    names = (addresses | {socket.gethostname()}) - {""}
+    if not all(map(is_loopback, addresses)):
         # The lookup may query a slow DNS server, which must not delay the start.
         asked = asyncio.get_running_loop().run_in_executor(None, socket.getfqdn)
         with suppress(TimeoutError):
@@ -126,6 +198,14 @@ async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
     own = frozenset(name.lower().removesuffix(".") for name in names)
     policy = BrowserPolicy.of(hosts=options.allowed_hosts, origins=options.cors_origins)
     return replace(policy, hosts=replace(policy.hosts, names=policy.hosts.names | own))
+
+
+class PortNotOpened(OSError):
+    """Raised when a port cannot be opened."""
+
+    def __init__(self, port: OpenPort, cause: OSError) -> None:
+        super().__init__(cause.errno, cause.strerror)
+        self.port = port
 
 
 class Server:
@@ -144,6 +224,7 @@ class Server:
             model_name=options.model_name,
             exit_on_error=options.exit_on_error,
         )
+        self.engine.server_name = options.name
         self._keep_places_private()
         self._log = self.engine.log_control = log
         if options.allow_client_shm:
@@ -202,6 +283,11 @@ class Server:
             not_ready_status=options.not_ready_status,
             browsers=await _browser_policy(options),
             access=access,
+            console=options.console,
+            restricted=_restricted(options),
+            forwarding=Forwarding.of(
+                options.http_header_forward_pattern, options.grpc_header_forward_pattern
+            ),
         )
         poll = self._embedded.poll
         poll.allow(options.busy_poll_usecs / 1e6)
@@ -220,17 +306,21 @@ class Server:
 
     async def _open(self, listeners: Listeners) -> None:
         options = self.options
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        for label, port, scheme, path in (
-            ("HTTP", options.http_port, "http", ""),
-            ("gRPC", options.grpc_port, "grpc", ""),
-            ("metrics", options.metrics_port, "http", "/metrics"),
-        ):
-            if port is not None:
-                metrics_only = options.metrics_plain and label == "metrics"
-                opened = await listeners.open_tcp(options.host, port, metrics_only=metrics_only)
-                secure = "s" if listeners.secure and not metrics_only else ""
-                self.urls.append((label, f"{scheme}{secure}://{host}:{opened}{path}"))
+        for one in options.ports:
+            metrics_only = options.metrics_plain and one.label == "metrics"
+            plain = metrics_only or (options.tls_grpc_only and one.label != "gRPC")
+            try:
+                opened = await listeners.open_tcp(
+                    one.host, one.port, metrics_only=metrics_only, plain=plain, reuse=one.reuse
+                )
+            except OSError as error:
+                raise PortNotOpened(one, error) from error
+            scheme = ("grpc" if one.label == "gRPC" else "http") + (
+                "s" if listeners.secure and not plain else ""
+            )
+            path = "/metrics" if one.label == "metrics" else ""
+            self.urls.append((one.label, f"{scheme}://{one.url_host}:{opened}{path}"))
+            log.info("Started %s at %s:%d", _SERVICES[one.label], one.url_host, opened)
         if options.unix_socket is not None:
             await listeners.open_unix(options.unix_socket)
             self.urls.append(("Unix socket", f"unix:{options.unix_socket}"))

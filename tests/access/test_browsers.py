@@ -220,3 +220,37 @@ def test_origins_are_read_as_browsers_write_them(text: str, origin: str) -> None
 def test_malformed_origin_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match="write only scheme, host and port"):
         parse_origin(text)
+
+
+LAX = BrowserPolicy.of(hosts=["*", "models"])
+#: What a page that rebinds DNS sends, at least: browsers send the first with every POST.
+PAGE_FIELDS = [
+    (b"origin", b"http://rebound.example.com"),
+    (b"referer", b"http://rebound.example.com/page"),
+    (b"sec-fetch-site", b"same-origin"),
+    (b"accept-language", b"en"),
+    (b"user-agent", b"Mozilla/5.0 (X11)"),
+]
+
+
+@pytest.mark.parametrize("scope", Scope)
+@pytest.mark.parametrize("host", ["triton.example.com:8000", "triton", "localhost:8000"])
+def test_any_host_lets_programs_use_any_name(scope: Scope, host: str) -> None:
+    headers = {b"host": host.encode(), b"user-agent": b"curl/8.1", b"accept": b"*/*"}
+
+    assert LAX.refusal(scope, headers, local=False) is None
+
+
+@pytest.mark.parametrize("scope", [*CHANGING, *READING])
+@pytest.mark.parametrize(("name", "value"), PAGE_FIELDS)
+def test_any_host_lets_no_page_use_an_unknown_name(scope: Scope, name: bytes, value: bytes) -> None:
+    headers = {b"host": b"rebound.example.com", name: value}
+
+    assert "is not a known name" in (LAX.refusal(scope, headers, local=False) or "")
+
+
+@pytest.mark.parametrize(("name", "value"), PAGE_FIELDS[:3])
+def test_any_host_lets_no_page_infer_under_an_unknown_name(name: bytes, value: bytes) -> None:
+    headers = {b"host": b"rebound.example.com", name: value}
+
+    assert "is not a known name" in (LAX.refusal(Scope.INFER, headers, local=False) or "")

@@ -163,6 +163,21 @@ def test_callers_whose_certificate_no_table_names_share_the_quota_of_those_witho
     assert app.meter is nobody.meter
 
 
+def test_all_certificates_of_a_table_use_up_one_quota(tmp_path: Path) -> None:
+    text = TABLES.replace('models = ["add*"]\n', 'models = ["add*"]\nquota = { max_in_flight = 2 }\n')
+    found = access(tmp_path, text)
+    renewed = certificate("CN=app", "O=Example", "DNS:new.example.org")
+    first, second = (found.identify({}, Ingress(certificate=one)) for one in (APP, renewed))
+    assert first.meter is second.meter is not None
+    assert first.meter.whose == "the certificate 'app'"
+    assert [quota.max_in_flight for quota in first.meter.quotas] == [2]
+    found.use(make_policy(read_auth_file(write(tmp_path, text.replace("= 2 }", "= 3 }"))), {}))
+    assert first.meter is second.meter is not None
+    assert [quota.max_in_flight for quota in first.meter.quotas] == [3]
+    found.use(make_policy(read_auth_file(write(tmp_path, TABLES)), {}))
+    assert first.meter is second.meter is None
+
+
 def write(folder: Path, text: str) -> Path:
     path = folder / "auth.toml"
     path.write_text(text)

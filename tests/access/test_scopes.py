@@ -17,6 +17,7 @@ from backline.wire.application import REMOTE, Application, UnaryMethod
 #: Routes that change nothing although their method is not GET or HEAD.
 READING = {("POST", "/v2/repository/index"), ("POST", "/v2/repository/{}/index")}
 PROBES = {"/v2/health/live", "/v2/health/ready"}
+OPEN = {"/", "/console", "/console/{}", "/v2/access"}
 INFERRING = {"infer", "infer_stream", "generate", "generate_stream"}
 EXPECTED_RPCS = {
     "Check": Scope.HEALTH,
@@ -57,9 +58,11 @@ def test_every_route_has_the_expected_scope(application: Application) -> None:
             assert scope is Scope.METRICS
         elif pattern in PROBES:
             assert scope is Scope.HEALTH
+        elif pattern in OPEN:
+            assert scope is Scope.PUBLIC
         elif method in ("GET", "HEAD") or (method, pattern) in READING:
             assert scope is Scope.READ, (method, pattern)
-        elif last in INFERRING:
+        elif last in INFERRING or pattern.startswith("/models/"):
             assert scope is Scope.INFER, (method, pattern)
         else:
             admin = "logging" in pattern or "trace" in pattern or "record" in pattern

@@ -6,8 +6,9 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jwt
@@ -25,7 +26,7 @@ from backline.access.jwks import read_key_set
 from backline.access.key_ring import check_location, fetch_keys
 from backline.access.keys import hash_key
 from backline.access.scope import Scope
-from backline.engine.errors import Forbidden, InvalidArgument, Unauthenticated, Unavailable
+from backline.engine.errors import Forbidden, InvalidArgument, QuotaExceeded, Unauthenticated, Unavailable
 from backline.system import file_watch
 from support.issuer import Issuer, served
 
@@ -404,6 +405,103 @@ def test_keys_are_fetched_and_rotated_keys_are_fetched_when_a_token_names_them(
 
     with served(Issuer()) as issuer:
         run(lambda: scenario(issuer))
+
+
+DISCOVERED = """
+[[tokens]]
+issuer = "{issuer}"
+audience = "backline"
+scopes = {{ "models:infer" = ["infer"] }}
+"""
+
+
+def discovering(issuer: Issuer, folder: Path, changed: Mapping[str, Any] = MappingProxyType({})) -> Access:
+    """The access of a server that is given only the issuer's URL. `changed` are fields of its metadata."""
+    issuer.name = issuer.url.removesuffix("/keys")
+    issuer.metadata = {"issuer": issuer.name, "jwks_uri": issuer.url, **changed}
+    path = folder / "auth.toml"
+    path.write_text(DISCOVERED.format(issuer=issuer.name))
+    return Access(make_policy(read_auth_file(path), {}, folder))
+
+
+def test_the_issuers_metadata_say_where_its_keys_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_ring, "UNKNOWN_KEY_PAUSE", 0.0)
+
+    async def scenario(issuer: Issuer) -> None:
+        access = discovering(issuer, tmp_path)
+
+        async def name() -> str:
+            while True:
+                try:
+                    header = {b"authorization": b"Bearer " + issuer.token().encode()}
+                    return access.identify(header).name
+                except Unavailable:
+                    await asyncio.sleep(0.01)
+
+        assert await name() == "alice"
+        fetches = issuer.fetches
+        assert await name() == "alice"
+        assert issuer.fetches == fetches
+        issuer.rotate("second", withdraw=True)
+        issuer.metadata["jwks_uri"] = issuer.url + "/moved"
+        assert await name() == "alice"
+        access.close()
+
+    with served(Issuer()) as issuer:
+        run(lambda: scenario(issuer))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"issuer": "https://evil.example.org"}, "has the metadata of another issuer, 'https://evil"),
+        ({"jwks_uri": "http://169.254.169.254/keys"}, "cannot be fetched from 'http://169.254.169.254/keys'"),
+        ({"jwks_uri": "/etc/passwd"}, "is not the metadata of an issuer"),
+        ({"jwks_uri": None}, "is not the metadata of an issuer"),
+    ],
+)
+def test_metadata_that_point_elsewhere_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changed: dict[str, Any], told: str
+) -> None:
+    async def scenario(issuer: Issuer) -> None:
+        access = discovering(issuer, tmp_path, changed)
+        while told not in caplog.text:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        access.close()
+
+    with served(Issuer()) as issuer:
+        run(lambda: scenario(issuer))
+
+
+def test_an_issuer_without_jwks_must_be_a_url_that_nobody_else_can_answer_for(tmp_path: Path) -> None:
+    for issuer, told in (("login", "set jwks"), ("http://login.example.org", "use https")):
+        (tmp_path / "auth.toml").write_text(DISCOVERED.format(issuer=issuer))
+        with pytest.raises(InvalidArgument, match=told):
+            make_policy(read_auth_file(tmp_path / "auth.toml"), {}, tmp_path)
+
+
+def test_all_tokens_of_a_subject_use_up_one_quota(tmp_path: Path, rsa_issuer: Issuer) -> None:
+    limited = TABLE + "[tokens.quota]\nrequests_per_second = 0.001\nburst = 2\n"
+
+    def check(site: Site) -> None:
+        first = site.identify(rsa_issuer.token())
+        second = site.identify(rsa_issuer.token(exp=int(time.time()) + 60))
+        bob = site.identify(rsa_issuer.token(sub="bob"))
+        for one in (first, second, bob):
+            assert one.meter is not None
+            one.meter.charge("add1", 0, time.monotonic())
+        assert second.meter is not None
+        with pytest.raises(QuotaExceeded, match="the token 'alice' may send"):
+            second.meter.charge("add1", 0, time.monotonic())
+        site.access.use(site.policy(limited.replace("burst = 2", "burst = 3")))
+        assert first.meter is not None
+        first.meter.charge("add1", 0, time.monotonic())
+        with pytest.raises(QuotaExceeded):
+            second.meter.charge("add1", 0, time.monotonic())
+        site.access.use(site.policy())
+        assert first.meter is None
+
+    with_site(tmp_path, rsa_issuer, check, limited)
 
 
 def test_unknown_keys_cause_few_fetches(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from backends.served_models import MODELS, Formats, available
+from backends.served_models import ISOLATED, MODELS, Formats, available, isolate
 from support.server import serve
 
 # Converting a model must not send OpenVINO's telemetry either.
@@ -24,6 +24,8 @@ def formats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Formats]:
             version = repository / model.name / "1"
             version.mkdir(parents=True)
             model.build(version)
+            if model in ISOLATED:
+                isolate(repository, model)
     with serve(repository, tmp_path_factory.mktemp("log") / "server.log", ready=False) as server:
-        server.wait_ready(180)
+        server.wait_ready(400)
         yield Formats(server, repository)

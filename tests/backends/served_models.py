@@ -578,5 +578,34 @@ MODELS: tuple[Served, ...] = (
 )
 
 
+#: A model of each runtime, which is also served by worker processes.
+ISOLATED: tuple[Served, ...] = (
+    PITCH_ONNX,
+    PITCH_SAVED_MODEL,
+    PITCH_LITERT,
+    PITCH_OPENVINO,
+    CREPE_SCRIPT,
+    XGBOOST_UBJ,
+    LIGHTGBM,
+    CATBOOST,
+    SKOPS,
+    MLFLOW,
+    JAX,
+)
+
+
+def isolated(model: Served) -> str:
+    """The name of the same model in worker processes."""
+    return f"{model.name}_isolated"
+
+
+def isolate(repository: Path, model: Served) -> None:
+    """Adds the same model with lane process to a repository."""
+    folder = repository / isolated(model)
+    shutil.copytree(repository / model.name, folder)
+    with (folder / "config.pbtxt").open("a") as file:
+        file.write('\nparameters { key: "backline.lane" value { string_value: "process" } }\n')
+
+
 def available(model: Served) -> bool:
     return all(importlib.util.find_spec(module) is not None for module in model.needs)

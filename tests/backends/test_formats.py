@@ -14,6 +14,7 @@ from backends.served_models import (
     CREPE_EXPORTED,
     CREPE_ONNX,
     CREPE_SCRIPT,
+    ISOLATED,
     MODELS,
     PITCH_LITERT,
     PITCH_ONNX,
@@ -27,11 +28,12 @@ from backends.served_models import (
     Arrays,
     Formats,
     Served,
+    isolated,
     need,
 )
 
 pytestmark = pytest.mark.timeout(
-    400
+    500
 )  # the first test waits until all runtimes are imported and all models loaded
 
 CLIENTS: dict[str, Any] = {"HTTP": tritonclient.http, "gRPC": tritonclient.grpc}
@@ -95,6 +97,29 @@ def test_the_answers_are_those_of_the_runtime_itself(
     assert answers.keys() == expected.keys()
     for name, array in expected.items():
         assert_alike(answers[name], array, model.tolerance)
+
+
+@pytest.mark.parametrize("items", [1, 3])
+@pytest.mark.parametrize("model", ISOLATED, ids=lambda model: model.name)
+def test_a_model_in_a_worker_process_gives_the_same_answers_and_has_the_same_metadata(
+    model: Served, items: int, request: pytest.FixtureRequest
+) -> None:
+    need(*model.needs)
+    formats: Formats = request.getfixturevalue("formats")
+    inputs = model.inputs(items)
+    expected = model.answer(formats.version(model.name), inputs)
+
+    for protocol in CLIENTS:
+        answers = infer(formats, protocol, isolated(model), inputs)
+
+        assert answers.keys() == expected.keys()
+        for name, array in expected.items():
+            assert_alike(answers[name], array, model.tolerance)
+    with tritonclient.http.InferenceServerClient(f"127.0.0.1:{formats.server.http_port}") as client:
+        described = [client.get_model_metadata(name) for name in (model.name, isolated(model))]
+        lane = client.get_model_config(isolated(model))["parameters"]["backline.lane"]["string_value"]
+    assert described[0] == {**described[1], "name": model.name}
+    assert lane == "process"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import pytest
 from backends.loading import load
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest
 from backline.engine.values.signature import TensorSpec
+from backline.engine.values.tensor import Tensor
+from support.embedded import start
 
 IN = TensorSpec("IN", DataType.FP32, (4,))
 OUT = TensorSpec("OUT", DataType.FP32, (4,))
@@ -64,3 +68,54 @@ def test_a_delay_is_in_milliseconds(tmp_path: Path) -> None:
 def test_impossible_settings_are_refused(fields: dict[str, object], reason: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=reason):
         load(tmp_path, backend="identity", **fields)
+
+
+def test_an_absent_input_gives_zeros(tmp_path: Path) -> None:
+    model = load(
+        tmp_path,
+        backend="identity",
+        max_batch_size=8,
+        inputs=(IN, TensorSpec("A", DataType.FP32, (4,), True), TensorSpec("B", DataType.BYTES, (-1,), True)),
+        outputs=(OUT, TensorSpec("X", DataType.FP32, (4,)), TensorSpec("Y", DataType.BYTES, (-1,))),
+    )
+
+    _, numbers, words = model.run({"IN": np.ones((2, 4), np.float32)}, ["OUT", "X", "Y"])
+
+    assert (numbers.tolist(), words.tolist()) == ([[0] * 4] * 2, [[b""]] * 2)
+
+
+def test_a_model_without_tensors_loads(tmp_path: Path) -> None:
+    assert load(tmp_path, backend="identity").run({}, []) == []
+
+
+def test_a_load_takes_the_creation_delay(tmp_path: Path) -> None:
+    started = time.monotonic()
+
+    load(tmp_path, backend="identity", inputs=(IN,), outputs=(OUT,), parameters={"creation_delay_sec": "1"})
+
+    assert time.monotonic() - started >= 1
+
+
+async def test_ragged_requests_of_a_batch_get_their_own_inputs(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "ragged"
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(
+        'backend: "identity" max_batch_size: 8 dynamic_batching { max_queue_delay_microseconds: 500000 }'
+        'input [ { name: "IN" data_type: TYPE_FP32 dims: [ -1 ] allow_ragged_batch: true } ]'
+        'output [ { name: "OUT" data_type: TYPE_FP32 dims: [ -1 ] } ]'
+        'parameters { key: "execute_delay_ms" value: { string_value: "1" } }'
+    )
+    program = await start(tmp_path / "models")
+    values = [np.arange(size, dtype=np.float32)[None] for size in (1, 3, 2)]
+
+    responses = await asyncio.gather(
+        *(
+            program.engine.infer(InferRequest("ragged", {"IN": Tensor("IN", DataType.FP32, one.shape, one)}))
+            for one in values
+        )
+    )
+
+    statistics = program.engine.find("ragged").statistics
+    assert [response.outputs[0].data.tolist() for response in responses] == [one.tolist() for one in values]
+    assert statistics.execution_count < 3
+    await program.stop()

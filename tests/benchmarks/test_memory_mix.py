@@ -14,7 +14,7 @@ def test_models_that_need_several_budgets_answer_within_the_budget(tmp_path: Pat
         "--kinds": "onnx,python,python_made",
         "--models": "12",
         "--mib": "48",
-        "--times": "3",
+        "--times": "2.5",  # room for the runtimes and the largest model at its load
         "--seconds": "10",
         "--clients": "2",
         "--reload-count": "3",

@@ -124,7 +124,7 @@ def test_an_error_shows_its_traceback_and_affects_no_other_request(server: Debug
 def test_an_edit_of_any_of_its_files_reloads_it(server: Debugged, file: str, text: str, answer: str) -> None:
     put(server.repository / "tagger" / "1" / file, text)
 
-    server.terminal.read_until("'tagger' version 1 was reloaded")
+    server.terminal.read_until("successfully reloaded 'tagger' version 1")
     assert server.ask(text="hello").result(10) == answer
 
 

@@ -33,7 +33,7 @@ def test_every_command_has_help_with_an_example(backline: Run, command: tuple[st
     [
         (("srve", "x"), "Did you mean 'serve'?"),
         (("frobnicate",), "The commands are serve, "),
-        (("serve", "--htp-port", "1", "x"), "Did you mean --http-port or --grpc-port?"),
+        (("serve", "--htp-port", "1", "x"), "Did you mean --http-port or --reuse-http-port or --grpc-port?"),
         (("serve", "--prot", "1", "x"), "Did you mean --http-port or --grpc-port or --metrics-port?"),
         (("serve",), "No repository was given"),
         (("serve", "x", "--http-port", "70000"), "'70000' is not a whole number from 0 to 65535."),

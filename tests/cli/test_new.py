@@ -19,6 +19,10 @@ ANSWERS = {
     "batch": '"data":[3.333',
     "triton": '"data":[3.333',
     "stream": '"output":"THREE"',
+    "audio": '"output":{"seconds": 0.001, "loudness_db": -12.2, "pitch_hz": 4000.0}',
+    "image": '"output":{"width": 1, "height": 1, "colour": "red"}',
+    "tabular": '"output":{"rent": 680.0}',
+    "embeddings": '"output":[',
     "pipeline": '"output":["longest", "words", "first", "the"]',
 }
 

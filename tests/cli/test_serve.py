@@ -160,7 +160,7 @@ def test_a_failure_is_printed_at_once_if_the_log_goes_elsewhere(repository: Path
         assert re.search(
             r"^FAILED broken version 1 \(\d/2\): .*model\.onnx", wait_report(server), re.MULTILINE
         )
-    assert "model 'broken' version 1 is not available" in (tmp_path / "file").read_text()
+    assert "failed to load 'broken' version 1" in (tmp_path / "file").read_text()
 
 
 async def test_a_slow_load_gets_a_line(
@@ -326,8 +326,8 @@ def test_models_change_at_run_time_and_the_log_says_so(repository: Path, tmp_pat
         (repository / "broken" / "1" / "model.onnx").write_bytes(b"no")
         end = time.monotonic() + 20
         while (
-            "'broken' version 1 is not available" not in server.output
-            or "'add1' version 1 was unloaded" not in server.output
+            "failed to load 'broken' version 1" not in server.output
+            or "successfully unloaded 'add1' version 1" not in server.output
         ):
             assert time.monotonic() < end, server.output
             time.sleep(0.01)

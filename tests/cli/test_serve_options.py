@@ -69,15 +69,35 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--busy-poll-usecs", "7"), "busy_poll_usecs", 7),
     (LIMITED, "lifecycle.rate_limit", ()),
     ((*LIMITED, "--rate-limit-resource", "memory:4"), "lifecycle.rate_limit", ("memory:4",)),
+    (("--labels", "repository"), "lifecycle.labels", "repository"),
     (("--state-dir", "there"), "lifecycle.state_folder", Path("there")),
     (("--cache-dir", "there"), "lifecycle.cache_folder", Path("there")),
+    (("--id", "edge"), "name", "edge"),
     (("--host", "::"), "host", "::"),
+    (("--grpc-address", "::1"), "grpc_host", "::1"),
+    (("--metrics-address", "::1"), "metrics_host", "::1"),
+    (("--reuse-http-port",), "reuse_http_port", True),
+    (("--reuse-grpc-port",), "reuse_grpc_port", True),
+    (("--reuse-metrics-port",), "reuse_metrics_port", True),
+    (("--no-http",), "http_port", None),
+    ((*TLS, "--ssl-grpc-only"), "tls_grpc_only", True),
+    (
+        ("--http-restricted-api", "health:k=v", "--http-restricted-api", "trace:k=v"),
+        "http_restricted_apis",
+        ("health:k=v", "trace:k=v"),
+    ),
+    (("--grpc-restricted-protocol", "health:k=v"), "grpc_restricted_protocols", ("health:k=v",)),
+    (("--http-header-forward-pattern", "x-.*"), "http_header_forward_pattern", "x-.*"),
+    (("--grpc-header-forward-pattern", "x-.*"), "grpc_header_forward_pattern", "x-.*"),
+    (("--exit-timeout-secs", "0"), "limits.drain_timeout", 0.0),
+    (("--allowed-host", "*"), "allowed_hosts", ("*",)),
     (("--http-address", "::"), "host", "::"),
     (("--http-port", "7"), "http_port", 7),
     (("--grpc-port", "7"), "grpc_port", 7),
     (("--metrics-port", "7"), "metrics_port", 7),
     (("--no-grpc",), "grpc_port", None),
     (("--no-metrics",), "metrics_port", None),
+    (("--no-console",), "console", False),
     (("--unix-socket", "there"), "unix_socket", Path("there")),
     (TLS, "tls", TlsFiles(Path("c.pem"), Path("k.pem"), None)),
     ((*TLS, "--ssl-client-ca", "a.pem"), "tls", TlsFiles(Path("c.pem"), Path("k.pem"), Path("a.pem"))),
@@ -151,3 +171,32 @@ def test_every_field_is_set_by_options_or_is_for_programs() -> None:
         field.name for kind in (ServerOptions, LifecycleOptions) for field in dataclasses.fields(kind)
     } - filled
     assert left == {"lifecycle", "limits", "tls", "debugged_model", "state_store", "fair_queues"}
+
+
+def test_a_kubernetes_service_called_backline_grpc_does_not_set_a_port(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BACKLINE_GRPC_PORT", "tcp://10.0.0.1:8001")
+    monkeypatch.setenv("BACKLINE_HTTP_PORT", "9000")
+
+    options = read("models")
+
+    assert (options.grpc_port, options.http_port) == (8001, 9000)
+
+
+@pytest.mark.parametrize(
+    ("variables", "port"),
+    [
+        ({"PORT": "8080", "K_SERVICE": "notes"}, 8080),
+        ({"PORT": "8080"}, 8000),  # any program may call a variable PORT
+        ({"PORT": "8080", "K_SERVICE": "notes", "BACKLINE_HTTP_PORT": "9000"}, 9000),
+    ],
+    ids=["serverless", "elsewhere", "chosen"],
+)
+def test_a_serverless_platform_sets_the_http_port(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], port: int
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    assert read("models").http_port == port

@@ -18,8 +18,10 @@ from backline.client.errors import (
     ConnectionFailed,
     DeadlineExceeded,
     InvalidArgument,
+    PayloadTooLarge,
     PermissionDenied,
     ProtocolError,
+    QuotaExceeded,
     Unavailable,
     from_grpc_code,
     from_http_status,
@@ -147,7 +149,9 @@ def test_a_missing_ca_file_is_reported() -> None:
 
 def test_statuses_become_the_engines_errors() -> None:
     assert isinstance(from_http_status(403, "x"), PermissionDenied)
-    assert isinstance(from_http_status(429, "x"), Unavailable)
+    assert isinstance(from_http_status(429, "x"), QuotaExceeded)
+    assert isinstance(from_grpc_code(8, "the key 'message' may send 1 requests", 0.5), QuotaExceeded)
+    assert isinstance(from_grpc_code(8, "the message is too large"), PayloadTooLarge)
     assert isinstance(from_http_status(418, "x"), InvalidArgument)
     assert isinstance(from_grpc_code(8, "queue is full"), Unavailable)
     assert isinstance(from_grpc_code(16, "x"), PermissionDenied)

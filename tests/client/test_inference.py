@@ -8,8 +8,9 @@ import threading
 import numpy as np
 import pytest
 
-from backline.client import Client, InferResult, connect_async
+from backline.client import Client, InferResult, connect, connect_async
 from backline.client.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from support.server import ServerProcess
 
 X = np.arange(32, dtype=np.float32).reshape(2, 16)
 
@@ -217,3 +218,12 @@ def test_calls_of_a_closed_client_fail_with_a_reason(url: str) -> None:
 
     with pytest.raises(Unavailable, match="is closed"):
         asyncio.run(main())
+
+
+def test_events_carry_nan_and_infinity(typed_server: ServerProcess) -> None:
+    given = np.array([np.nan, np.inf, -np.inf, 1.5], np.float32)
+
+    with connect(typed_server.url) as client:
+        (part,) = client["same_fp32"].stream(given[None])
+
+    np.testing.assert_array_equal(part["OUTPUT0"], given[None])

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onnx import TensorProto
 
+from support import models
 from support.repositories import put
 from support.server import ServerProcess, serve
 from support.streaming import put_models
@@ -149,3 +151,15 @@ def test_malformed_json_gets_no_advice_about_files(server: ServerProcess) -> Non
     assert post(server, "echo/infer", b'{"inputs": [') == (
         "failed to parse the request JSON: Input data was truncated"
     )
+
+
+def test_nan_and_infinity_pass_as_words(tmp_path: Path) -> None:
+    models.identity_of(tmp_path / "models", "same", TensorProto.FLOAT, ("N",))
+
+    with serve(tmp_path / "models", tmp_path / "log") as running:
+        (several, one) = (
+            post(running, "same/generate", text)
+            for text in (b'{"INPUT0":[NaN,1,-Infinity]}', b'{"INPUT0":NaN}')
+        )
+
+    assert json.dumps([several["OUTPUT0"], one["OUTPUT0"]]) == "[[NaN, 1.0, -Infinity], NaN]"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import threading
+import time
+import tracemalloc
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -18,13 +21,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backline.dialects import json_data
+from backline.dialects.documents import read_message
 from backline.dialects.input_plan import InputPlan
 from backline.dialects.json_scan import MAX_DOCUMENT, MAX_KEYS, count_elements, count_keys, parts
 from backline.dialects.off_loop import LARGE
-from backline.dialects.open_inference.grpc.wire_format import MAX_FIELDS, MAX_STRINGS
-from backline.dialects.open_inference.repository import MAX_CONFIG
+from backline.dialects.open_inference.grpc.wire_format import MAX_FIELDS, MAX_STRINGS, split_load
+from backline.dialects.open_inference.repository import (
+    MAX_CONFIG,
+    _parse_overrides,
+    named_in_load,
+    overrides_from_message,
+)
 from backline.dialects.open_inference.rest import generate
-from backline.engine.errors import InvalidArgument
+from backline.engine.errors import InvalidArgument, PayloadTooLarge
 from backline.protos import message
 
 ROW = '{{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[{}]}}'.format(",".join("0" * 16))
@@ -248,3 +257,104 @@ def test_non_string_within_a_piece_is_refused(text: str, monkeypatch: pytest.Mon
     msgspec.json.decode(text)
     with pytest.raises(InvalidArgument):
         json_data.decode_data(InputPlan("x", "BYTES", (3,)), text.encode(), "$")
+
+
+LARGE_FILE = bytes(range(256)) * (1 << 17)  # 32 MiB
+
+
+def load_message(files: dict[str, bytes], config: str | None = "{}") -> Any:
+    asked = message("inference.RepositoryModelLoadRequest")(model_name="add1")
+    for path, content in files.items():
+        asked.parameters[f"file:{path}"].bytes_param = content
+    if config is not None:
+        asked.parameters["config"].string_param = config
+    return asked
+
+
+def test_the_files_of_a_load_over_grpc_are_not_copied_on_the_event_loop() -> None:
+    received = load_message({"1/model.onnx": LARGE_FILE, "1/weights": LARGE_FILE[:70000]}).SerializeToString()
+
+    began = time.thread_time()
+    rest, files = split_load(received)
+    overrides = overrides_from_message(
+        message("inference.RepositoryModelLoadRequest").FromString(rest).parameters, files
+    )
+    named = named_in_load(received)
+    assert time.thread_time() - began < 0.01
+
+    assert overrides is not None
+    assert named == "add1"
+    assert overrides.config == "{}"
+    assert {path: bytes(content) for path, content in overrides.files.items()} == {
+        "1/model.onnx": LARGE_FILE,
+        "1/weights": LARGE_FILE[:70000],
+    }
+
+
+@given(
+    st.dictionaries(st.text(max_size=9), st.binary(max_size=200), max_size=4),
+    st.one_of(st.none(), st.text(max_size=20)),
+    st.binary(max_size=3),
+)
+def test_separating_the_files_of_a_load_loses_nothing(
+    files: dict[str, bytes], config: str | None, more: bytes
+) -> None:
+    kind = message("inference.RepositoryModelLoadRequest")
+    asked = load_message(files, config)
+    rest, found = split_load(asked.SerializeToString() + more)
+    for name, content in found.items():
+        assert asked.parameters[name].bytes_param == bytes(content)
+        del asked.parameters[name]
+    if not more:
+        assert kind.FromString(bytes(rest)) == asked
+    else:
+        assert bytes(rest).endswith(more)
+
+
+def test_a_load_request_without_its_files_is_bounded() -> None:
+    large = load_message({}, "x" * (2 << 20)).SerializeToString()
+    with pytest.raises(PayloadTooLarge, match="allowed for this kind of request"):
+        named_in_load(large)
+    many = load_message({str(number): b"" for number in range(MAX_FIELDS + 1)}).SerializeToString()
+    with pytest.raises(PayloadTooLarge, match="fields"):
+        named_in_load(many)
+
+
+@pytest.mark.parametrize("kind", ["ModelReadyRequest", "LogSettingsRequest", "TraceSettingRequest"])
+def test_a_large_message_of_a_small_kind_is_refused_before_decoding(kind: str) -> None:
+    with pytest.raises(PayloadTooLarge, match=f"more than the {MAX_DOCUMENT} allowed"):
+        read_message(f"inference.{kind}", b"\xfa\x01\x00" * (1 << 20))
+
+
+def test_the_files_of_a_load_over_rest_are_decoded_in_pieces_and_never_copied_whole() -> None:
+    body = json.dumps(
+        {"parameters": {"config": "{}", "file:1/model.onnx": base64.b64encode(LARGE_FILE).decode()}}
+    ).encode()
+    tracemalloc.start()
+    try:
+        overrides = _parse_overrides(body)
+        assert overrides is not None
+        assert overrides.files["1/model.onnx"] == LARGE_FILE
+        assert tracemalloc.get_traced_memory()[1] < 1.4 * len(LARGE_FILE)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("escaped", ["/", "=", "A", "+"])
+@pytest.mark.parametrize("size", [(1 << 20) - 7, 3 << 18, 3000001])
+def test_base64_may_have_escapes_anywhere(size: int, escaped: str) -> None:
+    content = np.random.default_rng(size).bytes(size)
+    text = base64.b64encode(content).decode().replace(escaped, f"\\u{ord(escaped):04x}")
+    if escaped == "/":
+        text = text.replace("\\u002f", "\\/", 1000)
+    overrides = _parse_overrides(f'{{"parameters":{{"config":"","file:f":"{text}"}}}}'.encode())
+    assert overrides is not None
+    assert overrides.files["f"] == content
+
+
+@pytest.mark.parametrize(
+    "text", ["A", "====", "AA=A", "A\\\\", "\\n\\n\\n\\n", "\u00e9" * 4, "A" * (1 << 20) + "\\\\"]
+)
+def test_what_is_not_base64_is_named(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="the value of load parameter 'file:f' is not base64"):
+        _parse_overrides(f'{{"parameters":{{"config":"","file:f":"{text}"}}}}'.encode())

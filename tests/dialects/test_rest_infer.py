@@ -96,13 +96,17 @@ def test_requested_outputs_only(caller: Caller) -> None:
     assert [output["name"] for output in answer.json["outputs"]] == ["DIFFERENCE"]
 
 
-def test_output_overrides_the_default_of_the_request(caller: Caller) -> None:
+def test_the_default_of_the_request_covers_only_outputs_that_are_not_listed(caller: Caller) -> None:
     inputs = [{"name": name, "shape": [2], "datatype": "INT32", "data": [5, 6]} for name in "AB"]
-    outputs = [{"name": "SUM"}, {"name": "DIFFERENCE", "parameters": {"binary_data": False}}]
-    answer = caller.infer(
-        "pair", {"inputs": inputs, "outputs": outputs, "parameters": {"binary_data_output": True}}
-    )
-    assert [output.get("data") for output in answer.json["outputs"]] == [None, [0, 0]]
+    document = {"inputs": inputs, "parameters": {"binary_data_output": True}}
+    listed = {"outputs": [{"name": "SUM", "parameters": {"binary_data": True}}, {"name": "DIFFERENCE"}]}
+
+    answers = [caller.infer("pair", document), caller.infer("pair", document | listed)]
+
+    assert [[output.get("data") for output in answer.json["outputs"]] for answer in answers] == [
+        [None, None],
+        [None, [0, 0]],
+    ]
 
 
 def test_bytes_in_binary_form(caller: Caller) -> None:
@@ -134,18 +138,49 @@ def test_bytes_that_are_not_utf8_need_binary_form(caller: Caller) -> None:
     assert "not UTF-8" in answer.error
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinity_need_binary_form(caller: Caller, value: float) -> None:
-    raw = np.full((1, 16), value, np.float32).tobytes()
-    answer = caller.infer("add1", {"inputs": [binary_input()]}, raw)
+def one_input(datatype: str, elements: str, id: str = "") -> bytes:
+    """A request whose only input has these elements, separated by commas, as data."""
+    shape = elements.count(",") + 1
+    start = f'{{"id":"{id}","inputs":[{{"name":"INPUT0","shape":[{shape}],"datatype":"{datatype}","data":['
+    return (start + elements + "]}]}").encode()
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "FP64"])
+def test_nan_and_infinity_pass_as_words(caller: Caller, datatype: str) -> None:
+    """As Triton 2.51 reads and writes them."""
+    body = one_input(datatype, "NaN,Infinity,-Infinity,1.5,0", id="NaN")
+
+    answer = caller.http("POST", f"/v2/models/echo_{datatype}_1/infer", body).answer
+
+    assert answer.status == 200, answer.body
+    assert answer.body.endswith(b'"data":[NaN,Infinity,-Infinity,1.5,0.0]}]}')
+    assert b'"id":"NaN"' in answer.body
+
+
+async def test_words_pass_in_large_lists_and_leave_strings_alone(caller: Caller) -> None:
+    elements = ",".join(["NaN", "-Infinity", "0.25"] * 30_000)
+    body = one_input("FP64", elements, id='\\"NaN')
+
+    answer = await caller.post_large("/v2/models/echo_FP64_1/infer", body)
+
+    assert answer.status == 200, answer.body[:300]
+    assert answer.body.endswith(f'"data":[{elements}]}}]}}'.encode())
+    assert answer.json["id"] == '"NaN'
+
+
+@pytest.mark.parametrize("value", ["-NaN", "nan", "inf", "NaNa", "Infinity1", "9e999", '"NaN"'])
+def test_other_words_are_no_numbers(caller: Caller, value: str) -> None:
+    answer = caller.http("POST", "/v2/models/echo_FP64_1/infer", one_input("FP64", f"NaN,{value}")).answer
+
     assert answer.status == 400
-    assert "NaN or infinite" in answer.error
-    assert (
-        caller.infer(
-            "add1", {"inputs": [binary_input()], "parameters": {"binary_data_output": True}}, raw
-        ).status
-        == 200
-    )
+
+
+@pytest.mark.parametrize("datatype", ["INT32", "BOOL", "BYTES"])
+def test_datatypes_without_nan_refuse_it(caller: Caller, datatype: str) -> None:
+    answer = caller.http("POST", f"/v2/models/echo_{datatype}_1/infer", one_input(datatype, "NaN")).answer
+
+    assert answer.status == 400
+    assert "input 'INPUT0'" in answer.error
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])
@@ -459,7 +494,7 @@ def test_values_that_do_not_fit_the_datatype(
         + b"1"
         + b"]" * 200
         + b"}]}",
-        b'{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[NaN' + b",1" * 15 + b"]}]}",
+        b'{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[NaN' + b",1" * 15 + b"}]}",
         b'{"id":"\\ud800","inputs":[]}',
     ],
 )

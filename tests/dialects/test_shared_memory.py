@@ -347,7 +347,7 @@ def test_the_response_has_neither_data_nor_size(memory_server: ServerProcess, re
     answer = ask(
         memory_server,
         "/v2/models/add1/infer",
-        {"inputs": given, "outputs": wanted, "parameters": {"binary_data_output": True}},
+        {"inputs": given, "outputs": wanted},
     )
     assert answer == (
         200,

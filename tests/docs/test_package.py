@@ -1,19 +1,24 @@
-"""The installed package: the contents of the wheel, and what works without extras."""
+"""The packages: what they contain, that they install anywhere, and what works without extras."""
 
 from __future__ import annotations
 
 import email
+import os
 import subprocess
 import sys
+import tarfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from backline import __version__
 from docs.conftest import wait_until_loaded
 from docs.pages import ROOT
 from support import models
 from support.server import serve
+from support.tools import tool
 
 #: Modules that an environment without extras lacks, and the extra that installs each.
 EXTRAS = {
@@ -46,16 +51,87 @@ EXTRAS = {
 SEVERAL = {"torchserve", "onnx-gpu"}
 
 
+@dataclass(frozen=True)
+class Packages:
+    """The source distribution of this tree, and the wheel that was built from it."""
+
+    sdist: Path
+    wheel: Path
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel that pip builds from this tree."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT]
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
+    """Both packages, built as a release builds them."""
+    folder = tmp_path_factory.mktemp("packages")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
     built = subprocess.run(command, check=False, capture_output=True, text=True, timeout=110)
-    if built.returncode and "hatchling" in built.stderr:
-        pytest.skip("the build backend cannot be installed: no package registry")
     assert built.returncode == 0, built.stderr
-    return zipfile.ZipFile(next(folder.glob("*.whl")))
+    return Packages(next(folder.glob("*.tar.gz")), next(folder.glob("*.whl")))
+
+
+@pytest.fixture(scope="module")
+def wheel(packages: Packages) -> zipfile.ZipFile:
+    return zipfile.ZipFile(packages.wheel)
+
+
+def test_the_packages_have_the_version_of_the_code(packages: Packages) -> None:
+    assert packages.wheel.name == f"backline-{__version__}-py3-none-any.whl"
+    assert packages.sdist.name == f"backline-{__version__}.tar.gz"
+
+
+def test_the_sdist_contains_what_a_build_needs_and_no_tests(packages: Packages) -> None:
+    with tarfile.open(packages.sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+
+    assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "src/backline/py.typed"} <= names
+    assert {name.split("/")[0] for name in names if "/" in name} == {"src"}
+
+
+def _run(*command: str | Path, folder: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        command, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=110
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def bare(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment into which the wheel was installed without a network, from a folder of wheels."""
+    folder = tmp_path_factory.mktemp("bare")
+    download = ["-m", "pip", "download", "--quiet", "--dest", "wheels", "--find-links", packages.wheel.parent]
+    _run(sys.executable, *download, "backline[onnx,grpc]", folder=folder)
+    uv = tool("uv")
+    _run(uv, "venv", "--quiet", "--python", sys.executable, "env", folder=folder)
+    offline = ["unshare", "--net", "--map-root-user"] if sys.platform == "linux" else []
+    install = [uv, "pip", "install", "--quiet", "--python", "env", "--no-index", "--find-links", "wheels"]
+    _run(*offline, *install, "backline[onnx,grpc]", folder=folder)
+    return folder / "env"
+
+
+def test_the_wheel_serves_in_a_bare_environment_that_was_installed_without_a_network(
+    bare: Path, tmp_path: Path
+) -> None:
+    models.add1(tmp_path / "models")
+    inputs = ["--input", "INPUT0=zeros"]
+
+    with serve(tmp_path / "models", tmp_path / "log", python=bare / "bin" / "python") as server:
+        answer = _run(
+            bare / "bin" / "backline", "infer", "add1", *inputs, "--url", server.grpc_url, folder=tmp_path
+        )
+
+    assert "OUTPUT0" in answer
+    assert _run(bare / "bin" / "backline", "--version", folder=tmp_path).split()[-1] == __version__
+
+
+def test_a_release_builds_checks_and_publishes_these_packages() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "release.yml").read_text()
+    steps = [line.strip().removeprefix("- run: ") for line in workflow.splitlines() if "run:" in line]
+
+    assert "python -m build" in steps
+    assert any(step.startswith("pip install") and "dist/*.whl" in step for step in steps)
+    assert "pypa/gh-action-pypi-publish@" in workflow
 
 
 @pytest.mark.parametrize(
@@ -132,7 +208,7 @@ def test_a_server_without_the_runtime_reports_it_and_keeps_running(
         wait_until_loaded(server)
         assert server.stop() == 0
 
-    assert "model 'add1' version 1 is not available" in server.output
+    assert "failed to load 'add1' version 1" in server.output
     assert "pip install 'backline[onnx]'" in server.output
     assert "Traceback" not in server.output
 

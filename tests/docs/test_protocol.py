@@ -13,12 +13,12 @@ import pytest
 
 from backline.dialects.application import build_application
 from backline.dialects.open_inference.grpc import stream
-from backline.dialects.open_inference.metadata import SERVER_NAME
 from backline.engine import errors
 from backline.engine.engine import Engine
 from backline.engine.values.datatypes import DataType
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
+from backline.server import ServerOptions
 from docs.pages import code, read, table, tables
 from support.server import ServerProcess
 
@@ -51,7 +51,7 @@ RPCS, SHARING_RPCS = _rpc_tables()
 
 
 def _ask(server: ServerProcess, method: str, pattern: str) -> tuple[int, str]:
-    path = pattern.replace("{model}", "add1").replace("{version}", "1")
+    path = pattern.replace("{model}", "add1").replace("{version}", "1").replace("{file}", "app.js")
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
     try:
         connection.request(method, re.sub(r"\{\w+\}", "x", path))
@@ -67,6 +67,8 @@ def test_routes_are_served(server: ServerProcess, method: str, route: str) -> No
 
     if route.endswith(("/infer", "_stream", "/generate")):
         assert (status, "the body is empty" in body) == (400, True)
+    elif route.startswith("/models/"):
+        assert (status, "missing required input" in body) == (400, True)
     else:
         assert status == 200
 
@@ -159,7 +161,7 @@ def test_the_pages_numbers_are_current() -> None:
     page = read(PAGE)
 
     assert f"Up to {stream.MAX_IN_FLIGHT} requests of one stream are in flight" in page
-    assert f"`{SERVER_NAME}`, and only the extensions that work" in page
+    assert f"`{ServerOptions(()).name}`, and only the extensions that work" in page
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from backline.client.errors import ConnectionFailed
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
 from support import models
 from support.repositories import put
+from support.waiting import until
 
 ONES = np.ones((1, 16), np.float32)
 
@@ -37,7 +38,7 @@ def test_a_with_block_loads_the_models_and_unloads_them(repository: Path) -> Non
         np.testing.assert_array_equal(client["add1"](ONES)["OUTPUT0"], ONES + 1)
         assert states(client) == {"add1": "READY", "other": "READY", "broken": "UNAVAILABLE"}
         client.unload("other")
-        assert states(client)["other"] == "UNAVAILABLE"
+        until(lambda: states(client)["other"] == "UNAVAILABLE")
     with pytest.raises(ConnectionFailed, match="is closed"):
         client["add1"](ONES)
 

@@ -476,8 +476,6 @@ class Bench:
         self._tasks = 0
         self._files = 0
         self.answers = 0
-        #: What other tests of this process have left.
-        self._held_before = _held()
 
     async def settle(self) -> None:
         """Notes what the engine holds at rest, after every model has answered."""
@@ -589,8 +587,7 @@ class Bench:
 
     def check_objects(self) -> None:
         """No request, batch or exchange has been forgotten somewhere. Raises Finding."""
-        kinds = _held() - self._held_before
-        if kinds:
+        if kinds := _held():
             raise Finding(f"objects that are still referred to: {dict(kinds)}")
 
 

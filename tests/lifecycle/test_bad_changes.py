@@ -15,8 +15,9 @@ from onnx import TensorProto, helper
 from backline.engine.control import LabelMove
 from backline.engine.errors import Internal, InvalidArgument, NotFound, Unavailable
 from backline.lifecycle.audit_log import AuditLog
-from backline.lifecycle.records import LabelStore
+from backline.lifecycle.labels.store import open_labels
 from support import models
+from support.labels import move
 from support.repositories import unprivileged_folder
 from support.server import serve
 
@@ -177,30 +178,18 @@ def test_recorded_requests_that_cannot_be_read_do_not_stop_a_load(
     assert "warm-up runs without the requests recorded there" in caplog.text
 
 
-def test_labels_that_another_server_has_changed_are_not_overwritten(tmp_path: Path) -> None:
-    one, other = LabelStore(tmp_path), LabelStore(tmp_path)
-    one.set("add1", "canary", "1")
-    with pytest.raises(
-        Unavailable,
-        match=r"labels\.json' with the labels of models was changed by another server.*--state-dir",
-    ):
-        other.set("add1", "canary", "2")
-    one.set("add1", "beta", "2")
-    assert LabelStore(tmp_path).of("add1") == {"canary": "1", "beta": "2"}
-
-
 def test_labels_that_cannot_be_stored_are_unchanged() -> None:
     with unprivileged_folder() as folder:
-        store = LabelStore(folder)
-        store.set("add1", "canary", "1")
+        store = open_labels("", [], folder)
+        store.move(move("canary", "", "1"), "")
         for mode in (0o500, 0):
             folder.chmod(mode)
             with pytest.raises(
                 Internal, match=r"labels\.json' cannot be written: Permission denied.*--state-dir"
             ):
-                store.set("add1", "canary", "2")
+                store.move(move("canary", "1", "2"), "1")
         folder.chmod(0o700)
-        assert store.of("add1") == LabelStore(folder).of("add1") == {"canary": "1"}
+        assert store.of("m") == open_labels("", [], folder).of("m") == {"canary": "1"}
 
 
 def test_audit_log_lines_with_wrong_types_are_skipped(tmp_path: Path) -> None:

@@ -285,7 +285,10 @@ def test_concurrent_loads_of_one_model_are_serialised(home: Homes, repository: P
 # overrides
 
 
-def test_a_load_with_a_configuration_is_undone_by_the_next_without(home: Homes, repository: Path) -> None:
+@pytest.mark.parametrize("undone_by", ["unload", "change"])
+def test_the_configuration_of_a_load_is_kept_until_an_unload_or_a_change_of_files(
+    home: Homes, repository: Path, undone_by: str
+) -> None:
     async def scenario() -> None:
         versions(repository, "1", "2")
         async with home(repository, mode="explicit", load_models=("*",)) as server:
@@ -297,7 +300,13 @@ def test_a_load_with_a_configuration_is_undone_by_the_next_without(home: Homes, 
                 await server.lifecycle.load("add1", overrides=Overrides("{"), who=WHO)
             assert await server.answer() == 1
             await server.lifecycle.load("add1", who=WHO)
-            assert await server.answer() == 2
+            assert await server.answer() == 1
+            if undone_by == "unload":
+                await server.lifecycle.unload("add1", who=WHO)
+            else:
+                versions(repository, "3")
+            await server.lifecycle.load("add1", who=WHO)
+            assert await server.answer() == (2 if undone_by == "unload" else 3)
 
     asyncio.run(scenario())
 

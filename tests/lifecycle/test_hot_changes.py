@@ -11,9 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from backline.engine.errors import InvalidArgument, NotFound
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest
+from backline.engine.values.tensor import Tensor
 from backline.workers.batch import Batch
 from backline.workers.here.execution import Execution
 from support import models
@@ -25,6 +29,18 @@ ADD1 = models.add1
 def configure(repository: Path, text: str, model: str = "add1") -> None:
     (repository / model).mkdir(exist_ok=True)
     (repository / model / "config.pbtxt").write_text(text)
+
+
+def request() -> InferRequest:
+    """A request for the model `python`."""
+    return InferRequest("python", {"x": Tensor("x", DataType.INT64, (1,), np.array([1]))})
+
+
+async def until(reached: Callable[[], object]) -> None:
+    """Waits for a condition that nothing signals."""
+    async with asyncio.timeout(30):
+        while not reached():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 def break_file(repository: Path, version: str) -> None:
@@ -130,15 +146,88 @@ def test_instances_and_policy_change_without_a_load(
     asyncio.run(scenario())
 
 
-def test_another_number_of_worker_processes_takes_effect_at_the_next_load(
+PYTHON = """
+import os
+import time
+
+def predict(x: int) -> int:
+    time.sleep(0.002)
+    return os.getpid()
+"""
+
+
+def test_the_number_of_worker_processes_changes_while_requests_run(home: Homes, repository: Path) -> None:
+    """No request is lost, and nothing is loaded again."""
+
+    async def scenario() -> None:
+        (repository / "python" / "1").mkdir(parents=True)
+        (repository / "python" / "1" / "model.py").write_text(PYTHON)
+        configure(repository, "instance_group { count: 1 }", model="python")
+        async with home(repository, mode="poll") as server:
+            model = server.engine.find("python")
+            stopped = asyncio.Event()
+
+            async def ask() -> set[int]:
+                pids = set()
+                while not stopped.is_set():
+                    response = await server.engine.infer(request())
+                    pids.add(int(response.outputs[0].data[0]))
+                return pids
+
+            asking = [asyncio.create_task(ask()) for _ in range(6)]
+            for count in (4, 2):
+                configure(repository, f"instance_group {{ count: {count} }}", model="python")
+                await server.lifecycle.refresh()
+                await until(lambda count=count: model.placement.instances == count)
+            stopped.set()
+            seen = set().union(*await asyncio.gather(*asking))
+
+            assert server.engine.find("python") is model
+            assert server.engine.loads["python"].succeeded == 1
+            assert len(seen) == 4
+            assert "in 2 worker processes" in model.placement.reason
+            stopped.clear()
+            before = model.statistics.success.count
+            asking = [asyncio.create_task(ask()) for _ in range(6)]
+            await until(lambda: model.statistics.success.count > before + 50)
+            stopped.set()
+            assert len(set().union(*await asyncio.gather(*asking))) == 2
+
+    asyncio.run(scenario())
+
+
+def test_workers_that_cannot_start_leave_the_others_serving(
     home: Homes, repository: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
         (repository / "python" / "1").mkdir(parents=True)
-        (repository / "python" / "1" / "model.py").write_text("def predict(x: int) -> int:\n    return x\n")
+        flag = repository.parent / "broken"
+        broken = f"import os\nif os.path.exists({str(flag)!r}): raise ValueError('broken')\n"
+        (repository / "python" / "1" / "model.py").write_text(broken + PYTHON)
+        configure(repository, "instance_group { count: 1 }", model="python")
         async with home(repository, mode="poll") as server:
             model = server.engine.find("python")
-            configure(repository, "instance_group { count: 2 }", model="python")
+            flag.touch()
+            configure(repository, "instance_group { count: 3 }", model="python")
+            await server.lifecycle.refresh()
+            await until(lambda: "keeps its worker processes" in caplog.text)
+            assert model.placement.instances == 1
+            await server.engine.infer(request())
+
+    asyncio.run(scenario())
+
+
+def test_workers_that_remember_sequences_keep_their_number_until_the_next_load(
+    home: Homes, repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        (repository / "python" / "1").mkdir(parents=True)
+        (repository / "python" / "1" / "model.py").write_text(PYTHON)
+        sequences = "sequence_batching { oldest { max_candidate_sequences: 4 } }"
+        configure(repository, f"instance_group {{ count: 1 }} {sequences}", model="python")
+        async with home(repository, mode="poll") as server:
+            model = server.engine.find("python")
+            configure(repository, f"instance_group {{ count: 2 }} {sequences}", model="python")
             await server.lifecycle.refresh()
             assert (server.engine.find("python"), model.placement.instances) == (model, 1)
             assert (

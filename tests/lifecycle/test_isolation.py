@@ -16,6 +16,7 @@ import pytest
 
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.lifecycle.loading.isolation import trial_processes
+from backline.lifecycle.loading.isolation.fork_server import NICENESS
 from backline.lifecycle.loading.isolation.messages import (
     Passed,
     TrialJob,
@@ -124,6 +125,8 @@ def test_a_load_that_is_given_up_ends_its_process(home: Homes, repository: Path)
         async with home(repository, mode="explicit", isolate="new") as server:
             loading = asyncio.create_task(server.lifecycle.load("endless", who="Ada"))
             await asyncio.to_thread(until, running_trials)
+            # A file that keeps cores busy must not delay others.
+            assert all(one.nice() == psutil.Process().nice() + NICENESS for one in running_trials())
             await server.lifecycle.unload("endless", who="Ada")
             await asyncio.to_thread(until, lambda: not running_trials())
             with pytest.raises(BacklineError):

@@ -361,7 +361,7 @@ def find_out_what_went_wrong(user: User, key: str) -> None:
     )
     assert wrong is None or "the image cannot be decoded" in wrong.err
     assert "ERROR" in user.server.output
-    assert "model 'add1' version 3 is not available" in user.server.output
+    assert "failed to load 'add1' version 3" in user.server.output
     request = urllib.request.Request(f"{user.server.url}/metrics", headers={"Authorization": f"Bearer {key}"})
     with urllib.request.urlopen(request, timeout=30) as page:
         metrics = page.read().decode()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from scenarios.ensembles import ensemble, step
-from scenarios.repository import Served, instance_group, tensor, tensors
+from scenarios.repository import Served, instance_group, tensor, tensors, worker
 from scenarios.requests import Request
 from scenarios.scenario import Seen, scenario
 from scenarios.session import Session
@@ -26,6 +26,14 @@ def many_responses(rate: str = "") -> Served:
 MODELS: dict[str, Served] = {
     "many": many_responses(),
     "many_steps": ensemble([_IN], [_OUT], step("many", {"IN": "IN"}, {"OUT": "OUT"}), max_batch_size=0),
+    "after_many": worker(max_batch_size=0),
+    "many_then_one": ensemble(
+        [_IN],
+        [_OUT],
+        step("many", {"IN": "IN"}, {"OUT": "middle"}),
+        step("after_many", {"IN": "middle"}, {"OUT": "OUT"}),
+        max_batch_size=0,
+    ),
 }
 
 
@@ -72,6 +80,16 @@ def only_an_empty_final_response(session: Session) -> Seen:
 @scenario("stream")
 def the_last_response_may_be_the_final_one(session: Session) -> Seen:
     return streamed(session, many(session, 5, 6, parameters={"final": True}), empty_final=True)
+
+
+@scenario("stream")
+def the_last_response_of_a_decoupled_step_may_be_the_final_one(session: Session) -> Seen:
+    return streamed(session, many(session, 5, 6, model="many_steps", parameters={"final": True}))
+
+
+@scenario("stream")
+def the_last_response_of_an_ensemble_is_the_final_one(session: Session) -> Seen:
+    return streamed(session, many(session, 5, 6, model="many_then_one", parameters={"final": True}))
 
 
 @scenario("stream")

@@ -124,6 +124,26 @@ def optional_inputs_of_steps(session: Session) -> None:
     session.infer("optional", 1, inputs={"PLUS": np.array([[100]], np.int32)})
 
 
+@scenario("http", "grpc", watch=(*STEPS, "adding"))
+def a_step_omits_an_output_that_is_optional_for_the_next_step(session: Session) -> None:
+    session.infer("fork", 10, parameters={"omit": "OUT", "at": "second"})
+
+
+@scenario("http", "grpc", watch=STEPS)
+def a_step_omits_an_output_of_the_ensemble(session: Session) -> None:
+    session.infer("chain", 10, parameters={"omit": "BATCH", "at": "first"})
+
+
+@scenario("http", "grpc", watch=STEPS)
+def a_step_omits_an_output_that_the_next_step_requires(session: Session) -> None:
+    session.infer("chain", 10, parameters={"omit": "OUT", "at": "first"})
+
+
+@scenario("http", "grpc", watch=STEPS)
+def a_step_omits_the_only_requested_output(session: Session) -> None:
+    session.infer("chain", 10, outputs=("BATCH1",), parameters={"omit": "BATCH", "at": "first"})
+
+
 @scenario("http", "grpc", watch=STEPS)
 def an_error_of_the_first_step(session: Session) -> None:
     session.infer("chain", 1, parameters={"fail": "no", "at": "first", "code": "INVALID_ARG"})

@@ -12,6 +12,7 @@ from scenarios.repository import Served, instance_group, tensor, tensors
 from scenarios.requests import Request
 from scenarios.scenario import Seen, scenario
 from scenarios.session import Session
+from scenarios.timeouts import OVER, SHORT
 
 _KINDS = {"START": "CONTROL_SEQUENCE_START", "END": "CONTROL_SEQUENCE_END", "READY": "CONTROL_SEQUENCE_READY"}
 
@@ -269,3 +270,30 @@ def an_unbatched_sequence_waits_for_the_previous_one(session: Session) -> Seen:
 
 def unbatched(session: Session, value: int, **options: Any) -> Request:
     return session.request("unbatched_sequence", np.array([value], np.int32), **options)
+
+
+@scenario("http", "grpc")
+def a_timeout_counts_while_the_sequence_waits_for_a_slot(session: Session) -> None:
+    session.infer("single", 1, **step(7, start=True))
+    session.ask("single", 2, timeout=SHORT, **step(8, start=True))
+    session.pause()
+    session.ask("single", 3, **step(8, end=True))
+    session.pause(OVER)
+    session.infer("single", 4, **step(7, end=True))
+
+
+@scenario("http", "grpc")
+def a_timeout_of_a_later_request_counts_while_the_sequence_waits_for_a_slot(session: Session) -> None:
+    session.infer("single", 1, **step(7, start=True))
+    session.ask("single", 2, **step(8, start=True))
+    session.pause()
+    session.ask("single", 3, timeout=SHORT, **step(8, end=True))
+    session.pause(OVER)
+    session.infer("single", 4, **step(7, end=True))
+
+
+@scenario("http", "grpc")
+def a_timeout_does_not_count_once_the_sequence_has_a_slot(session: Session) -> None:
+    with session.busy("single", value=1, **step(7, start=True)):
+        session.ask("single", 2, timeout=SHORT, **step(7, end=True))
+        session.pause(OVER)

@@ -15,7 +15,7 @@ import pytest
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Tensor
 from backline.schedule.cache.redis import RedisCache, RedisOptions
-from schedule.redis_server import RedisServer
+from support.redis_server import RedisServer
 
 pytest.importorskip("redis", reason="redis is not installed")
 

@@ -15,11 +15,12 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse, SequenceStep
 from backline.engine.values.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
+from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.rate_limit.limits import Claim, RateLimits
 from backline.schedule.rate_limit.permits import Permits, PermittedInstance
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.sequences.batcher import Lane, SequenceBatcher
-from backline.schedule.sequences.lanes import SlotLane, SlotPolicy
+from backline.schedule.sequences.lanes import UNTIMED, SlotLane, SlotPolicy
 from backline.schedule.sequences.state_store import MemoryStateStore, StateKey
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.workers.instance import Instance
@@ -57,7 +58,8 @@ def batcher(
             return SlotLane(
                 "m", SlotPolicy(slots), instance, world.statistics, tensors.empty, loop=world.loop
             )
-        return Scheduler("m", Settings(BatchPolicy()), [instance], world.statistics, loop=world.loop)
+        settings = Settings(BatchPolicy(), QueueSettings(UNTIMED))
+        return Scheduler("m", settings, [instance], world.statistics, loop=world.loop)
 
     return world.loop.inside(
         lambda: SequenceBatcher(
@@ -287,18 +289,66 @@ def test_direct_sequences_keep_their_slots_when_one_request_expires_before_the_p
 
 
 @pytest.mark.parametrize("direct", [True, False])
-def test_a_timeout_is_reported_as_such_and_not_as_a_deadline(world: World, direct: bool) -> None:
+def test_a_timeout_does_not_count_once_the_sequence_has_its_place(world: World, direct: bool) -> None:
     permits = Permits(RateLimits())
     claim = Claim({("0", "memory"): 1})
     (other,), (own,) = permits.register([claim], ("other", "1")), permits.register([claim], ("m", "1"))
-    queue = batcher(world, [PermittedInstance(world.instance(), own, world.loop)], direct=direct)
+    instance = world.instance()
+    queue = batcher(world, [PermittedInstance(instance, own, world.loop)], direct=direct)
     world.loop.inside(lambda: other.ask(lambda: None))
-    late = asked(world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True), timeout=0.5))
-    world.loop.later(0)
+    first = asked(world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True), timeout=0.5))
+    second = asked(world.ask(queue.submit, [1.0], step=SequenceStep(1, end=True), timeout=0.5))
     world.loop.later(1)
-    assert isinstance(late.answers[0], Unavailable)
-    assert "Request timeout expired" in str(late.answers[0])
-    assert world.statistics.expired == 1
+    world.loop.inside(other.give_back)
+    world.loop.later(1)
+    for _ in range(2):
+        world.loop.inside(instance.end)
+        world.loop.later(0)
+    assert all(isinstance(one.answers[0], InferResponse) for one in (first, second))
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_timeout_while_a_sequence_waits_for_its_place_rejects_all_its_requests(
+    world: World, late: int
+) -> None:
+    instance = world.instance()
+    queue = batcher(world, [instance])
+    world.ask(queue.submit, [0.0], step=SequenceStep(9, start=True))
+    world.loop.later(0)
+    both = [
+        asked(
+            world.ask(
+                queue.submit,
+                [1.0],
+                step=SequenceStep(1, start=not index),
+                timeout=0.5 if index == late else None,
+            )
+        )
+        for index in range(2)
+    ]
+    world.loop.later(1)
+    assert [str(one.answers[0])[:54] for one in both] == [
+        "timeout of the corresponding sequence has been expired"
+    ] * 2
+    assert (world.statistics.expired, queue.open_sequences, queue.pending) == (2, 1, 0)
+    world.loop.inside(instance.end)
+
+
+def test_a_timeout_no_longer_counts_when_the_sequence_gets_its_place(world: World) -> None:
+    instance = world.instance()
+    queue = batcher(world, [instance])
+    world.ask(queue.submit, [0.0], step=SequenceStep(9, start=True, end=True))
+    world.loop.later(0)
+    both = [
+        asked(world.ask(queue.submit, [1.0], step=SequenceStep(1, start=start), timeout=0.5))
+        for start in (True, False)
+    ]
+    world.loop.inside(instance.end)
+    world.loop.later(1)
+    for _ in range(2):
+        world.loop.inside(instance.end)
+        world.loop.later(1)
+    assert all(isinstance(one.answers[0], InferResponse) for one in both)
 
 
 def test_the_model_sees_the_timeout_of_a_request(world: World) -> None:

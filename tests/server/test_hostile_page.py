@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from backline.access.keys import hash_key
 from support import models
 from support.browser import HOSTILE, TRUSTED, PageServer, browse
 from support.server import ServerProcess, serve
 
+KEY = "bk_3CTebq8bC-RvqehCLEW8redD-T4Xm-5kB9OPVMcVc8I"
 REPORTED_WITHIN = 100.0
 INFER = {"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [1.5] * 16}]}
 #: Method, path and body of every request that changes state or costs compute.
@@ -50,7 +52,9 @@ SHOWN = (
 )
 #: What the page tries to read.
 READ = ["/v2/health/ready", "/v2", "/v2/models", "/v2/models/add1/config", "/metrics", *SHOWN[1:]]
-ATTACK = """
+ATTACK = (
+    f"const KEY = {json.dumps(KEY)};"
+    """
 const settled = (promise) => Promise.race([promise, new Promise((done) => setTimeout(done, 20000))]);
 
 function submit(target, enctype, body, sandboxed) {
@@ -90,6 +94,10 @@ async function attack(base, commands) {
     }
     tries.push(
       fetch(target, {method, headers: {"content-type": "application/json"}, body: text}).catch(() => 0));
+    // Even a page that knows a key cannot send it: the preflight request is refused.
+    tries.push(
+      fetch(target, {method, headers: {"authorization": `Bearer ${KEY}`}, body: text})
+        .then((answer) => answer.ok && reached.push("key " + path)).catch(() => 0));
     tries.push(new Promise((done) => {
       const image = new Image();
       image.onload = image.onerror = () => done();
@@ -110,6 +118,7 @@ function report(url, content) {
   return fetch(url, {method: "POST", mode: "no-cors", body: JSON.stringify(content)});
 }
 """
+)
 SANDBOXED = """
 <iframe sandbox="allow-scripts allow-forms" srcdoc="<script>
   const tries = {commands}.map(([method, path, body]) =>
@@ -158,12 +167,25 @@ def state(server: ServerProcess) -> dict[str, Any]:
 OPTIONS = ("--model-control-mode", "explicit", "--load-model", "add1", "--allow-client-shm", "true")
 
 
-@pytest.mark.parametrize("host", [HOSTILE, "127.0.0.1"])
+#: A file of keys with which callers without a key may do everything, and the holder of one key too.
+OPEN_TO_ALL = f"""
+[anonymous]
+scopes = ["infer", "read", "metrics", "manage", "admin"]
+[[keys]]
+name = "operator"
+sha256 = "{hash_key(KEY)}"
+scopes = ["infer", "read", "metrics", "manage", "admin"]
+"""
+
+
+@pytest.mark.parametrize(("host", "keyed"), [(HOSTILE, False), ("127.0.0.1", False), (HOSTILE, True)])
 @pytest.mark.timeout(240)
 def test_a_page_of_a_foreign_origin_changes_nothing(
-    host: str, repository: Path, region: str, tmp_path: Path
+    host: str, keyed: bool, repository: Path, region: str, tmp_path: Path
 ) -> None:
-    with serve(repository, tmp_path / "log", *OPTIONS) as server, PageServer() as pages:
+    (tmp_path / "auth.toml").write_text(OPEN_TO_ALL)
+    options = (*OPTIONS, *(("--auth", str(tmp_path / "auth.toml")) if keyed else ()))
+    with serve(repository, tmp_path / "log", *options) as server, PageServer() as pages:
         prepare(server, region)
         before = state(server)
         commands = json.dumps(COMMANDS)

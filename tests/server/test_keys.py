@@ -90,8 +90,10 @@ def ask(
         ("GET", "/v2/models/add1", "", {"reader", "root", "limited"}),
         ("GET", "/v2/models/add1/ready", "", {"reader", "root", "limited"}),
         ("GET", "/v2/models/add2", "", {"reader", "root"}),
-        ("GET", "/v2/models/stats", "", {"reader", "root"}),
-        ("POST", "/v2/repository/index", "{}", {"reader", "root"}),
+        ("GET", "/v2/models/stats", "", {"reader", "root", "limited"}),
+        ("GET", "/v2/models", "", {"reader", "root", "limited"}),
+        ("POST", "/v2/repository/index", "{}", {"reader", "root", "limited"}),
+        ("GET", "/v2/repository/history", "", {"reader", "root"}),
         ("GET", "/metrics", "", {"reader"}),
         ("POST", "/v2/repository/models/add2/load", "", {"operator", "root"}),
         ("POST", "/v2/logging", "{}", {"root"}),
@@ -119,7 +121,29 @@ def test_a_key_limited_to_a_model_can_show_it(served: ServerProcess, keys: Keys)
     shown = CliRunner().invoke(models_command, ["show", "add1", "--url", served.url, "--header", header])
     assert shown.exit_code == 0, shown.output
     assert "INPUT0" in shown.stdout
-    assert "version  state" not in shown.stdout
+    assert "version  state" in shown.stdout
+
+
+def test_lists_leave_out_the_models_that_a_key_may_not_read_about(served: ServerProcess, keys: Keys) -> None:
+    key = keys.of["limited"]
+    for method, path in (
+        ("GET", "/v2/models"),
+        ("GET", "/v2/models/stats"),
+        ("GET", "/v2/repository/index"),
+        ("POST", "/v2/repository/index"),
+    ):
+        status, answer = ask(served.http_port, method, path, key=key)
+        assert (status, "add1" in answer, "add2" in answer) == (200, True, False), path
+        assert "add2" in ask(served.http_port, method, path, key=keys.of["reader"])[1]
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{served.grpc_port}") as client:
+        headers = {"authorization": f"Bearer {key}"}
+        assert [one.name for one in client.get_model_repository_index(headers=headers).models] == ["add1"]
+        counted = client.get_inference_statistics(headers=headers).model_stats
+        assert [one.name for one in counted] == ["add1"]
+        with pytest.raises(InferenceServerException, match="does not have the scope"):
+            client.get_inference_statistics("add2", headers=headers)
+        whole = {"authorization": f"Bearer {keys.of['reader']}"}
+        assert len(client.get_model_repository_index(headers=whole).models) == 2
 
 
 @pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready"])
@@ -191,7 +215,7 @@ def test_every_message_of_a_stream_is_checked(served: ServerProcess, keys: Keys)
             next(stub.ModelStreamInfer(iter([request]), timeout=30))
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
         for asked, code in (
-            ("", grpc.StatusCode.PERMISSION_DENIED),
+            ("", None),  # lists what the key may read about
             ("add1", None),
             ("add2", grpc.StatusCode.PERMISSION_DENIED),
         ):

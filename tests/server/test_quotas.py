@@ -22,15 +22,42 @@ from support.server import ServerProcess, serve
 INFER = "/v2/models/add1/infer"
 BODY = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [1.5] * 16}]})
 HELD = """
-import os, time
+import time
+from pathlib import Path
 from backline.model import FP32
 
 class Model:
     def predict(self, INPUT0: FP32[1, 16]) -> FP32[1, 16]:
-        while not os.path.exists({gate!r}):
+        gate = Path({gate!r})
+        opened = gate.stat().st_size
+        with open({entered!r}, "a") as file:
+            file.write(".")
+        while gate.stat().st_size == opened:
             time.sleep(0.01)
         return INPUT0
 """
+
+
+class Gate:
+    """Holds the requests of the model "held". Both files grow, so that no run misses an opening."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "gate"
+        self.entered = folder / "entered"
+        for file in (self.file, self.entered):
+            file.touch()
+        self._entered = self.entered.stat().st_size
+
+    def holds_another(self) -> bool:
+        """Whether a request has begun to wait since this object was made."""
+        return self.entered.stat().st_size > self._entered
+
+    def open(self) -> None:
+        """Lets all requests pass that wait now."""
+        with self.file.open("a") as file:
+            file.write(".")
+
+
 #: A rate so low that nothing is regained during a test.
 NEVER = "0.001"
 
@@ -80,8 +107,9 @@ def served(
     models.add1(folder / "models")
     models.add1(folder / "models", name="add2")
     (folder / "models" / "held" / "1").mkdir(parents=True)
-    gate = str(file.parent / "gate")
-    (folder / "models" / "held" / "1" / "model.py").write_text(HELD.format(gate=gate))
+    gate = Gate(file.parent)
+    held = HELD.format(gate=str(gate.file), entered=str(gate.entered))
+    (folder / "models" / "held" / "1" / "model.py").write_text(held)
     options = ("--auth", str(file))
     with serve(folder / "models", folder / "log", *options) as running:
         yield running
@@ -212,17 +240,17 @@ def test_a_quota_can_be_for_some_models(
 def test_a_slot_over_http_is_free_again_when_its_request_has_ended(
     served: ServerProcess, keys: dict[str, str], file: Path, route: str, ending: str
 ) -> None:
-    gate = file.parent / "gate"
-    gate.unlink(missing_ok=True)
+    gate = Gate(file.parent)
     body = BODY if route == "infer" else json.dumps({"INPUT0": [1.5] * 16})
     with closing(HTTPConnection("127.0.0.1", served.http_port, timeout=30)) as connection:
         send(connection, keys["one"], f"/v2/models/held/{route}", body)
-        assert becomes(lambda: ask(served, keys["one"])[0] == 429)
+        assert becomes(gate.holds_another)
+        assert ask(served, keys["one"])[0] == 429
         if ending == "response":
-            gate.touch()
+            gate.open()
             assert connection.getresponse().read()
     assert becomes(lambda: ask(served, keys["one"])[0] == 200)
-    gate.touch()
+    gate.open()
     assert [ask(served, keys["one"])[0] for _ in range(3)] == [200] * 3
 
 
@@ -235,28 +263,29 @@ def test_a_slot_over_grpc_is_free_again_when_its_request_has_ended(
     streamed: bool,
     ending: str,
 ) -> None:
-    gate = file.parent / "gate"
-    gate.unlink(missing_ok=True)
+    gate = Gate(file.parent)
     metadata = [("authorization", f"Bearer {keys['one-rpc']}")]
-    timeout = 1 if ending == "deadline" else 30
+    timeout = 5 if ending == "deadline" else 30
     held = message("held")
+
+    def outcome() -> grpc.StatusCode:
+        return code(lambda: stub.ModelInfer(message(), metadata=metadata, timeout=30))
+
     call = (
         stub.ModelStreamInfer(iter([held]), metadata=metadata, timeout=timeout)
         if streamed
         else stub.ModelInfer.future(held, metadata=metadata, timeout=timeout)
     )
-
-    def outcome() -> grpc.StatusCode:
-        return code(lambda: stub.ModelInfer(message(), metadata=metadata, timeout=30))
-
-    assert becomes(lambda: outcome() is grpc.StatusCode.RESOURCE_EXHAUSTED)
+    assert becomes(gate.holds_another)
+    if ending != "deadline":
+        assert outcome() is grpc.StatusCode.RESOURCE_EXHAUSTED
     if ending == "cancel":
         call.cancel()
     elif ending == "response":
-        gate.touch()
+        gate.open()
         assert code(lambda: list(call) if streamed else call.result()) is grpc.StatusCode.OK
     assert becomes(lambda: outcome() is grpc.StatusCode.OK)
-    gate.touch()
+    gate.open()
     assert outcome() is grpc.StatusCode.OK
 
 

@@ -18,8 +18,8 @@ import pytest
 import tritonclient.grpc as triton
 
 from backline import connect
-from schedule.redis_server import RedisServer
 from support import models
+from support.redis_server import RedisServer
 from support.server import ServerProcess, serve
 from support.streaming import REPEAT, put_models
 from support.waiting import until

@@ -30,6 +30,7 @@ from support import models
 from support.scope_oracle import (
     ABSENT,
     FORBIDDEN,
+    LISTS,
     MALFORMED,
     REACHED,
     RPC_RULES,
@@ -385,7 +386,7 @@ def rpc_combinations(
             if model is not None and not named:
                 continue
             for one in credentials(scope):
-                expected = one.expected(Meaning(scope, model))
+                expected = one.expected(Meaning(scope, model, lists=LISTS.fullmatch(path[1:]) is not None))
                 if scope == "infer" and model is None:
                     continue  # without a model, there is nothing to run
                 found.append(rpc_combination(path, one, encoded, expected))

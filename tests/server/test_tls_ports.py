@@ -8,6 +8,7 @@ import ssl
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import grpc
 import pytest
@@ -16,6 +17,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from support import models
 from support.authority import Authority, server_options
 from support.server import ServerProcess, serve
+from support.triton_server import tritonserver
 
 BODY = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [1.5] * 16}]})
 INFER = "/v2/models/add1/infer"
@@ -106,3 +108,28 @@ def test_the_other_ports_require_a_certificate(served: ServerProcess, authority:
             pytest.raises((OSError, http.client.RemoteDisconnected)),
         ):
             ask(client, "GET", "/v2/health/live")
+
+
+def test_only_grpc_speaks_tls_if_asked(authority: Authority, tmp_path: Path) -> None:
+    """As with Triton's --grpc-use-ssl; each port has an address of its own."""
+    models.add1(tmp_path / "models")
+    issued = authority.issue("server")
+    certificate, key = issued.certificate, issued.key
+    options = ("--grpc-use-ssl=true", f"--grpc-server-cert={certificate}", f"--grpc-server-key={key}")
+    addresses = ("--grpc-address=127.0.0.2", "--metrics-address=127.0.0.3")
+    with tritonserver(tmp_path / "models", tmp_path / "log", *options, *addresses) as server:
+        server.wait_started()
+        for address, port in (("127.0.0.1", server.http_port), ("127.0.0.3", server.metrics_port)):
+            with urllib.request.urlopen(f"http://{address}:{port}/v2/health/ready") as answer:
+                assert answer.status == 200
+        trusted = grpc.ssl_channel_credentials(authority.certificate.read_bytes())
+        named = (("grpc.ssl_target_name_override", "localhost"),)
+        with grpc.secure_channel(f"127.0.0.2:{server.grpc_port}", trusted, named) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            assert stub.ServerReady(service_pb2.ServerReadyRequest()).ready
+        with grpc.insecure_channel(f"127.0.0.2:{server.grpc_port}") as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            with pytest.raises(grpc.RpcError):
+                stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=5)
+        assert "only gRPC is encrypted" in server.output
+        assert f"grpcs://127.0.0.2:{server.grpc_port}" in server.output

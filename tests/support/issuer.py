@@ -30,6 +30,8 @@ class Issuer:
         self.published: list[dict[str, Any]] = []
         self.answer: tuple[int, dict[str, str], bytes] | None = None
         self.fetches = 0
+        #: Its OpenID Connect metadata.
+        self.metadata: dict[str, Any] = {}
         self.url = ""
         self.rotate(key)
 
@@ -77,6 +79,8 @@ def served(issuer: Issuer) -> Iterator[Issuer]:
         def do_GET(self) -> None:
             issuer.fetches += 1
             status, fields, body = issuer.answer or (200, {}, issuer.key_set)
+            if self.path == "/.well-known/openid-configuration":
+                body = json.dumps(issuer.metadata).encode()
             self.send_response(status)
             for name, value in fields.items():
                 self.send_header(name, value)

@@ -22,7 +22,9 @@ RULES = tuple(
         (r"(GET|HEAD) /v2/health/(live|ready)", "health"),
         (r"(GET|HEAD) /metrics", "metrics"),
         (r"POST /v2/models/\{\}(/versions/\{\})?/(infer|generate)(_stream)?", "infer"),
-        (r"(GET|HEAD) /(v2(/.*)?)?", "read"),
+        (r"POST /models/\{\}(/versions/\{\})?", "infer"),
+        (r"(GET|HEAD) /(console(/\{\})?|v2/access)?", "public"),
+        (r"(GET|HEAD) /(v2(/.*)?|openapi\.json)", "read"),
         (r"POST /v2/repository(/\{\})?/index", "read"),
         (r"(POST|PUT|DELETE|PATCH) /v2/(.*/)?(logging|trace|record)(/.*)?", "admin"),
         (r"(POST|PUT|DELETE|PATCH) /v2/(models|repository|(system|cuda)sharedmemory)/.*", "manage"),
@@ -43,6 +45,13 @@ RPC_RULES = tuple(
 )
 
 
+#: What lists models shows those that a caller may read about, and is open to callers who may read about some.
+LISTS = re.compile(
+    r"(GET|HEAD) /v2/models(/stats)?|(GET|HEAD|POST) /v2/repository/index"
+    r"|inference\.GRPCInferenceService/(RepositoryIndex|ModelStatistics)"
+)
+
+
 def scope_by(rules: Iterable[tuple[re.Pattern[str], str]], what: str) -> str:
     for rule, scope in rules:
         if rule.fullmatch(what):
@@ -58,6 +67,8 @@ class Meaning:
     model: str | None = None
     #: Whether the target breaks the rules of HTTP.
     malformed: bool = False
+    #: Whether it lists models, of which the sender sees those that it may read about.
+    lists: bool = False
 
 
 class Routes:
@@ -102,7 +113,8 @@ class Routes:
             given for before, part, given in zip(parts, parts[1:], asked[1:], strict=False)
             if (before, part) == ("models", "{}")
         ]  # fmt: skip
-        return Meaning(scope, named[0] if named else None)
+        lists = LISTS.fullmatch(f"{method} {best[1]}") is not None
+        return Meaning(scope, named[0] if named else None, lists=lists)
 
 
 @dataclass(frozen=True)
@@ -125,8 +137,9 @@ class Credential:
             return frozenset((ABSENT,))
         if not self.valid:
             return frozenset((UNAUTHENTICATED,))
-        if meaning.scope == "health":
+        if meaning.scope in ("health", "public"):
             return frozenset((REACHED,))
-        if meaning.scope in self.scopes and (self.models is None or meaning.model in self.models):
+        listed = meaning.lists and meaning.model is None
+        if meaning.scope in self.scopes and (self.models is None or listed or meaning.model in self.models):
             return frozenset((REACHED,))
         return frozenset((FORBIDDEN if self.named else UNAUTHENTICATED,))

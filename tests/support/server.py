@@ -97,8 +97,11 @@ def serve(
     *options: str,
     ready: bool = True,
     environment: dict[str, str] | None = None,
+    python: Path | str = sys.executable,
 ) -> Iterator[ServerProcess]:
     """Runs `backline serve` on free ports until the block ends; with `ready`, first waits for all models.
+
+    `python` is the interpreter of an environment in which Backline is installed.
 
     Unless the options say otherwise, model files are not tried in a process of their own, which would take
     most of a test's time.
@@ -114,7 +117,7 @@ def serve(
     )
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "backline", "serve", str(repository), *ports, *options],
+            [str(python), "-m", "backline", "serve", str(repository), *ports, *options],
             stdout=output,
             stderr=subprocess.STDOUT,
             env={"BACKLINE_ISOLATE": "never", **os.environ, **(environment or {})},

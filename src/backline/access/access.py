@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from backline.access.certificates import CertificateRule, describe
 from backline.access.identity import Identity, anonymous
 from backline.access.keys import MAX_LENGTH, hash_key
+from backline.access.quota import Meter
 from backline.access.scope import Scope
 from backline.access.tokens import Claims, TokenRule
 from backline.engine.errors import Unauthenticated
@@ -69,11 +71,22 @@ class Access:
         self._holders: Memo[Certificate, Identity] = Memo(_MAX_REMEMBERED)
         #: Identities of certificates and tokens that are still in use, and what they were made from.
         self._issued: WeakKeyDictionary[Identity, Certificate | Claims] = WeakKeyDictionary()
+        #: Measures what the holders of certificates and tokens use, while any identity of theirs is in use.
+        #: All certificates of a rule use up the same quotas, and so do all tokens of a subject.
+        self._meters: WeakValueDictionary[str, Meter] = WeakValueDictionary()
         self._verifier: TokenVerifier | None = None
         self._use_tokens(policy)
         self._policy = policy
         #: Who sends a request without key or token; None if that depends on the client's certificate.
         self._default = None if policy.certificates else policy.anonymous
+
+    @property
+    def remembered(self) -> Callable[[bytes], Identity | None]:
+        """Finds the identity of an Authorization field that `identify` has accepted, None for any other.
+
+        For hot paths, which need no further call of `identify` then.
+        """
+        return self._known.get
 
     @property
     def policy(self) -> Policy:
@@ -98,7 +111,7 @@ class Access:
                 identity.become(keys[hashed])
                 keys[hashed] = identity
             else:
-                identity.revoked = True
+                identity.revoke()
         self._policy = replace(policy, anonymous=before.anonymous, keys=keys)
         self._default = None if policy.certificates else before.anonymous
         self._reissue()
@@ -118,11 +131,11 @@ class Access:
         for identity, credential in list(self._issued.items()):
             now = self._issue(credential)
             if now is None:
-                identity.revoked = True
+                identity.revoke()
             else:
+                identity.meter = None  # it may be shared with identities that other rules now apply to
                 identity.become(now)
-                if now.anonymous:
-                    identity.meter = now.meter
+                identity.meter = now.meter
 
     def identify(self, headers: Mapping[bytes, bytes], caller: Certified = REMOTE) -> Identity:
         """The identity of a request with these fields.
@@ -150,7 +163,7 @@ class Access:
         identity = self._policy.keys.get(hash_key(key)) if len(key) <= MAX_LENGTH else None
         if identity is None and self._policy.tokens and self._verifier is not None and key.count(b".") == 2:
             claims = self._verifier.verify(key)
-            identity = self._verifier.identify(claims)
+            identity = self._of_token(claims)
             if identity is not None:
                 self._issued[identity] = claims
         if identity is None:
@@ -172,7 +185,7 @@ class Access:
         for rule in self._policy.certificates:
             identity = rule.identify(certificate)
             if identity is not None:
-                return identity
+                return self._metered(identity, f"{rule.name} {sorted(rule.subject)} {sorted(rule.names)}")
         cure = f"; no table [[certificates]] applies to the client's certificate ({describe(certificate)})"
         unknown = replace(self._policy.anonymous, cure=cure, quotas=())
         # All callers without a key share one quota, whatever certificate they have.
@@ -183,4 +196,18 @@ class Access:
         """The identity that a credential now stands for; None if it would no longer be accepted."""
         if isinstance(credential, Certificate):
             return self._of_certificate(credential) if self._policy.certificates else self._policy.anonymous
-        return None if self._verifier is None else self._verifier.identify(credential)
+        return self._of_token(credential)
+
+    def _of_token(self, claims: Claims) -> Identity | None:
+        """The identity of a token's holder; None if the token would no longer be accepted."""
+        identity = None if self._verifier is None else self._verifier.identify(claims)
+        return None if identity is None else self._metered(identity, f"{claims.issuer} {claims.subject}")
+
+    def _metered(self, identity: Identity, holder: str) -> Identity:
+        """Lets an identity use up the quotas of `holder`, of whom there may be other identities."""
+        if identity.meter is not None:
+            known = self._meters.setdefault(holder, identity.meter)
+            if known is not identity.meter:
+                known.change(identity.quotas, identity.meter.whose, monotonic())
+                identity.meter = known
+        return identity

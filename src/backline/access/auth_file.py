@@ -104,21 +104,28 @@ class CertificateEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     san: _Text | None = None
     models: _Models = msgspec.field(default_factory=lambda: ["*"])
     expires: datetime | None = None
+    quota: QuotaEntry | None = None
+    quotas: list[ModelQuotaEntry] = msgspec.field(default_factory=list)
 
 
 class TokenEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A [[tokens]] table: an issuer whose tokens are accepted. See TokenRule for the fields."""
+    """A [[tokens]] table: an issuer whose tokens are accepted. See TokenRule for the fields.
+
+    Without `jwks`, the issuer's own metadata say where its keys are (OpenID Connect Discovery).
+    """
 
     issuer: _Text
     audience: _Text | Annotated[list[_Text], Meta(min_length=1)]
-    jwks: _Text
     scopes: dict[str, list[Scope]]
+    jwks: _Text | None = None
     claim: _Text = "scope"
     algorithms: Annotated[list[Algorithm], Meta(min_length=1)] = msgspec.field(
         default_factory=lambda: ["RS256", "ES256"]
     )
     models: _Models = msgspec.field(default_factory=lambda: ["*"])
     leeway: Annotated[float, Meta(ge=0, le=300)] = 30.0
+    quota: QuotaEntry | None = None
+    quotas: list[ModelQuotaEntry] = msgspec.field(default_factory=list)
 
 
 class AnonymousEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -215,7 +222,8 @@ def _certificate_rule(entry: CertificateEntry) -> CertificateRule:
     except InvalidArgument as error:
         raise InvalidArgument(f"--auth: the certificate '{entry.name}': {error.message}") from None
     grant = Grant(frozenset(entry.scopes), tuple(entry.models))
-    return CertificateRule(entry.name, subject, names, grant, _timestamp(entry.expires))
+    quotas = _quotas(f"certificate '{entry.name}'", entry.quota, entry.quotas)
+    return CertificateRule(entry.name, subject, names, grant, _timestamp(entry.expires), quotas)
 
 
 def _token_rules(entries: Sequence[TokenEntry], folder: Path) -> dict[str, TokenRule]:
@@ -223,7 +231,7 @@ def _token_rules(entries: Sequence[TokenEntry], folder: Path) -> dict[str, Token
     if not entries:
         return {}
     try:
-        from backline.access.key_ring import check_location
+        from backline.access.key_ring import check_location, metadata_url
     except ImportError as error:
         raise InvalidArgument(
             f"--auth: [[tokens]] needs PyJWT and cryptography: pip install 'backline[auth]' ({error})"
@@ -234,8 +242,11 @@ def _token_rules(entries: Sequence[TokenEntry], folder: Path) -> dict[str, Token
             raise InvalidArgument(
                 f"--auth: two [[tokens]] tables have the issuer '{entry.issuer}'; join them"
             )
-        location = entry.jwks if "://" in entry.jwks else str(folder / entry.jwks)
         try:
+            if entry.jwks is None:
+                location = metadata_url(entry.issuer)
+            else:
+                location = entry.jwks if "://" in entry.jwks else str(folder / entry.jwks)
             check_location(location)
         except InvalidArgument as error:
             raise InvalidArgument(f"--auth: the issuer '{entry.issuer}': {error.message}") from None
@@ -248,6 +259,7 @@ def _token_rules(entries: Sequence[TokenEntry], folder: Path) -> dict[str, Token
             {value: frozenset(scopes) for value, scopes in entry.scopes.items()},
             tuple(entry.models),
             entry.leeway,
+            _quotas(f"the issuer '{entry.issuer}'", entry.quota, entry.quotas),
         )
     return rules
 

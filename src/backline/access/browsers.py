@@ -8,7 +8,7 @@ fields set by the browser distinguish the page from the developer.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
@@ -18,6 +18,9 @@ from backline.engine.errors import InvalidArgument
 #: Types that a form, or a script without a preflight, can send (Fetch standard, "CORS-safelisted
 #: request-header").
 _FORM_TYPES = frozenset((b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data"))
+_SENT_BY_PAGES = frozenset((b"origin", b"referer", b"sec-fetch-site", b"accept-language"))
+#: Instead of a host name: programs may use any name of the server.
+ANY_HOST = "*"
 _OWN_SITES = frozenset((b"same-origin", b"none"))
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?").fullmatch
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
@@ -93,10 +96,15 @@ def parse_host_name(text: str) -> str:
     name = text.strip().lower().removesuffix(".")
     if _NAME(name) is None:
         raise InvalidArgument(
-            f"'{text}' is not a host name: write only the name, such as models.example.org, or"
-            " *.example.org for all names below it"
+            f"'{text}' is not a host name: write only the name, such as models.example.org,"
+            " *.example.org for all names below it, or * for any name that a program uses"
         )
     return name
+
+
+def parse_allowed_host(text: str) -> str:
+    """Returns a host name as `parse_host_name` does, or ANY_HOST. Raises InvalidArgument."""
+    return ANY_HOST if text.strip() == ANY_HOST else parse_host_name(text)
 
 
 def _is_address(name: str) -> bool:
@@ -113,11 +121,18 @@ class BrowserPolicy:
 
     hosts: HostNames = field(default_factory=HostNames)
     origins: frozenset[bytes] = frozenset()
+    #: Whether programs may use any Host; browsers still need one that names this server.
+    any_host_for_programs: bool = False
 
     @classmethod
-    def of(cls, *, hosts: Iterable[str] = (), origins: Iterable[str] = ()) -> BrowserPolicy:
-        """Builds a policy from host names and origins given on the command line. Raises InvalidArgument."""
-        return cls(HostNames.of(hosts), frozenset(parse_origin(origin).encode() for origin in origins))
+    def of(cls, *, hosts: Collection[str] = (), origins: Iterable[str] = ()) -> BrowserPolicy:
+        """Builds a policy from host names, perhaps ANY_HOST, and origins given on the command line.
+
+        Raises InvalidArgument.
+        """
+        named = [host for host in hosts if host != ANY_HOST]
+        allowed = frozenset(parse_origin(origin).encode() for origin in origins)
+        return cls(HostNames.of(named), allowed, any_host_for_programs=ANY_HOST in hosts)
 
     def refusal(self, scope: Scope, headers: Mapping[bytes, bytes], *, local: bool) -> str | None:
         """Why a request is refused; None if it is allowed.
@@ -135,6 +150,8 @@ class BrowserPolicy:
         themselves keep pages from reading responses of other origins.
         """
         if scope is Scope.HEALTH:
+            return None
+        if self.any_host_for_programs and not _from_browser(headers):
             return None
         if scope not in GUARDED:
             host = headers.get(b"host")
@@ -198,6 +215,17 @@ def _page_refusal(name: str, value: bytes, origin: bytes | None) -> str:
         f"{name} '{_shown(value)}' belongs to a web page of another origin, which may not use this route;"
         f" to allow it, start the server with --cors-origin {allowed}"
     )
+
+
+def _from_browser(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a request may come from a web page.
+
+    Browsers send Accept-Language with every request, and a page can change but not remove it (Fetch standard,
+    "HTTP-network-or-cache fetch"). This covers a GET of a page that rebinds DNS, which has no Origin.
+    """
+    if not _SENT_BY_PAGES.isdisjoint(headers):
+        return True
+    return headers.get(b"user-agent", b"").startswith(b"Mozilla/")
 
 
 def _authority(origin: bytes) -> bytes:

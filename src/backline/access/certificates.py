@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from backline.access.identity import Grant, Identity
+from backline.access.quota import Quota
 from backline.engine.errors import InvalidArgument
 from backline.wire.application import Certificate
 
@@ -26,13 +27,15 @@ class CertificateRule:
     grant: Grant
     #: When it expires, in seconds of time.time(); None for never.
     expires: float | None = None
+    #: For all certificates to which the rule applies, together.
+    quotas: tuple[Quota, ...] = ()
 
     def identify(self, certificate: Certificate) -> Identity | None:
         """The identity of a certificate's holder; None if the rule does not apply."""
         if not (self.subject <= certificate.subject and self.names <= certificate.names):
             return None
         expires = certificate.expires if self.expires is None else min(self.expires, certificate.expires)
-        return Identity(self.name, (self.grant,), expires, kind="certificate")
+        return Identity(self.name, (self.grant,), expires, kind="certificate", quotas=self.quotas)
 
 
 def parse_subject(text: str) -> frozenset[str]:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from backline.access.access import Access
 from backline.access.browsers import BrowserPolicy
+from backline.access.restricted import Api, RestrictedApis
 from backline.access.scope import Scope
-from backline.engine.errors import BacklineError, Forbidden
+from backline.engine.errors import BacklineError, Forbidden, Unavailable
 from backline.wire.application import (
     Buffer,
     Certificate,
@@ -41,10 +42,13 @@ def route_of(method: bytes, path: bytes) -> str:
 
 
 class Target(NamedTuple):
-    """What a route needs: a scope, and the model that it concerns, None if it concerns more than one."""
+    """What a route or gRPC method needs: a scope, and the model that it concerns, None if more than one."""
 
     scope: Scope
     model: str | None = None
+    #: The group by which Triton's options restrict it.
+    api: Api | None = None
+    grpc: bool = False
 
 
 def _nobody_asks(denial: Denial, route: str, model: str | None, peer: str) -> None:
@@ -64,8 +68,10 @@ class ScopeGate(Gate):
         target_of: Callable[[bytes, bytes], Target | None],
         access: Access | None = None,
         on_refused: Callable[[Denial, str, str | None, str], None] = _nobody_asks,
+        restricted: RestrictedApis | None = None,
     ) -> None:
         """`on_refused` is called with each denial, the route, its model and the client's address."""
+        self._restricted = restricted
         self._on_refused = on_refused
         self._policy = policy
         self._target_of = target_of
@@ -76,13 +82,17 @@ class ScopeGate(Gate):
     def refusal(
         self, method: bytes, path: bytes, headers: Mapping[bytes, bytes], ingress: Ingress
     ) -> Denial | None:
-        if self._access is None:
+        if self._access is None and self._restricted is None:
             self._learn(headers.get(b"host", b""))
         target = self._target_of(method, path)
         if target is None:
             return None
         if ingress.metrics_only and target.scope not in (Scope.METRICS, Scope.HEALTH):
             return Denial(Forbidden.http_status, Forbidden.grpc_code, METRICS_ONLY)
+        if self._restricted is not None:
+            restriction = self._restricted.refusal(target.api, headers, grpc=target.grpc)
+            if restriction is not None:
+                return Denial(Forbidden.http_status, Unavailable.grpc_code, restriction)
         ambient, name = True, ""
         if self._access is not None:
             try:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from backline.access.quota import Meter, Quota
-from backline.access.scope import Scope
+from backline.access.scope import EVERYBODY, Scope
 from backline.engine.errors import Forbidden, Unauthenticated
 from backline.engine.ticket import Ticket
 from backline.memo import Memo
@@ -63,7 +63,8 @@ class Identity:
     quotas: tuple[Quota, ...] = ()
     #: Whether it may run every model.
     infers_all: bool = field(default=False, init=False, repr=False)
-    #: What the application remembers that this identity may do for ever, unless it is revoked or changed.
+    #: What the application remembers that this identity may do. Only an identity that `lasts` has entries,
+    #: and it loses them when it is revoked or changed, so whoever finds an entry need check nothing else.
     passes: Memo[Any, Any] = field(default_factory=lambda: Memo(_MAX_REMEMBERED), init=False, repr=False)
     #: Measures what it uses; None without quotas.
     meter: Meter | None = field(default=None, init=False, repr=False)
@@ -81,7 +82,7 @@ class Identity:
         if not self.quotas:
             self.meter = None
             return
-        whose = "callers without a key together" if self.anonymous else f"the key '{self.name}'"
+        whose = "callers without a key together" if self.anonymous else f"the {self.kind} '{self.name}'"
         if self.meter is None:
             self.meter = Meter(self.quotas, whose, time.monotonic())
         else:
@@ -105,6 +106,11 @@ class Identity:
         self.expires, self.cure = other.expires, other.cure
         self.quotas = other.quotas
         self._changed()
+
+    def revoke(self) -> None:
+        """Refuses everything from now on, also to streams that are already open."""
+        self.revoked = True
+        self.passes.clear()
 
     @property
     def lasts(self) -> bool:
@@ -132,7 +138,7 @@ class Identity:
         """Raises Unauthenticated if the identity is no longer valid, Forbidden if it lacks the permission.
 
         An anonymous caller that lacks a permission is asked for a key: Unauthenticated. Every valid identity
-        has the scope HEALTH.
+        has the scopes of EVERYBODY.
         """
         if self.revoked:
             raise Unauthenticated(
@@ -140,7 +146,7 @@ class Identity:
             )
         if self.expires is not None and time.time() >= self.expires:
             raise Unauthenticated(f"the {self.kind} '{self.name}' has expired; {_RENEWAL[self.kind]}")
-        if scope is Scope.HEALTH or self.may(scope, model):
+        if scope in EVERYBODY or self.may(scope, model):
             return
         if self.anonymous:
             raise Unauthenticated(f"this request needs a key with the scope '{scope}'{self.cure}")

@@ -12,6 +12,8 @@ from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
+
 from backline.access.exposure import is_loopback
 from backline.access.jwks import MAX_SIZE, SigningKey, read_key_set
 from backline.engine.errors import InvalidArgument
@@ -29,6 +31,17 @@ UNKNOWN_KEY_PAUSE = 10.0
 #: Seconds that a fetch may take.
 FETCH_TIMEOUT = 10.0
 _PIECE = 64 * 1024
+
+
+#: Where an issuer publishes its metadata (OpenID Connect Discovery 1.0, section 4).
+_METADATA = "/.well-known/openid-configuration"
+
+
+def metadata_url(issuer: str) -> str:
+    """The URL of an issuer's metadata. Raises InvalidArgument for an issuer that is not a URL."""
+    if "://" not in issuer:
+        raise InvalidArgument("it is not a URL, from which the place of its keys could be learned: set jwks")
+    return issuer.rstrip("/") + _METADATA
 
 
 def check_location(location: str) -> None:
@@ -61,7 +74,33 @@ def read_key_file(path: Path) -> tuple[SigningKey, ...]:
 
 
 def fetch_keys(url: str) -> tuple[SigningKey, ...]:
-    """Fetches a set of keys; takes at most about FETCH_TIMEOUT seconds. Raises InvalidArgument."""
+    """Fetches a set of keys, or an issuer's metadata and then the keys that they point to.
+
+    Each of the two takes at most about FETCH_TIMEOUT seconds. Raises InvalidArgument.
+    """
+    if url.endswith(_METADATA):
+        url = _read_metadata(_fetch(url), url)
+    return read_key_set(_fetch(url), f"'{url}'")
+
+
+def _read_metadata(content: bytes, url: str) -> str:
+    """The URL of the keys. Raises InvalidArgument if it is missing or not safe, or for another issuer."""
+    try:
+        found = msgspec.json.decode(content, type=dict[str, Any])
+        issuer, location = found["issuer"], found["jwks_uri"]
+        if not (isinstance(issuer, str) and isinstance(location, str) and "://" in location):
+            raise KeyError
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
+        raise InvalidArgument(
+            f"'{url}' is not the metadata of an issuer: an object with 'issuer' and 'jwks_uri'"
+        ) from None
+    if issuer.rstrip("/") != url.removesuffix(_METADATA):
+        raise InvalidArgument(f"'{url}' has the metadata of another issuer, '{issuer[:200]}'")
+    check_location(location)
+    return location
+
+
+def _fetch(url: str) -> bytes:
     # These imports are slow, and only servers with tokens need them.
     from http.client import HTTPException
     from urllib.error import HTTPError
@@ -92,7 +131,7 @@ def fetch_keys(url: str) -> tuple[SigningKey, ...]:
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise InvalidArgument(f"keys cannot be fetched from '{url}': {reason}") from None
-    return read_key_set(bytes(content), f"'{url}'")
+    return bytes(content)
 
 
 class KeyRing:

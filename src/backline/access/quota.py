@@ -148,7 +148,7 @@ def _changed(
 class Meter:
     """Measures what one identity uses, and refuses what exceeds its quotas. `whose` begins error texts."""
 
-    __slots__ = ("_limits", "_limits_flight", "_of", "_only", "by_model", "low", "whose")
+    __slots__ = ("__weakref__", "_limits", "_limits_flight", "_of", "by_model", "low", "only", "whose")
 
     def __init__(self, quotas: Sequence[Quota], whose: str, now: float) -> None:
         self._limits: list[Limit] = []
@@ -178,13 +178,13 @@ class Meter:
         #: Whether more than half of a burst may be used; only then is `standing` worth asking for.
         self.low = any(quota.requests_per_second is not None for quota in quotas)
         #: The only limit, if it applies to every model.
-        self._only = self._limits[0] if len(self._limits) == 1 and not self.by_model else None
+        self.only = self._limits[0] if len(self._limits) == 1 and not self.by_model else None
 
     def charge(self, model: str | None, size: int, now: float) -> None:
         """Counts a request with a body of `size` bytes. Raises QuotaExceeded, and counts nothing, if it
         exceeds a quota.
         """
-        only = self._only
+        only = self.only
         if only is not None:  # without calls, as this is a notable part of what a small request costs
             if only.in_flight >= only.most:
                 raise self._too_many(only)
@@ -224,7 +224,7 @@ class Meter:
 
     def follow(self, ticket: Ticket) -> None:
         """Counts a ticket as in flight until it ends. Raises QuotaExceeded if too many are in flight."""
-        only = self._only
+        only = self.only
         if only is not None:
             if only.in_flight >= only.most:
                 raise self._too_many(only)

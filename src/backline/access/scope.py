@@ -10,6 +10,8 @@ class Scope(StrEnum):
 
     #: Ask whether the server lives and is ready. Every caller may: orchestrators' probes have no keys.
     HEALTH = "health"
+    #: Fetch what is the same for every caller and holds no data, such as the files of the console.
+    PUBLIC = "public"
     #: Run models.
     INFER = "infer"
     #: See metadata, configurations, statistics and settings.
@@ -21,6 +23,8 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
+#: The scopes that need no credentials: every caller has them.
+EVERYBODY = frozenset((Scope.HEALTH, Scope.PUBLIC))
 #: The scopes whose routes change something that outlives the request.
 CHANGING = frozenset((Scope.MANAGE, Scope.ADMIN))
 #: The scopes denied to web pages by default: CHANGING, and INFER, since running models costs compute.

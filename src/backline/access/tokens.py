@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from backline.access.identity import Grant, Identity
+from backline.access.quota import Quota
 from backline.access.scope import Scope
 
 #: Signatures that a token may have (RFC 7518, section 3.1; RFC 8037). All are asymmetric: with a symmetric
@@ -36,7 +37,8 @@ class TokenRule:
     """Which tokens of one issuer are accepted, and what they allow.
 
     `jwks` is the file or URL of the issuer's keys. The values of `claim` are looked up in `scopes`; a dot in
-    it leads into an object, unless a claim has that very name. `leeway` is in seconds.
+    it leads into an object, unless a claim has that very name. `leeway` is in seconds. Each subject has the
+    `quotas`, whichever of its tokens it sends.
     """
 
     issuer: str
@@ -47,6 +49,7 @@ class TokenRule:
     scopes: Mapping[str, frozenset[Scope]]
     models: tuple[str, ...] = ("*",)
     leeway: float = 30.0
+    quotas: tuple[Quota, ...] = ()
 
     def identify(self, claims: Claims) -> Identity | None:
         """The identity of a token's holder; None if the token is not for this server."""
@@ -56,7 +59,8 @@ class TokenRule:
             scope for value in self._values(claims.payload) for scope in self.scopes.get(value, ())
         )
         expires = claims.expires + self.leeway
-        return Identity(claims.subject, (Grant(granted, self.models),), expires, kind="token")
+        grants = (Grant(granted, self.models),)
+        return Identity(claims.subject, grants, expires, kind="token", quotas=self.quotas)
 
     def _values(self, payload: Mapping[str, Any]) -> list[str]:
         """The strings in the claim: a list, or words separated by spaces (RFC 8693, section 4.2)."""

@@ -111,6 +111,26 @@ class HostedModel:
     groups: tuple[InstanceGroup, ...] = ()
     #: Whether a requirements.txt adds to the server's packages; otherwise it lists all that the model needs.
     on_top: bool = False
+    #: For a file that a runtime loads inside the worker: the encoded RuntimeJob. Such a worker runs in the
+    #: server's own environment and can call no other models.
+    job: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteModel:
+    """Where other servers serve a model: their URLs, separated by commas, and the model's name there.
+
+    At most `max_in_flight` requests are sent at once. `ca` is the PEM file of an authority that signs the
+    servers' certificates, `api_key` the key to send; both may be None.
+    """
+
+    urls: str
+    model: str
+    version: str = ""
+    max_in_flight: int = 64
+    ca: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +159,7 @@ class Backend(Protocol):
 
     def load(
         self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS
-    ) -> LoadedModel | StreamingModel | HostedModel:
+    ) -> LoadedModel | StreamingModel | HostedModel | RemoteModel:
         """Loads the model file, with the backend's own options from `config.parameters`.
 
         `options.device` is the CPU or one that `gpus` returned; worker processes get their devices when they

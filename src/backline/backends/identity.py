@@ -13,12 +13,15 @@ from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
+from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import Signature, TensorSpec
 
-#: The parameter with the minimum duration of a run in milliseconds, as in Triton's identity backend.
+#: Parameters of Triton's identity backend: how long a run takes at least, in milliseconds, and a load, in
+#: seconds.
 _DELAY = "execute_delay_ms"
-_KNOWN = (_DELAY,)
-_MAX_DELAY_MS = 600_000
+_CREATION_DELAY = "creation_delay_sec"
+_KNOWN = (_DELAY, _CREATION_DELAY)
+_MAX_DELAY_SECONDS = 600
 
 
 class Identity:
@@ -29,22 +32,29 @@ class Identity:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> IdentityModel:
         """Loads a model that returns its n-th input as its n-th output, after `execute_delay_ms`.
 
+        An output whose input is optional and absent is zeros. The load takes `creation_delay_sec`.
+
         Raises InvalidArgument if the configuration does not pair inputs with outputs.
         """
-        if not config.inputs or len(config.inputs) != len(config.outputs):
+        if len(config.inputs) != len(config.outputs):
             raise InvalidArgument(
                 f"model '{config.name}': the identity backend needs as many outputs as inputs, but"
                 f" {config.source or 'its configuration'} names {len(config.inputs)} inputs and"
                 f" {len(config.outputs)} outputs"
             )
         for given, answered in zip(config.inputs, config.outputs, strict=True):
-            if given.datatype is not answered.datatype or given.shape != answered.shape:
+            shapes_differ = given.shape != answered.shape and not _is_ragged(config, given.name)
+            if given.datatype is not answered.datatype or shapes_differ:
                 raise InvalidArgument(
                     f"model '{config.name}': the identity backend gives input '{given.name}' back as"
                     f" '{answered.name}', but they differ in datatype or dims"
                 )
         parameters = Parameters(config, self.name, _KNOWN)
-        return IdentityModel(config, _delay(config, parameters), parameters.warnings)
+        delay = _delay(config, parameters, _DELAY, "milliseconds", 1000)
+        creation_delay = _delay(config, parameters, _CREATION_DELAY, "seconds", 1)
+        if creation_delay:
+            time.sleep(creation_delay)
+        return IdentityModel(config, delay, parameters.warnings)
 
 
 class IdentityModel:
@@ -59,11 +69,27 @@ class IdentityModel:
         self._delay = delay
         self.signature = Signature(_full(config.inputs, config), _full(config.outputs, config))
         self.warnings = warnings
+        self._outputs = {spec.name: spec for spec in self.signature.outputs}
+        self._batched = bool(config.max_batch_size)
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         if self._delay:
             time.sleep(self._delay)
-        return [inputs[self._sources[name]] for name in outputs]
+        rows = next((len(array) for array in inputs.values()), 1) if self._batched else None
+        return [
+            inputs[source] if (source := self._sources[name]) in inputs else self._zeros(name, rows)
+            for name in outputs
+        ]
+
+    def _zeros(self, output: str, rows: int | None) -> np.ndarray:
+        """The output of an absent input: zeros or empty strings, with 1 for each variable dimension."""
+        spec = self._outputs[output]
+        dims = [abs(dim) for dim in spec.shape]
+        if rows is not None:
+            dims[0] = rows
+        if spec.datatype is DataType.BYTES:
+            return np.full(dims, b"", np.object_)
+        return np.zeros(dims, spec.datatype.dtype)
 
     def close(self) -> None:
         """Does nothing: the model holds no memory. See LoadedModel."""
@@ -77,11 +103,16 @@ def _full(specs: Sequence[TensorSpec], config: ModelConfig) -> tuple[TensorSpec,
     )
 
 
-def _delay(config: ModelConfig, parameters: Parameters) -> float:
-    text = parameters.text(_DELAY, "0").strip()
-    if not (text.isascii() and text.isdigit() and int(text) <= _MAX_DELAY_MS):
+def _is_ragged(config: ModelConfig, name: str) -> bool:
+    return config.joining is not None and name in config.joining.ragged
+
+
+def _delay(config: ModelConfig, parameters: Parameters, key: str, unit: str, per_second: int) -> float:
+    """A delay in seconds. Raises InvalidArgument unless the parameter is a whole number of the unit."""
+    text = parameters.text(key, "0").strip()
+    most = _MAX_DELAY_SECONDS * per_second
+    if not (text.isascii() and text.isdigit() and int(text) <= most):
         raise InvalidArgument(
-            f"parameter '{_DELAY}' of model '{config.name}' is '{text}', expected milliseconds from 0 to"
-            f" {_MAX_DELAY_MS}"
+            f"parameter '{key}' of model '{config.name}' is '{text}', expected {unit} from 0 to {most}"
         )
-    return int(text) / 1000
+    return int(text) / per_second

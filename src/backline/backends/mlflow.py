@@ -50,6 +50,11 @@ class MlFlow:
         return backend.load(file, config, options)  # type: ignore[return-value]
 
 
+def flavour_backend(path: Path) -> str:
+    """The name of the backend that serves an MLflow folder. Raises InvalidArgument if none can."""
+    return _served(path)[0].name
+
+
 def _served(path: Path) -> tuple[Backend, Path]:
     """The backend of the first flavour that can be served, and its model file."""
     folder = next((f for f in (path, path / "model", path.parent) if (f / _FILE).is_file()), path)

@@ -34,6 +34,8 @@ class BackendEntry:
     package: str = ""
     #: The runtime's modules that a process may import before it forks.
     modules: tuple[str, ...] = ()
+    #: The extra that installs the runtime; empty if there is nothing to install.
+    extra: str = ""
 
     def backend(self) -> Backend:
         backend: Backend = getattr(import_module(f"backline.backends.{self.module}"), self.class_name)()
@@ -49,6 +51,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         runtime="ONNX Runtime",
         package="onnxruntime",
         modules=("onnxruntime",),
+        extra="onnx",
     ),
     BackendEntry(
         "pytorch",
@@ -58,6 +61,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         runtime="PyTorch",
         package="torch",
         modules=("torch",),
+        extra="torch",
     ),
     BackendEntry(
         "tensorflow",
@@ -66,6 +70,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "TensorFlow",
         runtime="TensorFlow",
         package="tensorflow",
+        extra="tensorflow",
     ),
     BackendEntry(
         "litert",
@@ -75,6 +80,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         runtime="LiteRT",
         package="ai-edge-litert",
         modules=("ai_edge_litert.interpreter",),
+        extra="litert",
     ),
     BackendEntry(
         "openvino",
@@ -84,10 +90,18 @@ BACKENDS: tuple[BackendEntry, ...] = (
         runtime="OpenVINO",
         package="openvino",
         modules=("openvino",),
+        extra="openvino",
     ),
-    BackendEntry("jax", "jax", "jax", "Jax", runtime="JAX", package="jax", modules=("jax",)),
+    BackendEntry("jax", "jax", "jax", "Jax", runtime="JAX", package="jax", modules=("jax",), extra="jax"),
     BackendEntry(
-        "xgboost", "xgboost", "xgboost", "XgBoost", runtime="XGBoost", package="xgboost", modules=("xgboost",)
+        "xgboost",
+        "xgboost",
+        "xgboost",
+        "XgBoost",
+        runtime="XGBoost",
+        package="xgboost",
+        modules=("xgboost",),
+        extra="xgboost",
     ),
     BackendEntry(
         "lightgbm",
@@ -97,6 +111,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         runtime="LightGBM",
         package="lightgbm",
         modules=("lightgbm",),
+        extra="lightgbm",
     ),
     BackendEntry(
         "catboost",
@@ -106,6 +121,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         runtime="CatBoost",
         package="catboost",
         modules=("catboost",),
+        extra="catboost",
     ),
     BackendEntry(
         "sklearn",
@@ -115,10 +131,14 @@ BACKENDS: tuple[BackendEntry, ...] = (
         runtime="scikit-learn",
         package="scikit-learn",
         modules=("skops.io", "joblib"),
+        extra="sklearn",
     ),
-    BackendEntry("mlflow", "mlflow", "mlflow", "MlFlow", runtime="the runtime of the MLflow model"),
+    BackendEntry(
+        "mlflow", "mlflow", "mlflow", "MlFlow", runtime="the runtime of the MLflow model", extra="mlflow"
+    ),
     BackendEntry("python", "python", "python", "Python", hosted=True),
-    BackendEntry("torchserve", "torchserve", "torchserve", "TorchServe", hosted=True),
+    BackendEntry("torchserve", "torchserve", "torchserve", "TorchServe", hosted=True, extra="torchserve"),
+    BackendEntry("remote", "remote", "remote", "Remote"),
     BackendEntry("identity", "identity", "identity", "Identity"),
     BackendEntry("repeat", "repeat", "streams", "Repeat"),
     BackendEntry("square", "square", "streams", "Square"),
@@ -205,6 +225,7 @@ FORMATS: tuple[ModelFormat, ...] = (
     ModelFormat("python", ("model.py",)),
     ModelFormat("torchserve", ("model.mar", "model.tar.gz", "model.tgz"), (".mar",)),
     # Formats without files: the model is the version's folder. They are used only if configured.
+    ModelFormat("remote", (), folder=True),
     ModelFormat("identity", (), folder=True),
     ModelFormat("repeat", (), folder=True),
     ModelFormat("square", (), folder=True),

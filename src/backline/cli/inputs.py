@@ -11,10 +11,12 @@ import click
 import numpy as np
 
 from backline.cli.input_files import filled, read_file, read_inputs_from, required_inputs, with_bytes
+from backline.client.arrays import to_tensor
 from backline.client.records import ModelMetadata
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec
+from backline.engine.values.tensor import Tensor
 
 FORMS = (
     "JSON such as [[1, 2]], @FILE (.npy, .json, text, image, audio), random, zeros, or random:1,16 with a"
@@ -161,9 +163,51 @@ def input_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
+def shape_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --input-shape; the command receives `input_shape`, a tuple of NAME:DIMS items."""
+    return click.option(
+        "--input-shape",
+        multiple=True,
+        metavar="NAME:DIMS",
+        help="The shape of an input, such as audio:1,16000, for random values; repeatable.",
+    )(function)
+
+
 def lone_parameters(config: Mapping[str, Any]) -> dict[str, int | bool]:
     """The parameters of a single request. For a sequence model, they make it a complete sequence."""
     batching = config.get("sequence_batching")
     if not batching or batching.get("iterative_sequence"):
         return {}
     return {"sequence_id": 1, "sequence_start": True, "sequence_end": True}
+
+
+def request_inputs(
+    metadata: ModelMetadata, shapes: Sequence[str], given: Sequence[str]
+) -> tuple[Tensor, ...]:
+    """The inputs: those given, and random values for the others that are required or have a shape."""
+    values = given_inputs(metadata, given)
+    chosen: dict[str, tuple[int, ...]] = {}
+    for item in shapes:
+        name, _, dims = item.rpartition(":")
+        chosen[name] = parse_shape(name or item, dims)
+    names = [spec.name for spec in metadata.inputs]
+    for name in chosen:
+        if name not in names:
+            raise InvalidArgument(f"model '{metadata.name}' has no input '{name}', it has {', '.join(names)}")
+    tensors = []
+    for spec in metadata.inputs:
+        if spec.name in values:
+            tensors.append(to_tensor(metadata.name, spec, values[spec.name]))
+            continue
+        if spec.optional and spec.name not in chosen:
+            continue
+        if spec.name not in chosen and -1 in spec.shape[1:]:
+            dims = ",".join(str(1 if dim < 0 else dim) for dim in spec.shape)
+            raise InvalidArgument(
+                f"input '{spec.name}' of model '{metadata.name}' has shape {list(spec.shape)}, with a"
+                " variable dimension after the first: pass --input-shape"
+                f" {spec.name}:{dims}, --input or --data"
+            )
+        shape = chosen.get(spec.name, tuple(1 if dim < 0 else dim for dim in spec.shape))
+        tensors.append(to_tensor(metadata.name, spec, generate(spec, "random", shape)))
+    return tuple(tensors)

@@ -21,14 +21,14 @@ from backline.access.auth_file import (
     read_auth_file,
 )
 from backline.access.keys import generate_key, hash_key
-from backline.access.scope import Scope
+from backline.access.scope import EVERYBODY, Scope
 from backline.cli.command import CommandGroup
 from backline.cli.table import print_table
 from backline.engine.errors import AlreadyExists, NotFound, Unsupported
 from backline.system.private_file import replacement
 
 #: The scopes that a key can have.
-_SCOPES = tuple(scope.value for scope in Scope if scope is not Scope.HEALTH)
+_SCOPES = tuple(scope.value for scope in Scope if scope not in EVERYBODY)
 _UNITS = {"m": 60, "h": 3600, "d": 86400}
 _HEADER = "Keys of `backline serve --auth`. Only hashes are kept here; a lost key can only be replaced."
 

@@ -18,18 +18,26 @@ from backline.engine.spelling import nearest
 #: What each command does. A command is the object `command` in the module backline.cli.NAME.
 COMMANDS = {
     "serve": "Serve the models of one or more repositories.",
+    "demo": "Serve a small network, and let it transcribe a melody.",
+    "tritonserver": "Serve models with Triton's command line and defaults.",
     "new": "Create a Python model to start from.",
     "run": "Run a model once, without a server.",
     "infer": "Send one request to a model on a server.",
+    "client": "Write typed clients of models.",
     "models": "Show, load, unload and label the models on a server.",
     "config": "Show, check, explain and convert the configuration of models on disk.",
     "env": "Show, build and remove the environments of Python models.",
+    "image": "Build a container image for the models of a repository.",
     "keys": "Create, list, revoke and rotate the API keys of a server.",
     "certs": "Create certificates for a server and its clients, for development.",
     "login": "Keep the API key of a server for this user.",
     "logout": "Forget the API key of a server.",
     "audit": "Show who changed something on a server, and who was refused.",
+    "top": "Show what the models on a server are doing now.",
+    "doctor": "Find out what is wrong with a machine, with models or with a server.",
     "bench": "Measure a model on a server under load.",
+    "tune": "Search the best settings for a model on this machine.",
+    "completion": "Print the script that completes commands in a shell.",
 }
 
 
@@ -71,8 +79,13 @@ def command() -> None:
     """
 
 
-def main() -> NoReturn:
-    """Runs the command line.
+def tritonserver() -> NoReturn:
+    """Runs `backline tritonserver`; the entry point may be linked as `tritonserver`."""
+    main(["tritonserver", *sys.argv[1:]])
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs the command line, from `sys.argv` if no arguments are given.
 
     Exit status: 0 for success, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C.
     """
@@ -83,7 +96,7 @@ def main() -> NoReturn:
     # then enables the collector.
     gc.disable()
     try:
-        status = command.main(prog_name="backline", standalone_mode=False)
+        status = command.main(arguments, prog_name="backline", standalone_mode=False)
     except click.exceptions.Exit as error:
         status = error.exit_code
     except click.ClickException as error:

@@ -24,7 +24,17 @@ class Template:
     what: str
     method: str
     body: str
+    #: The extra that its models need.
+    extra: str = ""
+    #: An example of a file that clients may send, to replace the tiny one in `body`.
+    file: str = ""
 
+
+#: A sound of 1 ms, and a picture of one red pixel.
+_WAV = (
+    "UklGRkQAAABXQVZFZm10IBAAAAABAAEAgD4AAAB9AAACABAAZGF0YSAAAABAH0AfwODA4EAfQB/A4MDgQB9AH8DgwOBAH0AfwODA4A=="
+)
+_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGO4IycHAALyARlzRAvLAAAAAElFTkSuQmCC"
 
 TEMPLATES = {
     "model": Template(
@@ -41,6 +51,26 @@ TEMPLATES = {
         "infer",
         '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}',
     ),
+    "audio": Template(
+        "sound comes in",
+        "generate",
+        f'{{"audio": {{"b64": "{_WAV}"}}}}',
+        extra="audio",
+        file="song.mp3",
+    ),
+    "image": Template(
+        "a picture comes in",
+        "generate",
+        f'{{"image": {{"b64": "{_PNG}"}}}}',
+        extra="image",
+        file="photo.jpg",
+    ),
+    "tabular": Template(
+        "the columns of a table come in, one value each",
+        "generate",
+        '{"area": 50.0, "rooms": 2, "district": "suburb"}',
+    ),
+    "embeddings": Template("a text becomes a vector", "generate", '{"text": "Backline serves models"}'),
     "pipeline": Template(
         "a model that calls another model", "generate", '{"text": "the longest words first"}'
     ),
@@ -49,6 +79,7 @@ _EPILOG = """\b
 Examples:
   backline new tagger && backline serve tagger
   backline new models/scorer --template batch
+  backline new listener --template audio
   backline new chat --template stream --requires transformers --requires torch==2.9.1"""
 
 
@@ -109,8 +140,10 @@ def _files(template: str, name: str) -> Iterator[tuple[Path, str]]:
 
 def _next(path: Path, name: str, template: Template) -> str:
     where = shlex.quote(str(path))
-    return f"""
+    needs = f"\nIt needs:    pip install 'backline[{template.extra}]'" if template.extra else ""
+    sent = f"\nSend a file: backline infer {name} --input {template.file}" if template.file else ""
+    return f"""{needs}
 Serve it:    backline serve {where}
-Call it:     curl localhost:8000/v2/models/{name}/{template.method} -d {shlex.quote(template.body)}
+Call it:     curl localhost:8000/v2/models/{name}/{template.method} -d {shlex.quote(template.body)}{sent}
 Test it:     pytest {where}
 Debug it:    backline serve {where} --debug {name}"""

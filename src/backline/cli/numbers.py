@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, ClassVar
 
 import click
 
@@ -34,6 +35,21 @@ class Number(click.FloatRange):
             return super().convert(value, param, ctx)
         except click.BadParameter:
             return self.fail(f"{str(value)!r} is not a number{_allowed(self)}.", param, ctx)
+
+
+class Duration(click.ParamType):
+    """A duration above 0 with its unit, such as 20ms; converted to seconds."""
+
+    name = "duration"
+    _UNITS: ClassVar = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(us|ms|s)\s*", str(value))
+        if found is None or not float(found[1]):
+            self.fail(f"{value!r} is not a duration above 0 such as 20ms or 1.5s", param, ctx)
+        return float(found[1]) * self._UNITS[found[2]]
 
 
 class Numbers(click.ParamType):

@@ -35,14 +35,16 @@ def connect(
     max_connections: int = 256,
     retries: int = 1,
     api_key: str | None = None,
+    idempotent: bool = True,
 ) -> Client:
     """Returns a synchronous client, which any number of threads may share.
 
     `url` is http://host:8000, https://host, grpc://host:8001, grpcs://host, unix:/path/of/socket (HTTP),
     grpc+unix:/path, or inproc:///path/of/repository, which loads the models into this process, as Embedded
     does; its options may follow as in ?model=add1&memory_budget=2GiB. The default port is 8000 for http, 8001
-    for grpc, and 443 for https and grpcs. A network client connects with its first request. The other
-    arguments are the fields of ClientOptions.
+    for grpc, and 443 for https and grpcs. Several servers with the same models are separated by commas, or
+    are the addresses of a name in dns+http://name or dns+grpc://name; each request goes to one of them. A
+    network client connects with its first request. The other arguments are the fields of ClientOptions.
 
     >>> with connect("http://localhost:8000") as client:
     ...     notes = client["basic_pitch"](audio)
@@ -58,6 +60,7 @@ def connect(
         max_connections,
         retries,
         api_key,
+        idempotent,
     )
     return Client(url, options)
 
@@ -75,6 +78,7 @@ def connect_async(
     max_connections: int = 256,
     retries: int = 1,
     api_key: str | None = None,
+    idempotent: bool = True,
 ) -> AsyncClient:
     """Returns an asyncio client, which connects with its first request. The arguments are those of `connect`.
 
@@ -92,5 +96,6 @@ def connect_async(
         max_connections,
         retries,
         api_key,
+        idempotent,
     )
     return AsyncClient(url, options)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import socket
+from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-from backline.engine.errors import InvalidArgument
+from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.spelling import nearest
 
 Protocol = Literal["http", "grpc", "inproc"]
@@ -20,6 +22,8 @@ _SCHEMES: dict[str, tuple[Protocol, bool, int]] = {  # protocol, TLS, default po
     "http+unix": ("http", False, 0),
     "grpc+unix": ("grpc", False, 0),
     "inproc": ("inproc", False, 0),
+    "dns+http": ("http", False, 8000),
+    "dns+grpc": ("grpc", False, 8001),
 }
 _EXAMPLES = (
     "http://localhost:8000, grpc://localhost:8001, unix:/run/backline.sock or inproc:///path/to/repository"
@@ -29,7 +33,8 @@ _EXAMPLES = (
 @dataclass(frozen=True, slots=True)
 class Address:
     """A server's address. `path` is the path of the socket or the repository; over TCP, it is the prefix that
-    a proxy puts before /v2. `query` has the options of a repository.
+    a proxy puts before /v2. `query` has the options of a repository. `by_dns` says that the host's name
+    stands for several servers, one for each of its IP addresses.
     """
 
     url: str
@@ -40,6 +45,17 @@ class Address:
     tls: bool = False
     unix: bool = False
     query: str = ""
+    by_dns: bool = False
+
+    @classmethod
+    def parse_all(cls, urls: str) -> tuple[Address, ...]:
+        """Parses the URLs of one server or of several, separated by commas. Raises InvalidArgument."""
+        if "," not in urls or urls.strip().startswith(("inproc:", "unix:", "http+unix:", "grpc+unix:")):
+            return (cls.parse(urls),)
+        addresses = tuple(cls.parse(url) for url in urls.split(",") if url.strip())
+        if not addresses or any(address.protocol == "inproc" for address in addresses):
+            raise InvalidArgument(f"'{urls}' is not a list of server URLs. Use, for example, {_EXAMPLES}")
+        return addresses
 
     @classmethod
     def parse(cls, url: str) -> Address:
@@ -81,7 +97,7 @@ class Address:
             raise InvalidArgument(f"'{url}' has a query or a fragment, but servers have none: leave it out")
         if protocol == "grpc" and parts.path not in ("", "/"):
             raise InvalidArgument(f"'{url}' has the path '{parts.path}', which gRPC cannot use: leave it out")
-        return cls(text, protocol, host, port, parts.path.rstrip("/"), tls)
+        return cls(text, protocol, host, port, parts.path.rstrip("/"), tls, by_dns=scheme.startswith("dns+"))
 
     @property
     def server(self) -> str:
@@ -96,3 +112,17 @@ class Address:
         if self.unix:
             return "localhost"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+async def resolve(address: Address) -> tuple[Address, ...]:
+    """An address for each IP address of a host's name. Raises Unavailable if the name is unknown."""
+    loop = asyncio.get_running_loop()
+    try:
+        infos = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise Unavailable(
+            f"cannot look up the host of {address.url}: {error.strerror or error}. Is the name right?"
+        ) from None
+    hosts = sorted({str(info[4][0]) for info in infos})
+    found = (replace(address, host=host, by_dns=False) for host in hosts)
+    return tuple(replace(one, url=f"{one.protocol}://{one.authority}{one.path}") for one in found)

@@ -46,8 +46,17 @@ def open_transport(address: Address, options: ClientOptions) -> Transport:
     return InprocTransport(address)
 
 
+def open_transports(url: str, addresses: Sequence[Address], options: ClientOptions) -> Transport:
+    """The transport for the addresses that a URL names; see `open_transport`."""
+    if len(addresses) == 1 and not addresses[0].by_dns:
+        return open_transport(addresses[0], options)
+    from backline.client.balanced_transport import BalancedTransport
+
+    return BalancedTransport(url, addresses, options, open_transport)
+
+
 class AsyncClient:
-    """A client of a server, or of a repository that is loaded into this process.
+    """A client of a server, of several servers with the same models, or of a repository in this process.
 
     The first request connects the client and binds it to the running event loop.
 
@@ -56,7 +65,11 @@ class AsyncClient:
     """
 
     def __init__(self, url: str, options: ClientOptions) -> None:
-        self.address = Address.parse(url)
+        self._addresses = Address.parse_all(url)
+        #: The address, the first one if there are several, with the URL that was given.
+        self.address = self._addresses[0]
+        if len(self._addresses) > 1:
+            self.address = replace(self.address, url=url)
         self.options = options
         self._transport: Transport | None = None
         self._opening: asyncio.Lock | None = None
@@ -85,7 +98,7 @@ class AsyncClient:
             self._opening = asyncio.Lock()
         async with self._opening:
             if self._transport is None:
-                transport = open_transport(self.address, self.options)
+                transport = open_transports(self.address.url, self._addresses, self.options)
                 await transport.open()
                 self._transport = transport
         return self._transport

@@ -22,10 +22,10 @@ _ENDS_WITHIN = 1.0
 class BackgroundLoop:
     """Runs coroutines for other threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "backline-client") -> None:
         self._pid = os.getpid()
         self._loop = _new_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="backline-client", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
         atexit.register(self._end)
 
@@ -34,6 +34,11 @@ class BackgroundLoop:
         if self._pid == os.getpid():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_ENDS_WITHIN)
+
+    def close(self) -> None:
+        """Stops the loop and its thread. Nothing may run on it any more."""
+        atexit.unregister(self._end)
+        self._end()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the loop and waits; interrupting the waiting thread cancels the coroutine."""

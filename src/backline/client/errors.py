@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from backline.engine.errors import (
     AlreadyExists,
     BacklineError,
@@ -11,6 +13,7 @@ from backline.engine.errors import (
     InvalidArgument,
     NotFound,
     PayloadTooLarge,
+    QuotaExceeded,
     Unavailable,
     Unsupported,
 )
@@ -20,6 +23,7 @@ __all__ = [
     "BacklineError",
     "Cancelled",
     "ConnectionFailed",
+    "ConnectionLost",
     "CredentialsRefused",
     "DeadlineExceeded",
     "Internal",
@@ -28,15 +32,21 @@ __all__ = [
     "PayloadTooLarge",
     "PermissionDenied",
     "ProtocolError",
+    "QuotaExceeded",
     "Unavailable",
     "Unsupported",
     "from_grpc_code",
     "from_http_status",
+    "pushback_of",
 ]
 
 
 class ConnectionFailed(Unavailable):
     """Raised when a connection cannot be opened, or breaks. The message says if the request may have run."""
+
+
+class ConnectionLost(ConnectionFailed):
+    """Raised when a connection breaks after a request was sent, which may therefore have run."""
 
 
 class PermissionDenied(BacklineError):
@@ -61,7 +71,7 @@ _BY_STATUS: dict[int, type[BacklineError]] = {
     401: CredentialsRefused,
     403: PermissionDenied,
     408: DeadlineExceeded,
-    429: Unavailable,
+    429: QuotaExceeded,
     502: Unavailable,
     **{
         kind.http_status: kind
@@ -108,9 +118,20 @@ def from_http_status(status: int, message: str, retry_after: float | None = None
     return error
 
 
-def from_grpc_code(code: int, message: str) -> BacklineError:
+def from_grpc_code(code: int, message: str, retry_after: float | None = None) -> BacklineError:
     """The error for a gRPC status other than OK."""
-    if code == 8:  # RESOURCE_EXHAUSTED means either a message that is too large or a busy server
-        too_large = "message" in message.lower() or "size" in message.lower()
-        return PayloadTooLarge(message) if too_large else Unavailable(message)
-    return _BY_CODE.get(code, Internal)(message)
+    kind = _BY_CODE.get(code, Internal)
+    if code == 8:  # RESOURCE_EXHAUSTED means a message that is too large, or a caller that has sent too many
+        too_large = retry_after is None and ("message" in message.lower() or "size" in message.lower())
+        kind = PayloadTooLarge if too_large else QuotaExceeded
+    error = kind(message)
+    error.retry_after = retry_after
+    return error
+
+
+def pushback_of(trailers: Iterable[tuple[str, str | bytes]] | None) -> float | None:
+    """The seconds after which a gRPC server wants the next attempt (gRFC A6); None if it does not say."""
+    for name, value in trailers or ():
+        if name == "grpc-retry-pushback-ms" and isinstance(value, str) and value.isdigit():
+            return int(value) / 1000
+    return None

@@ -14,7 +14,14 @@ import numpy as np
 from backline.client.address import Address
 from backline.client.control import ModelControl
 from backline.client.credentials import find_credential
-from backline.client.errors import ConnectionFailed, DeadlineExceeded, ProtocolError, from_grpc_code
+from backline.client.errors import (
+    ConnectionFailed,
+    ConnectionLost,
+    DeadlineExceeded,
+    ProtocolError,
+    from_grpc_code,
+    pushback_of,
+)
 from backline.client.grpc_control import GrpcControl
 from backline.client.handshake import no_tls, unanswered, unverified
 from backline.client.options import ClientOptions
@@ -189,7 +196,9 @@ class GrpcTransport(Transport):
                         code, details = (await streaming.code()).value[0], await streaming.details()
                         raise self._credential.explain(
                             from_grpc_code(
-                                code, details or f"{self._url} ended the stream with gRPC status {code}"
+                                code,
+                                details or f"{self._url} ended the stream with gRPC status {code}",
+                                pushback_of(await streaming.trailing_metadata()),
                             ),
                             self._url,
                         )
@@ -313,14 +322,18 @@ class GrpcTransport(Transport):
     def _failure(self, method: str, error: Any, timeout: float) -> BacklineError:
         code, details = error.code().value[0], error.details() or ""
         if code == 14 and self._channel.get_state() is not _grpc().ChannelConnectivity.READY:
-            self._connected = False
-            return self._unreachable(details)
+            # A call on an established connection may have reached the server before the connection broke.
+            sent, self._connected = self._connected, False
+            failed = self._unreachable(details)
+            return ConnectionLost(failed.message) if sent else failed
         if code == 4:
             return DeadlineExceeded(
                 f"no answer from {self._url} within {timeout:.3g} s" + (f" ({details})" if details else "")
             )
         failure = from_grpc_code(
-            code, details or f"{self._url} answered {method} with gRPC status {error.code().name}"
+            code,
+            details or f"{self._url} answered {method} with gRPC status {error.code().name}",
+            pushback_of(error.trailing_metadata()),
         )
         return self._credential.explain(failure, self._url)
 

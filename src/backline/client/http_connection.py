@@ -9,7 +9,7 @@ from typing import cast
 
 import httptools
 
-from backline.client.errors import ConnectionFailed, DeadlineExceeded, ProtocolError
+from backline.client.errors import ConnectionFailed, ConnectionLost, DeadlineExceeded, ProtocolError
 from backline.engine.values.tensor import Buffer
 
 #: Bodies above this size are received straight into their own buffer, bypassing the parser.
@@ -181,7 +181,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         why = f": {error}" if error else ""
         got = "in the middle of its answer" if self._answered else "before it answered"
         waiter.set_exception(
-            ConnectionFailed(
+            ConnectionLost(
                 f"{self._url} closed the connection {got}{why}; the request may have run.{self._advice}"
             )
         )

@@ -14,6 +14,7 @@ from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, read_listing
 from backline.engine.control import Attempt, Change, LabelMove, Overrides
 from backline.engine.errors import Unsupported
+from backline.engine.values.tensor import Buffer
 
 if TYPE_CHECKING:
     from backline.client.http_transport import HttpTransport
@@ -37,7 +38,7 @@ class HttpControl(ModelControl):
         return await self._transport.repository_index(timeout)
 
     async def load(self, model: str, version: str, overrides: Overrides | None, timeout: float) -> None:
-        parameters: dict[str, str | bytes] = {}
+        parameters: dict[str, str | Buffer] = {}
         if overrides is not None:
             parameters = {"config": overrides.config or "{}"}
             parameters.update((f"file:{path}", content) for path, content in overrides.files.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -91,11 +92,20 @@ def decode_infer(url: str, answer: HttpAnswer) -> InferResponse:
         end = len(body) if length is None else int(length)
         if not 0 < end <= len(body):
             raise ValueError(f"header of {end} bytes in a body of {len(body)}")
-        header = _decode(body[:end])
+        header = _read_header(body[:end])
         outputs = list(_tensors(header, body, end))
     except (ValueError, InvalidArgument, msgspec.DecodeError) as error:
         raise ProtocolError(f"{url} sent an inference response that cannot be read: {error}") from None
     return InferResponse(header.model_name, header.model_version, header.id, outputs, header.parameters)
+
+
+def _read_header(text: memoryview) -> _ResponseJson:
+    """Reads the JSON of a response, in which numbers may be NaN, Infinity or -Infinity."""
+    try:
+        return _decode(text)
+    except msgspec.DecodeError:
+        # The standard library is slower, but knows these words.
+        return msgspec.convert(json.loads(bytes(text)), _ResponseJson)
 
 
 def decode_event(url: str, data: bytes) -> InferResponse:

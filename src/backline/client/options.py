@@ -27,8 +27,9 @@ class ClientOptions:
 
     `headers` are sent with every request (over gRPC, as metadata). `ca`, `certificate` and `key` are paths of
     PEM files; `verify=False` accepts any server certificate (https only). `retries` counts further attempts
-    to connect; a request is never repeated once any part of it was sent. `api_key` is sent with every request
-    as `Authorization: Bearer`; by default it is the one in the environment variable BACKLINE_KEY, or else the
+    to connect; a request is never repeated once any part of it was sent, unless the URL names several servers
+    and requests are `idempotent`, which means that one may run twice. `api_key` is sent with every request as
+    `Authorization: Bearer`; by default it is the one in the environment variable BACKLINE_KEY, or else the
     one that `backline login` keeps for the URL.
     """
 
@@ -42,6 +43,7 @@ class ClientOptions:
     max_connections: int = 256
     retries: int = 1
     api_key: str | None = field(default=None, repr=False)
+    idempotent: bool = True
 
     def __post_init__(self) -> None:
         for name in ("timeout", "connect_timeout"):

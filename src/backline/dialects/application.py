@@ -7,25 +7,29 @@ from dataclasses import replace
 from time import monotonic
 from typing import Any, TypeAlias
 
-from backline.access.access import Access
+from backline.access.access import AUTHORIZATION, Access
 from backline.access.browsers import BrowserPolicy
 from backline.access.gate import CrossOrigin, ScopeGate, Target, route_of
 from backline.access.identity import ANY_MODEL
-from backline.access.scope import CHANGING, Scope
+from backline.access.restricted import RestrictedApis, api_of_method
+from backline.access.scope import CHANGING, EVERYBODY, Scope
 from backline.dialects import standard_services
-from backline.dialects.answers import fail_call, hidden_error, render_error, respond_error, respond_json
+from backline.dialects.answers import fail_call, hidden_error, render_error, respond_error
 from backline.dialects.audit import Audit, AuditedIdentity
+from backline.dialects.console.service import ConsoleService
 from backline.dialects.deferred import DeferredAnswers
+from backline.dialects.forwarding import NOTHING_FORWARDED, Forwarding
 from backline.dialects.open_inference.grpc.service import SERVICE, InferenceService
 from backline.dialects.open_inference.grpc.wire_format import model_name
 from backline.dialects.open_inference.rest.service import RestService
 from backline.dialects.open_inference.settings import RecordingRoutes
+from backline.dialects.openapi.service import OpenApiService
+from backline.dialects.plain.service import PlainService
 from backline.dialects.router import MAX_REMEMBERED_SIZE, Handler, MethodNotAllowed, Router
 from backline.dialects.standard_services import HealthService, ReflectionService
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Unavailable
 from backline.observe.recording import Recorder
-from backline.version import __version__
 from backline.wire.application import (
     Application,
     Buffer,
@@ -51,29 +55,40 @@ def build_application(
     not_ready_status: int = Unavailable.http_status,
     browsers: BrowserPolicy = _LOOPBACK_ONLY,
     access: Access | None = None,
+    console: bool = True,
+    restricted: RestrictedApis | None = None,
+    forwarding: Forwarding = NOTHING_FORWARDED,
 ) -> Application:
     """The application that serves an engine. With a `recorder`, clients can record requests.
 
     `metrics` produces the response to GET /metrics, on every port. `not_ready_status` is the HTTP status of a
     failed health check: 503, or Triton's 400 for clients that rely on it. `browsers` limits what web pages
-    may do, and `access` what each caller may do; without it, every caller may do everything.
+    may do, and `access` what each caller may do; without it, every caller may do everything. `restricted`
+    are the APIs that need a header field, and `forwarding` says which fields models see as parameters. With
+    `console`, browsers get the console.
     """
     audit = Audit(engine, lambda method, path: _model_at(router, method, path))
     router = Router(audit.route)
     deferred = DeferredAnswers(engine)
-    RestService(engine, deferred, not_ready_status=not_ready_status).add_routes(router)
-    router.add(Scope.READ, "GET", "/", _index_page)
+    RestService(engine, deferred, not_ready_status=not_ready_status, forward=forwarding.http).add_routes(
+        router
+    )
+    PlainService(engine, deferred).add_routes(router)
+    OpenApiService(engine, deferred).add_routes(router)
+    ConsoleService(engine, deferred, with_page=console).add_routes(router)
     if recorder is not None:
         RecordingRoutes(recorder, deferred).add_routes(router)
     if metrics is not None:
         router.add(Scope.METRICS, "GET", "/metrics", _metrics_page(metrics, deferred))
     services = (SERVICE, standard_services.HEALTH, standard_services.REFLECTION)
     rpc = {
-        **InferenceService(engine, deferred).methods(),
+        **InferenceService(engine, deferred, forwarding.grpc).methods(),
         **HealthService(engine, services).methods(),
         **ReflectionService(services).methods(),
     }
-    targets = {path: _target(method) for path, method in rpc.items()}
+    targets = {
+        path: _target(method)._replace(api=api_of_method(path), grpc=True) for path, method in rpc.items()
+    }
     rpc = {path: _audited(path, method, audit) for path, method in rpc.items()}
 
     def target_of(method: bytes, path: bytes) -> Target | None:
@@ -88,8 +103,9 @@ def build_application(
         http=CrossOrigin(http, browsers.origins) if browsers.origins else http,
         rpc=rpc,
         render_error=render_error,
-        gate=ScopeGate(browsers, target_of, access, audit.denied),
+        gate=ScopeGate(browsers, target_of, access, audit.denied, restricted),
         is_vital=_is_vital,
+        keeps_spelling=forwarding.http is not None,
     )
 
 
@@ -137,22 +153,26 @@ class _IdentifyingHandler(_HttpHandler):
         self._audit = audit
         self._target = router.target
         self._identify = access.identify
+        self._remembered = access.remembered
         self._handler_of = self._admit
 
     def _admit(self, request: HttpRequest) -> Handler:
         """The handler of a request, once its caller is admitted. Raises BacklineError if it is not."""
-        try:
-            identity = self._identify(request.headers, request)
-        except BacklineError as error:
-            target = self._target(request.method, request.path)
-            if target is None:
-                return self._resolve(request)  # which raises
-            self._audit.refused(request, route_of(request.method, request.path), target.model, error)
-            raise
+        given = request.headers.get(AUTHORIZATION)
+        identity = None if given is None else self._remembered(given)
+        if identity is None:
+            try:
+                identity = self._identify(request.headers, request)
+            except BacklineError as error:
+                target = self._target(request.method, request.path)
+                if target is None:
+                    return self._resolve(request)  # which raises
+                self._audit.refused(request, route_of(request.method, request.path), target.model, error)
+                raise
         request.identity = identity
         route = (request.method, request.path)
         handler = identity.passes.get(route)
-        if handler is None or not identity.lasts:
+        if handler is None:
             target = self._target(*route)
             handler = self._resolve(request)
             if target is None:
@@ -162,9 +182,9 @@ class _IdentifyingHandler(_HttpHandler):
             except BacklineError as error:
                 self._audit.refused(request, route_of(*route), target.model, error)
                 raise
-            if target.scope is Scope.HEALTH:
+            if target.scope in EVERYBODY:
                 return handler
-            if len(request.path) <= MAX_REMEMBERED_SIZE:
+            if identity.lasts and len(request.path) <= MAX_REMEMBERED_SIZE:
                 identity.passes.keep(route, handler)
         if identity.meter is not None:
             target = self._target(*route) if identity.meter.by_model else None
@@ -176,7 +196,9 @@ class _IdentifyingHandler(_HttpHandler):
 def _target(method: UnaryMethod | StreamMethod) -> Target:
     """The target of calls of a gRPC method, as far as its path tells."""
     scope = Scope(method.scope)
-    named = scope is Scope.INFER or (isinstance(method, UnaryMethod) and method.model_of is not None)
+    named = scope is Scope.INFER or (
+        isinstance(method, UnaryMethod) and (method.model_of is not None or method.lists)
+    )
     return Target(scope, ANY_MODEL if named else None)
 
 
@@ -196,7 +218,7 @@ def _identifying(
     """A method that also checks who calls. Messages of inference are checked as they are read."""
     if isinstance(method, UnaryMethod):
         return _identifying_unary(path, method, access, audit)
-    scope, model = _target(method)
+    scope, model, *_ = _target(method)
     handler = method.handler
 
     async def serve(call: StreamCall) -> None:
@@ -213,9 +235,10 @@ def _identifying(
 
 
 def _identifying_unary(path: bytes, method: UnaryMethod, access: Access, audit: Audit) -> UnaryMethod:
-    identify = access.identify
-    scope, model = _target(method)
+    identify, remembered = access.identify, access.remembered
+    scope, model, *_ = _target(method)
     handler, model_of = method.handler, method.model_of
+    unnamed = ANY_MODEL if method.lists else None
     name_of: Callable[[Buffer], str | None] = model_of or (lambda _: None)
     infers = scope is Scope.INFER
     if infers:
@@ -223,10 +246,14 @@ def _identifying_unary(path: bytes, method: UnaryMethod, access: Access, audit: 
 
     def handle(call: UnaryCall, received: Buffer) -> None:
         try:
-            identity = call.identity = identify(call.metadata, call)
-            if identity.passes.get(handler) is None or not identity.lasts:
-                identity.require(scope, model if model_of is None else model_of(received) or None)
-                if model_of is None:
+            given = call.metadata.get(AUTHORIZATION)
+            identity = None if given is None else remembered(given)
+            if identity is None:
+                identity = identify(call.metadata, call)
+            call.identity = identity
+            if identity.passes.get(handler) is None:
+                identity.require(scope, model if model_of is None else model_of(received) or unnamed)
+                if model_of is None and identity.lasts:
                     identity.passes.keep(handler, True)
             if infers and not identity.infers_all:
                 identity.require(scope, model_name(received))
@@ -251,27 +278,3 @@ def _metrics_page(page: Page, deferred: DeferredAnswers) -> Handler:
         )
 
     return answer
-
-
-def _index_page(request: HttpRequest) -> None:
-    respond_json(
-        request,
-        {
-            "name": "backline",
-            "version": __version__,
-            "urls": {
-                "server": "/v2",
-                "live": "/v2/health/live",
-                "ready": "/v2/health/ready",
-                "models": "/v2/models",
-                "model": "/v2/models/{model}",
-                "infer": "/v2/models/{model}/infer",
-                "labels": "/v2/models/{model}/labels",
-                "repository": "/v2/repository/index",
-                "history": "/v2/repository/history",
-                "audit": "/v2/audit",
-                "statistics": "/v2/models/stats",
-                "metrics": "/metrics",
-            },
-        },
-    )

@@ -9,8 +9,8 @@ from urllib.parse import parse_qsl
 import msgspec
 from google.protobuf.message import DecodeError
 
-from backline.dialects.json_scan import check_document
-from backline.engine.errors import InvalidArgument
+from backline.dialects.json_scan import MAX_DOCUMENT, check_document
+from backline.engine.errors import InvalidArgument, PayloadTooLarge
 from backline.engine.spelling import nearest
 from backline.engine.values.tensor import Buffer
 from backline.protos import message
@@ -52,8 +52,16 @@ def read_query(kind: type[Document], query: bytes) -> Document:
         raise InvalidArgument(f"failed to read the query of the URL: {_explain(kind, str(error))}") from None
 
 
-def read_message(name: str, received: Buffer) -> Any:
-    """A protobuf message by its full name, such as "inference.ModelReadyRequest". Raises InvalidArgument."""
+def read_message(name: str, received: Buffer, limit: int = MAX_DOCUMENT) -> Any:
+    """A protobuf message by its full name, such as "inference.ModelReadyRequest".
+
+    Raises InvalidArgument if it is malformed, PayloadTooLarge above `limit` bytes, as messages are decoded on
+    the event loop.
+    """
+    if len(received) > limit:
+        raise PayloadTooLarge(
+            f"the message has {len(received)} bytes, more than the {limit} allowed for this kind of request"
+        )
     try:
         return message(name).FromString(received)
     except DecodeError:

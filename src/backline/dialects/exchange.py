@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from backline.access.scope import Scope
 from backline.dialects.answers import fail_call, hidden_error, quota_fields, respond_error
+from backline.dialects.forwarding import ForwardPattern
 from backline.dialects.off_loop import LargeRequest, OffLoop
 from backline.engine.engine import Engine
 from backline.engine.errors import (
@@ -84,6 +85,8 @@ class Carrier(Generic[Caller, Written]):
     ends_at_deadline: bool
     reply: Callable[[Caller, Written], None]
     fail: Callable[[Caller, BacklineError], None]
+    #: Which header fields or metadata models see as parameters.
+    forward: ForwardPattern | None = None
 
 
 def _respond(request: HttpRequest, written: HttpBody) -> None:
@@ -116,6 +119,7 @@ class RequestIntake(Generic[Caller, Plan]):
         self._protocol = carrier.protocol
         self._ends_at_deadline = carrier.ends_at_deadline
         self._fail = carrier.fail
+        self._forward = carrier.forward
         self._read = read
         self._then = then
         self._off_loop = off_loop
@@ -149,6 +153,8 @@ class RequestIntake(Generic[Caller, Plan]):
             request, deadline = plan.request(model, version, id, inputs, deadline), None
         else:
             request = plan.request(model, version, id, inputs, None)
+        if self._forward is not None:
+            request = self._forward.apply(request, fields)
         # A model in the URL has been checked with the route.
         if not model and caller.identity is not None and not caller.identity.infers_all:
             caller.identity.require(Scope.INFER, request.model_name)
@@ -175,6 +181,8 @@ class RequestIntake(Generic[Caller, Plan]):
                 raise
             ends_at_deadline = self._ends_at_deadline
             request = plan.request(model, version, id, inputs, deadline if ends_at_deadline else None)
+            if self._forward is not None:
+                request = self._forward.apply(request, fields)
             if caller.identity is not None:
                 caller.identity.require(Scope.INFER, request.model_name)
             trace = trace_arrival(self._engine, self._protocol, request.model_name, fields, began)
@@ -214,8 +222,17 @@ class UnaryInference(Generic[Caller, Plan, Written]):
         self, caller: Caller, deadline: float | None, trace: Trace | None, request: InferRequest, plan: Plan
     ) -> None:
         ticket = Ticket(request, self._complete, context=(caller, plan), trace=trace)
-        if caller.identity is not None:
-            caller.identity.follow(ticket)
+        identity = caller.identity
+        if identity is not None:  # as Identity.follow and Meter.follow, without the calls
+            ticket.identity = identity.name
+            meter = identity.meter
+            if meter is not None:
+                only = meter.only
+                if only is not None and only.in_flight < only.most:
+                    only.in_flight += 1
+                    ticket.counted = only
+                else:
+                    meter.follow(ticket)
         caller.on_abandon = partial(cancel, ticket)
         try:
             if deadline is None:

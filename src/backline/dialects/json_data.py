@@ -1,6 +1,7 @@
 """Encodes and decodes tensors in JSON: numbers, booleans or strings, nested or flat, in row-major order.
 
-A string that is not UTF-8 is an object with base64, as in TensorFlow Serving: {"b64": "..."}.
+A string that is not UTF-8 is an object with base64, as in TensorFlow Serving: {"b64": "..."}. Numbers may
+also be NaN, Infinity and -Infinity, which JSON itself does not have, as in Triton and TensorFlow Serving.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
-from math import isinf
+from math import inf, isinf, nan
 from typing import Annotated, Any
 
 import msgspec
@@ -18,10 +19,11 @@ import numpy as np
 
 from backline.dialects.input_plan import InputPlan
 from backline.dialects.json_numbers import MAX_DEPTH, read_numbers, write_numbers
-from backline.dialects.json_scan import STEP, count, parts
+from backline.dialects.json_scan import STEP, count, outside_strings, parts
+from backline.dialects.off_loop import PIECE
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
-from backline.engine.values.tensor import Tensor
+from backline.engine.values.tensor import Buffer, Tensor
 
 #: A list with more characters than this is decoded in pieces of this size.
 LARGE = 64 * 1024
@@ -29,6 +31,9 @@ _TOO_FEW = "Failed to parse 'data' field: shape does not match true shape"
 _TOO_MANY = "Unable to parse 'data': Shape does not match true shape of 'data' field"
 #: A number whose exponent has three digits.
 _EXTREME = re.compile(rb"[eE][+-]?0*[1-9][0-9]{2}").search
+#: The numbers that stand for words: nobody sends them, as no datatype can hold them.
+_WORDS = {b"NaN": b"9e99999", b"Infinity": b"8e99999"}
+_STANDING_FOR = {"9e99999": nan, "8e99999": inf, "-8e99999": -inf}
 _BINARY_ONLY = (DataType.FP16, DataType.BF16)
 _BLANK = b" \t\r\n"
 #: For each byte: whether it may occur between the strings of a list.
@@ -94,7 +99,7 @@ def decode_list(decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Raw) ->
 
     msgspec takes 10 microseconds for a number near the limits of FP64, such as 1e308, which is why the
     standard library decodes lists that have one. They are lists of numbers only: the library accepts strings
-    that are not Unicode.
+    that are not Unicode. Numbers that `replace_words` wrote are NaN or infinite.
     """
     text = bytes(raw)
     if (b"e" not in text and b"E" not in text) or b'"' in text or _EXTREME(text) is None:
@@ -107,7 +112,28 @@ def decode_list(decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Raw) ->
         raise msgspec.DecodeError(str(error)) from None
 
 
+def replace_words(text: Buffer) -> bytes | None:
+    """JSON in which numbers that no datatype can hold stand for NaN, Infinity and -Infinity outside strings.
+
+    None if `text` has none of these words. Only `decode_list` reads such numbers as what they stand for.
+    """
+    found = outside_strings(text, tuple(_WORDS))
+    if not found:
+        return None
+    source = bytes(text)
+    pieces: list[bytes] = []
+    end = 0
+    for start, word in found:
+        pieces += (source[end:start], _WORDS[word])
+        end = start + len(word)
+    pieces.append(source[end:])
+    return b"".join(pieces)
+
+
 def _finite(text: str) -> float:
+    word = _STANDING_FOR.get(text)
+    if word is not None:
+        return word
     number = float(text)
     if isinf(number):
         raise ValueError("Number out of range")
@@ -137,12 +163,18 @@ def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:
                 f"output '{tensor.name}' has elements that are not UTF-8, which JSON cannot represent."
                 " Please use the binary data format (parameter 'binary_data': true)"
             ) from None
-    if data.dtype.kind == "f" and not np.isfinite(data).all():
-        raise InvalidArgument(
-            f"output '{tensor.name}' has values that are NaN or infinite, which JSON cannot represent."
-            " Please use the binary data format (parameter 'binary_data': true)"
-        )
-    return msgspec.Raw(write_numbers(data))
+    if data.dtype.kind != "f" or np.isfinite(data).all():
+        return msgspec.Raw(write_numbers(data))
+    flat = data.reshape(-1)
+    pieces = (
+        _encode_words(flat[start : start + PIECE].tolist())[1:-1] for start in range(0, flat.size, PIECE)
+    )
+    return msgspec.Raw(b"[" + b",".join(pieces) + b"]")
+
+
+def _encode_words(values: list[float]) -> bytes:
+    """A list in JSON, in which NaN and infinite numbers are words."""
+    return json.dumps(values, separators=(",", ":")).encode()
 
 
 def _decode_pieces(spec: InputPlan, raw: bytes, depth: int, *, encoded: bool) -> np.ndarray:
@@ -272,9 +304,9 @@ def _array(spec: InputPlan, values: list[Any]) -> np.ndarray:
     try:
         with np.errstate(over="ignore"):
             array = np.array(values, spec.dtype)
-        # JSON has no infinity, so an infinite element has overflowed.
-        if spec.datatype is not DataType.FP32 or not np.isinf(array).any():
-            return array
+        infinite = np.isinf(array) if spec.datatype is DataType.FP32 else None
+        if infinite is None or not infinite.any() or np.isinf(np.array(values)[infinite]).all():
+            return array  # no finite number has overflowed
     except OverflowError:
         pass
     raise InvalidArgument(f"'data' of input '{spec.name}' has a number that {spec.datatype.name} cannot hold")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from backline.access.gate import Target
+from backline.access.identity import ANY_MODEL
+from backline.access.restricted import api_of_route
 from backline.access.scope import CHANGING, Scope
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound
 from backline.engine.spelling import nearest
@@ -37,6 +39,7 @@ class _Route(NamedTuple):
     scope: Scope
     handler: Callable[..., None]
     further: tuple[str, ...]
+    lists: bool
 
 
 class _Methods(dict[bytes, Handler]):
@@ -62,12 +65,19 @@ class Router:
         self._resolved: Memo[bytes, _Methods] = Memo(_MAX_REMEMBERED)
 
     def add(
-        self, scope: Scope, method: str, pattern: str, handler: Callable[..., None], *further: str
+        self,
+        scope: Scope,
+        method: str,
+        pattern: str,
+        handler: Callable[..., None],
+        *further: str,
+        lists: bool = False,
     ) -> None:
         """Routes `method` on `pattern` to `handler(*names, *further, request)`.
 
         `names` are the percent-decoded segments at each `{}`. `scope` is what the route lets a caller do; the
-        gate, not the router, checks it. Raises ValueError for a route that is already taken.
+        gate, not the router, checks it. A route that `lists` models is open to callers who may use only some
+        models, and its handler leaves out the others. Raises ValueError for a route that is already taken.
         """
         if scope in CHANGING:
             handler = self._changing(handler)
@@ -77,7 +87,14 @@ class Router:
         for name in (method.encode(), *([b"HEAD"] if method == "GET" else [])):
             if name in methods:
                 raise ValueError(f"{method} {pattern} is routed twice")
-            methods[name] = _Route(scope, handler, further)
+            methods[name] = _Route(scope, handler, further, lists)
+
+    def routes(self) -> Iterator[tuple[str, str, Scope]]:
+        """All routes as method, pattern and scope; HEAD is left out, as it works wherever GET does."""
+        for segments, methods in self._patterns.items():
+            for method, route in methods.items():
+                if method != b"HEAD":
+                    yield method.decode(), "/" + "/".join(segments), route.scope
 
     def resolve(self, request: HttpRequest) -> Handler:
         """A request's handler. Raises NotFound, MethodNotAllowed, or InvalidArgument for a malformed path."""
@@ -121,7 +138,11 @@ class Router:
                     (name, partial(route.handler, *names, *route.further)) for name, route in methods.items()
                 )
                 model = _model(pattern, segments)
-                bound.targets = {name: Target(route.scope, model) for name, route in methods.items()}
+                api = api_of_route(pattern)
+                bound.targets = {
+                    name: Target(route.scope, ANY_MODEL if route.lists else model, api)
+                    for name, route in methods.items()
+                }
                 if len(path) <= MAX_REMEMBERED_SIZE:
                     self._resolved.keep(bytes(path), bound)
                 return bound

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from backline.client.sync import Client
 
 
+class ModelsNotLoaded(Unavailable):
+    """Raised at the start if a model has failed to load and the caller wants all of them."""
+
+
 class Embedded:
     """An engine in the program itself, with the models of its repositories.
 
@@ -108,7 +112,7 @@ class Embedded:
                 reasons = "".join(
                     f"\n  {model.name} version {model.version}: {model.reason}" for model in failed
                 )
-                raise Unavailable(f"not all models could be loaded, and --exit-on-error is set:{reasons}")
+                raise ModelsNotLoaded(f"not all models could be loaded, and --exit-on-error is set:{reasons}")
 
     def stopping(self) -> None:
         """Makes the engine not ready. Requests in flight complete, except those that wait for a load."""

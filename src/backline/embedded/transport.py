@@ -15,7 +15,7 @@ from backline.client.errors import ConnectionFailed, DeadlineExceeded
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata, complete_listing
 from backline.client.transport import InferCall, Transport
 from backline.dialects.open_inference.configuration import model_configuration
-from backline.dialects.open_inference.metadata import model_listing, server_metadata
+from backline.dialects.open_inference.metadata import model_listing, server_metadata, visible_to
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.embedded.embedded import Embedded
 from backline.embedded.url_options import read_options
@@ -121,7 +121,7 @@ class InprocTransport(Transport):
             await self._engine.wake(model, version)
 
     async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
-        return list(model_statistics(self._engine, model, version, details=True))
+        return list(model_statistics(self._engine, model, version, visible_to(None), details=True))
 
     async def repository_index(self, timeout: float) -> list[ModelIndex]:
         return await self._control.models(timeout)
@@ -145,7 +145,8 @@ class InprocControl(ModelControl):
 
     async def models(self, timeout: float) -> list[ModelIndex]:
         return complete_listing(
-            self._engine.names(), msgspec.convert(model_listing(self._engine), list[ModelIndex])
+            self._engine.names(),
+            msgspec.convert(model_listing(self._engine, visible_to(None)), list[ModelIndex]),
         )
 
     async def load(self, model: str, version: str, overrides: Overrides | None, timeout: float) -> None:

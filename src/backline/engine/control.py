@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Final, Literal, Protocol, TypeAlias
 
 from backline.engine.names import check_file_path
+from backline.engine.values.tensor import Buffer
 
 LogValue: TypeAlias = bool | int | str
 
@@ -100,7 +101,7 @@ class Overrides:
     """
 
     config: str | None = None
-    files: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
+    files: Mapping[str, Buffer] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
         """Raises InvalidArgument for paths that might lead out of the model's folder."""

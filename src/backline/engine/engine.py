@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 
 from backline.engine.control import STABLE, Control, LogControl
 from backline.engine.custom_metrics import CustomMetrics
@@ -35,6 +35,8 @@ class Engine:
         self.shared_memory: SharedMemory | None = None
         #: Reads and changes the log settings; None without a server.
         self.log_control: LogControl | None = None
+        #: The server's name in its metadata.
+        self.server_name = "backline"
         #: Traces the requests of clients; None while none are to be traced.
         self.tracer: Tracer | None = None
         #: Reads and changes the trace settings; None without a server.
@@ -42,6 +44,7 @@ class Engine:
         #: Metrics that models define.
         self.custom_metrics = CustomMetrics()
         self._labels: dict[str, Mapping[str, str]] = {}
+        self._only_by_label: dict[str, Set[str]] = {}
         #: Load statistics by model, since the start.
         self.loads: dict[str, LoadStatistics] = {}
         #: The versions that serve requests, by model name and version or label; "" is the default version.
@@ -274,17 +277,22 @@ class Engine:
         """Removes a model with all versions, labels and load statistics."""
         self._models.pop(name, None)
         self._labels.pop(name, None)
+        self._only_by_label.pop(name, None)
         self.loads.pop(name, None)
 
-    def set_labels(self, name: str, labels: Mapping[str, str]) -> None:
-        """Sets the labels of a model and their versions. Versions take precedence over labels."""
+    def set_labels(self, name: str, labels: Mapping[str, str], only_by_label: Set[str] = frozenset()) -> None:
+        """Sets the labels of a model and their versions. Versions take precedence over labels.
+
+        The versions `only_by_label` are loaded only because a label points to them.
+        """
         self._labels[name] = dict(labels)
+        self._only_by_label[name] = only_by_label
 
     def refresh(self) -> None:
         """Recomputes which version serves which requests, after changes of states or labels.
 
         Requests without a version go to the version with the label STABLE if there is one, else to the
-        newest.
+        newest. A version that is there only for another label gets them if there is no other version.
         """
         routes: dict[tuple[str, str], Model] = {}
         for name, versions in self._models.items():
@@ -295,7 +303,9 @@ class Engine:
                     routes[name, label] = versions[version]
             for version in served:
                 routes[name, version] = versions[version]
-            chosen = labels.get(STABLE) or (served[-1] if served else "")
+            aside = self._only_by_label.get(name, frozenset())
+            candidates = [version for version in served if version not in aside] or served
+            chosen = labels.get(STABLE) or (candidates[-1] if candidates else "")
             if chosen in served:
                 routes[name, ""] = versions[chosen]
         self._routes = routes
@@ -320,6 +330,11 @@ class Engine:
         """Marks the start as complete: all models have been loaded, or have failed to load."""
         self._started = True
         self._changed()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the server is stopping, so that responses without an end should end now."""
+        return self._stopping
 
     def stopping(self) -> None:
         """Marks the engine as not ready, because the server is stopping."""

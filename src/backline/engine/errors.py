@@ -7,7 +7,9 @@
 | Forbidden          | 403  | 7 PERMISSION_DENIED   | the caller may not do this                             |
 | NotFound           | 404  | 5 NOT_FOUND           | no such model, version, output or route                |
 | AlreadyExists      | 400  | 6 ALREADY_EXISTS      | what should be created exists already                  |
+| NotAcceptable      | 406  | 3 INVALID_ARGUMENT    | the response has no form that the client accepts       |
 | PayloadTooLarge    | 413  | 8 RESOURCE_EXHAUSTED  | the request exceeds a limit of the server              |
+| UnsupportedMediaType | 415 | 3 INVALID_ARGUMENT   | the body's type fits no input of the model             |
 | QuotaExceeded      | 429  | 8 RESOURCE_EXHAUSTED  | the caller has used up its quota                       |
 | Unavailable        | 503  | 14 UNAVAILABLE        | try again later: loading, draining, queue full         |
 | DeadlineExceeded   | 504  | 4 DEADLINE_EXCEEDED   | the deadline passed before a response was ready        |
@@ -74,18 +76,19 @@ class AlreadyExists(BacklineError):
     grpc_code = 6
 
 
+class NotAcceptable(BacklineError):
+    http_status = 406
+    grpc_code = 3
+
+
+class UnsupportedMediaType(BacklineError):
+    http_status = 415
+    grpc_code = 3
+
+
 class PayloadTooLarge(BacklineError):
     http_status = 413
     grpc_code = 8
-
-
-class QuotaExceeded(BacklineError):
-    http_status = 429
-    grpc_code = 8
-
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
 
 
 class Unavailable(BacklineError):
@@ -95,6 +98,13 @@ class Unavailable(BacklineError):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class QuotaExceeded(Unavailable):
+    """Raised when the caller has used up its quota: for this caller, the server is not available now."""
+
+    http_status = 429
+    grpc_code = 8
 
 
 class DeadlineExceeded(BacklineError):

@@ -5,8 +5,8 @@ While nothing is traced, `Ticket.trace` is None and tracing costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from backline.engine.errors import BacklineError
@@ -83,6 +83,15 @@ class TraceControl(Protocol):
         """Changes settings. None resets a setting to that of all models, or to its initial value.
 
         Raises InvalidArgument for an invalid setting, Unsupported for one that cannot be changed at run time.
+        """
+
+    def recent(self) -> Sequence[Mapping[str, Any]]:
+        """The documents of the last requests that were traced for somebody who watched, oldest first."""
+
+    def watch(self, watcher: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
+        """Passes a document to `watcher` for each request that ends, or on a busy server for some of them.
+
+        Returns a function that ends it. Tracing costs something only while somebody watches.
         """
 
 

@@ -20,6 +20,7 @@ from typing import Final
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.names import printable
 from backline.system.archive_limits import UnpackLimits
+from backline.system.private_file import without_keys
 
 #: The configuration parameter that holds the path; the path may contain the placeholder below.
 PARAMETER: Final = "EXECUTION_ENV_PATH"
@@ -160,14 +161,16 @@ def _relocate(place: Path) -> None:
     """Runs the script of conda-pack that adapts an environment to its new path."""
     script, python = place / "bin" / "conda-unpack", place / "bin" / "python"
     if script.exists() and python.exists():
-        subprocess.run([str(python), str(script)], check=False, capture_output=True)
+        subprocess.run(
+            [str(python), str(script)], check=False, capture_output=True, env=without_keys(os.environ)
+        )
 
 
 def _lent(path: Path, python: Path, variables: Mapping[str, str], cache: Path) -> dict[str, str]:
     """Variables that make the server's msgspec importable if the environment lacks it and has the server's
     Python version. Raises InvalidArgument if packages are still missing.
     """
-    command, environ = [str(python), "-c", _ASK], {**os.environ, **variables}
+    command, environ = [str(python), "-c", _ASK], {**without_keys(os.environ), **variables}
     asked = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
     if asked.returncode:
         last = (asked.stderr.strip().splitlines() or [f"exit status {asked.returncode}"])[-1]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from backline.engine.errors import Internal
+from backline.system.private_file import without_keys
 
 log = logging.getLogger("backline.environments")
 
@@ -65,7 +66,12 @@ class Uv:
                 text=True,
                 errors="replace",
                 start_new_session=True,
-                env={**os.environ, "UV_NO_PROGRESS": "1", "NO_COLOR": "1", "UV_PYTHON_DOWNLOADS": "never"},
+                env={
+                    **without_keys(os.environ),
+                    "UV_NO_PROGRESS": "1",
+                    "NO_COLOR": "1",
+                    "UV_PYTHON_DOWNLOADS": "never",
+                },
             )
             if self._cancelled.is_set():
                 self.cancel()

@@ -39,7 +39,12 @@ class AwaitedChanges:
         reason = await self.load_now(served, version)
         if served.ready(version) is None:
             if served.target is not None and version not in before.added:
-                served.target = replace(served.target, added=served.target.added - {version})
+                left_out = before.removed & {version}
+                served.target = replace(
+                    served.target,
+                    added=served.target.added - {version},
+                    removed=served.target.removed | left_out,
+                )
             self._advance((served.name,))
             raise InvalidArgument(f"version {version} of '{served.name}' cannot be loaded: {reason}")
         return version not in before.added

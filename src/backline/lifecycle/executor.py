@@ -174,6 +174,7 @@ class Executor:
             on_given_up=lambda model, reason: self._on_step(Step("replaced", model, reason)),
         )
         served.held[one.key] = one
+        log.info("loading: %s:%s", served.name, version.version)
         self._loading += 1
         one.task = asyncio.get_running_loop().create_task(self._load(served, one))
 

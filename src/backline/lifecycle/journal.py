@@ -24,6 +24,13 @@ REPOSITORY = "repository"
 REQUEST = "request"
 SERVER = "server"
 _SLEEP: Mapping[str, str] = {TO_MAKE_ROOM: "memory budget", WHEN_IDLE: "idle limit"}
+#: How lines about these steps begin. Scripts that wait for a model look for Triton's words, which these are.
+_LOGGED: Mapping[str, str] = {
+    "loaded": "successfully loaded",
+    "reloaded": "successfully reloaded",
+    "updated": "successfully updated",
+    "unloaded": "successfully unloaded",
+}
 _AUDITED: Mapping[str, Action] = {
     "loaded": "add",
     "reloaded": "reload",
@@ -81,16 +88,21 @@ class Journal:
     ) -> Change:
         """Records a change that the caller `who` requested."""
         change = Change(time.time(), who, action, model, version, label, before, detail)
+        self.record(change)
+        return change
+
+    def record(self, change: Change) -> None:
+        """Records a change that a caller requested, here or at another server."""
         self._audit.append(change)
         log.info(
-            "%s: %s of '%s' version %s%s",
-            who,
-            action,
-            model,
-            version or "-",
-            f", label '{label}' was at {before or '-'}" if label else "",
+            "%s: %s of '%s' version %s%s%s",
+            change.who,
+            change.action,
+            change.model,
+            change.version or "-",
+            f", label '{change.label}' was at {change.before or '-'}" if change.label else "",
+            f" ({change.detail})" if change.detail else "",
         )
-        return change
 
     def on_step(self, step: Step, served: ServedModel | None) -> None:
         """Records a step of a model; `served` is None if the model is no longer known."""
@@ -99,10 +111,10 @@ class Journal:
             self._audit_step(SERVER, "replace", model, model.version, step.reason)
             return
         if step.kind == "failed":
-            log.error("model '%s' version %s is not available: %s", model.name, model.version, step.reason)
+            log.error("failed to load '%s' version %s: %s", model.name, model.version, step.reason)
         else:
             why = f": {step.reason}" if step.reason else ""
-            log.info("model '%s' version %s was %s%s", model.name, model.version, step.kind, why)
+            log.info("%s '%s' version %s%s", _LOGGED[step.kind], model.name, model.version, why)
         if self._on_event is not None:
             self._done += not step.again
             seconds = model.statistics.load_seconds

@@ -16,14 +16,15 @@ from backline.lifecycle.audit_log import AuditLog
 from backline.lifecycle.executor import Executor, composed_of
 from backline.lifecycle.holdings import Holdings
 from backline.lifecycle.journal import Journal, OnEvent
-from backline.lifecycle.labelling import Labelling
+from backline.lifecycle.labels.labelling import Labelling
+from backline.lifecycle.labels.store import open_labels
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.options import LifecycleOptions
 from backline.lifecycle.overriding import OverridingFiles, remove_stale, with_configuration
-from backline.lifecycle.records import LabelStore, default_state_folder, warn_of_folder
+from backline.lifecycle.records import default_state_folder, warn_of_folder
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.wanted import Source, Sources, Target, listed, select
-from backline.repository.repository import Repository
+from backline.repository.repository import FoundModel, Repository
 from backline.system.busy_poll import BusyPoll
 
 
@@ -38,6 +39,11 @@ class Lifecycle:
         """
         self._engine = engine
         self._options = options = options or LifecycleOptions()
+        if options.labels and options.mode == "none":
+            raise InvalidArgument(
+                "labels are shared only by servers in which they can change: start it with"
+                " --model-control-mode poll or explicit, or without --labels"
+            )
         self._sources = Sources(repositories, namespacing=options.namespacing)
         self.state_folder = folder = options.state_folder or default_state_folder(self._sources.locations)
         self._audit = AuditLog(folder)
@@ -50,8 +56,7 @@ class Lifecycle:
         self._labelling = Labelling(
             engine,
             self._executor,
-            LabelStore(folder),
-            self._audit,
+            open_labels(options.labels, self._sources.locations, folder),
             self._journal,
             keep_seconds=options.keep_previous_seconds,
             check=lambda: self.check_changeable("labels"),
@@ -60,6 +65,8 @@ class Lifecycle:
         )
         self._holdings = Holdings(self._shared, self._sources, self._executor, self._labelling.in_force)
         self._overriding = OverridingFiles(complete=options.complete_configs)
+        #: The configurations that came with loads, and the models that their repositories held then.
+        self._configurations: dict[str, tuple[FoundModel, str]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._changes: Counter[str] = Counter()
         self._watching: asyncio.Task[None] | None = None
@@ -88,6 +95,7 @@ class Lifecycle:
         self._shared.started = True
         self._journal.started()
         self._engine.started()
+        self._labelling.start()
         if self._options.mode == "poll":
             self._watching = asyncio.get_running_loop().create_task(self._holdings.watch())
 
@@ -100,6 +108,7 @@ class Lifecycle:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait((self._watching,))
+        await self._labelling.close()
         await self._executor.close()
         if self._shared.cache is not None:
             await self._shared.cache.close()
@@ -122,6 +131,7 @@ class Lifecycle:
             except BaseException:
                 self._overriding.failed(source)
                 raise
+            self._keep_configuration(model, overrides)
 
     async def _load_from(self, source: Source, version: str, who: str) -> None:
         model = source.name
@@ -176,9 +186,22 @@ class Lifecycle:
         if overrides is not None and overrides.files:
             return await self._overriding.source(model, overrides)
         source = self._holdings.source(model)
-        if overrides is not None and overrides.config is not None:
-            return await with_configuration(source, overrides.config, complete=self._options.complete_configs)
-        return source
+        found, text = self._configurations.get(model, (None, None))
+        if overrides is not None:
+            text = overrides.config
+        elif found != source.found:
+            text = None
+        if text is None:
+            return source
+        return await with_configuration(source, text, complete=self._options.complete_configs)
+
+    def _keep_configuration(self, model: str, overrides: Overrides | None) -> None:
+        """Keeps the configuration of a load for the next loads, as in Triton, until the files change."""
+        if overrides is None:
+            return
+        self._configurations.pop(model, None)
+        if overrides.config is not None and not overrides.files:
+            self._configurations[model] = self._holdings.source(model).found, overrides.config
 
     async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
         """Unloads a model or version; with `dependents`, also the models that no other ensemble calls."""
@@ -209,6 +232,7 @@ class Lifecycle:
                 served.awake.clear()
                 served.resting.clear()
                 self._overriding.forget(model)
+                self._configurations.pop(model, None)
             self._executor.advance((model,))
             self._journal.note("unload", who, model, version, before=version or before)
         if dependents and steps and served.target is None:
@@ -244,7 +268,10 @@ class Lifecycle:
         source = self._holdings.find(served.name)
         if source is not None and version in source.versions and self._options.mode == "explicit":
             target = _with_version(served.target, source, version)
-            served.target = replace(target, added=target.added - {version})  # only the label keeps it loaded
+            # Only the label loads it: the version policy must not make it the version for all requests.
+            served.target = replace(
+                target, added=target.added - {version}, removed=target.removed | {version}
+            )
             self._executor.advance((served.name,))
         return served.target.source.versions
 

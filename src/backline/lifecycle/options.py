@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 #: requests (Triton's modes).
 ControlMode: TypeAlias = Literal["none", "poll", "explicit"]
 #: Which model files are tried in a separate process before the server loads them: all at each load, those
-#: that have not been tried before, of those only files from elsewhere, or none.
-IsolateMode: TypeAlias = Literal["always", "new", "remote", "never"]
+#: that have not been tried before, of those only files from elsewhere, or none. With "workers", the server
+#: never loads files from elsewhere: they stay in worker processes.
+IsolateMode: TypeAlias = Literal["always", "new", "remote", "workers", "never"]
 #: For `load_models`: everything that the repositories hold.
 ALL_MODELS = "*"
 
@@ -35,6 +36,11 @@ def check_isolation(mode: IsolateMode) -> None:
             f"isolate is {mode}, but model files can be tried in processes of their own only on Linux: set it"
             " to never"
         )
+
+
+def runs_apart(mode: IsolateMode, *, from_elsewhere: bool) -> bool:
+    """Whether files run in worker processes, whatever lane their configuration asks for."""
+    return mode == "workers" and from_elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +60,12 @@ class LifecycleOptions:
     load_threads: int = 4
     #: Retries of a failed load, for models that set none.
     load_retries: int = 0
-    #: Which model files are tried in a separate process first. That needs Linux.
+    #: Which model files are tried in a separate process first, or run there. That needs Linux.
     isolate: IsolateMode = "remote" if TRIALS_WORK else "never"
-    #: Seconds after which the process that tries a model file is killed.
+    #: Seconds after which a process that tries a model file, or a worker that loads one, is killed.
     load_timeout_seconds: float = 600.0
-    #: Resident bytes above which that process is killed; None for 4 GiB and eight times the size of the
+    #: Resident bytes above which a process that tries a model file is killed, and a worker process with a
+    #: file from elsewhere whose configuration sets no limit; None for 4 GiB and eight times the size of the
     #: files, at most 80 % of the memory that is free.
     load_memory_limit: int | None = None
     #: Seconds that requests get to finish when their version is unloaded.
@@ -101,6 +108,9 @@ class LifecycleOptions:
     debugged_model: str = ""
     #: The folder for remote files, environments and unpacked archives; None for one in the user's home.
     cache_folder: Path | None = None
+    #: Where labels are kept, to be shared with other servers: "repository", a folder, or the URL of a bucket
+    #: or Redis; empty for the state folder.
+    labels: str = ""
     #: The folder for labels, the audit log and recorded requests; None for one in the user's home for this
     #: set of repositories.
     state_folder: Path | None = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from uuid import uuid4
 
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument
+from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model import LoadProgress, Model
 from backline.engine.statistics import FIRST_RESPONSE_BOUNDS_MS, ModelStatistics
 from backline.engine.values.signature import DecoupledCheck
@@ -28,6 +28,7 @@ from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.version_load import VersionLoad, WarmModel
 from backline.lifecycle.memory.meter import LoadMemory
 from backline.lifecycle.memory.needs import load_kind
+from backline.lifecycle.options import runs_apart
 from backline.lifecycle.phase import ShownVersion, VersionPhase
 from backline.lifecycle.plan import Held
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
@@ -82,8 +83,9 @@ class Servable(ShownVersion):
         #: Whether its load will fail however often it is tried, because what a scan found cannot be loaded.
         self.hopeless = bool(version.problem)
         #: What is known of its load before it begins.
+        apart = runs_apart(shared.options.isolate, from_elsewhere=from_elsewhere)
         self.kind = load_kind(
-            config,
+            replace(config, lane="process") if apart else config,
             fingerprint,
             version.path or "",
             {name: file.size for name, file in version.files.items()},
@@ -116,6 +118,8 @@ class Servable(ShownVersion):
         self._loaded: LoadedVersion | None = None
         self._queue: InstancesQueue | None = None
         self._maker: InstanceMaker | None = None
+        #: The tasks that change the number of worker processes.
+        self._resizing: set[asyncio.Task[None]] = set()
 
     def held(self) -> Held:
         """This load as the planner sees it."""
@@ -326,20 +330,46 @@ class Servable(ShownVersion):
         config = self._completed(config)
         before, self.model.config = self._loaded, config
         loaded = self._loaded = before.placed_again(config)
-        if not loaded.resizable and config.instance_groups != groups:
+        regrouped = config.instance_groups != groups
+        if regrouped and not loaded.follows(config):
             workers = f"{loaded.instances} worker process{'es' if loaded.instances > 1 else ''}"
             later = "the new instance_group takes effect at its next load"
             name, version = self.model.name, self.model.version
             log.warning("model '%s' version %s keeps running in %s: %s", name, version, workers, later)
         instances = None
         moved = (loaded.lane, loaded.instances) != (before.lane, before.instances)
-        if moved or config.instance_groups != groups:
+        if loaded.resizes and regrouped:
+            task = asyncio.get_running_loop().create_task(self._resize(loaded))
+            self._resizing.add(task)
+            task.add_done_callback(self._resizing.discard)
+        elif moved or regrouped:
             instances = self._maker.make(loaded)
         fair = self._shared.options.fair_queues
         self._queue.update(settings_of(config, loaded, fair=fair), instances=instances)
         self._tell(loaded)
         if instances is not None:
             self.model.placement = self._maker.placement(loaded, instances)
+
+    async def _resize(self, wanted: LoadedVersion) -> None:
+        """Changes the number of worker processes while the version serves."""
+        label = f"model '{self.model.name}' version {self.model.version}"
+        try:
+            await wanted.resize()
+        except BacklineError as error:
+            log.error("%s keeps its worker processes, as another could not be started: %s", label, error)
+        # Another change, or the unload, may have come in the meantime.
+        if self._loaded is None or self._maker is None or self._queue is None:
+            return
+        self._loaded = loaded = self._loaded.resized(self.model.config)
+        try:
+            instances = self._maker.make(loaded)
+        except BacklineError as error:
+            log.error("%s keeps its instances: %s", label, error)
+            return
+        fair = self._shared.options.fair_queues
+        self._queue.update(settings_of(self.model.config, loaded, fair=fair), instances=instances)
+        self.model.placement = self._maker.placement(loaded, instances)
+        log.info("%s runs %s", label, loaded.reason)
 
     def fail(self, reason: str, retry_at: float | None) -> None:
         """Marks the load as failed, to be retried at `retry_at` (time.monotonic(); None for never)."""

@@ -40,6 +40,8 @@ class ServedModel:
         self.labels: Mapping[str, str] = {}
         #: The versions that labels point to now; each label moves when its new version is ready.
         self._pointing: Mapping[str, str] = {}
+        #: New labels that other servers have set, which point nowhere until their version is ready.
+        self.arriving: set[str] = set()
         #: The versions that stay loaded for rollbacks.
         self.kept = KeptVersions()
         self.held: dict[int, Servable] = {}
@@ -67,6 +69,9 @@ class ServedModel:
         """Points labels to new versions, but never from one that takes requests to one that does not."""
         pointing: dict[str, str] = {}
         for label, version in self.labels.items():
+            if label in self.arriving and not self._answers(version):
+                continue
+            self.arriving.discard(label)
             before = self._pointing.get(label, version)
             pointing[label] = before if self._answers(before) and not self._answers(version) else version
         self._pointing = pointing
@@ -304,7 +309,7 @@ class ServedModel:
                     engine.remove(one.model)
             for one in shown.values():
                 engine.add(one.model)
-            engine.set_labels(self.name, self._pointing)
+            engine.set_labels(self.name, self._pointing, self.ready_versions - self._selected)
         self._shown = shown
 
     def _choose(self, make_asleep: MakeAsleep) -> dict[str, ShownVersion]:

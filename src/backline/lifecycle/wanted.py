@@ -66,8 +66,8 @@ class Target:
     """What should be served of one model.
 
     The versions are those that the version policy selects, plus those `added` by load requests, minus those
-    `removed` by unload requests. `trouble` says why the model's current files cannot be used; `source` then
-    describes the previous files.
+    `removed`, which a request has unloaded, or which were found later and are served under a label alone.
+    `trouble` says why the model's current files cannot be used; `source` then describes the previous files.
     """
 
     source: Source
@@ -83,7 +83,7 @@ class Target:
             chosen.append(FoundVersion(NO_VERSION, None, problem=self.trouble or found.problem))
         if not found.problem:
             selected, missing = select(self.source.versions, found.config.version_policy)
-            names = (self.added | set(selected) | set(labelled)) - self.removed
+            names = ((self.added | set(selected)) - self.removed) | set(labelled)
             if missing and not names and not selected:
                 place = posixpath.join(found.namespace, found.folder).rstrip("/")
                 problem = none_selected(place, self.source.versions, missing)

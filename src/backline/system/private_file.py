@@ -1,10 +1,10 @@
-"""Replaces files that only their owner may read, such as those with keys."""
+"""Keeps keys private: files that only their owner may read, and the environment of processes without keys."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,3 +24,12 @@ def replacement(path: Path) -> Iterator[Path]:
     except BaseException:
         new.unlink(missing_ok=True)
         raise
+
+
+def without_keys(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without the keys of server and client, for processes that run models."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if not (name == "BACKLINE_KEY" or (name.startswith("BACKLINE_") and name.endswith("_KEY")))
+    }

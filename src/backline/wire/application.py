@@ -47,6 +47,15 @@ class Ingress:
 REMOTE = Ingress()
 
 
+class SpelledFields(dict[bytes, bytes]):
+    """Header fields that also know how the client spelled their names; see Application.keeps_spelling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: The names as received, by their lower-case form.
+        self.spelling: dict[bytes, bytes] = {}
+
+
 class HttpRequest(ABC):
     """One complete HTTP request, and the means to respond to it.
 
@@ -186,12 +195,14 @@ class UnaryMethod:
     """A unary gRPC method: `handler(call, message)` replies through the call, immediately or later.
 
     The handler may raise RpcError. The wire does not use the rest: `scope` is the permission that the method
-    needs, and `model_of` reads the name of the model from a message that concerns one.
+    needs, and `model_of` reads the name of the model from a message that concerns one. A message that names
+    no model concerns every model, or with `lists` those that its sender may use.
     """
 
     handler: Callable[[UnaryCall, Buffer], None]
     scope: str
     model_of: Callable[[Buffer], str] | None = None
+    lists: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +259,8 @@ class Application:
     to methods. `render_error(status, message)` returns the content type and body of an error detected by the
     wire (such as 400, 413 or 503). `gate` decides which requests are admitted. `is_vital(path)` tells whether
     a request, such as a health probe, is served under any load: an orchestrator would restart a busy server
-    that refuses its probes. Vital requests must be cheap.
+    that refuses its probes. Vital requests must be cheap. With `keeps_spelling`, the headers of HTTP/1.1
+    requests are SpelledFields.
     """
 
     http: Callable[[HttpRequest], None]
@@ -256,3 +268,4 @@ class Application:
     render_error: Callable[[int, str], tuple[bytes, bytes]]
     gate: Gate
     is_vital: Callable[[bytes], bool] = lambda path: False
+    keeps_spelling: bool = False

@@ -57,11 +57,15 @@ class Listeners:
         if self._tls is not None:
             self._tls.reload()
 
-    async def open_tcp(self, host: str, port: int, *, metrics_only: bool = False) -> int:
+    async def open_tcp(
+        self, host: str, port: int, *, metrics_only: bool = False, plain: bool = False, reuse: bool = False
+    ) -> int:
         """Listens on all addresses of a host and returns the port; port 0 selects a free one.
 
         "" and "::" mean all addresses of this machine, IPv4 included. With `metrics_only`, the port speaks no
-        TLS and serves only metrics and health checks. Raises OSError naming host and port.
+        TLS and serves only metrics and health checks; with `plain`, it speaks no TLS and serves everything.
+        With `reuse`, other servers that ask for the same may listen on the port too. Raises OSError naming
+        host and port.
         """
         try:
             name = None if host == "::" else host or None
@@ -73,7 +77,7 @@ class Listeners:
         sockets: list[socket.socket] = []
         try:
             for family, kind, protocol, _, address in dict.fromkeys(infos):
-                listening = _bind_tcp(family, kind, protocol, (address[0], port, *address[2:]))
+                listening = _bind_tcp(family, kind, protocol, (address[0], port, *address[2:]), reuse=reuse)
                 if listening is not None:
                     sockets.append(listening)
                     # The other addresses use the port that the first one got.
@@ -81,7 +85,8 @@ class Listeners:
             if not sockets:
                 raise OSError(errno.EADDRNOTAVAIL, "the host has no address that this machine can listen on")
             for listening in sockets:
-                await self._serve(listening, None if metrics_only else self._tls, metrics_only=metrics_only)
+                tls = None if metrics_only or plain else self._tls
+                await self._serve(listening, tls, metrics_only=metrics_only)
         except OSError as error:
             for listening in sockets:
                 listening.close()
@@ -178,7 +183,9 @@ class Listeners:
         self._timer = loop.call_later(self._interval, self._sweep)
 
 
-def _bind_tcp(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> socket.socket | None:
+def _bind_tcp(
+    family: int, kind: int, protocol: int, address: tuple[object, ...], *, reuse: bool
+) -> socket.socket | None:
     """A bound socket; None if this machine does not support the address family."""
     try:
         listening = socket.socket(family, kind, protocol)
@@ -186,6 +193,8 @@ def _bind_tcp(family: int, kind: int, protocol: int, address: tuple[object, ...]
         return None
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse and hasattr(socket, "SO_REUSEPORT"):
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             # IPv4 gets a separate socket.
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

@@ -58,7 +58,7 @@ class Batch:
         #: Whether all its requests are cancelled.
         self.abandoned = False
         #: Ends the run early. The instance sets it, on its thread, if the runtime can interrupt a run.
-        self.on_abandon: Callable[[], None] | None = None
+        self.on_abandon: Callable[[], object] | None = None
         #: Called once, then cleared, if the instance can take a batch before this one has all outcomes.
         self.on_vacated: Callable[[Instance, Batch], None] | None = None
 

@@ -22,7 +22,6 @@ class ModelInWorkers(ABC):
     `run`, which is for other threads, and `close`, which is for any thread.
     """
 
-    threads_per_run = 1
     #: The worker's description of the model.
     loaded: WorkerLoaded
     signature: Signature
@@ -40,6 +39,11 @@ class ModelInWorkers(ABC):
     unready: str
 
     @property
+    def threads_per_run(self) -> int:
+        """The number of cores that one run occupies; 0 means all."""
+        return self.loaded.threads_per_run
+
+    @property
     @abstractmethod
     def pids(self) -> list[int]:
         """The process ids of the running workers."""
@@ -53,6 +57,18 @@ class ModelInWorkers(ABC):
     @abstractmethod
     def debugged(self) -> bool:
         """Whether the model runs in this process, for a debugger."""
+
+    @property
+    @abstractmethod
+    def resizable(self) -> bool:
+        """Whether `resize` may be called."""
+
+    @abstractmethod
+    async def resize(self, placed: Places, places: tuple[Place, ...]) -> None:
+        """Adds and ends workers while the model serves, until there is one for each of `places`.
+
+        Raises BacklineError if one cannot be started; then the workers stay as they are.
+        """
 
     @abstractmethod
     def instances(self) -> Sequence[Instance]:

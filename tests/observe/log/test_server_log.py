@@ -197,3 +197,50 @@ def test_a_traceback_keeps_its_lines() -> None:
     lines = formatter("default").format(record).split("\n")
     assert len(lines) > 3
     assert all(line.isprintable() for line in lines)
+
+
+def _record(message: str, level: int = logging.INFO, **extra: Any) -> logging.LogRecord:
+    record = logging.LogRecord("backline.x", level, "/src/journal.py", 99, message, None, None)
+    record.created = 1_795_764_000.25  # 2026-11-27 06:40 UTC
+    record.msecs = 250.0
+    record.process = 4242
+    vars(record).update(extra)
+    return record
+
+
+@pytest.mark.parametrize(
+    ("level", "severity"),
+    [
+        (logging.DEBUG, "I"),
+        (logging.INFO, "I"),
+        (logging.WARNING, "W"),
+        (logging.ERROR, "E"),
+        (logging.CRITICAL, "E"),
+    ],
+)
+def test_lines_in_tritons_form_have_severity_time_process_and_place(level: int, severity: str) -> None:
+    plain = formatter("default", "triton").format(_record("loading: a:1", level))
+    iso = formatter("ISO8601", "triton").format(_record("loading: a:1", level))
+
+    # The first is in local time.
+    assert re.fullmatch(
+        severity + r'112[678] \d\d:\d\d:00\.250000 4242 journal\.py:99\] "loading: a:1"', plain
+    )
+    assert iso == f'2026-11-27T07:20:00.250Z {severity} 4242 journal.py:99] "loading: a:1"'
+
+
+def test_a_message_in_tritons_form_cannot_forge_a_line_or_end_its_quotes() -> None:
+    line = formatter("default", "triton").format(_record('a"\nI1127 \\ \x1b[2J'))
+
+    assert line.endswith(r'] "a\"\nI1127 \\ \x1b[2J"')
+
+
+def test_a_table_in_tritons_form_follows_its_line() -> None:
+    lines = formatter("default", "triton").format(_record("models", table="+--+\n| a |\n")).split("\n")
+
+    assert lines[0].endswith("journal.py:99] ")
+    assert lines[1:] == ["+--+", "| a |", ""]
+
+
+def test_tritons_form_is_not_a_setting_that_clients_see() -> None:
+    assert "log_style" not in LogSettings(style="triton").shown()

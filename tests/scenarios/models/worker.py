@@ -1,7 +1,7 @@
 """Adds 1 to its input and reports the inputs in its batch; request parameters make it wait or fail.
 
-`gate` is a gate to wait at, `note` a file that logs the start of each execution, `fail` an error for this
-request and `code` its kind, `raise` an exception for the batch; `at` is the only model they apply to.
+`gate` is a gate to wait at, `note` a file that logs each execution, `fail` an error for this request and
+`code` its kind, `raise` an exception for the batch, `omit` an output to omit; `at` is the only model meant.
 """
 
 import json
@@ -66,7 +66,7 @@ class TritonPythonModel:
             "RUN": np.full(one, self.runs, np.int32),
             "BATCH": np.full(one, batch.encode(), np.object_),
         }
-        wanted = request.requested_output_names()
+        wanted = {*request.requested_output_names()} - {parameters.get("omit")}
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, values[name]) for name in self.outputs if name in wanted]
         )

@@ -27,15 +27,12 @@ from backline.cli.bench.report import (
 )
 from backline.cli.command import run
 from backline.cli.connection import connection_options, nearest_model
-from backline.cli.inputs import generate, given_inputs, input_option, parse_shape
+from backline.cli.inputs import input_option, request_inputs, shape_option
 from backline.cli.numbers import Number, Numbers
 from backline.client.aio import AsyncClient
-from backline.client.arrays import to_tensor
 from backline.client.options import ClientOptions
-from backline.client.records import ModelMetadata
 from backline.client.transport import InferCall, Transport
-from backline.engine.errors import BacklineError, InvalidArgument, NotFound
-from backline.engine.values.tensor import Tensor
+from backline.engine.errors import BacklineError, NotFound
 
 Reported = TypeVar("Reported")
 
@@ -89,12 +86,7 @@ was due."""
     show_default=True,
     help="Seconds of load before each step that are not measured.",
 )
-@click.option(
-    "--input-shape",
-    multiple=True,
-    metavar="NAME:DIMS",
-    help="The shape of an input, such as audio:1,16000, for random values; repeatable.",
-)
+@shape_option
 @input_option
 @click.option(
     "--data",
@@ -179,7 +171,7 @@ async def _measure(
         except NotFound as error:
             raise nearest_model(plan.model, await client.models(), error) from None
         config = await _reported(transport.model_config(plan.model, plan.version, options.timeout), {})
-        tensors = _tensors(metadata.completed(config), shapes, given)
+        tensors = request_inputs(metadata.completed(config), shapes, given)
         call = InferCall(plan.model, tensors, plan.version, timeout=options.timeout)
         await transport.infer(call)  # so that an error is raised once, before the load starts
         inputs = ", ".join(f"{tensor.name} {tensor.datatype.name}{list(tensor.shape)}" for tensor in tensors)
@@ -215,33 +207,3 @@ async def _reported(asked: Awaitable[Reported], otherwise: Reported) -> Reported
         return await asked
     except BacklineError:
         return otherwise
-
-
-def _tensors(metadata: ModelMetadata, shapes: Sequence[str], given: Sequence[str]) -> tuple[Tensor, ...]:
-    """The inputs: those given, and random values for the others that are required or have a shape."""
-    values = given_inputs(metadata, given)
-    chosen: dict[str, tuple[int, ...]] = {}
-    for item in shapes:
-        name, _, dims = item.rpartition(":")
-        chosen[name] = parse_shape(name or item, dims)
-    names = [spec.name for spec in metadata.inputs]
-    for name in chosen:
-        if name not in names:
-            raise InvalidArgument(f"model '{metadata.name}' has no input '{name}', it has {', '.join(names)}")
-    tensors = []
-    for spec in metadata.inputs:
-        if spec.name in values:
-            tensors.append(to_tensor(metadata.name, spec, values[spec.name]))
-            continue
-        if spec.optional and spec.name not in chosen:
-            continue
-        if spec.name not in chosen and -1 in spec.shape[1:]:
-            dims = ",".join(str(1 if dim < 0 else dim) for dim in spec.shape)
-            raise InvalidArgument(
-                f"input '{spec.name}' of model '{metadata.name}' has shape {list(spec.shape)}, with a"
-                " variable dimension after the first: pass --input-shape"
-                f" {spec.name}:{dims}, --input or --data"
-            )
-        shape = chosen.get(spec.name, tuple(1 if dim < 0 else dim for dim in spec.shape))
-        tensors.append(to_tensor(metadata.name, spec, generate(spec, "random", shape)))
-    return tuple(tensors)

@@ -16,6 +16,7 @@ from backline.cli.table import print_table
 from backline.client.aio import AsyncClient
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex
+from backline.engine.errors import NotFound
 
 wait_option = click.option(
     "--wait",
@@ -97,6 +98,9 @@ def unload_model(
     """Unload a model or one version of it, after finishing its requests in flight."""
 
     async def unload(client: AsyncClient) -> None:
+        # Unloading an unknown model succeeds, but here its name is more likely a misspelling.
+        if all(entry.name != name for entry in await client.models()):
+            raise NotFound(f"failed to unload '{name}': the server has no such model")
         await client.unload(name, model_version, dependents=dependents)
 
     _, after = run_change(url, options, unload, model=name, version=model_version, quiet=True)

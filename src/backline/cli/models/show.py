@@ -3,62 +3,146 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+import socket
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
 
 import click
 
 from backline.cli.connection import connection_options
 from backline.cli.models.entries import document, explain, labels_text, memory_text, reason_text, state_text
 from backline.cli.table import print_table
-from backline.client.errors import PermissionDenied
+from backline.client.address import Address
+from backline.client.errors import InvalidArgument, PermissionDenied
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata
 from backline.client.sync import Client, Model
 from backline.engine.errors import BacklineError, NotFound
+from backline.engine.names import version_order
 from backline.engine.values.signature import TensorSpec
 
+_LIST_EPILOG = """\b
+Examples:
+  backline models list
+  backline models list --json --url http://server:8000
+  backline models list --all --url http://a:8000,http://b:8000
+  backline models list --all --url http://backline-headless.models.svc:8000"""
+_COLUMNS = ("model", "version", "state", "labels", "memory", "inferences", "reason")
 
-@click.command(
-    "list",
-    epilog="\b\nExamples:\n  backline models list\n  backline models list --json --url http://server:8000",
-)
+
+@click.command("list", epilog=_LIST_EPILOG)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--all",
+    "everywhere",
+    is_flag=True,
+    help="Ask every server: --url may list several URLs with commas, and a host name stands for all its"
+    " addresses.",
+)
 @connection_options
-def list_models(url: str, options: ClientOptions, as_json: bool) -> None:
+def list_models(url: str, options: ClientOptions, as_json: bool, everywhere: bool) -> None:
     """List all models and versions with state, labels, memory and the progress of loads."""
+    if everywhere:
+        _list_everywhere(url, options, as_json)
+        return
     with Client(url, options) as client:
-        index = client.models()
-        try:
-            counts = {(entry["name"], str(entry["version"])): entry for entry in client.statistics()}
-        except BacklineError:  # not every server has this extension
-            counts = {}
+        index, counts = _listed(client)
     if as_json:
         print(json.dumps([document(entry) for entry in index]))
-        return
-    if not index:
+    elif not index:
         print(f"{url} has no models")
-        return
-    rows = []
-    for entry in index:
-        counters = counts.get((entry.name, entry.version), {})
-        number = str(int(counters.get("inference_count", 0))) if counters else "-"
-        rows.append(
-            (
-                entry.name,
-                entry.version or "-",
-                state_text(entry),
-                labels_text(entry, index),
-                memory_text(entry),
-                number,
-                reason_text(entry),
-            )
-        )
-    print_table(
-        ("model", "version", "state", "labels", "memory", "inferences", "reason"),
-        rows,
-        right=("memory", "inferences"),
+    else:
+        rows = [_row(entry, index, counts) for entry in index]
+        print_table(_COLUMNS, rows, right=("memory", "inferences"))
+
+
+def _list_everywhere(url: str, options: ClientOptions, as_json: bool) -> None:
+    """Lists the models of several servers. Status 1 if one of them does not answer."""
+    servers = every_server(url)
+    with ThreadPoolExecutor(len(servers)) as threads:
+        answers = list(threads.map(lambda server: _ask(server, options), servers))
+    if as_json:
+        plain = [
+            {"server": server, "error": answer.message}
+            if isinstance(answer, BacklineError)
+            else {"server": server, "models": [document(entry) for entry in answer[0]]}
+            for server, answer in zip(servers, answers, strict=True)
+        ]
+        print(json.dumps(plain))
+    else:
+        rows: list[tuple[str, ...]] = []
+        for server, answer in zip(servers, answers, strict=True):
+            if isinstance(answer, BacklineError):
+                rows.append((server, "-", "-", "NO ANSWER", "-", "-", "-", answer.message))
+            else:
+                index, counts = answer
+                rows += [(server, *_row(entry, index, counts)) for entry in index]
+                rows += [] if index else [(server, "-", "-", "no models", "-", "-", "-", "")]
+        rows.sort(key=lambda row: (row[1], version_order(row[2]), row[0]))
+        print_table(("server", *_COLUMNS), rows, right=("memory", "inferences"))
+    if any(isinstance(answer, BacklineError) for answer in answers):
+        raise SystemExit(1)
+
+
+_Listing: TypeAlias = "tuple[Sequence[ModelIndex], Mapping[tuple[str, str], dict[str, Any]]]"
+
+
+def _ask(url: str, options: ClientOptions) -> _Listing | BacklineError:
+    try:
+        with Client(url, options) as client:
+            return _listed(client)
+    except BacklineError as error:
+        return error
+
+
+def _listed(client: Client) -> _Listing:
+    """The index of a server, and the counters by model and version."""
+    index = client.models()
+    try:
+        return index, {(entry["name"], str(entry["version"])): entry for entry in client.statistics()}
+    except BacklineError:  # not every server has this extension
+        return index, {}
+
+
+def _row(
+    entry: ModelIndex, index: Sequence[ModelIndex], counts: Mapping[tuple[str, str], dict[str, Any]]
+) -> tuple[str, ...]:
+    counters = counts.get((entry.name, entry.version), {})
+    return (
+        entry.name,
+        entry.version or "-",
+        state_text(entry),
+        labels_text(entry, index),
+        memory_text(entry),
+        str(int(counters.get("inference_count", 0))) if counters else "-",
+        reason_text(entry),
     )
+
+
+def every_server(url: str) -> list[str]:
+    """The URLs of the servers that `url` stands for, in order and without repetition.
+
+    `url` lists URLs with commas. A host name stands for all its addresses, such as those of the pods behind a
+    headless service; with TLS it stands for itself, since certificates name it. Raises InvalidArgument for a
+    host that has no address.
+    """
+    found: dict[str, None] = {}
+    for one in filter(None, map(str.strip, url.split(","))):
+        address = Address.parse(one)
+        if address.tls or not address.host:
+            found[one] = None
+            continue
+        try:
+            every = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise InvalidArgument(f"'{address.host}' has no address: {error.strerror or error}") from None
+        for family, *_, where in every:
+            host = f"[{where[0]}]" if family == socket.AF_INET6 else where[0]
+            found[f"{address.protocol}://{host}:{address.port}{address.path}"] = None
+    if not found:
+        Address.parse("")  # raises, with examples
+    return list(found)
 
 
 _CALL_COUNTS = ("succeeded", "failed", "cancelled", "mean us")

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TextIO
@@ -31,7 +31,7 @@ from backline.engine.errors import BacklineError
 from backline.lifecycle.loading.version_load import loads_running
 from backline.observe.log.server_log import ServerLog
 from backline.observe.log.settings import FORMATS, LEVELS, LogFormat, LogLevel, LogSettings
-from backline.server import Server, ServerOptions
+from backline.server import OpenPort, PortNotOpened, Server, ServerOptions
 from backline.wire.limits import Limits
 from backline.wire.tls import TlsFileError
 
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 def _severity(name: str, text: str) -> Decorator:
     return option(name, type=bool, metavar="true|false", help=text)
 
+
+#: The values of --log-format that select Triton's form of the lines, with the format that they set.
+_TRITON_FORMATS: dict[str, LogFormat] = {"triton": "default", "triton-ISO8601": "ISO8601"}
 
 _OPTIONS: tuple[Decorator, ...] = (
     option(
@@ -69,9 +72,9 @@ _OPTIONS: tuple[Decorator, ...] = (
     ),
     option(
         "--log-format",
-        type=click.Choice(FORMATS, case_sensitive=False),
+        type=click.Choice((*FORMATS, *_TRITON_FORMATS), case_sensitive=False),
         default="default",
-        help="The format of log lines.",
+        help="The format of log lines; triton and triton-ISO8601 are Triton's formats.",
     ),
 )
 
@@ -88,7 +91,7 @@ def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
         log_error: bool | None,
         log_verbose: int | None,
         log_file: Path | None,
-        log_format: LogFormat,
+        log_format: str,
         **others: Any,
     ) -> Any:
         settings = LogSettings.of_level(
@@ -98,7 +101,8 @@ def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
             error=log_error,
             verbose_level=log_verbose,
             file=None if log_file is None else str(log_file),
-            format=log_format,
+            format=_TRITON_FORMATS.get(log_format, log_format),
+            style="triton" if log_format in _TRITON_FORMATS else "backline",
         )
         return command(*arguments, log=settings, **others)
 
@@ -237,9 +241,7 @@ A repository is a folder or URL with <model>/<version>/<file>, for example model
 Every port speaks HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
 
 
-@click.command(cls=ServeCommand, epilog=_EPILOG, context_settings={"show_default": True})
-@server_options
-@click.option(
+debug_option = click.option(
     "--debug",
     metavar="MODEL",
     envvar="BACKLINE_DEBUG_MODEL",
@@ -247,6 +249,11 @@ Every port speaks HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
     help="Run this Python model in the server's process: breakpoints work, nothing times out, and edits"
     " reload it. Without REPO, give the path of its folder or file.",
 )
+
+
+@click.command(cls=ServeCommand, epilog=_EPILOG, context_settings={"show_default": True})
+@server_options
+@debug_option
 @log_options
 def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
     """Serve the models of one or more repositories.
@@ -256,6 +263,26 @@ def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
     """
     if not options.repositories and debug is None:
         raise click.UsageError("No repository was given. Name a folder of models: backline serve models/")
+    return serve_until_stopped(options, debug, log)
+
+
+def _nothing_to_say(server: Server | None = None) -> None:
+    """The default of the hooks of `serve_until_stopped`."""
+
+
+def serve_until_stopped(
+    options: ServerOptions,
+    debug: str | None,
+    log: LogSettings,
+    *,
+    on_log: Callable[[], None] = _nothing_to_say,
+    on_started: Callable[[Server], None] = _nothing_to_say,
+    abandoned: int = 0,
+) -> int:
+    """Serves until a signal arrives; returns the exit status, `abandoned` if a run or load has not ended.
+
+    `on_log` is called when the log is open, and `on_started` when all models have loaded or failed.
+    """
     if debug is not None:
         options = debugged_options(options, debug)
         log = replace(log, info=True)  # informational lines report reloads
@@ -266,8 +293,9 @@ def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
     ):
         for warning in unknown_variables(click.get_current_context().command, os.environ):
             logging.getLogger("backline.serve").warning(warning)
+        on_log()
         options = replace(options, limits=within_open_files(options.limits))
-        rested = run(serve(options, server_log))
+        rested = run(serve(options, server_log, on_started))
     if debug is not None:
         os._exit(0)  # a thread may be at a breakpoint, which cannot be interrupted
     if loads_running() or not rested:
@@ -276,22 +304,25 @@ def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
             file=sys.stderr,
             flush=True,
         )
-        os._exit(0)
+        os._exit(abandoned)
     return 0
 
 
-async def serve(options: ServerOptions, log: ServerLog) -> bool:
+async def serve(
+    options: ServerOptions, server_log: ServerLog, on_started: Callable[[Server], None] = _nothing_to_say
+) -> bool:
     """Serves until a signal arrives; returns whether all runs have ended.
 
-    A second signal ends the process. SIGHUP reloads certificates and keys, unless there are none or it
-    reports that the terminal has closed.
+    `on_started` is called when all models have loaded or failed. A second signal ends the process. SIGHUP
+    reloads certificates and keys, unless there are none or it reports that the terminal has closed.
     """
     began = monotonic()
-    server = Server(options, log)
+    server = Server(options, server_log)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def stop() -> None:
+    def stop(received: int) -> None:
+        log.info("Signal (%d) received.", received)
         stopping.set()
         for number in heard:
             loop.remove_signal_handler(number)
@@ -303,7 +334,7 @@ async def serve(options: ServerOptions, log: ServerLog) -> bool:
         if server.reloadable and on_terminal == _has_terminal():
             server.reload()
         else:
-            stop()
+            stop(signal.SIGHUP)
 
     # SIGINT and SIGTERM stop the server even if they were ignored when it started, as SIGINT is in the
     # background jobs of a shell script. SIGHUP stays ignored, because nohup asks for that.
@@ -313,8 +344,8 @@ async def serve(options: ServerOptions, log: ServerLog) -> bool:
         if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
     ]
     for number in heard:
-        loop.add_signal_handler(number, hang_up if number == signal.SIGHUP else stop)
-    logged = log.settings()
+        loop.add_signal_handler(number, hang_up if number == signal.SIGHUP else partial(stop, number))
+    logged = server_log.settings()
     report = LoadReport(
         server.engine,
         bar=not options.lifecycle.debugged_model,
@@ -330,10 +361,14 @@ async def serve(options: ServerOptions, log: ServerLog) -> bool:
             if options.lifecycle.debugged_model:
                 check_debugged(server.engine, options.lifecycle.debugged_model)
             print_report(server, options, monotonic() - began)
+            on_started(server)
             await waiting
+        log.info("Waiting for in-flight requests to complete.")
         print("Stopping: finishing the requests in flight", flush=True)
+    except PortNotOpened as error:
+        raise NotListening(_not_opened(error), error.port) from None
     except OSError as error:
-        raise BacklineError(_port_in_use(error, options)) from None
+        raise BacklineError(error.strerror or str(error)) from None
     except TlsFileError as error:
         raise BacklineError(str(error)) from None
     finally:
@@ -368,22 +403,24 @@ async def _stop(server: Server, options: ServerOptions) -> bool:
     return True
 
 
-def _port_in_use(error: OSError, options: ServerOptions) -> str:
+class NotListening(BacklineError):
+    """Raised when the server cannot listen on a port."""
+
+    def __init__(self, message: str, port: OpenPort) -> None:
+        super().__init__(message)
+        self.port = port
+
+
+def _not_opened(error: PortNotOpened) -> str:
+    port, option = error.port.port, f"--{error.port.label.lower()}-port"
+    if port and error.errno == errno.EADDRINUSE:
+        return (
+            f"port {port} of {error.port.host} is in use by another program. Stop it, or choose another"
+            f" port: {option} {port + 10 if port < 65000 else 8000}, or {option} 0 for any"
+        )
+    if port and error.errno == errno.EACCES:
+        return f"port {port} needs more rights than this user has. Choose one above 1023: {option} 8000"
     text = error.strerror or str(error)
-    ports = (
-        ("--http-port", options.http_port),
-        ("--grpc-port", options.grpc_port),
-        ("--metrics-port", options.metrics_port),
-    )
-    for name, port in ports:
-        if port and f":{port}:" in text:
-            if error.errno == errno.EADDRINUSE:
-                return (
-                    f"port {port} of {options.host} is in use by another program. Stop it, or choose another"
-                    f" port: {name} {port + 10 if port < 65000 else 8000}, or {name} 0 for any"
-                )
-            if error.errno == errno.EACCES:
-                return f"port {port} needs more rights than this user has. Choose one above 1023: {name} 8000"
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{text}. Choose an address of this machine with --host, for example 127.0.0.1 or 0.0.0.0"
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -30,6 +31,8 @@ _OTHERS = frozenset({"BACKLINE_DEBUG", "BACKLINE_KEY", "BACKLINE_URL", *ENVIRONM
 _OF_KUBERNETES = re.compile(
     r"BACKLINE_(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
+#: The beginnings of what Kubernetes sets as the port of a service, which is a URL and not a number.
+_LINKS = ("tcp://", "udp://", "sctp://")
 
 
 def option(name: str, *alternatives: str, **settings: Any) -> Decorator:
@@ -47,7 +50,7 @@ def unknown_variables(command: click.Command, environment: Mapping[str, str]) ->
     warnings = []
     for name in sorted(name for name in environment if name.startswith(_PREFIX) and name not in known):
         if _OF_KUBERNETES.fullmatch(name) or (
-            name.endswith("_PORT") and environment[name].startswith(("tcp://", "udp://", "sctp://"))
+            name.endswith("_PORT") and environment[name].startswith(_LINKS)
         ):
             continue
         near = nearest(
@@ -86,9 +89,32 @@ def flag(name: str, field: str, text: str) -> Decorator:
     return fills(name, field, is_flag=True, help=text)
 
 
+class PortOption(click.Option):
+    """A port, whose variable may hold something else: Kubernetes sets BACKLINE_GRPC_PORT=tcp://10.0.0.1:8001
+    in every container if a service is called backline-grpc. Such a value is ignored.
+
+    Serverless platforms that follow Knative's container contract choose the HTTP port: they set PORT, and
+    also K_SERVICE, by which the contract is recognised.
+    """
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        value = super().resolve_envvar_value(ctx)
+        if value is not None and value.startswith(_LINKS):
+            value = None
+        if value is None and self.name == "http_port" and "K_SERVICE" in os.environ:
+            return os.environ.get("PORT")
+        return value
+
+
 def port(field: str, what: str) -> Decorator:
     name = f"--{field.replace('_', '-')}"
-    return fills(name, field, type=WholeNumber(0, 65535), help=f"Port for {what}; 0 picks any free port.")
+    return fills(
+        name,
+        field,
+        cls=PortOption,
+        type=WholeNumber(0, 65535),
+        help=f"Port for {what}; 0 picks any free port.",
+    )
 
 
 def seconds(name: str, field: str, text: str) -> Decorator:

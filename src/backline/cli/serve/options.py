@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from backline.access.browsers import parse_host_name, parse_origin
+from backline.access.browsers import parse_allowed_host, parse_origin
+from backline.access.restricted import GRPC_PREFIX, Api, parse_restrictions
 from backline.cli.numbers import Number
 from backline.cli.serve.option import (
     Decorator,
@@ -25,10 +26,11 @@ from backline.cli.serve.option import (
     port,
     seconds,
 )
+from backline.dialects.forwarding import ForwardPattern
 from backline.engine.errors import InvalidArgument
 from backline.lifecycle.options import ControlMode, IsolateMode, LifecycleOptions
 from backline.observe.tracing.settings import TraceConfig, parse_trace_config
-from backline.server import ServerOptions
+from backline.server import OpenPort, ServerOptions
 from backline.wire.limits import Limits
 from backline.wire.tls import ClientAuth, TlsFiles
 
@@ -47,6 +49,24 @@ def _response_cache(
         return parse_cache_config(texts)
     except InvalidArgument as error:
         raise click.UsageError(error.message) from None
+
+
+def _restrictions(
+    context: click.Context, parameter: click.Parameter, texts: Sequence[str]
+) -> tuple[str, ...]:
+    try:
+        parse_restrictions(parameter.opts[0], texts)
+    except InvalidArgument as error:
+        raise click.UsageError(error.message) from None
+    return tuple(texts)
+
+
+def _pattern(context: click.Context, parameter: click.Parameter, text: str) -> str:
+    try:
+        ForwardPattern(text)
+    except InvalidArgument as error:
+        raise click.BadParameter(error.message) from None
+    return text
 
 
 def _trace(context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> TraceConfig:
@@ -153,12 +173,13 @@ _OPTIONS: tuple[Decorator, ...] = (
         type=click.Choice(get_args(IsolateMode)),
         help="Which model files are tried in a separate process first, so that one that crashes its runtime"
         " harms only itself: all at each load, those not tried before, of these only files from remote"
-        " repositories and load requests, or none.",
+        " repositories and load requests, or none. With workers, files from remote repositories and load"
+        " requests are never loaded in the server: they run in worker processes.",
     ),
     seconds(
         "--load-timeout-secs",
         "load_timeout_seconds",
-        "Seconds after which a model's trial in a separate process is stopped.",
+        "Seconds after which a model's trial, or its load in a worker process of lane process, is stopped.",
     ),
     fills(
         "--load-memory-limit",
@@ -240,6 +261,13 @@ _OPTIONS: tuple[Decorator, ...] = (
         metavar="NAME:COUNT[:DEVICE]",
         help="Units of a resource; default: the most that any one instance needs; repeatable.",
     ),
+    fills(
+        "--labels",
+        "labels",
+        metavar="PLACE",
+        help="Where labels are kept, so that servers share them: repository, a folder, s3://bucket/prefix or"
+        " redis://host:6379/0; default: the state folder.",
+    ),
     path(
         "--state-dir",
         "state_folder",
@@ -251,20 +279,39 @@ _OPTIONS: tuple[Decorator, ...] = (
         "cache_folder",
         "Folder for files of remote repositories, and for environments; default: the user's cache folder.",
     ),
+    fills("--id", "name", metavar="NAME", help="The server's name in its metadata."),
     fills(
         "--host",
         "host",
         "--http-address",
         help="Address of all ports; 0.0.0.0 or :: for all addresses of the machine.",
     ),
+    fills("--grpc-address", "grpc_host", help="Another address for the gRPC port."),
+    fills("--metrics-address", "metrics_host", help="Another address for the metrics port."),
     port("http_port", "HTTP"),
     port("grpc_port", "gRPC"),
     port("metrics_port", "Prometheus metrics"),
+    flag(
+        "--reuse-http-port",
+        "reuse_http_port",
+        "Let other servers listen on the HTTP port too; the kernel spreads connections over them.",
+    ),
+    flag("--reuse-grpc-port", "reuse_grpc_port", "The same for the gRPC port."),
+    flag("--reuse-metrics-port", "reuse_metrics_port", "The same for the metrics port."),
+    option("--no-http", is_flag=True, help="Do not open the HTTP port; the other ports still speak HTTP."),
     option("--no-grpc", is_flag=True, help="Do not open the gRPC port; the other ports still speak gRPC."),
     option(
         "--no-metrics",
         is_flag=True,
         help="Do not open the metrics port; the other ports still serve /metrics.",
+    ),
+    fills(
+        "--no-console",
+        "console",
+        is_flag=True,
+        default=False,
+        callback=lambda _, __, without: not without,
+        help="Do not serve the console, a page for browsers at /.",
     ),
     path("--unix-socket", "unix_socket", "Also listen on this Unix socket."),
     option(
@@ -283,6 +330,11 @@ _OPTIONS: tuple[Decorator, ...] = (
         type=click.Choice(get_args(ClientAuth)),
         help="optional: with --ssl-client-ca, also admit clients without a certificate, such as holders of a"
         " key. Default: required.",
+    ),
+    flag(
+        "--ssl-grpc-only",
+        "tls_grpc_only",
+        "Only the gRPC port speaks TLS, as with Triton's --grpc-use-ssl.",
     ),
     flag(
         "--metrics-plain",
@@ -327,7 +379,13 @@ _OPTIONS: tuple[Decorator, ...] = (
         "stream_idle_timeout",
         "Seconds without a message in either direction after which a streaming gRPC call ends.",
     ),
-    seconds("--exit-timeout-secs", "drain_timeout", "Seconds to finish requests in flight on shutdown."),
+    fills(
+        "--exit-timeout-secs",
+        "drain_timeout",
+        type=Number(0),
+        metavar="SECONDS",
+        help="Seconds to finish requests in flight on shutdown.",
+    ),
     path(
         "--auth",
         "auth",
@@ -350,10 +408,41 @@ _OPTIONS: tuple[Decorator, ...] = (
         "--allowed-host",
         "allowed_hosts",
         multiple=True,
-        callback=parsed(parse_host_name),
+        callback=parsed(parse_allowed_host),
         metavar="NAME",
-        help="Another name by which clients reach the server, or *.example.org for all names below it;"
-        " repeatable.",
+        help="Another name by which clients reach the server, *.example.org for all names below it, or * for"
+        " any name that programs, but not web pages, use; repeatable.",
+    ),
+    fills(
+        "--http-restricted-api",
+        "http_restricted_apis",
+        multiple=True,
+        callback=_restrictions,
+        metavar="APIS:KEY=VALUE",
+        help="Refuse HTTP requests to these groups of routes unless they have the header field KEY with this"
+        f" value; groups: {', '.join(Api)}; repeatable.",
+    ),
+    fills(
+        "--grpc-restricted-protocol",
+        "grpc_restricted_protocols",
+        multiple=True,
+        callback=_restrictions,
+        metavar="APIS:KEY=VALUE",
+        help=f"The same for gRPC, by the metadata {GRPC_PREFIX}KEY; repeatable.",
+    ),
+    fills(
+        "--http-header-forward-pattern",
+        "http_header_forward_pattern",
+        callback=_pattern,
+        metavar="REGEX",
+        help="Pass header fields whose names match to models, as parameters of the request.",
+    ),
+    fills(
+        "--grpc-header-forward-pattern",
+        "grpc_header_forward_pattern",
+        callback=_pattern,
+        metavar="REGEX",
+        help="The same for metadata of gRPC calls.",
     ),
     fills(
         "--not-ready-status",
@@ -395,6 +484,7 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
         model_repository: tuple[str, ...],
         rate_limit: str,
         rate_limit_resource: tuple[str, ...],
+        no_http: bool,
         no_grpc: bool,
         no_metrics: bool,
         ssl_certificate: Path | None,
@@ -406,6 +496,7 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
         given["repositories"] = (*repositories, *model_repository)
         given["rate_limit"] = _resources(rate_limit, rate_limit_resource)
         given["tls"] = _tls(ssl_certificate, ssl_key, ssl_client_ca, ssl_client_auth)
+        given["http_port"] = None if no_http else given["http_port"]
         given["grpc_port"] = None if no_grpc else given["grpc_port"]
         given["metrics_port"] = None if no_metrics else given["metrics_port"]
         given["lifecycle"] = _filled(LifecycleOptions, given)
@@ -427,20 +518,25 @@ def _filled(kind: Any, given: dict[str, Any]) -> Any:
     return kind(**{field.name: given.pop(field.name) for field in fields(kind) if field.name in given})
 
 
+class SamePort(click.UsageError):
+    """Raised if two ports of the server, with these labels, have the same address and number."""
+
+    def __init__(self, one: OpenPort, other: OpenPort) -> None:
+        first, second = (f"--{port.label.lower()}-port" for port in (one, other))
+        super().__init__(
+            f"{second} and {first} are both {one.port}. Every port speaks every protocol:"
+            " leave one out (--no-grpc, --no-metrics) or choose another"
+        )
+        self.labels = one.label, other.label
+        self.address = f"{one.url_host}:{one.port}"
+
+
 def _check_ports(options: ServerOptions) -> None:
-    taken: dict[int, str] = {}
-    for name, number in (
-        ("--http-port", options.http_port),
-        ("--grpc-port", options.grpc_port),
-        ("--metrics-port", options.metrics_port),
-    ):
-        if number and number in taken:
-            raise click.UsageError(
-                f"{name} and {taken[number]} are both {number}. Every port speaks every protocol:"
-                " leave one out (--no-grpc, --no-metrics) or choose another"
-            )
-        if number:
-            taken[number] = name
+    taken: dict[tuple[str, int], OpenPort] = {}
+    for one in options.ports:
+        other = taken.setdefault((one.host, one.port), one)
+        if one.port and other is not one:
+            raise SamePort(other, one)
 
 
 def _resources(rate_limit: str, resources: Sequence[str]) -> tuple[str, ...] | None:
@@ -481,6 +577,11 @@ def _check_tls(options: ServerOptions) -> None:
             "--ssl-client-auth optional needs --auth: a file whose [[certificates]] say what clients with a"
             " certificate may do, as the server otherwise treats them like everybody else"
         )
+    if options.tls_grpc_only and (tls is None or options.grpc_port is None):
+        missing = "--ssl-certificate" if tls is None else "a gRPC port"
+        raise click.UsageError(f"--ssl-grpc-only has no effect without {missing}")
+    if options.metrics_plain and options.tls_grpc_only:
+        raise click.UsageError("--metrics-plain and --ssl-grpc-only contradict each other: leave one out")
     if options.metrics_plain and (tls is None or options.metrics_port is None):
         missing = "--ssl-certificate" if tls is None else "a metrics port"
         raise click.UsageError(f"--metrics-plain has no effect without {missing}")

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backline.access.auth_file import environment_has_keys
-from backline.access.exposure import is_loopback
 from backline.cli.serve.debugging import banner
 from backline.cli.table import print_table
 from backline.engine.byte_size import format_bytes
@@ -36,23 +35,24 @@ def exposure(options: ServerOptions) -> str:
 
     A Unix socket needs no warning, as the permissions of its folder protect it.
     """
-    ports = (options.http_port, options.grpc_port, options.metrics_port)
-    if is_loopback(options.host) or ports == (None, None, None):
+    addresses = options.reachable
+    if not addresses or options.only_certified:
         return ""
-    if options.tls is not None and options.tls.only_certified:
-        return ""
+    encrypts = options.tls is not None and not options.tls_grpc_only
     if _keyed(options):
-        return "" if options.tls is not None else "keys and data are sent unencrypted: add --ssl-certificate"
+        return "" if encrypts else "keys and data are sent unencrypted: add --ssl-certificate"
     may = "use its models, but change nothing"
     if options.insecure_open:
         may = {
-            "none": "use its models",
-            "poll": "use its models and move their labels",
-            "explicit": "use, load and unload its models",
+            "none": "use its models and change settings",
+            "poll": "use its models, move their labels and change settings",
+            "explicit": "use, load and unload its models and change settings",
         }[options.lifecycle.mode]
-    encrypted = "" if options.tls is not None else "; nothing is encrypted"
+    encrypted = "" if encrypts else "; nothing is encrypted"
+    if options.tls_grpc_only:
+        encrypted = "; only gRPC is encrypted"
     return (
-        f"anyone who can reach this server's address, {options.host}, may {may}{encrypted}."
+        f"anyone who can reach this server's address, {', '.join(addresses)}, may {may}{encrypted}."
         " Ask for keys (--auth, see 'backline keys create --help') or client certificates"
         " (--ssl-certificate, --ssl-key, --ssl-client-ca), or listen on 127.0.0.1 or a --unix-socket"
     )
@@ -222,7 +222,7 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
             "\nThe repositories have no models. Add one as <model>/<version>/model.onnx" + _next_step(options)
         )
     say()
-    width = max(len(label) for label, _ in server.urls)
+    width = max((len(label) for label, _ in server.urls), default=0)
     for label, url in server.urls:
         say(f"{label.ljust(width)}  {click.style(url, bold=True)}")
     exposed = exposure(options)
@@ -316,10 +316,15 @@ def _print_samples(server: Server, options: ServerOptions, models: list[Model]) 
         if model.state is ModelState.READY and model.signature.inputs and model.config.sequence is None
     ]
     url = next((url for label, url in server.urls if label == "HTTP"), "")
-    if not loaded or not url or (options.tls is not None and options.tls.only_certified):
+    if url and options.console:
+        shown = url.replace("//0.0.0.0:", "//localhost:").replace("//[::]:", "//localhost:")
+        say(f"\nSee and try the models in a browser: {click.style(f'{shown}/', bold=True)}")
+    if not loaded or not url or options.only_certified:
         return
     url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
-    certificate = None if options.tls is None else str(options.tls.certificate)
+    certificate = (
+        str(options.tls.certificate) if options.tls is not None and not options.tls_grpc_only else None
+    )
     model = min(loaded, key=_effort)
     keyed = _keyed(options)
     say(f"\nTry it from another terminal ({model.name}){', with a key for KEY' if keyed else ''}:\n")

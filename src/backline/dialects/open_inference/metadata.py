@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
+from backline.access.identity import Identity
+from backline.access.scope import Scope
 from backline.engine.engine import Engine
 from backline.engine.model import Model, ModelState
 from backline.engine.private_places import for_clients
@@ -12,7 +16,8 @@ from backline.engine.values.signature import TensorSpec
 from backline.engine.values.tensor import Shape
 from backline.version import __version__
 
-SERVER_NAME = "backline"
+#: Whether the caller may see the model of a name.
+MaySee: TypeAlias = Callable[[str], bool]
 #: Extensions of every server.
 EXTENSIONS = (
     "classification",
@@ -40,7 +45,7 @@ def server_metadata(engine: Engine) -> dict[str, Any]:
     ):
         if controlled is not None:
             extensions += names
-    return {"name": SERVER_NAME, "version": __version__, "extensions": extensions}
+    return {"name": engine.server_name, "version": __version__, "extensions": extensions}
 
 
 def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
@@ -69,21 +74,28 @@ def rest_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
     return document
 
 
-def model_index(engine: Engine, *, only_ready: bool) -> list[dict[str, str]]:
-    """All versions of all models with their states; a model without versions is listed by name only."""
+def visible_to(identity: Identity | None) -> MaySee:
+    """Says which models a caller may read about; None is a caller on a server without identities."""
+    if identity is None:
+        return lambda _: True
+    return partial(identity.may, Scope.READ)
+
+
+def model_index(engine: Engine, may_see: MaySee, *, only_ready: bool) -> list[dict[str, str]]:
+    """All versions of all models that the caller may see; one without versions is listed by name only."""
     entries = []
     known = set()
     for model in engine.models():
         known.add(model.name)
-        if model.state is ModelState.READY or not only_ready:
+        if (model.state is ModelState.READY or not only_ready) and may_see(model.name):
             entries.append(_entry(model))
     if not only_ready:
-        entries.extend({"name": name} for name in engine.names() if name not in known)
+        entries.extend({"name": name} for name in engine.names() if name not in known and may_see(name))
     return sorted(entries, key=lambda entry: entry["name"])
 
 
-def model_listing(engine: Engine) -> list[dict[str, Any]]:
-    """All versions of all models with state, reason, labels, memory and load progress.
+def model_listing(engine: Engine, may_see: MaySee) -> list[dict[str, Any]]:
+    """All versions of the models that the caller may see: state, reason, labels, memory and load progress.
 
     `ready` is whether the version takes requests, `default` whether it gets those that name no version.
     `progress` is present only during a load; its seconds count from the start of the load, its bytes are
@@ -91,6 +103,8 @@ def model_listing(engine: Engine) -> list[dict[str, Any]]:
     """
     listing = []
     for model in engine.models():
+        if not may_see(model.name):
+            continue
         labels = engine.labels(model.name)
         entry: dict[str, Any] = {
             "name": model.name,

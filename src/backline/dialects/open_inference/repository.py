@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,13 +17,14 @@ from backline.access.scope import Scope
 from backline.dialects.answers import respond_json
 from backline.dialects.deferred import DeferredAnswers, caller_name, control_of
 from backline.dialects.documents import read_document, read_message, read_query, suggestion
-from backline.dialects.json_scan import check_keys
+from backline.dialects.json_scan import MAX_DOCUMENT, check_keys
 from backline.dialects.off_loop import LARGE
-from backline.dialects.open_inference.metadata import model_index
+from backline.dialects.open_inference.grpc.wire_format import split_load
+from backline.dialects.open_inference.metadata import model_index, visible_to
 from backline.dialects.router import Router
 from backline.engine.control import ANY_VERSION, STABLE, Attempt, Change, Control, LabelMove, Overrides
 from backline.engine.engine import Engine
-from backline.engine.errors import InvalidArgument, PayloadTooLarge, Unsupported
+from backline.engine.errors import InvalidArgument, NotFound, PayloadTooLarge, Unsupported
 from backline.engine.private_places import for_clients
 from backline.engine.values.tensor import Buffer
 from backline.wire.application import HttpRequest, UnaryCall
@@ -32,7 +34,12 @@ FILE = "file:"
 #: The most characters in a configuration: decoding these holds the interpreter's lock for about 10 ms.
 MAX_CONFIG = 256 * 1024
 DEPENDENTS = "unload_dependents"
-#: Characters of base64 decoded at a time (a multiple of 4), so that other threads can run in between.
+#: The largest load request without its files, in bytes.
+_MAX_LOAD = MAX_CONFIG + MAX_DOCUMENT
+_BACKSLASH = b"\\"
+#: Bytes of the longest escape in a string of JSON, such as a quoted "=" in hexadecimal.
+_LONGEST_ESCAPE = 6
+#: Characters of base64 decoded at a time, so that other threads can run in between.
 _PIECE = 1 << 20
 _LOADING = "loading and unloading models by request"
 _LABELS = "moving labels by request"
@@ -89,7 +96,7 @@ class RepositoryRoutes:
 
     def add_routes(self, router: Router) -> None:
         for method in ("GET", "POST"):
-            router.add(Scope.READ, method, "/v2/repository/index", self._index)
+            router.add(Scope.READ, method, "/v2/repository/index", self._index, lists=True)
             router.add(Scope.READ, method, "/v2/repository/{}/index", refuse_repository)
         for action, handler in (("load", self._load), ("unload", self._unload)):
             router.add(Scope.MANAGE, "POST", f"/v2/repository/models/{{}}/{action}", handler, "")
@@ -108,7 +115,7 @@ class RepositoryRoutes:
 
     def _index(self, request: HttpRequest) -> None:
         asked = read_document(IndexDocument, request.body if request.method == b"POST" else b"")
-        respond_json(request, model_index(self._engine, only_ready=asked.ready))
+        respond_json(request, model_index(self._engine, visible_to(request.identity), only_ready=asked.ready))
 
     def _load(self, model: str, version: str, request: HttpRequest) -> None:
         control = control_of(self._engine, _LOADING)
@@ -130,6 +137,8 @@ class RepositoryRoutes:
         control = control_of(self._engine, _LOADING)
         dependents = dependents_from_json(read_document(ParametersDocument, request.body).parameters)
         change = control.unload(model, version, dependents=dependents, who=_who(request))
+        if not version:
+            change = _if_known(change)
         self._deferred.answer(request, change, partial(_respond_empty, request))
 
     # routes that Triton lacks
@@ -192,13 +201,25 @@ class RepositoryRoutes:
 
 
 def _parse_overrides(body: Buffer) -> Overrides | None:
+    """The overrides in a REST load request, whose files are base64.
+
+    Raises InvalidArgument, or PayloadTooLarge for a large configuration.
+    """
     check_keys(body)
-    given = read_document(LoadDocument, body, bounded=False).parameters
-    if CONFIG in given and _is_string(given[CONFIG]):  # JSON takes at most six bytes per character
-        check_config(len(memoryview(given[CONFIG])) // 6)
-    return overrides_from_json(
-        {name: msgspec.json.decode(raw) if _is_string(raw) else raw for name, raw in given.items()}
-    )
+    config: str | None = None
+    files: dict[str, Buffer] = {}
+    for name, raw in read_document(LoadDocument, body, bounded=False).parameters.items():
+        _check_load_name(name)
+        text = memoryview(raw)
+        if not _is_string(raw):
+            more = ": the configuration as JSON" if name == CONFIG else " of base64"
+            raise InvalidArgument(f"invalid value type for load parameter '{name}', expected a string{more}")
+        if name == CONFIG:
+            check_config(len(text) // 6)  # JSON takes at most six bytes per character
+            config = msgspec.json.decode(raw)
+        else:
+            files[name.removeprefix(FILE)] = _decode_base64(name, text[1:-1])
+    return _overrides(config, files)
 
 
 def _is_string(raw: Raw) -> bool:
@@ -225,9 +246,10 @@ class RepositoryCalls:
         self._deferred = deferred
 
     def load(self, call: UnaryCall, received: Buffer) -> None:
-        asked = _read_message("RepositoryModelLoadRequest", received)
+        rest, files = split_load(received)
+        asked = _read_message("RepositoryModelLoadRequest", rest, _MAX_LOAD)
         control = control_of(self._engine, _LOADING)
-        overrides = overrides_from_message(asked.parameters)
+        overrides = overrides_from_message(asked.parameters, files)
         change = control.load(asked.model_name, overrides=overrides, who=_who(call))
         self._deferred.answer(call, change, lambda _: call.reply(b""))
 
@@ -235,12 +257,18 @@ class RepositoryCalls:
         asked = _read_message("RepositoryModelUnloadRequest", received)
         control = control_of(self._engine, _LOADING)
         dependents = dependents_from_message(asked.parameters)
-        change = control.unload(asked.model_name, dependents=dependents, who=_who(call))
+        change = _if_known(control.unload(asked.model_name, dependents=dependents, who=_who(call)))
         self._deferred.answer(call, change, lambda _: call.reply(b""))
 
 
-def _read_message(kind: str, received: Buffer) -> Any:
-    asked = read_message(f"inference.{kind}", received)
+async def _if_known(unload: Awaitable[None]) -> None:
+    """Unloads a model. Succeeds for an unknown one, as in Triton, so that scripts can repeat an unload."""
+    with contextlib.suppress(NotFound):
+        await unload
+
+
+def _read_message(kind: str, received: Buffer, limit: int = MAX_DOCUMENT) -> Any:
+    asked = read_message(f"inference.{kind}", received, limit)
     if asked.repository_name:
         refuse_repository()
     if not asked.model_name:
@@ -257,26 +285,20 @@ def check_config(size: int) -> None:
         )
 
 
-def overrides_from_json(parameters: Mapping[str, Any]) -> Overrides | None:
-    """The overrides in a REST load request, whose files are base64. Raises InvalidArgument."""
-    config: str | None = None
-    files = {}
-    for name, value in parameters.items():
-        _check_load_name(name)
-        if not isinstance(value, str):
-            more = ": the configuration as JSON" if name == CONFIG else " of base64"
-            raise InvalidArgument(f"invalid value type for load parameter '{name}', expected a string{more}")
-        if name == CONFIG:
-            config = value
-        else:
-            files[name.removeprefix(FILE)] = _decode_base64(name, value)
-    return _overrides(config, files)
+def named_in_load(received: Buffer) -> str:
+    """The name of the model in a RepositoryModelLoadRequest. Raises InvalidArgument."""
+    rest, _ = split_load(received)
+    name: str = read_message("inference.RepositoryModelLoadRequest", rest, _MAX_LOAD).model_name
+    return name
 
 
-def overrides_from_message(parameters: Mapping[str, Any]) -> Overrides | None:
-    """The overrides in a RepositoryModelLoadRequest. Raises InvalidArgument."""
+def overrides_from_message(parameters: Mapping[str, Any], contents: Mapping[str, Buffer]) -> Overrides | None:
+    """The overrides in a RepositoryModelLoadRequest, whose files `split_load` may have separated.
+
+    Raises InvalidArgument.
+    """
     config: str | None = None
-    files = {}
+    files: dict[str, Buffer] = {name.removeprefix(FILE): content for name, content in contents.items()}
     for name, value in parameters.items():
         _check_load_name(name)
         kind = "string_param" if name == CONFIG else "bytes_param"
@@ -321,7 +343,7 @@ def _check_unload_name(name: str) -> None:
         )
 
 
-def _overrides(config: str | None, files: dict[str, bytes]) -> Overrides | None:
+def _overrides(config: str | None, files: dict[str, Buffer]) -> Overrides | None:
     if files and config is None:
         raise InvalidArgument("Load parameter 'config' must be specified for model file override")
     if config is not None:
@@ -329,11 +351,26 @@ def _overrides(config: str | None, files: dict[str, bytes]) -> Overrides | None:
     return None if config is None else Overrides(config, files)
 
 
-def _decode_base64(name: str, text: str) -> bytes:
-    content = bytearray()
+def _decode_base64(name: str, text: memoryview) -> Buffer:
+    """The content of a file, from the base64 in a string of JSON.
+
+    Decodes piece by piece and never copies the whole: each such step would hold the interpreter's lock, for
+    hundreds of milliseconds where memory is scarce.
+    """
+    content, pending, kept = bytearray(), b"", b""
     try:
         for start in range(0, len(text), _PIECE):
-            content += binascii.a2b_base64(text[start : start + _PIECE], strict_mode=True)
-    except ValueError as error:
+            more = start + _PIECE < len(text)
+            piece, pending = pending + bytes(text[start : start + _PIECE]), b""
+            if _BACKSLASH in piece:  # JSON may escape any character, and often "/" and "="
+                cut = piece.rfind(_BACKSLASH, -_LONGEST_ESCAPE) if more else -1
+                if cut >= 0:
+                    piece, pending = piece[:cut], piece[cut:]
+                piece = msgspec.json.decode(b'"%b"' % piece, type=str).encode()
+            piece = kept + piece
+            whole = len(piece) // 4 * 4 if more else len(piece)
+            kept = piece[whole:]
+            content += binascii.a2b_base64(piece[:whole], strict_mode=True)
+    except (ValueError, msgspec.DecodeError) as error:
         raise InvalidArgument(f"the value of load parameter '{name}' is not base64: {error}") from None
-    return bytes(content)
+    return content

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from backline.dialects.open_inference.metadata import MaySee
 from backline.engine.engine import Engine
 from backline.engine.errors import NotFound
 from backline.engine.model import Model, ModelState
@@ -12,9 +13,10 @@ from backline.engine.statistics import FAILURES, Duration, ModelStatistics
 
 
 def model_statistics(
-    engine: Engine, name: str, version: str, *, details: bool = False
+    engine: Engine, name: str, version: str, may_see: MaySee, *, details: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Counters of a version, of all versions if `version` is empty, or of all models if `name` is empty too.
+    """Counters of a version, of all versions if `version` is empty, or of all models that the
+    caller may see if `name` is empty too.
 
     Times are in ns. The iterator is lazy, because hundreds of models take too long for one turn of the event
     loop. Versions that were never ready are left out. `details` adds what the gRPC message has no field for:
@@ -27,7 +29,7 @@ def model_statistics(
     elif version:
         raise NotFound(f"statistics of version {version} need the name of a model")
     else:
-        models = list(engine.models())
+        models = [model for model in engine.models() if may_see(model.name)]
     shown = [model for model in models if model.state is ModelState.READY or model.statistics.execution_count]
     return (_statistics(model) | (_details(model.statistics) if details else {}) for model in shown)
 

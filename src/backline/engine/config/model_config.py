@@ -89,19 +89,20 @@ class QueuePolicy:
     """How many requests may queue and for how long, for a model or one priority level.
 
     `max_size` None is the server's choice. `timeout_us` is in microseconds, 0 for none. With `may_shorten` a
-    request may set a shorter timeout; without `timeout_us` it may set any. An expired request is refused, or
-    with `delay` waits until no other of its level or a higher one is left.
+    request may set a shorter timeout; without `timeout_us` it may set any, unless `timed` is False. An
+    expired request is refused, or with `delay` waits until no other of its level or a higher one is left.
     """
 
     max_size: int | None = None
     timeout_us: int = 0
     may_shorten: bool = False
     delay: bool = False
+    timed: bool = True
 
     def timeout(self, own: float | None) -> float | None:
         """The seconds that a request with timeout `own` may queue; None for no limit."""
         if not self.timeout_us:
-            return own
+            return own if self.timed else None
         default = self.timeout_us / 1e6
         return min(default, own) if own is not None and self.may_shorten else default
 

@@ -208,13 +208,13 @@ class InstanceMaker:
             self._runs[device] = run
         return run
 
-    def thread(self, run: Execution | BudgetedExecution, number: int) -> Instance:
-        """An instance on a thread. If the model has a time limit, the thread of a longer run is abandoned."""
+    def thread(self, run: Execution | BudgetedExecution, number: int, *, timed: bool = True) -> Instance:
+        """An instance on a thread. If `timed`, a thread is abandoned when its run exceeds the time limit."""
         config = self.model.config
         make = partial(
             ThreadInstance, run, self._loop, f"{self.model.name}-{number}", config.cpus, self._poll
         )
-        if config.execution_timeout_seconds is None:
+        if config.execution_timeout_seconds is None or not timed:
             return make()
         if self._limit is None:
             self._limit = RunLimit(
@@ -242,11 +242,15 @@ class InstanceMaker:
 
     def places_in_workers(self, model: ModelInWorkers) -> list[Instance]:
         """One instance for each batch that the worker processes can run at the same time."""
-        model.on_available = self._on_available
+        self.watch(model)
         model.on_ready = self._on_ready
         self._on_ready(model.unready)
         self.model.statistics.responses = model.responses
         return list(model.instances())
+
+    def watch(self, model: ModelInWorkers) -> None:
+        """Shows the model as unavailable while it has no worker process that runs."""
+        model.on_available = self._on_available
 
     def _permitted(self, instances: list[Instance], places: Sequence[Place]) -> list[Instance]:
         if self._permits is None:

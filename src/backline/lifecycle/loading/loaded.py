@@ -73,7 +73,7 @@ class LoadedVersion(ABC):
     signature: Signature
     max_batch_size: int
     batch_limit: int
-    lane: Lane | Literal["process", "debug"]
+    lane: Lane | Literal["process", "debug", "remote"]
     placed: Places
     places: tuple[Place, ...]
     reason: str
@@ -86,8 +86,8 @@ class LoadedVersion(ABC):
     #: Microseconds that a batch may wait for more requests, if the configuration sets no delay.
     max_queue_delay_us: int = 0
 
-    #: Whether `placed_again` can change the number of instances.
-    resizable: ClassVar[bool] = True
+    #: Whether new instances need `resize`, because they take time to start.
+    resizes: ClassVar[bool] = False
 
     @property
     def instances(self) -> int:
@@ -102,6 +102,21 @@ class LoadedVersion(ABC):
     @abstractmethod
     def placed_again(self, config: ModelConfig) -> LoadedVersion:
         """The same model with a changed configuration that needs no new load."""
+
+    def follows(self, config: ModelConfig) -> bool:
+        """Whether `placed_again` changes the number of instances to that of a configuration."""
+        return True
+
+    async def resize(self) -> None:
+        """Starts and ends what the instances at `places` need; afterwards call `resized`.
+
+        Raises BacklineError if that fails, which leaves everything as it was.
+        """
+        raise NotImplementedError
+
+    def resized(self, config: ModelConfig) -> LoadedVersion:
+        """The same model with the instances that there are after `resize`."""
+        raise NotImplementedError
 
     @abstractmethod
     def make_instances(self, maker: InstanceMaker) -> list[Instance]:
@@ -194,14 +209,33 @@ def loaded_streams(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedWorkers(LoadedVersion):
-    """A model in worker processes, whose number is fixed until the next load."""
+    """A model in worker processes. After `placed_again`, `resize` changes their number.
+
+    The number is fixed until the next load if the workers remember sequences, if the model is debugged, and
+    if the configuration no longer sets a number.
+    """
 
     model: ModelInWorkers
 
-    resizable: ClassVar[bool] = False
+    resizes: ClassVar[bool] = True
 
     def placed_again(self, config: ModelConfig) -> LoadedWorkers:
-        return replace(self, batch_limit=_joined(config, self.model))
+        changed = replace(self, batch_limit=_joined(config, self.model))
+        if not config.instance_groups or not self.model.resizable:
+            return changed
+        placed = place_again(config, self.placed)
+        return replace(changed, placed=placed, places=placed.spread(self.model.loaded.instances))
+
+    def follows(self, config: ModelConfig) -> bool:
+        return bool(config.instance_groups) and self.model.resizable
+
+    async def resize(self) -> None:
+        await self.model.resize(self.placed, self.places)
+
+    def resized(self, config: ModelConfig) -> LoadedWorkers:
+        model = self.model
+        reason = model.where + why_there(config, model.placed)
+        return replace(self, placed=model.placed, places=model.places, reason=reason)
 
     def make_instances(self, maker: InstanceMaker) -> list[Instance]:
         return maker.places_in_workers(self.model)
@@ -250,7 +284,8 @@ def loaded_workers(
 
 
 def _joined(config: ModelConfig, model: ModelInWorkers) -> int:
-    """The most items of a batch; 1 if the model joins requests only if configured to, but is not."""
+    """The most items of a batch; 1 if the configuration or the model asks for one request per run."""
     said = model.loaded
-    alone = said.joined_if_asked and not config.dynamic_batching and config.sequence is None
+    only_if_asked = said.joined_if_asked and not config.dynamic_batching and config.sequence is None
+    alone = only_if_asked or config.dynamic_batching is False
     return min(1, said.max_batch_size) if alone else said.max_batch_size

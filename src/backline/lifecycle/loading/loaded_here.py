@@ -1,8 +1,8 @@
-"""Proves, measures and places models that run in this process and give one response per request."""
+"""Proves, measures and places models that a runtime runs, and that give one response per request."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -32,13 +32,19 @@ from backline.lifecycle.view.view import View
 from backline.system.cores import usable_cores
 from backline.workers.here.execution import Execution
 from backline.workers.instance import Instance
+from backline.workers.model_in_workers import ModelInWorkers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedHere(LoadedVersion):
-    """A model in this process; `replicas` are its copies by device."""
+    """A model that is called from this process; `replicas` are its copies by device.
+
+    The copies are in this process, or with `pools` in one worker process each: threads of this process then
+    wait for the worker.
+    """
 
     replicas: Mapping[Device, LoadedModel]
+    pools: tuple[ModelInWorkers, ...] = ()
 
     @property
     def model(self) -> LoadedModel:
@@ -46,15 +52,17 @@ class LoadedHere(LoadedVersion):
         return next(iter(self.replicas.values()))
 
     def placed_again(self, config: ModelConfig) -> LoadedHere:
+        if self.pools:
+            config = replace(config, lane="thread")
         placed = place_again(config, self.placed)
         chosen = _plan(config, self.model, self.measured, self.max_batch_size, placed)
         return replace(
             self,
             batch_limit=_batch_limit(config, self.max_batch_size, chosen),
-            lane=chosen.lane,
+            lane="process" if self.pools else chosen.lane,
             placed=placed,
             places=placed.spread(chosen.instances)[: chosen.instances],
-            reason=_reason(config, self.measured, chosen, placed),
+            reason=_reason(config, self.measured, chosen, placed, self.pools),
         )
 
     def make_instances(self, maker: InstanceMaker) -> list[Instance]:
@@ -62,18 +70,24 @@ class LoadedHere(LoadedVersion):
             return [maker.inline(self._execution(maker, self.placed.devices[0]))]
         threads = self.model.threads_per_run
         places = self.places
-        if self.lane != "thread":  # the model was planned for the event loop, but blocked it
+        for pool in self.pools:
+            maker.watch(pool)
+        if self.lane == "inline":  # the model was planned for the event loop, but blocked it
             places = self.placed.spread(spare_instances(usable_cores(), threads))
         instances = []
         for number, place in enumerate(places):
             device = place.device
             # A model that mostly waits for a device or a service needs no core. Whether it waits was measured
             # on the first device only.
-            waits = device.kind == "gpu" or (self.measured.times.waits and device == self.placed.devices[0])
+            # Time that a worker process computes was not measured.
+            waits = device.kind == "gpu" or (
+                self.measured.times.waits and not self.pools and device == self.placed.devices[0]
+            )
             run = maker.run_on(
                 device, partial(self._execution, maker, device), threads=None if waits else threads
             )
-            instances.append(maker.thread(run, number))
+            # A pool watches the time of its runs itself, and kills a worker that takes too long.
+            instances.append(maker.thread(run, number, timed=not self.pools))
         return instances
 
     def _execution(self, maker: InstanceMaker, device: Device) -> Execution:
@@ -90,6 +104,10 @@ class LoadedHere(LoadedVersion):
 
     def lone_runs(self) -> Iterable[Run]:
         return [self.view.alone(replica).run for replica in self.replicas.values()]
+
+    @property
+    def pids(self) -> Sequence[int]:
+        return [pid for pool in self.pools for pid in pool.pids]
 
     def close(self) -> None:
         for replica in self.replicas.values():
@@ -134,8 +152,9 @@ def loaded_here(
     placed: Places,
     measured: Measured,
     warnings: tuple[str, ...],
+    pools: tuple[ModelInWorkers, ...] = (),
 ) -> LoadedHere:
-    """Decides how to run a model that is loaded on all devices of `placed`."""
+    """Decides how to run a model that is loaded on all devices of `placed`, here or in workers of `pools`."""
     model = next(iter(replicas.values()))
     probe = measured.probe
     warnings = tuple(dict.fromkeys(w for replica in replicas.values() for w in replica.warnings)) + warnings
@@ -152,10 +171,11 @@ def loaded_here(
         signature=view.fit(model.signature),
         max_batch_size=max_batch_size,
         batch_limit=_batch_limit(config, max_batch_size, chosen),
-        lane=chosen.lane,
+        lane="process" if pools else chosen.lane,
+        pools=pools,
         placed=placed,
         places=placed.spread(chosen.instances)[: chosen.instances],
-        reason=_reason(config, measured, chosen, placed),
+        reason=_reason(config, measured, chosen, placed, pools),
         decoupled=config.decoupled,
         measured=measured,
         warnings=warnings,
@@ -181,17 +201,28 @@ def _plan(
 
 
 def _batch_limit(config: ModelConfig, max_batch_size: int, chosen: RunPlan) -> int:
+    if config.dynamic_batching is False:
+        return min(1, max_batch_size)
     return max_batch_size if config.dynamic_batching or config.sequence else chosen.batch_limit
 
 
-def _reason(config: ModelConfig, measured: Measured, chosen: RunPlan, placed: Places) -> str:
+def _reason(
+    config: ModelConfig,
+    measured: Measured,
+    chosen: RunPlan,
+    placed: Places,
+    pools: Sequence[ModelInWorkers],
+) -> str:
     probe = measured.probe
     why_batched = (
         f"max_batch_size of the configuration is {config.max_batch_size}"
         if probe is None or (config.max_batch_size and config.joining is None)
         else probe.reason
     )
-    return f"{why_batched}; {chosen.reason}{why_there(config, placed)}"
+    where = (
+        "; in a worker process for each device" if len(pools) > 1 else "; in a worker process" * len(pools)
+    )
+    return f"{why_batched}; {chosen.reason}{where}{why_there(config, placed)}"
 
 
 def _max_batch_size(config: ModelConfig, probe: BatchProbe | None) -> int:

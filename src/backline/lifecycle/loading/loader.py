@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from backline.backends.backend import (
     DEFAULT_OPTIONS,
     HostedModel,
     LoadedModel,
     LoadOptions,
+    RemoteModel,
     StreamingModel,
     gpus_of,
 )
 from backline.backends.registry import choose
+from backline.engine.config.instance_group import InstanceGroup
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.values.device import Device, Gpus, Places
+from backline.engine.values.device import Device, Gpus, PlacedGroup, Places
 from backline.lifecycle.loading.instances import asks_for_devices, place
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured, loaded_streams, loaded_workers
 from backline.lifecycle.loading.loaded_here import loaded_here, measure_model
@@ -31,6 +33,8 @@ from backline.workers.model_in_workers import ModelInWorkers
 #: Starts the workers of a model on the given devices, and waits until they have loaded it. Also returns the
 #: configuration, which the model may have completed. Called on a thread. Raises BacklineError.
 StartWorkers: TypeAlias = Callable[[HostedModel, Places], tuple[ModelInWorkers, ModelConfig]]
+#: The module that loads a RuntimeJob in a worker process.
+_RUNTIME_ADAPTER: Final = "backline.lifecycle.loading.isolation.runtime_model"
 
 
 def load(
@@ -54,32 +58,47 @@ def load(
     on_phase("load")
     entry = choose(config, path)
     backend = entry.backend()
-    if config.lane == "process":
-        if not entry.hosted:
-            where = config.source or config.name
-            raise InvalidArgument(
-                f"{where}: lane is process, but models of the {entry.name} backend run in the server's"
-                " process: choose inline or thread"
-            )
-        config = replace(config, lane=None)  # hosted models always run in processes
-    ignored = ignored_settings(config, "worker" if entry.hosted else "here")
+    isolated = config.lane == "process" and not entry.hosted
+    if isolated and not entry.runtime:
+        where = config.source or config.name
+        raise InvalidArgument(
+            f"{where}: lane is process, but models of the {entry.name} backend run in the server's process:"
+            " choose inline or thread"
+        )
+    if entry.hosted and config.lane == "process":
+        config = replace(config, lane=None)  # these models always run in worker processes
+    ignored = ignored_settings(config, "worker" if entry.hosted else "process" if isolated else "here")
     if entry.hosted:
         config = replace(config, lane=None)
+    elif isolated:
+        config = replace(config, lane="thread")  # threads of the server wait for the worker process
     gpus = gpus_of(backend, path, config) if asks_for_devices(config) else Gpus()
     placed = place(config, gpus, strict=options.strict_devices)
     view = View(config, path)
 
-    def load_on(device: Device) -> LoadedModel | StreamingModel | HostedModel:
-        return backend.load(path, view.inner, replace(options, device=device))
+    pools: list[ModelInWorkers] = []
+
+    def load_on(device: Device) -> LoadedModel | StreamingModel | HostedModel | RemoteModel:
+        if not isolated:
+            return backend.load(path, view.inner, replace(options, device=device))
+        job = _runtime_job(path, view.inner, replace(options, device=device))
+        if start_workers is None:
+            raise _no_workers(path, backend.name)
+        pool, _ = start_workers(job, _one_worker(config, device))
+        pools.append(pool)
+        return pool
 
     first, *others = placed.devices
     model = load_on(first)
+    if isinstance(model, RemoteModel):
+        # Imported late, because it imports the client.
+        from backline.lifecycle.loading.loaded_remote import loaded_remote
+
+        return loaded_remote(config, view, model, placed=placed)
     if isinstance(model, HostedModel):
         view.stage(Arrange).refuse("Python models")
         if start_workers is None:
-            raise InvalidArgument(
-                f"'{path}': the {backend.name} backend needs worker processes, which are not available here"
-            )
+            raise _no_workers(path, backend.name)
         if model.groups and not config.instance_groups:
             placed = place(replace(config, instance_groups=model.groups), gpus, strict=options.strict_devices)
         workers, config = start_workers(model, placed)
@@ -98,7 +117,9 @@ def load(
         replicas = {first: view.wrap(model)}
         for device in others:
             replica = load_on(device)
-            assert not isinstance(replica, HostedModel | StreamingModel), "it is not one on its first device"
+            assert not isinstance(replica, HostedModel | StreamingModel | RemoteModel), (
+                "it is not one on its first device"
+            )
             loaded.append(replica)
             replicas[device] = view.wrap(replica)
         view.fit(replicas[first].signature)
@@ -115,8 +136,28 @@ def load(
             placed=placed,
             measured=known,
             warnings=ignored,
+            pools=tuple(pools),
         )
     except BaseException:
         for one in loaded:
             one.close()
         raise
+
+
+def _no_workers(path: Path, backend: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"'{path}': the {backend} backend needs worker processes, which are not available here"
+    )
+
+
+def _runtime_job(path: Path, config: ModelConfig, options: LoadOptions) -> HostedModel:
+    """What a worker needs to load a file with its runtime."""
+    # Imported late, because few servers have models of this kind.
+    from backline.lifecycle.loading.isolation.messages import RuntimeJob, encode_job
+
+    job = RuntimeJob(path, replace(config, declared=b""), options)
+    return HostedModel(path, _RUNTIME_ADAPTER, job=encode_job(job))
+
+
+def _one_worker(config: ModelConfig, device: Device) -> Places:
+    return Places((PlacedGroup(0, config.name, InstanceGroup(1), (device,)),))

@@ -120,7 +120,7 @@ def build_sequence_queue(
 ) -> SequenceBatcher:
     """The queue of a version that serves sequences."""
     from backline.schedule.sequences.batcher import SequenceBatcher
-    from backline.schedule.sequences.lanes import SequenceLane, SlotLane, SlotPolicy
+    from backline.schedule.sequences.lanes import UNTIMED, SequenceLane, SlotLane, SlotPolicy
 
     config = model.config
     batching = config.sequence
@@ -139,7 +139,7 @@ def build_sequence_queue(
         order = batching.preserve_ordering
 
         def make_lane(instance: Instance) -> Lane:
-            settings, statistics = Settings(batches), model.statistics
+            settings, statistics = Settings(batches, QueueSettings(UNTIMED)), model.statistics
             return SequenceLane(
                 model.name, settings, [instance], statistics, loop=loop, preserve_ordering=order
             )

@@ -32,6 +32,7 @@ from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.warm_up import warm_up, warm_up_items, warm_up_samples
 from backline.lifecycle.memory.meter import LoadMemory, measure_workers
 from backline.lifecycle.memory.needs import LoadKind
+from backline.lifecycle.options import runs_apart
 from backline.observe.recording import recorded_file
 from backline.repository.fingerprint import load_key
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
@@ -41,7 +42,7 @@ from backline.workers.model_in_workers import ModelInWorkers
 
 if TYPE_CHECKING:
     from backline.lifecycle.loading.isolation.trial_processes import TrialWatch
-    from backline.lifecycle.loading.worker_pools import Completion, WorkerStarter
+    from backline.lifecycle.loading.worker_pools import Completion, RuntimeLimits, WorkerStarter
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -102,6 +103,9 @@ class VersionLoad:
 
     def run(self) -> WarmModel:
         """Loads the model, which may take minutes. Raises BacklineError when the model cannot be served."""
+        apart = runs_apart(self._shared.options.isolate, from_elsewhere=self._from_elsewhere)
+        if apart and choose(self._config, self._fetched.path).runtime:
+            self._config = replace(self._config, lane="process")
         cached = self._shared.cache is not None and self._config.response_cache
         content = self._content("its responses are cached for this load only") if cached else None
         config, options = self._config, self._shared.options
@@ -166,11 +170,11 @@ class VersionLoad:
         Returns their measurements, None if there are none yet. Raises BacklineError if the trial fails.
         """
         isolate = self._shared.options.isolate
-        if isolate == "never" or (isolate == "remote" and not self._from_elsewhere):
+        if isolate == "never" or (isolate in ("remote", "workers") and not self._from_elsewhere):
             return self._known
         path, config = self._fetched.path, self._config
         entry = choose(config, path)
-        if not entry.runtime:  # nothing in this process reads its files
+        if not entry.runtime or config.lane == "process":  # nothing in this process reads its files
             return self._known
         if isolate != "always" and (known := self._known or kept.recall_anywhere()) is not None:
             return known
@@ -219,9 +223,9 @@ class VersionLoad:
 
     def _start_workers(self, hosted: HostedModel, placed: Places) -> tuple[ModelInWorkers, ModelConfig]:
         # Imported late, because only models in workers need this code.
-        from backline.lifecycle.loading.worker_pools import WorkerStarter
+        from backline.lifecycle.loading.worker_pools import RuntimeLimits, WorkerStarter
 
-        self._starter = WorkerStarter(
+        self._starter = self._starter or WorkerStarter(
             self._shared,
             self._model,
             self._config,
@@ -229,10 +233,26 @@ class VersionLoad:
             self._loop,
             on_phase=self._on_phase,
             on_bytes=self._on_bytes,
+            limits=self._runtime_limits() if hosted.job else RuntimeLimits(),
         )
         if self._cancelled:  # cancelled before there was a starter
             self._starter.cancel()
         return self._starter.start(hosted, placed)
+
+    def _runtime_limits(self) -> RuntimeLimits:
+        """The limits of a worker that loads the files: those of a trial, if the files are from elsewhere."""
+        from backline.lifecycle.loading.isolation.trial_processes import TrialLimits
+        from backline.lifecycle.loading.worker_pools import RuntimeLimits
+
+        options = self._shared.options
+        if not self._from_elsewhere:
+            return RuntimeLimits(options.load_timeout_seconds)
+        limits = TrialLimits.of(
+            sum(file.size for file in self._version.files.values()),
+            seconds=options.load_timeout_seconds,
+            memory=options.load_memory_limit,
+        )
+        return RuntimeLimits(limits.seconds, limits.memory)
 
     def _is_trusted_by_name(self) -> bool:
         """Whether the model's pickles are trusted by its name; never if a client has sent the files."""

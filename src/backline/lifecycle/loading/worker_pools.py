@@ -17,7 +17,7 @@ from typing import Any
 from backline.backends.backend import HostedModel
 from backline.engine.config.joining import Joining
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument, Unavailable
+from backline.engine.errors import Internal, InvalidArgument, Unavailable
 from backline.engine.model import Model
 from backline.engine.values.device import Places
 from backline.engine.values.signature import TensorSpec
@@ -30,6 +30,8 @@ from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.model_calls import ModelCalls
 from backline.lifecycle.view.view import STAGES_OF_WORKERS, View
 from backline.protos import message, to_plain
+from backline.repository.configuration.checks import check
+from backline.repository.configuration.completion import code_may_complete
 from backline.repository.configuration.defaults import fill_defaults, fill_places
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.override import parse
@@ -49,11 +51,20 @@ _BACKEND = "python"
 POLLING_CORES = 4
 
 
+@dataclass(frozen=True, slots=True)
+class RuntimeLimits:
+    """The limits of a worker that loads a file with a runtime: seconds of the load, and resident bytes."""
+
+    seconds: float = inf
+    memory: int | None = None
+
+
 class WorkerStarter:
     """Starts the workers of one version, in an environment built for the model if it asks for one.
 
     `folder` is the model's folder, which holds its versions. `on_phase` is called with "environment" before
-    an environment is built, and `on_bytes` while its packages are downloaded.
+    an environment is built, and `on_bytes` while its packages are downloaded. `limits` are for files that a
+    runtime loads.
     """
 
     def __init__(
@@ -66,7 +77,9 @@ class WorkerStarter:
         *,
         on_phase: Callable[[str], None],
         on_bytes: OnBytes,
+        limits: RuntimeLimits,
     ) -> None:
+        self._limits = limits
         self._shared = shared
         self._config = config
         self._version = model.version
@@ -82,7 +95,9 @@ class WorkerStarter:
         #: The parts of the configuration that the model completed, once started.
         self.completion: Completion | None = None
         self._starting: Future[None] | None = None
-        self._pool: WorkerPool | None = None
+        self._pools: list[WorkerPool] = []
+        #: Those with a runtime, whose trial runs a cancelled load does not wait for.
+        self._with_runtime: list[WorkerPool] = []
         self._uv: Uv | None = None
         self._cancelled = False
 
@@ -91,6 +106,8 @@ class WorkerStarter:
 
         A model that completes its configuration does so in a first worker, which is then closed.
         """
+        if hosted.job:
+            return self._start_runtime(hosted, placed), self._config
         if hosted.packed is not None:
             from backline.backends.torchserve import ARCHIVE_LIMITS
             from backline.repository.unpacked import unpacked
@@ -111,24 +128,75 @@ class WorkerStarter:
 
             options = PoolOptions(inf, idempotent=False, remembers=remembers, worker=DebuggedWorker)
             placed = _only_one(placed)
-        command = self._command(hosted, environment, placed, complete=self._may_complete)
+        complete = self._may_complete and _may_complete(hosted.path)
+        if not complete:
+            self._check_whole()
+        command = self._command(hosted, environment, placed, complete=complete)
         pool = self._start(command, options, placed)
         if not pool.loaded.completed:
+            try:
+                self._check_whole()
+            except InvalidArgument:
+                pool.close()
+                raise
             return pool, config
         pool.close()
         self.completion = read_completion(pool.loaded.completed, config.name, walk(self._folder))
         self._config = config = self.completion.apply(config)
         return self._start(self._command(hosted, environment, placed), options, placed), config
 
-    def _start(self, command: WorkerCommand, options: PoolOptions, placed: Places) -> WorkerPool:
-        pool = WorkerPool(command, options, self._loop, placed, self.calls, self._shared.poll)
-        self._pool = pool
+    def _check_whole(self) -> None:
+        """Raises InvalidArgument if the configuration lacks what the model's code does not add."""
+        declared = message("inference.ModelConfig").FromString(self._config.declared)
+        check(Document(self._config.source, declared), self._config.name)
+
+    def _start_runtime(self, hosted: HostedModel, placed: Places) -> WorkerPool:
+        """Starts a worker that loads a file with its runtime, and that can call no other model."""
+        config, limits = self._config, self._limits
+        command = WorkerCommand(
+            WorkerLoad(
+                hosted.adapter,
+                config.name,
+                self._version,
+                str(hosted.path),
+                str(self._folder),
+                job=hosted.job,
+            ),
+            memory_limit_bytes=config.memory_limit_bytes or limits.memory,
+            cores=config.cpus,
+        )
+        options = PoolOptions(config.execution_timeout_seconds, config.idempotent)
+        pool = self._start(command, options, placed, calls=False, seconds=limits.seconds)
+        self._with_runtime.append(pool)
+        if self._cancelled:  # cancelled when the pool was not in the list yet
+            self._loop.call_soon_threadsafe(pool.abort)
+        return pool
+
+    def _start(
+        self,
+        command: WorkerCommand,
+        options: PoolOptions,
+        placed: Places,
+        *,
+        calls: bool = True,
+        seconds: float = inf,
+    ) -> WorkerPool:
+        pool = WorkerPool(
+            command, options, self._loop, placed, self.calls if calls else None, self._shared.poll
+        )
+        self._pools.append(pool)
         starting = asyncio.run_coroutine_threadsafe(self._begin(pool), self._loop)
         self._starting = starting
         if self._cancelled:
             starting.cancel()
         try:
-            starting.result()
+            starting.result(None if seconds == inf else seconds)
+        except TimeoutError:
+            self._loop.call_soon_threadsafe(starting.cancel)
+            raise Internal(
+                f"{pool.label} was not loaded within {seconds:g} s: if it needs longer, set"
+                " --load-timeout-secs"
+            ) from None
         except CancelledError:
             raise Unavailable(f"the load of {pool.label} was cancelled") from None
         return pool
@@ -140,13 +208,15 @@ class WorkerStarter:
     @property
     def pids(self) -> list[int]:
         """The process ids of the workers started so far. Called on the event loop."""
-        return [] if self._pool is None or self._pool.debugged else self._pool.pids
+        return [pid for pool in self._pools if not pool.debugged for pid in pool.pids]
 
     def cancel(self) -> None:
         """Aborts `start`. Called on the event loop."""
         self._cancelled = True
         if self._starting is not None:
             self._starting.cancel()
+        for pool in self._with_runtime:
+            pool.abort()
         if self._uv is not None:
             self._uv.cancel()
 
@@ -223,6 +293,14 @@ class WorkerStarter:
         return WorkerCommand(load, python, variables, config.memory_limit_bytes, config.cpus)
 
 
+def _may_complete(path: Path) -> bool:
+    """Whether the model's code may complete its configuration; if not, all its workers can start at once."""
+    try:
+        return code_may_complete(path.read_bytes())
+    except OSError:
+        return True
+
+
 @cache
 def _environments(folder: Path) -> Environments:
     """The store of environments in a folder. There is one per folder in this process."""
@@ -281,7 +359,9 @@ class Completion:
         if given.HasField("model_transaction_policy"):
             whole.model_transaction_policy.CopyFrom(given.model_transaction_policy)
         source = f"auto_complete_config of model '{config.name}'"
-        read = to_model_config(Document(source, whole, {"max_batch_size": None}), config.name, self.listing)
+        document = Document(source, whole, {"max_batch_size": None})
+        check(document, config.name)
+        read = to_model_config(document, config.name, self.listing)
         return replace(
             config,
             max_batch_size=read.max_batch_size,

@@ -100,7 +100,7 @@ def load_kind(
         with suppress(BacklineError):
             entry = choose(config, Path(PurePosixPath(name).name))
             break
-    hosted = entry is not None and entry.hosted
+    hosted = entry is not None and (entry.hosted or (config.lane == "process" and bool(entry.runtime)))
     asked = {index for group in config.instance_groups if not group.passive for index in group.gpus}
     on_cpu = config.lane == "inline" or (
         bool(config.instance_groups) and all(group.kind == "cpu" for group in config.instance_groups)

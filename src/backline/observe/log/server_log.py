@@ -16,7 +16,7 @@ import msgspec
 
 from backline.engine.control import LogValue
 from backline.engine.names import printable
-from backline.observe.log.settings import LogFormat, LogSettings
+from backline.observe.log.settings import LogFormat, LogSettings, LogStyle
 
 log = logging.getLogger("backline.observe")
 
@@ -185,7 +185,7 @@ class ServerLog(logging.Handler):
 
     def _apply(self) -> None:
         settings = self._settings
-        self.setFormatter(formatter(settings.format))
+        self.setFormatter(formatter(settings.format, settings.style))
         if settings.verbose_level >= 2:
             level = logging.DEBUG
         else:
@@ -229,9 +229,11 @@ _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
-def formatter(kind: LogFormat) -> logging.Formatter:
+def formatter(kind: LogFormat, style: LogStyle = "backline") -> logging.Formatter:
     if kind == "json":
         return JsonFormatter()
+    if style == "triton":
+        return TritonFormatter(iso=kind == "ISO8601")
     return IsoFormatter(_TEXT) if kind == "ISO8601" else TextFormatter(_TEXT)
 
 
@@ -254,6 +256,33 @@ class IsoFormatter(TextFormatter):
     converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
+
+
+class TritonFormatter(TextFormatter):
+    """Writes lines as Triton does: `I1126 12:00:00.000000 4242 journal.py:99] "message"`, in local time.
+
+    With `iso`, a line begins with the time in UTC to the millisecond, and then the severity. A record may
+    have the attribute `table`, lines that follow it as they are.
+    """
+
+    def __init__(self, *, iso: bool) -> None:
+        super().__init__()
+        self._iso = iso
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        severity = "E" if record.levelno > logging.ERROR else record.levelname[0].replace("D", "I")
+        if self._iso:
+            when = f"{_ISO.formatTime(record)} {severity}"
+        else:
+            local = time.localtime(record.created)
+            micros = int(record.created % 1 * 1e6)
+            when = f"{severity}{time.strftime('%m%d %H:%M:%S', local)}.{micros:06d}"
+        head = f"{when} {record.process} {record.filename}:{record.lineno}]"
+        table = getattr(record, "table", None)
+        if table is not None:
+            return f"{head} \n{table}"
+        text = printable(record.message.replace("\\", "\\\\").replace('"', '\\"'))
+        return f'{head} "{text}"'
 
 
 class JsonFormatter(logging.Formatter):

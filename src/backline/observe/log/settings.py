@@ -15,6 +15,8 @@ from backline.engine.spelling import nearest
 
 LogFormat: TypeAlias = Literal["default", "ISO8601", "json"]
 FORMATS: tuple[LogFormat, ...] = get_args(LogFormat)
+#: What lines in the formats default and ISO8601 look like.
+LogStyle: TypeAlias = Literal["backline", "triton"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
 _HIGHEST = (1 << 31) - 1
@@ -35,6 +37,8 @@ class LogSettings:
     error: bool = True
     verbose_level: int = 0
     format: LogFormat = "default"
+    #: Fixed at the start, and not shown to clients.
+    style: LogStyle = "backline"
 
     @classmethod
     def of_level(cls, level: LogLevel, **others: Any) -> LogSettings:
@@ -45,7 +49,7 @@ class LogSettings:
 
     def shown(self) -> dict[str, LogValue]:
         """The settings under Triton's names."""
-        return {f"log_{name}": value for name, value in asdict(self).items()}
+        return {f"log_{name}": value for name, value in asdict(self).items() if name != "style"}
 
     def changed(self, changes: Mapping[str, object]) -> LogSettings:
         """A copy with changes, given under Triton's names.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic
 
 from backline.engine.engine import Engine
@@ -10,6 +10,7 @@ from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.tracing import SettingValue, TraceProtocol
 from backline.observe.tracing.settings import DEFAULT_URL, SettingTable, TraceConfig
 from backline.observe.tracing.trace import Exchange, Kept, RequestTrace, TraceWriter
+from backline.observe.tracing.watch import TraceWatch
 
 if TYPE_CHECKING:
     from backline.observe.tracing.spans import SpanWriter
@@ -58,6 +59,8 @@ class Tracing:
             from backline.observe.tracing.trace_file import TraceFile
 
             self._writer = TraceFile(config.file)
+        #: Traces requests for people who watch.
+        self.watched = TraceWatch()
         #: The log of all requests, traced or not.
         self._log: TraceWriter[Any] | None = None
         #: The writer and the log as one, for traced requests.
@@ -67,7 +70,23 @@ class Tracing:
 
     def _follow(self) -> None:
         traces = self._writer is not None and self._table.any_on
-        self._engine.tracer = self if traces or self._log is not None else None
+        wanted = traces or self._log is not None or bool(self.watched.watchers)
+        self._engine.tracer = self if wanted else None
+
+    def recent(self) -> Sequence[Mapping[str, Any]]:
+        """The last traces that were watched; see TraceControl."""
+        return tuple(self.watched.recent)
+
+    def watch(self, watcher: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
+        """Passes traces of requests to `watcher` as they end; see TraceControl."""
+        self.watched.watchers.append(watcher)
+        self._follow()
+
+        def stop() -> None:
+            self.watched.watchers.remove(watcher)
+            self._follow()
+
+        return stop
 
     def log_requests(self, log: TraceWriter[Any] | None) -> None:
         """Reports every request to `log` from now on, traced or not; None stops it."""
@@ -87,6 +106,8 @@ class Tracing:
         )
         traced = self._writer is not None and setting.sample(forced=parent is not None)
         writer = (self._both or self._writer) if traced else self._log
+        if self.watched.watchers and self.watched.admits(began_ns, headers.get(b"x-request-id", b"")):
+            writer = self.watched if writer is None else TraceWriterPair(writer, self.watched)
         if writer is None:
             return None
         return Exchange(writer, self._engine, setting, protocol, model, began_ns, parent)

@@ -24,9 +24,12 @@ _BATCH_INPUT_TYPES = frozenset({8, 11})
 _OBJECTIVE = native.parameter("objective.p99_ms")
 
 
-def check(document: Document, name: str) -> None:
-    """Raises InvalidArgument for the first rule that the configuration of the model `name` breaks."""
-    for reason, path in chain(_unknown_values(document.message), _faults(document.message, name)):
+def check(document: Document, name: str, *, whole: bool = True) -> None:
+    """Raises InvalidArgument for the first rule that the configuration of the model `name` breaks.
+
+    Unless it is `whole`, tensors may lack a datatype or dims, which the model's code adds.
+    """
+    for reason, path in chain(_unknown_values(document.message), _faults(document.message, name, whole)):
         raise document.error(reason, path)
 
 
@@ -60,7 +63,7 @@ def _unknown_values(section: Any, prefix: str = "") -> Iterator[Fault]:
             yield reason, path
 
 
-def _faults(message: Any, name: str) -> Iterator[Fault]:
+def _faults(message: Any, name: str, whole: bool) -> Iterator[Fault]:
     if message.name and message.name != name:
         reason = (
             f"unexpected directory name '{name}' for model '{message.name}', directory name must equal"
@@ -104,7 +107,8 @@ def _faults(message: Any, name: str) -> Iterator[Fault]:
         yield f"{reason} Please disable the response cache.", "response_cache"
     for kind in ("input", "output"):
         for index, tensor in enumerate(getattr(message, kind)):
-            yield from _tensor_faults(kind, f"{kind}[{index}]", tensor, batched=limit > 0, name=name)
+            if whole or not tensor.name or is_whole(tensor):
+                yield from _tensor_faults(kind, f"{kind}[{index}]", tensor, batched=limit > 0, name=name)
         yield from _repeated_names(kind, getattr(message, kind))
     yield from _batch_tensor_faults(message, name)
     yield from _instance_faults(message, name)
@@ -170,6 +174,11 @@ def _tensor_faults(kind: str, path: str, tensor: Any, *, batched: bool, name: st
         yield f"model input NHWC/NCHW require 3 dims for {name}", f"{path}.format"
     if tensor.is_shape_tensor:
         yield f"shape tensors are only supported for TensorRT platform for {name}", f"{path}.is_shape_tensor"
+
+
+def is_whole(tensor: Any) -> bool:
+    """Whether an input or output has a datatype and dims."""
+    return bool(tensor.data_type and tensor.dims)
 
 
 def _reshape_faults(what: str, path: str, tensor: Any, *, batched: bool, name: str) -> Iterator[Fault]:

@@ -72,15 +72,18 @@ _SECTIONS: Final = frozenset(
 #: Sections that cause no warning when they are empty.
 _OFF: Final = frozenset({"model_repository_agents"})
 
-#: How a model runs: in this process, in worker processes, as streams on threads, or only through its steps.
-Kind: TypeAlias = Literal["here", "worker", "stream", "ensemble"]
+#: How a model runs: in this process, as a model with code in worker processes, by a runtime in a worker
+#: process, as streams on threads, only through its steps, or on other servers.
+Kind: TypeAlias = Literal["here", "worker", "process", "stream", "ensemble", "remote"]
 _OF_WORKERS: Final = ("python", "memory_limit_bytes")
 _OF_RUNS: Final = ("lane", "cpus", "execution_timeout_seconds")
 #: For each kind of model, why some native settings have no effect on it, and these settings.
 _IGNORED: Final[dict[Kind, tuple[str, tuple[str, ...]]]] = {
     "here": ("it is for models in worker processes", _OF_WORKERS),
     "worker": ("the model runs in worker processes", ("lane",)),
+    "process": ("it is for Python models", ("python",)),
     "stream": ("the model gives any number of responses, on its own threads", (*_OF_RUNS, *_OF_WORKERS)),
+    "remote": ("the model runs on other servers", ("lane", "cpus", *_OF_WORKERS)),
     "ensemble": (
         "an ensemble runs nothing itself, set it for the models of its steps",
         (*_OF_RUNS, "idempotent", "batch_axis", "constant_input", *_OF_WORKERS),

@@ -24,7 +24,8 @@ from backline.engine.statistics import FIRST_RESPONSE_FAMILY
 from backline.engine.values.signature import TensorSpec
 from backline.engine.values.tensor import Shape
 from backline.repository.configuration import native
-from backline.repository.configuration.checks import check
+from backline.repository.configuration.checks import check, is_whole
+from backline.repository.configuration.completion import may_be_completed
 from backline.repository.configuration.document import Document, data_type, suggest
 from backline.repository.configuration.effects import ignored_settings, without_effect
 from backline.repository.configuration.native import parameter
@@ -41,13 +42,7 @@ def read_joining(document: Document, name: str, settings: Mapping[str, Any]) -> 
     joining = Joining(
         ragged=tuple(tensor.name for tensor in message.input if tensor.allow_ragged_batch),
         batch_inputs=tuple(map(_batch_input, message.batch_input)),
-        scattered=MappingProxyType(
-            {
-                target: output.source_input[0]
-                for output in message.batch_output
-                for target in output.target_name
-            }
-        ),
+        scattered=MappingProxyType(_scattered(message)),
         allowed_batch_sizes=settings.get("allowed_batch_sizes", ()),
         pad_all=settings.get("pad_variable_length_inputs", False),
         padding=MappingProxyType(
@@ -59,6 +54,17 @@ def read_joining(document: Document, name: str, settings: Mapping[str, Any]) -> 
     )
     _check(document, name, joining, settings)
     return joining if joining != Joining() else None
+
+
+def _scattered(message: Any) -> dict[str, str]:
+    """The input whose number of elements each scattered output shares."""
+    scattered = {
+        target: output.source_input[0] for output in message.batch_output for target in output.target_name
+    }
+    if message.backend == "identity":  # it returns ragged inputs, which clients expect in their own parts
+        pairs = zip(message.input, message.output, strict=False)
+        scattered |= {output.name: given.name for given, output in pairs if given.allow_ragged_batch}
+    return scattered
 
 
 def _batch_input(given: Any) -> BatchInput:
@@ -154,7 +160,11 @@ class _Reader:
 
     def config(self) -> ModelConfig:
         message = self._message
-        check(self._document, self._name)
+        tensors = (*message.input, *message.output)
+        whole = all(map(is_whole, tensors)) or not may_be_completed(
+            message.backend, message.platform, self._listing
+        )
+        check(self._document, self._name, whole=whole)
         settings, of_joining = native.read_settings(self._document)
         self._note_fields_without_effect()
         if settings.get("pinned") and "idle_unload_seconds" in settings:
@@ -172,11 +182,13 @@ class _Reader:
             backend=message.backend,
             platform=message.platform,
             max_batch_size=limit,
-            inputs=tuple(self._input(tensor) for tensor in message.input),
-            outputs=tuple(self._output(index, tensor) for index, tensor in enumerate(message.output)),
+            inputs=tuple(self._input(tensor) for tensor in message.input if is_whole(tensor)),
+            outputs=tuple(
+                self._output(index, tensor) for index, tensor in enumerate(message.output) if is_whole(tensor)
+            ),
             instance_count=self._instance_count(),
             instance_groups=tuple(map(_instance_group, message.instance_group)),
-            dynamic_batching=True if message.HasField("dynamic_batching") else None,
+            dynamic_batching=self._dynamic_batching(of_joining, settings),
             preferred_batch_sizes=tuple(batching.preferred_batch_size),
             max_queue_delay_us=batching.max_queue_delay_microseconds,
             preserve_ordering=batching.preserve_ordering,
@@ -202,6 +214,26 @@ class _Reader:
         if config.ensemble is None:
             return config
         return replace(config, warnings=config.warnings + ignored_settings(config, "ensemble"))
+
+    def _dynamic_batching(self, of_joining: Mapping[str, Any], settings: Mapping[str, Any]) -> bool | None:
+        """Whether requests share runs; None if the server decides.
+
+        As in Triton, a config.pbtxt with max_batch_size and without a scheduler asks for one request per run.
+        Settings that only this server knows, and model.toml, show that the author relies on its defaults.
+        """
+        message = self._message
+        if message.HasField("dynamic_batching"):
+            return True
+        if (
+            message.max_batch_size < 1
+            or message.WhichOneof("scheduling_choice") is not None
+            or of_joining
+            or "objective_seconds" in settings
+            or any(tensor.allow_ragged_batch for tensor in message.input)
+            or self._document.source.endswith(".toml")
+        ):
+            return None
+        return False
 
     def _note_fields_without_effect(self) -> None:
         for path in dict.fromkeys(without_effect(self._message)):

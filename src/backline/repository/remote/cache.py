@@ -38,7 +38,7 @@ log = logging.getLogger("backline.repository")
 #: Opening a repository removes the entries that were not used for this many seconds.
 KEEP_SECONDS = 30 * 24 * 3600
 #: A partial file to which nothing was written for this many seconds is left from a crash.
-_PARTIAL_SECONDS = 24 * 3600
+PARTIAL_SECONDS = 24 * 3600
 _USE_SECONDS = 3600
 _CHUNK = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -308,7 +308,7 @@ class ContentCache:
                 if _older(blob, now - KEEP_SECONDS, links=1):
                     blob.unlink(missing_ok=True)
             for left in (self.folder / "partial").iterdir():
-                if _older(left, now - _PARTIAL_SECONDS):
+                if _older(left, now - PARTIAL_SECONDS):
                     shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             for lock in (self.folder / "locks").iterdir():
                 if _older(lock, now - KEEP_SECONDS):  # no process holds a lock for that long

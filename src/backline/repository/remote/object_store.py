@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,13 +73,21 @@ class ObjectStoreRepository(RemoteRepository):
         )
 
 
-class ObjectFiles:
-    """The RemoteFiles of a prefix: the objects below it, or the one object that it names."""
+class ObjectReplaced(Exception):
+    """Raised when an object is no longer the one that its writer has read."""
 
-    def __init__(self, location: str) -> None:
+
+class ObjectFiles:
+    """The RemoteFiles of a prefix: the objects below it, or the one object that it names.
+
+    `what` is what errors call the prefix.
+    """
+
+    def __init__(self, location: str, what: str = "model repository") -> None:
         self._place = parse_location(location)
         self._location = location
-        self._store = _open_store(location, self._place)
+        self._what = what
+        self._store = _open_store(location, self._place, what)
         self._single = False
 
     @property
@@ -132,8 +141,7 @@ class ObjectFiles:
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
         import obstore
 
-        prefix = self._place.prefix
-        key = prefix if self._single else f"{prefix}/{path}" if prefix else path
+        key = self._place.prefix if self._single else self._key(path)
         with self._explained(key):
             got = obstore.get(self._store, key, options={"range": {"offset": offset}} if offset else {})
         if _entry(got.meta) != FileEntry(entry.size, entry.identity):
@@ -149,6 +157,42 @@ class ObjectFiles:
             for chunk in stream:
                 yield bytes(chunk)
 
+    def _key(self, path: str) -> str:
+        prefix = self._place.prefix
+        return f"{prefix}/{path}" if prefix else path
+
+    def read(self, path: str) -> tuple[bytes, str] | None:
+        """A small object below the prefix, and the revision that `replace` takes; None if there is none."""
+        import obstore
+
+        key = self._key(path)
+        try:
+            with self._explained(key):
+                got = obstore.get(self._store, key)
+                return bytes(got.bytes()), _revision(got.meta)
+        except NotFound:
+            # The bucket exists? A listing tells, and raises an error that says so if not.
+            with self._explained(key):
+                next(iter(obstore.list(self._store, prefix=key, chunk_size=1)), None)
+            return None
+
+    def replace(self, path: str, data: bytes, revision: str) -> str:
+        """Writes an object if its revision still is `revision` ("": it must not exist yet).
+
+        Returns the new revision, and raises ObjectReplaced if another writer was faster.
+        """
+        import obstore
+        import obstore.exceptions as obstore_errors
+
+        key = self._key(path)
+        try:
+            with self._explained(key, (obstore_errors.PreconditionError, obstore_errors.AlreadyExistsError)):
+                mode: Any = json.loads(revision) if revision else "create"
+                done = obstore.put(self._store, key, data, mode=mode, use_multipart=False)
+        except (obstore_errors.PreconditionError, obstore_errors.AlreadyExistsError):
+            raise ObjectReplaced from None
+        return _revision(done)
+
     def close(self) -> None:
         """Does nothing: the store closes its connections when it is garbage-collected."""
 
@@ -157,12 +201,14 @@ class ObjectFiles:
         return f"{'container' if self._place.kind == 'az' else 'bucket'} '{self._place.bucket}'"
 
     @contextlib.contextmanager
-    def _explained(self, key: str) -> Iterator[None]:
-        """Turns errors of obstore into BacklineErrors that say what to do."""
+    def _explained(self, key: str, passed: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        """Turns errors of obstore, but for those `passed`, into BacklineErrors that say what to do."""
         import obstore.exceptions as obstore_errors
 
         try:
             yield
+        except passed:
+            raise
         except (obstore_errors.BaseError, FileNotFoundError, PermissionError, ValueError) as error:
             raise self._explain(error, key) from None
 
@@ -174,7 +220,7 @@ class ObjectFiles:
         status = int(found[1]) if (found := _STATUS.search(text)) else 0
         message = found[1].rstrip(".") if (found := _MESSAGE.search(text)) else ""
         reason = ": ".join(part for part in (code, message) if part) or _last_line(text)
-        where = f"model repository '{self._location}'"
+        where = f"{self._what} '{self._location}'"
         if isinstance(error, obstore_errors.InvalidPathError):
             return InvalidArgument(
                 f"{where}: an object has a name that cannot be a file ({_last_line(text)}); rename or remove"
@@ -224,14 +270,13 @@ class ObjectFiles:
         return f" at {endpoint}" if endpoint else ""
 
 
-def _open_store(location: str, place: ObjectLocation) -> ObjectStore:
+def _open_store(location: str, place: ObjectLocation, what: str) -> ObjectStore:
     try:
         from obstore.exceptions import BaseError
         from obstore.store import AzureStore, GCSStore, S3Store
     except ImportError:
         raise InvalidArgument(
-            f"model repository '{location}' needs the package obstore; install it with: pip install"
-            " 'backline[cloud]'"
+            f"{what} '{location}' needs the package obstore; install it with: pip install 'backline[cloud]'"
         ) from None
     options: dict[str, Any] = dict(place.options)
     endpoint = options.get("endpoint") or options.get("base_url") or ""
@@ -254,7 +299,7 @@ def _open_store(location: str, place: ObjectLocation) -> ObjectStore:
     except (BaseError, ValueError, OSError) as error:
         reason = _last_line(str(error).partition("\n\nDebug source")[0])
         raise InvalidArgument(
-            f"model repository '{location}' cannot be opened ({reason}); {CREDENTIALS[place.kind]}"
+            f"{what} '{location}' cannot be opened ({reason}); {CREDENTIALS[place.kind]}"
         ) from None
 
 
@@ -276,6 +321,12 @@ def _entry(found: Any) -> FileEntry:
         found["size"],
         f"etag:{etag}" if etag else f"modified:{found['last_modified'].replace(microsecond=0).isoformat()}",
     )
+
+
+def _revision(found: Any) -> str:
+    """The ETag and version of an object: Google compares versions, which others may not have."""
+    given = {name: found[name] for name in ("e_tag", "version") if found.get(name)}
+    return json.dumps(given, sort_keys=True)
 
 
 def _last_line(text: str) -> str:

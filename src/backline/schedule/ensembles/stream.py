@@ -11,7 +11,7 @@ from backline.engine.values.messages import InferResponse, ResponseFlow
 from backline.engine.values.tensor import Tensor
 from backline.schedule.ensembles.graph import EnsemblePlan, PlannedStep
 from backline.schedule.ensembles.progress import EnsembleProgress, Round
-from backline.schedule.ensembles.run import EnsembleRun, missing_output, no_response
+from backline.schedule.ensembles.run import EnsembleRun, no_response
 
 if TYPE_CHECKING:
     from backline.schedule.ensembles.queue import EnsembleQueue
@@ -50,7 +50,10 @@ class StreamRun(EnsembleRun):
                 if progress.ready:
                     self._submit(*progress.ready.popleft())
                 elif (answer := progress.next_answer()) is not None:
-                    self._answer(answer)
+                    if progress.finished:  # the last response says that it is the last, as in Triton
+                        self._finish(self._response(answer.tensors))
+                    else:
+                        self._answer(answer)
                 else:
                     break
         finally:
@@ -68,7 +71,8 @@ class StreamRun(EnsembleRun):
         inputs = {}
         for name, source in planned.inputs:
             given = begun.tensors.get(source)
-            # None is an optional input of the ensemble. The step's model checks whether it is required.
+            # None is an optional input of the ensemble, or an output that a step omitted. The step's model
+            # checks whether it is required.
             if given is not None:
                 inputs[name] = (
                     model.fit(name, given) if mixed else Tensor(name, given.datatype, given.shape, given.data)
@@ -102,7 +106,8 @@ class StreamRun(EnsembleRun):
     def _responded(self, ticket: Ticket, response: InferResponse) -> None:
         """Receives one of many responses of a step."""
         open_request = self._open.get(ticket)
-        if open_request is not None and self._take(ticket, *open_request, response):
+        if open_request is not None:
+            self._take(*open_request, response)
             self._go_on()
 
     def _answered(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
@@ -116,26 +121,19 @@ class StreamRun(EnsembleRun):
         if error is not None:
             self.fail(self._failed(ticket, planned, error))
             return
-        if response is not None and not self._take(ticket, begun, number, response):
-            return
+        if response is not None:
+            self._take(begun, number, response)
         self._queue.calls[planned.index].success.add(1, monotonic_ns() - ticket.request.arrived_ns)
         if planned.decoupled:
             del self._flows[planned.level + 1]
         self._progress.ended(begun, number)
         self._go_on()
 
-    def _take(self, ticket: Ticket, begun: Round, number: int, response: InferResponse) -> bool:
-        """Records the tensors of a response. Returns whether the request continues."""
-        planned = self._plan.steps[number]
+    def _take(self, begun: Round, number: int, response: InferResponse) -> None:
+        """Records the tensors of a response. A step may omit outputs."""
         there = {tensor.name: tensor for tensor in response.outputs}
-        tensors: dict[str, Tensor | None] = {}
-        for name, tensor in planned.outputs:
-            tensors[tensor] = there.get(name)
-            if tensors[tensor] is None and not planned.decoupled:
-                self.fail(self._failed(ticket, planned, missing_output(planned, response)))
-                return False
-        self._progress.responded(begun, number, tensors)
-        return True
+        planned = self._plan.steps[number]
+        self._progress.responded(begun, number, {tensor: there.get(name) for name, tensor in planned.outputs})
 
     def _go_on(self) -> None:
         try:

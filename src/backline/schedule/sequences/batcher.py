@@ -154,7 +154,6 @@ class SequenceBatcher:
             )
         self._tensors.check_id(step)
         self._check_room(step)
-        limit_wait(ticket, self._policy)
         table = self._table
         now = monotonic_ns()
         sequence = table.accept(ticket, now)
@@ -165,6 +164,9 @@ class SequenceBatcher:
             self._in_background(self._adopt(sequence))
         elif step.start:
             self._states.forget(sequence)
+        if sequence.place is None:
+            limit_wait(ticket, self._policy)
+            sequence.timed = True
         if self._total is not None:
             self._total.waiting += 1
         self._run_next(sequence)
@@ -206,6 +208,10 @@ class SequenceBatcher:
         )
 
     def _run_next(self, sequence: LiveSequence) -> None:
+        if sequence.timed and sequence.place is not None:
+            sequence.timed = False
+            for waiting in sequence.waiting:
+                waiting.deadline = waiting.waits_until
         ticket = self._table.take(sequence)
         if ticket is None:
             return
@@ -371,10 +377,12 @@ class SequenceBatcher:
         for sequence, ticket in expired:
             if ticket not in sequence.waiting:
                 continue  # already refused, together with the first request of its sequence
+            if sequence.timed and waited_too_long(ticket, self._policy, now):
+                self._reject(sequence, ticket, now)
+                continue
             self._drop(sequence, ticket)
             self._statistics.record_expired(ticket)
-            by_policy = waited_too_long(ticket, self._policy, now)
-            ticket.expire(expired_in_queue(ticket, now, self._name, by_policy=by_policy))
+            ticket.expire(expired_in_queue(ticket, now, self._name, by_policy=False))
         ended, runnable = self._table.end_idle(monotonic_ns())
         for sequence in ended:
             text = "sequence %s of model '%s' has ended after %g idle seconds"
@@ -383,6 +391,21 @@ class SequenceBatcher:
         self._run_all(runnable)
         self._look_at(min(nearest, self._table.next_idle_ns() / 1e9))
         self._look_at_rest()
+
+    def _reject(self, sequence: LiveSequence, late: Ticket, now: float) -> None:
+        """Refuses all requests of a sequence, because one has waited too long for the sequence's place."""
+        waited = f"{(now - late.request.arrived_ns / 1e9) * 1000:.0f} ms"
+
+        def why(ticket: Ticket) -> BacklineError:
+            self._statistics.record_expired(ticket)
+            return Unavailable(
+                f"timeout of the corresponding sequence has been expired after {waited} of waiting for a"
+                f" place on model '{self._name}'"
+            )
+
+        tickets = self._table.reject(sequence)
+        self._states.forget_if_over(sequence)
+        self._refuse(tickets, why)
 
     # changes of instances, and draining
 

@@ -16,7 +16,7 @@ from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Owner, Ticket, start_all
 from backline.engine.values.messages import InferRequest, InferResponse
 from backline.engine.values.tensor import Tensor
-from backline.schedule.queues.queue import being_unloaded, expired_in_queue, waited_too_long
+from backline.schedule.queues.queue import being_unloaded, expired_in_queue
 from backline.schedule.scheduler import Scheduler
 from backline.schedule.sequences.table import LiveSequence
 from backline.schedule.tally import record_failure, record_shared_execution
@@ -26,8 +26,8 @@ from backline.workers.instance import Instance, Remembers, WaitsForTurn
 
 #: How many seconds after a given time to look for what is due, since event loop timers may fire early.
 _LATER = 0.0001
-#: The queue policy of lanes: no limit except the timeouts that requests set.
-_POLICY = QueuePolicy()
+#: The queue policy of lanes: as in Triton, timeouts count only while a sequence waits for its place.
+UNTIMED = QueuePolicy(timed=False)
 #: The context of a ticket that fills an empty slot.
 _FILLER = object()
 
@@ -266,9 +266,7 @@ class SlotLane(Owner):
             # Completions free the slots. The requests that take them may be late, too.
             for ticket in late:
                 self._statistics.record_expired(ticket)
-                by_policy = waited_too_long(ticket, _POLICY, now)
-                error = expired_in_queue(ticket, now, self._name, by_policy=by_policy)
-                ticket.expire(error)
+                ticket.expire(expired_in_queue(ticket, now, self._name, by_policy=False))
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
         self._batch = None

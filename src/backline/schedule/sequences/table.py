@@ -33,6 +33,8 @@ class LiveSequence:
     #: The identity of the worker that holds the model's own state of the sequence; None if that state cannot
     #: be lost.
     memory: object = None
+    #: Whether a waiting request may have a timeout, which counts only while the sequence has no place.
+    timed: bool = False
     #: Whether its state is still being fetched. None of its requests run until the state is there.
     arriving: bool = False
 
@@ -204,6 +206,13 @@ class SequenceTable:
         self.waiting -= len(tickets)
         if not sequence.waiting:
             self.backlogged.pop(sequence, None)
+
+    def reject(self, sequence: LiveSequence) -> list[Ticket]:
+        """Ends a sequence that still waits for a place. Removes and returns its requests."""
+        tickets = self.clear(sequence)
+        self.end(sequence)
+        self._release_if_over(sequence)
+        return tickets
 
     def clear(self, sequence: LiveSequence) -> list[Ticket]:
         """Removes and returns the waiting requests of a sequence, which continues without them."""

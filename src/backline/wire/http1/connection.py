@@ -9,7 +9,7 @@ from backline.wire.connection import Connection, Wire
 from backline.wire.http1.body import LargeBody
 from backline.wire.http1.head import Refusal
 from backline.wire.http1.pipeline import Pipeline
-from backline.wire.http1.receiver import Head, Receiver
+from backline.wire.http1.receiver import Head, Receiver, SpellingReceiver
 from backline.wire.http1.request import Http1Request
 from backline.wire.http1.time_limits import TimeLimits
 from backline.wire.limits import KIB
@@ -50,7 +50,8 @@ class Http1Connection(Connection):
         self.peer: Peer = None  # type: ignore[assignment]  # set by attach
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set by attach
         self.pipeline = Pipeline(self, wire)
-        self.receiver = Receiver(self, wire, self.pipeline)
+        receiver = SpellingReceiver if wire.application.keeps_spelling else Receiver
+        self.receiver = receiver(self, wire, self.pipeline)
         self._time_limits = TimeLimits()
         self._slice = min(SLICE, wire.limits.max_header_size)
         #: The size of a request with the remembered head; 0 if there is none or the next byte does not begin

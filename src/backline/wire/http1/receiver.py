@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import httptools
 
-from backline.wire.application import REMOTE, Buffer, Fields, Ingress
+from backline.wire.application import REMOTE, Buffer, Fields, Ingress, SpelledFields
 from backline.wire.body import GrowingBuffer
 from backline.wire.connection import RETRY_AFTER, Wire
 from backline.wire.http1.body import LargeBody
@@ -79,7 +79,7 @@ class Receiver:
         """Resets the state for the next request."""
         #: The request target; not empty from the first bytes of a request to its last.
         self.target = b""
-        self._headers: dict[bytes, bytes] = {}
+        self._headers = self._new_headers()
         #: The number of repeated header fields.
         self._repeated = 0
         #: Bytes of the incomplete head so far.
@@ -205,6 +205,9 @@ class Receiver:
     def on_url(self, url: bytes) -> None:
         self.target = self.target + url if self.target else url
 
+    def _new_headers(self) -> dict[bytes, bytes]:
+        return {}
+
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
         headers = self._headers
@@ -251,7 +254,7 @@ class Receiver:
         wire.requests += 1
         self._connection.peer.requests += 1
         # Security: trailer fields must not pass as header fields. They go to another dict, which is dropped.
-        self._headers = {}
+        self._headers = self._new_headers()
         if b"host" not in headers or not parser.should_keep_alive() or not SPECIAL_FIELDS.isdisjoint(headers):
             self._unusual = True
             self._special(request)
@@ -449,3 +452,16 @@ class Receiver:
             self._parser = httptools.HttpRequestParser(self)
             assert self._entry is not None
             self._complete(self._entry)
+
+
+class SpellingReceiver(Receiver):
+    """A receiver that keeps the spelling of the names of header fields."""
+
+    def _new_headers(self) -> dict[bytes, bytes]:
+        return SpelledFields()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        headers = self._headers
+        assert isinstance(headers, SpelledFields)
+        headers.spelling.setdefault(name.lower(), name)
+        super().on_header(name, value)

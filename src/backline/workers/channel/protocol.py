@@ -98,7 +98,8 @@ class Spec(msgspec.Struct, array_like=True):
 class WorkerLoad(msgspec.Struct, array_like=True):
     """LOAD: the model that a worker loads.
 
-    `adapter` names the kind of model, "python" or "torchserve". `path` is the model's file, `folder` the
+    `adapter` names the kind of model, "python" or "torchserve", or a module with a function `load`, which
+    gets the `job` that the server encoded for it. `path` is the model's file, `folder` the
     model's folder above its versions. `instance` is the name of this instance, and `device_kind` and
     `device_index` say where it computes. `inputs`, `outputs` and `max_batch_size` come from the
     configuration; `max_batch_size` is None if not configured. `configuration` is the whole configuration with
@@ -126,6 +127,7 @@ class WorkerLoad(msgspec.Struct, array_like=True):
     configuration: str = "{}"
     complete: bool = False
     joining: Joining | None = None
+    job: bytes = b""
     busy_poll: float = 0.0
 
 
@@ -136,6 +138,7 @@ class WorkerLoaded(msgspec.Struct, array_like=True):
     once. A `deferred` model may respond to requests after it returned from their batch, while it runs the
     next one. `completed` is the completed configuration, if LOAD asked for one; the worker then runs nothing.
     Requests to a `joined_if_asked` model run together only if its configuration has `dynamic_batching`.
+    `threads_per_run` is the number of cores that one run occupies, 0 for all.
     Fields that may be None are settings in the model's code, None if it leaves them to the server.
     """
 
@@ -154,6 +157,7 @@ class WorkerLoaded(msgspec.Struct, array_like=True):
     deferred: bool = False
     completed: str = ""
     joined_if_asked: bool = False
+    threads_per_run: int = 1
 
 
 class Failed(msgspec.Struct, array_like=True):

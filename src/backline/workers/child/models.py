@@ -175,9 +175,8 @@ class WorkerControl(ModelControl):
 
     async def load(self, model: str, version: str, overrides: Overrides | None, timeout: float) -> None:
         overrides = overrides or Overrides()
-        await self._transport.ask(
-            Question("load", model, version, overrides.config, overrides.files), timeout
-        )
+        files = {path: bytes(content) for path, content in overrides.files.items()}
+        await self._transport.ask(Question("load", model, version, overrides.config, files), timeout)
 
     async def unload(self, model: str, version: str, dependents: bool, timeout: float) -> None:
         await self._transport.ask(Question("unload", model, version, dependents=dependents), timeout)

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from inspect import isawaitable
 from socket import SHUT_RD, socket
 from time import monotonic_ns
@@ -267,6 +268,9 @@ def _adapter(name: str) -> Adapter:
             from backline.workers.child.python_model import load
         case "torchserve":
             from backline.workers.child.torchserve_model import load
+        case _ if "." in name:
+            # A worker must not depend on the rooms above it, so a room that adapts models names its module.
+            load = import_module(name).load
         case _:
             raise Internal(f"a worker has no adapter '{name}'")
     return load

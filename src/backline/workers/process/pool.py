@@ -15,6 +15,7 @@ from typing import ClassVar, TypeVar
 import msgspec
 import numpy as np
 
+from backline.engine.config.instance_group import InstanceGroup
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.statistics import ResponseStatistics
 from backline.engine.ticket import Ticket
@@ -34,6 +35,7 @@ from backline.workers.process.process import WorkerCommand, WorkerProcess
 from backline.workers.process.seat import Seat
 
 Value = TypeVar("Value")
+_ANY_GROUP = InstanceGroup(0)
 log = logging.getLogger("backline.workers")
 
 #: Seconds before a worker that ended without any RESULT is restarted: the first pause, and the longest one.
@@ -115,6 +117,9 @@ class WorkerPool(ModelInWorkers):
         #: Whether requests that run together may differ in shape, so that each needs a separate part.
         self.apart = command.load.joining is not None
         self._seats: list[Seat] = []
+        #: The seats that finish their last batches, and the tasks that wait for them.
+        self._retiring: dict[Seat, asyncio.Task[None]] = {}
+        self._resizing = asyncio.Lock()
         #: Jobs for which no worker was free, ordered by `Job.turn`.
         self._waiting: deque[Job] = deque()
         self._numbers = count(1)
@@ -126,6 +131,10 @@ class WorkerPool(ModelInWorkers):
     @property
     def debugged(self) -> bool:
         return self.options.worker.debugged
+
+    @property
+    def resizable(self) -> bool:
+        return not self.debugged and not self.options.remembers
 
     @property
     def where(self) -> str:
@@ -144,20 +153,23 @@ class WorkerPool(ModelInWorkers):
     # starting
 
     async def start(self) -> None:
-        """Starts the first worker, then the others. The model sets their number unless its placement does.
+        """Starts the workers: all at once if their number is configured, else the first, which says how many.
 
         Raises Internal with the reason if one cannot be started, after stopping the others.
         """
-        first = Seat(self, 0)
-        self._seats.append(first)
+        counted = self.placed.counted and not self.command.load.complete
+        if counted:
+            self.places = self.placed.spread()
+        self._seats += [Seat(self, place) for place in self.places]
         try:
-            self.loaded = await first.start()
+            self.loaded, *_ = await asyncio.gather(*(seat.start() for seat in self._seats))
             if self.loaded.completed:
                 return
             self._take_signature(self.loaded)
-            self.places = self.placed.spread(self.loaded.instances)
-            self._seats += [Seat(self, index) for index in range(1, len(self.places))]
-            await asyncio.gather(*(seat.start() for seat in self._seats[1:]))
+            if not counted:
+                self.places = self.placed.spread(self.loaded.instances)
+                self._seats += [Seat(self, place) for place in self.places[1:]]
+                await asyncio.gather(*(seat.start() for seat in self._seats[1:]))
         except BaseException:
             await self.stop()
             raise
@@ -201,9 +213,40 @@ class WorkerPool(ModelInWorkers):
     def _running(self) -> list[WorkerProcess]:
         return [seat.process for seat in self._seats if seat.process is not None and seat.process.alive]
 
-    def command_for(self, index: int) -> WorkerCommand:
+    async def resize(self, placed: Places, places: tuple[Place, ...]) -> None:
+        """Changes the workers to those of `places`. New ones start before those without a place finish.
+
+        Raises Internal, and changes nothing, if one cannot be started. Not for pools that `remember`.
+        """
+        async with self._resizing:
+            spare: dict[Place, list[Seat]] = {}
+            for place, seat in zip(self.places, self._seats, strict=True):
+                spare.setdefault(_without_group(place), []).append(seat)
+            kept = [spare[key].pop(0) if spare.get(key := _without_group(one)) else None for one in places]
+            seats = [seat or Seat(self, place) for seat, place in zip(kept, places, strict=True)]
+            added = [seat for seat in seats if seat not in self._seats]
+            try:
+                await asyncio.gather(*(seat.start() for seat in added))
+                if self._closing:
+                    raise Unavailable(f"{self.label} is being unloaded", retry_after=1)
+            except BaseException:
+                await asyncio.gather(*(seat.stop() for seat in added))
+                raise
+            leaving = [seat for seat in self._seats if seat not in seats]
+            self._seats, self.places, self.placed = seats, places, placed
+            for seat in leaving:
+                self._retiring[seat] = self._loop.create_task(self._retire(seat))
+            for seat in added:
+                self.has_room(seat)
+
+    async def _retire(self, seat: Seat) -> None:
+        try:
+            await seat.retire()
+        finally:
+            del self._retiring[seat]
+
+    def command_for(self, place: Place) -> WorkerCommand:
         """The command that starts the worker of one seat."""
-        place = self.places[index]
         load = msgspec.structs.replace(
             self.command.load,
             instance=place.name,
@@ -274,6 +317,9 @@ class WorkerPool(ModelInWorkers):
 
     def _place_again(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
+            if self._closing:
+                job.fail(Unavailable(f"{self.label} is being unloaded", retry_after=1))
+                continue
             seat = self._free_seat_for(job)
             if seat is not None:
                 seat.send(job)
@@ -391,6 +437,12 @@ class WorkerPool(ModelInWorkers):
         else:
             asyncio.run_coroutine_threadsafe(self.stop(), self._loop).result()
 
+    def abort(self) -> None:
+        """Kills the workers at once, because the load of the model was cancelled, and fails their jobs."""
+        self._closing = True
+        for process in self._running():
+            process.kill("was no longer needed")
+
     async def stop(self) -> None:
         """Lets the workers unload the model and end; refuses jobs that still wait for a worker."""
         self._closing = True
@@ -399,7 +451,14 @@ class WorkerPool(ModelInWorkers):
         for job in self._waiting:
             job.fail(Unavailable(f"{self.label} is being unloaded", retry_after=1))
         self._waiting.clear()
-        await asyncio.gather(*(seat.stop() for seat in self._seats))
+        for task in self._retiring.values():
+            task.cancel()
+        await asyncio.gather(*(seat.stop() for seat in (*self._seats, *self._retiring)))
+
+
+def _without_group(place: Place) -> Place:
+    """What a worker depends on: its device and name. Its group also has settings of the scheduler."""
+    return replace(place, group=_ANY_GROUP)
 
 
 def _first(configured: Value | None, declared: Value | None, default: Value) -> Value:

@@ -24,6 +24,7 @@ from backline.engine.errors import Internal
 from backline.system.busy_poll import BusyPoll
 from backline.system.cores import pinned
 from backline.system.memory import resident_bytes
+from backline.system.private_file import without_keys
 from backline.system.standstill import stood_still
 from backline.workers.channel import arena
 from backline.workers.channel.arena import Arena
@@ -183,7 +184,7 @@ class WorkerProcess:
                 stderr=subprocess.PIPE,
                 pass_fds=descriptors,
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **self.command.environment},
+                env={**without_keys(os.environ), "PYTHONUNBUFFERED": "1", **self.command.environment},
             )
 
     def _attend(self) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from backline.engine.errors import BacklineError, Cancelled, Internal
 from backline.engine.ticket import Ticket
+from backline.engine.values.device import Place
 from backline.engine.values.messages import InferResponse, Rescheduled
 from backline.engine.values.tensor import Tensor
 from backline.system.standstill import stood_still
@@ -46,9 +47,9 @@ class Seat:
     event loop. `usable` means that the worker has loaded the model, `free` that it can take a batch.
     """
 
-    def __init__(self, pool: WorkerPool, index: int) -> None:
+    def __init__(self, pool: WorkerPool, place: Place) -> None:
         self._pool = pool
-        self._index = index
+        self._place = place
         self.process: WorkerProcess | None = None
         #: A new object for each worker, because the state of sequences is lost with the worker (Remembers).
         self.memory: object = None
@@ -69,6 +70,8 @@ class Seat:
         #: How many responses of credit are withheld from each request whose client is paused, by number.
         self._owed: dict[int, int] = {}
         self._watch: asyncio.TimerHandle | None = None
+        #: Set once a seat that retires has nothing left to do.
+        self._at_rest: asyncio.Event | None = None
 
     @property
     def free(self) -> bool:
@@ -79,7 +82,7 @@ class Seat:
         pool = self._pool
         calls = CallChannel(pool.calls, self._open_requests, pool.loop)
         self.process = process = pool.options.worker(
-            pool.command_for(self._index), pool.loop, self._result, self._ended, calls
+            pool.command_for(self._place), pool.loop, self._result, self._ended, calls
         )
         process.on_ready = pool.look_at_readiness
         process.poll = pool.poll
@@ -87,6 +90,18 @@ class Seat:
         self.usable = True
         self.memory = object()
         return loaded
+
+    async def retire(self) -> None:
+        """Gives the worker no more batches, and stops it once it has answered those that it has."""
+        self.usable = False
+        self._at_rest = asyncio.Event()
+        self._look_at_rest()
+        await self._at_rest.wait()
+        await self.stop()
+
+    def _look_at_rest(self) -> None:
+        if self._at_rest is not None and not self._jobs and not self._open:
+            self._at_rest.set()
 
     async def stop(self) -> None:
         """Stops the process, if there is one."""
@@ -189,6 +204,7 @@ class Seat:
         owes = result.done and job is not None and job.open and self._pool.loaded.deferred
         if job is not None and owes and len(self._open) < _OPEN_REQUESTS:
             job.run.vacate()
+        self._look_at_rest()
 
     def _part(self, part: Part, tensors: dict[str, Tensor]) -> None:
         start = 0
@@ -286,6 +302,7 @@ class Seat:
         if was_usable:
             self._pool.ended(self, reason, proved=process.proved)
         self._pool.retry(jobs, reason, hung)
+        self._look_at_rest()
 
 
 def _says_something(ticket: Ticket) -> bool:

@@ -11,11 +11,17 @@ from backline.access.scope import Scope
 from backline.dialects.answers import guarded, unary_method
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.documents import read_message
+from backline.dialects.forwarding import ForwardPattern
 from backline.dialects.open_inference.configuration import model_configuration
 from backline.dialects.open_inference.grpc.inference import GrpcInference
 from backline.dialects.open_inference.grpc.stream import StreamInference
-from backline.dialects.open_inference.metadata import model_index, model_metadata, server_metadata
-from backline.dialects.open_inference.repository import RepositoryCalls, refuse_repository
+from backline.dialects.open_inference.metadata import (
+    model_index,
+    model_metadata,
+    server_metadata,
+    visible_to,
+)
+from backline.dialects.open_inference.repository import RepositoryCalls, named_in_load, refuse_repository
 from backline.dialects.open_inference.settings import LoggingExtension, TraceSettings
 from backline.dialects.open_inference.shared_memory import CudaRegions, SharedMemoryRegions
 from backline.dialects.open_inference.statistics import model_statistics
@@ -55,22 +61,27 @@ _MODEL_FIELDS = {
     "ModelMetadata": "name",
     "ModelConfig": "name",
     "ModelStatistics": "name",
-    "RepositoryModelLoad": "model_name",
     "RepositoryModelUnload": "model_name",
     "TraceSetting": "model_name",
 }
+#: Methods whose answers without a model list those that the caller may read about.
+_LISTS = frozenset(("ModelStatistics", "RepositoryIndex"))
 
 
 class InferenceService:
     """The methods of the service. Most respond immediately from the engine's state."""
 
-    def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
+    def __init__(
+        self, engine: Engine, deferred: DeferredAnswers, forward: ForwardPattern | None = None
+    ) -> None:
+        """`forward` says which metadata models see as parameters."""
+        self._forward = forward
         self._engine = engine
         self._deferred = deferred
 
     def methods(self) -> dict[bytes, UnaryMethod | StreamMethod]:
         """All methods of the service by gRPC path."""
-        inference = GrpcInference(self._engine)
+        inference = GrpcInference(self._engine, self._forward)
         repository = RepositoryCalls(self._engine, self._deferred)
         served: dict[str, Callable[[Any], Any]] = {
             "ServerLive": lambda _: {"live": self._engine.live},
@@ -81,7 +92,6 @@ class InferenceService:
             "ModelConfig": lambda asked: {
                 "config": model_configuration(self._engine, asked.name, asked.version)
             },
-            "RepositoryIndex": self._index,
             "LogSettings": LoggingExtension(self._engine).call,
             "TraceSetting": TraceSettings(self._engine).answer,
             **self._shared_memory(),
@@ -95,11 +105,13 @@ class InferenceService:
             elif method.name == "ModelStreamInfer":
                 methods[path] = StreamMethod(StreamInference(self._engine, inference).serve, scope)
             elif method.name == "RepositoryModelLoad":
-                methods[path] = UnaryMethod(guarded(repository.load), scope)
+                methods[path] = UnaryMethod(guarded(repository.load), scope, named_in_load)
             elif method.name == "RepositoryModelUnload":
                 methods[path] = UnaryMethod(guarded(repository.unload), scope)
             elif method.name == "ModelStatistics":
                 methods[path] = UnaryMethod(guarded(partial(self._statistics, method)), scope)
+            elif method.name == "RepositoryIndex":
+                methods[path] = UnaryMethod(guarded(partial(self._index, method)), scope)
             elif method.name in ("ModelMetadata", "ModelConfig"):
                 methods[path] = unary_method(method, scope, served[method.name], self._known)
             else:
@@ -107,7 +119,9 @@ class InferenceService:
             field = _MODEL_FIELDS.get(method.name)
             served_by = methods[path]
             if field is not None and isinstance(served_by, UnaryMethod):
-                methods[path] = replace(served_by, model_of=partial(_model_of, method, field))
+                methods[path] = served_by = replace(served_by, model_of=partial(_model_of, method, field))
+            if method.name in _LISTS and isinstance(served_by, UnaryMethod):
+                methods[path] = replace(served_by, lists=True)
         return methods
 
     def _model_ready(self, asked: Any) -> dict[str, bool]:
@@ -124,7 +138,7 @@ class InferenceService:
         """Joins the encoded statistics of the models: concatenated protobuf messages merge into one."""
         asked = read_message(method.input_type.full_name, received)
         response_type = message(method.output_type.full_name)
-        told = model_statistics(self._engine, asked.name, asked.version)
+        told = model_statistics(self._engine, asked.name, asked.version, visible_to(call.identity))
         written = (response_type(model_stats=[one]).SerializeToString() for one in told)
         self._deferred.answer(call, in_pieces(written), lambda models: call.reply(b"".join(models)))
 
@@ -146,10 +160,12 @@ class InferenceService:
             "CudaSharedMemoryUnregister": lambda asked: cuda.unregister(asked.name),
         }
 
-    def _index(self, asked: Any) -> dict[str, Any]:
+    def _index(self, method: Any, call: UnaryCall, received: Buffer) -> None:
+        asked = read_message(method.input_type.full_name, received)
         if asked.repository_name:
             refuse_repository()
-        return {"models": model_index(self._engine, only_ready=asked.ready)}
+        listed = model_index(self._engine, visible_to(call.identity), only_ready=asked.ready)
+        call.reply(message(method.output_type.full_name)(models=listed).SerializeToString())
 
 
 def _model_of(method: Any, field: str, received: Buffer) -> str:

@@ -168,6 +168,8 @@ class _Stream:
                     partial(self._inference.read, received, metadata, "", "", False)
                 )
             request = plan.request("", "", id, inputs, self._call.deadline)
+            if self._inference.forward is not None:
+                request = self._inference.forward.apply(request, metadata)
             identity = self._call.identity
             if identity is not None:
                 identity.require(Scope.INFER, request.model_name)

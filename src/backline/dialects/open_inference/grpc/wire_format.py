@@ -23,6 +23,14 @@ _OUTPUT = 6 << 3 | 2
 #: Tags within an input, and within its contents.
 _CONTENTS = 5 << 3 | 2
 _STRING = 8 << 3 | 2
+#: Tags within a load request: its parameters, their name and value, and the bytes in a value.
+_LOAD_PARAMETER = 3 << 3 | 2
+_KEY = 1 << 3 | 2
+_VALUE = 2 << 3 | 2
+_BYTES = 4 << 3 | 2
+#: How the names of parameters with files begin, and the most bytes of such a name.
+_FILE = "file:"
+_LONGEST_NAME = 4096
 _RESPONSE_ID = b"\x1a"
 _RAW_OUTPUT = b"\x32"
 _LENGTH_DELIMITED = 2
@@ -82,6 +90,55 @@ def split_request(message: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
     if run < total:
         rest.append(message[run:total])
     return bytes(rest[0]) if len(rest) == 1 else b"".join(rest), id, places
+
+
+def split_load(message: Buffer) -> tuple[Buffer, dict[str, Buffer]]:
+    """Separates the files of a RepositoryModelLoadRequest, which may be large, from the rest.
+
+    Returns the rest, which is a RepositoryModelLoadRequest too, and the contents of files by the names of
+    their parameters. A parameter of an unusual or malformed encoding stays in the rest, for the runtime to
+    judge. Raises PayloadTooLarge above MAX_FIELDS parameters.
+    """
+    files: dict[str, Buffer] = {}
+    rest: list[Buffer] = []
+    run = before = 0  # the starts of the current part of the rest, and of the current field
+    for number, (tag, start, end) in enumerate(_fields(message, 0, len(message))):
+        if number == MAX_FIELDS:
+            raise _too_many_fields()
+        found = _file(message, start, end) if tag == _LOAD_PARAMETER else None
+        if found is not None:
+            name, content = found
+            files[name] = content
+            rest.append(message[run:before])
+            run = end
+        before = end
+    if not files:
+        return message, files
+    rest.append(message[run : len(message)])
+    return b"".join(rest), files
+
+
+def _file(message: Buffer, start: int, end: int) -> tuple[str, Buffer] | None:
+    """The name and the bytes of a load parameter that is a file; None for any other."""
+    try:
+        key, key_end = _content(message, start, _KEY)
+        value, value_end = _content(message, key_end, _VALUE)
+        data, data_end = _content(message, value, _BYTES)
+        name = str(message[key : min(key_end, key + _LONGEST_NAME)], "utf-8")
+    except (IndexError, InvalidArgument, UnicodeDecodeError):
+        return None
+    if not value_end == data_end == end or key_end - key > _LONGEST_NAME or not name.startswith(_FILE):
+        return None
+    return name, memoryview(message)[data:end]
+
+
+def _content(message: Buffer, position: int, tag: int) -> tuple[int, int]:
+    """The start and end of the content of the field at `position`. Raises InvalidArgument for another tag."""
+    found, position = _varint(message, position)
+    if found != tag:
+        raise InvalidArgument(MALFORMED)
+    length, position = _varint(message, position)
+    return position, position + length
 
 
 def check_fields(message: bytes) -> None:

@@ -7,9 +7,11 @@ are parameters. An element of a BYTES input is a string, or an object with base6
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain, islice
+from math import isfinite
 from typing import Any, TypeAlias
 
 import msgspec
@@ -18,9 +20,9 @@ from msgspec import Raw
 from backline.dialects.answers import JSON, respond_error
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.event_stream import EventStreams, encoded
-from backline.dialects.exchange import HTTP, ReadRequest, RequestIntake, deadline_of
+from backline.dialects.exchange import ReadRequest, RequestIntake, deadline_of
 from backline.dialects.input_plan import InputPlan
-from backline.dialects.json_data import decode_data, decode_list, encode_data
+from backline.dialects.json_data import decode_data, decode_list, encode_data, replace_words
 from backline.dialects.json_numbers import MAX_DEPTH
 from backline.dialects.json_scan import check_keys, count_elements
 from backline.dialects.off_loop import LARGE, LargeRequest, OffLoop
@@ -73,6 +75,7 @@ class Generate:
         self._engine = engine
         self._deferred = deferred
         self._inference = inference
+        self._carrier = inference.carrier
         self._off_loop = OffLoop()
         self._streams = EventStreams(self._off_loop)
         self._take_one = self._intake(self._read, self._answer_with_one)
@@ -102,7 +105,7 @@ class Generate:
             responses = self._submit(request, asked, deadline, trace)
             answer(request, asked.model_name, responses, plan)
 
-        return RequestIntake(self._engine, HTTP, read, submit, self._off_loop).take
+        return RequestIntake(self._engine, self._carrier, read, submit, self._off_loop).take
 
     def _submit(
         self, request: HttpRequest, asked: InferRequest, deadline: float | None, trace: Trace | None
@@ -210,7 +213,10 @@ def read_generate(body: Buffer, headers: Mapping[bytes, bytes], model: Model) ->
     try:
         document = _parse(body)
     except InvalidArgument as error:
-        raise InvalidArgument(error.message + instead_of_json(body, headers)) from None
+        replaced = replace_words(body)
+        if replaced is None:
+            raise InvalidArgument(error.message + instead_of_json(body, headers)) from None
+        document = _parse(replaced)
     inputs = {spec.name: spec for spec in model.signature.inputs}
     tensors: dict[str, Tensor] = {}
     parameters: dict[str, Any] = {}
@@ -248,7 +254,7 @@ def write_generate(plan: InferPlan, response: InferResponse) -> bytes:
     Raises InvalidArgument for values that JSON cannot represent.
     """
     document: dict[str, Any] = {
-        tensor.name: _value(tensor, json=tensor.name in plan.json_outputs) for tensor in response.outputs
+        tensor.name: _value(tensor, is_json=tensor.name in plan.json_outputs) for tensor in response.outputs
     }
     document.update(response.parameters or {})
     document["model_name"] = response.model_name
@@ -317,7 +323,7 @@ def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
     text = bytes(value)
     if len(text) > LARGE and _first(value) == b"[":
         return _decoded(spec, count_elements(text), text)
-    decoded = _plain(f"input '{spec.name}'", text)
+    decoded = _plain(f"input '{spec.name}'", text if _first(value) in b'["' else b"[" + text + b"]")
     elements = decoded if isinstance(decoded, list) else [decoded]
     for _ in range(MAX_DEPTH):
         if not any(isinstance(element, list) for element in elements):
@@ -325,7 +331,15 @@ def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
         elements = list(
             chain.from_iterable(element if isinstance(element, list) else [element] for element in elements)
         )
-    return _decoded(spec, len(elements), _encode(elements))
+    return _decoded(spec, len(elements), _elements_text(elements))
+
+
+def _elements_text(elements: list[Any]) -> bytes:
+    """A flat list as JSON that `decode_data` reads."""
+    if all(isfinite(element) for element in elements if isinstance(element, float)):
+        return _encode(elements)
+    text = json.dumps(elements).encode()
+    return replace_words(text) or text
 
 
 def _text(spec: TensorSpec, value: Raw) -> str:
@@ -360,11 +374,11 @@ def _no_shape(spec: TensorSpec) -> InvalidArgument:
     return InvalidArgument(f"The schema can not convert input '{spec.name}' to tensor with proper shape")
 
 
-def _value(tensor: Tensor, *, json: bool) -> Any:
+def _value(tensor: Tensor, *, is_json: bool) -> Any:
     values = encode_data(tensor)
     if isinstance(values, Raw):
         return Raw(bytes(values)[1:-1]) if tensor.data.size == 1 else values
-    if json:
+    if is_json:
         try:
             values = [_skip(text) for text in values]
         except (ValueError, RecursionError) as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.exchange import ENVOY_TIMEOUT, GRPC_TIMEOUT, HTTP, UnaryInference, deadline_of
+from backline.dialects.forwarding import ForwardPattern
 from backline.dialects.off_loop import OffLoop
 from backline.dialects.open_inference.rest.messages import HEADER_LENGTH, RestReader, RestWriter
 from backline.engine.engine import Engine
@@ -18,12 +20,18 @@ _DECOUPLED = "HTTP end point doesn't support models with decoupled transaction p
 class RestInference:
     """The handler of the infer routes. `infer_stream` shares its reader and writer."""
 
-    def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
+    def __init__(
+        self, engine: Engine, deferred: DeferredAnswers, forward: ForwardPattern | None = None
+    ) -> None:
+        """`forward` says which header fields models see as parameters."""
         self._engine = engine
         self._deferred = deferred
         self.write = RestWriter(engine).write
         self.read = RestReader(engine).read
-        self._take = UnaryInference(engine, HTTP, self.read, self.write, OffLoop(), decoupled=_DECOUPLED).take
+        self.carrier = replace(HTTP, forward=forward)
+        self._take = UnaryInference(
+            engine, self.carrier, self.read, self.write, OffLoop(), decoupled=_DECOUPLED
+        ).take
 
     def infer(self, model: str, version: str, request: HttpRequest) -> None:
         """Submits a request; the response follows later. Raises BacklineError if it is refused at once."""

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from backline.dialects.input_plan import MAX_RANK, InputPlan, too_many_dimensions
-from backline.dialects.json_data import decode_data, encode_data
+from backline.dialects.json_data import decode_data, encode_data, replace_words
 from backline.dialects.json_numbers import read_numbers
 from backline.dialects.json_scan import check_keys, count
 from backline.dialects.off_loop import LARGE, LargeRequest
@@ -214,6 +214,15 @@ class RestReader:
         if not header:
             raise InvalidArgument("the body is empty, expected a JSON object with the key 'inputs'")
         try:
+            return self._decode_json(header)
+        except InvalidArgument:
+            replaced = replace_words(header)
+            if replaced is None:
+                raise
+        return self._decode_json(replaced)
+
+    def _decode_json(self, header: Buffer) -> RequestDocument:
+        try:
             if len(header) > LARGE:
                 check_keys(header)
                 document: RequestDocument = self._large_decoder.decode(header)
@@ -332,6 +341,8 @@ def make_plan(document: RequestDocument, model: str, memory: SharedMemory | None
         apply_parameters(plan, document.parameters)
     for output in document.outputs or ():
         builder.add_output(plan, output.name, output.parameters, binary=True)
+    if document.outputs:  # as in Triton, binary_data_output covers only outputs that are not listed
+        plan.binary_default = False
     builder.finish(plan)
     return plan
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 from backline.access.scope import Scope
 from backline.dialects.answers import encode_json, respond_encoded, respond_json
 from backline.dialects.deferred import DeferredAnswers
+from backline.dialects.forwarding import ForwardPattern
 from backline.dialects.open_inference.configuration import model_configuration
-from backline.dialects.open_inference.metadata import model_listing, rest_metadata, server_metadata
+from backline.dialects.open_inference.metadata import (
+    model_listing,
+    rest_metadata,
+    server_metadata,
+    visible_to,
+)
 from backline.dialects.open_inference.repository import RepositoryRoutes
 from backline.dialects.open_inference.rest.generate import Generate
 from backline.dialects.open_inference.rest.inference import RestInference
@@ -27,11 +33,18 @@ _VERSION = "/v2/models/{}/versions/{}"
 class RestService:
     """Registers the routes. `not_ready_status` is the HTTP status of failed health checks."""
 
-    def __init__(self, engine: Engine, deferred: DeferredAnswers, *, not_ready_status: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        deferred: DeferredAnswers,
+        *,
+        not_ready_status: int,
+        forward: ForwardPattern | None = None,
+    ) -> None:
         self._engine = engine
         self._not_ready_status = not_ready_status
         self._deferred = deferred
-        self._inference = RestInference(engine, deferred)
+        self._inference = RestInference(engine, deferred, forward)
         self._generate = Generate(engine, deferred, self._inference)
         self._repository = RepositoryRoutes(engine, deferred)
         self._shared_memory = SharedMemoryRoutes(engine)
@@ -41,8 +54,8 @@ class RestService:
         router.add(Scope.READ, "GET", "/v2", self._server_metadata)
         router.add(Scope.HEALTH, "GET", "/v2/health/live", self._live)
         router.add(Scope.HEALTH, "GET", "/v2/health/ready", self._ready)
-        router.add(Scope.READ, "GET", "/v2/models", self._models)
-        router.add(Scope.READ, "GET", "/v2/models/stats", self._statistics, "", "")
+        router.add(Scope.READ, "GET", "/v2/models", self._models, lists=True)
+        router.add(Scope.READ, "GET", "/v2/models/stats", self._statistics, "", "", lists=True)
         for pattern, version in ((_MODEL, ("",)), (_VERSION, ())):
             router.add(Scope.READ, "GET", pattern, self._model_metadata, *version)
             router.add(Scope.READ, "GET", pattern + "/ready", self._model_ready, *version)
@@ -74,7 +87,9 @@ class RestService:
 
     def _models(self, request: HttpRequest) -> None:
         """Lists the names of all models, as KServe does, and the state of every version."""
-        respond_json(request, {"models": self._engine.names(), "versions": model_listing(self._engine)})
+        may_see = visible_to(request.identity)
+        names = [name for name in self._engine.names() if may_see(name)]
+        respond_json(request, {"models": names, "versions": model_listing(self._engine, may_see)})
 
     def _model_metadata(self, name: str, version: str, request: HttpRequest) -> None:
         self._deferred.when_known(
@@ -100,7 +115,8 @@ class RestService:
         )
 
     def _statistics(self, name: str, version: str, request: HttpRequest) -> None:
-        told = map(encode_json, model_statistics(self._engine, name, version, details=True))
+        may_see = visible_to(request.identity)
+        told = map(encode_json, model_statistics(self._engine, name, version, may_see, details=True))
 
         def answer(models: list[bytes]) -> None:
             respond_encoded(request, b'{"model_stats":[%b]}' % b",".join(models))

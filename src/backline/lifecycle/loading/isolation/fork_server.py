@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import NoReturn
 
-from backline.lifecycle.loading.isolation.messages import Report, decode_job, encode_report
+from backline.lifecycle.loading.isolation.messages import Report, TrialJob, decode_job, encode_report
 from backline.lifecycle.loading.isolation.trial import run_trial
 from backline.system.memory import resident_bytes
 from backline.workers.child.worker import end_with_parent
@@ -32,6 +32,9 @@ from backline.workers.child.worker import end_with_parent
 #: ended.
 DESCRIPTORS = 4
 LONGEST_REQUEST = 4096
+#: How far the priority of trials is below the server's, so that a file that keeps all cores busy does not
+#: delay the responses of other models.
+NICENESS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +165,7 @@ class _ForkServer:
             os.close(output)
             _limit(limits)
             with os.fdopen(job, "rb") as file:
-                decoded = decode_job(file.read())
+                decoded = decode_job(file.read(), TrialJob)
             reports = socket.socket(fileno=channel)
 
             def report(one: Report) -> None:
@@ -197,4 +200,5 @@ def _import(modules: Iterable[str]) -> None:
 def main(control: int) -> None:
     """Runs the fork server on the descriptor of its control socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(NICENESS)
     _ForkServer(socket.socket(fileno=control)).serve()

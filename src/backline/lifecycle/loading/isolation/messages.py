@@ -1,4 +1,4 @@
-"""The messages between the server and a trial process.
+"""The messages between the server and a trial process, and the job of a worker that runs a runtime.
 
 A message to the server may come from a file that has taken over its process: it is data, decoded by type and
 checked.
@@ -7,10 +7,9 @@ checked.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -41,6 +40,18 @@ class TrialJob:
     options: LoadOptions
     recorded: Path
     modules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeJob:
+    """What a worker process loads with a runtime: the file or folder `path`, as `Backend.load` gets it."""
+
+    path: Path
+    config: ModelConfig
+    options: LoadOptions
+
+
+Job = TypeVar("Job", TrialJob, RuntimeJob)
 
 
 class Began(msgspec.Struct, tag="began", frozen=True):
@@ -90,15 +101,14 @@ def decode_report(data: bytes) -> Report:
     return report
 
 
-def encode_job(job: TrialJob) -> bytes:
+def encode_job(job: TrialJob | RuntimeJob) -> bytes:
     """Encodes a job for `decode_job`."""
     return msgspec.msgpack.encode(job, enc_hook=_plain)
 
 
-def decode_job(data: bytes) -> TrialJob:
-    """Decodes a job that the server has encoded."""
-    job: TrialJob = _jobs().decode(data)
-    return job
+def decode_job(data: bytes, kind: type[Job]) -> Job:
+    """Decodes a job that the server has encoded. Slow: it walks through all types of a configuration."""
+    return msgspec.msgpack.Decoder(kind, dec_hook=_restored).decode(data)
 
 
 def _plain(value: Any) -> Any:
@@ -114,9 +124,3 @@ def _restored(kind: type, plain: Any) -> Any:
     if kind is Path:
         return Path(plain)
     raise NotImplementedError(f"a job cannot carry a {kind.__name__}")
-
-
-@cache
-def _jobs() -> msgspec.msgpack.Decoder[TrialJob]:
-    """Made when it is first needed, in trial processes: it walks through all types of a configuration."""
-    return msgspec.msgpack.Decoder(TrialJob, dec_hook=_restored)

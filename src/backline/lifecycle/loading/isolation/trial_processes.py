@@ -32,6 +32,7 @@ from backline.lifecycle.loading.isolation.messages import (
 )
 from backline.system.cores import usable_cores
 from backline.system.memory import resident_bytes
+from backline.system.private_file import without_keys
 from backline.workers.process.output import last_words, signal_name
 
 log = logging.getLogger("backline.lifecycle")
@@ -167,6 +168,7 @@ class TrialProcesses:
                 stdout=subprocess.DEVNULL,
                 pass_fds=[given.fileno()],
                 start_new_session=True,
+                env=without_keys(os.environ),
             )
         except OSError as error:
             own.close()

@@ -1,22 +1,31 @@
-"""Sets, moves and removes labels on request. Labels are stored on disk, and only move to ready versions."""
+"""Sets, moves and removes labels on request. A label only moves to a ready version.
+
+Servers that share their labels follow each other: each reads the labels once a second.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 from backline.engine.control import ANY_VERSION, Change, LabelMove
 from backline.engine.engine import Engine
-from backline.engine.errors import InvalidArgument, NotFound, Unavailable
+from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.names import LONGEST_NAME, fault_in_name
-from backline.lifecycle.audit_log import AuditLog
 from backline.lifecycle.executor import Executor
 from backline.lifecycle.journal import Journal
-from backline.lifecycle.records import LabelStore
+from backline.lifecycle.labels.store import LabelStore
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.wanted import Source, Target, listed
+
+log = logging.getLogger("backline.lifecycle")
+
+#: Seconds between two looks for labels that other servers have moved.
+FOLLOW_SECONDS = 1.0
 
 
 class Labelling:
@@ -32,7 +41,6 @@ class Labelling:
         engine: Engine,
         executor: Executor,
         store: LabelStore,
-        audit: AuditLog,
         journal: Journal,
         *,
         keep_seconds: float,
@@ -43,13 +51,30 @@ class Labelling:
         self._engine = engine
         self._executor = executor
         self._store = store
-        self._audit = audit
         self._keep_seconds = keep_seconds
         self._check = check
         self._changing = changing
         self._versions_now = versions_now
         self._journal = journal
+        #: Held while the store works.
         self._storing = asyncio.Lock()
+        #: The models that take over labels from other servers, and those for which that has failed.
+        self._adopting: dict[str, asyncio.Task[None]] = {}
+        self._behind: set[str] = set()
+        self._following: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Starts following the labels that other servers move."""
+        if self._store.unreachable:
+            self._warn(self._store.unreachable)
+        if self._store.shared:
+            self._following = asyncio.get_running_loop().create_task(self._follow())
+
+    async def close(self) -> None:
+        tasks = [*self._adopting.values(), *([self._following] if self._following else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def in_force(self, source: Source) -> Mapping[str, str]:
         """The labels of a model: those of its configuration, overridden by those set by request."""
@@ -58,6 +83,9 @@ class Labelling:
     async def move(self, move: LabelMove, who: str) -> Change:
         """Moves a label, as Control.move_label says. Raises BacklineError if nothing was changed."""
         self._check()
+        await self._catch_up()
+        if adopting := self._adopting.get(move.model):
+            await asyncio.shield(adopting)
         if move.action == "unlabel":
             return await self._remove(move, who)
         if move.action == "rollback":
@@ -69,8 +97,7 @@ class Labelling:
         model, label = move.model, move.label
         served, _ = self._labelled(model)
         now = served.labels.get(label, "")
-        history = await asyncio.to_thread(self._audit.history, model, 10_000)
-        version = earlier_version(history, label, now)
+        version = earlier_version(self._store.history(model), label, now)
         if not version:
             raise InvalidArgument(
                 f"label '{label}' of '{model}' has no earlier version, so it cannot be rolled back; point it"
@@ -83,6 +110,7 @@ class Labelling:
         model, label, version = move.model, move.label, move.version
         async with self._changing(model):
             served, target = self._labelled(model)
+            stored = self._store.of(model).get(label, "")
             self._check_label(label, target.source.versions)
             self._check_expected(served, move)
             versions = await self._versions_now(served, version)
@@ -91,21 +119,27 @@ class Labelling:
                     f"label '{label}' cannot point to version {version[:LONGEST_NAME]} of '{model}', which"
                     f" does not exist; available: {listed(versions)}"
                 )
+            left_out = frozenset() if served.target is None else served.target.removed & {version}
             added = await self._executor.changes.bring_up(served, version)
             try:
                 # Checked again: the label may have moved during the load, which can take minutes.
                 self._check_expected(served, move)
-                async with self._storing:
-                    await asyncio.to_thread(self._store.set, model, label, version)
                 before = served.labels.get(label, "")
+                change = Change(time.time(), who, move.action, model, version, label, before)
+                await self._save(change, stored)
                 served.labels = {**served.labels, label: version}
                 self._keep_previous(served, label, before, move.action)
             finally:
                 # If the label was moved, it alone now keeps the version loaded; otherwise nothing does.
                 if added and served.target is not None:
-                    served.target = replace(served.target, added=served.target.added - {version})
+                    served.target = replace(
+                        served.target,
+                        added=served.target.added - {version},
+                        removed=served.target.removed | left_out,
+                    )
                 self._executor.advance((model,))
-            return self._journal.note(move.action, who, model, version, label=label, before=before)
+            self._journal.record(change)
+            return change
 
     def _keep_previous(self, served: ServedModel, label: str, version: str, action: str) -> None:
         """Keeps the version that a label leaves loaded for a while.
@@ -127,17 +161,105 @@ class Labelling:
                 )
             self._check_expected(served, move)
             configured = target.source.found.config.labels.get(label, "")
-            if label not in self._store.of(model):
+            stored = self._store.of(model).get(label, "")
+            if not stored:
                 source = target.source.found.config.source
                 raise InvalidArgument(
                     f"label '{label}' of '{model}' is given by its configuration: remove it there ({source})"
                 )
-            async with self._storing:
-                await asyncio.to_thread(self._store.remove, model, label)
-            before = served.labels[label]
+            change = Change(
+                time.time(), who, "unlabel", model, configured, label, before=served.labels[label]
+            )
+            await self._save(change, stored)
             served.labels = self.in_force(target.source)
             self._executor.advance((model,))
-            return self._journal.note("unlabel", who, model, configured, label=label, before=before)
+            self._journal.record(change)
+            return change
+
+    async def _save(self, change: Change, expected: str) -> None:
+        async with self._storing:
+            await asyncio.to_thread(self._store.move, change, expected)
+
+    async def _follow(self) -> None:
+        """Takes over what other servers move; never returns. While it cannot, all labels stay as they are."""
+        cut_off = self._store.unreachable
+        while True:
+            await asyncio.sleep(FOLLOW_SECONDS)
+            try:
+                await self._catch_up()
+            except BacklineError as error:
+                if error.message != cut_off:
+                    self._warn(error.message)
+                cut_off = error.message
+            else:
+                if cut_off:
+                    log.warning("the labels of %s are followed again", self._store.where)
+                cut_off = ""
+
+    def _warn(self, reason: str) -> None:
+        log.warning(
+            "the labels that this server shares with others cannot be read, so each label stays where it"
+            " is: %s",
+            reason,
+        )
+
+    async def _catch_up(self) -> None:
+        """Reads the labels again, and starts to take over those that other servers have moved."""
+        async with self._storing:
+            moved = await asyncio.to_thread(self._store.refresh)
+        behind, self._behind = self._behind, set()
+        for model in moved | behind:
+            earlier = self._adopting.get(model)
+            task = asyncio.get_running_loop().create_task(self._adopt(model, earlier))
+            self._adopting[model] = task
+            task.add_done_callback(lambda done, model=model: self._adopted(model, done))  # type: ignore[misc]
+
+    def _adopted(self, model: str, task: asyncio.Task[None]) -> None:
+        if self._adopting.get(model) is task:
+            del self._adopting[model]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error(
+                "the labels of '%s' cannot be taken over from %s", model, self._store.where, exc_info=error
+            )
+
+    async def _adopt(self, model: str, earlier: asyncio.Task[None] | None) -> None:
+        """Points the labels of a model to where other servers have moved them.
+
+        Each label moves here once its version is loaded; until then, and if the load fails, it stays.
+        """
+        if earlier is not None:
+            await asyncio.wait((earlier,))
+        async with self._changing(model):
+            served = self._executor.models.find(model)
+            if served is None or served.target is None:
+                return  # its next load applies them
+            before, now = served.labels, self.in_force(served.target.source)
+            moved = [label for label in {**before, **now} if before.get(label) != now.get(label)]
+            changes = [self._last_change(model, label, before, now) for label in moved]
+            try:
+                for label in moved:
+                    if label in now:
+                        await self._versions_now(served, now[label])
+            except BacklineError as error:
+                log.warning("the labels of '%s' are not taken over yet: %s", model, error.message)
+                self._behind.add(model)
+                return
+            served.labels = now
+            served.arriving |= {label for label in moved if label not in before}
+            for change in changes:
+                self._keep_previous(served, change.label, change.before, change.action)
+                self._journal.record(change)
+            self._executor.advance((model,))
+
+    def _last_change(
+        self, model: str, label: str, before: Mapping[str, str], now: Mapping[str, str]
+    ) -> Change:
+        """The entry of the audit log for a label that another server has moved."""
+        was, version = before.get(label, ""), now.get(label, "")
+        changes = (one for one in self._store.history(model) if one.label == label)
+        last = next(changes, None) or Change(0.0, "unknown", "label" if version else "unlabel", model)
+        taken = f"taken over from {self._store.where}"
+        return replace(last, time=time.time(), label=label, version=version, before=was, detail=taken)
 
     def _labelled(self, model: str) -> tuple[ServedModel, Target]:
         served = self._executor.models.find(model)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from backline.engine.control import STABLE, Action, Change, LabelMove
 from backline.engine.errors import InvalidArgument, NotFound
-from backline.lifecycle.labelling import earlier_version
+from backline.lifecycle.labels.labelling import earlier_version
 from support import models
 
 Homes = Callable[..., Any]
@@ -184,3 +184,20 @@ def test_rollbacks_behave_as_an_undo_stack(steps: list[str]) -> None:
             history.insert(0, move("promote", now, step))
             if step != now:
                 stack.append(step)
+
+
+def test_a_canary_gets_only_the_requests_that_name_it(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        add(repository, "1")
+        async with home(repository, mode="explicit", load_models=("add1",)) as server:
+            add(repository, "2")
+            await promote(server, "2", label="canary")
+            assert await server.answer(version="canary") == 2
+            assert await server.answer() == 1
+            await server.lifecycle.move_label(LabelMove("unlabel", "add1", "canary"), who="Ada")
+            await server.until(lambda: "READY" in server.states().values())
+            assert await server.answer() == 1
+            await server.lifecycle.load("add1", who="Ada")
+            assert await server.answer() == 2
+
+    asyncio.run(scenario())

@@ -1,0 +1,192 @@
+"""Measures the remote lane: what a server in front of others costs, and what their failures do.
+
+`python benchmarks/remote_lane.py` asks the model add1 directly and through a server in front, in turn, over
+HTTP and gRPC, with Backline and with Triton behind. Then one of two servers behind fails. All processes share
+the cores of this machine, so the throughput through a second server is lower than with a machine for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from pathlib import Path
+from statistics import median
+
+import click
+import numpy as np
+from harness.environment import CannotRun
+from harness.folders import BENCH
+from harness.machine import machine
+from harness.model import model
+from harness.peers.backline import Backline, serve_command
+from harness.peers.peer import Peer
+from harness.peers.triton import Triton
+from harness.server_process import ServerProcess, answers_200, free_ports
+
+from backline.client import connect, connect_async
+from backline.client.errors import BacklineError
+
+ROUNDS = 5
+FRONT = BENCH / "remote_lane"
+#: The model of the failures: four instances, each of which takes this many milliseconds.
+RUN_MS, SLOW_MS = 5, 200
+
+
+def write(repository: Path, name: str, config: str) -> Path:
+    (repository / name / "1").mkdir(parents=True, exist_ok=True)
+    (repository / name / "config.pbtxt").write_text(config)
+    return repository
+
+
+def start(name: str, repository: Path) -> tuple[ServerProcess, str, str]:
+    """A server, and its URLs over HTTP and gRPC."""
+    http, grpc, metrics = free_ports(3)
+    process = ServerProcess(name, serve_command(repository, http, grpc, metrics))
+    process.wait_until(lambda: answers_200(f"http://127.0.0.1:{http}/v2/health/ready"))
+    return process, f"http://127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}"
+
+
+def front_of(urls: str, name: str) -> tuple[ServerProcess, str, str]:
+    shutil.rmtree(FRONT / "front", ignore_errors=True)
+    parameter = f'parameters {{ key: "urls" value {{ string_value: "{urls}" }} }}'
+    return start("front", write(FRONT / "front", name, f'backend: "remote" {parameter}'))
+
+
+async def load(url: str, callers: int, count: int) -> tuple[float, float]:
+    """The median latency of add1 in microseconds, and requests per second."""
+    times: list[float] = []
+    inputs = model("add1").input
+    async with connect_async(url) as client:
+
+        async def caller() -> None:
+            for _ in range(count // callers):
+                began = time.perf_counter()
+                await client["add1"](inputs)
+                times.append(time.perf_counter() - began)
+
+        await caller()
+        times.clear()
+        began = time.perf_counter()
+        await asyncio.gather(*(caller() for _ in range(callers)))
+        return median(times) * 1e6, len(times) / (time.perf_counter() - began)
+
+
+def show_costs(peer: Peer) -> None:
+    peer.start([model("add1")])
+    try:
+        for protocol, port in (("http", peer.http_port), ("grpc", peer.grpc_port)):
+            direct = f"{protocol}://127.0.0.1:{port}"
+            front, *urls = front_of(direct, "add1")
+            url = urls[protocol == "grpc"]
+            try:
+                for callers, count in ((1, 300), (64, 3200)):
+                    found = [
+                        [asyncio.run(load(one, callers, count)) for one in (direct, url)]
+                        for _ in range(ROUNDS)
+                    ]
+                    (p50, rate), (p50_front, rate_front) = (
+                        tuple(median(one[side][index] for one in found) for index in (0, 1))
+                        for side in (0, 1)
+                    )
+                    print(
+                        f"| {peer.name} | {protocol} | {callers} | {p50:.0f} | {p50_front:.0f} |"
+                        f" {p50_front - p50:+.0f} | {rate:.0f} | {rate_front:.0f} |"
+                        f" {rate_front / rate:.2f} |",
+                        flush=True,
+                    )
+            finally:
+                front.end()
+    finally:
+        peer.process.end()
+
+
+async def fail(url: str, what: str, victim: ServerProcess, seconds: float) -> tuple[int, int, float]:
+    """Asks for some seconds, with the failure after one. Returns responses, failures and the longest wait."""
+    answered = failed = 0
+    longest = 0.0
+    end = time.perf_counter() + seconds
+    async with connect_async(url, timeout=20) as client:
+
+        async def caller() -> None:
+            nonlocal answered, failed, longest
+            while (began := time.perf_counter()) < end:
+                try:
+                    await client["echo"](np.ones((1, 1), np.float32))
+                    answered += 1
+                except BacklineError:
+                    failed += 1
+                longest = max(longest, time.perf_counter() - began)
+
+        async def break_it() -> None:
+            await asyncio.sleep(1)
+            if what == "frozen":
+                victim.pause()
+            elif what == "killed":
+                victim.process.kill()
+
+        await asyncio.gather(break_it(), *(caller() for _ in range(16)))
+    return answered, failed, longest
+
+
+def served(url: str) -> int:
+    with connect(url) as client:
+        count: int = client["echo"].statistics()[0]["inference_stats"]["success"]["count"]
+        return count
+
+
+def show_failures() -> None:
+    for what in ("killed", "frozen", "slow", "full"):
+        servers = [start(name, write(FRONT / name, "echo", _echo(name == "b", what))) for name in ("a", "b")]
+        front, url, _ = front_of(",".join(one[1] for one in servers), "echo")
+        try:
+            if what == "slow":  # it was slow for two seconds when the share is counted
+                asyncio.run(fail(url, what, servers[1][0], 2))
+            before = [0, 0] if what in ("killed", "frozen") else [served(one[1]) for one in servers]
+            answered, failed, longest = asyncio.run(fail(url, what, servers[1][0], 4))
+            share = "-"
+            if what in ("slow", "full"):
+                got = [served(one[1]) - begin for one, begin in zip(servers, before, strict=True)]
+                share = f"{got[1] / sum(got):.1%}"
+            print(f"| {what} | {answered} | {failed} | {share} | {longest * 1e3:.0f} |", flush=True)
+        finally:
+            servers[1][0].resume()
+            for process in (front, *(one[0] for one in servers)):
+                process.end()
+
+
+def _echo(is_victim: bool, what: str) -> str:
+    milliseconds = SLOW_MS if is_victim and what == "slow" else RUN_MS
+    queue = 1 if is_victim and what == "full" else 1000
+    return f"""backend: "identity" max_batch_size: 1 instance_group [ {{ count: 4 }} ]
+    dynamic_batching {{ default_queue_policy {{ max_queue_size: {queue} }} }}
+    input [ {{ name: "x" data_type: TYPE_FP32 dims: [ 1 ] }} ]
+    output [ {{ name: "y" data_type: TYPE_FP32 dims: [ 1 ] }} ]
+    parameters {{ key: "execute_delay_ms" value {{ string_value: "{milliseconds}" }} }}"""
+
+
+@click.command()
+@click.option("--only", type=click.Choice(["backline", "triton", "failures"]), help="Measure this part only.")
+def main(only: str | None) -> None:
+    """Print the costs of a server in front, and a table of failures."""
+    for name, value in machine().items():
+        print(f"{name}: {value}")
+    if only != "failures":
+        print(
+            "\n| behind | protocol | callers | direct p50 us | through p50 us | added us | direct/s |"
+            " through/s | ratio |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+        )
+        for peer in (Backline, Triton):
+            if only in (None, peer.name):
+                try:
+                    show_costs(peer())
+                except CannotRun as error:
+                    print(f"{peer.name} was not measured: {error}")
+    if only in (None, "failures"):
+        print("\n| failure | responses | failed | share of the failing server | longest ms |")
+        print("| --- | --- | --- | --- | --- |")
+        show_failures()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Models that other servers serve: another Backline, Triton, or any server of the Open Inference Protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions, RemoteModel
+from backline.backends.parameters import Parameters
+from backline.engine.config.model_config import ModelConfig
+from backline.engine.errors import InvalidArgument
+
+_KNOWN = ("urls", "model", "version", "max_in_flight", "ca", "api_key_file")
+_MAX_IN_FLIGHT = 1024
+
+
+class Remote:
+    """The backend `remote`, which must be named in the configuration, as its models have no file."""
+
+    name: ClassVar[str] = "remote"
+
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> RemoteModel:
+        """Describes where the model is, from the parameters. Connects to no server.
+
+        Raises InvalidArgument for wrong parameters, and for files from elsewhere, which could otherwise make
+        this server send requests to any address that it reaches.
+        """
+        if not options.may_run_code:
+            raise InvalidArgument(
+                f"model '{config.name}' comes from a remote repository or a load request and names servers to"
+                " send requests to: start the server with --trust-remote-code to allow it"
+            )
+        parameters = Parameters(config, self.name, _KNOWN)
+        urls = parameters.text("urls").strip()
+        if not urls:
+            raise InvalidArgument(
+                f"model '{config.name}': the remote backend needs the parameter 'urls', such as"
+                " http://a:8000,http://b:8000"
+            )
+        return RemoteModel(
+            urls,
+            parameters.text("model").strip() or config.name,
+            parameters.text("version").strip(),
+            _in_flight(config, parameters),
+            parameters.text("ca").strip() or None,
+            _key(config, parameters.text("api_key_file").strip()),
+            parameters.warnings,
+        )
+
+
+def _in_flight(config: ModelConfig, parameters: Parameters) -> int:
+    text = parameters.text("max_in_flight", "64").strip()
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _MAX_IN_FLIGHT):
+        raise InvalidArgument(
+            f"parameter 'max_in_flight' of model '{config.name}' is '{text}', expected a number of requests"
+            f" from 1 to {_MAX_IN_FLIGHT}"
+        )
+    return int(text)
+
+
+def _key(config: ModelConfig, file: str) -> str | None:
+    if not file:
+        return None
+    try:
+        return Path(file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(
+            f"parameter 'api_key_file' of model '{config.name}': '{file}' cannot be read: {error}"
+        ) from None

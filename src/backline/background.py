@@ -1,0 +1,279 @@
+"""`backline.serve`: serves an object of the running program, such as a fitted estimator, in the background.
+
+The server runs on a thread of this process. It saves an estimator or a network to a temporary repository. A
+function cannot be saved, so it stays where it is: the repository holds a `model.py` that takes it from here.
+"""
+
+from __future__ import annotations
+
+import atexit
+import html
+import inspect
+import itertools
+import shutil
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from types import FunctionType
+from typing import Any, Final
+
+from backline.client.background_loop import BackgroundLoop
+from backline.client.options import ClientOptions
+from backline.client.records import ModelMetadata
+from backline.client.sync import Client, Model
+from backline.engine.errors import InvalidArgument
+from backline.lifecycle.options import LifecycleOptions
+from backline.server import Server, ServerOptions
+
+#: Objects that are served without being saved, by the key in their model.py.
+_ADOPTED: Final[dict[str, Any]] = {}
+_NUMBERS: Final = itertools.count(1)
+_FUNCTION = """\
+from backline.background import adopted_function
+
+predict = adopted_function({key!r}, __name__)
+"""
+_INSTANCE = """\
+from backline.background import adopted_class
+
+Model = adopted_class({key!r})
+"""
+
+
+class RunningServer:
+    """A server in the background of this program. It ends with `stop`, at the end of a `with` block, or with
+    the program.
+
+    `url` is its address, `client` a client of it, and `model` the model that was given to `serve`, as a
+    function; None if a repository was served.
+    """
+
+    def __init__(self, options: ServerOptions, name: str, folder: Path | None, key: str) -> None:
+        self._name = name
+        self._folder = folder
+        self._key = key
+        self._stopped = False
+        self._loop = BackgroundLoop("backline-server")
+        self._server = Server(options)
+        try:
+            self._loop.run(self._server.start())
+            self.url = dict(self._server.urls)["HTTP"]
+            self.client = Client(self.url, ClientOptions())
+            if name:
+                self.client[name].metadata()  # raises the reason if the model could not be loaded
+        except BaseException:
+            self.stop()
+            raise
+        atexit.register(self.stop)
+
+    @property
+    def model(self) -> Model | None:
+        return self.client[self._name] if self._name else None
+
+    def stop(self) -> None:
+        """Completes the requests in flight, closes all connections and unloads the models."""
+        if self._stopped:
+            return
+        self._stopped = True
+        atexit.unregister(self.stop)
+        try:
+            self._loop.run(self._server.stop())
+        finally:
+            self._loop.close()
+            _ADOPTED.pop(self._key, None)
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> RunningServer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        if self._stopped:
+            return f"<stopped server of {self.url}>"
+        return f"<server of {self._name or 'a repository'} at {self.url}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the address, and the inputs and outputs of each model."""
+        if self._stopped:
+            return f"<p>The server at {html.escape(self.url)} has stopped.</p>"
+        names = dict.fromkeys(entry.name for entry in self.client.models() if entry.ready)
+        cards = "".join(_card(self.client[name].metadata()) for name in names)
+        link = html.escape(self.url, quote=True)
+        return (
+            f"<div><p>Serving at <a href='{link}' target='_blank' rel='noopener'>{link}</a></p>{cards}</div>"
+        )
+
+
+def _card(metadata: ModelMetadata) -> str:
+    rows = "".join(
+        f"<tr><td>{kind}</td><td><code>{html.escape(spec.name)}</code></td><td>{spec.datatype.name}</td>"
+        f"<td>{html.escape(str(list(spec.shape)))}</td></tr>"
+        for kind, specs in (("input", metadata.inputs), ("output", metadata.outputs))
+        for spec in specs
+    )
+    arguments = ", ".join(f"{spec.name}=..." for spec in metadata.inputs)
+    call = f"backline.connect(url)[{metadata.name!r}]({arguments})"
+    return (
+        f"<h4>{html.escape(metadata.name)}</h4><table><tr><th></th><th>name</th><th>datatype</th>"
+        f"<th>shape</th></tr>{rows}</table><pre>{html.escape(call)}</pre>"
+    )
+
+
+def serve(
+    model: Any, name: str = "", *, example: Any = None, host: str = "127.0.0.1", port: int = 0
+) -> RunningServer:
+    """Serves a model in the background of this program, and returns the running server.
+
+    >>> with backline.serve(estimator) as server:
+    ...     server.model(rows)
+
+    `model` is one of:
+
+    - a fitted estimator with scikit-learn's interface,
+    - a torch module, with an `example` of its input, or a tuple of them; the first dimension is the batch,
+    - a function whose parameters and result have type hints, or an object with such a method `predict`
+      (docs/python-models.md). It runs on a thread of this program and sees its current state,
+    - a path or URL of a model or a repository, as for `backline serve`.
+
+    `name` is the model's name; by default, that of the function or class. `port` 0 takes any free port. Only
+    this machine can reach the default `host`. Raises InvalidArgument for a model of another kind, and
+    BacklineError if it cannot be loaded, with the reason.
+    """
+    key, debugged = "", ""
+    trusted: tuple[str, ...] = ()
+    folder = Path(tempfile.mkdtemp(prefix="backline-"))
+    try:
+        if isinstance(model, str | Path):
+            repository: str | Path = model
+            name = ""
+        else:
+            name = name or _name_of(model)
+            repository = folder / "models"
+            version = repository / name / "1"
+            version.mkdir(parents=True)
+            if _is_module(model):
+                _export(model, example, version / "model.pt2")
+            elif callable(getattr(model, "fit", None)) and hasattr(model, "get_params"):
+                # Its types are trusted, because this program already runs their code.
+                trusted = _save_estimator(model, version)
+            else:
+                key = f"{name}-{next(_NUMBERS)}"
+                debugged = name
+                (version / "model.py").write_text(_adopt(model, key))
+        options = ServerOptions(
+            repositories=(repository,),
+            host=host,
+            http_port=port,
+            grpc_port=None,
+            metrics_port=None,
+            lifecycle=LifecycleOptions(
+                isolate="never",
+                state_folder=folder / "state",
+                trust_pickle_models=(name,) if name else (),
+                trust_skops_types=trusted,
+                debugged_model=debugged,
+            ),
+        )
+        return RunningServer(options, name, folder, key)
+    except BaseException:
+        _ADOPTED.pop(key, None)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _name_of(model: Any) -> str:
+    name = getattr(model, "__name__", "") or type(model).__name__
+    return name if name.isidentifier() else "model"  # "<lambda>"
+
+
+def _is_module(model: Any) -> bool:
+    torch = sys.modules.get("torch")  # whoever has a module has imported torch
+    return torch is not None and isinstance(model, torch.nn.Module)
+
+
+def _export(module: Any, example: Any, file: Path) -> None:
+    """Exports a torch module with a variable first dimension."""
+    import torch
+
+    if example is None:
+        raise InvalidArgument(
+            f"a torch module does not say what it takes: pass an example of its input, such as"
+            f" backline.serve({type(module).__name__.lower()}, example=torch.zeros(1, 16))"
+        )
+    examples = example if isinstance(example, tuple) else (example,)
+    batched = tuple({0: torch.export.Dim.AUTO} if one.ndim else None for one in examples)
+    # Exported with two items, because torch takes a dimension of size 1 for a constant.
+    doubled = tuple(torch.cat([one, one]) if one.ndim and one.shape[0] == 1 else one for one in examples)
+    was_training = module.training
+    module.eval()
+    try:
+        program = torch.export.export(module, doubled, dynamic_shapes=batched)
+        torch.export.save(program, file)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InvalidArgument(
+            f"torch cannot export the module ({type(error).__name__}: {reason}): serve a function with type"
+            " hints that calls it instead"
+        ) from error
+    finally:
+        module.train(was_training)
+
+
+def _save_estimator(estimator: Any, version: Path) -> tuple[str, ...]:
+    """Saves an estimator, if possible without a pickle; returns the types in it that skops does not know."""
+    try:
+        skops = import_module("skops.io")
+        file = version / "model.skops"
+        skops.dump(estimator, file)
+        return tuple(skops.get_untrusted_types(file=file))
+    except Exception:  # skops is not installed, or does not support the estimator
+        (version / "model.skops").unlink(missing_ok=True)
+    joblib = import_module("joblib")  # a dependency of scikit-learn
+    try:
+        joblib.dump(estimator, version / "model.joblib")
+    except Exception as error:
+        raise InvalidArgument(
+            f"the {type(estimator).__name__} cannot be saved ({type(error).__name__}: {error}): serve a"
+            " function with type hints that calls it instead"
+        ) from error
+    return ()
+
+
+def _adopt(model: Any, key: str) -> str:
+    """Keeps a function or an object for its model.py, and returns the text of that file."""
+    predict = model if inspect.isfunction(model) else getattr(model, "predict", None)
+    if not (inspect.isfunction(predict) or inspect.ismethod(predict)):
+        raise InvalidArgument(
+            f"an object of type {type(model).__name__} cannot be served: expected a fitted estimator, a"
+            " torch module, a function with type hints, an object with such a method predict, or a path"
+        )
+    if "return" not in getattr(predict, "__annotations__", {}):
+        raise InvalidArgument(
+            f"{predict.__qualname__} has no hint for its result: write it as"
+            f" def {_name_of(predict)}(x: float) -> float, see docs/python-models.md"
+        )
+    _ADOPTED[key] = model
+    return (_FUNCTION if predict is model else _INSTANCE).format(key=key)
+
+
+def adopted_function(key: str, module: str) -> FunctionType:
+    """A copy of a served function that appears to be defined in `module`, where a model is looked for."""
+    given: FunctionType = _ADOPTED[key]
+    copy = FunctionType(
+        given.__code__, given.__globals__, given.__name__, given.__defaults__, given.__closure__
+    )
+    copy.__kwdefaults__ = given.__kwdefaults__
+    copy.__annotations__ = inspect.get_annotations(given)
+    copy.__module__ = module
+    return copy
+
+
+def adopted_class(key: str) -> type:
+    """A class that creates the served object whenever it is called."""
+    given = _ADOPTED[key]
+    members: dict[str, Any] = {"__new__": lambda cls: given, "predict": type(given).predict}
+    return type("Model", (), members)

@@ -1,0 +1,54 @@
+"""What is known of one of several servers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True, eq=False)
+class RequestAttempt:
+    """A request on its way to a server, sent at `started`. A stream is not `timed`: it may last for ever."""
+
+    endpoint: Endpoint
+    started: float
+    timed: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class Endpoint:
+    """A server, its requests in flight, and how it has behaved. Times are seconds of one monotonic clock."""
+
+    url: str
+    in_flight: int = 0
+    #: The timed attempts in flight, oldest first.
+    attempts: dict[RequestAttempt, None] = field(default_factory=dict)
+    #: The moving average of response times; 0 if unknown.
+    latency: float = 0.0
+    measured_at: float = 0.0
+    #: Whether it has responded since it was added or readmitted. The first response is not measured, because
+    #: it includes the time to connect.
+    met: bool = False
+    #: Failures since the last response, and ejections since then.
+    failures: int = 0
+    ejections: int = 0
+    #: Whether it gets no requests until a probe finds it alive.
+    ejected: bool = False
+    #: When it may be probed (again).
+    probe_at: float = 0.0
+    busy_until: float = 0.0
+    #: The number of the last request that it got, so that equal servers take turns.
+    turn: int = 0
+
+    def waiting(self, now: float) -> float:
+        """How long its oldest request has waited."""
+        oldest = next(iter(self.attempts), None)
+        return 0.0 if oldest is None else now - oldest.started
+
+    def measure(self, taken: float, now: float, forget_after: float) -> None:
+        """Adds a response time to the average, or begins a new average `forget_after` seconds after the last.
+
+        The weight of the past is chosen to follow a change within about five responses.
+        """
+        known = self.latency and now - self.measured_at < forget_after
+        self.latency = self.latency + 0.3 * (taken - self.latency) if known else taken
+        self.measured_at = now

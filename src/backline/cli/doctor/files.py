@@ -1,0 +1,344 @@
+"""Checks of the server's own files: folders, keys, certificates, and what crashes left in caches."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import ssl
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from backline.access.auth_file import AuthDocument, CertificateEntry, KeyEntry, make_policy, read_auth_file
+from backline.cli.doctor.finding import Finding, Repair, error, note, ok, warning
+from backline.engine.byte_size import format_bytes
+from backline.engine.errors import BacklineError
+from backline.environments.store import Environments, default_folder, unused
+from backline.lifecycle.records import default_state_folder
+from backline.repository.remote.cache import PARTIAL_SECONDS
+from backline.server import ServerOptions
+from backline.system.user_folders import user_cache
+from backline.wire.tls import TlsFileError, TlsFiles
+
+_LITTLE_DISK = 1 << 30
+DAY = 86_400
+#: Seconds before the end of a certificate or key from which it is reported.
+SOON = 21 * DAY
+#: Bytes of environments that no model uses from which they are reported.
+_MUCH = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A file or folder of the server. `mode` is None if there is none; `free` is the free space there."""
+
+    what: str
+    path: Path
+    mode: int | None = None
+    writable: bool = True
+    free: int = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFiles:
+    """The server's own files, as its options name them."""
+
+    #: The folders that the server writes to.
+    folders: tuple[Place, ...] = ()
+    #: Files whose content must stay secret.
+    secrets: tuple[Place, ...] = ()
+    #: Local repositories: folders with code that the server runs.
+    repositories: tuple[Place, ...] = ()
+    auth_error: str = ""
+    #: The names of keys, and when each expires, in seconds since 1970.
+    expiries: Mapping[str, float] = field(default_factory=dict)
+    tls_error: str = ""
+    #: When the certificate expires, in seconds since 1970; None without one.
+    certificate_expires: float | None = None
+    #: Downloads and builds that a crash interrupted.
+    unfinished: tuple[Path, ...] = ()
+    #: The number and size of environments that no model uses any more.
+    unused_environments: int = 0
+    unused_bytes: int = 0
+    now: float = 0.0
+
+
+def folders(files: ServerFiles) -> Iterator[Finding]:
+    for place in files.folders:
+        if not place.writable:
+            yield error(
+                f"{place.what}, '{place.path}', cannot be written",
+                "Labels, audit records, measurements and downloads are lost at the end of the server, or"
+                " fail.",
+                "Change its owner or permissions, or choose another one with --state-dir or --cache-dir.",
+            )
+        else:
+            yield ok(f"{place.what}, '{place.path}', can be written")
+
+
+def folder_permissions(files: ServerFiles) -> Iterator[Finding]:
+    open_ones = [place for place in files.folders if place.mode is not None and place.mode & stat.S_IWOTH]
+    for place in open_ones:
+        yield warning(
+            f"Every user of this machine may write to {place.what.lower()}, '{place.path}'",
+            "Whoever changes cached models or environments runs code as the server.",
+            f"chmod o-w '{place.path}'",
+            Repair("permit", place.path, (place.mode or 0) & ~stat.S_IWOTH),
+        )
+    if not open_ones:
+        yield ok("Only the server's user writes to its folders")
+
+
+def disk_space(files: ServerFiles) -> Iterator[Finding]:
+    full = [place for place in files.folders if place.free < _LITTLE_DISK]
+    for place in full:
+        yield warning(
+            f"{format_bytes(place.free)} are free for {place.what.lower()}, '{place.path}'",
+            "Downloads of models and builds of environments fail when the disk is full.",
+            "Free space, or choose a folder on another disk.",
+        )
+    if files.folders and not full:
+        yield ok(f"{format_bytes(min(place.free for place in files.folders))} are free on disk")
+
+
+def secret_files(files: ServerFiles) -> Iterator[Finding]:
+    readable = [
+        place
+        for place in files.secrets
+        if place.mode is not None and place.mode & (stat.S_IRWXG | stat.S_IRWXO)
+    ]
+    for place in readable:
+        yield warning(
+            f"Other users of this machine may read or change {place.what}, '{place.path}'",
+            "Whoever has it can pretend to be the server, or give themselves access to it.",
+            f"chmod 600 '{place.path}'",
+            Repair("permit", place.path, 0o600),
+        )
+    if files.secrets and not readable:
+        yield ok("Only the owner may read keys")
+
+
+def repository_permissions(files: ServerFiles) -> Iterator[Finding]:
+    writable = [place for place in files.repositories if place.mode is not None and place.mode & stat.S_IWOTH]
+    for place in writable:
+        yield warning(
+            f"Every user of this machine may write to the repository '{place.path}'",
+            "A model.py or a pickle in it is code that the server runs.",
+            f"chmod o-w '{place.path}'",
+            Repair("permit", place.path, (place.mode or 0) & ~stat.S_IWOTH),
+        )
+    if files.repositories and not writable:
+        yield ok("Only some users may change the repository")
+
+
+def key_file(files: ServerFiles) -> Iterator[Finding]:
+    if files.auth_error:
+        yield error(
+            files.auth_error,
+            "The server does not start with this file. A running server keeps the keys that it read before.",
+            "Correct the file, or write one with 'backline keys create'.",
+        )
+    expired = [name for name, end in files.expiries.items() if end <= files.now]
+    soon = [name for name, end in files.expiries.items() if files.now < end < files.now + SOON]
+    for name in expired:
+        yield warning(
+            f"The key '{name}' expired on {_date(files.expiries[name])}",
+            "Its holder gets 401.",
+            f"Rotate it ('backline keys rotate {name}') or revoke it.",
+        )
+    for name in soon:
+        yield warning(
+            f"The key '{name}' expires on {_date(files.expiries[name])}",
+            "Its holder then gets 401.",
+            f"backline keys rotate {name}",
+        )
+    if not (files.auth_error or expired or soon):
+        yield ok("No key expires soon")
+
+
+def certificate(files: ServerFiles) -> Iterator[Finding]:
+    end = files.certificate_expires
+    if files.tls_error:
+        yield error(
+            files.tls_error,
+            "The server does not start with these files.",
+            "Correct --ssl-certificate and --ssl-key; 'backline certs create' makes a pair for development.",
+        )
+    elif end is None:
+        yield ok("No certificate is configured")
+    elif end <= files.now:
+        yield error(
+            "The certificate has expired",
+            "Clients refuse to connect.",
+            "Renew it. A running server picks up the new files without a restart.",
+        )
+    elif end < files.now + SOON:
+        yield warning(
+            f"The certificate expires on {_date(end)}",
+            "Clients then refuse to connect.",
+            "Renew it. A running server picks up the new files without a restart.",
+        )
+    else:
+        yield ok(f"The certificate is valid until {_date(end)}")
+
+
+def interrupted_work(files: ServerFiles) -> Iterator[Finding]:
+    for path in files.unfinished:
+        yield warning(
+            f"'{path}' is left from a download or build that a crash interrupted",
+            "It takes space and is never used again.",
+            f"Remove it: rm -r '{path}'",
+            Repair("remove", path),
+        )
+    if not files.unfinished:
+        yield ok("No interrupted download or build takes space")
+
+
+def environments(files: ServerFiles) -> Iterator[Finding]:
+    if files.unused_bytes >= _MUCH:
+        yield note(
+            f"{files.unused_environments} environments that no model uses take"
+            f" {format_bytes(files.unused_bytes)}",
+            "They were built for earlier requirements of models, or for models that are gone.",
+            "backline env prune",
+        )
+    else:
+        yield ok("Unused environments take little space")
+
+
+FILES: Mapping[str, Callable[[ServerFiles], Iterator[Finding]]] = {
+    "folders": folders,
+    "folder-permissions": folder_permissions,
+    "disk-space": disk_space,
+    "secret-files": secret_files,
+    "repository-permissions": repository_permissions,
+    "key-file": key_file,
+    "certificate": certificate,
+    "interrupted-work": interrupted_work,
+    "environments": environments,
+}
+
+
+def _date(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d")
+
+
+def read_files(options: ServerOptions) -> ServerFiles:
+    """Reads the facts about the files that a server with these options uses."""
+    lifecycle = options.lifecycle
+    cache = lifecycle.cache_folder or user_cache()
+    state = lifecycle.state_folder or default_state_folder(
+        str(Path(location).absolute()) for location in options.repositories
+    )
+    document, auth_error = _auth(options)
+    tls_error, expires = _tls(options.tls)
+    secrets = []
+    if options.auth is not None:
+        secrets.append(_place("the file of keys", options.auth))
+    if options.tls is not None:
+        secrets.append(_place("the certificate's key", options.tls.key))
+    store = Environments(default_folder(cache))
+    left: list[int] = []
+    with suppress(BacklineError, OSError, ValueError):
+        if store.folder.is_dir():
+            left = [entry.about.bytes for entry in unused(store.entries(), now=time.time(), seconds=None)]
+    return ServerFiles(
+        folders=(_place("The state folder", state), _place("The cache folder", cache)),
+        secrets=tuple(secrets),
+        repositories=tuple(
+            _place("a repository", Path(location))
+            for location in options.repositories
+            if os.path.isdir(location)
+        ),
+        auth_error=auth_error,
+        expiries=_expiries(document),
+        tls_error=tls_error,
+        certificate_expires=expires,
+        unfinished=tuple(_unfinished(cache / "partial")),
+        unused_environments=len(left),
+        unused_bytes=sum(left),
+        now=time.time(),
+    )
+
+
+def _place(what: str, path: Path) -> Place:
+    """A file or folder. Whether one that does not exist can be written depends on what is above it."""
+    above = next((each for each in (path, *path.absolute().parents) if each.exists()), Path("/"))
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+    return Place(what, path, mode, os.access(above, os.W_OK), shutil.disk_usage(above).free)
+
+
+def _auth(options: ServerOptions) -> tuple[AuthDocument, str]:
+    """The file of keys, and what is wrong with it."""
+    if options.auth is None:
+        return AuthDocument(), ""
+    try:
+        document = read_auth_file(options.auth)
+        make_policy(document, folder=options.auth.parent)
+    except BacklineError as error:
+        return AuthDocument(), error.message
+    return document, ""
+
+
+def _expiries(document: AuthDocument) -> dict[str, float]:
+    """When each key and rule for certificates expires; a time without a zone is in UTC."""
+    entries: tuple[KeyEntry | CertificateEntry, ...] = (*document.keys, *document.certificates)
+    return {
+        entry.name: entry.expires.replace(tzinfo=entry.expires.tzinfo or UTC).timestamp()
+        for entry in entries
+        if entry.expires is not None
+    }
+
+
+def _tls(files: TlsFiles | None) -> tuple[str, float | None]:
+    """What is wrong with the TLS files, and when the certificate expires."""
+    if files is None:
+        return "", None
+    try:
+        files.context()
+        return "", certificate_end(files)
+    except TlsFileError as error:
+        return str(error), None
+
+
+def certificate_end(files: TlsFiles) -> float | None:
+    """When a certificate expires, in seconds since 1970; 0.0 for one that has expired; None if unknown.
+
+    The ssl module shows only certificates that a peer has presented, so a client and a server shake hands in
+    memory. Certificates that have expired fail the handshake.
+    """
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    server.load_cert_chain(files.certificate, files.key)
+    client.check_hostname = False
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the certificate itself is trusted
+    client.load_verify_locations(files.certificate)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends: Sequence[ssl.SSLObject] = (
+        client.wrap_bio(to_client, to_server),
+        server.wrap_bio(to_server, to_client, server_side=True),
+    )
+    for _ in range(4):
+        for end in ends:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLCertVerificationError as error:
+                return 0.0 if "expired" in error.verify_message else None
+            except ssl.SSLError:
+                return None
+    presented = ends[0].getpeercert() or {}
+    ending = presented.get("notAfter")
+    return float(ssl.cert_time_to_seconds(ending)) if isinstance(ending, str) else None
+
+
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """What downloads left in a cache, as far as it is so old that none can be in progress."""
+    with suppress(OSError):
+        for path in sorted(folder.iterdir()):
+            if time.time() - path.lstat().st_mtime > PARTIAL_SECONDS:
+                yield path

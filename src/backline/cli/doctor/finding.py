@@ -1,0 +1,107 @@
+"""What `backline doctor` finds: a severity, what it saw, why that matters, and what to do."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+Facts = TypeVar("Facts")
+
+
+class Severity(StrEnum):
+    """How bad a finding is. Only an ERROR makes the command fail."""
+
+    OK = "ok"
+    #: Worth knowing, and possibly intended.
+    NOTE = "note"
+    #: The server works, but slower, less safely or less reliably than it could.
+    WARNING = "warning"
+    #: Something does not work, or everybody may change the server.
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """A change that `--fix` makes: give a file or folder the permissions `mode`, or remove it."""
+
+    action: Literal["permit", "remove"]
+    path: Path
+    mode: int = 0
+
+    def __str__(self) -> str:
+        if self.action == "permit":
+            return f"chmod {self.mode:o} {self.path}"
+        return f"remove {self.path}"
+
+    def apply(self) -> None:
+        """Makes the change. Raises OSError if it is not possible."""
+        if self.action == "permit":
+            self.path.chmod(self.mode)
+        elif self.path.is_dir() and not self.path.is_symlink():
+            shutil.rmtree(self.path)
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One result of a check.
+
+    `what` says what was found, in one line. Unless the severity is OK, `why` says why it matters and `advice`
+    what to do. `repair` is set if `--fix` can do it.
+    """
+
+    severity: Severity
+    what: str
+    why: str = ""
+    advice: str = ""
+    repair: Repair | None = None
+
+
+def ok(what: str) -> Finding:
+    return Finding(Severity.OK, what)
+
+
+def note(what: str, why: str, advice: str) -> Finding:
+    return Finding(Severity.NOTE, what, why, advice)
+
+
+def warning(what: str, why: str, advice: str, repair: Repair | None = None) -> Finding:
+    return Finding(Severity.WARNING, what, why, advice, repair)
+
+
+def error(what: str, why: str, advice: str, repair: Repair | None = None) -> Finding:
+    return Finding(Severity.ERROR, what, why, advice, repair)
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """A finding, with the check that made it and the group of this check."""
+
+    group: str
+    check: str
+    finding: Finding
+
+    def document(self) -> dict[str, Any]:
+        """The diagnosis as JSON."""
+        finding = self.finding
+        return {
+            "group": self.group,
+            "check": self.check,
+            "severity": finding.severity.value,
+            "what": finding.what,
+            "why": finding.why,
+            "advice": finding.advice,
+            "fix": None if finding.repair is None else str(finding.repair),
+        }
+
+
+def diagnose(
+    group: str, checks: Mapping[str, Callable[[Facts], Iterable[Finding]]], facts: Facts
+) -> list[Diagnosis]:
+    """Applies the checks of a group to its facts."""
+    return [Diagnosis(group, name, finding) for name, check in checks.items() for finding in check(facts)]

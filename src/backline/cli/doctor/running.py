@@ -1,0 +1,389 @@
+"""Checks of a running server and its models, as its API and metrics describe them."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+import backline
+from backline.access.exposure import is_loopback
+from backline.cli.doctor.files import SOON
+from backline.cli.doctor.finding import Finding, error, note, ok, warning
+from backline.client.aio import AsyncClient
+from backline.client.http_transport import HttpTransport
+from backline.client.options import ClientOptions
+from backline.client.records import ModelIndex
+from backline.engine.errors import BacklineError
+from backline.system.cores import usable_cores
+
+Answer = TypeVar("Answer")
+
+#: Requests from which rates and means say something about a model.
+_ENOUGH = 20
+_FAILED_SHARE = 0.01
+_SLOW_LOAD = 30.0
+_SKEW = 30.0
+#: How many times longer than it computes a request may wait in the queue.
+_LONG_QUEUE = 3.0
+_LOAD_SECONDS = "nv_model_load_duration_secs"
+_STUCK = "backline_stuck_runs"
+#: A model version: its name and its version.
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """What a server says about itself and its models.
+
+    `problem` says why it does not answer; all other fields are then empty. `statistics` and `configurations`
+    have what the server, and the scopes of the caller's key, let the caller see.
+    """
+
+    url: str
+    problem: str = ""
+    name: str = ""
+    version: str = ""
+    own_version: str = backline.__version__
+    ready: bool = True
+    index: tuple[ModelIndex, ...] = ()
+    statistics: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)
+    configurations: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)
+    load_seconds: Mapping[Key, float] = field(default_factory=dict)
+    stuck: Mapping[Key, float] = field(default_factory=dict)
+    #: How much later the server's clock is than this machine's, in seconds; None if it does not say.
+    skew: float | None = None
+    certificate_expires: float | None = None
+    now: float = 0.0
+    #: Whether a caller without a key may read, over an address that other machines can reach.
+    open_to_all: bool = False
+    #: The cores of the server if it runs on this machine.
+    cores: int | None = None
+
+
+def answers(server: RunningServer) -> Iterator[Finding]:
+    if server.problem:
+        yield error(
+            f"{server.url} does not answer: {server.problem}",
+            "Nothing else about the server can be checked.",
+            "Check that it runs, and that the address, the port and the certificate are right.",
+        )
+    else:
+        yield ok(f"{server.url} answers: {server.name} {server.version}")
+
+
+def server_version(server: RunningServer) -> Iterator[Finding]:
+    if server.name == "backline" and server.version != server.own_version:
+        yield note(
+            f"The server is Backline {server.version}, this program {server.own_version}",
+            "Commands and clients may know options that the server does not, or the reverse.",
+            "Install the same version on both sides.",
+        )
+
+
+def certificate_of_server(server: RunningServer) -> Iterator[Finding]:
+    if server.certificate_expires is None:
+        return
+    days = (server.certificate_expires - server.now) / 86_400
+    if server.certificate_expires - server.now < SOON:
+        yield warning(
+            f"The server's certificate expires in {days:.0f} days",
+            "Clients then refuse to connect.",
+            "Renew it. The server picks up the new files without a restart.",
+        )
+    else:
+        yield ok(f"The server's certificate is valid for {days:.0f} more days")
+
+
+def clocks(server: RunningServer) -> Iterator[Finding]:
+    if server.skew is None:
+        return
+    if abs(server.skew) > _SKEW:
+        yield warning(
+            f"The server's clock is {abs(server.skew):.0f} s {'ahead of' if server.skew > 0 else 'behind'}"
+            " this machine's",
+            "Tokens and certificates seem expired, or not valid yet, and traces of both sides disagree.",
+            "Set both clocks with NTP (timedatectl set-ntp true).",
+        )
+    else:
+        yield ok("The server's clock agrees with this machine's")
+
+
+def callers_without_key(server: RunningServer) -> Iterator[Finding]:
+    if server.open_to_all:
+        yield warning(
+            f"{server.url} lets callers without a key read and run its models",
+            "Everybody who reaches the address can use the machine's cores and see every model.",
+            "Create keys ('backline keys create') and serve with --auth.",
+        )
+
+
+def readiness(server: RunningServer) -> Iterator[Finding]:
+    failed = [entry for entry in server.index if entry.state == "UNAVAILABLE"]
+    for entry in failed:
+        yield error(
+            f"{_version(entry.name, entry.version)} is not available: {entry.reason or 'no reason given'}",
+            "Requests to it fail.",
+            f"Correct what the reason names, then: backline models load {entry.name}",
+        )
+    loading = [entry for entry in server.index if entry.state == "LOADING"]
+    for entry in loading:
+        seconds = "" if entry.progress is None else f" for {entry.progress.seconds:.0f} s"
+        yield note(
+            f"{_version(entry.name, entry.version)} is loading{seconds}",
+            "The server is not ready until it is done.",
+            f"Watch it: backline models load {entry.name}",
+        )
+    if not failed and not loading:
+        if server.ready:
+            yield ok(f"The server is ready, with {len(server.index)} model versions")
+        else:
+            yield error(
+                "The server is not ready",
+                "Load balancers and Kubernetes send it no requests.",
+                "'backline models list' shows the state of each model.",
+            )
+
+
+def cold_models(server: RunningServer) -> Iterator[Finding]:
+    for entry in server.index:
+        if entry.state == "ON_DEMAND":
+            yield note(
+                f"{_version(entry.name, entry.version)} is not loaded; the next request loads it",
+                "This request waits for the load.",
+                f"Load it before its traffic comes (backline models load {entry.name}), set `pinned = true`,"
+                " or raise --memory-budget if it was evicted.",
+            )
+
+
+def slow_loads(server: RunningServer) -> Iterator[Finding]:
+    for (name, version), seconds in server.load_seconds.items():
+        if seconds > _SLOW_LOAD:
+            yield warning(
+                f"{_version(name, version)} took {seconds:.0f} s to load",
+                "A restart, or a new version, takes at least that long. Requests that wait for the load time"
+                " out.",
+                "Keep the state folder between starts (--state-dir), so that measurements are reused; use a"
+                " format without compilation at load; build environments in advance (backline env build).",
+            )
+
+
+def unused_models(server: RunningServer) -> Iterator[Finding]:
+    never = [
+        _version(name, version)
+        for (name, version), counts in server.statistics.items()
+        if not counts.get("last_inference") and not _count(counts, "success")
+    ]
+    if never and len(never) < len(server.statistics):
+        yield note(
+            f"No request came yet for {', '.join(never)}",
+            "They hold memory that others could use.",
+            "Unload them, or let them load on demand: `load = 'on_demand'` in model.toml.",
+        )
+
+
+def failures(server: RunningServer) -> Iterator[Finding]:
+    for (name, version), counts in server.statistics.items():
+        reasons = {
+            reason: int(count) for reason, count in counts.get("failure_stats", {}).items() if int(count)
+        }
+        failed = sum(reasons.values()) or _count(counts, "fail")
+        total = failed + _count(counts, "success")
+        if total >= _ENOUGH and failed > _FAILED_SHARE * total:
+            told = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+            yield warning(
+                f"{_version(name, version)}: {failed} of {total} requests failed"
+                f"{f' ({told})' if told else ''}",
+                "Callers got errors instead of results.",
+                "--log-verbose 1 logs each failed request with its reason. A full queue means too few"
+                " instances: see 'backline tune'.",
+            )
+
+
+def stuck_runs(server: RunningServer) -> Iterator[Finding]:
+    for (name, version), count in server.stuck.items():
+        if count:
+            yield error(
+                f"{_version(name, version)} has {count:.0f} runs that exceeded their time limit and still go"
+                " on",
+                "Each one occupies a core and its memory until the server restarts.",
+                "Serve the model in a worker process, which can be ended: `lane = 'process'`.",
+            )
+
+
+def batching_in_use(server: RunningServer) -> Iterator[Finding]:
+    for key, counts in server.statistics.items():
+        config = server.configurations.get(key, {})
+        if not config or config.get("ensemble_scheduling") or _count(counts, "success") < _ENOUGH:
+            continue
+        queue, compute = _mean_us(counts, "queue"), _mean_us(counts, "compute_infer")
+        if queue <= _LONG_QUEUE * max(compute, 1.0):
+            continue
+        name = _version(*key)
+        reason = config.get("parameters", {}).get("backline.placement", {}).get("string_value", "")
+        times = f"waits {queue / 1000:.1f} ms in the queue and computes {compute / 1000:.1f} ms"
+        if not int(config.get("max_batch_size") or 0):
+            yield warning(
+                f"{name} is not batched, and a request {times}{f' ({reason})' if reason else ''}",
+                "Requests run one after the other.",
+                "Export the model with a variable first dimension, or add instances (instance_group).",
+            )
+        else:
+            yield warning(
+                f"{name}: a request {times}",
+                "The model cannot keep up with its requests.",
+                f"backline tune {key[0]} searches better settings; otherwise add instances or machines.",
+            )
+
+
+def instance_threads(server: RunningServer) -> Iterator[Finding]:
+    for key, config in server.configurations.items():
+        groups = config.get("instance_group") or []
+        instances = sum(int(group.get("count") or 1) for group in groups if group.get("kind") != "KIND_GPU")
+        parameters = config.get("parameters", {})
+        text = parameters.get("intra_op_thread_count", {}).get("string_value", "1")
+        threads = int(text) if text.isdecimal() else 1
+        if server.cores and instances * threads > server.cores and threads > 1:
+            yield warning(
+                f"{_version(*key)} has {instances} instances with {threads} threads each, on {server.cores}"
+                " cores",
+                "Runs at the same time slow one another down more than they gain.",
+                f"Keep instances x threads at or below {server.cores}.",
+            )
+
+
+RUNNING: Mapping[str, Callable[[RunningServer], Iterator[Finding]]] = {
+    "answers": answers,
+    "server-version": server_version,
+    "certificate-of-server": certificate_of_server,
+    "clocks": clocks,
+    "callers-without-key": callers_without_key,
+    "readiness": readiness,
+    "cold-models": cold_models,
+    "slow-loads": slow_loads,
+    "unused-models": unused_models,
+    "failures": failures,
+    "stuck-runs": stuck_runs,
+    "batching-in-use": batching_in_use,
+    "instance-threads": instance_threads,
+}
+
+
+def checks_of(server: RunningServer) -> Mapping[str, Callable[[RunningServer], Iterator[Finding]]]:
+    """The checks that apply: only the first one to a server that does not answer."""
+    return {"answers": answers} if server.problem else RUNNING
+
+
+def _version(name: str, version: str) -> str:
+    return f"{name} version {version}" if version else name
+
+
+def _count(counts: Mapping[str, Any], name: str) -> int:
+    return int(counts.get("inference_stats", {}).get(name, {}).get("count", 0))
+
+
+def _mean_us(counts: Mapping[str, Any], name: str) -> float:
+    times = counts.get("inference_stats", {}).get(name, {})
+    count = int(times.get("count", 0))
+    return int(times.get("ns", 0)) / count / 1000 if count else 0.0
+
+
+async def read_running(url: str, options: ClientOptions) -> RunningServer:
+    """Asks a server for the facts. Facts that it refuses to tell are left out."""
+    server = RunningServer(url, now=time.time())
+    try:
+        async with AsyncClient(url, options) as client:
+            transport = await client.transport()
+            metadata = await client.metadata()
+            index = tuple(await client.models())
+            server = replace(
+                server,
+                name=metadata.name,
+                version=metadata.version,
+                ready=await client.ready(),
+                index=index,
+                statistics={
+                    (str(one["name"]), str(one["version"])): one
+                    for one in await _told(client.statistics(), [])
+                },
+                cores=usable_cores() if is_loopback(client.address.host) else None,
+            )
+            configurations = {}
+            for entry in index:
+                if entry.state == "READY":
+                    config = await _told(client.model(entry.name, entry.version).config(), {})
+                    configurations[entry.name, entry.version] = config
+            server = replace(server, configurations=configurations)
+            if isinstance(transport, HttpTransport):
+                server = await _over_http(server, transport, options)
+            if client.address.tls:
+                expires = _certificate_end(client.address.host, client.address.port, options)
+                server = replace(server, certificate_expires=expires)
+            if client.address.protocol == "http" and not client.address.unix:
+                server = replace(
+                    server,
+                    open_to_all=not is_loopback(client.address.host) and await _is_open(url, options),
+                )
+    except BacklineError as error:
+        return RunningServer(url, problem=error.message)
+    return server
+
+
+async def _told(asked: Awaitable[Answer], otherwise: Answer) -> Answer:
+    """What the server answers, or `otherwise` if it does not."""
+    try:
+        return await asked
+    except BacklineError:
+        return otherwise
+
+
+async def _over_http(
+    server: RunningServer, transport: HttpTransport, options: ClientOptions
+) -> RunningServer:
+    """Adds what only HTTP tells: the clock and the metrics."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    answer = await transport.exchange(b"GET", b"/metrics", options.timeout)
+    if date := answer.headers.get(b"date"):
+        with suppress(ValueError):
+            moment = parsedate_to_datetime(date.decode()).timestamp()
+            server = replace(server, skew=moment - time.time())
+    if answer.status != 200:
+        return server
+    found: dict[str, dict[Key, float]] = {_LOAD_SECONDS: {}, _STUCK: {}}
+    for family in text_string_to_metric_families(bytes(answer.body).decode()):
+        for sample in family.samples:
+            if sample.name in found:
+                key = sample.labels.get("model", ""), sample.labels.get("version", "")
+                found[sample.name][key] = sample.value
+    return replace(server, load_seconds=found[_LOAD_SECONDS], stuck=found[_STUCK])
+
+
+async def _is_open(url: str, options: ClientOptions) -> bool:
+    """Whether a caller without any credential may read."""
+    nobody = replace(options, headers={"authorization": "none"}, api_key=None, certificate=None, key=None)
+    try:
+        async with AsyncClient(url, nobody) as client:
+            await client.models()
+    except BacklineError:
+        return False
+    return True
+
+
+def _certificate_end(host: str, port: int, options: ClientOptions) -> float | None:
+    """When the certificate that a server presents expires; None if it cannot be verified."""
+    try:
+        context = options.ssl_context()
+        with (
+            socket.create_connection((host, port), timeout=options.connect_timeout) as connection,
+            context.wrap_socket(connection, server_hostname=host) as secured,
+        ):
+            ending = (secured.getpeercert() or {}).get("notAfter")
+    except (OSError, ssl.SSLError, BacklineError):
+        return None
+    return float(ssl.cert_time_to_seconds(ending)) if isinstance(ending, str) else None

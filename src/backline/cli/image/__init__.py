@@ -1,0 +1,187 @@
+"""`backline image`: builds a container image with what the models of a repository need."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+
+import backline
+from backline.backends.registry import FORMATS
+from backline.cli.command import CommandGroup, run
+from backline.cli.image.recipe import Recipe, recipe_of
+from backline.engine.byte_size import format_bytes
+from backline.engine.errors import BacklineError, InvalidArgument
+from backline.repository.location import open_repository
+from backline.repository.repository import FoundModel
+from backline.system.user_folders import user_cache
+
+#: The programs that can build images, in order of preference.
+BUILDERS = ("podman", "buildah", "docker")
+#: The base image. Another one must have Python 3.11 or later with its module venv.
+BASE = "docker.io/library/python:3.13-slim"
+#: The folders that the Containerfile copies; any of them may be empty.
+_FOLDERS = ("wheels", "requirements", "models")
+
+
+@click.group(cls=CommandGroup)
+def command() -> None:
+    """Build a container image for the models of a repository."""
+
+
+_EPILOG = """\b
+Examples:
+  backline image build models/
+  backline image build s3://bucket/models --tag registry.example.org/backline:1
+  backline image build models/ --output image/ && docker build image/
+  backline image build models/ --with-models
+  backline image build models/ --wheels wheels/ --no-index --base localhost/python
+
+The image holds Backline, the runtimes that the models need and the environments of Python models, but no
+model: mount the repository at /models, or set BACKLINE_MODEL_REPOSITORY to its URL."""
+
+
+@command.command(epilog=_EPILOG)
+@click.argument("repository", metavar="REPO")
+@click.option("--tag", default="backline", show_default=True, help="The name of the image.")
+@click.option("--base", default=BASE, show_default=True, metavar="IMAGE", help="The image to build on.")
+@click.option("--extra", "extras", multiple=True, help="Another extra of Backline to install; repeatable.")
+@click.option(
+    "--wheels",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A folder of wheels to install from, in addition to the package index.",
+)
+@click.option("--no-index", is_flag=True, help="Install from --wheels only.")
+@click.option("--with-models", is_flag=True, help="Copy the models into the image too.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Write the Containerfile and what it copies to this folder, and build nothing.",
+)
+@click.option(
+    "--builder", help=f"The program that builds; default: the first one found of {', '.join(BUILDERS)}."
+)
+def build(
+    repository: str,
+    tag: str,
+    base: str,
+    extras: tuple[str, ...],
+    wheels: Path | None,
+    no_index: bool,
+    with_models: bool,
+    output: Path | None,
+    builder: str | None,
+) -> None:
+    """Build an image with just the runtimes and environments that the models of REPO need.
+
+    Models are left out, so that the image stays the same when they change, unless --with-models is given.
+    """
+    if no_index and wheels is None:
+        raise click.UsageError("--no-index needs --wheels: without a package index, it is the only source")
+    root = None if "://" in repository or repository.startswith("hf:") else Path(repository).absolute()
+    if with_models and root is None:
+        raise click.UsageError(
+            f"--with-models copies a folder, but '{repository}' is a URL: the server can load it from there"
+        )
+    recipe = recipe_of(repository, run(_found(repository)), root)
+    recipe = Recipe(tuple(sorted({*recipe.extras, *extras})), recipe.files)
+    arguments = {
+        "BASE": base,
+        "BACKLINE": f"backline{_bracketed(recipe.extras)}=={backline.__version__}",
+        "PIP_OPTIONS": "--no-index" if no_index else "",
+        "VERSION": backline.__version__,
+    }
+    what = f"extras: {', '.join(recipe.extras) or 'none'}"
+    if output is not None:
+        if output.exists() and any(output.iterdir()):
+            raise InvalidArgument(f"'{output}' is not empty; name a new folder for the Containerfile")
+        write_context(output, recipe, root, wheels, arguments, with_models=with_models)
+        print(f"Wrote '{output / 'Containerfile'}' ({what})")
+        return
+    program = _builder(builder)
+    with TemporaryDirectory(prefix="backline-image-") as folder:
+        write_context(Path(folder), recipe, root, wheels, arguments, with_models=with_models)
+        _build(program, tag, Path(folder))
+    print(f"Built {tag} ({what}{_size(program, tag)})")
+
+
+def _bracketed(extras: Sequence[str]) -> str:
+    return f"[{','.join(extras)}]" if extras else ""
+
+
+async def _found(location: str) -> list[FoundModel]:
+    repository = open_repository(location, formats=FORMATS, cache=user_cache())
+    try:
+        return await repository.scan()
+    finally:
+        await repository.close()
+
+
+def write_context(
+    folder: Path,
+    recipe: Recipe,
+    root: Path | None,
+    wheels: Path | None,
+    arguments: dict[str, str],
+    *,
+    with_models: bool,
+) -> None:
+    """Writes the Containerfile, with `arguments` as the defaults of its ARGs, and the folders that it copies.
+
+    `root` is the folder of the models, None if they are remote.
+    """
+    for name in _FOLDERS:
+        (folder / name).mkdir(parents=True)
+    text = Path(__file__).with_name("Containerfile").read_text()
+    lines = []
+    for line in text.splitlines():
+        keyword, _, rest = line.partition(" ")
+        name = rest.partition("=")[0]
+        lines.append(f"ARG {name}={arguments[name]}" if keyword == "ARG" and name in arguments else line)
+    (folder / "Containerfile").write_text("\n".join(lines) + "\n")
+    for wheel in () if wheels is None else sorted(wheels.glob("*.whl")):
+        shutil.copy(wheel, folder / "wheels")
+    if root is None:
+        return
+    base = root if root.is_dir() else root.parent
+    # A single model keeps its folder's name, by which a scan of the copied files finds it again.
+    for name in recipe.files:
+        target = folder / "requirements" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(base / name, target)
+    if with_models and root.is_dir():
+        shutil.copytree(root, folder / "models", dirs_exist_ok=True)
+    elif with_models:
+        shutil.copy(root, folder / "models")
+
+
+def _builder(wanted: str | None) -> str:
+    names = (wanted,) if wanted else BUILDERS
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        raise BacklineError(
+            f"no program that builds images was found: install one of {', '.join(BUILDERS)}, or write the"
+            " Containerfile with --output and build it elsewhere"
+        )
+    return found
+
+
+def _build(program: str, tag: str, folder: Path) -> None:
+    # Only the format of Docker can hold a health check.
+    form = [] if Path(program).name == "docker" else ["--format", "docker"]
+    command = [program, "build", *form, "--tag", tag, "--file", str(folder / "Containerfile"), str(folder)]
+    status = subprocess.run(command, check=False, stdout=sys.stderr).returncode
+    if status:
+        raise BacklineError(f"{Path(program).name} could not build the image (status {status}); see above")
+
+
+def _size(program: str, tag: str) -> str:
+    """The size of an image as the end of a list, "" if the program does not tell."""
+    command: Sequence[str] = (program, "image", "inspect", "--format", "{{.Size}}", tag)
+    shown = subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
+    return f", {format_bytes(int(shown))}" if shown.isdigit() else ""

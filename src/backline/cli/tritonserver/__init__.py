@@ -1,0 +1,197 @@
+"""`backline tritonserver`: a server that takes the command line of Triton, with its defaults.
+
+The command line is translated into one of `backline serve`, so there is only one server. As the entry point
+`backline-tritonserver` it can be linked as `tritonserver`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import click
+
+from backline.cli.serve import (
+    NotListening,
+    debug_option,
+    log_options,
+    serve_until_stopped,
+)
+from backline.cli.serve.options import SamePort, server_options
+from backline.cli.serve.triton_options import ServeCommand
+from backline.cli.tritonserver.command_line import BadCommandLine, Translation, translate
+from backline.cli.tritonserver.options import OPTIONS
+from backline.cli.tritonserver.tables import model_table, option_table
+from backline.embedded.embedded import ModelsNotLoaded
+from backline.engine.errors import BacklineError
+from backline.observe.log.settings import LogSettings
+from backline.server import Server, ServerOptions
+
+log = logging.getLogger("backline.tritonserver")
+
+#: Triton's defaults where those of `backline serve` differ. Environment variables take precedence.
+DEFAULTS: dict[str, Any] = {
+    "name": "triton",
+    "host": "0.0.0.0",  # as Triton, and the start-up report warns of it
+    "grpc_host": "0.0.0.0",
+    "insecure_open": True,
+    "allowed_hosts": ("*",),
+    "allow_client_shm": True,
+    "exit_on_error": True,
+    "not_ready_status": "400",
+    "log_info": True,
+    "log_format": "triton",
+}
+
+
+class StartFailed(click.ClickException):
+    """Ends the command with status 1, as Triton ends, whatever the reason. The message is all it prints."""
+
+    exit_code = 1
+
+    def show(self, file: Any = None) -> None:
+        click.echo(self.message, err=True)
+
+
+class TritonCommand(click.Command):
+    """Leaves its arguments as they are. The help lists Triton's options, and what becomes of each."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--help" in args or "-h" in args:
+            click.echo(ctx.get_help(), color=ctx.color)
+            ctx.exit()
+        ctx.params["arguments"] = tuple(args)
+        return []
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for outcome, title in (
+            ("taken", "Options of Triton"),
+            ("no effect", "Accepted without effect"),
+            ("missing", "Accepted with a warning, because Backline lacks what they ask for"),
+        ):
+            with formatter.section(title):
+                formatter.write_dl(
+                    [
+                        (f"--{option.name}", option.becomes.replace("`", ""))
+                        for option in OPTIONS
+                        if option.outcome == outcome
+                    ]
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a command line asks for."""
+
+    options: ServerOptions
+    debug: str | None
+    log: LogSettings
+
+
+@click.command(cls=ServeCommand, add_help_option=False)
+@server_options
+@debug_option
+@log_options
+def _parse(options: ServerOptions, debug: str | None, log: LogSettings) -> Parsed:
+    return Parsed(options, debug, log)
+
+
+def read_arguments(arguments: Sequence[str]) -> tuple[Parsed, Translation]:
+    """Reads a command line of tritonserver. Raises StartFailed for one that Triton refuses too."""
+    try:
+        translation = translate(arguments, _takes_value)
+        parsed: Parsed = _parse.main(
+            list(translation.arguments),
+            prog_name="backline tritonserver",
+            standalone_mode=False,
+            default_map=DEFAULTS,
+        )
+    except BadCommandLine as error:
+        raise StartFailed(error.message) from None
+    except SamePort as error:
+        first, second = (label.replace("gRPC", "GRPC") for label in error.labels)
+        raise StartFailed(
+            f"The server cannot listen to {first} requests and {second} requests at the same address and port"
+            f" {error.address}"
+        ) from None
+    except click.UsageError as error:
+        raise StartFailed(f"error: {error.format_message()}") from None
+    if not parsed.options.repositories and parsed.debug is None:
+        raise StartFailed("error: creating server: Invalid argument - --model-repository must be specified")
+    return parsed, translation
+
+
+@click.command(
+    cls=TritonCommand,
+    add_help_option=False,
+    options_metavar="OPTION...",
+    epilog="The options of 'backline serve' are accepted too, such as --auth; see 'backline serve --help'.",
+)
+def command(arguments: tuple[str, ...]) -> int:
+    """Serve models with the command line and the defaults of Triton's tritonserver.
+
+    The ports are open to every machine, and everybody may change models and settings: add --auth to require
+    keys. Exit status: 0 after a signal, 1 if the server does not start.
+    """
+    parsed, translation = read_arguments(arguments)
+    settings, problem = _writable(parsed.log)
+
+    def on_log() -> None:
+        if problem:
+            log.warning(problem)
+        for sentence in translation.without_effect:
+            log.info(sentence)
+        for sentence in translation.missing:
+            log.warning(sentence)
+
+    def on_started(server: Server) -> None:
+        log.info("models", extra={"table": model_table(server.engine)})
+        log.info("options", extra={"table": option_table(server)})
+
+    try:
+        return serve_until_stopped(
+            parsed.options, parsed.debug, settings, on_log=on_log, on_started=on_started, abandoned=1
+        )
+    except BacklineError as error:
+        _fail(error)
+
+
+def _writable(settings: LogSettings) -> tuple[LogSettings, str]:
+    """The log settings without a file that cannot be opened, and what is wrong with it.
+
+    Triton starts all the same, and logs to stderr.
+    """
+    if settings.file:
+        try:
+            with open(settings.file, "ab"):
+                pass
+        except OSError as error:
+            problem = f"--log-file {settings.file}: {error.strerror or error}; the log goes to stderr"
+            return replace(settings, file=""), problem
+    return settings, ""
+
+
+def _fail(error: BacklineError) -> NoReturn:
+    """Raises StartFailed with Triton's words for the error, and what Backline knows beyond them."""
+    message = error.message.rstrip("\n").removesuffix(";")
+    if isinstance(error, NotListening):
+        port = error.port
+        service = {"HTTP": "HTTP", "gRPC": "GRPC", "metrics": "Metrics"}[port.label]
+        address = f"{port.url_host}:{port.port}"
+        raise StartFailed(
+            f"failed to start {service} service: Unavailable - Socket '{address}' already in use: {message}"
+        ) from None
+    if isinstance(error, ModelsNotLoaded):
+        reasons = message.partition(":")[2]
+        raise StartFailed(f"error: creating server: Internal - failed to load all models:{reasons}") from None
+    raise StartFailed(f"error: creating server: Internal - {message}") from None
+
+
+def _takes_value(name: str) -> bool | None:
+    """Whether an option of `backline serve` takes a value; None if there is no such option."""
+    for param in _parse.params:
+        if isinstance(param, click.Option) and name in (*param.opts, *param.secondary_opts):
+            return not param.is_flag
+    return None

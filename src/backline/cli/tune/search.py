@@ -1,0 +1,377 @@
+"""Searches the best settings: measures a few, predicts the others, and lets the most promising compete.
+
+The competition is successive halving: all finalists are measured briefly, the better part of them longer, and
+so on. It knows nothing of servers: a Measure is a function that measures settings at a concurrency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import TypeAlias
+
+from backline.cli.tune.latency_model import BatchTimes, LatencyModel, levels_of
+from backline.cli.tune.settings import Settings, Tunable, space, without
+from backline.engine.errors import BacklineError
+
+#: The concurrencies that are tried.
+LEVELS = (1, 2, 4, 8, 16, 32, 64, 128)
+#: The seconds for which each round measures its candidates, and how many it has at most.
+ROUNDS = ((0.1, 16), (0.25, 6))
+#: Seconds of each measurement that only feeds the prediction.
+PROBE_SECONDS = 0.08
+#: Candidates whose prediction is worse than this share of the best prediction are left out.
+_PROMISING = 0.6
+#: How many finalists are compared with the current settings, and how often, in turn.
+_RIVALS = 3
+_TURNS = 2
+_TURN_SECONDS = 0.5
+_SHARE_SECONDS = 0.3
+#: The share of a throughput below which a difference is taken for noise.
+_NOISE = 0.02
+#: The longest run on the event loop that is considered, in seconds: all other requests wait meanwhile.
+LONGEST_INLINE = 0.002
+#: Predictions of run times with other runtime options count only if they save this share.
+_NOTICEABLE = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The result of one measurement. Latencies are in seconds, throughput in requests per second.
+
+    `runs` is the mean duration of a run by batch size.
+    """
+
+    settings: Settings
+    concurrency: int
+    throughput: float
+    mean: float
+    p99: float
+    errors: int = 0
+    runs: Mapping[int, float] = field(default_factory=dict)
+
+
+#: Measures settings at a concurrency for some seconds. Raises BacklineError if they cannot be loaded.
+Measure: TypeAlias = Callable[[Settings, int, float], Awaitable[Measured]]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """The most throughput, with a 99th percentile of at most `p99` seconds if that is given."""
+
+    p99: float | None = None
+
+    def score(self, throughput: float, p99: float, errors: int = 0) -> float:
+        """Higher is better. Results that miss the limit are negative, and worse the more they miss it."""
+        if errors:
+            return -1e9
+        if self.p99 is not None and p99 > self.p99:
+            return -p99 / self.p99
+        return throughput
+
+    def of(self, measured: Measured) -> float:
+        return self.score(measured.throughput, measured.p99, measured.errors)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one setting brought: the throughput without it, as a share of that of the best settings."""
+
+    name: str
+    before: object
+    after: object
+    without: float
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The result of a search. `candidates` were considered, and `measured` are all measurements, in order."""
+
+    base: Measured
+    best: Measured
+    candidates: int
+    measured: list[Measured]
+    seconds: float
+    failed: dict[Settings, str] = field(default_factory=dict)
+    shares: list[Share] = field(default_factory=list)
+
+
+class Search:
+    """One search for the best settings of a model."""
+
+    def __init__(
+        self,
+        tunable: Tunable,
+        cores: int,
+        goal: Goal,
+        measure: Measure,
+        *,
+        levels: Sequence[int] = LEVELS,
+        pace: float = 1.0,
+        progress: Callable[[str, float], None] = lambda what, share: None,
+    ) -> None:
+        """`pace` multiplies the duration of every measurement. `progress` gets a text and the share done."""
+        self._tunable = tunable
+        self._cores = cores
+        self._goal = goal
+        self._measure = measure
+        self._levels = tuple(levels)
+        self._pace = pace
+        self._progress = progress
+        self._measured: list[Measured] = []
+        self._failed: dict[Settings, str] = {}
+
+    async def run(self) -> Outcome:
+        """Raises BacklineError if the model does not run with the settings that the server chooses."""
+        began = perf_counter()
+        base = await self._best_level_of_base()
+        model = await self._probe(base)
+        candidates = space(self._tunable, self._cores)
+        ranked = self._ranked(candidates, model)
+        finalists = await self._compete(ranked)
+        base, best = await self._decide(base, finalists)
+        best = await self._choose_buckets(best)
+        best, shares = await self._simplify(best, base)
+        return Outcome(
+            base, best, len(candidates), self._measured, perf_counter() - began, self._failed, shares
+        )
+
+    async def _try(self, settings: Settings, level: int, seconds: float) -> Measured | None:
+        """A measurement; None if these settings do not work."""
+        try:
+            measured = await self._measure(settings, level, seconds * self._pace)
+        except BacklineError as error:
+            self._failed[settings] = error.message
+            return None
+        self._measured.append(measured)
+        return measured
+
+    async def _best_level_of_base(self) -> Measured:
+        base = self._tunable.base
+        self._progress("measuring the current settings", 0.0)
+        found = []
+        for level in levels_of(base, self._levels)[-1:] if self._goal.p99 is None else self._levels:
+            measured = await self._measure(base, level, PROBE_SECONDS * self._pace)
+            self._measured.append(measured)
+            found.append(measured)
+            if self._goal.p99 is not None and measured.p99 > 2 * self._goal.p99:
+                break
+        return max(found, key=self._goal.of)
+
+    async def _probe(self, base: Measured) -> LatencyModel:
+        """Measures run times by batch size for each number of threads, and the effect of other options."""
+        tunable = self._tunable
+        largest = min(tunable.largest_batch or 1, 64)
+        lane = "thread" if tunable.base.lane == "inline" else tunable.base.lane
+        plain = replace(
+            tunable.base,
+            lane=lane,
+            instances=tunable.base.instances if tunable.placed else 1,
+            batch=largest if tunable.largest_batch else 0,
+            delay_us=0,
+        )
+        threads = sorted({one.threads for one in space(tunable, self._cores)})
+        times: dict[int, BatchTimes] = {}
+        mean_to_p99, alone, together = [1.2], 0.0001, 0.00002
+        for index, count in enumerate(threads):
+            self._progress(f"measuring run times with {count} threads", 0.05 + 0.1 * index / len(threads))
+            runs: dict[int, float] = {}
+            for level in sorted({1, max(largest // 8, 1), largest + 1}):
+                measured = await self._try(replace(plain, threads=count), level, PROBE_SECONDS)
+                if measured is None or not measured.throughput:
+                    continue
+                runs.update(measured.runs)
+                mean_to_p99.append(measured.p99 / measured.mean)
+                batch = min(level, largest)
+                run = min(measured.runs.items(), key=lambda one: abs(one[0] - batch), default=(1, 0.0))
+                spent = min(max(1 / measured.throughput - run[1] / run[0], 0.000005), 0.001)
+                if level == 1:
+                    alone = spent
+                else:
+                    together = spent
+            if runs:
+                times[count] = BatchTimes.of(runs)
+        if not times:
+            times[1] = BatchTimes(((1, base.mean),))
+        factors = await self._factors(plain, largest)
+        tail = sorted(mean_to_p99)[len(mean_to_p99) // 2]
+        return LatencyModel(self._cores, times, factors, alone, min(alone, together), max(tail, 1.0))
+
+    async def _factors(self, plain: Settings, largest: int) -> dict[tuple[str, bool], float]:
+        """How much longer a run takes with each other option of the runtime, measured one at a time."""
+        factors = {("all", True): 1.0}
+        others = {
+            (one.optimization, one.arena)
+            for one in space(self._tunable, self._cores)
+            if (one.optimization == "all") != one.arena
+        } - {("all", True)}
+        if not others:
+            return factors
+        self._progress("measuring the options of the runtime", 0.2)
+        level = largest + 1
+        usual = await self._try(replace(plain, optimization="all", arena=True), level, PROBE_SECONDS)
+        for option in sorted({("extended", True), ("all", False)} & {*others, *self._options()}):
+            other = replace(plain, optimization=option[0], arena=option[1])
+            measured = await self._try(other, level, PROBE_SECONDS)
+            if measured is None or usual is None or not measured.throughput:
+                factors[option] = 10.0
+                continue
+            factor = usual.throughput / measured.throughput
+            # A difference within the noise is none: the default is then preferred.
+            factors[option] = factor if factor < 1 - _NOTICEABLE else max(factor, 1.0 + _NOTICEABLE)
+        return factors
+
+    def _options(self) -> set[tuple[str, bool]]:
+        return {(one.optimization, one.arena) for one in space(self._tunable, self._cores)}
+
+    def _ranked(self, candidates: Sequence[Settings], model: LatencyModel) -> list[tuple[Settings, int]]:
+        """The promising candidates, best first, each with the concurrency to measure it at."""
+        predicted: list[tuple[float, Settings, int]] = []
+        for settings in candidates:
+            best: tuple[float, int] | None = None
+            if settings.lane == "inline" and model.run_seconds(settings, settings.batch) > LONGEST_INLINE:
+                continue
+            useful = levels_of(settings, self._levels)
+            # The more requests are in flight, the higher the throughput.
+            for level in useful if self._goal.p99 is not None else useful[-1:]:
+                expected = model.predict(settings, level)
+                score = self._goal.score(expected.throughput, expected.p99)
+                if best is None or score > best[0]:
+                    best = score, level
+            if best is not None:
+                predicted.append((best[0], settings, best[1]))
+        predicted.sort(key=lambda one: one[0], reverse=True)
+        top = predicted[0][0]
+        kept = [one for one in predicted if one[0] >= (top * _PROMISING if top > 0 else top / _PROMISING)]
+        return [(settings, level) for _, settings, level in _diverse(kept, ROUNDS[0][1])]
+
+    async def _compete(self, ranked: Sequence[tuple[Settings, int]]) -> list[Measured]:
+        """Successive halving; returns the measurements of the last round."""
+        field = list(ranked)
+        scored: list[Measured] = []
+        total = sum(min(most, len(ranked)) * seconds for seconds, most in ROUNDS)
+        done = 0.0
+        for seconds, most in ROUNDS:
+            scored = []
+            for settings, level in field[:most]:
+                self._progress(f"measuring {settings}", 0.25 + 0.55 * done / total)
+                measured = await self._try(settings, level, seconds)
+                done += seconds
+                if measured is not None:
+                    scored.append(measured)
+            scored.sort(key=self._goal.of, reverse=True)
+            field = [(one.settings, self._next_level(one)) for one in scored]
+        return scored
+
+    def _next_level(self, measured: Measured) -> int:
+        """The concurrency for the next round: lower if the limit was missed, higher if it is far away."""
+        limit = self._goal.p99
+        if limit is None or not measured.p99:
+            return measured.concurrency
+        wanted = measured.concurrency * limit / measured.p99
+        fitting = [level for level in self._levels if level <= max(wanted * 0.95, 1)]
+        most = levels_of(measured.settings, self._levels)[-1]
+        return min(fitting[-1] if fitting else self._levels[0], most)
+
+    async def _decide(self, base: Measured, finalists: Sequence[Measured]) -> tuple[Measured, Measured]:
+        """The current settings and the best of all, both measured in turn with the best finalists.
+
+        The current settings win unless another combination is noticeably better.
+        """
+        rivals = [base, *(one for one in finalists if one.settings != base.settings)][: 1 + _RIVALS]
+        results: list[list[Measured]] = [[] for _ in rivals]
+        for turn in range(_TURNS):
+            self._progress("comparing with the current settings", 0.8 + 0.1 * turn / _TURNS)
+            for rival, result in zip(rivals, results, strict=True):
+                measured = await self._try(rival.settings, rival.concurrency, _TURN_SECONDS)
+                if measured is not None:
+                    result.append(measured)
+        now, *others = [
+            _mean(result) if result else rival for rival, result in zip(rivals, results, strict=True)
+        ]
+        best = max(others, key=self._goal.of, default=now)
+        least = self._goal.of(now)
+        return now, best if self._goal.of(best) > least + _NOISE * abs(least) else now
+
+    async def _choose_buckets(self, best: Measured) -> Measured:
+        """The best settings with the best buckets. How inputs share batches is not predicted but measured."""
+        for buckets in self._tunable.buckets:
+            self._progress("measuring padding buckets", 0.9)
+            other = replace(best.settings, buckets=buckets)
+            measured = await self._try(other, best.concurrency, _TURN_SECONDS)
+            if measured is not None and self._goal.of(measured) > self._goal.of(best) * (1 + _NOISE):
+                best = measured
+        return best
+
+    async def _simplify(self, best: Measured, base: Measured) -> tuple[Measured, list[Share]]:
+        """Undoes each change that brings nothing, and measures what the others bring.
+
+        The settings with and without a change are measured in turn, because the machine may be faster or
+        slower than a moment ago.
+        """
+        changes = best.settings.changes(base.settings)
+        shares = []
+        for index, (name, before, after) in enumerate(changes):
+            self._progress(f"measuring what {name} brings", 0.9 + 0.1 * index / len(changes))
+            undone = without(best.settings, base.settings, name)
+            if undone.lane == "inline" and (undone.instances, undone.threads) != (1, 1):
+                continue
+            with_it = await self._try(best.settings, best.concurrency, _SHARE_SECONDS)
+            without_it = await self._try(undone, best.concurrency, _SHARE_SECONDS)
+            if with_it is None or without_it is None:
+                continue
+            if self._goal.of(without_it) >= self._goal.of(with_it) > 0 and undone != base.settings:
+                best = without_it
+            else:
+                shares.append(Share(name, before, after, without_it.throughput / with_it.throughput))
+        return best, shares
+
+
+def _mean(results: Sequence[Measured]) -> Measured:
+    """The mean of several measurements of the same settings at the same concurrency."""
+    count = len(results)
+    return replace(
+        results[0],
+        throughput=sum(one.throughput for one in results) / count,
+        mean=sum(one.mean for one in results) / count,
+        p99=sum(one.p99 for one in results) / count,
+        errors=sum(one.errors for one in results),
+    )
+
+
+def _diverse(ranked: Sequence[tuple[float, Settings, int]], most: int) -> list[tuple[float, Settings, int]]:
+    """The first two of each kind before further ones, because predictions rank best within a kind.
+
+    A kind is a placement, with or without a delay: how full batches get is hard to predict.
+    """
+    rounds: dict[tuple[str, int, int, bool], int] = {}
+    keyed = []
+    for position, one in enumerate(ranked):
+        kind = one[1].lane, one[1].instances, one[1].threads, one[1].delay_us > 0
+        turn = rounds[kind] = rounds.get(kind, -1) + 1
+        keyed.append((turn // 2, position, one))
+    return [one for _, _, one in sorted(keyed, key=lambda item: item[:2])][:most]
+
+
+def pareto(measured: Sequence[Measured]) -> list[Measured]:
+    """The measurements that no other one beats in both throughput and 99th percentile, fastest first."""
+    front: list[Measured] = []
+    for one in sorted(measured, key=lambda each: (-each.throughput, each.p99)):
+        if not one.errors and (not front or one.p99 < front[-1].p99):
+            front.append(one)
+    return front
+
+
+async def exhaustive(
+    tunable: Tunable, cores: int, goal: Goal, measure: Measure, *, levels: Sequence[int], seconds: float
+) -> list[Measured]:
+    """Measures every combination at every useful concurrency; returns all measurements, best first."""
+    found = []
+    for settings in space(tunable, cores):
+        for level in levels_of(settings, levels):
+            try:
+                found.append(await measure(settings, level, seconds))
+            except BacklineError:
+                break
+    return sorted(found, key=goal.of, reverse=True)

@@ -1,0 +1,199 @@
+"""The settings that `backline tune` searches, their combinations, and how they are configured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from math import ceil
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from backline.engine.config.model_config import AnyLane
+from backline.protos import message
+from backline.repository.configuration.native import parameter
+
+#: The largest batch that is tried.
+LARGEST_BATCH = 64
+#: The numbers of padding buckets that are tried.
+BUCKET_COUNTS = (2, 4, 8)
+#: The lengths that each padded input is padded to, by input.
+Buckets: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
+#: The queue delays that are tried, in microseconds.
+DELAYS_US = (0, 500, 2000)
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """The names of a backend's parameters for the options that are tried; empty if it has no such option."""
+
+    threads: str = ""
+    optimization: str = ""
+    arena: str = ""
+
+
+#: The options of each backend that has any.
+RUNTIME_OPTIONS = {
+    "onnxruntime": RuntimeOptions("intra_op_thread_count", "graph_optimization_level", "enable_mem_arena"),
+    "pytorch": RuntimeOptions("INTRA_OP_THREAD_COUNT"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One combination. `batch` is max_batch_size, 0 for a model that is not batched."""
+
+    lane: AnyLane = "thread"
+    instances: int = 1
+    batch: int = 0
+    delay_us: int = 0
+    #: Threads of each run.
+    threads: int = 1
+    #: The level of graph optimisation.
+    optimization: str = "all"
+    #: Whether the runtime keeps memory between runs.
+    arena: bool = True
+    #: Empty for those in the configuration.
+    buckets: Buckets = ()
+
+    def changes(self, base: Settings) -> list[tuple[str, Any, Any]]:
+        """The settings that differ from those of `base`: name, value there, value here."""
+        return [
+            (field.name, before, after)
+            for field in fields(self)
+            if (before := getattr(base, field.name)) != (after := getattr(self, field.name))
+        ]
+
+    def __str__(self) -> str:
+        parts = [f"{self.lane} x{self.instances}"]
+        if self.batch:
+            parts.append(f"batch {self.batch}")
+        if self.delay_us:
+            parts.append(f"delay {self.delay_us} us")
+        if self.threads != 1:
+            parts.append(f"{self.threads} threads")
+        if self.optimization != "all":
+            parts.append(f"optimization {self.optimization}")
+        if not self.arena:
+            parts.append("no arena")
+        parts += [f"{name} padded to {'/'.join(map(str, lengths))}" for name, lengths in self.buckets]
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Tunable:
+    """What may be varied of a model: `base` is how the server runs it without being told."""
+
+    base: Settings
+    #: The most items of a batch; 0 if the model cannot be batched.
+    largest_batch: int = 0
+    options: RuntimeOptions = RuntimeOptions()
+    #: Whether the instances run in worker processes.
+    hosted: bool = False
+    #: Whether the configuration places the instances on GPUs, so that their number stays as it is.
+    placed: bool = False
+    #: Whether the server found runs short enough for the event loop.
+    inline: bool = False
+    #: The choices of padding buckets, apart from those in the configuration.
+    buckets: tuple[Buckets, ...] = ()
+
+
+def space(tunable: Tunable, cores: int) -> list[Settings]:
+    """All combinations to consider. None computes with more threads in this process than there are cores."""
+    return list(dict.fromkeys([tunable.base, *_combinations(tunable, cores)]))
+
+
+def _combinations(tunable: Tunable, cores: int) -> Iterator[Settings]:
+    options = tunable.options
+    batches = _powers(min(tunable.largest_batch, LARGEST_BATCH)) if tunable.largest_batch else [0]
+    levels = ("all", "extended") if options.optimization else ("all",)
+    arenas = (True, False) if options.arena else (True,)
+    for lane, instances, threads in _placements(tunable, cores):
+        for batch, level, arena in product(batches, levels, arenas):
+            for delay in DELAYS_US if batch > 1 else (0,):
+                yield Settings(lane, instances, batch, delay, threads, level, arena)
+
+
+def _placements(tunable: Tunable, cores: int) -> Iterator[tuple[AnyLane, int, int]]:
+    """The lanes, numbers of instances and threads of each run."""
+    threads = _powers(cores) if tunable.options.threads else [1]
+    if tunable.placed:
+        yield tunable.base.lane, tunable.base.instances, tunable.base.threads
+        return
+    if tunable.hosted:
+        # Code in worker processes often waits for something, so more of them than cores may pay.
+        for instances in _powers(2 * cores):
+            yield "process", instances, 1
+        return
+    if tunable.inline:
+        yield "inline", 1, 1
+    for instances, each in product(_powers(cores), threads):
+        if instances * each <= cores:
+            yield "thread", instances, each
+
+
+def _powers(most: int) -> list[int]:
+    """The powers of two below `most`, and `most`."""
+    found = [1]
+    while found[-1] * 2 < most:
+        found.append(found[-1] * 2)
+    return found if most <= 1 else [*found, most]
+
+
+def configured(declared: Any, settings: Settings, tunable: Tunable) -> Any:
+    """A copy of the configuration `declared`, an inference.ModelConfig, with these settings.
+
+    Values that the server would choose anyway are written too, so that the result does not depend on later
+    measurements. Options of the runtime are written only where they differ from its defaults.
+    """
+    config = message("inference.ModelConfig").FromString(declared.SerializeToString())
+    if settings.batch:
+        config.max_batch_size = settings.batch
+        config.dynamic_batching.max_queue_delay_microseconds = settings.delay_us
+    if not tunable.placed:
+        kept = config.instance_group[0] if config.instance_group else None
+        group = message("inference.ModelInstanceGroup")()
+        if kept is not None:
+            group.CopyFrom(kept)
+        group.count = settings.instances
+        del config.instance_group[:]
+        config.instance_group.append(group)
+    _set(config, parameter("lane"), settings.lane, "")
+    options, defaults = tunable.options, Settings()
+    _set(config, options.threads, str(settings.threads), str(defaults.threads))
+    _set(config, options.optimization, settings.optimization, defaults.optimization)
+    _set(config, options.arena, str(int(settings.arena)), str(int(defaults.arena)))
+    for name, lengths in settings.buckets:
+        _set(config, parameter(f"padding.{name}.buckets"), ",".join(map(str, lengths)), "")
+    return config
+
+
+def bucket_choices(
+    lengths: Mapping[str, Sequence[int]], now: Mapping[str, tuple[int, ...]]
+) -> tuple[Buckets, ...]:
+    """Buckets for inputs of these lengths, which divide the requests into parts of equal size.
+
+    `now` has the buckets in the configuration, by input. There is no choice without different lengths.
+    """
+    choices: list[Buckets] = []
+    for count in BUCKET_COUNTS:
+        shares = [part / count for part in range(1, count + 1)]
+        chosen = tuple(
+            (name, tuple(sorted({ceil(length) for length in np.quantile(found, shares, method="higher")})))
+            for name, found in sorted(lengths.items())
+            if len(set(found)) > 1
+        )
+        if chosen and chosen not in choices and any(now.get(name) != one for name, one in chosen):
+            choices.append(chosen)
+    return tuple(choices)
+
+
+def _set(config: Any, key: str, value: str, default: str) -> None:
+    if key and (value != default or key in config.parameters):
+        config.parameters[key].string_value = value
+
+
+def without(settings: Settings, base: Settings, name: str) -> Settings:
+    """The settings with one of them as in `base`."""
+    return replace(settings, **{name: getattr(base, name)})

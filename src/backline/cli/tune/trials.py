@@ -1,0 +1,243 @@
+"""Loads a model with different settings in this process, and measures it under load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from backline.cli.bench.load_generator import closed_loop
+from backline.cli.inputs import request_inputs
+from backline.cli.tune.search import Measured
+from backline.cli.tune.settings import (
+    RUNTIME_OPTIONS,
+    RuntimeOptions,
+    Settings,
+    Tunable,
+    bucket_choices,
+    configured,
+)
+from backline.client.aio import AsyncClient
+from backline.client.options import ClientOptions
+from backline.client.transport import InferCall, Transport
+from backline.embedded.embedded import Embedded
+from backline.embedded.transport import InprocTransport
+from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.model import Model
+from backline.lifecycle.options import LifecycleOptions
+from backline.observe.prediction_log import read_log
+from backline.protos import message, to_plain
+
+_URL = "inproc:tune"
+#: Seconds of load after a change of settings that are not measured.
+_WARM_UP = 0.03
+#: Requests of a recording that are sent in turn.
+_MOST_REQUESTS = 200
+
+
+class Trials:
+    """One model, loaded with one combination of settings at a time. An asynchronous context manager."""
+
+    def __init__(self, repository: str, name: str, options: LifecycleOptions) -> None:
+        self._name = name
+        self._embedded = Embedded([repository], replace(options, mode="explicit"))
+        self._client = AsyncClient(_URL, ClientOptions(timeout=600))
+        self._transport: Transport | None = None
+        self._sends: Iterator[Callable[[], Awaitable[None]]] = cycle(())
+        self._loaded: Settings | None = None
+        self._tunable: Tunable | None = None
+        #: The configuration in the model's files, an inference.ModelConfig.
+        self.declared: Any = None
+
+    async def __aenter__(self) -> Self:
+        transport = InprocTransport(self._client.address, self._embedded)
+        await transport.open()
+        self._transport = transport
+        self._client = self._client.through(transport)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._client.close()
+
+    async def inspect(self) -> Tunable:
+        """Loads the model as a server would, and says what can be varied.
+
+        Raises InvalidArgument for models that cannot be tuned: ensembles, decoupled models, sequences.
+        """
+        await self._client.load(self._name)
+        model = self._embedded.engine.find_ready(self._name)
+        self.declared = message("inference.ModelConfig").FromString(model.config.declared)
+        self._tunable = tunable_of(model)
+        self._loaded = None
+        return self._tunable
+
+    async def prepare(
+        self, shapes: Sequence[str], given: Sequence[str], recorded: Path | None
+    ) -> tuple[str, Tunable]:
+        """Makes the requests, from a recording or from inputs as `backline bench` takes them.
+
+        Returns a description of them, and what can be varied: recorded requests of different lengths add
+        padding buckets. Sends one request, so that an error is raised before the measurements.
+        """
+        assert self._transport is not None, "within the context"
+        assert self._tunable is not None, "inspected before"
+        calls = (
+            [InferCall(self._name, inputs) for inputs in recorded_inputs(recorded)]
+            if recorded is not None
+            else [InferCall(self._name, await self._inputs(shapes, given))]
+        )
+        await self._transport.infer(calls[0])
+        self._sends = cycle([self._transport.prepare(call) for call in calls])
+        padding = self._padding()
+        choices = bucket_choices(padded_lengths(calls, padding), padding)
+        self._tunable = replace(self._tunable, buckets=choices)
+        described = ", ".join(
+            f"{tensor.name} {tensor.datatype.name}{list(tensor.shape)}" for tensor in calls[0].inputs
+        )
+        return described if recorded is None else f"{len(calls)} recorded requests", self._tunable
+
+    def _padding(self) -> dict[str, tuple[int, ...]]:
+        """The buckets of each input that is padded along its first dimension after the batch."""
+        joining = self._embedded.engine.find_ready(self._name).config.joining
+        if joining is None:
+            return {}
+        return {name: rule.buckets for name, rule in joining.padding.items() if rule.axes in ((), (1,))}
+
+    async def _inputs(self, shapes: Sequence[str], given: Sequence[str]) -> tuple[Any, ...]:
+        handle = self._client.model(self._name)
+        metadata = (await handle.metadata()).completed(await handle.config())
+        return request_inputs(metadata, shapes, given)
+
+    async def measure(self, settings: Settings, concurrency: int, seconds: float) -> Measured:
+        """Measures settings under the load of `concurrency` callers; see Measure."""
+        await self._load(settings)
+        before = await self._batches()
+        load = await closed_loop(self._send, concurrency, seconds)
+        after = await self._batches()
+        if not load.latencies:
+            raise load.last_error or InvalidArgument(f"no request completed within {seconds:.3g} s")
+        latencies = np.frombuffer(load.latencies, np.int64) / 1e9
+        return Measured(
+            settings,
+            concurrency,
+            len(latencies) / load.seconds,
+            float(latencies.mean()),
+            float(np.percentile(latencies, 99)),
+            sum(load.errors.values()),
+            _mean_runs(before, after),
+        )
+
+    async def _send(self) -> None:
+        await next(self._sends)()
+
+    async def _load(self, settings: Settings) -> None:
+        if settings == self._loaded:
+            return
+        assert self._tunable is not None, "inspected before"
+        self._loaded = None
+        text = override(configured(self.declared, settings, self._tunable))
+        # A change of instance_group alone takes effect only at the next load, so the model is unloaded first.
+        await self._client.unload(self._name)
+        await self._client.load(self._name, config=text)
+        self._loaded = settings
+        with suppress(BacklineError):
+            await closed_loop(self._send, max(settings.batch, settings.instances), _WARM_UP)
+
+    async def _batches(self) -> Mapping[int, tuple[int, int]]:
+        """The number of runs and their total nanoseconds so far, by batch size."""
+        assert self._transport is not None, "within the context"
+        entries = await self._transport.statistics(self._name, "", 60.0)
+        return {
+            int(batch["batch_size"]): (
+                int(batch["compute_infer"]["count"]),
+                sum(int(batch[part]["ns"]) for part in ("compute_input", "compute_infer", "compute_output")),
+            )
+            for entry in entries
+            for batch in entry.get("batch_stats", ())
+        }
+
+
+def padded_lengths(calls: Sequence[InferCall], padded: Iterable[str]) -> dict[str, list[int]]:
+    """The length of each padded input in each request that has it."""
+    found: dict[str, list[int]] = {name: [] for name in padded}
+    for call in calls:
+        for tensor in call.inputs:
+            if tensor.name in found and len(tensor.shape) > 1:
+                found[tensor.name].append(int(tensor.shape[1]))
+    return {name: lengths for name, lengths in found.items() if lengths}
+
+
+def _mean_runs(
+    before: Mapping[int, tuple[int, int]], after: Mapping[int, tuple[int, int]]
+) -> dict[int, float]:
+    means = {}
+    for size, (count, ns) in after.items():
+        earlier_count, earlier_ns = before.get(size, (0, 0))
+        if count > earlier_count:
+            means[size] = (ns - earlier_ns) / (count - earlier_count) / 1e9
+    return means
+
+
+def tunable_of(model: Model) -> Tunable:
+    """What can be varied of a loaded model. Raises InvalidArgument if nothing can."""
+    config = model.config
+    kinds = (
+        (config.ensemble is not None, "is an ensemble: tune the models that it calls"),
+        (model.decoupled, "is decoupled, and the time of its responses depends on each request"),
+        (config.sequence is not None, "has sequences, which are batched by their own rules"),
+        (config.objective_seconds is not None, "has an objective, which sets its batches: remove it first"),
+    )
+    for holds, why in kinds:
+        if holds:
+            raise InvalidArgument(f"model '{model.name}' {why}")
+    placement = model.placement
+    if placement is None:
+        raise InvalidArgument(f"model '{model.name}' has no instances")
+    lane: Any = placement.lane
+    batch = model.max_batch_size
+    # The shapes in a configuration lack the batch dimension only if it sets max_batch_size.
+    batched = batch > 0 and (config.max_batch_size is not None or not config.inputs)
+    options = RUNTIME_OPTIONS.get(model.backend, RuntimeOptions())
+    threads = config.parameters.get(options.threads, "")
+    base = Settings(
+        lane,
+        max(1, placement.instances),
+        batch if batched else 0,
+        config.max_queue_delay_us,
+        int(threads) if threads.isdecimal() and int(threads) else 1,
+        config.parameters.get(options.optimization, "all"),
+        config.parameters.get(options.arena, "1").lower() in ("1", "true"),
+    )
+    return Tunable(
+        base,
+        batch if batched else 0,
+        options,
+        hosted=lane == "process",
+        placed=any(group.gpus or group.kind in ("gpu", "model") for group in config.instance_groups),
+        inline=lane == "inline",
+    )
+
+
+def override(config: Any) -> str:
+    """A configuration as the JSON of a load request, without fields that are not set."""
+    plain = {key: value for key, value in to_plain(config).items() if value not in ("", 0, [], {}, False)}
+    return json.dumps(plain)
+
+
+def recorded_inputs(file: Path) -> list[tuple[Any, ...]]:
+    """The inputs of the first requests in a recording. Raises InvalidArgument if there are none."""
+    if not file.exists():
+        raise InvalidArgument(
+            f"no requests are recorded in '{file}': run 'backline models record NAME' on the server that gets"
+            " them, and pass its --state-dir"
+        )
+    found = [tuple(one.inputs.values()) for one in read_log(file) if one.inputs][:_MOST_REQUESTS]
+    if not found:
+        raise InvalidArgument(f"'{file}' has no requests")
+    return found

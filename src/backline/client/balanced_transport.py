@@ -1,0 +1,296 @@
+"""The transport to several equal servers: each call goes to one of them, and to another if that one fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from time import monotonic
+from typing import Any, TypeVar
+
+from backline.balance.balancer import Balancer, Verdict
+from backline.balance.endpoint import Endpoint
+from backline.client.address import Address, resolve
+from backline.client.balanced_call import BalancedCall, may_try_again, verdict_of
+from backline.client.control import ModelControl
+from backline.client.options import ClientOptions
+from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
+from backline.client.transport import InferCall, Transport
+from backline.engine.control import Attempt, Change, LabelMove, Overrides
+from backline.engine.errors import BacklineError, Unavailable, Unsupported
+from backline.engine.values.messages import InferResponse
+
+log = logging.getLogger("backline.client")
+
+T = TypeVar("T")
+
+#: Seconds between checks of the servers while requests are in flight or a server is ejected.
+_WATCH = 0.1
+#: Seconds that a probe may take.
+_PROBE_TIMEOUT = 0.5
+#: Seconds after which the addresses of a host name are looked up again.
+_RESOLVE = 5.0
+#: The most open sequences whose server is remembered; beyond it, those idle for longest are forgotten.
+_MAX_SEQUENCES = 65536
+
+
+class BalancedTransport(Transport):
+    """Spreads calls over the servers of `addresses`, which must have the same models.
+
+    Requests of a sequence all go to one server. Without `options.idempotent`, a request is only sent again if
+    it has certainly not run. `make` opens the transport to one server.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        addresses: Sequence[Address],
+        options: ClientOptions,
+        make: Callable[[Address, ClientOptions], Transport],
+    ) -> None:
+        self.url = url
+        self._given = tuple(addresses)
+        # Another server is tried at once, instead of the same one a little later.
+        self._options = replace(options, retries=0)
+        self._make = make
+        self._addresses: dict[str, Address] = {}
+        self._transports: dict[str, Transport] = {}
+        self.balancer = Balancer(())
+        #: The calls in flight.
+        self.calls: set[BalancedCall[Any]] = set()
+        self._watching: asyncio.Task[None] | None = None
+        self._probes: set[asyncio.Task[None]] = set()
+        self._sequences: OrderedDict[object, Endpoint] = OrderedDict()
+        self._resolve_at = 0.0
+        self._control = _OneServerOnly(self)
+
+    async def open(self) -> None:
+        """Looks up host names. Raises Unavailable if one is unknown."""
+        await self._look_up()
+
+    async def close(self) -> None:
+        for task in (self._watching, *self._probes):
+            if task is not None:
+                task.cancel()
+        for transport in self._transports.values():
+            await transport.close()
+        self._transports.clear()
+
+    @property
+    def control(self) -> ModelControl:
+        return self._control
+
+    def transport_of(self, endpoint: Endpoint) -> Transport:
+        """The transport to a server, made on first use."""
+        transport = self._transports.get(endpoint.url)
+        if transport is None:
+            transport = self._make(self._addresses[endpoint.url], self._options)
+            self._transports[endpoint.url] = transport
+        return transport
+
+    # inference
+
+    async def infer(self, call: InferCall) -> InferResponse:
+        key = _sequence_of(call)
+        return await BalancedCall(
+            self,
+            lambda transport, left: transport.infer(
+                InferCall(call.model, call.inputs, call.version, call.id, call.outputs, call.parameters, left)
+            ),
+            call.timeout,
+            idempotent=self._options.idempotent and key is None,
+            pinned=None if key is None else self._server_of(call, key),
+        ).run()
+
+    def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
+        prepared: dict[Transport, Callable[[], Awaitable[None]]] = {}
+
+        async def attempt(transport: Transport, left: float) -> None:
+            send = prepared.get(transport)
+            if send is None:
+                send = prepared[transport] = transport.prepare(call)
+            await send()
+
+        async def send() -> None:
+            await BalancedCall(self, attempt, call.timeout, idempotent=self._options.idempotent).run()
+
+        return send
+
+    async def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
+        """As Transport.stream. A stream moves to another server only before its first response."""
+        key = _sequence_of(call)
+        pinned = None if key is None else self._server_of(call, key)
+        tried: list[Endpoint] = []
+        self.balancer.arrived()
+        error: BacklineError = Unavailable(f"{self.url} names no server at the moment")
+        while (endpoint := pinned or self.balancer.choose(monotonic(), tried)) is not None:
+            tried.append(endpoint)
+            attempt = self.balancer.started(endpoint, monotonic(), timed=False)
+            self.watch()
+            verdict, begun = Verdict.ABANDONED, False
+            try:
+                async with aclosing(self.transport_of(endpoint).stream(call)) as responses:
+                    async for response in responses:
+                        begun = True
+                        yield response
+                verdict = Verdict.ANSWERED
+                return
+            except BacklineError as failed:
+                error, verdict = failed, verdict_of(failed)
+            finally:
+                self.balancer.finished(attempt, verdict, monotonic(), busy_for=error.retry_after)
+            again = may_try_again(error, idempotent=self._options.idempotent)
+            if begun or pinned is not None or not again or not self.balancer.take_retry():
+                raise error
+        raise error
+
+    def _server_of(self, call: InferCall, key: object) -> Endpoint | None:
+        """The server that has the state of a sequence: the one that got its first request."""
+        parameters = call.parameters or {}
+        endpoint = self._sequences.get(key)
+        if endpoint is None or endpoint not in self.balancer.endpoints or parameters.get("sequence_start"):
+            endpoint = self.balancer.choose(monotonic())
+        if endpoint is None or parameters.get("sequence_end"):
+            self._sequences.pop(key, None)
+            return endpoint
+        self._sequences[key] = endpoint
+        self._sequences.move_to_end(key)
+        if len(self._sequences) > _MAX_SEQUENCES:
+            self._sequences.popitem(last=False)
+        return endpoint
+
+    # health, metadata, configuration and statistics: those of any one server
+
+    async def server_live(self, timeout: float) -> bool:
+        return await self._any(lambda transport, left: transport.server_live(left), timeout)
+
+    async def server_ready(self, timeout: float) -> bool:
+        """Whether any of the servers is ready."""
+        answers = await asyncio.gather(
+            *(self.transport_of(endpoint).server_ready(timeout) for endpoint in self.balancer.endpoints),
+            return_exceptions=True,
+        )
+        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        if errors and len(errors) == len(answers):
+            raise errors[0]
+        return True in answers
+
+    async def server_metadata(self, timeout: float) -> ServerMetadata:
+        return await self._any(lambda transport, left: transport.server_metadata(left), timeout)
+
+    async def model_ready(self, model: str, version: str, timeout: float) -> bool:
+        return await self._any(lambda transport, left: transport.model_ready(model, version, left), timeout)
+
+    async def model_metadata(self, model: str, version: str, timeout: float) -> ModelMetadata:
+        return await self._any(
+            lambda transport, left: transport.model_metadata(model, version, left), timeout
+        )
+
+    async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
+        return await self._any(lambda transport, left: transport.model_config(model, version, left), timeout)
+
+    async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
+        return await self._any(lambda transport, left: transport.statistics(model, version, left), timeout)
+
+    async def repository_index(self, timeout: float) -> list[ModelIndex]:
+        return await self._any(lambda transport, left: transport.repository_index(left), timeout)
+
+    async def _any(self, ask: Callable[[Transport, float], Coroutine[Any, Any, T]], timeout: float) -> T:
+        return await BalancedCall(self, ask, timeout, idempotent=True).run()
+
+    # watching the servers
+
+    def watch(self) -> None:
+        """Starts to watch the servers, unless it is done already."""
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH)
+            now = monotonic()
+            for endpoint in self.balancer.to_probe(now):
+                task = asyncio.create_task(self._probe(endpoint))
+                self._probes.add(task)
+                task.add_done_callback(self._probes.discard)
+            if self._resolve_at and now >= self._resolve_at:
+                with suppress(Unavailable):  # the addresses found last are kept
+                    await self._look_up()
+            if self.balancer.quiet and not self.calls:
+                return
+
+    async def _probe(self, endpoint: Endpoint) -> None:
+        """Asks a server whether it is alive; if not, its calls go to other servers."""
+        was_ejected, why = endpoint.ejected, "it says that it is not"
+        try:
+            alive = await self.transport_of(endpoint).server_live(_PROBE_TIMEOUT)
+        except BacklineError as error:
+            alive, why = False, error.message
+        self.balancer.probed(endpoint, monotonic(), alive=alive)
+        if alive and was_ejected:
+            log.info("%s gets requests again", endpoint.url)
+        elif not alive and not was_ejected:
+            log.warning("%s gets no requests until it is alive: %s", endpoint.url, why)
+        if not alive:
+            for call in tuple(self.calls):
+                call.left_by(endpoint)
+
+    async def _look_up(self) -> None:
+        found: dict[str, Address] = {}
+        for address in self._given:
+            for one in await resolve(address) if address.by_dns else (address,):
+                found[one.url] = one
+        self._resolve_at = monotonic() + _RESOLVE if any(one.by_dns for one in self._given) else 0.0
+        self._addresses |= found
+        _, removed = self.balancer.update(found)
+        for endpoint in removed:
+            transport = self._transports.get(endpoint.url)
+            if transport is not None and not endpoint.in_flight:
+                del self._transports[endpoint.url]
+                await transport.close()
+
+
+def _sequence_of(call: InferCall) -> object:
+    """The sequence that a call belongs to, None if there is none."""
+    number = (call.parameters or {}).get("sequence_id")
+    return None if number in (None, 0, "") else (call.model, number)
+
+
+class _OneServerOnly(ModelControl):
+    """Lists the models of any server, and refuses changes, which would reach only one of several servers."""
+
+    def __init__(self, group: BalancedTransport) -> None:
+        self._group = group
+
+    def _refusal(self) -> BacklineError:
+        return Unsupported(
+            f"{self._group.url} names several servers, and a change would reach only one of them: connect to"
+            " each server on its own to change its models"
+        )
+
+    async def models(self, timeout: float) -> list[ModelIndex]:
+        return await self._group._any(lambda transport, left: transport.control.models(left), timeout)
+
+    async def labels(self, model: str, timeout: float) -> dict[str, str]:
+        return await self._group._any(lambda transport, left: transport.control.labels(model, left), timeout)
+
+    async def load(self, model: str, version: str, overrides: Overrides | None, timeout: float) -> None:
+        raise self._refusal()
+
+    async def unload(self, model: str, version: str, dependents: bool, timeout: float) -> None:
+        raise self._refusal()
+
+    async def move_label(self, move: LabelMove, timeout: float) -> Change:
+        raise self._refusal()
+
+    async def history(self, model: str, limit: int, timeout: float) -> list[Change]:
+        raise self._refusal()
+
+    async def audit(self, limit: int, after: float, timeout: float) -> list[Change | Attempt]:
+        raise self._refusal()
+
+    async def refresh(self, timeout: float) -> None:
+        raise self._refusal()

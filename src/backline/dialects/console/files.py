@@ -1,0 +1,68 @@
+"""The files of the console, as browsers get them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from backline.engine.errors import NotFound
+from backline.wire.application import Fields, HttpRequest
+
+FOLDER = Path(__file__).with_name("static")
+PAGE = "index.html"
+_TYPES = {
+    ".html": b"text/html; charset=utf-8",
+    ".css": b"text/css; charset=utf-8",
+    ".js": b"text/javascript; charset=utf-8",
+    ".svg": b"image/svg+xml",
+}
+#: Nothing is loaded from another host, no script or style stands in the page itself, and no other page may
+#: frame this one (https://www.w3.org/TR/CSP3/). Images and sounds that visitors open are blobs.
+_POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src blob:;"
+    b" connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_FIELDS: Fields = (
+    (b"content-security-policy", _POLICY),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"microphone=(self), camera=(), geolocation=()"),
+    # A file may change with the server's version, so that browsers ask whether theirs is current.
+    (b"cache-control", b"no-cache"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    body: bytes
+    fields: Fields
+    tag: bytes
+
+
+class ConsoleFiles:
+    """Responds with the files. They are read when the first browser asks for them."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, _File] = {}
+
+    def respond(self, name: str, request: HttpRequest) -> None:
+        """Raises NotFound for a name that is not one of the files'."""
+        if not self._files:
+            self._files = {path.name: _read(path) for path in FOLDER.iterdir() if path.suffix in _TYPES}
+        file = self._files.get(name)
+        if file is None:
+            raise NotFound(f"Not Found: the console has no file '{name[:64]}'")
+        if request.headers.get(b"if-none-match") == file.tag:
+            request.respond(304, file.fields)
+        else:
+            request.respond(200, file.fields, [file.body], compressible=True)
+
+
+def _read(path: Path) -> _File:
+    body = path.read_bytes()
+    tag = b'"%b"' % sha256(body).hexdigest()[:32].encode()
+    kind = (b"content-type", _TYPES[path.suffix])
+    return _File(body, (kind, (b"etag", tag), *_FIELDS), tag)

@@ -1,0 +1,211 @@
+"""The routes of the console: its files, the caller's permissions, and streams of what the server is doing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from functools import partial
+from typing import Any
+
+from backline.access.identity import Identity
+from backline.access.scope import EVERYBODY, Scope
+from backline.dialects.answers import encode_json, respond_encoded, respond_json
+from backline.dialects.console.files import PAGE, ConsoleFiles
+from backline.dialects.deferred import DeferredAnswers
+from backline.dialects.event_stream import EVENT_STREAM, event
+from backline.dialects.plain.media import EVENTS
+from backline.dialects.router import Router
+from backline.engine.engine import Engine
+from backline.engine.errors import BacklineError, Unsupported
+from backline.engine.model import Model
+from backline.wire.application import HttpRequest, ResponseStream
+
+#: Seconds after which a stream without news sends a comment, to find out whether its reader is still there.
+_ALIVE = 15.0
+#: The most traces that wait for a reader; more are dropped, as watching must not cost memory.
+_WAITING = 100
+_INTERVAL = 1.0
+
+
+class ConsoleService:
+    """Registers the routes of the console. `with_page` is whether browsers get the page itself."""
+
+    def __init__(self, engine: Engine, deferred: DeferredAnswers, *, with_page: bool) -> None:
+        self._engine = engine
+        self._deferred = deferred
+        self._with_page = with_page
+        self._files = ConsoleFiles()
+        self._activity: Any = None
+        #: Strong references: the event loop keeps only weak ones.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def add_routes(self, router: Router) -> None:
+        router.add(Scope.PUBLIC, "GET", "/", self._index)
+        if self._with_page:
+            router.add(Scope.PUBLIC, "GET", "/console", partial(self._files.respond, PAGE))
+            router.add(Scope.PUBLIC, "GET", "/console/{}", self._files.respond)
+        router.add(Scope.PUBLIC, "GET", "/v2/access", self._access)
+        router.add(Scope.READ, "GET", "/v2/activity", self._show_activity)
+        router.add(Scope.READ, "GET", "/v2/traces", self._show_traces)
+        router.add(Scope.READ, "GET", "/v2/graph", self._graph)
+
+    def _index(self, request: HttpRequest) -> None:
+        """The page for browsers, which ask for HTML; the routes for everybody else."""
+        if self._with_page and b"text/html" in request.headers.get(b"accept", b""):
+            self._files.respond(PAGE, request)
+        else:
+            respond_json(request, ROUTES)
+
+    def _access(self, request: HttpRequest) -> None:
+        """What the caller may do, so that the console offers nothing else."""
+        changeable, reason = self._engine.control is not None, ""
+        if self._engine.control is not None:
+            try:
+                self._engine.control.check_changeable("models")
+            except BacklineError as error:
+                changeable, reason = False, error.public_message
+        respond_json(request, permissions(request.identity) | {"changeable": changeable, "reason": reason})
+
+    def _show_activity(self, request: HttpRequest) -> None:
+        if self._activity is None:
+            from backline.dialects.console.activity import Activity
+
+            self._activity = Activity(self._engine)
+        if not _wants_events(request):
+            self._deferred.answer(
+                request, self._activity.frame(0), lambda found: respond_encoded(request, found[1])
+            )
+            return
+        self._run(request, self._stream_activity)
+
+    async def _stream_activity(self, stream: ResponseStream) -> None:
+        loop = asyncio.get_running_loop()
+        reading, due = 0, loop.time()
+        while not self._engine.is_stopping:
+            reading, frame = await self._activity.frame(reading)
+            await stream.send(event(frame))
+            due = max(due + _INTERVAL, loop.time())
+            await asyncio.sleep(due - loop.time())
+
+    def _show_traces(self, request: HttpRequest) -> None:
+        if self._engine.trace_control is None:
+            raise Unsupported("tracing is not supported by this server")
+        if _wants_events(request):
+            self._run(request, self._stream_traces)
+        else:
+            respond_json(request, {"traces": self._engine.trace_control.recent()})
+
+    async def _stream_traces(self, stream: ResponseStream) -> None:
+        control = self._engine.trace_control
+        if control is None:
+            return
+        waiting: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(_WAITING)
+
+        def note(trace: Mapping[str, Any]) -> None:
+            if not waiting.full():
+                waiting.put_nowait(trace)
+
+        stop = control.watch(note)
+        try:
+            # The reader knows from this that requests are traced from now on.
+            await stream.send(b": watching\n\n")
+            quiet = 0.0
+            while not self._engine.is_stopping:
+                try:
+                    trace = await asyncio.wait_for(waiting.get(), _INTERVAL)
+                except TimeoutError:
+                    quiet += _INTERVAL
+                    if quiet >= _ALIVE:
+                        quiet = 0.0
+                        await stream.send(b": quiet\n\n")
+                else:
+                    await stream.send(event(encode_json(trace)))
+        finally:
+            stop()
+
+    def _run(self, request: HttpRequest, serve: Any) -> None:
+        """Streams events until the reader leaves or the server stops."""
+        stream = request.stream(200, [EVENT_STREAM, (b"cache-control", b"no-store")])
+        task = asyncio.get_running_loop().create_task(_ended(serve(stream), stream))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+        def leave() -> None:
+            task.cancel()
+
+        request.on_abandon = leave
+
+    def _graph(self, request: HttpRequest) -> None:
+        """The models that are made of others: ensembles with their steps, pipelines with their calls."""
+        found = [one for model in self._engine.models() if (one := _composition(model))]
+        respond_json(request, {"models": found})
+
+
+async def _ended(serving: Coroutine[Any, Any, None], stream: ResponseStream) -> None:
+    try:
+        await serving
+    except ConnectionResetError:
+        return  # the reader has left
+    stream.close()
+
+
+def _wants_events(request: HttpRequest) -> bool:
+    return EVENTS.encode() in request.headers.get(b"accept", b"")
+
+
+def permissions(identity: Identity | None) -> dict[str, Any]:
+    """Who a caller is, and the scopes it has on which models. None may do everything."""
+    if identity is None:
+        scopes = sorted(scope for scope in Scope if scope not in EVERYBODY)
+        return {"name": "", "kind": "", "grants": [{"scopes": scopes, "models": ["*"]}]}
+    grants = [
+        {"scopes": sorted(grant.scopes - EVERYBODY), "models": list(grant.models)}
+        for grant in identity.grants
+    ]
+    return {"name": identity.name, "kind": identity.kind if identity.name else "", "grants": grants}
+
+
+def _composition(model: Model) -> dict[str, Any] | None:
+    ensemble, calls = model.config.ensemble, model.statistics.calls
+    if ensemble is None and not calls:
+        return None
+    steps = () if ensemble is None else ensemble.steps
+    return {
+        "name": model.name,
+        "version": model.version,
+        "kind": "pipeline" if ensemble is None else "ensemble",
+        "inputs": [spec.name for spec in model.signature.inputs],
+        "outputs": [spec.name for spec in model.signature.outputs],
+        "steps": [
+            {
+                "model": step.model,
+                "version": step.version,
+                "inputs": dict(step.inputs),
+                "outputs": dict(step.outputs),
+            }
+            for step in steps
+        ],
+        "calls": [] if ensemble is not None else sorted(calls),
+    }
+
+
+ROUTES = {
+    "name": "backline",
+    "urls": {
+        "server": "/v2",
+        "live": "/v2/health/live",
+        "ready": "/v2/health/ready",
+        "models": "/v2/models",
+        "model": "/v2/models/{model}",
+        "run": "/models/{model}",
+        "infer": "/v2/models/{model}/infer",
+        "labels": "/v2/models/{model}/labels",
+        "repository": "/v2/repository/index",
+        "history": "/v2/repository/history",
+        "audit": "/v2/audit",
+        "statistics": "/v2/models/stats",
+        "metrics": "/metrics",
+        "openapi": "/openapi.json",
+        "console": "/console",
+    },
+}

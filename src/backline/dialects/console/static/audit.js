@@ -1,0 +1,24 @@
+// Who changed what, and who was refused.
+
+import { fill, h, table, when } from "./dom.js";
+import { json } from "./api.js";
+
+export function audit(main) {
+  const list = h("div", { class: "panel" }), only = h("select", { "aria-label": "Outcome", onchange: () => draw() },
+    [["", "Everything"], ["done", "Changes"], ["failed", "Failed"], ["refused", "Refused"]].map(([value, text]) => h("option", { value }, text)));
+  let entries = [];
+  fill(main, h("div", { class: "head" }, h("h1", {}, "Audit")), h("p", { class: "lede" }, "Every request that changes something, and every one that was refused."),
+    h("div", { class: "row", style: { marginBottom: "14px" } }, only, h("button", { type: "button", onclick: () => read() }, "Read again")), list);
+  const draw = () => {
+    const shown = entries.filter((one) => !only.value || one.outcome === only.value || (only.value === "done" && one.action));
+    fill(list, shown.length ? table(["When", "Outcome", "Who", "What", "Model", "Detail"], shown.map((one) => [
+      h("span", { class: "num" }, when(one.time)),
+      h("span", { class: `dot ${one.outcome === "done" || one.action ? "good" : "bad"}` }, one.outcome ?? "changed"),
+      one.identity || one.who || one.address || "–", one.route ?? `${one.action}${one.label ? ` ${one.label}` : ""}`,
+      `${one.model ?? ""}${one.version ? ` ${one.version}` : ""}`, one.detail + (one.suppressed ? ` (and ${one.suppressed} more)` : "")]), "Audit log")
+      : h("p", { class: "empty" }, "Nothing yet."));
+  };
+  const read = () => json("/v2/audit?limit=200").then((told) => { entries = told.entries; draw(); }, (error) => fill(list, h("p", { class: "error" }, error.message)));
+  read();
+  return {};
+}

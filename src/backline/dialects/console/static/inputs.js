@@ -1,0 +1,165 @@
+// Widgets for one input each: numbers, text, JSON, a file, an image, a recording. Each gives a value for JSON.
+
+import { fill, h } from "./dom.js";
+
+const INTEGERS = /^U?INT/;
+const RATES = [8000, 16000, 22050, 24000, 44100, 48000];
+
+// `shape` is without the batch. `kind` is "object" or "array" for BYTES that are JSON documents.
+export function inputFor(spec, shape, kind, begin) {
+  const count = shape.reduce((product, size) => product * (size < 0 ? NaN : size), 1);
+  const ways = [];
+  if (spec.datatype === "BYTES") {
+    if (kind) ways.push(["JSON", () => typed(spec, JSON.stringify(begin ?? (kind === "array" ? [] : {})))]);
+    ways.push(["Text", () => text(spec, typeof begin === "string" ? begin : "")], ["File", () => file(spec)], ["Recording", () => recording(spec, null)]);
+  } else {
+    const image = imageLayout(shape);
+    const start = begin ?? example(spec, shape);
+    ways.push(["Numbers", () => typed(spec, JSON.stringify(start))]);
+    if (image) ways.unshift(["Image", () => picture(spec, shape, image)]);
+    if (spec.datatype.startsWith("FP") && !image && (shape.some((size) => size < 0) || count >= 2000)) ways.unshift(["Recording", () => recording(spec, shape)]);
+    if (count > 1 || Number.isNaN(count)) ways.push(["Random", () => random(spec, shape)]);
+  }
+  if (begin !== undefined) ways.sort(([a], [b]) => (["Text", "Numbers", "JSON"].includes(b) ? 1 : 0) - (["Text", "Numbers", "JSON"].includes(a) ? 1 : 0));
+  const place = h("div", {}), choice = h("div", { class: "seg", role: "group", "aria-label": `How to give ${spec.name}` });
+  let widget;
+  const choose = (index) => {
+    widget = ways[index][1]();
+    fill(place, widget.element);
+    [...choice.children].forEach((button, at) => button.setAttribute("aria-pressed", at === index));
+  };
+  fill(choice, ways.map(([name], index) => h("button", { type: "button", onclick: () => choose(index) }, name)));
+  choose(0);
+  const optional = spec.parameters?.optional;
+  const use = optional ? h("input", { type: "checkbox", checked: begin !== undefined, "aria-label": `Send ${spec.name}` }) : null;
+  return {
+    element: h("fieldset", {}, h("legend", {}, use, use ? " " : null, spec.name, " ", h("code", { class: "muted" }, `${spec.datatype} [${spec.shape.join(", ")}]`)), ways.length > 1 ? choice : null, place),
+    wanted: () => !use || use.checked,
+    value: async () => { try { return await widget.value(); } catch (error) { throw new Error(`${spec.name}: ${error.message}`); } },
+    shown: () => widget.shown?.(),
+    image: () => widget.image?.(),
+  };
+}
+
+function imageLayout(shape) {
+  if (shape.length !== 3 && shape.length !== 2) return null;
+  if (shape.length === 3 && [1, 3, 4].includes(shape[2])) return { h: shape[0], w: shape[1], c: shape[2], first: false };
+  if (shape.length === 3 && [1, 3, 4].includes(shape[0])) return { h: shape[1], w: shape[2], c: shape[0], first: true };
+  if (shape.length === 2 && shape[0] > 15 && shape[0] === shape[1]) return { h: shape[0], w: shape[1], c: 0, first: false };
+  return null;
+}
+
+function example(spec, shape) {
+  const sizes = shape.map((size) => (size < 0 ? 1 : size));
+  if (sizes.reduce((product, size) => product * size, 1) > 4096) return nest([], sizes.map((size, index) => (index ? Math.min(size, 4) : Math.min(size, 4))), () => 0);
+  return nest([], sizes, (index) => (spec.datatype === "BOOL" ? index % 2 === 0 : INTEGERS.test(spec.datatype) ? index % 100 : index % 10));
+}
+
+export function nest(flat, sizes, make) {
+  let at = 0;
+  const build = (depth) => {
+    if (depth === sizes.length) { const value = make ? make(at) : flat[at]; at += 1; return value; }
+    return Array.from({ length: sizes[depth] }, () => build(depth + 1));
+  };
+  return build(0);
+}
+
+function typed(spec, start) {
+  const area = h("textarea", { "aria-label": `${spec.name} as JSON`, spellcheck: "false" });
+  area.value = start;
+  return { element: area, shown: () => area.value, value: () => { try { return JSON.parse(area.value); } catch { throw new Error("this is not JSON"); } } };
+}
+
+function text(spec, start) {
+  const area = h("textarea", { "aria-label": `${spec.name} as text` });
+  area.value = start;
+  return { element: area, shown: () => JSON.stringify(area.value), value: () => area.value };
+}
+
+function chooser(spec, accept, onFile) {
+  const input = h("input", { type: "file", accept, "aria-label": `A file for ${spec.name}; it can be dropped here`, onchange: () => onFile?.(input.files[0]) });
+  for (const [event, over] of [["dragenter", true], ["dragover", true], ["dragleave", false], ["drop", false]]) input.addEventListener(event, () => input.classList.toggle("over", over));
+  return input;
+}
+
+export async function base64(blob) {
+  const data = new Uint8Array(await blob.arrayBuffer());
+  let out = "";
+  for (let at = 0; at < data.length; at += 0x8000) out += String.fromCharCode(...data.subarray(at, at + 0x8000));
+  return btoa(out);
+}
+
+function file(spec) {
+  let chosen;
+  const input = chooser(spec, "", (one) => { chosen = one; });
+  return { element: input, value: () => { if (!chosen) throw new Error("choose a file"); return chosen; }, image: () => (chosen?.type.startsWith("image/") ? chosen : null) };
+}
+
+function random(spec, shape) {
+  const fixed = shape.map((size) => (size < 0 ? h("input", { type: "number", min: "1", value: "8", "aria-label": "size of a dimension", style: { width: "90px" } }) : size));
+  return {
+    element: h("div", { class: "row" }, h("span", { class: "muted" }, "Random values of size"), fixed.map((size) => (size instanceof Node ? size : h("code", {}, String(size))))),
+    value: () => nest([], fixed.map((size) => (size instanceof Node ? Math.max(1, Number(size.value)) : size)), () =>
+      (spec.datatype === "BOOL" ? Math.random() < 0.5 : INTEGERS.test(spec.datatype) ? Math.floor(Math.random() * 100) : Math.round((Math.random() * 2 - 1) * 1e4) / 1e4)),
+  };
+}
+
+function picture(spec, shape, layout) {
+  let chosen;
+  const shown = h("div", {});
+  const scale = h("select", { "aria-label": "Range of the colours" }, h("option", { value: "255" }, "0 to 255"), h("option", { value: "1" }, "0 to 1"), h("option", { value: "-1" }, "−1 to 1"));
+  if (spec.datatype.startsWith("FP")) scale.value = "1";
+  const input = chooser(spec, "image/*", (one) => { chosen = one; if (one) fill(shown, h("img", { src: URL.createObjectURL(one), alt: `the image for ${spec.name}`, style: { maxHeight: "180px", marginTop: "10px" } })); });
+  return {
+    element: h("div", {}, input, spec.datatype.startsWith("FP") ? h("div", { class: "row", style: { marginTop: "8px" } }, h("label", {}, "Colours "), scale) : null, shown),
+    image: () => chosen,
+    value: async () => {
+      if (!chosen) throw new Error("choose an image");
+      const bitmap = await createImageBitmap(chosen);
+      const width = layout.w < 0 ? bitmap.width : layout.w, height = layout.h < 0 ? bitmap.height : layout.h, colours = layout.c || 1;
+      const canvas = new OffscreenCanvas(width, height), context = canvas.getContext("2d");
+      context.drawImage(bitmap, 0, 0, width, height);
+      const { data } = context.getImageData(0, 0, width, height);
+      const to = (value) => (!spec.datatype.startsWith("FP") ? value : scale.value === "255" ? value : scale.value === "1" ? value / 255 : value / 127.5 - 1);
+      const at = (y, x, c) => { const i = 4 * (y * width + x); return to(colours === 1 ? Math.round(0.299 * data[i] + 0.587 * data[i + 1] + 0.114 * data[i + 2]) : data[i + c]); };
+      const range = (n, make) => Array.from({ length: n }, (_, index) => make(index));
+      if (!layout.c) return range(height, (y) => range(width, (x) => at(y, x, 0)));
+      return layout.first ? range(colours, (c) => range(height, (y) => range(width, (x) => at(y, x, c)))) : range(height, (y) => range(width, (x) => range(colours, (c) => at(y, x, c))));
+    },
+  };
+}
+
+// A sound: as a file for BYTES (`shape` null), or decoded to samples. A model with a fixed length gets windows.
+function recording(spec, shape) {
+  let chosen, recorder;
+  const shown = h("div", {}), rate = h("select", { "aria-label": "Sample rate" }, RATES.map((one) => h("option", { value: String(one) }, `${one.toLocaleString("en")} Hz`)));
+  const fixed = shape ? Math.max(...shape) : 0;
+  rate.value = fixed === 43844 ? "22050" : "16000";
+  const take = (one) => { chosen = one; if (one) fill(shown, h("audio", { controls: true, src: URL.createObjectURL(one), style: { marginTop: "10px", maxWidth: "100%" } })); };
+  const input = chooser(spec, "audio/*", take);
+  const button = h("button", { type: "button", onclick: async () => {
+    if (recorder) { recorder.stop(); recorder = null; button.textContent = "Record"; return; }
+    try {
+      const stream = await navigator.mediaDevices.getUserMedia({ audio: true }), parts = [];
+      const own = new MediaRecorder(stream);
+      own.ondataavailable = (event) => parts.push(event.data);
+      own.onstop = () => { stream.getTracks().forEach((track) => track.stop()); take(new Blob(parts, { type: own.mimeType })); };
+      own.start(); recorder = own; button.textContent = "Stop recording";
+    } catch (error) { fill(shown, h("p", { class: "error" }, `The microphone cannot be used: ${error.message}`)); }
+  } }, "Record");
+  return {
+    element: h("div", {}, input, h("div", { class: "row", style: { marginTop: "8px" } }, navigator.mediaDevices ? button : null, shape ? [h("span", { class: "muted small" }, "decoded at"), rate] : null), shown),
+    value: async () => {
+      if (!chosen) throw new Error("choose or record a sound");
+      if (!shape) return chosen;
+      const context = new OfflineAudioContext(1, 1, Number(rate.value));
+      const sound = await context.decodeAudioData(await chosen.arrayBuffer()).catch(() => { throw new Error("the browser cannot decode this sound"); });
+      const mono = sound.getChannelData(0).slice();
+      for (let channel = 1; channel < sound.numberOfChannels; channel += 1) { const other = sound.getChannelData(channel); for (let i = 0; i < mono.length; i += 1) mono[i] = (mono[i] * channel + other[i]) / (channel + 1); }
+      const length = shape.some((size) => size < 0) ? mono.length : fixed, samples = new Float32Array(length);
+      samples.set(mono.subarray(0, length));
+      const axis = shape.findIndex((size) => size < 0 || size === fixed);
+      return { floats: samples, sizes: shape.map((size, index) => (index === axis ? length : Math.max(1, size))) };
+    },
+  };
+}

@@ -1,0 +1,84 @@
+"""Passes header fields of requests on to models, as request parameters; Triton's header forwarding.
+
+Source: docs/protocol/extension_parameters.md of triton-inference-server/server.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from backline.engine.errors import InvalidArgument
+from backline.engine.values.messages import InferRequest
+from backline.memo import Memo
+from backline.wire.application import SpelledFields
+
+#: Parameters of a request that have a meaning of their own, so that no field may pass as one of them.
+_RESERVED = frozenset(
+    ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output")
+)
+#: How many names of fields are remembered; clients choose them.
+_MAX_REMEMBERED = 256
+_CASE_SENSITIVE = "(?-i)"
+
+
+class ForwardPattern:
+    """Finds the fields to forward: those whose name contains a match of a regular expression.
+
+    As in Triton, case is ignored unless the expression begins with `(?-i)`. Names keep the spelling of the
+    client over HTTP/1.1; over HTTP/2, and in gRPC metadata, names are in lower case.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        """Raises InvalidArgument if the pattern is not a regular expression."""
+        exact = pattern.startswith(_CASE_SENSITIVE)
+        try:
+            self._pattern = re.compile(pattern.removeprefix(_CASE_SENSITIVE), 0 if exact else re.IGNORECASE)
+        except re.error as error:
+            raise InvalidArgument(f"'{pattern}' is not a regular expression: {error}") from None
+        self._known: Memo[bytes, str] = Memo(_MAX_REMEMBERED)
+
+    def apply(self, request: InferRequest, fields: Mapping[bytes, bytes]) -> InferRequest:
+        """The request with a parameter for each field that matches. Raises InvalidArgument for reserved ones.
+
+        Binary metadata, whose names end with "-bin", is not forwarded: parameters are text.
+        """
+        spelling = fields.spelling if isinstance(fields, SpelledFields) else {}
+        found = {}
+        for field, value in fields.items():
+            spelled = spelling.get(field, field)
+            name = self._known.get(spelled)
+            if name is None:
+                name = self._known.keep(spelled, self._forwarded(spelled.decode("latin-1")))
+            if name:
+                found[name] = value.decode("utf-8", "replace")
+        if not found:
+            return request
+        return msgspec.structs.replace(request, parameters={**(request.parameters or {}), **found})
+
+    def _forwarded(self, name: str) -> str:
+        """The parameter of a field; empty if the field is not forwarded."""
+        if self._pattern.search(name) is None or name.endswith("-bin"):
+            return ""
+        if name.lower() in _RESERVED or name.lower().startswith("triton_"):
+            raise InvalidArgument(f"Header '{name}' is reserved for Triton usage and cannot be forwarded.")
+        return name
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarding:
+    """What is forwarded of HTTP requests, and of gRPC calls; None for nothing."""
+
+    http: ForwardPattern | None = None
+    grpc: ForwardPattern | None = None
+
+    @classmethod
+    def of(cls, http: str, grpc: str) -> Forwarding:
+        """Forwards by patterns; empty ones forward nothing. Raises InvalidArgument."""
+        return cls(ForwardPattern(http) if http else None, ForwardPattern(grpc) if grpc else None)
+
+
+NOTHING_FORWARDED = Forwarding()

@@ -1,0 +1,283 @@
+"""What each HTTP route does, for people and for tools that generate clients. A test holds it complete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from backline.dialects.openapi.schemas import (
+    ANYTHING,
+    BINARY,
+    BOOLEAN,
+    INFER_REQUEST,
+    INFER_RESPONSE,
+    OBJECT,
+    STRING,
+    TENSOR,
+    WHOLE,
+    Schema,
+    fields,
+    having,
+    listed,
+)
+
+JSON: Final = "application/json"
+EVENTS: Final = "text/event-stream"
+#: A name of a model, version or label that the server may know.
+NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 255}
+VERSION: Schema = {"anyOf": [NAME, {"type": "integer"}]}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A route for people. `responses` maps media types to schemas; a route without any responds empty.
+
+    `further` has other statuses than 200 under which the same documents are sent, with what each means.
+    """
+
+    tag: str
+    summary: str
+    responses: Mapping[str, Schema] = field(default_factory=dict)
+    request: Mapping[str, Schema] = field(default_factory=dict)
+    needs_body: bool = False
+    query: Mapping[str, Schema] = field(default_factory=dict)
+    further: Mapping[int, str] = field(default_factory=dict)
+
+
+def _json(schema: Schema) -> Mapping[str, Schema]:
+    return {JSON: schema}
+
+
+def read(tag: str, summary: str, schema: Schema, **query: Schema) -> Operation:
+    return Operation(tag, summary, _json(schema), query=query)
+
+
+def change(
+    tag: str, summary: str, request: Schema | None = None, response: Schema | None = None, **query: Schema
+) -> Operation:
+    needs = request is not None and "required" in request
+    return Operation(
+        tag,
+        summary,
+        {} if response is None else _json(response),
+        {} if request is None else _json(request),
+        needs,
+        query,
+    )
+
+
+def both(suffix: str, operation: Operation) -> dict[tuple[str, str], Operation]:
+    """The same operation on a model and on one of its versions."""
+    method, _, end = suffix.partition(" ")
+    return {
+        (method, f"/v2/models/{{}}{end}"): operation,
+        (method, f"/v2/models/{{}}/versions/{{}}{end}"): operation,
+    }
+
+
+_HEALTH = having({"live": BOOLEAN, "ready": BOOLEAN})
+_INDEX = listed(having({"name": STRING}))
+_LABELS = having({"name": STRING, "labels": {"type": "object", "additionalProperties": STRING}})
+_CHANGE = having({"time": {"type": "number"}, "action": STRING, "model": STRING})
+_RECORDING = having({"model": STRING, "state": STRING, "count": WHOLE, "recorded": WHOLE})
+_SETTINGS: Schema = {"type": "object", "additionalProperties": {"type": ["string", "array", "null"]}}
+_LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": 10_000, "default": 100}
+_EMPTY = fields({}, {"parameters": OBJECT})
+_SIZES = {"offset": {"type": "integer", "minimum": 0}, "byte_size": {"type": "integer", "minimum": 0}}
+_MODEL, _SERVER, _REPOSITORY = "Models", "Server", "Repository"
+_CONSOLE = "Console"
+_LABEL, _SETTING, _MEMORY, _INFER = "Versions and labels", "Settings", "Shared memory", "Inference"
+
+_PLAIN = Operation(
+    _INFER,
+    "Run a model on inputs by name; responds with JSON or, by Accept, with one output as a file",
+    {
+        JSON: OBJECT,
+        EVENTS: STRING,
+        "application/x-npy": BINARY,
+        "image/png": BINARY,
+        "audio/wav": BINARY,
+        "text/plain": STRING,
+        "application/octet-stream": BINARY,
+    },
+    {
+        JSON: OBJECT,
+        "multipart/form-data": OBJECT,
+        "application/x-npy": BINARY,
+        "application/octet-stream": BINARY,
+    },
+    True,
+)
+
+#: By method and pattern. Routes with and without a version share an entry.
+OPERATIONS: Mapping[tuple[str, str], Operation] = {
+    ("GET", "/"): Operation(
+        _CONSOLE,
+        "The console for browsers; for other clients the routes",
+        {JSON: OBJECT, "text/html": STRING},
+    ),
+    ("GET", "/console"): Operation(_CONSOLE, "The console", {"text/html": STRING}),
+    ("GET", "/console/{}"): Operation(
+        _CONSOLE,
+        "A file of the console",
+        {"text/html": STRING, "text/css": STRING, "text/javascript": STRING, "image/svg+xml": STRING},
+    ),
+    ("GET", "/v2/access"): read(
+        _SERVER, "What the caller may do", having({"name": STRING, "grants": listed(OBJECT)})
+    ),
+    ("GET", "/v2/activity"): Operation(
+        _SERVER,
+        "Counters of all models; as server-sent events, what has changed each second",
+        {JSON: OBJECT, EVENTS: STRING},
+    ),
+    ("GET", "/v2/traces"): Operation(
+        _SERVER,
+        "The course of the last requests; as server-sent events, of each as it ends",
+        {JSON: OBJECT, EVENTS: STRING},
+    ),
+    ("GET", "/v2/graph"): read(_MODEL, "Which models call which", having({"models": listed(OBJECT)})),
+    ("GET", "/openapi.json"): read(_SERVER, "This document", OBJECT),
+    ("GET", "/metrics"): Operation(_SERVER, "Metrics for Prometheus", {"text/plain": STRING}),
+    ("GET", "/v2"): read(
+        _SERVER, "Name, version and extensions", having({"name": STRING, "version": STRING})
+    ),
+    ("GET", "/v2/health/live"): read(_SERVER, "Whether the process responds", _HEALTH),
+    ("GET", "/v2/health/ready"): Operation(
+        _SERVER, "Whether every model is ready", _json(_HEALTH), further={503: "Not ready", 400: "Not ready"}
+    ),
+    ("GET", "/v2/models"): read(
+        _MODEL,
+        "The models and the state of each version",
+        having({"models": listed(STRING), "versions": listed(OBJECT)}),
+    ),
+    ("GET", "/v2/models/stats"): read(
+        _MODEL, "Counters of all models", having({"model_stats": listed(OBJECT)})
+    ),
+    **both(
+        "GET ",
+        read(_MODEL, "Inputs, outputs and versions", having({"name": STRING, "inputs": listed(TENSOR)})),
+    ),
+    **both("GET /config", read(_MODEL, "The complete configuration", having({"name": STRING}))),
+    **both("GET /stats", read(_MODEL, "Counters", having({"model_stats": listed(OBJECT)}))),
+    **both("GET /openapi.json", read(_MODEL, "An OpenAPI document of the model alone", OBJECT)),
+    **both(
+        "GET /ready",
+        Operation(
+            _MODEL,
+            "Whether the model takes requests",
+            _json(OBJECT),
+            further={503: "Not ready", 400: "Not ready"},
+        ),
+    ),
+    ("POST", "/models/{}"): _PLAIN,
+    ("POST", "/models/{}/versions/{}"): _PLAIN,
+    **both(
+        "POST /infer",
+        Operation(
+            _INFER,
+            "Run a model (Open Inference Protocol)",
+            {JSON: INFER_RESPONSE, "application/octet-stream": BINARY},
+            {JSON: INFER_REQUEST},
+            True,
+        ),
+    ),
+    **both(
+        "POST /infer_stream",
+        Operation(
+            _INFER,
+            "Run a model; a server-sent event per response",
+            {EVENTS: STRING},
+            {JSON: INFER_REQUEST},
+            True,
+        ),
+    ),
+    **both(
+        "POST /generate",
+        Operation(_INFER, "Run a model (generate extension)", _json(OBJECT), _json(OBJECT), True),
+    ),
+    **both(
+        "POST /generate_stream",
+        Operation(
+            _INFER,
+            "Run a model (generate extension); a server-sent event per response",
+            {EVENTS: STRING},
+            _json(OBJECT),
+            True,
+        ),
+    ),
+    ("GET", "/v2/repository/index"): read(_REPOSITORY, "All versions with state and reason", _INDEX),
+    ("POST", "/v2/repository/index"): change(
+        _REPOSITORY, "All versions with state and reason", fields({}, {"ready": BOOLEAN}), _INDEX
+    ),
+    ("GET", "/v2/repository/{}/index"): read(_REPOSITORY, "Not supported", ANYTHING),
+    ("POST", "/v2/repository/{}/index"): change(_REPOSITORY, "Not supported"),
+    ("POST", "/v2/repository/{}/models/{}/load"): change(_REPOSITORY, "Not supported"),
+    ("POST", "/v2/repository/{}/models/{}/unload"): change(_REPOSITORY, "Not supported"),
+    ("POST", "/v2/repository/models/{}/load"): change(
+        _REPOSITORY, "Load the versions that the model's policy selects", _EMPTY
+    ),
+    ("POST", "/v2/repository/models/{}/versions/{}/load"): change(_REPOSITORY, "Load one version", _EMPTY),
+    ("POST", "/v2/repository/models/{}/unload"): change(_REPOSITORY, "Unload a model", _EMPTY),
+    ("POST", "/v2/repository/models/{}/versions/{}/unload"): change(
+        _REPOSITORY, "Unload one version", _EMPTY
+    ),
+    ("POST", "/v2/repository/refresh"): change(_REPOSITORY, "Scan the repositories now"),
+    ("GET", "/v2/repository/history"): read(
+        _REPOSITORY, "The last changes", having({"changes": listed(_CHANGE)}), model=STRING, limit=_LIMIT
+    ),
+    ("GET", "/v2/audit"): read(
+        _REPOSITORY,
+        "The last entries of the audit log",
+        having({"entries": listed(having({"time": {"type": "number"}}))}),
+        limit=_LIMIT,
+        after={"type": "number"},
+    ),
+    ("GET", "/v2/models/{}/labels"): read(_LABEL, "The labels and their versions", _LABELS),
+    ("PUT", "/v2/models/{}/labels/{}"): change(
+        _LABEL, "Point a label to a version", fields({"version": VERSION}, {"expected": VERSION}), OBJECT
+    ),
+    ("DELETE", "/v2/models/{}/labels/{}"): change(_LABEL, "Remove a label", None, OBJECT, expected=STRING),
+    ("POST", "/v2/models/{}/promote"): change(
+        _LABEL, "Make a version the stable one", fields({"version": VERSION}, {"expected": VERSION}), OBJECT
+    ),
+    ("POST", "/v2/models/{}/rollback"): change(
+        _LABEL, "Undo the last move of a label", fields({}, {"label": NAME}), OBJECT
+    ),
+    ("GET", "/v2/logging"): read(_SETTING, "The settings of the log", OBJECT),
+    ("POST", "/v2/logging"): change(_SETTING, "Change settings of the log", OBJECT, OBJECT),
+    ("GET", "/v2/trace/setting"): read(_SETTING, "The trace settings", OBJECT),
+    ("POST", "/v2/trace/setting"): change(_SETTING, "Change trace settings", _SETTINGS, OBJECT),
+    ("GET", "/v2/models/{}/trace/setting"): read(_SETTING, "The trace settings of a model", OBJECT),
+    ("POST", "/v2/models/{}/trace/setting"): change(
+        _SETTING, "Change trace settings of a model", _SETTINGS, OBJECT
+    ),
+    ("GET", "/v2/models/{}/record"): read(_SETTING, "The progress of a recording", _RECORDING),
+    ("DELETE", "/v2/models/{}/record"): change(_SETTING, "End a recording", None, _RECORDING),
+    **{
+        ("POST", f"/v2/models/{{}}{version}/record"): change(
+            _SETTING,
+            "Record the next requests for the model's warm-up",
+            fields(
+                {},
+                {"count": {"type": "integer", "minimum": 1}, "max_bytes": {"type": "integer", "minimum": 1}},
+            ),
+            _RECORDING,
+        )
+        for version in ("", "/versions/{}")
+    },
+    **{
+        (method, f"/v2/{kind}sharedmemory{end}"): operation
+        for kind in ("system", "cuda")
+        for method, end, operation in (
+            ("GET", "/status", read(_MEMORY, "All regions", listed(OBJECT))),
+            ("GET", "/region/{}/status", read(_MEMORY, "A region", listed(OBJECT))),
+            ("POST", "/unregister", change(_MEMORY, "Forget all regions")),
+            ("POST", "/region/{}/unregister", change(_MEMORY, "Forget a region")),
+        )
+    },
+    ("POST", "/v2/systemsharedmemory/region/{}/register"): change(
+        _MEMORY, "Register a region", fields({"key": STRING, "byte_size": _SIZES["byte_size"]}, _SIZES)
+    ),
+    ("POST", "/v2/cudasharedmemory/region/{}/register"): change(_MEMORY, "Register a region", OBJECT),
+}

@@ -1,0 +1,1 @@
+"""Plain HTTP for people: inputs by name as JSON, files or a raw body; outputs as JSON or as a file."""

@@ -1,0 +1,231 @@
+"""The forms of a response: JSON with all outputs, or one output as an array, image, sound or text."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+
+import numpy as np
+
+from backline.dialects.plain.values import widened
+from backline.engine.errors import InvalidArgument, NotAcceptable
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.tensor import Tensor
+
+JSON, EVENTS = "application/json", "text/event-stream"
+NPY, PNG, WAV, TEXT, BINARY = (
+    "application/x-npy",
+    "image/png",
+    "audio/wav",
+    "text/plain",
+    "application/octet-stream",
+)
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+#: The parameters of Accept that choose the output, and the sample rate of a sound.
+OUTPUT, RATE = "output", "rate"
+_MAX_ACCEPT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A media type, with the parameters that the client gave it."""
+
+    kind: str = JSON
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+def accepted(field: bytes) -> Form:
+    """The form that an Accept field prefers (RFC 9110, section 12.5.1); JSON if it has no preference.
+
+    Raises NotAcceptable if no form is acceptable.
+    """
+    if not field or field == b"*/*":
+        return Form()
+    best: tuple[float, Form] | None = None
+    for entry in field[:_MAX_ACCEPT].decode("latin-1").split(","):
+        kind, *given = (part.strip() for part in entry.split(";"))
+        parameters = {
+            name.strip().lower(): value.strip().strip('"')
+            for name, _, value in (part.partition("=") for part in given)
+        }
+        try:
+            quality = float(parameters.pop("q", "1"))
+        except ValueError:
+            quality = 0.0
+        match = next((form for form in FORMS if _matches(kind.lower(), form)), None)
+        if match is not None and quality > 0 and (best is None or quality > best[0]):
+            best = quality, Form(match, parameters)
+    if best is None:
+        raise NotAcceptable(
+            f"Accept '{field[:100].decode('latin-1')}' allows none of the forms that a response can have:"
+            f" {', '.join(FORMS)}"
+        )
+    return best[1]
+
+
+def _matches(wanted: str, form: str) -> bool:
+    wanted = {"audio/x-wav": WAV, "audio/wave": WAV, "application/npy": NPY}.get(wanted, wanted)
+    return wanted in ("*/*", form) or (wanted.endswith("/*") and form.startswith(wanted[:-1]))
+
+
+def read_npy(name: str, body: bytes) -> np.ndarray:
+    """The array in a .npy file, as a view. Raises InvalidArgument; a file with Python objects is refused."""
+    stream = BytesIO(body[:65536])
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, columns, dtype = read(stream)
+    except (ValueError, KeyError) as error:
+        raise InvalidArgument(f"the .npy file for input '{name}' is malformed: {error}") from None
+    if dtype.hasobject or dtype.names:
+        raise InvalidArgument(f"the .npy file for input '{name}' holds Python objects; save numbers or bytes")
+    count = 1
+    for dimension in shape:
+        count *= dimension
+    data = memoryview(body)[stream.tell() :]
+    if min(shape, default=0) < 0 or count * dtype.itemsize != len(data):
+        raise InvalidArgument(
+            f"the .npy file for input '{name}' has {len(data)} bytes of data, which do not fit its shape"
+            f" {list(shape)} of {dtype}"
+        )
+    array = np.frombuffer(data, dtype, count) if count and dtype.itemsize else np.empty(count, dtype)
+    return array.reshape(shape, order="F" if columns else "C")
+
+
+def write_npy(tensor: Tensor, _: Form) -> bytes:
+    data = tensor.data
+    if tensor.datatype is DataType.BYTES:
+        data = data.astype("S") if data.size else data.astype("S1")
+    elif tensor.datatype is DataType.BF16:
+        data = widened(data)
+    stream = BytesIO()
+    np.lib.format.write_array(stream, np.asarray(data), allow_pickle=False)
+    return stream.getvalue()
+
+
+def write_png(tensor: Tensor, _: Form) -> bytes:
+    """A PNG (ISO 15948) of UINT8 in height, width and colours (1, 3 or 4); one that is finished already."""
+    if tensor.datatype is DataType.BYTES:
+        element = _only(tensor)
+        if not element.startswith(_PNG_SIGNATURE):
+            raise _cannot(tensor, PNG, "its bytes are not a PNG")
+        return element
+    data = _without_batch(tensor, 3)
+    if data.ndim == 2:
+        data = data[:, :, None]
+    colour = {1: 0, 3: 2, 4: 6}.get(data.shape[2]) if data.ndim == 3 else None
+    if tensor.datatype is not DataType.UINT8 or colour is None or not data.size:
+        raise _cannot(tensor, PNG, "an image is UINT8 of shape [height, width], or with 1, 3 or 4 colours")
+    height, width, channels = data.shape
+    rows = np.zeros((height, 1 + width * channels), np.uint8)  # each row begins with its filter: none
+    rows[:, 1:] = data.reshape(height, -1)
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 6)), (b"IEND", b""))
+    return _PNG_SIGNATURE + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
+
+
+def write_wav(tensor: Tensor, form: Form) -> bytes:
+    """A WAV of samples, INT16 or FP32, in shape [frames] or [frames, channels]."""
+    if tensor.datatype is DataType.BYTES:
+        element = _only(tensor)
+        if not (element.startswith(b"RIFF") and element[8:12] == b"WAVE"):
+            raise _cannot(tensor, WAV, "its bytes are not a WAV file")
+        return element
+    data = _without_batch(tensor, 2)
+    kinds = {DataType.INT16: (1, 2), DataType.FP32: (3, 4)}
+    if tensor.datatype not in kinds or data.ndim not in (1, 2) or (data.ndim == 2 and data.shape[1] > 8):
+        raise _cannot(tensor, WAV, "a sound is INT16 or FP32 of shape [frames] or [frames, channels]")
+    rate = form.parameters.get(RATE, "")
+    if not (rate.isascii() and rate.isdigit() and 1 <= int(rate[:9]) <= 768_000):
+        raise NotAcceptable(
+            "a sound needs a sample rate: send Accept: audio/wav; rate=44100, with the rate of the model's"
+            " output"
+        )
+    code, width = kinds[tensor.datatype]
+    channels = data.shape[1] if data.ndim == 2 else 1
+    samples = np.ascontiguousarray(data).tobytes()
+    block = channels * width
+    description = struct.pack("<HHIIHH", code, channels, int(rate), int(rate) * block, block, width * 8)
+    chunks = b"fmt " + struct.pack("<I", 16) + description + b"data" + struct.pack("<I", len(samples))
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks) + len(samples)) + b"WAVE" + chunks + samples
+
+
+def write_text(tensor: Tensor, _: Form) -> bytes:
+    if tensor.datatype is not DataType.BYTES:
+        raise _cannot(tensor, TEXT, "only BYTES are text")
+    return b"\n".join(_element(element) for element in tensor.data.reshape(-1).tolist())
+
+
+def write_binary(tensor: Tensor, _: Form) -> bytes:
+    """The only element of BYTES, or the numbers in row-major little-endian order."""
+    if tensor.datatype is DataType.BYTES:
+        return _only(tensor)
+    return np.ascontiguousarray(tensor.data).tobytes()
+
+
+#: The forms of a response, in order of preference. JSON and events hold all outputs, the others one.
+WRITERS: Mapping[str, Callable[[Tensor, Form], bytes]] = {
+    NPY: write_npy,
+    PNG: write_png,
+    WAV: write_wav,
+    TEXT: write_text,
+    BINARY: write_binary,
+}
+FORMS = (JSON, EVENTS, *WRITERS)
+
+
+def choose_output(outputs: list[Tensor], form: Form) -> Tensor:
+    """The output to send, for a form that holds one.
+
+    Raises NotAcceptable if there are several, InvalidArgument for an unknown name.
+    """
+    names = [tensor.name for tensor in outputs]
+    wanted = form.parameters.get(OUTPUT)
+    if wanted is not None:
+        if wanted not in names:
+            raise InvalidArgument(
+                f"Accept asks for output '{wanted[:64]}', expected one of {', '.join(names)}"
+            )
+        return outputs[names.index(wanted)]
+    if len(outputs) != 1:
+        raise NotAcceptable(
+            f"{form.kind} holds one output, and the model has {len(outputs)}; choose one:"
+            f" Accept: {form.kind}; output={names[0] if names else 'NAME'}"
+        )
+    return outputs[0]
+
+
+def _without_batch(tensor: Tensor, rank: int) -> np.ndarray:
+    """The data, without the leading dimensions of 1 that an image or sound does not have."""
+    data = tensor.data
+    while data.ndim > 1 and data.shape[0] == 1 and (data.ndim > rank or rank == 2):
+        data = data[0]
+    return data
+
+
+def _only(tensor: Tensor) -> bytes:
+    if tensor.data.size != 1:
+        raise NotAcceptable(
+            f"output '{tensor.name}' has {tensor.data.size} elements; only one can be sent as it is"
+        )
+    return _element(tensor.data.reshape(-1)[0])
+
+
+def _element(element: object) -> bytes:
+    return element if isinstance(element, bytes) else str(element).encode()
+
+
+def _cannot(tensor: Tensor, kind: str, why: str) -> NotAcceptable:
+    shape = list(tensor.shape)
+    return NotAcceptable(
+        f"output '{tensor.name}', {tensor.datatype.name}{shape}, cannot be sent as {kind}: {why}"
+    )

@@ -1,0 +1,260 @@
+"""Reads a plain request: JSON by the names of inputs, a form with a part per input, or a raw body."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from backline.dialects.json_scan import check_keys
+from backline.dialects.off_loop import LARGE, PIECE, LargeRequest
+from backline.dialects.plain.media import BINARY, NPY, Form, accepted, read_npy
+from backline.dialects.plain.multipart import Part, media_type, read_multipart
+from backline.dialects.plain.values import bytes_tensor, tensor_of
+from backline.engine.engine import Engine
+from backline.engine.errors import InvalidArgument, PayloadTooLarge, UnsupportedMediaType
+from backline.engine.model import Model
+from backline.engine.spelling import nearest
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, InferResponse, Parameter
+from backline.engine.values.signature import TensorSpec
+from backline.engine.values.tensor import Buffer, Tensor, decode_tensor, element_count
+
+#: The most bytes of a JSON body: decoded, its numbers take up to ten times as much memory.
+MAX_JSON = 8 << 20
+REQUEST_ID = b"x-request-id"
+_MAX_ID = 256
+PARAMETERS = "parameters"
+_FORMS = frozenset(("", "application/json", "application/x-www-form-urlencoded"))
+
+
+@dataclass(slots=True, eq=False)
+class PlainPlan:
+    """How to run a request and write its response; see RequestPlan.
+
+    `json_outputs` have JSON texts as elements. With `unbatched`, the request left out the batch dimension, so
+    the response does too.
+    """
+
+    form: Form
+    unbatched: bool
+    json_outputs: frozenset[str]
+    parameters: dict[str, Parameter] | None
+
+    def request(
+        self, model: str, version: str, id: str, inputs: dict[str, Tensor], deadline: float | None
+    ) -> InferRequest:
+        return InferRequest(model, inputs, version, id, None, self.parameters, deadline=deadline)
+
+    def is_large(self, response: InferResponse) -> bool:
+        return any(tensor.data.size > PIECE for tensor in response.outputs)
+
+    def release(self) -> None:
+        """Does nothing: a plan holds no resources."""
+
+
+class PlainReader:
+    """Reads requests; `read` is a ReadRequest."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def read(
+        self, body: Buffer, headers: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
+    ) -> tuple[PlainPlan, str, dict[str, Tensor]]:
+        served = self._engine.find_ready(model, version)
+        if on_loop and len(body) > LARGE:
+            raise LargeRequest
+        form = accepted(headers.get(b"accept", b""))
+        kind, attributes = media_type(headers.get(b"content-type", b""))
+        parameters: dict[str, Parameter] = {}
+        if kind == "multipart/form-data":
+            given = _of_form(served, read_multipart(body, attributes.get("boundary", "")), parameters)
+        elif kind in _FORMS:
+            given = _of_json(served, body, parameters)
+        else:
+            spec = _only_input(served, kind)
+            given = {spec.name: _of_body(spec, kind, bytes(body), served)}
+        inputs, unbatched = _fitted(served, given)
+        outputs = served.signature.outputs
+        plan = PlainPlan(
+            form, unbatched, frozenset(spec.name for spec in outputs if spec.json), parameters or None
+        )
+        return plan, headers.get(REQUEST_ID, b"")[:_MAX_ID].decode("latin-1"), inputs
+
+
+def _of_json(model: Model, body: Buffer, parameters: dict[str, Parameter]) -> dict[str, Tensor]:
+    if len(body) > MAX_JSON:
+        raise PayloadTooLarge(
+            f"the JSON has {len(body)} bytes, more than the {MAX_JSON} allowed here; send large"
+            " tensors as .npy (Content-Type: application/x-npy), or as binary data to the route infer"
+        )
+    if len(body) > LARGE:
+        check_keys(body)
+    specs = {spec.name: spec for spec in model.signature.inputs}
+    try:
+        document = msgspec.json.decode(body or b"{}")
+    except RecursionError:
+        raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"failed to parse the request JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise InvalidArgument(
+            f"the request JSON is not an object; send the inputs by name, such as {_example(model)}"
+        )
+    given = {}
+    for name, value in document.items():
+        if name in specs:
+            given[name] = tensor_of(specs[name], value)
+        elif name == PARAMETERS:
+            parameters.update(_parameters(value))
+        else:
+            raise _unknown(model, name)
+    return given
+
+
+def _parameters(value: Any) -> dict[str, Parameter]:
+    if not isinstance(value, dict) or not all(isinstance(one, str | int | float) for one in value.values()):
+        raise InvalidArgument("'parameters' must be an object of strings, numbers, true and false")
+    for name, one in value.items():
+        if isinstance(one, int) and not -(2**63) <= one < 2**63:
+            raise InvalidArgument(f"parameter '{name[:64]}' does not fit into 64 bits")
+    return value
+
+
+def _of_form(model: Model, parts: list[Part], parameters: dict[str, Parameter]) -> dict[str, Tensor]:
+    specs = {spec.name: spec for spec in model.signature.inputs}
+    given: dict[str, Tensor] = {}
+    for part in parts:
+        if part.name == PARAMETERS and PARAMETERS not in specs:
+            parameters.update(_parameters(_json_of(part.name, part.body)))
+            continue
+        spec = specs.get(part.name)
+        if spec is None:
+            raise _unknown(model, part.name)
+        if part.name in given:
+            raise InvalidArgument(f"the form has input '{part.name}' more than once")
+        kind = part.content_type
+        if part.filename.lower().endswith(".npy"):
+            kind = NPY
+        if kind == "application/json" or (not kind and not part.filename and not _is_text(spec)):
+            given[part.name] = tensor_of(spec, _json_of(part.name, part.body))
+        else:
+            given[part.name] = _of_body(spec, kind or BINARY, part.body, model)
+    return given
+
+
+def _is_text(spec: TensorSpec) -> bool:
+    return spec.datatype is DataType.BYTES and not spec.json
+
+
+def _json_of(name: str, text: bytes) -> Any:
+    if len(text) > MAX_JSON:
+        raise PayloadTooLarge(
+            f"the JSON of '{name}' has {len(text)} bytes, more than the {MAX_JSON} allowed here"
+        )
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidArgument(f"the part '{name}' of the form is not JSON: {error}") from None
+
+
+def _of_body(spec: TensorSpec, kind: str, body: bytes, model: Model) -> Tensor:
+    """The tensor in a file or raw body of a media type."""
+    if kind in (NPY, "application/npy"):
+        return _of_npy(spec, body)
+    if spec.datatype is DataType.BYTES:
+        return bytes_tensor(spec, body)
+    if kind != BINARY:
+        raise UnsupportedMediaType(
+            f"input '{spec.name}' takes {spec.datatype.name} numbers, which cannot be read from"
+            f" '{kind[:64]}'; send JSON, {NPY}, or the numbers themselves as {BINARY}"
+        )
+    return decode_tensor(spec.name, spec.datatype, _shape_for(spec, len(body), model), body)
+
+
+def _of_npy(spec: TensorSpec, body: bytes) -> Tensor:
+    array = read_npy(spec.name, body)
+    if spec.datatype is DataType.BYTES:
+        if array.dtype.kind not in "SU":
+            raise InvalidArgument(
+                f"the .npy file for input '{spec.name}' holds numbers; the input takes BYTES"
+            )
+        elements = np.empty(array.size, np.object_)
+        elements[:] = [
+            text.encode() if isinstance(text, str) else text for text in array.reshape(-1).tolist()
+        ]
+        return Tensor(spec.name, spec.datatype, array.shape, elements.reshape(array.shape))
+    wanted = spec.datatype.dtype
+    if array.dtype.newbyteorder("=") != wanted:
+        raise InvalidArgument(
+            f"the .npy file for input '{spec.name}' holds {array.dtype}, but the input takes {wanted}"
+        )
+    return Tensor(spec.name, spec.datatype, array.shape, np.ascontiguousarray(array, wanted))
+
+
+def _shape_for(spec: TensorSpec, size: int, model: Model) -> tuple[int, ...]:
+    """The shape of raw numbers. One variable dimension takes what is left; a batch then has one item."""
+    dimensions = list(spec.shape)
+    if model.max_batch_size and dimensions and dimensions.count(-1) > 1:
+        dimensions[0] = 1
+    if dimensions.count(-1) > 1:
+        raise InvalidArgument(
+            f"the shape {dimensions} of input '{spec.name}' does not follow from the size of a raw"
+            f" body; send JSON or {NPY}"
+        )
+    if -1 in dimensions:
+        known = element_count([dim for dim in dimensions if dim >= 0]) * spec.datatype.itemsize
+        if not known or size % known:
+            raise InvalidArgument(
+                f"input '{spec.name}' has {size} bytes, which is not a multiple of {known}:"
+                f" {spec.datatype.name}{dimensions}"
+            )
+        dimensions[dimensions.index(-1)] = size // known
+    return tuple(dimensions)
+
+
+def _fitted(model: Model, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """The inputs in the model's ranks, and whether the batch dimension was added to all that have more.
+
+    A value without dimensions stands for the only element of any shape.
+    """
+    specs = {spec.name: spec for spec in model.signature.inputs}
+    inputs, added, kept = {}, False, False
+    for name, tensor in given.items():
+        rank, shape = len(specs[name].shape), tensor.shape
+        if not shape and rank:
+            shape = (1,) * rank
+            added = added or bool(model.max_batch_size)
+        elif model.max_batch_size and len(shape) == rank - 1:
+            shape, added = (1, *shape), True
+        else:
+            kept = True
+        inputs[name] = Tensor(name, tensor.datatype, shape, tensor.data.reshape(shape))
+    return inputs, added and not kept
+
+
+def _only_input(model: Model, kind: str) -> TensorSpec:
+    inputs = model.signature.inputs
+    required = [spec for spec in inputs if not spec.optional] or list(inputs)
+    if len(required) == 1:
+        return required[0]
+    names = ", ".join(spec.name for spec in inputs) or "none"
+    raise UnsupportedMediaType(
+        f"a body of type '{kind[:64]}' is for a model with one input, and this one has {len(required)}"
+        f" ({names}); send JSON, or a form with a part for each"
+    )
+
+
+def _unknown(model: Model, name: str) -> InvalidArgument:
+    names = [spec.name for spec in model.signature.inputs]
+    near = nearest(name, names)
+    hint = f"did you mean '{near[0]}'?" if near else f"expected {', '.join(names) or 'no inputs'}"
+    return InvalidArgument(f"'{name[:64]}' is not an input of model '{model.name}': {hint}")
+
+
+def _example(model: Model) -> str:
+    return "{" + ", ".join(f'"{spec.name}": ...' for spec in model.signature.inputs[:3]) + "}"

@@ -1,0 +1,110 @@
+"""Plain HTTP for people: POST /models/{model} runs a model on inputs by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from urllib.parse import quote
+
+import msgspec
+
+from backline.access.scope import Scope
+from backline.dialects.deferred import DeferredAnswers
+from backline.dialects.event_stream import EventStreams
+from backline.dialects.exchange import HTTP, HttpBody, RequestIntake, UnaryInference, deadline_of
+from backline.dialects.off_loop import OffLoop
+from backline.dialects.plain.media import EVENTS, JSON, TEXT, WRITERS, accepted, choose_output
+from backline.dialects.plain.reader import PlainPlan, PlainReader
+from backline.dialects.plain.values import value_of
+from backline.dialects.router import Router
+from backline.engine.engine import Engine
+from backline.engine.errors import NotAcceptable
+from backline.engine.model import Model
+from backline.engine.tracing import Trace
+from backline.engine.values.messages import InferRequest, InferResponse
+from backline.engine.values.tensor import Tensor
+from backline.wire.application import HttpRequest
+
+_STREAMS = "the model has any number of responses; ask for them with Accept: text/event-stream"
+_encode = msgspec.json.Encoder().encode
+
+
+class PlainService:
+    """Registers the routes. A decoupled model's responses are a stream of events."""
+
+    def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
+        self._engine = engine
+        self._deferred = deferred
+        off_loop = OffLoop()
+        self._streams = EventStreams(off_loop)
+        read = PlainReader(engine).read
+        self._take_one = UnaryInference(engine, HTTP, read, write_plain, off_loop, decoupled=_STREAMS).take
+        self._take_stream = RequestIntake(engine, HTTP, read, self._stream, off_loop).take
+
+    def add_routes(self, router: Router) -> None:
+        router.add(Scope.INFER, "POST", "/models/{}", self._run, "")
+        router.add(Scope.INFER, "POST", "/models/{}/versions/{}", self._run)
+
+    def _run(self, model: str, version: str, request: HttpRequest) -> None:
+        def known() -> None:
+            streams = _wants_events(request.headers, self._engine.find_ready(model, version))
+            take = self._take_stream if streams else self._take_one
+            take(request, request.body, request.headers, model, version, deadline_of(request.headers))
+
+        self._deferred.when_known(model, version, request, known)
+
+    def _stream(
+        self,
+        request: HttpRequest,
+        deadline: float | None,
+        trace: Trace | None,
+        asked: InferRequest,
+        plan: PlainPlan,
+    ) -> None:
+        admit = None if request.identity is None else request.identity.follow
+        responses = self._engine.stream(asked, deadline, trace=trace, admit=admit)
+        self._streams.answer(request, asked.model_name, responses, partial(_document, plan))
+
+
+def _wants_events(headers: Mapping[bytes, bytes], model: Model) -> bool:
+    """Whether to send events. Raises NotAcceptable if a decoupled model would have to send one response."""
+    field = headers.get(b"accept", b"")
+    if b"event-stream" in field and accepted(field).kind == EVENTS:
+        return True
+    if model.decoupled and field not in (b"", b"*/*"):
+        raise NotAcceptable(_STREAMS)
+    return model.decoupled
+
+
+def write_plain(plan: PlainPlan, response: InferResponse) -> HttpBody:
+    """The response in the form that the client accepts.
+
+    Raises NotAcceptable if the outputs have no such form.
+    """
+    version = (b"backline-model-version", quote(response.model_version).encode())
+    form = plan.form
+    write = WRITERS.get(form.kind)
+    if write is None:
+        return ((b"content-type", JSON.encode()), version), [_document(plan, response)]
+    kind = f"{form.kind}; charset=utf-8" if form.kind == TEXT else form.kind
+    return ((b"content-type", kind.encode()), version), [
+        write(choose_output(_shaped(plan, response), form), form)
+    ]
+
+
+def _document(plan: PlainPlan, response: InferResponse) -> bytes:
+    """The outputs by name as JSON."""
+    outputs = _shaped(plan, response)
+    return _encode({one.name: value_of(one, json=one.name in plan.json_outputs) for one in outputs})
+
+
+def _shaped(plan: PlainPlan, response: InferResponse) -> list[Tensor]:
+    """The outputs, without the batch dimension if the request had none."""
+    if not plan.unbatched:
+        return response.outputs
+    return [
+        Tensor(one.name, one.datatype, one.shape[1:], one.data.reshape(one.shape[1:]))
+        if one.shape and one.shape[0] == 1
+        else one
+        for one in response.outputs
+    ]

@@ -1,0 +1,186 @@
+"""The remote lane: instances that send requests to other servers."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic, monotonic_ns
+from typing import ClassVar
+
+from backline.backends.backend import RemoteModel
+from backline.client.balanced_transport import BalancedTransport
+from backline.client.errors import ConnectionFailed, PermissionDenied, ProtocolError
+from backline.client.transport import InferCall
+from backline.engine.errors import BacklineError, Cancelled, Internal, Unavailable
+from backline.engine.statistics import ResponseStatistics
+from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferRequest, InferResponse, Parameter
+from backline.workers.batch import Batch
+from backline.workers.instance import Finished, Instance
+
+
+class RemoteLane:
+    """The instances of one version that other servers serve. Each has one request in flight.
+
+    Requests are not batched here, as the other servers do that. Lives on the event loop, except `close`.
+    `responses` is set for a decoupled model. `time_limit` is in seconds, for requests without a deadline.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        remote: RemoteModel,
+        transport: BalancedTransport,
+        outputs: tuple[str, ...],
+        *,
+        time_limit: float,
+        responses: ResponseStatistics | None,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.responses = responses
+        self._remote = remote
+        self._transport = transport
+        self._outputs = outputs
+        self._time_limit = time_limit
+        self._loop = asyncio.get_running_loop()
+        self._opening: asyncio.Task[None] | None = None
+        self.instances: tuple[Instance, ...] = tuple(
+            RemoteInstance(self) for _ in range(remote.max_in_flight)
+        )
+
+    async def _open(self) -> BalancedTransport:
+        if self._opening is None:
+            self._opening = self._loop.create_task(self._transport.open())
+        try:
+            await asyncio.shield(self._opening)
+        except BacklineError:
+            self._opening = None  # the name of the servers may be known later
+            raise
+        return self._transport
+
+    async def infer(self, ticket: Ticket) -> InferResponse:
+        """The response of one of the servers. Raises BacklineError."""
+        request = ticket.request
+        answer = await (await self._open()).infer(self._call(ticket))
+        wanted = request.outputs or self._outputs
+        known = {output.name: output for output in answer.outputs}
+        missing = [name for name in wanted if name not in known]
+        if missing:
+            raise Internal(
+                f"{self._remote.urls} answered without the output '{missing[0]}' of model"
+                f" '{self._remote.model}': do all servers serve the same version?"
+            )
+        return InferResponse(
+            self.name, self.version, request.id, [known[name] for name in wanted], answer.parameters
+        )
+
+    async def stream(self, ticket: Ticket) -> None:
+        """Passes the responses of one of the servers on, as fast as the caller takes them."""
+        request, flow, responses = ticket.request, ticket.flow, self.responses
+        assert responses is not None, "the model is decoupled"
+        resumed = asyncio.Event()
+
+        def resume() -> None:
+            resumed.set()
+
+        if flow is not None:
+            flow.on_resume = resume
+        index, began = 0, monotonic_ns()
+        stream = (await self._open()).stream(self._call(ticket))
+        try:
+            async for answer in stream:
+                now = monotonic_ns()
+                empty = not answer.outputs
+                responses.succeeded(index, request.arrived_ns, began, now, now, empty=empty)
+                index, began = index + 1, now
+                ticket.respond(
+                    InferResponse(self.name, self.version, request.id, answer.outputs, answer.parameters)
+                )
+                while flow is not None and flow.paused:
+                    resumed.clear()
+                    await resumed.wait()
+        except BaseException as error:
+            count = responses.failed if isinstance(error, BacklineError) else responses.cancelled
+            count(index, began, monotonic_ns())
+            raise
+        finally:
+            if flow is not None:
+                flow.on_resume = None
+            await stream.aclose()
+
+    def _call(self, ticket: Ticket) -> InferCall:
+        request = ticket.request
+        deadline = ticket.waits_until
+        left = self._time_limit if deadline is None else max(deadline - monotonic(), 0.001)
+        return InferCall(
+            self._remote.model,
+            tuple(request.inputs.values()),
+            self._remote.version,
+            request.id,
+            request.outputs or self._outputs,
+            _parameters(request),
+            min(left, self._time_limit),
+        )
+
+    def explain(self, error: BaseException) -> BacklineError:
+        """The error for the caller, who does not know of the other servers."""
+        where = f"model '{self.name}' is served by {self._remote.urls}"
+        if isinstance(error, asyncio.CancelledError):
+            return Cancelled(f"the request to model '{self.name}' was cancelled")
+        if isinstance(error, ConnectionFailed):
+            return Unavailable(f"{where}: {error.message}", error.retry_after)
+        if isinstance(error, (PermissionDenied, ProtocolError)):
+            return Internal(f"{where}: {error.message}")
+        return error if isinstance(error, BacklineError) else Internal(f"{where}: {error!r}")
+
+    def run(self, instance: Instance, batch: Batch, finished: Finished) -> None:
+        """Starts to send the batch's only request."""
+        task = self._loop.create_task(self._run(instance, batch, finished))
+        batch.on_abandon = task.cancel
+
+    async def _run(self, instance: Instance, batch: Batch, finished: Finished) -> None:
+        ticket = batch.tickets[0]
+        batch.gathered_ns = monotonic_ns()
+        batch.executed = True
+        try:
+            if self.responses is None:
+                batch.outcomes = [await self.infer(ticket)]
+            else:
+                await self.stream(ticket)
+                batch.outcomes = [None]
+        except (Exception, asyncio.CancelledError) as error:
+            batch.outcomes = [self.explain(error)]
+        batch.on_abandon = None
+        batch.ran_ns = batch.ended_ns = monotonic_ns()
+        finished(instance, batch)
+
+    async def close(self) -> None:
+        """Closes the connections to the servers."""
+        await self._transport.close()
+
+
+class RemoteInstance:
+    """Sends one request at a time to one of the servers."""
+
+    off_loop: ClassVar[bool] = True
+
+    def __init__(self, lane: RemoteLane) -> None:
+        self._lane = lane
+
+    def run(self, batch: Batch, finished: Finished) -> None:
+        self._lane.run(self, batch, finished)
+
+    def close(self) -> None:
+        """Does nothing: the connections belong to the lane."""
+
+
+def _parameters(request: InferRequest) -> dict[str, Parameter] | None:
+    """The parameters for the other server: the caller's, and those that this server has read from them."""
+    parameters = dict(request.parameters or {})
+    if request.priority:
+        parameters["priority"] = request.priority
+    if request.sequence is not None:
+        step = request.sequence
+        parameters |= {"sequence_id": step.id, "sequence_start": step.start, "sequence_end": step.end}
+    return parameters or None

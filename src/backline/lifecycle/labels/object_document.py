@@ -1,0 +1,30 @@
+"""A document in a bucket of an object store."""
+
+from __future__ import annotations
+
+from backline.lifecycle.labels.document import Edition, Replaced
+from backline.repository.remote.object_store import ObjectFiles, ObjectReplaced
+
+
+class ObjectDocument:
+    """The object `name` below the URL of a prefix, such as s3://bucket/models; its ETag is the revision."""
+
+    def __init__(self, location: str, name: str) -> None:
+        """Raises InvalidArgument for an invalid URL."""
+        self._files = ObjectFiles(location, "the place of labels")
+        self._name = name
+        self._where = f"'{location.rstrip('/')}/{name}'"
+
+    @property
+    def where(self) -> str:
+        return self._where
+
+    def read(self) -> Edition:
+        found = self._files.read(self._name)
+        return Edition(None, "") if found is None else Edition(*found)
+
+    def replace(self, data: bytes, revision: str) -> str:
+        try:
+            return self._files.replace(self._name, data, revision)
+        except ObjectReplaced:
+            raise Replaced from None

@@ -1,0 +1,248 @@
+"""The labels that were set by request, and the changes that rollbacks undo."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Final, TypeAlias
+
+import msgspec
+
+from backline.engine.control import Change
+from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
+from backline.lifecycle.labels.document import Document, FileDocument, Replaced
+from backline.lifecycle.labels.redis_document import SCHEMES, RedisDocument
+
+log = logging.getLogger("backline.lifecycle")
+
+#: The value of --labels for a file in the first repository.
+IN_REPOSITORY: Final = "repository"
+_FILE: Final = "labels.json"
+#: Hidden, so that no repository takes it for a model.
+_FOLDER: Final = ".backline"
+_BUCKETS: Final = ("s3", "gs", "az", "as")
+#: Changes of each model that are kept for rollbacks.
+_MOST_CHANGES: Final = 100
+#: How often a change is tried while other servers change other labels.
+_ATTEMPTS: Final = 20
+
+_Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
+_Labels: TypeAlias = dict[str, dict[_Name, _Name]]
+
+
+class _Contents(msgspec.Struct, frozen=True):
+    """The document: versions by label by model, and the last changes of each model, oldest first."""
+
+    labels: _Labels
+    changes: dict[str, list[Change]] = {}
+    format: int = 1
+
+
+_NOTHING = _Contents({})
+
+
+class LabelStore:
+    """The labels of all models, in a document that other servers may share.
+
+    `refresh` and `move` block, and must not run at the same time; the other methods return what was read
+    last. With a `copy`, what was read is also kept there, for a start while the document cannot be reached.
+    """
+
+    def __init__(self, document: Document, copy: Document | None = None) -> None:
+        """Raises InvalidArgument if the document is damaged, and Unavailable if it cannot be read and there
+        is no copy.
+        """
+        self._document = document
+        self._copy = copy
+        self._contents = _NOTHING
+        self._revision = ""
+        #: The labels that the caller knows of.
+        self._told: _Labels = {}
+        #: Why the document cannot be read at the moment; "" if it can.
+        self.unreachable = ""
+        try:
+            self._read()
+        except Unavailable as error:
+            if copy is None:
+                raise
+            self._contents = _decode(copy.read().data, copy.where)
+            self.unreachable = error.message
+        if copy is not None and not self.unreachable and not self._revision:
+            # Servers that begin to share keep the labels that the first of them had on its own.
+            self._restore(_decode(copy.read().data, copy.where))
+        self._told = self._contents.labels
+
+    @property
+    def where(self) -> str:
+        return self._document.where
+
+    @property
+    def shared(self) -> bool:
+        """Whether other servers may change the labels."""
+        return self._copy is not None
+
+    def of(self, model: str) -> Mapping[str, str]:
+        """The labels of a model, with the versions that they point to."""
+        return self._contents.labels.get(model, {})
+
+    def history(self, model: str) -> Sequence[Change]:
+        """The last changes of a model's labels, by any server, newest first."""
+        return self._contents.changes.get(model, [])[::-1]
+
+    def refresh(self) -> frozenset[str]:
+        """Reads the document again. Returns the models of which another server has changed a label.
+
+        Raises Unavailable if it cannot be read, and InvalidArgument if it is damaged; nothing changes then.
+        """
+        self._read()
+        before, self._told = self._told, self._contents.labels
+        now = self._told
+        return frozenset(model for model in {*before, *now} if before.get(model) != now.get(model))
+
+    def move(self, change: Change, expected: str) -> None:
+        """Stores a change of a label, which must still point to `expected` ("": it must not exist here).
+
+        The label moves to `change.version`, or is removed if the action is "unlabel". Nothing changes if an
+        error is raised: InvalidArgument if another server has moved the label, Internal or Unavailable if the
+        document cannot be written.
+        """
+        for _ in range(_ATTEMPTS):
+            now = self.of(change.model).get(change.label, "")
+            if now != expected:
+                raise InvalidArgument(
+                    f"label '{change.label}' of '{change.model}' was"
+                    f" {f'moved to version {now}' if now else 'removed'}{self._by(change)} in the meantime;"
+                    " nothing was changed"
+                )
+            contents = _changed(self._contents, change)
+            try:
+                self._revision = self._document.replace(_encode(contents), self._revision)
+            except Replaced:
+                self._read()
+                continue
+            self._contents = contents
+            self._told = _with_label(self._told, change)
+            self._keep_copy()
+            return
+        raise Unavailable(f"{self.where} is being changed by other servers all the time; try again", 1)
+
+    def _by(self, change: Change) -> str:
+        last = next((one for one in self.history(change.model) if one.label == change.label), None)
+        return f" by {last.who}" if last is not None else ""
+
+    def _read(self) -> None:
+        try:
+            edition = self._document.read()
+        except BacklineError as error:
+            self.unreachable = error.message
+            raise
+        self.unreachable = ""
+        if edition.revision == self._revision:
+            return
+        if edition.data is None:  # a Redis without persistence that was restarted must not move all labels
+            self._revision = ""
+            self._restore(self._contents)
+            return
+        self._contents = _decode(edition.data, self.where)
+        self._revision = edition.revision
+        self._keep_copy()
+
+    def _restore(self, contents: _Contents) -> None:
+        """Writes a document that does not exist, or not any more; keeps that of a server that was faster."""
+        if not contents.labels:
+            return
+        try:
+            self._revision = self._document.replace(_encode(contents), "")
+        except Replaced:
+            self._read()
+        else:
+            self._contents = contents
+            log.warning("%s was missing; it has the labels of this server now", self.where)
+
+    def _keep_copy(self) -> None:
+        if self._copy is None:
+            return
+        try:
+            self._copy.replace(_encode(self._contents), self._copy.read().revision)
+        except (BacklineError, Replaced) as error:
+            log.warning("the labels of %s cannot be kept for a start without it: %s", self.where, error)
+
+
+def open_labels(place: str, locations: Sequence[str], state_folder: Path) -> LabelStore:
+    """The labels at `place`: "" for the state folder, "repository", a folder, or a URL of a bucket or Redis.
+
+    `locations` are those of the repositories. Raises InvalidArgument for a place that cannot hold labels, and
+    if the stored labels are damaged.
+    """
+    state = FileDocument(state_folder / _FILE)
+    if not place:
+        return LabelStore(state)
+    return LabelStore(_open_document(place, locations), state)
+
+
+def _open_document(place: str, locations: Sequence[str]) -> Document:
+    where, below = place, ""
+    if place == IN_REPOSITORY:
+        where, below = locations[0], f"{_FOLDER}/"
+    scheme, colon, _ = where.partition("://")
+    if not colon:
+        return FileDocument(Path(where) / below / _FILE)
+    if scheme.lower() in _BUCKETS:
+        from backline.lifecycle.labels.object_document import ObjectDocument
+
+        return ObjectDocument(where, below + _FILE)
+    if below:
+        raise InvalidArgument(
+            f"labels cannot be kept in the repository '{where}', which cannot be written; use a folder or a"
+            " bucket, or keep them elsewhere, such as --labels redis://host:6379"
+        )
+    if scheme.lower() in SCHEMES:
+        return RedisDocument(where)
+    known = ", ".join(f"{one}://" for one in (*_BUCKETS, *SCHEMES))
+    raise InvalidArgument(
+        f"labels cannot be kept at '{where}': expected '{IN_REPOSITORY}', a folder, or one of {known}"
+    )
+
+
+def _changed(contents: _Contents, change: Change) -> _Contents:
+    changes = [*contents.changes.get(change.model, []), change][-_MOST_CHANGES:]
+    return _Contents(_with_label(contents.labels, change), {**contents.changes, change.model: changes})
+
+
+def _with_label(labels: _Labels, change: Change) -> _Labels:
+    own = {name: version for name, version in labels.get(change.model, {}).items() if name != change.label}
+    if change.action != "unlabel":
+        own[change.label] = change.version
+    others = {model: found for model, found in labels.items() if model != change.model}
+    return {**others, change.model: own} if own else others
+
+
+def _encode(contents: _Contents) -> bytes:
+    plain = {
+        "format": contents.format,
+        "labels": contents.labels,
+        "changes": {
+            model: [
+                {name: value for name, value in asdict(change).items() if value != ""} for change in changes
+            ]
+            for model, changes in contents.changes.items()
+        },
+    }
+    return msgspec.json.format(msgspec.json.encode(plain, order="sorted"), indent=2) + b"\n"
+
+
+def _decode(data: bytes | None, where: str) -> _Contents:
+    if data is None:
+        return _NOTHING
+    try:
+        found = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        if bytes(found.get("format", b"{")).strip().isdigit():  # otherwise a model may have this name
+            return msgspec.json.decode(data, type=_Contents)
+        return _Contents(msgspec.json.decode(data, type=_Labels))  # the labels alone, as written by hand
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InvalidArgument(
+            f"{where} with the labels of models is damaged: {error}. Repair it, or remove it to start with"
+            " the labels of the configurations"
+        ) from None

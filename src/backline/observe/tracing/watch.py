@@ -1,0 +1,121 @@
+"""Traces for people who watch: those of the last requests, in memory, and only while somebody watches."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from backline.engine.private_places import for_clients
+from backline.engine.values.messages import InferRequest, InferResponse
+from backline.observe.tracing.trace import UNKNOWN_VERSION, Exchange, RequestTrace
+
+#: The most requests traced in a second, apart from those that the console sends itself.
+PER_SECOND = 20
+#: How many traces are kept.
+KEPT = 100
+#: The ids of requests that are traced whatever else is.
+OWN_ID = b"console-"
+#: The most requests to models that a trace holds: a pipeline may make any number.
+_MAX_REQUESTS = 200
+
+
+class TraceWatch:
+    """A TraceWriter that turns each exchange into a document and passes it to the `watchers`."""
+
+    def __init__(self) -> None:
+        self.recent: deque[dict[str, Any]] = deque(maxlen=KEPT)
+        self.watchers: list[Callable[[dict[str, Any]], None]] = []
+        self._open: dict[int, list[RequestTrace[Any]]] = {}
+        self._second = 0
+        self._admitted = 0
+
+    def admits(self, began_ns: int, id: bytes) -> bool:
+        """Whether to trace a request that arrived at `began_ns` with this id."""
+        if not self.watchers:
+            return False
+        if id.startswith(OWN_ID):
+            return True
+        second = began_ns // 1_000_000_000
+        if second != self._second:
+            self._second, self._admitted = second, 0
+        self._admitted += 1
+        return self._admitted <= PER_SECOND
+
+    # as a writer
+
+    def arrived(self, exchange: Exchange[None]) -> None:
+        """Notes nothing: the document is made when the exchange ends."""
+
+    def began(self, trace: RequestTrace[None], request: InferRequest) -> None:
+        """Notes nothing, see `arrived`."""
+
+    def context(self, kept: None) -> str:
+        return "{}"
+
+    def responded(self, request: RequestTrace[None], response: InferResponse) -> None:
+        """Notes nothing: the trace counts responses."""
+
+    def ended(self, request: RequestTrace[Any]) -> None:
+        requests = self._open.setdefault(id(request.exchange), [])
+        if len(requests) < _MAX_REQUESTS:
+            requests.append(request)
+
+    def answered(self, exchange: Exchange[Any]) -> None:
+        requests = self._open.pop(id(exchange), [])
+        document = _document(exchange, requests)
+        self.recent.append(document)
+        for watcher in tuple(self.watchers):
+            watcher(document)
+
+    def flush(self) -> None:
+        """Does nothing: documents are passed on as they come."""
+
+    async def close(self) -> None:
+        """Does nothing, see `flush`."""
+
+
+def _document(exchange: Exchange[Any], requests: list[RequestTrace[Any]]) -> dict[str, Any]:
+    """A trace as plain data. Times are in microseconds since the arrival of the request."""
+    start = exchange.began_ns
+
+    def since(moment: int) -> int:
+        return max(0, (moment - start) // 1000)
+
+    ordered = sorted(requests, key=lambda one: one.began_ns)
+    index = {id(one): number for number, one in enumerate(ordered)}
+    took = since(exchange.sent_ns)
+    first = ordered[0] if ordered else None
+    return {
+        "time": time.time() - took / 1e6,
+        "protocol": exchange.protocol,
+        "model": exchange.model or (first.model_name if first else ""),
+        "id": first.id if first else "",
+        "took": took,
+        "read": since(exchange.read_ns),
+        "error": for_clients(exchange.error.message) if exchange.error else "",
+        "requests": [
+            {
+                "model": one.model_name,
+                "version": "" if one.model_version == UNKNOWN_VERSION else one.model_version,
+                "parent": index.get(id(one.parent), -1),
+                "began": since(one.began_ns),
+                "ended": since(one.ended_ns),
+                "batch_size": one.batch_size,
+                "responses": one.responses,
+                "error": for_clients(one.error.message) if one.error else "",
+                "runs": [
+                    {
+                        "started": since(run.started_ns),
+                        "gathered": since(run.gathered_ns),
+                        "ran": since(run.ran_ns),
+                        "ended": since(run.ended_ns),
+                        "batch_size": run.batch_size,
+                    }
+                    for run in one.runs
+                ],
+            }
+            for one in ordered
+        ],
+    }

@@ -1,0 +1,182 @@
+"""A client of several servers: each request goes to one of them, and to another one if that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backline.client import connect, connect_async
+from backline.client.address import Address
+from backline.client.errors import ConnectionLost, InvalidArgument, Unavailable, Unsupported
+from support import models
+from support.repositories import put
+from support.server import ServerProcess, free_ports, serve
+
+ONES = np.ones((1, 16), np.float32)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("several") / "models"
+    models.add1(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, ...]]:
+    folder = tmp_path_factory.mktemp("logs")
+    with contextlib.ExitStack() as stack:
+        yield tuple(stack.enter_context(serve(repository, folder / name)) for name in ("a", "b"))
+
+
+def _urls(servers: tuple[ServerProcess, ...], protocol: str) -> str:
+    return ",".join(server.url if protocol == "http" else server.grpc_url for server in servers)
+
+
+def _counts(servers: tuple[ServerProcess, ...]) -> list[int]:
+    counts = []
+    for server in servers:
+        with connect(server.url) as client:
+            counts.append(client["add1"].statistics()[0]["inference_stats"]["success"]["count"])
+    return counts
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_requests_are_spread_over_all_servers(pair: tuple[ServerProcess, ...], protocol: str) -> None:
+    before = _counts(pair)
+    with connect(_urls(pair, protocol)) as client:
+        for _ in range(20):
+            assert client["add1"](ONES)["OUTPUT0"][0, 0] == 2
+    after = _counts(pair)
+
+    got = [end - start for start, end in zip(before, after, strict=True)]
+    assert sum(got) == 20
+    assert min(got) > 0
+
+
+def test_a_server_that_is_not_there_costs_no_request(pair: tuple[ServerProcess, ...]) -> None:
+    with connect(f"http://127.0.0.1:{free_ports(1)[0]},{pair[0].url}") as client:
+        for _ in range(10):
+            client["add1"](ONES)
+        assert client.ready()
+
+
+def test_if_no_server_is_there_the_error_says_so() -> None:
+    first, second = free_ports(2)
+    with (
+        connect(f"http://127.0.0.1:{first},http://127.0.0.1:{second}") as client,
+        pytest.raises(Unavailable, match="connection refused by http://127"),
+    ):
+        client["add1"](ONES)
+
+
+def test_a_request_that_may_have_run_is_sent_again_only_if_it_is_idempotent(
+    pair: tuple[ServerProcess, ...], answering: Callable[..., str]
+) -> None:
+    metadata = _metadata(pair[0])
+    for idempotent in (True, False):
+        # This server describes its model, then closes the connection instead of answering.
+        breaking = answering(metadata, b"")
+        with connect(f"{breaking},{pair[0].url}", idempotent=idempotent) as client:
+            client["add1"].metadata()
+            expectation = contextlib.nullcontext() if idempotent else pytest.raises(ConnectionLost)
+            with expectation:
+                for _ in range(2):  # one of them goes to the server that breaks
+                    client["add1"](ONES)
+
+
+def _metadata(server: ServerProcess) -> bytes:
+    """A server's answer to a request for its model's metadata, after which it closes the connection."""
+    with socket.create_connection(("127.0.0.1", server.http_port)) as connection:
+        connection.sendall(b"GET /v2/models/add1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_a_killed_server_costs_no_request(
+    pair: tuple[ServerProcess, ...], repository: Path, tmp_path: Path
+) -> None:
+    async def send(url: str, killed: ServerProcess) -> int:
+        answered = 0
+        async with connect_async(url) as client:
+
+            async def caller() -> None:
+                nonlocal answered
+                for _ in range(50):
+                    assert (await client["add1"](ONES))["OUTPUT0"][0, 0] == 2
+                    answered += 1
+                    if answered == 200:
+                        killed.process.send_signal(signal.SIGKILL)
+
+            await asyncio.gather(*(caller() for _ in range(16)))
+        return answered
+
+    with serve(repository, tmp_path / "log") as killed:
+        assert asyncio.run(send(_urls((pair[0], killed), "http"), killed)) == 800
+
+
+def test_a_frozen_server_costs_no_request(
+    pair: tuple[ServerProcess, ...], repository: Path, tmp_path: Path
+) -> None:
+    async def send(url: str, frozen: ServerProcess) -> None:
+        async with connect_async(url, timeout=20) as client:
+
+            async def caller(number: int) -> None:
+                for count in range(40):
+                    if number == 0 and count == 20:
+                        frozen.process.send_signal(signal.SIGSTOP)
+                    await client["add1"](ONES)
+
+            await asyncio.gather(*(caller(number) for number in range(16)))
+
+    with serve(repository, tmp_path / "log") as frozen:
+        try:
+            asyncio.run(send(_urls((pair[0], frozen), "http"), frozen))
+        finally:
+            frozen.process.send_signal(signal.SIGCONT)
+
+
+def test_a_server_that_comes_back_gets_requests_again(repository: Path, tmp_path: Path) -> None:
+    async def back(client_url: str, second: contextlib.AbstractContextManager[ServerProcess]) -> None:
+        async with connect_async(client_url) as client:
+            for _ in range(4):
+                await client["add1"](ONES)
+            with second as server:
+                while not _counts((server,))[0]:
+                    await client["add1"](ONES)
+                    await asyncio.sleep(0.05)
+
+    with serve(repository, tmp_path / "a") as first:
+        second = serve(repository, tmp_path / "b", "--unix-socket", str(tmp_path / "s"))
+        asyncio.run(back(f"{first.url},unix:{tmp_path}/s", second))
+
+
+def test_a_change_is_refused_because_it_would_reach_one_server_only(pair: tuple[ServerProcess, ...]) -> None:
+    with connect(_urls(pair, "http")) as client:
+        assert client.models()[0].name == "add1"
+        with pytest.raises(Unsupported, match="connect to each server on its own"):
+            client.load("add1")
+
+
+def test_a_name_stands_for_all_its_addresses(pair: tuple[ServerProcess, ...]) -> None:
+    with connect(f"dns+http://localhost:{pair[0].http_port}") as client:
+        assert client["add1"](ONES)["OUTPUT0"][0, 0] == 2
+    with (
+        connect("dns+http://no-such-name.invalid:8000") as client,
+        pytest.raises(Unavailable, match="look up"),
+    ):
+        client["add1"](ONES)
+
+
+def test_lists_of_urls_are_checked(tmp_path: Path) -> None:
+    assert [address.port for address in Address.parse_all("http://a:1, grpc://b:2")] == [1, 2]
+    with pytest.raises(InvalidArgument, match="is not a list of server URLs"):
+        Address.parse_all("http://a:1,inproc:///models")
+    put(tmp_path / "a,b" / "file")
+    assert len(Address.parse_all(f"inproc://{tmp_path}/a,b")) == 1

@@ -1,0 +1,219 @@
+"""Plain HTTP for people: inputs by name as JSON, forms or raw bodies, and files as responses."""
+
+from __future__ import annotations
+
+import io
+import json
+import wave
+
+import numpy as np
+import pytest
+from fake_models import Caller, HttpAnswer, add_model
+from PIL import Image
+
+from backline.dialects.application import build_application
+from backline.engine.engine import Engine
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import TensorSpec
+
+ROW = [float(n) for n in range(16)]
+
+
+def ask(
+    caller: Caller, model: str, body: bytes | object, kind: str = "application/json", accept: str = ""
+) -> HttpAnswer:
+    headers = {b"content-type": kind.encode()} | ({b"accept": accept.encode()} if accept else {})
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return caller.http("POST", f"/models/{model}", data, headers).answer
+
+
+def echo(spec: TensorSpec, *, max_batch_size: int = 0) -> Caller:
+    engine = Engine()
+    output = TensorSpec("y", spec.datatype, spec.shape, json=spec.json)
+    add_model(
+        engine, "echo", [spec], [output], lambda one: {"y": one[spec.name]}, max_batch_size=max_batch_size
+    )
+    engine.refresh()
+    engine.started()
+    return Caller(engine, build_application(engine))
+
+
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def form(*parts: tuple[str, str, bytes], boundary: str = "b") -> bytes:
+    """Parts as name with attributes, content type, and contents."""
+    found = b""
+    for name, kind, body in parts:
+        line = f"content-type: {kind}\r\n" if kind else ""
+        head = f"--{boundary}\r\ncontent-disposition: form-data; name={name}\r\n{line}\r\n"
+        found += head.encode() + body + b"\r\n"
+    return found + f"--{boundary}--\r\n".encode()
+
+
+def test_one_item_is_answered_without_a_batch_dimension(caller: Caller) -> None:
+    answer = ask(caller, "add1", {"INPUT0": ROW})
+    assert (answer.status, answer.json) == (200, {"OUTPUT0": [n + 1 for n in ROW]})
+    assert answer.fields[b"backline-model-version"] == b"2"
+
+
+def test_a_batch_is_answered_as_a_batch(caller: Caller) -> None:
+    assert ask(caller, "add1", {"INPUT0": [ROW, ROW]}).json == {"OUTPUT0": [[n + 1 for n in ROW]] * 2}
+
+
+def test_a_version_can_be_named(caller: Caller) -> None:
+    answer = caller.post("/models/add1/versions/1", json.dumps({"INPUT0": ROW}).encode())
+    assert answer.fields[b"backline-model-version"] == b"1"
+
+
+def test_curl_that_labels_json_as_a_form_is_understood(caller: Caller) -> None:
+    assert ask(caller, "pair", {"A": [1, 2], "B": [3, 4]}, "application/x-www-form-urlencoded").json == {
+        "SUM": [4, 6],
+        "DIFFERENCE": [-2, -2],
+    }
+
+
+@pytest.mark.parametrize("datatype", list(DataType), ids=lambda datatype: datatype.name)
+def test_every_datatype_comes_back_as_it_was_sent(datatype: DataType) -> None:
+    values = {"BOOL": [True, False], "BYTES": ["a", {"b64": "/w=="}]}.get(datatype.name, [1, 2])
+    answer = ask(echo(TensorSpec("x", datatype, (-1,))), "echo", {"x": values})
+    assert (answer.status, answer.json) == (200, {"y": values})
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64", "BF16"])
+def test_nan_and_infinity_are_strings(datatype: str) -> None:
+    values = ["NaN", "Infinity", "-Infinity", 0.5]
+    caller = echo(TensorSpec("x", DataType[datatype], (-1,)))
+    assert ask(caller, "echo", {"x": values}).json == {"y": values}
+
+
+def test_json_documents_are_sent_as_they_are() -> None:
+    caller = echo(TensorSpec("x", DataType.BYTES, (1,), json="object"))
+    assert ask(caller, "echo", {"x": {"notes": [60, 64]}}).json == {"y": [{"notes": [60, 64]}]}
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        ([[1, 2], [3]], "a list of 1 where a list of 2 was expected"),
+        ([1.5], "a number with a fraction where INT8 needs a whole number"),
+        ([300], "a number that INT8 cannot hold"),
+        (["1"], "a string where INT8 needs a whole number"),
+        ([True], "true or false where INT8 needs"),
+        (None, "null where INT8 needs"),
+    ],
+)
+def test_a_wrong_value_is_named(value: object, error: str) -> None:
+    answer = ask(echo(TensorSpec("x", DataType.INT8, (-1,))), "echo", {"x": value})
+    assert answer.status == 400
+    assert error in answer.error
+
+
+def test_a_misspelt_input_gets_a_suggestion(caller: Caller) -> None:
+    assert "did you mean 'INPUT0'?" in ask(caller, "add1", {"INPUT": ROW}).error
+
+
+@pytest.mark.parametrize("body", [b"[1]", b"7", b"{", b"\xff", b"[" * 5000])
+def test_json_that_is_no_object_is_refused(caller: Caller, body: bytes) -> None:
+    assert ask(caller, "add1", body).status == 400
+
+
+def test_a_form_has_a_part_per_input(caller: Caller) -> None:
+    body = form(
+        ("A", "", b"[1, 2]"), ('B; filename="b.npy"', "application/octet-stream", npy(np.int32([3, 4])))
+    )
+    assert ask(caller, "pair", body, "multipart/form-data; boundary=b").json["SUM"] == [4, 6]
+
+
+def test_a_file_becomes_the_only_element_of_bytes() -> None:
+    caller = echo(TensorSpec("x", DataType.BYTES, (1,)))
+    body = form(('x; filename="song.ogg"', "audio/ogg", b"\0\r\n--\xff"))
+    answer = ask(caller, "echo", body, "multipart/form-data; boundary=b", "application/octet-stream")
+    assert (answer.status, answer.body) == (200, b"\0\r\n--\xff")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"--b\r\n",
+        b"--b\r\n\r\nx\r\n--b--\r\n",
+        b"--b\r\ncontent-disposition: form-data\r\n\r\nx\r\n--b--",
+    ],
+)
+def test_a_malformed_form_is_refused(caller: Caller, body: bytes) -> None:
+    assert ask(caller, "pair", body, "multipart/form-data; boundary=b").status == 400
+
+
+def test_raw_numbers_are_read_by_the_shape(caller: Caller) -> None:
+    answer = ask(caller, "add1", np.float32(ROW).tobytes(), "application/octet-stream", "application/x-npy")
+    assert np.load(io.BytesIO(answer.body)).tolist() == [[n + 1 for n in ROW]]
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (npy(np.zeros(16)), "holds float64, but the input takes float32"),
+        (npy(np.zeros((1, 16), np.float32))[:-1], "do not fit its shape"),
+        (b"\x93NUMPY", "malformed"),
+        (npy(np.array([None] * 3, object))[:200], "Python objects"),
+    ],
+)
+def test_an_unsuitable_npy_file_is_refused(caller: Caller, body: bytes, error: str) -> None:
+    answer = ask(caller, "add1", body, "application/x-npy")
+    assert answer.status == 400
+    assert error in answer.error
+
+
+def test_a_body_of_a_type_that_fits_no_input_is_refused(caller: Caller) -> None:
+    assert ask(caller, "add1", b"x", "audio/ogg").status == 415
+    assert ask(caller, "pair", b"x", "application/octet-stream").status == 415
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (3, 2, 1), (3, 2, 3), (3, 2, 4), (1, 3, 2, 3)])
+def test_an_image_is_sent_as_png(shape: tuple[int, ...]) -> None:
+    pixels = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    caller = echo(TensorSpec("x", DataType.UINT8, (-1,) * len(shape)))
+    answer = ask(caller, "echo", npy(pixels), "application/x-npy", "image/png")
+    assert answer.fields[b"content-type"] == b"image/png"
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(answer.body))).ravel(), pixels.ravel())
+
+
+def test_a_sound_is_sent_as_wav() -> None:
+    samples = np.int16([0, 1000, -1000])
+    caller = echo(TensorSpec("x", DataType.INT16, (1, -1)))
+    answer = ask(caller, "echo", {"x": [samples.tolist()]}, accept="audio/wav; rate=8000")
+    with wave.open(io.BytesIO(answer.body)) as sound:
+        assert (sound.getframerate(), sound.getnchannels()) == (8000, 1)
+        assert sound.readframes(3) == samples.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("accept", "error"),
+    [
+        ("audio/wav", "UINT8"),
+        ("application/pdf", "allows none of the forms"),
+        ("application/x-npy; output=z", "expected one of y"),
+    ],
+)
+def test_an_answer_that_cannot_be_sent_as_asked_is_refused(accept: str, error: str) -> None:
+    answer = ask(echo(TensorSpec("x", DataType.UINT8, (-1,))), "echo", {"x": [1]}, accept=accept)
+    assert answer.status in (400, 406)
+    assert error in answer.error
+
+
+def test_one_of_several_outputs_is_chosen_by_accept(caller: Caller) -> None:
+    inputs = {"A": [1, 2], "B": [3, 4]}
+    assert ask(caller, "pair", inputs, accept="application/x-npy").status == 406
+    answer = ask(caller, "pair", inputs, accept="application/x-npy; output=DIFFERENCE")
+    assert np.load(io.BytesIO(answer.body)).tolist() == [-2, -2]
+
+
+def test_what_browsers_and_curl_accept_is_json(caller: Caller) -> None:
+    for accept in ("*/*", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"):
+        assert (
+            ask(caller, "add1", {"INPUT0": ROW}, accept=accept).fields[b"content-type"] == b"application/json"
+        )

@@ -1,0 +1,17 @@
+"""docs/doctor.md lists every check of `backline doctor`, in its order."""
+
+from __future__ import annotations
+
+from backline.cli.doctor.addresses import ADDRESSES
+from backline.cli.doctor.files import FILES
+from backline.cli.doctor.machine import MACHINE
+from backline.cli.doctor.repository import REPOSITORY
+from backline.cli.doctor.running import RUNNING
+from backline.cli.doctor.software import SOFTWARE
+from docs.pages import code, table
+
+
+def test_the_table_lists_every_check() -> None:
+    listed = [name for row in table("docs/doctor.md", "check") for name in code(row["check"])]
+
+    assert listed == [*SOFTWARE, *MACHINE, *FILES, *ADDRESSES, *REPOSITORY, *RUNNING]

@@ -1,0 +1,167 @@
+"""`backline.serve` serves objects of the running program in the background."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import backline
+from backline.engine.errors import InvalidArgument
+from support import models
+
+calls: list[float] = []
+
+
+def doubled(x: float, times: int = 1) -> float:
+    """A function that changes the program's state."""
+    calls.append(x)
+    return x * 2**times
+
+
+def test_a_function_runs_in_the_program_that_serves_it() -> None:
+    calls.clear()
+
+    with backline.serve(doubled) as server:
+        assert server.model is not None
+        first, second = server.model(x=3.0), server.model(x=3.0, times=2)
+        shown = server._repr_html_()
+        connected = backline.connect(server.url)["doubled"](x=1.0)
+
+    assert [first["output"].tolist(), second["output"].tolist()] == [[6.0], [12.0]]
+    assert connected["output"].tolist() == [2.0]
+    assert calls == [3.0, 3.0, 1.0]
+    assert f"<a href='{server.url}'" in shown
+    assert "<code>times</code>" in shown
+
+
+def test_a_closure_and_a_coroutine_and_a_stream_are_served() -> None:
+    offset = 10
+
+    async def shifted(x: int) -> int:
+        return x + offset
+
+    async def counted(to: int) -> AsyncIterator[int]:
+        for number in range(to):
+            yield number
+
+    def counted_down(start: int) -> Iterator[int]:
+        yield from range(start, 0, -1)
+
+    with backline.serve(shifted) as one, backline.serve(counted) as two, backline.serve(counted_down) as down:
+        assert one.model is not None
+        assert two.model is not None
+        assert down.model is not None
+        assert one.model(x=1)["output"].tolist() == [11]
+        assert [int(each["output"][0]) for each in two.model.stream(to=3)] == [0, 1, 2]
+        assert [int(each["output"][0]) for each in down.model.stream(start=2)] == [2, 1]
+
+
+class Scaler:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def predict(self, x: float) -> float:
+        return self.factor * x
+
+
+def test_an_object_with_a_method_predict_is_served_in_its_current_state() -> None:
+    scaler = Scaler(3.0)
+
+    with backline.serve(scaler, "scaled") as server:
+        assert server.model is not None
+        before = server.model(x=2.0)["output"].tolist()
+        scaler.factor = 5.0
+        after = server.model(x=2.0)["output"].tolist()
+
+    assert (before, after) == ([6.0], [10.0])
+
+
+def test_a_repository_is_served(tmp_path: Path) -> None:
+    models.add1(tmp_path)
+
+    with backline.serve(tmp_path) as server:
+        assert server.model is None
+        answer = server.client["add1"](np.zeros((1, 16), np.float32))
+
+    np.testing.assert_array_equal(answer["OUTPUT0"], np.ones((1, 16), np.float32))
+    assert repr(server) == f"<stopped server of {server.url}>"
+
+
+def test_a_fitted_estimator_is_served(caplog: pytest.LogCaptureFixture) -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    rows = np.array([[0.0, 1.0], [1.0, 0.0], [0.1, 0.9], [0.9, 0.2]])
+    estimator = linear_model.LogisticRegression().fit(rows, [0, 1, 0, 1])
+
+    with backline.serve(estimator) as server:
+        assert server.model is not None
+        answer = server.model(rows)
+
+    assert answer["predict"].tolist() == [0, 1, 0, 1]
+    np.testing.assert_allclose(answer["predict_proba"], estimator.predict_proba(rows))
+
+
+def test_a_torch_module_is_served_with_any_batch_size() -> None:
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Tanh())
+
+    with backline.serve(module, "network", example=torch.zeros(1, 4)) as server:
+        assert server.model is not None
+        for rows in (1, 3):
+            given = np.random.default_rng(rows).random((rows, 4), np.float32)
+            (answer,) = dict(server.model(given)).values()
+            np.testing.assert_allclose(answer, module(torch.from_numpy(given)).detach().numpy(), atol=1e-6)
+    with pytest.raises(InvalidArgument, match="pass an example"):
+        backline.serve(module)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (5, "an object of type int cannot be served"),
+        (lambda x: x, "no hint for its result"),
+        (print, "cannot be served"),
+    ],
+    ids=["number", "lambda", "builtin"],
+)
+def test_other_objects_are_refused_with_what_is_possible(model: Any, reason: str) -> None:
+    with pytest.raises(InvalidArgument, match=reason):
+        backline.serve(model)
+
+
+def test_a_model_that_cannot_be_loaded_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "broken" / "1").mkdir(parents=True)
+    (tmp_path / "broken" / "1" / "model.py").write_text("raise RuntimeError('no')\n")
+
+    def unknown(x: object) -> float:
+        return 0.0
+
+    with pytest.raises(backline.client.errors.BacklineError, match="unknown"):
+        backline.serve(unknown)
+
+    assert not [thread for thread in threading.enumerate() if thread.name == "backline-server"]
+
+
+def test_a_notebook_shows_the_address_and_calls_the_model() -> None:
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    cells = (
+        "import backline\ndef add(x: float, y: float = 1.0) -> float:\n    return x + y",
+        "server = backline.serve(add)\nserver",
+        "float(server.model(x=2.0)['output'][0])",
+        "server.stop()",
+    )
+    notebook = new_notebook(cells=[new_code_cell(text) for text in cells])
+
+    nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+
+    shown = notebook.cells[1].outputs[0].data["text/html"]
+    assert "Serving at <a href='http://127.0.0.1:" in shown
+    assert "<h4>add</h4>" in shown
+    assert notebook.cells[2].outputs[0].data["text/plain"] == "3.0"

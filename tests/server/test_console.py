@@ -1,0 +1,246 @@
+"""The console in a real browser, on a real server: every page, at two widths, with keys of three scopes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.chromium import Page, chromium
+from support.console_models import EXAMPLE, add_transcription, build
+from support.server import ServerProcess, serve
+
+pytestmark = pytest.mark.timeout(240)
+WIDTHS = (360, 1440)
+PAGES = ("", "models", "models/add1", "models/add1/try", "models/add1/versions", "models/add1/config",
+         "models/broken", "graphs", "traces", "audit")  # fmt: skip
+SCOPES = {"viewer": ["read"], "runner": ["read", "infer"], "operator": ["read", "infer", "manage"]}
+#: The seconds of music in one request to basic_pitch.
+HEARD = 1.9
+#: Rules of the Web Content Accessibility Guidelines, levels A and AA.
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
+
+
+def key_of(name: str) -> str:
+    return f"bk_{name}".ljust(46, "k")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("console")
+    repository = build(folder / "models")
+    if importlib.util.find_spec("basic_pitch"):
+        add_transcription(repository)
+    auth = folder / "auth.toml"
+    auth.write_text(
+        "\n".join(
+            f'[[keys]]\nname = "{name}"\nsha256 = "{hashlib.sha256(key_of(name).encode()).hexdigest()}"\n'
+            f"scopes = {json.dumps(scopes)}\n"
+            for name, scopes in SCOPES.items()
+        )
+    )
+    options = ("--model-control-mode", "explicit", "--load-model", "*", "--auth", str(auth))
+    with serve(repository, folder / "log", *options, ready=False) as running:
+        running.wait_started()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with chromium(tmp_path_factory.mktemp("browser") / "profile") as page:
+        yield page
+
+
+@pytest.fixture
+def page(browser: Page, server: ServerProcess) -> Iterator[Page]:
+    browser.events.clear()
+    browser.size(1440)
+    browser.open(f"{server.url}/console")
+    browser.wait("document.querySelector('#who').innerText")
+    yield browser
+    assert browser.problems() == []
+    assert browser.hosts() <= {f"127.0.0.1:{server.http_port}"}
+    browser.run("sessionStorage.clear()")
+    browser.open("about:blank")
+
+
+def enter(page: Page, name: str) -> None:
+    """Gives a key as a visitor does."""
+    page.run("document.querySelector('#who').click()")
+    page.type("#key", key_of(name))
+    page.click("Use it")
+    page.wait(f"document.querySelector('#who').innerText === 'Key: {name}'")
+
+
+def go(page: Page, path: str) -> None:
+    page.run(f"location.hash = '#/{path}'")
+
+
+def ask(server: ServerProcess, path: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    fields = {"authorization": f"Bearer {key_of('operator')}", "content-type": "application/json"}
+    with urllib.request.urlopen(
+        urllib.request.Request(server.url + path, data, fields), timeout=30
+    ) as answer:
+        return json.loads(answer.read() or b"null")
+
+
+def test_without_a_key_nothing_is_shown_and_nothing_offered(page: Page) -> None:
+    page.wait("document.querySelector('main h1')")
+    assert "add1" not in page.text("body")
+    assert page.text("#nav") == "Models"
+
+
+def test_a_wrong_key_is_refused_in_words(page: Page) -> None:
+    page.run("document.querySelector('#who').click()")
+    page.type("#key", "bk_wrong")
+    page.click("Use it")
+    page.wait("document.querySelector('dialog .error')?.innerText.includes('unknown')")
+    page.click("Cancel")
+
+
+@pytest.mark.parametrize("name", SCOPES)
+def test_a_visitor_is_offered_what_the_key_allows(page: Page, name: str) -> None:
+    enter(page, name)
+    go(page, "models/add1")
+    page.wait("document.querySelectorAll('.tabs a').length")
+    assert ("Try it" in page.text(".tabs")) == ("infer" in SCOPES[name])
+    go(page, "models/add1/versions")
+    page.wait("document.querySelector('main table tbody tr')")
+    assert ("Promote" in page.text()) == ("manage" in SCOPES[name])
+
+
+def test_the_overview_counts_requests_as_they_come(page: Page, server: ServerProcess) -> None:
+    enter(page, "viewer")
+    page.wait("document.querySelectorAll('.tile').length === 6")
+    for _ in range(20):
+        ask(server, "/models/add1", {"INPUT0": [1] * 16})
+    page.wait("[...document.querySelectorAll('.tile')][0].querySelector('.value').innerText !== '0 a second'")
+    page.wait("/[µm]s median/.test(document.querySelector('main').innerText)")
+
+
+def test_a_failed_load_shows_its_reason(page: Page) -> None:
+    enter(page, "viewer")
+    go(page, "models")
+    page.wait("document.querySelector('main .error')?.innerText.includes('it is not an ONNX model')")
+
+
+def test_numbers_are_run_and_the_answer_is_shown_with_the_call(page: Page) -> None:
+    enter(page, "runner")
+    go(page, "models/add1/try?inputs=" + json.dumps({"INPUT0": [[0] * 15 + [41]]}).replace(" ", ""))
+    page.click("Run")
+    page.click("JSON")
+    page.wait("document.querySelector('[data-output=OUTPUT0] pre')?.innerText.includes('43')")
+    assert "curl" in page.text()
+    page.wait("document.querySelector('main').innerText.includes('Where the')")  # its trace has arrived
+    link = page.run(
+        "[...document.querySelectorAll('a.button')].find((one) => one.innerText.includes('Link')).href"
+    )
+    assert "inputs=" in link
+
+
+def test_an_error_of_the_model_is_shown_as_the_server_says_it(page: Page) -> None:
+    enter(page, "runner")
+    go(page, "models/add1/try")
+    page.type("textarea", "[1, 2]")
+    page.click("Run")
+    page.wait("document.querySelector('main .error')?.innerText.includes('unexpected shape for input')")
+
+
+def test_a_streams_responses_arrive_one_by_one(page: Page) -> None:
+    enter(page, "runner")
+    go(page, "models/words/try")
+    page.type("textarea", "one two three")
+    page.click("Run")
+    page.wait("document.querySelector('main').innerText.includes('3 responses, done')")
+    assert [word for word in ("ONE", "TWO", "THREE") if word in page.text()] == ["ONE", "TWO", "THREE"]
+
+
+def test_a_version_is_promoted_and_rolled_back(page: Page, server: ServerProcess) -> None:
+    enter(page, "operator")
+    go(page, "models/add1/versions")
+    for version in ("1", "2"):
+        row = (
+            f"[...document.querySelectorAll('tr')].find((one) => /^{version}/.test(one.cells[0]?.innerText))"
+        )
+        button = f"[...{row}.querySelectorAll('button')].find((one) => one.innerText === 'Promote')"
+        page.wait(f"Boolean({button})")
+        page.run(f"{button}.click()")
+        page.wait(f"document.querySelector('main').innerText.includes('Promoting version {version}: done.')")
+        page.wait(f"{row}.innerText.includes('stable')")
+        assert ask(server, "/v2/models/add1/labels")["labels"]["stable"] == version
+    page.click("Roll back")
+    page.wait("document.querySelector('main').innerText.includes('Rolling back: done.')")
+    assert ask(server, "/v2/models/add1/labels")["labels"]["stable"] == "1"
+
+
+def test_an_ensemble_is_drawn(page: Page) -> None:
+    enter(page, "viewer")
+    go(page, "graphs")
+    page.wait("document.querySelector('svg.graph')")
+    label = page.run("document.querySelector('svg.graph').getAttribute('aria-label')")
+    assert label == "both: inputs to add1, add1 to add10, add10 to outputs"
+
+
+def test_traces_show_the_requests_of_an_ensemble(page: Page, server: ServerProcess) -> None:
+    enter(page, "viewer")
+    go(page, "traces")
+    page.wait("document.querySelector('main').innerText.includes('Waiting for requests')")
+    found = "[...document.querySelectorAll('.trace')].some((one) => one.innerText.includes('3 requests'))"
+    for _ in range(100):
+        ask(server, "/models/both", {"x": [1] * 16})
+        if page.run(found):
+            return
+    page.wait(found)
+
+
+def test_the_audit_log_names_who_changed_what(page: Page, server: ServerProcess) -> None:
+    ask(server, "/v2/models/add10/promote", {"version": "1"})
+    enter(page, "viewer")
+    go(page, "audit")
+    page.wait("document.querySelector('main table')?.innerText.includes('/v2/models/add10/promote')")
+    assert "operator" in page.text()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("basic_pitch"), reason="basic-pitch is not installed")
+def test_a_melodys_notes_are_on_the_piano_roll(page: Page, tmp_path: Path) -> None:
+    sys.path.insert(0, str(EXAMPLE))
+    try:
+        import melody
+    finally:
+        sys.path.remove(str(EXAMPLE))
+    file = tmp_path / "melody.wav"
+    true = [one for one in melody.render(file) if one.end < HEARD]
+    enter(page, "runner")
+    go(page, "models/basic_pitch/try")
+    page.upload("input[type=file]", file)
+    page.click("Run")
+    notes = page.wait("document.querySelector('svg[data-notes]')?.dataset.notes").split()
+    assert {one.name.replace("#", "♯") for one in true} <= set(notes)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_page_fits_its_window_and_is_accessible(page: Page, width: int, dark: bool) -> None:
+    axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
+    script = Path(axe.__file__).with_name("axe.min.js").read_text()
+    enter(page, "operator")
+    page.size(width, dark=dark)
+    page.run(script)
+    for path in PAGES:
+        go(page, path)
+        page.wait("document.querySelector('main h1') && !document.querySelector('main .busy')")
+        page.wait("!document.querySelector('main').innerText.includes('…') || location.hash === '#/traces'")
+        assert page.run("document.documentElement.scrollWidth") <= width, path
+        found = page.run(
+            f"axe.run(document, {{runOnly: {json.dumps(RULES)}}}).then((result) => result.violations.map("
+            "(one) => one.id + ': ' + one.nodes.map((node) => node.html.slice(0, 120)).join(' | ')))"
+        )
+        assert found == [], f"{path} at {width} pixels"

@@ -1,0 +1,59 @@
+"""A repository with one model of each kind that the console shows."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from support import models
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "music_transcription"
+
+WORDS = """
+from collections.abc import Iterator
+
+
+class Model:
+    def predict(self, text: str) -> Iterator[str]:
+        for word in text.split():
+            yield word.upper()
+"""
+ENSEMBLE = """
+platform: "ensemble"
+max_batch_size: 8
+input [{ name: "x", data_type: TYPE_FP32, dims: [16] }]
+output [{ name: "z", data_type: TYPE_FP32, dims: [16] }]
+ensemble_scheduling { step [
+  { model_name: "add1", model_version: -1,
+    input_map { key: "INPUT0", value: "x" }, output_map { key: "OUTPUT0", value: "middle" } },
+  { model_name: "add10", model_version: -1,
+    input_map { key: "INPUT0", value: "middle" }, output_map { key: "OUTPUT0", value: "z" } }
+] }
+"""
+
+
+def build(repository: Path) -> Path:
+    """add1 in two versions, add10, an ensemble of both, a decoupled Python model, and a broken file."""
+    models.add1(repository, "add1", "1", 1.0)
+    models.add1(repository, "add1", "2", 2.0)
+    (repository / "add1" / "config.pbtxt").write_text("version_policy { all {} }\n")
+    models.add1(repository, "add10", "1", 10.0)
+    (repository / "both" / "1").mkdir(parents=True)
+    (repository / "both" / "config.pbtxt").write_text(ENSEMBLE)
+    (repository / "words" / "1").mkdir(parents=True)
+    (repository / "words" / "1" / "model.py").write_text(WORDS)
+    (repository / "broken" / "1").mkdir(parents=True)
+    (repository / "broken" / "1" / "model.onnx").write_bytes(b"not a model")
+    return repository
+
+
+def add_transcription(repository: Path) -> None:
+    """Adds basic_pitch, which hears notes in music. Raises FileNotFoundError if it is not installed."""
+    sys.path.insert(0, str(EXAMPLE))
+    try:
+        import build_repository
+
+        build_repository.build(repository)
+    finally:
+        sys.path.remove(str(EXAMPLE))
