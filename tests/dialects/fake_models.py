@@ -239,10 +239,10 @@ class FakeUnaryCall(UnaryCall):
     def peer(self) -> str:
         return "local"
 
-    def reply(self, message: Buffer) -> None:
+    def reply(self, message: Buffer, *rest: Buffer) -> None:
         assert self.code is None, "answered twice"
         self.code = 0
-        self.message = bytes(message)
+        self.message = b"".join((message, *rest))
         self.answered.set()
 
     def fail(self, code: int, message: str, trailers: Fields = ()) -> None:

@@ -124,13 +124,13 @@ async def test_a_configuration_in_a_load_is_small(caller: Caller, escape: str) -
 def decoding(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
     """The threads that decoded JSON tensors."""
     threads: list[threading.Thread] = []
-    decode: Callable[..., object] = json_data._array
+    decode: Callable[..., object] = json_data.read_numbers
 
     def watched(*values: object) -> object:
         threads.append(threading.current_thread())
         return decode(*values)
 
-    monkeypatch.setattr(json_data, "_array", watched)
+    monkeypatch.setattr(json_data, "read_numbers", watched)
     return threads
 
 

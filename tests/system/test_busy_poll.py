@@ -11,10 +11,18 @@ from time import perf_counter, thread_time
 import pytest
 import uvloop
 
+from backline.system import busy_poll
 from backline.system.busy_poll import BusyPoll
 from backline.system.polled_socket import PolledSocket
 
 LONGEST = 0.02
+
+
+@pytest.fixture(autouse=True)
+def idle_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other programs on this machine do not matter."""
+    monkeypatch.setattr(busy_poll, "has_idle_core", lambda: True)
+
 
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
@@ -72,26 +80,62 @@ def test_a_silent_loop_takes_no_cpu(new_loop: NewLoop) -> None:
     assert used < 0.01
 
 
+class Clock:
+    """A clock that advances only when a test says so, so that gaps do not depend on the machine."""
+
+    def __init__(self) -> None:
+        self.now = 1.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(busy_poll, "perf_counter", clock)
+    return clock
+
+
+async def turns() -> None:
+    """Lets the loop iterate until it has read what was sent and has run out of input."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def polls(clock: Clock, poll: BusyPoll, count: int) -> int:
+    """How many of `count` regular gaps the loop polls for, after it has learned from as many."""
+    iterations = Iterations(asyncio.get_running_loop(), poll)
+    polled = 0
+    for number in range(2 * count):
+        iterations.theirs.send(b"x")
+        await turns()
+        polled += number >= count and not poll.asleep
+        clock.now += 50e-6
+    clock.now += 1.0  # ends the last poll
+    await turns()
+    iterations.close()
+    return polled
+
+
 @pytest.mark.parametrize(
     "new_loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"]
 )
-def test_a_loop_polls_while_input_is_expected(new_loop: NewLoop) -> None:
+def test_a_loop_polls_while_input_is_expected(clock: Clock, new_loop: NewLoop) -> None:
     poll = BusyPoll()
-    poll.allow(LONGEST)
-
-    async def polled() -> bool:
-        iterations = Iterations(asyncio.get_running_loop(), poll)
-        try:
-            for _ in range(20):  # another program may take the core, which pauses polling
-                await iterations.teach()
-                if not poll.asleep:
-                    return True
-            return False
-        finally:
-            iterations.close()
+    poll.allow(200e-6)
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        assert runner.run(polled())
+        assert runner.run(polls(clock, poll, 150)) == 150
+    assert poll.asleep
+
+
+def test_there_is_no_poll_while_all_cores_are_busy(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(busy_poll, "has_idle_core", lambda: False)
+    poll = BusyPoll()
+    poll.allow(200e-6)
+
+    assert asyncio.run(polls(clock, poll, 150)) == 0
 
 
 def test_a_poll_that_was_not_allowed_never_runs() -> None:

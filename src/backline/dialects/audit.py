@@ -214,9 +214,9 @@ class _AuditedCall(UnaryCall):
     def certificate(self) -> Certificate | None:
         return self._inner.certificate
 
-    def reply(self, message: Buffer) -> None:
+    def reply(self, message: Buffer, *rest: Buffer) -> None:
         self._audit.ended(self, self._route, self._model, None)
-        self._inner.reply(message)
+        self._inner.reply(message, *rest)
 
     def fail(self, code: int, message: str, trailers: Fields = ()) -> None:
         self._audit.ended(self, self._route, self._model, message)

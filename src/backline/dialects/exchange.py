@@ -98,7 +98,9 @@ def _respond(request: HttpRequest, written: HttpBody) -> None:
 
 
 HTTP: Carrier[HttpRequest, HttpBody] = Carrier("HTTP", False, _respond, respond_error)
-GRPC: Carrier[UnaryCall, Buffer] = Carrier("GRPC", True, lambda call, message: call.reply(message), fail_call)
+GRPC: Carrier[UnaryCall, Sequence[Buffer]] = Carrier(
+    "GRPC", True, lambda call, message: call.reply(*message), fail_call
+)
 
 
 class RequestIntake(Generic[Caller, Plan]):

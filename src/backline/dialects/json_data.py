@@ -18,14 +18,13 @@ import msgspec
 import numpy as np
 
 from backline.dialects.input_plan import InputPlan
+from backline.dialects.json_numbers import MAX_DEPTH, read_numbers, write_numbers
 from backline.dialects.json_scan import STEP, count, outside_strings, parts
 from backline.dialects.off_loop import PIECE
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Buffer, Tensor
 
-#: The most levels of nested lists.
-MAX_DEPTH = 100
 #: A list with more characters than this is decoded in pieces of this size.
 LARGE = 64 * 1024
 _TOO_FEW = "Failed to parse 'data' field: shape does not match true shape"
@@ -60,6 +59,10 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
                 f"{_TOO_MANY}: input '{name}' has the shape {list(spec.shape)}, which has no elements"
             )
         return Tensor(name, datatype, spec.shape, np.empty(spec.shape, spec.dtype))
+    if depth and not large:
+        array = read_numbers(datatype, raw)
+        if array is not None and len(array) == spec.count:
+            return Tensor(name, datatype, spec.shape, array.reshape(spec.shape))
     if datatype is not DataType.BYTES:  # nested lists, none of them empty, have one more element than commas
         commas = raw.count(b",") if len(raw) <= LARGE else count(raw, ord(","))
         _compare_count(spec, commas + 1 if _has_more(raw, b"[]" + _BLANK) else 0)
@@ -69,9 +72,7 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
     if large and datatype is DataType.BYTES and not encoded:
         return Tensor(name, datatype, spec.shape, _decode_strings(spec, raw).reshape(spec.shape))
     if large:
-        dense = b"".join(
-            raw[start : start + STEP].translate(None, _BLANK) for start in range(0, len(raw), STEP)
-        )
+        dense = raw if depth == 1 and raw[-1:] == b"]" else _without_blanks(raw)
         return Tensor(
             name,
             datatype,
@@ -140,7 +141,7 @@ def _finite(text: str) -> float:
 
 
 def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:
-    """The elements of a tensor as a flat list, or as JSON text if it is large.
+    """The elements of a tensor: a list of strings, or the JSON text of a flat list of numbers.
 
     Raises InvalidArgument for values that JSON cannot represent.
     """
@@ -162,12 +163,12 @@ def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:
                 f"output '{tensor.name}' has elements that are not UTF-8, which JSON cannot represent."
                 " Please use the binary data format (parameter 'binary_data': true)"
             ) from None
+    if data.dtype.kind != "f" or np.isfinite(data).all():
+        return msgspec.Raw(write_numbers(data))
     flat = data.reshape(-1)
-    finite = data.dtype.kind != "f" or bool(np.isfinite(data).all())
-    if finite and flat.size <= PIECE:
-        return flat.tolist()
-    encode = msgspec.json.encode if finite else _encode_words
-    pieces = (encode(flat[start : start + PIECE].tolist())[1:-1] for start in range(0, flat.size, PIECE))
+    pieces = (
+        _encode_words(flat[start : start + PIECE].tolist())[1:-1] for start in range(0, flat.size, PIECE)
+    )
     return msgspec.Raw(b"[" + b",".join(pieces) + b"]")
 
 
@@ -177,13 +178,20 @@ def _encode_words(values: list[float]) -> bytes:
 
 
 def _decode_pieces(spec: InputPlan, raw: bytes, depth: int, *, encoded: bool) -> np.ndarray:
-    """The elements of a large list without blanks, decoded piece by piece to save memory.
+    """The elements of a large list, decoded piece by piece to save memory. Nested lists have no blanks.
 
     If they are `encoded`, none may be a plain string, which might have lost blanks.
     """
     array = np.empty(spec.count, spec.dtype)
     end = 0
     for piece, piece_depth in _pieces(raw, depth):
+        numbers = read_numbers(spec.datatype, piece)
+        if numbers is not None:
+            start, end = end, end + len(numbers)
+            if end > spec.count:
+                break
+            array[start:end] = numbers
+            continue
         try:
             values = decode_list(
                 _decoder(_Encoded if encoded else _ELEMENTS[spec.datatype], piece_depth), piece
@@ -230,6 +238,10 @@ def _decode_strings(spec: InputPlan, raw: bytes) -> np.ndarray:
         start, end = end, end + len(values)
         array[start:end] = _array(spec, values)
     return array
+
+
+def _without_blanks(raw: bytes) -> bytes:
+    return b"".join(raw[start : start + STEP].translate(None, _BLANK) for start in range(0, len(raw), STEP))
 
 
 def _has_more(raw: bytes, characters: bytes) -> bool:

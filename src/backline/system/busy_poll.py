@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from asyncio import get_running_loop
+from pathlib import Path
 from time import perf_counter
 
-from backline.system.busy_poll_policy import LOST_CORE, WAKE_TIME, BusyPollPolicy
+from backline.system.busy_poll_policy import CHECK_INTERVAL, LOST_CORE, WAKE_TIME, BusyPollPolicy
+
+#: The fourth field has the number of threads that run or are ready to run (proc(5)).
+_LOAD = Path("/proc/loadavg")
+
+
+def has_idle_core() -> bool:
+    """Whether the machine has a core for every thread that is ready to run; True if that is not known."""
+    try:
+        running = _LOAD.read_text().split()[3].partition("/")[0]
+    except (OSError, IndexError):  # no Linux
+        return True
+    return int(running) <= (os.cpu_count() or 1)
 
 
 class BusyPoll:
@@ -15,10 +29,19 @@ class BusyPoll:
     waiting for them. This works with any event loop, and timers, threads and signals are served as usual.
 
     Whoever reads input on the loop sets `arrived`, and calls `wake` if the poll is `asleep`. While a thread
-    computes for the loop there is no poll, since it would compete for the interpreter: see `hold`.
+    computes for the loop there is no poll, since it would compete for the interpreter: see `hold`. Nor is
+    there one while all cores of the machine are busy: others need them, and a busy core wakes up at once.
     """
 
-    __slots__ = ("_holds", "_looked", "_policy", "_quiet_since", "arrived", "asleep")
+    __slots__ = (
+        "_holds",
+        "_looked",
+        "_next_check",
+        "_policy",
+        "_quiet_since",
+        "arrived",
+        "asleep",
+    )
 
     def __init__(self) -> None:
         self._policy = BusyPollPolicy(0.0)
@@ -30,6 +53,8 @@ class BusyPoll:
         self._quiet_since = 0.0
         #: When the poll last looked for input.
         self._looked = 0.0
+        #: When to check next whether there is an idle core; 0 before the first poll after sleeps.
+        self._next_check = 0.0
         #: The number of threads that compute for the loop.
         self._holds = 0
 
@@ -75,11 +100,18 @@ class BusyPoll:
             if not policy.length:
                 # The rest of this turn's work counts as part of the gap, which saves another iteration.
                 self._quiet_since = now
+                self._next_check = 0.0
                 self.asleep = True
                 return
             self._quiet_since = 0.0
         elif not self._quiet_since:
             self._quiet_since = now
+            if policy.length and now > self._next_check:
+                self._next_check = now + CHECK_INTERVAL
+                if not has_idle_core():
+                    policy.lose_core()
+                    self.asleep = True
+                    return
         elif now - self._looked > LOST_CORE:
             policy.lose_core()
             self._quiet_since = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 #: Seconds from the arrival of input to the end of the sleep that it interrupts. A gap that ended a sleep
@@ -10,12 +11,16 @@ WAKE_TIME: Final = 30e-6
 #: Seconds between two looks for input, during a poll, after which another thread or process must have had the
 #: core or the interpreter.
 LOST_CORE: Final = 100e-6
+#: Seconds between two checks, while polling, whether the machine has an idle core.
+CHECK_INTERVAL: Final = 0.01
 #: The weight of the latest gap in the averages.
 _WEIGHT: Final = 1 / 16
 #: Gaps count as regular if at least this share of them is short enough to poll for, and if the variance that
 #: their differences show is below this share of the square of their mean. For random arrivals they are equal.
 _MOSTLY: Final = 0.9
 _REGULAR: Final = 0.25
+#: Requests with one, two, three or six gaps are recognised as regular.
+_PERIOD: Final = 6
 #: After losing the core, this many gaps pass without a poll; twice as many each time that it happens again
 #: within _PROBATION gaps, up to the second number.
 _FIRST_REST: Final = 8
@@ -30,8 +35,8 @@ class BusyPollPolicy:
     as the gap lasts, at most `longest`, and saves the sleep and the wake-up if the gap ends within `longest`.
 
     The policy polls if the gaps are short and regular, as with a client that sends its next request once it
-    has a response. Each gap is compared with the last but one, because a request to a worker process has two
-    gaps: one until the worker has responded, one until the next request.
+    has a response. Each gap is compared with the one six gaps earlier, because a request to a worker process
+    has two gaps (one until the worker has responded, one until the next request), and a stream has three.
 
     Random arrivals from many clients are not regular, however short their gaps: while the loop sleeps, their
     requests collect and then run as one batch, which takes less CPU time than polling for each of them. A
@@ -40,9 +45,8 @@ class BusyPollPolicy:
 
     __slots__ = (
         "_differences",
+        "_earlier",
         "_hits",
-        "_last",
-        "_last_but_one",
         "_mean",
         "_rest",
         "_resting",
@@ -61,7 +65,7 @@ class BusyPollPolicy:
         self._mean = longest
         self._differences = longest * longest
         self._hits = 0.0
-        self._last = self._last_but_one = longest
+        self._earlier = deque([longest] * _PERIOD, _PERIOD)
         self._rest = 0
         self._resting = 0
         self._since_loss = _PROBATION
@@ -76,8 +80,8 @@ class BusyPollPolicy:
             gap = 0.0
         self._hits = hits = self._hits + _WEIGHT * (hit - self._hits)
         self._mean = mean = self._mean + _WEIGHT * (gap - self._mean)
-        difference = gap - self._last_but_one
-        self._last_but_one, self._last = self._last, gap
+        difference = gap - self._earlier[0]
+        self._earlier.append(gap)
         self._differences += _WEIGHT * (difference * difference - self._differences)
         self._since_loss += 1
         if self._resting:
@@ -89,7 +93,7 @@ class BusyPollPolicy:
             self.length = 0.0
 
     def lose_core(self) -> None:
-        """Pauses polling, because another thread or process took the core, or the interpreter, meanwhile."""
+        """Pauses polling, because others need the core or the interpreter."""
         again = self._since_loss < _PROBATION + self._rest
         self._rest = min(2 * self._rest, _LONGEST_REST) if again and self._rest else _FIRST_REST
         self._resting = self._rest

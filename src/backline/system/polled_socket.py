@@ -6,7 +6,8 @@ import select
 from socket import socket
 from time import perf_counter
 
-from backline.system.busy_poll_policy import LOST_CORE, WAKE_TIME, BusyPollPolicy
+from backline.system.busy_poll import has_idle_core
+from backline.system.busy_poll_policy import CHECK_INTERVAL, LOST_CORE, WAKE_TIME, BusyPollPolicy
 
 
 class PolledSocket:
@@ -18,6 +19,7 @@ class PolledSocket:
     def __init__(self, connected: socket) -> None:
         self._socket = connected
         self._policy = BusyPollPolicy(0.0)
+        self._next_check = 0.0
         self._look = select.poll()
         self._look.register(connected, select.POLLIN)
 
@@ -40,6 +42,11 @@ class PolledSocket:
     def _poll(self, began: float) -> bool:
         """Polls until there is something to read (returns True), or no longer (returns False)."""
         policy, look = self._policy, self._look.poll
+        if began > self._next_check:
+            self._next_check = began + CHECK_INTERVAL
+            if not has_idle_core():
+                policy.lose_core()
+                return False
         looked = began
         while True:
             ready = look(0)

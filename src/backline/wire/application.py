@@ -162,8 +162,8 @@ class UnaryCall(Call):
     __slots__ = ()
 
     @abstractmethod
-    def reply(self, message: Buffer) -> None:
-        """Ends the call with OK and this message. Call it once."""
+    def reply(self, message: Buffer, *rest: Buffer) -> None:
+        """Ends the call with OK and this message, which continues in `rest`. Call it once."""
 
     @abstractmethod
     def fail(self, code: int, message: str, trailers: Fields = ()) -> None:

@@ -206,6 +206,16 @@ def test_message_above_the_limit_is_refused() -> None:
         assert call(bytes(1000)) == bytes(1000)
 
 
+@pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip], ids=["plain", "gzip"])
+@pytest.mark.parametrize("size", [0, 1, 1000, 100_000, 3_000_001])
+def test_a_reply_in_parts_is_one_message(
+    channel: grpc.Channel, size: int, compression: grpc.Compression | None
+) -> None:
+    message = bytes(range(251)) * (size // 251) + bytes(size % 251)
+
+    assert channel.unary_unary("/test.Test/Halves")(message, compression=compression) == message
+
+
 def test_calls_above_the_limit_are_refused() -> None:
     with (
         serve(Limits(max_concurrent_requests=1)) as served,

@@ -50,6 +50,11 @@ class Handlers:
     def application(self) -> Application:
         rpc: dict[bytes, UnaryMethod | StreamMethod] = {
             b"/test.Test/Echo": _unary(lambda call, message: call.reply(message)),
+            b"/test.Test/Halves": _unary(
+                lambda call, message: call.reply(
+                    memoryview(message)[: len(message) // 2], memoryview(message)[len(message) // 2 :]
+                )
+            ),
             b"/test.Test/Hold": _unary(self.hold),
             b"/test.Test/Fail": _unary(
                 lambda call, message: call.fail(9, "ä % fault", [(b"grpc-status-details-bin", b"AAEC")])

@@ -90,6 +90,17 @@ class MessageAssembler:
     def between_messages(self) -> bool:
         return self._body is None and not self._prefix
 
+    @property
+    def missing(self) -> int:
+        """Bytes that the current message still lacks; 0 if its length is unknown."""
+        body = self._body
+        return 0 if body is None or body.size is None else body.size - body.filled
+
+    def fill(self, data: Buffer, begin: int, end: int) -> None:
+        """Stores data[begin:end], which must be shorter than `missing`."""
+        assert self._body is not None, "bytes of it are missing"
+        self._body.add(data, begin, end)
+
     def feed(self, data: Buffer, begin: int, end: int) -> tuple[int, tuple[bool, Buffer] | None]:
         """Consumes data[begin:end] up to the end of a message, and raises RpcError for an invalid one.
 

@@ -83,6 +83,14 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             self.remote_open = False
         if self.answered:
             return
+        assembler = self._assembler
+        if assembler is not None and not ended and assembler.missing > end - begin:
+            # The middle of a large message, of which most of its frames are.
+            if self.buffer(end - begin):
+                assembler.fill(data, begin, end)
+            else:
+                self._refuse(overfull())
+            return
         try:
             self._assemble(data, begin, end, ended)
         except RpcError as error:
@@ -161,18 +169,20 @@ class UnaryExchange(GrpcExchange, UnaryCall):
 
     # Responding
 
-    def reply(self, message: Buffer) -> None:
+    def reply(self, message: Buffer, *rest: Buffer) -> None:
         if self.answered:
             return
         connection = self.connection
         output = connection.output
         size = len(message) if type(message) is bytes else memoryview(message).nbytes
+        for buffer in rest:
+            size += memoryview(buffer).nbytes
         framed = size + PREFIX_SIZE
         if size > connection.admission.passes or self.kind:
             connection.admission.learn(self, size)
         if self._compressed and self.head.encoding in self.head.accept_encoding:
-            self._reply_compressed(message, size)
-        elif output.has_room(self, framed) and not connection.block_prefix:
+            self._reply_compressed((message, *rest), size)
+        elif not rest and output.has_room(self, framed) and not connection.block_prefix:
             self.answered = True
             number = self.number
             parts = output.parts
@@ -186,7 +196,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             if not output.scheduled:
                 output.schedule()
         else:
-            self._reply_in_parts(RESPONSE_BLOCK, (PREFIX.pack(0, size), message))
+            self._reply_in_parts(RESPONSE_BLOCK, (PREFIX.pack(0, size), message, *rest))
 
     def _reply_in_parts(self, block: bytes, buffers: tuple[Buffer, ...]) -> None:
         self.answered = True
@@ -195,17 +205,17 @@ class UnaryExchange(GrpcExchange, UnaryCall):
         self.tail = connection.header_frames(self.number, OK_BLOCK, frames.END_STREAM)
         connection.output.send(self, buffers)
 
-    def _reply_compressed(self, message: Buffer, size: int) -> None:
+    def _reply_compressed(self, message: tuple[Buffer, ...], size: int) -> None:
         if size <= INLINE:
-            self._send_compressed(compress(GRPC_CODINGS[self.head.encoding], (message,)))
+            self._send_compressed(compress(GRPC_CODINGS[self.head.encoding], message))
         else:
             self.answered = True
             self.connection.output.compressing(self, size)
             self._task = self.connection.loop.create_task(self._compress_on_thread(message))
 
-    async def _compress_on_thread(self, message: Buffer) -> None:
+    async def _compress_on_thread(self, message: tuple[Buffer, ...]) -> None:
         packed = await self.connection.loop.run_in_executor(
-            None, compress, GRPC_CODINGS[self.head.encoding], (message,)
+            None, compress, GRPC_CODINGS[self.head.encoding], message
         )
         if not self.closed:
             self.connection.output.compressing(self, 0)

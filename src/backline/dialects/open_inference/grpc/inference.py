@@ -21,11 +21,13 @@ class GrpcInference:
     def __init__(self, engine: Engine, forward: ForwardPattern | None = None) -> None:
         """`forward` says which metadata models see as parameters."""
         self.forward = forward
-        self.write = GrpcWriter(engine).write
+        writer = GrpcWriter(engine)
+        self.write = writer.write
         self.read = GrpcReader(engine).read
         self.off_loop = OffLoop()
+        carrier = replace(GRPC, forward=forward)
         self._take = UnaryInference(
-            engine, replace(GRPC, forward=forward), self.read, self.write, self.off_loop, decoupled=_DECOUPLED
+            engine, carrier, self.read, writer.write_parts, self.off_loop, decoupled=_DECOUPLED
         ).take
 
     def infer(self, call: UnaryCall, received: Buffer) -> None:

@@ -13,7 +13,7 @@ from backline.dialects.off_loop import LARGE, LargeRequest
 from backline.dialects.open_inference.grpc.wire_format import (
     MALFORMED,
     check_fields,
-    join_response,
+    response_parts,
     split_request,
 )
 from backline.dialects.open_inference.outputs import wanted_outputs
@@ -33,6 +33,8 @@ from backline.protos import message
 #: The most bytes of a message without contents whose plan is cached; the number of cached plans and heads.
 _MAX_REMEMBERED_SIZE = 1024
 _MAX_REMEMBERED = 1024
+#: Outputs up to this many bytes are copied into one message.
+_COPIED = 64 * 1024
 
 
 class ContentsField(NamedTuple):
@@ -265,6 +267,13 @@ class GrpcWriter:
 
     def write(self, plan: ModelPlan, response: InferResponse) -> bytes:
         """The message of a response. Raises BacklineError."""
+        return b"".join(self.write_parts(plan, response))
+
+    def write_parts(self, plan: ModelPlan, response: InferResponse) -> list[Buffer]:
+        """The message of a response, in one part unless it is large: then outputs are not copied.
+
+        Raises BacklineError.
+        """
         outputs = response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)
         if response.parameters:
             head = self._head(response, outputs)
@@ -289,7 +298,8 @@ class GrpcWriter:
             if known is None:
                 known = self._heads.keep(key, self._head(response, outputs))
             head = known
-        return join_response(head, response.id, map(encode_tensor, outputs))
+        parts = response_parts(head, response.id, map(encode_tensor, outputs))
+        return parts if max(map(len, parts)) > _COPIED else [b"".join(parts)]
 
     def _head(self, response: InferResponse, outputs: list[Tensor]) -> bytes:
         head = self._message(model_name=response.model_name, model_version=response.model_version)

@@ -221,15 +221,18 @@ def _too_many_fields() -> PayloadTooLarge:
     )
 
 
-def join_response(head: bytes, id: str, outputs: Iterable[Buffer]) -> bytes:
-    """A ModelInferResponse from its `head` (all but id and raw_output_contents), its id and the contents."""
+def response_parts(head: bytes, id: str, outputs: Iterable[Buffer]) -> list[Buffer]:
+    """A ModelInferResponse from its `head` (all but id and raw_output_contents), its id and the contents.
+
+    The message is the parts put together.
+    """
     parts: list[Buffer] = [head]
     if id:
         text = id.encode()
         parts += (_RESPONSE_ID, length_prefix(len(text)), text)
     for output in outputs:
         parts += (_RAW_OUTPUT, length_prefix(len(output)), output)
-    return b"".join(parts)
+    return parts
 
 
 def length_prefix(length: int) -> bytes:

@@ -22,7 +22,8 @@ from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.event_stream import EventStreams, encoded
 from backline.dialects.exchange import ReadRequest, RequestIntake, deadline_of
 from backline.dialects.input_plan import InputPlan
-from backline.dialects.json_data import MAX_DEPTH, decode_data, decode_list, encode_data, replace_words
+from backline.dialects.json_data import decode_data, decode_list, encode_data, replace_words
+from backline.dialects.json_numbers import MAX_DEPTH
 from backline.dialects.json_scan import check_keys, count_elements
 from backline.dialects.off_loop import LARGE, LargeRequest, OffLoop
 from backline.dialects.open_inference.metadata import SCALAR
@@ -375,14 +376,14 @@ def _no_shape(spec: TensorSpec) -> InvalidArgument:
 
 def _value(tensor: Tensor, *, is_json: bool) -> Any:
     values = encode_data(tensor)
-    if is_json and isinstance(values, list):
+    if isinstance(values, Raw):
+        return Raw(bytes(values)[1:-1]) if tensor.data.size == 1 else values
+    if is_json:
         try:
             values = [_skip(text) for text in values]
         except (ValueError, RecursionError) as error:
             raise Internal(f"output '{tensor.name}' is not JSON: {error}") from None
-    if tensor.data.size == 1:
-        return values[0] if isinstance(values, list) else Raw(bytes(values)[1:-1])
-    return values
+    return values[0] if len(values) == 1 else values
 
 
 def _first(value: Raw | bytes) -> bytes:

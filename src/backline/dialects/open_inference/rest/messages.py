@@ -10,6 +10,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from backline.dialects.input_plan import MAX_RANK, InputPlan, too_many_dimensions
 from backline.dialects.json_data import decode_data, encode_data, replace_words
+from backline.dialects.json_numbers import read_numbers
 from backline.dialects.json_scan import check_keys, count
 from backline.dialects.off_loop import LARGE, LargeRequest
 from backline.dialects.open_inference.outputs import wanted_outputs
@@ -20,6 +21,7 @@ from backline.dialects.open_inference.shared_memory import REGION, StoredTensor
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
 from backline.engine.shared_memory import SharedMemory
+from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse, Parameter
 from backline.engine.values.parameters import EMPTY_FINAL, RESERVED
 from backline.engine.values.tensor import Buffer, Shape, Tensor, encode_tensor
@@ -33,6 +35,13 @@ _MAX_REMEMBERED = 1024
 _JSON_FIELDS: Fields = ((b"content-type", b"application/json"),)
 _SIZE = "binary_data_size"
 _ID_FIRST = b'{"id":"'
+_DATA = b'"data":'
+#: A request with one of these after its data is not remembered, since the data may not count.
+_DOUBTFUL = (b'"data"', b'"id"', b'"inputs"', b"\\")
+#: The end of the JSON of a response whose last output has data.
+_END = b"}]}"
+#: The most bytes of JSON that are copied into one buffer.
+_JOINED = 16 * 1024
 
 Scalar = str | int | float | bool
 #: A decoded request: its plan, its id, its tensors by name.
@@ -70,13 +79,20 @@ class LargeRequestDocument(RequestDocument):
 
 
 class RestReader:
-    """Reads requests. Plans of small headers without data are cached, because clients repeat them."""
+    """Reads requests. Plans of small headers are cached, because clients repeat them.
+
+    The header of a binary request is the key of its plan. Of a request that is all JSON, with numbers for one
+    input, the key is what precedes the numbers, and what follows them must also be the same. Such a request
+    is only accepted if its numbers are well-formed JSON, so the whole would be decoded to the same plan.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._decoder = msgspec.json.Decoder(RequestDocument)
         self._large_decoder = msgspec.json.Decoder(LargeRequestDocument)
         self._plans: Memo[bytes, InferPlan] = Memo(_MAX_REMEMBERED)
+        #: The plans of requests with numbers, and what follows the numbers.
+        self._number_plans: Memo[bytes, tuple[InferPlan, bytes]] = Memo(_MAX_REMEMBERED)
 
     def read(
         self, body: Buffer, headers: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
@@ -88,6 +104,10 @@ class RestReader:
             size = _parse_length(header_length, total)
             if size == 0:
                 return self._read_raw(body, model, version)
+        elif size <= LARGE:
+            known = self._read_numbers(bytes(body))
+            if known is not None:
+                return known
         if size > _MAX_REMEMBERED_SIZE:
             if on_loop and size > LARGE:
                 raise LargeRequest
@@ -110,6 +130,37 @@ class RestReader:
         if plan.shared is not None:
             plan = plan.holding(on_loop=on_loop)
         return plan, id, _read_binary(plan, body, size, model)
+
+    def _read_numbers(self, text: bytes) -> Decoded | None:
+        """Reads a request of which all but the numbers has been seen before; None if that is not so."""
+        start = text.find(_DATA, 0, _MAX_REMEMBERED_SIZE) + len(_DATA)
+        if start < len(_DATA):
+            return None
+        id, key = split_id(text[:start])
+        known = self._number_plans.get(key)
+        if known is None:
+            return None
+        plan, rest = known
+        spec = plan.inputs[0]
+        if not text.endswith(rest):
+            return None
+        array = read_numbers(spec.datatype, text[start : len(text) - len(rest)])
+        if array is None or len(array) != spec.count:
+            return None
+        return plan, id, {spec.name: Tensor(spec.name, spec.datatype, spec.shape, array.reshape(spec.shape))}
+
+    def _remember_numbers(self, text: bytes, document: RequestDocument, plan: InferPlan) -> None:
+        if len(plan.inputs) != 1 or plan.shared is not None or not plan.inputs[0].count:
+            return
+        data = bytes(document.inputs[0].data)
+        start = text.find(_DATA, 0, _MAX_REMEMBERED_SIZE) + len(_DATA)
+        if start < len(_DATA) or not text[start:].lstrip().startswith(data):
+            return
+        rest = text[start:].lstrip()[len(data) :]
+        id, key = split_id(text[:start])
+        doubtful = any(word in rest for word in _DOUBTFUL) or b'"id"' in key or b"\\" in key
+        if id == document.id and len(rest) <= _MAX_REMEMBERED_SIZE and not doubtful:
+            self._number_plans.keep(key, (plan, rest))
 
     def _check_large(self, plan: InferPlan, id: str, model: str, version: str, on_loop: bool) -> None:
         if on_loop:
@@ -155,6 +206,8 @@ class RestReader:
                 size += declared
         if size != len(body):
             raise _additional(model)
+        if HEADER_LENGTH not in headers and size <= LARGE:
+            self._remember_numbers(bytes(header), document, plan)
         return plan, document.id, tensors
 
     def _decode(self, header: Buffer) -> RequestDocument:
@@ -384,12 +437,13 @@ class ResponseDocument(Struct):
 
 
 class RestWriter:
-    """Writes responses. The JSON of a response with a single binary output is cached, because it repeats."""
+    """Writes responses. Of responses with one output, all but the data is cached, because it repeats."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._encode = msgspec.json.Encoder().encode
         self._heads: Memo[object, tuple[Fields, bytes]] = Memo(_MAX_REMEMBERED)
+        self._json_heads: Memo[object, bytes] = Memo(_MAX_REMEMBERED)
 
     def write(self, plan: InferPlan, response: InferResponse) -> tuple[Fields, list[Buffer]]:
         """The header fields and the buffers of the body.
@@ -414,7 +468,24 @@ class RestWriter:
                     fields, buffers = self._write(plan, response, outputs)
                     head = self._heads.keep(key, (fields, bytes(buffers[0])))
                 return head[0], [head[1], data]
+            if tensor.datatype is not DataType.BYTES and not isinstance(tensor, StoredTensor):
+                return _JSON_FIELDS, self._write_numbers(response, tensor)
         return self._write(plan, response, outputs)
+
+    def _write_numbers(self, response: InferResponse, tensor: Tensor) -> list[Buffer]:
+        """The JSON of a response with one output, of numbers."""
+        elements = bytes(encode_data(tensor))
+        key = (response.model_name, response.model_version, tensor.name, tensor.datatype, tensor.shape)
+        head = self._json_heads.get(key)
+        if head is None:
+            output = OutputDocument(tensor.name, tensor.datatype.name, tensor.shape, UNSET, Raw(b"0"))
+            document = self._encode(
+                ResponseDocument(UNSET, response.model_name, response.model_version, UNSET, [output])
+            )
+            head = self._json_heads.keep(key, document.removesuffix(b"0" + _END))
+        if len(elements) > _JOINED:
+            return [head, elements, _END]
+        return [b"".join((head, elements, _END))]
 
     def _write(
         self, plan: InferPlan, response: InferResponse, outputs: list[Tensor]
