@@ -94,6 +94,7 @@ def _run(program: str, url: str, path: str, each: int, report: Path) -> int:
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
+            cwd=report.parent,
             env={**os.environ, "COLUMNS": "100"},
             check=False,
         ).returncode
