@@ -55,23 +55,21 @@ test: $(STAMP)-test $(STAMP)-demo $(RUNTIMES)  ## run all tests (BACKENDS=all in
 test-containers: $(STAMP)-test  ## build and test the container image; needs podman, mmdebstrap and the network
 	BACKLINE_TESTS_CONTAINERS=1 BACKLINE_TESTS_REQUIRE_TOOLS=1 $(BIN)/python -m pytest tests/deploy
 
-lint: $(STAMP)-test  ## check format, lint, types, layers and the lock file
+lint: $(STAMP)-test  ## check format, lint, types and layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/uv lock --check --offline --quiet || (echo "uv.lock does not fit pyproject.toml: run make lock" && exit 1)
 
-lock: $(STAMP)-test  ## resolve all dependencies again and write uv.lock
-	$(BIN)/uv lock --upgrade
+lock: $(STAMP)-test  ## resolve the dependencies of all extras again and write requirements.lock
+	$(BIN)/uv pip compile --quiet --upgrade --all-extras --universal --generate-hashes --no-header \
+	  --python-version 3.11 --output-file requirements.lock pyproject.toml
 
 # What users install: all extras, but no tools of development. --strict also fails where advisories cannot be had.
-audit: $(STAMP)-test  ## look for known vulnerabilities in the locked dependencies (needs the advisories of PyPI)
-	@mkdir -p build
-	$(BIN)/uv export --frozen --quiet --all-extras --no-default-groups --no-emit-project --output-file build/locked.txt
-	$(BIN)/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r build/locked.txt || (echo \
-	  "make audit failed: the locked dependencies above have known vulnerabilities, or their advisories could not be had" \
-	  "from https://pypi.org/pypi" && exit 1)
+audit: $(STAMP)-test  ## look for known vulnerabilities in requirements.lock (needs the advisories of PyPI)
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r requirements.lock || (echo \
+	  "make audit failed: the dependencies above have known vulnerabilities, or their advisories could not be had" \
+	  && exit 1)
 
 $(STAMP)-docs: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --group docs

@@ -118,7 +118,7 @@ def test_a_single_version_is_loaded_and_unloaded(run: Run, client: Client, make_
 def test_a_model_is_loaded_from_local_files(run: Run, make_model: MakeModel, tmp_path: Path) -> None:
     name = f"{make_model(1)}_files"
     config = tmp_path / "config.json"
-    config.write_text('{"backend": "onnxruntime", "max_batch_size": 4}')
+    config.write_text('{"backend": "onnxruntime", "max_batch_size": 4, "dynamic_batching": {}}')
     file = models.add1(tmp_path, "elsewhere")
     run("load", name, "--config", f"@{config}", "--file", f"1/model.onnx={file}")
     shown = run("show", name).stdout
