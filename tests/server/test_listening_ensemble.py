@@ -121,8 +121,13 @@ def test_the_stream_of_notes_equals_the_networks_in_process(server: ServerProces
     client.start_stream(lambda result, error: answers.put(error or result))
     client.async_stream_infer("listen", [given], enable_empty_final_response=True)
     notes = []
-    while (answer := answers.get(timeout=30)).get_response().outputs:
-        notes.append((answer.as_numpy("pitch"), answer.as_numpy("confidence"), answer.as_numpy("at")))
+    final = False
+    while not final:
+        answer = answers.get(timeout=30)
+        response = answer.get_response()
+        final = response.parameters["triton_final_response"].bool_param
+        if response.outputs:
+            notes.append((answer.as_numpy("pitch"), answer.as_numpy("confidence"), answer.as_numpy("at")))
     client.stop_stream()
 
     expected = heard_here(audio)

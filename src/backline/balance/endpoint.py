@@ -36,7 +36,7 @@ class Endpoint:
     #: When it may be probed (again).
     probe_at: float = 0.0
     busy_until: float = 0.0
-    #: The number of the last request that it got, so that equal servers take turns.
+    #: The sequence number of the last request sent to it, so that equally loaded servers take turns.
     turn: int = 0
 
     def waiting(self, now: float) -> float:

@@ -66,7 +66,7 @@ class AudioHint(OrNone):
                 f" got {list(array.shape)}"
             )
         if not np.isfinite(array).all():
-            raise ValueError("the samples of a sound are finite, got infinity or NaN")
+            raise ValueError("the samples of a sound must be finite, but some are infinite or NaN")
         content = io.BytesIO()
         _soundfile().write(content, array.astype(np.float32).T, self.rate, format=self.format or "WAV")
         return content.getvalue()

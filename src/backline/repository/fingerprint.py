@@ -49,7 +49,7 @@ def load_key(config: ModelConfig) -> str:
 
 
 def fingerprint(files: Mapping[str, FileEntry], config: ModelConfig) -> str:
-    """The fingerprint of a version that needs `files`, by path, and is loaded with `config`."""
+    """The fingerprint of a version that needs `files`, keyed by path, and is loaded with `config`."""
     return _digest(repr([(path, files[path].identity) for path in sorted(files)]) + load_key(config))
 
 

@@ -28,7 +28,7 @@ _CONNECT_SECONDS = 5
 _READ_SECONDS = 15
 _RETRIES = 2
 _RETRY_SECONDS = 10
-#: obstore's limit on the whole time of a request, set far too high to matter: a large file may take long.
+#: obstore's limit on the duration of a request, too high to matter, because large files may take long.
 _REQUEST_DAYS = 7
 _CHUNK = 1 << 20
 #: A bucket with more objects than this is not a model repository.

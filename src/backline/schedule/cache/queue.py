@@ -197,7 +197,7 @@ class CachedQueue:
             return
         flight.run = run
 
-    # from the run to the callers
+    # passing the outcome of a run on to its callers
 
     def _ran(
         self, flight: Flight, run: Ticket, response: InferResponse | None, error: BacklineError | None

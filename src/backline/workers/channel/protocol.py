@@ -466,7 +466,7 @@ class FrameSplitter:
             try:
                 message = _DECODERS[kind].decode(view[body : body + header])
             except msgspec.MsgspecError as error:
-                raise WorkerProtocolError(f"a frame of kind {kind}: {error}") from None
+                raise WorkerProtocolError(f"a frame of kind {kind} is invalid: {error}") from None
             frames.append((_KINDS[kind], message, view[body + header : end]))
             start = end
         self._rest = bytearray(memoryview(data)[start:])
