@@ -124,9 +124,11 @@ def test_a_load_that_is_given_up_ends_its_process(home: Homes, repository: Path)
     async def scenario() -> None:
         async with home(repository, mode="explicit", isolate="new") as server:
             loading = asyncio.create_task(server.lifecycle.load("endless", who="Ada"))
-            await asyncio.to_thread(until, running_trials)
             # A file that keeps cores busy must not delay others.
-            assert all(one.nice() == psutil.Process().nice() + NICENESS for one in running_trials())
+            nice = psutil.Process().nice() + NICENESS
+            await asyncio.to_thread(
+                until, lambda: (found := running_trials()) and all(one.nice() == nice for one in found)
+            )
             await server.lifecycle.unload("endless", who="Ada")
             await asyncio.to_thread(until, lambda: not running_trials())
             with pytest.raises(BacklineError):

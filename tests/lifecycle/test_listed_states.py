@@ -20,8 +20,11 @@ Homes = Callable[..., Any]
 
 def listed(server: Any) -> dict[str, str]:
     """The states in the repository index, which are those of the list."""
-    index = {one["version"]: one["state"] for one in model_index(server.engine, only_ready=False)}
-    assert index == {one["version"]: one["state"] for one in model_listing(server.engine)}
+    index = {
+        one["version"]: one["state"]
+        for one in model_index(server.engine, lambda name: True, only_ready=False)
+    }
+    assert index == {one["version"]: one["state"] for one in model_listing(server.engine, lambda name: True)}
     return index
 
 

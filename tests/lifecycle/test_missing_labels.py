@@ -57,10 +57,12 @@ def test_no_other_version_serves_in_place_of_a_missing_stable_one(
             assert await server.answer(version="3") == 3
             assert not server.engine.is_ready("add1")
             assert not server.engine.ready
-            index = {one["version"]: one for one in model_index(server.engine, only_ready=False)}
+            index = {
+                one["version"]: one for one in model_index(server.engine, lambda name: True, only_ready=False)
+            }
             assert index["2"]["state"] == "UNAVAILABLE"
             assert MISSING in index["2"]["reason"]
-            listing = {one["version"]: one for one in model_listing(server.engine)}
+            listing = {one["version"]: one for one in model_listing(server.engine, lambda name: True)}
             assert listing["2"]["labels"] == ["stable"]
             assert not any(one["default"] for one in listing.values())
             assert MISSING in caplog.text

@@ -44,6 +44,7 @@ def test_a_long_day(tmp_path: Path) -> None:
     collect_models_of_all_kinds(user)
     read_the_configuration(user)
     build_the_environment(user)
+    prepare_for_production(user)
     keys = make_keys(user)
     make_certificates(user)
     folders = ("--state-dir", str(tmp_path / "state"), "--cache-dir", str(tmp_path / "cache"))
@@ -51,6 +52,7 @@ def test_a_long_day(tmp_path: Path) -> None:
         user.server = server
         log_in(user, keys)
         see_what_is_served(user)
+        watch_the_server(user, keys["operator"])
         call_every_model(user)
         call_from_a_program(server, keys["app"])
         keep_others_out(user, keys)
@@ -209,6 +211,26 @@ def see_what_is_served(user: User) -> None:
     printed = user.server.output
     assert "for cached" in printed
     assert "with a key for KEY" in printed
+
+
+def prepare_for_production(user: User) -> None:
+    checked = user.backline("doctor", "models/linear", "--json").json["findings"]
+    assert not [one for one in checked if one["group"] == "Models" and one["severity"] == "error"]
+    assert "tune" in user.backline("tune", "models/linear", "--pace", "0.2").out
+    user.backline("image", "build", "models/linear", "--output", "image")
+    assert "FROM" in (user.folder / "image" / "Containerfile").read_text()
+    assert "_backline_completion" in user.backline("completion", "bash").out
+    refused = user.backline("tritonserver", "--model-repository=missing", status=1).err
+    assert "creating server" in refused
+    assert "Heard:" in user.backline("demo", "--once").out
+
+
+def watch_the_server(user: User, key: str) -> None:
+    assert "add1" in user.backline("top", "--once", key=key).out
+    shown = user.backline("logs", "--file", user.folder / "server.log", "--lines", "1000").out
+    assert "add1" in shown
+    user.backline("client", "generate", "add1", "--output", "add1_client.py", key=key)
+    assert "INPUT0" in (user.folder / "add1_client.py").read_text()
 
 
 def call_every_model(user: User) -> None:

@@ -121,7 +121,7 @@ def test_two_channels_survive_a_round_trip() -> None:
     [
         (np.zeros(4, np.int16), "an array of floats from -1 to 1, got int16"),
         (np.zeros((2, 4)), r"the shape \[samples\], got \[2, 4\]"),
-        (np.full(4, np.nan), "infinity or NaN"),
+        (np.full(4, np.nan), "infinite or NaN"),
     ],
 )
 def test_an_array_that_is_not_a_sound_is_not_encoded(value: np.ndarray, text: str) -> None:

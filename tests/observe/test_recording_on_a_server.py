@@ -19,6 +19,7 @@ from backline.observe.prediction_log import read_log
 from backline.observe.recording import recorded_file
 from support import models
 from support.server import ServerProcess, serve
+from support.waiting import until
 
 
 def ask(server: ServerProcess, method: str, path: str, body: bytes = b"") -> tuple[int, Any]:
@@ -73,8 +74,7 @@ def test_the_command_records_and_the_next_load_replays(tmp_path: Path) -> None:
     # The load reports the damaged recording, which shows that it reads it.
     recorded_file(state, "add1").write_bytes(b"damaged")
     with serve(tmp_path / "models", tmp_path / "log", "--state-dir", str(state), ready=False) as server:
-        while "not available" not in server.output:
-            assert server.process.poll() is None
+        until(lambda: "failed to load 'add1'" in server.output, lambda: server.output)
         assert "add1.tfrecord', record 1: the file ends in the middle of it" in server.output
 
 

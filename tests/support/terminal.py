@@ -38,6 +38,8 @@ class Terminal:
         )
         self._theirs = theirs
         self._shown = ""
+        self._readable = select.poll()  # unlike select.select, it takes descriptors above 1023
+        self._readable.register(self._fd, select.POLLIN)
 
     def read_until(self, pattern: str, timeout: float = 30.0) -> str:
         """The output up to and including `pattern`."""
@@ -49,7 +51,7 @@ class Terminal:
             alive = self.process.poll() is None
             assert alive, f"it ended without {pattern!r}:\n{self._shown}"
             assert time.monotonic() < end, f"no {pattern!r} in:\n{self._shown}"
-            if select.select([self._fd], [], [], 0.1)[0]:
+            if self._readable.poll(100):
                 self._shown += os.read(self._fd, 65536).decode(errors="replace").replace("\r\n", "\n")
 
     def type(self, text: str) -> None:

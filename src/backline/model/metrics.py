@@ -45,6 +45,11 @@ def connect(page: Page, **labels: str) -> None:
     _Server.page, _Server.labels = page, labels
 
 
+def disconnect() -> None:
+    """Keeps all values recorded from now on in this process."""
+    _Server.page, _Server.labels = None, {}
+
+
 class _Metric:
     kind: ClassVar[_Kind]
 

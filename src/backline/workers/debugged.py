@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from backline.engine.errors import Internal
+from backline.model import metrics
 from backline.workers.child.worker import make_worker
 from backline.workers.process.process import WorkerProcess
 
@@ -55,6 +56,7 @@ class DebuggedWorker(WorkerProcess):
         try:
             make_worker(data, control, calls, arena, on_end=lambda: None).serve()
         finally:
+            metrics.disconnect()  # this process lives on, unlike that of another worker
             with suppress(RuntimeError):  # the server has ended, and its loop is closed
                 self._loop.call_soon_threadsafe(self._finish)
 
