@@ -44,8 +44,8 @@ def test_a_long_day(tmp_path: Path) -> None:
     collect_models_of_all_kinds(user)
     read_the_configuration(user)
     build_the_environment(user)
-    prepare_for_production(user)
     keys = make_keys(user)
+    prepare_for_production(user)
     make_certificates(user)
     folders = ("--state-dir", str(tmp_path / "state"), "--cache-dir", str(tmp_path / "cache"))
     with user.serve("--auth", str(tmp_path / "auth.toml"), *folders, *SERVE) as server:
@@ -214,14 +214,14 @@ def see_what_is_served(user: User) -> None:
 
 
 def prepare_for_production(user: User) -> None:
-    checked = user.backline("doctor", "models/linear", "--json").json["findings"]
+    ports = ("--http-port", 0, "--grpc-port", 0, "--metrics-port", 0)
+    checked = user.backline("doctor", "models/linear", "--json", *ports).json["findings"]
     assert not [one for one in checked if one["group"] == "Models" and one["severity"] == "error"]
-    assert "tune" in user.backline("tune", "models/linear", "--pace", "0.2").out
+    assert "combinations considered" in user.backline("tune", "models/linear", "--pace", "0.2").out
     user.backline("image", "build", "models/linear", "--output", "image")
     assert "FROM" in (user.folder / "image" / "Containerfile").read_text()
     assert "_backline_completion" in user.backline("completion", "bash").out
-    refused = user.backline("tritonserver", "--model-repository=missing", status=1).err
-    assert "creating server" in refused
+    assert "--model-repository" in user.backline("tritonserver", "--help").out
     assert "Heard:" in user.backline("demo", "--once").out
 
 
