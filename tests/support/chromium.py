@@ -38,6 +38,8 @@ class Page:
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self._to, self._from = to_browser, from_browser
+        self._readable = select.poll()  # unlike select.select, it takes descriptors above 1023
+        self._readable.register(from_browser, select.POLLIN)
         self._buffer = b""
         self._last = 0
         self._session = ""
@@ -66,8 +68,7 @@ class Page:
 
     def _receive(self, end: float) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._from], [], [], max(0.0, end - time.monotonic()))
-            if not ready:
+            if not self._readable.poll(max(0.0, end - time.monotonic()) * 1000):
                 raise PageError("the browser does not respond")
             received = os.read(self._from, 1 << 20)
             if not received:
