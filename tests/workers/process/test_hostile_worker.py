@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import backline
-from backline.engine.errors import BacklineError, Internal, Unavailable
+from backline.engine.errors import Internal, Unavailable
 from support import models
 from support.repositories import put
-from support.server import serve
+from support.server import ServerProcess, serve
+from support.waiting import until
 
 #: The interpreter of the model's environment: keeps a second descriptor of the shared memory, then runs
 #: Python.
@@ -76,16 +79,21 @@ class Model:
 """
 
 
+def _has_broken(server: ServerProcess, times: int) -> bool:
+    return server.output.count("broke the protocol: ") >= times
+
+
 def test_random_bytes_from_a_worker_end_that_worker_only(tmp_path: Path) -> None:
     models.add1(tmp_path / "models")
     put(tmp_path / "models" / "hostile" / "1" / "model.py", FLOODING)
 
     with serve(tmp_path / "models", tmp_path / "log") as server, backline.connect(server.url) as client:
         for number in range(1, 5):
-            with pytest.raises(BacklineError) as refused:
-                client["hostile"](np.full(4, number, np.float32))
-            assert isinstance(refused.value, Internal | Unavailable)
+            given = np.full(4, number, np.float32)
+            # The model returns at last; its answer may arrive before the server ends the worker.
+            with suppress(Internal, Unavailable):
+                np.testing.assert_array_equal(client["hostile"](given)["output"], given)
+            until(partial(_has_broken, server, number))
             assert client["add1"](np.ones((1, 16), np.float32))["OUTPUT0"][0, 0] == 2
-        assert "broke the protocol" in server.output
         assert "Traceback" not in server.output
         assert server.stop() == 0
