@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,9 @@ import pytest
 from backline.engine.control import ANY_VERSION, STABLE, LabelMove
 from backline.engine.errors import InvalidArgument, Unavailable
 from support import models
-from support.object_stores import Store, s3
-from support.redis_server import RedisServer
+from support.object_stores import Store
 
 Homes = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with s3(tmp_path_factory.mktemp("s3") / "log") as running:
-        running.make_bucket(running.bucket)
-        yield running
 
 
 @pytest.fixture(params=["repository", "redis", "s3"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,26 +13,10 @@ from backline.engine.errors import Internal, InvalidArgument, Unavailable
 from backline.lifecycle.labels.document import FileDocument
 from backline.lifecycle.labels.store import LabelStore, open_labels
 from support.labels import move
-from support.object_stores import Store, s3
-from support.redis_server import RedisServer
+from support.object_stores import Store
 
 #: Opens the labels of a server, whose name becomes the name of its state folder.
 Open = Callable[[str], LabelStore]
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with s3(tmp_path_factory.mktemp("s3") / "log") as running:
-        running.make_bucket(running.bucket)
-        yield running
 
 
 @pytest.fixture(params=["folder", "repository", "redis", "s3"])
