@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backline.engine.config.model_config import ModelConfig, QueuePolicy
 from backline.engine.model import Model
@@ -83,48 +83,28 @@ def _scheduler(
     hold: int,
 ) -> Scheduler:
     config = model.config
-    loop = asyncio.get_running_loop()
-    ordered = config.preserve_ordering
+    served = (model.name, settings, instances, model.statistics)
+    common: dict[str, Any] = {
+        "loop": asyncio.get_running_loop(),
+        "preserve_ordering": config.preserve_ordering,
+        "total": total,
+        "turn": turn,
+    }
     if hold:
         from backline.schedule.holding import HoldingScheduler
 
-        return HoldingScheduler(
-            model.name,
-            settings,
-            instances,
-            model.statistics,
-            loop=loop,
-            preserve_ordering=ordered,
-            total=total,
-            turn=turn,
-            hold=hold,
-        )
+        return HoldingScheduler(*served, **common, hold=hold)
     if config.objective_seconds is None:
-        return Scheduler(
-            model.name,
-            settings,
-            instances,
-            model.statistics,
-            loop=loop,
-            preserve_ordering=ordered,
-            total=total,
-            turn=turn,
-        )
+        return Scheduler(*served, **common)
     from backline.schedule.objective.scheduler import ObjectiveScheduler
 
     times = loaded.measured.times
     return ObjectiveScheduler(
-        model.name,
-        settings,
-        instances,
-        model.statistics,
+        *served,
+        **common,
         objective=config.objective_seconds,
         seconds=times.seconds,
         size=0 if loaded.signature.is_fixed(batched=loaded.max_batch_size > 0) else times.elements,
-        loop=loop,
-        preserve_ordering=ordered,
-        total=total,
-        turn=turn,
     )
 
 
