@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -165,3 +167,25 @@ def test_a_notebook_shows_the_address_and_calls_the_model() -> None:
     assert "Serving at <a href='http://127.0.0.1:" in shown
     assert "<h4>add</h4>" in shown
     assert notebook.cells[2].outputs[0].data["text/plain"] == "3.0"
+
+
+PROGRAM = """
+import gc, os
+import backline
+from backline.model import FP32
+
+def double(x: FP32[-1]) -> FP32[-1]:
+    return x * 2
+
+for _ in range(3):
+    backline.serve(double).stop()
+    gc.collect()
+    print(len(os.listdir("/proc/self/fd")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_server_that_has_stopped_leaves_no_open_file() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    first, *later = [line for line in done.stdout.splitlines() if line.isdigit()]
+    assert later == [first, first]

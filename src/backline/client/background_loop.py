@@ -39,6 +39,8 @@ class BackgroundLoop:
         """Stops the loop and its thread. Nothing may run on it any more."""
         atexit.unregister(self._end)
         self._end()
+        if not self._thread.is_alive():
+            self._loop.close()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the loop and waits; interrupting the waiting thread cancels the coroutine."""
