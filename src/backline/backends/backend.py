@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Final, Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, Final, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import numpy as np
 
@@ -133,6 +133,15 @@ class RemoteModel:
     warnings: tuple[str, ...] = ()
 
 
+#: What a backend may return for a model.
+BackendModel: TypeAlias = LoadedModel | StreamingModel | HostedModel | RemoteModel
+
+
+def runs_here(model: BackendModel) -> TypeGuard[LoadedModel]:
+    """Whether the model is in this process's memory and gives one response to each request."""
+    return not isinstance(model, HostedModel | StreamingModel | RemoteModel)
+
+
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     """Options of a load that the server sets, not the model's configuration."""
@@ -157,9 +166,7 @@ class Backend(Protocol):
     #: The name in configurations ("onnxruntime").
     name: ClassVar[str]
 
-    def load(
-        self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS
-    ) -> LoadedModel | StreamingModel | HostedModel | RemoteModel:
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> BackendModel:
         """Loads the model file, with the backend's own options from `config.parameters`.
 
         `options.device` is the CPU or one that `gpus` returned; worker processes get their devices when they

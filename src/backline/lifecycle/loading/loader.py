@@ -9,12 +9,13 @@ from typing import Final, TypeAlias
 
 from backline.backends.backend import (
     DEFAULT_OPTIONS,
+    BackendModel,
     HostedModel,
-    LoadedModel,
     LoadOptions,
     RemoteModel,
     StreamingModel,
     gpus_of,
+    runs_here,
 )
 from backline.backends.registry import choose
 from backline.engine.config.instance_group import InstanceGroup
@@ -78,7 +79,7 @@ def load(
 
     pools: list[ModelInWorkers] = []
 
-    def load_on(device: Device) -> LoadedModel | StreamingModel | HostedModel | RemoteModel:
+    def load_on(device: Device) -> BackendModel:
         if not isolated:
             return backend.load(path, view.inner, replace(options, device=device))
         job = _runtime_job(path, view.inner, replace(options, device=device))
@@ -117,9 +118,7 @@ def load(
         replicas = {first: view.wrap(model)}
         for device in others:
             replica = load_on(device)
-            assert not isinstance(replica, HostedModel | StreamingModel | RemoteModel), (
-                "it is not one on its first device"
-            )
+            assert runs_here(replica), "models on other devices are of the kind on the first"
             loaded.append(replica)
             replicas[device] = view.wrap(replica)
         view.fit(replicas[first].signature)

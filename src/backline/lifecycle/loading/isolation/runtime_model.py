@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from backline.backends.backend import HostedModel, LoadedModel, RemoteModel, StreamingModel
+from backline.backends.backend import LoadedModel, runs_here
 from backline.backends.registry import choose
 from backline.engine.errors import BacklineError, Internal, InvalidArgument, ModelFailed
 from backline.engine.values.datatypes import DataType
@@ -89,7 +89,7 @@ def load(message: WorkerLoad, caller: Caller) -> RuntimeModel:
     job = decode_job(message.job, RuntimeJob)
     entry = choose(job.config, job.path)
     model = entry.backend().load(job.path, job.config, job.options)
-    if isinstance(model, HostedModel | StreamingModel | RemoteModel):
+    if not runs_here(model):
         raise InvalidArgument(
             f"'{job.path}': models of the {entry.name} backend have no lane process: remove it from the"
             " configuration"
