@@ -6,8 +6,8 @@ STAMP := $(VENV)/.stamp
 EXAMPLE := examples/music_transcription
 # Runtimes under test: `light`, or `all`, which adds gigabytes of TensorFlow, PyTorch, JAX and CatBoost.
 BACKENDS ?= light
-# Test files to run in parallel: they mostly wait for processes to start.
-JOBS ?= 2
+# Test files to run in parallel: more than there are cores, because tests mostly wait for processes to start.
+JOBS ?= 4
 RUNTIMES := $(STAMP)-backends-$(BACKENDS)
 export BACKENDS
 

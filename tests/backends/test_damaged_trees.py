@@ -17,12 +17,12 @@ from backends.served_models import need
 from backline.backends import lightgbm as lightgbm_backend
 from backline.backends import xgboost as xgboost_backend
 from backline.engine.errors import InvalidArgument
+from support.lazy import lazy
 from support.server import serve
 
 need("lightgbm", "xgboost")
 
-import lightgbm  # noqa: E402
-import xgboost  # noqa: E402
+lightgbm, xgboost = lazy("lightgbm"), lazy("xgboost")
 
 CHILD = """
 import sys
