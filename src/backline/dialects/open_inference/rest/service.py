@@ -28,11 +28,14 @@ from backline.dialects.open_inference.shared_memory import SharedMemoryRoutes
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
+from backline.engine.errors import NotFound
 from backline.engine.private_places import for_clients
 from backline.engine.values.tensor import in_pieces
 from backline.protos import to_plain
 from backline.wire.application import HttpRequest
 
+#: Triton's status of health checks that fail; it also says of unknown models that they are not ready.
+_TRITON_NOT_READY = 400
 _MODEL = "/v2/models/{}"
 _VERSION = "/v2/models/{}/versions/{}"
 
@@ -106,14 +109,23 @@ class RestService:
         )
 
     def _model_ready(self, name: str, version: str, request: HttpRequest) -> None:
-        model = self._engine.find(name, version)
+        try:
+            model = self._engine.find(name, version)
+        except NotFound as error:
+            if self._not_ready_status != _TRITON_NOT_READY:
+                raise
+            self._respond_unready(name, error.message, request)
+            return
         if model.ready:
             respond_json(request, {"name": name, "ready": True})
             return
         told = for_clients(model.reason or model.unready)
         why = f": {told}" if told else ""
-        error = f"Model version not ready: '{name}' version {model.version} is {model.state.value}{why}"
-        respond_json(request, {"name": name, "ready": False, "error": error}, self._not_ready_status)
+        self._respond_unready(name, f"'{name}' version {model.version} is {model.state.value}{why}", request)
+
+    def _respond_unready(self, name: str, why: str, request: HttpRequest) -> None:
+        document = {"name": name, "ready": False, "error": f"Model version not ready: {why}"}
+        respond_json(request, document, self._not_ready_status)
 
     def _configuration(
         self, read: Callable[[Engine, str, str], Any], name: str, version: str, request: HttpRequest
