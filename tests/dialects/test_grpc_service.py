@@ -259,7 +259,7 @@ def test_faulty_requests(caller: Caller, fields: dict[str, object], code: int, t
     ("datatype", "contents", "text"),
     [
         ("FP32", {"fp64_contents": [1.0]}, "must use fp32_contents, got fp64_contents"),
-        ("FP32", {"fp32_contents": [1.0, 2.0]}, "has the shape [1], 1 elements, but fp32_contents has 2"),
+        ("FP32", {"fp32_contents": [1.0, 2.0]}, "Expected 4, got 8 (shape [1] of FP32)"),
         ("INT8", {"int_contents": [128]}, "INT8 cannot hold"),
         ("UINT16", {"uint_contents": [65536]}, "UINT16 cannot hold"),
         ("FP16", {"fp32_contents": [1.0]}, "must use raw_input_contents"),

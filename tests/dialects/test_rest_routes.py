@@ -112,7 +112,7 @@ def test_model_metadata_has_full_shapes(caller: Caller) -> None:
     assert caller.get("/v2/models/add1/versions/1").status == 200
 
 
-@pytest.mark.parametrize("suffix", ["", "/ready", "/config", "/stats"])
+@pytest.mark.parametrize("suffix", ["", "/ready", "/config"])
 def test_unknown_models_and_versions_are_404_in_tritons_words(caller: Caller, suffix: str) -> None:
     answer = caller.get("/v2/models/nope" + suffix)
     assert (answer.status, answer.error) == (404, "Request for unknown model: 'nope' is not found")

@@ -24,7 +24,15 @@ def model_statistics(
     unknown model or version.
     """
     if name:
-        asked = engine.find(name, version)
+        try:
+            asked = engine.find(name, version)
+        except NotFound as error:
+            what = (
+                f"version is not available for model '{name}'"
+                if engine.is_known(name)
+                else f"'{name}' is not available"
+            )
+            raise NotFound(f"requested model {what}: {error.message}") from None
         models = [asked] if version else [model for model in engine.models() if model.name == name]
     elif version:
         raise NotFound(f"statistics of version {version} need the name of a model")
