@@ -198,13 +198,13 @@ class UnaryExchange(GrpcExchange, UnaryCall):
         output = connection.output
         size = len(message) if type(message) is bytes else memoryview(message).nbytes
         for buffer in rest:
-            size += memoryview(buffer).nbytes
+            size += len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes
         framed = size + PREFIX_SIZE
         if size > connection.admission.passes or self.kind:
             connection.admission.learn(self, size)
         if self._compressed and self.head.encoding in self.head.accept_encoding:
             self._reply_compressed((message, *rest), size)
-        elif not rest and output.has_room(self, framed) and not connection.block_prefix:
+        elif output.has_room(self, framed) and not connection.block_prefix:
             self.answered = True
             number = self.number
             parts = output.parts
@@ -212,6 +212,8 @@ class UnaryExchange(GrpcExchange, UnaryCall):
                 _HEADERS_AND_PREFIX(_HEADERS_START, number, RESPONSE_BLOCK, framed << 8, number, size)
             )
             parts.append(message)
+            if rest:
+                parts += rest
             parts.append(_TRAILERS(_OK_START, number, OK_BLOCK))
             output.window -= framed
             connection.finished(self)
