@@ -17,6 +17,7 @@ from backline.engine.values.tensor import Tensor
 from backline.system.standstill import stood_still
 from backline.workers.channel.arena import pack_columns, unpack_columns
 from backline.workers.channel.protocol import (
+    WINDOW,
     Execute,
     Part,
     RequestFailure,
@@ -67,7 +68,7 @@ class Seat:
         self._late: list[Job] = []
         #: The job of each request without an outcome, by number of the request.
         self._open: dict[int, Job] = {}
-        #: How many responses of credit are withheld from each request whose client is paused, by number.
+        #: How many responses of credit each request has used that were not granted again, by number.
         self._owed: dict[int, int] = {}
         self._watch: asyncio.TimerHandle | None = None
         #: Set once a seat that retires has nothing left to do.
@@ -232,12 +233,15 @@ class Seat:
                 self._settle(number, response)
 
     def _respond(self, job: Job, number: int, ticket: Ticket, response: InferResponse) -> None:
-        """Delivers one response of a decoupled model, and grants credit unless the client is paused."""
+        """Delivers one response of a decoupled model.
+
+        Grants credit unless the client is paused: half a window at a time, because each grant wakes a thread
+        of the worker.
+        """
+        owed = self._owed[number] = self._owed.get(number, 0) + 1
         job.run.respond(job.by_number[number], response)
-        if self.process is not None and (ticket.flow is None or not ticket.flow.paused):
-            self.process.credit(number, 1)
-        else:
-            self._owed[number] = self._owed.get(number, 0) + 1
+        if owed >= WINDOW // 2 and (ticket.flow is None or not ticket.flow.paused):
+            self._resumed(number)
 
     def _failure(self, failure: RequestFailure) -> None:
         error = failure_of(failure)
@@ -253,11 +257,12 @@ class Seat:
 
     def _settle(self, number: int, outcome: InferResponse | BacklineError | None) -> None:
         job = self._open.pop(number, None)
+        self._owed.pop(number, None)
         if job is not None:
             job.settle(job.by_number[number], outcome)
 
     def _resumed(self, number: int) -> None:
-        """Grants the credit that was withheld while the client was paused."""
+        """Grants the credit that the request has used."""
         owed = self._owed.pop(number, 0)
         if owed and self.process is not None and number in self._open:
             self.process.credit(number, owed)
