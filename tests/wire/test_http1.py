@@ -228,6 +228,7 @@ def test_streamed_head_does_not_wait_for_a_chunk(echo_server: WireServer) -> Non
         request = echo.held.pop()
         echo_server.loop.call_soon_threadsafe(request.stream, 200, ())
         assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+    assert echo.lost.acquire(timeout=5)
 
 
 def test_streamed_head_is_sent_with_the_first_chunk(
@@ -254,6 +255,7 @@ def test_streamed_head_is_sent_with_the_first_chunk(
         client.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
         assert echo.arrived.acquire(timeout=5)
         asyncio.run_coroutine_threadsafe(stream(echo.held.pop()), echo_server.loop).result(5)
+    assert echo.lost.acquire(timeout=5)
     assert len(written) == 1
     assert written[0].startswith(b"HTTP/1.1 200 OK")
     assert written[0].endswith(b"\r\n\r\n5\r\ntoken\r\n")

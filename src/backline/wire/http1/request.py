@@ -17,7 +17,7 @@ from backline.wire.compression import (
     negotiate,
 )
 from backline.wire.connection import peer_address
-from backline.wire.http1.head import has_no_body, response_head
+from backline.wire.http1.head import has_no_body, response_head, whole_head
 from backline.wire.turns import peer_is_gone
 
 if TYPE_CHECKING:
@@ -83,19 +83,28 @@ class Http1Request(HttpRequest):
                 return
         self._pipeline = None
         self.on_abandon = None  # breaks a reference cycle: the callback usually refers to this request
-        head = response_head(status)
-        for name, value in fields:
-            head = b"%b%b: %b\r\n" % (head, name, value)
-        if not self.keep_alive or pipeline.last_answer:
-            self.keep_alive = False
-            head = b"%bconnection: close\r\n" % head
-        elif self.version_1_0:
-            head = b"%bconnection: keep-alive\r\n" % head
-        if has_no_body(status):
-            head = b"%b\r\n" % head
-            size = 0
+        if (
+            status == 200
+            and type(fields) is tuple
+            and self.keep_alive
+            and not pipeline.last_answer
+            and not self.version_1_0
+        ):
+            head = whole_head(fields, size)
         else:
-            head = b"%bcontent-length: %d\r\n\r\n" % (head, size)
+            head = response_head(status)
+            for name, value in fields:
+                head = b"%b%b: %b\r\n" % (head, name, value)
+            if not self.keep_alive or pipeline.last_answer:
+                self.keep_alive = False
+                head = b"%bconnection: close\r\n" % head
+            elif self.version_1_0:
+                head = b"%bconnection: keep-alive\r\n" % head
+            if has_no_body(status):
+                head = b"%b\r\n" % head
+                size = 0
+            else:
+                head = b"%bcontent-length: %d\r\n\r\n" % (head, size)
         if size == 0 or self.method == b"HEAD":
             pipeline.transport.write(head)
         elif size <= JOINED_SIZE:
