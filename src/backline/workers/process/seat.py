@@ -209,25 +209,31 @@ class Seat:
 
     def _part(self, part: Part, tensors: dict[str, Tensor]) -> None:
         start = 0
+        load, decoupled, opened, rows = (
+            self._pool.command.load,
+            self._pool.loaded.decoupled,
+            self._open,
+            part.rows,
+        )
+        whole = list(tensors.values())
         for index, number in enumerate(part.numbers):
-            outputs = list(tensors.values())
-            if part.rows:
-                end = start + part.rows[index]
-                outputs = [_rows(tensor, start, end) for tensor in outputs]
+            outputs = whole
+            if rows:
+                end = start + rows[index]
+                outputs = [_rows(tensor, start, end) for tensor in whole]
                 start = end
-            job = self._open.get(number)
+            job = opened.get(number)
             if job is None:  # the request has had its last response, or the worker made up the number
                 continue
             ticket = job.run.batch.tickets[job.by_number[number]]
             if ticket.request.outputs is not None:
                 outputs = [tensor for tensor in outputs if tensor.name in ticket.request.outputs]
-            load = self._pool.command.load
             response = InferResponse(
                 load.name, load.version, ticket.request.id, outputs, dict(part.parameters) or None
             )
             if part.more:
                 self._respond(job, number, ticket, response)
-            elif self._pool.loaded.decoupled and ticket.cancelled:
+            elif decoupled and ticket.cancelled:
                 self._end(number)
             else:
                 self._settle(number, response)
