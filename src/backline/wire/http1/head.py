@@ -28,9 +28,30 @@ def response_head(status: int) -> bytes:
     return head
 
 
+#: The most heads that are cached per second, because clients choose the sizes of responses.
+_MAX_HEADS = 1024
+_whole_heads: dict[tuple[Fields, int], bytes] = {}
+
+
+def whole_head(fields: Fields, size: int) -> bytes:
+    """The head of a 200 response with these fields and `size` bytes, on a connection that stays open.
+
+    Cached until `refresh_date`; `fields` must be hashable.
+    """
+    head = _whole_heads.get((fields, size))
+    if head is None:
+        if len(_whole_heads) >= _MAX_HEADS:
+            _whole_heads.clear()
+        lines = b"".join(b"%b: %b\r\n" % field for field in fields)
+        head = b"%b%bcontent-length: %d\r\n\r\n" % (response_head(200), lines, size)
+        _whole_heads[fields, size] = head
+    return head
+
+
 def refresh_date() -> None:
     """Clears the cached heads, whose date is stale. Call it about once a second."""
     _heads.clear()
+    _whole_heads.clear()
 
 
 def has_no_body(status: int) -> bool:
