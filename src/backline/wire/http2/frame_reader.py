@@ -8,9 +8,9 @@ from time import perf_counter
 from typing import Protocol
 
 from backline.wire.connection import Wire
-from backline.wire.http2 import PREFACE, frames
+from backline.wire.http2 import frames
 from backline.wire.http2.data import REPLENISH_AT, DataReceiver
-from backline.wire.http2.frames import FRAME_HEADER, ConnectionFailure, StreamFailure
+from backline.wire.http2.frames import FRAME_HEADER, PREFACE, ConnectionFailure, StreamFailure
 from backline.wire.http2.header_blocks import HeaderBlocks
 from backline.wire.http2.output import Output
 from backline.wire.http2.request_head import RequestHead
