@@ -3,7 +3,7 @@
 For each class, `dataclasses.dataclass` writes and compiles the source of up to eight methods. The server has
 more than 150 such classes, and compiling their methods took a quarter of its start, although most of the
 methods are never called. Here, `__init__` is compiled when the first object is created, and the other methods
-are closures that are compiled with this module.
+are closures that are compiled with this module (docs/decisions/a-quick-start.md).
 """
 
 from __future__ import annotations
