@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from backline.access.access import AUTHORIZATION, Access
 from backline.access.browsers import BrowserPolicy
-from backline.access.gate import CrossOrigin, ScopeGate, Target, route_of
+from backline.access.gate import AccessTarget, CrossOrigin, ScopeGate, route_of
 from backline.access.identity import ANY_MODEL
 from backline.access.restricted import RestrictedApis, api_of_method
 from backline.access.scope import CHANGING, EVERYBODY, Scope
@@ -85,8 +85,8 @@ def build_application(
     router.add_later(add_other_dialects)
     rpc = _LateMethods(lambda: _grpc_methods(engine, deferred, forwarding, access, audit))
 
-    def target_of(method: bytes, path: bytes) -> Target | None:
-        target = rpc.targets.get(path) if path.startswith(_GRPC) else None
+    def target_of(method: bytes, path: bytes) -> AccessTarget | None:
+        target = rpc.targets.get(path) if _may_be_grpc(path) else None
         return target or router.target(method, path)
 
     http: Callable[[HttpRequest], None] = _HttpHandler(router)
@@ -109,7 +109,7 @@ def _grpc_methods(
     forwarding: Forwarding,
     access: Access | None,
     audit: Audit,
-) -> tuple[dict[bytes, Target], _Methods]:
+) -> tuple[dict[bytes, AccessTarget], _Methods]:
     """The targets and the methods of all gRPC services, by path."""
     # Imported late: a server that only has HTTP clients starts sooner and needs less memory.
     from backline.dialects.open_inference.grpc.service import SERVICE, InferenceService
@@ -131,22 +131,26 @@ def _grpc_methods(
 
 
 _Methods: TypeAlias = Mapping[bytes, UnaryMethod | StreamMethod]
-#: How the paths of gRPC calls begin.
-_GRPC = (b"/inference.", b"/grpc.")
+
+
+def _may_be_grpc(path: bytes) -> bool:
+    """Whether a path has the form /package.Service/Method, which no route over HTTP has."""
+    service, _, method = path[1:].partition(b"/")
+    return b"." in service and bool(method)
 
 
 class _LateMethods(_Methods):
     """The gRPC methods by path, which are made for the first gRPC call."""
 
-    def __init__(self, make: Callable[[], tuple[Mapping[bytes, Target], _Methods]]) -> None:
+    def __init__(self, make: Callable[[], tuple[Mapping[bytes, AccessTarget], _Methods]]) -> None:
         self._make = make
 
     @cached_property
-    def _made(self) -> tuple[Mapping[bytes, Target], _Methods]:
+    def _made(self) -> tuple[Mapping[bytes, AccessTarget], _Methods]:
         return self._make()
 
     @property
-    def targets(self) -> Mapping[bytes, Target]:
+    def targets(self) -> Mapping[bytes, AccessTarget]:
         """The target of each method."""
         return self._made[0]
 
@@ -247,13 +251,13 @@ class _IdentifyingHandler(_HttpHandler):
         return handler
 
 
-def _target(method: UnaryMethod | StreamMethod) -> Target:
+def _target(method: UnaryMethod | StreamMethod) -> AccessTarget:
     """The target of calls of a gRPC method, as far as its path tells."""
     scope = Scope(method.scope)
     named = scope is Scope.INFER or (
         isinstance(method, UnaryMethod) and (method.model_of is not None or method.lists)
     )
-    return Target(scope, ANY_MODEL if named else None)
+    return AccessTarget(scope, ANY_MODEL if named else None)
 
 
 def _model_at(router: Router, method: bytes, path: bytes) -> str | None:
