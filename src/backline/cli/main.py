@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import NoReturn
 
@@ -12,6 +14,7 @@ import click
 
 import backline
 from backline.cli.command import CommandGroup
+from backline.cli.quick_dataclasses import quick_dataclasses
 from backline.engine.errors import BacklineError
 from backline.engine.spelling import nearest
 
@@ -51,7 +54,8 @@ class LazyCommands(CommandGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        found: click.Command = import_module(f"backline.cli.{cmd_name}").command
+        with quick_dataclasses(), one_blas_thread():
+            found: click.Command = import_module(f"backline.cli.{cmd_name}").command
         if not gc.isenabled():  # main() disabled it
             gc.freeze()
             gc.enable()
@@ -78,6 +82,24 @@ def command() -> None:
     backline infer add1 --input INPUT0=random   run a model
     backline bench add1                         measure how fast it is
     """
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """A context manager in which numpy is imported without threads for its linear algebra.
+
+    Nothing in this process uses these threads. OpenBLAS would start one for each core, and each would spin
+    for a while before it sleeps: a tenth of the processor time of a start on two cores, and more on larger
+    machines. The variable is removed afterwards, because worker processes inherit the environment.
+    """
+    if any(name in os.environ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")):
+        yield
+        return
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("OPENBLAS_NUM_THREADS", None)
 
 
 def tritonserver() -> NoReturn:

@@ -284,13 +284,13 @@ class Servable(ShownVersion):
         """Called with a reason when no instance can run the model, with "" when one can again."""
         if self.phase is VersionPhase.READY:
             self._show(reason, stalled=bool(reason))
-            self._shared.engine.refresh()
+            self._shared.engine.refresh((self.model.name,))
 
     def _on_ready(self, reason: str) -> None:
         """Called with a reason when the model declares itself not ready, though it serves; "" when ready."""
         self.model.unready = reason
         if self.phase is VersionPhase.READY:
-            self._shared.engine.refresh()
+            self._shared.engine.refresh((self.model.name,))
 
     def review(self) -> bool:
         """For an ensemble: whether changes to called models end its service, or allow another load."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from time import monotonic
 
 from backline.engine.engine import Engine
@@ -13,6 +13,30 @@ from backline.observe.exposition import CONTENT_TYPE, comment, exposed, label_te
 from backline.observe.families import FAMILIES
 from backline.observe.scaling import Scaling, ScalingPolicy
 from backline.system.cores import usable_cores
+
+#: The number of samples of a metric that are joined in one piece of work.
+_TOGETHER = 64
+#: The least characters of a block. The wire would compress each of the thousands of pieces of a
+#: page of 1,000 models in a separate step.
+_BLOCK = 64 * 1024
+
+
+def batched(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """Yields the texts in groups of `size`."""
+    return (texts[start : start + size] for start in range(0, len(texts), size))
+
+
+def _blocks(pieces: Iterable[str]) -> Iterator[bytes]:
+    """Joins the pieces to blocks for the wire; yields nothing but b"" until the next block is full."""
+    block: list[str] = []
+    size = 0
+    for piece in pieces:
+        block.append(piece)
+        size += len(piece)
+        yield "".join(block).encode() if size >= _BLOCK else b""
+        if size >= _BLOCK:
+            block, size = [], 0
+    yield "".join(block).encode()
 
 
 def default_target() -> float:
@@ -56,7 +80,7 @@ class Metrics:
     async def _write(self) -> list[bytes]:
         # On a thread, because it imports libraries and reads files.
         process = asyncio.get_running_loop().run_in_executor(None, self._of_process)
-        page = await in_pieces(piece.encode() for piece in self._pieces())
+        page = await in_pieces(_blocks(self._pieces()))
         return [*filter(None, page), await process]
 
     def _pieces(self) -> Iterator[str]:
@@ -70,7 +94,7 @@ class Metrics:
             yield ""
         for family, text in zip(FAMILIES, families, strict=True):
             if not family.if_any or any(text[1:]):
-                yield "".join(text)
+                yield from map("".join, batched(text, _TOGETHER))
         yield from self._of_names()
         yield from self._of_scaling()
         for custom in tuple(self._engine.custom_metrics):
@@ -84,14 +108,21 @@ class Metrics:
             for label, version in engine.labels(name).items():
                 labels = label_text((("model", name), ("label", label), ("version", version)))
                 yield f"backline_model_label{{{labels}}} 1\n"
-        loads = {label_text((("model", name),)): counts for name, counts in sorted(engine.loads.items())}
         yield comment("backline_model_loads_total", "counter", "Completed loads, by outcome")
-        for model, counts in loads.items():
-            yield f'backline_model_loads_total{{{model},outcome="success"}} {counts.succeeded}\n'
-            yield f'backline_model_loads_total{{{model},outcome="failure"}} {counts.failed}\n'
-        yield comment("backline_model_load_seconds_total", "counter", "Time of successful loads, in seconds")
-        for model, counts in loads.items():
-            yield f"backline_model_load_seconds_total{{{model}}} {counts.seconds!r}\n"
+        seconds = [
+            comment("backline_model_load_seconds_total", "counter", "Time of successful loads, in seconds")
+        ]
+        for name in sorted(engine.loads):
+            counts = engine.loads.get(name)
+            if counts is None:  # the model was forgotten between two pieces
+                continue
+            model = label_text((("model", name),))
+            yield (
+                f'backline_model_loads_total{{{model},outcome="success"}} {counts.succeeded}\n'
+                f'backline_model_loads_total{{{model},outcome="failure"}} {counts.failed}\n'
+            )
+            seconds.append(f"backline_model_load_seconds_total{{{model}}} {counts.seconds!r}\n")
+        yield from map("".join, batched(seconds, _TOGETHER))
 
     def _of_scaling(self) -> Iterator[str]:
         """The metrics for autoscalers. Requests to ensembles are left out, as those to their steps count."""

@@ -103,6 +103,8 @@ class Connection(asyncio.Protocol):
     max_requests: int
     #: Whether this is one of the last free connections, which accept only vital requests.
     reserved = False
+    #: The time of time.monotonic() before which `sweep` need not be called.
+    rests_until = 0.0
 
     def reserve(self) -> None:
         """Restricts the connection to vital requests. Call it before `attach`."""
