@@ -87,8 +87,8 @@ bench: $(STAMP)-test  ## compare Backline with its peers (BENCH="--quick" for a 
 attack: $(STAMP)-test  ## attack a server while an honest client measures it (ATTACK="--only ping" for one attack)
 	$(BIN)/python benchmarks/attack.py $(ATTACK)
 
-fuzz: $(STAMP)-test  ## fuzz with 200,000 mutated HTTP/1.1, HTTP/2, gRPC and inference inputs
-	$(BIN)/python tests/fuzz/fuzz_wire.py --inputs 200000
+fuzz: $(STAMP)-test  ## fuzz with 200,000 mutated HTTP/1.1, HTTP/2, gRPC and inference inputs (FUZZ="--inputs 1000000")
+	$(BIN)/python tests/fuzz/fuzz_wire.py $(FUZZ)
 
 openapi: $(STAMP)-test  ## send schemathesis' requests for every OpenAPI document (OPENAPI="--cases 2000" for a short run)
 	$(BIN)/python tests/conformance/openapi_cases.py $(OPENAPI)
