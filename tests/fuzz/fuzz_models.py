@@ -181,6 +181,8 @@ class Tally:
 
     counts: Counter[str] = field(default_factory=Counter)
     findings: list[str] = field(default_factory=list)
+    #: The copies that a trial would have contained.
+    contained: list[str] = field(default_factory=list)
 
 
 def run_on(kind: str, model: Path, work: Path, seed: int, numbers: range, crafted: bool, report: int) -> None:
@@ -259,6 +261,7 @@ def campaign(kind: str, model: Path, work: Path, seed: int, count: int, crafted:
         os.close(own)
         if ended:
             tally.counts[ended] += 1
+            tally.contained.append(f"{number}{' crafted' if crafted else ''} {ended}")
             shutil.rmtree(work / str(number), ignore_errors=True)
             number += 1
     return tally
@@ -291,6 +294,9 @@ def one_format(kind: str, seed: int, files: int, crafted: int) -> int:
         findings.insert(0, f"{kind}: the valid model is not served: {healthy}")
     told = ", ".join(f"{count} {what}" for what, count in counts.most_common())
     click.echo(f"{kind}: {files} damaged, {crafted} crafted: {told} in {monotonic() - began:.0f} s")
+    contained = [one for tally in tallies for one in tally.contained]
+    if contained:
+        click.echo(f"  contained: {', '.join(contained[:10])}")
     for finding in findings[:5]:
         click.echo(f"  {finding}")
     return len(findings)
