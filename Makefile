@@ -11,7 +11,7 @@ JOBS ?= 4
 RUNTIMES := $(STAMP)-backends-$(BACKENDS)
 export BACKENDS
 
-.PHONY: help install demo serve test test-containers lint lock audit site protos bench attack fuzz openapi clean
+.PHONY: help install demo serve test test-containers lint lock audit site protos bench attack fuzz fuzz-models openapi clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -87,8 +87,11 @@ bench: $(STAMP)-test  ## compare Backline with its peers (BENCH="--quick" for a 
 attack: $(STAMP)-test  ## attack a server while an honest client measures it (ATTACK="--only ping" for one attack)
 	$(BIN)/python benchmarks/attack.py $(ATTACK)
 
-fuzz: $(STAMP)-test  ## fuzz with 200,000 mutated HTTP/1.1, HTTP/2, gRPC and inference inputs
-	$(BIN)/python tests/fuzz/fuzz_wire.py --inputs 200000
+fuzz: $(STAMP)-test  ## fuzz with 200,000 mutated HTTP/1.1, HTTP/2, gRPC and inference inputs (FUZZ="--inputs 1000000")
+	$(BIN)/python tests/fuzz/fuzz_wire.py $(FUZZ)
+
+fuzz-models: $(STAMP)-test $(RUNTIMES)  ## load 2,000 damaged and 100 crafted model files of each format (MODELS="--format onnx")
+	$(BIN)/python tests/fuzz/fuzz_models.py $(MODELS)
 
 openapi: $(STAMP)-test  ## send schemathesis' requests for every OpenAPI document (OPENAPI="--cases 2000" for a short run)
 	$(BIN)/python tests/conformance/openapi_cases.py $(OPENAPI)

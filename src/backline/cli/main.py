@@ -16,6 +16,7 @@ import backline
 from backline.cli.command import CommandGroup
 from backline.cli.quick_dataclasses import quick_dataclasses
 from backline.engine.errors import BacklineError
+from backline.engine.names import printable
 from backline.engine.spelling import nearest
 
 #: What each command does. A command is the object `command` in the module backline.cli.NAME.
@@ -125,7 +126,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         if debug:
             raise
-        _explain(error).show()
+        explained = _explain(error)
+        explained.message = _printable_lines(explained.message)  # type: ignore[misc]
+        explained.show()
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         print(file=sys.stderr)
@@ -146,9 +149,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             color=None if "NO_COLOR" not in os.environ else False,
         )
         # The text of a failed load ends with ";" and a newline, as in Triton.
-        click.echo(text.rstrip("\n").removesuffix(";"), err=True)
+        click.echo(_printable_lines(text.rstrip("\n").removesuffix(";")), err=True)
         status = 1
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _printable_lines(text: str) -> str:
+    """The text of an error, which may come from a server, without anything that commands the terminal."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _explain(error: click.ClickException) -> click.ClickException:

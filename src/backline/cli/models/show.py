@@ -19,7 +19,7 @@ from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata
 from backline.client.sync import Client, Model
 from backline.engine.errors import BacklineError, NotFound
-from backline.engine.names import version_order
+from backline.engine.names import printable, version_order
 from backline.engine.values.signature import TensorSpec
 
 _LIST_EPILOG = """\b
@@ -247,7 +247,7 @@ def _show(
         if key in chosen:
             facts.append((label, chosen[key]["string_value"]))
     for label, value in facts:
-        print(f"{label:14} {value}")
+        print(f"{label:14} {printable(value)}")
     print()
     tensors = [("optional input" if spec.optional else "input", spec) for spec in metadata.inputs]
     tensors += [("output", spec) for spec in metadata.outputs]
