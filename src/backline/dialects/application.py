@@ -18,6 +18,7 @@ from backline.dialects.answers import fail_call, hidden_error, render_error, res
 from backline.dialects.audit import Audit, AuditedIdentity
 from backline.dialects.console.service import ConsoleService
 from backline.dialects.deferred import DeferredAnswers
+from backline.dialects.external_scaler import EXTERNAL_SCALER, ExternalScaler
 from backline.dialects.forwarding import NOTHING_FORWARDED, Forwarding
 from backline.dialects.open_inference.grpc.service import SERVICE, InferenceService
 from backline.dialects.open_inference.grpc.wire_format import model_name
@@ -30,6 +31,7 @@ from backline.dialects.standard_services import HealthService, ReflectionService
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Unavailable
 from backline.observe.recording import Recorder
+from backline.observe.scaling import ScalingSignal
 from backline.wire.application import (
     Application,
     Buffer,
@@ -51,6 +53,7 @@ def build_application(
     engine: Engine,
     metrics: Page | None = None,
     *,
+    scaling: Callable[[], ScalingSignal] | None = None,
     recorder: Recorder | None = None,
     not_ready_status: int = Unavailable.http_status,
     browsers: BrowserPolicy = _LOOPBACK_ONLY,
@@ -61,11 +64,11 @@ def build_application(
 ) -> Application:
     """The application that serves an engine. With a `recorder`, clients can record requests.
 
-    `metrics` produces the response to GET /metrics, on every port. `not_ready_status` is the HTTP status of a
-    failed health check: 503, or Triton's 400 for clients that rely on it. `browsers` limits what web pages
-    may do, and `access` what each caller may do; without it, every caller may do everything. `restricted`
-    are the APIs that need a header field, and `forwarding` says which fields models see as parameters. With
-    `console`, browsers get the console.
+    `metrics` produces the response to GET /metrics, on every port, and `scaling` the signal for autoscalers.
+    `not_ready_status` is the HTTP status of a failed health check: 503, or Triton's 400 for clients that rely
+    on it. `browsers` limits what web pages may do, and `access` what each caller may do; without it, every
+    caller may do everything. `restricted` are the APIs that need a header field, and `forwarding` says which
+    fields models see as parameters. With `console`, browsers get the console.
     """
     audit = Audit(engine, lambda method, path: _model_at(router, method, path))
     router = Router(audit.route)
@@ -80,8 +83,10 @@ def build_application(
         RecordingRoutes(recorder, deferred).add_routes(router)
     if metrics is not None:
         router.add(Scope.METRICS, "GET", "/metrics", _metrics_page(metrics, deferred))
-    services = (SERVICE, standard_services.HEALTH, standard_services.REFLECTION)
+    scalers = () if scaling is None else (EXTERNAL_SCALER,)
+    services = (SERVICE, standard_services.HEALTH, standard_services.REFLECTION, *scalers)
     rpc = {
+        **({} if scaling is None else ExternalScaler(scaling).methods()),
         **InferenceService(engine, deferred, forwarding.grpc).methods(),
         **HealthService(engine, services).methods(),
         **ReflectionService(services).methods(),
