@@ -35,6 +35,9 @@ _WATCH = 0.1
 _PROBE_TIMEOUT = 0.5
 #: Seconds after which the addresses of a host name are looked up again.
 _RESOLVE = 5.0
+#: Seconds after which Ray is asked again for the replicas of a deployment, also while no requests are sent:
+#: all of them may have been replaced meanwhile.
+_LOOK_AGAIN = 1.0
 #: The most open sequences whose server is remembered; beyond it, those idle for longest are forgotten.
 _MAX_SEQUENCES = 65536
 
@@ -245,7 +248,7 @@ class BalancedTransport(Transport):
             if self._resolve_at and now >= self._resolve_at:
                 with suppress(Unavailable):  # the addresses found last are kept
                     await self._look_up()
-            if self.balancer.quiet and not self.calls:
+            if self.balancer.quiet and not self.calls and not any(one.by_ray for one in self._given):
                 return
 
     async def _probe(self, endpoint: Endpoint) -> None:
@@ -267,9 +270,10 @@ class BalancedTransport(Transport):
     async def _look_up(self) -> None:
         found: dict[str, Address] = {}
         for address in self._given:
-            for one in await resolve(address) if address.by_dns else (address,):
+            for one in await resolve(address):
                 found[one.url] = one
-        self._resolve_at = monotonic() + _RESOLVE if any(one.by_dns for one in self._given) else 0.0
+        again = [_LOOK_AGAIN if one.by_ray else _RESOLVE for one in self._given if one.changes]
+        self._resolve_at = monotonic() + min(again) if again else 0.0
         self._addresses |= found
         _, removed = self.balancer.update(found)
         self._leaving += removed
