@@ -167,7 +167,7 @@ def served(url: str) -> int:
 def show_failures() -> None:
     for what in ("killed", "frozen", "slow", "full"):
         servers = [start(name, write(FRONT / name, "echo", _echo(name == "b", what))) for name in ("a", "b")]
-        front, url, _ = front_of(",".join(one[1] for one in servers), "echo")
+        front, url, _ = front_of(",".join(one[2] for one in servers), "echo")
         try:
             if what == "slow":  # it was slow for two seconds when the share is counted
                 asyncio.run(fail(url, what, servers[1][0], 2))

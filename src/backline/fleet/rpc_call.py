@@ -56,7 +56,7 @@ class ResponseBlocks(FieldBlocks[ResponseHead]):
 class RpcCall:
     """A call with one response message. `on_end` is called once, with the response or the error.
 
-    `parts` is the request message, and `header` the header block before it.
+    `parts` is the request message, in buffers of bytes, and `header` the header block before it.
     """
 
     __slots__ = (
@@ -94,7 +94,7 @@ class RpcCall:
         self.method = method
         self.header = header
         self.parts = parts
-        self.size = sum([memoryview(part).nbytes for part in parts])
+        self.size = sum(map(len, parts))
         self.timeout = timeout
         #: Whether the call has ended, here or there.
         self.closed = self.answered = False
