@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from backline.observe.scaling import Demand, Scaling, ScalingPolicy, replicas
+from backline.observe.scaling import DemandCounters, Scaling, ScalingPolicy, replicas
 
 #: Requests per second that a server runs, and how many run at once.
 INSTANCES, RUN_SECONDS = 8, 0.05
@@ -75,7 +75,9 @@ class Outcome:
 
 
 def by_signal(servers: list[SimulatedServer], second: int) -> int:
-    signals = [one.scaling.read(second, Demand(one.request_seconds), int(one.waiting)) for one in servers]
+    signals = [
+        one.scaling.read(second, DemandCounters(one.request_seconds), int(one.waiting)) for one in servers
+    ]
     return replicas(signals, 1, MOST)
 
 

@@ -18,6 +18,7 @@ import pytest
 from backline.client import connect, connect_async
 from backline.client.errors import BacklineError, InvalidArgument
 from backline.ray import Deployment, deployment
+from backline.ray.deployment import open_ports_warning
 from support.repositories import put
 from support.server import ServerProcess, serve
 
@@ -188,6 +189,17 @@ def test_the_load_asks_for_more_replicas(cluster: Cluster) -> None:
         until(lambda: len(cluster.deployed.states()) == 2)
 
     assert (load.failures, load.answered > 0) == ([], True)
+
+
+@pytest.mark.parametrize("token", [False, True])
+def test_a_cluster_that_asks_for_no_token_causes_a_warning(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, token: bool
+) -> None:
+    from ray._private.authentication import authentication_utils
+
+    monkeypatch.setattr(authentication_utils, "is_token_auth_enabled", lambda: token)
+
+    assert ("RAY_AUTH_MODE=token" in open_ports_warning()) == (not token)
 
 
 def test_wrong_numbers_are_refused() -> None:

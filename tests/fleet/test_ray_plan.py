@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from backline.ray.plan import Member, Steps, next_steps, wanted_replicas
+from backline.ray.plan import ReplicaMember, Steps, next_steps, wanted_replicas
 from backline.ray.spec import ReplicaSpec, ReplicaState
 
 
@@ -12,12 +12,12 @@ def state(desired: float = 1.0, *, ready: bool = True) -> ReplicaState:
     return ReplicaState("grpc://a:1", ready, desired, desired, 1, "node")
 
 
-def new(name: str, *, ready: bool = True, desired: float = 1.0) -> Member:
-    return Member(name, True, state(desired) if ready else None)
+def new(name: str, *, ready: bool = True, desired: float = 1.0) -> ReplicaMember:
+    return ReplicaMember(name, True, state(desired) if ready else None)
 
 
-def old(name: str, *, ready: bool = True) -> Member:
-    return Member(name, False, state() if ready else None)
+def old(name: str, *, ready: bool = True) -> ReplicaMember:
+    return ReplicaMember(name, False, state() if ready else None)
 
 
 def test_all_replicas_of_a_new_deployment_start_at_once() -> None:

@@ -12,7 +12,7 @@ import pytest
 from backline.observe.scaling import (
     NO_DEMAND,
     STEADY,
-    Demand,
+    DemandCounters,
     Scaling,
     ScalingPolicy,
     ScalingSignal,
@@ -31,13 +31,13 @@ def readings(scaling: Scaling, *loads: tuple[int, float], start: int = 0) -> Ite
     now, spent = start, 0.0
     for seconds, in_flight in loads:
         for _ in range(0, seconds, 15):
-            yield scaling.read(now, Demand(spent))
+            yield scaling.read(now, DemandCounters(spent))
             now += 15
             spent += 15 * in_flight
 
 
 def test_the_first_reading_changes_nothing() -> None:
-    assert Scaling(POLICY).read(100.0, Demand(5000.0)) == STEADY
+    assert Scaling(POLICY).read(100.0, DemandCounters(5000.0)) == STEADY
 
 
 def test_utilisation_is_the_average_in_flight_as_a_share_of_the_target() -> None:
@@ -71,9 +71,9 @@ def test_a_latency_objective_that_is_missed_asks_for_more_servers() -> None:
     for scaling in (few, some, many):
         scaling.read(0.0, NO_DEMAND)
 
-    assert few.read(15.0, Demand(15 * 8.0, 1000, 9)).desired_replicas == 1.0
-    assert some.read(15.0, Demand(15 * 8.0, 1000, 400)).desired_replicas == pytest.approx(1 / 0.6)
-    assert many.read(15.0, Demand(0.0, 1000, 1000)).desired_replicas == 2.0
+    assert few.read(15.0, DemandCounters(15 * 8.0, 1000, 9)).desired_replicas == 1.0
+    assert some.read(15.0, DemandCounters(15 * 8.0, 1000, 400)).desired_replicas == pytest.approx(1 / 0.6)
+    assert many.read(15.0, DemandCounters(0.0, 1000, 1000)).desired_replicas == 2.0
 
 
 def test_fewer_servers_are_wanted_only_after_a_while() -> None:
@@ -101,7 +101,7 @@ def test_the_sum_of_all_servers_is_the_size_of_the_fleet() -> None:
 def test_many_scrapes_need_no_memory() -> None:
     scaling = Scaling(POLICY)
     for count in range(10_000):
-        scaling.read(count / 100, Demand(count))
+        scaling.read(count / 100, DemandCounters(count))
 
     assert len(scaling._readings) <= 62
 

@@ -11,7 +11,7 @@ from backline.engine.model import Model, ModelState
 from backline.engine.values.tensor import in_pieces
 from backline.observe.exposition import CONTENT_TYPE, comment, exposed, label_text, number
 from backline.observe.families import FAMILIES
-from backline.observe.scaling import NO_DEMAND, STEADY, Demand, Scaling, ScalingPolicy, ScalingSignal
+from backline.observe.scaling import NO_DEMAND, STEADY, DemandCounters, Scaling, ScalingPolicy, ScalingSignal
 from backline.system.cores import usable_cores
 
 
@@ -31,7 +31,7 @@ class Metrics:
         self._engine = engine
         self._scaling = Scaling(scaling or ScalingPolicy(default_target()))
         #: What each version has counted, and what all have, including those that were unloaded since.
-        self._counted: dict[tuple[str, str], Demand] = {}
+        self._counted: dict[tuple[str, str], DemandCounters] = {}
         self._demand = NO_DEMAND
         self._signal = STEADY
         self._process: ProcessMetrics | None = None
@@ -133,11 +133,11 @@ class Metrics:
         return self._process.text()
 
 
-def _demand(model: Model) -> Demand:
+def _demand(model: Model) -> DemandCounters:
     counted = model.statistics
     answered = counted.success.count + counted.fail.count + counted.given_up.count
     spent = (counted.success.ns + counted.fail.ns + counted.given_up.ns) / 1e9
-    return Demand(spent, answered + counted.rejected_late, counted.rejected_late)
+    return DemandCounters(spent, answered + counted.rejected_late, counted.rejected_late)
 
 
 def _labels(model: Model) -> str:

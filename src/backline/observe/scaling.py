@@ -30,7 +30,7 @@ class ScalingPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class DemandCounters:
     """What has been asked of a server so far: the seconds that requests have spent in it, how many requests
     there were, and how many of them were refused because they would have been late.
     """
@@ -39,19 +39,21 @@ class Demand:
     requests: int = 0
     late: int = 0
 
-    def __add__(self, other: Demand) -> Demand:
-        return Demand(self.seconds + other.seconds, self.requests + other.requests, self.late + other.late)
+    def __add__(self, other: DemandCounters) -> DemandCounters:
+        return DemandCounters(
+            self.seconds + other.seconds, self.requests + other.requests, self.late + other.late
+        )
 
-    def since(self, before: Demand) -> Demand:
+    def since(self, before: DemandCounters) -> DemandCounters:
         """What was added since `before`, nothing that is negative."""
-        return Demand(
+        return DemandCounters(
             max(self.seconds - before.seconds, 0.0),
             max(self.requests - before.requests, 0),
             max(self.late - before.late, 0),
         )
 
 
-NO_DEMAND: Final = Demand()
+NO_DEMAND: Final = DemandCounters()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +84,13 @@ class Scaling:
     def __init__(self, policy: ScalingPolicy) -> None:
         self._policy = policy
         #: Time and counters of the readings in the window, and the last one before it.
-        self._readings: deque[tuple[float, Demand]] = deque()
+        self._readings: deque[tuple[float, DemandCounters]] = deque()
         #: Time and result of the recommendations that may still hold back a smaller one. Their results
         #: decrease, because a later, larger one replaces those before it.
         self._wanted: deque[tuple[float, float]] = deque()
         self._signal = STEADY
 
-    def read(self, now: float, demand: Demand, waiting: int = 0) -> ScalingSignal:
+    def read(self, now: float, demand: DemandCounters, waiting: int = 0) -> ScalingSignal:
         """The signal after another reading. `waiting` requests are in the queues now.
 
         Requests are counted when they end, so a queue that has grown shows in `waiting` first.

@@ -13,7 +13,7 @@ import ray
 from ray.util import list_named_actors
 
 from backline.client.ray_directory import NAMESPACE
-from backline.ray.plan import Member, next_steps, wanted_replicas
+from backline.ray.plan import ReplicaMember, next_steps, wanted_replicas
 from backline.ray.replica import Replica
 from backline.ray.spec import ReplicaSpec, ReplicaState
 
@@ -40,7 +40,7 @@ class Controller:
         self._prefix = f"{name}/replica/"
         self._spec = spec
         self._least, self._most = least, most
-        self._members: list[Member] = []
+        self._members: list[ReplicaMember] = []
         #: Whether the replicas that existed before this controller are known.
         self._looked = asyncio.Event()
         #: Replicas that are being stopped.
@@ -73,7 +73,7 @@ class Controller:
         if self._leaving:
             await asyncio.wait(self._leaving.values())
 
-    def _serving(self) -> list[Member]:
+    def _serving(self) -> list[ReplicaMember]:
         return [one for one in self._members if one.ready and one.name not in self._leaving]
 
     async def _run(self) -> None:
@@ -93,7 +93,8 @@ class Controller:
         before = {one.name: one.state for one in self._members}
         states = await asyncio.gather(*(self._state(name, before.get(name)) for name in staying))
         self._members = [
-            Member(name, name.startswith(current), state) for name, state in zip(staying, states, strict=True)
+            ReplicaMember(name, name.startswith(current), state)
+            for name, state in zip(staying, states, strict=True)
         ]
         wanted = wanted_replicas(self._members, self._least, self._most)
         steps = next_steps(self._members, wanted)

@@ -10,7 +10,7 @@ from backline.ray.spec import ReplicaState
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class ReplicaMember:
     """A replica that exists. `current` says whether it has the present specification. `state` is None while
     it starts, or does not answer.
     """
@@ -32,7 +32,7 @@ class Steps:
     stop: tuple[str, ...]
 
 
-def wanted_replicas(members: Sequence[Member], least: int, most: int) -> int:
+def wanted_replicas(members: Sequence[ReplicaMember], least: int, most: int) -> int:
     """How many replicas the load needs, from what each says of its own.
 
     While some do not answer, the number is not lowered, because their share of the load is unknown.
@@ -46,7 +46,7 @@ def wanted_replicas(members: Sequence[Member], least: int, most: int) -> int:
     return min(max(wanted, len(known)), most) if missing else wanted
 
 
-def next_steps(members: Sequence[Member], wanted: int) -> Steps:
+def next_steps(members: Sequence[ReplicaMember], wanted: int) -> Steps:
     """The next steps towards `wanted` replicas of the present specification.
 
     Old replicas are replaced one by one. One more than wanted may run meanwhile, and one that takes requests
