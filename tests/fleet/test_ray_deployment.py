@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from backline.client import connect, connect_async
-from backline.client.errors import BacklineError, InvalidArgument
+from backline.client.errors import BacklineError, InvalidArgument, Unavailable
 from backline.ray import Deployment, deployment
 from backline.ray.deployment import open_ports_warning
 from support.repositories import put
@@ -113,7 +113,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     workers = [nodes.add_node(num_cpus=2) for _ in range(2)]
     try:
-        ray.init(address=nodes.address, namespace="backline", log_to_driver=False)
+        ray.init(address=nodes.address, namespace="another", log_to_driver=False)
         options = ("--engine", "ray", "--ray-address", nodes.address, "--ray-replicas", "2")
         asked = '{"num_cpus": 1}'
         with serve(
@@ -200,6 +200,13 @@ def test_a_cluster_that_asks_for_no_token_causes_a_warning(
     monkeypatch.setattr(authentication_utils, "is_token_auth_enabled", lambda: token)
 
     assert ("RAY_AUTH_MODE=token" in open_ports_warning()) == (not token)
+
+
+def test_a_deleted_deployment_is_gone(cluster: Cluster) -> None:
+    cluster.deployed.delete()
+
+    with pytest.raises(Unavailable, match="Ray runs no deployment named 'backline'"):
+        cluster.deployed.urls()
 
 
 def test_wrong_numbers_are_refused() -> None:

@@ -85,7 +85,10 @@ class Controller:
             await asyncio.sleep(_LOOK)
 
     async def _look(self) -> None:
-        names = sorted(name for name in list_named_actors() if name.startswith(self._prefix))
+        # Not only those of this process's namespace, which is the one of the program that deployed.
+        actors = list_named_actors(all_namespaces=True)
+        named = (one["name"] for one in actors if one["namespace"] == NAMESPACE)
+        names = sorted(name for name in named if name.startswith(self._prefix))
         for name in [name for name in self._leaving if name not in names]:
             del self._leaving[name]
         current = self._prefix + self._spec.digest

@@ -62,7 +62,7 @@ class Deployment:
         ray = require_ray()
         controller = ray.get_actor(controller_name(self.name), namespace=NAMESPACE)
         ray.get(controller.stop.remote())
-        ray.kill(controller, no_restart=True)
+        _end_controller(self.name)
 
     def _ask(self, method: str) -> Any:
         ray = require_ray()
@@ -120,7 +120,7 @@ def deployment(
 
 
 def _end_controller(name: str) -> None:
-    """Ends the controller of an earlier deployment of that name. Its replicas stay for the next one."""
+    """Ends the controller of a deployment. Replicas stay: a new deployment of that name takes them over."""
     ray = require_ray()
     end = time.monotonic() + _END_WITHIN
     with suppress(ValueError):  # it does not exist, or no more
