@@ -11,7 +11,8 @@ JOBS ?= 4
 RUNTIMES := $(STAMP)-backends-$(BACKENDS)
 export BACKENDS
 
-.PHONY: help install demo serve test test-containers lint lock audit site protos bench attack fuzz fuzz-models openapi clean
+.PHONY: help install demo serve test test-containers test-ray lint lock audit site protos bench attack fuzz \
+  fuzz-models openapi clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -54,6 +55,10 @@ test: $(STAMP)-test $(STAMP)-demo $(RUNTIMES)  ## run all tests (BACKENDS=all in
 
 test-containers: $(STAMP)-test  ## build and test the container image; needs podman, mmdebstrap and the network
 	BACKLINE_TESTS_CONTAINERS=1 BACKLINE_TESTS_REQUIRE_TOOLS=1 $(BIN)/python -m pytest tests/deploy
+
+test-ray: $(STAMP)-test  ## install Ray and test a deployment on a cluster of three nodes in this machine
+	$(BIN)/python -m pip install --quiet '.[ray]'
+	BACKLINE_TESTS_RAY=1 $(BIN)/python -m pytest tests/fleet/test_ray_deployment.py
 
 lint: $(STAMP)-test  ## check format, lint, types and layers
 	$(BIN)/ruff format --check .

@@ -288,9 +288,11 @@ class Server:
                 lambda settings: tracing.log_requests(requests if settings.verbose_level else None)
             )
         recorder = Recorder(self.engine, self._embedded.state_folder)
+        metrics = Metrics(self.engine, _scaling(options))
         application = build_application(
             self.engine,
-            Metrics(self.engine, _scaling(options)).page,
+            metrics.page,
+            scaling=metrics.signal,
             recorder=recorder,
             not_ready_status=options.not_ready_status,
             browsers=await _browser_policy(options),

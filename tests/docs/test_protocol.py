@@ -18,6 +18,7 @@ from backline.engine.engine import Engine
 from backline.engine.values.datatypes import DataType
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
+from backline.observe.scaling import STEADY
 from backline.server import ServerOptions
 from docs.pages import code, read, table, tables
 from support.server import ServerProcess
@@ -117,13 +118,17 @@ def test_no_route_is_missing(tmp_path: Path) -> None:
     } == known
 
 
+#: The ends of the names of methods with streams.
+STREAMS = ("Watch", "Info", "ModelStreamInfer", "StreamIsActive")
+
+
 def test_no_method_is_missing() -> None:
-    assert {path.encode() for path in RPCS + SHARING_RPCS} == build_application(Engine()).rpc.keys()
+    application = build_application(Engine(), scaling=lambda: STEADY)
+
+    assert {path.encode() for path in RPCS + SHARING_RPCS} == application.rpc.keys()
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in RPCS + SHARING_RPCS if not path.endswith(("Watch", "Info", "ModelStreamInfer"))]
-)
+@pytest.mark.parametrize("path", [path for path in RPCS + SHARING_RPCS if not path.endswith(STREAMS)])
 def test_methods_are_served_as_listed(server: ServerProcess, path: str) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         call = channel.unary_unary(path)

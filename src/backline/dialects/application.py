@@ -24,6 +24,7 @@ from backline.dialects.router import MAX_REMEMBERED_SIZE, Handler, MethodNotAllo
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Unavailable
 from backline.observe.recording import Recorder
+from backline.observe.scaling import ScalingSignal
 from backline.wire.application import (
     Application,
     Buffer,
@@ -45,6 +46,7 @@ def build_application(
     engine: Engine,
     metrics: Page | None = None,
     *,
+    scaling: Callable[[], ScalingSignal] | None = None,
     recorder: Recorder | None = None,
     not_ready_status: int = Unavailable.http_status,
     browsers: BrowserPolicy = _LOOPBACK_ONLY,
@@ -55,11 +57,11 @@ def build_application(
 ) -> Application:
     """The application that serves an engine. With a `recorder`, clients can record requests.
 
-    `metrics` produces the response to GET /metrics, on every port. `not_ready_status` is the HTTP status of a
-    failed health check: 503, or Triton's 400 for clients that rely on it. `browsers` limits what web pages
-    may do, and `access` what each caller may do; without it, every caller may do everything. `restricted`
-    are the APIs that need a header field, and `forwarding` says which fields models see as parameters. With
-    `console`, browsers get the console.
+    `metrics` produces the response to GET /metrics, on every port, and `scaling` the signal for autoscalers.
+    `not_ready_status` is the HTTP status of a failed health check: 503, or Triton's 400 for clients that rely
+    on it. `browsers` limits what web pages may do, and `access` what each caller may do; without it, every
+    caller may do everything. `restricted` are the APIs that need a header field, and `forwarding` says which
+    fields models see as parameters. With `console`, browsers get the console.
     """
     audit = Audit(engine, lambda method, path: _model_at(router, method, path))
     router = Router(audit.route)
@@ -83,7 +85,7 @@ def build_application(
             RecordingRoutes(recorder, deferred).add_routes(router)
 
     router.add_later(add_other_dialects)
-    rpc = _LateMethods(lambda: _grpc_methods(engine, deferred, forwarding, access, audit))
+    rpc = _LateMethods(lambda: _grpc_methods(engine, deferred, forwarding, access, audit, scaling))
 
     def target_of(method: bytes, path: bytes) -> AccessTarget | None:
         target = rpc.targets.get(path) if _may_be_grpc(path) else None
@@ -109,14 +111,17 @@ def _grpc_methods(
     forwarding: Forwarding,
     access: Access | None,
     audit: Audit,
+    scaling: Callable[[], ScalingSignal] | None,
 ) -> tuple[dict[bytes, AccessTarget], _Methods]:
     """The targets and the methods of all gRPC services, by path."""
     # Imported late: a server that only has HTTP clients starts sooner and needs less memory.
+    from backline.dialects.external_scaler import EXTERNAL_SCALER, ExternalScaler
     from backline.dialects.open_inference.grpc.service import SERVICE, InferenceService
     from backline.dialects.standard_services import HEALTH, REFLECTION, HealthService, ReflectionService
 
-    services = (SERVICE, HEALTH, REFLECTION)
+    services = (SERVICE, HEALTH, REFLECTION, *(() if scaling is None else (EXTERNAL_SCALER,)))
     rpc = {
+        **({} if scaling is None else ExternalScaler(scaling).methods()),
         **InferenceService(engine, deferred, forwarding.grpc).methods(),
         **HealthService(engine, services).methods(),
         **ReflectionService(services).methods(),

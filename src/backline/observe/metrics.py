@@ -11,7 +11,7 @@ from backline.engine.model import Model, ModelState
 from backline.engine.values.tensor import in_pieces
 from backline.observe.exposition import CONTENT_TYPE, comment, exposed, label_text, number
 from backline.observe.families import FAMILIES
-from backline.observe.scaling import Scaling, ScalingPolicy
+from backline.observe.scaling import NO_DEMAND, STEADY, DemandCounters, Scaling, ScalingPolicy, ScalingSignal
 from backline.system.cores import usable_cores
 
 #: The number of samples of a metric that are joined in one piece of work.
@@ -54,9 +54,10 @@ class Metrics:
         """`scaling` is the policy of the metrics for autoscalers."""
         self._engine = engine
         self._scaling = Scaling(scaling or ScalingPolicy(default_target()))
-        #: The time that requests have spent in models that may be unloaded since, in seconds.
-        self._spent: dict[tuple[str, str], float] = {}
-        self._request_seconds = 0.0
+        #: What each version has counted, and what all have, including those that were unloaded since.
+        self._counted: dict[tuple[str, str], DemandCounters] = {}
+        self._demand = NO_DEMAND
+        self._signal = STEADY
         self._process: ProcessMetrics | None = None
         self._writing = asyncio.Lock()
         #: The number of pages started so far.
@@ -124,22 +125,32 @@ class Metrics:
             seconds.append(f"backline_model_load_seconds_total{{{model}}} {counts.seconds!r}\n")
         yield from map("".join, batched(seconds, _TOGETHER))
 
-    def _of_scaling(self) -> Iterator[str]:
-        """The metrics for autoscalers. Requests to ensembles are left out, as those to their steps count."""
+    def signal(self) -> ScalingSignal:
+        """The signal for autoscalers."""
+        for _ in self._count():
+            pass
+        return self._signal
+
+    def _count(self) -> Iterator[str]:
+        """Updates the signal, in pieces. Requests to ensembles do not count, as those to their steps do."""
         waiting = 0
-        spent: dict[tuple[str, str], float] = {}
         for model in tuple(self._engine.models()):
             yield ""
             if model.config.ensemble is not None:
                 continue
-            counted = model.statistics
             key = model.name, model.version
-            spent[key] = (counted.success.ns + counted.fail.ns + counted.given_up.ns) / 1e9
+            demand = _demand(model)
             # A version that was loaded again counts from zero.
-            self._request_seconds += max(spent[key] - self._spent.get(key, 0.0), 0.0)
+            self._demand += demand.since(self._counted.get(key, NO_DEMAND))
+            self._counted[key] = demand
             waiting += 0 if model.queue is None else model.queue.pending
-        self._spent = spent
-        signal = self._scaling.read(monotonic(), self._request_seconds, waiting)
+        for key in self._counted.keys() - {(model.name, model.version) for model in self._engine.models()}:
+            del self._counted[key]
+        self._signal = self._scaling.read(monotonic(), self._demand, waiting)
+
+    def _of_scaling(self) -> Iterator[str]:
+        yield from self._count()
+        signal = self._signal
         utilisation = comment("backline_utilisation", "gauge", "Requests in flight as a share of the target")
         desired = comment("backline_desired_replicas", "gauge", "Servers that the load of this one needs")
         yield (
@@ -151,6 +162,13 @@ class Metrics:
         if self._process is None:
             self._process = ProcessMetrics()
         return self._process.text()
+
+
+def _demand(model: Model) -> DemandCounters:
+    counted = model.statistics
+    answered = counted.success.count + counted.fail.count + counted.given_up.count
+    spent = (counted.success.ns + counted.fail.ns + counted.given_up.ns) / 1e9
+    return DemandCounters(spent, answered + counted.rejected_late, counted.rejected_late)
 
 
 def _labels(model: Model) -> str:
