@@ -56,6 +56,7 @@ def test_the_application_asks_the_headless_service_of_the_chart() -> None:
     assert host in services
 
 
+@pytest.mark.timeout(500)  # it builds two images
 def test_both_parts_run_from_their_manifests(
     podman: Podman, image: str, base_image: str, tmp_path: Path
 ) -> None:
