@@ -66,6 +66,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
         "docs/deploy/container.md",
         "docs/deploy/kubernetes.md",
         "docs/deploy/fleet.md",
+        "docs/deploy/serverless.md",
     ),
     "Reference": ("reference/client.md", "reference/embedding.md", "reference/model.md"),
     "Measurements": ("benchmarks/README.md", "docs/benchmarks/overload.md"),

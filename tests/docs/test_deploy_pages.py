@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -99,6 +100,16 @@ def _environment(block: Block, folder: Path) -> None:
     assert {line.partition("=")[0] for line in block.text.splitlines()} <= known
 
 
+def _function(block: Block, folder: Path) -> None:
+    models.add1(folder / "models")
+    names: dict[str, Any] = {}
+    with chdir(folder):
+        exec(block.text, names)
+    (answer,) = (names[name] for name in ("handler", "answer") if name in names)
+
+    assert callable(answer)
+
+
 #: What runs each snippet, in the order of the page.
 CHECKS: dict[str, list[Callable[[Block, Path], None]]] = {
     "autoscaling.md": [_prometheus],
@@ -106,6 +117,7 @@ CHECKS: dict[str, list[Callable[[Block, Path], None]]] = {
     "fleet.md": [_clients, _model_configuration],
     "kserve.md": [_inference_service],
     "kubernetes.md": [_helm, _manifests],
+    "serverless.md": [_function, _function],
     "systemd.md": [_environment],
 }
 
