@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 EXAMPLE := examples/music_transcription
+SERVICE := examples/music_service
 # Runtimes under test: `light`, or `all`, which adds gigabytes of TensorFlow, PyTorch, JAX and CatBoost.
 BACKENDS ?= light
 # Test files to run in parallel: more than there are cores, because tests mostly wait for processes to start.
@@ -11,8 +12,8 @@ JOBS ?= 4
 RUNTIMES := $(STAMP)-backends-$(BACKENDS)
 export BACKENDS
 
-.PHONY: help install demo serve test test-containers test-ray lint lock audit site protos bench attack fuzz \
-  fuzz-models openapi clean
+.PHONY: help install demo serve music-service test test-containers test-ray lint lock audit site protos bench \
+  attack fuzz fuzz-models openapi clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -44,13 +45,20 @@ $(STAMP)-demo: pyproject.toml $(EXAMPLE)/requirements.txt $(EXAMPLE)/requirement
 demo: $(STAMP)-demo  ## serve two networks and transcribe music with them: a built-in melody, or AUDIO=song.ogg
 	$(BIN)/python $(EXAMPLE)/demo.py $${AUDIO:+-- "$$AUDIO"}
 
+$(STAMP)-service: $(STAMP)-demo $(SERVICE)/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable . --requirement $(SERVICE)/requirements.txt
+	@touch $@
+
+music-service: $(STAMP)-service  ## run an application without models and two servers of models; change the models meanwhile
+	$(BIN)/python $(SERVICE)/story.py
+
 serve: $(STAMP)-demo  ## keep the demo's server running on ports 8000 (HTTP), 8001 (gRPC) and 8002 (metrics)
 	$(BIN)/python $(EXAMPLE)/build_repository.py build/models
 	exec $(BIN)/backline serve build/models
 
-install: $(STAMP)-test $(STAMP)-demo $(RUNTIMES)  ## create the development environment in .venv
+install: $(STAMP)-test $(STAMP)-service $(RUNTIMES)  ## create the development environment in .venv
 
-test: $(STAMP)-test $(STAMP)-demo $(RUNTIMES)  ## run all tests (BACKENDS=all includes the heavy runtimes)
+test: $(STAMP)-test $(STAMP)-service $(RUNTIMES)  ## run all tests (BACKENDS=all includes the heavy runtimes)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 test-containers: $(STAMP)-test  ## build and test the container image; needs podman, mmdebstrap and the network
