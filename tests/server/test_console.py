@@ -21,8 +21,13 @@ from support.server import ServerProcess, serve
 
 pytestmark = pytest.mark.timeout(240)
 PAGES = ("", "models", "models/add1", "models/add1/try", "models/add1/versions", "models/add1/config",
-         "models/broken", "graphs", "traces", "audit")  # fmt: skip
-SCOPES = {"viewer": ["read"], "runner": ["read", "infer"], "operator": ["read", "infer", "manage"]}
+         "models/broken", "graphs", "traces", "repositories", "audit", "log")  # fmt: skip
+SCOPES = {
+    "viewer": ["read"],
+    "runner": ["read", "infer"],
+    "operator": ["read", "infer", "manage"],
+    "root": ["read", "infer", "manage", "admin"],
+}
 #: A key that is limited to one model.
 LIMITED = "guest"
 #: The seconds of music in one request to basic_pitch.
@@ -85,9 +90,9 @@ def go(page: Page, path: str) -> None:
     page.run(f"location.hash = '#/{path}'")
 
 
-def ask(server: ServerProcess, path: str, body: Any = None) -> Any:
+def ask(server: ServerProcess, path: str, body: Any = None, name: str = "operator") -> Any:
     data = None if body is None else json.dumps(body).encode()
-    fields = {"authorization": f"Bearer {key_of('operator')}", "content-type": "application/json"}
+    fields = {"authorization": f"Bearer {key_of(name)}", "content-type": "application/json"}
     with urllib.request.urlopen(
         urllib.request.Request(server.url + path, data, fields), timeout=30
     ) as answer:
@@ -135,7 +140,7 @@ def test_open_consoles_do_not_keep_a_server_from_stopping(tmp_path: Path) -> Non
         serve(tmp_path / "models", tmp_path / "log", "--exit-timeout-secs", "60") as running,
         contextlib.ExitStack() as opened,
     ):
-        for path in ("/v2/activity", "/v2/traces"):
+        for path in ("/v2/activity", "/v2/traces", "/v2/logging/lines"):
             asked = urllib.request.Request(running.url + path, headers={"accept": "text/event-stream"})
             answer = opened.enter_context(urllib.request.urlopen(asked, timeout=30))
             assert answer.readline().startswith((b"data: ", b": "))
@@ -149,6 +154,7 @@ def test_the_overview_counts_requests_as_they_come(page: Page, server: ServerPro
         ask(server, "/models/add1", {"INPUT0": [1] * 16})
     page.wait("[...document.querySelectorAll('.tile')][0].querySelector('.value').innerText !== '0 a second'")
     page.wait("/[µm]s median/.test(document.querySelector('main').innerText)")
+    assert "1 worker" in page.text()  # that of words
 
 
 def test_a_failed_load_shows_its_reason(page: Page) -> None:
@@ -206,6 +212,18 @@ def test_a_version_is_promoted_and_rolled_back(page: Page, server: ServerProcess
     assert ask(server, "/v2/models/add1/labels")["labels"]["stable"] == "1"
 
 
+def test_the_configuration_says_where_each_value_comes_from(page: Page, server: ServerProcess) -> None:
+    enter(page, "viewer")
+    go(page, "models/add1/config")
+    row = (
+        "[...document.querySelectorAll('main tr')].find((one) => one.cells[0]?.innerText === '{}').innerText"
+    )
+    page.wait(row.format("version_policy.all"))
+    assert "config.pbtxt:1:" in page.run(row.format("version_policy.all"))
+    assert page.run(row.format("input[0].dims")).split()[-1] == "model"
+    assert page.run(row.format("max_batch_size")).split()[-1] == "server"
+
+
 def test_an_ensemble_is_drawn(page: Page) -> None:
     enter(page, "viewer")
     go(page, "graphs")
@@ -232,6 +250,36 @@ def test_the_audit_log_names_who_changed_what(page: Page, server: ServerProcess)
     go(page, "audit")
     page.wait("document.querySelector('main table')?.innerText.includes('/v2/models/add10/promote')")
     assert "operator" in page.text()
+    ask(server, "/v2/models/add10/promote", {"version": "1"})
+    two = "document.querySelector('main table').innerText.split('/add10/promote').length > 2"
+    page.wait(two)  # it appears while the page is open
+
+
+def test_the_log_is_shown_as_it_grows_to_whoever_may_change_the_server(
+    page: Page, server: ServerProcess
+) -> None:
+    enter(page, "operator")
+    assert "Log" not in page.text("#nav").split("\n")
+    enter(page, "root")
+    go(page, "log")
+    page.wait("document.querySelector('.log')?.innerText.includes('it is not an ONNX model')")
+    ask(server, "/v2/logging", {"log_info": True}, "root")
+    page.wait("document.querySelector('.log').innerText.includes('log settings changed by request')")
+    assert "bk_" not in page.text(".log")
+
+
+def test_a_repository_shows_its_last_scan_and_what_fails_in_it(page: Page) -> None:
+    enter(page, "viewer")
+    go(page, "repositories")
+    page.wait("document.querySelector('main .error')?.innerText.includes('it is not an ONNX model')")
+    text = page.text()
+    assert "models" in page.text("main h2")
+    assert "Last scan" in text
+    assert "before each load that is requested" in text
+    assert "Scan now" not in text
+    enter(page, "operator")
+    page.click("Scan now")
+    page.wait("document.querySelector('main h2')")
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("basic_pitch"), reason="basic-pitch is not installed")
@@ -255,7 +303,7 @@ def test_a_melodys_notes_are_on_the_piano_roll(page: Page, tmp_path: Path) -> No
 def test_every_page_fits_its_window_and_is_accessible(page: Page, width: int, dark: bool) -> None:
     axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
     script = Path(axe.__file__).with_name("axe.min.js").read_text()
-    enter(page, "operator")
+    enter(page, "root")
     page.size(width, dark=dark)
     page.run(script)
     for path in PAGES:

@@ -224,6 +224,11 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         _REPOSITORY, "Unload one version", _EMPTY
     ),
     ("POST", "/v2/repository/refresh"): change(_REPOSITORY, "Scan the repositories now"),
+    ("GET", "/v2/repository/locations"): read(
+        _REPOSITORY,
+        "The repositories, with their last scans",
+        having({"repositories": listed(having({"location": STRING}))}),
+    ),
     ("GET", "/v2/repository/history"): read(
         _REPOSITORY, "The last changes", having({"changes": listed(_CHANGE)}), model=STRING, limit=_LIMIT
     ),
@@ -247,6 +252,11 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("GET", "/v2/logging"): read(_SETTING, "The settings of the log", OBJECT),
     ("POST", "/v2/logging"): change(_SETTING, "Change settings of the log", OBJECT, OBJECT),
+    ("GET", "/v2/logging/lines"): Operation(
+        _SETTING,
+        "The last lines of the log; as server-sent events, also further ones as they come",
+        {JSON: having({"lines": listed(OBJECT)}), EVENTS: EVENT},
+    ),
     ("GET", "/v2/trace/setting"): read(_SETTING, "The trace settings", OBJECT),
     ("POST", "/v2/trace/setting"): change(_SETTING, "Change trace settings", _SETTINGS, OBJECT),
     ("GET", "/v2/models/{}/trace/setting"): read(_SETTING, "The trace settings of a model", OBJECT),

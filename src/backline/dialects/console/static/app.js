@@ -9,10 +9,13 @@ import { model } from "./model.js";
 import { graphs } from "./graph.js";
 import { traces } from "./traces.js";
 import { audit } from "./audit.js";
+import { log } from "./log.js";
+import { repositories } from "./repositories.js";
 
 const PAGES = [
   ["", "Overview", overview, "read"], ["models", "Models", models, "read"], ["graphs", "Graphs", graphs, "read"],
-  ["traces", "Traces", traces, "read"], ["audit", "Audit", audit, "read"],
+  ["traces", "Traces", traces, "read"], ["repositories", "Repositories", repositories, "read"], ["audit", "Audit", audit, "read"],
+  ["log", "Log", log, "admin"],
 ];
 const main = document.querySelector("#main"), nav = document.querySelector("#nav"), link = document.querySelector("#link");
 let page = {};
