@@ -192,3 +192,26 @@ def test_a_repository_is_shown_without_the_path_of_the_server(caller: Caller) ->
     (shown,) = told["repositories"]
     assert (shown["location"], shown["mode"], shown["problem"]) == ("/models", "explicit", "")
     assert "add1" in shown["models"]
+
+
+async def test_examples_are_listed_and_served_as_nothing_that_a_browser_shows(
+    caller: Caller, tmp_path: Path
+) -> None:
+    files = {"a.json": b'{"INPUT0": [1]}', "b.html": b"<script>", "c.json": b"[1]"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "secret").write_text("not an example")
+    caller.engine.find("add1").examples = tuple(tmp_path / name for name in files)
+
+    told: Any = (await caller.get_later("/v2/models/add1/examples")).json
+    assert told["examples"] == [
+        {"name": "a", "inputs": {"INPUT0": [1]}},
+        {"name": "b.html", "file": "b.html"},
+        {"name": "c", "problem": "it is not an object with the inputs by name"},
+    ]
+    page = await caller.get_later("/v2/models/add1/examples/b.html")
+    assert page.body == b"<script>"
+    assert page.fields[b"content-type"] == b"application/octet-stream"
+    assert page.fields[b"content-security-policy"] == b"sandbox"
+    for name in ("secret", "..%2fa.json", "none"):
+        assert caller.get(f"/v2/models/add1/examples/{name}").status == 404

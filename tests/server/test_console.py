@@ -6,7 +6,10 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import os
+import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,6 +178,94 @@ def test_numbers_are_run_and_the_answer_is_shown_with_the_call(page: Page) -> No
         "[...document.querySelectorAll('a.button')].find((one) => one.innerText.includes('Link')).href"
     )
     assert "inputs=" in link
+
+
+def test_an_example_is_filled_in_and_linked_to(page: Page) -> None:
+    enter(page, "runner")
+    go(page, "models/add1/try")
+    page.click("damaged")
+    page.wait("document.querySelector('main .error')?.innerText.includes('it is not JSON')")
+    page.click("ones")
+    page.wait("document.querySelector('textarea').value === JSON.stringify(Array(16).fill(1))")
+    page.click("Run")
+    page.wait("document.querySelector('[data-output=OUTPUT0]')")
+    link = page.run(
+        "[...document.querySelectorAll('a.button')].find((one) => one.innerText.includes('Link')).hash"
+    )
+    assert link == "#/models/add1/try?example=ones"
+    assert "recorded" not in page.text(".examples")  # it holds what clients sent
+
+
+def test_a_file_among_the_examples_is_given_as_a_file(page: Page) -> None:
+    enter(page, "runner")
+    go(page, "models/words/try?example=letters.txt")
+    page.wait("document.querySelector('fieldset').innerText.includes('letters.txt')")
+    page.click("Run")
+    page.wait("document.querySelector('main').innerText.includes('4 responses, done')")
+
+
+def test_recorded_requests_are_examples_for_whoever_may_see_them(page: Page, server: ServerProcess) -> None:
+    ask(server, "/v2/models/add10/record", {"count": 1}, "root")
+    ask(server, "/models/add10", {"INPUT0": [7] * 16})
+    enter(page, "root")
+    deadline = time.monotonic() + 30
+    while not ask(server, "/v2/models/add10/recorded", name="root")["examples"]:
+        assert time.monotonic() < deadline
+    go(page, "models/add10/try")
+    page.click("recorded 1")
+    page.wait("document.querySelector('textarea').value === JSON.stringify([Array(16).fill(7)])")
+
+
+@pytest.mark.parametrize(
+    ("path", "printed"),
+    [
+        ("models/add1/try?example=ones",
+         {"curl": "3", "Python": "3.", "requests": "3", "tritonclient": "3."}),
+        ("models/words/try?inputs=%7B%22text%22%3A%22a%20b%22%7D",
+         {"curl": '{"output":["B"]}', "Python": "B", "requests": "B", "tritonclient": "B"}),
+        ("models/words/try?example=letters.txt",
+         {"curl": '{"output":["D"]}', "Python": "D", "requests": "D"}),
+    ],
+    ids=["numbers", "stream", "file"],
+)  # fmt: skip
+def test_the_same_call_works_in_every_language(
+    page: Page, path: str, printed: dict[str, str], tmp_path: Path
+) -> None:
+    enter(page, "runner")
+    go(page, path)
+    page.wait("document.querySelector('.examples button')")
+    page.click("Run")
+    page.wait("document.querySelector('section:not([hidden]) .seg + pre')")
+    (tmp_path / "FILE").write_text("a b c d")
+    key = key_of("runner")
+    programs = [f"key = {key!r}"]
+    for language, expected in printed.items():
+        page.click(language)
+        text = page.text("section:not([hidden]) .seg + pre")
+        if language == "curl":
+            environment = {**os.environ, "BACKLINE_KEY": key}
+            done = subprocess.run(
+                ["bash", "-c", text],
+                capture_output=True,
+                text=True,
+                cwd=tmp_path,
+                env=environment,
+                check=False,
+            )
+            assert expected in done.stdout, text + done.stderr
+        else:
+            programs.append(f"print('# {language}')\n{text}")
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(programs)], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for part in done.stdout.split("# ")[1:]:
+        language, _, said = part.partition("\n")
+        assert printed[language] in said, part
+    page.click("JavaScript")
+    script = page.text("section:not([hidden]) .seg + pre").replace("${key}", key)
+    script = script.replace("body: file", "body: 'a b c d'").replace("console.log", "return JSON.stringify")
+    assert printed["requests"] in page.run(f"(async () => {{ {script} }})()")
 
 
 def test_an_error_of_the_model_is_shown_as_the_server_says_it(page: Page) -> None:

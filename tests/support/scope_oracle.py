@@ -24,7 +24,7 @@ RULES = tuple(
         (r"POST /v2/models/\{\}(/versions/\{\})?/(infer|generate)(_stream)?", "infer"),
         (r"POST /models/\{\}(/versions/\{\})?", "infer"),
         (r"(GET|HEAD) /(console(/\{\})?|v2/access)?", "public"),
-        (r"(GET|HEAD) /v2/logging/lines", "admin"),
+        (r"(GET|HEAD) /v2/(logging/lines|models/\{\}/recorded)", "admin"),
         (r"(GET|HEAD) /(v2(/.*)?|openapi\.json)", "read"),
         (r"POST /v2/repository(/\{\})?/index", "read"),
         (r"(POST|PUT|DELETE|PATCH) /v2/(.*/)?(logging|trace|record)(/.*)?", "admin"),

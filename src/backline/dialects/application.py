@@ -16,6 +16,7 @@ from backline.access.scope import CHANGING, EVERYBODY, Scope
 from backline.dialects import standard_services
 from backline.dialects.answers import fail_call, hidden_error, render_error, respond_error
 from backline.dialects.audit import Audit, AuditedIdentity
+from backline.dialects.console.examples import Examples
 from backline.dialects.console.service import ConsoleService
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.forwarding import NOTHING_FORWARDED, Forwarding
@@ -76,6 +77,7 @@ def build_application(
     PlainService(engine, deferred).add_routes(router)
     OpenApiService(engine, deferred).add_routes(router)
     ConsoleService(engine, deferred, with_page=console).add_routes(router)
+    Examples(engine, deferred, recorder).add_routes(router)
     if recorder is not None:
         RecordingRoutes(recorder, deferred).add_routes(router)
     if metrics is not None:

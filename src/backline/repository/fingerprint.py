@@ -33,6 +33,7 @@ _APPLIED_WITHOUT_LOAD = frozenset(
         "first_response_bounds_ms",
         "declared",
         "source",
+        "places",
         "warnings",
     }
 )

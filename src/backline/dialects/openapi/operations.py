@@ -83,6 +83,7 @@ _LABELS = having({"name": STRING, "labels": {"type": "object", "additionalProper
 _CHANGE = having({"time": {"type": "number"}, "action": STRING, "model": STRING})
 _RECORDING = having({"model": STRING, "state": STRING, "count": WHOLE, "recorded": WHOLE})
 _SETTINGS: Schema = {"type": "object", "additionalProperties": {"type": ["string", "array", "null"]}}
+_EXAMPLES = having({"examples": listed(having({"name": STRING}))})
 _LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": 10_000, "default": 100}
 _EMPTY = fields({}, {"parameters": OBJECT})
 _SIZES = {"offset": {"type": "integer", "minimum": 0}, "byte_size": {"type": "integer", "minimum": 0}}
@@ -160,6 +161,14 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         read(_MODEL, "Inputs, outputs and versions", having({"name": STRING, "inputs": listed(TENSOR)})),
     ),
     **both("GET /config", read(_MODEL, "The complete configuration", having({"name": STRING}))),
+    **both(
+        "GET /config-origins",
+        read(
+            _MODEL,
+            "Where each value of the configuration comes from",
+            having({"name": STRING, "values": listed(having({"path": STRING, "origin": STRING}))}),
+        ),
+    ),
     **both("GET /stats", read(_MODEL, "Counters", having({"model_stats": listed(OBJECT)}))),
     **both("GET /openapi.json", read(_MODEL, "An OpenAPI document of the model alone", OBJECT)),
     **both(
@@ -239,6 +248,11 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         limit=_LIMIT,
         after={"type": "number"},
     ),
+    ("GET", "/v2/models/{}/examples"): read(_MODEL, "The examples that the model ships", _EXAMPLES),
+    ("GET", "/v2/models/{}/examples/{}"): Operation(
+        _MODEL, "The file of an example", {"application/octet-stream": BINARY}
+    ),
+    ("GET", "/v2/models/{}/recorded"): read(_SETTING, "The inputs of recorded requests", _EXAMPLES),
     ("GET", "/v2/models/{}/labels"): read(_LABEL, "The labels and their versions", _LABELS),
     ("PUT", "/v2/models/{}/labels/{}"): change(
         _LABEL, "Point a label to a version", fields({"version": VERSION}, {"expected": VERSION}), OBJECT

@@ -6,7 +6,7 @@ from backline.access.scope import Scope
 from backline.dialects.answers import encode_json, respond_encoded, respond_json
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.forwarding import ForwardPattern
-from backline.dialects.open_inference.configuration import model_configuration
+from backline.dialects.open_inference.configuration import configuration_origins, model_configuration
 from backline.dialects.open_inference.metadata import (
     model_listing,
     rest_metadata,
@@ -60,6 +60,7 @@ class RestService:
             router.add(Scope.READ, "GET", pattern, self._model_metadata, *version)
             router.add(Scope.READ, "GET", pattern + "/ready", self._model_ready, *version)
             router.add(Scope.READ, "GET", pattern + "/config", self._configuration, *version)
+            router.add(Scope.READ, "GET", pattern + "/config-origins", self._origins, *version)
             router.add(Scope.READ, "GET", pattern + "/stats", self._statistics, *version)
             router.add(Scope.INFER, "POST", pattern + "/infer", self._inference.infer, *version)
             router.add(Scope.INFER, "POST", pattern + "/infer_stream", self._generate.infer_stream, *version)
@@ -112,6 +113,16 @@ class RestService:
             version,
             request,
             lambda: respond_json(request, to_plain(model_configuration(self._engine, name, version))),
+        )
+
+    def _origins(self, name: str, version: str, request: HttpRequest) -> None:
+        self._deferred.when_known(
+            name,
+            version,
+            request,
+            lambda: respond_json(
+                request, {"name": name, "values": configuration_origins(self._engine, name, version)}
+            ),
         )
 
     def _statistics(self, name: str, version: str, request: HttpRequest) -> None:
