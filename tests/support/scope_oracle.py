@@ -23,6 +23,7 @@ RULES = tuple(
         (r"(GET|HEAD) /metrics", "metrics"),
         (r"POST /v2/models/\{\}(/versions/\{\})?/(infer|generate)(_stream)?", "infer"),
         (r"POST /models/\{\}(/versions/\{\})?", "infer"),
+        (r"(GET|HEAD) /models/\{\}(/versions/\{\})?/stream", "infer"),
         (r"(GET|HEAD) /(console(/\{\})?|v2/access)?", "public"),
         (r"(GET|HEAD) /v2/(logging/lines|models/\{\}/recorded)", "admin"),
         (r"(GET|HEAD) /(v2(/.*)?|openapi\.json)", "read"),

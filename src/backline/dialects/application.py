@@ -26,6 +26,7 @@ from backline.dialects.open_inference.rest.service import RestService
 from backline.dialects.open_inference.settings import RecordingRoutes
 from backline.dialects.openapi.service import OpenApiService
 from backline.dialects.plain.service import PlainService
+from backline.dialects.plain.sockets import SocketService, is_stream
 from backline.dialects.router import MAX_REMEMBERED_SIZE, Handler, MethodNotAllowed, Router
 from backline.dialects.standard_services import HealthService, ReflectionService
 from backline.engine.engine import Engine
@@ -75,6 +76,7 @@ def build_application(
         router
     )
     PlainService(engine, deferred).add_routes(router)
+    SocketService(engine).add_routes(router)
     OpenApiService(engine, deferred).add_routes(router)
     ConsoleService(engine, deferred, with_page=console).add_routes(router)
     Examples(engine, deferred, recorder).add_routes(router)
@@ -108,6 +110,7 @@ def build_application(
         gate=ScopeGate(browsers, target_of, access, audit.denied, restricted),
         is_vital=_is_vital,
         keeps_spelling=forwarding.http is not None,
+        takes_websocket=is_stream,
     )
 
 

@@ -182,6 +182,14 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("POST", "/models/{}"): _PLAIN,
     ("POST", "/models/{}/versions/{}"): _PLAIN,
+    **{
+        ("GET", f"/models/{{}}{version}/stream"): Operation(
+            _INFER,
+            "Run a model on each message of a WebSocket; any other request gets 426",
+            query={"output": STRING, "sequence": BOOLEAN},
+        )
+        for version in ("", "/versions/{}")
+    },
     **both(
         "POST /infer",
         Operation(
