@@ -58,6 +58,7 @@ def build_application(
     browsers: BrowserPolicy = _LOOPBACK_ONLY,
     access: Access | None = None,
     console: bool = True,
+    frame_ancestors: Sequence[str] = (),
     restricted: RestrictedApis | None = None,
     forwarding: Forwarding = NOTHING_FORWARDED,
 ) -> Application:
@@ -67,7 +68,7 @@ def build_application(
     failed health check: 503, or Triton's 400 for clients that rely on it. `browsers` limits what web pages
     may do, and `access` what each caller may do; without it, every caller may do everything. `restricted`
     are the APIs that need a header field, and `forwarding` says which fields models see as parameters. With
-    `console`, browsers get the console.
+    `console`, browsers get the console, which pages of `frame_ancestors` may show in a frame.
     """
     audit = Audit(engine, lambda method, path: _model_at(router, method, path))
     router = Router(audit.route)
@@ -78,7 +79,7 @@ def build_application(
     PlainService(engine, deferred).add_routes(router)
     SocketService(engine).add_routes(router)
     OpenApiService(engine, deferred).add_routes(router)
-    ConsoleService(engine, deferred, with_page=console).add_routes(router)
+    ConsoleService(engine, deferred, with_page=console, frame_ancestors=frame_ancestors).add_routes(router)
     Examples(engine, deferred, recorder).add_routes(router)
     if recorder is not None:
         RecordingRoutes(recorder, deferred).add_routes(router)

@@ -32,13 +32,22 @@ _LOG_INTERVAL = 0.5
 
 
 class ConsoleService:
-    """Registers the routes of the console. `with_page` is whether browsers get the page itself."""
+    """Registers the routes of the console. `with_page` is whether browsers get the page itself, and
+    `frame_ancestors` which pages may show it in a frame.
+    """
 
-    def __init__(self, engine: Engine, deferred: DeferredAnswers, *, with_page: bool) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        deferred: DeferredAnswers,
+        *,
+        with_page: bool,
+        frame_ancestors: Sequence[str] = (),
+    ) -> None:
         self._engine = engine
         self._deferred = deferred
         self._with_page = with_page
-        self._files = ConsoleFiles()
+        self._files = ConsoleFiles(frame_ancestors)
         self._activity: Any = None
         #: Strong references: the event loop keeps only weak ones.
         self._tasks: set[asyncio.Task[None]] = set()

@@ -1,12 +1,14 @@
 // The call that was just made, in other languages.
 
+import { key } from "./api.js";
+
 // `file` stands for a body that was sent as it is: a file, or samples.
 export function snippets(name, url, inputs, told, streams, file) {
   const path = `/models/${encodeURIComponent(name)}`, body = JSON.stringify(inputs);
   const large = body.length > 2000, shown = large ? JSON.stringify(Object.fromEntries(Object.keys(inputs).map((one) => [one, "..."]))) : body;
   const quoted = `'${shown.replaceAll("'", "'\\''")}'`, note = large ? "  # the values are left out here\n" : "";
   const python = py(large ? Object.fromEntries(Object.keys(inputs).map((one) => [one, "..."])) : inputs);
-  const secret = sessionStorage.getItem("backline-key")
+  const secret = key()
     ? ["-H \"Authorization: Bearer $BACKLINE_KEY\" ", ", headers={\"Authorization\": f\"Bearer {key}\"}", ", authorization: `Bearer ${key}`", ", api_key=key", ", headers={\"authorization\": f\"Bearer {key}\"}"] : ["", "", "", "", ""];
   if (file) return ofFile(name, url, file, told, secret, streams);
   const arrays = told.inputs.filter((spec) => spec.name in inputs);
