@@ -11,7 +11,7 @@ JOBS ?= 2
 RUNTIMES := $(STAMP)-backends-$(BACKENDS)
 export BACKENDS
 
-.PHONY: help install demo serve test test-containers lint lock audit site protos bench attack fuzz openapi clean
+.PHONY: help install demo serve test test-containers lint lock audit site screenshots protos bench attack fuzz openapi clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -77,6 +77,9 @@ $(STAMP)-docs: pyproject.toml | $(VENV)/bin/python
 
 site: $(STAMP)-docs  ## build the documentation site into build/site, with warnings as errors
 	$(BIN)/python website/build.py
+
+screenshots: $(STAMP)-test $(STAMP)-demo  ## take the pictures of the console in docs/images again (needs Chromium)
+	BACKLINE_SCREENSHOTS=1 $(BIN)/python -m pytest tests/docs/test_screenshots.py
 
 protos: $(STAMP)-test  ## compile the .proto files
 	$(BIN)/python -m backline.protos.compile

@@ -199,7 +199,7 @@ def test_an_example_is_filled_in_and_linked_to(page: Page) -> None:
 def test_a_file_among_the_examples_is_given_as_a_file(page: Page) -> None:
     enter(page, "runner")
     go(page, "models/words/try?example=letters.txt")
-    page.wait("document.querySelector('fieldset').innerText.includes('letters.txt')")
+    page.wait("document.querySelector('input[type=file]')?.files[0]?.name === 'letters.txt'")
     page.click("Run")
     page.wait("document.querySelector('main').innerText.includes('4 responses, done')")
 
@@ -251,12 +251,18 @@ def test_the_same_call_works_in_every_language(
                 cwd=tmp_path,
                 env=environment,
                 check=False,
+                timeout=60,
             )
             assert expected in done.stdout, text + done.stderr
         else:
             programs.append(f"print('# {language}')\n{text}")
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(programs)], capture_output=True, text=True, cwd=tmp_path, check=False
+        [sys.executable, "-c", "\n".join(programs)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     for part in done.stdout.split("# ")[1:]:

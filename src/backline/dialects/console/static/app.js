@@ -64,7 +64,7 @@ async function enter() {
   }
   const { name } = who();
   const button = document.querySelector("#who");
-  button.textContent = name ? `Key: ${name}` : key() ? "Key" : "Enter a key";
+  button.textContent = name ? `Key: ${name}` : key() ? "Key" : may("admin") ? "No key needed" : "Enter a key";
   if (may("read")) live.start(linkState); else linkState("off", { status: 401 });
   show();
   return undefined;

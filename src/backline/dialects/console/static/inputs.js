@@ -93,6 +93,13 @@ function text(spec, start) {
 function chooser(spec, accept, onFile) {
   const input = h("input", { type: "file", accept, "aria-label": `A file for ${spec.name}; it can be dropped here`, onchange: () => onFile?.(input.files[0]) });
   for (const [event, over] of [["dragenter", true], ["dragover", true], ["dragleave", false], ["drop", false]]) input.addEventListener(event, () => input.classList.toggle("over", over));
+  // Shows the name of a file that did not come through the dialog, such as an example.
+  input.show = (file) => {
+    if (!(file instanceof File) || file === input.files[0]) return;
+    const list = new DataTransfer();
+    list.items.add(file);
+    input.files = list.files;
+  };
   return input;
 }
 
@@ -105,9 +112,9 @@ export async function base64(blob) {
 
 function file(spec) {
   let chosen;
-  const named = h("p", { class: "muted small", style: { margin: "6px 0 0" } }), take = (one) => { chosen = one; named.textContent = one?.name && one !== input.files[0] ? one.name : ""; };
+  const take = (one) => { chosen = one; input.show(one); };
   const input = chooser(spec, "", take);
-  return { element: h("div", {}, input, named), take, value: () => { if (!chosen) throw new Error("choose a file"); return chosen; }, image: () => (chosen?.type.startsWith("image/") ? chosen : null) };
+  return { element: input, take, value: () => { if (!chosen) throw new Error("choose a file"); return chosen; }, image: () => (chosen?.type.startsWith("image/") ? chosen : null) };
 }
 
 function random(spec, shape) {
@@ -124,7 +131,7 @@ function picture(spec, shape, layout) {
   const shown = h("div", {});
   const scale = h("select", { "aria-label": "Range of the colours" }, h("option", { value: "255" }, "0 to 255"), h("option", { value: "1" }, "0 to 1"), h("option", { value: "-1" }, "−1 to 1"));
   if (spec.datatype.startsWith("FP")) scale.value = "1";
-  const take = (one) => { chosen = one; if (one) fill(shown, h("img", { src: URL.createObjectURL(one), alt: `the image for ${spec.name}`, style: { maxHeight: "180px", marginTop: "10px" } })); };
+  const take = (one) => { chosen = one; input.show(one); if (one) fill(shown, h("img", { src: URL.createObjectURL(one), alt: `the image for ${spec.name}`, style: { maxHeight: "180px", marginTop: "10px" } })); };
   const input = chooser(spec, "image/*", take);
   return {
     take,
@@ -156,7 +163,7 @@ function recording(spec, shape) {
   const tell = () => { limit.textContent = `the model hears the first ${(fixed / Number(rate.value)).toFixed(1)} s`; };
   rate.addEventListener("change", tell);
   tell();
-  const take = (one) => { chosen = one; if (one) fill(shown, h("audio", { controls: true, src: URL.createObjectURL(one), style: { marginTop: "10px", maxWidth: "100%" } })); };
+  const take = (one) => { chosen = one; input.show(one); if (one) fill(shown, h("audio", { controls: true, src: URL.createObjectURL(one), style: { marginTop: "10px", maxWidth: "100%" } })); };
   const input = chooser(spec, "audio/*", take);
   const button = h("button", { type: "button", onclick: async () => {
     if (recorder) { recorder.stop(); recorder = null; button.textContent = "Record"; return; }

@@ -139,7 +139,8 @@ export function model(main, name, tab, query) {
 
   // Replaces the list of values by one that says where each comes from.
   function originsOf(panel) {
-    json(`${base}/config-origins`).then(({ values }) => {
+    json(`${base}/config-origins`).then(({ values: all }) => {
+      const values = all.filter((one) => one.origin !== "server" || !one.path.startsWith("parameters[backline."));   // they are shown above
       const rows = (shown) => table(["Field", "Value", "From"], shown.map((one) => [h("code", {}, one.path.replace(/\.string_value$/, "")), h("code", { class: "muted" }, typeof one.value === "string" ? one.value : JSON.stringify(one.value)),
         [h("span", { class: `tag${one.origin === "file" || one.origin === "override" ? " strong" : ""}`, title: ORIGINS[one.origin] }, one.origin), one.where ? h("span", { class: "muted small" }, one.where) : null]]), "Configuration");
       const set = values.filter((one) => one.origin !== "default"), rest = values.filter((one) => one.origin === "default");

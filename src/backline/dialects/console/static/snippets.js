@@ -13,8 +13,11 @@ export function snippets(name, url, inputs, told, streams, file) {
   if (file) return ofFile(name, url, file, told, secret, streams);
   const arrays = told.inputs.filter((spec) => spec.name in inputs);
   const dtype = { FP32: "np.float32", FP64: "np.float64", FP16: "np.float16", BYTES: "object", BOOL: "bool" };
-  const batched = arrays.some((spec) => spec.shape[0] === -1 && depth(inputs[spec.name]) === spec.shape.length - 1);
-  const array = (spec) => `np.array(${batched ? "[" : ""}${large ? "..." : py(inputs[spec.name])}${batched ? "]" : ""}, ${dtype[spec.datatype] ?? `np.${spec.datatype.toLowerCase()}`})`;
+  // A single value stands for the only element of any shape, and a value without the batch for a batch of one.
+  const array = (spec) => {
+    const value = inputs[spec.name], missing = Math.max(0, spec.shape.length - depth(value)), times = depth(value) && missing > 1 ? 0 : missing;
+    return `np.array(${"[".repeat(times)}${large ? "..." : py(value)}${"]".repeat(times)}, ${dtype[spec.datatype] ?? `np.${spec.datatype.toLowerCase()}`})`;
+  };
   const given = arrays.map((spec) => `${spec.name}=${array(spec)}`).join(", ");
   const tensors = arrays.map((spec, index) => `x${index} = ${array(spec)}\ninput${index} = triton.InferInput("${spec.name}", list(x${index}.shape), "${spec.datatype}")\ninput${index}.set_data_from_numpy(x${index})\n`).join("");
   const host = url.replace(/^https?:\/\//, ""), inputList = `[${arrays.map((_, index) => `input${index}`).join(", ")}]`, shownOutputs = told.outputs.map((spec) => `result.as_numpy("${spec.name}")`).join(", ");
@@ -23,7 +26,7 @@ export function snippets(name, url, inputs, told, streams, file) {
     ["Python", `${note}import numpy as np\nimport backline\n\nwith backline.connect("${url}"${secret[3]}) as client:\n    ${streams ? "for result in " : "result = "}client["${name}"]${streams ? ".stream" : ""}(${given}${streams ? "):\n        " : ")\n    "}print(${results(told)})\n`],
     ["requests", `${note}import requests\n\nanswer = requests.post("${url}${path}", json=${python}${secret[1]}${streams ? ", stream=True" : ""})\nanswer.raise_for_status()\nprint(${streams ? "*answer.iter_lines(), sep=\"\\n\"" : "answer.json()"})\n`],
     ["tritonclient", streams
-      ? `${note}import queue\n\nimport numpy as np\nimport tritonclient.grpc as triton\n\nresults = queue.Queue()\nclient = triton.InferenceServerClient("${host}")\nclient.start_stream(lambda result, error: results.put(error or result)${secret[4]})\n${tensors}client.async_stream_infer("${name}", ${inputList}, enable_empty_final_response=True)\nwhile True:\n    result = results.get()\n    if isinstance(result, Exception):\n        raise result\n    if result.get_response().parameters["triton_final_response"].bool_param:\n        break\n    print(${shownOutputs})\nclient.stop_stream()\n`
+      ? `${note}import queue\n\nimport numpy as np\nimport tritonclient.grpc as triton\n\nresults = queue.Queue()\n${tensors}with triton.InferenceServerClient("${host}") as client:\n    client.start_stream(lambda result, error: results.put(error or result)${secret[4]})\n    client.async_stream_infer("${name}", ${inputList}, enable_empty_final_response=True)\n    while True:\n        result = results.get()\n        if isinstance(result, Exception):\n            raise result\n        if result.get_response().parameters["triton_final_response"].bool_param:\n            break\n        print(${shownOutputs})\n`
       : `${note}import numpy as np\nimport tritonclient.http as triton\n\nclient = triton.InferenceServerClient("${host}")\n${tensors}result = client.infer("${name}", ${inputList}${secret[4]})\nprint(${shownOutputs})\n`],
     ["JavaScript", `const answer = await fetch("${url}${path}", {\n  method: "POST",\n  headers: { "content-type": "application/json"${secret[2]} },\n  body: JSON.stringify(${shown}),\n});\nconsole.log(await answer.${streams ? "text" : "json"}());\n`],
     ...(streams ? [] : [["One output as a file", told.outputs.map((spec) => `curl -s ${url}${path} ${secret[0]}-H 'Content-Type: application/json' \\\n  -H 'Accept: application/x-npy; output=${spec.name}' -o ${spec.name}.npy \\\n  -d ${quoted}\n`).join("\n") + "\n# Other forms where they fit the output: image/png, 'audio/wav; rate=16000', text/plain\n"]]),
