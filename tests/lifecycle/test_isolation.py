@@ -111,11 +111,12 @@ def test_files_of_a_load_request_are_tried_where_local_ones_are_not(
 
 def test_a_load_that_is_given_up_ends_its_process(home: Homes, repository: Path) -> None:
     models.endless(repository, "endless", grows=False)
+    of_others = psutil.Process().children()
 
     def running_trials() -> list[psutil.Process]:
         found = []
         with suppress(psutil.NoSuchProcess, ProcessLookupError):
-            for fork_server in psutil.Process().children():
+            for fork_server in set(psutil.Process().children()).difference(of_others):
                 found += [
                     one for one in fork_server.children(recursive=True) if os.getsid(one.pid) == one.pid
                 ]
@@ -127,7 +128,9 @@ def test_a_load_that_is_given_up_ends_its_process(home: Homes, repository: Path)
             # A file that keeps cores busy must not delay others.
             nice = psutil.Process().nice() + NICENESS
             await asyncio.to_thread(
-                until, lambda: (found := running_trials()) and all(one.nice() == nice for one in found)
+                until,
+                lambda: (found := running_trials()) and all(one.nice() == nice for one in found),
+                seconds=90,
             )
             await server.lifecycle.unload("endless", who="Ada")
             await asyncio.to_thread(until, lambda: not running_trials())

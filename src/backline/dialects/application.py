@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from backline.access.access import AUTHORIZATION, Access
 from backline.access.browsers import BrowserPolicy
-from backline.access.gate import CrossOrigin, ScopeGate, Target, route_of
+from backline.access.gate import AccessTarget, CrossOrigin, ScopeGate, route_of
 from backline.access.identity import ANY_MODEL
 from backline.access.restricted import RestrictedApis, api_of_method
 from backline.access.scope import CHANGING, EVERYBODY, Scope
@@ -96,7 +96,7 @@ def build_application(
     }
     rpc = {path: _audited(path, method, audit) for path, method in rpc.items()}
 
-    def target_of(method: bytes, path: bytes) -> Target | None:
+    def target_of(method: bytes, path: bytes) -> AccessTarget | None:
         return targets.get(path) or router.target(method, path)
 
     http: Callable[[HttpRequest], None] = _HttpHandler(router)
@@ -199,13 +199,13 @@ class _IdentifyingHandler(_HttpHandler):
         return handler
 
 
-def _target(method: UnaryMethod | StreamMethod) -> Target:
+def _target(method: UnaryMethod | StreamMethod) -> AccessTarget:
     """The target of calls of a gRPC method, as far as its path tells."""
     scope = Scope(method.scope)
     named = scope is Scope.INFER or (
         isinstance(method, UnaryMethod) and (method.model_of is not None or method.lists)
     )
-    return Target(scope, ANY_MODEL if named else None)
+    return AccessTarget(scope, ANY_MODEL if named else None)
 
 
 def _model_at(router: Router, method: bytes, path: bytes) -> str | None:

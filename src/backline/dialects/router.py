@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
-from backline.access.gate import Target
+from backline.access.gate import AccessTarget
 from backline.access.identity import ANY_MODEL
 from backline.access.restricted import api_of_route
 from backline.access.scope import CHANGING, Scope
@@ -45,7 +45,7 @@ class _Route(NamedTuple):
 class _Methods(dict[bytes, Handler]):
     """The handlers of a path by method, with the scope and the model that their requests concern."""
 
-    targets: Mapping[bytes, Target] = {}
+    targets: Mapping[bytes, AccessTarget] = {}
 
 
 class Router:
@@ -106,7 +106,7 @@ class Router:
             handler = self._other_method(request, methods)
         return handler
 
-    def target(self, method: bytes, path: bytes) -> Target | None:
+    def target(self, method: bytes, path: bytes) -> AccessTarget | None:
         """The target of a request (its scope and model); None if no handler takes the request."""
         try:
             methods = self._find(path)
@@ -140,7 +140,7 @@ class Router:
                 model = _model(pattern, segments)
                 api = api_of_route(pattern)
                 bound.targets = {
-                    name: Target(route.scope, ANY_MODEL if route.lists else model, api)
+                    name: AccessTarget(route.scope, ANY_MODEL if route.lists else model, api)
                     for name, route in methods.items()
                 }
                 if len(path) <= MAX_REMEMBERED_SIZE:

@@ -30,7 +30,7 @@ from backline.lifecycle.memory.meter import LoadMemory
 from backline.lifecycle.memory.needs import load_kind
 from backline.lifecycle.options import runs_apart
 from backline.lifecycle.phase import ShownVersion, VersionPhase
-from backline.lifecycle.plan import Held
+from backline.lifecycle.plan import HeldVersion
 from backline.repository.repository import EXAMPLES, FetchedVersion, FoundVersion, OnBytes
 from backline.schedule.queues.queue import being_unloaded
 from backline.schedule.version_queue import InstancesQueue, with_deadline
@@ -121,10 +121,10 @@ class Servable(ShownVersion):
         #: The tasks that change the number of worker processes.
         self._resizing: set[asyncio.Task[None]] = set()
 
-    def held(self) -> Held:
+    def held(self) -> HeldVersion:
         """This load as the planner sees it."""
         model = self.model
-        return Held(
+        return HeldVersion(
             self.key, model.name, model.version, self.fingerprint, self.phase, self._config, self.retry_at
         )
 

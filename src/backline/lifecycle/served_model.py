@@ -12,7 +12,7 @@ from backline.engine.model import ModelState
 from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.kept_versions import KeptVersions
 from backline.lifecycle.phase import ShownVersion, StandIn, VersionPhase
-from backline.lifecycle.plan import Held, Wanted, replacements
+from backline.lifecycle.plan import HeldVersion, Wanted, replacements
 from backline.lifecycle.servable import Servable
 from backline.lifecycle.wanted import Target, identity
 from backline.repository.repository import FoundVersion
@@ -102,7 +102,7 @@ class ServedModel:
         )
         self._selected = selected
 
-    def planned(self) -> list[Held]:
+    def planned(self) -> list[HeldVersion]:
         """The existing loads, as the planner needs to know them."""
         nothing: frozenset[str] = frozenset()
         dismissed = nothing if self.target is None else self.target.removed
