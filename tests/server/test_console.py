@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+import wave
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -272,6 +273,19 @@ def test_the_same_call_works_in_every_language(
     script = page.text("section:not([hidden]) .seg + pre").replace("${key}", key)
     script = script.replace("body: file", "body: 'a b c d'").replace("console.log", "return JSON.stringify")
     assert printed["requests"] in page.run(f"(async () => {{ {script} }})()")
+
+
+def test_a_sound_fills_the_dimension_that_has_no_size(page: Page, tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "tone.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(bytes(2 * 800))
+    enter(page, "runner")
+    go(page, "models/sound/try")
+    page.upload("input[type=file]", tmp_path / "tone.wav")
+    page.click("Run")
+    assert "FP32 [1, 800]" in page.wait("document.querySelector('[data-output] h3')?.innerText")
 
 
 def test_an_error_of_the_model_is_shown_as_the_server_says_it(page: Page) -> None:

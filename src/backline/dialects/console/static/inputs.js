@@ -187,7 +187,7 @@ function recording(spec, shape) {
       for (let channel = 1; channel < sound.numberOfChannels; channel += 1) { const other = sound.getChannelData(channel); for (let i = 0; i < mono.length; i += 1) mono[i] = (mono[i] * channel + other[i]) / (channel + 1); }
       const length = shape.some((size) => size < 0) ? mono.length : fixed, samples = new Float32Array(length);
       samples.set(mono.subarray(0, length));
-      const axis = shape.findIndex((size) => size < 0 || size === fixed);
+      const axis = shape.some((size) => size < 0) ? shape.findIndex((size) => size < 0) : shape.indexOf(fixed);
       return { floats: samples, sizes: shape.map((size, index) => (index === axis ? length : Math.max(1, size))) };
     },
   };
