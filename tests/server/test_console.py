@@ -10,8 +10,8 @@ import os
 import subprocess
 import sys
 import time
-import wave
 import urllib.request
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

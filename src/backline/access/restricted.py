@@ -48,6 +48,7 @@ _OF_MODELS = {
     "ready": Api.HEALTH,
     "config": Api.MODEL_CONFIG,
     "config-origins": Api.MODEL_CONFIG,
+    "explain-config": Api.MODEL_CONFIG,
     "stats": Api.STATISTICS,
     "infer": Api.INFERENCE,
     "infer_stream": Api.INFERENCE,

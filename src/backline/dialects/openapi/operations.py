@@ -162,6 +162,14 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     **both("GET /config", read(_MODEL, "The complete configuration", having({"name": STRING}))),
     **both(
+        "GET /explain-config",
+        read(
+            _MODEL,
+            "The complete configuration, with parameters that say how the server runs the model",
+            having({"name": STRING}),
+        ),
+    ),
+    **both(
         "GET /config-origins",
         read(
             _MODEL,

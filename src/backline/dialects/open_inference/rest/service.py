@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 from backline.access.scope import Scope
 from backline.dialects.answers import encode_json, respond_encoded, respond_json
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.forwarding import ForwardPattern
-from backline.dialects.open_inference.configuration import configuration_origins, model_configuration
+from backline.dialects.open_inference.configuration import (
+    configuration_origins,
+    explained_configuration,
+    model_configuration,
+)
 from backline.dialects.open_inference.metadata import (
     model_listing,
     rest_metadata,
@@ -59,7 +67,9 @@ class RestService:
         for pattern, version in ((_MODEL, ("",)), (_VERSION, ())):
             router.add(Scope.READ, "GET", pattern, self._model_metadata, *version)
             router.add(Scope.READ, "GET", pattern + "/ready", self._model_ready, *version)
-            router.add(Scope.READ, "GET", pattern + "/config", self._configuration, *version)
+            for path, read in (("config", model_configuration), ("explain-config", explained_configuration)):
+                answer = partial(self._configuration, read)
+                router.add(Scope.READ, "GET", f"{pattern}/{path}", answer, *version)
             router.add(Scope.READ, "GET", pattern + "/config-origins", self._origins, *version)
             router.add(Scope.READ, "GET", pattern + "/stats", self._statistics, *version)
             router.add(Scope.INFER, "POST", pattern + "/infer", self._inference.infer, *version)
@@ -107,12 +117,14 @@ class RestService:
         error = f"Model version not ready: '{name}' version {model.version} is {model.state.value}{why}"
         respond_json(request, {"name": name, "ready": False, "error": error}, self._not_ready_status)
 
-    def _configuration(self, name: str, version: str, request: HttpRequest) -> None:
+    def _configuration(
+        self, read: Callable[[Engine, str, str], Any], name: str, version: str, request: HttpRequest
+    ) -> None:
         self._deferred.when_known(
             name,
             version,
             request,
-            lambda: respond_json(request, to_plain(model_configuration(self._engine, name, version))),
+            lambda: respond_json(request, to_plain(read(self._engine, name, version))),
         )
 
     def _origins(self, name: str, version: str, request: HttpRequest) -> None:
