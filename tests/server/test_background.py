@@ -182,8 +182,9 @@ def test_a_page_of_a_notebook_shows_the_form_and_other_pages_do_not(tmp_path: Pa
             page.open(f"{notebook.url}/notebook")
             frame = page.frame(server.url)
             frame.type("fieldset textarea", "[21]")
+            frame.type("fieldset:nth-of-type(2) textarea", "[2]")  # which ticks the optional input
             frame.click("Run")
-            frame.wait("document.querySelector('[data-output=output]')?.innerText.includes('42')")
+            frame.wait("document.querySelector('[data-output=output]')?.innerText.includes('84')")
             assert not frame.run("Boolean(document.querySelector('.side').offsetParent)")
         with urllib.request.urlopen(f"{server.url}/console") as answer:
             policy = answer.headers["content-security-policy"]

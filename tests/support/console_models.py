@@ -36,7 +36,7 @@ ensemble_scheduling { step [
 
 
 def build(repository: Path) -> Path:
-    """add1 in two versions, add10, sound without a batch, an ensemble, a decoupled model, and a broken file."""
+    """add1 in two versions, add10, sound without a batch, an ensemble, a stream, and a broken file."""
     models.add1(repository, "add1", "1", 1.0)
     models.add1(repository, "add1", "2", 2.0)
     (repository / "add1" / "config.pbtxt").write_text("version_policy { all {} }\n")

@@ -45,8 +45,9 @@ export function inputFor(spec, shape, kind, begin) {
   };
   const optional = spec.parameters?.optional;
   const use = optional ? h("input", { type: "checkbox", checked: begin !== undefined, "aria-label": `Send ${spec.name}` }) : null;
+  for (const event of ["input", "change"]) place.addEventListener(event, () => { if (use) use.checked = true; });
   return {
-    element: h("fieldset", {}, h("legend", {}, use, use ? " " : null, spec.name, " ", h("code", { class: "muted" }, `${spec.datatype} [${spec.shape.join(", ")}]`)), ways.length > 1 ? choice : null, place),
+    element: h("fieldset", {}, h("legend", {}, use, use ? " " : null, spec.name, " ", h("code", { class: "muted" }, `${spec.datatype} [${spec.shape.join(", ")}]`), use ? h("span", { class: "muted small", style: { fontWeight: "400" } }, " optional: sent if ticked") : null), ways.length > 1 ? choice : null, place),
     wanted: () => !use || use.checked,
     put,
     value: async () => { try { return await widget.value(); } catch (error) { throw new Error(`${spec.name}: ${error.message}`); } },
