@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.wire.websocket.frames import FrameReader, Opcode, Received, accept_key
+from backline.wire.websocket.frames import MessageReader, Opcode, Received, accept_key
 from wire.conftest import WireServer, read_all, read_answer
 
 MASK = b"\x11\x22\x33\x44"
@@ -219,7 +219,7 @@ def test_a_stopping_server_ends_connections_after_the_message_at_hand(
 )
 def test_frames_are_read_alike_however_they_are_cut(messages: list[tuple[int, str]], size: int) -> None:
     data = b"".join(sent(opcode, text.encode()[: 120 if opcode == 9 else None]) for opcode, text in messages)
-    reader, found = FrameReader(10_000), []
+    reader, found = MessageReader(10_000), []
     for at in range(0, len(data), size):
         reader.feed(data[at : at + size])
         while (one := reader.next()) is not None:

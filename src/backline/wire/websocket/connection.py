@@ -11,7 +11,7 @@ from backline.wire.application import Buffer, WebSocket
 from backline.wire.turns import peer_is_gone
 from backline.wire.websocket.frames import (
     CloseCode,
-    FrameReader,
+    MessageReader,
     Opcode,
     Received,
     WebSocketError,
@@ -43,7 +43,7 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         self._request = request
         self._wire = connection.wire
         self._transport = connection.transport
-        self._reader = FrameReader(self._wire.limits.max_body_size)
+        self._reader = MessageReader(self._wire.limits.max_body_size)
         self._waiting: deque[Received] = deque()
         self._receiver: asyncio.Future[None] | None = None
         self._writers: list[asyncio.Future[None]] = []
@@ -210,7 +210,7 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         self._waiting.clear()
-        self._reader = FrameReader(0)
+        self._reader = MessageReader(0)
         self._count()
         self._end()
         self._wake_writers()

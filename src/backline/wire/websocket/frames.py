@@ -85,7 +85,7 @@ def close_payload(code: CloseCode, reason: str) -> bytes:
     return code.to_bytes(2, "big") + text.encode()
 
 
-class FrameReader:
+class MessageReader:
     """Puts frames together to messages of at most `max_size` bytes. It does no I/O."""
 
     def __init__(self, max_size: int) -> None:
