@@ -12,8 +12,8 @@ JOBS ?= 4
 RUNTIMES := $(STAMP)-backends-$(BACKENDS)
 export BACKENDS
 
-.PHONY: help install demo serve music-service test test-containers test-ray lint lock audit site protos bench \
-  attack fuzz fuzz-models openapi clean
+.PHONY: help install demo serve music-service test test-containers test-ray lint lock audit site screenshots \
+  protos bench attack fuzz fuzz-models openapi clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -90,6 +90,9 @@ $(STAMP)-docs: pyproject.toml | $(VENV)/bin/python
 
 site: $(STAMP)-docs  ## build the documentation site into build/site, with warnings as errors
 	$(BIN)/python website/build.py
+
+screenshots: $(STAMP)-test $(STAMP)-demo  ## take the pictures of the console in docs/images again (needs Chromium)
+	BACKLINE_SCREENSHOTS=1 $(BIN)/python -m pytest tests/docs/test_screenshots.py
 
 protos: $(STAMP)-test  ## compile the .proto files
 	$(BIN)/python -m backline.protos.compile

@@ -18,6 +18,10 @@ from backline.wire.application import REMOTE, Application, UnaryMethod
 READING = {("POST", "/v2/repository/index"), ("POST", "/v2/repository/{}/index")}
 PROBES = {"/v2/health/live", "/v2/health/ready"}
 OPEN = {"/", "/console", "/console/{}", "/v2/access"}
+#: What is read there may hold what any client sent.
+SENSITIVE = {"/v2/logging/lines", "/v2/models/{}/recorded"}
+#: A GET that begins a WebSocket, whose messages run the model.
+STREAMS = {"/models/{}/stream", "/models/{}/versions/{}/stream"}
 INFERRING = {"infer", "infer_stream", "generate", "generate_stream"}
 EXPECTED_RPCS = {
     "Check": Scope.HEALTH,
@@ -61,6 +65,10 @@ def test_every_route_has_the_expected_scope(application: Application) -> None:
             assert scope is Scope.HEALTH
         elif pattern in OPEN:
             assert scope is Scope.PUBLIC
+        elif pattern in SENSITIVE:
+            assert scope is Scope.ADMIN
+        elif pattern in STREAMS:
+            assert scope is Scope.INFER
         elif method in ("GET", "HEAD") or (method, pattern) in READING:
             assert scope is Scope.READ, (method, pattern)
         elif last in INFERRING or pattern.startswith("/models/"):

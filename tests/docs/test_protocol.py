@@ -68,6 +68,10 @@ def test_routes_are_served(server: ServerProcess, method: str, route: str) -> No
 
     if route.endswith(("/infer", "_stream", "/generate")):
         assert (status, "the body is empty" in body) == (400, True)
+    elif route.endswith("/stream"):
+        assert (status, "takes WebSocket" in body) == (426, True)
+    elif route.endswith("/examples/{file}"):  # the model has none
+        assert (status, "has no example" in body) == (404, True)
     elif route.startswith("/models/"):
         assert (status, "missing required input" in body) == (400, True)
     else:

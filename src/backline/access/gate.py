@@ -19,6 +19,7 @@ from backline.wire.application import (
     HttpRequest,
     Ingress,
     ResponseStream,
+    WebSocket,
 )
 from backline.wire.connection import RETRY_AFTER
 
@@ -183,6 +184,9 @@ class WrappedRequest(HttpRequest):
 
     def stream(self, status: int, fields: Fields) -> ResponseStream:
         return self._inner.stream(status, fields)
+
+    def accept_websocket(self, protocol: bytes = b"") -> WebSocket | None:
+        return self._inner.accept_websocket(protocol)
 
 
 class _SharedRequest(WrappedRequest):

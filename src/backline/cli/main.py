@@ -38,6 +38,7 @@ COMMANDS = {
     "logout": "Forget the API key of a server.",
     "audit": "Show who changed something on a server, and who was refused.",
     "top": "Show what the models on a server are doing now.",
+    "watch": "Show requests to a server as they end.",
     "logs": "Show the log of a server on this machine.",
     "doctor": "Find out what is wrong with a machine, with models or with a server.",
     "bench": "Measure a model on a server under load.",

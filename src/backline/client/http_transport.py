@@ -324,6 +324,26 @@ class HttpTransport(Transport):
         """The JSON document that the server returns for a path; see `document`."""
         return self.document(path, await self.exchange(method, path, timeout, body))
 
+    async def follow(self, path: bytes, timeout: float) -> AsyncGenerator[Any, None]:
+        """Yields the JSON document of each event of a stream, until the server ends it.
+
+        `timeout` limits the wait for anything that the server sends, in seconds. Raises as `json` does.
+        """
+        head = b"GET %b%b HTTP/1.1\r\n%bAccept: text/event-stream\r\n\r\n"
+        events = stream_events(
+            self._address,
+            self._options.ssl_context() if self._address.tls else None,
+            [head % (self._prefix, path, self._fields)],
+            advice=unanswered(self._address, self._options),
+            connect_timeout=self._options.connect_timeout,
+            timeout=timeout,
+        )
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, HttpAnswer):
+                    raise self.failure(event)
+                yield msgspec.json.decode(event)
+
     def document(self, path: bytes, answer: HttpAnswer) -> Any:
         """The JSON document in an answer. Raises ProtocolError if it is not JSON, or the server's error."""
         if answer.status != 200:

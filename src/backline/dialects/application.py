@@ -52,6 +52,7 @@ def build_application(
     browsers: BrowserPolicy = _LOOPBACK_ONLY,
     access: Access | None = None,
     console: bool = True,
+    frame_ancestors: Sequence[str] = (),
     restricted: RestrictedApis | None = None,
     forwarding: Forwarding = NOTHING_FORWARDED,
 ) -> Application:
@@ -61,7 +62,8 @@ def build_application(
     `not_ready_status` is the HTTP status of a failed health check: 503, or Triton's 400 for clients that rely
     on it. `browsers` limits what web pages may do, and `access` what each caller may do; without it, every
     caller may do everything. `restricted` are the APIs that need a header field, and `forwarding` says which
-    fields models see as parameters. With `console`, browsers get the console.
+    fields models see as parameters. With `console`, browsers get the console, which pages of
+    `frame_ancestors` may show in a frame.
     """
     audit = Audit(engine, lambda method, path: _model_at(router, method, path))
     router = Router(audit.route)
@@ -73,14 +75,20 @@ def build_application(
         router.add(Scope.METRICS, "GET", "/metrics", _metrics_page(metrics, deferred))
 
     def add_other_dialects(router: Router) -> None:
+        from backline.dialects.console.examples import Examples
         from backline.dialects.console.service import ConsoleService
         from backline.dialects.open_inference.settings import RecordingRoutes
         from backline.dialects.openapi.service import OpenApiService
         from backline.dialects.plain.service import PlainService
+        from backline.dialects.plain.sockets import SocketService
 
         PlainService(engine, deferred).add_routes(router)
+        SocketService(engine).add_routes(router)
         OpenApiService(engine, deferred).add_routes(router)
-        ConsoleService(engine, deferred, with_page=console).add_routes(router)
+        ConsoleService(engine, deferred, with_page=console, frame_ancestors=frame_ancestors).add_routes(
+            router
+        )
+        Examples(engine, deferred, recorder).add_routes(router)
         if recorder is not None:
             RecordingRoutes(recorder, deferred).add_routes(router)
 
@@ -102,6 +110,7 @@ def build_application(
         gate=ScopeGate(browsers, target_of, access, audit.denied, restricted),
         is_vital=_is_vital,
         keeps_spelling=forwarding.http is not None,
+        takes_websocket=_takes_websocket,
     )
 
 
@@ -183,6 +192,11 @@ _VITAL = frozenset(
         ),
     )
 )
+
+
+def _takes_websocket(path: bytes) -> bool:
+    """Whether a path is one of SocketService, which is made for the first request to it."""
+    return path.startswith(b"/models/") and path.endswith(b"/stream")
 
 
 def _is_vital(path: bytes) -> bool:

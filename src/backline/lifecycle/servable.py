@@ -31,7 +31,7 @@ from backline.lifecycle.memory.needs import load_kind
 from backline.lifecycle.options import runs_apart
 from backline.lifecycle.phase import ShownVersion, VersionPhase
 from backline.lifecycle.plan import HeldVersion
-from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
+from backline.repository.repository import EXAMPLES, FetchedVersion, FoundVersion, OnBytes
 from backline.schedule.queues.queue import being_unloaded
 from backline.schedule.version_queue import InstancesQueue, with_deadline
 from backline.system.memory import trim
@@ -150,6 +150,7 @@ class Servable(ShownVersion):
             progress.bytes_done, progress.bytes_total = done, total
 
         fetched = await self._fetch(on_bytes)
+        self.model.examples = tuple(fetched.model_folder / EXAMPLES / name for name in self._version.examples)
         self._load = load = VersionLoad(
             self._shared,
             self.model,

@@ -34,6 +34,7 @@ _APPLIED_WITHOUT_LOAD = frozenset(
         "first_response_bounds_ms",
         "declared",
         "source",
+        "places",
         "warnings",
     }
 )

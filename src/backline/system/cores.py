@@ -1,4 +1,4 @@
-"""The number of cores that this process may use, and pinning of threads to cores (sched_setaffinity(2))."""
+"""The cores that this process may use, pinning of threads to them (sched_setaffinity(2)), and CPU time."""
 
 from __future__ import annotations
 
@@ -27,6 +27,17 @@ def usable_cores(quota: Path = _CGROUP_QUOTA) -> int:
     except (OSError, ValueError, ZeroDivisionError):  # no quota: the file is missing or says "max"
         return affinity
     return max(1, min(affinity, limit))
+
+
+def cpu_seconds(pid: int) -> float:
+    """The CPU time that a process has used (proc_pid_stat(5)); 0 if it has ended or there is no /proc."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name of the program, which may contain spaces, ends with the last parenthesis.
+            used = file.read().rpartition(b")")[2].split()[11:13]
+        return sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return 0.0
 
 
 def ready_seconds() -> float:

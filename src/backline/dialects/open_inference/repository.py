@@ -22,7 +22,16 @@ from backline.dialects.off_loop import LARGE
 from backline.dialects.open_inference.grpc.wire_format import split_load
 from backline.dialects.open_inference.metadata import model_index, visible_to
 from backline.dialects.router import Router
-from backline.engine.control import ANY_VERSION, STABLE, Attempt, Change, Control, LabelMove, Overrides
+from backline.engine.control import (
+    ANY_VERSION,
+    STABLE,
+    Attempt,
+    Change,
+    Control,
+    LabelMove,
+    Overrides,
+    RepositoryState,
+)
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, NotFound, PayloadTooLarge, Unsupported
 from backline.engine.private_places import for_clients
@@ -103,6 +112,7 @@ class RepositoryRoutes:
             router.add(Scope.MANAGE, "POST", f"/v2/repository/models/{{}}/versions/{{}}/{action}", handler)
             router.add(Scope.MANAGE, "POST", f"/v2/repository/{{}}/models/{{}}/{action}", refuse_repository)
         router.add(Scope.MANAGE, "POST", "/v2/repository/refresh", self._refresh)
+        router.add(Scope.READ, "GET", "/v2/repository/locations", self._locations)
         router.add(Scope.READ, "GET", "/v2/repository/history", self._history)
         router.add(Scope.READ, "GET", "/v2/audit", self._audit)
         router.add(Scope.READ, "GET", "/v2/models/{}/labels", self._labels)
@@ -146,6 +156,10 @@ class RepositoryRoutes:
     def _refresh(self, request: HttpRequest) -> None:
         control = control_of(self._engine, "refreshing the repository by request")
         self._deferred.answer(request, control.refresh(), partial(_respond_empty, request))
+
+    def _locations(self, request: HttpRequest) -> None:
+        states = control_of(self._engine, "the list of repositories").repositories()
+        respond_json(request, {"repositories": [_for_clients(state) for state in states]})
 
     def _history(self, request: HttpRequest) -> None:
         control = control_of(self._engine, "the history of changes")
@@ -198,6 +212,15 @@ class RepositoryRoutes:
     def _move(self, control: Control, move: LabelMove, request: HttpRequest) -> None:
         change = control.move_label(move, who=_who(request))
         self._deferred.answer(request, change, partial(respond_json, request))
+
+
+def _for_clients(state: RepositoryState) -> RepositoryState:
+    return replace(
+        state,
+        location=for_clients(state.location),
+        failures={model: for_clients(problem) for model, problem in state.failures.items()},
+        problem=for_clients(state.problem),
+    )
 
 
 def _parse_overrides(body: Buffer) -> Overrides | None:

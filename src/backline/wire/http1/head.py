@@ -121,8 +121,21 @@ def find_path(method: bytes, target: bytes) -> bytes | Refusal:
     return Refusal(400, "The request's target must be a path that begins with '/'")
 
 
+def is_websocket(method: bytes, version: str, headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a head asks for WebSocket (RFC 6455, section 4.2.1); such a request has no body."""
+    return (
+        headers.get(b"upgrade", b"").strip().lower() == b"websocket"
+        and (method, version) == (b"GET", "1.1")
+        and b"transfer-encoding" not in headers
+        and headers.get(b"content-length", b"0") == b"0"
+    )
+
+
 def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -> Refusal | None:
-    """The refusal of a head whose version, Host or special fields are invalid; None if they are valid."""
+    """The refusal of a head whose version, Host or special fields are invalid; None if they are valid.
+
+    `upgrade` is whether it asks for another protocol than WebSocket.
+    """
     if version not in ("1.1", "1.0"):
         return Refusal(400, f"HTTP version {version} is not supported on this connection; use 1.1")
     if version == "1.1" and b"host" not in headers:

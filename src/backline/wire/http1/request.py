@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from backline.wire.application import Buffer, Certificate, Fields, HttpRequest, ResponseStream
+from backline.wire.application import Buffer, Certificate, Fields, HttpRequest, ResponseStream, WebSocket
 from backline.wire.compression import (
     ACCEPTED,
     WORTH_COMPRESSING,
@@ -19,6 +19,7 @@ from backline.wire.compression import (
 from backline.wire.connection import peer_address
 from backline.wire.http1.head import has_no_body, response_head, whole_head
 from backline.wire.turns import peer_is_gone
+from backline.wire.websocket.frames import accept_key
 
 if TYPE_CHECKING:
     from backline.wire.http1.pipeline import Pipeline
@@ -165,6 +166,21 @@ class Http1Request(HttpRequest):
         stream.bodiless = self.method == b"HEAD" or has_no_body(status)
         pipeline.open_stream = stream
         return stream
+
+    def accept_websocket(self, protocol: bytes = b"") -> WebSocket | None:
+        pipeline = self._pipeline
+        key = accept_key(self.headers) if self.headers.get(b"upgrade", b"").lower() == b"websocket" else None
+        if pipeline is None or key is None:
+            return None
+        lines = [
+            b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n",
+            b"sec-websocket-accept: %b\r\n" % key,
+            b"sec-websocket-protocol: %b\r\n" % protocol if protocol else b"",
+            b"\r\n",
+        ]
+        accepted = pipeline.upgrade(self, b"".join(lines))
+        self._pipeline = None
+        return accepted
 
     def gone(self) -> None:
         """Called when the client has disconnected."""
