@@ -61,7 +61,7 @@ class SocketService:
 
     def add_routes(self, router: Router) -> None:
         router.add(Scope.INFER, "GET", "/models/{}/stream", self._open, "")
-        router.add(Scope.INFER, "GET", f"/models/{{}}/versions/{{}}{STREAM}", self._open)
+        router.add(Scope.INFER, "GET", "/models/{}/versions/{}/stream", self._open)
 
     def _open(self, model: str, version: str, request: HttpRequest) -> None:
         self._engine.find_ready(model, version)  # an unknown model is refused before the handshake
