@@ -67,15 +67,16 @@ def call(client: FrameClient, stream: int, extra: tuple[tuple[str, str], ...] = 
     pings=st.sets(st.integers(0, 60), max_size=4),
     cut=st.integers(1, 300_000),
     ended=st.booleans(),
+    method=st.sampled_from(("/test.Test/Echo", "/test.Test/Each")),
 )
 def test_message_is_received_in_any_frames(
-    served: Served, size: int, lengths: list[int], pings: set[int], cut: int, ended: bool
+    served: Served, size: int, lengths: list[int], pings: set[int], cut: int, ended: bool, method: str
 ) -> None:
     lengths = [*lengths, LONGEST]
     body = message(size)
     with wide(served) as client:
         for stream in (1, 3):  # the first large message makes the connection receive the second directly
-            call(client, stream)
+            client.call(stream, method, None, end=False)
             sent = in_frames(stream, body, lengths, ended=ended)
             for place in sorted(pings, reverse=True):
                 sent.insert(place, PING)

@@ -102,6 +102,11 @@ class MessageAssembler:
         body = self._body
         return NO_ROOM if body is None else body.room
 
+    @property
+    def filled(self) -> bool:
+        """Whether the current message has arrived in its `room`, so that `feed` returns it without bytes."""
+        return self._body is not None and self._body.complete
+
     def placed(self, size: int) -> None:
         """Counts bytes that were written to the beginning of `room`. `feed` returns the complete message."""
         assert self._body is not None, "it has room"
