@@ -303,7 +303,8 @@ class GrpcWriter:
         outputs = response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)
         if len(outputs) == 1 and not response.id and not response.parameters:
             output = outputs[0]
-            if output.datatype is not DataType.BYTES:
+            # A StoredTensor, whose bytes are in a shared memory region, has none in the message.
+            if output.datatype is not DataType.BYTES and type(output) is Tensor:
                 return self._beginning(response, output), encode_tensor(output)
         if response.parameters:
             head = self._head(response, outputs)
