@@ -60,6 +60,10 @@ _CONTENTS = {
 }
 
 
+#: The datatype that Triton names for contents of the wrong field.
+_TYPE_OF_CONTENTS = {field.name: datatype.name for datatype, field in _CONTENTS.items() if not field.limits}
+
+
 class ModelPlan(InferPlan):
     """An InferPlan that names its model."""
 
@@ -131,7 +135,7 @@ class GrpcReader:
             if not places and any(spec.count for spec in plan.inputs if not isinstance(spec, SharedInput)):
                 plan = plan if plan.shared is None else plan.holding(on_loop=on_loop)
                 pairs = zip(plan.inputs, parsed.inputs, strict=True)
-                return plan, id, {spec.name: _read_contents(spec, given) for spec, given in pairs}
+                return plan, id, {spec.name: _read_contents(spec, given, plan, id) for spec, given in pairs}
             if not typed and len(rest) <= _MAX_REMEMBERED_SIZE:
                 self._plans.keep(rest, plan)
         spec = plan.single
@@ -145,7 +149,7 @@ class GrpcReader:
         specs = plan.inputs
         if len(places) != len(specs):
             if not places:  # either no input has elements, or the contents are missing
-                return plan, id, {spec.name: _read_nothing(spec) for spec in specs}
+                return plan, id, {spec.name: _read_nothing(spec, plan) for spec in specs}
             raise InvalidArgument(
                 f"expected {len(specs)} raw_input_contents, one for each input for model"
                 f" '{plan.model_name}', got {len(places)}"
@@ -209,17 +213,20 @@ def _parameter(key: str, value: Any) -> Parameter:
     return parameter
 
 
-def _read_nothing(spec: InputPlan) -> Tensor:
+def _read_nothing(spec: InputPlan, plan: ModelPlan) -> Tensor:
     if spec.count:
-        raise _no_contents(spec)
+        raise _no_contents(spec, plan)
     return Tensor(spec.name, spec.datatype, spec.shape, np.empty(spec.shape, spec.dtype))
 
 
-def _no_contents(spec: InputPlan) -> InvalidArgument:
-    return InvalidArgument(f"input '{spec.name}' has neither contents nor raw_input_contents")
+def _no_contents(spec: InputPlan, plan: ModelPlan) -> InvalidArgument:
+    return InvalidArgument(
+        f"unable to find data for input tensor '{spec.name}' for model '{plan.model_name}' in request."
+        " It has neither contents nor raw_input_contents."
+    )
 
 
-def _read_contents(spec: InputPlan, given: Any) -> Tensor:
+def _read_contents(spec: InputPlan, given: Any, plan: ModelPlan, id: str) -> Tensor:
     """The tensor of typed contents. Raises InvalidArgument if they do not match datatype and shape."""
     if isinstance(spec, SharedInput):
         return spec.read(b"", 0, 0)
@@ -231,14 +238,18 @@ def _read_contents(spec: InputPlan, given: Any) -> Tensor:
             " typed contents"
         )
     if spec.count and not given.HasField("contents"):
-        raise _no_contents(spec)
+        raise _no_contents(spec, plan)
     for present, _ in given.contents.ListFields():
         if present.name != field.name:
             raise InvalidArgument(
-                f"input '{name}' of datatype {datatype.name} must use {field.name}, got {present.name}"
+                f"unexpected explicit tensor data for input tensor '{name}' for model '{plan.model_name}' of"
+                f" type '{_TYPE_OF_CONTENTS[present.name]}', expected datatype '{datatype.name}':"
+                f" it must use {field.name}, got {present.name}"
             )
     values = getattr(given.contents, field.name)
     if len(values) != spec.count:
+        if spec.size >= 0:
+            raise size_mismatch(spec, len(values) * spec.dtype.itemsize, plan.model_name, id)
         raise InvalidArgument(
             f"input '{name}' has the shape {list(spec.shape)}, {spec.count} elements, but"
             f" {field.name} has {len(values)}"
