@@ -441,15 +441,14 @@ def test_the_metrics_that_tritons_dashboards_query_are_there_and_rise(server: Se
     def totals() -> dict[str, float]:
         with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=30) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
-        samples = [sample for family in families if family.type == "counter" for sample in family.samples]
         return {
-            name: sum(
+            family.name: sum(
                 one.value
-                for one in samples
-                if one.name == name and (one.labels["model"], one.labels["version"]) == ("gain", "1")
+                for one in family.samples
+                if (one.labels["model"], one.labels["version"]) == ("gain", "1")
             )
-            for name in DASHBOARD
-            if any(one.name == name for one in samples)
+            for family in families
+            if family.type == "counter" and family.name in DASHBOARD
         }
 
     client = Client("grpc", server)
