@@ -31,6 +31,7 @@ from backends.served_models import (
     isolated,
     need,
 )
+from backline import connect
 
 pytestmark = pytest.mark.timeout(
     500
@@ -117,7 +118,9 @@ def test_a_model_in_a_worker_process_gives_the_same_answers_and_has_the_same_met
             assert_alike(answers[name], array, model.tolerance)
     with tritonclient.http.InferenceServerClient(f"127.0.0.1:{formats.server.http_port}") as client:
         described = [client.get_model_metadata(name) for name in (model.name, isolated(model))]
-        lane = client.get_model_config(isolated(model))["parameters"]["backline.lane"]["string_value"]
+    with connect(formats.server.url) as client:
+        config = client[isolated(model)].config(explained=True)
+    lane = config["parameters"]["backline.lane"]["string_value"]
     assert described[0] == {**described[1], "name": model.name}
     assert lane == "process"
 

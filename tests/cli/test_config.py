@@ -48,7 +48,7 @@ def test_show_prints_what_a_server_returns(backline: Run, repository: Path, tmp_
 
     assert done.returncode == 0, done.stderr
     with serve(repository, tmp_path / "server.log") as server, connect(server.url) as client:
-        answered = client["add1"].config()
+        answered = client["add1"].config(explained=True)
     shown = json.loads(done.stdout)
     for config in (shown, answered):  # measured values differ between runs
         del config["parameters"]["backline.placement"]

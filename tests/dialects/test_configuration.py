@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from backline.dialects.open_inference.configuration import complete, describe
+from backline.dialects.open_inference.configuration import (
+    complete,
+    describe,
+    explained,
+    model_configuration,
+)
 from backline.engine.model import Model, Placement
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import Signature, TensorSpec
 from backline.protos import to_plain
 from backline.repository.configuration import read
 from backline.repository.listing import FileEntry, Listing
+from support import models
+from support.embedded import start
 
 
-def configuration(text: str, *, max_batch_size: int = 64) -> Any:
-    """The configuration of a loaded ONNX model x [-1, 4] -> y [-1] with this config.pbtxt."""
+def loaded(text: str, *, max_batch_size: int = 64) -> Model:
+    """A loaded ONNX model x [-1, 4] -> y [-1] with this config.pbtxt."""
     listing = Listing("m", {"config.pbtxt": FileEntry(len(text), "")}, frozenset(), lambda _: text.encode())
     config = read(listing, "m")
     assert config is not None
@@ -28,7 +36,12 @@ def configuration(text: str, *, max_batch_size: int = 64) -> Any:
     model.max_batch_size = max_batch_size
     model.placement = Placement("thread", 3, max_batch_size, "measured")
     model.scheduling = "one by one"
-    return to_plain(complete(describe(model)))
+    return model
+
+
+def configuration(text: str, *, max_batch_size: int = 64) -> Any:
+    """The configuration of that model, as it is shown."""
+    return to_plain(complete(describe(loaded(text, max_batch_size=max_batch_size))))
 
 
 def test_empty_file_is_completed_from_the_model_and_the_servers_decisions() -> None:
@@ -47,7 +60,13 @@ def test_empty_file_is_completed_from_the_model_and_the_servers_decisions() -> N
         ("m", 3, "KIND_CPU")
     ]
     assert config["dynamic_batching"]["preferred_batch_size"] == [64]
-    assert config["parameters"] == {
+    assert config["parameters"] == {}
+
+
+def test_parameters_explain_how_a_model_runs_on_request() -> None:
+    model = loaded("")
+
+    assert to_plain(complete(explained(model, describe(model))))["parameters"] == {
         "backline.lane": {"string_value": "thread"},
         "backline.placement": {"string_value": "measured"},
         "backline.scheduling": {"string_value": "one by one"},
@@ -87,3 +106,22 @@ def test_values_in_the_file_are_kept() -> None:
 )
 def test_the_version_policy_is_shown_as_far_as_the_field_can_hold_it(text: str, policy: object) -> None:
     assert configuration(text)["version_policy"] == policy
+
+
+@pytest.mark.parametrize("configured", ["", "max_batch_size: 8 instance_group { count: 3 }"])
+async def test_tritons_defaults_of_onnx_models_are_shown_where_nothing_is_configured(
+    tmp_path: Path, configured: str
+) -> None:
+    models.add1(tmp_path / "models")
+    (tmp_path / "models" / "add1" / "config.pbtxt").write_text(configured)
+    program = await start(tmp_path / "models", onnx_as_triton=True)
+    try:
+        config = to_plain(model_configuration(program.engine, "add1", ""))
+    finally:
+        await program.stop()
+
+    batch, count = (8, 3) if configured else (4, 2)
+    assert (config["max_batch_size"], config["instance_group"][0]["count"]) == (batch, count)
+    assert config["instance_group"][0]["kind"] == "KIND_CPU"
+    if not configured:
+        assert config["dynamic_batching"]["preferred_batch_size"] == [4]

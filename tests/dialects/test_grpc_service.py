@@ -226,11 +226,7 @@ def test_the_deadline_of_the_call_and_the_timeout_in_the_queue_reach_the_model_a
         ({"inputs": [row_input(shape=[1] * 100)]}, 3, "100 dimensions"),
         ({"raw_input_contents": [b"x" * 60]}, 3, "Expected 64, got 60"),
         ({"raw_input_contents": [b"x" * 64] * 2}, 3, "expected 1 raw_input_contents"),
-        (
-            {"raw_input_contents": []},
-            3,
-            "unable to find data for input tensor 'INPUT0' for model 'add1' in request.",
-        ),
+        ({"raw_input_contents": []}, 3, "has neither contents nor raw_input_contents"),
         (
             {"inputs": [row_input(contents={"fp32_contents": [1.0]})]},
             3,
@@ -262,11 +258,7 @@ def test_faulty_requests(caller: Caller, fields: dict[str, object], code: int, t
 @pytest.mark.parametrize(
     ("datatype", "contents", "text"),
     [
-        (
-            "FP32",
-            {"fp64_contents": [1.0]},
-            "of type 'FP64', expected datatype 'FP32': it must use fp32_contents, got fp64_contents",
-        ),
+        ("FP32", {"fp64_contents": [1.0]}, "must use fp32_contents, got fp64_contents"),
         ("FP32", {"fp32_contents": [1.0, 2.0]}, "Expected 4, got 8 (shape [1] of FP32)"),
         ("INT8", {"int_contents": [128]}, "INT8 cannot hold"),
         ("UINT16", {"uint_contents": [65536]}, "UINT16 cannot hold"),

@@ -67,8 +67,8 @@ def test_two_versions_of_one_library_are_served_together(server: ServerProcess, 
 
 
 def test_the_model_list_shows_where_models_run(server: ServerProcess, cache: Path) -> None:
-    with tritonclient.InferenceServerClient(server.url.removeprefix("http://")) as client:
-        placement = client.get_model_config("old")["parameters"]["backline.placement"]["string_value"]
+    with backline.connect(server.url) as client:
+        placement = client["old"].config(explained=True)["parameters"]["backline.placement"]["string_value"]
 
     assert f"of the environment '{cache / 'environments'}" in placement
 

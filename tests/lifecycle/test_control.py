@@ -83,7 +83,7 @@ def test_a_request_for_a_model_that_is_not_loaded_says_how_to_load_it(home: Home
         async with home(repository, mode="explicit") as server:
             with pytest.raises(
                 NotFound,
-                match=r"'add1' has no available versions: .*, load it: backline models load add1$",
+                match=r"'add1' is not found: .*, load it: backline models load add1$",
             ):
                 await server.answer()
 

@@ -208,7 +208,7 @@ def test_the_cli_shows_the_devices_of_instances(server: ServerProcess) -> None:
 def test_an_onnx_model_without_its_gpu_warns_and_runs_on_the_cpu(server: ServerProcess) -> None:
     with backline.connect(server.url) as client:
         assert client["add1"](np.zeros((1, 16), np.float32))["OUTPUT0"][0, 0] == 1
-        because = client["add1"].config()["parameters"]["backline.placement"]["string_value"]
+        because = client["add1"].config(explained=True)["parameters"]["backline.placement"]["string_value"]
 
     reason = (
         "instance group add1_0 of model add1 asks for a GPU, "

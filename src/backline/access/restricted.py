@@ -47,6 +47,7 @@ _BELOW_V2 = {
 _OF_MODELS = {
     "ready": Api.HEALTH,
     "config": Api.MODEL_CONFIG,
+    "explain-config": Api.MODEL_CONFIG,
     "stats": Api.STATISTICS,
     "infer": Api.INFERENCE,
     "infer_stream": Api.INFERENCE,

@@ -20,7 +20,7 @@ from backline.cli.model_folder import (
     unloaded_model,
 )
 from backline.cli.table import print_table
-from backline.dialects.open_inference.configuration import complete, describe
+from backline.dialects.open_inference.configuration import complete, describe, explained
 from backline.engine.errors import InvalidArgument
 from backline.protos import to_plain
 from backline.repository.configuration import text, toml
@@ -78,7 +78,7 @@ def command() -> None:
 def show(
     model_folder: Path, form: str, as_json: bool, config_name: str, override: Path | None, inspect: bool
 ) -> None:
-    """Print the complete configuration of a model, as /v2/models/NAME/config would return it."""
+    """Print the complete configuration of a model, as /v2/models/NAME/explain-config would return it."""
     folder = open_model(model_folder, config_name, override)
     _, whole, _ = _configurations(folder, inspect)
     if as_json or form == "json":
@@ -215,7 +215,7 @@ def _configurations(folder: ModelFolder, inspect: bool) -> tuple[Any, Any, tuple
     model, warnings = (
         loaded_model(folder) if inspect else (unloaded_model(folder.found.name, folder.found.config), ())
     )
-    described = describe(model)
+    described = explained(model, describe(model))
     return described, complete(described), warnings
 
 

@@ -401,10 +401,15 @@ class AsyncModel:
         """Inputs, outputs, versions and platform."""
         return await self._known(self._client._limit(timeout), again=True)
 
-    async def config(self, timeout: float | None = None) -> dict[str, Any]:
-        """The configuration, with the field names of config.pbtxt."""
+    async def config(self, timeout: float | None = None, *, explained: bool = False) -> dict[str, Any]:
+        """The configuration, with the field names of config.pbtxt.
+
+        If `explained`, the parameters `backline.*` say where and how the server runs the model, and why. Over
+        gRPC, and by other servers, nothing is explained.
+        """
         transport = await self._client.transport()
-        return await transport.model_config(self.name, self.version, self._client._limit(timeout))
+        limit = self._client._limit(timeout)
+        return await transport.model_config(self.name, self.version, limit, explained=explained)
 
     async def ready(self, timeout: float | None = None) -> bool:
         """Whether the model can serve."""

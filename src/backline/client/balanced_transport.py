@@ -203,8 +203,12 @@ class BalancedTransport(Transport):
             lambda transport, left: transport.model_metadata(model, version, left), timeout
         )
 
-    async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
-        return await self._any(lambda transport, left: transport.model_config(model, version, left), timeout)
+    async def model_config(
+        self, model: str, version: str, timeout: float, *, explained: bool = False
+    ) -> dict[str, Any]:
+        return await self._any(
+            lambda transport, left: transport.model_config(model, version, left, explained=explained), timeout
+        )
 
     async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
         return await self._any(lambda transport, left: transport.statistics(model, version, left), timeout)

@@ -253,7 +253,10 @@ class GrpcTransport(Transport):
             ) from None
         return ModelMetadata(found.name, tuple(found.versions), found.platform, inputs, outputs)
 
-    async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
+    async def model_config(
+        self, model: str, version: str, timeout: float, *, explained: bool = False
+    ) -> dict[str, Any]:
+        # The protocol has no call for an explained configuration.
         found = await self._ask("ModelConfig", timeout, name=model, version=version)
         return to_plain(found.config)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
@@ -23,7 +24,7 @@ from backline.client.http_stream import stream_events
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata, answers
 from backline.client.transport import InferCall, Transport
-from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.errors import BacklineError, InvalidArgument, NotFound
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse, Parameter
 from backline.engine.values.signature import TensorSpec
@@ -246,8 +247,17 @@ class HttpTransport(Transport):
                 f"{self._url} sent metadata of model '{model}' that cannot be read: {error!r}"
             ) from None
 
-    async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
-        config: dict[str, Any] = await self.json(_model_path(model, version) + b"/config", timeout)
+    async def model_config(
+        self, model: str, version: str, timeout: float, *, explained: bool = False
+    ) -> dict[str, Any]:
+        path = _model_path(model, version)
+        config: dict[str, Any]
+        if explained:
+            # Other servers lack the route, and a missing model is reported by the next request.
+            with contextlib.suppress(NotFound):
+                config = await self.json(path + b"/explain-config", timeout)
+                return config
+        config = await self.json(path + b"/config", timeout)
         return config
 
     async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:

@@ -252,9 +252,13 @@ class Model:
         """Inputs, outputs, versions and platform."""
         return self._loop.run(self._model.metadata(timeout))
 
-    def config(self, timeout: float | None = None) -> dict[str, Any]:
-        """The configuration, with the field names of config.pbtxt."""
-        return self._loop.run(self._model.config(timeout))
+    def config(self, timeout: float | None = None, *, explained: bool = False) -> dict[str, Any]:
+        """The configuration, with the field names of config.pbtxt.
+
+        If `explained`, the parameters `backline.*` say where and how the server runs the model, and why. Over
+        gRPC, and by other servers, nothing is explained.
+        """
+        return self._loop.run(self._model.config(timeout, explained=explained))
 
     def ready(self, timeout: float | None = None) -> bool:
         """Whether the model can serve."""

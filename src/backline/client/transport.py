@@ -73,8 +73,13 @@ class Transport(ABC):
     async def model_metadata(self, model: str, version: str, timeout: float) -> ModelMetadata: ...
 
     @abstractmethod
-    async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
-        """The model's configuration, with the field names of config.pbtxt."""
+    async def model_config(
+        self, model: str, version: str, timeout: float, *, explained: bool = False
+    ) -> dict[str, Any]:
+        """The model's configuration, with the field names of config.pbtxt.
+
+        If `explained` and the server can do so, parameters `backline.*` say how it runs the model.
+        """
 
     @abstractmethod
     async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:

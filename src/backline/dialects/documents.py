@@ -29,7 +29,10 @@ def read_document(kind: type[Document], body: Buffer, *, bounded: bool = True) -
     try:
         return msgspec.json.decode(body or b"{}", type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"failed to parse the request JSON: {_explain(kind, str(error))}") from None
+        buffer = "" if isinstance(error, msgspec.ValidationError) else " buffer"  # as in Triton
+        raise InvalidArgument(
+            f"failed to parse the request JSON{buffer}: {_explain(kind, str(error))}"
+        ) from None
     except RecursionError:
         raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
 

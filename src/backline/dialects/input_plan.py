@@ -24,7 +24,7 @@ class InputPlan:
         try:
             self.datatype = DataType.from_name(datatype_name)
         except InvalidArgument as error:
-            raise InvalidArgument(f"input '{name}': {error.message}") from None
+            raise InvalidArgument(f"invalid datatype for input {name}: {error.message}") from None
         self.dtype = self.datatype.dtype
         self.shape = shape
         self.count = checked_count(name, self.dtype, shape)

@@ -23,17 +23,26 @@ from backline.dialects.json_scan import STEP, count, outside_strings, parts
 from backline.dialects.off_loop import PIECE
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
-from backline.engine.values.tensor import Buffer, Tensor
+from backline.engine.values.tensor import Buffer, Tensor, wrong_count
 
 #: A list with more characters than this is decoded in pieces of this size.
 LARGE = 64 * 1024
-_TOO_FEW = "Failed to parse 'data' field: shape does not match true shape"
-_TOO_MANY = "Unable to parse 'data': Shape does not match true shape of 'data' field"
+#: Triton's texts for data of another length than the shape, and for data that is no list.
+_OTHER_SHAPE = "Unable to parse 'data': Shape does not match true shape of 'data' field"
+_NO_LIST = "Unable to parse 'data': attempt to access JSON non-array as array"
 #: A number whose exponent has three digits.
 _EXTREME = re.compile(rb"[eE][+-]?0*[1-9][0-9]{2}").search
 #: The numbers that stand for words: nobody sends them, as no datatype can hold them.
 _WORDS = {b"NaN": b"9e99999", b"Infinity": b"8e99999"}
 _STANDING_FOR = {"9e99999": nan, "8e99999": inf, "-8e99999": -inf}
+_NO_STRING = "Unable to parse JSON bytes array: attempt to access JSON non-string as string"
+#: For each kind of numpy dtype, what an element must be in Triton's words, and as what it is read.
+_READ_AS = {
+    "b": ("boolean", "boolean"),
+    "i": ("signed-integer", "signed-integer"),
+    "u": ("unsigned-integer", "unsigned-integer"),
+    "f": ("number", "double"),
+}
 _BINARY_ONLY = (DataType.FP16, DataType.BF16)
 _BLANK = b" \t\r\n"
 #: For each byte: whether it may occur between the strings of a list.
@@ -56,7 +65,7 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
     if spec.count == 0:
         if _has_more(raw, b"[]," + _BLANK):
             raise InvalidArgument(
-                f"{_TOO_MANY}: input '{name}' has the shape {list(spec.shape)}, which has no elements"
+                f"{_OTHER_SHAPE}: input '{name}' has the shape {list(spec.shape)}, which has no elements"
             )
         return Tensor(name, datatype, spec.shape, np.empty(spec.shape, spec.dtype))
     if depth and not large:
@@ -65,9 +74,10 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
             return Tensor(name, datatype, spec.shape, array.reshape(spec.shape))
     if datatype is not DataType.BYTES:  # nested lists, none of them empty, have one more element than commas
         commas = raw.count(b",") if len(raw) <= LARGE else count(raw, ord(","))
-        _compare_count(spec, commas + 1 if _has_more(raw, b"[]" + _BLANK) else 0)
+        got = commas + 1 if _has_more(raw, b"[]" + _BLANK) else 0
+        _compare_count(spec, got, _OTHER_SHAPE if depth else _NO_LIST)
     elif spec.count * 3 - 1 > len(raw):  # a string and its comma take at least three characters
-        raise _count_error(_TOO_FEW, spec, f"but its data has only {len(raw)} characters")
+        raise wrong_count(name, spec.count, count(raw, ord('"')) // 2, f" (in {len(raw)} characters)")
     encoded = datatype is DataType.BYTES and _first_element(raw) == ord("{")
     if large and datatype is DataType.BYTES and not encoded:
         return Tensor(name, datatype, spec.shape, _decode_strings(spec, raw).reshape(spec.shape))
@@ -85,7 +95,7 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         reason = str(error).replace("`$", "`" + path)
         hint = '. A string that is not UTF-8 is written as {"b64": "..."}' if encoded else ""
-        raise InvalidArgument(f"Unable to parse 'data' of input '{name}': {reason}{hint}") from None
+        raise InvalidArgument(f"{_begin(datatype, reason)}: input '{name}': {reason}{hint}") from None
     if depth == 0:
         values = [values]
     for _ in range(depth - 1):
@@ -199,7 +209,7 @@ def _decode_pieces(spec: InputPlan, raw: bytes, depth: int, *, encoded: bool) ->
         except msgspec.DecodeError as error:
             reason = str(error).partition(" - at ")[0]
             raise InvalidArgument(
-                f"Unable to parse 'data' of input '{spec.name}': {reason}, near element {end}"
+                f"{_begin(spec.datatype, reason)}: input '{spec.name}': {reason}, near element {end}"
             ) from None
         for _ in range(piece_depth - 1):
             values = list(chain.from_iterable(values))
@@ -220,9 +230,7 @@ def _decode_strings(spec: InputPlan, raw: bytes) -> np.ndarray:
     for part, quotes, inside in parts(raw, LARGE):
         outside = ~inside & ~quotes
         if np.count_nonzero(outside & ~_BETWEEN[part]):
-            raise InvalidArgument(
-                f"Unable to parse 'data' of input '{spec.name}': Expected `str`, near element {end}"
-            )
+            raise InvalidArgument(f"{_NO_STRING}: input '{spec.name}': Expected `str`, near element {end}")
         kept = ~outside | (part == ord(","))
         closed = np.flatnonzero(quotes & ~inside)
         cut = int(np.count_nonzero(kept[: closed[-1] + 1])) if len(closed) else 0
@@ -233,7 +241,7 @@ def _decode_strings(spec: InputPlan, raw: bytes) -> np.ndarray:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             reason = str(error).partition(" - at ")[0]
             raise InvalidArgument(
-                f"Unable to parse 'data' of input '{spec.name}': {reason}, near element {end}"
+                f"{_begin(spec.datatype, reason)}: input '{spec.name}': {reason}, near element {end}"
             ) from None
         start, end = end, end + len(values)
         array[start:end] = _array(spec, values)
@@ -285,15 +293,24 @@ def _depth(raw: bytes, name: str) -> int:
     return depth
 
 
-def _compare_count(spec: InputPlan, got: int) -> None:
-    if got != spec.count:
-        raise _count_error(
-            _TOO_FEW if got < spec.count else _TOO_MANY, spec, f"{spec.count} elements, but got {got}"
-        )
+def _compare_count(spec: InputPlan, got: int, text: str = _OTHER_SHAPE) -> None:
+    if got == spec.count:
+        return
+    if spec.datatype is DataType.BYTES:
+        raise wrong_count(spec.name, spec.count, got)
+    raise InvalidArgument(
+        f"{text}: input '{spec.name}' has the shape {list(spec.shape)}, {spec.count} elements, but got {got}"
+    )
 
 
-def _count_error(text: str, spec: InputPlan, detail: str) -> InvalidArgument:
-    return InvalidArgument(f"{text}: input '{spec.name}' has the shape {list(spec.shape)}, {detail}")
+def _begin(datatype: DataType, reason: str) -> str:
+    """The start of the error for data that a decoder rejects: Triton's text, if it rejects such data too."""
+    if "got `" not in reason:  # Triton accepts a number that does not fit
+        return "Unable to parse 'data'"
+    if datatype is DataType.BYTES:
+        return _NO_STRING
+    kind, read_as = _READ_AS[datatype.dtype.kind]
+    return f"Unable to parse 'data': attempt to access JSON non-{kind} as {read_as}"
 
 
 def _array(spec: InputPlan, values: list[Any]) -> np.ndarray:

@@ -14,7 +14,7 @@ from backline.client.control import ModelControl, user_name
 from backline.client.errors import ConnectionFailed, DeadlineExceeded
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata, complete_listing
 from backline.client.transport import InferCall, Transport
-from backline.dialects.open_inference.configuration import model_configuration
+from backline.dialects.open_inference.configuration import explained_configuration, model_configuration
 from backline.dialects.open_inference.metadata import model_listing, server_metadata, visible_to
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.embedded.embedded import Embedded
@@ -111,9 +111,12 @@ class InprocTransport(Transport):
             model, versions, found.platform or found.backend, signature.inputs, signature.outputs
         )
 
-    async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
+    async def model_config(
+        self, model: str, version: str, timeout: float, *, explained: bool = False
+    ) -> dict[str, Any]:
         await self._know(model, version)
-        return to_plain(model_configuration(self._engine, model, version))
+        read = explained_configuration if explained else model_configuration
+        return to_plain(read(self._engine, model, version))
 
     async def _know(self, model: str, version: str) -> None:
         """Loads an on-demand version if its signature is not known yet."""

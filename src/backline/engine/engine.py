@@ -188,17 +188,25 @@ class Engine:
         self.check_known(name)
         versions = self._models[name]
         if not versions:
-            how = f": it is not loaded, load it: backline models load {name}" if self.loads_by_request else ""
-            raise NotFound(f"Request for unknown model: '{name}' has no available versions{how}")
+            if self.loads_by_request:
+                raise NotFound(
+                    f"Request for unknown model: '{name}' is not found: it is not loaded, load it:"
+                    f" backline models load {name}"
+                )
+            raise NotFound(f"Request for unknown model: '{name}' has no available versions")
         if version:
             labels = self._labels.get(name, {})
             found = versions.get(version) or versions.get(labels.get(version, ""))
             if found is None:
                 check_name("version", version)
-                raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")
+                raise NotFound(_no_version(name, version))
             return found
         route = self._routes.get((name, "")) or versions.get(self._labels.get(name, {}).get(STABLE, ""))
         return route if route is not None else versions[max(versions, key=version_order)]
+
+    def is_known(self, name: str) -> bool:
+        """Whether there is a model of this name with any versions."""
+        return bool(self._models.get(name))
 
     def check_known(self, name: str) -> None:
         """Raises NotFound for an unknown model, InvalidArgument if no model can have that name."""
@@ -345,3 +353,16 @@ class Engine:
     def pending(self) -> int:
         """The number of requests waiting in all queues."""
         return sum(model.queue.pending for model in self.models() if model.queue is not None)
+
+
+def _no_version(name: str, version: str) -> str:
+    """Why a version or label is not found. Triton knows only numbers, and has other texts for the rest."""
+    if version.isdecimal() and int(version) < 2**63:
+        return f"Request for unknown model: '{name}' version {version} is not found"
+    known = f"; '{name}' has no such version or label"
+    if version.startswith("-") and version[1:].isdecimal():
+        return f"invalid model version specified '{version}' , version should be an integral value > 0{known}"
+    return (
+        f"failed to get model version from specified version string '{version}' (details: stol), version"
+        f" should be an integral value > 0{known}"
+    )

@@ -68,7 +68,13 @@ class Region:
                 if byte_size
                 else "its byte_size is 0"
             )
-            raise InvalidArgument(f"failed to register shared memory region '{name}': invalid args ({why})")
+            if offset > status.st_size:
+                raise InvalidArgument(
+                    f"failed to register shared memory region '{name}': invalid args ({why})"
+                )
+            raise InvalidArgument(
+                f"Invalid shared memory region: '{key}': '{name}' cannot be registered, {why}"
+            )
 
     def check(self, offset: int, size: int) -> None:
         """Raises InvalidArgument unless `size` bytes from `offset`, at least one, lie within the region."""

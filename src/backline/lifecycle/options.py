@@ -58,6 +58,9 @@ class LifecycleOptions:
     await_repositories: bool = False
     #: Whether configurations must name all inputs and outputs, instead of completing them from the model.
     complete_configs: bool = False
+    #: Whether ONNX models get Triton's defaults if their configuration does not say otherwise: batches of at
+    #: most 4, and two instances on the CPU.
+    onnx_as_triton: bool = False
     #: How many loads may run at once.
     load_threads: int = 4
     #: Retries of a failed load, for models that set none.

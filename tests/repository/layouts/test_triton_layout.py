@@ -323,3 +323,14 @@ def test_a_named_configuration_replaces_the_usual_one(tmp_path: Path) -> None:
     assert only(tmp_path).config.max_batch_size == 4
     assert only(tmp_path, config_name="big").config.max_batch_size == 64
     assert only(tmp_path, config_name="other").config.max_batch_size == 4
+
+
+def test_a_name_may_end_with_the_backend_of_a_model_without_files(tmp_path: Path) -> None:
+    (tmp_path / "copy.identity" / "1").mkdir(parents=True)
+    put(tmp_path / "copy.identity" / "config.pbtxt", "max_batch_size: 4")
+    put(tmp_path / "add.identity" / "1" / "model.onnx")
+
+    add, copy = scan(tmp_path)
+
+    assert (copy.config.backend, served(copy)) == ("identity", ["1"])
+    assert (add.config.backend, add.versions[0].path) == ("", "add.identity/1/model.onnx")

@@ -316,7 +316,7 @@ async def read_running(url: str, options: ClientOptions) -> ServerFacts:
             configurations = {}
             for entry in index:
                 if entry.state == "READY":
-                    config = await _told(client.model(entry.name, entry.version).config(), {})
+                    config = await _told(client.model(entry.name, entry.version).config(explained=True), {})
                     configurations[entry.name, entry.version] = config
             server = replace(server, configurations=configurations)
             if isinstance(transport, HttpTransport):

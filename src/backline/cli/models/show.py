@@ -201,7 +201,7 @@ def _index(client: Client) -> list[ModelIndex]:
 def _optional(model: Model) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The model's configuration and counters; both are empty if the server does not provide them."""
     try:
-        return model.config(), model.statistics()
+        return model.config(explained=True), model.statistics()
     except BacklineError:
         return {}, []
 

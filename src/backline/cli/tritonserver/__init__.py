@@ -128,12 +128,15 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Parsed, Translation]:
         raise StartFailed(f"error: {error.format_message()}") from None
     if not parsed.options.repositories and parsed.debug is None:
         raise StartFailed("error: creating server: Invalid argument - --model-repository must be specified")
-    return _held(parsed), translation
+    return _as_in_triton(parsed), translation
 
 
-def _held(parsed: Parsed) -> Parsed:
-    """Adds Triton's debugging hooks, which are environment variables. Raises StartFailed."""
-    held: dict[str, Any] = {}
+def _as_in_triton(parsed: Parsed) -> Parsed:
+    """Adds what no option sets: Triton's defaults for ONNX models, and its debugging hooks.
+
+    The hooks are environment variables. Raises StartFailed for wrong ones.
+    """
+    held: dict[str, Any] = {"onnx_as_triton": True}
     for name, field in _HOLDS.items():
         text = os.environ.get(name, "0")
         if not text.isdecimal():

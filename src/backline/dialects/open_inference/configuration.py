@@ -1,10 +1,13 @@
-"""The complete inference.ModelConfig that clients see: what the server does with a model, with defaults."""
+"""The complete inference.ModelConfig that clients see: what the server does with a model, with defaults.
+
+It has Triton's form. What Triton has no field for, `explained_configuration` adds as parameters `backline.*`.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from backline.backends.registry import FORMATS
+from backline.backends.registry import BACKENDS, FORMATS
 from backline.dialects.open_inference.metadata import SCALAR
 from backline.engine.config.model_config import VersionPolicy
 from backline.engine.engine import Engine
@@ -14,10 +17,19 @@ from backline.protos import message
 from backline.repository.configuration import native
 from backline.repository.configuration.defaults import fill_defaults, fill_places
 
+#: The platforms that Triton shows; of other backends it shows only the name of the backend.
+_PLATFORMS = {"ensemble", *(entry.platform for entry in BACKENDS if "_" in entry.platform)}
+
 
 def model_configuration(engine: Engine, name: str, version: str) -> Any:
     """A version's inference.ModelConfig. Raises NotFound, or Unavailable when the version is not ready."""
     return complete(describe(engine.find_ready(name, version)))
+
+
+def explained_configuration(engine: Engine, name: str, version: str) -> Any:
+    """The same with parameters that say where and how the server runs the version, and why."""
+    model = engine.find_ready(name, version)
+    return complete(explained(model, describe(model)))
 
 
 def complete(described: Any) -> Any:
@@ -33,13 +45,13 @@ def describe(model: Model) -> Any:
     config = message("inference.ModelConfig").FromString(given.declared)
     config.name = model.name
     config.backend = config.backend or model.backend
-    config.platform = config.platform or model.platform
+    config.platform = config.platform or (model.platform if model.platform in _PLATFORMS else "")
     config.max_batch_size = model.max_batch_size
     config.default_model_filename = given.default_model_filename
     if not config.HasField("version_policy") and given.version_policy != VersionPolicy():
         _fill_version_policy(config.version_policy, given.version_policy)
-    if model.decoupled:
-        config.model_transaction_policy.decoupled = True
+    if model.decoupled or given.ensemble is not None:  # an ensemble is decoupled if one of its steps is
+        config.model_transaction_policy.decoupled = model.decoupled
     batched = model.max_batch_size > 0
     for tensors, specs in ((config.input, model.signature.inputs), (config.output, model.signature.outputs)):
         if not tensors:
@@ -55,10 +67,17 @@ def describe(model: Model) -> Any:
         config.dynamic_batching.SetInParent()  # the server batches although the files do not ask for it
     for key, value in given.parameters.items():
         config.parameters[key].string_value = value
-    if placement is not None:
-        # People and tools already look for backend settings among the parameters.
-        config.parameters[native.parameter("lane")].string_value = placement.lane
-        config.parameters[native.PLACEMENT].string_value = placement.reason
+    return config
+
+
+def explained(model: Model, config: Any) -> Any:
+    """Adds the parameters that say where and how the server runs a model to a configuration of `describe`.
+
+    People and tools already look for backend settings among the parameters.
+    """
+    if model.placement is not None:
+        config.parameters[native.parameter("lane")].string_value = model.placement.lane
+        config.parameters[native.PLACEMENT].string_value = model.placement.reason
     if model.scheduling:
         config.parameters[native.SCHEDULING].string_value = model.scheduling
     return config

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from backline.dialects.open_inference.plan import InferPlan
-from backline.engine.errors import InvalidArgument
-from backline.engine.values.parameters import read_parameters, shown
+from backline.engine.values.parameters import WrongType, read_parameters, shown
 
 #: The parameter that marks the final response to a request on a stream.
 FINAL = "triton_final_response"
@@ -28,7 +27,9 @@ def apply_parameters(plan: InferPlan, given: Mapping[str, Any]) -> None:
 def class_count(output: str, value: object) -> int:
     """The number of classes requested of an output. Raises InvalidArgument unless it is a positive int."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidArgument(
-            f"parameter 'classification' of output '{output}' must be a positive integer, got {shown(value)}"
+        raise WrongType(
+            "classification",
+            "unsigned-integer",
+            f"parameter 'classification' of output '{output}' must be a positive integer, got {shown(value)}",
         )
     return min(value, MAX_CLASSES)

@@ -129,9 +129,10 @@ def prefix(id: str) -> str:
     return f"[request id: {id or '<id_unknown>'}] "
 
 
-def size_mismatch(spec: InputPlan, got: int, model: str, id: str) -> InvalidArgument:
+def size_mismatch(spec: InputPlan, got: int, model: str, id: str, name: str = "") -> InvalidArgument:
+    """The error for data of `got` bytes; `name` is how Triton calls the input, if not by its own name."""
     return InvalidArgument(
-        f"{prefix(id)}input byte size mismatch for input '{spec.name}' for model '{model}'."
+        f"{prefix(id)}input byte size mismatch for input '{name or spec.name}' for model '{model}'."
         f" Expected {spec.size}, got {got}"
-        f" (shape {list(spec.shape)} of {spec.datatype.name})"
+        f" ({f'input {spec.name!r}, ' if name else ''}shape {list(spec.shape)} of {spec.datatype.name})"
     )

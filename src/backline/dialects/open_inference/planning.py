@@ -9,7 +9,7 @@ import numpy as np
 
 from backline.dialects.input_plan import InputPlan
 from backline.dialects.open_inference.parameters import class_count
-from backline.dialects.open_inference.plan import InferPlan
+from backline.dialects.open_inference.plan import InferPlan, prefix
 from backline.dialects.open_inference.shared_memory import (
     REGION,
     RegionSlice,
@@ -32,12 +32,13 @@ _NO_DATA = np.empty(1, np.uint8)
 class PlanBuilder:
     """Collects the inputs and outputs of a request and checks them as far as possible without the model.
 
-    Every method raises InvalidArgument, and Unsupported where clients may not share memory. `model` is the
-    name that error texts show.
+    Every method raises InvalidArgument, and Unsupported where clients may not share memory. `model` and
+    `id` are the names of the model and the request that error texts show.
     """
 
-    def __init__(self, model: str, memory: SharedMemory | None) -> None:
+    def __init__(self, model: str, id: str, memory: SharedMemory | None) -> None:
         self.inputs: list[InputPlan] = []
+        self._id = id
         self._model = model
         self._memory = memory
         self._names: set[str] = set()
@@ -47,7 +48,7 @@ class PlanBuilder:
     def input_slice(self, name: str, parameters: Mapping[str, Any]) -> RegionSlice | None:
         """The shared memory that a new input's parameters refer to; None if they name no region."""
         if name in self._names:
-            raise InvalidArgument(f"input '{name}' already exists in request")
+            raise InvalidArgument(f"{prefix(self._id)}input '{name}' already exists in request")
         self._names.add(name)
         return read_slice("input", name, parameters, self._memory) if parameters else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,8 @@ DISABLED = "Client shared memory is disabled. Start the server with '--allow-cli
 REGION = "shared_memory_region"
 #: The most bytes copied on the event loop; more would take over a millisecond.
 LARGE_COPY = 4 << 20
+#: Bytes of a cudaIpcMemHandle_t.
+_HANDLE_SIZE = 64
 ByteCount = Annotated[int, Meta(ge=0)]
 _NOTHING = np.empty(0, np.uint8)
 
@@ -214,9 +217,11 @@ class CudaRegions:
             raise NotFound(f"Unable to find cuda shared memory region: '{name}'")
         return []
 
-    def register(self, name: str) -> None:
-        """Always raises InvalidArgument."""
+    def register(self, name: str, handle: bytes, invalid: str) -> None:
+        """Always raises InvalidArgument; `invalid` is the text for a `handle` that is not one of CUDA's."""
         self._allowed()
+        if len(handle) != _HANDLE_SIZE:
+            raise InvalidArgument(f"{invalid}: it has {len(handle)} bytes, expected {_HANDLE_SIZE}")
         raise InvalidArgument(
             f"failed to register CUDA shared memory region: '{name}', GPUs not supported; use"
             " system shared memory, or send the data itself"
@@ -270,8 +275,16 @@ class SharedMemoryRoutes:
         request.respond(200, ())
 
     def _register_cuda(self, name: str, request: HttpRequest) -> None:
-        read_document(CudaDocument, request.body)
-        self._cuda.register(name)
+        _ = self._system.memory
+        handle = read_document(CudaDocument, request.body).raw_handle.get("b64")
+        if not isinstance(handle, str):
+            raise InvalidArgument("Shared memory register request has no 'raw_handle' field")
+        try:
+            raw = b64decode(handle, validate=True)
+        except ValueError:
+            raw = b""
+        self._cuda.register(name, raw, "'raw_handle' must be a valid base64 encoded cudaIpcMemHandle_t")
+        request.respond(200, ())
 
 
 def _show(regions: SharedMemoryRegions | CudaRegions, name: str, request: HttpRequest) -> None:

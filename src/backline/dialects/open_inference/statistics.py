@@ -24,7 +24,15 @@ def model_statistics(
     unknown model or version.
     """
     if name:
-        asked = _find(engine, name, version)
+        try:
+            asked = engine.find(name, version)
+        except NotFound as error:
+            what = (
+                f"version is not available for model '{name}'"
+                if engine.is_known(name)
+                else f"'{name}' is not available"
+            )
+            raise NotFound(f"requested model {what}: {error.message}") from None
         models = [asked] if version else [model for model in engine.models() if model.name == name]
     elif version:
         raise NotFound(f"statistics of version {version} need the name of a model")
@@ -32,17 +40,6 @@ def model_statistics(
         models = [model for model in engine.models() if may_see(model.name)]
     shown = [model for model in models if model.state is ModelState.READY or model.statistics.execution_count]
     return (_statistics(model) | (_details(model.statistics) if details else {}) for model in shown)
-
-
-def _find(engine: Engine, name: str, version: str) -> Model:
-    """A version. Raises NotFound in the words that Triton has for statistics."""
-    try:
-        return engine.find(name, version)
-    except NotFound as error:
-        what = f"model '{name}' is not available"
-        if version and name in engine.names():
-            what = f"model version is not available for model '{name}'"
-        raise NotFound(f"requested {what}: {error}") from None
 
 
 def _statistics(model: Model) -> dict[str, Any]:

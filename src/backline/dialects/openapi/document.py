@@ -61,6 +61,7 @@ def model_document(model: Model, *, versioned: bool) -> dict[str, Any]:
         ("GET", "/v2/models/{}"): (f"/v2/models{end}", {}, None),
         ("GET", "/v2/models/{}/ready"): (f"/v2/models{end}/ready", {}, None),
         ("GET", "/v2/models/{}/config"): (f"/v2/models{end}/config", {}, None),
+        ("GET", "/v2/models/{}/explain-config"): (f"/v2/models{end}/explain-config", {}, None),
         ("GET", "/v2/models/{}/stats"): (f"/v2/models{end}/stats", {}, None),
     }
     if not binary:

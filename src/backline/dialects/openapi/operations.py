@@ -160,6 +160,14 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         read(_MODEL, "Inputs, outputs and versions", having({"name": STRING, "inputs": listed(TENSOR)})),
     ),
     **both("GET /config", read(_MODEL, "The complete configuration", having({"name": STRING}))),
+    **both(
+        "GET /explain-config",
+        read(
+            _MODEL,
+            "The complete configuration, with parameters that say how the server runs the model",
+            having({"name": STRING}),
+        ),
+    ),
     **both("GET /stats", read(_MODEL, "Counters", having({"model_stats": listed(OBJECT)}))),
     **both("GET /openapi.json", read(_MODEL, "An OpenAPI document of the model alone", OBJECT)),
     **both(

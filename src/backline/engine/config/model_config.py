@@ -140,10 +140,14 @@ class ModelConfig:
     backend: str = ""
     platform: str = ""
     max_batch_size: int | None = None
+    #: The limit of a batch that was proved rather than configured; None for the server's usual one.
+    proved_batch: int | None = None
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     version_policy: VersionPolicy = VersionPolicy()
     instance_count: int | None = None
+    #: The number of instances on the CPU if the configuration gives none; 0 if the server decides.
+    usual_instances: int = 0
     #: Where instances run and which resources they take, by group; empty if the server decides.
     instance_groups: tuple[InstanceGroup, ...] = ()
     lane: AnyLane | None = None

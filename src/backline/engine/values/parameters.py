@@ -12,10 +12,27 @@ from backline.engine.values.messages import Parameter, SequenceStep
 RESERVED = "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
 #: Requests an empty final response on a stream whose last response with outputs is not marked as the last.
 EMPTY_FINAL = "triton_enable_empty_final_response"
+#: Triton's text for the same over gRPC.
+RESERVED_BUT = (
+    "parameter keys starting with 'triton_' are reserved for Triton usage. Only the following keys starting"
+    f" with 'triton_' are allowed: {EMPTY_FINAL}"
+)
 _SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 _LONGEST_SEQUENCE_ID = 128
 #: The maximum number of characters of a value that an error repeats.
 _LONGEST_SHOWN = 64
+
+
+class WrongType(InvalidArgument):
+    """Raised for a parameter `key` that should be an "unsigned-integer" or a "boolean", as `kind` says.
+
+    Dialects put Triton's text for their protocol before the message.
+    """
+
+    def __init__(self, key: str, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+        self.kind = kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +93,15 @@ def _take_sequence(parameters: dict[str, Parameter]) -> SequenceStep | None:
 
 def _unsigned(key: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
-        raise InvalidArgument(f"parameter '{key}' must be an unsigned integer of 64 bits, got {shown(value)}")
+        text = f"parameter '{key}' must be an unsigned integer of 64 bits, got {shown(value)}"
+        raise WrongType(key, "unsigned-integer", text)
     return value
 
 
 def boolean(key: str, value: object) -> bool:
     """Returns a parameter that must be a boolean. Raises InvalidArgument if it is not."""
     if not isinstance(value, bool):
-        raise InvalidArgument(f"parameter '{key}' must be true or false, got {shown(value)}")
+        raise WrongType(key, "boolean", f"parameter '{key}' must be true or false, got {shown(value)}")
     return value
 
 

@@ -30,9 +30,10 @@ class DecoupledCheck:
 
 
 BATCH_NOTE = (
-    " NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended"
+    "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended"
     " to each input shape. If you want to specify the full shape including the batch dim in your input dims"
-    " config, try setting max_batch_size to zero."
+    " config, try setting max_batch_size to zero. See the model configuration docs for more info on"
+    " max_batch_size."
 )
 
 
@@ -110,7 +111,7 @@ class RequestCheck:
             for name in request.outputs:
                 if name not in self._outputs:
                     raise InvalidArgument(
-                        f"{_prefix(request)}unexpected inference output '{name}' for model '{self._model}',"
+                        f"unexpected inference output '{name}' for model '{self._model}',"
                         f" expected one of {', '.join(sorted(self._outputs))}"
                     )
         batched = self._max_batch_size
@@ -176,22 +177,26 @@ class RequestCheck:
         unknown = given - self._names
         if not missing and not unknown:
             return
-        if unknown and not missing:
+        least, most = len(self._required), len(self._names)
+        if unknown and least <= len(given) <= most:  # Triton checks the names only if their number is right
+            also = f", but missing required input(s) [{_names(missing)}]" if missing else ""
             raise InvalidArgument(
-                f"{_prefix(request)}unexpected inference input(s) {_names(unknown)} for model"
-                f" '{self._model}', expected {_names(self._names)}"
+                f"unexpected inference input {_names(unknown)} for model '{self._model}'; expected"
+                f" {_names(self._names)}{also}"
             )
+        expected = f"{most} inputs" if least == most else f"number of inputs between {least} and {most}"
         raise InvalidArgument(
-            f"{_prefix(request)}expected {len(self._names)} inputs but got {len(given)} inputs for model"
+            f"{_prefix(request)}expected {expected} but got {len(given)} inputs for model"
             f" '{self._model}'. Got input(s) [{_names(given)}], but missing required input(s)"
             f" [{_names(missing)}]. Please provide all required input(s)."
+            + (f" The model has no input {_names(unknown)}." if unknown else "")
         )
 
     def _shape_error(self, request: InferRequest, name: str, got: Shape) -> InvalidArgument:
         expected = next(spec.shape for spec in self._inputs if spec.name == name)
         return InvalidArgument(
             f"{_prefix(request)}unexpected shape for input '{name}' for model '{self._model}'. Expected"
-            f" {_dims(expected)}, got {_dims(got)}." + (BATCH_NOTE if self._max_batch_size else "")
+            f" {_dims(expected)}, got {_dims(got)}. " + (BATCH_NOTE if self._max_batch_size else "")
         )
 
 

@@ -42,6 +42,31 @@ Shape: TypeAlias = tuple[int, ...]
 _LENGTH = struct.Struct("<I")
 
 
+class StringsMismatch(InvalidArgument):
+    """Raised for BYTES that do not fit their shape. Triton's text names the model in its middle."""
+
+    def __init__(self, start: str, end: str) -> None:
+        super().__init__(f"{start}, {end}")
+        self._start = start
+        self._end = end
+
+    def in_request(self, prefix: str, model: str) -> InvalidArgument:
+        """The error for an input of a request to `model`; `prefix` names the request."""
+        return InvalidArgument(f"{prefix}{self._start} for model '{model}', {self._end}")
+
+
+def wrong_count(name: str, expected: int, got: int, detail: str = "") -> StringsMismatch:
+    """The error for an input that should have `expected` strings."""
+    if got < expected:
+        return StringsMismatch(
+            f"expected {expected} string elements for inference input '{name}'", f"got {got}{detail}"
+        )
+    return StringsMismatch(
+        f"unexpected number of string elements {got} for inference input '{name}'",
+        f"expecting {expected}{detail}",
+    )
+
+
 @dataclass(slots=True, eq=False, repr=False)
 class Tensor:
     """A named array.
@@ -74,7 +99,8 @@ def decode_tensor(name: str, datatype: DataType, shape: Shape, raw: Buffer) -> T
     """The tensor with the row-major little-endian bytes `raw`, without a copy. BYTES have a 4-byte length
     before each element.
 
-    Raises InvalidArgument, before allocating the array, if the size of `raw` does not match the shape. The
+    Raises InvalidArgument, before allocating the array, if the size of `raw` does not match the shape;
+    StringsMismatch for BYTES. The
     texts about BYTES are Triton's (core/src/infer_request.cc).
     """
     count = element_count(shape)
@@ -112,27 +138,24 @@ def _decode_bytes(name: str, count: int, raw: Buffer) -> np.ndarray:
     for index in range(count):
         start = offset + 4
         if offset == total:
-            raise InvalidArgument(
-                f"expected {count} string elements for inference input '{name}', got {index}"
-            )
+            raise wrong_count(name, count, index)
         if start > total:
-            raise InvalidArgument(
-                f"incomplete string length indicator for inference input '{name}', expecting 4 bytes but only"
-                f" {total - offset} bytes available (element {index} of {count})"
+            raise StringsMismatch(
+                f"incomplete string length indicator for inference input '{name}'",
+                f"expecting 4 bytes but only {total - offset} bytes available. Please make sure the string"
+                f" length indicator is in one buffer. (element {index} of {count})",
             )
         (length,) = lengths(view, offset)
         offset = start + length
         if offset > total:
-            raise InvalidArgument(
-                f"incomplete string data for inference input '{name}', expecting string of length {length}"
-                f" but only {total - start} bytes available (element {index} of {count})"
+            raise StringsMismatch(
+                f"incomplete string data for inference input '{name}'",
+                f"expecting string of length {length} but only {total - start} bytes available. Please make"
+                f" sure the string data is in one buffer. (element {index} of {count})",
             )
         found.append(bytes(view[start:offset]) if length else b"")
     if offset != total:
-        raise InvalidArgument(
-            f"unexpected number of string elements {count + 1} for inference input '{name}', expecting"
-            f" {count} ({total - offset} bytes follow them)"
-        )
+        raise wrong_count(name, count, count + 1, f" ({total - offset} bytes follow them)")
     elements = np.empty(count, np.object_)
     elements[:] = found
     return elements

@@ -41,8 +41,9 @@ def place(config: ModelConfig, gpus: Gpus, *, strict: bool = False) -> Places:
     because the event loop must not wait for a device.
     """
     if not config.instance_groups:
-        only = InstanceGroup(config.instance_count or 0)
-        return Places((PlacedGroup(0, _name(config, 0, only), only, _automatic(config, gpus)),))
+        devices = _automatic(config, gpus)
+        only = _only_group(config, devices)
+        return Places((PlacedGroup(0, _name(config, 0, only), only, devices),))
     active = [(index, group) for index, group in enumerate(config.instance_groups) if not group.passive]
     if not active:
         raise InvalidArgument(
@@ -62,7 +63,7 @@ def place(config: ModelConfig, gpus: Gpus, *, strict: bool = False) -> Places:
 def place_again(config: ModelConfig, placed: Places) -> Places:
     """The placement with the instance counts of a changed configuration, whose devices must be the same."""
     devices = {(one.group.kind, one.group.gpus): one.devices for one in placed.groups}
-    groups = config.instance_groups or (InstanceGroup(config.instance_count or 0),)
+    groups = config.instance_groups or (_only_group(config, placed.devices),)
     return Places(
         tuple(
             PlacedGroup(index, _name(config, index, group), group, devices[group.kind, group.gpus])
@@ -71,6 +72,12 @@ def place_again(config: ModelConfig, placed: Places) -> Places:
         ),
         placed.missing,
     )
+
+
+def _only_group(config: ModelConfig, devices: tuple[Device, ...]) -> InstanceGroup:
+    """The group of a model whose configuration has none."""
+    usual = config.usual_instances if devices == (CPU,) else 0
+    return InstanceGroup(config.instance_count or usual)
 
 
 def _devices(

@@ -54,6 +54,7 @@ class LoadedHere(LoadedVersion):
     def placed_again(self, config: ModelConfig) -> LoadedHere:
         if self.pools:
             config = replace(config, lane="thread")
+        config = replace(config, usual_instances=self.view.config.usual_instances)
         placed = place_again(config, self.placed)
         chosen = _plan(config, self.model, self.measured, self.max_batch_size, placed)
         return replace(
@@ -228,7 +229,7 @@ def _reason(
 def _max_batch_size(config: ModelConfig, probe: BatchProbe | None) -> int:
     if config.max_batch_size is not None:
         return config.max_batch_size
-    return LARGEST_BATCH if probe is not None and probe.batched else 0
+    return (config.proved_batch or LARGEST_BATCH) if probe is not None and probe.batched else 0
 
 
 def _batched_against_proof(config: ModelConfig, probe: BatchProbe) -> str:

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("backline.lifecycle")
 
+#: What Triton gives an ONNX model that says nothing: the largest batch, and the instances on the CPU.
+_TRITON_BATCH, _TRITON_INSTANCES = 4, 2
+
 #: Checks a request against the signature; raises InvalidArgument if it does not match.
 Check: TypeAlias = Callable[[Ticket], None]
 
@@ -106,6 +109,8 @@ class VersionLoad:
         apart = runs_apart(self._shared.options.isolate, from_elsewhere=self._from_elsewhere)
         if apart and choose(self._config, self._fetched.path).runtime:
             self._config = replace(self._config, lane="process")
+        if self._shared.options.onnx_as_triton:
+            self._config = _as_in_triton(self._config, self._fetched.path)
         cached = self._shared.cache is not None and self._config.response_cache
         content = self._content("its responses are cached for this load only") if cached else None
         config, options = self._config, self._shared.options
@@ -280,6 +285,13 @@ class VersionLoad:
     def _on_phase(self, phase: str) -> None:
         if self._model.progress is not None:
             self._model.progress.phase = phase
+
+
+def _as_in_triton(config: ModelConfig, path: Path) -> ModelConfig:
+    """The configuration with the defaults that Triton's ONNX Runtime backend has."""
+    if choose(config, path).name != "onnxruntime":
+        return config
+    return replace(config, proved_batch=_TRITON_BATCH, usual_instances=_TRITON_INSTANCES)
 
 
 class VersionContent:

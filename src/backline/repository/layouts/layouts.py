@@ -31,6 +31,7 @@ from backline.repository.layouts.model_files import (
     no_model_reason,
     suffix_of,
     usual_file,
+    with_backend_of_name,
 )
 from backline.repository.listing import FileEntry, Folder, Listing
 from backline.repository.names import check_name, some_of
@@ -146,9 +147,10 @@ def read_single(
 
 def read_config(listing: Listing, name: str, configs: ConfigFiles) -> ModelConfig:
     """The configuration in a model's folder; an empty one if there is none. Raises InvalidArgument."""
-    return configuration.read(
+    config = configuration.read(
         listing, name, config_name=configs.name, complete=configs.complete
     ) or ModelConfig(name)
+    return with_backend_of_name(config, listing)
 
 
 def _given_or_read(

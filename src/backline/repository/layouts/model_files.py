@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from posixpath import dirname
 
 from backline.engine.config.model_config import ModelConfig, ModelFormat
@@ -43,6 +44,19 @@ def find_model(listing: Listing, formats: Sequence[ModelFormat], config: ModelCo
             " default_model_filename in config.pbtxt"
         )
     return _usable(listing, found[0]) if found else None
+
+
+def with_backend_of_name(config: ModelConfig, listing: Listing) -> ModelConfig:
+    """The configuration with the backend of a name `model.<backend>`, as in Triton.
+
+    The name counts only if the configuration does not say what the model is, and no version in `listing` has
+    files.
+    """
+    _, dot, backend = config.name.partition(".")
+    said = config.backend or config.platform or config.default_model_filename or config.ensemble
+    if not backend or not dot or said or any("/" in path for path in listing.files):
+        return config
+    return replace(config, backend=backend)
 
 
 def find_by_suffix(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:

@@ -20,15 +20,6 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
         {(): ["uint16", [3], [0, 1, 2]]},
         "the model's process crashes in Triton with a segmentation fault",
     ),
-    "configuration at the server": (
-        {
-            ("platform",): "python",
-            ("parameters", "backline.lane"): {"string_value": "process"},
-            ("parameters", "backline.placement"): {"string_value": "in 1 worker process"},
-            ("parameters", "backline.scheduling"): {"string_value": "one by one"},
-        },
-        "this server also shows where and how a model runs, and fills in the platform",
-    ),
     "answer error UNKNOWN by http": (
         {(): {"error": "it went wrong", "status": "400"}},
         "Triton's HTTP server does not answer a request that failed with UNKNOWN",

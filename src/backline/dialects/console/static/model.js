@@ -116,7 +116,7 @@ export function model(main, name, tab, query) {
 
   function configuration() {
     fill(body, h("p", { class: "busy" }, "Reading the configuration…"));
-    json(`${base}/config`).then((config) => {
+    json(`${base}/explain-config`).then((config) => {
       const { parameters = {}, input, output, ...rest } = config;
       const said = Object.entries(parameters).map(([key_, value]) => [key_, value.string_value ?? JSON.stringify(value)]);
       const reasons = said.filter(([key_]) => key_.startsWith("backline")), own = said.filter(([key_]) => !key_.startsWith("backline"));

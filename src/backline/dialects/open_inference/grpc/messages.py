@@ -18,7 +18,7 @@ from backline.dialects.open_inference.grpc.wire_format import (
 )
 from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.open_inference.parameters import apply_parameters
-from backline.dialects.open_inference.plan import InferPlan, size_mismatch
+from backline.dialects.open_inference.plan import InferPlan, prefix, size_mismatch
 from backline.dialects.open_inference.planning import PlanBuilder, check_description
 from backline.dialects.open_inference.shared_memory import SharedInput
 from backline.engine.engine import Engine
@@ -26,7 +26,8 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.shared_memory import SharedMemory
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest, InferResponse, Parameter
-from backline.engine.values.tensor import Buffer, Tensor, encode_tensor
+from backline.engine.values.parameters import RESERVED, RESERVED_BUT, WrongType
+from backline.engine.values.tensor import Buffer, StringsMismatch, Tensor, encode_tensor, wrong_count
 from backline.memo import Memo
 from backline.protos import message
 
@@ -58,10 +59,6 @@ _CONTENTS = {
     DataType.FP64: ContentsField("fp64_contents"),
     DataType.BYTES: ContentsField("bytes_contents"),
 }
-
-
-#: The datatype that Triton names for contents of the wrong field.
-_TYPE_OF_CONTENTS = {field.name: datatype.name for datatype, field in _CONTENTS.items() if not field.limits}
 
 
 class ModelPlan(InferPlan):
@@ -123,7 +120,7 @@ class GrpcReader:
                 parsed = self._parse(rest)
             except DecodeError:
                 raise InvalidArgument(MALFORMED) from None
-            plan = make_plan(parsed, self._engine.shared_memory)
+            plan = make_plan(parsed, id, self._engine.shared_memory)
             if len(rest) > LARGE:
                 self._check(plan, id)
             typed = [given.name for given in parsed.inputs if given.HasField("contents")]
@@ -135,7 +132,7 @@ class GrpcReader:
             if not places and any(spec.count for spec in plan.inputs if not isinstance(spec, SharedInput)):
                 plan = plan if plan.shared is None else plan.holding(on_loop=on_loop)
                 pairs = zip(plan.inputs, parsed.inputs, strict=True)
-                return plan, id, {spec.name: _read_contents(spec, given, plan, id) for spec, given in pairs}
+                return plan, id, {s.name: _read_contents(s, given, plan.model_name, id) for s, given in pairs}
             if not typed and len(rest) <= _MAX_REMEMBERED_SIZE:
                 self._plans.keep(rest, plan)
         spec = plan.single
@@ -149,11 +146,11 @@ class GrpcReader:
         specs = plan.inputs
         if len(places) != len(specs):
             if not places:  # either no input has elements, or the contents are missing
-                return plan, id, {spec.name: _read_nothing(spec, plan) for spec in specs}
-            raise InvalidArgument(
-                f"expected {len(specs)} raw_input_contents, one for each input for model"
-                f" '{plan.model_name}', got {len(places)}"
-            )
+                return plan, id, {spec.name: _read_nothing(spec, plan.model_name) for spec in specs}
+            detail = f"expected {len(specs)} raw_input_contents, one for each input, got {len(places)}"
+            if len(places) < len(specs):
+                raise _no_contents(specs[len(places)], plan.model_name, detail)
+            raise InvalidArgument(f"{detail}, for model '{plan.model_name}'")
         tensors = {}
         checked = False
         for spec, (start, end) in zip(specs, places, strict=True):
@@ -165,16 +162,19 @@ class GrpcReader:
                     checked = True
             elif end - start != spec.size and not isinstance(spec, SharedInput):
                 raise size_mismatch(spec, end - start, plan.model_name, id)
-            tensors[spec.name] = spec.read(received, start, end)
+            try:
+                tensors[spec.name] = spec.read(received, start, end)
+            except StringsMismatch as error:
+                raise error.in_request(prefix(id), plan.model_name) from None
         return plan, id, tensors
 
     def _check(self, plan: ModelPlan, id: str) -> None:
         check_description(self._engine, plan.model_name, plan.model_version, id, plan)
 
 
-def make_plan(request: Any, memory: SharedMemory | None) -> ModelPlan:
+def make_plan(request: Any, id: str, memory: SharedMemory | None) -> ModelPlan:
     """The plan of a parsed request, checked as far as possible without the model."""
-    builder = PlanBuilder(request.model_name, memory)
+    builder = PlanBuilder(request.model_name, id, memory)
     for given in request.inputs:
         name = given.name
         if len(given.shape) > MAX_RANK:
@@ -185,11 +185,26 @@ def make_plan(request: Any, memory: SharedMemory | None) -> ModelPlan:
         builder.add_input(name, given.datatype, tuple(given.shape), place)
     plan = ModelPlan(tuple(builder.inputs), request.model_name, request.model_version)
     if request.parameters:
-        apply_parameters(plan, _parameters(request.parameters))
+        try:
+            apply_parameters(plan, _parameters(request.parameters))
+        except InvalidArgument as error:
+            raise _in_message(error) from None
     for given in request.outputs:
         builder.add_output(plan, given.name, _parameters(given.parameters))
     builder.finish(plan)
     return plan
+
+
+def _in_message(error: InvalidArgument) -> InvalidArgument:
+    """The error for a parameter in a message, whose text differs from that for one in JSON."""
+    if error.message == RESERVED:
+        return InvalidArgument(RESERVED_BUT)
+    if isinstance(error, WrongType):
+        field = "bool_param" if error.kind == "boolean" else "int64_param or uint64_param"
+        return InvalidArgument(
+            f"invalid value type for '{error.key}' parameter, expected {field}.: {error.message}"
+        )
+    return error
 
 
 def _parameters(given: Any) -> dict[str, Parameter]:
@@ -213,47 +228,50 @@ def _parameter(key: str, value: Any) -> Parameter:
     return parameter
 
 
-def _read_nothing(spec: InputPlan, plan: ModelPlan) -> Tensor:
+def _read_nothing(spec: InputPlan, model: str) -> Tensor:
     if spec.count:
-        raise _no_contents(spec, plan)
+        raise _no_contents(spec, model)
     return Tensor(spec.name, spec.datatype, spec.shape, np.empty(spec.shape, spec.dtype))
 
 
-def _no_contents(spec: InputPlan, plan: ModelPlan) -> InvalidArgument:
+def _no_contents(spec: InputPlan, model: str, detail: str = "") -> InvalidArgument:
+    detail = detail or f"input '{spec.name}' has neither contents nor raw_input_contents"
     return InvalidArgument(
-        f"unable to find data for input tensor '{spec.name}' for model '{plan.model_name}' in request."
-        " It has neither contents nor raw_input_contents."
+        f"unable to find data for input tensor '{spec.name}' for model '{model}' in request. ({detail})"
     )
 
 
-def _read_contents(spec: InputPlan, given: Any, plan: ModelPlan, id: str) -> Tensor:
+def _other_contents(spec: InputPlan, model: str, field: str, detail: str) -> InvalidArgument:
+    """The error for typed contents in a `field` that is not the one of the datatype."""
+    widest = {"int_contents": DataType.INT32, "uint_contents": DataType.UINT32}
+    got = widest.get(field) or next((one for one, its in _CONTENTS.items() if its.name == field), None)
+    return InvalidArgument(
+        f"unexpected explicit tensor data for input tensor '{spec.name}' for model '{model}' of type"
+        f" '{got.name if got else field}', expected datatype '{spec.datatype.name}': {detail}"
+    )
+
+
+def _read_contents(spec: InputPlan, given: Any, model: str, id: str) -> Tensor:
     """The tensor of typed contents. Raises InvalidArgument if they do not match datatype and shape."""
     if isinstance(spec, SharedInput):
         return spec.read(b"", 0, 0)
     name, datatype = spec.name, spec.datatype
     field = _CONTENTS.get(datatype)
     if field is None:
-        raise InvalidArgument(
-            f"input '{name}' of datatype {datatype.name} must use raw_input_contents: it has no"
-            " typed contents"
-        )
+        given_in = next((present.name for present, _ in given.contents.ListFields()), "")
+        detail = f"datatype {datatype.name} must use raw_input_contents: it has no typed contents"
+        raise _other_contents(spec, model, given_in, detail)
     if spec.count and not given.HasField("contents"):
-        raise _no_contents(spec, plan)
+        raise _no_contents(spec, model)
     for present, _ in given.contents.ListFields():
         if present.name != field.name:
-            raise InvalidArgument(
-                f"unexpected explicit tensor data for input tensor '{name}' for model '{plan.model_name}' of"
-                f" type '{_TYPE_OF_CONTENTS[present.name]}', expected datatype '{datatype.name}':"
-                f" it must use {field.name}, got {present.name}"
-            )
+            detail = f"it must use {field.name}, got {present.name}"
+            raise _other_contents(spec, model, present.name, detail)
     values = getattr(given.contents, field.name)
     if len(values) != spec.count:
-        if spec.size >= 0:
-            raise size_mismatch(spec, len(values) * spec.dtype.itemsize, plan.model_name, id)
-        raise InvalidArgument(
-            f"input '{name}' has the shape {list(spec.shape)}, {spec.count} elements, but"
-            f" {field.name} has {len(values)}"
-        )
+        if datatype is DataType.BYTES:
+            raise wrong_count(name, spec.count, len(values)).in_request(prefix(id), model)
+        raise size_mismatch(spec, len(values) * datatype.itemsize, model, id)
     if datatype is DataType.BYTES:
         data = np.empty(spec.count, np.object_)
         data[:] = list(values)

@@ -156,7 +156,9 @@ class InferenceService:
             "CudaSharedMemoryStatus": lambda asked: {
                 "regions": {entry["name"]: entry for entry in cuda.status(asked.name)}
             },
-            "CudaSharedMemoryRegister": lambda asked: cuda.register(asked.name),
+            "CudaSharedMemoryRegister": lambda asked: cuda.register(
+                asked.name, asked.raw_handle, "failed to register shared memory region: invalid args"
+            ),
             "CudaSharedMemoryUnregister": lambda asked: cuda.unregister(asked.name),
         }
 

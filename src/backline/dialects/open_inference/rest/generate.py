@@ -276,7 +276,7 @@ def _parse(body: Buffer) -> dict[_Key, Raw]:
     except RecursionError:
         raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
     except ValueError as error:
-        raise InvalidArgument(f"failed to parse the request JSON: {error}") from None
+        raise InvalidArgument(f"failed to parse the request JSON buffer: {error}") from None
     raise InvalidArgument(
         f"failed to parse the request JSON: it is {kind}, expected an object with the names of inputs"
     )

@@ -15,16 +15,17 @@ from backline.dialects.json_scan import check_keys, count
 from backline.dialects.off_loop import LARGE, LargeRequest
 from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.open_inference.parameters import apply_parameters
-from backline.dialects.open_inference.plan import InferPlan, size_mismatch
+from backline.dialects.open_inference.plan import InferPlan, prefix, size_mismatch
 from backline.dialects.open_inference.planning import PlanBuilder, check_description
+from backline.dialects.open_inference.rest.json_errors import unreadable
 from backline.dialects.open_inference.shared_memory import REGION, StoredTensor
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
 from backline.engine.shared_memory import SharedMemory
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse, Parameter
-from backline.engine.values.parameters import EMPTY_FINAL, RESERVED
-from backline.engine.values.tensor import Buffer, Shape, Tensor, encode_tensor
+from backline.engine.values.parameters import EMPTY_FINAL, RESERVED, WrongType
+from backline.engine.values.tensor import Buffer, Shape, StringsMismatch, Tensor, encode_tensor
 from backline.memo import Memo
 from backline.wire.application import Fields
 
@@ -129,7 +130,7 @@ class RestReader:
             self._check_large(plan, id, model, version, on_loop)
         if plan.shared is not None:
             plan = plan.holding(on_loop=on_loop)
-        return plan, id, _read_binary(plan, body, size, model)
+        return plan, id, _read_binary(plan, body, size, model, id)
 
     def _read_numbers(self, text: bytes) -> Decoded | None:
         """Reads a request of which all but the numbers has been seen before; None if that is not so."""
@@ -189,7 +190,7 @@ class RestReader:
         if plan.shared is not None:
             plan = plan.holding(on_loop=on_loop)
         if None not in plan.declared:
-            tensors = _read_binary(plan, body, size, model)
+            tensors = _read_binary(plan, body, size, model, document.id)
             if size <= _MAX_REMEMBERED_SIZE:
                 id, key = split_id(bytes(header))
                 if id == document.id:
@@ -199,11 +200,14 @@ class RestReader:
         for index, (spec, given, declared) in enumerate(
             zip(plan.inputs, document.inputs, plan.declared, strict=True)
         ):
-            if declared is None:
-                tensors[spec.name] = decode_data(spec, bytes(given.data), f"$.inputs[{index}].data")
-            else:
-                tensors[spec.name] = _read_declared(spec, declared, body, size, model)
-                size += declared
+            try:
+                if declared is None:
+                    tensors[spec.name] = decode_data(spec, bytes(given.data), f"$.inputs[{index}].data")
+                else:
+                    tensors[spec.name] = _read_declared(spec, declared, body, size, model)
+                    size += declared
+            except StringsMismatch as error:
+                raise error.in_request(prefix(document.id), model) from None
         if size != len(body):
             raise _additional(model)
         if HEADER_LENGTH not in headers and size <= LARGE:
@@ -231,9 +235,11 @@ class RestReader:
                 return document
             return self._decoder.decode(header)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise InvalidArgument(f"failed to parse the request JSON: {error}") from None
+            raise unreadable(error, header) from None
         except RecursionError:
-            raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
+            raise InvalidArgument(
+                "failed to parse the request JSON buffer: it is nested too deeply"
+            ) from None
 
     def _read_raw(self, body: Buffer, model: str, version: str) -> Decoded:
         """Reads a raw request: the whole body is the data of the model's only input."""
@@ -241,8 +247,8 @@ class RestReader:
         inputs = served.signature.inputs
         if len(inputs) != 1:
             raise InvalidArgument(
-                f"Raw request must only have 1 input (found 1) to be deduced but got {len(inputs)}"
-                f" inputs in '{model}' model configuration"
+                f"{prefix('')}Raw request must only have 1 input (found 1) to be deduced but got"
+                f" {len(inputs)} inputs in '{model}' model configuration"
             )
         declared = inputs[0]
         name, datatype = declared.name, declared.datatype
@@ -252,7 +258,7 @@ class RestReader:
         if datatype.itemsize == 0:
             if any(dimension not in (1, -1) for dimension in shape):
                 raise InvalidArgument(
-                    f"For BYTE datatype raw input '{name}', the model must have input shape [1]"
+                    f"{prefix('')}For BYTE datatype raw input '{name}', the model must have input shape [1]"
                 )
             element = b"".join((len(body).to_bytes(4, "little"), body))
             spec = InputPlan(name, datatype.name, (1,) * len(shape))
@@ -261,8 +267,8 @@ class RestReader:
             variable = [index for index, dimension in enumerate(shape) if dimension < 0]
             if len(variable) > 1:
                 raise InvalidArgument(
-                    f"The shape of the raw input '{name}' can not be deduced because there are more"
-                    " than one variable-sized dimension"
+                    f"{prefix('')}The shape of the raw input '{name}' can not be deduced because there are"
+                    " more than one variable-sized dimension"
                 )
             if variable:
                 row = datatype.itemsize
@@ -271,7 +277,7 @@ class RestReader:
                 shape[variable[0]] = len(body) // row if row else 0
             spec = InputPlan(name, datatype.name, tuple(shape))
             if spec.size != len(body):
-                raise size_mismatch(spec, len(body), model, "")
+                raise size_mismatch(spec, len(body), model, "", "raw_input")
             tensor = spec.read(body, 0, len(body))
         plan = InferPlan((spec,))
         plan.binary_default = True
@@ -313,7 +319,7 @@ def split_id(header: bytes) -> tuple[str, bytes]:
 
 def make_plan(document: RequestDocument, model: str, memory: SharedMemory | None) -> InferPlan:
     """The plan of a request, checked as far as possible without the model."""
-    builder = PlanBuilder(model, memory)
+    builder = PlanBuilder(model, document.id, memory)
     declared: list[int | None] = []
     bytes_size = 0
     for given in document.inputs:
@@ -338,9 +344,15 @@ def make_plan(document: RequestDocument, model: str, memory: SharedMemory | None
     if document.parameters:
         if EMPTY_FINAL in document.parameters:
             raise InvalidArgument(RESERVED)
-        apply_parameters(plan, document.parameters)
+        try:
+            apply_parameters(plan, document.parameters)
+        except WrongType as error:
+            raise InvalidArgument(f"Unable to parse '{error.key}': {_not_json(error)}") from None
     for output in document.outputs or ():
-        builder.add_output(plan, output.name, output.parameters, binary=True)
+        try:
+            builder.add_output(plan, output.name, output.parameters, binary=True)
+        except WrongType as error:
+            raise InvalidArgument(f"Unable to set '{error.key}': {_not_json(error)}") from None
     if document.outputs:  # as in Triton, binary_data_output covers only outputs that are not listed
         plan.binary_default = False
     builder.finish(plan)
@@ -354,8 +366,13 @@ def _check_source(name: str, given: dict[str, bool]) -> None:
         raise InvalidArgument(
             f"Input must set only one of the following fields: 'data', '{_SIZE}' in 'parameters',"
             f" '{REGION}' in 'parameters'."
-            f" But input '{name}' set {' '.join(found) or 'none'}"
+            f" But {f'set {chr(32).join(found)}' if found else 'no field is set'} (input '{name}')"
         )
+
+
+def _not_json(error: WrongType) -> str:
+    """Triton's text for a parameter of another type than JSON's own, and ours."""
+    return f"attempt to access JSON non-{error.kind} as {error.kind}: {error.message}"
 
 
 def _declared_size(name: str, parameters: dict[str, Any]) -> int | None:
@@ -364,12 +381,14 @@ def _declared_size(name: str, parameters: dict[str, Any]) -> int | None:
     size = parameters[_SIZE]
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 2**63:
         raise InvalidArgument(
-            f"parameter 'binary_data_size' of input '{name}' must be a number of bytes, got {size!r}"
+            "Unable to parse 'binary_data_size': attempt to access JSON non-unsigned-integer as"
+            f" unsigned-integer: parameter 'binary_data_size' of input '{name}' must be a number of bytes,"
+            f" got {size!r}"
         )
     return size
 
 
-def _read_binary(plan: InferPlan, body: Buffer, offset: int, model: str) -> dict[str, Tensor]:
+def _read_binary(plan: InferPlan, body: Buffer, offset: int, model: str, id: str) -> dict[str, Tensor]:
     """The tensors of a plan whose inputs are all in binary form, consecutive from `offset`."""
     total = len(body)
     tensors = {}
@@ -377,7 +396,10 @@ def _read_binary(plan: InferPlan, body: Buffer, offset: int, model: str) -> dict
         end = offset + size  # type: ignore[operator]
         if end > total:
             raise _missing(spec, end - total, model)
-        tensors[spec.name] = spec.read(body, offset, end)
+        try:
+            tensors[spec.name] = spec.read(body, offset, end)
+        except StringsMismatch as error:
+            raise error.in_request(prefix(id), model) from None
         offset = end
     if offset != total:
         raise _additional(model)

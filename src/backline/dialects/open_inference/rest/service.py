@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 from backline.access.scope import Scope
 from backline.dialects.answers import encode_json, respond_encoded, respond_json
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.forwarding import ForwardPattern
-from backline.dialects.open_inference.configuration import model_configuration
+from backline.dialects.open_inference.configuration import (
+    explained_configuration,
+    model_configuration,
+)
 from backline.dialects.open_inference.metadata import (
     model_listing,
     rest_metadata,
@@ -21,11 +28,14 @@ from backline.dialects.open_inference.shared_memory import SharedMemoryRoutes
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
+from backline.engine.errors import NotFound
 from backline.engine.private_places import for_clients
 from backline.engine.values.tensor import in_pieces
 from backline.protos import to_plain
 from backline.wire.application import HttpRequest
 
+#: Triton's status of health checks that fail; it also says of unknown models that they are not ready.
+_TRITON_NOT_READY = 400
 _MODEL = "/v2/models/{}"
 _VERSION = "/v2/models/{}/versions/{}"
 
@@ -59,7 +69,9 @@ class RestService:
         for pattern, version in ((_MODEL, ("",)), (_VERSION, ())):
             router.add(Scope.READ, "GET", pattern, self._model_metadata, *version)
             router.add(Scope.READ, "GET", pattern + "/ready", self._model_ready, *version)
-            router.add(Scope.READ, "GET", pattern + "/config", self._configuration, *version)
+            for path, read in (("config", model_configuration), ("explain-config", explained_configuration)):
+                answer = partial(self._configuration, read)
+                router.add(Scope.READ, "GET", f"{pattern}/{path}", answer, *version)
             router.add(Scope.READ, "GET", pattern + "/stats", self._statistics, *version)
             router.add(Scope.INFER, "POST", pattern + "/infer", self._inference.infer, *version)
             router.add(Scope.INFER, "POST", pattern + "/infer_stream", self._generate.infer_stream, *version)
@@ -97,21 +109,32 @@ class RestService:
         )
 
     def _model_ready(self, name: str, version: str, request: HttpRequest) -> None:
-        model = self._engine.find(name, version)
+        try:
+            model = self._engine.find(name, version)
+        except NotFound as error:
+            if self._not_ready_status != _TRITON_NOT_READY:
+                raise
+            self._respond_unready(name, error.message, request)
+            return
         if model.ready:
             respond_json(request, {"name": name, "ready": True})
             return
         told = for_clients(model.reason or model.unready)
         why = f": {told}" if told else ""
-        error = f"Model version not ready: '{name}' version {model.version} is {model.state.value}{why}"
-        respond_json(request, {"name": name, "ready": False, "error": error}, self._not_ready_status)
+        self._respond_unready(name, f"'{name}' version {model.version} is {model.state.value}{why}", request)
 
-    def _configuration(self, name: str, version: str, request: HttpRequest) -> None:
+    def _respond_unready(self, name: str, why: str, request: HttpRequest) -> None:
+        document = {"name": name, "ready": False, "error": f"Model version not ready: {why}"}
+        respond_json(request, document, self._not_ready_status)
+
+    def _configuration(
+        self, read: Callable[[Engine, str, str], Any], name: str, version: str, request: HttpRequest
+    ) -> None:
         self._deferred.when_known(
             name,
             version,
             request,
-            lambda: respond_json(request, to_plain(model_configuration(self._engine, name, version))),
+            lambda: respond_json(request, to_plain(read(self._engine, name, version))),
         )
 
     def _statistics(self, name: str, version: str, request: HttpRequest) -> None:

@@ -1,0 +1,60 @@
+"""Triton's texts for JSON that is not an inference request, each followed by what is wrong where."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+from backline.engine.errors import InvalidArgument
+from backline.engine.values.tensor import Buffer
+
+_MISSING: Final = re.compile(r"missing required field `(\w+)`")
+_PLACE: Final = re.compile(r" - at `\$(.*)`$")
+_FIELD: Final = re.compile(r"\.(\w+)")
+#: What the value of a field must be, in Triton's words.
+_KINDS: Final = {
+    "inputs": "array",
+    "outputs": "array",
+    "shape": "unsigned-integer",
+    "id": "string",
+    "name": "string",
+    "datatype": "string",
+}
+
+
+def unreadable(error: Exception, document: Buffer) -> InvalidArgument:
+    """The error for a `document` that a decoder has rejected with `error`."""
+    if not isinstance(error, msgspec.ValidationError):
+        return InvalidArgument(f"failed to parse the request JSON buffer: {error}")
+    return InvalidArgument(f"{_begin(str(error), document)}: {error}")
+
+
+def _begin(text: str, document: Buffer) -> str:
+    if missing := _MISSING.search(text):
+        return _no_member(missing[1])
+    place = _PLACE.search(text)
+    if place is None:  # the document itself is not an object
+        return _no_member("inputs")
+    if place[1] == ".parameters[...]":
+        return (
+            f"parameter '{_odd_parameter(document)}' has invalid type. It should be either 'int', 'bool', or"
+            " 'string'."
+        )
+    if place[1] == ".parameters":
+        return "failed to get request params.: attempt to get members for non-object"
+    field = (_FIELD.findall(place[1]) or [""])[-1]
+    if field in _KINDS:
+        return f"Unable to parse '{field}': attempt to access JSON non-{_KINDS[field]} as {_KINDS[field]}"
+    return "failed to parse the request JSON"
+
+
+def _no_member(name: str) -> str:
+    return f"Unable to parse '{name}': attempt to access non-existing object member '{name}'"
+
+
+def _odd_parameter(document: Buffer) -> str:
+    """The first parameter of a request whose value is neither a number, a boolean nor a text."""
+    given = msgspec.json.decode(document, type=dict)["parameters"]
+    return next((key[:64] for key, value in given.items() if not isinstance(value, str | int | float)), "")
