@@ -106,7 +106,7 @@ class RepositoryRoutes:
     def add_routes(self, router: Router) -> None:
         for method in ("GET", "POST"):
             router.add(Scope.READ, method, "/v2/repository/index", self._index, lists=True)
-            router.add(Scope.READ, method, "/v2/repository/{}/index", refuse_repository)
+            router.add(Scope.READ, method, "/v2/repository/{}/index", self._index_of, lists=True)
         for action, handler in (("load", self._load), ("unload", self._unload)):
             router.add(Scope.MANAGE, "POST", f"/v2/repository/models/{{}}/{action}", handler, "")
             router.add(Scope.MANAGE, "POST", f"/v2/repository/models/{{}}/versions/{{}}/{action}", handler)
@@ -126,6 +126,10 @@ class RepositoryRoutes:
     def _index(self, request: HttpRequest) -> None:
         asked = read_document(IndexDocument, request.body if request.method == b"POST" else b"")
         respond_json(request, model_index(self._engine, visible_to(request.identity), only_ready=asked.ready))
+
+    def _index_of(self, repository: str, request: HttpRequest) -> None:
+        """Lists the models of all repositories, as Triton does over HTTP."""
+        self._index(request)
 
     def _load(self, model: str, version: str, request: HttpRequest) -> None:
         control = control_of(self._engine, _LOADING)
