@@ -51,6 +51,7 @@ RPC_RULES = tuple(
 LISTS = re.compile(
     r"(GET|HEAD) /v2/models(/stats)?|(GET|HEAD|POST) /v2/repository/index"
     r"|inference\.GRPCInferenceService/(RepositoryIndex|ModelStatistics)"
+    r"|grpc\.reflection\.v1(alpha)?\.ServerReflection/ServerReflectionInfo"
 )
 
 

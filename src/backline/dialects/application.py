@@ -273,8 +273,10 @@ class _IdentifyingHandler(_HttpHandler):
 def _target(method: UnaryMethod | StreamMethod) -> AccessTarget:
     """The target of calls of a gRPC method, as far as its path tells."""
     scope = Scope(method.scope)
-    named = scope is Scope.INFER or (
-        isinstance(method, UnaryMethod) and (method.model_of is not None or method.lists)
+    named = (
+        scope is Scope.INFER
+        or method.lists
+        or (isinstance(method, UnaryMethod) and method.model_of is not None)
     )
     return AccessTarget(scope, ANY_MODEL if named else None)
 

@@ -234,10 +234,14 @@ class UnaryMethod:
 
 @dataclass(frozen=True, slots=True)
 class StreamMethod:
-    """A streaming gRPC method: a coroutine that takes a StreamCall. Callers need the permission `scope`."""
+    """A streaming gRPC method: a coroutine that takes a StreamCall. Callers need the permission `scope`.
+
+    It concerns every model, or with `lists` those that the caller may use.
+    """
 
     handler: Callable[[StreamCall], Awaitable[None]]
     scope: str
+    lists: bool = False
 
 
 @dataclass(frozen=True, slots=True)
