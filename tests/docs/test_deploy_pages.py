@@ -13,7 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from backline.cli import image, serve
+from backline.cli import image, serve, service
 from backline.client import AsyncClient, Client
 from backline.repository import configuration
 from backline.repository.listing import FileEntry, Listing
@@ -110,6 +110,14 @@ def _function(block: Block, folder: Path) -> None:
     assert callable(answer)
 
 
+def _user_service(block: Block, folder: Path) -> None:
+    """tests/cli/test_service.py runs them with a stand-in for systemctl; this checks their arguments."""
+    for line in commands(block):
+        program, verb, name, *arguments = shlex.split(line)
+        assert (program, verb) == ("backline", "service")
+        service.command.commands[name].make_context(name, arguments)
+
+
 #: What runs each snippet, in the order of the page.
 CHECKS: dict[str, list[Callable[[Block, Path], None]]] = {
     "autoscaling.md": [_prometheus],
@@ -118,7 +126,7 @@ CHECKS: dict[str, list[Callable[[Block, Path], None]]] = {
     "kserve.md": [_inference_service],
     "kubernetes.md": [_helm, _manifests],
     "serverless.md": [_function, _function],
-    "systemd.md": [_environment],
+    "systemd.md": [_environment, _user_service],
 }
 
 

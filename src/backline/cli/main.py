@@ -32,6 +32,7 @@ COMMANDS = {
     "config": "Show, check, explain and convert the configuration of models on disk.",
     "env": "Show, build and remove the environments of Python models.",
     "image": "Build a container image for the models of a repository.",
+    "service": "Install, show and remove a server as a service of this user, under systemd.",
     "keys": "Create, list, revoke and rotate the API keys of a server.",
     "certs": "Create certificates for a server and its clients, for development.",
     "login": "Keep the API key of a server for this user.",
