@@ -65,7 +65,7 @@ test-containers: $(STAMP)-test  ## build and test the container image; needs pod
 	BACKLINE_TESTS_CONTAINERS=1 BACKLINE_TESTS_REQUIRE_TOOLS=1 $(BIN)/python -m pytest tests/deploy
 
 test-ray: $(STAMP)-test  ## install Ray and test a deployment on a cluster of three nodes in this machine
-	$(BIN)/python -m pip install --quiet '.[ray]'
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable '.[ray]'
 	BACKLINE_TESTS_RAY=1 $(BIN)/python -m pytest tests/fleet/test_ray_deployment.py
 
 lint: $(STAMP)-test  ## check format, lint, types and layers
