@@ -109,8 +109,8 @@ class RunningServer:
     def _repr_html_(self) -> str:
         """What a notebook shows: the address, the page to try the model, and each model's call in Python.
 
-        The page is that of the server, in a frame. Where the notebook's browser runs on another machine than
-        the server, it stays empty, and the calls remain.
+        The page comes from the server, in a frame. If the notebook's browser runs on another machine, the
+        frame stays empty, and the calls are still shown.
         """
         if self._stopped:
             return f"<p>The server at {html.escape(self.url)} has stopped.</p>"

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 AUTHORIZATION = b"authorization"
 API_KEY = b"x-api-key"
-#: The start of the subprotocol of WebSocket that holds a key or token: pages cannot send other fields with a
-#: handshake.
+#: A WebSocket subprotocol that begins so holds a key or token: pages can set no other field of a handshake.
 _SUBPROTOCOL = b"backline.bearer."
 _SUBPROTOCOLS = b"sec-websocket-protocol"
 #: How many credentials are remembered, so that each is hashed or verified once.

@@ -81,7 +81,7 @@ def check_trees(path: Path) -> None:
     """
     with damaged(path):
         content = path.read_bytes()
-        if b"\0" in content:  # LightGBM would never get past the end of a line that has one
+        if b"\0" in content:  # LightGBM never finds the end of a line with such a byte
             raise Damaged("it has bytes of value 0, so it is not text")
         end = content.find(b"\n" + _END)
         if end < 0:

@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _printable_lines(text: str) -> str:
-    """The text of an error, which may come from a server, without anything that commands the terminal."""
+    """The text of an error without control characters, because the text may come from a server."""
     return "\n".join(map(printable, text.split("\n")))
 
 

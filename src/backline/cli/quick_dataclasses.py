@@ -18,7 +18,7 @@ from typing import Any, Final
 _dataclass: Final[Callable[..., Any]] = dataclasses.dataclass
 #: The options that are defined here. A class with any other gets its methods from the standard library.
 _OPTIONS: Final = frozenset({"eq", "frozen", "kw_only", "repr", "slots"})
-#: Methods that change what the standard library adds, if the class has any of them.
+#: A class that defines any of these gets its methods from the standard library, which treats them specially.
 _SPECIAL: Final = ("__eq__", "__hash__", "__setattr__", "__delattr__", "__getstate__", "__setstate__")
 
 

@@ -16,7 +16,7 @@ import click
 from backline.cli.command import CommandGroup
 from backline.engine.errors import AlreadyExists, NotFound, Unavailable
 
-#: The first line of every unit that this command writes. It replaces and removes no others.
+#: The first line of every unit that this command writes. Units without it are never replaced or removed.
 _MARK = "# Written by `backline service install --user`."
 _UNIT = """\
 {mark}
@@ -46,7 +46,7 @@ Examples:
   backline service status --user
   backline service uninstall --user
 
-What comes after -- are options of `backline serve`. docs/deploy/systemd.md has the units of a service for the
+Everything after -- is passed to `backline serve`. docs/deploy/systemd.md has the units of a service for the
 whole machine."""
 
 
@@ -65,7 +65,7 @@ class UserUnit:
         """Raises AlreadyExists if the unit is there, but was not written by this command."""
         if self.path.exists() and not self.path.read_text(errors="replace").startswith(_MARK):
             raise AlreadyExists(
-                f"'{self.path}' was not written by this command, which leaves it alone: choose another --name"
+                f"'{self.path}' was not written by this command and is left as it is: choose another --name"
             )
 
 
@@ -83,7 +83,7 @@ def _name_option(function: Callable[..., None]) -> Callable[..., None]:
 
 def _check_name(context: click.Context, parameter: click.Parameter, value: str) -> str:
     if not _NAME.fullmatch(value):
-        raise click.BadParameter("a name has letters, digits, '_', '.' and '-', at most 100 of them")
+        raise click.BadParameter("expected at most 100 letters, digits, '_', '.' and '-'")
     return value
 
 
@@ -96,7 +96,7 @@ def _check_name(context: click.Context, parameter: click.Parameter, value: str) 
 def install(
     context: click.Context, repositories: tuple[str, ...], for_user: bool, name: str, no_start: bool
 ) -> None:
-    """Write a unit that serves REPOSITORIES, print it, and start it now and with each login.
+    """Write a unit that serves REPOSITORIES, print it, and start it now and at each login.
 
     A service of the same name is replaced and restarted.
     """
@@ -117,7 +117,7 @@ def install(
     _systemctl("enable", f"{name}.service")
     _systemctl("restart", f"{name}.service")
     print(f"Started '{name}'. Its log: journalctl --user --unit {name}")
-    print("It ends with your last session, unless you run: loginctl enable-linger")
+    print("It stops when you log out, unless you run: loginctl enable-linger")
 
 
 def _check(context: click.Context, arguments: tuple[str, ...]) -> None:
@@ -152,7 +152,7 @@ def uninstall(for_user: bool, name: str) -> None:
 @_user_option
 @_name_option
 def status(for_user: bool, name: str) -> None:
-    """Show whether the service runs; exit with status 1 if it does not."""
+    """Show whether the service is running; exit with status 1 if it does not."""
     unit = _installed(name)
     state = _systemctl("show", "--property=ActiveState,SubState,MainPID,NRestarts", f"{name}.service")
     fields = dict(line.split("=", 1) for line in state.splitlines() if "=" in line)

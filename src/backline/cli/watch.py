@@ -28,7 +28,7 @@ Examples:
   backline watch --failed --url http://server:8000
   backline watch --count 10 --json
 
-Requests are traced only while somebody watches, on a busy server twenty a second."""
+The server traces requests only while somebody watches, and at most twenty a second."""
 
 
 @click.command(epilog=_EPILOG)

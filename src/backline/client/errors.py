@@ -65,7 +65,7 @@ class CredentialsRefused(PermissionDenied):
     grpc_code = 16
 
 
-#: What reading a document can raise if its sender is not a server of the protocol, or a hostile one.
+#: What reading a document may raise if its sender does not follow the protocol, or is hostile.
 UNREADABLE: Final = (
     ValueError,
     TypeError,

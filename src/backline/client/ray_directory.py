@@ -48,7 +48,7 @@ def join_ray(address: str | None = None) -> Any:
 
 
 def replica_urls(deployment: str) -> Sequence[str]:
-    """The URLs of the replicas that take requests. Blocks. Raises Unavailable if that is unknown."""
+    """The URLs of the replicas that take requests. Blocks. Raises Unavailable if Ray knows none."""
     ray = join_ray()
     try:
         controller = ray.get_actor(controller_name(deployment), namespace=NAMESPACE)

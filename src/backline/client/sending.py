@@ -16,7 +16,7 @@ class Sending(Protocol):
     """A request on its way to one server."""
 
     def abandon(self) -> None:
-        """Gives the request up, because nobody waits for the outcome any more. Nothing is reported then."""
+        """Abandons the request. Its outcome is not reported."""
 
 
 class TaskSending(Generic[T]):

@@ -51,7 +51,7 @@ class Transport(ABC):
     async def infer(self, call: InferCall) -> InferResponse: ...
 
     def start_infer(self, call: InferCall, timeout: float, on_outcome: OnOutcome[InferResponse]) -> Sending:
-        """Sends a call within `timeout` seconds, whatever the call says. `on_outcome` gets the response."""
+        """Sends a call. `timeout`, in seconds, replaces its own deadline. `on_outcome` gets the response."""
         return TaskSending(self.infer(replace(call, timeout=timeout)), on_outcome)
 
     @abstractmethod

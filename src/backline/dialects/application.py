@@ -154,7 +154,7 @@ def _may_be_grpc(path: bytes) -> bool:
 
 
 class _LateMethods(_Methods):
-    """The gRPC methods by path, which are made for the first gRPC call."""
+    """The gRPC methods by path, created on the first gRPC call."""
 
     def __init__(self, make: Callable[[], tuple[Mapping[bytes, AccessTarget], _Methods]]) -> None:
         self._make = make
@@ -195,7 +195,7 @@ _VITAL = frozenset(
 
 
 def _takes_websocket(path: bytes) -> bool:
-    """Whether a path is one of SocketService, which is made for the first request to it."""
+    """Whether a path belongs to SocketService, which is created on the first request for it."""
     return path.startswith(b"/models/") and path.endswith(b"/stream")
 
 

@@ -27,7 +27,7 @@ _LOOK = 5.0
 class ExternalScaler:
     """Answers with the signal of this server: the factor by which the number of servers should change.
 
-    KEDA multiplies the factor with the number of servers if the trigger has `metricType: Value`. That is
+    KEDA multiplies the number of servers by the factor if the trigger has `metricType: Value`. That is
     right for the whole fleet as long as its servers have about the same load.
     """
 

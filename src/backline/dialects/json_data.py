@@ -36,7 +36,7 @@ _EXTREME = re.compile(rb"[eE][+-]?0*[1-9][0-9]{2}").search
 _WORDS = {b"NaN": b"9e99999", b"Infinity": b"8e99999"}
 _STANDING_FOR = {"9e99999": nan, "8e99999": inf, "-8e99999": -inf}
 _NO_STRING = "Unable to parse JSON bytes array: attempt to access JSON non-string as string"
-#: For each kind of numpy dtype, what an element must be in Triton's words, and as what it is read.
+#: For each kind of numpy dtype, in Triton's words: what an element must be, and what it is read as.
 _READ_AS = {
     "b": ("boolean", "boolean"),
     "i": ("signed-integer", "signed-integer"),

@@ -63,9 +63,9 @@ class Router:
         #: The number of segments of the longest pattern.
         self._most_segments = 0
         self._resolved: Memo[bytes, _Methods] = Memo(_MAX_REMEMBERED)
-        #: Functions that add further routes.
+        #: Functions that add further routes when a path needs them.
         self._later: list[Callable[[Router], None]] = []
-        #: The patterns to which they may add nothing.
+        #: The patterns to which these functions may not add routes.
         self._closed: frozenset[tuple[str, ...]] = frozenset()
 
     def add(
@@ -96,14 +96,14 @@ class Router:
             methods[name] = _Route(scope, handler, further, lists)
 
     def add_later(self, add_routes: Callable[[Router], None]) -> None:
-        """Calls `add_routes` once a path is asked for that no route fits, so that its modules load late.
+        """Calls `add_routes` on the first request whose path fits no route, so that its modules load late.
 
-        It must not add routes for patterns that have other routes.
+        `add_routes` must not add routes to patterns that already have some.
         """
         self._later.append(add_routes)
 
     def _add_later(self) -> bool:
-        """Adds the routes for later; returns whether there were any."""
+        """Adds the routes of `add_later`; returns whether there were any."""
         later, self._later = self._later, []
         if later:
             self._closed = frozenset(self._patterns)

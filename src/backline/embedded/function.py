@@ -30,7 +30,7 @@ from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStrea
 #: Milliseconds between the deadline of a request and the moment when the platform ends the function, so that
 #: the caller gets an error of the engine, which says more than the platform's.
 _MARGIN: Final = 200
-#: The longest stream that is collected to one response, in bytes.
+#: The longest stream that is collected into one response, in bytes.
 _MAX_STREAM: Final = 32 << 20
 #: What a percent-encoded path may have besides letters and digits.
 _PATH: Final = "/%:@!$&'()*+,;=~-._"
@@ -69,7 +69,7 @@ class FunctionRequest(HttpRequest):
 
 
 class CollectedStream(ResponseStream):
-    """A stream whose chunks become one response, because the platform takes nothing less."""
+    """A stream whose chunks become one response, because the platform accepts only whole responses."""
 
     def __init__(self, request: FunctionRequest, status: int, fields: Fields) -> None:
         self._request = request
@@ -82,9 +82,7 @@ class CollectedStream(ResponseStream):
         self._size += len(chunk)
         if self._size > _MAX_STREAM:
             if not self._request.response.done():
-                text = (
-                    f'{{"error":"the stream is longer than {_MAX_STREAM >> 20} MiB, the most of a function"}}'
-                )
+                text = f'{{"error":"the stream exceeds {_MAX_STREAM >> 20} MiB, the limit of a function"}}'
                 self._request.respond(500, [(b"content-type", b"application/json")], [text.encode()])
             raise ConnectionResetError
         self._chunks.append(bytes(chunk))

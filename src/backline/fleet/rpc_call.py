@@ -96,7 +96,7 @@ class RpcCall:
         self.parts = parts
         self.size = sum(map(len, parts))
         self.timeout = timeout
-        #: Whether the call has ended, here or there.
+        #: Whether either side has ended the call.
         self.closed = self.answered = False
         #: How often the call was sent to a connection that did not take it.
         self.attempts = 0

@@ -143,7 +143,7 @@ class RpcConnection(asyncio.Protocol):
                     f"{self._advice}"
                 )
             )
-            self.ready.exception()  # it may be that nobody waits
+            self.ready.exception()  # perhaps nobody waits for a result
         if self._transport is not None:
             self._transport.abort()
         calls, self.calls = self.calls, {}
@@ -379,7 +379,7 @@ class RpcConnection(asyncio.Protocol):
             call.finish(head)
 
     def _end(self, call: RpcCall) -> None:
-        """Takes a call out, as the other side has ended it."""
+        """Removes a call that the other side has ended."""
         del self.calls[call.number]
         if call.pending is not None:  # it has not read all of the request
             call.pending = None

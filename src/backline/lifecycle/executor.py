@@ -101,7 +101,7 @@ class Executor:
         for served in self.dependencies.review():
             self._advance(served)
             advanced[served.name] = None
-        # With thousands of models, to look at each of them after every step would dominate the start.
+        # With thousands of models, looking at each of them after every step would dominate the start.
         self._engine.refresh(advanced)
         self.models.stepped()
 
@@ -343,7 +343,7 @@ class Dependencies:
     def __init__(self, engine: Engine, models: ServedModels) -> None:
         self._engine = engine
         self._models = models
-        #: The names of all ensembles that were loaded, and perhaps of models that are ensembles no more.
+        #: The names of all ensembles that were loaded, and perhaps of models that no longer are ensembles.
         self.composed: set[str] = set()
 
     def asking(self, name: str) -> list[str]:

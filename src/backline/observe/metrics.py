@@ -27,7 +27,7 @@ def batched(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 
 
 def _blocks(pieces: Iterable[str]) -> Iterator[bytes]:
-    """Joins the pieces to blocks for the wire; yields nothing but b"" until the next block is full."""
+    """Joins the pieces into blocks for the wire; yields nothing but b"" until the next block is full."""
     block: list[str] = []
     size = 0
     for piece in pieces:
@@ -54,7 +54,7 @@ class Metrics:
         """`scaling` is the policy of the metrics for autoscalers."""
         self._engine = engine
         self._scaling = Scaling(scaling or ScalingPolicy(default_target()))
-        #: What each version has counted, and what all have, including those that were unloaded since.
+        #: The counts of each version, and the totals, which include versions that were unloaded.
         self._counted: dict[tuple[str, str], DemandCounters] = {}
         self._demand = NO_DEMAND
         self._signal = STEADY

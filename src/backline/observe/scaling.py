@@ -45,7 +45,7 @@ class DemandCounters:
         )
 
     def since(self, before: DemandCounters) -> DemandCounters:
-        """What was added since `before`, nothing that is negative."""
+        """What was added since `before`; negative differences count as 0."""
         return DemandCounters(
             max(self.seconds - before.seconds, 0.0),
             max(self.requests - before.requests, 0),

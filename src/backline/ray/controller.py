@@ -19,7 +19,7 @@ from backline.ray.spec import ReplicaSpec, ReplicaState
 
 log = logging.getLogger("backline.ray")
 
-#: Seconds between looks at the replicas, and how long one may take to describe itself.
+#: Seconds between checks of the replicas, and how long a replica may take to describe itself.
 _LOOK = 0.5
 _ANSWER_WITHIN = 2.0
 #: Seconds between taking a replica out of the list and stopping it. Clients look the list up every second.
@@ -81,7 +81,7 @@ class Controller:
             try:
                 await self._look()
             except Exception:
-                log.exception("the replicas could not be looked at; the next look follows")
+                log.exception("the replicas could not be checked; the next check follows in a moment")
             await asyncio.sleep(_LOOK)
 
     async def _look(self) -> None:
@@ -108,8 +108,9 @@ class Controller:
             self._retire(name)
 
     async def _state(self, name: str, before: ReplicaState | None) -> ReplicaState | None:
-        """What a replica says. One that does not answer in time is as it was `before`: whether to send
-        requests to it, clients find out themselves.
+        """The state of a replica; the state `before` if it does not answer in time.
+
+        Clients find out themselves whether such a replica takes requests.
         """
         try:
             async with asyncio.timeout(_ANSWER_WITHIN):

@@ -22,7 +22,7 @@ _TIMEOUT = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """Replicas of a server that Ray runs. They go on when this program ends."""
+    """Replicas of a server that Ray runs. They keep running when this program ends."""
 
     name: str
     replicas: int
@@ -100,7 +100,7 @@ def deployment(
             " replicas"
         )
     if "/" in name or not name:
-        raise InvalidArgument(f"'{name}' is no name of a deployment: expected a text without '/'")
+        raise InvalidArgument(f"'{name}' cannot be the name of a deployment: expected a text without '/'")
     ray = join_ray(address)
     if warning := open_ports_warning():
         log.warning(warning)
@@ -130,7 +130,7 @@ def _end_controller(name: str) -> None:
 
 
 def open_ports_warning() -> str:
-    """What to do if Ray takes commands from everybody who reaches its ports; empty if it asks for a token."""
+    """What to do if Ray takes commands from anybody who reaches its ports; empty if it requires a token."""
     import os
 
     try:
@@ -143,6 +143,6 @@ def open_ports_warning() -> str:
         return ""
     where = require_ray().get_runtime_context().gcs_address
     return (
-        f"Ray at {where} runs code for everybody who reaches its ports: set RAY_AUTH_MODE=token on all nodes,"
+        f"Ray at {where} runs code for anybody who reaches its ports: set RAY_AUTH_MODE=token on all nodes,"
         " or close the ports to other machines"
     )

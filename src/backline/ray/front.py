@@ -41,7 +41,7 @@ class Front:
         return replace(options, repositories=(self.folder,), lifecycle=lifecycle)
 
     def close(self) -> None:
-        """Ends following the models, and removes the repository. The deployment goes on."""
+        """Ends following the models, and removes the repository. The deployment keeps running."""
         self._ended.set()
         self._thread.join()
         self._client.close()

@@ -22,7 +22,7 @@ _READY_WITHIN = 600.0
 
 @dataclass(frozen=True, slots=True)
 class RayOptions:
-    """What is deployed to Ray, and where Ray is. `most` is None if the number of replicas stays."""
+    """What is deployed to Ray, and where Ray is. `most` is None for a fixed number of replicas."""
 
     name: str
     address: str | None
@@ -50,12 +50,18 @@ _OPTIONS: tuple[Decorator, ...] = (
     ),
     option("--ray-name", default="backline", help="The name of the deployment: clients use ray://NAME."),
     option("--ray-address", help="The address of the Ray cluster; default: RAY_ADDRESS, or this machine's."),
-    option("--ray-replicas", type=WholeNumber(1), default=1, metavar="COUNT", help="The fewest replicas."),
+    option(
+        "--ray-replicas",
+        type=WholeNumber(1),
+        default=1,
+        metavar="COUNT",
+        help="The minimum number of replicas.",
+    ),
     option(
         "--ray-max-replicas",
         type=WholeNumber(1),
         metavar="COUNT",
-        help="The most replicas, which the load may ask for; default: the fewest.",
+        help="The maximum number of replicas, for a high load; default: the minimum.",
     ),
     option(
         "--ray-actor-options",
@@ -99,7 +105,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def in_front(options: ServerOptions, engine: RayOptions | None) -> Iterator[ServerOptions]:
     """The options of the server to run: those given, or those of a server in front of a new deployment.
 
-    The deployment goes on when the server ends. Raises BacklineError if Ray cannot run it.
+    The deployment keeps running when the server ends. Raises BacklineError if Ray cannot run it.
     """
     if engine is None:
         yield options

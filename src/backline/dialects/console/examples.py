@@ -37,7 +37,7 @@ _FILE: Fields = (
 
 
 class Examples:
-    """Registers the routes. `recorder` knows where requests were recorded; None if nothing is."""
+    """Registers the routes. `recorder` knows where requests were recorded; None without recording."""
 
     def __init__(self, engine: Engine, deferred: DeferredAnswers, recorder: Recorder | None) -> None:
         self._engine = engine

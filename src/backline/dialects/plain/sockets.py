@@ -1,4 +1,4 @@
-"""WebSocket for people: GET /models/{model}/stream runs a model on each message of a connection."""
+"""GET /models/{model}/stream: a WebSocket that runs a model on each message."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from backline.engine.values.messages import InferRequest, InferResponse, Paramet
 from backline.engine.values.tensor import Tensor
 from backline.wire.application import HttpRequest, WebSocket
 
-#: The subprotocol that the server chooses if it is offered. A page offers it next to the one with its key.
+#: The subprotocol that the server chooses if the client offers it. A page offers another one with its key.
 PROTOCOL = b"backline"
 _SEQUENCE_END = "sequence_end"
 #: RFC 6455, section 7.4.1: the server met a condition that it did not expect.

@@ -86,7 +86,7 @@ def close_payload(code: CloseCode, reason: str) -> bytes:
 
 
 class MessageReader:
-    """Puts frames together to messages of at most `max_size` bytes. It does no I/O."""
+    """Joins frames into messages of at most `max_size` bytes. It does no I/O."""
 
     def __init__(self, max_size: int) -> None:
         self._max_size = max_size
@@ -194,7 +194,7 @@ class MessageReader:
 
 
 def _unmasked(data: bytearray, mask: bytes) -> bytes:
-    """The payload, each byte combined with the mask. As whole numbers, because that takes one operation."""
+    """The payload, with the mask applied to all bytes in one operation, as if each were one large integer."""
     size = len(data)
     key = (mask * (size // 4 + 1))[:size]
     return (int.from_bytes(data, "little") ^ int.from_bytes(key, "little")).to_bytes(size, "little")

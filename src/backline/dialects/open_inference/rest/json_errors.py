@@ -1,4 +1,4 @@
-"""Triton's texts for JSON that is not an inference request, each followed by what is wrong where."""
+"""Triton's texts for JSON that is not an inference request, each followed by what is wrong, and where."""
 
 from __future__ import annotations
 

@@ -362,7 +362,7 @@ def _check_source(name: str, given: dict[str, bool]) -> None:
 
 
 def _not_json(error: WrongType) -> str:
-    """Triton's text for a parameter of another type than JSON's own, and ours."""
+    """Triton's text for a parameter of the wrong JSON type, followed by our own."""
     return f"attempt to access JSON non-{error.kind} as {error.kind}: {error.message}"
 
 
