@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,9 +17,20 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor_pool import DescriptorPool
 
 
-@cache
+#: Held while the pool or a class is made: loads on threads and the event loop may need them first at the same
+#: time, and messages of one pool do not fit into those of another.
+_making = RLock()
+_made: dict[str, Any] = {}
+
+
 def pool() -> DescriptorPool:
     """The pool with the files of this folder."""
+    with _making:
+        return _pool()
+
+
+@cache
+def _pool() -> DescriptorPool:
     # Imported late, because a server that only has HTTP clients needs no messages.
     from google.protobuf import descriptor_pb2, descriptor_pool
 
@@ -31,12 +43,16 @@ def pool() -> DescriptorPool:
     return own
 
 
-@cache
 def message(full_name: str) -> Any:
     """The class of a message, such as "inference.ModelInferRequest"."""
-    from google.protobuf import message_factory
+    made = _made.get(full_name)
+    if made is None:
+        from google.protobuf import message_factory
 
-    return message_factory.GetMessageClass(pool().FindMessageTypeByName(full_name))
+        with _making:
+            made = message_factory.GetMessageClass(_pool().FindMessageTypeByName(full_name))
+            _made[full_name] = made
+    return made
 
 
 def to_plain(value: Any) -> dict[str, Any]:

@@ -28,7 +28,10 @@ def unreadable(error: Exception, document: Buffer) -> InvalidArgument:
     """The error for a `document` that a decoder has rejected with `error`."""
     if not isinstance(error, msgspec.ValidationError):
         return InvalidArgument(f"failed to parse the request JSON buffer: {error}")
-    return InvalidArgument(f"{_begin(str(error), document)}: {error}")
+    try:
+        return InvalidArgument(f"{_begin(str(error), document)}: {error}")
+    except (msgspec.DecodeError, RecursionError) as malformed:  # further on than the decoder has read
+        return InvalidArgument(f"failed to parse the request JSON buffer: {malformed}")
 
 
 def _begin(text: str, document: Buffer) -> str:
