@@ -158,7 +158,7 @@ def with_metrics(reading: Reading, page: str) -> Reading:
                 elif sample.name == _PENDING:
                     waiting[key] = sample.value
     except (ValueError, LookupError, TypeError, AttributeError):
-        return reading  # the parser raises any of these for a page that has no metrics
+        return reading  # what the parser raises for a page that contains no metrics
     return Reading(reading.moment, reading.index, reading.statistics, latencies, waiting)
 
 

@@ -65,7 +65,7 @@ class CredentialsRefused(PermissionDenied):
     grpc_code = 16
 
 
-#: What reading a document can raise if its sender is not a server of the protocol, or a hostile one.
+#: What reading a document can raise if the sender is hostile or does not implement the protocol.
 UNREADABLE: Final = (
     ValueError,
     TypeError,

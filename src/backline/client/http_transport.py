@@ -32,7 +32,7 @@ from backline.engine.values.tensor import Buffer, Tensor, decode_tensor, encode_
 
 T = TypeVar("T")
 
-#: The most digits of a Retry-After field that the client believes.
+#: The most digits of a Retry-After field that the client accepts.
 LONGEST_WAIT: Final = 6
 
 _encode = msgspec.json.Encoder().encode
@@ -354,7 +354,9 @@ class HttpTransport(Transport):
             raise ProtocolError(f"{self._url}{path.decode()} did not answer with JSON: {error}") from None
 
     def read(self, what: str, build: Callable[[], T]) -> T:
-        """What `build` makes of a document from the server. Raises ProtocolError if it has another form."""
+        """Converts a document from the server with `build`. Raises ProtocolError if the document has another
+        form.
+        """
         try:
             return build()
         except UNREADABLE as error:

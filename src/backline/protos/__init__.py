@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @cache
 def pool() -> DescriptorPool:
     """The pool with the files of this folder."""
-    # Imported late, because a server that only has HTTP clients needs no messages.
+    # Imported late, because a server that only has HTTP clients needs no protobuf messages.
     from google.protobuf import descriptor_pb2, descriptor_pool
 
     own = descriptor_pool.DescriptorPool()

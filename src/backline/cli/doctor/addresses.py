@@ -161,7 +161,7 @@ def read_exposure(options: ServerOptions) -> Exposure:
 
 
 def _tried(host: str, port: int) -> int:
-    """The error number of listening on a port for a moment; 0 if that works."""
+    """Listens on a port for a moment. Returns the errno if that fails, else 0."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as tried:

@@ -86,7 +86,9 @@ class Share:
 
 @dataclass(slots=True)
 class Outcome:
-    """The result of a search. `candidates` were considered, and `measured` are all measurements, in order."""
+    """The result of a search. `candidates` counts the settings that were considered; `measured` holds all
+    measurements, in order.
+    """
 
     base: LoadMeasurement
     best: LoadMeasurement

@@ -178,7 +178,9 @@ class RequestCheck:
         if not missing and not unknown:
             return
         least, most = len(self._required), len(self._names)
-        if unknown and least <= len(given) <= most:  # Triton checks the names only if their number is right
+        if (
+            unknown and least <= len(given) <= most
+        ):  # Triton checks the names only if the number of inputs is right
             also = f", but missing required input(s) [{_names(missing)}]" if missing else ""
             raise InvalidArgument(
                 f"unexpected inference input {_names(unknown)} for model '{self._model}'; expected"

@@ -348,5 +348,5 @@ def _note_use(blob: Path) -> None:
     """Updates the access time, at most hourly. A changed modification time would count as damage."""
     status = blob.stat()
     if status.st_atime < time.time() - _USE_SECONDS:
-        with contextlib.suppress(OSError):  # the file of another user is kept as long as it has links
+        with contextlib.suppress(OSError):  # only a file's owner may set its times
             os.utime(blob, ns=(time.time_ns(), status.st_mtime_ns))

@@ -300,7 +300,7 @@ class CallChannel:
             self._tell(message.number, value)
 
     def _tell(self, number: int, found: Any) -> None:
-        """Answers a question, unless it has been answered or cancelled."""
+        """Sends the result of a call to the worker, unless the call has ended or was cancelled."""
         if self._questions.pop(number, None) is None:
             return
         if isinstance(found, BacklineError):

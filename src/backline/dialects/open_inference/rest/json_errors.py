@@ -1,4 +1,4 @@
-"""Triton's texts for JSON that is not an inference request, each followed by what is wrong where."""
+"""Triton's texts for JSON that is not an inference request, each followed by what is wrong, and where."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from backline.engine.values.tensor import Buffer
 _MISSING: Final = re.compile(r"missing required field `(\w+)`")
 _PLACE: Final = re.compile(r" - at `\$(.*)`$")
 _FIELD: Final = re.compile(r"\.(\w+)")
-#: What the value of a field must be, in Triton's words.
+#: Triton's words for the type of a field's value.
 _KINDS: Final = {
     "inputs": "array",
     "outputs": "array",
@@ -55,6 +55,6 @@ def _no_member(name: str) -> str:
 
 
 def _odd_parameter(document: Buffer) -> str:
-    """The first parameter of a request whose value is neither a number, a boolean nor a text."""
+    """The first parameter of a request whose value is not a number, a boolean or a string."""
     given = msgspec.json.decode(document, type=dict)["parameters"]
     return next((key[:64] for key, value in given.items() if not isinstance(value, str | int | float)), "")

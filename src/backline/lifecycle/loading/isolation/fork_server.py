@@ -104,7 +104,7 @@ class _ForkServer:
             try:
                 socket.send_fds(other.control, [request], descriptors)
                 break
-            except OSError:  # it has died
+            except OSError:  # the process has died: start another
                 del self._others[modules]
                 other.control.close()
                 os.waitpid(other.pid, 0)
