@@ -58,7 +58,7 @@ class Reading:
     moment: float
     index: tuple[ModelIndex, ...] = ()
     statistics: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)
-    #: The requests so far that took at most so many seconds.
+    #: By upper bound in seconds: the number of requests so far that took at most that long.
     latencies: Mapping[Key, Mapping[float, float]] = field(default_factory=dict)
     waiting: Mapping[Key, float] = field(default_factory=dict)
 

@@ -130,7 +130,7 @@ def decode_infer(url: str, answer: HttpAnswer) -> InferResponse:
     try:
         end = len(body) if length is None else int(length)
         if not 0 < end <= len(body):
-            raise ValueError(f"header of {end} bytes in a body of {len(body)}")
+            raise ValueError(f"the JSON header has {end} bytes, but the body has {len(body)}")
         header = _read_header(body[:end])
         outputs = list(_tensors(header, body, end))
     except UNREADABLE as error:

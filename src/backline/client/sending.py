@@ -17,9 +17,7 @@ class Sending(Protocol):
     """A request in flight to one server."""
 
     def abandon(self) -> None:
-        """Gives up the request, because nobody waits for the outcome any more. No outcome is reported
-        afterwards.
-        """
+        """Gives up the request. Its outcome is no longer reported."""
 
 
 class TaskSending(Generic[T]):

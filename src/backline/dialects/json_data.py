@@ -32,7 +32,8 @@ _OTHER_SHAPE = "Unable to parse 'data': Shape does not match true shape of 'data
 _NO_LIST = "Unable to parse 'data': attempt to access JSON non-array as array"
 #: A number whose exponent has three digits.
 _EXTREME = re.compile(rb"[eE][+-]?0*[1-9][0-9]{2}").search
-#: The numbers that stand for words: nobody sends them, as no datatype can hold them.
+#: The numbers that stand for NaN and the infinities. No client sends these numbers, as no datatype can hold
+#: them.
 _WORDS = {b"NaN": b"9e99999", b"Infinity": b"8e99999"}
 _STANDING_FOR = {"9e99999": nan, "8e99999": inf, "-8e99999": -inf}
 _NO_STRING = "Unable to parse JSON bytes array: attempt to access JSON non-string as string"

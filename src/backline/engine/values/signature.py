@@ -161,7 +161,7 @@ class RequestCheck:
                         raise self._shape_error(request, name, tensor.shape)
         if alone:
             ticket.batch_size = 1
-            ticket.batch_key = object()  # equal to no other
+            ticket.batch_key = object()  # unlike any other key, so that the request runs alone
             return
         ticket.batch_size = size if size >= 0 else 1
         if not self._fixed:

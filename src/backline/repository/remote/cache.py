@@ -46,7 +46,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @dataclass(frozen=True, slots=True)
 class CachedContent:
-    """A content in the cache, identified by its hash."""
+    """The content of a cached file, identified by its hash."""
 
     sha256: str
     size: int
@@ -128,7 +128,7 @@ class ContentCache:
             return self._blob(content.sha256).read_bytes()
 
     def path(self, content: CachedContent) -> Path:
-        """The file of a content, to be read only."""
+        """The path of the cached file with this content. Callers must not modify the file."""
         return self._blob(content.sha256)
 
     def take(self, source: Readable, name: str) -> CachedContent:
@@ -148,7 +148,7 @@ class ContentCache:
         return content
 
     def discard(self, content: CachedContent) -> None:
-        """Removes a content that is no longer needed, such as an archive once it is unpacked."""
+        """Removes cached content that is no longer needed, such as an archive once it is unpacked."""
         with self.explained("be tidied up"):
             self._blob(content.sha256).unlink(missing_ok=True)
 
