@@ -57,7 +57,9 @@ class Readable(Protocol):
 
 
 class _Remembered(msgspec.Struct, frozen=True):
-    """What a location held at `seen`, in seconds since 1970: (size, identity, problem) by path."""
+    """The files of a location as they were at `seen`, in seconds since 1970. `files` has (size, identity,
+    problem) by path.
+    """
 
     location: str
     seen: float
