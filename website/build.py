@@ -25,6 +25,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "Start": (
         "README.md",
         "docs/tutorial.md",
+        "docs/music-service.md",
         "examples/README.md",
         "docs/glossary.md",
     ),

@@ -11,6 +11,7 @@ import click
 import pytest
 
 from backline.cli.serve import command
+from backline.cli.serve.engine import RayOptions, engine_options
 from backline.cli.serve.options import server_options
 from backline.lifecycle.options import LifecycleOptions
 from backline.server import ServerOptions
@@ -138,6 +139,42 @@ def test_an_option_sets_its_field(arguments: tuple[str, ...], path: str, value: 
     assert at(read(*arguments)) == value
 
 
+def read_engine(*arguments: str) -> RayOptions | None:
+    @click.command()
+    @engine_options
+    def echo(engine: RayOptions | None) -> RayOptions | None:
+        return engine
+
+    engine = echo.main([*arguments], standalone_mode=False)
+    assert isinstance(engine, RayOptions | None)
+    return engine
+
+
+#: Arguments after `--engine ray`, the field of RayOptions they set, and its value.
+RAY_CASES: list[tuple[tuple[str, ...], str, Any]] = [
+    (("--ray-name", "notes"), "name", "notes"),
+    (("--ray-address", "head:6379"), "address", "head:6379"),
+    (("--ray-replicas", "2"), "replicas", 2),
+    (("--ray-max-replicas", "8"), "most", 8),
+    (("--ray-actor-options", '{"num_gpus": 1}'), "actor_options", {"num_gpus": 1}),
+    (("--ray-revision", "second"), "revision", "second"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "value"), RAY_CASES, ids=[" ".join(case[0]) for case in RAY_CASES]
+)
+def test_an_option_of_ray_sets_its_field(arguments: tuple[str, ...], field: str, value: Any) -> None:
+    assert getattr(read_engine("--engine", "ray", *arguments), field) == value
+    assert read_engine(*arguments) is None
+
+
+@pytest.mark.parametrize("text", ["num_gpus=1", "[1]"])
+def test_options_of_an_actor_that_are_no_json_object_are_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="JSON"):
+        read_engine("--engine", "ray", "--ray-actor-options", text)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -158,13 +195,18 @@ def test_without_options_everything_is_the_default() -> None:
 
 
 def test_every_option_has_a_case() -> None:
-    tried = {argument for arguments, _, _ in CASES for argument in arguments if argument.startswith("--")}
+    tried = {
+        argument
+        for arguments, _, _ in CASES + RAY_CASES
+        for argument in arguments
+        if argument.startswith("--")
+    }
     options = {
         param.opts[0]
         for param in command.params
         if isinstance(param, click.Option) and not param.opts[0].startswith("--log-")
     }
-    assert options - tried == {"--debug", "--strict-readiness"}
+    assert options - tried == {"--debug", "--strict-readiness", "--engine"}
 
 
 def test_every_field_is_set_by_options_or_is_for_programs() -> None:
@@ -179,6 +221,8 @@ def test_every_field_is_set_by_options_or_is_for_programs() -> None:
         "debugged_model",
         "state_store",
         "fair_queues",
+        "frame_ancestors",
+        "onnx_as_triton",
         "hold_requests",
         "hold_backlog",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import yaml
 
 from deploy.conftest import Podman
 from deploy.test_helm import CHART, CUSTOM, VERSIONS
-from docs.pages import ROOT
+from docs.pages import ROOT, blocks
 from support.tools import run
 
 SERVICE = ROOT / "examples" / "music_service"
@@ -54,6 +55,58 @@ def test_the_application_asks_the_headless_service_of_the_chart() -> None:
     host = address["data"]["BACKLINE_URL"].removeprefix("dns+http://").removesuffix(":8000")
 
     assert host in services
+
+
+def _tutorial(beginning: str) -> list[list[str]]:
+    """The words of each command in docs/music-service.md that begins so."""
+    text = "".join(block.text for block in blocks("docs/music-service.md")).replace("\\\n", "")
+    return [shlex.split(line) for line in text.splitlines() if line.startswith(beginning)]
+
+
+def test_the_tutorial_creates_what_both_parts_refer_to() -> None:
+    created = {words[4] if words[2] == "secret" else words[3] for words in _tutorial("kubectl create")}
+    ((_, _, release, chart, *values),) = _tutorial("helm install")
+    values = [str(ROOT / value) if value.endswith(".yaml") else value for value in values]
+    servers = _documents(run("helm", "template", release, str(ROOT / chart), *values))
+    (patch,) = _documents((DEPLOY / "secured.yaml").read_text())
+    (application,) = _documents((DEPLOY / "application.yaml").read_text())
+    patched = _patched(application, patch)
+
+    kubernetes_validate.validate(patched, VERSIONS[-1], strict=True)
+    assert created == {name for one in (*servers, patched) for name in _references(one)} - {"music-service"}
+    (url,) = (one["value"] for one in _container(patched)["env"] if one["name"] == "BACKLINE_URL")
+    assert url == "https://music-models-backline:8000"
+    assert "music-models-backline" in {one["metadata"]["name"] for one in servers if one["kind"] == "Service"}
+
+
+def _container(deployment: dict[str, Any]) -> dict[str, Any]:
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    found: dict[str, Any] = container
+    return found
+
+
+def _patched(deployment: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """The Deployment as `kubectl patch` leaves it, if its lists have nothing in common with the patch's."""
+    container, added = _container(deployment), dict(_container(patch))
+    assert added.pop("name") == container["name"]
+    for name, values in added.items():
+        container[name] = [*container.get(name, []), *values]
+    pod = deployment["spec"]["template"]["spec"]
+    pod["volumes"] = [*pod["volumes"], *patch["spec"]["template"]["spec"]["volumes"]]
+    return deployment
+
+
+def _references(document: Any) -> set[str]:
+    """The names of Secrets and ConfigMaps to which a manifest refers."""
+    if isinstance(document, list):
+        return {name for one in document for name in _references(one)}
+    if not isinstance(document, dict):
+        return set()
+    found = {name for value in document.values() for name in _references(value)}
+    for kind in ("secret", "configMap", "secretKeyRef", "configMapRef"):
+        if isinstance(named := document.get(kind), dict):
+            found.add(named.get("secretName") or named["name"])
+    return found
 
 
 @pytest.mark.timeout(500)  # it builds two images

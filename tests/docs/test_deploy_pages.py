@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import shlex
+import tomllib
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec, patch
 
 import pytest
 import yaml
@@ -15,6 +17,7 @@ from click.testing import CliRunner
 
 from backline.cli import image, serve, service
 from backline.client import AsyncClient, Client
+from backline.ray import Deployment, deployment
 from backline.repository import configuration
 from backline.repository.listing import FileEntry, Listing
 from docs.conftest import commands
@@ -27,6 +30,9 @@ PAGES = sorted(path.name for path in (ROOT / "docs" / "deploy").glob("*.md"))
 NOT_RUN = {
     "podman run": "tests/deploy/test_image.py runs the image with these and stricter options",
     "docker build": "docker needs its daemon; tests/deploy/conftest.py builds the same files with podman",
+    "pip install": "Ray is too large for the usual tests: make test-ray installs it and starts a cluster",
+    "--engine ray": "needs a cluster: tests/fleet/test_ray_deployment.py runs it under make test-ray",
+    "deployment(": "needs a cluster, as above",
 }
 
 
@@ -34,6 +40,15 @@ def _prometheus(block: Block, folder: Path) -> None:
     rules = {"groups": [{"name": "page", "rules": [{"record": "page", "expr": block.text}]}]}
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
     run("promtool", "check", "rules", str(folder / "rules.yaml"))
+
+
+def _keda_trigger(block: Block, folder: Path) -> None:
+    """tests/observe/test_scaling.py asks a server what KEDA asks the address of this trigger."""
+    (trigger,) = yaml.safe_load(block.text)["triggers"]
+    (grpc_port,) = (param.default for param in serve.command.params if param.name == "grpc_port")
+
+    assert (trigger["type"], trigger["metricType"]) == ("external", "Value")
+    assert trigger["metadata"]["scalerAddress"].endswith(f":{grpc_port}")
 
 
 def _image_commands(block: Block, folder: Path) -> None:
@@ -118,13 +133,40 @@ def _user_service(block: Block, folder: Path) -> None:
         service.command.commands[name].make_context(name, arguments)
 
 
+def _installation(block: Block, folder: Path) -> None:
+    (line,) = commands(block)
+    *pip, package = shlex.split(line)
+    name, _, extras = package.removesuffix("]").partition("[")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    assert (pip, name) == (["pip", "install"], project["name"])
+    assert set(extras.split(",")) <= project["optional-dependencies"].keys()
+
+
+def _serve_command(block: Block, folder: Path) -> None:
+    (line,) = commands(Block(block.language, block.text.replace("\\\n", ""), block.line))
+    program, name, *arguments = shlex.split(line)
+
+    assert (program, name) == ("backline", "serve")
+    serve.command.make_context(name, arguments)
+
+
+def _ray_deployment(block: Block, folder: Path) -> None:
+    stand_in = create_autospec(deployment, return_value=create_autospec(Deployment, instance=True))
+    with patch("backline.ray.deployment", stand_in):
+        exec(block.text, {})
+
+    stand_in.assert_called_once()
+
+
 #: What runs each snippet, in the order of the page.
 CHECKS: dict[str, list[Callable[[Block, Path], None]]] = {
-    "autoscaling.md": [_prometheus],
+    "autoscaling.md": [_prometheus, _keda_trigger],
     "container.md": [_image_commands, _image_commands],
     "fleet.md": [_clients, _model_configuration],
     "kserve.md": [_inference_service],
     "kubernetes.md": [_helm, _manifests],
+    "ray.md": [_installation, _serve_command, _ray_deployment, _clients],
     "serverless.md": [_function, _function],
     "systemd.md": [_environment, _user_service],
 }

@@ -1,12 +1,19 @@
-"""The music service: its whole story as `make music-service` runs it, and the application by itself."""
+"""The music service: the story that `make music-service` runs, the tutorial, and the application alone."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +23,9 @@ import pytest
 from findings import QUESTIONS, analyse
 
 from backline.client.errors import BacklineError, DeadlineExceeded, InvalidArgument, Unavailable
+from docs.conftest import Workspace, wait_until_loaded
+from docs.pages import ROOT, blocks
+from support.server import free_ports
 
 
 def _missing() -> str:
@@ -40,18 +50,94 @@ needs_packages = pytest.mark.skipif(
 )
 
 
-@needs_packages
-def test_the_whole_story_ends_well(service: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BACKLINE_ISOLATE", "never")
+class Story(NamedTuple):
+    """What `make music-service` printed, and the folder in which it ran."""
+
+    status: int
+    output: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def story(service: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    folder = tmp_path_factory.mktemp("story")
     told = subprocess.run(
         [sys.executable, service / "story.py"],
-        check=False, cwd=tmp_path, capture_output=True, text=True, timeout=110,
+        check=False, cwd=folder, capture_output=True, text=True, timeout=110,
+        env={**os.environ, "BACKLINE_ISOLATE": "never"},
     )  # fmt: skip
+    return Story(told.returncode, told.stdout + told.stderr, folder)
 
-    assert told.returncode == 0, told.stdout + told.stderr
-    assert re.search(r"^  key +D major \(key 1\)", told.stdout, re.MULTILINE), told.stdout
-    assert re.search(r"answers +\d+ by tempo 1, \d+ by tempo 2, \d+ by notes 1$", told.stdout, re.MULTILINE)
-    assert re.search(r"^requests +\d+ .*, 0 failed$", told.stdout, re.MULTILINE)
+
+@needs_packages
+def test_the_whole_story_ends_well(story: Story) -> None:
+    assert story.status == 0, story.output
+    assert re.search(r"^  key +D major \(key 1\)", story.output, re.MULTILINE), story.output
+    assert re.search(r"answers +\d+ by tempo 1, \d+ by tempo 2, \d+ by notes 1$", story.output, re.MULTILINE)
+    assert re.search(r"^requests +\d+ .*, 0 failed$", story.output, re.MULTILINE)
+
+
+@needs_packages
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_tutorial_can_be_followed(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKLINE_ISOLATE", "never")
+    for folder in ("examples", "deploy"):
+        (story.folder / folder).symlink_to(ROOT / folder)
+    workspace = Workspace(story.folder, *free_ports(3))
+    (port,) = free_ports(1)
+    text = "\f".join(
+        block.text.replace("\\\n", "") for block in blocks("docs/music-service.md") if block.language == "sh"
+    )
+    make, activate, repository, keys, serve, application, upload, operator, release, undo, *_ = (
+        text.replace("localhost:8080", f"localhost:{port}")
+        .replace("--port 8080", f"--port {port}")
+        .split("\f")
+    )
+    assert "make music-service" in make
+    assert "activate" in activate
+
+    workspace.run_shell(repository + keys)
+    with workspace.serving(serve) as server:
+        wait_until_loaded(server)
+        with _application(workspace, application, port):
+            found = json.loads(workspace.run_shell(upload))
+            assert {name: finding["model"] for name, finding in found.items()} == {
+                "notes": "notes", "key": "key", "tempo": "tempo", "kind": "speech",
+            }  # fmt: skip
+            assert (found["key"]["value"]["key"], found["tempo"]["version"]) == ("D major", "1")
+
+            assert "1 -> 2" in workspace.run_shell(operator + release)
+            tempo = json.loads(workspace.run_shell(upload))["tempo"]
+            assert tempo["version"] == "2"
+            assert abs(tempo["value"]["bpm"] - 112) < 2
+
+            history = workspace.run_shell(operator + undo)
+            assert re.search(r"rollback +tempo +2 -> 1 +stable", history), history
+            assert json.loads(workspace.run_shell(upload))["tempo"]["version"] == "1"
+
+
+@contextmanager
+def _application(workspace: Workspace, command: str, port: int) -> Iterator[None]:
+    with (workspace.folder / "application.log").open("wb") as output:
+        process = subprocess.Popen(
+            ["bash", "-c", workspace.here(command)], cwd=workspace.folder, env=workspace.environment,
+            stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+    try:
+        end = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"http://localhost:{port}/ready", timeout=5).close()
+                break
+            except OSError:
+                told = (workspace.folder / "application.log").read_text()
+                assert process.poll() is None, told
+                assert time.monotonic() < end, told
+                time.sleep(0.05)
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
 
 
 @needs_packages

@@ -46,7 +46,7 @@ Examples:
   backline service status --user
   backline service uninstall --user
 
-What comes after -- are options of `backline serve`. docs/deploy/systemd.md has the units of a service for the
+Everything after -- is passed to `backline serve`. docs/deploy/systemd.md has the units of a service for the
 whole machine."""
 
 
@@ -83,7 +83,7 @@ def _name_option(function: Callable[..., None]) -> Callable[..., None]:
 
 def _check_name(context: click.Context, parameter: click.Parameter, value: str) -> str:
     if not _NAME.fullmatch(value):
-        raise click.BadParameter("a name has letters, digits, '_', '.' and '-', at most 100 of them")
+        raise click.BadParameter("expected at most 100 letters, digits, '_', '.' and '-'")
     return value
 
 
@@ -96,7 +96,7 @@ def _check_name(context: click.Context, parameter: click.Parameter, value: str) 
 def install(
     context: click.Context, repositories: tuple[str, ...], for_user: bool, name: str, no_start: bool
 ) -> None:
-    """Write a unit that serves REPOSITORIES, print it, and start it now and with each login.
+    """Write a unit that serves REPOSITORIES, print it, and start it now and at each login.
 
     A service of the same name is replaced and restarted.
     """
@@ -117,7 +117,7 @@ def install(
     _systemctl("enable", f"{name}.service")
     _systemctl("restart", f"{name}.service")
     print(f"Started '{name}'. Its log: journalctl --user --unit {name}")
-    print("It ends with your last session, unless you run: loginctl enable-linger")
+    print("It stops when you log out, unless you run: loginctl enable-linger")
 
 
 def _check(context: click.Context, arguments: tuple[str, ...]) -> None:

@@ -60,7 +60,7 @@ class GrpcRequests(Transport):
     def exchange_stream(
         self, method: str, request: bytes, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
     ) -> AsyncGenerator[bytes, None]:
-        """As `exchange`, for a method with many responses, each within `timeout`."""
+        """Like `exchange`, for a method with many responses, each of which must arrive within `timeout`."""
 
     async def infer(self, call: InferCall) -> InferResponse:
         request = b"".join(self._codec.encode(call))
@@ -139,7 +139,7 @@ class GrpcRequests(Transport):
     async def call(
         self, method: str, request: Any, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
     ) -> Any:
-        """As `exchange`, with parsed messages."""
+        """Like `exchange`, but takes and returns parsed messages."""
         response = await self.exchange(method, request.SerializeToString(), timeout, metadata)
         return self._parsed(message(f"inference.{method}Response").FromString, method, response)
 

@@ -82,7 +82,7 @@ class _InputJson(msgspec.Struct):
 
 
 class _ConfigJson(msgspec.Struct):
-    """What the client itself reads in a configuration."""
+    """The fields of a configuration that the client itself reads."""
 
     input: list[_InputJson] = []
 

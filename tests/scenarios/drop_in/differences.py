@@ -55,7 +55,7 @@ DROP_IN: tuple[Difference, ...] = (
         _STATUSES,
         _among((400, 404), (500, 404), ("INVALID_ARGUMENT", "NOT_FOUND"), ("INTERNAL", "NOT_FOUND")),
     ),
-    Difference("what cannot be read is shown by its place", _ANY, _TEXTS, _parsing),
+    Difference("errors in a request say where they are", _ANY, _TEXTS, _parsing),
     Difference(
         "an unloaded version is not ready",
         ("a_model_is_loaded_and_unloaded",),

@@ -50,12 +50,18 @@ _OPTIONS: tuple[Decorator, ...] = (
     ),
     option("--ray-name", default="backline", help="The name of the deployment: clients use ray://NAME."),
     option("--ray-address", help="The address of the Ray cluster; default: RAY_ADDRESS, or this machine's."),
-    option("--ray-replicas", type=WholeNumber(1), default=1, metavar="COUNT", help="The fewest replicas."),
+    option(
+        "--ray-replicas",
+        type=WholeNumber(1),
+        default=1,
+        metavar="COUNT",
+        help="The minimum number of replicas.",
+    ),
     option(
         "--ray-max-replicas",
         type=WholeNumber(1),
         metavar="COUNT",
-        help="The most replicas, which the load may ask for; default: the fewest.",
+        help="The maximum number of replicas, for a high load; default: the minimum.",
     ),
     option(
         "--ray-actor-options",

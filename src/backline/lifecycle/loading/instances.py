@@ -151,7 +151,7 @@ class InstanceMaker:
         self.model = model
         self._permits = permits
         self._cores = cores
-        #: That of the event loop.
+        #: The busy poll of the event loop.
         self.poll = poll
         self._on_slow = on_slow
         self._on_available = on_available
