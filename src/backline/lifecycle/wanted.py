@@ -156,7 +156,7 @@ class Sources:
         self._troubles: dict[str, str] = {}
         #: By location: when the last successful scan ended (time.time()), and how many seconds the scan took.
         self._scans: dict[str, tuple[float, float]] = {}
-        #: The name under which a model is served, by location and the model's name in that repository.
+        #: By location and name in the repository: the name under which a model is served.
         self._served: dict[tuple[str, str], str] = {}
 
     @property

@@ -102,7 +102,8 @@ def decode_tensor(name: str, datatype: DataType, shape: Shape, raw: Buffer) -> T
     before each element.
 
     Raises InvalidArgument, before allocating the array, if the size of `raw` does not match the shape;
-    StringsMismatch for BYTES. The texts about BYTES are Triton's (core/src/infer_request.cc).
+    StringsMismatch for BYTES. The
+    texts about BYTES are Triton's (core/src/infer_request.cc).
     """
     count = element_count(shape)
     if datatype is DataType.BYTES:

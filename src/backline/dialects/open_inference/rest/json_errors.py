@@ -55,6 +55,6 @@ def _no_member(name: str) -> str:
 
 
 def _odd_parameter(document: Buffer) -> str:
-    """The first parameter of a request whose value is not a number, a boolean or a string."""
+    """The first parameter of a request whose value is neither a number, a boolean nor a text."""
     given = msgspec.json.decode(document, type=dict)["parameters"]
     return next((key[:64] for key, value in given.items() if not isinstance(value, str | int | float)), "")
