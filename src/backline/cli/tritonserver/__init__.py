@@ -132,8 +132,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Parsed, Translation]:
 
 
 def _as_in_triton(parsed: Parsed) -> Parsed:
-    """Adds the parts of Triton's behaviour that have no option: its defaults for ONNX models and its
-    debugging hooks.
+    """Adds what no option sets: Triton's defaults for ONNX models, and its debugging hooks.
 
     The hooks are environment variables. Raises StartFailed if one has an invalid value.
     """
