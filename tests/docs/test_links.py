@@ -11,7 +11,7 @@ from docs.pages import PAGES, ROOT, prose, read
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
-def _links() -> list[tuple[str, str]]:
+def links() -> list[tuple[str, str]]:
     return [
         (page, link)
         for page in PAGES
@@ -26,7 +26,7 @@ def _anchors(page: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize(("page", "link"), _links())
+@pytest.mark.parametrize(("page", "link"), links())
 def test_every_link_has_a_target(page: str, link: str) -> None:
     path, _, anchor = link.partition("#")
     target = (ROOT / page).parent / path if path else ROOT / page

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from docs.pages import PAGES, ROOT
+from docs.test_links import links
 
 BUILD = run_path(str(ROOT / "website" / "build.py"))
 
@@ -23,6 +24,13 @@ def test_the_navigation_has_every_page_once() -> None:
 
     assert sorted(found) == sorted(BUILD["pages"]())
     assert set(PAGES) <= set(found)
+
+
+def test_pages_link_only_to_what_the_site_has() -> None:
+    kept = {ROOT / name for name in (*BUILD["pages"](), *BUILD["FILES"])}
+    for page, link in links():
+        target = ((ROOT / page).parent / link.partition("#")[0]).resolve()
+        assert link.startswith("#") or not kept.isdisjoint((target, *target.parents)), f"{page}: {link}"
 
 
 @pytest.mark.parametrize("page", [page for chapter in BUILD["CHAPTERS"].values() for page in chapter])
