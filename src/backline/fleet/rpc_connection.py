@@ -208,7 +208,7 @@ class RpcConnection(asyncio.Protocol):
         stuck = 0
         while sending and not self._paused and self._window > 0 and stuck < len(sending):
             call = sending[0]
-            if call.pending is None:  # it was reset
+            if call.pending is None:  # the call was reset
                 sending.popleft()
                 continue
             room = min(self._window, self._initial_window + call.window_out, _QUANTUM)
@@ -357,7 +357,7 @@ class RpcConnection(asyncio.Protocol):
     def _data(self, number: int, data: bytes, begin: int, end: int, ended: int | bool) -> None:
         call = self.calls.get(number)
         if call is None:
-            return  # it was reset
+            return  # the call was reset
         call.window_in -= end - begin
         try:
             if begin < end:

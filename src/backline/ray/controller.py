@@ -139,7 +139,7 @@ class Controller:
 
     async def _stop(self, name: str, grace: float) -> None:
         await asyncio.sleep(grace)
-        with suppress(ValueError):  # it has ended
+        with suppress(ValueError):  # the replica has ended
             actor = ray.get_actor(name, namespace=NAMESPACE)
             with suppress(ray.exceptions.RayError, TimeoutError):
                 async with asyncio.timeout(_DRAIN):

@@ -33,7 +33,7 @@ _CACHED_BLOCK_SIZE = 1024
 #: Header lists up to this multiple of the limit are decoded, so that the request gets a response and the
 #: connection survives.
 _DECODED = 2
-#: The same for the instructions of a block and the limit of fields.
+#: Blocks with up to this multiple of the limit of fields, counted in instructions, are decoded likewise.
 _INSTRUCTIONS = 4
 
 
