@@ -77,8 +77,8 @@ class Scaling:
 
     The first counter is the time that all requests so far have spent in the server, in seconds. By Little's
     law, its growth per second is the average number of requests in flight, so nothing is sampled in between.
-    Requests that are refused at once because they would be late spend no time: if too many are, more servers
-    are wanted than the requests in flight suggest, so many that all would be answered in time.
+    Requests that are refused at once because they would be late spend no time in the server. If too many are
+    refused, the signal asks for as many servers as it takes to answer all requests in time.
     """
 
     def __init__(self, policy: ScalingPolicy) -> None:

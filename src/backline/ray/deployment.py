@@ -84,10 +84,9 @@ def deployment(
 
     If a deployment of that name exists, its replicas are replaced one by one; no request is lost. They stay
     if only the numbers of replicas differ. A path must exist on every node; a URL need not.
-    `ray_actor_options` are Ray's options of an actor, for each replica: num_cpus (1 by default), num_gpus,
-    memory, resources.
-    `address` is that of the cluster, by default RAY_ADDRESS or a cluster of this machine. Pass another
-    `revision` to replace the replicas although nothing else has changed.
+    `ray_actor_options` are Ray's options for the actor of each replica: num_cpus (1 by default), num_gpus,
+    memory, resources. `address` is the address of the cluster, by default RAY_ADDRESS or a cluster on this
+    machine. Pass another `revision` to replace the replicas although nothing else has changed.
 
     Raises InvalidArgument for wrong arguments, Unavailable if Ray cannot be reached.
     """
