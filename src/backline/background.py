@@ -31,7 +31,7 @@ from backline.server import Server, ServerOptions
 _ADOPTED: Final[dict[str, Any]] = {}
 _FRAME: Final = "width: 100%; height: 620px; border: 1px solid #8884; border-radius: 8px"
 _NUMBERS: Final = itertools.count(1)
-#: Pages that may show the console in a frame: notebooks on this machine, and those of VS Code.
+#: Origins of pages that may show the console in a frame: notebooks on this machine and in VS Code.
 _NOTEBOOKS: Final = (
     "http://localhost:*",
     "http://127.0.0.1:*",
@@ -107,10 +107,11 @@ class RunningServer:
         return f"<server of {self._name or 'a repository'} at {self.url}>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the address, the page to try the model, and each model's call in Python.
+        """The HTML that a notebook shows: the server's address, a form to try the model, and the Python call
+        of each model.
 
-        The page comes from the server, in a frame. If the notebook's browser runs on another machine, the
-        frame stays empty, and the calls are still shown.
+        The form is a page of the server in a frame. If the browser runs on another machine than the server,
+        the frame stays empty; the address and the calls are still shown.
         """
         if self._stopped:
             return f"<p>The server at {html.escape(self.url)} has stopped.</p>"

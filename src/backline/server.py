@@ -130,7 +130,8 @@ class ServerOptions:
     target_in_flight: float | None = None
     #: Whether browsers get the console.
     console: bool = True
-    #: Pages that may show the console in a frame, as sources of a content security policy; none by default.
+    #: Origins of pages that may show the console in a frame, as sources of a content security policy; none by
+    #: default.
     frame_ancestors: tuple[str, ...] = ()
     #: Groups of routes that need a header field, as of Triton's options: "health,metadata:key=value".
     http_restricted_apis: tuple[str, ...] = ()

@@ -207,7 +207,7 @@ async def test_examples_are_listed_and_served_as_nothing_that_a_browser_shows(
     assert told["examples"] == [
         {"name": "a", "inputs": {"INPUT0": [1]}},
         {"name": "b.html", "file": "b.html"},
-        {"name": "c", "problem": "it is not an object with the inputs by name"},
+        {"name": "c", "problem": "expected a JSON object with the inputs by name"},
     ]
     page = await caller.get_later("/v2/models/add1/examples/b.html")
     assert page.body == b"<script>"

@@ -155,7 +155,8 @@ def test_a_folder_in_place_of_a_configuration_is_reported(home: Homes, repositor
             (repository / "add1" / "config.pbtxt").mkdir()
             await server.lifecycle.refresh()
             assert any(
-                "config.pbtxt' is a folder, expected the file" in one.reason for one in server.engine.models()
+                "config.pbtxt' is a folder; expected a configuration file" in one.reason
+                for one in server.engine.models()
             )
             assert await server.answer() == 1
 

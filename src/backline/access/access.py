@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 AUTHORIZATION = b"authorization"
 API_KEY = b"x-api-key"
-#: A WebSocket subprotocol that begins so holds a key or token: pages can set no other field of a handshake.
+#: The prefix of the WebSocket subprotocol that carries a key or token. A web page can send no other header
+#: field of its choice with a handshake.
 _SUBPROTOCOL = b"backline.bearer."
 _SUBPROTOCOLS = b"sec-websocket-protocol"
 #: How many credentials are remembered, so that each is hashed or verified once.
@@ -60,7 +61,7 @@ UNCONFIGURED = Policy(anonymous((Scope.INFER, Scope.READ, Scope.METRICS), cure=_
 
 
 def _of_websocket(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """The key or token among the subprotocols that a handshake of WebSocket offers."""
+    """The key or token among the subprotocols that a WebSocket handshake offers."""
     for one in headers[_SUBPROTOCOLS].split(b","):
         if one.strip().startswith(_SUBPROTOCOL):
             return b"Bearer " + one.strip().removeprefix(_SUBPROTOCOL)

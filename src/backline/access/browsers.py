@@ -140,14 +140,14 @@ class BrowserPolicy:
         `headers` has lower-case names; `local` means that the connection is over a Unix socket.
 
         The rules rely on fields that browsers always send and scripts cannot set: Origin on every request
-        that is not GET or HEAD (Fetch standard, "append a request `Origin` header") and on every handshake
-        of WebSocket, which is the only GET of guarded routes that runs a model; and Sec-Fetch-Site to the
-        loopback or over TLS. Other clients send neither, nor Referer, so all they need is a known Host, and
-        that only to change something: `curl -d`, which labels JSON as a form, is allowed.
+        that is not GET or HEAD (Fetch standard, "append a request `Origin` header") and on every WebSocket
+        handshake, which is the only GET on a guarded route that runs a model; and Sec-Fetch-Site on requests
+        to the loopback address or over TLS. Other clients send neither of these, nor Referer. They need only
+        a known Host, and only to change something: `curl -d`, which labels JSON as a form, is allowed.
 
-        A page that rebinds DNS may send a GET without any of these fields, and read the response. So on a
-        route that is not guarded, only Host counts, whoever sends it; health checks need none. Browsers
-        themselves keep pages from reading responses of other origins.
+        A page that rebinds DNS may send a GET without any of these fields and read the response. On a route
+        that is not guarded, every client therefore needs a known Host, and no other field counts; health
+        checks need none. Browsers themselves keep pages from reading responses of other origins.
         """
         if scope is Scope.HEALTH:
             return None

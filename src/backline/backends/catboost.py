@@ -48,7 +48,7 @@ class CatBoost:
         model: Any = runtime.CatBoost()
         with loading(path, f"CatBoost {runtime.__version__}", reason):
             model.load_model(str(path))
-            # CatBoost reads what describes the model only now, and raises if that is damaged.
+            # CatBoost reads the model's metadata only now, and raises an error if the metadata is damaged.
             names, classifier = list(model.feature_names_), len(model.classes_) > 0
             categories = list(model.get_cat_feature_indices())
             others = {

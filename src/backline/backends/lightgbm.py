@@ -81,8 +81,8 @@ def check_trees(path: Path) -> None:
     """
     with damaged(path):
         content = path.read_bytes()
-        if b"\0" in content:  # LightGBM never finds the end of a line with such a byte
-            raise Damaged("it has bytes of value 0, so it is not text")
+        if b"\0" in content:  # LightGBM's parser would loop forever on a line with a null byte
+            raise Damaged("it contains null bytes, so it is not a text file")
         end = content.find(b"\n" + _END)
         if end < 0:
             raise Damaged(f"it has no line '{_END.decode()}'")

@@ -140,7 +140,7 @@ def _check_tree(tree: Mapping[str, Any], features: int) -> None:
     check_children(np.flatnonzero(splits), left[splits], right[splits], nodes)
     if len(tree.get("parents", ())):
         above = _integers(tree, "parents")
-        check_range("parents", above[1:], 0, nodes)  # the root has none; XGBoost follows all others
+        check_range("parents", above[1:], 0, nodes)  # the root has no parent; XGBoost follows all other links
         own = np.flatnonzero(splits)
         if (above[left[splits]] != own).any() or (above[right[splits]] != own).any():
             raise Damaged("parents contradict the children")

@@ -146,7 +146,7 @@ class Balancer:
                 self.eject(endpoint, now)
         elif attempt.timed and taken > endpoint.latency:
             # The caller got a response elsewhere first. How long this server would have taken is unknown, but
-            # it is more than this.
+            # at least as long as this.
             endpoint.measure(taken, now, policy.forget_after)
 
     def _add_time(self, taken: float) -> None:

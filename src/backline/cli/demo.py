@@ -132,7 +132,7 @@ def melody(played: Sequence[HeardNote]) -> np.ndarray:
 
 
 def _write_example(folder: Path) -> None:
-    """Writes the melody as an example of the model's inputs, for the console."""
+    """Writes the melody into the model's folder of examples, for the console to offer."""
     folder.mkdir()
     with wave.open(str(folder / "melody.wav"), "wb") as file:
         file.setnchannels(1)

@@ -91,7 +91,7 @@ async def _log_file(url: str, options: ClientOptions) -> Path:
         transport = await client.transport()
         if not isinstance(transport, HttpTransport):
             raise InvalidArgument(
-                f"the log file is asked for over HTTP, and the URL is {url}: use http://..."
+                f"the log can only be read over HTTP: use http://HOST:PORT instead of {url}"
             )
         settings = await transport.json(b"/v2/logging", options.timeout)
     name = str(settings.get("log_file", ""))

@@ -89,11 +89,12 @@ def command() -> None:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """A context manager in which numpy is imported without threads for its linear algebra.
+    """A context manager in which numpy is imported without threads for linear algebra.
 
-    Nothing in this process uses these threads. OpenBLAS would start one for each core, and each would spin
-    for a while before it sleeps: a tenth of the processor time of a start on two cores, and more on larger
-    machines. The variable is removed afterwards, because worker processes inherit the environment.
+    Nothing in this process uses these threads. OpenBLAS would start one per core, and each would spin for a
+    while before it sleeps. On two cores, that takes a tenth of the CPU time of a start, and more on larger
+    machines. The environment variable is removed afterwards, because worker processes inherit the
+    environment.
     """
     if any(name in os.environ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")):
         yield
@@ -157,7 +158,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _printable_lines(text: str) -> str:
-    """The text of an error without control characters, because the text may come from a server."""
+    """The text of an error, without control sequences for the terminal: the text may come from a server."""
     return "\n".join(map(printable, text.split("\n")))
 
 

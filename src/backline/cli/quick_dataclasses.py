@@ -1,9 +1,9 @@
-"""Defines dataclasses quickly while the modules of a command are imported.
+"""Defines dataclasses faster than the standard library does, while the modules of a command are imported.
 
 For each class, `dataclasses.dataclass` writes and compiles the source of up to eight methods. The server has
-more than 150 such classes, and compiling their methods took a quarter of its start, although most of the
+more than 150 such classes. Compiling their methods took a quarter of its start-up time, although most of the
 methods are never called. Here, `__init__` is compiled when the first object is created, and the other methods
-are closures that are compiled with this module (docs/decisions/a-quick-start.md).
+are closures, compiled once with this module (docs/decisions/a-quick-start.md).
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from reprlib import recursive_repr
 from typing import Any, Final
 
 _dataclass: Final[Callable[..., Any]] = dataclasses.dataclass
-#: The options that are defined here. A class with any other gets its methods from the standard library.
+#: The supported options of `dataclass`. A class with any other option gets its methods from the standard
+#: library.
 _OPTIONS: Final = frozenset({"eq", "frozen", "kw_only", "repr", "slots"})
-#: A class that defines any of these gets its methods from the standard library, which treats them specially.
+#: A class that defines any of these methods is left to the standard library, which would generate other code
+#: for it.
 _SPECIAL: Final = ("__eq__", "__hash__", "__setattr__", "__delattr__", "__getstate__", "__setstate__")
 
 
 @contextmanager
 def quick_dataclasses() -> Iterator[None]:
-    """While the block runs, the dataclasses of modules of Backline are defined by `quick_dataclass`."""
+    """While the block runs, `quick_dataclass` defines the dataclasses in Backline's modules."""
     dataclasses.dataclass = _for_our_modules
     try:
         yield
@@ -56,9 +58,9 @@ def quick_dataclass(cls: type, **options: Any) -> type:
     frozen, eq, shown = options.get("frozen", False), options.get("eq", True), options.get("repr", True)
     slots, kw_only = options.get("slots", False), options.get("kw_only", False)
     if not cls.__doc__:
-        cls.__doc__ = cls.__name__  # otherwise the standard library inspects the signature
+        cls.__doc__ = cls.__name__  # without a docstring, `dataclass` would inspect the signature to make one
     made: Any = _dataclass(init=False, repr=False, eq=False, slots=slots, kw_only=kw_only)(cls)
-    for option in ("init", "repr", "eq", "frozen"):  # subclasses look at these
+    for option in ("init", "repr", "eq", "frozen"):  # subclasses read these attributes
         setattr(made.__dataclass_params__, option, options.get(option, option != "frozen"))
     fields: Sequence[dataclasses.Field[Any]] = dataclasses.fields(made)
     if "__init__" not in own:
@@ -108,7 +110,7 @@ def _compiled_init(
             default = "_missing" if made_up else f"_default_{name}" if field.default is not missing else ""
             (keywords if field.kw_only else positional).append(f"{name}={default}" if default else name)
         elif not made_up and (field.default is missing or not slots):
-            continue  # it is set later, or is an attribute of the class
+            continue  # the field is set later, or its default is an attribute of the class
         lines.append(f"_set(_self, {name!r}, {value})" if frozen else f"_self.{name} = {value}")
     if hasattr(made, "__post_init__"):
         lines.append("_self.__post_init__()")
@@ -168,7 +170,7 @@ def _freeze(made: Any, names: frozenset[str]) -> None:
 
 
 def _allow_copies(made: Any, names: Sequence[str]) -> None:
-    """Lets `copy` and `pickle` set the attributes of a class that is frozen and has slots."""
+    """Lets `copy` and `pickle` restore the attributes of a frozen class with slots."""
 
     def state_of(self: Any) -> list[Any]:
         return [getattr(self, name) for name in names]

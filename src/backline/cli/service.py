@@ -1,4 +1,4 @@
-"""`backline service`: installs a server as a service of this user, which systemd runs."""
+"""`backline service`: installs a server as a systemd service of the current user."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import click
 from backline.cli.command import CommandGroup
 from backline.engine.errors import AlreadyExists, NotFound, Unavailable
 
-#: The first line of every unit that this command writes. Units without it are never replaced or removed.
+#: The first line of every unit that this command writes. The command replaces or removes no other units.
 _MARK = "# Written by `backline service install --user`."
 _UNIT = """\
 {mark}
@@ -52,7 +52,7 @@ whole machine."""
 
 @dataclass(frozen=True, slots=True)
 class UserUnit:
-    """The unit of a service of this user."""
+    """The systemd unit of a service of the current user."""
 
     name: str
 
@@ -62,10 +62,10 @@ class UserUnit:
         return Path(home) / "systemd" / "user" / f"{self.name}.service"
 
     def check_own(self) -> None:
-        """Raises AlreadyExists if the unit is there, but was not written by this command."""
+        """Raises AlreadyExists if the unit exists but was not written by this command."""
         if self.path.exists() and not self.path.read_text(errors="replace").startswith(_MARK):
             raise AlreadyExists(
-                f"'{self.path}' was not written by this command and is left as it is: choose another --name"
+                f"'{self.path}' was not written by this command and stays as it is: choose another --name"
             )
 
 
@@ -121,14 +121,14 @@ def install(
 
 
 def _check(context: click.Context, arguments: tuple[str, ...]) -> None:
-    """Raises click.UsageError if the arguments are not those of `backline serve`."""
+    """Raises click.UsageError if `backline serve` would not accept the arguments."""
     from backline.cli.serve import command as serve
 
     serve.make_context("backline serve", list(arguments), parent=context.parent)
 
 
 def quoted(argument: str) -> str:
-    """An argument as systemd reads it in ExecStart: it expands % and $, and splits at spaces."""
+    """Quotes an argument for ExecStart, where systemd expands % and $ and splits at spaces."""
     escaped = argument.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return (
         f'"{escaped}"' if escaped != argument or not argument or re.search(r"[\s';]", argument) else argument
@@ -152,7 +152,7 @@ def uninstall(for_user: bool, name: str) -> None:
 @_user_option
 @_name_option
 def status(for_user: bool, name: str) -> None:
-    """Show whether the service is running; exit with status 1 if it does not."""
+    """Show whether the service is running. The exit status is 1 if it is not."""
     unit = _installed(name)
     state = _systemctl("show", "--property=ActiveState,SubState,MainPID,NRestarts", f"{name}.service")
     fields = dict(line.split("=", 1) for line in state.splitlines() if "=" in line)
@@ -172,7 +172,7 @@ def _installed(name: str) -> UserUnit:
 
 
 def _systemctl(*arguments: str) -> str:
-    """The output of systemctl about this user's services. Raises Unavailable if it fails, with its reason."""
+    """The output of `systemctl --user`. If the command fails, raises Unavailable with its error output."""
     program = shutil.which("systemctl")
     if program is None:
         raise Unavailable("systemctl was not found: services are run by systemd, on Linux")

@@ -12,7 +12,7 @@ from backline.engine.names import printable
 #: The colours of model states.
 STYLES = {"READY": "green", "UNAVAILABLE": "bold red", "LOADING": "yellow", "UNLOADING": "yellow"}
 
-#: The most characters of a value of a configuration; --json prints values in full.
+#: Configuration values are cut to this many characters in a table; --json prints them in full.
 _LONGEST_VALUE = 60
 
 
@@ -45,7 +45,7 @@ def plain_table(
 
 
 def origin_row(path: str, value: object, origin: str, where: str) -> tuple[str, str, str, str]:
-    """A value of a configuration and its origin, as a row of a table."""
+    """A configuration value and its origin, as a row of a table."""
     shown = json.dumps(value, ensure_ascii=False)
     if len(shown) > _LONGEST_VALUE:
         shown = f"{shown[: _LONGEST_VALUE - 3]}..."

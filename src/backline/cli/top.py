@@ -58,7 +58,7 @@ class Reading:
     moment: float
     index: tuple[ModelIndex, ...] = ()
     statistics: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)
-    #: The requests so far that took at most so many seconds.
+    #: By upper bound in seconds: the number of requests so far that took at most that long.
     latencies: Mapping[Key, Mapping[float, float]] = field(default_factory=dict)
     waiting: Mapping[Key, float] = field(default_factory=dict)
 
@@ -158,7 +158,7 @@ def with_metrics(reading: Reading, page: str) -> Reading:
                 elif sample.name == _PENDING:
                     waiting[key] = sample.value
     except (ValueError, LookupError, TypeError, AttributeError):
-        return reading  # the parser raises any of these for a page that has no metrics
+        return reading  # what the parser raises for a page that contains no metrics
     return Reading(reading.moment, reading.index, reading.statistics, latencies, waiting)
 
 

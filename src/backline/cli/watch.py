@@ -19,7 +19,7 @@ from backline.client.options import ClientOptions
 from backline.engine.errors import InvalidArgument
 from backline.engine.names import printable
 
-#: Seconds without an event or a sign of life after which the connection counts as broken.
+#: Seconds without an event or a keep-alive after which the connection counts as broken.
 _SILENCE = 60.0
 _EPILOG = """\b
 Examples:
@@ -28,14 +28,17 @@ Examples:
   backline watch --failed --url http://server:8000
   backline watch --count 10 --json
 
-The server traces requests only while somebody watches, and at most twenty a second."""
+Requests are traced only while somebody watches; on a busy server, twenty per second.
+"""
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--model", default="", metavar="NAME", help="Only requests to this model, or that call it.")
+@click.option(
+    "--model", default="", metavar="NAME", help="Only requests to this model, and requests that call it."
+)
 @click.option("--failed", is_flag=True, help="Only requests that failed.")
-@click.option("--count", type=WholeNumber(0), default=0, help="Stop after so many requests; 0 never stops.")
-@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each request.")
+@click.option("--count", type=WholeNumber(0), default=0, help="Stop after this many requests; 0: never stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print each request as one line of JSON.")
 @connection_options
 def command(url: str, options: ClientOptions, model: str, failed: bool, count: int, as_json: bool) -> None:
     """Show requests as they end, with the time that each spent in queues and models."""
@@ -48,7 +51,9 @@ async def _watch(
     async with AsyncClient(url, options) as client:
         transport = await client.transport()
         if not isinstance(transport, HttpTransport):
-            raise InvalidArgument(f"requests are watched over HTTP, and the URL is {url}: use http://...")
+            raise InvalidArgument(
+                f"requests can only be watched over HTTP: use http://HOST:PORT instead of {url}"
+            )
         shown = 0
         async with aclosing(transport.follow(b"/v2/traces", _SILENCE)) as traces:
             async for trace in traces:

@@ -34,8 +34,8 @@ _EXAMPLES = (
 @dataclass(frozen=True, slots=True)
 class Address:
     """A server's address. `path` is the path of the socket or the repository; over TCP, it is the prefix that
-    a proxy puts before /v2. `query` has the options of a repository. `by_dns` says that the host's name
-    stands for several servers, one for each of its IP addresses, and `by_ray` that it is the name of a
+    a proxy puts before /v2. `query` has the options of a repository. `by_dns` means that the host name stands
+    for several servers, one for each of its IP addresses; `by_ray`, that the host is the name of a
     deployment, whose replicas Ray knows.
     """
 
@@ -81,7 +81,7 @@ class Address:
             name = rest.removeprefix("//").rstrip("/")
             if not name or "/" in name or ":" in name:
                 raise InvalidArgument(
-                    f"'{url}' names no deployment: expected ray://NAME. Ray's own address is in RAY_ADDRESS"
+                    f"'{url}' names no deployment: expected ray://NAME. RAY_ADDRESS gives the address of Ray"
                 )
             return cls(text, protocol, unquote(name), by_ray=True)
         if scheme == "inproc" or scheme.endswith("unix"):
@@ -111,7 +111,7 @@ class Address:
 
     @property
     def changes(self) -> bool:
-        """Whether the name stands for servers that come and go; see `resolve`."""
+        """Whether the servers that the address stands for can change; see `resolve`."""
         return self.by_dns or self.by_ray
 
     @property

@@ -53,11 +53,12 @@ def may_try_again(error: BaseException, *, idempotent: bool) -> bool:
 
 
 class BalancedCall(Generic[T]):
-    """Sends a call to a server, to another one if that fails, and to a second one if the first is late.
+    """Sends a call to one server, to another if the first attempt fails, and to a second one as well if the
+    first is late.
 
-    `send` starts an attempt over a transport within some seconds. The first response wins; the other attempts
-    are abandoned. If all fail, the error of the last one counts. `on_outcome` is called once, with the
-    response or the error, unless the call is abandoned.
+    `send` starts an attempt over a transport, with a limit in seconds. The first response wins, and the other
+    attempts are abandoned. If all attempts fail, the error of the last one counts. `on_outcome` is called
+    once, with the response or the error, unless the call is abandoned.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class BalancedCall(Generic[T]):
         group.calls.add(self)
 
     def abandon(self) -> None:
-        """Abandons all attempts: nobody waits for the outcome any more. No effect once there is one."""
+        """Abandons all attempts, because nobody waits for the outcome. Has no effect after the outcome."""
         self._end_attempts()
 
     def _attempt(self) -> bool:

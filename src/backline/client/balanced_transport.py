@@ -35,8 +35,8 @@ _WATCH = 0.1
 _PROBE_TIMEOUT = 0.5
 #: Seconds after which the addresses of a host name are looked up again.
 _RESOLVE = 5.0
-#: Seconds after which Ray is asked again for the replicas of a deployment, even while no requests are sent,
-#: because all replicas may have been replaced since.
+#: Seconds between two queries of Ray for the replicas of a deployment. An idle client asks too: otherwise,
+#: all replicas that it knows may have been replaced by the time of its next request.
 _LOOK_AGAIN = 1.0
 #: The most open sequences whose server is remembered; beyond it, those idle for longest are forgotten.
 _MAX_SEQUENCES = 65536
@@ -64,7 +64,7 @@ class BalancedTransport(Transport):
         self._addresses: dict[str, Address] = {}
         self._transports: dict[str, Transport] = {}
         self.balancer = Balancer(())
-        #: Servers that no name resolves to any more, but that still have requests in flight.
+        #: Servers that the address no longer stands for, but that still have requests in flight.
         self._leaving: list[Endpoint] = []
         #: The calls in flight.
         self.calls: set[BalancedCall[Any]] = set()

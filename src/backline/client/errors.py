@@ -65,7 +65,7 @@ class CredentialsRefused(PermissionDenied):
     grpc_code = 16
 
 
-#: What reading a document may raise if its sender does not follow the protocol, or is hostile.
+#: What reading a document can raise if the sender is hostile or does not implement the protocol.
 UNREADABLE: Final = (
     ValueError,
     TypeError,

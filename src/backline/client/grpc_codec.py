@@ -35,14 +35,14 @@ _CONTENTS = {
 _ID = 3 << 3 | 2
 _RAW_INPUT = 7 << 3 | 2
 _RAW_OUTPUT = 6 << 3 | 2
-#: How many messages without ids and contents are remembered, and how large they may be, in bytes.
+#: The most cached message heads (messages without their ids and contents), and the most bytes of each.
 _REMEMBERED = 256
 _LONGEST = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """What a ModelInferResponse says except its id and its raw contents."""
+    """The fields of a ModelInferResponse except its id and its raw contents."""
 
     model: str
     version: str
@@ -53,8 +53,8 @@ class _Head:
 class InferCodec:
     """Encodes requests to a server and decodes its responses, without copying tensors.
 
-    The protobuf runtime copies tensors two or three times. Here it handles only what surrounds them, once for
-    all requests and responses that differ only in their ids and tensors.
+    The protobuf runtime would copy tensors two or three times. Here it handles only the rest of a message,
+    and only once for all messages that differ in nothing but their ids and tensors.
     """
 
     def __init__(self, url: str) -> None:
@@ -63,7 +63,7 @@ class InferCodec:
         self._responses: Memo[bytes, _Head] = Memo(_REMEMBERED)
 
     def encode(self, call: InferCall) -> list[Buffer]:
-        """The ModelInferRequest of a call. The message is the parts put together."""
+        """The ModelInferRequest of a call, in parts; the message is their concatenation."""
         key = (
             call.model,
             call.version,
@@ -170,8 +170,9 @@ def _split(received: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
     """Separates the id and the raw contents of a ModelInferResponse from the rest.
 
     Returns the rest, which is a ModelInferResponse too, the id, and the start and end of each raw content.
-    Raises ValueError or IndexError if the message is malformed. All of its fields are length-delimited; one
-    that is not ends the search, and the protobuf runtime gets everything from there on.
+    Raises ValueError or IndexError if the message is malformed. All fields of the message are
+    length-delimited. At the first field that is not, the search ends, and everything from there on belongs to
+    the rest.
     """
     position, total = 0, len(received)
     id = ""

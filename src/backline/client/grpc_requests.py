@@ -1,4 +1,4 @@
-"""The requests of a client to a gRPC server, over any channel."""
+"""The requests that a client can make of a gRPC server, whatever sends the messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from backline.protos import message, to_plain
 #: The response parameter that marks the last response.
 FINAL = "triton_final_response"
 SERVICE = "/inference.GRPCInferenceService/"
-#: Asks Triton to end a stream with a status if a request fails.
+#: Makes Triton end a stream with a gRPC status if a request fails.
 STREAM_METADATA = (("triton_grpc_error", "true"),)
 
 

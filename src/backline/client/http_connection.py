@@ -18,7 +18,7 @@ DIRECT_BODY = 32 * 1024
 JOINED_REQUEST = 32 * 1024
 RECEIVE_BUFFER = 64 * 1024
 MAX_HEAD = 256 * 1024
-#: The largest body of a response, so that a hostile server cannot fill the memory of its clients.
+#: The largest response body, so that a hostile server cannot fill its clients' memory.
 MAX_BODY = 4 << 30
 #: Alignment in memory of the tensors after the JSON header, so that numpy can use them in place.
 ALIGNMENT = 64

@@ -26,7 +26,7 @@ class EventReader:
     def __init__(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self._buffer = bytearray()
-        #: No event ends before this position.
+        #: The position up to which the buffer has been searched for the end of an event.
         self._searched = 0
         self.headers: dict[bytes, bytes] = {}
         self.begun = False

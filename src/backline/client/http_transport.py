@@ -130,7 +130,7 @@ def decode_infer(url: str, answer: HttpAnswer) -> InferResponse:
     try:
         end = len(body) if length is None else int(length)
         if not 0 < end <= len(body):
-            raise ValueError(f"header of {end} bytes in a body of {len(body)}")
+            raise ValueError(f"the JSON header has {end} bytes, but the body has {len(body)}")
         header = _read_header(body[:end])
         outputs = list(_tensors(header, body, end))
     except UNREADABLE as error:
@@ -354,7 +354,9 @@ class HttpTransport(Transport):
             raise ProtocolError(f"{self._url}{path.decode()} did not answer with JSON: {error}") from None
 
     def read(self, what: str, build: Callable[[], T]) -> T:
-        """Returns `build()`, which reads a document from the server. Raises ProtocolError if it cannot."""
+        """Converts a document from the server with `build`. Raises ProtocolError if the document has another
+        form.
+        """
         try:
             return build()
         except UNREADABLE as error:

@@ -70,7 +70,7 @@ class ClientOptions:
             check_api_key(self.api_key, "api_key")
 
     def ssl_context(self, protocol: str = "http/1.1") -> ssl.SSLContext:
-        """The TLS context for connections that speak `protocol`, a name of ALPN.
+        """The TLS context for connections that speak `protocol`, given by its ALPN name.
 
         Raises InvalidArgument for files that cannot be read.
         """

@@ -28,9 +28,10 @@ def require_ray() -> Any:
 
 
 def join_ray(address: str | None = None) -> Any:
-    """Connects this process to Ray, unless it is connected, and returns the module ray.
+    """Connects this process to Ray if it is not connected yet, and returns the module ray.
 
-    Without an address, it is RAY_ADDRESS or a cluster of this machine. Raises Unavailable if there is none.
+    `address` defaults to RAY_ADDRESS, or else to a cluster on this machine. Raises Unavailable if Ray cannot
+    be reached.
     """
     ray = require_ray()
     if not ray.is_initialized():
@@ -48,7 +49,9 @@ def join_ray(address: str | None = None) -> Any:
 
 
 def replica_urls(deployment: str) -> Sequence[str]:
-    """The URLs of the replicas that take requests. Blocks. Raises Unavailable if Ray knows none."""
+    """The URLs of the replicas that take requests. Blocks. Raises Unavailable if there are none, or if Ray
+    cannot name them.
+    """
     ray = join_ray()
     try:
         controller = ray.get_actor(controller_name(deployment), namespace=NAMESPACE)

@@ -1,4 +1,4 @@
-"""A request that is on its way to one server, and how its outcome is reported."""
+"""A request in flight to one server, and how its outcome is reported."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
-#: Receives the response or the error of a request, later than the call that sends the request.
+#: Receives the response or the error of a request. Never called before the function that sends the request
+#: has returned.
 OnOutcome: TypeAlias = Callable[[T | None, BaseException | None], None]
 
 
 class Sending(Protocol):
-    """A request on its way to one server."""
+    """A request in flight to one server."""
 
     def abandon(self) -> None:
-        """Abandons the request. Its outcome is not reported."""
+        """Gives up the request. Its outcome is no longer reported."""
 
 
 class TaskSending(Generic[T]):

@@ -255,8 +255,8 @@ class Model:
     def config(self, timeout: float | None = None, *, explained: bool = False) -> dict[str, Any]:
         """The configuration, with the field names of config.pbtxt.
 
-        If `explained`, the parameters `backline.*` say where and how the server runs the model, and why. Over
-        gRPC, and by other servers, nothing is explained.
+        With `explained`, parameters `backline.*` also say where and how the server runs the model, and why.
+        Over gRPC, and from servers other than Backline, they are missing.
         """
         return self._loop.run(self._model.config(timeout, explained=explained))
 

@@ -51,7 +51,9 @@ class Transport(ABC):
     async def infer(self, call: InferCall) -> InferResponse: ...
 
     def start_infer(self, call: InferCall, timeout: float, on_outcome: OnOutcome[InferResponse]) -> Sending:
-        """Sends a call. `timeout`, in seconds, replaces its own deadline. `on_outcome` gets the response."""
+        """Sends a call, which fails after `timeout` seconds; the call's own timeout is ignored. `on_outcome`
+        gets the outcome.
+        """
         return TaskSending(self.infer(replace(call, timeout=timeout)), on_outcome)
 
     @abstractmethod
@@ -83,7 +85,7 @@ class Transport(ABC):
     ) -> dict[str, Any]:
         """The model's configuration, with the field names of config.pbtxt.
 
-        If `explained` and the server can do so, parameters `backline.*` say how it runs the model.
+        With `explained`, parameters `backline.*` say how the server runs the model, if the server can tell.
         """
 
     @abstractmethod

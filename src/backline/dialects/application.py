@@ -60,10 +60,10 @@ def build_application(
 
     `metrics` produces the response to GET /metrics, on every port, and `scaling` the signal for autoscalers.
     `not_ready_status` is the HTTP status of a failed health check: 503, or Triton's 400 for clients that rely
-    on it. `browsers` limits what web pages may do, and `access` what each caller may do; without it, every
-    caller may do everything. `restricted` are the APIs that need a header field, and `forwarding` says which
-    fields models see as parameters. With `console`, browsers get the console, which pages of
-    `frame_ancestors` may show in a frame.
+    on it. `browsers` limits what web pages may do, and `access` what each caller may do; without `access`,
+    every caller may do everything. `restricted` are the APIs that need a header field, and `forwarding` says
+    which fields models see as parameters. With `console`, browsers get the console; pages from the origins in
+    `frame_ancestors` may show it in a frame.
     """
     audit = Audit(engine, lambda method, path: _model_at(router, method, path))
     router = Router(audit.route)
@@ -122,7 +122,7 @@ def _grpc_methods(
     audit: Audit,
     scaling: Callable[[], ScalingSignal] | None,
 ) -> tuple[dict[bytes, AccessTarget], _Methods]:
-    """The targets and the methods of all gRPC services, by path."""
+    """The target and the method of each gRPC path."""
     # Imported late: a server that only has HTTP clients starts sooner and needs less memory.
     from backline.dialects.external_scaler import EXTERNAL_SCALER, ExternalScaler
     from backline.dialects.open_inference.grpc.service import SERVICE, InferenceService
@@ -148,13 +148,13 @@ _Methods: TypeAlias = Mapping[bytes, UnaryMethod | StreamMethod]
 
 
 def _may_be_grpc(path: bytes) -> bool:
-    """Whether a path has the form /package.Service/Method, which no route over HTTP has."""
+    """Whether a path has the form /package.Service/Method, which no HTTP route has."""
     service, _, method = path[1:].partition(b"/")
     return b"." in service and bool(method)
 
 
 class _LateMethods(_Methods):
-    """The gRPC methods by path, created on the first gRPC call."""
+    """The gRPC methods by path, created at the first gRPC call."""
 
     def __init__(self, make: Callable[[], tuple[Mapping[bytes, AccessTarget], _Methods]]) -> None:
         self._make = make
@@ -195,7 +195,7 @@ _VITAL = frozenset(
 
 
 def _takes_websocket(path: bytes) -> bool:
-    """Whether a path belongs to SocketService, which is created on the first request for it."""
+    """Whether a path belongs to SocketService. The service is created at the first request to such a path."""
     return path.startswith(b"/models/") and path.endswith(b"/stream")
 
 

@@ -36,7 +36,7 @@ _MAX_ADDRESSES = 4096
 _OTHERS = "other addresses"
 #: Seconds after which suppressed refusals are entered as a number.
 _SUMMARY = 1.0
-#: The most characters of a refusal's reason that are kept until the audit log has the refusal.
+#: The reason of a refusal is cut to this many characters while it waits to be logged.
 _LONGEST = 512
 
 

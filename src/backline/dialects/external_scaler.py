@@ -1,4 +1,4 @@
-"""The gRPC service by which KEDA asks how many servers the load needs.
+"""The gRPC service through which KEDA asks how many servers the load needs.
 
 https://keda.sh/docs/latest/concepts/external-scalers/
 """
@@ -18,17 +18,17 @@ from backline.protos import message
 from backline.wire.application import Buffer, RpcError, StreamCall, StreamMethod, UnaryCall, UnaryMethod
 
 EXTERNAL_SCALER = "externalscaler.ExternalScaler"
-#: The metric, named as on the page for Prometheus.
+#: The metric's name, the same as on the metrics page.
 METRIC = "backline_desired_replicas"
-#: Seconds between looks at whether the server is active, for callers that follow it.
+#: Seconds between two checks of whether the server is active, for callers of StreamIsActive.
 _LOOK = 5.0
 
 
 class ExternalScaler:
-    """Answers with the signal of this server: the factor by which the number of servers should change.
+    """Reports the scaling signal of this server: the factor by which the number of servers should change.
 
-    KEDA multiplies the number of servers by the factor if the trigger has `metricType: Value`. That is
-    right for the whole fleet as long as its servers have about the same load.
+    With `metricType: Value` in the trigger, KEDA multiplies the number of servers by this factor. The result
+    is right for the whole fleet as long as all servers have about the same load.
     """
 
     def __init__(self, signal: Callable[[], ScalingSignal]) -> None:
@@ -81,7 +81,7 @@ class ExternalScaler:
             await asyncio.sleep(_LOOK)
 
     def _activity(self) -> bytes:
-        """The server is active if requests were in flight lately, within the window of the signal."""
+        """Whether requests were in flight within the signal's window."""
         active = message("externalscaler.IsActiveResponse")(result=self._signal().utilisation > 0)
         encoded: bytes = active.SerializeToString()
         return encoded

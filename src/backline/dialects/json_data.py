@@ -27,16 +27,17 @@ from backline.engine.values.tensor import Buffer, Tensor, wrong_count
 
 #: A list with more characters than this is decoded in pieces of this size.
 LARGE = 64 * 1024
-#: Triton's texts for data of another length than the shape, and for data that is no list.
+#: Triton's texts for data whose length does not match the shape, and for data that is not a list.
 _OTHER_SHAPE = "Unable to parse 'data': Shape does not match true shape of 'data' field"
 _NO_LIST = "Unable to parse 'data': attempt to access JSON non-array as array"
 #: A number whose exponent has three digits.
 _EXTREME = re.compile(rb"[eE][+-]?0*[1-9][0-9]{2}").search
-#: The numbers that stand for words: nobody sends them, as no datatype can hold them.
+#: The numbers that stand for NaN and the infinities. No client sends these numbers, as no datatype can hold
+#: them.
 _WORDS = {b"NaN": b"9e99999", b"Infinity": b"8e99999"}
 _STANDING_FOR = {"9e99999": nan, "8e99999": inf, "-8e99999": -inf}
 _NO_STRING = "Unable to parse JSON bytes array: attempt to access JSON non-string as string"
-#: For each kind of numpy dtype, in Triton's words: what an element must be, and what it is read as.
+#: For each kind of numpy dtype: what Triton calls a valid element, and the type that it reads the element as.
 _READ_AS = {
     "b": ("boolean", "boolean"),
     "i": ("signed-integer", "signed-integer"),
@@ -304,7 +305,9 @@ def _compare_count(spec: InputPlan, got: int, text: str = _OTHER_SHAPE) -> None:
 
 
 def _begin(datatype: DataType, reason: str) -> str:
-    """The start of the error for data that a decoder rejects: Triton's text, if it rejects such data too."""
+    """The start of the error for data that a decoder rejects: Triton's own text if Triton rejects such data
+    too.
+    """
     if "got `" not in reason:  # Triton accepts a number that does not fit
         return "Unable to parse 'data'"
     if datatype is DataType.BYTES:

@@ -63,9 +63,9 @@ class Router:
         #: The number of segments of the longest pattern.
         self._most_segments = 0
         self._resolved: Memo[bytes, _Methods] = Memo(_MAX_REMEMBERED)
-        #: Functions that add further routes when a path needs them.
+        #: Functions, not called yet, that add further routes.
         self._later: list[Callable[[Router], None]] = []
-        #: The patterns to which these functions may not add routes.
+        #: The patterns that these functions must not add routes to.
         self._closed: frozenset[tuple[str, ...]] = frozenset()
 
     def add(
@@ -96,14 +96,14 @@ class Router:
             methods[name] = _Route(scope, handler, further, lists)
 
     def add_later(self, add_routes: Callable[[Router], None]) -> None:
-        """Calls `add_routes` on the first request whose path fits no route, so that its modules load late.
+        """Calls `add_routes` at the first request whose path no route matches, so that its modules load late.
 
-        `add_routes` must not add routes to patterns that already have some.
+        `add_routes` must not add routes for patterns that already have some.
         """
         self._later.append(add_routes)
 
     def _add_later(self) -> bool:
-        """Adds the routes of `add_later`; returns whether there were any."""
+        """Calls the waiting functions of `add_later`; returns whether there were any."""
         later, self._later = self._later, []
         if later:
             self._closed = frozenset(self._patterns)
@@ -151,7 +151,7 @@ class Router:
         return self._match(path) if found is None and self._add_later() else found
 
     def _match(self, path: bytes) -> _Methods | None:
-        """The handlers of a path by the routes added so far; None if there are none."""
+        """The handlers of a path among the routes added so far; None if no route matches."""
         if path == b"*":
             return _Methods()
         if len(path) > _MAX_PATH_SIZE or path.count(b"/") > self._most_segments + 1:

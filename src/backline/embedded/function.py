@@ -1,6 +1,6 @@
-"""An engine that answers the requests of a serverless platform, which calls a function for each of them.
+"""An engine inside a serverless function, which its platform calls once for each request.
 
-Requests go through the dialects like those of a server, so every HTTP route exists, but no socket is open.
+Requests go through the dialects as in a server, so every HTTP route exists, but no socket is open.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from backline.engine.errors import InvalidArgument
 from backline.lifecycle.options import LifecycleOptions
 from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStream
 
-#: Milliseconds between the deadline of a request and the moment when the platform ends the function, so that
-#: the caller gets an error of the engine, which says more than the platform's.
+#: Milliseconds between a request's deadline and the moment when the platform ends the function. So the caller
+#: gets the engine's error, which says more than the platform's.
 _MARGIN: Final = 200
 #: The longest stream that is collected into one response, in bytes.
 _MAX_STREAM: Final = 32 << 20
-#: What a percent-encoded path may have besides letters and digits.
+#: The characters of a percent-encoded path besides letters and digits.
 _PATH: Final = "/%:@!$&'()*+,;=~-._"
 _TEXT: Final = ("application/json", "text/")
 
@@ -69,7 +69,7 @@ class FunctionRequest(HttpRequest):
 
 
 class CollectedStream(ResponseStream):
-    """A stream whose chunks become one response, because the platform accepts only whole responses."""
+    """A stream whose chunks are collected, because the platform takes only whole responses."""
 
     def __init__(self, request: FunctionRequest, status: int, fields: Fields) -> None:
         self._request = request
@@ -94,7 +94,7 @@ class CollectedStream(ResponseStream):
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What a process has once the models are loaded: an engine on a background loop, and its routes."""
+    """What exists once the models are loaded: an engine on a background loop, and its routes."""
 
     process: int
     loop: BackgroundLoop
@@ -104,17 +104,17 @@ class _Loaded:
 
 
 class Function:
-    """The models of repositories, as the function of a serverless platform.
+    """Serves the models of repositories from within a serverless function.
 
     >>> function = backline.Function("models/")
     >>> handler = function.load().aws  # AWS Lambda, with a function URL, an API Gateway or a load balancer
     >>> def answer(request): return function.google(request)  # Google Cloud Run functions
 
-    The first request loads the models, in the process that gets it: Google's framework forks after it has
-    imported the module. `load` does so earlier.
+    The first request loads the models, because Google's framework forks after it has imported the module.
+    Call `load` to load them earlier.
 
-    Callers may run and describe models, but not change what is served. If environment variables hold keys
-    (docs/security.md), callers need one.
+    Callers may run and describe models, but not change what is served. If environment variables define keys
+    (docs/security.md), callers need one of them.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Function:
         self._loading = threading.Lock()
 
     def load(self) -> Self:
-        """Loads the models, unless this process has loaded them; returns the function.
+        """Loads the models if this process has not loaded them yet. Returns `self`.
 
         Raises BacklineError if a repository cannot be read or a model cannot be loaded.
         """
@@ -147,7 +147,7 @@ class Function:
 
     @property
     def seconds(self) -> float:
-        """How long loading took, in seconds. Loads the models first, if need be."""
+        """The seconds that loading took. Loads the models if they are not loaded yet."""
         return self._ready().seconds
 
     def _ready(self) -> _Loaded:
@@ -167,15 +167,16 @@ class Function:
             loop.run(embedded.stop())
             loop.close()
             raise
-        # The gate is left out. It protects machines from the web pages that their users see, and the
-        # application checks keys and scopes for each request.
+        # There is no gate: the application itself checks keys and scopes for each request, and the rules for
+        # web pages protect only servers on a user's own machine or network.
         http = build_application(embedded.engine, access=access, console=False).http
         return _Loaded(os.getpid(), loop, embedded, http, perf_counter() - began)
 
     def aws(self, event: Mapping[str, Any], context: Any = None) -> dict[str, Any]:
-        """Responds to an event of AWS Lambda that carries an HTTP request, in the format 1.0 or 2.0.
+        """Responds to an AWS Lambda event that carries an HTTP request, in payload format 1.0 or 2.0.
 
-        The request's deadline is that of the function. Raises InvalidArgument for an event of another kind.
+        The request's deadline follows from the function's time limit. Raises InvalidArgument for any other
+        event.
         """
         method, path, query = _aws_route(event)
         headers = {name: value for name, value in (event.get("headers") or {}).items() if value is not None}
@@ -194,7 +195,7 @@ class Function:
         }
 
     def google(self, request: Any) -> tuple[bytes, int, dict[str, str]]:
-        """Responds to a request of Google's functions, which is one of Flask."""
+        """Responds to a request of Google Cloud Run functions, which is a Flask request."""
         raw = request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or ""
         path = raw.partition("?")[0] if raw.startswith("/") else quote(request.path, safe=_PATH)
         query = request.query_string.decode("latin-1")
@@ -204,7 +205,7 @@ class Function:
     def respond(
         self, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes
     ) -> FunctionResponse:
-        """Responds to an HTTP request, for platforms with another signature; `path` is percent-encoded."""
+        """Responds to an HTTP request, for platforms with any other interface; `path` is percent-encoded."""
         fields = {
             name.lower().encode(): value.encode("latin-1", "replace") for name, value in headers.items()
         }
@@ -248,7 +249,7 @@ def _aws_route(event: Mapping[str, Any]) -> tuple[str, str, str]:
         query = event.get("multiValueQueryStringParameters") or event.get("queryStringParameters") or {}
         return event["httpMethod"], quote(event["path"], safe=_PATH), urlencode(query, doseq=True)
     raise InvalidArgument(
-        "the event carries no HTTP request: expected that of a function URL, API Gateway or load balancer,"
+        "the event carries no HTTP request: expected one from a function URL, API Gateway or load balancer,"
         f" got the fields {', '.join(sorted(map(str, event))) or 'of none'}"
     )
 

@@ -15,10 +15,10 @@ LogValue: TypeAlias = bool | int | str
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """An entry of the log as it was written, cut if it is very long.
+    """An entry of the log as it was written, truncated if it is very long.
 
-    `number` counts the entries since the start, from 1. `time` is in seconds since 1970, and `level` the name
-    of its severity in lower case.
+    `number` counts the entries since the start, from 1. `time` is in seconds since 1970, and `level` is the
+    severity in lower case.
     """
 
     number: int
@@ -37,9 +37,9 @@ class LogControl(Protocol):
         """All settings, in the order given for this class."""
 
     def recent(self, after: int = 0) -> Sequence[LogLine]:
-        """The last entries with numbers above `after`, oldest first. Only a few hundred are kept.
+        """The last entries with numbers above `after`, oldest first. Only the last 500 are kept.
 
-        Texts in the form of keys, tokens and passwords in URLs are masked.
+        Anything that looks like a key, a token or a password in a URL is masked.
         """
 
     def update(self, changes: Mapping[str, object]) -> None:
@@ -98,13 +98,13 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class RepositoryState:
-    """A place that models come from, as its last scan left it.
+    """A place that models come from, as of its last scan.
 
-    `location` is a path or a URL without secrets. `models` are the names under which its models are served,
-    and `failures` says by name why a model in it cannot be loaded. `scanned` is when the last successful scan
-    ended, in seconds since 1970, and `scan_seconds` how long it took; both are 0 before the first.
-    `problem` says why the last scan failed; empty if it succeeded. Scans happen every `poll_seconds`, or only
-    by request if that is 0.
+    `location` is a path or a URL without secrets. `models` are the names under which its models are served.
+    `failures` maps the name of each model that cannot be loaded to the reason. `scanned` is when the last
+    successful scan ended, in seconds since 1970, and `scan_seconds` how long it took; both are 0 before the
+    first. `problem` says why the last scan failed; empty if it succeeded. Scans happen every `poll_seconds`,
+    or only on request if that is 0.
     """
 
     location: str

@@ -49,7 +49,7 @@ class Engine:
         self.loads: dict[str, LoadStatistics] = {}
         #: The versions that serve requests, by model name and version or label; "" is the default version.
         self._routes: dict[tuple[str, str], Model] = {}
-        #: The keys in `_routes` of each model that has any.
+        #: For each model, its keys in `_routes`.
         self._routed: dict[str, Collection[tuple[str, str]]] = {}
         #: Versions that take no new requests, but still serve their open sequences.
         self._leaving: list[Model] = []
@@ -175,7 +175,7 @@ class Engine:
         """All versions of all models, in any state, sorted by name and version."""
         for name in sorted(self._models):
             versions = self._models[name]
-            if len(versions) == 1:  # the usual case; sorting takes far longer
+            if len(versions) == 1:  # usually there is one, and sorting takes far longer than this check
                 yield from tuple(versions.values())
             else:
                 yield from (versions[version] for version in sorted(versions, key=version_order))
@@ -305,11 +305,11 @@ class Engine:
         self._only_by_label[name] = only_by_label
 
     def refresh(self, names: Iterable[str] | None = None) -> None:
-        """Recomputes which version serves which requests, after changes of states or labels.
+        """Recomputes which version serves which requests after states or labels have changed.
 
         `names` are the models that have changed; None stands for all. Requests without a version go to the
-        version with the label STABLE if there is one, else to the newest. A version that is there only for
-        another label gets them if there is no other version.
+        version with the label STABLE if there is one, else to the newest. A version that is served only for
+        another label gets them only if there is no other version.
         """
         changed = dict.fromkeys((*self._routed, *self._models) if names is None else names)
         for name in changed:
@@ -376,7 +376,9 @@ class Engine:
 
 
 def _no_version(name: str, version: str) -> str:
-    """Why a version or label is not found. Triton knows only numbers, and has other texts for the rest."""
+    """The error for a version or label that is not found. Triton accepts only numbers as versions, and has
+    other texts for anything else.
+    """
     if version.isdecimal() and int(version) < 2**63:
         return f"Request for unknown model: '{name}' version {version} is not found"
     known = f"; '{name}' has no such version or label"

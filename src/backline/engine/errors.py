@@ -28,7 +28,7 @@ from typing import ClassVar, Final
 
 from backline.engine.private_places import for_clients
 
-#: The most characters of a message: it may quote names from a request, which can have megabytes.
+#: The most characters of a message. A message may quote names from a request, which can be megabytes long.
 LONGEST_MESSAGE: Final = 16_384
 
 

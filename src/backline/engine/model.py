@@ -126,7 +126,7 @@ class Model:
     #: version's previous files still serve.
     required: bool = True
     progress: LoadProgress | None = None
-    #: The files of examples that the model ships, for people who try it; empty before the first load.
+    #: The files with example inputs from the model's folder; empty before the first load.
     examples: tuple[Path, ...] = ()
     #: Resident memory of the model, measured at load; 0 if it is not loaded.
     memory_bytes: int = 0

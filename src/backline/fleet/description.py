@@ -33,7 +33,7 @@ class Description:
 def open_remote(remote: RemoteModel, *, idempotent: bool, poll: BusyPoll | None = None) -> BalancedTransport:
     """The transport to the servers of a model, not opened yet. Raises InvalidArgument for invalid URLs.
 
-    `poll` is that of the event loop: it learns when responses arrive.
+    `poll` is the event loop's, which learns from the transport when responses arrive.
     """
     addresses = Address.parse_all(remote.urls)
     if any(address.protocol == "inproc" for address in addresses):

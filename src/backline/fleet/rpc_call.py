@@ -19,12 +19,14 @@ from backline.wire.http2.header_blocks import FieldBlocks
 if TYPE_CHECKING:
     from backline.fleet.rpc_connection import RpcConnection
 
-#: The most bytes of a response message, as gRPC's length prefix has 32 bits.
+#: The most bytes of a response message: gRPC's length prefix has 32 bits.
 _LARGEST = 2**32 - 1
 
 
 class ResponseHead:
-    """What a header block of a response says. `code` is the gRPC status, None unless the call has ended."""
+    """The contents of a response's header block. `code` is the gRPC status; None unless the block ends the
+    call.
+    """
 
     __slots__ = ("code", "message", "retry_after", "status")
 
@@ -96,22 +98,22 @@ class RpcCall:
         self.parts = parts
         self.size = sum(map(len, parts))
         self.timeout = timeout
-        #: Whether either side has ended the call.
+        #: Whether the call has ended, on either side.
         self.closed = self.answered = False
-        #: How often the call was sent to a connection that did not take it.
+        #: How often a connection closed or refused the call without handling it.
         self.attempts = 0
         self.connection: RpcConnection | None = None
         self.restart()
 
     def restart(self) -> None:
-        """Prepares the call for being sent, or sent again."""
+        """Resets the call before it is sent or sent again."""
         self.number = 0
-        #: What is still to be sent of the request.
+        #: The part of the request that is still to be sent.
         self.pending: deque[memoryview] | None = None
         self.pending_bytes = 0
-        #: What the other side may still send on this call.
+        #: The bytes that the other side may still send on this call.
         self.window_in = OUR_STREAM_WINDOW
-        #: How much more, or less if negative, may be sent than the initial window of the connection.
+        #: The bytes that may still be sent on this call, minus the connection's initial window size.
         self.window_out = 0
         self._message: Buffer | None = None
         self._assembler: MessageAssembler | None = None
@@ -180,7 +182,7 @@ class RpcCall:
             report(message, error)
 
     def expire(self) -> None:
-        """Ends the call because its time has passed."""
+        """Ends the call because its time limit has passed."""
         self._leave()
         self.fail(DeadlineExceeded(f"no answer from {self._url} within {self.timeout:.3g} s"))
 
@@ -200,7 +202,7 @@ class RpcCall:
 class RpcStream(RpcCall):
     """A call with many response messages, which `receive` returns one by one.
 
-    The other side may send one window ahead of the reader.
+    The other side may send one flow-control window ahead of the reader.
     """
 
     __slots__ = ("_arrived", "_error", "_messages", "_unread")
@@ -212,7 +214,7 @@ class RpcStream(RpcCall):
         self._error: BacklineError | None = None
 
     async def receive(self) -> Buffer | None:
-        """The next message, None after the last one. Raises the error with which the call ended, or
+        """The next message; None after the last one. Raises the error that ended the call, or
         DeadlineExceeded if no message arrives in time.
         """
         while not self._messages:
@@ -235,7 +237,7 @@ class RpcStream(RpcCall):
         self._assemble(data, begin, end)
 
     def _announced(self, size: int, at_hand: int) -> None:
-        # A message that is larger than the window could never arrive within it.
+        # The window must be at least as large as the message, which could otherwise never arrive.
         assert self.connection is not None, "the call was sent"
         self.connection.grant(self, size + PREFIX_SIZE - OUR_STREAM_WINDOW)
 

@@ -39,26 +39,28 @@ _CLIENT_PREFACE = (
     )
     + frames.window_update(0, OUR_CONNECTION_WINDOW - DEFAULT_WINDOW)
 )
-#: The connection's window is replenished when less than this is left.
+#: The connection's receive window is replenished when fewer bytes than this are left.
 _REPLENISH_AT = OUR_CONNECTION_WINDOW // 2
 #: Bytes that one call sends before the next one gets its turn.
 _QUANTUM = 128 * KIB
-#: Above this, bytes are written at once and without joining them.
+#: When more bytes than this are collected, they are written without waiting for the end of the turn, and as
+#: separate buffers.
 _WRITE_AT = 64 * KIB
-#: The largest frame that is buffered: any frame but DATA.
+#: The largest payload of a frame other than DATA; these frames are buffered whole.
 _MAX_BUFFERED_FRAME = 1 * MIB
-#: Stream numbers end at 2^31-1. A connection takes no more calls well before that.
+#: Stream numbers end at 2^31-1. A connection stops taking calls well before that.
 _LAST_NUMBER = 2**30
-#: Milliseconds after which the kernel gives up a connection whose other side acknowledges nothing.
+#: Milliseconds after which the kernel closes a connection whose other side acknowledges nothing.
 _ACKNOWLEDGE_WITHIN = 10_000
 
 
 class RpcConnection(asyncio.Protocol):
-    """One connection. Calls share it, each on a stream, and are written together at the end of a turn.
+    """One connection, shared by calls on a stream each. Calls that start in one turn are written together at
+    its end.
 
-    `url` names the other side in errors, and `advice` says what may be wrong if it closes a new connection.
-    `again` is called with a call that the other side has certainly not handled, and `has_room` whenever the
-    connection may take another call, or takes no more.
+    `url` names the other side in errors, and `advice` says what may be wrong if the other side closes a new
+    connection. `again` is called with each call that the other side has certainly not handled, and `has_room`
+    when the connection can take another call, or will take no more.
     """
 
     def __init__(
@@ -75,13 +77,13 @@ class RpcConnection(asyncio.Protocol):
         self._again = again
         self._has_room = has_room
         self._loop = asyncio.get_running_loop()
-        #: Set when the other side has sent its settings, which proves that it speaks HTTP/2.
+        #: Set when the other side has sent its SETTINGS, which proves that it speaks HTTP/2.
         self.ready: asyncio.Future[None] = self._loop.create_future()
         self._transport: asyncio.Transport | None = None
-        #: The calls in flight by the numbers of their streams.
+        #: The calls in flight, by stream number.
         self.calls: dict[int, RpcCall] = {}
         self._next = 1
-        #: Whether the connection takes new calls.
+        #: Whether the connection still takes new calls.
         self._open = False
         self._max_calls = 2**31
         # receiving
@@ -100,7 +102,7 @@ class RpcConnection(asyncio.Protocol):
         self._window = DEFAULT_WINDOW
         self._initial_window = DEFAULT_WINDOW
         self._max_frame = frames.MIN_MAX_FRAME_SIZE
-        #: Calls whose requests wait for windows or for the socket.
+        #: Calls with request data that waits for a flow-control window or for the socket.
         self._sending: deque[RpcCall] = deque()
 
     # the connection
@@ -143,7 +145,7 @@ class RpcConnection(asyncio.Protocol):
                     f"{self._advice}"
                 )
             )
-            self.ready.exception()  # perhaps nobody waits for a result
+            self.ready.exception()  # there may be nobody who waits for it
         if self._transport is not None:
             self._transport.abort()
         calls, self.calls = self.calls, {}
@@ -155,7 +157,7 @@ class RpcConnection(asyncio.Protocol):
     # sending
 
     def start(self, call: RpcCall) -> None:
-        """Sends a call. The connection must have room."""
+        """Sends a call. Requires `room` to be positive."""
         number = call.number = self._next
         self._next += 2
         call.connection = self
@@ -185,7 +187,7 @@ class RpcConnection(asyncio.Protocol):
         self._schedule()
 
     def reset(self, call: RpcCall, code: int = frames.CANCEL) -> None:
-        """Ends a call early; the other side stops working on it."""
+        """Resets the call's stream, so that the other side stops working on the call."""
         if self.calls.pop(call.number, None) is None:
             return
         call.pending = None
@@ -193,20 +195,20 @@ class RpcConnection(asyncio.Protocol):
         self._has_room(self)
 
     def grant(self, call: RpcCall, size: int) -> None:
-        """Lets the other side send `size` more bytes on a call, if that is a positive number."""
+        """Lets the other side send `size` more bytes on a call. No effect if `size` is not positive."""
         size = min(size, frames.MAX_WINDOW - call.window_in)
         if size > 0:
             call.window_in += size
             self._write(frames.window_update(call.number, size))
 
     def _pump(self) -> None:
-        """Sends what the windows and the socket allow, one quantum of each call in turn."""
+        """Sends as much as the windows and the socket allow, one quantum of each call in turn."""
         sending = self._sending
         unwritten = 0
         stuck = 0
         while sending and not self._paused and self._window > 0 and stuck < len(sending):
             call = sending[0]
-            if call.pending is None:  # it was reset
+            if call.pending is None:  # the call was reset
                 sending.popleft()
                 continue
             room = min(self._window, self._initial_window + call.window_out, _QUANTUM)
@@ -287,7 +289,7 @@ class RpcConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if type(data) is not bytes:
-            data = bytes(data)  # TLS delivers other buffers, but header blocks are keys of a dictionary
+            data = bytes(data)  # TLS delivers other kinds of buffers, but header blocks must be hashable
         if self._received:
             data = self._received + data
             self._received = b""
@@ -306,7 +308,7 @@ class RpcConnection(asyncio.Protocol):
     def _fail(self, failure: ConnectionFailure) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(frames.goaway(0, failure.code, failure.reason.encode()))
-        self._lose(ConnectionLost(f"{self._url} does not speak HTTP/2 as it should: {failure.reason}"))
+        self._lose(ConnectionLost(f"{self._url} broke the rules of HTTP/2: {failure.reason}"))
 
     def _read(self, data: bytes) -> None:
         at, size = 0, len(data)
@@ -355,7 +357,7 @@ class RpcConnection(asyncio.Protocol):
     def _data(self, number: int, data: bytes, begin: int, end: int, ended: int | bool) -> None:
         call = self.calls.get(number)
         if call is None:
-            return  # it was reset
+            return  # the call was reset
         call.window_in -= end - begin
         try:
             if begin < end:
@@ -379,9 +381,9 @@ class RpcConnection(asyncio.Protocol):
             call.finish(head)
 
     def _end(self, call: RpcCall) -> None:
-        """Removes a call that the other side has ended."""
+        """Forgets a call that the other side has ended."""
         del self.calls[call.number]
-        if call.pending is not None:  # it has not read all of the request
+        if call.pending is not None:  # the other side has not read the whole request
             call.pending = None
             self._write(frames.rst_stream(call.number, frames.NO_ERROR))
         self._has_room(self)
@@ -391,7 +393,7 @@ class RpcConnection(asyncio.Protocol):
         call.fail(error)
 
     def _frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
-        """Handles a complete frame of any but the most frequent kinds."""
+        """Handles a complete frame of one of the less frequent kinds."""
         if kind == frames.DATA:
             padding = payload[0] if payload else 0
             if padding >= len(payload):
@@ -419,7 +421,9 @@ class RpcConnection(asyncio.Protocol):
         elif kind == frames.GOAWAY:
             self._go_away(payload)
         elif kind == frames.PUSH_PROMISE:
-            raise ConnectionFailure(frames.PROTOCOL_ERROR, "the server pushes although that is disabled")
+            raise ConnectionFailure(
+                frames.PROTOCOL_ERROR, "the server sent PUSH_PROMISE, although push is disabled"
+            )
 
     def _headers_in_parts(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if kind == frames.HEADERS:
@@ -474,13 +478,15 @@ class RpcConnection(asyncio.Protocol):
         elif code == frames.CANCEL:
             call.fail(Cancelled(f"{self._url} cancelled the call"))
         elif code == frames.ENHANCE_YOUR_CALM:
-            call.fail(Unavailable(f"{self._url} refuses calls because there are too many"))
+            call.fail(Unavailable(f"{self._url} refuses calls: it has too many streams, or is overloaded"))
         else:
             call.fail(ConnectionLost(f"{self._url} reset the call with HTTP/2 error code {code}"))
         self._has_room(self)
 
     def _go_away(self, payload: bytes) -> None:
-        """Takes no more calls. Those that the other side has not begun are sent elsewhere."""
+        """Handles GOAWAY: no more calls are taken, and calls that the other side has not begun are sent
+        elsewhere.
+        """
         self._open = False
         last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
         refused = [call for number, call in self.calls.items() if number > last]

@@ -1,4 +1,4 @@
-"""The transport of the remote lane to a gRPC server: the server's own event loop sends and receives."""
+"""The remote lane's transport to a gRPC server, which sends and receives on this server's own event loop."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ from backline.version import __version__
 from backline.wire.grpc.timeout import Deadlines
 from backline.wire.http2.frames import encode_fields
 
-#: The most connections to a server. Each takes as many calls as the server allows, often more than a hundred.
+#: The most connections to a server. Each carries as many calls as the server allows, often more than a
+#: hundred.
 _MAX_CONNECTIONS = 8
-#: How often a call is sent if the server closes each connection without taking it.
+#: How often a call is sent before it fails, if the server closes each connection without handling it.
 _MAX_ATTEMPTS = 3
-#: The server learns of limits below this many seconds. A call with a longer limit is cancelled when that has
-#: passed: so most calls have the same header block, which is encoded and decoded only once.
+#: Only time limits below this many seconds are sent to the server. A call with a longer limit is cancelled by
+#: this side once the limit has passed. So most calls have the same header block, which is encoded and decoded
+#: only once.
 _TOLD_BELOW = 300.0
 _REMEMBERED = 64
 
@@ -41,8 +43,8 @@ _REMEMBERED = 64
 class RpcTransport(GrpcRequests):
     """Sends gRPC calls over its own connections, without a thread or a task for each.
 
-    Compared with grpcio, a call wakes up no other thread, and calls that start in one turn of the event loop
-    are written together.
+    Unlike with grpcio, a call wakes no other thread, and calls that start in one turn of the event loop are
+    written together.
     """
 
     def __init__(self, address: Address, options: ClientOptions, poll: BusyPoll) -> None:
@@ -175,16 +177,16 @@ class RpcTransport(GrpcRequests):
             self._connecting = self._loop.create_task(self._connect())
 
     def _again(self, call: RpcCall) -> None:
-        """Sends a call that a connection did not take."""
+        """Sends a call once more, after a connection did not handle it."""
         call.attempts += 1
         if call.attempts < _MAX_ATTEMPTS and not self._closed:
             call.restart()
             self._start(call)
         else:
-            call.fail(Unavailable(f"{self._url} takes no calls: it is stopping, or has too many"))
+            call.fail(Unavailable(f"{self._url} takes no calls: it is stopping, or overloaded"))
 
     def _has_room(self, changed: RpcConnection) -> None:
-        """Starts calls that wait, as far as the connections have room, after one of them has changed."""
+        """Starts waiting calls, as far as the connections have room. Called when a connection has changed."""
         waiting = self._waiting
         if changed.usable:
             if not waiting:
@@ -255,7 +257,7 @@ class RpcTransport(GrpcRequests):
 
 
 def timeout_field(seconds: float) -> bytes:
-    """A grpc-timeout of at least so many seconds, with two digits, so that few different ones are sent."""
+    """A grpc-timeout of at least `seconds`, rounded up to two digits, so that few values are sent."""
     milliseconds = max(math.ceil(seconds * 1000), 1)
     step = 10 ** max(len(str(milliseconds)) - 2, 0)
     return b"%dm" % (-(-milliseconds // step) * step)

@@ -25,7 +25,7 @@ _REFUSALS_FILE = "refusals.jsonl"
 #: The size in bytes at which a new file is begun; one older file is kept.
 DEFAULT_LIMIT = 4_000_000
 _BLOCK = 65536
-#: The most characters of a text in an entry, so that long errors cannot push changes out of the log.
+#: Texts are cut to this many characters, so that nobody can push changes out of the log with long errors.
 _LONGEST = 512
 
 

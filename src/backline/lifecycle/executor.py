@@ -34,7 +34,7 @@ log = logging.getLogger("backline.lifecycle")
 #: Seconds before the first retry of a failed load; doubled with each attempt, up to _LONGEST_PAUSE.
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
-#: Seconds from a load until what was learned about the memory of models is written to the state folder.
+#: Seconds from a load until the measured memory of models is written to the state folder.
 _SAVE_AFTER = 0.5
 
 
@@ -101,7 +101,7 @@ class Executor:
         for served in self.dependencies.review():
             self._advance(served)
             advanced[served.name] = None
-        # With thousands of models, looking at each of them after every step would dominate the start.
+        # With thousands of models, checking each of them after every step would dominate the start.
         self._engine.refresh(advanced)
         self.models.stepped()
 
@@ -256,7 +256,9 @@ class Executor:
             self._saving = asyncio.create_task(self._save_later())
 
     async def _save_later(self) -> None:
-        await asyncio.sleep(_SAVE_AFTER)  # thousands of loads in a row must not write as many files
+        await asyncio.sleep(
+            _SAVE_AFTER
+        )  # so that thousands of loads in a row do not write the file thousands of times
         await asyncio.to_thread(self._shared.needs.save)
 
     def _fail(self, served: ServedModel, one: Servable, reason: str, seconds: float) -> None:
@@ -343,7 +345,7 @@ class Dependencies:
     def __init__(self, engine: Engine, models: ServedModels) -> None:
         self._engine = engine
         self._models = models
-        #: The names of all ensembles that were loaded, and perhaps of models that no longer are ensembles.
+        #: The names of all ensembles that were loaded. May include models that are no longer ensembles.
         self.composed: set[str] = set()
 
     def asking(self, name: str) -> list[str]:

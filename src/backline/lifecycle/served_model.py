@@ -47,7 +47,7 @@ class ServedModel:
         self.held: dict[int, Servable] = {}
         #: The versions that the target selected at the last step, and what replaces those that left it.
         self._selected: frozenset[str] = frozenset()
-        #: The latest target whose goals were computed, its labelled and sleeping versions, and the goals.
+        #: The target for which goals were last computed, its labelled and sleeping versions, and the goals.
         self._goals: tuple[Target | None, frozenset[str], frozenset[str], list[Wanted]] = (
             None,
             frozenset(),
@@ -146,7 +146,7 @@ class ServedModel:
     def _goals_of(
         self, target: Target, labelled: Iterable[str] = (), *, asleep: frozenset[str] = frozenset()
     ) -> list[Wanted]:
-        """The goals of `target.wanted`, kept for the next call because each step asks several times."""
+        """The goals of `target.wanted`. They are kept, because each step needs them several times."""
         named = frozenset(labelled)
         of, before, sleeping, goals = self._goals
         if of is not target or before != named or sleeping != asleep:

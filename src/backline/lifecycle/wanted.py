@@ -154,7 +154,7 @@ class Sources:
             _check_apart(self._prefixes)
         self._found: dict[str, list[FoundModel]] = {}
         self._troubles: dict[str, str] = {}
-        #: By location: when the last successful scan ended (time.time()), and how many seconds it took.
+        #: By location: when the last successful scan ended (time.time()), and how many seconds the scan took.
         self._scans: dict[str, tuple[float, float]] = {}
         #: By location and name in the repository: the name under which a model is served.
         self._served: dict[tuple[str, str], str] = {}

@@ -14,10 +14,10 @@ from backline.observe.families import FAMILIES
 from backline.observe.scaling import NO_DEMAND, STEADY, DemandCounters, Scaling, ScalingPolicy, ScalingSignal
 from backline.system.cores import usable_cores
 
-#: The number of samples of a metric that are joined in one piece of work.
+#: The number of samples that are joined into one text in one step.
 _TOGETHER = 64
-#: The least characters of a block. The wire would compress each of the thousands of pieces of a
-#: page of 1,000 models in a separate step.
+#: The least characters of a block. A page for 1,000 models has thousands of pieces, and the wire would
+#: compress each in a step by itself.
 _BLOCK = 64 * 1024
 
 
@@ -27,7 +27,7 @@ def batched(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 
 
 def _blocks(pieces: Iterable[str]) -> Iterator[bytes]:
-    """Joins the pieces into blocks for the wire; yields nothing but b"" until the next block is full."""
+    """Joins the pieces into blocks for the wire. Yields b"" for each piece that does not complete a block."""
     block: list[str] = []
     size = 0
     for piece in pieces:
@@ -54,7 +54,8 @@ class Metrics:
         """`scaling` is the policy of the metrics for autoscalers."""
         self._engine = engine
         self._scaling = Scaling(scaling or ScalingPolicy(default_target()))
-        #: The counts of each version, and the totals, which include versions that were unloaded.
+        #: The counts of each version at the last reading, and their sum, which includes versions unloaded
+        #: since.
         self._counted: dict[tuple[str, str], DemandCounters] = {}
         self._demand = NO_DEMAND
         self._signal = STEADY
@@ -115,7 +116,7 @@ class Metrics:
         ]
         for name in sorted(engine.loads):
             counts = engine.loads.get(name)
-            if counts is None:  # the model was forgotten between two pieces
+            if counts is None:  # the model was removed between two pieces
                 continue
             model = label_text((("model", name),))
             yield (
@@ -132,7 +133,9 @@ class Metrics:
         return self._signal
 
     def _count(self) -> Iterator[str]:
-        """Updates the signal, in pieces. Requests to ensembles do not count, as those to their steps do."""
+        """Updates the signal, in pieces. Requests to ensembles do not count, because the requests to their
+        steps do.
+        """
         waiting = 0
         for model in tuple(self._engine.models()):
             yield ""

@@ -20,8 +20,8 @@ class ScalingPolicy:
     #: One step asks for at most this many times the servers, and at least this share of them.
     up: float = 2.0
     down: float = 0.5
-    #: The share of requests that may be refused because they would miss a latency objective, or the deadline
-    #: of their caller: an objective for the 99th percentile is missed when more are.
+    #: The share of requests that may be refused because they would miss a latency objective or their
+    #: deadline. If more are refused, an objective for the 99th percentile is missed.
     missed: float = 0.01
     #: Within this distance of the target, the number stays.
     tolerance: float = 0.1
@@ -31,8 +31,8 @@ class ScalingPolicy:
 
 @dataclass(frozen=True, slots=True)
 class DemandCounters:
-    """What has been asked of a server so far: the seconds that requests have spent in it, how many requests
-    there were, and how many of them were refused because they would have been late.
+    """The demand on a server since its start: the seconds that requests have spent in it, the number of
+    requests, and how many of them were refused because they would have been late.
     """
 
     seconds: float = 0.0
@@ -45,7 +45,7 @@ class DemandCounters:
         )
 
     def since(self, before: DemandCounters) -> DemandCounters:
-        """What was added since `before`; negative differences count as 0."""
+        """The growth of each counter since `before`, at least 0."""
         return DemandCounters(
             max(self.seconds - before.seconds, 0.0),
             max(self.requests - before.requests, 0),
@@ -72,18 +72,19 @@ STEADY: Final = ScalingSignal(0.0, 1.0)
 
 
 class Scaling:
-    """Turns readings of a counter into a signal. It has no clock: each reading brings its time. A reading
-    within a second of the last one changes nothing, so that many scrapes need no memory.
+    """Turns readings of a counter into a signal. It has no clock: each reading comes with its time. A reading
+    within a second of the last one changes nothing, so frequent scrapes need no memory.
 
     The first counter is the time that all requests so far have spent in the server, in seconds. By Little's
     law, its growth per second is the average number of requests in flight, so nothing is sampled in between.
-    Requests that are refused at once because they would be late spend no time: if too many are, more servers
-    are wanted than the requests in flight suggest, so many that all would be answered in time.
+    Requests that are refused at once because they would be late spend no time in the server. If too many are
+    refused, the signal exceeds what the requests in flight suggest: it asks for enough servers to answer all
+    requests in time.
     """
 
     def __init__(self, policy: ScalingPolicy) -> None:
         self._policy = policy
-        #: Time and counters of the readings in the window, and the last one before it.
+        #: The time and the counters of each reading in the window, and of the last one before it.
         self._readings: deque[tuple[float, DemandCounters]] = deque()
         #: Time and result of the recommendations that may still hold back a smaller one. Their results
         #: decrease, because a later, larger one replaces those before it.
@@ -111,7 +112,8 @@ class Scaling:
         used = in_flight / policy.target
         if recent.late > policy.missed * recent.requests:
             in_time = 1 - recent.late / recent.requests
-            # One server answers this share in time, so all requests need its inverse; at least one step more.
+            # If one server answers this share of the requests in time, all requests need 1/share servers; ask
+            # for at least one step more.
             used = max(used, 1 + 2 * policy.tolerance, min(1 / in_time, policy.up) if in_time else policy.up)
         wanted = 1.0 if abs(used - 1) <= policy.tolerance else min(max(used, policy.down), policy.up)
         self._signal = ScalingSignal(used, self._held(now, wanted))

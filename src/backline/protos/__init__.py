@@ -31,7 +31,7 @@ def pool() -> DescriptorPool:
 
 @cache
 def _pool() -> DescriptorPool:
-    # Imported late, because a server that only has HTTP clients needs no messages.
+    # Imported late, because a server that only has HTTP clients needs no protobuf messages.
     from google.protobuf import descriptor_pb2, descriptor_pool
 
     own = descriptor_pool.DescriptorPool()

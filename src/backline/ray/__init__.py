@@ -1,4 +1,4 @@
-"""Ray as the engine of a fleet: Ray places replicas of the server, restarts and scales them.
+"""Ray as the engine of a fleet: it places, restarts and scales replicas of the server.
 
 Requests do not pass through Ray: clients and servers in front send them to the replicas themselves.
 """

@@ -1,4 +1,4 @@
-"""The controller of a deployment: an actor that keeps the replicas at the number that the load needs."""
+"""The controller of a deployment: an actor that keeps as many replicas running as the load needs."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from backline.ray.spec import ReplicaSpec, ReplicaState
 
 log = logging.getLogger("backline.ray")
 
-#: Seconds between checks of the replicas, and how long a replica may take to describe itself.
+#: Seconds between two checks of the replicas, and seconds that a replica may take to report its state.
 _LOOK = 0.5
 _ANSWER_WITHIN = 2.0
-#: Seconds between taking a replica out of the list and stopping it. Clients look the list up every second.
+#: Seconds between taking a replica off the list and stopping it. Clients read the list every second.
 _GRACE = 2.5
 #: Seconds that a replica gets to complete its requests.
 _DRAIN = 35.0
-#: Calls of one replica that may run at once: the server itself runs on another thread.
+#: Concurrent calls of a replica's actor methods; the server itself runs on another thread.
 _CALLS = 4
 
 
 class Controller:
-    """Starts, replaces and stops replicas, which are detached actors with the name of the deployment.
+    """Starts, replaces and stops replicas, which are detached actors named after the deployment.
 
-    It has no state that must survive: if Ray restarts it elsewhere, it finds the replicas by their names.
+    The controller has no state that must survive: if Ray restarts it elsewhere, it finds the replicas by
+    name.
     """
 
     async def __init__(self, name: str, spec: ReplicaSpec, least: int, most: int) -> None:  # type: ignore[misc]
@@ -41,7 +42,7 @@ class Controller:
         self._spec = spec
         self._least, self._most = least, most
         self._members: list[ReplicaMember] = []
-        #: Whether the replicas that existed before this controller are known.
+        #: Whether the controller has found the replicas that existed before it started.
         self._looked = asyncio.Event()
         #: Replicas that are being stopped.
         self._leaving: dict[str, asyncio.Task[None]] = {}
@@ -53,11 +54,13 @@ class Controller:
         return [one.state.url for one in self._serving() if one.state is not None]
 
     async def states(self) -> Sequence[ReplicaState]:
-        """The replicas of the present specification that take requests."""
+        """The replicas with the current specification that take requests."""
         return [one.state for one in self._serving() if one.current and one.state is not None]
 
     async def settled(self) -> bool:
-        """Whether all replicas have the present specification and take requests, as many as are wanted."""
+        """Whether there are as many replicas as wanted, and all have the current specification and take
+        requests.
+        """
         serving = self._serving()
         return (
             len(serving) == len(self._members) >= self._least
@@ -66,7 +69,7 @@ class Controller:
         )
 
     async def stop(self) -> None:
-        """Stops all replicas, once they have completed their requests."""
+        """Stops all replicas once they have completed their requests."""
         self._task.cancel()
         for member in self._members:
             self._retire(member.name, grace=0.0)
@@ -81,11 +84,11 @@ class Controller:
             try:
                 await self._look()
             except Exception:
-                log.exception("the replicas could not be checked; the next check follows in a moment")
+                log.exception("the replicas could not be checked; the next check follows")
             await asyncio.sleep(_LOOK)
 
     async def _look(self) -> None:
-        # Not only those of this process's namespace, which is the one of the program that deployed.
+        # In all namespaces: this process is in the namespace of the program that made the deployment.
         actors = list_named_actors(all_namespaces=True)
         named = (one["name"] for one in actors if one["namespace"] == NAMESPACE)
         names = sorted(name for name in named if name.startswith(self._prefix))
@@ -108,9 +111,8 @@ class Controller:
             self._retire(name)
 
     async def _state(self, name: str, before: ReplicaState | None) -> ReplicaState | None:
-        """The state of a replica; the state `before` if it does not answer in time.
-
-        Clients find out themselves whether such a replica takes requests.
+        """The state that a replica reports; `before` if it does not answer in time. Clients find out by
+        themselves whether it still takes requests.
         """
         try:
             async with asyncio.timeout(_ANSWER_WITHIN):
@@ -119,7 +121,7 @@ class Controller:
         except TimeoutError:
             return before
         except (ray.exceptions.RayError, ValueError):
-            return None  # it starts, or has ended
+            return None  # the replica is starting, or has ended
 
     def _start(self) -> None:
         options: dict[str, Any] = {"num_cpus": 1, "scheduling_strategy": "SPREAD", **self._spec.actor_options}
@@ -137,7 +139,7 @@ class Controller:
 
     async def _stop(self, name: str, grace: float) -> None:
         await asyncio.sleep(grace)
-        with suppress(ValueError):  # it has ended
+        with suppress(ValueError):  # the replica has ended
             actor = ray.get_actor(name, namespace=NAMESPACE)
             with suppress(ray.exceptions.RayError, TimeoutError):
                 async with asyncio.timeout(_DRAIN):

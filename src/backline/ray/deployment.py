@@ -15,7 +15,7 @@ from backline.ray.spec import ReplicaSpec, ReplicaState
 
 log = logging.getLogger("backline.ray")
 
-#: Seconds that the controller of the last deployment may take to end, and a controller to answer.
+#: Seconds that an old controller may take to end, and that a controller may take to answer.
 _END_WITHIN = 30.0
 _TIMEOUT = 10.0
 
@@ -37,12 +37,12 @@ class Deployment:
         return replica_urls(self.name)
 
     def states(self) -> Sequence[ReplicaState]:
-        """The replicas that take requests and have the present specification."""
+        """The replicas that take requests and have the current specification."""
         states: Sequence[ReplicaState] = self._ask("states")
         return states
 
     def wait_ready(self, timeout: float = 60.0) -> None:
-        """Waits until all replicas have the present specification and take requests.
+        """Waits until all replicas have the current specification and take requests.
 
         Raises DeadlineExceeded, for example if the cluster has no room for another replica.
         """
@@ -82,12 +82,11 @@ def deployment(
 ) -> Deployment:
     """Deploys repositories to Ray: `replicas` servers, or up to `max_replicas` if the load needs them.
 
-    If a deployment of that name exists, its replicas are replaced one by one; no request is lost. They stay
-    if only the numbers of replicas differ. A path must exist on every node; a URL need not.
-    `ray_actor_options` are Ray's options of an actor, for each replica: num_cpus (1 by default), num_gpus,
-    memory, resources.
-    `address` is that of the cluster, by default RAY_ADDRESS or a cluster of this machine. Pass another
-    `revision` to replace the replicas although nothing else has changed.
+    If a deployment named `name` exists, its replicas are replaced one by one, without losing a request; if
+    only the numbers of replicas differ, they stay. A repository is a URL, or a path that exists on every
+    node. `ray_actor_options` are Ray's actor options for each replica: num_cpus (1 by default), num_gpus,
+    memory, resources. `address` is the address of the cluster, by default RAY_ADDRESS or a cluster on this
+    machine. Pass a new `revision` to replace the replicas when nothing else has changed.
 
     Raises InvalidArgument for wrong arguments, Unavailable if Ray cannot be reached.
     """
@@ -100,7 +99,7 @@ def deployment(
             " replicas"
         )
     if "/" in name or not name:
-        raise InvalidArgument(f"'{name}' cannot be the name of a deployment: expected a text without '/'")
+        raise InvalidArgument(f"'{name}' is not a valid name for a deployment: expected a name without '/'")
     ray = join_ray(address)
     if warning := open_ports_warning():
         log.warning(warning)
@@ -120,17 +119,17 @@ def deployment(
 
 
 def _end_controller(name: str) -> None:
-    """Ends the controller of a deployment. Replicas stay: a new deployment of that name takes them over."""
+    """Ends the controller of a deployment. The replicas stay, for the next deployment of that name."""
     ray = require_ray()
     end = time.monotonic() + _END_WITHIN
-    with suppress(ValueError):  # it does not exist, or no more
+    with suppress(ValueError):  # there is none, or it has ended
         while time.monotonic() < end:
             ray.kill(ray.get_actor(controller_name(name), namespace=NAMESPACE), no_restart=True)
             time.sleep(0.05)
 
 
 def open_ports_warning() -> str:
-    """What to do if Ray takes commands from anybody who reaches its ports; empty if it requires a token."""
+    """A warning if Ray takes commands from anyone who can reach its ports; empty if it requires a token."""
     import os
 
     try:
@@ -143,6 +142,6 @@ def open_ports_warning() -> str:
         return ""
     where = require_ray().get_runtime_context().gcs_address
     return (
-        f"Ray at {where} runs code for anybody who reaches its ports: set RAY_AUTH_MODE=token on all nodes,"
+        f"Ray at {where} runs code for anyone who can reach its ports: set RAY_AUTH_MODE=token on all nodes,"
         " or close the ports to other machines"
     )

@@ -1,4 +1,4 @@
-"""A server in front of a deployment: it has all models of the replicas as remote models."""
+"""A server in front of a deployment, which has all models of the replicas as remote models."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from backline.engine.errors import BacklineError
 from backline.ray.deployment import Deployment
 from backline.server import ServerOptions
 
-#: Seconds between looks at the models of the replicas, and between scans of the repository made of them.
+#: Seconds between two checks of the replicas' models, and between two scans of the repository made from them.
 _LOOK = 2.0
-#: Requests to one model in flight at once.
+#: The most requests in flight to one model.
 _MAX_IN_FLIGHT = 256
 
 
@@ -36,12 +36,12 @@ class Front:
         self._thread.start()
 
     def options(self, options: ServerOptions) -> ServerOptions:
-        """The options of the server in front, from those given for the replicas' repositories."""
+        """The options of the server in front, derived from those for the replicas."""
         lifecycle = replace(options.lifecycle, mode="poll", poll_seconds=_LOOK)
         return replace(options, repositories=(self.folder,), lifecycle=lifecycle)
 
     def close(self) -> None:
-        """Ends following the models, and removes the repository. The deployment keeps running."""
+        """Stops following the models, and removes the repository. The deployment keeps running."""
         self._ended.set()
         self._thread.join()
         self._client.close()
@@ -58,7 +58,7 @@ class Front:
         """Adds a folder for each new version, and removes those of versions that are gone."""
         wanted = frozenset((one.name, one.version) for one in models if one.ready and one.version)
         if not wanted:
-            return  # replicas that have just started
+            return  # replicas that have just started may have no ready models yet
         for name, version in sorted(wanted - self._written):
             folder = self.folder / name
             (folder / version).mkdir(parents=True, exist_ok=True)

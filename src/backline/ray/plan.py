@@ -11,8 +11,8 @@ from backline.ray.spec import ReplicaState
 
 @dataclass(frozen=True, slots=True)
 class ReplicaMember:
-    """A replica that exists. `current` says whether it has the present specification. `state` is None while
-    it starts, or does not answer.
+    """An existing replica. `current` says whether it has the current specification. `state` is its last
+    report; None while the replica starts, or if its actor is gone.
     """
 
     name: str
@@ -33,9 +33,9 @@ class Steps:
 
 
 def wanted_replicas(members: Sequence[ReplicaMember], least: int, most: int) -> int:
-    """How many replicas the load needs, from what each says of its own.
+    """How many replicas the load needs, according to the states that they report.
 
-    While some do not answer, the number is not lowered, because their share of the load is unknown.
+    The number is not lowered while some replicas do not answer, because their share of the load is unknown.
     """
     known = [one.state for one in members if one.state is not None and one.state.ready]
     if not known:
@@ -47,10 +47,10 @@ def wanted_replicas(members: Sequence[ReplicaMember], least: int, most: int) -> 
 
 
 def next_steps(members: Sequence[ReplicaMember], wanted: int) -> Steps:
-    """The next steps towards `wanted` replicas of the present specification.
+    """The next steps towards `wanted` replicas with the current specification.
 
-    Old replicas are replaced one by one. One more than wanted may run meanwhile, and one that takes requests
-    is stopped only if at least `wanted` others take requests.
+    Old replicas are replaced one by one. One more than `wanted` may run meanwhile. A replica that takes
+    requests is stopped only if at least `wanted` others take requests.
     """
     new = [one for one in members if one.current]
     old = [one for one in members if not one.current]
@@ -63,7 +63,7 @@ def next_steps(members: Sequence[ReplicaMember], wanted: int) -> Steps:
     elif any(one.ready for one in old) and ready > wanted:
         stop.append(next(one.name for one in old if one.ready))
     if not old and len(new) > wanted:
-        # Those that take no requests go first.
+        # Replicas that take no requests are stopped first.
         spare = sorted(new, key=lambda one: one.ready)
         stop += [one.name for one in spare[: len(new) - wanted]]
     return Steps(start, tuple(stop))

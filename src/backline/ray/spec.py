@@ -1,4 +1,4 @@
-"""What the replicas of a deployment are."""
+"""The specification of a deployment's replicas, and the state that a replica reports."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 class ReplicaSpec:
     """What each replica serves, and what Ray reserves for it.
 
-    `actor_options` are options of Ray's actors, such as num_cpus, num_gpus, memory and resources. `revision`
-    is any text: replicas of another revision are replaced although nothing else has changed, as when files
-    of the repository have. `target_in_flight` is as for `backline serve`.
+    `actor_options` are Ray's actor options, such as num_cpus, num_gpus, memory and resources. `revision` is
+    any text: replicas with another revision are replaced even if nothing else here has changed, for example
+    because files in the repository have. `target_in_flight` is as for `backline serve`.
     """
 
     repositories: tuple[str, ...]
@@ -24,7 +24,7 @@ class ReplicaSpec:
 
     @property
     def digest(self) -> str:
-        """A short text that differs between specifications."""
+        """A short hash, which differs between specifications."""
         parts = (
             self.repositories,
             sorted((name, repr(value)) for name, value in self.actor_options.items()),
@@ -36,7 +36,7 @@ class ReplicaSpec:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
-    """A replica as it describes itself: its address, and the signal for scaling."""
+    """What a replica reports: its address and its scaling signal."""
 
     url: str
     ready: bool

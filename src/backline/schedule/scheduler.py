@@ -261,8 +261,8 @@ class Scheduler(Owner):
     def _start_others(self, began: int) -> None:
         """Starts requests on all other free instances, for at most LONGEST_NS.
 
-        Only for requests that run alone and off the event loop: they gain nothing by waiting for another
-        turn, and a remote lane sends all that start in one turn together.
+        Only for requests that run alone and off the event loop. They gain nothing by waiting for the next
+        turn, and a remote lane sends all requests that start in one turn together.
         """
         now = began
         while self._idle and self._queue.size and now - began < LONGEST_NS:

@@ -30,7 +30,9 @@ def usable_cores(quota: Path = _CGROUP_QUOTA) -> int:
 
 
 def cpu_seconds(pid: int) -> float:
-    """The CPU time that a process has used (proc_pid_stat(5)); 0 if it has ended or there is no /proc."""
+    """The CPU time that a process has used, in seconds (proc_pid_stat(5)); 0 if it has ended or there is no
+    /proc.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The name of the program, which may contain spaces, ends with the last parenthesis.

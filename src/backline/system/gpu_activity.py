@@ -19,7 +19,9 @@ class _Utilization(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class GpuReading:
-    """One GPU, whoever uses it. Memory is in bytes, and `busy` the share of the last second, 0 to 1."""
+    """The use of one GPU by all processes. Memory is in bytes; `busy` is the fraction of the last second in
+    which the GPU was busy, 0 to 1.
+    """
 
     index: int
     name: str
@@ -55,6 +57,6 @@ class GpuActivity:
     def _read(self, index: int, handle: ctypes.c_void_p, name: str) -> GpuReading:
         memory, busy = MemoryInfo(), _Utilization()
         check("nvmlDeviceGetMemoryInfo", self._nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)))
-        # Slices of a GPU (MIG) have no utilisation of their own, which is no reason to hide their memory.
+        # Slices of a GPU (MIG) report no utilisation, but they do report their memory.
         self._nvml.nvmlDeviceGetUtilizationRates(handle, ctypes.byref(busy))
         return GpuReading(index, name, int(memory.used), int(memory.total), busy.gpu / 100)

@@ -176,7 +176,9 @@ def _read(pid: int | None, name: str) -> bytes | None:
 
 
 def _size(status: bytes, name: bytes) -> int:
-    """One size in bytes, 0 if it is not there. Reading all takes ten times as long."""
+    """The size in the line `name` of /proc/PID/status, in bytes; 0 if the line is missing. Parsing all lines
+    would take ten times as long.
+    """
     _, found, rest = status.partition(b"\n" + name + b":")
     return int(rest.split(None, 1)[0]) * 1024 if found else 0
 

@@ -105,9 +105,10 @@ class HttpRequest(ABC):
         """Starts a response of unknown length (chunked in HTTP/1.1). Call it once, instead of `respond`."""
 
     def accept_websocket(self, protocol: bytes = b"") -> WebSocket | None:
-        """Accepts a handshake of WebSocket, with a subprotocol of those offered, instead of `respond`.
+        """Accepts a WebSocket handshake, in place of `respond`. `protocol` is one of the offered
+        subprotocols.
 
-        Returns None, and does nothing, if the request is no valid handshake or came over HTTP/2. Raises
+        Returns None and does nothing if the request is not a valid handshake or came over HTTP/2. Raises
         ConnectionRefusedError if too many streams are open. `on_abandon` is called when the connection ends.
         """
         return None
@@ -126,22 +127,25 @@ class ResponseStream(ABC):
 
 
 class WebSocket(ABC):
-    """Messages in both directions (RFC 6455): texts and bytes."""
+    """A WebSocket connection (RFC 6455), which carries text and binary messages in both directions."""
 
     @abstractmethod
     async def receive(self) -> str | bytes | None:
-        """The next message; None once the client or the server ends the connection.
+        """The next message; None once the client or the server has ended the connection.
 
-        The client is not read before the next call, so it can send no faster than the application takes.
+        Nothing is read from the client until `receive` is called, so a client can send no faster than the
+        application receives.
         """
 
     @abstractmethod
     async def send(self, message: str | Buffer) -> None:
-        """Sends a message; waits while the client does not read. Raises ConnectionResetError if it left."""
+        """Sends a message; waits while the client does not read. Raises ConnectionResetError if the client
+        has disconnected.
+        """
 
     @abstractmethod
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Ends the connection with a status of RFC 6455, section 7.4.1."""
+        """Ends the connection with a close code of RFC 6455, section 7.4.1."""
 
 
 class RpcError(Exception):
@@ -236,7 +240,8 @@ class UnaryMethod:
 class StreamMethod:
     """A streaming gRPC method: a coroutine that takes a StreamCall. Callers need the permission `scope`.
 
-    It concerns every model, or with `lists` those that the caller may use.
+    The permission is needed for every model, or with `lists` for any: the method then shows only models that
+    the caller may use.
     """
 
     handler: Callable[[StreamCall], Awaitable[None]]
@@ -291,8 +296,8 @@ class Application:
     wire (such as 400, 413 or 503). `gate` decides which requests are admitted. `is_vital(path)` tells whether
     a request, such as a health probe, is served under any load: an orchestrator would restart a busy server
     that refuses its probes. Vital requests must be cheap. With `keeps_spelling`, the headers of HTTP/1.1
-    requests are SpelledFields. `takes_websocket(path)` tells whether a path may be asked for over WebSocket;
-    elsewhere the wire refuses the handshake.
+    requests are SpelledFields. `takes_websocket(path)` tells whether a path accepts WebSocket handshakes; the
+    wire refuses them on any other path.
     """
 
     http: Callable[[HttpRequest], None]

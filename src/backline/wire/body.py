@@ -97,12 +97,12 @@ class Body:
 
     @property
     def room(self) -> memoryview:
-        """The part of the buffer that is still to be filled; empty if the size is unknown."""
+        """The unfilled rest of the buffer; empty if the size of the body is unknown."""
         buffer = self._buffer
         return NO_ROOM if isinstance(buffer, GrowingBuffer) else buffer[self.filled :]
 
     def placed(self, size: int) -> None:
-        """Counts bytes that were written to the beginning of `room`."""
+        """Reports that `size` bytes were written to the beginning of `room`."""
         self.filled += size
 
     @property

@@ -20,7 +20,7 @@ from backline.wire.unsent import Unsent
 #: The Retry-After field of 503 responses, in seconds.
 RETRY_AFTER: Fields = ((b"retry-after", b"1"),)
 
-#: The bytes of `Wire.read_buffer`.
+#: The size of `Wire.read_buffer` in bytes.
 READ_BUFFER = 32 * KIB
 
 
@@ -73,7 +73,7 @@ class Wire:
         #: responses of a connection.
         self.answer_sizes: dict[int, int] = {}
         self.draining = False
-        #: Where connections that receive large messages directly receive everything else.
+        #: A shared buffer, for connections that receive large messages in place: all other bytes arrive here.
         self.read_buffer = bytearray(READ_BUFFER)
         #: Connections whose received bytes wait while others are served.
         self.turns = Turns(loop)
@@ -103,7 +103,7 @@ class Connection(asyncio.Protocol):
     max_requests: int
     #: Whether this is one of the last free connections, which accept only vital requests.
     reserved = False
-    #: The time of time.monotonic() before which `sweep` need not be called.
+    #: The time (time.monotonic()) before which `sweep` need not be called.
     rests_until = 0.0
 
     def reserve(self) -> None:

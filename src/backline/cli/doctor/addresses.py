@@ -80,13 +80,13 @@ def privileged_ports(exposure: Exposure) -> Iterator[Finding]:
 def open_server(exposure: Exposure) -> Iterator[Finding]:
     if exposure.insecure_open and not exposure.keyed and not exposure.loopback:
         yield error(
-            f"--insecure-open lets everybody who reaches {exposure.host} load models and change settings",
+            f"--insecure-open lets anyone who can reach {exposure.host} load models and change settings",
             "A model is code. Whoever may load one can run programs as the server.",
             "Leave out --insecure-open, and create keys: backline keys create.",
         )
     elif not exposure.loopback and not exposure.keyed and not exposure.certified:
         yield warning(
-            f"Without keys, everybody who reaches {exposure.host} may run the models",
+            f"Without keys, anyone who can reach {exposure.host} may run the models",
             "The server refuses changes there, but running models costs compute, and metadata is visible.",
             "Create keys ('backline keys create') and pass the file with --auth, or require client"
             " certificates with --ssl-client-ca.",
@@ -161,7 +161,7 @@ def read_exposure(options: ServerOptions) -> Exposure:
 
 
 def _tried(host: str, port: int) -> int:
-    """The error number of listening on a port for a moment; 0 if that works."""
+    """Listens on a port for a moment. Returns the errno if that fails, else 0."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as tried:

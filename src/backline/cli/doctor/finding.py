@@ -20,7 +20,7 @@ class Severity(StrEnum):
     NOTE = "note"
     #: The server works, but slower, less safely or less reliably than it could.
     WARNING = "warning"
-    #: Something does not work, or everybody may change the server.
+    #: Something does not work, or anyone may change what the server serves.
     ERROR = "error"
 
 

@@ -199,7 +199,7 @@ async def _origins(url: str, options: ClientOptions, name: str, version: str) ->
     async with AsyncClient(url, options) as client:
         transport = await client.transport()
         if not isinstance(transport, HttpTransport):
-            raise InvalidArgument(f"--origins asks over HTTP, and the URL is {url}: use http://...")
+            raise InvalidArgument(f"--origins needs HTTP: use http://HOST:PORT instead of {url}")
         path = f"/v2/models/{quote(name, safe='')}"
         path += f"/versions/{quote(version, safe='')}" if version else ""
         told = await transport.json(f"{path}/config-origins".encode(), options.timeout)

@@ -16,13 +16,13 @@ from backline.cli.numbers import WholeNumber
 from backline.cli.serve.option import Decorator, decorated, option
 from backline.server import ServerOptions
 
-#: Seconds that the replicas may take to start and to load their models.
+#: Seconds that the replicas may take to start and load their models.
 _READY_WITHIN = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class RayOptions:
-    """What is deployed to Ray, and where Ray is. `most` is None for a fixed number of replicas."""
+    """What is deployed to Ray, and where Ray is. `most` is None if the number of replicas is fixed."""
 
     name: str
     address: str | None
@@ -79,7 +79,9 @@ _OPTIONS: tuple[Decorator, ...] = (
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options to a command, which receives `engine`, a RayOptions, or None without an engine."""
+    """Adds the options to a command. The command receives `engine`: a RayOptions, or None if no engine is
+    chosen.
+    """
 
     @wraps(command)
     def with_engine(
@@ -103,7 +105,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def in_front(options: ServerOptions, engine: RayOptions | None) -> Iterator[ServerOptions]:
-    """The options of the server to run: those given, or those of a server in front of a new deployment.
+    """The options of the server to run: `options`, or those of a server in front of a new deployment.
 
     The deployment keeps running when the server ends. Raises BacklineError if Ray cannot run it.
     """
@@ -135,6 +137,6 @@ def in_front(options: ServerOptions, engine: RayOptions | None) -> Iterator[Serv
 
 
 def _everywhere(repository: str | Path) -> str:
-    """A repository as the nodes of a cluster find it: paths are absolute."""
+    """A repository as a URL or an absolute path, which every node of a cluster can resolve."""
     path = Path(repository)
     return str(path.absolute()) if path.exists() else str(repository)

@@ -134,7 +134,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Parsed, Translation]:
 def _as_in_triton(parsed: Parsed) -> Parsed:
     """Adds what no option sets: Triton's defaults for ONNX models, and its debugging hooks.
 
-    The hooks are environment variables. Raises StartFailed for wrong ones.
+    The hooks are environment variables. Raises StartFailed if one has an invalid value.
     """
     held: dict[str, Any] = {"onnx_as_triton": True}
     for name, field in _HOLDS.items():

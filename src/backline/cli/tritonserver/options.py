@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias
 from backline.access.restricted import GRPC_PREFIX, parse_restrictions
 from backline.engine.errors import InvalidArgument
 
-#: "taken": it means the same here. "no effect": nothing here corresponds to it, and nobody misses it.
+#: "taken": the option means the same here. "no effect": nothing here corresponds to it, and nothing is lost.
 #: "missing": what it asks for does not exist here.
 Outcome: TypeAlias = Literal["taken", "no effect", "missing"]
 #: Checks a value as Triton does, and returns it in the form that the translation expects. Raises

@@ -30,7 +30,7 @@ _TURN_SECONDS = 0.5
 _SHARE_SECONDS = 0.3
 #: The share of a throughput below which a difference is taken for noise.
 _NOISE = 0.02
-#: The longest run on the event loop that is considered, in seconds: all other requests wait meanwhile.
+#: The longest run on the event loop that is considered, in seconds. During the run, all other requests wait.
 LONGEST_INLINE = 0.002
 #: Predictions of run times with other runtime options count only if they save this share.
 _NOTICEABLE = 0.03
@@ -86,7 +86,9 @@ class Share:
 
 @dataclass(slots=True)
 class Outcome:
-    """The result of a search. `candidates` were considered, and `measured` are all measurements, in order."""
+    """The result of a search. `candidates` counts the settings that were considered; `measured` holds all
+    measurements, in order.
+    """
 
     base: LoadMeasurement
     best: LoadMeasurement

@@ -1,4 +1,4 @@
-"""Inputs to try a model with: examples next to its versions, and requests that were recorded."""
+"""Inputs to try a model with: examples from the model's folder, and recorded requests."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from backline.observe.prediction_log import read_log
 from backline.observe.recording import Recorder
 from backline.wire.application import Fields, HttpRequest
 
-#: The most bytes of an example with the inputs by name, and of a recorded request; larger ones are left out.
+#: The most bytes of an example in JSON, and of a recorded request; larger ones are left out.
 _MAX_INPUTS = 256 * 1024
 _MAX_FILE = 16 << 20
 _MAX_RECORDED = 20
 _INPUTS = ".json"
-#: Security: whoever wrote the model chose the file, so no browser may show it as a page of the console.
+#: Security: the model's author chose the file, so a browser must not render it as a page of the console.
 _FILE: Fields = (
     (b"content-type", b"application/octet-stream"),
     (b"x-content-type-options", b"nosniff"),
@@ -37,7 +37,9 @@ _FILE: Fields = (
 
 
 class Examples:
-    """Registers the routes. `recorder` knows where requests were recorded; None without recording."""
+    """Registers the routes. `recorder` knows where requests were recorded; None if requests cannot be
+    recorded.
+    """
 
     def __init__(self, engine: Engine, deferred: DeferredAnswers, recorder: Recorder | None) -> None:
         self._engine = engine
@@ -48,7 +50,7 @@ class Examples:
         router.add(Scope.READ, "GET", "/v2/models/{}/examples", self._list)
         router.add(Scope.READ, "GET", "/v2/models/{}/examples/{}", self._file)
         if self._recorder is not None:
-            # Recorded requests hold what clients sent.
+            # Recorded requests hold what clients sent, so only an administrator may read them.
             router.add(Scope.ADMIN, "GET", "/v2/models/{}/recorded", self._recorded)
 
     def _list(self, name: str, request: HttpRequest) -> None:
@@ -75,7 +77,7 @@ class Examples:
 
 
 def _read(path: Path, most: int) -> bytes:
-    """The contents of a file. Raises NotFound if it is gone, or has more than `most` bytes."""
+    """The contents of a file. Raises NotFound if it cannot be read or has more than `most` bytes."""
     try:
         with path.open("rb") as file:
             body = file.read(most + 1)
@@ -87,7 +89,9 @@ def _read(path: Path, most: int) -> bytes:
 
 
 def _described(path: Path) -> dict[str, Any]:
-    """An example: its `inputs` by name, or the `file` that is its only input, or the `problem` with it."""
+    """An example as JSON: its `name`, and either its `inputs` by name, the `file` that is its only input, or
+    the `problem` with it.
+    """
     if path.suffix != _INPUTS:
         return {"name": path.name, "file": path.name}
     try:
@@ -97,12 +101,12 @@ def _described(path: Path) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return {"name": path.stem, "problem": f"it is not JSON: {error}"}
     if not isinstance(inputs, dict):
-        return {"name": path.stem, "problem": "it is not an object with the inputs by name"}
+        return {"name": path.stem, "problem": "expected a JSON object with the inputs by name"}
     return {"name": path.stem, "inputs": inputs}
 
 
 def _recorded_inputs(model: Model, file: Path) -> list[dict[str, Any]]:
-    """The first recorded requests, as inputs by name. A file that does not exist holds none."""
+    """The first recorded requests, as inputs by name. There are none if the file does not exist."""
     if not file.is_file():
         return []
     documents = frozenset(spec.name for spec in model.signature.inputs if spec.json)

@@ -18,7 +18,7 @@ _TYPES = {
     ".js": b"text/javascript; charset=utf-8",
     ".svg": b"image/svg+xml",
 }
-#: Nothing is loaded from another host, and no script or style stands in the page itself
+#: The page may load nothing from another host and has no inline script or style
 #: (https://www.w3.org/TR/CSP3/). Images and sounds that visitors open are blobs.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src blob:;"
@@ -46,8 +46,8 @@ class ConsoleFiles:
     """Responds with the files. They are read when the first browser asks for them."""
 
     def __init__(self, frame_ancestors: Sequence[str] = ()) -> None:
-        """`frame_ancestors` are the origins of pages that may show the console in a frame, as CSP writes
-        them; by default no page may, so that none can trick visitors into clicking.
+        """`frame_ancestors` are the origins of pages that may show the console in a frame, in the syntax of
+        CSP. By default no page may, to prevent clickjacking.
         """
         self._policy = (_POLICY + (" ".join(frame_ancestors) or "'none'")).encode()
         self._files: dict[str, _File] = {}

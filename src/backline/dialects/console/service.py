@@ -27,13 +27,13 @@ _ALIVE = 15.0
 #: The most traces that wait for a reader; more are dropped, as watching must not cost memory.
 _WAITING = 100
 _INTERVAL = 1.0
-#: Seconds between looks at the log. Entries in between wait in the log, which keeps a bounded number.
+#: Seconds between two reads of the log. New entries wait in the log, which keeps a bounded number.
 _LOG_INTERVAL = 0.5
 
 
 class ConsoleService:
-    """Registers the routes of the console. `with_page` is whether browsers get the page itself, and
-    `frame_ancestors` which pages may show it in a frame.
+    """Registers the routes of the console. With `with_page`, browsers get the page itself; pages from the
+    origins in `frame_ancestors` may show it in a frame.
     """
 
     def __init__(
@@ -187,9 +187,9 @@ async def _ended(serving: Coroutine[Any, Any, None], stream: ResponseStream) -> 
 
 
 def _log_document(lines: Sequence[LogLine], last: int = 0) -> tuple[bytes, int]:
-    """Entries of the log as JSON, and the number of the last one. `last` is that of the last one before.
+    """Log entries as JSON, and the number of the last one; `last` if there are none.
 
-    `lost` counts entries in between that are no longer kept.
+    In the JSON, `lost` counts entries between number `last` and the first of `lines` that are no longer kept.
     """
     shown = [
         {"time": one.time, "level": one.level, "logger": one.logger, "text": for_clients(one.text)}

@@ -1,6 +1,7 @@
 """The complete inference.ModelConfig that clients see: what the server does with a model, with defaults.
 
-It has Triton's form. What Triton has no field for, `explained_configuration` adds as parameters `backline.*`.
+The configuration has Triton's form. `explained_configuration` adds what Triton has no field for, as
+parameters `backline.*`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from backline.repository.configuration.defaults import fill_defaults, fill_place
 from backline.repository.configuration.origins import Value, document_of, origins
 from backline.repository.configuration.override import SOURCE
 
-#: The platforms that Triton shows; of other backends it shows only the name of the backend.
+#: The platforms that Triton shows. For models of other backends, it shows only the backend's name.
 _PLATFORMS = {"ensemble", *(entry.platform for entry in BACKENDS if "_" in entry.platform)}
 
 
@@ -31,7 +32,7 @@ def model_configuration(engine: Engine, name: str, version: str) -> Any:
 
 
 def explained_configuration(engine: Engine, name: str, version: str) -> Any:
-    """The same with parameters that say where and how the server runs the version, and why."""
+    """The configuration, with parameters that say where and how the server runs the version, and why."""
     model = engine.find_ready(name, version)
     return complete(explained(model, describe(model)))
 
@@ -87,9 +88,9 @@ def describe(model: Model) -> Any:
 
 
 def explained(model: Model, config: Any) -> Any:
-    """Adds the parameters that say where and how the server runs a model to a configuration of `describe`.
+    """Adds the parameters that say where and how the server runs a model to the result of `describe`.
 
-    People and tools already look for backend settings among the parameters.
+    Parameters are the place where people and tools already look for backend settings.
     """
     if model.placement is not None:
         config.parameters[native.parameter("lane")].string_value = model.placement.lane

@@ -18,7 +18,7 @@ from backline.version import __version__
 
 #: Whether the caller may see the model of a name.
 MaySee: TypeAlias = Callable[[str], bool]
-#: All extensions in Triton's order; those that Triton does not have come last.
+#: All extensions in Triton's order, followed by those that Triton does not have.
 EXTENSIONS = (
     "classification",
     "sequence",
@@ -60,7 +60,7 @@ def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
     model = engine.find_ready(name, version)
     return {
         "name": name,
-        # As in Triton, the response to a request that names a version lists only that version.
+        # As in Triton, metadata of one version lists only that version.
         "versions": [model.version] if version else engine.served_versions(name),
         "platform": model.platform or model.backend,
         "inputs": [_tensor(spec, spec.shape or SCALAR) for spec in model.signature.inputs],

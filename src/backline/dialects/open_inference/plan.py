@@ -130,7 +130,9 @@ def prefix(id: str) -> str:
 
 
 def size_mismatch(spec: InputPlan, got: int, model: str, id: str, name: str = "") -> InvalidArgument:
-    """The error for data of `got` bytes; `name` is how Triton calls the input, if not by its own name."""
+    """The error for data of `got` bytes. `name` is what Triton calls the input in this text, if not its own
+    name.
+    """
     return InvalidArgument(
         f"{prefix(id)}input byte size mismatch for input '{name or spec.name}' for model '{model}'."
         f" Expected {spec.size}, got {got}"

@@ -32,8 +32,8 @@ _NO_DATA = np.empty(1, np.uint8)
 class PlanBuilder:
     """Collects the inputs and outputs of a request and checks them as far as possible without the model.
 
-    Every method raises InvalidArgument, and Unsupported where clients may not share memory. `model` and
-    `id` are the names of the model and the request that error texts show.
+    Every method raises InvalidArgument, or Unsupported where clients may not share memory. `model` and `id`
+    are the names of the model and the request that error texts show.
     """
 
     def __init__(self, model: str, id: str, memory: SharedMemory | None) -> None:

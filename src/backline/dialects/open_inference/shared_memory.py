@@ -29,7 +29,7 @@ DISABLED = "Client shared memory is disabled. Start the server with '--allow-cli
 REGION = "shared_memory_region"
 #: The most bytes copied on the event loop; more would take over a millisecond.
 LARGE_COPY = 4 << 20
-#: Bytes of a cudaIpcMemHandle_t.
+#: The size of a cudaIpcMemHandle_t in bytes.
 _HANDLE_SIZE = 64
 ByteCount = Annotated[int, Meta(ge=0)]
 _NOTHING = np.empty(0, np.uint8)
@@ -218,7 +218,9 @@ class CudaRegions:
         return []
 
     def register(self, name: str, handle: bytes, invalid: str) -> None:
-        """Always raises InvalidArgument; `invalid` is the text for a `handle` that is not one of CUDA's."""
+        """Always raises InvalidArgument. `invalid` begins the text for a `handle` that cannot be a CUDA
+        handle.
+        """
         self._allowed()
         if len(handle) != _HANDLE_SIZE:
             raise InvalidArgument(f"{invalid}: it has {len(handle)} bytes, expected {_HANDLE_SIZE}")

@@ -70,7 +70,9 @@ def having(required: Mapping[str, Schema]) -> Schema:
 
 
 def element(spec: TensorSpec, *, exact: bool = False) -> Schema:
-    """One element of a tensor in JSON. `exact` leaves out the forms that only plain HTTP has."""
+    """One element of a tensor in JSON. `exact` leaves out the strings for infinity and NaN, which only plain
+    HTTP accepts.
+    """
     datatype = spec.datatype
     if datatype is DataType.BYTES:
         if exact:

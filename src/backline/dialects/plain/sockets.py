@@ -1,4 +1,4 @@
-"""GET /models/{model}/stream: a WebSocket that runs a model on each message."""
+"""Inference over WebSocket: GET /models/{model}/stream runs a model on each message of a connection."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from backline.engine.values.messages import InferRequest, InferResponse, Paramet
 from backline.engine.values.tensor import Tensor
 from backline.wire.application import HttpRequest, WebSocket
 
-#: The subprotocol that the server chooses if the client offers it. A page offers another one with its key.
+#: The subprotocol that the server selects if the client offers it. A web page offers it along with the one
+#: that carries its key.
 PROTOCOL = b"backline"
 _SEQUENCE_END = "sequence_end"
 #: RFC 6455, section 7.4.1: the server met a condition that it did not expect.
@@ -36,8 +37,8 @@ _INTERNAL_ERROR = 1011
 
 
 class StreamQuery(Struct, forbid_unknown_fields=True):
-    """How a connection works. `output` is sent as binary messages, all outputs as JSON if it is empty. With
-    `sequence`, all requests of the connection are one sequence.
+    """The query parameters of a connection. The output named `output` is sent in binary messages; if the name
+    is empty, all outputs are sent as JSON. With `sequence`, the requests of the connection form a sequence.
     """
 
     output: str = ""
@@ -56,7 +57,7 @@ class SocketService:
         self._engine = engine
         self._off_loop = OffLoop()
         self._reader = PlainReader(engine)
-        #: Strong references: the event loop keeps only weak ones.
+        #: Strong references to the tasks: the event loop keeps only weak ones.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add_routes(self, router: Router) -> None:
@@ -95,10 +96,10 @@ def _cancel(task: asyncio.Task[None]) -> None:
 
 
 class Conversation:
-    """Answers the messages of one connection, one after the other.
+    """Answers the messages of one connection, one at a time.
 
-    The next message is received once all responses to the one before have been sent, which wait while the
-    client does not read. So neither side can make the other one buffer without a limit.
+    The next message is received once all responses to the one before have been sent, and sending waits while
+    the client does not read. So neither side can make the other buffer without limit.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Conversation:
         self._identity = identity
         self._model, self._version = target
         self._query = query
-        #: Parameters for the next request, from a message that has nothing else.
+        #: Parameters for the next request, from a message that holds nothing else.
         self._parameters: dict[str, Parameter] = {}
         self._sequence = ""
 
@@ -150,7 +151,7 @@ class Conversation:
             await self._socket.send(f'{{"done":{count}}}')
 
     def _keep_parameters(self, message: str | bytes) -> bool:
-        """Keeps the parameters of a message that has nothing else. Raises InvalidArgument."""
+        """Keeps the parameters of a message that holds nothing else. Raises InvalidArgument."""
         if isinstance(message, bytes) or len(message) > LARGE or PARAMETERS not in message:
             return False
         with suppress(msgspec.DecodeError, RecursionError):
@@ -167,7 +168,7 @@ class Conversation:
     async def _read(self, message: str | bytes) -> tuple[PlainPlan, InferRequest]:
         """The request in a message: inputs by name as JSON, or the bytes of the model's only input."""
         model, version = self._model, self._version
-        if self._identity is not None:  # it may have expired or been revoked since the handshake
+        if self._identity is not None:  # the key may have expired or been revoked since the handshake
             self._identity.require(Scope.INFER, model)
             if self._identity.meter is not None:
                 self._identity.meter.charge(model, len(message), monotonic())

@@ -140,13 +140,13 @@ class ModelConfig:
     backend: str = ""
     platform: str = ""
     max_batch_size: int | None = None
-    #: The limit of a batch that was proved rather than configured; None for the server's usual one.
+    #: The largest batch if batching is proved rather than configured; None: the server's default.
     proved_batch: int | None = None
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     version_policy: VersionPolicy = VersionPolicy()
     instance_count: int | None = None
-    #: The number of instances on the CPU if the configuration gives none; 0 if the server decides.
+    #: The number of instances on the CPU if the configuration gives none; 0: the server decides.
     usual_instances: int = 0
     #: Where instances run and which resources they take, by group; empty if the server decides.
     instance_groups: tuple[InstanceGroup, ...] = ()
@@ -215,8 +215,8 @@ class ModelConfig:
     #: without a file.
     declared: bytes = b""
     source: str = ""
-    #: Line and column in `source` of each field that it sets, by path; None where they are unknown. Two
-    #: configurations that say the same in other places are equal.
+    #: The line and column in `source` of each field that it sets, by the field's path; None if unknown.
+    #: Positions do not count when configurations are compared.
     places: Mapping[str, tuple[int, int] | None] = field(
         default_factory=lambda: MappingProxyType({}), compare=False
     )

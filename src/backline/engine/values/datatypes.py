@@ -52,7 +52,8 @@ class DataType(Enum):
                 f"unknown datatype {name!r}, expected one of {', '.join(_BY_NAME)}"
             ) from None
 
-    #: Members are compared by identity. Enum's own hash is a Python function, which caches look up often.
+    #: Members are compared by identity. Enum's own hash would be a Python function, which is slow in cache
+    #: lookups.
     __hash__ = object.__hash__
 
     @classmethod

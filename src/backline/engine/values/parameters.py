@@ -12,7 +12,7 @@ from backline.engine.values.messages import Parameter, SequenceStep
 RESERVED = "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
 #: Requests an empty final response on a stream whose last response with outputs is not marked as the last.
 EMPTY_FINAL = "triton_enable_empty_final_response"
-#: Triton's text for the same over gRPC.
+#: Triton's text for a reserved parameter over gRPC.
 RESERVED_BUT = (
     "parameter keys starting with 'triton_' are reserved for Triton usage. Only the following keys starting"
     f" with 'triton_' are allowed: {EMPTY_FINAL}"
@@ -24,7 +24,8 @@ _LONGEST_SHOWN = 64
 
 
 class WrongType(InvalidArgument):
-    """Raised for a parameter `key` that should be an "unsigned-integer" or a "boolean", as `kind` says.
+    """Raised for a parameter `key` with the wrong type; `kind` is the right one, "unsigned-integer" or
+    "boolean".
 
     Dialects put Triton's text for their protocol before the message.
     """

@@ -161,7 +161,7 @@ class RequestCheck:
                         raise self._shape_error(request, name, tensor.shape)
         if alone:
             ticket.batch_size = 1
-            ticket.batch_key = object()  # equal to no other
+            ticket.batch_key = object()  # unlike any other key, so that the request runs alone
             return
         ticket.batch_size = size if size >= 0 else 1
         if not self._fixed:
@@ -178,7 +178,9 @@ class RequestCheck:
         if not missing and not unknown:
             return
         least, most = len(self._required), len(self._names)
-        if unknown and least <= len(given) <= most:  # Triton checks the names only if their number is right
+        if (
+            unknown and least <= len(given) <= most
+        ):  # Triton checks the names only if the number of inputs is right
             also = f", but missing required input(s) [{_names(missing)}]" if missing else ""
             raise InvalidArgument(
                 f"unexpected inference input {_names(unknown)} for model '{self._model}'; expected"

@@ -43,7 +43,9 @@ _LENGTH = struct.Struct("<I")
 
 
 class StringsMismatch(InvalidArgument):
-    """Raised for BYTES that do not fit their shape. Triton's text names the model in its middle."""
+    """Raised for BYTES data that does not match its shape. Triton's text names the model in the middle, so
+    the message is completed by `in_request`.
+    """
 
     def __init__(self, start: str, end: str) -> None:
         super().__init__(f"{start}, {end}")
@@ -56,7 +58,7 @@ class StringsMismatch(InvalidArgument):
 
 
 def wrong_count(name: str, expected: int, got: int, detail: str = "") -> StringsMismatch:
-    """The error for an input that should have `expected` strings."""
+    """The error for an input with `got` strings where its shape needs `expected`."""
     if got < expected:
         return StringsMismatch(
             f"expected {expected} string elements for inference input '{name}'", f"got {got}{detail}"

@@ -92,5 +92,5 @@ def revision_of(data: bytes) -> str:
 
 
 def unreachable(where: str, reason: str) -> BacklineError:
-    """The error for a document whose place does not respond."""
+    """The error for labels whose storage does not respond."""
     return Unavailable(f"{where} cannot be reached: {reason}", 1)

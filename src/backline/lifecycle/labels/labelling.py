@@ -26,7 +26,7 @@ log = logging.getLogger("backline.lifecycle")
 
 #: Seconds between two looks for labels that other servers have moved.
 FOLLOW_SECONDS = 1.0
-#: Labels of one model. Each change writes all labels of all models, so their number must stay small.
+#: The most labels of one model. Each change writes all labels of all models, so their number must stay small.
 MOST_LABELS = 256
 
 

@@ -75,7 +75,7 @@ def place_again(config: ModelConfig, placed: Places) -> Places:
 
 
 def _only_group(config: ModelConfig, devices: tuple[Device, ...]) -> InstanceGroup:
-    """The group of a model whose configuration has none."""
+    """The instance group of a model whose configuration has none."""
     usual = config.usual_instances if devices == (CPU,) else 0
     return InstanceGroup(config.instance_count or usual)
 

@@ -254,7 +254,9 @@ class LoadedWorkers(LoadedVersion):
 def loaded_workers(
     config: ModelConfig, path: Path, model: ModelInWorkers, *, backend: str, warnings: tuple[str, ...]
 ) -> LoadedWorkers:
-    """Decides how to run a model in workers. If that is impossible, closes it and raises BacklineError."""
+    """Decides how to run a model in workers. If the model cannot run, closes `model` and raises
+    BacklineError.
+    """
     said = model.loaded
     view = View(config, path, STAGES_OF_WORKERS)
     join = view.stage(JoinInWorker)

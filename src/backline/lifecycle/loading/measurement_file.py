@@ -27,7 +27,7 @@ from backline.system.cores import usable_cores
 log = logging.getLogger("backline.lifecycle")
 
 _FOLDER = "measured"
-#: Files with at most this many bytes together are read in a fraction of the time that the trial runs take.
+#: A model's files up to this total size are read in a fraction of the time that its trial runs take.
 _SMALL = 1 << 20
 #: The ends of the names of folders that hold the metadata of an installed package.
 _METADATA = (".dist-info", ".egg-info")
@@ -98,11 +98,12 @@ class MeasurementFile:
         return kept
 
     def keep_if_dearer(self, measured: Measured, placed: Places, file_bytes: int) -> None:
-        """Stores the measurements if making them takes longer than reading `file_bytes` at each start.
+        """Stores the measurements if repeating them would take longer than reading `file_bytes` at each
+        start.
 
-        That holds for a model with runs above 100 ms, and for small files. With small files, the measurements
-        are stored only if the model is quick enough for the event loop, because a busy machine may have
-        delayed the runs of any other.
+        That is the case for models with runs above 100 ms, and for small files. Measurements for small files
+        are stored only if the model is quick enough for the event loop: a longer run time may just mean that
+        the machine was busy.
         """
         if measured is self._recalled:
             return

@@ -17,11 +17,11 @@ from backline.system.cores import ready_seconds
 
 #: The largest batch that is measured, and so the largest chosen automatically.
 LARGEST_BATCH = 64
-#: The longest run of one item, in seconds, with which a model may run on the event loop.
+#: A model may run on the event loop if one item takes at most this many seconds.
 INLINE_RUN = 0.0003
-#: The longest run of a batch on the event loop, in seconds.
+#: The most seconds that a batch may take on the event loop.
 INLINE_BATCH = 0.0005
-#: The longest run of one item with enlarged variable dimensions on the event loop, in seconds.
+#: The most seconds that one item with enlarged variable dimensions may take on the event loop.
 INLINE_GROWN = 0.002
 #: The overhead of a run in seconds, on a thread and on the event loop, whatever its batch size.
 _THREAD_HOP = 0.00004

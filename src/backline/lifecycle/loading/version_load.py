@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("backline.lifecycle")
 
-#: What Triton gives an ONNX model that says nothing: the largest batch, and the instances on the CPU.
+#: Triton's defaults for an ONNX model whose configuration sets neither: the largest batch, and the number of
+#: instances on the CPU.
 _TRITON_BATCH, _TRITON_INSTANCES = 4, 2
 
 #: Checks a request against the signature; raises InvalidArgument if it does not match.
@@ -181,7 +182,7 @@ class VersionLoad:
             return self._known
         path, config = self._fetched.path, self._config
         entry = choose(config, path)
-        if not entry.runtime or config.lane == "process":  # nothing in this process reads its files
+        if not entry.runtime or config.lane == "process":  # nothing in this process reads the model's files
             return self._known
         if isolate != "always" and (known := self._known or kept.recall_anywhere()) is not None:
             return known
@@ -290,7 +291,7 @@ class VersionLoad:
 
 
 def _as_in_triton(config: ModelConfig, path: Path) -> ModelConfig:
-    """The configuration with the defaults that Triton's ONNX Runtime backend has."""
+    """The configuration, completed with the defaults of Triton's ONNX Runtime backend."""
     if choose(config, path).name != "onnxruntime":
         return config
     return replace(config, proved_batch=_TRITON_BATCH, usual_instances=_TRITON_INSTANCES)
@@ -383,7 +384,7 @@ def loads_running() -> bool:
     return any(isinstance(thread, _LoadThread) and thread.loading for thread in threading.enumerate())
 
 
-#: Seconds for which a thread waits for another load before it ends.
+#: Seconds for which an idle thread waits for another load before it ends.
 _IDLE = 1.0
 
 
@@ -391,7 +392,7 @@ class _LoadThread(threading.Thread):
     """A thread that runs loads one after another; `loads_running` recognises it by its type."""
 
     def __init__(self, call: Callable[[], None], following: Callable[[], Callable[[], None] | None]) -> None:
-        """`following` waits for the next call, and returns None if the thread should end."""
+        """`following` waits for the next call; it returns None if the thread should end."""
         super().__init__(daemon=True)
         self._call: Callable[[], None] | None = call
         self._following = following
@@ -410,8 +411,8 @@ class LoadThreads(Executor):
     """Runs each call on an idle daemon thread, or on a new one; the caller limits how many run together.
 
     A runtime cannot be interrupted. In a pool of limited size, a load that never ends would occupy a thread
-    for ever and block the interpreter's exit. Threads are used again because the event loop would wait up to
-    a switch interval for each thread that it starts.
+    for ever and block the interpreter's exit. Threads are reused because the event loop waits up to a switch
+    interval for each thread that it starts.
     """
 
     def __init__(self) -> None:
@@ -419,7 +420,7 @@ class LoadThreads(Executor):
         self._lock = threading.Lock()
         #: Calls for idle threads.
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        #: The number of idle threads that no call in `_calls` is meant for.
+        #: The number of idle threads minus the calls in `_calls` that they will take.
         self._idle = 0
 
     def submit(self, fn: Callable[P, Result], /, *args: P.args, **kwargs: P.kwargs) -> Future[Result]:
@@ -447,13 +448,13 @@ class LoadThreads(Executor):
         return future
 
     def _following(self) -> Callable[[], None] | None:
-        """The next call for the thread that asks; None if there is none for a while."""
+        """Waits for the next call for the calling thread. Returns None if none comes for a while."""
         with self._lock:
             self._idle += 1
         with suppress(Empty):
             return self._calls.get(timeout=_IDLE)
         with self._lock:
-            with suppress(Empty):  # a call may have come after the wait
+            with suppress(Empty):  # a call may have come just after the wait ended
                 return self._calls.get_nowait()
             self._idle -= 1
         return None

@@ -161,7 +161,7 @@ class LoadMeter:
 
 
 def _own(counts: PageCounts) -> int:
-    """Resident bytes without the blocks that this process shares with workers."""
+    """This process's resident bytes, without the memory that it shares with workers."""
     return counts.anonymous + counts.files
 
 

@@ -129,7 +129,7 @@ def make_room(
         before = Counter(freed.bytes)
         freed.add(one)
         if all(freed.bytes[device] <= before[device] for device in short):
-            freed.remove(one)  # it holds nothing where memory is short
+            freed.remove(one)  # the model holds nothing where memory is short
         else:
             chosen.append(one)
     if not freed.suffices(short):

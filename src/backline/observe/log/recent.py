@@ -1,4 +1,4 @@
-"""Keeps the last entries of the log in memory, for people who read it in the console."""
+"""Keeps the last entries of the log in memory, for the console."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Final
 
 from backline.engine.control import LogLine
 
-#: The most entries that are kept, and the most characters of each: 2 MiB at most, if all are ASCII.
+#: The most entries that are kept, and the most characters of each: at most 2 MiB of ASCII text.
 KEPT: Final = 500
 LONGEST: Final = 4000
 _MASK: Final = "***"
-#: The server logs no secrets, but models and libraries may: API keys, JSON Web Tokens, the fields of HTTP
-#: that carry credentials, and the user information and signatures of URLs.
+#: The server logs no secrets, but models and libraries may: API keys, JSON Web Tokens, HTTP fields with
+#: credentials, and user information and signatures in URLs.
 _SECRETS: Final = re.compile(
     r"(?P<key>\bbk_)[\w-]{8,}"
     r"|(?P<token>\beyJ)[\w-]{8,}\.[\w-]+\.[\w-]*"
@@ -28,12 +28,12 @@ _SECRETS: Final = re.compile(
 
 
 def masked(text: str) -> str:
-    """The text with `***` in place of what looks like a secret."""
+    """The text with `***` in place of anything that looks like a secret."""
     return _SECRETS.sub(lambda found: f"{found[found.lastgroup or 0]}{_MASK}", text)
 
 
 class RecentLines:
-    """The last entries. `add` may be called on any thread."""
+    """The last entries of the log. `add` may be called on any thread."""
 
     def __init__(self) -> None:
         self._lines: deque[LogLine] = deque(maxlen=KEPT)
@@ -41,7 +41,7 @@ class RecentLines:
         self._number = 0
 
     def add(self, record: logging.LogRecord, text: str) -> None:
-        """Keeps an entry; `text` is the line as it is written."""
+        """Keeps an entry. `text` is the line as it is written to the log."""
         if len(text) > LONGEST:
             text = f"{text[:LONGEST]}..."
         with self._lock:

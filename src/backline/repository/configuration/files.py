@@ -67,7 +67,7 @@ def find(listing: Listing, config_name: str = "") -> str | None:
     for pair in pairs:
         if folders := [path for path in pair if path in listing.folders and path not in listing.files]:
             raise InvalidArgument(
-                f"'{listing.location}/{folders[0]}' is a folder, expected the file of a configuration"
+                f"'{listing.location}/{folders[0]}' is a folder; expected a configuration file"
             )
         present = [path for path in pair if path in listing.files]
         if len(present) > 1:
@@ -92,6 +92,6 @@ def parse(listing: Listing, path: str) -> Document:
         from backline.repository.configuration import toml  # only for repositories that have such files
 
         return toml.parse(content, source)
-    from backline.repository.configuration import text  # likewise
+    from backline.repository.configuration import text  # only for repositories with config.pbtxt
 
     return text.parse(content, source)

@@ -306,7 +306,9 @@ def read_settings(document: Document) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _known(entry: str) -> list[str]:
-    """The keys of all parameters that stand for settings, with `entry` as the key within tables."""
+    """The keys of the `backline.*` parameters for all settings. `entry` stands for any key of a setting that
+    is a table.
+    """
     return [parameter(path) for setting in SETTINGS.values() for path in setting.paths(entry)]
 
 

@@ -41,11 +41,12 @@ from backline.repository.repository import EXAMPLES, FoundModel, FoundVersion
 CONFIG_FILES = ("config.pbtxt", "model.toml")
 #: The version of a model without version folders.
 FIRST_VERSION = "1"
-#: Folders that lie next to the versions but are not versions; all but the last are Triton's. A load needs
-#: those of _NEEDED_FOLDERS.
+#: Folders next to the versions that are not versions themselves; all but the last are Triton's. A load needs
+#: those in _NEEDED_FOLDERS.
 _OTHER_FOLDERS = frozenset({"configs", "warmup", "initial_state", EXAMPLES})
 _NEEDED_FOLDERS = ("warmup/", "initial_state/")
-#: How many examples a model may have, and the most bytes of each; further and larger files are left out.
+#: The most examples of a model, and the most bytes of each. Larger files, and files beyond this number, are
+#: left out.
 _MAX_EXAMPLES = 50
 _MAX_EXAMPLE = 16 << 20
 #: Folder names that are almost certainly versions: numbers, dotted numbers, dates.
@@ -295,7 +296,7 @@ def _examples(place: Folder) -> dict[str, FileEntry]:
 
 
 def _with_examples(version: FoundVersion, place: Folder, examples: Mapping[str, FileEntry]) -> FoundVersion:
-    """The version with the examples, which are fetched with it. Changing them causes no load."""
+    """The version with the examples, which are fetched with it. A change of the examples causes no load."""
     if not examples or version.path is None:
         return version
     files = {place.join(f"{EXAMPLES}/{name}"): entry for name, entry in examples.items()}

@@ -47,7 +47,8 @@ def find_model(listing: Listing, formats: Sequence[ModelFormat], config: ModelCo
 
 
 def with_backend_of_name(config: ModelConfig, listing: Listing) -> ModelConfig:
-    """The configuration with the backend of a name `model.<backend>`, as in Triton.
+    """The configuration with the backend that a model name of the form `model.<backend>` implies, as in
+    Triton.
 
     The name counts only if the configuration does not say what the model is, and no version in `listing` has
     files.

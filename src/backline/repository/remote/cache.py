@@ -46,7 +46,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @dataclass(frozen=True, slots=True)
 class CachedContent:
-    """A content in the cache, identified by its hash."""
+    """The content of a cached file, identified by its hash."""
 
     sha256: str
     size: int
@@ -57,7 +57,9 @@ class Readable(Protocol):
 
 
 class _Remembered(msgspec.Struct, frozen=True):
-    """What a location held at `seen`, in seconds since 1970: (size, identity, problem) by path."""
+    """The files of a location as they were at `seen`, in seconds since 1970. `files` has (size, identity,
+    problem) by path.
+    """
 
     location: str
     seen: float
@@ -128,7 +130,7 @@ class ContentCache:
             return self._blob(content.sha256).read_bytes()
 
     def path(self, content: CachedContent) -> Path:
-        """The file of a content, to be read only."""
+        """The path of the cached file with this content. Callers must not modify the file."""
         return self._blob(content.sha256)
 
     def take(self, source: Readable, name: str) -> CachedContent:
@@ -148,7 +150,7 @@ class ContentCache:
         return content
 
     def discard(self, content: CachedContent) -> None:
-        """Removes a content that is no longer needed, such as an archive once it is unpacked."""
+        """Removes cached content that is no longer needed, such as an archive once it is unpacked."""
         with self.explained("be tidied up"):
             self._blob(content.sha256).unlink(missing_ok=True)
 
@@ -348,5 +350,5 @@ def _note_use(blob: Path) -> None:
     """Updates the access time, at most hourly. A changed modification time would count as damage."""
     status = blob.stat()
     if status.st_atime < time.time() - _USE_SECONDS:
-        with contextlib.suppress(OSError):  # the file of another user is kept as long as it has links
+        with contextlib.suppress(OSError):  # only a file's owner may set its times
             os.utime(blob, ns=(time.time_ns(), status.st_mtime_ns))

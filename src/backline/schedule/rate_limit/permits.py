@@ -48,7 +48,7 @@ class Permits:
     def withdraw(self, permit: Permit) -> None:
         """Withdraws an instance that no longer has work."""
         self._limits.withdraw(permit.claimant)
-        self._grant_later()  # it may have blocked others
+        self._grant_later()  # the instance may have blocked others
 
     def release(self, permit: Permit, *, ran: bool) -> None:
         """Takes back the resources of an instance that has stopped running, or did not run after all."""

@@ -98,17 +98,19 @@ class MessageAssembler:
 
     @property
     def room(self) -> memoryview:
-        """The part of the current message's buffer that is still to be filled; empty if there is none."""
+        """The unfilled rest of the current message's buffer; empty if there is no buffer."""
         body = self._body
         return NO_ROOM if body is None else body.room
 
     @property
     def filled(self) -> bool:
-        """Whether the current message has arrived in its `room`, so that `feed` returns it without bytes."""
+        """Whether the current message is complete, so that `feed` returns it without further bytes."""
         return self._body is not None and self._body.complete
 
     def placed(self, size: int) -> None:
-        """Counts bytes that were written to the beginning of `room`. `feed` returns the complete message."""
+        """Reports that `size` bytes were written to the beginning of `room`. `feed` returns the complete
+        message.
+        """
         assert self._body is not None, "it has room"
         self._body.placed(size)
 

@@ -76,7 +76,7 @@ class Http1Connection(Connection):
         #: Whether arriving bytes are dropped, so that the client receives the last response.
         self.lingering = False
         self._linger_bytes = 0
-        #: Takes over the transport after a handshake.
+        #: Takes over the transport after a WebSocket handshake.
         self.websocket: WebSocketConnection | None = None
 
     # opening and closing

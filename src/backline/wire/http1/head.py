@@ -28,7 +28,8 @@ def response_head(status: int) -> bytes:
     return head
 
 
-#: The most heads that are cached per second, because clients choose the sizes of responses.
+#: The most response heads that are cached per second. There is a limit because clients can influence the
+#: sizes of responses.
 _MAX_HEADS = 1024
 _whole_heads: dict[tuple[Fields, int], bytes] = {}
 
@@ -36,7 +37,7 @@ _whole_heads: dict[tuple[Fields, int], bytes] = {}
 def whole_head(fields: Fields, size: int) -> bytes:
     """The head of a 200 response with these fields and `size` bytes, on a connection that stays open.
 
-    Cached until `refresh_date`; `fields` must be hashable.
+    Cached until `refresh_date` is called; `fields` must be hashable.
     """
     head = _whole_heads.get((fields, size))
     if head is None:
@@ -122,7 +123,7 @@ def find_path(method: bytes, target: bytes) -> bytes | Refusal:
 
 
 def is_websocket(method: bytes, version: str, headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a head asks for WebSocket (RFC 6455, section 4.2.1); such a request has no body."""
+    """Whether a head is a WebSocket handshake (RFC 6455, section 4.2.1), which has no body."""
     return (
         headers.get(b"upgrade", b"").strip().lower() == b"websocket"
         and (method, version) == (b"GET", "1.1")
@@ -134,7 +135,7 @@ def is_websocket(method: bytes, version: str, headers: Mapping[bytes, bytes]) ->
 def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -> Refusal | None:
     """The refusal of a head whose version, Host or special fields are invalid; None if they are valid.
 
-    `upgrade` is whether it asks for another protocol than WebSocket.
+    `upgrade` tells whether the head asks for a protocol other than WebSocket.
     """
     if version not in ("1.1", "1.0"):
         return Refusal(400, f"HTTP version {version} is not supported on this connection; use 1.1")

@@ -183,10 +183,10 @@ class Pipeline:
             self.advance()
 
     def upgrade(self, request: Http1Request, head: bytes) -> WebSocketConnection:
-        """Answers the current request with `head` and lets WebSocket take over the transport.
+        """Answers the current request with `head`, and lets the WebSocket take over the transport.
 
-        The request stays the current one, so that the connection is busy, but counts as a stream from now
-        on. Raises ConnectionRefusedError if too many streams are open.
+        The request stays current, so that the connection counts as busy, but counts as a stream from now on.
+        Raises ConnectionRefusedError if too many streams are open.
         """
         wire, peer = self.wire, self.peer
         if wire.streams >= wire.limits.max_streams or peer.streams >= wire.peers.max_streams:

@@ -331,7 +331,8 @@ class Receiver:
         if refusal is not None:
             raise self._refused(refusal)
         request.version_1_0 = version == "1.0"
-        # After a handshake there is no other request: the client waits, and then sends frames.
+        # A handshake is the last request of a connection: the client waits for the response, and then sends
+        # frames.
         request.keep_alive = parser.should_keep_alive() and not websocket
         if b"transfer-encoding" in request.headers:
             self._chunked = True

@@ -200,13 +200,15 @@ class Http1Stream(ResponseStream):
         #: None once the body has ended or the client has disconnected.
         self._pipeline = pipeline
         self._request = request
-        #: The head, until it is sent.
+        #: The response head until it is sent; then empty.
         self._head = b""
         #: Whether the response has no body, as for HEAD, so that chunks are dropped.
         self.bodiless = False
 
     def begin(self, head: bytes) -> None:
-        """Sends the head with the first chunk if there is one soon, otherwise after this turn of the loop."""
+        """Sends the head together with the first chunk if the chunk comes within this turn of the loop,
+        otherwise alone at the end of the turn.
+        """
         assert self._pipeline is not None, "it has not ended"
         self._head = head
         self._pipeline.wire.loop.call_soon(self._send_head)

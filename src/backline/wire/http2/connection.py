@@ -97,7 +97,9 @@ class Http2Connection(Connection):
         self.reader.data_received(data)
 
     def receive_directly(self) -> None:
-        """Receives large messages directly into their buffers from now on, unless they are encrypted."""
+        """From now on, receives large messages directly into their buffers, unless the connection is
+        encrypted.
+        """
         connected = self.transport.get_extra_info("socket")
         encrypted = self.transport.get_extra_info("ssl_object") is not None
         if self.reader.descriptor < 0 and connected is not None and not encrypted and hasattr(os, "readv"):

@@ -60,7 +60,7 @@ class DataReceiver:
         self.padding_left = 0
         #: The stream that receives the payload; None if it is dropped.
         self.stream: Stream | None = None
-        #: The length and the END_STREAM flag of the current frame.
+        #: The payload length and the END_STREAM flag of the current frame.
         self.length = 0
         self.ends = 0
 
@@ -152,7 +152,7 @@ class DataReceiver:
         return at
 
     def placed(self, size: int) -> None:
-        """Counts `size` bytes of the current payload that were received into the stream's `room`."""
+        """Accounts for `size` bytes of the current payload that were received into the stream's `room`."""
         stream = self.stream
         assert stream is not None, "it has room"
         self.left -= size
@@ -163,9 +163,10 @@ class DataReceiver:
             self._handler.fail_stream(stream.number, failure)
 
     def continues(self, length: int, ends: int) -> None:
-        """Counts frames of the current stream that follow a complete one, as if they were a single frame.
+        """Accounts for frames of the current stream that follow a complete one, as if they were a single
+        frame.
 
-        `placed` checks the windows.
+        `placed` checks the flow-control windows.
         """
         assert self.stream is not None, "it has room"
         self.window_in -= length

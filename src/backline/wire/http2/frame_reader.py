@@ -134,9 +134,10 @@ class FrameReader:
         #: Whether arriving bytes are dropped.
         self._stopped = False
         self._lost = False
-        #: The socket from which large messages are received directly; -1 if they are not.
+        #: The socket from which large messages are received directly; -1 if they are received like everything
+        #: else.
         self.descriptor = -1
-        #: The number of times that bytes have arrived, by which the sweep detects progress.
+        #: How often bytes have arrived. The sweep compares this number to detect progress.
         self.reads = 0
 
     @property
@@ -201,7 +202,7 @@ class FrameReader:
         self._read_safely(data, 0)
 
     def room(self) -> memoryview:
-        """Where the next bytes belong, if the transport can write them directly to a large message."""
+        """The place for the next bytes, if the transport can write them directly into a large message."""
         payload = self.data
         stream = payload.stream
         if stream is None or not payload.left or self._stopped or self._held is not None:
@@ -216,7 +217,7 @@ class FrameReader:
         self._read_safely(b"", 0, size)
 
     def _read_ahead(self) -> None:
-        """Takes what the socket has of a large message that has begun to arrive."""
+        """Receives what the socket holds of a large message that has begun to arrive."""
         stream = self.data.stream
         if stream is None or self._pending or self._held is not None or self._resting:
             return
@@ -233,7 +234,7 @@ class FrameReader:
             self._rest()
 
     def _read_safely(self, data: bytes, at: int, placed: int = 0) -> None:
-        """Handles data[at:], after `placed` bytes that have been written to `room`."""
+        """Handles data[at:], after `placed` bytes that were written to `room`."""
         try:
             if placed:
                 self.data.placed(placed)

@@ -33,7 +33,7 @@ _CACHED_BLOCK_SIZE = 1024
 #: Header lists up to this multiple of the limit are decoded, so that the request gets a response and the
 #: connection survives.
 _DECODED = 2
-#: The same for the instructions of a block and the limit of fields.
+#: Blocks with up to this multiple of the limit of fields, counted in instructions, are decoded likewise.
 _INSTRUCTIONS = 4
 
 
@@ -111,7 +111,9 @@ class FieldBlocks(Generic[Head]):
         self._decoder.header_table = self._table
 
     def keep(self, block: bytes, head: Head) -> None:
-        """Remembers what the block that was decoded last says, if the next one like it says the same."""
+        """Caches the meaning of the last decoded block, provided that an identical block would decode to the
+        same.
+        """
         if not self._table.changed and len(block) <= _CACHED_BLOCK_SIZE:
             if len(self.known) >= _CACHED_BLOCKS:
                 self.known.clear()
@@ -157,7 +159,7 @@ class HeaderBlocks(FieldBlocks[RequestHead]):
         head = parse_head(self.fields(block), self._application, self._limits)
         head.refusal = self._application.gate.refusal(head.method, head.path, head.headers, self._ingress)
         head.exchange, head.prompt = exchange_for(head)
-        # A refusal may not last: a key that is unknown now can be valid a second later.
+        # Refusals are not cached: a key that is unknown now can be valid a second later.
         if head.refusal is None:
             self.keep(block, head)
         return head

@@ -14,7 +14,7 @@ from backline.wire.limits import KIB
 
 #: Bytes that a stream sends before the next one gets its turn.
 _QUANTUM = 128 * KIB
-#: Bytes that a stream sends at once while no other has data.
+#: The most bytes that a stream sends in one go while no other stream has data.
 _ALONE = 512 * KIB
 #: Above this, bytes are written immediately rather than at the end of the event loop's iteration.
 _WRITE_AT = 64 * KIB
@@ -62,7 +62,8 @@ class Output:
         self._transport = transport
         self._loop = loop
         self._max_unsent = max_unsent
-        #: Above `max_unsent`, the bytes of one turn could pass for those of a client that does not read.
+        #: At most `max_unsent`, because more bytes in one turn would look like those of a client that does
+        #: not read.
         self._alone = max(_QUANTUM, min(_ALONE, max_unsent))
         self._finished = finished
         self._relieved = relieved
@@ -219,7 +220,8 @@ class Output:
         full = FRAME_HEADER.pack(longest << 8, 0, stream.number)
         while left:
             view = pending[0]
-            # The middle of a large buffer goes out in frames of full length, of which none is the last.
+            # The middle of a large buffer goes out in frames of full length, none of which is the last of the
+            # stream.
             whole = (min(left, view.nbytes) - 1) // longest
             if whole > 0:
                 middle = whole * longest

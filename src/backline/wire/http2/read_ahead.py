@@ -1,4 +1,4 @@
-"""Receives large messages of a connection without copying them: the kernel writes into their buffers."""
+"""Receives large messages without copying them: the kernel writes directly into their buffers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
     from backline.wire.http2.frame_reader import FrameReader
 
-#: The most bytes of a message per read: copying more at once would block the event loop.
+#: The most bytes of a message per read: receiving more at once would block the event loop for too long.
 READ = 256 * KIB
-#: For frames shorter than this, describing them to the kernel costs more than copying them.
+#: For frames shorter than this, describing each to the kernel costs more than copying it.
 _SHORTEST = 4 * KIB
 
 
 class DirectProtocol(asyncio.BufferedProtocol):
     """The transport's asyncio protocol once the client has announced a large message.
 
-    While such a message arrives, the transport writes into its buffer. All other bytes go through
-    `wire.read_buffer`, which is short: the rest of a message that begins there need not be copied.
+    While such a message arrives, the transport writes into the message's buffer. All other bytes go through
+    `wire.read_buffer`. That buffer is short, so that little of a message that begins there has to be copied.
     """
 
     __slots__ = ("_connection", "_direct", "_pieces", "_reader")
@@ -33,7 +33,7 @@ class DirectProtocol(asyncio.BufferedProtocol):
         self._connection = connection
         self._reader = reader
         self._pieces = memoryview(connection.wire.read_buffer)
-        #: Whether the transport writes into the buffer of a message.
+        #: Whether the transport currently writes into the buffer of a message.
         self._direct = False
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -63,12 +63,13 @@ class DirectProtocol(asyncio.BufferedProtocol):
 def read_ahead(descriptor: int, payload: DataReceiver) -> tuple[bool, bytes]:
     """Reads the rest of the current DATA frame from a non-blocking socket, and the frames that follow.
 
-    The payloads go to their places in the message, and the headers between them to a separate buffer. This
-    relies on a guess: that the message continues in frames of the same length, and that the last of them ends
-    the stream. Bytes from the first other header on are returned, to be handled like any others. Returns also
-    whether the socket may have more. Errors and the end of the stream are left for the transport to find.
+    The payloads go to their places in the message, and the frame headers between them to a separate buffer.
+    This relies on a guess: the message continues in frames of the same length, and the last of them ends the
+    stream. Returns the bytes from the first header that does not match the guess, which are then handled as
+    usual, and whether the socket may have more. Errors and the end of the connection are left for the
+    transport to find.
 
-    Raises ConnectionFailure if a window is exceeded.
+    Raises ConnectionFailure if a flow-control window is exceeded.
     """
     stream = payload.stream
     if stream is None or payload.padding_left:
@@ -78,7 +79,7 @@ def read_ahead(descriptor: int, payload: DataReceiver) -> tuple[bool, bytes]:
     if left > missing or not missing or length < _SHORTEST:
         return False, b""
     count = 0 if payload.ends else max(0, min(-((left - missing) // length), (READ - left) // length))
-    # All frames have the same length, unless the last one is also the last of the message.
+    # All frames have the same length, except for the last frame of the message.
     end = min(missing, left + count * length) if count else min(left, READ)
     if not end:
         return False, b""
@@ -109,7 +110,7 @@ def read_ahead(descriptor: int, payload: DataReceiver) -> tuple[bool, bytes]:
         begun = next(index for index in range(begun) if not _agree(found, as_guessed, index))
         whole = begun
     begins_rest = begun * (9 + length)
-    if begun > whole:  # the last frame that has begun is not complete
+    if begun > whole:  # the last frame has not arrived completely
         begins_rest = got
     rest = b"".join(views[int(left > 0) + 2 * begun :])[: got - begins_rest] if got > begins_rest else b""
     if left:
@@ -117,7 +118,7 @@ def read_ahead(descriptor: int, payload: DataReceiver) -> tuple[bool, bytes]:
     if not begun:
         return more, rest
     if stream.closed or not stream.room():
-        # The stream failed or was refused: its frames are counted and dropped like any others.
+        # The stream failed or was refused: its frames are counted and dropped as usual.
         return more, b"".join(views[int(left > 0) :])[:got]
     announced = min(begun * length, end - left)
     payload.continues(announced, END_STREAM if left + announced == missing else 0)

@@ -81,11 +81,11 @@ class Stream:
         """Takes data[begin:end], a piece of the body; `ended` marks the last. Raises StreamFailure."""
 
     def room(self) -> memoryview:
-        """The part of a large message's buffer that the next bytes of the body belong to; may be empty."""
+        """The part of a large message's buffer for the next bytes of the body; may be empty."""
         return NO_ROOM
 
     def placed(self, size: int, ended: int) -> None:
-        """Like `feed`, for bytes that have been received into `room`. Raises StreamFailure."""
+        """Like `feed`, for bytes that were received into `room`. Raises StreamFailure."""
         raise NotImplementedError(f"{type(self).__name__} has no room")
 
     def dispatch(self) -> None:

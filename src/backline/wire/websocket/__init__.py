@@ -1,1 +1,1 @@
-"""WebSocket (RFC 6455): the handshake, frames, and one connection after its handshake."""
+"""WebSocket (RFC 6455): the handshake, the frames, and a connection after its handshake."""

@@ -1,4 +1,4 @@
-"""One WebSocket: messages in both directions over a connection that began as HTTP/1.1."""
+"""A WebSocket: messages in both directions over a connection that began as HTTP/1.1."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ if TYPE_CHECKING:
     from backline.wire.http1.connection import Http1Connection
     from backline.wire.http1.request import Http1Request
 
-#: Control frames that a client may send without a message in between.
+#: The most control frames that a client may send without a message in between.
 _MOST_CONTROL = 1000
-#: Seconds in which a client has to answer a close frame.
+#: Seconds that a client has to answer a close frame.
 _CLOSE_TIME = 2.0
-#: Messages and chunks up to this size are joined with their head into one write.
+#: Messages up to this size, in bytes, are joined with their frame header into one write.
 _JOINED_SIZE = 16 * 1024
 
 
 class WebSocketConnection(asyncio.Protocol, WebSocket):
     """The transport's protocol after the handshake. The HTTP/1.1 connection stays registered with the wire.
 
-    Invariants of backpressure: while one message waits for the application, or the client leaves messages
-    unread, the socket is not read. So a client can make the server hold one message and one read.
+    Invariant of backpressure: the socket is not read while a message waits for the application, or while the
+    client leaves messages unread. So the server holds at most one message and one read's worth of bytes for a
+    client.
     """
 
     def __init__(self, connection: Http1Connection, request: Http1Request) -> None:
@@ -49,19 +50,19 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         self._writers: list[asyncio.Future[None]] = []
         self._write_paused = False
         self._reading = True
-        #: Whether a close frame was sent, and whether no more messages are received.
+        #: Whether a close frame was sent, and whether receiving has ended.
         self._closing = False
         self._ended = False
         self._lost = False
         self._draining = False
         self._control = 0
-        #: The part of `wire.buffered_bytes` that belongs to received messages.
+        #: This connection's share of `wire.buffered_bytes`.
         self._counted = 0
-        #: When a message was last received or sent, and since when one is incomplete.
+        #: When a message was last received or sent, and since when a message is incomplete.
         self._active = monotonic()
         self._incomplete: tuple[float, int] | None = None
 
-    # the application's side
+    # called by the application
 
     async def receive(self) -> str | bytes | None:
         while not self._waiting:
@@ -96,7 +97,8 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         if self._draining and code == CloseCode.NORMAL:
             code = CloseCode.GOING_AWAY
         self._send_close(close_payload(CloseCode(code), reason))
-        # The client's own close frame ends the connection; unread bytes would reset it.
+        # Reading goes on until the client's own close frame: closing with unread bytes would reset the
+        # connection.
         self._wire.loop.call_later(_CLOSE_TIME, self._transport.close)
 
     def _send_close(self, payload: bytes) -> None:
@@ -116,7 +118,7 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
             self._transport.writelines([head, payload])
             self._wire.unsent.watch(self._connection)
 
-    # the transport's side
+    # called by the transport
 
     def data_received(self, data: bytes) -> None:
         poll = self._wire.poll
@@ -128,7 +130,7 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
             self._read_on()
 
     def _read_on(self) -> None:
-        """Takes what has arrived, until a message waits for the application."""
+        """Handles the bytes that have arrived, until a message waits for the application."""
         try:
             while not self._waiting and (found := self._reader.next()) is not None:
                 self._take(found)
@@ -169,12 +171,12 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
             receiver.set_result(None)
 
     def _end(self) -> None:
-        """Makes `receive` return None once the messages before have been taken."""
+        """Makes `receive` return None after the messages that have already arrived."""
         self._ended = True
         self._wake()
 
     def _count(self) -> None:
-        """Counts received bytes toward max_buffered_bytes, and ends the connection above it."""
+        """Counts received bytes toward max_buffered_bytes. Ends the connection if the limit is exceeded."""
         size = self._reader.held + sum(len(one.data) for one in self._waiting)
         self._wire.buffered_bytes += size - self._counted
         self._counted = size
@@ -223,18 +225,18 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         if on_abandon is not None:
             on_abandon()
 
-    # what the wire asks of connections
+    # called by the wire
 
     def drain(self) -> None:
-        """Lets the application finish what it is doing, and then ends the connection."""
+        """Lets the application finish the current request, and then ends the connection."""
         self._draining = True
         self._wake()
 
     def sweep(self, now: float) -> None:
-        """Ends a connection that is idle, or whose message does not arrive; `now` is time.monotonic()."""
+        """Ends the connection if it is idle or a message is stuck halfway. `now` is time.monotonic()."""
         limits = self._wire.limits
         if not self._reading and peer_is_gone(self._transport):
-            self._transport.abort()  # a transport that is not read does not notice a disconnect
+            self._transport.abort()  # while reading is paused, the transport does not notice a disconnect
         elif self._incomplete is not None and now - self._incomplete[0] >= limits.progress_timeout:
             self.close(CloseCode.POLICY, "a message did not arrive in time")
             self._transport.close()
@@ -243,7 +245,7 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
 
 
 def _is_valid(payload: bytes) -> bool:
-    """Whether the payload of a close frame has a code that a client may send (section 7.4)."""
+    """Whether the payload of a close frame starts with a code that a client may send (section 7.4)."""
     if len(payload) < 2:
         return False
     code = int.from_bytes(payload[:2], "big")

@@ -1,4 +1,4 @@
-"""Frames of WebSocket (RFC 6455, section 5): reads those of clients and writes those of servers."""
+"""WebSocket frames (RFC 6455, section 5): parses those of clients and builds those of a server."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class Received:
 
 
 def accept_key(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """The field Sec-WebSocket-Accept for a handshake; None if the handshake is not valid (section 4.2.1).
+    """The value of Sec-WebSocket-Accept for a handshake; None if the handshake is invalid (section 4.2.1).
 
-    The version must be 13, and the key 16 bytes in base64.
+    The version must be 13, and the key must encode 16 bytes in base64.
     """
     key = headers.get(b"sec-websocket-key", b"")
     try:
@@ -70,7 +70,7 @@ def accept_key(headers: Mapping[bytes, bytes]) -> bytes | None:
 
 
 def frame(opcode: Opcode, size: int) -> bytes:
-    """The head of an unfragmented frame of a server with a payload of `size` bytes."""
+    """The header of a server's unfragmented frame with a payload of `size` bytes."""
     first = bytes((_FIN | opcode,))
     if size <= _LONGEST_CONTROL:
         return first + bytes((size,))
@@ -80,24 +80,25 @@ def frame(opcode: Opcode, size: int) -> bytes:
 
 
 def close_payload(code: CloseCode, reason: str) -> bytes:
-    """The payload of a close frame, whose reason is cut to what a control frame holds."""
+    """The payload of a close frame. The reason is truncated to fit into a control frame."""
     text = reason.encode()[: _LONGEST_CONTROL - 2].decode(errors="ignore")
     return code.to_bytes(2, "big") + text.encode()
 
 
 class MessageReader:
-    """Joins frames into messages of at most `max_size` bytes. It does no I/O."""
+    """Assembles frames into messages of at most `max_size` bytes. Does no I/O."""
 
     def __init__(self, max_size: int) -> None:
         self._max_size = max_size
-        #: Received bytes that belong to no frame yet.
+        #: Received bytes that have not been parsed yet.
         self._data = bytearray()
         self._message = bytearray()
         self._control = bytearray()
-        #: The opcode of the message of which a part has arrived; None between messages.
+        #: The opcode of the message that has partly arrived; None between messages.
         self._kind: Opcode | None = None
         #: The frame whose payload is arriving: its opcode, whether it is the last of its message, its mask
-        #: (rotated as bytes arrive), and how many bytes are missing. No frame while `_missing` is negative.
+        #: (rotated as bytes arrive), and the number of missing bytes. If that number is negative, no frame
+        #: has begun.
         self._opcode = Opcode.CONTINUATION
         self._final = False
         self._mask = b""
@@ -105,12 +106,12 @@ class MessageReader:
 
     @property
     def held(self) -> int:
-        """The bytes in memory."""
+        """The number of bytes that the reader holds in memory."""
         return len(self._data) + len(self._message)
 
     @property
     def within(self) -> bool:
-        """Whether a frame or a message has begun and is not complete."""
+        """Whether a frame or a message has begun but is not complete."""
         return bool(self._data) or self._missing >= 0 or self._kind is not None
 
     def feed(self, data: Buffer) -> None:
@@ -140,12 +141,13 @@ class MessageReader:
                 return complete
 
     def _begin(self) -> bool:
-        """Reads the head of a frame; False if it is incomplete."""
+        """Parses the header of a frame; False if the header is incomplete."""
         data = self._data
         if len(data) < 2:
             return False
         opcode, size = data[0] & 0x0F, data[1] & 0x7F
-        # Checked at once, so that a client that speaks something else learns it from its first bytes.
+        # Checked before the rest of the header arrives, so that a client that speaks another protocol is
+        # refused at its first bytes.
         if data[0] & _RESERVED:
             raise WebSocketError(
                 CloseCode.PROTOCOL_ERROR, "a reserved bit is set, but no extension was agreed on"
@@ -176,7 +178,7 @@ class MessageReader:
         return True
 
     def _complete(self) -> Received | None:
-        """What a complete frame completes; None if further fragments follow."""
+        """The message or control frame that a complete frame ends; None if further fragments follow."""
         if self._opcode >= Opcode.CLOSE:
             found = Received(self._opcode, bytes(self._control))
             self._control.clear()
@@ -194,7 +196,9 @@ class MessageReader:
 
 
 def _unmasked(data: bytearray, mask: bytes) -> bytes:
-    """The payload, with the mask applied to all bytes in one operation, as if each were one large integer."""
+    """The payload, with each byte XORed with the mask. Payload and mask are converted to integers, so that
+    one operation suffices.
+    """
     size = len(data)
     key = (mask * (size // 4 + 1))[:size]
     return (int.from_bytes(data, "little") ^ int.from_bytes(key, "little")).to_bytes(size, "little")

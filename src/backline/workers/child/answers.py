@@ -1,5 +1,5 @@
-"""Reads the answers to a model's calls and questions from the channel, and delivers each to the thread or
-coroutine that waits for it.
+"""Reads from the channel what the server sends in response to a model's calls and questions, and delivers
+each message to the thread or coroutine that waits for it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Take: TypeAlias = Callable[[Kind, Any, memoryview], None]
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of a call, or the answer to a question. `alone` means that no response comes with it."""
+    """The end of a call, or the result of a `Question`. `alone` means that no response comes with it."""
 
     value: Any = None
     alone: bool = True
@@ -84,7 +84,9 @@ def response_of(heard: Heard) -> InferResponse:
 
 
 def value_of(heard: Heard) -> Any:
-    """The answer to a question. Raises the BacklineError that arrived instead."""
+    """The value that the server sent as the result of a `Question`. Raises the BacklineError that it sent
+    instead.
+    """
     if isinstance(heard, End):
         return heard.value
     raise heard if isinstance(heard, BacklineError) else Internal("a question was answered by a response")

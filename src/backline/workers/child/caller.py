@@ -79,7 +79,7 @@ class ModelCall:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about the server's models, for `Caller.ask`.
+    """What a model asks the server about its models, or to do with them, for `Caller.ask`.
 
     "ready" returns whether the model, or for an empty name the server, can serve; "describe" returns
     protocol.Described as plain lists; "load" and "unload" return None once done. `config` (a configuration as
@@ -153,8 +153,8 @@ class Caller:
     # asking about models
 
     def ask(self, question: Question, timeout: float = inf) -> Any:
-        """Asks the server and returns its answer. Blocks. Raises DeadlineExceeded after `timeout` seconds; a
-        load or unload still completes.
+        """Sends a question to the server and returns the result. Blocks. Raises DeadlineExceeded after
+        `timeout` seconds; a load or unload still completes.
         """
         alone = timeout == inf  # a thread that reads the channel itself cannot time out
         if not alone:

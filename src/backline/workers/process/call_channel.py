@@ -75,7 +75,7 @@ class CallChannel:
         self._open_requests = open_requests
         self._loop = loop
         self._open: dict[int, _Open] = {}
-        #: The requests that each question is asked for, by number of the question.
+        #: The requests on whose behalf each open question was asked, by the question's number.
         self._questions: dict[int, Sequence[Ticket]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -300,7 +300,7 @@ class CallChannel:
             self._tell(message.number, value)
 
     def _tell(self, number: int, found: Any) -> None:
-        """Answers a question, unless it has been answered or cancelled."""
+        """Sends the result of a question to the worker, unless the question is settled or cancelled."""
         if self._questions.pop(number, None) is None:
             return
         if isinstance(found, BacklineError):

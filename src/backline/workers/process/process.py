@@ -319,7 +319,8 @@ class WorkerProcess:
         """Kills a worker that does not respond, after a moment in which it prints its stack."""
         if self.alive and not self._why:
             self._why = why
-            with contextlib.suppress(OSError):  # not the processes that it forked: their output would mix in
+            # Only the worker itself: the stacks of processes that it has forked would get mixed in.
+            with contextlib.suppress(OSError):
                 os.kill(self.pid, signal.SIGABRT)
             self._later("last words", _LAST_WORDS, self._signal, signal.SIGKILL)
 

@@ -68,7 +68,8 @@ class Seat:
         self._late: list[Job] = []
         #: The job of each request without an outcome, by number of the request.
         self._open: dict[int, Job] = {}
-        #: How many responses of credit each request has used that were not granted again, by number.
+        #: By request number: how many responses' worth of credit the request has used and has not been
+        #: granted again.
         self._owed: dict[int, int] = {}
         self._watch: asyncio.TimerHandle | None = None
         #: Set once a seat that retires has nothing left to do.
@@ -241,8 +242,8 @@ class Seat:
     def _respond(self, job: Job, number: int, ticket: Ticket, response: InferResponse) -> None:
         """Delivers one response of a decoupled model.
 
-        Grants credit unless the client is paused: half a window at a time, because each grant wakes a thread
-        of the worker.
+        Grants new credit unless the client is paused. Credit is granted half a window at a time, because each
+        grant wakes a thread of the worker.
         """
         owed = self._owed[number] = self._owed.get(number, 0) + 1
         job.run.respond(job.by_number[number], response)
@@ -268,7 +269,7 @@ class Seat:
             job.settle(job.by_number[number], outcome)
 
     def _resumed(self, number: int) -> None:
-        """Grants the credit that the request has used."""
+        """Grants again the credit that the request has used."""
         owed = self._owed.pop(number, 0)
         if owed and self.process is not None and number in self._open:
             self.process.credit(number, owed)

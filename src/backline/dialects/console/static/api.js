@@ -8,7 +8,7 @@ export class ApiError extends Error {
   constructor(status, message) { super(message); this.status = status; }
 }
 
-let unstored = "";   // where the browser lets this page store nothing, as in some frames
+let unstored = "";   // the key, if the browser lets this page store nothing, as in some frames
 
 export function key() { try { return sessionStorage.getItem(STORED) ?? unstored; } catch { return unstored; } }
 

@@ -101,8 +101,8 @@ function keyDialog() {
   dialog.showModal();
 }
 
-// A browser may keep a page in a frame from storing anything.
-function remember(name, value) { try { localStorage.setItem(name, value); } catch { /* it is forgotten */ } }
+// A browser may prevent a page in a frame from storing anything.
+function remember(name, value) { try { localStorage.setItem(name, value); } catch { /* not remembered */ } }
 function recall(name) { try { return localStorage.getItem(name); } catch { return null; } }
 
 function setTheme(name) {

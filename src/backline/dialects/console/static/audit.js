@@ -21,7 +21,7 @@ export function audit(main) {
       `${one.model ?? ""}${one.version ? ` ${one.version}` : ""}`, one.detail + (one.suppressed ? ` (and ${one.suppressed} more)` : "")]), "Audit log")
       : h("p", { class: "empty" }, "Nothing yet."));
   };
-  // Only entries after the last known one are asked for. Several may have the same time, which is why these are compared.
+  // Requests only entries from just before the newest known one. Several may have the same time, so they are compared.
   const read = () => json(`/v2/audit?limit=200&after=${entries.length ? entries[0].time - 0.001 : 0}`).then((told) => {
     const known = new Set(entries.map((one) => JSON.stringify(one))), found = told.entries.filter((one) => !known.has(JSON.stringify(one)));
     if (entries.length && !found.length) return;

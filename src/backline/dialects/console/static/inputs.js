@@ -30,7 +30,7 @@ export function inputFor(spec, shape, kind, begin) {
   };
   fill(choice, ways.map(([name], index) => h("button", { type: "button", onclick: () => choose(index) }, name)));
   choose(0);
-  // Shows a value as if the visitor had given it: what JSON holds, or a file.
+  // Fills in a value, from JSON or a file, as if the visitor had entered it.
   const put = (value) => {
     if (use) use.checked = value !== undefined;
     if (value === undefined) return;
@@ -94,7 +94,7 @@ function text(spec, start) {
 function chooser(spec, accept, onFile) {
   const input = h("input", { type: "file", accept, "aria-label": `A file for ${spec.name}; it can be dropped here`, onchange: () => onFile?.(input.files[0]) });
   for (const [event, over] of [["dragenter", true], ["dragover", true], ["dragleave", false], ["drop", false]]) input.addEventListener(event, () => input.classList.toggle("over", over));
-  // Shows the name of a file that did not come through the dialog, such as an example.
+  // Shows the name of a file that was not chosen in the dialog, such as an example.
   input.show = (file) => {
     if (!(file instanceof File) || file === input.files[0]) return;
     const list = new DataTransfer();

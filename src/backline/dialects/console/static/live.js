@@ -98,7 +98,7 @@ export function history(list = versions()) {
 export function cpu() {
   return server.slice(1).map((now, index) => {
     const before = server[index], seconds = now.time - before.time;
-    const of = (one, other) => (seconds > 0 ? Math.max(0, (one - other) / seconds) : 0);   // a worker that ended takes its time along
+    const of = (one, other) => (seconds > 0 ? Math.max(0, (one - other) / seconds) : 0);   // the CPU time of a worker that has ended is gone
     return { own: of(now.cpu_seconds, before.cpu_seconds), workers: of(now.workers.cpu_seconds, before.workers.cpu_seconds) };
   });
 }

@@ -1,4 +1,4 @@
-// The log of the server, as lines come. Only the last ones are kept, here and in the server.
+// The server's log, line by line as it is written. Only the last lines are kept, here and in the server.
 
 import { fill, h } from "./dom.js";
 import { follow } from "./api.js";
@@ -19,9 +19,9 @@ export function log(main) {
     const least = LEVELS.indexOf(level.value), text = only.value.toLowerCase();
     const shown = kept.filter((line) => (LEVELS.indexOf(line.level) < 0 || LEVELS.indexOf(line.level) >= least) && line.text.toLowerCase().includes(text));
     const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
-    fill(list, shown.length ? shown.map((line) => h("li", { class: line.level }, line.text)) : h("li", {}, kept.length ? "No line is like this." : "Nothing has been logged yet."));
+    fill(list, shown.length ? shown.map((line) => h("li", { class: line.level }, line.text)) : h("li", {}, kept.length ? "No line matches." : "Nothing has been logged yet."));
     if (atEnd) list.scrollTop = list.scrollHeight;
-    told.textContent = lost ? `${lost} lines came too fast to be shown.` : "";
+    told.textContent = lost ? `${lost} lines were written too fast to be shown.` : "";
   };
   draw();
   const stop = follow("/v2/logging/lines", (part) => {

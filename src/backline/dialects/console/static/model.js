@@ -9,7 +9,7 @@ import { tryIt } from "./tryit.js";
 
 const KINDS = { BYTES: "text or files", BOOL: "true or false" };
 
-// Where a value of the configuration comes from.
+// Explains each origin of a configuration value.
 const ORIGINS = {
   file: "written in the model's configuration file", override: "sent with the request that loaded the model",
   model: "read from the model's own file", server: "decided by the server, which measured the model", default: "neither given nor measured",
@@ -137,7 +137,7 @@ export function model(main, name, tab, query) {
     }, fail);
   }
 
-  // Replaces the list of values by one that says where each comes from.
+  // Replaces the list of values with a table that says where each comes from.
   function originsOf(panel) {
     json(`${base}/config-origins`).then(({ values: all }) => {
       const values = all.filter((one) => one.origin !== "server" || !one.path.startsWith("parameters[backline."));   // they are shown above

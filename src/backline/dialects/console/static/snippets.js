@@ -36,7 +36,7 @@ export function snippets(name, url, inputs, told, streams, file) {
 function ofFile(name, server, file, told, secret, streams) {
   const kind = "application/octet-stream", url = `${server}/models/${encodeURIComponent(name)}`, spec = told.inputs.find((one) => !one.parameters?.optional) ?? told.inputs[0];
   const fields = secret[1] ? `{"Content-Type": "${kind}", "Authorization": f"Bearer {key}"}` : `{"Content-Type": "${kind}"}`;
-  // Of several dimensions without a size, all but the last are 1.
+  // All variable dimensions but the last become 1.
   const last = spec.shape.lastIndexOf(-1), shape = spec.shape.map((size, index) => (size < 0 && (spec.datatype === "BYTES" || index !== last) ? 1 : size)).join(", ");
   const array = spec.datatype === "BYTES" ? `np.array([open("${file}", "rb").read()], object).reshape(${shape || "()"})` : `np.fromfile("${file}", np.float32).reshape(${shape || "()"})`;
   return [

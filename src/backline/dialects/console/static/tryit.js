@@ -8,7 +8,7 @@ import { snippets } from "./snippets.js";
 import { waterfall } from "./traces.js";
 
 const MOST_IN_LINK = 1500;
-// Types of the files of examples, which the server sends without any.
+// Media types of example files: the server sends them all as application/octet-stream.
 const TYPES = { wav: "audio/wav", mp3: "audio/mpeg", ogg: "audio/ogg", flac: "audio/flac", m4a: "audio/mp4", png: "image/png", jpg: "image/jpeg", jpeg: "image/jpeg", gif: "image/gif", webp: "image/webp" };
 // Milliseconds that a request waits until it can be traced.
 const MOST_WAIT = 2000;
@@ -26,7 +26,7 @@ export function tryIt(body, name, told, document_, query) {
   version.value = query.get("version") ?? "";
   const run = h("button", { class: "primary", type: "submit" }, "Run"), result = h("div", { "aria-live": "polite" }), code = h("section", { class: "panel", hidden: true });
   const times = h("section", { class: "panel", hidden: true });
-  let taken = query.get("example") ?? "";   // the example that the inputs are, until one of them is changed
+  let taken = query.get("example") ?? "";   // the example that the inputs come from, until one of them is changed
   const examples = h("div", { class: "row examples", role: "group", "aria-label": "Examples" });
   let waiting = "", watched = () => {};
   // A request sent before the server traces for this page would leave no trace.
@@ -40,7 +40,7 @@ export function tryIt(body, name, told, document_, query) {
   form.addEventListener("input", () => { taken = ""; });
   offerExamples();
 
-  // What the model's folder ships, and, for those who may see what clients sent, requests that were recorded.
+  // Examples from the model's folder and, for administrators, recorded requests.
   async function offerExamples() {
     const at = `/v2/models/${encodeURIComponent(name)}`;
     const list = (path) => json(path).then((found) => found.examples, () => []);

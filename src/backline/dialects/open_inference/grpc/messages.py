@@ -194,7 +194,7 @@ def make_plan(request: Any, id: str, memory: SharedMemory | None) -> ModelPlan:
 
 
 def _in_message(error: InvalidArgument) -> InvalidArgument:
-    """The error for a parameter in a message, whose text differs from that for one in JSON."""
+    """The error for a parameter in a protobuf message. Triton's text differs from the one for JSON."""
     if error.message == RESERVED:
         return InvalidArgument(RESERVED_BUT)
     if isinstance(error, WrongType):
@@ -240,7 +240,7 @@ def _no_contents(spec: InputPlan, model: str, detail: str = "") -> InvalidArgume
 
 
 def _other_contents(spec: InputPlan, model: str, field: str, detail: str) -> InvalidArgument:
-    """The error for typed contents in a `field` that is not the one of the datatype."""
+    """The error for typed contents in a field that does not belong to the datatype."""
     widest = {"int_contents": DataType.INT32, "uint_contents": DataType.UINT32}
     got = widest.get(field) or next((one for one, its in _CONTENTS.items() if its.name == field), None)
     return InvalidArgument(
@@ -291,7 +291,8 @@ class GrpcWriter:
         self._engine = engine
         self._message = message("inference.ModelInferResponse")
         self._heads: Memo[object, bytes] = Memo(_MAX_REMEMBERED)
-        #: The messages of single outputs of a known size, up to the output's bytes.
+        #: Cached beginnings of responses with one output of a known size: everything before the output's
+        #: bytes.
         self._beginnings: Memo[object, bytes] = Memo(_MAX_REMEMBERED)
 
     def write(self, plan: ModelPlan, response: InferResponse) -> bytes:
@@ -303,7 +304,7 @@ class GrpcWriter:
         outputs = response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)
         if len(outputs) == 1 and not response.id and not response.parameters:
             output = outputs[0]
-            # A StoredTensor, whose bytes are in a shared memory region, has none in the message.
+            # A StoredTensor's bytes are in a shared memory region, so the message has none.
             if output.datatype is not DataType.BYTES and type(output) is Tensor:
                 return self._beginning(response, output), encode_tensor(output)
         if response.parameters:
@@ -321,7 +322,9 @@ class GrpcWriter:
         return response_parts(head, response.id, map(encode_tensor, outputs))
 
     def _beginning(self, response: InferResponse, output: Tensor) -> bytes:
-        """The message of a response without an id, whose only output is not of BYTES, up to its bytes."""
+        """The beginning, up to the output's bytes, of a response without an id and with one output, not
+        BYTES.
+        """
         key = (response.model_name, response.model_version, output.name, output.datatype, output.shape)
         known = self._beginnings.get(key)
         if known is None:

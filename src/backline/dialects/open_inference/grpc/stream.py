@@ -217,7 +217,7 @@ class _Stream:
         self._budget.begun(asked.size, None if asked.plan is None else asked.plan.model_name)
 
     def _refuse(self, asked: Asked, error: BacklineError) -> None:
-        if asked.request is None:  # it could not be read
+        if asked.request is None:  # the message could not be read
             self._begin_ordered(asked)
         self._over(asked, self._error_answer(asked, error), error)
 

@@ -39,8 +39,8 @@ _LONGEST_VARINT = 10
 
 #: The most fields in a request, at all levels: inputs, outputs, raw contents, parameters and their parts.
 MAX_FIELDS = 16_384
-#: The most fields of a request's outermost layer that are unknown to the protocol or unusually encoded. They
-#: are skipped byte by byte, and only a client of a later protocol sends any.
+#: The most top-level fields of a request that are unknown to the protocol or unusually encoded. They are
+#: skipped byte by byte, and only clients of a later version of the protocol send any.
 MAX_UNKNOWN_FIELDS = 64
 #: The most elements in typed contents of datatype BYTES.
 MAX_STRINGS = 262_144
@@ -225,7 +225,7 @@ def model_name(message: Buffer) -> str:
 
 def _too_many_unknown() -> PayloadTooLarge:
     return PayloadTooLarge(
-        f"the request has more than {MAX_UNKNOWN_FIELDS} fields that are not those of"
+        f"the request has more than {MAX_UNKNOWN_FIELDS} fields that do not belong to"
         " inference.ModelInferRequest"
     )
 

@@ -54,7 +54,8 @@ NOT_ONE = (
 _PARAMETERS = "parameters"
 #: How many parameters are compared with the names of missing inputs.
 _MOST_COMPARED = 32
-#: The most inputs and parameters in one object: each is decoded on its own.
+#: The most inputs and parameters in one object. Each is decoded separately, so a larger number would block
+#: the event loop for too long.
 MAX_PARAMETERS = 2048
 _encode = msgspec.json.Encoder().encode
 _KINDS = {

@@ -13,7 +13,7 @@ from backline.engine.values.tensor import Buffer
 _MISSING: Final = re.compile(r"missing required field `(\w+)`")
 _PLACE: Final = re.compile(r" - at `\$(.*)`$")
 _FIELD: Final = re.compile(r"\.(\w+)")
-#: What the value of a field must be, in Triton's words.
+#: Triton's words for the type of a field's value.
 _KINDS: Final = {
     "inputs": "array",
     "outputs": "array",

@@ -26,7 +26,7 @@ from backline.engine.values.tensor import Buffer, Shape, StringsMismatch, Tensor
 from backline.memo import Memo
 
 HEADER_LENGTH = b"inference-header-content-length"
-#: The most bytes of a JSON header whose plan is cached; the number of cached plans.
+#: The most bytes of a JSON header whose plan is cached, and the most cached plans.
 _MAX_REMEMBERED_SIZE = 1024
 _MAX_REMEMBERED = 1024
 _SIZE = "binary_data_size"
@@ -362,7 +362,7 @@ def _check_source(name: str, given: dict[str, bool]) -> None:
 
 
 def _not_json(error: WrongType) -> str:
-    """Triton's text for a parameter of the wrong JSON type, followed by our own."""
+    """Triton's text for a parameter of the wrong JSON type, followed by Backline's."""
     return f"attempt to access JSON non-{error.kind} as {error.kind}: {error.message}"
 
 

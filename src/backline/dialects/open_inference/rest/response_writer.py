@@ -20,7 +20,7 @@ from backline.memo import Memo
 from backline.wire.application import Fields
 
 _JSON_FIELDS: Fields = ((b"content-type", b"application/json"),)
-#: The number of cached beginnings of responses.
+#: The most cached beginnings of responses.
 _MAX_REMEMBERED = 1024
 #: The end of the JSON of a response whose last output has data.
 _END = b"}]}"
@@ -45,7 +45,9 @@ class ResponseDocument(Struct):
 
 
 class RestWriter:
-    """Writes responses. Of responses with one output, all but the data is cached, because it repeats."""
+    """Writes responses. For responses with one output, everything except the data is cached, because it
+    repeats.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -81,7 +83,7 @@ class RestWriter:
         return self._write(plan, response, outputs)
 
     def _write_numbers(self, response: InferResponse, tensor: Tensor) -> list[Buffer]:
-        """The JSON of a response with one output, of numbers."""
+        """The JSON of a response whose only output is numeric."""
         elements = bytes(encode_data(tensor))
         key = (response.model_name, response.model_version, tensor.name, tensor.datatype, tensor.shape)
         head = self._json_heads.get(key)

@@ -35,7 +35,7 @@ from backline.engine.values.tensor import in_pieces
 from backline.protos import to_plain
 from backline.wire.application import HttpRequest
 
-#: Triton's status of health checks that fail; it also says of unknown models that they are not ready.
+#: Triton's status for failed health checks. Triton reports unknown models as not ready, too.
 _TRITON_NOT_READY = 400
 _MODEL = "/v2/models/{}"
 _VERSION = "/v2/models/{}/versions/{}"

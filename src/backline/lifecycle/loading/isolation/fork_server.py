@@ -104,7 +104,7 @@ class _ForkServer:
             try:
                 socket.send_fds(other.control, [request], descriptors)
                 break
-            except OSError:  # it has died
+            except OSError:  # the process has died: start another
                 del self._others[modules]
                 other.control.close()
                 os.waitpid(other.pid, 0)
@@ -132,7 +132,7 @@ class _ForkServer:
     def _leave(self, parent: int) -> None:
         """Lets a fork of this process end with it, and closes what only this process needs."""
         end_with_parent()
-        if os.getppid() != parent:  # it ended before that took effect
+        if os.getppid() != parent:  # the parent ended before that took effect
             os._exit(1)
         self._selector.close()
         self._control.close()
