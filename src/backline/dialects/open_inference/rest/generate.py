@@ -8,6 +8,7 @@ are parameters. An element of a BYTES input is a string, or an object with base6
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain, islice
@@ -56,6 +57,8 @@ _PARAMETERS = "parameters"
 _MOST_COMPARED = 32
 #: The most inputs and parameters in one object: each is decoded on its own.
 MAX_PARAMETERS = 2048
+#: Matches a list of numbers and words that is not empty, in well-formed JSON.
+_FLAT = re.compile(rb"\[[^\[\]{\"]*[^\[\]{\"\s][^\[\]{\"]*\]").fullmatch
 _encode = msgspec.json.Encoder().encode
 _KINDS = {
     b"{": "an object",
@@ -337,6 +340,8 @@ def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
     text = bytes(value)
     if len(text) > LARGE and _first(value) == b"[":
         return _decoded(spec, count_elements(text), text)
+    if spec.datatype.dtype.kind == "f" and _FLAT(text):
+        return _decoded(spec, text.count(b",") + 1, text)
     decoded = _plain(f"input '{spec.name}'", text if _first(value) in b'["' else b"[" + text + b"]")
     elements = decoded if isinstance(decoded, list) else [decoded]
     for _ in range(MAX_DEPTH):
