@@ -12,6 +12,7 @@ from typing import Protocol
 from backline.engine.errors import BacklineError, Unavailable
 from backline.lifecycle.records import make_folder, not_writable
 from backline.system.file_lock import locked
+from backline.system.private_file import private
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,15 @@ class LabelDocument(Protocol):
 
 
 class FileDocument:
-    """A document in a file, which may be on a network file system that has locks and atomic renames."""
+    """A document in a file, which may be on a network file system that has locks and atomic renames.
 
-    def __init__(self, file: Path) -> None:
+    Only the owner may read a `private` document; another one has the modes that the process gives its files,
+    as servers of several users may share it.
+    """
+
+    def __init__(self, file: Path, *, private: bool = False) -> None:
         self._file = file
+        self._private = private
 
     @property
     def where(self) -> str:
@@ -63,7 +69,7 @@ class FileDocument:
 
     def replace(self, data: bytes, revision: str) -> str:
         try:
-            make_folder(self._file.parent)
+            make_folder(self._file.parent, 0o700 if self._private else 0o777)
             with locked(self._file.with_name(f".{self._file.name}.lock")):
                 if self.read().revision != revision:
                     raise Replaced
@@ -75,7 +81,7 @@ class FileDocument:
     def _write(self, data: bytes) -> None:
         written = self._file.with_suffix(f".{os.getpid()}.new")
         try:
-            with written.open("wb") as file:
+            with open(written, "wb", opener=private if self._private else None) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

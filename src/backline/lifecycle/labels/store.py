@@ -176,7 +176,7 @@ def open_labels(place: str, locations: Sequence[str], state_folder: Path) -> Lab
     `locations` are those of the repositories. Raises InvalidArgument for a place that cannot hold labels, and
     if the stored labels are damaged.
     """
-    state = FileDocument(state_folder / _FILE)
+    state = FileDocument(state_folder / _FILE, private=True)
     if not place:
         return LabelStore(state)
     return LabelStore(_open_document(place, locations), state)
