@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
-from backline.engine.errors import BacklineError, Unavailable
+from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.lifecycle.records import make_folder, not_writable
 from backline.system.file_lock import locked
 from backline.system.private_file import private
+
+#: The largest document. Whoever may write to a shared folder must not fill the memory of the servers.
+MOST_BYTES: Final = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +64,16 @@ class FileDocument:
 
     def read(self) -> Edition:
         try:
-            data = self._file.read_bytes()
+            with open(self._file, "rb", opener=_open) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise InvalidArgument(f"{self.where} must be a regular file")
+                data = file.read(MOST_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
             return Edition(None, "")
         except OSError as error:
             raise Unavailable(f"{self.where} cannot be read: {error.strerror or error}") from None
+        if len(data) > MOST_BYTES:
+            raise InvalidArgument(f"{self.where} has more than the {MOST_BYTES >> 20} MiB allowed")
         return Edition(data, revision_of(data))
 
     def replace(self, data: bytes, revision: str) -> str:
@@ -90,6 +99,11 @@ class FileDocument:
             with suppress(OSError):
                 written.unlink()
             raise
+
+
+def _open(path: str, flags: int) -> int:
+    """Opens a file without waiting, as a named pipe in its place would make the caller do."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def revision_of(data: bytes) -> str:
