@@ -118,7 +118,12 @@ class GrpcReader:
                 parsed = self._parse(rest)
             except DecodeError:
                 raise InvalidArgument(MALFORMED) from None
-            if on_loop and len(parsed.inputs) + len(parsed.outputs) + len(parsed.parameters) > MANY:
+            # The length comes first, because it costs nothing and most requests are short.
+            if (
+                on_loop
+                and len(rest) > MANY
+                and len(parsed.inputs) + len(parsed.outputs) + len(parsed.parameters) > MANY
+            ):
                 raise LargeRequest
             plan = make_plan(parsed, id, self._engine.shared_memory)
             if len(rest) > LARGE:
