@@ -9,6 +9,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,11 +21,12 @@ from fake_models import OIP, Caller
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backline.dialects import json_data
+from backline.dialects import json_data, off_loop
 from backline.dialects.documents import read_message
 from backline.dialects.input_plan import InputPlan
 from backline.dialects.json_scan import MAX_DOCUMENT, MAX_KEYS, count_elements, count_keys, parts
-from backline.dialects.off_loop import LARGE
+from backline.dialects.off_loop import LARGE, LargeRequest
+from backline.dialects.open_inference.grpc.messages import GrpcReader
 from backline.dialects.open_inference.grpc.wire_format import (
     MAX_FIELDS,
     MAX_STRINGS,
@@ -38,6 +40,8 @@ from backline.dialects.open_inference.repository import (
     overrides_from_message,
 )
 from backline.dialects.open_inference.rest import generate
+from backline.dialects.open_inference.rest.messages import RestReader
+from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, PayloadTooLarge
 from backline.protos import message
 
@@ -156,6 +160,52 @@ async def test_large_tensors_are_decoded_off_the_loop_on_every_route(
     assert threading.main_thread() not in decoding
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"parameters": {f"p{number}": number for number in range(off_loop.MANY)}},
+        {"outputs": [{"name": f"OUTPUT{number}"} for number in range(off_loop.MANY)]},
+    ],
+    ids=["parameters", "outputs"],
+)
+def test_small_requests_of_many_parts_are_read_off_the_loop(
+    given: dict[str, Any],
+) -> None:
+    """A part costs as much as hundreds of bytes of numbers."""
+    row = {"name": "INPUT0", "shape": [1], "datatype": "INT32"}
+    body = json.dumps({"inputs": [{**row, "data": [1]}], **given}).encode()
+    received = rpc(
+        inputs=[row],
+        raw_input_contents=[bytes(4)],
+        outputs=given.get("outputs", []),
+        parameters={key: {"int64_param": value} for key, value in given.get("parameters", {}).items()},
+    )
+
+    for read in (
+        partial(RestReader(Engine()).read, body, {}, "add1", ""),
+        partial(GrpcReader(Engine()).read, received, {}, "", ""),
+    ):
+        with pytest.raises(LargeRequest):
+            read(True)
+        plan, _, tensors = read(False)
+        assert list(tensors) == ["INPUT0"]
+        assert len(plan.parameters or plan.outputs or ()) == off_loop.MANY
+
+
+@given(st.lists(st.sampled_from(["NaN", "-Infinity", '"NaN"', '"\\"Infinity"', "1", "[NaN]", '""'])))
+def test_words_are_replaced_outside_strings_only(elements: list[str]) -> None:
+    text = "[" + ",".join(elements) + "]"
+
+    replaced = json_data.replace_words(text.encode())
+
+    written = (replaced or text.encode()).decode().replace("9e99999", "NaN").replace("8e99999", "Infinity")
+    assert written == text
+    kept = [element for element in elements if not element.startswith('"')]
+    assert (replaced is None) == (not any(word in element for element in kept for word in ("NaN", "Inf")))
+    if replaced is not None:
+        assert replaced.count(b"99999") == sum("N" in element or "I" in element for element in kept)
+
+
 def rpc(**fields: object) -> bytes:
     return bytes(message("inference.ModelInferRequest")(model_name="add1", **fields).SerializeToString())
 
@@ -239,6 +289,9 @@ def test_pieces_of_strings_hold_every_element_in_order(
         "[1e308,null]",
         "[1e308,{}]",
         "[" * 300 + "1e308" + "]" * 300,
+        "[1.7976931348623157e308,1]",
+        "[1.7976931348623159e308,1]",
+        "[1e308,1e400]",
     ],
 )
 @pytest.mark.parametrize("kind", [list[float], list[list[float]]])

@@ -516,6 +516,11 @@ def test_values_that_do_not_fit_the_datatype(
         + b"}]}",
         b'{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[NaN' + b",1" * 15 + b"}]}",
         b'{"id":"\\ud800","inputs":[]}',
+        b'{"inputs":[],"parameters":{"a":[1]},"more":"\xed\xa0\x80"}',
+        b'{"inputs":[],"parameters":{"a":[1]},"more":',
+        b'{"inputs":[],"parameters":{"a":[1]},"more":[NaN]}',
+        b'{"inputs":[],"parameters":{"a":[1]},"parameters":5}',
+        b'{"inputs":[],"parameters":{"a":[1]},"more":' + b"[" * 20_000,
     ],
 )
 async def test_malformed_json_is_400(caller: Caller, body: bytes) -> None:

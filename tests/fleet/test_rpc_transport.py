@@ -17,6 +17,7 @@ from backline.client.errors import (
     ConnectionLost,
     DeadlineExceeded,
     InvalidArgument,
+    ProtocolError,
     Unavailable,
 )
 from backline.client.options import ClientOptions
@@ -24,6 +25,7 @@ from backline.client.transport import InferCall
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse
 from backline.engine.values.tensor import Tensor
+from backline.fleet.rpc_call import RpcStream
 from backline.fleet.rpc_transport import RpcTransport, timeout_field
 from backline.protos import message
 from backline.system.busy_poll import BusyPoll
@@ -152,8 +154,11 @@ Answer = Callable[[int, int, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def scripted(answer: Answer) -> AsyncIterator[str]:
-    """A server that calls `answer(connection, stream, writer)` for each request. Both count from 1."""
+async def scripted(answer: Answer, greeting: bytes = frames.settings({})) -> AsyncIterator[str]:
+    """A server that calls `answer(connection, stream, writer)` for each request. Both count from 1.
+
+    Each connection begins with the `greeting`.
+    """
     connections = 0
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -162,7 +167,7 @@ async def scripted(answer: Answer) -> AsyncIterator[str]:
         number = connections
         try:
             await reader.readexactly(len(frames.PREFACE))
-            writer.write(frames.settings({}))
+            writer.write(greeting)
             while True:
                 word, flags, stream = HEADER.unpack(await reader.readexactly(9))
                 await reader.readexactly(word >> 8)
@@ -176,9 +181,9 @@ async def scripted(answer: Answer) -> AsyncIterator[str]:
         yield f"grpc://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
 
 
-def outcome(answer: Answer) -> InferResponse:
+def outcome(answer: Answer, greeting: bytes = frames.settings({})) -> InferResponse:
     async def run() -> InferResponse:
-        async with scripted(answer) as url, transport_to(url) as transport:
+        async with scripted(answer, greeting) as url, transport_to(url) as transport:
             return await transport.infer(call())
 
     return asyncio.run(run())
@@ -275,3 +280,97 @@ def test_a_stream_may_not_run_ahead_of_its_reader(tmp_path: Path) -> None:
             assert not connection.calls
 
     asyncio.run(run())
+
+
+# hostile servers
+
+
+def head_frames(stream: int, *fields: tuple[bytes, bytes], flags: int = 0) -> bytes:
+    return frames.header_frames(stream, frames.encode_fields(list(fields)), flags, 16384)
+
+
+def ends_with(*fields: tuple[bytes, bytes]) -> Answer:
+    """Answers with a header block only."""
+
+    async def answer(connection: int, stream: int, writer: asyncio.StreamWriter) -> None:
+        writer.write(head_frames(stream, (b":status", b"200"), *fields, flags=frames.END_STREAM))
+
+    return answer
+
+
+@pytest.mark.parametrize("name", [b"grpc-status", b":status"])
+def test_a_status_of_thousands_of_digits_is_none(name: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ProtocolError, match="without a gRPC status"):
+        outcome(ends_with((name, b"9" * 5000)))
+    assert not [record for record in caplog.records if record.name.startswith("backline")]
+
+
+def test_an_absurd_waiting_time_is_none() -> None:
+    with pytest.raises(Unavailable, match="busy") as raised:
+        outcome(
+            ends_with(
+                (b"grpc-status", b"14"), (b"grpc-message", b"busy"), (b"grpc-retry-pushback-ms", b"9" * 400)
+            )
+        )
+    assert raised.value.retry_after is None
+
+
+def test_contents_that_do_not_fit_their_datatype_are_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    response = message("inference.ModelInferResponse")(model_name="echo", model_version="1")
+    response.outputs.add(name="y", datatype="INT8", shape=[1]).contents.int_contents.append(300)
+    body = response.SerializeToString()
+
+    async def answer(connection: int, stream: int, writer: asyncio.StreamWriter) -> None:
+        writer.write(
+            head_frames(stream, (b":status", b"200"))
+            + frames.frame(frames.DATA, 0, stream, b"\0" + len(body).to_bytes(4, "big") + body)
+            + head_frames(stream, (b"grpc-status", b"0"), flags=frames.END_STREAM)
+        )
+
+    with pytest.raises(ProtocolError, match="cannot be read"):
+        outcome(answer)
+    assert not [record for record in caplog.records if record.name.startswith("backline")]
+
+
+def test_more_data_than_the_window_allows_ends_the_call() -> None:
+    piece = b"\0" + (15_000).to_bytes(4, "big") + bytes(15_000)
+
+    async def answer(connection: int, stream: int, writer: asyncio.StreamWriter) -> None:
+        writer.write(head_frames(stream, (b":status", b"200")))
+        for _ in range(2 * frames.OUR_STREAM_WINDOW // len(piece)):
+            writer.write(frames.frame(frames.DATA, 0, stream, piece))
+
+    async def run() -> None:
+        async with scripted(answer) as url, transport_to(url) as transport:
+            stream = RpcStream(
+                url, "ModelStreamInfer", transport._header("ModelStreamInfer", 20, ()), (b"",), 20
+            )
+            transport._start(stream)
+            async with asyncio.timeout(20):
+                while not stream.closed:  # nobody reads meanwhile
+                    stream._arrived.clear()
+                    await stream._arrived.wait()
+            while await stream.receive() is not None:
+                pass
+
+    with pytest.raises(ProtocolError, match="more of a response than it was allowed to"):
+        asyncio.run(run())
+
+
+def test_a_server_that_reads_no_acknowledgements_is_left() -> None:
+    async def answer(connection: int, stream: int, writer: asyncio.StreamWriter) -> None:
+        pings = frames.frame(frames.PING, 0, 0, bytes(8)) * 4096
+        while True:  # and never reads
+            writer.write(pings)
+            await writer.drain()
+
+    with pytest.raises(ConnectionLost, match="does not read the acknowledgements"):
+        outcome(answer)
+
+
+def test_a_server_that_takes_no_calls_is_not_asked_for_ever() -> None:
+    async def answer(connection: int, stream: int, writer: asyncio.StreamWriter) -> None:
+        raise AssertionError("it has said that it takes none")
+
+    with pytest.raises(ConnectionFailed, match="without taking a call"):
+        outcome(answer, greeting=frames.settings({}) + frames.goaway(0, 0))

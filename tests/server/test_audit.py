@@ -226,3 +226,14 @@ def test_changes_and_refusals_do_not_mix_in_the_history_of_models(audited: Audit
         changes = json.loads(connection.getresponse().read())["changes"]
     assert changes
     assert all("outcome" not in change for change in changes)
+
+
+def test_only_the_owner_may_read_the_state_folder(audited: Audited) -> None:
+    assert audited.ask("PUT", "/v2/models/add2/labels/green", "root", '{"version": "1"}') == 200
+    assert audited.ask("POST", "/v2/repository/models/add2/load", None) == 401
+    audited.find(route="POST /v2/repository/models/add2/load", outcome="refused")
+
+    modes = {path: path.stat().st_mode & 0o777 for path in (audited.state, *audited.state.rglob("*"))}
+
+    assert {path.name for path in modes} >= {"audit.jsonl", "labels.json"}
+    assert not {str(path): oct(mode) for path, mode in modes.items() if mode & 0o077}

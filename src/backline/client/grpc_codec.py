@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from backline.client.errors import ProtocolError
+from backline.client.errors import UNREADABLE, ProtocolError
 from backline.client.transport import InferCall
-from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse, Parameter
 from backline.engine.values.tensor import Buffer, Shape, Tensor, decode_tensor, encode_tensor
@@ -104,7 +103,7 @@ class InferCodec:
                 decode_tensor(name, datatype, shape, view[start:end])
                 for (name, datatype, shape), (start, end) in zip(head.outputs, places, strict=True)
             ]
-        except (ValueError, IndexError, DecodeError, InvalidArgument) as error:
+        except (*UNREADABLE, DecodeError) as error:
             raise self._unreadable(error) from None
         parameters = dict(head.parameters) if head.parameters else head.parameters
         return InferResponse(head.model, head.version, id, outputs, parameters)
@@ -125,7 +124,7 @@ class InferCodec:
                 typed = getattr(contents, _CONTENTS[datatype]) if datatype in _CONTENTS else ()
                 data = np.array(list(typed), datatype.dtype).reshape(shape)
                 outputs.append(Tensor(name, datatype, shape, data))
-        except (ValueError, InvalidArgument) as error:
+        except UNREADABLE as error:
             raise self._unreadable(error) from None
         return InferResponse(head.model, head.version, response.id, outputs, head.parameters)
 

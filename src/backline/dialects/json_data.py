@@ -11,15 +11,15 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
-from math import inf, isinf, nan
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+import orjson
 
 from backline.dialects.input_plan import InputPlan
 from backline.dialects.json_numbers import MAX_DEPTH, read_numbers, write_numbers
-from backline.dialects.json_scan import STEP, count, outside_strings, parts
+from backline.dialects.json_scan import STEP, count, parts
 from backline.dialects.off_loop import PIECE
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -35,7 +35,10 @@ _EXTREME = re.compile(rb"[eE][+-]?0*[1-9][0-9]{2}").search
 #: The numbers that stand for NaN and the infinities. No client sends these numbers, as no datatype can hold
 #: them.
 _WORDS = {b"NaN": b"9e99999", b"Infinity": b"8e99999"}
-_STANDING_FOR = {"9e99999": nan, "8e99999": inf, "-8e99999": -inf}
+#: Stand for the first letters of words within strings. JSON never contains these bytes.
+_HIDDEN = b"\0\1"
+_HIDE = np.frombuffer(bytes.maketrans(b"NI", _HIDDEN), np.uint8)
+_SHOW = bytes.maketrans(_HIDDEN, b"NI")
 _NO_STRING = "Unable to parse JSON bytes array: attempt to access JSON non-string as string"
 #: For each kind of numpy dtype: what Triton calls a valid element, and the type that it reads the element as.
 _READ_AS = {
@@ -115,12 +118,18 @@ def decode_list(decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Raw) ->
     text = bytes(raw)
     if (b"e" not in text and b"E" not in text) or b'"' in text or _EXTREME(text) is None:
         return decoder.decode(text)
+    words, finite = text, text
+    for word, number in _WORDS.items():
+        if number in text:
+            words, finite = words.replace(number, word), finite.replace(number, b"0")
     try:
-        return msgspec.convert(json.loads(text, parse_float=_finite), decoder.type)
-    except msgspec.ValidationError:
-        raise
-    except (ValueError, RecursionError) as error:
+        values = json.loads(words)
+        orjson.loads(finite)  # refuses numbers above the limits, which the standard library reads as infinite
+    except ValueError:
+        raise msgspec.DecodeError("Number out of range") from None
+    except RecursionError as error:
         raise msgspec.DecodeError(str(error)) from None
+    return msgspec.convert(values, decoder.type)
 
 
 def replace_words(text: Buffer) -> bytes | None:
@@ -128,27 +137,26 @@ def replace_words(text: Buffer) -> bytes | None:
 
     None if `text` has none of these words. Only `decode_list` reads such numbers as what they stand for.
     """
-    found = outside_strings(text, tuple(_WORDS))
-    if not found:
-        return None
     source = bytes(text)
+    if not any(word in source for word in _WORDS) or any(byte in source for byte in _HIDDEN):
+        return None
     pieces: list[bytes] = []
-    end = 0
-    for start, word in found:
-        pieces += (source[end:start], _WORDS[word])
-        end = start + len(word)
-    pieces.append(source[end:])
-    return b"".join(pieces)
+    left = b""  # the end of a part, which may be half a word
+    for part, _, inside in parts(source):
+        # Words in strings stay: their first letters are hidden meanwhile.
+        whole = left + np.where(inside, _HIDE[part], part).tobytes()
+        cut = whole.rfind(b",") + 1
+        pieces.append(_without_words(whole[:cut]))
+        left = whole[cut:]
+    pieces.append(_without_words(left))
+    replaced = b"".join(pieces)
+    return None if replaced == source else replaced
 
 
-def _finite(text: str) -> float:
-    word = _STANDING_FOR.get(text)
-    if word is not None:
-        return word
-    number = float(text)
-    if isinf(number):
-        raise ValueError("Number out of range")
-    return number
+def _without_words(text: bytes) -> bytes:
+    for word, number in _WORDS.items():
+        text = text.replace(word, number)
+    return text.translate(_SHOW)
 
 
 def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:

@@ -7,7 +7,7 @@ are counted first, in steps between which the event loop can run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -77,25 +77,6 @@ def depth(text: Buffer) -> int:
         levels = level + np.cumsum(opened.astype(np.int64) - closed)
         deepest, level = max(deepest, int(levels.max())), int(levels[-1])
     return deepest
-
-
-def outside_strings(text: Buffer, words: Sequence[bytes]) -> list[tuple[int, bytes]]:
-    """Where the words occur in JSON outside strings: the start of each, and the word, in order."""
-    view = memoryview(text).cast("B")
-    longest = max(map(len, words))
-    found: list[tuple[int, bytes]] = []
-    inside: np.ndarray | None = None  # whether each byte is within a string; computed for the first find
-    for start in range(0, len(view), STEP):
-        piece = bytes(view[start : start + STEP + longest - 1])
-        for word in words:
-            place = piece.find(word)
-            while 0 <= place < STEP:
-                if inside is None:
-                    inside = np.concatenate([mask for _, _, mask in parts(text)])
-                if not inside[start + place]:
-                    found.append((start + place, word))
-                place = piece.find(word, place + len(word))
-    return sorted(found)
 
 
 def parts(text: Buffer, step: int = STEP) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

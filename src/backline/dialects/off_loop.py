@@ -11,6 +11,9 @@ from typing import TypeVar
 #: of this size blocks the loop for less than 5 ms. Anything larger is decoded on a thread, in steps between
 #: which the loop can run.
 LARGE = 64 * 1024
+#: The most inputs, outputs and parameters of one request that are read on the event loop. Each takes a few
+#: microseconds, so a smaller request that has thousands of them is also read on a thread.
+MANY = 512
 #: The most elements of a tensor encoded as JSON or BYTES on the event loop; a thread encodes larger ones in
 #: pieces of this size.
 PIECE = 8 * 1024

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 #: The most bytes of a response message: gRPC's length prefix has 32 bits.
 _LARGEST = 2**32 - 1
+_MOST_DIGITS = 9
 
 
 class ResponseHead:
@@ -36,14 +37,19 @@ class ResponseHead:
         self.message = ""
         self.retry_after: float | None = None
         for name, value in fields:
-            if name == b":status" and value.isdigit():
+            if name == b":status" and _is_number(value):
                 self.status = int(value)
-            elif name == b"grpc-status" and value.isdigit():
+            elif name == b"grpc-status" and _is_number(value):
                 self.code = int(value)
             elif name == b"grpc-message":
                 self.message = unquote(value.decode("ascii", "replace"), errors="replace")
-            elif name == b"grpc-retry-pushback-ms" and value.isdigit():
+            elif name == b"grpc-retry-pushback-ms" and _is_number(value):
                 self.retry_after = int(value) / 1000
+
+
+def _is_number(value: bytes) -> bool:
+    """Whether a field is a number, and so short that reading it cannot fail."""
+    return value.isdigit() and len(value) <= _MOST_DIGITS
 
 
 class ResponseBlocks(FieldBlocks[ResponseHead]):

@@ -52,6 +52,8 @@ _MAX_BUFFERED_FRAME = 1 * MIB
 _LAST_NUMBER = 2**30
 #: Milliseconds after which the kernel closes a connection whose other side acknowledges nothing.
 _ACKNOWLEDGE_WITHIN = 10_000
+#: Frames that the other side may send for acknowledgement while it reads nothing.
+_MOST_UNREAD = 1000
 
 
 class RpcConnection(asyncio.Protocol):
@@ -99,6 +101,8 @@ class RpcConnection(asyncio.Protocol):
         self._parts: list[Buffer] = []
         self._scheduled = False
         self._paused = False
+        #: Acknowledgements written since the other side stopped reading.
+        self._unread = 0
         self._window = DEFAULT_WINDOW
         self._initial_window = DEFAULT_WINDOW
         self._max_frame = frames.MIN_MAX_FRAME_SIZE
@@ -283,6 +287,7 @@ class RpcConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
+        self._unread = 0
         self._pump()
 
     # receiving
@@ -359,6 +364,9 @@ class RpcConnection(asyncio.Protocol):
         if call is None:
             return  # the call was reset
         call.window_in -= end - begin
+        if call.window_in < 0:  # else a server could fill the memory, however slowly the caller reads
+            self._refuse(call, ProtocolError(f"{self._url} sent more of a response than it was allowed to"))
+            return
         try:
             if begin < end:
                 call.feed(data, begin, end)
@@ -413,7 +421,7 @@ class RpcConnection(asyncio.Protocol):
                 self._settings(payload)
         elif kind == frames.PING:
             if not flags & frames.ACK:
-                self._write(frames.frame(frames.PING, frames.ACK, 0, payload))
+                self._acknowledge(frames.PING, payload)
         elif kind == frames.WINDOW_UPDATE:
             self._widen(number, int.from_bytes(payload, "big") & 0x7FFFFFFF)
         elif kind == frames.RST_STREAM:
@@ -454,12 +462,19 @@ class RpcConnection(asyncio.Protocol):
                 self._initial_window = value
             elif key == frames.MAX_FRAME_SIZE:
                 self._max_frame = value
-        self._write(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        self._acknowledge(frames.SETTINGS)
         if not self.ready.done():
             self._open = True
             self.ready.set_result(None)
         self._has_room(self)
         self._pump()
+
+    def _acknowledge(self, kind: int, payload: bytes = b"") -> None:
+        if self._paused:
+            self._unread += 1
+            if self._unread > _MOST_UNREAD:
+                raise ConnectionFailure(frames.ENHANCE_YOUR_CALM, "it does not read the acknowledgements")
+        self._write(frames.frame(kind, frames.ACK, 0, payload))
 
     def _widen(self, number: int, increment: int) -> None:
         if not number:

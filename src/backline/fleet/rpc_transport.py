@@ -205,15 +205,17 @@ class RpcTransport(GrpcRequests):
 
     async def _connect(self) -> None:
         error: BacklineError | None = None
-        limit = self._options.connect_timeout
+        address, limit = self._address, self._options.connect_timeout
         connection = None
         try:
             async with asyncio.timeout(limit):
                 connection = await self._open()
                 await connection.ready
+            if not connection.usable:
+                raise ConnectionFailed(f"{address.url} closed a new connection without taking a call")
             self._connections.append(connection)
         except (OSError, TimeoutError) as failed:
-            error = refused(self._address, limit, failed)
+            error = refused(address, limit, failed)
         except BacklineError as failed:
             error = failed
         except asyncio.CancelledError:
@@ -223,6 +225,7 @@ class RpcTransport(GrpcRequests):
             self._connecting = None
             if error is not None and connection is not None:
                 connection.close()
+                connection = None
             if error is not None and not any(one.usable for one in self._connections):
                 self._fail_waiting(error)
         if connection is not None:

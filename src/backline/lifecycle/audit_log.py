@@ -16,6 +16,7 @@ from backline.engine.control import Attempt, Change
 from backline.engine.errors import BacklineError
 from backline.engine.names import printable
 from backline.lifecycle.records import make_folder
+from backline.system.private_file import private
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -42,7 +43,7 @@ class RotatedFile:
         make_folder(self.file.parent)
         if self.file.exists() and self.file.stat().st_size >= self._limit:
             self.file.replace(self._older)
-        with self.file.open("a+b") as file:
+        with open(self.file, "a+b", opener=private) as file:
             file.write((b"" if _ends_whole(file) else b"\n") + line + b"\n")
 
     def backwards(self) -> Iterator[bytes]:

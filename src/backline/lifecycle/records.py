@@ -21,10 +21,13 @@ def default_state_folder(locations: Iterable[str]) -> Path:
     return user_state() / digest[:16]
 
 
-def make_folder(folder: Path) -> None:
-    """Creates the folder if missing. Raises Internal, saying what to do, when that fails."""
+def make_folder(folder: Path, mode: int = 0o700) -> None:
+    """Creates the folder if missing, by default for its owner alone.
+
+    Raises Internal, saying what to do, when that fails.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=mode)
     except OSError as error:
         raise not_writable(folder, error) from None
 

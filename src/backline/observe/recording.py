@@ -28,6 +28,7 @@ from backline.engine.ticket import Listener, Ticket
 from backline.engine.values.messages import InferResponse
 from backline.engine.values.tensor import Tensor
 from backline.observe.prediction_log import encode_record
+from backline.system.private_file import private
 
 log = logging.getLogger("backline.observe")
 
@@ -237,10 +238,10 @@ def _size(tensor: Tensor) -> int:
 
 
 def _write_file(file: Path, model: str, kept: list[_Kept]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     written = file.with_name(f"{file.name}.{os.getpid()}.new")
     try:
-        with written.open("wb") as output:
+        with open(written, "wb", opener=private) as output:
             for one in kept:
                 output.write(encode_record(model, *one))
             output.flush()

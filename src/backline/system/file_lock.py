@@ -40,7 +40,7 @@ def locked(file: Path, stop: Callable[[], bool] = lambda: False) -> Iterator[Non
 
 def open_lock(file: Path) -> int:
     """Opens a file as a descriptor for `try_lock`; closing it releases the lock."""
-    return os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    return os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:

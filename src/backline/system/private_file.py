@@ -1,4 +1,4 @@
-"""Keeps keys private: files that only their owner may read, and the environment of processes without keys."""
+"""Keeps keys and state private: files that only their owner may read, environments without keys."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def replacement(path: Path) -> Iterator[Path]:
     except BaseException:
         new.unlink(missing_ok=True)
         raise
+
+
+def private(path: str, flags: int) -> int:
+    """An `opener` for `open` that creates files with mode 0600. A file that exists keeps its mode."""
+    return os.open(path, flags, 0o600)
 
 
 def without_keys(environment: Mapping[str, str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from backline.engine.control import Action, Change
 from backline.engine.errors import Internal, InvalidArgument, Unavailable
-from backline.lifecycle.labels.document import FileDocument
+from backline.lifecycle.labels.document import MOST_BYTES, FileDocument
 from backline.lifecycle.labels.store import LabelStore, open_labels
 from support.labels import move
 from support.object_stores import Store
@@ -109,6 +110,11 @@ def many_moves(store: LabelStore, index: int) -> None:
         '{"format": 1, "labels": {}, "changes": {"m": [{}]}}',
         "\x00",
         "[" * 100_000,
+        '{"m": {"stable": "../1"}}',
+        '{"m": {"stable": "%s"}}' % ("9" * 5000),
+        '{"m": {"\\u001b[2J": "1"}}',
+        '{"a/b": {"stable": "1"}}',
+        '{"format": 1, "labels": {"m": {"\\u0000": "1"}}}',
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
@@ -197,3 +203,16 @@ def test_only_the_last_changes_of_a_model_are_kept(tmp_path: Path) -> None:
         store.move(move("stable", "", "1", action=action), "1" if action == "unlabel" else "")
     assert len(store.history("m")) == 100
     assert isinstance(store.history("m")[0], Change)
+
+
+def test_a_pipe_in_place_of_the_file_makes_nobody_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "labels.json")
+    with pytest.raises(InvalidArgument, match="must be a regular file"):
+        open_labels("", ["models"], tmp_path)
+
+
+def test_a_file_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "labels.json").open("wb") as file:
+        file.truncate(MOST_BYTES + 1)  # sparse
+    with pytest.raises(InvalidArgument, match="more than the 64 MiB allowed"):
+        open_labels("", ["models"], tmp_path)

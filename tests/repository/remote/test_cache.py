@@ -349,3 +349,10 @@ def test_files_are_copied_where_hard_links_fail(
     os.truncate(fetched.path, 10)
     assert fetch(repository, found).path.read_bytes() == model
     assert web.gets(NAME) == 1
+
+
+def test_only_the_owner_may_enter_the_cache(tmp_path: Path) -> None:
+    """It has what the server read with its own credentials."""
+    ContentCache(tmp_path / "a" / "cache")
+
+    assert (tmp_path / "a" / "cache").stat().st_mode & 0o777 == 0o700

@@ -310,3 +310,39 @@ def test_a_start_without_the_hub_works_from_the_cache(
 def test_an_invalid_location_is_refused(location: str, opened: Open) -> None:
     with pytest.raises(InvalidArgument, match=r"is not a place on the hub; expected hf://owner/repo"):
         opened(location)
+
+
+TREE = "/api/models/acme/models/tree/1b2d3f?recursive=true"
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        b"[" * 100_000,
+        b'[{"type":"file","path":7}]',
+        b'[{"type":"file","path":["a"]}]',
+        b'[{"type":7,"path":"1/model.onnx"}]',
+        b'[{"type":"file","size":"many","path":"1/model.onnx"}]',
+        b'[{"type":"file","size":-1,"path":"1/model.onnx"}]',
+        b'[{"type":"file","size":1e999,"path":"1/model.onnx"}]',
+    ],
+    ids=range(7),
+)
+def test_a_hostile_listing_is_refused(
+    listing: bytes, hub: dict[str, bytes], web: WebServer, opened: Open
+) -> None:
+    web.put(TREE, listing)
+    with pytest.raises(Unavailable, match="does not answer as the hub does"):
+        scan(opened("hf://acme/models"))
+
+
+def test_a_listing_without_an_end_is_refused(hub: dict[str, bytes], web: WebServer, opened: Open) -> None:
+    web.pages[TREE] = Page(b"[]", headers={"Link": f'<{web.url}{TREE}>; rel="next"'})
+    with pytest.raises(Unavailable, match="does not answer as the hub does"):
+        scan(opened("hf://acme/models"))
+
+
+def test_a_listing_that_is_cut_off_is_refused(hub: dict[str, bytes], web: WebServer, opened: Open) -> None:
+    web.pages[TREE].cuts.append(20)
+    with pytest.raises(Unavailable):
+        scan(opened("hf://acme/models"))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
-from backline.engine.errors import BacklineError, Unavailable
+from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.lifecycle.records import make_folder, not_writable
 from backline.system.file_lock import locked
+from backline.system.private_file import private
+
+#: The largest document. Whoever may write to a shared folder must not fill the memory of the servers.
+MOST_BYTES: Final = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +48,15 @@ class LabelDocument(Protocol):
 
 
 class FileDocument:
-    """A document in a file, which may be on a network file system that has locks and atomic renames."""
+    """A document in a file, which may be on a network file system that has locks and atomic renames.
 
-    def __init__(self, file: Path) -> None:
+    Only the owner may read a `private` document; another one has the modes that the process gives its files,
+    as servers of several users may share it.
+    """
+
+    def __init__(self, file: Path, *, private: bool = False) -> None:
         self._file = file
+        self._private = private
 
     @property
     def where(self) -> str:
@@ -54,16 +64,21 @@ class FileDocument:
 
     def read(self) -> Edition:
         try:
-            data = self._file.read_bytes()
+            with open(self._file, "rb", opener=_open) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise InvalidArgument(f"{self.where} must be a regular file")
+                data = file.read(MOST_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
             return Edition(None, "")
         except OSError as error:
             raise Unavailable(f"{self.where} cannot be read: {error.strerror or error}") from None
+        if len(data) > MOST_BYTES:
+            raise InvalidArgument(f"{self.where} has more than the {MOST_BYTES >> 20} MiB allowed")
         return Edition(data, revision_of(data))
 
     def replace(self, data: bytes, revision: str) -> str:
         try:
-            make_folder(self._file.parent)
+            make_folder(self._file.parent, 0o700 if self._private else 0o777)
             with locked(self._file.with_name(f".{self._file.name}.lock")):
                 if self.read().revision != revision:
                     raise Replaced
@@ -75,7 +90,7 @@ class FileDocument:
     def _write(self, data: bytes) -> None:
         written = self._file.with_suffix(f".{os.getpid()}.new")
         try:
-            with written.open("wb") as file:
+            with open(written, "wb", opener=private if self._private else None) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -84,6 +99,11 @@ class FileDocument:
             with suppress(OSError):
                 written.unlink()
             raise
+
+
+def _open(path: str, flags: int) -> int:
+    """Opens a file without waiting, as a named pipe in its place would make the caller do."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def revision_of(data: bytes) -> str:

@@ -12,6 +12,7 @@ import msgspec
 
 from backline.engine.control import Change
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
+from backline.engine.names import fault_in_name, printable
 from backline.lifecycle.labels.document import FileDocument, LabelDocument, Replaced
 from backline.lifecycle.labels.redis_document import SCHEMES, RedisDocument
 
@@ -176,7 +177,7 @@ def open_labels(place: str, locations: Sequence[str], state_folder: Path) -> Lab
     `locations` are those of the repositories. Raises InvalidArgument for a place that cannot hold labels, and
     if the stored labels are damaged.
     """
-    state = FileDocument(state_folder / _FILE)
+    state = FileDocument(state_folder / _FILE, private=True)
     if not place:
         return LabelStore(state)
     return LabelStore(_open_document(place, locations), state)
@@ -233,14 +234,26 @@ def _encode(contents: _Contents) -> bytes:
     return msgspec.json.format(msgspec.json.encode(plain, order="sorted"), indent=2) + b"\n"
 
 
+def _check_names(labels: _Labels) -> None:
+    """Raises ValueError for a name that no request could have set: others may write the document too."""
+    for model, own in labels.items():
+        for name in (model, *own, *own.values()):
+            fault = fault_in_name(name)
+            if fault:
+                raise ValueError(f"the name '{printable(name[:64])}' {fault}")
+
+
 def _decode(data: bytes | None, where: str) -> _Contents:
     if data is None:
         return _NOTHING
     try:
         found = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         if bytes(found.get("format", b"{")).strip().isdigit():  # otherwise a model may have this name
-            return msgspec.json.decode(data, type=_Contents)
-        return _Contents(msgspec.json.decode(data, type=_Labels))  # the labels alone, as written by hand
+            contents = msgspec.json.decode(data, type=_Contents)
+        else:  # the labels alone, as written by hand
+            contents = _Contents(msgspec.json.decode(data, type=_Labels))
+        _check_names(contents.labels)
+        return contents
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidArgument(
             f"{where} with the labels of models is damaged: {error}. Repair it, or remove it to start with"

@@ -23,6 +23,7 @@ from backline.lifecycle.loading.run_time import INLINE_GROWN, INLINE_RUN, LONG_R
 from backline.lifecycle.records import make_folder
 from backline.repository.fingerprint import load_key
 from backline.system.cores import usable_cores
+from backline.system.private_file import private
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -121,7 +122,8 @@ class MeasurementFile:
         written = self._file.with_suffix(f".{os.getpid()}.new")
         try:
             make_folder(self._file.parent)
-            written.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
+            with open(written, "wb", opener=private) as file:
+                file.write(msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
             written.replace(self._file)
         except (OSError, BacklineError) as error:
             with suppress(OSError):

@@ -15,6 +15,7 @@ from typing import Any
 from backline.backends.registry import choose
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError
+from backline.system.private_file import private
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -220,8 +221,9 @@ class Needs:
                 )
             written = file.with_suffix(f".{os.getpid()}.new")
             try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                written.write_text(text, encoding="utf-8")
+                file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                with open(written, "w", encoding="utf-8", opener=private) as output:
+                    output.write(text)
                 written.replace(file)
                 self._failed = False
             except OSError as error:

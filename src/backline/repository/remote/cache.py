@@ -78,6 +78,7 @@ class ContentCache:
         #: Files that this process has verified: (device, inode) -> (size, modification time, hash).
         self._verified: dict[tuple[int, int], tuple[int, int, str]] = {}
         with self.explained("be created"):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for name in ("blobs", "index", "trees", "listings", "partial", "locks"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
 

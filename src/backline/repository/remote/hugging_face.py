@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urljoin
@@ -146,9 +147,8 @@ class HubFiles:
         items: list[dict[str, Any]] = []
         while url:
             page, following = self._json(url)
-            if not isinstance(page, list) or not all(
-                isinstance(item, dict) and {"path", "type"} <= item.keys() for item in page
-            ):
+            # A page without files that names another one could go on for ever.
+            if not isinstance(page, list) or not all(map(_is_item, page)) or (following and not page):
                 raise self._odd(url)
             items += page
             if len(items) > _MAX_FILES:
@@ -163,13 +163,16 @@ class HubFiles:
     def _json(self, url: str) -> tuple[Any, str]:
         """The document at a URL of the API, and the URL of the next page, if any."""
         with self._client.request(url) as answer:
-            body = answer.body.read(_MAX_PAGE + 1)
+            try:
+                body = answer.body.read(_MAX_PAGE + 1)
+            except (OSError, HTTPException):
+                raise self._odd(url) from None
             following = _NEXT.search(answer.headers.get("Link", ""))
         try:
             if len(body) > _MAX_PAGE:
                 raise ValueError
             return json.loads(body), urljoin(url, following[1]) if following else ""
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self._odd(url) from None
 
     def _odd(self, url: str) -> Unavailable:
@@ -198,14 +201,27 @@ def _accept(answer: WebResponse) -> None:
     """Accepts any response, because the content will be verified by its hash."""
 
 
+def _is_item(item: object) -> bool:
+    """Whether an element of a listing is as the hub sends them. `checked` judges its path later."""
+    if not isinstance(item, dict):
+        return False
+    path, size, large = item.get("path"), item.get("size", 0), item.get("lfs") or {}
+    return (
+        isinstance(path, str)
+        and isinstance(item.get("type"), str)
+        and isinstance(large, dict)
+        and all(type(one) is int and one >= 0 for one in (size, large.get("size", 0)))
+    )
+
+
 def _entry(item: dict[str, Any]) -> FileEntry:
     """The entry of a file. A large file is identified by the SHA-256 of its content, others by git's hash."""
     large = item.get("lfs")
-    if isinstance(large, dict) and large.get("oid"):
+    if large and large.get("oid"):
         return FileEntry(
-            int(large.get("size", item.get("size", 0))), SHA256 + str(large["oid"]).removeprefix("sha256:")
+            large.get("size", item.get("size", 0)), SHA256 + str(large["oid"]).removeprefix("sha256:")
         )
-    return FileEntry(int(item.get("size", 0)), GIT + str(item.get("oid", "")))
+    return FileEntry(item.get("size", 0), GIT + str(item.get("oid", "")))
 
 
 def _token(environment: Mapping[str, str]) -> str:

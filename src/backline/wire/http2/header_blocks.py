@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from hpack import Decoder, HeaderTuple, OversizedHeaderListError
-from hpack.exceptions import HPACKError
+from hpack.exceptions import HPACKDecodingError, HPACKError
+from hpack.hpack import decode_integer
+from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable
 
 from backline.wire.application import Application, Ingress, UnaryMethod
@@ -16,6 +18,7 @@ from backline.wire.grpc.unary_exchange import UnaryExchange
 from backline.wire.http2 import frames
 from backline.wire.http2.frames import ConnectionFailure
 from backline.wire.http2.http_exchange import HttpExchange
+from backline.wire.http2.huffman import decode_long
 from backline.wire.http2.request_head import RequestHead, parse_head
 from backline.wire.http2.stream import Stream
 from backline.wire.limits import Limits
@@ -35,6 +38,8 @@ _CACHED_BLOCK_SIZE = 1024
 _DECODED = 2
 #: Blocks with up to this multiple of the limit of fields, counted in instructions, are decoded likewise.
 _INSTRUCTIONS = 4
+#: Bytes of Huffman-coded strings in a block that hpack decodes; the table for long strings decodes the rest.
+_SHORT_STRINGS = 2048
 
 
 class _WatchedTable(HeaderTable):
@@ -71,9 +76,11 @@ class _BoundedDecoder(Decoder):
         super().__init__(max_header_list_size)
         self._most = max_instructions
         self._left = max_instructions
+        self._short = _SHORT_STRINGS
 
     def decode(self, data: bytes, raw: bool = False) -> Iterable[HeaderTuple]:
         self._left = self._most
+        self._short = _SHORT_STRINGS
         return super().decode(data, raw)
 
     def _count(self) -> None:
@@ -86,8 +93,29 @@ class _BoundedDecoder(Decoder):
         return super()._decode_indexed(data)
 
     def _decode_literal(self, data: bytes | memoryview, should_index: bool) -> tuple[HeaderTuple, int]:
+        """Replaces the inherited method, which copies the rest of the block for each field."""
         self._count()
-        return super()._decode_literal(data, should_index)
+        index, end = decode_integer(data, 6 if should_index else 4)
+        if index:
+            name = self.header_table.get_by_index(index)[0]
+        else:
+            name, end = self._string(data, end)
+        value, end = self._string(data, end)
+        if should_index:
+            self.header_table.add(name, value)
+        return HeaderTuple(name, value), end
+
+    def _string(self, data: bytes | memoryview, start: int) -> tuple[bytes, int]:
+        """The string that starts at `start`, and where it ends."""
+        length, size = decode_integer(data[start:], 7)
+        end = start + size + length
+        if end > len(data):
+            raise HPACKDecodingError("truncated header block")
+        text = bytes(data[start + size : end])
+        if data[start] & 0x80:
+            self._short -= length
+            text = decode_huffman(text) if self._short >= 0 else decode_long(text)
+        return text, end
 
     def _update_encoding_context(self, data: bytes | memoryview) -> int:
         self._count()

@@ -9,7 +9,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from backline.dialects.input_plan import MAX_RANK, InputPlan, too_many_dimensions
-from backline.dialects.off_loop import LARGE, LargeRequest
+from backline.dialects.off_loop import LARGE, MANY, LargeRequest
 from backline.dialects.open_inference.grpc.wire_format import (
     MALFORMED,
     check_fields,
@@ -118,6 +118,13 @@ class GrpcReader:
                 parsed = self._parse(rest)
             except DecodeError:
                 raise InvalidArgument(MALFORMED) from None
+            # The length comes first, because it costs nothing and most requests are short.
+            if (
+                on_loop
+                and len(rest) > MANY
+                and len(parsed.inputs) + len(parsed.outputs) + len(parsed.parameters) > MANY
+            ):
+                raise LargeRequest
             plan = make_plan(parsed, id, self._engine.shared_memory)
             if len(rest) > LARGE:
                 self._check(plan, id)

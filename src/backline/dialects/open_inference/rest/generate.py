@@ -8,6 +8,7 @@ are parameters. An element of a BYTES input is a string, or an object with base6
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain, islice
@@ -57,6 +58,8 @@ _MOST_COMPARED = 32
 #: The most inputs and parameters in one object. Each is decoded separately, so a larger number would block
 #: the event loop for too long.
 MAX_PARAMETERS = 2048
+#: Matches a list of numbers and words that is not empty, in well-formed JSON.
+_FLAT = re.compile(rb"\[[^\[\]{\"]*[^\[\]{\"\s][^\[\]{\"]*\]").fullmatch
 _encode = msgspec.json.Encoder().encode
 _KINDS = {
     b"{": "an object",
@@ -338,6 +341,8 @@ def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
     text = bytes(value)
     if len(text) > LARGE and _first(value) == b"[":
         return _decoded(spec, count_elements(text), text)
+    if spec.datatype.dtype.kind == "f" and _FLAT(text):
+        return _decoded(spec, text.count(b",") + 1, text)
     decoded = _plain(f"input '{spec.name}'", text if _first(value) in b'["' else b"[" + text + b"]")
     elements = decoded if isinstance(decoded, list) else [decoded]
     for _ in range(MAX_DEPTH):

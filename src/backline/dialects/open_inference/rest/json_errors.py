@@ -57,7 +57,17 @@ def _no_member(name: str) -> str:
     return f"Unable to parse '{name}': attempt to access non-existing object member '{name}'"
 
 
+class _Given(msgspec.Struct):
+    parameters: dict[str, msgspec.Raw] = {}
+
+
 def _odd_parameter(document: Buffer) -> str:
-    """The first parameter of a request whose value is neither a number, a boolean nor a text."""
-    given = msgspec.json.decode(document, type=dict)["parameters"]
-    return next((key[:64] for key, value in given.items() if not isinstance(value, str | int | float)), "")
+    """The first parameter of a request whose value is neither a number, a boolean nor a text.
+
+    Empty if there is none, or if the rest of the document is no JSON: decoding has ended at the parameter.
+    """
+    try:
+        given = msgspec.json.decode(document, type=_Given).parameters
+    except (ValueError, RecursionError):
+        return ""
+    return next((key[:64] for key, value in given.items() if bytes(value)[:1] in (b"{", b"[", b"n")), "")

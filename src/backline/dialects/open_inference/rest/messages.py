@@ -12,7 +12,7 @@ from backline.dialects.input_plan import MAX_RANK, InputPlan, too_many_dimension
 from backline.dialects.json_data import decode_data, replace_words
 from backline.dialects.json_numbers import read_numbers
 from backline.dialects.json_scan import check_keys, count
-from backline.dialects.off_loop import LARGE, LargeRequest
+from backline.dialects.off_loop import LARGE, MANY, LargeRequest
 from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, prefix, size_mismatch
 from backline.dialects.open_inference.planning import PlanBuilder, check_description
@@ -175,6 +175,9 @@ class RestReader:
             if HEADER_LENGTH in headers:
                 raise
             raise InvalidArgument(error.message + instead_of_json(body, headers)) from None
+        many = len(document.inputs) + len(document.outputs or ()) + len(document.parameters)
+        if on_loop and many > MANY:
+            raise LargeRequest
         plan = kept = make_plan(document, model, self._engine.shared_memory)
         if plan.large or size > LARGE:
             self._check_large(plan, document.id, model, version, on_loop)
