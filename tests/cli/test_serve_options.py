@@ -127,6 +127,7 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--not-ready-status", "400"), "not_ready_status", 400),
     (("--allow-client-shm", "true"), "allow_client_shm", True),
     (("--trace-config", "rate=7"), "trace.rate", 7),
+    (("--metrics-config", "summary_latencies=true"), "metrics.summaries", True),
 ]
 
 

@@ -10,7 +10,8 @@ from backline.engine.engine import Engine
 from backline.engine.model import Model, ModelState
 from backline.engine.values.tensor import in_pieces
 from backline.observe.exposition import CONTENT_TYPE, comment, exposed, label_text, number
-from backline.observe.families import FAMILIES
+from backline.observe.families import families
+from backline.observe.metrics_config import MetricsConfig
 from backline.observe.scaling import NO_DEMAND, STEADY, DemandCounters, Scaling, ScalingPolicy, ScalingSignal
 from backline.system.cores import usable_cores
 
@@ -50,9 +51,18 @@ class Metrics:
     The numbers of one version are read together; those of different versions may be milliseconds apart.
     """
 
-    def __init__(self, engine: Engine, scaling: ScalingPolicy | None = None) -> None:
-        """`scaling` is the policy of the metrics for autoscalers."""
+    def __init__(
+        self,
+        engine: Engine,
+        scaling: ScalingPolicy | None = None,
+        config: MetricsConfig = MetricsConfig(),  # noqa: B008, it is frozen
+    ) -> None:
+        """`scaling` is the policy of the metrics for autoscalers. Summaries need
+        `Engine.summarises_latencies`, which this sets for the versions added from now on.
+        """
         self._engine = engine
+        engine.summarises_latencies = config.summaries
+        self._families = families(config)
         self._scaling = Scaling(scaling or ScalingPolicy(default_target()))
         #: What each version has counted, and what all have, including those that were unloaded since.
         self._counted: dict[tuple[str, str], DemandCounters] = {}
@@ -86,14 +96,14 @@ class Metrics:
 
     def _pieces(self) -> Iterator[str]:
         """Yields the page in pieces that take microseconds each; a piece is empty if it has no text yet."""
-        families = [[family.comment] for family in FAMILIES]
+        texts = [[family.comment] for family in self._families]
         for model in tuple(self._engine.models()):
-            labels = _labels(model)
-            for family, text in zip(FAMILIES, families, strict=True):
+            labels = _labels(model, self._engine.namespaces.get(model.name))
+            for family, text in zip(self._families, texts, strict=True):
                 if family.always or model.state is not ModelState.UNKNOWN:
                     text.append(family.write(model, labels))
             yield ""
-        for family, text in zip(FAMILIES, families, strict=True):
+        for family, text in zip(self._families, texts, strict=True):
             if not family.if_any or any(text[1:]):
                 yield from map("".join, batched(text, _TOGETHER))
         yield from self._of_names()
@@ -171,10 +181,16 @@ def _demand(model: Model) -> DemandCounters:
     return DemandCounters(spent, answered + counted.rejected_late, counted.rejected_late)
 
 
-def _labels(model: Model) -> str:
+def _labels(model: Model, namespace: str | None) -> str:
+    """The labels of a version's samples, in alphabetical order, as Triton writes them."""
     tags = model.config.metric_tags
     return label_text(
-        (*((f"_{name}", tags[name]) for name in tags), ("model", model.name), ("version", model.version))
+        (
+            *((f"_{name}", tags[name]) for name in tags),
+            ("model", model.name),
+            *(() if namespace is None else (("namespace", namespace),)),
+            ("version", model.version),
+        )
     )
 
 
