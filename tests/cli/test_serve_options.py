@@ -45,6 +45,7 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--disable-auto-complete-config",), "lifecycle.complete_configs", True),
     (("--model-name", "add1"), "model_name", "add1"),
     (("--no-strict-readiness",), "lifecycle.strict_readiness", False),
+    (("--require-all-versions",), "lifecycle.require_all_versions", True),
     (("--trust-pickle",), "lifecycle.trust_pickle", True),
     (
         ("--trust-pickle-model", "forest", "--trust-pickle-model", "risk-*"),

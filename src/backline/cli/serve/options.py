@@ -138,6 +138,11 @@ _OPTIONS: tuple[Decorator, ...] = (
         help="Report ready only when all models are ready, or once every load has been attempted.",
     ),
     flag(
+        "--require-all-versions",
+        "require_all_versions",
+        "Serve no version of a model while one of them cannot be loaded, as Triton does.",
+    ),
+    flag(
         "--trust-pickle",
         "trust_pickle",
         "Load models that can execute code when loaded: pickles, machine code.",
