@@ -6,6 +6,7 @@ import asyncio
 import re
 from time import monotonic_ns, thread_time
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -14,9 +15,12 @@ from backline.engine.engine import Engine
 from backline.engine.model import Model, ModelState
 from backline.engine.statistics import FIRST_RESPONSE_FAMILY, ResponseStatistics
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest
+from backline.engine.values.tensor import Tensor
 from backline.observe.metrics import Metrics
 from backline.observe.metrics_config import MetricsConfig
+from backline.schedule.cache.cache import LocalCache
 
 #: Seconds of CPU time on the event loop for one piece: the target is 0.5 ms plus one model.
 LONGEST_TURN = 0.002
@@ -311,3 +315,29 @@ def test_versions_have_the_label_namespace_where_names_are_made_unique_by_the_re
         'nv_inference_request_failure{model="add1",namespace="/srv/models",reason="BACKEND",version="1"} 0\n'
         in text
     )
+
+
+def test_the_whole_cache_has_the_gauges_of_triton() -> None:
+    engine = Engine()
+    data = np.zeros(100, np.uint8)
+    cache = engine.response_cache = LocalCache(1600)
+    for key in (b"a", b"b"):  # each of about 820 bytes, so the second one takes the place of the first
+        cache.look_up(key, lambda outputs: None)
+        cache.insert(key, [Tensor("y", DataType.UINT8, data.shape, data)])
+    cache.look_up(b"b", lambda outputs: None)
+
+    read = values(asyncio.run(Metrics(engine).page())[1])
+
+    gauges = {
+        name.removeprefix("nv_cache_"): value for (name, _), value in read.items() if "nv_cache" in name
+    }
+    assert 0 < gauges.pop("util") < 1
+    assert gauges.pop("lookup_duration") >= 0
+    assert gauges.pop("insertion_duration") >= 0
+    assert gauges == {
+        "num_entries": 1,
+        "num_hits": 1,
+        "num_misses": 2,
+        "num_lookups": 3,
+        "num_evictions": 1,
+    }

@@ -14,7 +14,7 @@ from backline.engine.model import Model, ModelState
 from backline.engine.names import check_name, version_order
 from backline.engine.responses import Responses
 from backline.engine.shared_memory import SharedMemory
-from backline.engine.statistics import LoadStatistics
+from backline.engine.statistics import CacheCounters, LoadStatistics
 from backline.engine.ticket import Ticket
 from backline.engine.tracing import Trace, TraceControl, Tracer
 from backline.engine.values.messages import InferRequest, InferResponse
@@ -44,6 +44,8 @@ class Engine:
         self.trace_control: TraceControl | None = None
         #: Metrics that models define.
         self.custom_metrics = CustomMetrics()
+        #: The response cache, if it is in the server's memory.
+        self.response_cache: CacheCounters | None = None
         #: Whether versions that are added from now on keep quantiles of their latencies.
         self.summarises_latencies = False
         #: The repository of each model, by the model's name; empty unless names are made unique by it.

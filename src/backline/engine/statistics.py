@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, monotonic_ns, time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from backline.engine.latency_summaries import LatencySummaries
 
@@ -321,6 +321,23 @@ class LoadStatistics:
     succeeded: int = 0
     failed: int = 0
     seconds: float = 0.0
+
+
+class CacheCounters(Protocol):
+    """What a response cache in the server's memory, which all models share, holds and has done."""
+
+    #: Bytes: how many the cache may hold, and how many it holds.
+    size: int
+    used: int
+    evictions: int
+    hits: int
+    misses: int
+    #: Nanoseconds of all lookups and of all insertions.
+    lookup_ns: int
+    insertion_ns: int
+
+    def __len__(self) -> int:
+        """The number of responses in the cache."""
 
 
 #: The reasons why requests got no response, and how to read the count of each; see ModelStatistics.

@@ -106,10 +106,28 @@ class Metrics:
         for family, text in zip(self._families, texts, strict=True):
             if not family.if_any or any(text[1:]):
                 yield from map("".join, batched(text, _TOGETHER))
+        yield from self._of_cache()
         yield from self._of_names()
         yield from self._of_scaling()
         for custom in tuple(self._engine.custom_metrics):
             yield from exposed(custom)
+
+    def _of_cache(self) -> Iterator[str]:
+        """The metrics of the whole response cache, as Triton has them: gauges, for a cache in memory only."""
+        cache = self._engine.response_cache
+        if cache is None:
+            return
+        for name, text, value in (
+            ("util", "Share of the response cache's bytes that are in use", cache.used / cache.size),
+            ("num_entries", "Responses in the response cache", len(cache)),
+            ("num_hits", "Lookups that found a response", cache.hits),
+            ("num_misses", "Lookups that found no response", cache.misses),
+            ("num_lookups", "Lookups in the response cache", cache.hits + cache.misses),
+            ("num_evictions", "Responses removed to make room for others", cache.evictions),
+            ("lookup_duration", "Time of all lookups, in microseconds", cache.lookup_ns // 1000),
+            ("insertion_duration", "Time of all insertions, in microseconds", cache.insertion_ns // 1000),
+        ):
+            yield f"{comment(f'nv_cache_{name}', 'gauge', text)}nv_cache_{name} {number(value)}\n"
 
     def _of_names(self) -> Iterator[str]:
         """The metrics by model name: labels, and the number and time of loads."""
