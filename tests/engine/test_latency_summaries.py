@@ -7,7 +7,10 @@ from math import isnan
 
 import pytest
 
-from backline.engine.latency_summaries import LatencySummary
+from backline.engine.latency_summaries import LatencySummaries, LatencySummary
+from backline.engine.statistics import ComputeTimes, ModelStatistics
+from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferRequest
 
 SECOND = 10**9
 #: Triton rotates its five windows every 12 seconds.
@@ -79,3 +82,21 @@ def test_many_distinct_latencies_take_bounded_memory_and_are_rounded_by_less_tha
     latencies.sort()
     exact = [latencies[int(quantile * len(latencies)) - 1] for quantile in QUANTILES]
     assert summary.quantiles(QUANTILES, 0) == pytest.approx(exact, rel=0.008)
+
+
+def test_requests_that_run_in_parts_and_cache_hits_are_summarised_too() -> None:
+    statistics = ModelStatistics(summaries=LatencySummaries())
+    summaries = statistics.summaries
+    assert summaries is not None
+    ticket = Ticket(InferRequest("m", {}), lambda *_: None)
+    arrived = ticket.request.arrived_ns
+
+    statistics.record_in_parts(
+        ticket, arrived + 10_000, arrived + 90_000, ComputeTimes(input=1000, infer=50_000, output=2000)
+    )
+    statistics.record_cache_hit(arrived, arrived + 20_000, 4000, arrived + 30_000)
+
+    assert (summaries.request.count, summaries.request.us) == (1, 90)
+    assert (summaries.queue.count, summaries.queue.us) == (2, 10 + 20)
+    assert (summaries.compute_input.us, summaries.compute_infer.us, summaries.compute_output.us) == (1, 50, 2)
+    assert (summaries.cache_hit.count, summaries.cache_hit.us) == (1, 4)

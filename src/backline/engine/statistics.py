@@ -303,6 +303,7 @@ class ModelStatistics:
         self.latency[((ended - arrived) // 1000).bit_length()] += 1
         self.queueing[((looked - arrived) // 1000).bit_length()] += 1
         if self.summaries is not None:
+            # The summary of requests leaves out hits; it is not shown for models with a cache.
             self.summaries.queue.add(looked - arrived, ended)
             self.summaries.cache_hit.add(lookup_ns, ended)
 

@@ -151,7 +151,8 @@ class ServedModel:
         return goals
 
     def _all_or_none(self, goals: Sequence[Wanted], target: Target) -> list[Wanted]:
-        """The goals until every version is loaded: new ones do not serve yet, and those that serve stay.
+        """The goals, of which new versions may not serve before all are loaded. Until then, versions that
+        serve go on doing so.
 
         Once a load has failed for good, the goals in `_in_vain` are dropped, which unloads their versions.
         """

@@ -52,14 +52,13 @@ class Metrics:
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        scaling: ScalingPolicy | None = None,
-        config: MetricsConfig = MetricsConfig(),  # noqa: B008, it is frozen
+        self, engine: Engine, scaling: ScalingPolicy | None = None, config: MetricsConfig | None = None
     ) -> None:
-        """`scaling` is the policy of the metrics for autoscalers. Summaries need
-        `Engine.summarises_latencies`, which this sets for the versions added from now on.
+        """`scaling` is the policy of the metrics for autoscalers, `config` chooses the metrics of latencies.
+
+        With summaries, the versions that are added to the engine from now on keep what these need.
         """
+        config = config or MetricsConfig()
         self._engine = engine
         engine.summarises_latencies = config.summaries
         self._families = families(config)
