@@ -36,6 +36,7 @@ from backline.lifecycle.options import LifecycleOptions
 from backline.observe.log.requests import RequestLog
 from backline.observe.log.server_log import ServerLog
 from backline.observe.metrics import Metrics
+from backline.observe.metrics_config import MetricsConfig
 from backline.observe.recording import Recorder
 from backline.observe.scaling import ScalingPolicy
 from backline.observe.tracing.settings import TraceConfig
@@ -128,6 +129,8 @@ class ServerOptions:
     allow_client_shm: bool = False
     #: The requests in flight at which the server counts as fully used; None for two per core.
     target_in_flight: float | None = None
+    #: Which latency metrics there are.
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     #: Whether browsers get the console.
     console: bool = True
     #: Origins of pages that may show the console in a frame, as sources of a content security policy; none by
@@ -291,7 +294,7 @@ class Server:
                 lambda settings: tracing.log_requests(requests if settings.verbose_level else None)
             )
         recorder = Recorder(self.engine, self._embedded.state_folder)
-        metrics = Metrics(self.engine, _scaling(options))
+        metrics = Metrics(self.engine, _scaling(options), options.metrics)
         application = build_application(
             self.engine,
             metrics.page,

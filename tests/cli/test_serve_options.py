@@ -46,6 +46,7 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--disable-auto-complete-config",), "lifecycle.complete_configs", True),
     (("--model-name", "add1"), "model_name", "add1"),
     (("--no-strict-readiness",), "lifecycle.strict_readiness", False),
+    (("--require-all-versions",), "lifecycle.require_all_versions", True),
     (("--trust-pickle",), "lifecycle.trust_pickle", True),
     (
         ("--trust-pickle-model", "forest", "--trust-pickle-model", "risk-*"),
@@ -128,6 +129,7 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--not-ready-status", "400"), "not_ready_status", 400),
     (("--allow-client-shm", "true"), "allow_client_shm", True),
     (("--trace-config", "rate=7"), "trace.rate", 7),
+    (("--metrics-config", "summary_latencies=true"), "metrics.summaries", True),
 ]
 
 

@@ -16,6 +16,7 @@ from backline.cli.serve.report import exposure
 from backline.cli.tritonserver import DEFAULTS, read_arguments
 from backline.cli.tritonserver.options import OPTIONS
 from backline.cli.tritonserver.tables import render
+from backline.observe.metrics_config import MetricsConfig
 from backline.schedule.cache.config import LocalOptions
 from backline.server import ServerOptions
 from support import models
@@ -146,6 +147,29 @@ def test_a_trace_level_without_a_destination_is_told_and_dropped(
 
     assert parsed.options.trace.levels == levels
     assert len(translation.missing) == (not levels)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected", "ignored"),
+    [
+        (("summary_latencies=true", "summary_latencies=false"), MetricsConfig(summaries=True), 0),
+        (("counter_latencies=false", "counter_latencies=true"), MetricsConfig(counters=False), 0),
+        (("histogram_latencies=false",), MetricsConfig(histograms=False), 0),
+        (("summary_latencies=TRUE", "counter_latencies=0"), MetricsConfig(), 2),
+        (("foo=bar",), MetricsConfig(), 1),
+        (("summary_quantiles=0.5:0.05,0.75,a:b,0.25:0",), MetricsConfig(quantiles=(0.5, 0.25)), 2),
+        (("summary_quantiles=0.5",), MetricsConfig(), 1),
+    ],
+)
+def test_a_metrics_setting_counts_where_triton_obeys_it_and_is_told_where_not(
+    settings: tuple[str, ...], expected: MetricsConfig, ignored: int
+) -> None:
+    given = [f"--metrics-config={setting}" for setting in settings]
+
+    parsed, translation = read_arguments([REPOSITORY, *given])
+
+    assert parsed.options.metrics == expected
+    assert len(translation.missing) == ignored
 
 
 def test_a_table_aligns_cells_with_several_lines() -> None:

@@ -94,11 +94,14 @@ def _get(url: str) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def caching_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server with a cache, without which some metrics are missing."""
+    """A server with a cache and with summaries, without which some metrics are missing."""
     folder = tmp_path_factory.mktemp("caching")
     models.add1(folder / "models")
     (folder / "models" / "add1" / "config.pbtxt").write_text("response_cache { enable: true }")
-    with run_server(folder / "models", folder / "log", "--cache-config", "local,size=1MiB") as running:
+    options = ("--cache-config", "local,size=1MiB", "--metrics-config", "summary_latencies=true")
+    # The summary of requests is that of models whose responses are not cached.
+    models.add1(folder / "models", name="other")
+    with run_server(folder / "models", folder / "log", *options) as running:
         yield running
 
 

@@ -51,6 +51,10 @@ def test_a_shape_that_dwarfs_the_data_is_refused_before_anything_is_allocated() 
         decode_tensor("t", DataType.BYTES, (2**40, 2**40), b"\0\0\0\0")
 
 
+#: Two strings of one byte each.
+TWO = b"\x01\0\0\0a\x01\0\0\0b"
+
+
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
@@ -63,13 +67,33 @@ def test_a_shape_that_dwarfs_the_data_is_refused_before_anything_is_allocated() 
             b"\0\0\0",
             "incomplete string length indicator for inference input 't', expecting 4 bytes but only 3 bytes",
         ),
-        (b"\0\0\0\0x", "unexpected number of string elements 2 for inference input 't', expecting 1"),
+        (b"\0\0\0\0xxxx", "unexpected number of string elements 2 for inference input 't', expecting 1"),
         (b"\xff\xff\xff\xff", "expecting string of length 4294967295 but only 0 bytes available"),
     ],
 )
 def test_broken_bytes_elements_are_refused_in_tritons_words(raw: bytes, words: str) -> None:
     with pytest.raises(InvalidArgument, match=words):
         decode_tensor("t", DataType.BYTES, (1,), raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (TWO + b"\0", "incomplete string length indicator for inference input 't', .*only 1 bytes available"),
+        (TWO + b"\0\0\0", "incomplete string length indicator for inference input 't', .*only 3 bytes"),
+        (TWO + b"\0\0\0\0", "unexpected number of string elements 3 for inference input 't', expecting 2"),
+        (TWO + TWO, "unexpected number of string elements 3 for inference input 't', expecting 2"),
+        (TWO + b"\x05\0\0\0", "unexpected number of string elements 3 for inference input 't', expecting 2"),
+        (b"\x09\0\0\0ab", "expected 2 string elements for inference input 't', got 1"),
+        (TWO[:-1], "incomplete string data for inference input 't', expecting string of length 1 but only 0"),
+        (TWO[:7], "incomplete string length indicator for inference input 't', .*only 2 bytes available"),
+    ],
+)
+def test_two_strings_that_are_cut_or_followed_by_more_are_refused_in_the_words_of_triton_2_51(
+    raw: bytes, words: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=words):
+        decode_tensor("t", DataType.BYTES, (2,), raw)
 
 
 def test_large_arrays_are_encoded_without_a_copy() -> None:

@@ -46,6 +46,21 @@ def test_with_namespaces_models_that_share_a_name_are_named_after_their_reposito
     }
 
 
+def test_with_namespaces_the_repository_of_each_served_model_is_known(tmp_path: Path) -> None:
+    put(tmp_path / "blue" / "add" / "1" / "model.onnx")
+    put(tmp_path / "green" / "add" / "1" / "model.onnx")
+    put(tmp_path / "green" / "mul" / "1" / "model.onnx")
+    opened = [LocalRepository(tmp_path / name, formats=[ONNX]) for name in ("blue", "green")]
+    with_namespaces, without = (Sources(opened, namespacing=namespacing) for namespacing in (True, False))
+
+    asyncio.run(with_namespaces.scan(first=True))
+    asyncio.run(without.scan(first=True))
+
+    blue, green = str(tmp_path / "blue"), str(tmp_path / "green")
+    assert with_namespaces.namespaces == {"blue.add": blue, "green.add": green, "mul": green}
+    assert without.namespaces == {}
+
+
 def test_namespaces_that_are_the_same_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="which is 'models' for both"):
         scan(tmp_path / "one" / "models", tmp_path / "two" / "models", namespacing=True)

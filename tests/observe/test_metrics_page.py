@@ -6,6 +6,8 @@ import asyncio
 import re
 from time import monotonic_ns, thread_time
 
+import numpy as np
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from backline.engine.config.model_config import ModelConfig
@@ -13,8 +15,12 @@ from backline.engine.engine import Engine
 from backline.engine.model import Model, ModelState
 from backline.engine.statistics import FIRST_RESPONSE_FAMILY, ResponseStatistics
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest
+from backline.engine.values.tensor import Tensor
 from backline.observe.metrics import Metrics
+from backline.observe.metrics_config import MetricsConfig
+from backline.schedule.cache.cache import LocalCache
 
 #: Seconds of CPU time on the event loop for one piece: the target is 0.5 ms plus one model.
 LONGEST_TURN = 0.002
@@ -230,3 +236,108 @@ def test_without_a_cache_there_are_no_cache_metrics() -> None:
     add_model(engine, "plain")
 
     assert b"nv_cache" not in b"".join(asyncio.run(Metrics(engine).page())[1])
+
+
+#: The metrics of latencies on a page of Triton 2.51, of a model with a response cache and one without.
+_SUMS = {
+    *(f"nv_inference_{part}_duration_us" for part in ("request", "queue")),
+    *(f"nv_inference_compute_{part}_duration_us" for part in ("input", "infer", "output")),
+    *(f"nv_cache_{name}_per_model" for name in ("num_hits", "num_misses", "hit_duration", "miss_duration")),
+}
+_SUMMARIES = {
+    *(f"nv_inference_{part}_summary_us" for part in ("request", "queue")),
+    *(f"nv_inference_compute_{part}_summary_us" for part in ("input", "infer", "output")),
+    *(f"nv_cache_{name}_summary_per_model" for name in ("hit", "miss")),
+}
+
+
+def page_with(config: MetricsConfig) -> str:
+    """The page of a server with this configuration, after a request to each of two models."""
+    engine = Engine()
+    metrics = Metrics(engine, config=config)
+    for name in ("cached", "plain"):
+        model = add_model(engine, name)
+        model.statistics.cached = name == "cached"
+        ticket = Ticket(InferRequest(name, {}), lambda *_: None)
+        arrived = ticket.request.arrived_ns
+        times = (arrived + us * 1000 for us in (10, 30, 60, 100))
+        model.statistics.record_batch([ticket], 1, *times)
+        model.statistics.record_cache_miss(7000)
+    return b"".join(asyncio.run(metrics.page())[1]).decode()
+
+
+@pytest.mark.parametrize(
+    ("config", "present", "absent"),
+    [
+        (MetricsConfig(), _SUMS, _SUMMARIES),
+        (MetricsConfig(counters=False), set(), _SUMS | _SUMMARIES),
+        (MetricsConfig(summaries=True), _SUMS | _SUMMARIES, set()),
+    ],
+    ids=["default", "without-counters", "with-summaries"],
+)
+def test_the_configuration_decides_which_latency_metrics_there_are(
+    config: MetricsConfig, present: set[str], absent: set[str]
+) -> None:
+    names = set(re.findall(r"^# TYPE (\S+)", page_with(config), re.MULTILINE))
+
+    assert present <= names
+    assert not absent & names
+    assert "nv_inference_request_success" in names
+
+
+def test_a_summary_has_the_lines_of_triton() -> None:
+    text = page_with(MetricsConfig(summaries=True, quantiles=(0.5, 0.999)))
+
+    assert (
+        "# TYPE nv_inference_compute_infer_summary_us summary\n"
+        'nv_inference_compute_infer_summary_us_count{model="cached",version="1"} 1\n'
+        'nv_inference_compute_infer_summary_us_sum{model="cached",version="1"} 30\n'
+        'nv_inference_compute_infer_summary_us{model="cached",version="1",quantile="0.5"} 30\n'
+        'nv_inference_compute_infer_summary_us{model="cached",version="1",quantile="0.999"} 30\n'
+        'nv_inference_compute_infer_summary_us_count{model="plain",version="1"} 1\n'
+    ) in text
+    assert 'nv_cache_hit_summary_per_model{model="cached",version="1",quantile="0.5"} NaN\n' in text
+    # As in Triton, a model whose responses are cached has no summary of requests; others have none of hits.
+    assert 'nv_inference_request_summary_us_count{model="cached"' not in text
+    assert 'nv_cache_miss_summary_per_model_count{model="plain"' not in text
+    assert 'nv_inference_request_summary_us_sum{model="plain",version="1"} 100\n' in text
+
+
+def test_versions_have_the_label_namespace_where_names_are_made_unique_by_the_repository() -> None:
+    engine = Engine()
+    add_model(engine, "add1")
+    engine.namespaces = {"add1": "/srv/models"}
+
+    text = b"".join(asyncio.run(Metrics(engine).page())[1]).decode()
+
+    assert 'nv_inference_count{model="add1",namespace="/srv/models",version="1"} 0\n' in text
+    assert (
+        'nv_inference_request_failure{model="add1",namespace="/srv/models",reason="BACKEND",version="1"} 0\n'
+        in text
+    )
+
+
+def test_the_whole_cache_has_the_gauges_of_triton() -> None:
+    engine = Engine()
+    data = np.zeros(100, np.uint8)
+    cache = engine.response_cache = LocalCache(1600)
+    for key in (b"a", b"b"):  # each of about 820 bytes, so the second one takes the place of the first
+        cache.look_up(key, lambda outputs: None)
+        cache.insert(key, [Tensor("y", DataType.UINT8, data.shape, data)])
+    cache.look_up(b"b", lambda outputs: None)
+
+    read = values(asyncio.run(Metrics(engine).page())[1])
+
+    gauges = {
+        name.removeprefix("nv_cache_"): value for (name, _), value in read.items() if "nv_cache" in name
+    }
+    assert 0 < gauges.pop("util") < 1
+    assert gauges.pop("lookup_duration") >= 0
+    assert gauges.pop("insertion_duration") >= 0
+    assert gauges == {
+        "num_entries": 1,
+        "num_hits": 1,
+        "num_misses": 2,
+        "num_lookups": 3,
+        "num_evictions": 1,
+    }

@@ -9,11 +9,12 @@ from backline.engine.control import STABLE, Control, LogControl
 from backline.engine.custom_metrics import CustomMetrics
 from backline.engine.deadline import watch
 from backline.engine.errors import BacklineError, Internal, InvalidArgument, NotFound, Unavailable
+from backline.engine.latency_summaries import LatencySummaries
 from backline.engine.model import Model, ModelState
 from backline.engine.names import check_name, version_order
 from backline.engine.responses import Responses
 from backline.engine.shared_memory import SharedMemory
-from backline.engine.statistics import LoadStatistics
+from backline.engine.statistics import CacheCounters, LoadStatistics
 from backline.engine.ticket import Ticket
 from backline.engine.tracing import Trace, TraceControl, Tracer
 from backline.engine.values.messages import InferRequest, InferResponse
@@ -43,6 +44,12 @@ class Engine:
         self.trace_control: TraceControl | None = None
         #: Metrics that models define.
         self.custom_metrics = CustomMetrics()
+        #: The response cache, if it is in the server's memory.
+        self.response_cache: CacheCounters | None = None
+        #: Whether versions that are added from now on keep quantiles of their latencies.
+        self.summarises_latencies = False
+        #: The repository of each model, by the model's name; empty unless names are made unique by it.
+        self.namespaces: Mapping[str, str] = {}
         self._labels: dict[str, Mapping[str, str]] = {}
         self._only_by_label: dict[str, Set[str]] = {}
         #: Load statistics by model, since the start.
@@ -278,6 +285,8 @@ class Engine:
         if before is not None and before is not model and before.sequences is not None:
             self._leaving.append(before)
         versions[model.version] = model
+        if self.summarises_latencies and model.statistics.summaries is None:
+            model.statistics.summaries = LatencySummaries()
 
     def declare(self, name: str) -> None:
         """Makes the name of a model known, even if the model has no versions."""

@@ -7,7 +7,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, monotonic_ns, time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from backline.engine.latency_summaries import LatencySummaries
 
 if TYPE_CHECKING:
     from backline.engine.ticket import Ticket
@@ -184,6 +186,8 @@ class ModelStatistics:
     calls: defaultdict[str, CallStatistics] = field(default_factory=lambda: defaultdict(CallStatistics))
     #: Counters of the responses of a decoupled model; None for other models.
     responses: ResponseStatistics | None = None
+    #: Quantiles of the latencies; None unless the server has such metrics.
+    summaries: LatencySummaries | None = None
 
     def record_batch(
         self, tickets: Sequence[Ticket], items: int, started: int, gathered: int, ran: int, ended: int
@@ -221,6 +225,9 @@ class ModelStatistics:
         self.compute_input.add(count, compute_input * count)
         self.compute_infer.add(count, compute_infer * count)
         self.compute_output.add(count, compute_output * count)
+        if self.summaries is not None:
+            arrivals = [ticket.request.arrived_ns for ticket in tickets]
+            self.summaries.record(arrivals, started, ended, (compute_input, compute_infer, compute_output))
 
     def record_execution(self, items: int, started: int, gathered: int, ran: int, ended: int) -> None:
         """Counts a run of the model, whatever its outcome. Times that a failed run did not reach are 0."""
@@ -254,6 +261,8 @@ class ModelStatistics:
         self.queueing[((started - arrived) // 1000).bit_length()] += 1
         if ticket.compute is not None:
             ticket.compute.add(compute.input, compute.infer, compute.output)
+        if self.summaries is not None:
+            self.summaries.record([arrived], started, ended, (compute.input, compute.infer, compute.output))
 
     def record_in_steps(self, ticket: Ticket, started: int, ended: int, compute: ComputeTimes) -> None:
         """Counts a request to an ensemble as Triton does: as one execution that took as long as its steps.
@@ -293,11 +302,17 @@ class ModelStatistics:
         self.cache_hit.add(1, lookup_ns)
         self.latency[((ended - arrived) // 1000).bit_length()] += 1
         self.queueing[((looked - arrived) // 1000).bit_length()] += 1
+        if self.summaries is not None:
+            # The summary of requests leaves out hits; it is not shown for models with a cache.
+            self.summaries.queue.add(looked - arrived, ended)
+            self.summaries.cache_hit.add(lookup_ns, ended)
 
     def record_cache_miss(self, ns: int) -> None:
         """Counts a run whose outputs were added to the cache. Lookup and insertion took `ns` nanoseconds."""
         self.cache_miss.add(1, ns)
         self.success.ns += ns
+        if self.summaries is not None:
+            self.summaries.cache_miss.add(ns, monotonic_ns())
 
 
 @dataclass(slots=True, eq=False)
@@ -307,6 +322,23 @@ class LoadStatistics:
     succeeded: int = 0
     failed: int = 0
     seconds: float = 0.0
+
+
+class CacheCounters(Protocol):
+    """What a response cache in the server's memory, which all models share, holds and has done."""
+
+    #: Bytes: how many the cache may hold, and how many it holds.
+    size: int
+    used: int
+    evictions: int
+    hits: int
+    misses: int
+    #: Nanoseconds of all lookups and of all insertions.
+    lookup_ns: int
+    insertion_ns: int
+
+    def __len__(self) -> int:
+        """The number of responses in the cache."""
 
 
 #: The reasons why requests got no response, and how to read the count of each; see ModelStatistics.

@@ -60,7 +60,9 @@ class Executor:
         self._engine = shared.engine
         self._options = options = shared.options
         self._on_step = on_step
-        self.models = ServedModels(strict_readiness=options.strict_readiness)
+        self.models = ServedModels(
+            strict_readiness=options.strict_readiness, require_all_versions=options.require_all_versions
+        )
         self.changes = AwaitedChanges(self.models, self.advance)
         self.dependencies = Dependencies(shared.engine, self.models)
         sleep = self._sleep = Sleep(

@@ -75,6 +75,7 @@ class Lifecycle:
         self._watching: asyncio.Task[None] | None = None
         self._awaiting: asyncio.Task[None] | None = None
         engine.control = self
+        engine.namespaces = self._sources.namespaces
         engine.loads_by_request = options.mode == "explicit"
 
     @property

@@ -80,6 +80,8 @@ class LifecycleOptions:
     keep_previous_seconds: float = 600.0
     #: Whether the server is ready only when every wanted version is.
     strict_readiness: bool = True
+    #: Whether no version of a model is served if one of them fails to load, as in Triton.
+    require_all_versions: bool = False
     #: Whether to load files that can execute any code when they are loaded: pickles, machine code.
     trust_pickle: bool = False
     #: Patterns of the names of models for which pickles and machine code are loaded, as by `trust_pickle`.

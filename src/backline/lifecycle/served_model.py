@@ -29,9 +29,12 @@ class ServedModel:
     After changing a public attribute, call the executor's `advance`.
     """
 
-    def __init__(self, name: str, *, strict_readiness: bool = True) -> None:
+    def __init__(
+        self, name: str, *, strict_readiness: bool = True, require_all_versions: bool = False
+    ) -> None:
         self.name = name
         self._strict_readiness = strict_readiness
+        self._require_all_versions = require_all_versions
         #: What should be served; None for nothing.
         self.target: Target | None = None
         #: The target of a change in progress, which is reached completely or dropped.
@@ -65,6 +68,8 @@ class ServedModel:
         self.failures: dict[str, StandIn] = {}
         self._shown: dict[str, ShownVersion] = {}
         self._waiting: dict[str, StandIn] = {}
+        #: Versions that are not served because another one failed to load, each with its stand-in.
+        self._withheld: dict[str, StandIn] = {}
         self._asleep: dict[str, StandIn] = {}
         self._unloaded: dict[str, Servable] = {}
 
@@ -128,6 +133,8 @@ class ServedModel:
         if self.target is not None:
             labelled = self._labelled
             goals = list(self._goals_of(self.target, labelled, asleep=self._sleeping(self.target)))
+            if self._require_all_versions:
+                goals = self._all_or_none(goals, self.target)
             if labelled or self.kept.versions:
                 goals += self._kept(labelled - {goal.version for goal in goals})
                 goals += self._kept(self.kept.versions - {goal.version for goal in goals})
@@ -142,6 +149,53 @@ class ServedModel:
                 goal for goal in self._changed(self.change) if (goal.version, goal.fingerprint) not in present
             ]
         return goals
+
+    def _all_or_none(self, goals: Sequence[Wanted], target: Target) -> list[Wanted]:
+        """The goals, of which new versions may not serve before all are loaded. Until then, versions that
+        serve go on doing so.
+
+        Once a load has failed for good, the goals in `_in_vain` are dropped, which unloads their versions.
+        """
+        loaded = (VersionPhase.LOADED, VersionPhase.READY)
+        phases = self._phases()
+        if all(phases.get((goal.version, goal.fingerprint)) in loaded for goal in goals if goal.loaded):
+            return list(goals)
+        in_vain = self._in_vain(goals)
+        pursued = [
+            goal
+            if not goal.loaded or phases.get((goal.version, goal.fingerprint)) is VersionPhase.READY
+            else replace(goal, serve=False)
+            for goal in goals
+            if goal not in in_vain
+        ]
+        settled = {goal.version for goal in pursued if goal.serve}
+        return pursued + self._kept(self.ready_versions - settled - target.removed)
+
+    def _in_vain(self, goals: Iterable[Wanted]) -> list[Wanted]:
+        """The goals whose versions are loaded or wait for their load, although the load of another failed."""
+        if not self._broken:
+            return []
+        phases = self._phases()
+        idle = (None, VersionPhase.LOADED)
+        return [
+            goal for goal in goals if goal.loaded and phases.get((goal.version, goal.fingerprint)) in idle
+        ]
+
+    def _phases(self) -> dict[tuple[str, str], VersionPhase]:
+        return {
+            (one.model.version, one.fingerprint): one.phase
+            for one in self.held.values()
+            if one.phase is not VersionPhase.DRAINING
+        }
+
+    @property
+    def _broken(self) -> list[str]:
+        """The versions whose loads have failed and are not retried."""
+        return sorted(
+            one.model.version
+            for one in self.held.values()
+            if one.phase is VersionPhase.FAILED and one.retry_at is None
+        )
 
     def _goals_of(
         self, target: Target, labelled: Iterable[str] = (), *, asleep: frozenset[str] = frozenset()
@@ -262,7 +316,10 @@ class ServedModel:
         ]
         if failed:
             return failed[-1]
-        return None if any(goal.version == version for goal in self.wanted()) else "it is no longer served"
+        if any(goal.version == version for goal in self.wanted()):
+            return None
+        withheld = self._withheld.get(version)
+        return "it is no longer served" if withheld is None else withheld.model.reason
 
     def ready(self, version: str) -> Servable | None:
         """The load that serves a version, if any."""
@@ -368,8 +425,32 @@ class ServedModel:
             for version, one in self.failures.items()
             if version not in shown or version in self._unloaded
         }
+        self._withheld = self._withhold()
+        shown |= {
+            version: one
+            for version, one in self._withheld.items()
+            if version not in shown or version in self._unloaded
+        }
         self._show_newer_loads(shown)
         return shown
+
+    def _withhold(self) -> dict[str, StandIn]:
+        """Stand-ins for the versions that are not served because another one failed to load."""
+        if not self._require_all_versions or self.target is None:
+            return {}
+        goals = self._goals_of(self.target, self._labelled, asleep=self._sleeping(self.target))
+        reason = (
+            f"not served, because version {', '.join(self._broken)} of the model failed to load, and the"
+            " server was started with --require-all-versions"
+        )
+        withheld: dict[str, StandIn] = {}
+        for goal in self._in_vain(goals):
+            one = self._withheld.get(goal.version)
+            if one is None or one.model.reason != reason:
+                config = self.target.source.config
+                one = StandIn(self.name, goal.version, config, VersionPhase.FAILED, reason)
+            withheld[goal.version] = one
+        return withheld
 
     def _show_newer_loads(self, shown: Mapping[str, ShownVersion]) -> None:
         """Shows loads of newer files on serving versions, and loads of sleeping versions on stand-ins."""

@@ -13,8 +13,9 @@ from backline.lifecycle.served_model import ServedModel
 class ServedModels:
     """The models that the executor brings to their targets. Lives on the event loop."""
 
-    def __init__(self, *, strict_readiness: bool) -> None:
+    def __init__(self, *, strict_readiness: bool, require_all_versions: bool = False) -> None:
         self._strict_readiness = strict_readiness
+        self._require_all_versions = require_all_versions
         self._models: dict[str, ServedModel] = {}
         self._watchers: list[asyncio.Future[None]] = []
         self._closed = False
@@ -23,7 +24,11 @@ class ServedModels:
         """The model with this name, created without a target if it is unknown."""
         served = self._models.get(name)
         if served is None:
-            served = self._models[name] = ServedModel(name, strict_readiness=self._strict_readiness)
+            served = self._models[name] = ServedModel(
+                name,
+                strict_readiness=self._strict_readiness,
+                require_all_versions=self._require_all_versions,
+            )
         return served
 
     def __iter__(self) -> Iterator[ServedModel]:

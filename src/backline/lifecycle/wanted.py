@@ -156,6 +156,9 @@ class Sources:
         self._troubles: dict[str, str] = {}
         #: By location: when the last successful scan ended (time.time()), and how many seconds the scan took.
         self._scans: dict[str, tuple[float, float]] = {}
+        #: By the name under which a model is served: the location of its repository. Empty without
+        #: `namespacing`. Each scan updates it.
+        self.namespaces: dict[str, str] = {}
         #: By location and name in the repository: the name under which a model is served.
         self._served: dict[tuple[str, str], str] = {}
 
@@ -191,6 +194,9 @@ class Sources:
             for location, found in self._found.items()
             for model in found
         }
+        if any(self._prefixes.values()):
+            self.namespaces.clear()
+            self.namespaces.update((name, location) for (location, _), name in served.items())
         full = {self._prefixes[location] + name: shown for (location, name), shown in served.items()}
         sources: dict[str, list[Source]] = {}
         for location, repository in self._repositories.items():  # in their order, whichever scan ended first

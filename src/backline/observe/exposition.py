@@ -23,7 +23,7 @@ _EXACT = 2**53
 
 
 def comment(name: str, kind: str, text: str) -> str:
-    """The HELP and TYPE lines of a metric; `kind` is counter, gauge or histogram."""
+    """The HELP and TYPE lines of a metric; `kind` is counter, gauge, histogram or summary."""
     return f"# HELP {name} {text.translate(_HELP)}\n# TYPE {name} {kind}\n"
 
 

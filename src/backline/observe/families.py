@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
+from time import monotonic_ns
 from typing import TypeAlias
 
+from backline.engine.latency_summaries import LatencySummaries, LatencySummary
 from backline.engine.model import Model, ModelState
 from backline.engine.statistics import (
     FAILURES,
@@ -20,7 +22,8 @@ from backline.engine.statistics import (
     ModelStatistics,
     ResponseCounters,
 )
-from backline.observe.exposition import comment, label_text
+from backline.observe.exposition import comment, label_text, number
+from backline.observe.metrics_config import MetricsConfig
 
 #: Formats the samples of a version; the second argument is the text of its labels.
 Write: TypeAlias = Callable[[Model, str], str]
@@ -197,8 +200,7 @@ def _states() -> FamilyTemplate:
     )
 
 
-#: All metrics, in the order of the page.
-FAMILIES: tuple[FamilyTemplate, ...] = (
+_COUNTS: tuple[FamilyTemplate, ...] = (
     _counter(
         "nv_inference_request_success", "Successful requests, all batch sizes", lambda s: s.success.count
     ),
@@ -219,6 +221,9 @@ FAMILIES: tuple[FamilyTemplate, ...] = (
         "nv_inference_count", "Inferences; a request of batch size n counts n", lambda s: s.inference_count
     ),
     _counter("nv_inference_exec_count", "Executions of the model", lambda s: s.execution_count),
+)
+#: Sums of latencies. As in Triton, the counts of the response cache belong to them.
+_LATENCIES: tuple[FamilyTemplate, ...] = (
     _counter(
         "nv_inference_request_duration_us",
         "Time from arrival to response, in microseconds",
@@ -260,6 +265,8 @@ FAMILIES: tuple[FamilyTemplate, ...] = (
         "Time of cache lookups that missed and of insertions, in microseconds",
         lambda s: s.cache_miss.ns // 1000,
     ),
+)
+_GAUGES: tuple[FamilyTemplate, ...] = (
     _single(
         "nv_inference_pending_request_count",
         "gauge",
@@ -272,7 +279,8 @@ FAMILIES: tuple[FamilyTemplate, ...] = (
         "Time the model took to load, in seconds",
         lambda m: m.statistics.load_seconds,
     ),
-    _first_responses(),
+)
+_DETAILS: tuple[FamilyTemplate, ...] = (
     _responses(),
     _single("backline_model_ready", "gauge", "Whether the model version can serve", lambda m: int(m.ready)),
     _executions(),
@@ -311,3 +319,76 @@ FAMILIES: tuple[FamilyTemplate, ...] = (
         "backline_queue_duration_seconds", "Time in the queue", lambda s: s.queueing, lambda s: s.queue.ns
     ),
 )
+
+
+def _summaries(quantiles: tuple[float, ...]) -> tuple[FamilyTemplate, ...]:
+    """Summaries of latencies, by model. A window without requests has no quantiles, which are then NaN."""
+
+    def summary(
+        name: str,
+        text: str,
+        read: Callable[[LatencySummaries], LatencySummary],
+        shown: Callable[[ModelStatistics], bool] = lambda statistics: True,
+    ) -> FamilyTemplate:
+        lines = f"{name}_count{{{_LABELS}}} %d\n{name}_sum{{{_LABELS}}} %d\n"
+        lines += "".join(f'{name}{{{_LABELS},quantile="{quantile:.15g}"}} %s\n' for quantile in quantiles)
+
+        def write(model: Model, labels: str) -> str:
+            summaries = model.statistics.summaries
+            if summaries is None or not shown(model.statistics):
+                return ""
+            one = read(summaries)
+            values = map(number, one.quantiles(quantiles, monotonic_ns()))
+            return (lines % (one.count, one.us, *values)).replace(_LABELS, labels)
+
+        return FamilyTemplate(comment(name, "summary", text), write, if_any=True)
+
+    return (
+        summary(
+            "nv_inference_request_summary_us",
+            "Time from arrival to response, in microseconds",
+            lambda s: s.request,
+            # As in Triton: hits take far less time than runs, so quantiles over both would mislead.
+            lambda statistics: not statistics.cached,
+        ),
+        summary("nv_inference_queue_summary_us", "Time in the queue, in microseconds", lambda s: s.queue),
+        summary(
+            "nv_inference_compute_input_summary_us",
+            "Time to gather inputs, in microseconds",
+            lambda s: s.compute_input,
+        ),
+        summary(
+            "nv_inference_compute_infer_summary_us",
+            "Time in the model, in microseconds",
+            lambda s: s.compute_infer,
+        ),
+        summary(
+            "nv_inference_compute_output_summary_us",
+            "Time to split outputs, in microseconds",
+            lambda s: s.compute_output,
+        ),
+        summary(
+            "nv_cache_hit_summary_per_model",
+            "Time of cache lookups that hit, in microseconds",
+            lambda s: s.cache_hit,
+            lambda statistics: statistics.cached,
+        ),
+        summary(
+            "nv_cache_miss_summary_per_model",
+            "Time of cache lookups that missed and of insertions, in microseconds",
+            lambda s: s.cache_miss,
+            lambda statistics: statistics.cached,
+        ),
+    )
+
+
+def families(config: MetricsConfig) -> tuple[FamilyTemplate, ...]:
+    """The metrics of model versions that the server has, in the order of the page."""
+    return (
+        *_COUNTS,
+        *(_LATENCIES if config.counters else ()),
+        *_GAUGES,
+        *((_first_responses(),) if config.histograms else ()),
+        *_DETAILS,
+        *(_summaries(config.quantiles) if config.summaries else ()),
+    )

@@ -10,7 +10,8 @@ from backline.engine.engine import Engine
 from backline.engine.model import Model, ModelState
 from backline.engine.values.tensor import in_pieces
 from backline.observe.exposition import CONTENT_TYPE, comment, exposed, label_text, number
-from backline.observe.families import FAMILIES
+from backline.observe.families import families
+from backline.observe.metrics_config import MetricsConfig
 from backline.observe.scaling import NO_DEMAND, STEADY, DemandCounters, Scaling, ScalingPolicy, ScalingSignal
 from backline.system.cores import usable_cores
 
@@ -50,9 +51,17 @@ class Metrics:
     The numbers of one version are read together; those of different versions may be milliseconds apart.
     """
 
-    def __init__(self, engine: Engine, scaling: ScalingPolicy | None = None) -> None:
-        """`scaling` is the policy of the metrics for autoscalers."""
+    def __init__(
+        self, engine: Engine, scaling: ScalingPolicy | None = None, config: MetricsConfig | None = None
+    ) -> None:
+        """`scaling` is the policy of the metrics for autoscalers, `config` chooses the metrics of latencies.
+
+        With summaries, the versions that are added to the engine from now on keep what these need.
+        """
+        config = config or MetricsConfig()
         self._engine = engine
+        engine.summarises_latencies = config.summaries
+        self._families = families(config)
         self._scaling = Scaling(scaling or ScalingPolicy(default_target()))
         #: The counts of each version at the last reading, and their sum, which includes versions unloaded
         #: since.
@@ -87,20 +96,38 @@ class Metrics:
 
     def _pieces(self) -> Iterator[str]:
         """Yields the page in pieces that take microseconds each; a piece is empty if it has no text yet."""
-        families = [[family.comment] for family in FAMILIES]
+        texts = [[family.comment] for family in self._families]
         for model in tuple(self._engine.models()):
-            labels = _labels(model)
-            for family, text in zip(FAMILIES, families, strict=True):
+            labels = _labels(model, self._engine.namespaces.get(model.name))
+            for family, text in zip(self._families, texts, strict=True):
                 if family.always or model.state is not ModelState.UNKNOWN:
                     text.append(family.write(model, labels))
             yield ""
-        for family, text in zip(FAMILIES, families, strict=True):
+        for family, text in zip(self._families, texts, strict=True):
             if not family.if_any or any(text[1:]):
                 yield from map("".join, batched(text, _TOGETHER))
+        yield from self._of_cache()
         yield from self._of_names()
         yield from self._of_scaling()
         for custom in tuple(self._engine.custom_metrics):
             yield from exposed(custom)
+
+    def _of_cache(self) -> Iterator[str]:
+        """The metrics of the whole response cache, as Triton has them: gauges, for a cache in memory only."""
+        cache = self._engine.response_cache
+        if cache is None:
+            return
+        for name, text, value in (
+            ("util", "Share of the response cache's bytes that are in use", cache.used / cache.size),
+            ("num_entries", "Responses in the response cache", len(cache)),
+            ("num_hits", "Lookups that found a response", cache.hits),
+            ("num_misses", "Lookups that found no response", cache.misses),
+            ("num_lookups", "Lookups in the response cache", cache.hits + cache.misses),
+            ("num_evictions", "Responses removed to make room for others", cache.evictions),
+            ("lookup_duration", "Time of all lookups, in microseconds", cache.lookup_ns // 1000),
+            ("insertion_duration", "Time of all insertions, in microseconds", cache.insertion_ns // 1000),
+        ):
+            yield f"{comment(f'nv_cache_{name}', 'gauge', text)}nv_cache_{name} {number(value)}\n"
 
     def _of_names(self) -> Iterator[str]:
         """The metrics by model name: labels, and the number and time of loads."""
@@ -174,10 +201,16 @@ def _demand(model: Model) -> DemandCounters:
     return DemandCounters(spent, answered + counted.rejected_late, counted.rejected_late)
 
 
-def _labels(model: Model) -> str:
+def _labels(model: Model, namespace: str | None) -> str:
+    """The labels of a version's samples, in alphabetical order, as Triton writes them."""
     tags = model.config.metric_tags
     return label_text(
-        (*((f"_{name}", tags[name]) for name in tags), ("model", model.name), ("version", model.version))
+        (
+            *((f"_{name}", tags[name]) for name in tags),
+            ("model", model.name),
+            *(() if namespace is None else (("namespace", namespace),)),
+            ("version", model.version),
+        )
     )
 
 

@@ -42,6 +42,8 @@ REFUSED: dict[str, tuple[str, ...]] = {
         wrong_cuda_pool="--cuda-memory-pool-byte-size=0",
         wrong_host_policy="--host-policy=cpu_0,foo=1",
         wrong_metrics_config="--metrics-config=foo",
+        metrics_config_without_value="--metrics-config=summary_quantiles=",
+        metrics_config_of_a_group="--metrics-config=a,summary_latencies=true",
         wrong_backend_config="--backend-config=foo",
         wrong_gpu_limit="--model-load-gpu-limit=0",
         star_and_a_model="--model-control-mode=explicit --load-model=* --load-model=a",
@@ -113,6 +115,7 @@ SERVING: dict[str, tuple[str, ...]] = {
         " --backend-config=default-max-batch-size=8",
         metrics="--metrics-interval-ms=500 --metrics-config=summary_latencies=true"
         " --allow-gpu-metrics=false --allow-cpu-metrics=false",
+        ignored_metrics="--metrics-config=foo=bar --metrics-config=summary_quantiles=0.5",
         rare="--trace-file={trace} --trace-log-frequency=2 --cuda-virtual-address-size=0:1048576"
         " --sagemaker-thread-count=2 --vertex-ai-default-model=a --exit-timeout-secs=20"
         " --repoagent-directory=/nonexistent",

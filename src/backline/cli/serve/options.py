@@ -29,6 +29,7 @@ from backline.cli.serve.option import (
 from backline.dialects.forwarding import ForwardPattern
 from backline.engine.errors import InvalidArgument
 from backline.lifecycle.options import ControlMode, IsolateMode, LifecycleOptions
+from backline.observe.metrics_config import MetricsConfig, parse_metrics_config
 from backline.observe.tracing.settings import TraceConfig, parse_trace_config
 from backline.server import OpenPort, ServerOptions
 from backline.wire.limits import Limits
@@ -74,6 +75,13 @@ def _trace(context: click.Context, parameter: click.Parameter, texts: Sequence[s
         return parse_trace_config(texts)
     except InvalidArgument as error:
         raise click.UsageError(f"--trace-config: {error.message}") from None
+
+
+def _metrics(context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> MetricsConfig:
+    try:
+        return parse_metrics_config(texts)
+    except InvalidArgument as error:
+        raise click.UsageError(f"--metrics-config: {error.message}") from None
 
 
 _OPTIONS: tuple[Decorator, ...] = (
@@ -128,6 +136,11 @@ _OPTIONS: tuple[Decorator, ...] = (
         "--strict-readiness/--no-strict-readiness",
         "strict_readiness",
         help="Report ready only when all models are ready, or once every load has been attempted.",
+    ),
+    flag(
+        "--require-all-versions",
+        "require_all_versions",
+        "Serve no version of a model while one of them cannot be loaded, as Triton does.",
     ),
     flag(
         "--trust-pickle",
@@ -465,6 +478,15 @@ _OPTIONS: tuple[Decorator, ...] = (
         metavar="COUNT",
         help="The requests in flight at which this server counts as fully used, for the metrics by which an"
         " autoscaler sets the number of servers; default: two per core.",
+    ),
+    fills(
+        "--metrics-config",
+        "metrics",
+        multiple=True,
+        callback=_metrics,
+        metavar="SETTING=VALUE",
+        help="Metrics of latencies as in Triton: counter_latencies, histogram_latencies or summary_latencies,"
+        " each true or false; summary_quantiles=QUANTILE:ERROR,...; repeatable.",
     ),
     fills(
         "--allow-client-shm",

@@ -13,7 +13,6 @@ ELSEWHERE = {
     "--allow-metrics": "`--no-metrics` for `false`; leave out `true`",
     "--allow-cpu-metrics": "leave it out: these metrics are always on",
     "--allow-gpu-metrics": "leave it out: NVIDIA's DCGM exporter has GPU metrics",
-    "--metrics-config": "leave it out: latency histograms are always on",
     "--metrics-interval-ms": "leave it out: metrics are read when scraped",
     "--http-thread-count": "leave it out: one event loop handles all connections",
     "--grpc-infer-thread-count": "leave it out: one event loop handles all connections",

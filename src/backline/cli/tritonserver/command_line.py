@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from backline.access.restricted import GRPC_PREFIX, parse_restrictions
 from backline.cli.tritonserver.options import OPTIONS, TritonOption
 from backline.engine.errors import BacklineError, InvalidArgument
+from backline.observe.metrics_config import as_triton_reads
 
 _BY_NAME: Mapping[str, TritonOption] = {option.name: option for option in OPTIONS}
 
@@ -57,10 +58,16 @@ def translate(arguments: Sequence[str], takes_value: Callable[[str], bool | None
             raise _bad_option(name, error) from None
     told = {outcome: _told(values, outcome) for outcome in ("no effect", "missing")}
     traces, unwritten = _traces(values, {name: given[-1] for name, given in values.items()})
+    metrics, ignored = as_triton_reads(values.get("metrics-config", ()))
     return Translation(
-        (*_translated(values), *(f"--trace-config={setting}" for setting in traces), *passed),
+        (
+            *_translated(values),
+            *(f"--trace-config={setting}" for setting in traces),
+            *(f"--metrics-config={setting}" for setting in metrics),
+            *passed,
+        ),
         tuple(told["no effect"]),
-        (*told["missing"], *([unwritten] if unwritten else [])),
+        (*told["missing"], *([unwritten] if unwritten else []), *ignored),
     )
 
 

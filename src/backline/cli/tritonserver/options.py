@@ -98,6 +98,13 @@ def cache_setting(value: str) -> str:
     return setting("cache-config", "<cache name>,<setting>=<value>")(value)
 
 
+def metrics_setting(value: str) -> str:
+    name, equals, given = value.partition("=")
+    if not (name and equals and given) or "," in name:
+        raise InvalidArgument(f"--metrics-config option format is <setting>=<value>. Got {value}")
+    return value
+
+
 def log_format(value: str) -> str:
     known = {"default": "triton", "iso8601": "triton-ISO8601", "json": "json"}
     if value.lower() not in known:
@@ -213,6 +220,11 @@ OPTIONS: Final[tuple[TritonOption, ...]] = (
     _once("metrics-port", whole, "the same"),
     _once("reuse-metrics-port", boolean, "the same"),
     _taken(
+        "metrics-config",
+        metrics_setting,
+        "the same; `histogram_latencies` is `true` by default",
+    ),
+    _taken(
         "trace-config",
         setting("trace-config", "'<trace mode>,<setting>=<value>'"),
         "the same; a level without a file is a warning",
@@ -263,11 +275,6 @@ OPTIONS: Final[tuple[TritonOption, ...]] = (
     _no_effect("allow-gpu-metrics", boolean, "NVIDIA's DCGM exporter has metrics of GPUs"),
     _no_effect("allow-cpu-metrics", boolean, "metrics of the CPU are always on"),
     _no_effect("metrics-interval-ms", decimal, "metrics are read when they are scraped"),
-    _no_effect(
-        "metrics-config",
-        setting("metrics-config", "<setting>=<value>"),
-        "counters and latency histograms are always on; there are no summaries",
-    ),
     _no_effect("backend-directory", text, "backends are part of Backline; install their runtimes with pip"),
     _no_effect("cache-directory", text, "caches are part of Backline"),
     _missing("repoagent-directory", text, "Backline has no repository agents"),

@@ -102,8 +102,8 @@ def decode_tensor(name: str, datatype: DataType, shape: Shape, raw: Buffer) -> T
     before each element.
 
     Raises InvalidArgument, before allocating the array, if the size of `raw` does not match the shape;
-    StringsMismatch for BYTES. The
-    texts about BYTES are Triton's (core/src/infer_request.cc).
+    StringsMismatch for BYTES whose text names the model. The texts about BYTES are Triton's
+    (core/src/infer_request.cc, and its Python backend for the data of the last string).
     """
     count = element_count(shape)
     if datatype is DataType.BYTES:
@@ -142,25 +142,33 @@ def _decode_bytes(name: str, count: int, raw: Buffer) -> np.ndarray:
         if offset == total:
             raise wrong_count(name, count, index)
         if start > total:
-            raise StringsMismatch(
-                f"incomplete string length indicator for inference input '{name}'",
-                f"expecting 4 bytes but only {total - offset} bytes available. Please make sure the string"
-                f" length indicator is in one buffer. (element {index} of {count})",
-            )
+            raise _cut_length(name, total - offset, f" (element {index} of {count})")
         (length,) = lengths(view, offset)
         offset = start + length
         if offset > total:
-            raise StringsMismatch(
-                f"incomplete string data for inference input '{name}'",
-                f"expecting string of length {length} but only {total - start} bytes available. Please make"
-                f" sure the string data is in one buffer. (element {index} of {count})",
-            )
+            left = f"string of length {length} but only {total - start} bytes available"
+            if index == count - 1:
+                raise InvalidArgument(
+                    f"incomplete string data for inference input '{name}', expecting {left}"
+                )
+            # Triton counts the string that is cut.
+            raise wrong_count(name, count, index + 1, f" (element {index}: {left})")
         found.append(bytes(view[start:offset]) if length else b"")
+    if 0 < total - offset < 4:
+        raise _cut_length(name, total - offset, f" (after {count} elements)")
     if offset != total:
         raise wrong_count(name, count, count + 1, f" ({total - offset} bytes follow them)")
     elements = np.empty(count, np.object_)
     elements[:] = found
     return elements
+
+
+def _cut_length(name: str, left: int, detail: str) -> StringsMismatch:
+    return StringsMismatch(
+        f"incomplete string length indicator for inference input '{name}'",
+        f"expecting 4 bytes but only {left} bytes available. Please make sure the string length indicator is"
+        f" in one buffer.{detail}",
+    )
 
 
 def _encode_bytes(data: np.ndarray) -> bytes:

@@ -44,7 +44,7 @@ class Shared:
         self.poll = BusyPoll()
         self.cores = _core_budget(options.compute_threads)
         self.permits = None if options.rate_limit is None else _permits(options.rate_limit)
-        self.cache = None if options.response_cache is None else _open_cache(options.response_cache)
+        self.cache = None if options.response_cache is None else _open_cache(options.response_cache, engine)
         #: The states of sequences, kept here so that sequences continue when their version is reloaded.
         self.states: StateStore = MemoryStateStore() if options.state_store is None else options.state_store
         self.call_graph = CallGraph()
@@ -103,7 +103,11 @@ def _permits(resources: tuple[str, ...]) -> Permits:
     return Permits(RateLimits(parse_resources(resources)))
 
 
-def _open_cache(options: CacheOptions) -> ResponseCache:
+def _open_cache(options: CacheOptions, engine: Engine) -> ResponseCache:
+    from backline.schedule.cache.cache import LocalCache
     from backline.schedule.cache.config import open_cache
 
-    return open_cache(options)
+    cache = open_cache(options)
+    if isinstance(cache, LocalCache):
+        engine.response_cache = cache
+    return cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from time import monotonic_ns
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -53,21 +54,30 @@ class LocalCache:
         #: The bytes of all entries, and the number of entries evicted so far.
         self.used = 0
         self.evictions = 0
+        #: Lookups that found an entry and that did not, and the nanoseconds of all lookups and insertions.
+        self.hits = 0
+        self.misses = 0
+        self.lookup_ns = 0
+        self.insertion_ns = 0
         self._entries: OrderedDict[bytes, tuple[int, tuple[Tensor, ...]]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def look_up(self, key: bytes, found: Found) -> None:
+        began = monotonic_ns()
         entry = self._entries.get(key)
         if entry is None:
-            found(None)
-            return
-        self._entries.move_to_end(key)
-        found(entry[1])
+            self.misses += 1
+        else:
+            self.hits += 1
+            self._entries.move_to_end(key)
+        self.lookup_ns += monotonic_ns() - began
+        found(None if entry is None else entry[1])
 
     def insert(self, key: bytes, outputs: Sequence[Tensor]) -> None:
         """Keeps a copy, evicting other entries if necessary. Ignores outputs larger than the whole cache."""
+        began = monotonic_ns()
         entries = self._entries
         before = entries.pop(key, None)
         if before is not None:
@@ -81,6 +91,7 @@ class LocalCache:
             self.evictions += 1
         entries[key] = taken, tuple(map(_copy, outputs))
         self.used += taken
+        self.insertion_ns += monotonic_ns() - began
 
     async def close(self) -> None:
         self._entries.clear()

@@ -1,0 +1,89 @@
+"""Which latency metrics the server has: the settings of Triton's option --metrics-config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from backline.engine.errors import InvalidArgument
+
+_QUANTILES: Final = "summary_quantiles"
+_SWITCHES: Final = ("counter_latencies", "histogram_latencies", "summary_latencies")
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    """Whether there are sums of latencies, histograms of first responses, and summaries with `quantiles`."""
+
+    counters: bool = True
+    histograms: bool = True
+    summaries: bool = False
+    #: Triton's defaults.
+    quantiles: tuple[float, ...] = (0.5, 0.9, 0.95, 0.99, 0.999)
+
+
+def parse_metrics_config(texts: Sequence[str]) -> MetricsConfig:
+    """Reads settings, each SETTING=VALUE; the last one of a setting counts.
+
+    Quantiles are written as for Triton, QUANTILE:ERROR, separated by commas. The errors are checked and not
+    needed, since quantiles here are more precise. Raises InvalidArgument, naming what is wrong.
+    """
+    config = MetricsConfig()
+    for text in texts:
+        setting, _, value = text.partition("=")
+        if setting == _QUANTILES:
+            config = replace(config, quantiles=tuple(dict.fromkeys(map(_quantile, value.split(",")))))
+            continue
+        if setting not in _SWITCHES:
+            known = ", ".join((*_SWITCHES, _QUANTILES))
+            raise InvalidArgument(f"unknown setting '{setting}', expected one of {known}")
+        if value not in ("true", "false"):
+            raise InvalidArgument(f"{setting} is '{value}', expected true or false")
+        on = value == "true"
+        match setting:
+            case "counter_latencies":
+                config = replace(config, counters=on)
+            case "histogram_latencies":
+                config = replace(config, histograms=on)
+            case _:
+                config = replace(config, summaries=on)
+    return config
+
+
+def as_triton_reads(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The settings that Triton obeys, for `parse_metrics_config`, and a sentence about each part it ignores.
+
+    Triton ignores unknown settings, and all values but those that change a default, so that a change cannot
+    be taken back. Of a list of quantiles it ignores the wrong ones, and a list without any right one.
+    """
+    obeyed: list[str] = []
+    ignored: list[str] = []
+    for text in texts:
+        setting, _, value = text.partition("=")
+        parts = value.split(",") if setting == _QUANTILES else [value]
+        right: list[str] = []
+        for part in parts:
+            try:
+                parse_metrics_config([f"{setting}={part}"])
+                right.append(part)
+            except InvalidArgument as error:
+                ignored.append(f"--metrics-config={setting}={part} has no effect: {error.message}")
+        default = (setting, value) in (("counter_latencies", "true"), ("summary_latencies", "false"))
+        if right and not default:
+            obeyed.append(f"{setting}={','.join(right)}")
+    return obeyed, ignored
+
+
+def _quantile(text: str) -> float:
+    quantile, colon, error = text.partition(":")
+    try:
+        read, allowed = float(quantile), float(error)
+    except ValueError:
+        read, allowed = -1.0, 0.0
+    if not colon or not 0 <= read <= 1 or not allowed >= 0:
+        raise InvalidArgument(
+            f"{_QUANTILES} has '{text}', expected QUANTILE:ERROR with a quantile from 0 to 1, such as"
+            " 0.99:0.001"
+        )
+    return read
