@@ -117,7 +117,7 @@ def test_a_missing_initial_model_is_reported(home: Homes, repository: Path) -> N
     async def scenario() -> None:
         models.add1(repository, "a")
         async with home(repository, mode="explicit", load_models=("c",)) as server:
-            assert "no repository holds it; available: a" in server.engine.find("c").reason
+            assert "model not found in any model repository; available: a" in server.engine.find("c").reason
             assert not server.engine.ready
 
     asyncio.run(scenario())

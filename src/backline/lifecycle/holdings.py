@@ -152,4 +152,4 @@ class Holdings:
     @property
     def described(self) -> str:
         """The end of messages about a missing model, which lists the available models."""
-        return f"no repository holds it; available: {listed(sorted(self._known))}"
+        return f"model not found in any model repository; available: {listed(sorted(self._known))}"

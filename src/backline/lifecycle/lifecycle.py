@@ -203,6 +203,14 @@ class Lifecycle:
         return Target(source, frozenset({version}), frozenset(selected) - {version})
 
     async def _source(self, model: str, overrides: Overrides | None) -> Source:
+        try:
+            return await self._overridden(model, overrides)
+        except InvalidArgument as error:
+            raise InvalidArgument(
+                f"failed to load '{model}', failed to poll from model repository: {error.message}"
+            ) from None
+
+    async def _overridden(self, model: str, overrides: Overrides | None) -> Source:
         if overrides is not None and overrides.files:
             return await self._overriding.source(model, overrides)
         source = self._holdings.source(model)
