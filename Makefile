@@ -4,14 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 EXAMPLE := examples/music_transcription
+SERVICE := examples/music_service
 # Runtimes under test: `light`, or `all`, which adds gigabytes of TensorFlow, PyTorch, JAX and CatBoost.
 BACKENDS ?= light
-# Test files to run in parallel: they mostly wait for processes to start.
-JOBS ?= 2
+# Test files to run in parallel: more than there are cores, because tests mostly wait for processes to start.
+JOBS ?= 4
 RUNTIMES := $(STAMP)-backends-$(BACKENDS)
 export BACKENDS
 
-.PHONY: help install demo serve test test-containers lint lock audit site protos bench attack fuzz openapi clean
+.PHONY: help install demo serve music-service test test-containers test-ray lint lock audit site screenshots \
+  protos bench attack fuzz fuzz-models openapi clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -43,17 +45,28 @@ $(STAMP)-demo: pyproject.toml $(EXAMPLE)/requirements.txt $(EXAMPLE)/requirement
 demo: $(STAMP)-demo  ## serve two networks and transcribe music with them: a built-in melody, or AUDIO=song.ogg
 	$(BIN)/python $(EXAMPLE)/demo.py $${AUDIO:+-- "$$AUDIO"}
 
+$(STAMP)-service: $(STAMP)-demo $(SERVICE)/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable . --requirement $(SERVICE)/requirements.txt
+	@touch $@
+
+music-service: $(STAMP)-service  ## run an application without models and two servers of models; change the models meanwhile
+	$(BIN)/python $(SERVICE)/story.py
+
 serve: $(STAMP)-demo  ## keep the demo's server running on ports 8000 (HTTP), 8001 (gRPC) and 8002 (metrics)
 	$(BIN)/python $(EXAMPLE)/build_repository.py build/models
 	exec $(BIN)/backline serve build/models
 
-install: $(STAMP)-test $(STAMP)-demo $(RUNTIMES)  ## create the development environment in .venv
+install: $(STAMP)-test $(STAMP)-service $(RUNTIMES)  ## create the development environment in .venv
 
-test: $(STAMP)-test $(STAMP)-demo $(RUNTIMES)  ## run all tests (BACKENDS=all includes the heavy runtimes)
+test: $(STAMP)-test $(STAMP)-service $(RUNTIMES)  ## run all tests (BACKENDS=all includes the heavy runtimes)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 test-containers: $(STAMP)-test  ## build and test the container image; needs podman, mmdebstrap and the network
 	BACKLINE_TESTS_CONTAINERS=1 BACKLINE_TESTS_REQUIRE_TOOLS=1 $(BIN)/python -m pytest tests/deploy
+
+test-ray: $(STAMP)-test  ## install Ray and test a deployment on a cluster of three nodes in this machine
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable '.[ray]'
+	BACKLINE_TESTS_RAY=1 $(BIN)/python -m pytest tests/fleet/test_ray_deployment.py
 
 lint: $(STAMP)-test  ## check format, lint, types and layers
 	$(BIN)/ruff format --check .
@@ -78,6 +91,9 @@ $(STAMP)-docs: pyproject.toml | $(VENV)/bin/python
 site: $(STAMP)-docs  ## build the documentation site into build/site, with warnings as errors
 	$(BIN)/python website/build.py
 
+screenshots: $(STAMP)-test $(STAMP)-demo  ## take the pictures of the console in docs/images again (needs Chromium)
+	BACKLINE_SCREENSHOTS=1 $(BIN)/python -m pytest tests/docs/test_screenshots.py
+
 protos: $(STAMP)-test  ## compile the .proto files
 	$(BIN)/python -m backline.protos.compile
 
@@ -87,8 +103,11 @@ bench: $(STAMP)-test  ## compare Backline with its peers (BENCH="--quick" for a 
 attack: $(STAMP)-test  ## attack a server while an honest client measures it (ATTACK="--only ping" for one attack)
 	$(BIN)/python benchmarks/attack.py $(ATTACK)
 
-fuzz: $(STAMP)-test  ## fuzz with 200,000 mutated HTTP/1.1, HTTP/2, gRPC and inference inputs
-	$(BIN)/python tests/fuzz/fuzz_wire.py --inputs 200000
+fuzz: $(STAMP)-test  ## fuzz with 200,000 mutated HTTP/1.1, HTTP/2, gRPC and inference inputs (FUZZ="--inputs 1000000")
+	$(BIN)/python tests/fuzz/fuzz_wire.py $(FUZZ)
+
+fuzz-models: $(STAMP)-test $(RUNTIMES)  ## load 2,000 damaged and 100 crafted model files of each format (MODELS="--format onnx")
+	$(BIN)/python tests/fuzz/fuzz_models.py $(MODELS)
 
 openapi: $(STAMP)-test  ## send schemathesis' requests for every OpenAPI document (OPENAPI="--cases 2000" for a short run)
 	$(BIN)/python tests/conformance/openapi_cases.py $(OPENAPI)

@@ -2,7 +2,8 @@
 
 `python benchmarks/remote_lane.py` asks the model add1 directly and through a server in front, in turn, over
 HTTP and gRPC, with Backline and with Triton behind. Then one of two servers behind fails. All processes share
-the cores of this machine, so the throughput through a second server is lower than with a machine for each.
+the cores of this machine, so the throughput through a second server is lower than with a machine for each:
+the CPU time per request says what each server costs. h2load asks.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import click
 import numpy as np
+from harness import h2load
 from harness.environment import CannotRun
 from harness.folders import BENCH
 from harness.machine import machine
@@ -27,7 +31,9 @@ from harness.server_process import ServerProcess, answers_200, free_ports
 from backline.client import connect, connect_async
 from backline.client.errors import BacklineError
 
-ROUNDS = 5
+ROUNDS = 3
+#: Seconds per run of the load generator.
+SECONDS = 2
 FRONT = BENCH / "remote_lane"
 #: The model of the failures: four instances, each of which takes this many milliseconds.
 RUN_MS, SLOW_MS = 5, 200
@@ -53,46 +59,69 @@ def front_of(urls: str, name: str) -> tuple[ServerProcess, str, str]:
     return start("front", write(FRONT / "front", name, f'backend: "remote" {parameter}'))
 
 
-async def load(url: str, callers: int, count: int) -> tuple[float, float]:
-    """The median latency of add1 in microseconds, and requests per second."""
-    times: list[float] = []
-    inputs = model("add1").input
-    async with connect_async(url) as client:
-
-        async def caller() -> None:
-            for _ in range(count // callers):
-                began = time.perf_counter()
-                await client["add1"](inputs)
-                times.append(time.perf_counter() - began)
-
-        await caller()
-        times.clear()
-        began = time.perf_counter()
-        await asyncio.gather(*(caller() for _ in range(callers)))
-        return median(times) * 1e6, len(times) / (time.perf_counter() - began)
+def post(protocol: str, port: int) -> tuple[h2load.Post, list[str]]:
+    """The request for add1, and the options of h2load for the protocol."""
+    asked = model("add1")
+    if protocol == "grpc":
+        return h2load.grpc_post(port, asked.grpc_request()), []
+    body, headers = asked.binary_request()
+    return h2load.Post(f"http://127.0.0.1:{port}/v2/models/add1/infer", body, headers), ["--h1"]
 
 
-def show_costs(peer: Peer) -> None:
+@dataclass(frozen=True)
+class Cost:
+    """The median latency, the rate, and the CPU microseconds per request of the servers involved."""
+
+    p50_us: float
+    per_second: float
+    cpu_us: tuple[float, ...]
+
+
+def load(protocol: str, port: int, callers: int, servers: Sequence[ServerProcess]) -> Cost:
+    asked, options = post(protocol, port)
+    before = [server.cpu_seconds() for server in servers]
+    run = h2load.Load(asked, [*options, f"-c{callers}", "-m1", f"-D{SECONDS}"])
+    try:
+        output = run.finish(SECONDS + 90)
+        found = h2load.parse(output, [request.took * 1e6 for request in run.requests()])
+    finally:
+        run.end()
+    cpu = [(server.cpu_seconds() - begin) * 1e6 for server, begin in zip(servers, before, strict=True)]
+    if not found.requests or found.errors:
+        raise CannotRun(f"{found.errors} of {found.requests} requests failed")
+    return Cost(found.p50_us, found.requests_per_second, tuple(one / found.requests for one in cpu))
+
+
+def middle(costs: Sequence[Cost]) -> Cost:
+    cpu = zip(*(one.cpu_us for one in costs), strict=True)
+    return Cost(
+        median(one.p50_us for one in costs),
+        median(one.per_second for one in costs),
+        tuple(median(one) for one in cpu),
+    )
+
+
+def show_costs(peer: Peer, protocols: Sequence[str]) -> None:
     peer.start([model("add1")])
     try:
-        for protocol, port in (("http", peer.http_port), ("grpc", peer.grpc_port)):
-            direct = f"{protocol}://127.0.0.1:{port}"
-            front, *urls = front_of(direct, "add1")
-            url = urls[protocol == "grpc"]
+        for protocol in protocols:
+            port = peer.grpc_port if protocol == "grpc" else peer.http_port
+            front, *urls = front_of(f"{protocol}://127.0.0.1:{port}", "add1")
+            front_port = int(urls[protocol == "grpc"].rpartition(":")[2])
+            servers = (peer.process, front)
             try:
-                for callers, count in ((1, 300), (64, 3200)):
-                    found = [
-                        [asyncio.run(load(one, callers, count)) for one in (direct, url)]
+                for callers in (1, 64):
+                    rounds = [
+                        [load(protocol, one, callers, servers) for one in (port, front_port)]
                         for _ in range(ROUNDS)
                     ]
-                    (p50, rate), (p50_front, rate_front) = (
-                        tuple(median(one[side][index] for one in found) for index in (0, 1))
-                        for side in (0, 1)
-                    )
+                    direct, through = (middle([one[side] for one in rounds]) for side in (0, 1))
                     print(
-                        f"| {peer.name} | {protocol} | {callers} | {p50:.0f} | {p50_front:.0f} |"
-                        f" {p50_front - p50:+.0f} | {rate:.0f} | {rate_front:.0f} |"
-                        f" {rate_front / rate:.2f} |",
+                        f"| {peer.name} | {protocol} | {callers} | {direct.p50_us:.0f} |"
+                        f" {through.p50_us:.0f} | {through.p50_us - direct.p50_us:+.0f} |"
+                        f" {direct.per_second:.0f} | {through.per_second:.0f} |"
+                        f" {through.per_second / direct.per_second:.2f} |"
+                        f" {direct.cpu_us[0]:.0f} | {through.cpu_us[0]:.0f} + {through.cpu_us[1]:.0f} |",
                         flush=True,
                     )
             finally:
@@ -138,7 +167,7 @@ def served(url: str) -> int:
 def show_failures() -> None:
     for what in ("killed", "frozen", "slow", "full"):
         servers = [start(name, write(FRONT / name, "echo", _echo(name == "b", what))) for name in ("a", "b")]
-        front, url, _ = front_of(",".join(one[1] for one in servers), "echo")
+        front, url, _ = front_of(",".join(one[2] for one in servers), "echo")
         try:
             if what == "slow":  # it was slow for two seconds when the share is counted
                 asyncio.run(fail(url, what, servers[1][0], 2))
@@ -167,19 +196,21 @@ def _echo(is_victim: bool, what: str) -> str:
 
 @click.command()
 @click.option("--only", type=click.Choice(["backline", "triton", "failures"]), help="Measure this part only.")
-def main(only: str | None) -> None:
+@click.option("--protocol", type=click.Choice(["http", "grpc"]), help="Measure the costs of this one only.")
+def main(only: str | None, protocol: str | None) -> None:
     """Print the costs of a server in front, and a table of failures."""
     for name, value in machine().items():
         print(f"{name}: {value}")
     if only != "failures":
         print(
             "\n| behind | protocol | callers | direct p50 us | through p50 us | added us | direct/s |"
-            " through/s | ratio |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+            " through/s | ratio | direct CPU us | behind + front CPU us |"
+            "\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
         )
         for peer in (Backline, Triton):
             if only in (None, peer.name):
                 try:
-                    show_costs(peer())
+                    show_costs(peer(), (protocol,) if protocol else ("http", "grpc"))
                 except CannotRun as error:
                     print(f"{peer.name} was not measured: {error}")
     if only in (None, "failures"):

@@ -1,8 +1,9 @@
 """Simulates how many servers an autoscaler runs: by Backline's signal, and by CPU as is usual in Kubernetes.
 
-`python benchmarks/scaling.py` prints a table for several loads. A simulated server has eight instances of a
-model that takes 50 ms, and a queue of 400 requests. The autoscaler looks every 15 s, and a new server is
-ready after 20 s. Nothing is measured, so the table is the same on every machine.
+`python benchmarks/scaling.py` prints a table for several loads; `--plot scaling.png` also draws them. A
+simulated server has eight instances of a model that takes 50 ms, and a queue of 400 requests. The autoscaler
+looks every 15 s, and a new server is ready after 20 s. Nothing is measured, so the table is the same on every
+machine.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 
-from backline.observe.scaling import Scaling, ScalingPolicy, replicas
+import click
+
+from backline.observe.scaling import DemandCounters, Scaling, ScalingPolicy, replicas
 
 #: Requests per second that a server runs, and how many run at once.
 INSTANCES, RUN_SECONDS = 8, 0.05
@@ -65,10 +69,15 @@ class Outcome:
     longest_wait: float = 0.0
     refused: float = 0.0
     changes: int = 0
+    #: How many servers were needed, and how many there were, at each step.
+    needed: list[int] = field(default_factory=list)
+    servers: list[int] = field(default_factory=list)
 
 
 def by_signal(servers: list[SimulatedServer], second: int) -> int:
-    signals = [one.scaling.read(second, one.request_seconds, int(one.waiting)) for one in servers]
+    signals = [
+        one.scaling.read(second, DemandCounters(one.request_seconds), int(one.waiting)) for one in servers
+    ]
     return replicas(signals, 1, MOST)
 
 
@@ -98,6 +107,8 @@ def simulate(load: Callable[[int], float], decide: Callable[[list[SimulatedServe
             outcome.refused += one.run(load(second) * STEP / len(ready))
         outcome.longest_wait = max(outcome.longest_wait, *(one.waiting / CAPACITY for one in ready))
         needed = math.ceil(load(second) / CAPACITY)
+        outcome.needed.append(needed)
+        outcome.servers.append(len(servers))
         outcome.hours += len(servers) * STEP / 3600
         outcome.spare_hours += max(len(servers) - needed, 0) * STEP / 3600
         if second % LOOK == 0:
@@ -112,17 +123,49 @@ def simulate(load: Callable[[int], float], decide: Callable[[list[SimulatedServe
     return outcome
 
 
-def rows() -> Iterator[str]:
+def outcomes() -> Iterator[tuple[str, str, Outcome]]:
+    """The name of each load, the rule, and what became of it."""
     for name, load in LOADS.items():
         for rule, decide in (("signal", by_signal), ("CPU", by_cpu())):
-            found = simulate(load, decide)
-            yield (
-                f"| {name} | {rule} | {found.hours:.1f} | {found.spare_hours:.1f} |"
-                f" {found.longest_wait:.1f} | {found.refused:.0f} | {found.changes} |"
-            )
+            yield name, rule, simulate(load, decide)
 
 
-def main() -> None:
+def rows() -> Iterator[str]:
+    for name, rule, found in outcomes():
+        yield (
+            f"| {name} | {rule} | {found.hours:.1f} | {found.spare_hours:.1f} |"
+            f" {found.longest_wait:.1f} | {found.refused:.0f} | {found.changes} |"
+        )
+
+
+def draw(path: Path) -> None:
+    """Writes a picture with a panel for each load: how many servers were needed, and how many there were."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(LOADS), figsize=(3.4 * len(LOADS), 3.2), squeeze=False)
+    panels = dict(zip(LOADS, axes[0], strict=True))
+    for name, rule, found in outcomes():
+        axis, minutes = panels[name], [second / 60 for second in range(0, DURATION, STEP)]
+        if rule == "signal":
+            axis.fill_between(minutes, found.needed, step="post", color="0.85", label="needed")
+        axis.step(minutes, found.servers, where="post", label=f"by {rule}")
+        axis.set_title(name)
+        axis.set_xlabel("minutes")
+    axes[0][0].set_ylabel("servers")
+    axes[0][0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+
+
+@click.command()
+@click.option("--plot", type=click.Path(path_type=Path), help="Also draw the numbers of servers, as a PNG.")
+def main(plot: Path | None) -> None:
+    """Print a table of simulated loads."""
+    if plot is not None:
+        draw(plot)
     print("| load | by | server hours | beyond need | longest wait s | refused | changes |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in rows():

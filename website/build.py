@@ -25,9 +25,15 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "Start": (
         "README.md",
         "docs/tutorial.md",
-        "docs/from-triton.md",
         "examples/README.md",
         "docs/glossary.md",
+    ),
+    "Moving to Backline": (
+        "docs/from-triton.md",
+        "docs/moving-from/fastapi.md",
+        "docs/moving-from/torchserve.md",
+        "docs/moving-from/tensorflow-serving.md",
+        "docs/moving-from/bentoml.md",
     ),
     "Models": (
         "docs/repositories.md",
@@ -60,6 +66,8 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
         "docs/deploy/container.md",
         "docs/deploy/kubernetes.md",
         "docs/deploy/fleet.md",
+        "docs/deploy/ray.md",
+        "docs/deploy/serverless.md",
     ),
     "Reference": ("reference/client.md", "reference/embedding.md", "reference/model.md"),
     "Measurements": ("benchmarks/README.md", "docs/benchmarks/overload.md"),
@@ -78,7 +86,7 @@ def pages() -> list[str]:
     decisions = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs" / "decisions").glob("*.md"))
     further = sorted(
         str(path.relative_to(ROOT))
-        for folder in ("docs", "docs/deploy")
+        for folder in ("docs", "docs/deploy", "docs/moving-from")
         for path in (ROOT / folder).glob("*.md")
     )
     # A page that no chapter names yet is still published.
@@ -94,7 +102,7 @@ def navigation() -> list[dict[str, Any]]:
     decisions.sort(key=lambda page: not page.endswith("README.md"))
     chapters.append({"Decisions": decisions})
     if further := [page for page in rest if page not in decisions]:
-        chapters.insert(6, {"More": further})
+        chapters.insert(-3, {"More": further})
     return chapters
 
 

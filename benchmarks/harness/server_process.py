@@ -47,6 +47,12 @@ def accepts(port: int) -> bool:
     return False
 
 
+def _environment(changes: dict[str, str]) -> dict[str, str]:
+    """The environment of a server; it may store compiled modules, so that not each start compiles them."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, **changes}
+
+
 class ServerProcess:
     """The process group of a server.
 
@@ -72,7 +78,7 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **(environment or {})},
+                env=_environment(environment or {}),
                 cwd=folder,
                 start_new_session=True,
             )

@@ -1,9 +1,10 @@
 """Builds the example's model repository from ONNX files in two packages.
 
-    build/models/basic_pitch/1/model.onnx   notes in music, from basic-pitch (Spotify), Apache-2.0
-    build/models/silero_vad/1/model.onnx    speech, from silero-vad (Silero Team), MIT
+    build/models/basic_pitch/1/model.onnx            notes in music, from basic-pitch (Spotify), Apache-2.0
+    build/models/basic_pitch/examples/melody.wav     a melody to try it with
+    build/models/silero_vad/1/model.onnx             speech, from silero-vad (Silero Team), MIT
 
-The files are copied unchanged, with their licences next to the versions. They need no configuration or
+The models are copied unchanged, with their licences next to the versions. They need no configuration or
 conversion.
 """
 
@@ -40,7 +41,21 @@ def build(repository: Path) -> list[str]:
 
     Raises FileNotFoundError, with what to install, or another OSError if the repository cannot be written.
     """
-    return [_add(source, repository) for source in SOURCES]
+    lines = [_add(source, repository) for source in SOURCES]
+    _add_melody(repository / "basic_pitch" / "examples" / "melody.wav")
+    return lines
+
+
+def _add_melody(file: Path) -> None:
+    """Renders the melody, which the console then offers as an example of the model's input."""
+    if file.exists():
+        return
+    from melody import render
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}")
+    render(partial)
+    partial.replace(file)
 
 
 def _add(source: Source, repository: Path) -> str:

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from backline.background import serve
     from backline.client import connect, connect_async
     from backline.embedded.embedded import Embedded
+    from backline.embedded.function import Function
     from backline.lifecycle.options import LifecycleOptions
 
-__all__ = ["Embedded", "LifecycleOptions", "__version__", "connect", "connect_async", "serve"]
+__all__ = ["Embedded", "Function", "LifecycleOptions", "__version__", "connect", "connect_async", "serve"]
 
 #: The modules of the names that are imported when they are first used: a server does not import the client,
 #: nor a client the server.
@@ -21,6 +22,7 @@ _MODULES = {
     "connect": "backline.client",
     "connect_async": "backline.client",
     "Embedded": "backline.embedded.embedded",
+    "Function": "backline.embedded.function",
     "LifecycleOptions": "backline.lifecycle.options",
     "serve": "backline.background",
 }

@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Final
+from urllib.parse import quote
 
 from backline.client.background_loop import BackgroundLoop
 from backline.client.options import ClientOptions
@@ -28,7 +29,16 @@ from backline.server import Server, ServerOptions
 
 #: Objects that are served without being saved, by the key in their model.py.
 _ADOPTED: Final[dict[str, Any]] = {}
+_FRAME: Final = "width: 100%; height: 620px; border: 1px solid #8884; border-radius: 8px"
 _NUMBERS: Final = itertools.count(1)
+#: Pages that may show the console in a frame: notebooks on this machine, and those of VS Code.
+_NOTEBOOKS: Final = (
+    "http://localhost:*",
+    "http://127.0.0.1:*",
+    "https://localhost:*",
+    "https://127.0.0.1:*",
+    "vscode-webview:",
+)
 _FUNCTION = """\
 from backline.background import adopted_function
 
@@ -97,14 +107,22 @@ class RunningServer:
         return f"<server of {self._name or 'a repository'} at {self.url}>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the address, and the inputs and outputs of each model."""
+        """What a notebook shows: the address, the page to try the model, and each model's call in Python.
+
+        The page is that of the server, in a frame. Where the notebook's browser runs on another machine than
+        the server, it stays empty, and the calls remain.
+        """
         if self._stopped:
             return f"<p>The server at {html.escape(self.url)} has stopped.</p>"
         names = dict.fromkeys(entry.name for entry in self.client.models() if entry.ready)
         cards = "".join(_card(self.client[name].metadata()) for name in names)
         link = html.escape(self.url, quote=True)
+        page = f"models/{quote(self._name, safe='')}/try" if self._name else "models"
         return (
-            f"<div><p>Serving at <a href='{link}' target='_blank' rel='noopener'>{link}</a></p>{cards}</div>"
+            f"<div><p>Serving at <a href='{link}' target='_blank' rel='noopener'>{link}</a></p>"
+            f"<iframe src='{link}/console?inline#/{page}' title='Try the model' style='{_FRAME}'"
+            " allow='microphone; clipboard-write'></iframe>"
+            f"<details><summary>Inputs, outputs and the call in Python</summary>{cards}</details></div>"
         )
 
 
@@ -170,6 +188,7 @@ def serve(
             http_port=port,
             grpc_port=None,
             metrics_port=None,
+            frame_ancestors=_NOTEBOOKS,
             lifecycle=LifecycleOptions(
                 isolate="never",
                 state_folder=folder / "state",

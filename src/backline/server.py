@@ -130,6 +130,8 @@ class ServerOptions:
     target_in_flight: float | None = None
     #: Whether browsers get the console.
     console: bool = True
+    #: Pages that may show the console in a frame, as sources of a content security policy; none by default.
+    frame_ancestors: tuple[str, ...] = ()
     #: Groups of routes that need a header field, as of Triton's options: "health,metadata:key=value".
     http_restricted_apis: tuple[str, ...] = ()
     grpc_restricted_protocols: tuple[str, ...] = ()
@@ -288,14 +290,17 @@ class Server:
                 lambda settings: tracing.log_requests(requests if settings.verbose_level else None)
             )
         recorder = Recorder(self.engine, self._embedded.state_folder)
+        metrics = Metrics(self.engine, _scaling(options))
         application = build_application(
             self.engine,
-            Metrics(self.engine, _scaling(options)).page,
+            metrics.page,
+            scaling=metrics.signal,
             recorder=recorder,
             not_ready_status=options.not_ready_status,
             browsers=await _browser_policy(options),
             access=access,
             console=options.console,
+            frame_ancestors=options.frame_ancestors,
             restricted=_restricted(options),
             forwarding=Forwarding.of(
                 options.http_header_forward_pattern, options.grpc_header_forward_pattern

@@ -18,6 +18,10 @@ from backline.wire.application import REMOTE, Application, UnaryMethod
 READING = {("POST", "/v2/repository/index"), ("POST", "/v2/repository/{}/index")}
 PROBES = {"/v2/health/live", "/v2/health/ready"}
 OPEN = {"/", "/console", "/console/{}", "/v2/access"}
+#: What is read there may hold what any client sent.
+SENSITIVE = {"/v2/logging/lines", "/v2/models/{}/recorded"}
+#: A GET that begins a WebSocket, whose messages run the model.
+STREAMS = {"/models/{}/stream", "/models/{}/versions/{}/stream"}
 INFERRING = {"infer", "infer_stream", "generate", "generate_stream"}
 EXPECTED_RPCS = {
     "Check": Scope.HEALTH,
@@ -45,6 +49,7 @@ def application(tmp_path: Path) -> Application:
 
 def test_every_route_has_the_expected_scope(application: Application) -> None:
     router: Router = application.http._handler_of.__self__  # type: ignore[attr-defined]
+    list(router.routes())  # also adds the routes that are added late
     routes = {
         (method.decode(), "/" + "/".join(segments)): route.scope
         for segments, methods in router._patterns.items()
@@ -60,6 +65,10 @@ def test_every_route_has_the_expected_scope(application: Application) -> None:
             assert scope is Scope.HEALTH
         elif pattern in OPEN:
             assert scope is Scope.PUBLIC
+        elif pattern in SENSITIVE:
+            assert scope is Scope.ADMIN
+        elif pattern in STREAMS:
+            assert scope is Scope.INFER
         elif method in ("GET", "HEAD") or (method, pattern) in READING:
             assert scope is Scope.READ, (method, pattern)
         elif last in INFERRING or pattern.startswith("/models/"):
@@ -79,6 +88,7 @@ def test_every_method_has_the_expected_scope(application: Application) -> None:
 def test_the_gate_refuses_a_page_wherever_something_is_changed(application: Application) -> None:
     headers = {b"host": b"localhost:8000", b"origin": b"http://evil.example"}
     router: Router = application.http._handler_of.__self__  # type: ignore[attr-defined]
+    list(router.routes())  # also adds the routes that are added late
     routes = [
         (method, ("/" + "/".join(segments)).replace("{}", "x").encode(), route.scope)
         for segments, methods in router._patterns.items()

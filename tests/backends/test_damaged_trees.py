@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backends.loading import load
 from backends.served_models import need
 from backline.backends import lightgbm as lightgbm_backend
 from backline.backends import xgboost as xgboost_backend
 from backline.engine.errors import InvalidArgument
+from support.lazy import lazy
 from support.server import serve
 
 need("lightgbm", "xgboost")
 
-import lightgbm  # noqa: E402
-import xgboost  # noqa: E402
+lightgbm, xgboost = lazy("lightgbm"), lazy("xgboost")
 
 CHILD = """
 import sys
@@ -104,6 +105,7 @@ def test_a_truncated_lightgbm_model_is_refused(tmp_path: Path) -> None:
         (r"max_feature_idx=3", "max_feature_idx=2", "feature_names does not have 3 values"),
         (r"tree_sizes=\d+", "tree_sizes=1", "tree_sizes does not match the trees"),
         (r"tree_sizes=\d+", "tree_sizes=-5", "tree_sizes"),
+        (r"internal_weight=", "internal_wei\0ht=", "bytes of value 0"),
     ],
 )
 def test_a_lightgbm_model_with_wrong_numbers_is_refused(
@@ -195,6 +197,9 @@ def uncategorised(model: Any) -> None:
         (setter("left_children", 0, 0), "children"),
         (setter("left_children", 0, 2), "child of two splits"),
         (setter("left_children", 0, -1), "a node has one child"),
+        (setter("parents", 1, 1_000_000), "parents"),
+        (setter("parents", 1, -1), "parents"),
+        (setter("parents", 2, 1), "parents contradict the children"),
         (setter("split_indices", 0, 4), "split_indices"),
         (setter("split_indices", 0, -1), "split_indices"),
         (lambda model: tree(model)["split_conditions"].pop(), "split_conditions has"),
@@ -259,6 +264,19 @@ def test_a_linear_xgboost_model_passes(tmp_path: Path, form: str) -> None:
     (tmp_path / f"model.{form}").write_bytes(bytes(made.save_raw(form)))
 
     xgboost_backend.check_trees(tmp_path / f"model.{form}")
+
+
+def test_a_damaged_description_of_a_catboost_model_is_refused(tmp_path: Path) -> None:
+    catboost = pytest.importorskip("catboost")
+    model = catboost.CatBoostClassifier(
+        iterations=2, depth=2, verbose=0, allow_writing_files=False, thread_count=1
+    )
+    model.fit(X, Y).save_model(str(tmp_path / "model.cbm"))
+    content = (tmp_path / "model.cbm").read_bytes()
+    (tmp_path / "model.cbm").write_bytes(content.replace(b'"class_label_type"', b'"mlass_label_type"'))
+
+    with pytest.raises(InvalidArgument, match=r"cannot be loaded by CatBoost .*mlass_label_type"):
+        load(tmp_path / "model.cbm")
 
 
 def test_a_server_survives_half_a_copy_and_serves_the_complete_file(tmp_path: Path) -> None:

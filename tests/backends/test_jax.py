@@ -12,11 +12,11 @@ from backends.served_models import build_jax, need
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec
+from support.lazy import lazy
 
 need("jax")
 
-import jax  # noqa: E402
-from jax import export, numpy  # noqa: E402
+jax, export, numpy = lazy("jax"), lazy("jax.export"), lazy("jax.numpy")
 
 
 def test_keywords_and_keys_keep_their_names_and_positions_get_one(tmp_path: Path) -> None:

@@ -148,3 +148,11 @@ def test_missing_external_data_is_reported(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidArgument, match=r"model.onnx' cannot be loaded by ONNX Runtime .*gone\.bin"):
         load(tmp_path / "model.onnx")
+
+
+def test_a_name_that_is_not_utf_8_is_refused_with_a_reason(tmp_path: Path) -> None:
+    value = ("X", FLOAT, ["side"])
+    path = build(tmp_path / "model.onnx", [node("Identity", ["X"], ["Y"])], [value], [("Y", FLOAT, ["side"])])
+    path.write_bytes(path.read_bytes().replace(b"side", b"\x8f\x8f\x8f\x8f"))
+    with pytest.raises(InvalidArgument, match=r"cannot be loaded by ONNX Runtime .*utf-8"):
+        load(path)

@@ -19,33 +19,14 @@ from backends.served_models import need
 from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec
+from support.lazy import lazy
 
 need("torch")
 
-import torch  # noqa: E402
+torch, networks = lazy("torch"), lazy("backends.torch_networks")
 
 X = TensorSpec("x", DataType.FP32, (-1, 4))
 Y = TensorSpec("OUTPUT__0", DataType.FP32, (-1, 4))
-
-
-class Add(torch.nn.Module):
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return x + 2 * y
-
-
-class Parts(torch.nn.Module):
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"first": x[:, :1], "rest": x[:, 1:]}
-
-
-class Scaled(torch.nn.Module):
-    def forward(self, x: torch.Tensor, factor: int, words: list[str]) -> tuple[torch.Tensor, list[str]]:
-        return x * factor, [word + "!" for word in words]
-
-
-class Overwriting(torch.nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.mul_(2)
 
 
 class Payload:
@@ -78,7 +59,7 @@ def floats(*shape: int) -> np.ndarray:
 @pytest.mark.timeout(300)  # two large frameworks
 def test_an_exported_program_loads_in_a_process_with_tensorflow(tmp_path: Path) -> None:
     need("tensorflow")
-    path = export(Add(), tmp_path / "model.pt2", torch.zeros(2, 4), torch.zeros(2, 4))
+    path = export(networks.Add(), tmp_path / "model.pt2", torch.zeros(2, 4), torch.zeros(2, 4))
     program = "import sys, tensorflow; from backends.loading import load; from pathlib import Path;"
     program += "load(Path(sys.argv[1])); print('loaded')"
 
@@ -94,7 +75,7 @@ def test_an_exported_program_loads_in_a_process_with_tensorflow(tmp_path: Path) 
 
 
 def test_an_exported_program_says_its_inputs_and_outputs_itself(tmp_path: Path) -> None:
-    model = load(export(Parts(), tmp_path / "model.pt2", torch.zeros(2, 4, dtype=torch.bfloat16)))
+    model = load(export(networks.Parts(), tmp_path / "model.pt2", torch.zeros(2, 4, dtype=torch.bfloat16)))
 
     assert model.signature.inputs == (TensorSpec("x", DataType.BF16, (-1, 4)),)
     assert model.signature.outputs == (
@@ -116,9 +97,9 @@ def test_inputs_are_named_as_the_arguments_by_index_or_in_order(
 ) -> None:
     path = tmp_path / f"model{suffix}"
     if suffix == ".pt":
-        script(Add(), path)
+        script(networks.Add(), path)
     else:
-        export(Add(), path, torch.zeros(2, 4), torch.zeros(2, 4))
+        export(networks.Add(), path, torch.zeros(2, 4), torch.zeros(2, 4))
     inputs = tuple(TensorSpec(name, DataType.FP32, (4,)) for name in names)
     model = load(path, max_batch_size=8, inputs=inputs, outputs=(TensorSpec("sum", DataType.FP32, (4,)),))
     x, y = floats(3, 4), floats(3, 4) + 1
@@ -131,7 +112,7 @@ def test_inputs_are_named_as_the_arguments_by_index_or_in_order(
 
 def test_inputs_by_index_may_come_in_any_order(tmp_path: Path) -> None:
     inputs = (TensorSpec("INPUT__1", DataType.FP32, (-1, 4)), TensorSpec("INPUT__0", DataType.FP32, (-1, 4)))
-    model = load(script(Add(), tmp_path / "model.pt"), inputs=inputs, outputs=(Y,))
+    model = load(script(networks.Add(), tmp_path / "model.pt"), inputs=inputs, outputs=(Y,))
 
     (answer,) = model.run({"INPUT__0": floats(1, 4), "INPUT__1": np.zeros((1, 4), np.float32)}, ["OUTPUT__0"])
 
@@ -141,7 +122,7 @@ def test_inputs_by_index_may_come_in_any_order(tmp_path: Path) -> None:
 def test_numbers_and_strings_become_arguments_of_those_types(tmp_path: Path) -> None:
     inputs = (X, TensorSpec("factor", DataType.INT64, (1,)), TensorSpec("words", DataType.BYTES, (-1,)))
     outputs = (Y, TensorSpec("OUTPUT__1", DataType.BYTES, (-1,)))
-    model = load(script(Scaled(), tmp_path / "model.pt"), inputs=inputs, outputs=outputs)
+    model = load(script(networks.Scaled(), tmp_path / "model.pt"), inputs=inputs, outputs=outputs)
 
     scaled, words = model.run(
         {"x": floats(2, 4), "factor": np.array([3]), "words": np.array([b"a", "ü".encode()], object)},
@@ -154,7 +135,7 @@ def test_numbers_and_strings_become_arguments_of_those_types(tmp_path: Path) -> 
 
 def test_outputs_of_a_dict_are_found_by_their_keys(tmp_path: Path) -> None:
     outputs = (TensorSpec("rest", DataType.FP32, (-1, 3)), TensorSpec("first", DataType.FP32, (-1, 1)))
-    model = load(script(Parts(), tmp_path / "model.pt"), inputs=(X,), outputs=outputs)
+    model = load(script(networks.Parts(), tmp_path / "model.pt"), inputs=(X,), outputs=outputs)
 
     rest, first = model.run({"x": floats(2, 4)}, ["rest", "first"])
 
@@ -163,7 +144,7 @@ def test_outputs_of_a_dict_are_found_by_their_keys(tmp_path: Path) -> None:
 
 
 def test_a_network_that_overwrites_its_input_does_not_overwrite_the_request(tmp_path: Path) -> None:
-    model = load(script(Overwriting(), tmp_path / "model.pt"), inputs=(X,), outputs=(Y,))
+    model = load(script(networks.Overwriting(), tmp_path / "model.pt"), inputs=(X,), outputs=(Y,))
     received = np.frombuffer(floats(2, 4).tobytes(), np.float32).reshape(2, 4)
 
     (answer,) = model.run({"x": received}, ["OUTPUT__0"])
@@ -177,7 +158,7 @@ def test_a_script_without_a_configuration_says_what_to_write(tmp_path: Path) -> 
         InvalidArgument,
         match=r'is TorchScript, which does not say .* input \[ \{ name: "x" .*\{ name: "y" .* output \[',
     ):
-        load(script(Add(), tmp_path / "model.pt"))
+        load(script(networks.Add(), tmp_path / "model.pt"))
 
 
 def test_names_that_do_not_fit_the_arguments_are_refused_with_both(tmp_path: Path) -> None:
@@ -185,7 +166,7 @@ def test_names_that_do_not_fit_the_arguments_are_refused_with_both(tmp_path: Pat
         InvalidArgument,
         match=r"config.pbtxt names the inputs 'x', but '.*model.pt' takes 'x', 'y'; use these names",
     ):
-        load(script(Add(), tmp_path / "model.pt"), inputs=(X,), outputs=(Y,))
+        load(script(networks.Add(), tmp_path / "model.pt"), inputs=(X,), outputs=(Y,))
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "pickle"])
@@ -209,7 +190,7 @@ def _replaced(source: Path, target: Path, part: str, content: bytes) -> None:
 
 
 def test_a_pickle_inside_an_exported_program_is_not_executed(tmp_path: Path) -> None:
-    good = export(Add(), tmp_path / "good.pt2", torch.zeros(2, 4), torch.zeros(2, 4))
+    good = export(networks.Add(), tmp_path / "good.pt2", torch.zeros(2, 4), torch.zeros(2, 4))
     torch.save((Payload(tmp_path / "executed"),), tmp_path / "payload")
     _replaced(good, tmp_path / "model.pt2", "sample_inputs", (tmp_path / "payload").read_bytes())
 
@@ -219,7 +200,7 @@ def test_a_pickle_inside_an_exported_program_is_not_executed(tmp_path: Path) -> 
 
 
 def test_an_exported_program_with_pickled_objects_is_refused_with_their_name(tmp_path: Path) -> None:
-    good = export(Add(), tmp_path / "good.pt2", torch.zeros(2, 4), torch.zeros(2, 4))
+    good = export(networks.Add(), tmp_path / "good.pt2", torch.zeros(2, 4), torch.zeros(2, 4))
     bad = tmp_path / "model.pt2"
     bad.write_bytes(good.read_bytes())
     with zipfile.ZipFile(bad, "a") as archive:
@@ -233,7 +214,7 @@ def test_an_exported_program_with_pickled_objects_is_refused_with_their_name(tmp
 
 
 def test_a_broken_archive_asks_whether_it_was_copied_completely(tmp_path: Path) -> None:
-    path = script(Add(), tmp_path / "whole.pt")
+    path = script(networks.Add(), tmp_path / "whole.pt")
     (tmp_path / "model.pt").write_bytes(path.read_bytes()[:500])
 
     with pytest.raises(InvalidArgument, match=r"is a broken archive .* was it copied completely"):
@@ -241,7 +222,9 @@ def test_a_broken_archive_asks_whether_it_was_copied_completely(tmp_path: Path) 
 
 
 def test_shapes_outside_of_those_exported_are_refused_as_the_clients_fault(tmp_path: Path) -> None:
-    torch.export.save(torch.export.export(Overwriting(), (torch.zeros(2, 4),)), tmp_path / "model.pt2")
+    torch.export.save(
+        torch.export.export(networks.Overwriting(), (torch.zeros(2, 4),)), tmp_path / "model.pt2"
+    )
 
     with pytest.raises(InvalidArgument, match="model 'm' refuses the input"):
         load(tmp_path / "model.pt2").run({"x": floats(3, 4)}, ["OUTPUT__0"])
@@ -249,7 +232,7 @@ def test_shapes_outside_of_those_exported_are_refused_as_the_clients_fault(tmp_p
 
 def test_an_output_of_another_datatype_than_configured_is_reported(tmp_path: Path) -> None:
     model = load(
-        script(Overwriting(), tmp_path / "model.pt"),
+        script(networks.Overwriting(), tmp_path / "model.pt"),
         inputs=(X,),
         outputs=(TensorSpec("OUTPUT__0", DataType.INT64, (-1, 4)),),
     )
@@ -275,7 +258,7 @@ def test_machine_code_needs_trust(tmp_path: Path) -> None:
 def test_a_trusted_package_of_machine_code_answers_as_the_network(tmp_path: Path) -> None:
     items = torch.export.Dim("items", min=1, max=64)
     exported = torch.export.export(
-        Add(), (torch.zeros(2, 4), torch.zeros(2, 4)), dynamic_shapes=({0: items}, {0: items})
+        networks.Add(), (torch.zeros(2, 4), torch.zeros(2, 4)), dynamic_shapes=({0: items}, {0: items})
     )
     torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "model.pt2"))
     inputs = tuple(TensorSpec(f"INPUT__{index}", DataType.FP32, (4,)) for index in range(2))
@@ -294,7 +277,7 @@ def test_a_trusted_package_of_machine_code_answers_as_the_network(tmp_path: Path
 
 
 def test_one_run_takes_one_core_unless_the_configuration_says_otherwise(tmp_path: Path) -> None:
-    path = script(Add(), tmp_path / "model.pt")
+    path = script(networks.Add(), tmp_path / "model.pt")
     names = (X, TensorSpec("y", DataType.FP32, (-1, 4)))
 
     assert (
@@ -307,7 +290,7 @@ def test_python_in_symbolic_sizes_runs_only_if_trusted(tmp_path: Path) -> None:
     path, proof = tmp_path / "model.pt2", tmp_path / "executed"
     size = torch.export.Dim("size")
     torch.export.save(
-        torch.export.export(Overwriting(), (torch.zeros(3),), dynamic_shapes=({0: size},)), path
+        torch.export.export(networks.Overwriting(), (torch.zeros(3),), dynamic_shapes=({0: size},)), path
     )
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,29 +14,30 @@ from backends.served_models import basic_pitch, need
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec
+from support.lazy import lazy
 
 need("tensorflow")
 
-import tensorflow as tf  # noqa: E402
-
-
-class Several(tf.Module):
-    @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32, "x")])
-    def double(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"doubled": 2 * x, "sum": tf.reduce_sum(x, 1)}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "word")])
-    def shout(self, word: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"shouted": tf.strings.upper(word)}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.bfloat16, "x")])
-    def halve(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"halved": x / 2}
+tf = lazy("tensorflow")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("several") / "model.savedmodel"
+
+    class Several(tf.Module):  # type: ignore[misc]
+        @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32, "x")])
+        def double(self, x: Any) -> dict[str, Any]:
+            return {"doubled": 2 * x, "sum": tf.reduce_sum(x, 1)}
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "word")])
+        def shout(self, word: Any) -> dict[str, Any]:
+            return {"shouted": tf.strings.upper(word)}
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.bfloat16, "x")])
+        def halve(self, x: Any) -> dict[str, Any]:
+            return {"halved": x / 2}
+
     several = Several()
     tf.saved_model.save(
         several,

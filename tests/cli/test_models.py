@@ -81,6 +81,25 @@ def entries(client: Client, name: str) -> dict[str, ModelIndex]:
     return {entry.version: entry for entry in client.models() if entry.name == name}
 
 
+def test_show_says_where_each_value_of_the_configuration_comes_from(
+    run: Run, client: Client, repository: Path, make_model: MakeModel
+) -> None:
+    name = make_model(1)
+    (repository / name / "config.pbtxt").write_text("max_batch_size: 4\n")
+
+    def origin(path: str) -> tuple[str, str]:
+        values = json.loads(run("show", name, "--origins", "--json").stdout)
+        return next((one["origin"], one["where"]) for one in values if one["path"] == path)
+
+    client.load(name)
+    assert origin("max_batch_size") == ("file", f"{repository.name}/{name}/config.pbtxt:1:1")
+    assert origin("backend") == ("model", "")
+    assert origin("optimization.input_pinned_memory.enable") == ("default", "")
+    client.load(name, config={"max_batch_size": 2})
+    assert origin("max_batch_size") == ("override", "load parameter 'config'")
+    assert "load parameter 'config'" in run("show", name, "--origins").stdout
+
+
 @pytest.mark.parametrize(
     "name", ["list", "show", "load", "unload", "refresh", "label", "promote", "rollback", "history"]
 )

@@ -98,6 +98,14 @@ def test_names_that_python_does_not_allow_are_changed_and_sent_as_they_are(tmp_p
     assert set(module.MImportOsInputs(*arrays).by_name()) == set(NAMES)
 
 
+@pytest.mark.parametrize("name", ["\\x", "\\N{", "m\x1b[31m\n", "\\"])
+def test_no_name_of_a_model_breaks_the_generated_module(name: str, tmp_path: Path) -> None:
+    code = generate_module(ModelMetadata(name, ("1",), "", (), ()), decoupled=False)
+    (tmp_path / "client.py").write_text(code)
+    assert name == load(tmp_path / "client.py").MODEL
+    assert "\x1b" not in code
+
+
 def test_generated_modules_pass_mypy_in_strict_mode(tmp_path: Path) -> None:
     for name, decoupled in (("one", False), ("many", True)):
         (tmp_path / f"{name}.py").write_text(hostile(decoupled=decoupled))

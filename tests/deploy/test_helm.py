@@ -9,14 +9,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 
 from backline import __version__
 from deploy.conftest import Podman
 from docs.pages import ROOT, blocks, code, table
+from support.lazy import lazy
 from support.tools import run, tool
+
+kubernetes_validate = lazy("kubernetes_validate")
 
 CHART = ROOT / "deploy" / "helm" / "backline"
 CLAIM = ("models.existingClaim=models",)

@@ -20,7 +20,12 @@ from support.repositories import put
 from support.server import ServerProcess, free_ports, serve
 from support.tools import tool
 
-CONFIGURATIONS = {"nginx": "nginx.conf", "haproxy": "haproxy.cfg", "caddy": "Caddyfile"}
+CONFIGURATIONS = {
+    "nginx": "nginx.conf",
+    "haproxy": "haproxy.cfg",
+    "caddy": "Caddyfile",
+    "envoy": "envoy.yaml",
+}
 REPEAT = """backend: "repeat" model_transaction_policy { decoupled: true }
 input [
   { name: "IN" data_type: TYPE_INT32 dims: [ -1 ] }, { name: "DELAY" data_type: TYPE_UINT32 dims: [ -1 ] },
@@ -66,6 +71,7 @@ def proxy(
     ports = {8000: server.http_port, 8001: server.grpc_port, 8080: http, 8081: grpc}
     for printed, own in ports.items():
         text = text.replace(f":{printed}", f":{own}").replace(f"listen {printed}", f"listen 127.0.0.1:{own}")
+        text = text.replace(f"port_value: {printed}", f"port_value: {own}")
     file = folder / CONFIGURATIONS[name]
     file.write_text(text)
     with _running(_command(name, file, folder), folder, http):
@@ -78,6 +84,9 @@ def _command(name: str, file: Path, folder: Path) -> list[str]:
         return [tool("nginx"), "-p", str(folder), "-c", str(file), "-e", f"{folder}/error.log", "-g", places]
     if name == "haproxy":
         return [tool("haproxy"), "-db", "-f", str(file)]
+    if name == "envoy":
+        quiet = ["--log-level", "warning", "--concurrency", "1", "--disable-hot-restart"]
+        return [tool("envoy"), "--config-path", str(file), *quiet]
     return [tool("caddy"), "run", "--config", str(file), "--adapter", "caddyfile"]
 
 

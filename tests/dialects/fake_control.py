@@ -5,7 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from backline.engine.control import ANY_VERSION, Action, Attempt, Change, LabelMove, Overrides
+from backline.engine.control import (
+    ANY_VERSION,
+    Action,
+    Attempt,
+    Change,
+    LabelMove,
+    Overrides,
+    RepositoryState,
+)
 from backline.engine.engine import Engine
 from backline.engine.errors import AlreadyExists, InvalidArgument
 from backline.engine.model import ModelState
@@ -57,6 +65,12 @@ class FakeControl:
 
     async def refresh(self) -> None:
         self.calls.append(("refresh",))
+
+    def repositories(self) -> Sequence[RepositoryState]:
+        return [RepositoryState("/models", "explicit", models=self.engine.names(), scanned=1764000000.0)]
+
+    def worker_pids(self) -> Sequence[int]:
+        return ()
 
     def labels(self, model: str) -> Mapping[str, str]:
         return self.engine.labels(model)

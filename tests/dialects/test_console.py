@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_control import FakeControl
 from fake_models import Caller, arrived_at, fill_engine
 
 from backline.access.identity import Grant, Identity
@@ -17,6 +20,8 @@ from backline.dialects.console.activity import Activity
 from backline.dialects.console.files import FOLDER
 from backline.dialects.console.service import permissions
 from backline.engine.model import Model
+from backline.observe.log.server_log import ServerLog
+from backline.observe.log.settings import LogSettings
 from backline.observe.tracing.settings import TraceConfig
 from backline.observe.tracing.tracing import Tracing
 from backline.observe.tracing.watch import PER_SECOND, TraceWatch
@@ -165,3 +170,48 @@ def test_on_a_busy_server_some_requests_are_traced_and_the_consoles_own_always()
     assert [watch.admits(7, b"") for _ in range(PER_SECOND + 2)] == [True] * PER_SECOND + [False] * 2
     assert watch.admits(8, b"console-1")
     assert watch.admits(1_000_000_000, b"")  # a second later
+
+
+def test_the_log_has_its_last_lines_without_secrets(caller: Caller, tmp_path: Path) -> None:
+    assert caller.get("/v2/logging/lines").status == 501
+    with ServerLog(LogSettings(file=str(tmp_path / "log"))).installed() as log:
+        caller.engine.log_control = log
+        logging.getLogger("model").warning(
+            "called with bk_0123456789abcdef and https://me:secret@example.org/"
+        )
+        logging.getLogger("model").info("not logged")
+        told: Any = caller.get("/v2/logging/lines").json
+    assert [(one["level"], one["logger"]) for one in told["lines"]] == [("warning", "model")]
+    assert told["lines"][0]["text"].endswith("called with bk_*** and https://***@example.org/")
+    assert told["lost"] == 0
+
+
+def test_a_repository_is_shown_without_the_path_of_the_server(caller: Caller) -> None:
+    caller.engine.control = FakeControl(caller.engine)
+    told: Any = caller.get("/v2/repository/locations").json
+    (shown,) = told["repositories"]
+    assert (shown["location"], shown["mode"], shown["problem"]) == ("/models", "explicit", "")
+    assert "add1" in shown["models"]
+
+
+async def test_examples_are_listed_and_served_as_nothing_that_a_browser_shows(
+    caller: Caller, tmp_path: Path
+) -> None:
+    files = {"a.json": b'{"INPUT0": [1]}', "b.html": b"<script>", "c.json": b"[1]"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "secret").write_text("not an example")
+    caller.engine.find("add1").examples = tuple(tmp_path / name for name in files)
+
+    told: Any = (await caller.get_later("/v2/models/add1/examples")).json
+    assert told["examples"] == [
+        {"name": "a", "inputs": {"INPUT0": [1]}},
+        {"name": "b.html", "file": "b.html"},
+        {"name": "c", "problem": "it is not an object with the inputs by name"},
+    ]
+    page = await caller.get_later("/v2/models/add1/examples/b.html")
+    assert page.body == b"<script>"
+    assert page.fields[b"content-type"] == b"application/octet-stream"
+    assert page.fields[b"content-security-policy"] == b"sandbox"
+    for name in ("secret", "..%2fa.json", "none"):
+        assert caller.get(f"/v2/models/add1/examples/{name}").status == 404

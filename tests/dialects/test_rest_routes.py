@@ -109,7 +109,7 @@ def test_model_metadata_has_full_shapes(caller: Caller) -> None:
         "inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [-1, 16]}],
         "outputs": [{"name": "OUTPUT0", "datatype": "FP32", "shape": [-1, 16]}],
     }
-    assert caller.get("/v2/models/add1/versions/1").status == 200
+    assert caller.get("/v2/models/add1/versions/1").json["versions"] == ["1"]
 
 
 @pytest.mark.parametrize("suffix", ["", "/ready", "/config"])
@@ -118,6 +118,14 @@ def test_unknown_models_and_versions_are_404_in_tritons_words(caller: Caller, su
     assert (answer.status, answer.error) == (404, "Request for unknown model: 'nope' is not found")
     answer = caller.get("/v2/models/add1/versions/7" + suffix)
     assert (answer.status, answer.error) == (404, "Request for unknown model: 'add1' version 7 is not found")
+
+
+def test_statistics_of_unknown_models_and_versions_are_404_in_tritons_words(caller: Caller) -> None:
+    answer = caller.get("/v2/models/nope/stats")
+    assert (answer.status, answer.error.partition(":")[0]) == (404, "requested model 'nope' is not available")
+    answer = caller.get("/v2/models/add1/versions/7/stats")
+    assert answer.status == 404
+    assert answer.error.startswith("requested model version is not available for model 'add1': ")
 
 
 def test_model_ready(caller: Caller) -> None:
@@ -223,9 +231,9 @@ def test_malformed_index_request(caller: Caller, body: bytes) -> None:
     assert caller.post("/v2/repository/index", body).status == 400
 
 
-def test_named_repository_is_not_supported(caller: Caller) -> None:
-    answer = caller.post("/v2/repository/mine/index")
-    assert (answer.status, answer.error) == (501, "'repository_name' specification is not supported")
+def test_the_index_of_a_named_repository_lists_all_models(caller: Caller) -> None:
+    named, whole = caller.post("/v2/repository/mine/index"), caller.post("/v2/repository/index")
+    assert (named.status, named.json) == (200, whole.json)
 
 
 @pytest.mark.parametrize("path", ["/v2/repository/models/add1/load", "/v2/logging"])

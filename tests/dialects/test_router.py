@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from backline.access.scope import Scope
 from backline.dialects.application import build_application
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
@@ -63,3 +64,31 @@ def test_a_path_that_leads_nowhere_costs_little(router: Router, path: bytes) -> 
 def test_a_long_path_is_not_found_and_shown_in_part(router: Router) -> None:
     with pytest.raises(NotFound, match=r"Not Found: GET /v2/x{200,300}$"):
         router.resolve(Asked(b"/v2/" + b"x" * 20_000))
+
+
+def test_routes_for_later_are_added_when_no_other_fits() -> None:
+    router, added = Router(), []
+
+    def add_routes(to: Router) -> None:
+        added.append(True)
+        to.add(Scope.READ, "GET", "/later/{}", lambda *_: None)
+
+    router.add(Scope.READ, "GET", "/now", lambda *_: None)
+    router.add_later(add_routes)
+    assert router.target(b"GET", b"/now") is not None
+    assert not added
+
+    found = router.target(b"GET", b"/later/a")
+    assert found is not None
+    assert found.scope is Scope.READ
+    assert router.target(b"GET", b"/nowhere") is None
+    assert added == [True]
+
+
+def test_routes_for_later_cannot_change_how_a_path_was_resolved() -> None:
+    router = Router()
+    router.add(Scope.READ, "GET", "/now", lambda *_: None)
+    router.add_later(lambda to: to.add(Scope.READ, "POST", "/now", lambda *_: None))
+
+    with pytest.raises(ValueError, match="resolved without it"):
+        list(router.routes())

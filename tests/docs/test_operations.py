@@ -17,6 +17,8 @@ from backline.cli import serve
 from backline.dialects import input_plan, json_scan
 from backline.dialects.open_inference import repository
 from backline.dialects.open_inference.grpc import wire_format
+from backline.dialects.open_inference.rest import generate
+from backline.lifecycle.labels import labelling
 from backline.lifecycle.loading.queueing import DEFAULT_QUEUE_SIZE
 from backline.wire.limits import Limits
 from docs.conftest import wait_until_loaded
@@ -71,6 +73,9 @@ def test_the_bounds_of_requests_are_listed() -> None:
         "MAX_CONFIG": repository.MAX_CONFIG,
         "MAX_RANK": input_plan.MAX_RANK,
         "MAX_FIELDS": wire_format.MAX_FIELDS,
+        "MAX_UNKNOWN_FIELDS": wire_format.MAX_UNKNOWN_FIELDS,
+        "MAX_PARAMETERS": generate.MAX_PARAMETERS,
+        "MOST_LABELS": labelling.MOST_LABELS,
         "MAX_STRINGS": wire_format.MAX_STRINGS,
     }
 

@@ -42,6 +42,7 @@ EXTRAS = {
     "watchfiles": "watch",
     "obstore": "cloud",
     "redis": "redis",
+    "ray": "ray",
     "tomlkit": "auth",
     "jwt": "auth",
     "cryptography": "auth",
@@ -222,6 +223,7 @@ def test_a_server_without_the_runtime_reports_it_and_keeps_running(
     ("arguments", "extra"),
     [
         (["models", "list", "--url", "grpc://127.0.0.1:9"], "grpc"),
+        (["models", "list", "--url", "ray://backline"], "ray"),
         (["bench", "add1", "--png", "picture.png"], "plot"),
     ],
 )

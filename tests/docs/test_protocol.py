@@ -18,6 +18,7 @@ from backline.engine.engine import Engine
 from backline.engine.values.datatypes import DataType
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
+from backline.observe.scaling import STEADY
 from backline.server import ServerOptions
 from docs.pages import code, read, table, tables
 from support.server import ServerProcess
@@ -67,6 +68,10 @@ def test_routes_are_served(server: ServerProcess, method: str, route: str) -> No
 
     if route.endswith(("/infer", "_stream", "/generate")):
         assert (status, "the body is empty" in body) == (400, True)
+    elif route.endswith("/stream"):
+        assert (status, "takes WebSocket" in body) == (426, True)
+    elif route.endswith("/examples/{file}"):  # the model has none
+        assert (status, "has no example" in body) == (404, True)
     elif route.startswith("/models/"):
         assert (status, "missing required input" in body) == (400, True)
     else:
@@ -109,12 +114,7 @@ def test_no_route_is_missing(tmp_path: Path) -> None:
     engine = Engine()
     application = build_application(engine, Metrics(engine).page, recorder=Recorder(engine, tmp_path))
     router = application.http._resolve.__self__  # type: ignore[attr-defined]
-    known = {
-        (method.decode(), "/" + "/".join(segments))
-        for segments, methods in router._patterns.items()
-        for method in methods
-        if method != b"HEAD"
-    }
+    known = {(method, pattern) for method, pattern, _ in router.routes()}
 
     assert {
         (method, re.sub(r"\{\w+\}", "{}", route))
@@ -122,13 +122,17 @@ def test_no_route_is_missing(tmp_path: Path) -> None:
     } == known
 
 
+#: The ends of the names of methods with streams.
+STREAMS = ("Watch", "Info", "ModelStreamInfer", "StreamIsActive")
+
+
 def test_no_method_is_missing() -> None:
-    assert {path.encode() for path in RPCS + SHARING_RPCS} == build_application(Engine()).rpc.keys()
+    application = build_application(Engine(), scaling=lambda: STEADY)
+
+    assert {path.encode() for path in RPCS + SHARING_RPCS} == application.rpc.keys()
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in RPCS + SHARING_RPCS if not path.endswith(("Watch", "Info", "ModelStreamInfer"))]
-)
+@pytest.mark.parametrize("path", [path for path in RPCS + SHARING_RPCS if not path.endswith(STREAMS)])
 def test_methods_are_served_as_listed(server: ServerProcess, path: str) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         call = channel.unary_unary(path)

@@ -1,4 +1,4 @@
-"""Puts the example's folder on the import path, as running it does; it is an application, not a package."""
+"""Puts the examples' folders on the import path: they are applications, not packages."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ from pathlib import Path
 import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "music_transcription"
+SERVICE = Path(__file__).parents[2] / "examples" / "music_service"
 
-sys.path.insert(0, str(EXAMPLE))
+sys.path[:0] = [str(EXAMPLE), str(SERVICE)]
 
 
 @pytest.fixture(scope="session")
 def example() -> Path:
-    """The example's folder."""
+    """The folder of the example music_transcription."""
     return EXAMPLE
+
+
+@pytest.fixture(scope="session")
+def service() -> Path:
+    """The folder of the example music_service."""
+    return SERVICE

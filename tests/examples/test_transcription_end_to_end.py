@@ -186,6 +186,7 @@ def test_rebuilding_the_repository_copies_nothing(example: Path, models: Path) -
     assert sorted(path.name for path in models.rglob("*") if path.is_file()) == [
         "LICENSE",
         "LICENSE",
+        "melody.wav",
         "model.onnx",
         "model.onnx",
     ]

@@ -191,7 +191,7 @@ def _served(server: ServerProcess) -> int:
 def _echoes(folder: Path, *repositories: Path, more: str = "") -> Iterator[Fleet]:
     with contextlib.ExitStack() as stack:
         a, b = (stack.enter_context(serve(one, folder / f"{one.name}.log")) for one in repositories)
-        front = remote(folder / "front", "echo", f"{a.url},{b.url}", more)
+        front = remote(folder / "front", "echo", f"{a.grpc_url},{b.grpc_url}", more)
         yield Fleet(stack.enter_context(serve(front, folder / "front.log")), (a, b))
 
 

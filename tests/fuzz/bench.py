@@ -23,6 +23,7 @@ from backline.engine.shared_memory import FOLDER, SharedMemory
 from backline.observe.metrics import Metrics
 from backline.wire.connection import Wire
 from backline.wire.limits import Limits
+from backline.wire.listener import Listeners
 from backline.wire.sniffer import Sniffer
 from conformance.h2probe import GOAWAY, HEADERS, INTERNAL_ERROR, PREFACE, RST_STREAM
 from fuzz.mutations import Input
@@ -224,7 +225,15 @@ class Bench:
         self._application = build_application(embedded.engine, Metrics(embedded.engine).page)
         self._renew()
         self._faults = faults
+        self._listeners = Listeners(Wire(self._application, Limits(), self._loop))
         self.answers = 0
+
+    async def listen(self) -> int:
+        """Opens a real port for honest clients, whose connections are not those that inputs are fed to."""
+        return await self._listeners.open_tcp("127.0.0.1", 0)
+
+    async def stop_listening(self) -> None:
+        await self._listeners.close(1.0)
 
     def _renew(self) -> None:
         """Creates fresh wires, so that one finding does not cause another."""

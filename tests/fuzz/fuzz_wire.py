@@ -3,13 +3,20 @@
 Each input is a connection that carries valid HTTP/1.1, HTTP/2, gRPC or inference bodies, mutated by their
 grammar. No input may raise, answer 500 or INTERNAL, hang, or leak requests, buffers, connections or memory.
 Findings are minimised and printed with the command that reproduces them; any finding makes the exit status 1.
+
+Meanwhile, an honest client in another process calls the same engine over HTTP and gRPC every 50 ms. It may
+get no error, and while mutated inputs are fed, its p99 may exceed its p99 beside valid inputs by at most
+50 ms. The two alternate, so that other programs on the machine disturb both alike.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sys
 import tempfile
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -24,6 +31,11 @@ except ImportError:
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from attacks.arena import collect, honest_client
+from attacks.honest import Log
+from attacks.target import Target
 
 from fuzz.bench import Bench, Finding, bench
 from fuzz.mutations import Input, make_input
@@ -32,6 +44,42 @@ MIB = 1 << 20
 #: Allowed growth of memory after the first tenth of the inputs, in MiB.
 GROWTH = 48
 MAX_FINDINGS = 20
+#: Before each `PERIOD` of inputs, this many valid ones are fed to compare with.
+PERIOD, COMPARED = 5_000, 1_500
+#: Milliseconds by which the p99 of the honest client may grow.
+SLACK = 50.0
+
+
+@dataclass
+class Honest:
+    """What the honest client saw while valid inputs were fed, and while mutated ones were."""
+
+    valid: Log = field(default_factory=Log)
+    mutated: Log = field(default_factory=Log)
+    #: When each phase began, and whether its inputs were valid ones.
+    phases: list[tuple[float, bool]] = field(default_factory=list)
+
+    def begin(self, *, valid: bool) -> None:
+        self.phases.append((monotonic(), valid))
+
+    def sort(self, log: Log) -> None:
+        """Divides the calls by the inputs that were fed meanwhile."""
+        ends = [began for began, _ in self.phases[1:]] + [monotonic()]
+        for (began, valid), ended in zip(self.phases, ends, strict=True):
+            (self.valid if valid else self.mutated).calls.extend(log.between(began, ended).calls)
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.mutated.calls)} calls, {len(self.mutated.errors)} errors, "
+            f"p99 {self.mutated.quantile(0.99):.1f} ms,"
+            f" {self.valid.quantile(0.99):.1f} ms beside valid inputs"
+        )
+
+    def complaints(self) -> list[str]:
+        found = [f"the honest client got {call.protocol} {call.error}" for call in self.mutated.errors[:3]]
+        if self.mutated.quantile(0.99) > self.valid.quantile(0.99) + SLACK:
+            found.append(f"the honest client waited too long: {self}")
+        return found
 
 
 @dataclass
@@ -44,6 +92,22 @@ class Report:
     growth: float = 0.0
     kinds: dict[str, int] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
+    honest: Honest = field(default_factory=Honest)
+
+
+@contextlib.asynccontextmanager
+async def honest_calls(port: int, seen: Honest) -> AsyncIterator[None]:
+    """Lets an honest client call port `port` of this process during the block."""
+    # The client waits for this event loop, so everything that waits for the client runs on another thread.
+    client = honest_client(Target(port, os.getpid()))
+    control = await asyncio.to_thread(client.__enter__)
+    try:
+        try:
+            yield
+        finally:
+            seen.sort(await asyncio.to_thread(collect, control))
+    finally:
+        await asyncio.to_thread(client.__exit__, None, None, None)
 
 
 def first_line(finding: Finding) -> str:
@@ -78,17 +142,35 @@ async def smaller(bench: Bench, number: int, one: Input, complaint: str) -> Inpu
 
 
 async def run(
-    inputs: int, seed: int, first: int = 0, *, shrink: bool = True, progress: bool = False
+    inputs: int,
+    seed: int,
+    first: int = 0,
+    *,
+    shrink: bool = True,
+    progress: bool = False,
+    honest: bool = False,
 ) -> Report:
-    """Feeds inputs `first` to `first + inputs` of a seed."""
+    """Feeds inputs `first` to `first + inputs` of a seed; with `honest`, beside an honest client."""
     report = Report()
     process = psutil.Process()
     with tempfile.TemporaryDirectory(prefix="backline-fuzz-") as folder:
-        async with bench(Path(folder)) as target:
+        async with contextlib.AsyncExitStack() as stack:
+            target = await stack.enter_async_context(bench(Path(folder)))
+            if honest:
+                port = await target.listen()
+                stack.push_async_callback(target.stop_listening)
+                await stack.enter_async_context(honest_calls(port, report.honest))
             began = monotonic()
             base = 0.0
+            made = (make_input(seed, number) for number in range(2000) if honest)
+            compared = [one for one in made if one.valid]
             seen: set[str] = set()
             for number in range(first, first + inputs):
+                if honest and (number - first) % PERIOD == 0:
+                    report.honest.begin(valid=True)
+                    for repeated in range(COMPARED):
+                        await target.feed(repeated, compared[repeated % len(compared)])
+                    report.honest.begin(valid=False)
                 one = make_input(seed, number)
                 report.kinds[one.kind] = report.kinds.get(one.kind, 0) + 1
                 try:
@@ -120,6 +202,7 @@ async def run(
             report.seconds = monotonic() - began
             report.answers = target.answers
             report.growth = process.memory_info().rss / MIB - base
+    report.findings += report.honest.complaints()
     if report.growth > GROWTH:
         report.findings.append(f"memory grew by {report.growth:.0f} MB after the first tenth of the inputs")
     return report
@@ -130,17 +213,22 @@ async def run(
 @click.option("--seed", default=1, show_default=True)
 @click.option("--first", default=0, show_default=True, help="Number of the first input.")
 @click.option("--shrink/--no-shrink", default=True, help="Minimise inputs with findings.")
-def main(inputs: int, seed: int, first: int, shrink: bool) -> None:
+@click.option("--honest/--no-honest", default=True, help="Run the honest client.")
+def main(inputs: int, seed: int, first: int, shrink: bool, honest: bool) -> None:
     # Uses the server's event loop where it is installed.
     factory = uvloop.new_event_loop if uvloop else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        report = runner.run(run(inputs, seed, first, shrink=shrink, progress=True))
+        report = runner.run(run(inputs, seed, first, shrink=shrink, progress=True, honest=honest))
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items()))
     click.echo(
         f"{report.inputs} inputs ({kinds}) with {report.answers} answers in {report.seconds:.0f} s, "
         f"memory {report.growth:+.0f} MB, "
         f"{len(report.findings)} findings"
     )
+    if honest:
+        click.echo(f"honest client: {report.honest}")
+    for complaint in report.honest.complaints():
+        click.echo(complaint)
     sys.exit(1 if report.findings else 0)
 
 

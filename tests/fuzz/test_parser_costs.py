@@ -38,10 +38,9 @@ MOST = 5.0
 #: microsecond per byte, as much as other requests cost.
 MORE = {
     "hpack: Huffman": 20.0,
-    "generate: parameters": 20.0,
-    "generate: numbers": 15.0,
-    "infer: inputs": 20.0,
-    "grpc: tiny": 20.0,
+    "generate: numbers": 10.0,
+    "infer: inputs": 10.0,
+    "grpc: tiny parameters": 10.0,
 }
 INFER, GENERATE = "/v2/models/add1/infer", "/v2/models/add1/generate"
 JSON_ROUTES = (

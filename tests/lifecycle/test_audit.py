@@ -102,3 +102,11 @@ def test_texts_are_escaped(tmp_path: Path) -> None:
         "\\x00\\x7f\\u202e",
         "a\\r\\nb\\x1b[31m\\x9b31m\\u2028\\udcff",
     ]
+
+
+def test_long_texts_push_no_change_out(tmp_path: Path) -> None:
+    audit = AuditLog(tmp_path, limit=20_000)
+    audit.append(change(1))
+    for number in range(2, 12):
+        audit.append(change(number, detail="x" * 100_000))
+    assert [one.time for one in audit.history()] == list(range(11, 0, -1))

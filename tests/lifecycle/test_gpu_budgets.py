@@ -150,6 +150,19 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned int *count, I
     if (handle == (void *)1) infos[3].pid = atoi(getenv("OWN_PID"));
     return 0;
 }
+int nvmlDeviceGetCount_v2(unsigned int *count) { *count = 2; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **handle) {
+    *handle = (void *)(size_t)(index + 1);
+    return 0;
+}
+int nvmlDeviceGetName(void *handle, char *name, unsigned int length) {
+    strncpy(name, "NVIDIA Stand-in", length);
+    return 0;
+}
+int nvmlDeviceGetUtilizationRates(void *handle, unsigned int *rates) {
+    rates[0] = handle == (void *)1 ? 25 : 0;
+    return handle == (void *)1 ? 0 : 3;
+}
 int nvmlDeviceGetMemoryInfo(void *handle, Memory *memory) {
     *memory = (Memory){9000, 2000, 7000};
     return 0;
@@ -166,9 +179,28 @@ print({index: {"own" if pid == os.getpid() else pid: size for pid, size in held.
        for index, held in found.items()})
 print(GpuMemory([0])([])[0] == {os.getpid(): 7000})
 """
+_ACTIVITY = """
+from backline.system.gpu_activity import GpuActivity
+
+for gpu in GpuActivity()():
+    print(gpu.index, gpu.name, gpu.used, gpu.total, gpu.busy)
+"""
 
 
 def test_the_driver_is_asked_by_the_place_of_a_gpu_on_the_bus(tmp_path: Path) -> None:
+    # GPU 1 is another one for NVML. Processes that are neither the server nor its workers do not count.
+    assert _run_with_driver(tmp_path, _PROGRAM) == ["{0: {8: 1007}, 1: {'own': 1003, 8: 1007}}", "True"]
+
+
+def test_the_driver_is_asked_how_busy_gpus_are(tmp_path: Path) -> None:
+    assert _run_with_driver(tmp_path, _ACTIVITY) == [
+        "0 NVIDIA Stand-in 7000 9000 0.25",
+        "1 NVIDIA Stand-in 7000 9000 0.0",  # it does not support the question
+    ]
+
+
+def _run_with_driver(tmp_path: Path, program: str) -> list[str]:
+    """The lines that a program prints in a process that finds a stand-in for the driver."""
     compiler = shutil.which("cc")
     if compiler is None or os.name != "posix":
         pytest.skip("compiling the stand-in driver needs cc, which is not installed")
@@ -178,11 +210,11 @@ def test_the_driver_is_asked_by_the_place_of_a_gpu_on_the_bus(tmp_path: Path) ->
             [compiler, "-shared", "-fPIC", "-o", str(tmp_path / name), str(tmp_path / "driver.c")], check=True
         )
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM],
+        [sys.executable, "-c", program],
         env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
     )
-    # GPU 1 is another one for NVML. Processes that are neither the server nor its workers do not count.
-    assert done.stdout.splitlines() == ["{0: {8: 1007}, 1: {'own': 1003, 8: 1007}}", "True"], done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()

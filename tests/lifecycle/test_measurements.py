@@ -31,9 +31,9 @@ def slow(repository: Path, text: str = SLOW) -> None:
     (repository / "slow" / "config.pbtxt").write_text(text)
 
 
-async def reason(home: Homes, repository: Path) -> str:
+async def reason(home: Homes, repository: Path, name: str = "slow") -> str:
     async with home(repository) as server:
-        placement = server.engine.find("slow").placement
+        placement = server.engine.find(name).placement
         assert placement is not None
         return placement.reason
 
@@ -84,10 +84,28 @@ def test_other_files_or_a_damaged_memory_are_measured_again(
     assert "cannot be used" in caplog.text
 
 
-def test_a_quick_model_is_measured_at_each_start(
+def test_a_quick_model_with_small_files_is_measured_once(
+    home: Homes, repository: Path, measurements: list[str]
+) -> None:
+    build(
+        repository / "add" / "1" / "model.onnx",
+        [node("Add", ["X", "X"], ["Y"])],
+        [("X", FLOAT, ["N", 4])],
+        [("Y", FLOAT, ["N", 4])],
+    )
+
+    first = asyncio.run(reason(home, repository, "add"))
+    again = asyncio.run(reason(home, repository, "add"))
+
+    assert measurements == ["add"]
+    assert again == first
+
+
+def test_a_quick_model_with_large_files_is_measured_at_each_start(
     home: Homes, repository: Path, measurements: list[str]
 ) -> None:
     slow(repository, SLOW.replace("150", "0"))
+    (repository / "slow" / "1" / "weights").write_bytes(bytes(2 << 20))
 
     asyncio.run(reason(home, repository))
     asyncio.run(reason(home, repository))

@@ -14,7 +14,7 @@ from backline.lifecycle.plan import (
     BeginLoad,
     Cancel,
     Forget,
-    Held,
+    HeldVersion,
     Serve,
     Unload,
     Update,
@@ -34,11 +34,11 @@ def held(
     fingerprint: str = "a",
     phase: VersionPhase = VersionPhase.READY,
     **more: object,
-) -> Held:
-    return Held(key, "m", version, fingerprint, phase, **more)  # type: ignore[arg-type]
+) -> HeldVersion:
+    return HeldVersion(key, "m", version, fingerprint, phase, **more)  # type: ignore[arg-type]
 
 
-def steps(goals: list[Wanted], there: list[Held], now: float = 0.0, slots: int = 4) -> list[Action]:
+def steps(goals: list[Wanted], there: list[HeldVersion], now: float = 0.0, slots: int = 4) -> list[Action]:
     return plan(goals, there, now=now, load_slots=slots)
 
 
@@ -146,7 +146,7 @@ class World:
     slots: int
     broken: set[tuple[str, str, str]]
     goals: list[Wanted] = field(default_factory=list)
-    there: dict[int, Held] = field(default_factory=dict)
+    there: dict[int, HeldVersion] = field(default_factory=dict)
     now: float = 0.0
     keys: itertools.count[int] = field(default_factory=itertools.count)
 
@@ -168,7 +168,7 @@ class World:
                     assert there[instead].phase is VersionPhase.FAILED
                     del there[instead]
                 key = next(self.keys)
-                there[key] = Held(
+                there[key] = HeldVersion(
                     key, goal.name, goal.version, goal.fingerprint, VersionPhase.LOADING, goal.settings
                 )
             case Serve(key):

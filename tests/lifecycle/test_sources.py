@@ -57,3 +57,25 @@ def test_a_repository_named_twice_counts_once(tmp_path: Path) -> None:
     sources = scan(tmp_path / "r", tmp_path / "r" / ".." / "r")
 
     assert sources["m"].found.problem == ""
+
+
+def test_the_state_of_a_repository_says_what_the_last_scan_found(tmp_path: Path) -> None:
+    put(tmp_path / "r" / "good" / "1" / "model.onnx")
+    (tmp_path / "r" / "wrong").mkdir()
+    (tmp_path / "r" / "wrong" / "config.pbtxt").write_text("max_batch_size: many")
+    sources = Sources([LocalRepository(tmp_path / "r", formats=[ONNX])], namespacing=False)
+
+    (before,) = sources.states("poll", 15.0)
+    asyncio.run(sources.scan(first=True))
+    (after,) = sources.states("poll", 15.0)
+    (tmp_path / "r").rename(tmp_path / "gone")
+    asyncio.run(sources.scan())
+    (failed,) = sources.states("poll", 15.0)
+
+    assert (before.models, before.scanned) == ([], 0.0)
+    assert (after.models, after.versions, after.problem) == (["good", "wrong"], 1, "")
+    assert list(after.failures) == ["wrong"]
+    assert after.scanned > 0
+    assert failed.models == after.models
+    assert failed.scanned == after.scanned
+    assert "does not exist" in failed.problem

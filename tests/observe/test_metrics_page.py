@@ -17,7 +17,7 @@ from backline.engine.values.messages import InferRequest
 from backline.observe.metrics import Metrics
 
 #: Seconds of CPU time on the event loop for one piece: the target is 0.5 ms plus one model.
-LONGEST_TURN = 0.005
+LONGEST_TURN = 0.002
 
 
 def add_model(engine: Engine, name: str, version: str = "1") -> Model:
@@ -50,11 +50,11 @@ def values(text: list[bytes]) -> dict[tuple[str, frozenset[tuple[str, str]]], fl
     }
 
 
-def test_a_page_of_200_models_blocks_the_event_loop_for_milliseconds_at_most() -> None:
+def test_a_page_of_1000_models_blocks_the_event_loop_for_two_milliseconds_at_most() -> None:
     """Measures CPU time, so that other programs on the machine do not count."""
 
     async def longest_turn() -> float:
-        metrics = Metrics(full_engine(200))
+        metrics = Metrics(full_engine(1000))
         await metrics.page()  # imports libraries
         longest = 0.0
         page = asyncio.ensure_future(metrics.page())
@@ -66,7 +66,7 @@ def test_a_page_of_200_models_blocks_the_event_loop_for_milliseconds_at_most() -
         return longest
 
     # A garbage collection or a preempted interpreter may spoil one attempt.
-    assert min(asyncio.run(longest_turn()) for _ in range(3)) < LONGEST_TURN
+    assert any(asyncio.run(longest_turn()) < LONGEST_TURN for _ in range(8))
 
 
 def test_scrapes_during_a_page_share_the_next_page() -> None:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
-from backline.observe.scaling import STEADY, Scaling, ScalingPolicy, ScalingSignal, replicas
+from backline.observe.scaling import (
+    NO_DEMAND,
+    STEADY,
+    DemandCounters,
+    Scaling,
+    ScalingPolicy,
+    ScalingSignal,
+    replicas,
+)
+from backline.protos import message
 from docs.pages import ROOT, read
 from support import models
-from support.server import metrics_page, serve
+from support.server import ServerProcess, metrics_page, serve
 
 POLICY = ScalingPolicy(target=8, window=60, stabilization=300)
 
@@ -21,13 +31,13 @@ def readings(scaling: Scaling, *loads: tuple[int, float], start: int = 0) -> Ite
     now, spent = start, 0.0
     for seconds, in_flight in loads:
         for _ in range(0, seconds, 15):
-            yield scaling.read(now, spent)
+            yield scaling.read(now, DemandCounters(spent))
             now += 15
             spent += 15 * in_flight
 
 
 def test_the_first_reading_changes_nothing() -> None:
-    assert Scaling(POLICY).read(100.0, 5000.0) == STEADY
+    assert Scaling(POLICY).read(100.0, DemandCounters(5000.0)) == STEADY
 
 
 def test_utilisation_is_the_average_in_flight_as_a_share_of_the_target() -> None:
@@ -50,9 +60,20 @@ def test_more_load_asks_for_more_servers_but_at_most_for_twice_as_many() -> None
 
 def test_a_queue_asks_for_more_servers_before_its_requests_end() -> None:
     scaling = Scaling(POLICY)
-    scaling.read(0.0, 0.0)
+    scaling.read(0.0, NO_DEMAND)
 
-    assert scaling.read(15.0, 0.0, waiting=16).desired_replicas == 2.0
+    assert scaling.read(15.0, NO_DEMAND, waiting=16).desired_replicas == 2.0
+
+
+def test_a_latency_objective_that_is_missed_asks_for_more_servers() -> None:
+    """Requests that are refused because they would be late spend no time in the server."""
+    few, some, many = (Scaling(POLICY) for _ in range(3))
+    for scaling in (few, some, many):
+        scaling.read(0.0, NO_DEMAND)
+
+    assert few.read(15.0, DemandCounters(15 * 8.0, 1000, 9)).desired_replicas == 1.0
+    assert some.read(15.0, DemandCounters(15 * 8.0, 1000, 400)).desired_replicas == pytest.approx(1 / 0.6)
+    assert many.read(15.0, DemandCounters(0.0, 1000, 1000)).desired_replicas == 2.0
 
 
 def test_fewer_servers_are_wanted_only_after_a_while() -> None:
@@ -80,7 +101,7 @@ def test_the_sum_of_all_servers_is_the_size_of_the_fleet() -> None:
 def test_many_scrapes_need_no_memory() -> None:
     scaling = Scaling(POLICY)
     for count in range(10_000):
-        scaling.read(count / 100, count)
+        scaling.read(count / 100, DemandCounters(count))
 
     assert len(scaling._readings) <= 62
 
@@ -97,10 +118,40 @@ def test_the_page_shows_the_simulation() -> None:
         assert row in page
 
 
-def test_a_server_shows_the_signal(tmp_path: Path) -> None:
-    models.add1(tmp_path / "models")
-    with serve(tmp_path / "models", tmp_path / "log", "--target-in-flight", "4") as server:
-        page = metrics_page(server)
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("scaling")
+    models.add1(folder / "models")
+    with serve(folder / "models", folder / "log", "--target-in-flight", "4") as running:
+        yield running
+
+
+def test_a_server_shows_the_signal(server: ServerProcess) -> None:
+    page = metrics_page(server)
 
     assert page["backline_desired_replicas"] == 1.0
     assert page["backline_utilisation"] == 0.0
+
+
+def test_keda_is_told_by_which_factor_to_scale(server: ServerProcess) -> None:
+    def ask(method: str, request: str, answer: str, **fields: Any) -> Any:
+        call = channel.unary_unary(f"/externalscaler.ExternalScaler/{method}")
+        encoded = message(f"externalscaler.{request}")(**fields).SerializeToString()
+        return message(f"externalscaler.{answer}").FromString(call(encoded, timeout=10))
+
+    target = {"name": "backline", "namespace": "models", "scalerMetadata": {"scalerAddress": "backline:8001"}}
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        (spec,) = ask("GetMetricSpec", "ScaledObjectRef", "GetMetricSpecResponse", **target).metricSpecs
+        asked = {"scaledObjectRef": target, "metricName": spec.metricName}
+        (value,) = ask("GetMetrics", "GetMetricsRequest", "GetMetricsResponse", **asked).metricValues
+        active = ask("IsActive", "ScaledObjectRef", "IsActiveResponse", **target).result
+        stream = channel.unary_stream("/externalscaler.ExternalScaler/StreamIsActive")(
+            message("externalscaler.ScaledObjectRef")(**target).SerializeToString(), timeout=10
+        )
+        followed = message("externalscaler.IsActiveResponse").FromString(next(stream)).result
+        stream.cancel()
+
+    assert (spec.metricName, spec.targetSize, spec.targetSizeFloat) == ("backline_desired_replicas", 1, 1.0)
+    assert (value.metricName, value.metricValue, value.metricValueFloat) == (spec.metricName, 1, 1.0)
+    assert not active
+    assert not followed

@@ -78,7 +78,7 @@ def test_an_unlisted_field_causes_a_load() -> None:
         ),
         *("dynamic_batching", "preferred_batch_sizes", "max_queue_delay_us", "queue_policy"),
         *("priority_levels", "default_priority_level", "priority_queue_policies"),
-        *("metric_tags", "first_response_bounds_ms", "declared", "source", "warnings"),
+        *("metric_tags", "first_response_bounds_ms", "declared", "places", "source", "warnings"),
     }
 
 

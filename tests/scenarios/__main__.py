@@ -18,12 +18,12 @@ from typing import Any, TypeAlias
 from rich.console import Console
 from rich.table import Table
 
-from scenarios.differences import DIFFERENCES, gone, unlisted
+from scenarios.difference import gone, unlisted
 from scenarios.runner import compare, record, recorded, run
 from scenarios.scenario import Scenario
 from scenarios.servers import Setup, backline, triton
 from scenarios.session import Server
-from scenarios.themes import SCENARIOS, setup_of
+from scenarios.themes import SCENARIOS, differences_of, setup_of
 
 #: Starts a setup's server in a folder; it runs until the block ends.
 Start: TypeAlias = Callable[[Path, Setup], AbstractContextManager[Server]]
@@ -97,16 +97,17 @@ def _show(chosen: list[Scenario], answers: dict[Scenario, Any]) -> int:
         verdict = ""
         if got is not None:
             deviations = list(compare(expected, got))
-            new = unlisted(scenario, deviations)
-            reasons = sorted({d.reason for d in DIFFERENCES if d.applies(scenario)})
-            verdict = "NO" if new or gone(scenario, deviations) else ", ".join(reasons) or "yes"
+            listed = differences_of(scenario)
+            new = unlisted(listed, scenario, deviations)
+            reasons = sorted({d.reason for d in listed if d.applies(scenario)})
+            verdict = "NO" if new or gone(listed, scenario, deviations) else ", ".join(reasons) or "yes"
             remarks += [
                 f"{scenario.theme}: {scenario.name}: {path}: Triton {one!r}, Backline {other!r}"
                 for path, one, other in new
             ]
             remarks += [
                 f"{scenario.theme}: {scenario.name}: no longer differs: {d.reason}"
-                for d in gone(scenario, deviations)
+                for d in gone(listed, scenario, deviations)
             ]
         table.add_row(f"{scenario.theme}: {scenario.name}", _summary(expected), _summary(got), verdict)
     Console(width=None if sys.stdout.isatty() else 220, markup=False).print(table)

@@ -54,4 +54,5 @@ def recorded(theme: str) -> dict[str, Any]:
 def record(theme: str, results: dict[str, Any]) -> None:
     """Writes a theme's recording."""
     lines = [f"{json.dumps(name)}: {json.dumps(result)}" for name, result in sorted(results.items())]
+    (RECORDED / theme).parent.mkdir(exist_ok=True)
     (RECORDED / f"{theme}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")

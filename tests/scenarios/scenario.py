@@ -37,11 +37,11 @@ SCENARIOS: list[Scenario] = []
 def scenario(*ways: str, watch: tuple[str, ...] = ()) -> Callable[[Run], Run]:
     """Declares a scenario for each of `ways`: `http`, `grpc` or `stream`.
 
-    The function's name is the title, its module the theme.
+    The function's name is the title, its module the theme, with the folder if it is in one.
     """
 
     def add(run: Run) -> Run:
-        theme = run.__module__.rpartition(".")[2]
+        theme = run.__module__.removeprefix("scenarios.").replace(".", "/")
         SCENARIOS.extend(Scenario(theme, run.__name__, way, run, watch) for way in ways)
         return run
 

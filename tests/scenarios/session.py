@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import tritonclient.http
 
+from scenarios.exchanges import Exchanges
 from scenarios.gate import PATIENCE, Gate, Note
 from scenarios.requests import Grpc, Http, Pending, Request, Stream, Way
 
@@ -35,7 +36,7 @@ _gates = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server's addresses, and the folder of its models' gates.
+    """A server's addresses, the folder of its models' gates, its repository and its log.
 
     `settle` is how many seconds it may go on acting after it noticed a request or sent an answer.
     """
@@ -45,6 +46,8 @@ class Server:
     grpc: str
     metrics: str
     gates: Path
+    repository: Path
+    log: Path
     settle: float = 0.0
 
 
@@ -61,6 +64,8 @@ class Session:
         self._streams: list[Stream] = []
         self._gates: list[Gate] = []
         self._statistics = tritonclient.http.InferenceServerClient(server.http)
+        #: Requests as bytes on the wire.
+        self.wire = Exchanges(server.http, server.grpc, {str(server.repository): "{repository}"})
         self._before: dict[str, dict[str, Any]] = {}
         self._sent: list[Pending] = []
         self._order: list[Pending] = []
@@ -223,6 +228,7 @@ class Session:
         for client in self._clients:
             client.close()
         self._statistics.close()
+        self.wire.close()
 
     def _count_runs_from_zero(self) -> None:
         """Numbers each model's executions in this scenario from zero."""

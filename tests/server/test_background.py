@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ import pytest
 import backline
 from backline.engine.errors import InvalidArgument
 from support import models
+from support.chromium import chromium
+from support.web import WebServer
 
 calls: list[float] = []
 
@@ -166,7 +170,25 @@ def test_a_notebook_shows_the_address_and_calls_the_model() -> None:
     shown = notebook.cells[1].outputs[0].data["text/html"]
     assert "Serving at <a href='http://127.0.0.1:" in shown
     assert "<h4>add</h4>" in shown
+    assert re.search(r"<iframe src='http://127\.0\.0\.1:\d+/console\?inline#/models/add/try'", shown)
     assert notebook.cells[2].outputs[0].data["text/plain"] == "3.0"
+
+
+def test_a_page_of_a_notebook_shows_the_form_and_other_pages_do_not(tmp_path: Path) -> None:
+    with backline.serve(doubled) as server, chromium(tmp_path / "profile") as page:
+        with WebServer() as notebook:
+            shown = notebook.put("/notebook", f"<!doctype html>{server._repr_html_()}".encode())
+            shown.headers["content-type"] = "text/html"
+            page.open(f"{notebook.url}/notebook")
+            frame = page.frame(server.url)
+            frame.type("fieldset textarea", "[21]")
+            frame.type("fieldset:nth-of-type(2) textarea", "[2]")  # which ticks the optional input
+            frame.click("Run")
+            frame.wait("document.querySelector('[data-output=output]')?.innerText.includes('84')")
+            assert not frame.run("Boolean(document.querySelector('.side').offsetParent)")
+        with urllib.request.urlopen(f"{server.url}/console") as answer:
+            policy = answer.headers["content-security-policy"]
+    assert "frame-ancestors http://localhost:* http://127.0.0.1:*" in policy
 
 
 PROGRAM = """

@@ -68,7 +68,7 @@ from pathlib import Path
 from backline.model import FP32
 
 class Model:
-    execution_timeout_seconds = 1.0
+    execution_timeout_seconds = 3.0
     memory_limit_bytes = 300_000_000
     idempotent = False
     max_batch_size = 4
@@ -133,7 +133,7 @@ backend: "%s"
 max_batch_size: 4
 input { name: "how" data_type: TYPE_FP32 dims: [ 1 ] }
 output { name: "output" data_type: %s dims: [ 1 ] }
-parameters { key: "backline.execution_timeout_seconds" value { string_value: "1.0" } }
+parameters { key: "backline.execution_timeout_seconds" value { string_value: "3.0" } }
 parameters { key: "backline.memory_limit_bytes" value { string_value: "300000000" } }
 parameters { key: "backline.idempotent" value { string_value: "false" } }
 """
@@ -152,7 +152,7 @@ ENDS = {
 }
 IN_PREDICT = {
     **ENDS,
-    "sleep": r"did not finish within 1 s and was killed at (model|h)\.py, line 20",
+    "sleep": r"did not finish within 3 s and was killed at (model|h)\.py, line 20",
     "count": "",
     "shape": "",
     "type": "",

@@ -6,8 +6,12 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import os
+import subprocess
 import sys
+import time
 import urllib.request
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +25,13 @@ from support.server import ServerProcess, serve
 
 pytestmark = pytest.mark.timeout(240)
 PAGES = ("", "models", "models/add1", "models/add1/try", "models/add1/versions", "models/add1/config",
-         "models/broken", "graphs", "traces", "audit")  # fmt: skip
-SCOPES = {"viewer": ["read"], "runner": ["read", "infer"], "operator": ["read", "infer", "manage"]}
+         "models/broken", "graphs", "traces", "repositories", "audit", "log")  # fmt: skip
+SCOPES = {
+    "viewer": ["read"],
+    "runner": ["read", "infer"],
+    "operator": ["read", "infer", "manage"],
+    "root": ["read", "infer", "manage", "admin"],
+}
 #: A key that is limited to one model.
 LIMITED = "guest"
 #: The seconds of music in one request to basic_pitch.
@@ -85,9 +94,9 @@ def go(page: Page, path: str) -> None:
     page.run(f"location.hash = '#/{path}'")
 
 
-def ask(server: ServerProcess, path: str, body: Any = None) -> Any:
+def ask(server: ServerProcess, path: str, body: Any = None, name: str = "operator") -> Any:
     data = None if body is None else json.dumps(body).encode()
-    fields = {"authorization": f"Bearer {key_of('operator')}", "content-type": "application/json"}
+    fields = {"authorization": f"Bearer {key_of(name)}", "content-type": "application/json"}
     with urllib.request.urlopen(
         urllib.request.Request(server.url + path, data, fields), timeout=30
     ) as answer:
@@ -135,7 +144,7 @@ def test_open_consoles_do_not_keep_a_server_from_stopping(tmp_path: Path) -> Non
         serve(tmp_path / "models", tmp_path / "log", "--exit-timeout-secs", "60") as running,
         contextlib.ExitStack() as opened,
     ):
-        for path in ("/v2/activity", "/v2/traces"):
+        for path in ("/v2/activity", "/v2/traces", "/v2/logging/lines"):
             asked = urllib.request.Request(running.url + path, headers={"accept": "text/event-stream"})
             answer = opened.enter_context(urllib.request.urlopen(asked, timeout=30))
             assert answer.readline().startswith((b"data: ", b": "))
@@ -149,6 +158,7 @@ def test_the_overview_counts_requests_as_they_come(page: Page, server: ServerPro
         ask(server, "/models/add1", {"INPUT0": [1] * 16})
     page.wait("[...document.querySelectorAll('.tile')][0].querySelector('.value').innerText !== '0 a second'")
     page.wait("/[µm]s median/.test(document.querySelector('main').innerText)")
+    assert "1 worker" in page.text()  # that of words
 
 
 def test_a_failed_load_shows_its_reason(page: Page) -> None:
@@ -169,6 +179,113 @@ def test_numbers_are_run_and_the_answer_is_shown_with_the_call(page: Page) -> No
         "[...document.querySelectorAll('a.button')].find((one) => one.innerText.includes('Link')).href"
     )
     assert "inputs=" in link
+
+
+def test_an_example_is_filled_in_and_linked_to(page: Page) -> None:
+    enter(page, "runner")
+    go(page, "models/add1/try")
+    page.click("damaged")
+    page.wait("document.querySelector('main .error')?.innerText.includes('it is not JSON')")
+    page.click("ones")
+    page.wait("document.querySelector('textarea').value === JSON.stringify(Array(16).fill(1))")
+    page.click("Run")
+    page.wait("document.querySelector('[data-output=OUTPUT0]')")
+    link = page.run(
+        "[...document.querySelectorAll('a.button')].find((one) => one.innerText.includes('Link')).hash"
+    )
+    assert link == "#/models/add1/try?example=ones"
+    assert "recorded" not in page.text(".examples")  # it holds what clients sent
+
+
+def test_a_file_among_the_examples_is_given_as_a_file(page: Page) -> None:
+    enter(page, "runner")
+    go(page, "models/words/try?example=letters.txt")
+    page.wait("document.querySelector('input[type=file]')?.files[0]?.name === 'letters.txt'")
+    page.click("Run")
+    page.wait("document.querySelector('main').innerText.includes('4 responses, done')")
+
+
+def test_recorded_requests_are_examples_for_whoever_may_see_them(page: Page, server: ServerProcess) -> None:
+    ask(server, "/v2/models/add10/record", {"count": 1}, "root")
+    ask(server, "/models/add10", {"INPUT0": [7] * 16})
+    enter(page, "root")
+    deadline = time.monotonic() + 30
+    while not ask(server, "/v2/models/add10/recorded", name="root")["examples"]:
+        assert time.monotonic() < deadline
+    go(page, "models/add10/try")
+    page.click("recorded 1")
+    page.wait("document.querySelector('textarea').value === JSON.stringify([Array(16).fill(7)])")
+
+
+@pytest.mark.parametrize(
+    ("path", "printed"),
+    [
+        ("models/add1/try?example=ones",
+         {"curl": "3", "Python": "3.", "requests": "3", "tritonclient": "3."}),
+        ("models/words/try?inputs=%7B%22text%22%3A%22a%20b%22%7D",
+         {"curl": '{"output":["B"]}', "Python": "B", "requests": "B", "tritonclient": "B"}),
+        ("models/words/try?example=letters.txt",
+         {"curl": '{"output":["D"]}', "Python": "D", "requests": "D"}),
+    ],
+    ids=["numbers", "stream", "file"],
+)  # fmt: skip
+def test_the_same_call_works_in_every_language(
+    page: Page, path: str, printed: dict[str, str], tmp_path: Path
+) -> None:
+    enter(page, "runner")
+    go(page, path)
+    page.wait("document.querySelector('.examples button')")
+    page.click("Run")
+    page.wait("document.querySelector('section:not([hidden]) .seg + pre')")
+    (tmp_path / "FILE").write_text("a b c d")
+    key = key_of("runner")
+    programs = [f"key = {key!r}"]
+    for language, expected in printed.items():
+        page.click(language)
+        text = page.text("section:not([hidden]) .seg + pre")
+        if language == "curl":
+            environment = {**os.environ, "BACKLINE_KEY": key}
+            done = subprocess.run(
+                ["bash", "-c", text],
+                capture_output=True,
+                text=True,
+                cwd=tmp_path,
+                env=environment,
+                check=False,
+                timeout=60,
+            )
+            assert expected in done.stdout, text + done.stderr
+        else:
+            programs.append(f"print('# {language}')\n{text}")
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(programs)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    for part in done.stdout.split("# ")[1:]:
+        language, _, said = part.partition("\n")
+        assert printed[language] in said, part
+    page.click("JavaScript")
+    script = page.text("section:not([hidden]) .seg + pre").replace("${key}", key)
+    script = script.replace("body: file", "body: 'a b c d'").replace("console.log", "return JSON.stringify")
+    assert printed["requests"] in page.run(f"(async () => {{ {script} }})()")
+
+
+def test_a_sound_fills_the_dimension_that_has_no_size(page: Page, tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "tone.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(bytes(2 * 800))
+    enter(page, "runner")
+    go(page, "models/sound/try")
+    page.upload("input[type=file]", tmp_path / "tone.wav")
+    page.click("Run")
+    assert "FP32 [1, 800]" in page.wait("document.querySelector('[data-output] h3')?.innerText")
 
 
 def test_an_error_of_the_model_is_shown_as_the_server_says_it(page: Page) -> None:
@@ -206,6 +323,18 @@ def test_a_version_is_promoted_and_rolled_back(page: Page, server: ServerProcess
     assert ask(server, "/v2/models/add1/labels")["labels"]["stable"] == "1"
 
 
+def test_the_configuration_says_where_each_value_comes_from(page: Page, server: ServerProcess) -> None:
+    enter(page, "viewer")
+    go(page, "models/add1/config")
+    row = (
+        "[...document.querySelectorAll('main tr')].find((one) => one.cells[0]?.innerText === '{}').innerText"
+    )
+    page.wait(row.format("version_policy.all"))
+    assert "config.pbtxt:1:" in page.run(row.format("version_policy.all"))
+    assert page.run(row.format("input[0].dims")).split()[-1] == "model"
+    assert page.run(row.format("max_batch_size")).split()[-1] == "server"
+
+
 def test_an_ensemble_is_drawn(page: Page) -> None:
     enter(page, "viewer")
     go(page, "graphs")
@@ -232,6 +361,36 @@ def test_the_audit_log_names_who_changed_what(page: Page, server: ServerProcess)
     go(page, "audit")
     page.wait("document.querySelector('main table')?.innerText.includes('/v2/models/add10/promote')")
     assert "operator" in page.text()
+    ask(server, "/v2/models/add10/promote", {"version": "1"})
+    two = "document.querySelector('main table').innerText.split('/add10/promote').length > 2"
+    page.wait(two)  # it appears while the page is open
+
+
+def test_the_log_is_shown_as_it_grows_to_whoever_may_change_the_server(
+    page: Page, server: ServerProcess
+) -> None:
+    enter(page, "operator")
+    assert "Log" not in page.text("#nav").split("\n")
+    enter(page, "root")
+    go(page, "log")
+    page.wait("document.querySelector('.log')?.innerText.includes('it is not an ONNX model')")
+    ask(server, "/v2/logging", {"log_info": True}, "root")
+    page.wait("document.querySelector('.log').innerText.includes('log settings changed by request')")
+    assert "bk_" not in page.text(".log")
+
+
+def test_a_repository_shows_its_last_scan_and_what_fails_in_it(page: Page) -> None:
+    enter(page, "viewer")
+    go(page, "repositories")
+    page.wait("document.querySelector('main .error')?.innerText.includes('it is not an ONNX model')")
+    text = page.text()
+    assert "models" in page.text("main h2")
+    assert "Last scan" in text
+    assert "before each load that is requested" in text
+    assert "Scan now" not in text
+    enter(page, "operator")
+    page.click("Scan now")
+    page.wait("document.querySelector('main h2')")
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("basic_pitch"), reason="basic-pitch is not installed")
@@ -255,7 +414,7 @@ def test_a_melodys_notes_are_on_the_piano_roll(page: Page, tmp_path: Path) -> No
 def test_every_page_fits_its_window_and_is_accessible(page: Page, width: int, dark: bool) -> None:
     axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
     script = Path(axe.__file__).with_name("axe.min.js").read_text()
-    enter(page, "operator")
+    enter(page, "root")
     page.size(width, dark=dark)
     page.run(script)
     for path in PAGES:

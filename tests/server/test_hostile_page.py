@@ -117,7 +117,7 @@ async function attack(base, commands) {
     }));
     await Promise.all(tries.map(settled));
   }
-  for (const path of ["/v2", commands[0][1]]) {
+  for (const path of ["/v2", commands[0][1], "/models/add1/stream"]) {
     await settled(new Promise((done) => {
       const socket = new WebSocket(base.replace("http", "ws") + path);
       socket.onopen = socket.onerror = socket.onclose = () => done();

@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from backline.cli.keys import command
@@ -79,6 +80,8 @@ def keys(file: Path) -> dict[str, str]:
         "few": create(file, "few", "--rate", NEVER, "--burst", "3"),
         "rpc": create(file, "rpc", "--rate", NEVER, "--burst", "3"),
         "stream": create(file, "stream", "--rate", NEVER, "--burst", "3"),
+        "garbled": create(file, "garbled", "--rate", NEVER, "--burst", "3"),
+        "curious": create(file, "curious", "--rate", NEVER, "--burst", "3"),
         "one": create(file, "one", "--max-in-flight", "1"),
         "one-rpc": create(file, "one-rpc", "--max-in-flight", "1"),
         "slim": create(file, "slim", "--bytes-per-second", "1"),
@@ -202,6 +205,27 @@ def test_every_message_of_a_stream_counts(
     answers = list(stub.ModelStreamInfer(iter([message()] * 5), metadata=metadata, timeout=30))
     assert [bool(answer.error_message) for answer in answers] == [False, False, False, True, True]
     assert "the key 'stream' may send" in answers[3].error_message
+
+
+def test_messages_of_a_stream_that_cannot_be_read_count(
+    stub: service_pb2_grpc.GRPCInferenceServiceStub, keys: dict[str, str]
+) -> None:
+    unreadable = message()
+    unreadable.inputs[0].datatype = "FP33"
+    messages = iter([unreadable] * 5)
+    answers = stub.ModelStreamInfer(messages, metadata=(("authorization", f"Bearer {keys['garbled']}"),))
+    texts = [answer.error_message for answer in answers]
+    assert [("may send" in text) for text in texts] == [False] * 3 + [True] * 2, texts
+
+
+def test_every_question_of_reflection_counts(served: ServerProcess, keys: dict[str, str]) -> None:
+    asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")] * 5)
+    metadata = (("authorization", f"Bearer {keys['curious']}"),)
+    with grpc.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
+        ask_about = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+        answers = ask_about(asked, metadata=metadata)
+        assert all(next(answers).list_services_response.service for _ in range(3))
+        assert code(lambda: next(answers)) is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_callers_without_a_key_share_a_quota(served: ServerProcess) -> None:

@@ -74,6 +74,7 @@ def known_routes(folder: Path) -> Routes:
     engine = Engine()
     application = build_application(engine, Metrics(engine).page, recorder=Recorder(engine, folder))
     router: Router = application.http._handler_of.__self__  # type: ignore[attr-defined]
+    list(router.routes())  # also adds the routes that are added late
     return Routes(
         {
             "/" + "/".join(parts): [name.decode() for name in found]

@@ -184,7 +184,7 @@ def test_perf_analyzer_measures_without_errors(
     port = plain.http_port if protocol == "http" else plain.grpc_port
     # Fast models are measured for a number of requests, the others for a time: with a request count,
     # perf_analyzer hangs if everything is answered before its first look.
-    counts = {"basic_pitch": max(2 * concurrency, 20), "ident": 1500}
+    counts = {"basic_pitch": max(2 * concurrency, 20), "ident": 500}
     measured = (
         ["--request-count", str(counts[model])] if model in counts else ["-p", "300", "-s", "999", "-r", "20"]
     )

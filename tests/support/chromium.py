@@ -77,6 +77,18 @@ class Page:
         text, _, self._buffer = self._buffer.partition(b"\0")
         return dict(json.loads(text))
 
+    def frame(self, origin: str) -> Frame:
+        """The frame in the page that shows a page of this origin, once it has begun to load."""
+        end = time.monotonic() + WITHIN
+        while time.monotonic() < end:
+            self.run("0")  # receives the events so far
+            for one in reversed(self.events):
+                context = one.get("params", {}).get("context", {})
+                if one.get("method") == "Runtime.executionContextCreated" and context["origin"] == origin:
+                    return Frame(self, context["id"])
+            time.sleep(0.05)
+        raise PageError(f"no frame shows a page of {origin}")
+
     def open(self, url: str) -> None:
         """Opens a URL; a URL that differs only in its fragment does not load the page again."""
         self.call("Page.navigate", url=url)
@@ -164,6 +176,19 @@ class Page:
             if one.get("method") == "Network.requestWillBeSent"
         ]
         return {url.split("/")[2] for url in urls if url.startswith("http")}
+
+
+class Frame(Page):
+    """A frame in a page, in which scripts run as they do in a page."""
+
+    def __init__(self, page: Page, context: int) -> None:
+        self._page = page
+        self._context = context
+
+    def call(self, method: str, **params: Any) -> Any:
+        if method == "Runtime.evaluate":
+            params["contextId"] = self._context
+        return self._page.call(method, **params)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from onnx import TensorProto
+
 from support import models
 
 ROOT = Path(__file__).parents[2]
@@ -34,15 +36,21 @@ ensemble_scheduling { step [
 
 
 def build(repository: Path) -> Path:
-    """add1 in two versions, add10, an ensemble of both, a decoupled Python model, and a broken file."""
+    """add1 in two versions, add10, sound without a batch, an ensemble, a stream, and a broken file."""
     models.add1(repository, "add1", "1", 1.0)
     models.add1(repository, "add1", "2", 2.0)
     (repository / "add1" / "config.pbtxt").write_text("version_policy { all {} }\n")
+    (repository / "add1" / "examples").mkdir()
+    (repository / "add1" / "examples" / "ones.json").write_text('{"INPUT0": [' + ", ".join(["1"] * 16) + "]}")
+    (repository / "add1" / "examples" / "damaged.json").write_text("{")
     models.add1(repository, "add10", "1", 10.0)
+    models.identity_of(repository, "sound", TensorProto.FLOAT, (1, "N"))
     (repository / "both" / "1").mkdir(parents=True)
     (repository / "both" / "config.pbtxt").write_text(ENSEMBLE)
     (repository / "words" / "1").mkdir(parents=True)
     (repository / "words" / "1" / "model.py").write_text(WORDS)
+    (repository / "words" / "examples").mkdir()
+    (repository / "words" / "examples" / "letters.txt").write_text("a b c d")
     (repository / "broken" / "1").mkdir(parents=True)
     (repository / "broken" / "1" / "model.onnx").write_bytes(b"not a model")
     return repository

@@ -23,7 +23,9 @@ RULES = tuple(
         (r"(GET|HEAD) /metrics", "metrics"),
         (r"POST /v2/models/\{\}(/versions/\{\})?/(infer|generate)(_stream)?", "infer"),
         (r"POST /models/\{\}(/versions/\{\})?", "infer"),
+        (r"(GET|HEAD) /models/\{\}(/versions/\{\})?/stream", "infer"),
         (r"(GET|HEAD) /(console(/\{\})?|v2/access)?", "public"),
+        (r"(GET|HEAD) /v2/(logging/lines|models/\{\}/recorded)", "admin"),
         (r"(GET|HEAD) /(v2(/.*)?|openapi\.json)", "read"),
         (r"POST /v2/repository(/\{\})?/index", "read"),
         (r"(POST|PUT|DELETE|PATCH) /v2/(.*/)?(logging|trace|record)(/.*)?", "admin"),
@@ -49,6 +51,7 @@ RPC_RULES = tuple(
 LISTS = re.compile(
     r"(GET|HEAD) /v2/models(/stats)?|(GET|HEAD|POST) /v2/repository/index"
     r"|inference\.GRPCInferenceService/(RepositoryIndex|ModelStatistics)"
+    r"|grpc\.reflection\.v1(alpha)?\.ServerReflection/ServerReflectionInfo"
 )
 
 

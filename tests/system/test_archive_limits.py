@@ -6,6 +6,7 @@ import io
 import struct
 import tarfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,8 @@ def test_members_that_unpack_to_more_than_the_size_allows_are_refused(tmp_path: 
 
 @pytest.mark.parametrize("filename", ["model.skops", "model.pt", "model.mar"])
 def test_a_model_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, filename: str) -> None:
+    if filename == "model.pt" and find_spec("torch") is None:
+        pytest.skip("torch comes with make test BACKENDS=all")
     content = bytearray(packed(tmp_path / filename, 2).read_bytes())
     entry = content.find(b"PK\1\2")
     content[entry + 24 : entry + 28] = struct.pack("<L", 1 << 31)  # the size of the first member

@@ -7,13 +7,13 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
 import uvloop
 
-from backline.wire.application import Application, HttpRequest
+from backline.wire.application import Application, HttpRequest, WebSocket
 from backline.wire.connection import Wire
 from backline.wire.limits import Limits
 from backline.wire.listener import Listeners
@@ -68,10 +68,29 @@ class EchoApplication:
                 self._tasks.add(task)
             case b"empty":
                 request.respond(204, ())
+            case b"socket":
+                self._accept(request)
             case b"broken":
                 raise ValueError("the application is broken")
             case _:
                 request.respond(404, OCTETS, (b"not found",))
+
+    def _accept(self, request: HttpRequest) -> None:
+        """Accepts WebSocket: echoes messages, or with the query "deaf" receives none."""
+        socket = request.accept_websocket(b"echo" if b"sec-websocket-protocol" in request.headers else b"")
+        if socket is None:
+            request.respond(426, OCTETS, (b"no handshake",))
+            return
+        request.on_abandon = self.lost.release
+        self.arrived.release()
+        if request.query != b"deaf":
+            self._tasks.add(asyncio.get_running_loop().create_task(self._echo(socket)))
+
+    async def _echo(self, socket: WebSocket) -> None:
+        with suppress(ConnectionResetError):
+            while (message := await socket.receive()) is not None:
+                await socket.send(message)
+            socket.close()
 
     async def _stream(self, request: HttpRequest, chunks: int) -> None:
         stream = request.stream(200, OCTETS)
@@ -108,7 +127,10 @@ class WireServer:
     ) -> None:
         self.loop = new_loop()
         self.echo = EchoApplication()
-        self.wire = Wire(Application(self.echo.http, {}, render_error, OpenGate()), limits, self.loop)
+        application = Application(
+            self.echo.http, {}, render_error, OpenGate(), takes_websocket=lambda path: path == b"/socket"
+        )
+        self.wire = Wire(application, limits, self.loop)
         self.listeners = Listeners(self.wire, tls)
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()

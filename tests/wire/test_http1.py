@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from backline.wire.application import HttpRequest
 
 from .conftest import WireServer, read_all, read_answer
 
@@ -215,6 +218,47 @@ def test_streamed_head_has_no_body(echo_server: WireServer) -> None:
     answer = echo_server.send(b"HEAD /stream?3 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     assert answer.endswith(b"\r\n\r\n")
     assert b"chunk 0" not in answer
+
+
+def test_streamed_head_does_not_wait_for_a_chunk(echo_server: WireServer) -> None:
+    echo = echo_server.echo
+    with echo_server.connect() as client:
+        client.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert echo.arrived.acquire(timeout=5)
+        request = echo.held.pop()
+        echo_server.loop.call_soon_threadsafe(request.stream, 200, ())
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+    assert echo.lost.acquire(timeout=5)
+
+
+def test_streamed_head_is_sent_with_the_first_chunk(
+    echo_server: WireServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two writes would wake the client twice before it sees the first token of a stream."""
+    echo = echo_server.echo
+    written: list[bytes] = []
+
+    class Recorder:
+        def __init__(self, transport: asyncio.Transport) -> None:
+            self.is_closing = transport.is_closing
+
+        def write(self, data: bytes) -> None:
+            written.append(bytes(data))
+
+    async def stream(request: HttpRequest) -> None:
+        pipeline = request._pipeline  # type: ignore[attr-defined]
+        monkeypatch.setattr(pipeline, "transport", Recorder(pipeline.transport))
+        await request.stream(200, ()).send(b"token")
+        monkeypatch.undo()
+
+    with echo_server.connect() as client:
+        client.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert echo.arrived.acquire(timeout=5)
+        asyncio.run_coroutine_threadsafe(stream(echo.held.pop()), echo_server.loop).result(5)
+    assert echo.lost.acquire(timeout=5)
+    assert len(written) == 1
+    assert written[0].startswith(b"HTTP/1.1 200 OK")
+    assert written[0].endswith(b"\r\n\r\n5\r\ntoken\r\n")
 
 
 def test_raising_application_is_500_and_the_connection_stays_open(

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 AUTHORIZATION = b"authorization"
 API_KEY = b"x-api-key"
+#: The start of the subprotocol of WebSocket that holds a key or token: pages cannot send other fields with a
+#: handshake.
+_SUBPROTOCOL = b"backline.bearer."
+_SUBPROTOCOLS = b"sec-websocket-protocol"
 #: How many credentials are remembered, so that each is hashed or verified once.
 _MAX_REMEMBERED = 4096
 
@@ -54,6 +58,14 @@ _CLOSED = (
     " 'backline keys create --help'), or allow everything to everybody with --insecure-open"
 )
 UNCONFIGURED = Policy(anonymous((Scope.INFER, Scope.READ, Scope.METRICS), cure=_CLOSED))
+
+
+def _of_websocket(headers: Mapping[bytes, bytes]) -> bytes | None:
+    """The key or token among the subprotocols that a handshake of WebSocket offers."""
+    for one in headers[_SUBPROTOCOLS].split(b","):
+        if one.strip().startswith(_SUBPROTOCOL):
+            return b"Bearer " + one.strip().removeprefix(_SUBPROTOCOL)
+    return None
 
 
 class Access:
@@ -146,6 +158,8 @@ class Access:
         given = headers.get(AUTHORIZATION)
         if given is None:
             given = headers.get(API_KEY)
+            if given is None and _SUBPROTOCOLS in headers:
+                given = _of_websocket(headers)
             if given is None:
                 default = self._default
                 return self._holder(caller.certificate) if default is None else default

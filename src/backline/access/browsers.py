@@ -140,10 +140,10 @@ class BrowserPolicy:
         `headers` has lower-case names; `local` means that the connection is over a Unix socket.
 
         The rules rely on fields that browsers always send and scripts cannot set: Origin on every request
-        that is not GET or HEAD (Fetch standard, "append a request `Origin` header"; guarded routes
-        take neither), and Sec-Fetch-Site to the loopback or over TLS. Other clients send neither, nor
-        Referer, so all they need is a known Host, and that only to change something: `curl -d`, which labels
-        JSON as a form, is allowed.
+        that is not GET or HEAD (Fetch standard, "append a request `Origin` header") and on every handshake
+        of WebSocket, which is the only GET of guarded routes that runs a model; and Sec-Fetch-Site to the
+        loopback or over TLS. Other clients send neither, nor Referer, so all they need is a known Host, and
+        that only to change something: `curl -d`, which labels JSON as a form, is allowed.
 
         A page that rebinds DNS may send a GET without any of these fields, and read the response. So on a
         route that is not guarded, only Host counts, whoever sends it; health checks need none. Browsers

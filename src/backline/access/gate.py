@@ -19,6 +19,7 @@ from backline.wire.application import (
     HttpRequest,
     Ingress,
     ResponseStream,
+    WebSocket,
 )
 from backline.wire.connection import RETRY_AFTER
 
@@ -41,7 +42,7 @@ def route_of(method: bytes, path: bytes) -> str:
     return f"{method[:32].decode('latin-1')} {path[:512].decode(errors='replace')}"
 
 
-class Target(NamedTuple):
+class AccessTarget(NamedTuple):
     """What a route or gRPC method needs: a scope, and the model that it concerns, None if more than one."""
 
     scope: Scope
@@ -65,7 +66,7 @@ class ScopeGate(Gate):
     def __init__(
         self,
         policy: BrowserPolicy,
-        target_of: Callable[[bytes, bytes], Target | None],
+        target_of: Callable[[bytes, bytes], AccessTarget | None],
         access: Access | None = None,
         on_refused: Callable[[Denial, str, str | None, str], None] = _nobody_asks,
         restricted: RestrictedApis | None = None,
@@ -183,6 +184,9 @@ class WrappedRequest(HttpRequest):
 
     def stream(self, status: int, fields: Fields) -> ResponseStream:
         return self._inner.stream(status, fields)
+
+    def accept_websocket(self, protocol: bytes = b"") -> WebSocket | None:
+        return self._inner.accept_websocket(protocol)
 
 
 class _SharedRequest(WrappedRequest):

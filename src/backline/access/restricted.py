@@ -47,6 +47,7 @@ _BELOW_V2 = {
 _OF_MODELS = {
     "ready": Api.HEALTH,
     "config": Api.MODEL_CONFIG,
+    "config-origins": Api.MODEL_CONFIG,
     "explain-config": Api.MODEL_CONFIG,
     "stats": Api.STATISTICS,
     "infer": Api.INFERENCE,
@@ -58,6 +59,7 @@ _OF_MODELS = {
     "promote": Api.MODEL_REPOSITORY,
     "rollback": Api.MODEL_REPOSITORY,
     "record": Api.TRACE,
+    "recorded": Api.TRACE,
 }
 #: The groups of the methods of GRPCInferenceService, by the start of their names; the longest start counts.
 _OF_METHODS = {

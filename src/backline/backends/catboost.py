@@ -48,21 +48,23 @@ class CatBoost:
         model: Any = runtime.CatBoost()
         with loading(path, f"CatBoost {runtime.__version__}", reason):
             model.load_model(str(path))
-        for kind, indexes in (
-            ("text", model.get_text_feature_indices()),
-            ("embedding", model.get_embedding_feature_indices()),
-        ):
+            # CatBoost reads what describes the model only now, and raises if that is damaged.
+            names, classifier = list(model.feature_names_), len(model.classes_) > 0
+            categories = list(model.get_cat_feature_indices())
+            others = {
+                "text": list(model.get_text_feature_indices()),
+                "embedding": list(model.get_embedding_feature_indices()),
+            }
+        for kind, indexes in others.items():
             if indexes:
                 raise InvalidArgument(
-                    f"'{path}' cannot be served: feature {model.feature_names_[indexes[0]]!r} is {kind}, not"
-                    " a number or category"
+                    f"'{path}' cannot be served: feature {names[indexes[0]]!r} is {kind}, not a number or"
+                    " category"
                 )
-        classifier = len(model.classes_) > 0
         prediction = parameters.choice(
             "prediction_type", "Probability" if classifier else "RawFormulaVal", _PREDICTION_TYPES
         )
-        categories = list(model.get_cat_feature_indices())
-        numbers = [index for index in range(len(model.feature_names_)) if index not in set(categories)]
+        numbers = [index for index in range(len(names)) if index not in set(categories)]
 
         def predict(*arrays: np.ndarray) -> np.ndarray:
             rows = arrays[0] if not categories else _mix(config.name, arrays, numbers, categories)

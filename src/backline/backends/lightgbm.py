@@ -81,6 +81,8 @@ def check_trees(path: Path) -> None:
     """
     with damaged(path):
         content = path.read_bytes()
+        if b"\0" in content:  # LightGBM would never get past the end of a line that has one
+            raise Damaged("it has bytes of value 0, so it is not text")
         end = content.find(b"\n" + _END)
         if end < 0:
             raise Damaged(f"it has no line '{_END.decode()}'")

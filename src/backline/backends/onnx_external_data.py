@@ -35,11 +35,10 @@ _Bytes: TypeAlias = bytes | mmap.mmap
 
 def check_external_data(path: Path) -> None:
     """Raises InvalidArgument if a tensor's data is outside the file's folder. Reads only the structure."""
-    folder = path.resolve().parent
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             for location in set(_locations(content)):
-                _check(path, folder, location)
+                _check(path, path.resolve().parent, location)
     except (IndexError, ValueError):
         return  # not valid protobuf, which the runtime will report
 

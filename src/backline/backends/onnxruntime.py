@@ -99,11 +99,11 @@ class OnnxRuntime:
             session = runtime.InferenceSession(
                 str(path), _session_options(runtime, settings), providers=providers
             )
+            file = Signature(
+                tuple(_spec(path, "input", node) for node in session.get_inputs()),
+                tuple(_spec(path, "output", node) for node in session.get_outputs()),
+            )
         _check_providers(config, providers, session.get_providers())
-        file = Signature(
-            tuple(_spec(path, "input", node) for node in session.get_inputs()),
-            tuple(_spec(path, "output", node) for node in session.get_outputs()),
-        )
         signature = agree(path, file, config)
         datatypes = {spec.datatype for spec in file.inputs + file.outputs}
         kind = OnnxModel

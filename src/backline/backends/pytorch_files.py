@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -18,6 +19,17 @@ from backline.system.archive_limits import UnpackLimits, check_zip
 _EXPORT = "torch.export.save(torch.export.export(model, example_inputs), 'model.pt2')"
 #: Prefixes of files that torch.export.load would unpickle (torch/export/pt2_archive/constants.py).
 _PICKLED_CONSTANTS = ("data/constants/custom_obj_", "data/constants/opaque_obj_")
+
+#: What reading a member of a damaged archive can raise.
+_BROKEN: Final = (
+    BadZipFile,
+    OSError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    zlib.error,
+)
 
 
 class PytorchKind(Enum):
@@ -127,7 +139,15 @@ def check_source(path: Path) -> bool:
                 for name in _named(part, declared):
                     raise _forbidden(path, name)
             return bool(declared)
-    except (BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (
+        BadZipFile,
+        OSError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        zlib.error,
+    ) as error:
         raise InvalidArgument(f"'{path}' is a broken archive ({error}); was it copied completely?") from None
 
 

@@ -138,6 +138,12 @@ def _check_tree(tree: Mapping[str, Any], features: int) -> None:
     elif (leaves != -1).any():
         raise Damaged("a node has one child")
     check_children(np.flatnonzero(splits), left[splits], right[splits], nodes)
+    if len(tree.get("parents", ())):
+        above = _integers(tree, "parents")
+        check_range("parents", above[1:], 0, nodes)  # the root has none; XGBoost follows all others
+        own = np.flatnonzero(splits)
+        if (above[left[splits]] != own).any() or (above[right[splits]] != own).any():
+            raise Damaged("parents contradict the children")
     check_range("split_indices", split[splits], 0, max(features, 1))
     if "categories" in tree:
         starts, sizes = _integers(tree, "categories_segments"), _integers(tree, "categories_sizes")

@@ -68,6 +68,8 @@ class Balancer:
 
     def choose(self, now: float, tried: Collection[Endpoint] = ()) -> Endpoint | None:
         """The server for a request that was already sent to those `tried`; None if there is no other."""
+        if not tried and len(self.endpoints) == 1:
+            return self.endpoints[0]
         left = [endpoint for endpoint in self.endpoints if endpoint not in tried]
         sound = [endpoint for endpoint in left if not endpoint.ejected]
         free = [endpoint for endpoint in sound if endpoint.busy_until <= now]

@@ -19,16 +19,14 @@ from backline.cli.model_folder import (
     read_text,
     unloaded_model,
 )
-from backline.cli.table import print_table
+from backline.cli.table import origin_row, print_table
 from backline.dialects.open_inference.configuration import complete, describe, explained
 from backline.engine.errors import InvalidArgument
 from backline.protos import to_plain
 from backline.repository.configuration import text, toml
 from backline.repository.configuration.document import Document
-from backline.repository.configuration.origins import Value, origins
+from backline.repository.configuration.origins import origins
 
-#: The most characters of a value that a table shows; --json prints values in full.
-_LONGEST_VALUE = 60
 _PATH = click.Path(exists=True, path_type=Path)
 _EPILOG = """\b
 Examples:
@@ -120,7 +118,11 @@ def explain(
             )
         )
         return
-    print_table(("field", "value", "origin", "where"), [_row(value, folder.path) for value in values])
+    above = f"{folder.path.absolute()}/"
+    rows = [
+        origin_row(value.path, value.value, value.origin, value.where.removeprefix(above)) for value in values
+    ]
+    print_table(("field", "value", "origin", "where"), rows)
     for warning in (*folder.found.config.warnings, *warnings):
         click.echo(f"warning: {warning}", err=True)
 
@@ -217,18 +219,6 @@ def _configurations(folder: ModelFolder, inspect: bool) -> tuple[Any, Any, tuple
     )
     described = explained(model, describe(model))
     return described, complete(described), warnings
-
-
-def _row(value: Value, folder: Path) -> tuple[str, str, str, str]:
-    shown = json.dumps(value.value, ensure_ascii=False)
-    if len(shown) > _LONGEST_VALUE:
-        shown = f"{shown[: _LONGEST_VALUE - 3]}..."
-    return (
-        value.path.removesuffix(".string_value"),
-        shown,
-        value.origin,
-        value.where.removeprefix(f"{folder.absolute()}/"),
-    )
 
 
 def _configuration_file(path: Path) -> Path:

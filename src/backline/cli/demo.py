@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import signal
 import tempfile
+import wave
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -70,6 +72,7 @@ def command(once: bool, port: int) -> None:
         version = Path(place) / MODEL / "1"
         version.mkdir(parents=True)
         shutil.copyfile(network, version / "model.onnx")
+        _write_example(version.with_name("examples"))
         with backline.serve(place, port=port) as server:
             ready = perf_counter() - began
             played = list(notes())
@@ -87,7 +90,8 @@ def command(once: bool, port: int) -> None:
                 f" it took {took * 1000:.0f} ms for {played[-1].end:.1f} s of music"
             )
             if not once:
-                print(f"\nSee it:     curl {server.url}/v2/models/{MODEL}")
+                print(f"\nTry it:     open {server.url}/#/models/{MODEL}/try?example=melody in a browser")
+                print(f"See it:     curl {server.url}/v2/models/{MODEL}")
                 print(f"Measure it: backline bench {MODEL} --url {server.url} --input-shape audio:1,16000")
                 print("Ctrl-C stops", flush=True)
                 signal.sigwait({signal.SIGINT, signal.SIGTERM})
@@ -125,6 +129,18 @@ def melody(played: Sequence[HeardNote]) -> np.ndarray:
         first = int(note.start * _RATE)
         samples[first : first + len(time)] += tone * fade * np.exp(-1.5 * time)
     return np.asarray(0.5 * samples / np.abs(samples).max(), np.float32)
+
+
+def _write_example(folder: Path) -> None:
+    """Writes the melody as an example of the model's inputs, for the console."""
+    folder.mkdir()
+    with wave.open(str(folder / "melody.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(_RATE)
+        file.writeframes((melody(list(notes())) * 32767).astype("<i2").tobytes())
+    inputs = {"audio": {"file": "melody.wav"}, "fmin": 60, "fmax": 1000}
+    (folder / "melody.json").write_text(json.dumps(inputs))
 
 
 def transcribe(pitch: np.ndarray, confidence: np.ndarray) -> list[HeardNote]:

@@ -14,6 +14,7 @@ from backline.cli.result_files import check_destination, present, summary
 from backline.client.options import ClientOptions
 from backline.client.sync import Client, Model
 from backline.engine.errors import BacklineError, NotFound, Unsupported
+from backline.engine.names import printable
 
 _EPILOG = """\b
 Examples:
@@ -75,7 +76,7 @@ def command(
     present(results, destination, as_json=as_json)
     if not as_json:
         version, responses = summary(results, model_version)
-        print(f"{model} version {version} {responses} in {seconds * 1000:.2f} ms")
+        print(f"{model} version {printable(version)} {responses} in {seconds * 1000:.2f} ms")
 
 
 def _config(model: Model) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import NoReturn
 
@@ -12,7 +14,9 @@ import click
 
 import backline
 from backline.cli.command import CommandGroup
+from backline.cli.quick_dataclasses import quick_dataclasses
 from backline.engine.errors import BacklineError
+from backline.engine.names import printable
 from backline.engine.spelling import nearest
 
 #: What each command does. A command is the object `command` in the module backline.cli.NAME.
@@ -28,12 +32,14 @@ COMMANDS = {
     "config": "Show, check, explain and convert the configuration of models on disk.",
     "env": "Show, build and remove the environments of Python models.",
     "image": "Build a container image for the models of a repository.",
+    "service": "Install, show and remove a server as a service of this user, under systemd.",
     "keys": "Create, list, revoke and rotate the API keys of a server.",
     "certs": "Create certificates for a server and its clients, for development.",
     "login": "Keep the API key of a server for this user.",
     "logout": "Forget the API key of a server.",
     "audit": "Show who changed something on a server, and who was refused.",
     "top": "Show what the models on a server are doing now.",
+    "watch": "Show requests to a server as they end.",
     "logs": "Show the log of a server on this machine.",
     "doctor": "Find out what is wrong with a machine, with models or with a server.",
     "bench": "Measure a model on a server under load.",
@@ -51,7 +57,8 @@ class LazyCommands(CommandGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        found: click.Command = import_module(f"backline.cli.{cmd_name}").command
+        with quick_dataclasses(), one_blas_thread():
+            found: click.Command = import_module(f"backline.cli.{cmd_name}").command
         if not gc.isenabled():  # main() disabled it
             gc.freeze()
             gc.enable()
@@ -80,6 +87,24 @@ def command() -> None:
     """
 
 
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """A context manager in which numpy is imported without threads for its linear algebra.
+
+    Nothing in this process uses these threads. OpenBLAS would start one for each core, and each would spin
+    for a while before it sleeps: a tenth of the processor time of a start on two cores, and more on larger
+    machines. The variable is removed afterwards, because worker processes inherit the environment.
+    """
+    if any(name in os.environ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")):
+        yield
+        return
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("OPENBLAS_NUM_THREADS", None)
+
+
 def tritonserver() -> NoReturn:
     """Runs `backline tritonserver`; the entry point may be linked as `tritonserver`."""
     main(["tritonserver", *sys.argv[1:]])
@@ -103,7 +128,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         if debug:
             raise
-        _explain(error).show()
+        explained = _explain(error)
+        explained.message = _printable_lines(explained.message)  # type: ignore[misc]
+        explained.show()
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         print(file=sys.stderr)
@@ -124,9 +151,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             color=None if "NO_COLOR" not in os.environ else False,
         )
         # The text of a failed load ends with ";" and a newline, as in Triton.
-        click.echo(text.rstrip("\n").removesuffix(";"), err=True)
+        click.echo(_printable_lines(text.rstrip("\n").removesuffix(";")), err=True)
         status = 1
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _printable_lines(text: str) -> str:
+    """The text of an error, which may come from a server, without anything that commands the terminal."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _explain(error: click.ClickException) -> click.ClickException:

@@ -12,6 +12,7 @@ import click
 import numpy as np
 
 from backline.client.result import InferResult
+from backline.engine.names import printable
 
 SUFFIXES = (".npz", ".npy", ".json")
 
@@ -109,7 +110,8 @@ def show(results: Sequence[InferResult]) -> None:
     colour = sys.stdout.isatty()
     for result in results:
         for name, array in result.items():
-            title = f"{name}: {'bytes' if array.dtype == object else array.dtype} {list(array.shape)}"
+            kind = "bytes" if array.dtype == object else array.dtype
+            title = f"{printable(name)}: {kind} {list(array.shape)}"
             if array.size and array.dtype.kind in "iuf":
                 title += (
                     f", from {array.min():.6g} to {array.max():.6g}, mean {array.mean(dtype=np.float64):.6g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,9 @@ from backline.engine.names import printable
 
 #: The colours of model states.
 STYLES = {"READY": "green", "UNAVAILABLE": "bold red", "LOADING": "yellow", "UNLOADING": "yellow"}
+
+#: The most characters of a value of a configuration; --json prints values in full.
+_LONGEST_VALUE = 60
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
@@ -38,6 +42,14 @@ def plain_table(
         )
         lines.append("  ".join(parts).rstrip())
     return lines
+
+
+def origin_row(path: str, value: object, origin: str, where: str) -> tuple[str, str, str, str]:
+    """A value of a configuration and its origin, as a row of a table."""
+    shown = json.dumps(value, ensure_ascii=False)
+    if len(shown) > _LONGEST_VALUE:
+        shown = f"{shown[: _LONGEST_VALUE - 3]}..."
+    return path.removesuffix(".string_value"), shown, origin, where
 
 
 def _lines(cell: str) -> str:

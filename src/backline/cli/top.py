@@ -139,7 +139,7 @@ async def _read(client: AsyncClient, options: ClientOptions) -> Reading:
         with suppress(BacklineError):
             answer = await transport.exchange(b"GET", b"/metrics", options.timeout)
             if answer.status == 200:
-                return with_metrics(reading, bytes(answer.body).decode())
+                return with_metrics(reading, bytes(answer.body).decode(errors="replace"))
     return reading
 
 
@@ -149,13 +149,16 @@ def with_metrics(reading: Reading, page: str) -> Reading:
 
     latencies: dict[Key, dict[float, float]] = {}
     waiting: dict[Key, float] = {}
-    for family in text_string_to_metric_families(page):
-        for sample in family.samples:
-            key = sample.labels.get("model", ""), sample.labels.get("version", "")
-            if sample.name == _HISTOGRAM:
-                latencies.setdefault(key, {})[float(sample.labels["le"])] = sample.value
-            elif sample.name == _PENDING:
-                waiting[key] = sample.value
+    try:
+        for family in text_string_to_metric_families(page):
+            for sample in family.samples:
+                key = sample.labels.get("model", ""), sample.labels.get("version", "")
+                if sample.name == _HISTOGRAM:
+                    latencies.setdefault(key, {})[float(sample.labels["le"])] = sample.value
+                elif sample.name == _PENDING:
+                    waiting[key] = sample.value
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return reading  # the parser raises any of these for a page that has no metrics
     return Reading(reading.moment, reading.index, reading.statistics, latencies, waiting)
 
 

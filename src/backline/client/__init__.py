@@ -43,8 +43,9 @@ def connect(
     grpc+unix:/path, or inproc:///path/of/repository, which loads the models into this process, as Embedded
     does; its options may follow as in ?model=add1&memory_budget=2GiB. The default port is 8000 for http, 8001
     for grpc, and 443 for https and grpcs. Several servers with the same models are separated by commas, or
-    are the addresses of a name in dns+http://name or dns+grpc://name; each request goes to one of them. A
-    network client connects with its first request. The other arguments are the fields of ClientOptions.
+    are the addresses of a name in dns+http://name or dns+grpc://name, or the replicas of ray://deployment;
+    each request goes to one of them. A network client connects with its first request. The other arguments
+    are the fields of ClientOptions.
 
     >>> with connect("http://localhost:8000") as client:
     ...     notes = client["basic_pitch"](audio)

@@ -24,6 +24,7 @@ _SCHEMES: dict[str, tuple[Protocol, bool, int]] = {  # protocol, TLS, default po
     "inproc": ("inproc", False, 0),
     "dns+http": ("http", False, 8000),
     "dns+grpc": ("grpc", False, 8001),
+    "ray": ("grpc", False, 0),
 }
 _EXAMPLES = (
     "http://localhost:8000, grpc://localhost:8001, unix:/run/backline.sock or inproc:///path/to/repository"
@@ -34,7 +35,8 @@ _EXAMPLES = (
 class Address:
     """A server's address. `path` is the path of the socket or the repository; over TCP, it is the prefix that
     a proxy puts before /v2. `query` has the options of a repository. `by_dns` says that the host's name
-    stands for several servers, one for each of its IP addresses.
+    stands for several servers, one for each of its IP addresses, and `by_ray` that it is the name of a
+    deployment, whose replicas Ray knows.
     """
 
     url: str
@@ -46,6 +48,7 @@ class Address:
     unix: bool = False
     query: str = ""
     by_dns: bool = False
+    by_ray: bool = False
 
     @classmethod
     def parse_all(cls, urls: str) -> tuple[Address, ...]:
@@ -74,6 +77,13 @@ class Address:
                 f"unknown scheme '{scheme}:' in '{url}': {hint}Use, for example, {_EXAMPLES}"
             )
         protocol, tls, port = _SCHEMES[scheme]
+        if scheme == "ray":
+            name = rest.removeprefix("//").rstrip("/")
+            if not name or "/" in name or ":" in name:
+                raise InvalidArgument(
+                    f"'{url}' names no deployment: expected ray://NAME. Ray's own address is in RAY_ADDRESS"
+                )
+            return cls(text, protocol, unquote(name), by_ray=True)
         if scheme == "inproc" or scheme.endswith("unix"):
             path, _, query = rest.removeprefix("//").partition("?" if scheme == "inproc" else "\0")
             if not path:
@@ -100,6 +110,11 @@ class Address:
         return cls(text, protocol, host, port, parts.path.rstrip("/"), tls, by_dns=scheme.startswith("dns+"))
 
     @property
+    def changes(self) -> bool:
+        """Whether the name stands for servers that come and go; see `resolve`."""
+        return self.by_dns or self.by_ray
+
+    @property
     def server(self) -> str:
         """The URL of the server, equal for HTTP and gRPC on one port, as each port speaks both."""
         if self.unix:
@@ -115,7 +130,14 @@ class Address:
 
 
 async def resolve(address: Address) -> tuple[Address, ...]:
-    """An address for each IP address of a host's name. Raises Unavailable if the name is unknown."""
+    """The addresses of the servers that a name stands for. Raises Unavailable if the name is unknown."""
+    if address.by_ray:
+        from backline.client.ray_directory import replica_urls
+
+        urls = await asyncio.to_thread(replica_urls, address.host)
+        return tuple(Address.parse(url) for url in urls)
+    if not address.by_dns:
+        return (address,)
     loop = asyncio.get_running_loop()
     try:
         infos = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)

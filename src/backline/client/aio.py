@@ -48,7 +48,7 @@ def open_transport(address: Address, options: ClientOptions) -> Transport:
 
 def open_transports(url: str, addresses: Sequence[Address], options: ClientOptions) -> Transport:
     """The transport for the addresses that a URL names; see `open_transport`."""
-    if len(addresses) == 1 and not addresses[0].by_dns:
+    if len(addresses) == 1 and not addresses[0].changes:
         return open_transport(addresses[0], options)
     from backline.client.balanced_transport import BalancedTransport
 

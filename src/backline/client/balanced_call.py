@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
+from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from backline.balance.balancer import Verdict
 from backline.balance.endpoint import Endpoint, RequestAttempt
@@ -18,6 +19,7 @@ from backline.client.errors import (
     ProtocolError,
     Unavailable,
 )
+from backline.client.sending import OnOutcome, Sending
 from backline.client.transport import Transport
 
 if TYPE_CHECKING:
@@ -53,17 +55,17 @@ def may_try_again(error: BaseException, *, idempotent: bool) -> bool:
 class BalancedCall(Generic[T]):
     """Sends a call to a server, to another one if that fails, and to a second one if the first is late.
 
-    `send` makes an attempt over a transport within some seconds. The first response wins; the other attempts
-    are cancelled. If all fail, the error of the last one counts. `on_outcome` is called once, with the
+    `send` starts an attempt over a transport within some seconds. The first response wins; the other attempts
+    are abandoned. If all fail, the error of the last one counts. `on_outcome` is called once, with the
     response or the error, unless the call is abandoned.
     """
 
     def __init__(
         self,
         group: BalancedTransport,
-        send: Callable[[Transport, float], Coroutine[Any, Any, T]],
+        send: Callable[[Transport, float, OnOutcome[T]], Sending],
         timeout: float,
-        on_outcome: Callable[[T | None, BaseException | None], None],
+        on_outcome: OnOutcome[T],
         *,
         idempotent: bool,
         pinned: Endpoint | None = None,
@@ -77,7 +79,7 @@ class BalancedCall(Generic[T]):
         self._pinned = pinned
         self._loop = asyncio.get_running_loop()
         self._on_outcome = on_outcome
-        self._running: dict[asyncio.Task[T], RequestAttempt] = {}
+        self._running: dict[RequestAttempt, Sending] = {}
         self._tried: list[Endpoint] = []
         self._timer: asyncio.TimerHandle | None = None
 
@@ -93,7 +95,7 @@ class BalancedCall(Generic[T]):
         group.calls.add(self)
 
     def abandon(self) -> None:
-        """Cancels all attempts: nobody waits for the outcome any more. No effect once there is one."""
+        """Abandons all attempts: nobody waits for the outcome any more. No effect once there is one."""
         self._end_attempts()
 
     def _attempt(self) -> bool:
@@ -106,23 +108,20 @@ class BalancedCall(Generic[T]):
         if endpoint is None or left <= 0:
             return False
         self._tried.append(endpoint)
-        task = self._loop.create_task(self._send(group.transport_of(endpoint), left))
-        self._running[task] = group.balancer.started(endpoint, now)
+        transport = group.transport_of(endpoint)
+        attempt = group.balancer.started(endpoint, now)
+        self._running[attempt] = self._send(transport, left, partial(self._ended, attempt))
         group.watch()
-        task.add_done_callback(self._ended)
         return True
 
-    def _ended(self, task: asyncio.Task[T]) -> None:
-        attempt = self._running.pop(task, None)
-        if attempt is None:
-            return  # abandoned
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+    def _ended(self, attempt: RequestAttempt, response: T | None, error: BaseException | None) -> None:
+        del self._running[attempt]
         now, balancer = monotonic(), self._group.balancer
         busy_for = error.retry_after if isinstance(error, BacklineError) else None
         balancer.finished(attempt, verdict_of(error), now, busy_for=busy_for)
         if error is None:
             self._end_attempts()
-            self._on_outcome(task.result(), None)
+            self._on_outcome(response, None)
             return
         again = self._pinned is None and may_try_again(error, idempotent=self._idempotent)
         if again and balancer.take_retry() and self._attempt():
@@ -137,7 +136,7 @@ class BalancedCall(Generic[T]):
 
     def left_by(self, endpoint: Endpoint) -> None:
         """Sends the call to another server, because `endpoint`, which may have it, does not respond."""
-        if self._idempotent and any(attempt.endpoint is endpoint for attempt in self._running.values()):
+        if self._idempotent and any(attempt.endpoint is endpoint for attempt in self._running):
             self._attempt()
 
     def _end_attempts(self) -> None:
@@ -146,7 +145,7 @@ class BalancedCall(Generic[T]):
             self._timer.cancel()
         if self._running:
             now = monotonic()
-            for task, attempt in self._running.items():
+            for attempt, sending in self._running.items():
                 self._group.balancer.finished(attempt, Verdict.ABANDONED, now)
-                task.cancel()
+                sending.abandon()
             self._running.clear()

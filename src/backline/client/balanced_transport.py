@@ -19,6 +19,7 @@ from backline.client.balanced_call import BalancedCall, may_try_again, verdict_o
 from backline.client.control import ModelControl
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
+from backline.client.sending import OnOutcome, TaskSending
 from backline.client.transport import InferCall, Transport
 from backline.engine.control import Attempt, Change, LabelMove, Overrides
 from backline.engine.errors import BacklineError, Unavailable, Unsupported
@@ -34,6 +35,9 @@ _WATCH = 0.1
 _PROBE_TIMEOUT = 0.5
 #: Seconds after which the addresses of a host name are looked up again.
 _RESOLVE = 5.0
+#: Seconds after which Ray is asked again for the replicas of a deployment, also while no requests are sent:
+#: all of them may have been replaced meanwhile.
+_LOOK_AGAIN = 1.0
 #: The most open sequences whose server is remembered; beyond it, those idle for longest are forgotten.
 _MAX_SEQUENCES = 65536
 
@@ -60,6 +64,8 @@ class BalancedTransport(Transport):
         self._addresses: dict[str, Address] = {}
         self._transports: dict[str, Transport] = {}
         self.balancer = Balancer(())
+        #: Servers that the names no longer stand for, and that still have requests.
+        self._leaving: list[Endpoint] = []
         #: The calls in flight.
         self.calls: set[BalancedCall[Any]] = set()
         self._watching: asyncio.Task[None] | None = None
@@ -96,22 +102,17 @@ class BalancedTransport(Transport):
 
     async def infer(self, call: InferCall) -> InferResponse:
         answered: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
-        return await _awaited(self.start_infer(call, partial(_settle, answered)), answered)
+        return await _awaited(self.start_infer(call, call.timeout, partial(_settle, answered)), answered)
 
     def start_infer(
-        self, call: InferCall, on_outcome: Callable[[InferResponse | None, BaseException | None], None]
+        self, call: InferCall, timeout: float, on_outcome: OnOutcome[InferResponse]
     ) -> BalancedCall[InferResponse]:
-        """Sends a call, whose outcome `on_outcome` receives, without a task that waits for it.
-
-        Raises Unavailable if there is no server to send it to.
-        """
+        """As Transport.start_infer. Raises Unavailable if there is no server to send the call to."""
         key = _sequence_of(call)
-        started = BalancedCall(
+        started = BalancedCall[InferResponse](
             self,
-            lambda transport, left: transport.infer(
-                InferCall(call.model, call.inputs, call.version, call.id, call.outputs, call.parameters, left)
-            ),
-            call.timeout,
+            lambda transport, left, ended: transport.start_infer(call, left, ended),
+            timeout,
             on_outcome,
             idempotent=self._options.idempotent and key is None,
             pinned=None if key is None else self._server_of(call, key),
@@ -223,7 +224,13 @@ class BalancedTransport(Transport):
         self, send: Callable[[Transport, float], Coroutine[Any, Any, T]], timeout: float, *, idempotent: bool
     ) -> T:
         answered: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        call = BalancedCall(self, send, timeout, partial(_settle, answered), idempotent=idempotent)
+        call = BalancedCall[T](
+            self,
+            lambda transport, left, ended: TaskSending(send(transport, left), ended),
+            timeout,
+            partial(_settle, answered),
+            idempotent=idempotent,
+        )
         call.start()
         return await _awaited(call, answered)
 
@@ -245,7 +252,7 @@ class BalancedTransport(Transport):
             if self._resolve_at and now >= self._resolve_at:
                 with suppress(Unavailable):  # the addresses found last are kept
                     await self._look_up()
-            if self.balancer.quiet and not self.calls:
+            if self.balancer.quiet and not self.calls and not any(one.by_ray for one in self._given):
                 return
 
     async def _probe(self, endpoint: Endpoint) -> None:
@@ -267,15 +274,18 @@ class BalancedTransport(Transport):
     async def _look_up(self) -> None:
         found: dict[str, Address] = {}
         for address in self._given:
-            for one in await resolve(address) if address.by_dns else (address,):
+            for one in await resolve(address):
                 found[one.url] = one
-        self._resolve_at = monotonic() + _RESOLVE if any(one.by_dns for one in self._given) else 0.0
+        again = [_LOOK_AGAIN if one.by_ray else _RESOLVE for one in self._given if one.changes]
+        self._resolve_at = monotonic() + min(again) if again else 0.0
         self._addresses |= found
         _, removed = self.balancer.update(found)
-        for endpoint in removed:
-            transport = self._transports.get(endpoint.url)
-            if transport is not None and not endpoint.in_flight:
-                del self._transports[endpoint.url]
+        self._leaving += removed
+        ended = [endpoint for endpoint in self._leaving if not endpoint.in_flight or endpoint.url in found]
+        self._leaving = [endpoint for endpoint in self._leaving if endpoint not in ended]
+        for endpoint in ended:
+            transport = None if endpoint.url in found else self._transports.pop(endpoint.url, None)
+            if transport is not None:
                 await transport.close()
 
 

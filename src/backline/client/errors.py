@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
+
+import msgspec
 
 from backline.engine.errors import (
     AlreadyExists,
@@ -60,6 +63,19 @@ class CredentialsRefused(PermissionDenied):
 
     http_status = 401
     grpc_code = 16
+
+
+#: What reading a document can raise if its sender is not a server of the protocol, or a hostile one.
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    msgspec.MsgspecError,
+    InvalidArgument,
+)
 
 
 class ProtocolError(BacklineError):

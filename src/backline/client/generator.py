@@ -26,7 +26,7 @@ def generate_module(metadata: ModelMetadata, *, decoupled: bool) -> str:
     outputs = _fields(metadata.outputs, set(taken))
     parts = [
         _HEAD.format(
-            model=metadata.name.encode("ascii", "backslashreplace").decode().replace('"', "'"),
+            model=ascii(metadata.name)[1:-1].replace('"', "'"),
             version=__version__,
             imports="from collections.abc import AsyncIterator, Iterator\n" if decoupled else "",
             constant=ascii(metadata.name),

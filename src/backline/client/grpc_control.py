@@ -18,7 +18,7 @@ from backline.engine.errors import Unsupported
 from backline.protos import message
 
 if TYPE_CHECKING:
-    from backline.client.grpc_transport import GrpcTransport
+    from backline.client.grpc_requests import GrpcRequests
 
 
 class GrpcControl(HttpControl):
@@ -27,7 +27,7 @@ class GrpcControl(HttpControl):
     Every port of Backline answers HTTP; Triton's gRPC port does not.
     """
 
-    def __init__(self, transport: GrpcTransport, address: Address, options: ClientOptions) -> None:
+    def __init__(self, transport: GrpcRequests, address: Address, options: ClientOptions) -> None:
         url = address.url.replace("grpc", "http", 1)
         http = HttpTransport(replace(address, url=url, protocol="http"), options)
         super().__init__(http, address.url, options)

@@ -4,103 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from backline.client.address import Address
-from backline.client.control import ModelControl
 from backline.client.credentials import find_credential
 from backline.client.errors import (
     ConnectionFailed,
     ConnectionLost,
     DeadlineExceeded,
-    ProtocolError,
     from_grpc_code,
     pushback_of,
 )
-from backline.client.grpc_control import GrpcControl
+from backline.client.grpc_requests import SERVICE, GrpcRequests
 from backline.client.handshake import no_tls, unanswered, unverified
 from backline.client.options import ClientOptions
-from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata, answers
-from backline.client.transport import InferCall, Transport
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferResponse, Parameter
-from backline.engine.values.signature import TensorSpec
-from backline.engine.values.tensor import Tensor, decode_tensor, encode_tensor
-from backline.protos import message, to_plain
-
-_CONTENTS = {
-    DataType.BOOL: "bool_contents",
-    DataType.INT8: "int_contents",
-    DataType.INT16: "int_contents",
-    DataType.INT32: "int_contents",
-    DataType.INT64: "int64_contents",
-    DataType.UINT8: "uint_contents",
-    DataType.UINT16: "uint_contents",
-    DataType.UINT32: "uint_contents",
-    DataType.UINT64: "uint64_contents",
-    DataType.FP32: "fp32_contents",
-    DataType.FP64: "fp64_contents",
-    DataType.BYTES: "bytes_contents",
-}
-
-
-def encode_infer(call: InferCall) -> Any:
-    """The ModelInferRequest for a call."""
-    request = message("inference.ModelInferRequest")(
-        model_name=call.model, model_version=call.version, id=call.id
-    )
-    for tensor in call.inputs:
-        request.inputs.add(name=tensor.name, datatype=tensor.datatype.name, shape=tensor.shape)
-        request.raw_input_contents.append(bytes(encode_tensor(tensor)))
-    for name in call.outputs or ():
-        request.outputs.add(name=name)
-    for key, value in (call.parameters or {}).items():
-        setattr(request.parameters[key], _parameter_field(value), value)
-    return request
-
-
-def decode_infer(url: str, response: Any) -> InferResponse:
-    """Decodes a ModelInferResponse with raw or typed contents. Raises ProtocolError if it is invalid."""
-    raw = response.raw_output_contents
-    try:
-        if raw and len(raw) != len(response.outputs):
-            raise ValueError(f"{len(raw)} raw contents for {len(response.outputs)} outputs")
-        outputs = []
-        for index, output in enumerate(response.outputs):
-            datatype, shape = DataType.from_name(output.datatype), tuple(output.shape)
-            if raw:
-                outputs.append(decode_tensor(output.name, datatype, shape, raw[index]))
-                continue
-            contents = getattr(output.contents, _CONTENTS[datatype]) if datatype in _CONTENTS else ()
-            data = np.array(list(contents), datatype.dtype).reshape(shape)
-            outputs.append(Tensor(output.name, datatype, shape, data))
-    except (ValueError, InvalidArgument) as error:
-        raise ProtocolError(f"{url} sent an inference response that cannot be read: {error}") from None
-    parameters: dict[str, Parameter] = {
-        key: getattr(value, value.WhichOneof("parameter_choice"))
-        for key, value in response.parameters.items()
-        if value.WhichOneof("parameter_choice")
-    }
-    return InferResponse(response.model_name, response.model_version, response.id, outputs, parameters)
-
-
-def _parameter_field(value: Parameter) -> str:
-    if isinstance(value, bool):
-        return "bool_param"
-    if isinstance(value, int):
-        return "int64_param"
-    return "double_param" if isinstance(value, float) else "string_param"
-
-
-#: The response parameter that marks the last response.
-FINAL = "triton_final_response"
-SERVICE = "/inference.GRPCInferenceService/"
 
 
 @cache
@@ -122,7 +43,7 @@ def _grpc() -> Any:
     return grpc
 
 
-class GrpcTransport(Transport):
+class GrpcTransport(GrpcRequests):
     """A channel of grpcio's asyncio API, without limits on message sizes. It reconnects by itself."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
@@ -133,9 +54,7 @@ class GrpcTransport(Transport):
                 "grpcio was used before a fork and does not work in the child process."
                 " Start processes with multiprocessing's 'spawn', or use http://"
             )
-        self._url = address.url
-        self._address = address
-        self._options = options
+        super().__init__(address, options)
         self._connect_timeout = options.connect_timeout
         self._connected = False
         self._credential = find_credential(address, options)
@@ -156,41 +75,50 @@ class GrpcTransport(Transport):
         else:
             self._channel = grpc.aio.insecure_channel(target, arguments)
         self._calls: dict[str, Any] = {}
-        self._control = GrpcControl(self, address, options)
-
-    @property
-    def control(self) -> ModelControl:
-        return self._control
 
     async def close(self) -> None:
-        await self._control.close()
+        await super().close()
         await self._channel.close()
 
-    async def infer(self, call: InferCall) -> InferResponse:
-        return decode_infer(self._url, await self.call("ModelInfer", encode_infer(call), call.timeout))
-
-    async def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
+    async def exchange(
+        self, method: str, request: bytes, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
+    ) -> bytes:
         grpc = _grpc()
-        method = self._channel.stream_stream(
-            f"{SERVICE}ModelStreamInfer",
-            request_serializer=lambda request: request.SerializeToString(),
-            response_deserializer=message("inference.ModelStreamInferResponse").FromString,
-        )
+        call = self._calls.get(method)
+        if call is None:
+            call = self._calls[method] = self._channel.unary_unary(f"{SERVICE}{method}")
+        try:
+            if not self._connected:  # otherwise a call to an unreachable host would use up its whole timeout
+                self._connected = await self._connect(timeout)
+            response: bytes = await call(
+                request,
+                timeout=timeout,
+                metadata=(*(self._metadata or ()), *metadata) if metadata else self._metadata,
+            )
+            return response
+        except grpc.aio.AioRpcError as error:
+            raise self._failure(method, error, timeout) from None
+        except grpc.aio.UsageError as error:
+            raise ConnectionFailed(f"the client of {self._url} is closed: {error}") from None
+
+    async def exchange_stream(
+        self, method: str, request: bytes, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
+    ) -> AsyncGenerator[bytes, None]:
+        grpc = _grpc()
+        open_stream = self._channel.stream_stream(f"{SERVICE}{method}")
         streaming = None
         try:
             if not self._connected:
-                self._connected = await self._connect(call.timeout)
-            streaming = method(metadata=(*(self._metadata or ()), ("triton_grpc_error", "true")))
-            await streaming.write(encode_infer(call))
+                self._connected = await self._connect(timeout)
+            streaming = open_stream(metadata=(*(self._metadata or ()), *metadata))
+            await streaming.write(request)
             await streaming.done_writing()
             while True:
                 try:
-                    async with asyncio.timeout(call.timeout):
+                    async with asyncio.timeout(timeout):
                         answer = await streaming.read()
                 except TimeoutError:
-                    raise DeadlineExceeded(
-                        f"no response from {self._url} within {call.timeout:.3g} s"
-                    ) from None
+                    raise DeadlineExceeded(f"no response from {self._url} within {timeout:.3g} s") from None
                 if answer is grpc.aio.EOF:
                     if await streaming.code() is not grpc.StatusCode.OK:
                         code, details = (await streaming.code()).value[0], await streaming.details()
@@ -203,106 +131,14 @@ class GrpcTransport(Transport):
                             self._url,
                         )
                     return
-                if answer.error_message:
-                    raise from_grpc_code(grpc.StatusCode.INTERNAL.value[0], answer.error_message)
-                if answer.infer_response.outputs or FINAL not in answer.infer_response.parameters:
-                    yield decode_infer(self._url, answer.infer_response)
+                yield answer
         except grpc.aio.AioRpcError as error:
-            raise self._failure("ModelStreamInfer", error, call.timeout) from None
+            raise self._failure(method, error, timeout) from None
         except grpc.aio.UsageError as error:
             raise ConnectionFailed(f"the client of {self._url} is closed: {error}") from None
         finally:
             if streaming is not None:
                 streaming.cancel()
-
-    def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
-        request = encode_infer(call).SerializeToString()
-        method = self._channel.unary_unary(f"{SERVICE}ModelInfer")
-
-        async def send() -> None:
-            await self._send("ModelInfer", method, request, call.timeout)
-
-        return send
-
-    async def server_live(self, timeout: float) -> bool:
-        return bool((await self._ask("ServerLive", timeout)).live)
-
-    async def server_ready(self, timeout: float) -> bool:
-        return bool((await self._ask("ServerReady", timeout)).ready)
-
-    async def model_ready(self, model: str, version: str, timeout: float) -> bool:
-        return bool((await self._ask("ModelReady", timeout, name=model, version=version)).ready)
-
-    async def server_metadata(self, timeout: float) -> ServerMetadata:
-        found = await self._ask("ServerMetadata", timeout)
-        return ServerMetadata(found.name, found.version, tuple(found.extensions))
-
-    async def model_metadata(self, model: str, version: str, timeout: float) -> ModelMetadata:
-        found = await self._ask("ModelMetadata", timeout, name=model, version=version)
-        try:
-            inputs, outputs = (
-                tuple(
-                    TensorSpec(entry.name, DataType.from_name(entry.datatype), tuple(entry.shape))
-                    for entry in entries
-                )
-                for entries in (found.inputs, found.outputs)
-            )
-        except InvalidArgument as error:
-            raise ProtocolError(
-                f"{self._url} sent metadata of model '{model}' that cannot be read: {error}"
-            ) from None
-        return ModelMetadata(found.name, tuple(found.versions), found.platform, inputs, outputs)
-
-    async def model_config(
-        self, model: str, version: str, timeout: float, *, explained: bool = False
-    ) -> dict[str, Any]:
-        # The protocol has no call for an explained configuration.
-        found = await self._ask("ModelConfig", timeout, name=model, version=version)
-        return to_plain(found.config)
-
-    async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
-        found = await self._ask("ModelStatistics", timeout, name=model, version=version)
-        return [to_plain(entry) for entry in found.model_stats]
-
-    async def repository_index(self, timeout: float) -> list[ModelIndex]:
-        found = await self._ask("RepositoryIndex", timeout)
-        return [
-            ModelIndex(entry.name, entry.version, entry.state, entry.reason, ready=answers(entry.state))
-            for entry in found.models
-        ]
-
-    async def _ask(self, method: str, timeout: float, **fields: str) -> Any:
-        return await self.call(method, message(f"inference.{method}Request")(**fields), timeout)
-
-    async def call(
-        self, method: str, request: Any, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
-    ) -> Any:
-        """Calls a method of the inference service. `metadata` is added to what the client always sends."""
-        call = self._calls.get(method)
-        if call is None:
-            call = self._calls[method] = self._channel.unary_unary(
-                f"{SERVICE}{method}",
-                request_serializer=lambda request: request.SerializeToString(),
-                response_deserializer=message(f"inference.{method}Response").FromString,
-            )
-        return await self._send(method, call, request, timeout, metadata)
-
-    async def _send(
-        self, method: str, call: Any, request: Any, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
-    ) -> Any:
-        grpc = _grpc()
-        try:
-            if not self._connected:  # otherwise a call to an unreachable host would use up its whole timeout
-                self._connected = await self._connect(timeout)
-            return await call(
-                request,
-                timeout=timeout,
-                metadata=(*(self._metadata or ()), *metadata) if metadata else self._metadata,
-            )
-        except grpc.aio.AioRpcError as error:
-            raise self._failure(method, error, timeout) from None
-        except grpc.aio.UsageError as error:
-            raise ConnectionFailed(f"the client of {self._url} is closed: {error}") from None
 
     async def _connect(self, timeout: float) -> bool:
         """Waits for the channel to connect. Returns False if that fails; the next call's error says why."""

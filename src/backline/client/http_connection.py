@@ -18,6 +18,8 @@ DIRECT_BODY = 32 * 1024
 JOINED_REQUEST = 32 * 1024
 RECEIVE_BUFFER = 64 * 1024
 MAX_HEAD = 256 * 1024
+#: The largest body of an answer, so that a hostile server cannot fill the memory of its clients for ever.
+MAX_BODY = 4 << 30
 #: Alignment in memory of the tensors after the JSON header, so that numpy can use them in place.
 ALIGNMENT = 64
 
@@ -63,6 +65,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._filled = 0
         self._direct: memoryview | None = None
         self._chunks: list[bytes] = []
+        self._chunked = 0
         self._answered = False
         self._head_size = 0
         self._headless = True
@@ -116,6 +119,10 @@ class HttpConnection(asyncio.BufferedProtocol):
         if waiter is not None and not waiter.done():
             waiter.set_exception(error)
         self.abort()
+
+    def _too_large(self) -> None:
+        self._chunks = []
+        self._fail(ProtocolError(f"{self._url} sent an answer of more than {MAX_BODY >> 30} GiB"))
 
     def abort(self) -> None:
         """Closes the connection at once, so that the server notices that its client is gone."""
@@ -201,7 +208,9 @@ class HttpConnection(asyncio.BufferedProtocol):
         if length is None or b"transfer-encoding" in self._headers:
             return
         size = int(length)
-        if size > DIRECT_BODY:
+        if size > MAX_BODY:
+            self._too_large()
+        elif size > DIRECT_BODY:
             header = self._headers.get(b"inference-header-content-length", b"0")
             self._start = -int(header) % ALIGNMENT if header.isdigit() else 0
             self._body = bytearray(self._start + size)
@@ -211,6 +220,9 @@ class HttpConnection(asyncio.BufferedProtocol):
     def on_body(self, chunk: bytes) -> None:
         if self._direct is None:
             self._chunks.append(chunk)
+            self._chunked += len(chunk)
+            if self._chunked > MAX_BODY:
+                self._too_large()
         else:
             end = self._filled + len(chunk)
             self._direct[self._filled : end] = chunk

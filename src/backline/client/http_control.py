@@ -8,7 +8,6 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from backline.client.control import USER_HEADER, ModelControl, user_name
-from backline.client.errors import ProtocolError
 from backline.client.http_connection import HttpAnswer
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, read_listing
@@ -52,7 +51,7 @@ class HttpControl(ModelControl):
 
     async def labels(self, model: str, timeout: float) -> dict[str, str]:
         found = await self._ask("GET", _model_path(model, "labels"), None, timeout)
-        return dict(found["labels"])
+        return self._transport.read("labels", lambda: msgspec.convert(found["labels"], dict[str, str]))
 
     async def move_label(self, move: LabelMove, timeout: float) -> Change:
         label = _model_path(move.model, "labels", move.label)
@@ -70,27 +69,25 @@ class HttpControl(ModelControl):
     async def history(self, model: str, limit: int, timeout: float) -> list[Change]:
         path = f"/v2/repository/history?{urlencode({'model': model, 'limit': limit})}"
         found = await self._ask("GET", path, None, timeout)
-        return [self._change(entry) for entry in found["changes"]]
+        return self._transport.read("changes", lambda: msgspec.convert(found["changes"], list[Change]))
 
     async def audit(self, limit: int, after: float, timeout: float) -> list[Change | Attempt]:
         path = f"/v2/audit?{urlencode({'limit': limit, 'after': after})}"
         found = await self._ask("GET", path, None, timeout)
-        try:
+
+        def entries() -> list[Change | Attempt]:
             return [
                 msgspec.convert(entry, Attempt) if "outcome" in entry else msgspec.convert(entry, Change)
                 for entry in found["entries"]
             ]
-        except (msgspec.ValidationError, TypeError, KeyError) as error:
-            raise ProtocolError(f"{self._url} sent an audit log that cannot be read: {error}") from None
+
+        return self._transport.read("an audit log", entries)
 
     async def refresh(self, timeout: float) -> None:
         await self._send("POST", "/v2/repository/refresh", None, timeout)
 
     def _change(self, entry: object) -> Change:
-        try:
-            return msgspec.convert(entry, Change)
-        except msgspec.ValidationError as error:
-            raise ProtocolError(f"{self._url} sent a change that cannot be read: {error}") from None
+        return self._transport.read("a change", lambda: msgspec.convert(entry, Change))
 
     async def _ask(self, method: str, path: str, document: object, timeout: float) -> Any:
         """Sends a request, expects status 200, and returns the JSON document in the answer."""

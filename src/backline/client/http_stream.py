@@ -26,6 +26,8 @@ class EventReader:
     def __init__(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self._buffer = bytearray()
+        #: No event ends before this position.
+        self._searched = 0
         self.headers: dict[bytes, bytes] = {}
         self.begun = False
         self.complete = False
@@ -56,12 +58,14 @@ class EventReader:
 
     def next(self) -> bytes | None:
         """The data of the next complete event that has data; None if more bytes are needed."""
-        while (end := self._buffer.find(b"\n\n")) >= 0:
+        while (end := self._buffer.find(b"\n\n", self._searched)) >= 0:
             lines = bytes(self._buffer[:end]).split(b"\n")
             del self._buffer[: end + 2]
+            self._searched = 0
             data = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")]
             if data:
                 return b"\n".join(data)
+        self._searched = max(0, len(self._buffer) - 1)
         return None
 
     # callbacks of the parser (httptools)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -15,7 +15,7 @@ import numpy as np
 from backline.client.address import Address
 from backline.client.control import ModelControl
 from backline.client.credentials import find_credential
-from backline.client.errors import ProtocolError, from_http_status
+from backline.client.errors import UNREADABLE, ProtocolError, from_http_status
 from backline.client.handshake import unanswered
 from backline.client.http_connection import HttpAnswer
 from backline.client.http_control import HttpControl
@@ -24,11 +24,16 @@ from backline.client.http_stream import stream_events
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata, answers
 from backline.client.transport import InferCall, Transport
-from backline.engine.errors import BacklineError, InvalidArgument, NotFound
+from backline.engine.errors import BacklineError, NotFound
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse, Parameter
 from backline.engine.values.signature import TensorSpec
 from backline.engine.values.tensor import Buffer, Tensor, decode_tensor, encode_tensor
+
+T = TypeVar("T")
+
+#: The most digits of a Retry-After field that the client believes.
+LONGEST_WAIT: Final = 6
 
 _encode = msgspec.json.Encoder().encode
 
@@ -47,6 +52,39 @@ class _ResponseJson(msgspec.Struct):
     model_version: str = ""
     id: str = ""
     parameters: dict[str, Parameter] | None = None
+
+
+class _TensorJson(msgspec.Struct):
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, Any] | None = None
+
+
+class _MetadataJson(msgspec.Struct):
+    name: str
+    versions: list[str] = []
+    platform: str = ""
+    inputs: list[_TensorJson] = []
+    outputs: list[_TensorJson] = []
+
+
+class _IndexJson(msgspec.Struct):
+    name: str
+    version: str | int = ""
+    state: str = ""
+    reason: str = ""
+
+
+class _InputJson(msgspec.Struct):
+    name: str
+    optional: bool = False
+
+
+class _ConfigJson(msgspec.Struct):
+    """What the client itself reads in a configuration."""
+
+    input: list[_InputJson] = []
 
 
 class _Error(msgspec.Struct):
@@ -95,7 +133,7 @@ def decode_infer(url: str, answer: HttpAnswer) -> InferResponse:
             raise ValueError(f"header of {end} bytes in a body of {len(body)}")
         header = _read_header(body[:end])
         outputs = list(_tensors(header, body, end))
-    except (ValueError, InvalidArgument, msgspec.DecodeError) as error:
+    except UNREADABLE as error:
         raise ProtocolError(f"{url} sent an inference response that cannot be read: {error}") from None
     return InferResponse(header.model_name, header.model_version, header.id, outputs, header.parameters)
 
@@ -104,7 +142,7 @@ def _read_header(text: memoryview) -> _ResponseJson:
     """Reads the JSON of a response, in which numbers may be NaN, Infinity or -Infinity."""
     try:
         return _decode(text)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         # The standard library is slower, but knows these words.
         return msgspec.convert(json.loads(bytes(text)), _ResponseJson)
 
@@ -113,7 +151,7 @@ def decode_event(url: str, data: bytes) -> InferResponse:
     """Decodes the response in an event. Raises the error that the event reports, or ProtocolError."""
     try:
         failed = _decode_error(data)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         failed = None
     if failed is not None and failed.error is not None:
         raise from_http_status(500, failed.error)
@@ -126,7 +164,7 @@ def _tensors(header: _ResponseJson, body: memoryview, start: int) -> Iterator[Te
         size = output.parameters.get("binary_data_size")
         if size is not None:
             end = start + int(size)
-            if end > len(body):
+            if not start <= end <= len(body):
                 raise ValueError(f"output '{output.name}' ends at byte {end} of {len(body)}")
             yield decode_tensor(output.name, datatype, output.shape, body[start:end])
             start = end
@@ -228,54 +266,49 @@ class HttpTransport(Transport):
 
     async def server_metadata(self, timeout: float) -> ServerMetadata:
         found = await self.json(b"/v2", timeout)
-        return ServerMetadata(
-            str(found.get("name", "")), str(found.get("version", "")), tuple(found.get("extensions", ()))
+        return self.read(
+            "its metadata", lambda: msgspec.convert({"name": "", "version": "", **found}, ServerMetadata)
         )
 
     async def model_metadata(self, model: str, version: str, timeout: float) -> ModelMetadata:
         found = await self.json(_model_path(model, version), timeout)
-        try:
-            return ModelMetadata(
-                found["name"],
-                tuple(found.get("versions", ())),
-                found.get("platform", ""),
-                tuple(_specs(found.get("inputs", ()))),
-                tuple(_specs(found.get("outputs", ()))),
-            )
-        except (KeyError, TypeError, BacklineError) as error:
-            raise ProtocolError(
-                f"{self._url} sent metadata of model '{model}' that cannot be read: {error!r}"
-            ) from None
+
+        def metadata() -> ModelMetadata:
+            known = msgspec.convert(found, _MetadataJson)
+            inputs, outputs = tuple(map(_spec, known.inputs)), tuple(map(_spec, known.outputs))
+            return ModelMetadata(known.name, tuple(known.versions), known.platform, inputs, outputs)
+
+        return self.read(f"metadata of model '{model}'", metadata)
 
     async def model_config(
         self, model: str, version: str, timeout: float, *, explained: bool = False
     ) -> dict[str, Any]:
         path = _model_path(model, version)
-        config: dict[str, Any]
         if explained:
             # Other servers lack the route, and a missing model is reported by the next request.
             with contextlib.suppress(NotFound):
-                config = await self.json(path + b"/explain-config", timeout)
-                return config
-        config = await self.json(path + b"/config", timeout)
+                return await self._config(path + b"/explain-config", model, timeout)
+        return await self._config(path + b"/config", model, timeout)
+
+    async def _config(self, path: bytes, model: str, timeout: float) -> dict[str, Any]:
+        found = await self.json(path, timeout)
+        self.read(f"a configuration of model '{model}'", lambda: msgspec.convert(found, _ConfigJson))
+        config: dict[str, Any] = found
         return config
 
     async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
         path = _model_path(model, version) if model else b"/v2/models"
         found = await self.json(path + b"/stats", timeout)
-        return found.get("model_stats", [])  # type: ignore[no-any-return]
+        return self.read(
+            "statistics", lambda: msgspec.convert(found.get("model_stats", []), list[dict[str, Any]])
+        )
 
     async def repository_index(self, timeout: float) -> list[ModelIndex]:
         found = await self.json(b"/v2/repository/index", timeout, method=b"POST")
+        index = self.read("a list of models", lambda: msgspec.convert(found, list[_IndexJson]))
         return [
-            ModelIndex(
-                entry["name"],
-                str(entry.get("version", "")),
-                entry.get("state", ""),
-                entry.get("reason", ""),
-                ready=answers(entry.get("state", "")),
-            )
-            for entry in found
+            ModelIndex(entry.name, str(entry.version), entry.state, entry.reason, ready=answers(entry.state))
+            for entry in index
         ]
 
     async def _holds(self, path: bytes, timeout: float) -> bool:
@@ -291,14 +324,41 @@ class HttpTransport(Transport):
         """The JSON document that the server returns for a path; see `document`."""
         return self.document(path, await self.exchange(method, path, timeout, body))
 
+    async def follow(self, path: bytes, timeout: float) -> AsyncGenerator[Any, None]:
+        """Yields the JSON document of each event of a stream, until the server ends it.
+
+        `timeout` limits the wait for anything that the server sends, in seconds. Raises as `json` does.
+        """
+        head = b"GET %b%b HTTP/1.1\r\n%bAccept: text/event-stream\r\n\r\n"
+        events = stream_events(
+            self._address,
+            self._options.ssl_context() if self._address.tls else None,
+            [head % (self._prefix, path, self._fields)],
+            advice=unanswered(self._address, self._options),
+            connect_timeout=self._options.connect_timeout,
+            timeout=timeout,
+        )
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, HttpAnswer):
+                    raise self.failure(event)
+                yield msgspec.json.decode(event)
+
     def document(self, path: bytes, answer: HttpAnswer) -> Any:
         """The JSON document in an answer. Raises ProtocolError if it is not JSON, or the server's error."""
         if answer.status != 200:
             raise self.failure(answer)
         try:
             return msgspec.json.decode(answer.body)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise ProtocolError(f"{self._url}{path.decode()} did not answer with JSON: {error}") from None
+
+    def read(self, what: str, build: Callable[[], T]) -> T:
+        """What `build` makes of a document from the server. Raises ProtocolError if it has another form."""
+        try:
+            return build()
+        except UNREADABLE as error:
+            raise ProtocolError(f"{self._url} sent {what} that cannot be read: {error!r}") from None
 
     async def exchange(
         self, method: bytes, path: bytes, timeout: float, body: bytes = b"", fields: bytes = b""
@@ -324,13 +384,14 @@ class HttpTransport(Transport):
         try:
             found = msgspec.json.decode(body)
             message = found.get("error", found.get("detail")) if isinstance(found, dict) else None
-        except msgspec.DecodeError:
+        except UNREADABLE:
             pass
         if not isinstance(message, str) or not message:
             text = body[:200].decode(errors="replace").strip()
             message = f"{self._url} answered status {answer.status}" + (f": {text}" if text else "")
         after = answer.headers.get(b"retry-after", b"")
-        error = from_http_status(answer.status, message, float(after) if after.isdigit() else None)
+        believed = after.isdigit() and len(after) <= LONGEST_WAIT
+        error = from_http_status(answer.status, message, float(after) if believed else None)
         return self._credential.explain(error, self._url)
 
 
@@ -339,13 +400,10 @@ def _model_path(model: str, version: str) -> bytes:
     return (f"{path}/versions/{quote(version, safe='')}" if version else path).encode()
 
 
-def _specs(entries: Iterable[dict[str, Any]]) -> Sequence[TensorSpec]:
-    return [
-        TensorSpec(
-            entry["name"],
-            DataType.from_name(entry["datatype"]),
-            tuple(int(dim) for dim in entry["shape"]),
-            optional=(entry.get("parameters") or {}).get("optional") is True,
-        )
-        for entry in entries
-    ]
+def _spec(entry: _TensorJson) -> TensorSpec:
+    return TensorSpec(
+        entry.name,
+        DataType.from_name(entry.datatype),
+        tuple(entry.shape),
+        optional=(entry.parameters or {}).get("optional") is True,
+    )

@@ -69,8 +69,11 @@ class ClientOptions:
         if self.api_key is not None:
             check_api_key(self.api_key, "api_key")
 
-    def ssl_context(self) -> ssl.SSLContext:
-        """The TLS context for an https URL. Raises InvalidArgument for files that cannot be read."""
+    def ssl_context(self, protocol: str = "http/1.1") -> ssl.SSLContext:
+        """The TLS context for connections that speak `protocol`, a name of ALPN.
+
+        Raises InvalidArgument for files that cannot be read.
+        """
         try:
             context = ssl.create_default_context(cafile=None if self.ca is None else str(self.ca))
             # The server's own certificate may be trusted too, not only its authority's: as in curl, and by
@@ -86,5 +89,5 @@ class ClientOptions:
         if not self.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        context.set_alpn_protocols(["http/1.1"])
+        context.set_alpn_protocols([protocol])
         return context

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from backline.client.errors import UNREADABLE
 from backline.engine.values.signature import TensorSpec
 
 
@@ -85,7 +86,7 @@ def read_listing(body: bytes) -> list[ModelIndex] | None:
     """The versions in an answer to GET /v2/models, sorted by model; None for servers other than Backline."""
     try:
         found = msgspec.json.decode(body, type=_Listing)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return None
     return complete_listing(found.models, found.versions)
 

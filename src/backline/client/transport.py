@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from backline.client.control import ModelControl
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
+from backline.client.sending import OnOutcome, Sending, TaskSending
 from backline.engine.values.messages import InferResponse, Parameter
 from backline.engine.values.tensor import Tensor
 
@@ -48,6 +49,10 @@ class Transport(ABC):
 
     @abstractmethod
     async def infer(self, call: InferCall) -> InferResponse: ...
+
+    def start_infer(self, call: InferCall, timeout: float, on_outcome: OnOutcome[InferResponse]) -> Sending:
+        """Sends a call within `timeout` seconds, whatever the call says. `on_outcome` gets the response."""
+        return TaskSending(self.infer(replace(call, timeout=timeout)), on_outcome)
 
     @abstractmethod
     def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:

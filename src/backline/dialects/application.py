@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from time import monotonic
 from typing import Any, TypeAlias
 
 from backline.access.access import AUTHORIZATION, Access
 from backline.access.browsers import BrowserPolicy
-from backline.access.gate import CrossOrigin, ScopeGate, Target, route_of
+from backline.access.gate import AccessTarget, CrossOrigin, ScopeGate, route_of
 from backline.access.identity import ANY_MODEL
 from backline.access.restricted import RestrictedApis, api_of_method
 from backline.access.scope import CHANGING, EVERYBODY, Scope
-from backline.dialects import standard_services
 from backline.dialects.answers import fail_call, hidden_error, render_error, respond_error
 from backline.dialects.audit import Audit, AuditedIdentity
-from backline.dialects.console.service import ConsoleService
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.forwarding import NOTHING_FORWARDED, Forwarding
-from backline.dialects.open_inference.grpc.service import SERVICE, InferenceService
 from backline.dialects.open_inference.grpc.wire_format import model_name
 from backline.dialects.open_inference.rest.service import RestService
-from backline.dialects.open_inference.settings import RecordingRoutes
-from backline.dialects.openapi.service import OpenApiService
-from backline.dialects.plain.service import PlainService
 from backline.dialects.router import MAX_REMEMBERED_SIZE, Handler, MethodNotAllowed, Router
-from backline.dialects.standard_services import HealthService, ReflectionService
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Unavailable
 from backline.observe.recording import Recorder
+from backline.observe.scaling import ScalingSignal
 from backline.wire.application import (
     Application,
     Buffer,
@@ -51,21 +46,24 @@ def build_application(
     engine: Engine,
     metrics: Page | None = None,
     *,
+    scaling: Callable[[], ScalingSignal] | None = None,
     recorder: Recorder | None = None,
     not_ready_status: int = Unavailable.http_status,
     browsers: BrowserPolicy = _LOOPBACK_ONLY,
     access: Access | None = None,
     console: bool = True,
+    frame_ancestors: Sequence[str] = (),
     restricted: RestrictedApis | None = None,
     forwarding: Forwarding = NOTHING_FORWARDED,
 ) -> Application:
     """The application that serves an engine. With a `recorder`, clients can record requests.
 
-    `metrics` produces the response to GET /metrics, on every port. `not_ready_status` is the HTTP status of a
-    failed health check: 503, or Triton's 400 for clients that rely on it. `browsers` limits what web pages
-    may do, and `access` what each caller may do; without it, every caller may do everything. `restricted`
-    are the APIs that need a header field, and `forwarding` says which fields models see as parameters. With
-    `console`, browsers get the console.
+    `metrics` produces the response to GET /metrics, on every port, and `scaling` the signal for autoscalers.
+    `not_ready_status` is the HTTP status of a failed health check: 503, or Triton's 400 for clients that rely
+    on it. `browsers` limits what web pages may do, and `access` what each caller may do; without it, every
+    caller may do everything. `restricted` are the APIs that need a header field, and `forwarding` says which
+    fields models see as parameters. With `console`, browsers get the console, which pages of
+    `frame_ancestors` may show in a frame.
     """
     audit = Audit(engine, lambda method, path: _model_at(router, method, path))
     router = Router(audit.route)
@@ -73,31 +71,37 @@ def build_application(
     RestService(engine, deferred, not_ready_status=not_ready_status, forward=forwarding.http).add_routes(
         router
     )
-    PlainService(engine, deferred).add_routes(router)
-    OpenApiService(engine, deferred).add_routes(router)
-    ConsoleService(engine, deferred, with_page=console).add_routes(router)
-    if recorder is not None:
-        RecordingRoutes(recorder, deferred).add_routes(router)
     if metrics is not None:
         router.add(Scope.METRICS, "GET", "/metrics", _metrics_page(metrics, deferred))
-    services = (SERVICE, standard_services.HEALTH, standard_services.REFLECTION)
-    rpc = {
-        **InferenceService(engine, deferred, forwarding.grpc).methods(),
-        **HealthService(engine, services).methods(),
-        **ReflectionService(services).methods(),
-    }
-    targets = {
-        path: _target(method)._replace(api=api_of_method(path), grpc=True) for path, method in rpc.items()
-    }
-    rpc = {path: _audited(path, method, audit) for path, method in rpc.items()}
 
-    def target_of(method: bytes, path: bytes) -> Target | None:
-        return targets.get(path) or router.target(method, path)
+    def add_other_dialects(router: Router) -> None:
+        from backline.dialects.console.examples import Examples
+        from backline.dialects.console.service import ConsoleService
+        from backline.dialects.open_inference.settings import RecordingRoutes
+        from backline.dialects.openapi.service import OpenApiService
+        from backline.dialects.plain.service import PlainService
+        from backline.dialects.plain.sockets import SocketService
+
+        PlainService(engine, deferred).add_routes(router)
+        SocketService(engine).add_routes(router)
+        OpenApiService(engine, deferred).add_routes(router)
+        ConsoleService(engine, deferred, with_page=console, frame_ancestors=frame_ancestors).add_routes(
+            router
+        )
+        Examples(engine, deferred, recorder).add_routes(router)
+        if recorder is not None:
+            RecordingRoutes(recorder, deferred).add_routes(router)
+
+    router.add_later(add_other_dialects)
+    rpc = _LateMethods(lambda: _grpc_methods(engine, deferred, forwarding, access, audit, scaling))
+
+    def target_of(method: bytes, path: bytes) -> AccessTarget | None:
+        target = rpc.targets.get(path) if _may_be_grpc(path) else None
+        return target or router.target(method, path)
 
     http: Callable[[HttpRequest], None] = _HttpHandler(router)
     if access is not None:
         http = _IdentifyingHandler(router, access, audit)
-        rpc = {path: _identifying(path, method, access, audit) for path, method in rpc.items()}
 
     return Application(
         http=CrossOrigin(http, browsers.origins) if browsers.origins else http,
@@ -106,7 +110,72 @@ def build_application(
         gate=ScopeGate(browsers, target_of, access, audit.denied, restricted),
         is_vital=_is_vital,
         keeps_spelling=forwarding.http is not None,
+        takes_websocket=_takes_websocket,
     )
+
+
+def _grpc_methods(
+    engine: Engine,
+    deferred: DeferredAnswers,
+    forwarding: Forwarding,
+    access: Access | None,
+    audit: Audit,
+    scaling: Callable[[], ScalingSignal] | None,
+) -> tuple[dict[bytes, AccessTarget], _Methods]:
+    """The targets and the methods of all gRPC services, by path."""
+    # Imported late: a server that only has HTTP clients starts sooner and needs less memory.
+    from backline.dialects.external_scaler import EXTERNAL_SCALER, ExternalScaler
+    from backline.dialects.open_inference.grpc.service import SERVICE, InferenceService
+    from backline.dialects.standard_services import HEALTH, REFLECTION, HealthService, ReflectionService
+
+    services = (SERVICE, HEALTH, REFLECTION, *(() if scaling is None else (EXTERNAL_SCALER,)))
+    rpc = {
+        **({} if scaling is None else ExternalScaler(scaling).methods()),
+        **InferenceService(engine, deferred, forwarding.grpc).methods(),
+        **HealthService(engine, services).methods(),
+        **ReflectionService(services).methods(),
+    }
+    targets = {
+        path: _target(method)._replace(api=api_of_method(path), grpc=True) for path, method in rpc.items()
+    }
+    rpc = {path: _audited(path, method, audit) for path, method in rpc.items()}
+    if access is not None:
+        rpc = {path: _identifying(path, method, access, audit) for path, method in rpc.items()}
+    return targets, rpc
+
+
+_Methods: TypeAlias = Mapping[bytes, UnaryMethod | StreamMethod]
+
+
+def _may_be_grpc(path: bytes) -> bool:
+    """Whether a path has the form /package.Service/Method, which no route over HTTP has."""
+    service, _, method = path[1:].partition(b"/")
+    return b"." in service and bool(method)
+
+
+class _LateMethods(_Methods):
+    """The gRPC methods by path, which are made for the first gRPC call."""
+
+    def __init__(self, make: Callable[[], tuple[Mapping[bytes, AccessTarget], _Methods]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> tuple[Mapping[bytes, AccessTarget], _Methods]:
+        return self._make()
+
+    @property
+    def targets(self) -> Mapping[bytes, AccessTarget]:
+        """The target of each method."""
+        return self._made[0]
+
+    def __getitem__(self, path: bytes) -> UnaryMethod | StreamMethod:
+        return self._made[1][path]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._made[1])
+
+    def __len__(self) -> int:
+        return len(self._made[1])
 
 
 #: Paths that are served under any load, so that orchestrators and load balancers do not mistake load for
@@ -116,10 +185,18 @@ _VITAL = frozenset(
         b"/v2/health/live",
         b"/v2/health/ready",
         b"/metrics",
-        b"/" + standard_services.HEALTH.encode() + b"/Check",
-        *(f"/{SERVICE}/{method}".encode() for method in ("ServerLive", "ServerReady", "ModelReady")),
+        b"/grpc.health.v1.Health/Check",
+        *(
+            b"/inference.GRPCInferenceService/" + name
+            for name in (b"ServerLive", b"ServerReady", b"ModelReady")
+        ),
     )
 )
+
+
+def _takes_websocket(path: bytes) -> bool:
+    """Whether a path is one of SocketService, which is made for the first request to it."""
+    return path.startswith(b"/models/") and path.endswith(b"/stream")
 
 
 def _is_vital(path: bytes) -> bool:
@@ -193,13 +270,15 @@ class _IdentifyingHandler(_HttpHandler):
         return handler
 
 
-def _target(method: UnaryMethod | StreamMethod) -> Target:
+def _target(method: UnaryMethod | StreamMethod) -> AccessTarget:
     """The target of calls of a gRPC method, as far as its path tells."""
     scope = Scope(method.scope)
-    named = scope is Scope.INFER or (
-        isinstance(method, UnaryMethod) and (method.model_of is not None or method.lists)
+    named = (
+        scope is Scope.INFER
+        or method.lists
+        or (isinstance(method, UnaryMethod) and method.model_of is not None)
     )
-    return Target(scope, ANY_MODEL if named else None)
+    return AccessTarget(scope, ANY_MODEL if named else None)
 
 
 def _model_at(router: Router, method: bytes, path: bytes) -> str | None:

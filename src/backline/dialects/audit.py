@@ -36,6 +36,7 @@ _MAX_ADDRESSES = 4096
 _OTHERS = "other addresses"
 #: Seconds after which suppressed refusals are entered as a number.
 _SUMMARY = 1.0
+#: Characters of the reason of a refusal that are kept until it is entered.
 _LONGEST = 512
 
 
@@ -117,8 +118,7 @@ class Audit:
         """Enters a request that changed something, or that failed with `error`."""
         identity = "" if caller.identity is None else caller.identity.name
         outcome: Literal["done", "failed"] = "done" if error is None else "failed"
-        detail = (error or "")[:_LONGEST]
-        self._note(Attempt(time.time(), outcome, route, identity, caller.peer, model or "", detail))
+        self._note(Attempt(time.time(), outcome, route, identity, caller.peer, model or "", error or ""))
 
     def _note(self, attempt: Attempt) -> None:
         if self._engine.control is not None:

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
-from google.protobuf.message import DecodeError
 
 from backline.dialects.json_scan import MAX_DOCUMENT, check_document
 from backline.engine.errors import InvalidArgument, PayloadTooLarge
@@ -65,6 +64,8 @@ def read_message(name: str, received: Buffer, limit: int = MAX_DOCUMENT) -> Any:
         raise PayloadTooLarge(
             f"the message has {len(received)} bytes, more than the {limit} allowed for this kind of request"
         )
+    from google.protobuf.message import DecodeError
+
     try:
         return message(name).FromString(received)
     except DecodeError:

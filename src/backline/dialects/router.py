@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
-from backline.access.gate import Target
+from backline.access.gate import AccessTarget
 from backline.access.identity import ANY_MODEL
 from backline.access.restricted import api_of_route
 from backline.access.scope import CHANGING, Scope
@@ -45,7 +45,7 @@ class _Route(NamedTuple):
 class _Methods(dict[bytes, Handler]):
     """The handlers of a path by method, with the scope and the model that their requests concern."""
 
-    targets: Mapping[bytes, Target] = {}
+    targets: Mapping[bytes, AccessTarget] = {}
 
 
 class Router:
@@ -63,6 +63,10 @@ class Router:
         #: The number of segments of the longest pattern.
         self._most_segments = 0
         self._resolved: Memo[bytes, _Methods] = Memo(_MAX_REMEMBERED)
+        #: Functions that add further routes.
+        self._later: list[Callable[[Router], None]] = []
+        #: The patterns to which they may add nothing.
+        self._closed: frozenset[tuple[str, ...]] = frozenset()
 
     def add(
         self,
@@ -82,6 +86,8 @@ class Router:
         if scope in CHANGING:
             handler = self._changing(handler)
         segments = tuple(pattern.strip("/").split("/"))
+        if segments in self._closed:
+            raise ValueError(f"{method} {pattern}: requests for this path have been resolved without it")
         methods = self._patterns.setdefault(segments, {})
         self._most_segments = max(self._most_segments, len(segments))
         for name in (method.encode(), *([b"HEAD"] if method == "GET" else [])):
@@ -89,8 +95,26 @@ class Router:
                 raise ValueError(f"{method} {pattern} is routed twice")
             methods[name] = _Route(scope, handler, further, lists)
 
+    def add_later(self, add_routes: Callable[[Router], None]) -> None:
+        """Calls `add_routes` once a path is asked for that no route fits, so that its modules load late.
+
+        It must not add routes for patterns that have other routes.
+        """
+        self._later.append(add_routes)
+
+    def _add_later(self) -> bool:
+        """Adds the routes for later; returns whether there were any."""
+        later, self._later = self._later, []
+        if later:
+            self._closed = frozenset(self._patterns)
+            for add_routes in later:
+                add_routes(self)
+            self._closed = frozenset()
+        return bool(later)
+
     def routes(self) -> Iterator[tuple[str, str, Scope]]:
         """All routes as method, pattern and scope; HEAD is left out, as it works wherever GET does."""
+        self._add_later()
         for segments, methods in self._patterns.items():
             for method, route in methods.items():
                 if method != b"HEAD":
@@ -106,7 +130,7 @@ class Router:
             handler = self._other_method(request, methods)
         return handler
 
-    def target(self, method: bytes, path: bytes) -> Target | None:
+    def target(self, method: bytes, path: bytes) -> AccessTarget | None:
         """The target of a request (its scope and model); None if no handler takes the request."""
         try:
             methods = self._find(path)
@@ -123,6 +147,11 @@ class Router:
         known = self._resolved.get(path)
         if known is not None:
             return known
+        found = self._match(path)
+        return self._match(path) if found is None and self._add_later() else found
+
+    def _match(self, path: bytes) -> _Methods | None:
+        """The handlers of a path by the routes added so far; None if there are none."""
         if path == b"*":
             return _Methods()
         if len(path) > _MAX_PATH_SIZE or path.count(b"/") > self._most_segments + 1:
@@ -140,7 +169,7 @@ class Router:
                 model = _model(pattern, segments)
                 api = api_of_route(pattern)
                 bound.targets = {
-                    name: Target(route.scope, ANY_MODEL if route.lists else model, api)
+                    name: AccessTarget(route.scope, ANY_MODEL if route.lists else model, api)
                     for name, route in methods.items()
                 }
                 if len(path) <= MAX_REMEMBERED_SIZE:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from time import monotonic
 from typing import Any
 
 from google.protobuf import descriptor_pb2
@@ -16,7 +17,7 @@ from backline.access.scope import Scope
 from backline.dialects.answers import guarded
 from backline.dialects.documents import read_message
 from backline.engine.engine import Engine
-from backline.engine.errors import InvalidArgument, NotFound, Unsupported
+from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unsupported
 from backline.protos import message, pool
 from backline.wire.application import Buffer, RpcError, StreamCall, StreamMethod, UnaryCall, UnaryMethod
 
@@ -96,15 +97,18 @@ class ReflectionService:
 
     def methods(self) -> dict[bytes, StreamMethod]:
         return {
-            f"/{service}/ServerReflectionInfo".encode(): StreamMethod(self._serve, Scope.READ)
+            f"/{service}/ServerReflectionInfo".encode(): StreamMethod(self._serve, Scope.READ, lists=True)
             for service in (REFLECTION, _REFLECTION_ALPHA)
         }
 
     async def _serve(self, call: StreamCall) -> None:
+        meter = None if call.identity is None else call.identity.meter
         while (received := await call.receive()) is not None:
             try:
+                if meter is not None:
+                    meter.charge(None, len(received), monotonic())
                 asked = read_message("grpc.reflection.v1.ServerReflectionRequest", received)
-            except InvalidArgument as error:
+            except BacklineError as error:
                 raise RpcError(error.grpc_code, error.public_message) from None
             await call.send(self._answer(asked).SerializeToString())
 

@@ -13,13 +13,34 @@ from backline.engine.values.tensor import Buffer
 LogValue: TypeAlias = bool | int | str
 
 
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """An entry of the log as it was written, cut if it is very long.
+
+    `number` counts the entries since the start, from 1. `time` is in seconds since 1970, and `level` the name
+    of its severity in lower case.
+    """
+
+    number: int
+    time: float
+    level: str
+    logger: str
+    text: str
+
+
 class LogControl(Protocol):
-    """The settings of Triton's logging extension: log_file, log_info, log_warning, log_error,
+    """The log, and the settings of Triton's logging extension: log_file, log_info, log_warning, log_error,
     log_verbose_level, log_format.
     """
 
     def settings(self) -> Mapping[str, LogValue]:
         """All settings, in the order given for this class."""
+
+    def recent(self, after: int = 0) -> Sequence[LogLine]:
+        """The last entries with numbers above `after`, oldest first. Only a few hundred are kept.
+
+        Texts in the form of keys, tokens and passwords in URLs are masked.
+        """
 
     def update(self, changes: Mapping[str, object]) -> None:
         """Changes some settings, all of them or none.
@@ -73,6 +94,28 @@ class Attempt:
     model: str = ""
     detail: str = ""
     suppressed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryState:
+    """A place that models come from, as its last scan left it.
+
+    `location` is a path or a URL without secrets. `models` are the names under which its models are served,
+    and `failures` says by name why a model in it cannot be loaded. `scanned` is when the last successful scan
+    ended, in seconds since 1970, and `scan_seconds` how long it took; both are 0 before the first.
+    `problem` says why the last scan failed; empty if it succeeded. Scans happen every `poll_seconds`, or only
+    by request if that is 0.
+    """
+
+    location: str
+    mode: str
+    poll_seconds: float = 0.0
+    models: Sequence[str] = ()
+    versions: int = 0
+    failures: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    scanned: float = 0.0
+    scan_seconds: float = 0.0
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +185,12 @@ class Control(Protocol):
 
     async def refresh(self) -> None:
         """Scans the repositories now. Returns when everything in them is served or has failed."""
+
+    def repositories(self) -> Sequence[RepositoryState]:
+        """The repositories, in the order in which they were given."""
+
+    def worker_pids(self) -> Sequence[int]:
+        """The process ids of all workers."""
 
     def labels(self, model: str) -> Mapping[str, str]:
         """The labels of a model and the versions they point to."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 
 from backline.engine.control import STABLE, Control, LogControl
 from backline.engine.custom_metrics import CustomMetrics
@@ -49,6 +49,8 @@ class Engine:
         self.loads: dict[str, LoadStatistics] = {}
         #: The versions that serve requests, by model name and version or label; "" is the default version.
         self._routes: dict[tuple[str, str], Model] = {}
+        #: The keys in `_routes` of each model that has any.
+        self._routed: dict[str, Collection[tuple[str, str]]] = {}
         #: Versions that take no new requests, but still serve their open sequences.
         self._leaving: list[Model] = []
         self._started = False
@@ -172,9 +174,14 @@ class Engine:
     def models(self) -> Iterable[Model]:
         """All versions of all models, in any state, sorted by name and version."""
         for name in sorted(self._models):
-            yield from (
-                self._models[name][version] for version in sorted(self._models[name], key=version_order)
-            )
+            versions = self._models[name]
+            if len(versions) == 1:  # the usual case; sorting takes far longer
+                yield from tuple(versions.values())
+            else:
+                yield from (versions[version] for version in sorted(versions, key=version_order))
+
+    def _in_any_order(self) -> Iterator[Model]:
+        return (model for versions in self._models.values() for model in versions.values())
 
     def names(self) -> list[str]:
         """The names of all models, including those without versions."""
@@ -229,7 +236,8 @@ class Engine:
     def served_versions(self, name: str) -> list[str]:
         """The versions of a model that can respond, oldest first."""
         versions = self._models.get(name, {})
-        return sorted((v for v, model in versions.items() if model.answers), key=version_order)
+        served = [version for version, model in versions.items() if model.answers]
+        return served if len(served) < 2 else sorted(served, key=version_order)
 
     def labels(self, name: str) -> Mapping[str, str]:
         """The labels of a model and the versions they point to."""
@@ -249,7 +257,7 @@ class Engine:
         return (
             self._started
             and not self._stopping
-            and all(model.ready or not model.required for model in self.models())
+            and all(model.ready or not model.required for model in self._in_any_order())
         )
 
     def watch(self, listener: Callable[[], None]) -> Callable[[], None]:
@@ -296,34 +304,46 @@ class Engine:
         self._labels[name] = dict(labels)
         self._only_by_label[name] = only_by_label
 
-    def refresh(self) -> None:
+    def refresh(self, names: Iterable[str] | None = None) -> None:
         """Recomputes which version serves which requests, after changes of states or labels.
 
-        Requests without a version go to the version with the label STABLE if there is one, else to the
-        newest. A version that is there only for another label gets them if there is no other version.
+        `names` are the models that have changed; None stands for all. Requests without a version go to the
+        version with the label STABLE if there is one, else to the newest. A version that is there only for
+        another label gets them if there is no other version.
         """
-        routes: dict[tuple[str, str], Model] = {}
-        for name, versions in self._models.items():
-            served = self.served_versions(name)
-            labels = self._labels.get(name, {})
-            for label, version in labels.items():
-                if version in served:
-                    routes[name, label] = versions[version]
-            for version in served:
-                routes[name, version] = versions[version]
-            aside = self._only_by_label.get(name, frozenset())
-            candidates = [version for version in served if version not in aside] or served
-            chosen = labels.get(STABLE) or (candidates[-1] if candidates else "")
-            if chosen in served:
-                routes[name, ""] = versions[chosen]
-        self._routes = routes
-        present = dict.fromkeys(
-            (*self._leaving, *(model for versions in self._models.values() for model in versions.values()))
-        )
+        changed = dict.fromkeys((*self._routed, *self._models) if names is None else names)
+        for name in changed:
+            for key in self._routed.pop(name, ()):
+                del self._routes[key]
+            routes = self._routes_of(name)
+            if routes:
+                self._routes.update(routes)
+                self._routed[name] = tuple(routes)
+        present = (model for name in changed for model in self._models.get(name, {}).values())
         self._leaving = [
-            model for model in present if model.state is ModelState.UNLOADING and model.sequences is not None
+            model
+            for model in dict.fromkeys((*self._leaving, *present))
+            if model.state is ModelState.UNLOADING and model.sequences is not None
         ]
         self._changed()
+
+    def _routes_of(self, name: str) -> dict[tuple[str, str], Model]:
+        """The versions of a model that serve requests, by the keys of `_routes`."""
+        routes: dict[tuple[str, str], Model] = {}
+        versions = self._models.get(name, {})
+        served = self.served_versions(name)
+        labels = self._labels.get(name, {})
+        for label, version in labels.items():
+            if version in served:
+                routes[name, label] = versions[version]
+        for version in served:
+            routes[name, version] = versions[version]
+        aside = self._only_by_label.get(name, frozenset())
+        candidates = [version for version in served if version not in aside] or served
+        chosen = labels.get(STABLE) or (candidates[-1] if candidates else "")
+        if chosen in served:
+            routes[name, ""] = versions[chosen]
+        return routes
 
     def record_load(self, name: str, seconds: float, *, succeeded: bool) -> None:
         """Counts a load of a version of the model `name` that took `seconds`, successful or not."""
@@ -352,7 +372,7 @@ class Engine:
     @property
     def pending(self) -> int:
         """The number of requests waiting in all queues."""
-        return sum(model.queue.pending for model in self.models() if model.queue is not None)
+        return sum(model.queue.pending for model in self._in_any_order() if model.queue is not None)
 
 
 def _no_version(name: str, version: str) -> str:

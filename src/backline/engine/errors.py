@@ -24,9 +24,12 @@ The statuses are those of Triton's HTTP and gRPC front ends, except 404 for an u
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from backline.engine.private_places import for_clients
+
+#: The most characters of a message: it may quote names from a request, which can have megabytes.
+LONGEST_MESSAGE: Final = 16_384
 
 
 class BacklineError(Exception):
@@ -39,6 +42,8 @@ class BacklineError(Exception):
     grpc_code: ClassVar[int] = 13
 
     def __init__(self, message: str) -> None:
+        if len(message) > LONGEST_MESSAGE:
+            message = f"{message[:LONGEST_MESSAGE]}..."
         super().__init__(message)
         self.message = message
 

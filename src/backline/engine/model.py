@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Protocol
 
 from backline.engine.config.model_config import ModelConfig
@@ -125,6 +126,8 @@ class Model:
     #: version's previous files still serve.
     required: bool = True
     progress: LoadProgress | None = None
+    #: The files of examples that the model ships, for people who try it; empty before the first load.
+    examples: tuple[Path, ...] = ()
     #: Resident memory of the model, measured at load; 0 if it is not loaded.
     memory_bytes: int = 0
 

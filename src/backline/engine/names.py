@@ -8,11 +8,13 @@ their scan.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from backline.engine.errors import InvalidArgument
 
 
+@lru_cache(4096)
 def version_order(version: str) -> tuple[tuple[tuple[int, int, str], ...], tuple[int, ...]]:
     """The natural order of versions: runs of digits compare as numbers, before runs of other characters.
 

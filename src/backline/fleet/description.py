@@ -11,8 +11,11 @@ from backline.client.address import Address
 from backline.client.aio import open_transport
 from backline.client.balanced_transport import BalancedTransport
 from backline.client.options import ClientOptions
+from backline.client.transport import Transport
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.values.signature import Signature
+from backline.fleet.rpc_transport import RpcTransport
+from backline.system.busy_poll import BusyPoll
 
 #: Seconds that the servers may take to describe a model.
 _TIMEOUT = 10.0
@@ -27,15 +30,25 @@ class Description:
     decoupled: bool
 
 
-def open_remote(remote: RemoteModel, *, idempotent: bool) -> BalancedTransport:
-    """The transport to the servers of a model, not opened yet. Raises InvalidArgument for invalid URLs."""
+def open_remote(remote: RemoteModel, *, idempotent: bool, poll: BusyPoll | None = None) -> BalancedTransport:
+    """The transport to the servers of a model, not opened yet. Raises InvalidArgument for invalid URLs.
+
+    `poll` is that of the event loop: it learns when responses arrive.
+    """
     addresses = Address.parse_all(remote.urls)
     if any(address.protocol == "inproc" for address in addresses):
         raise InvalidArgument(f"'{remote.urls}' names a repository, not servers: load it as a repository")
     options = ClientOptions(
         ca=remote.ca, api_key=remote.api_key, max_connections=remote.max_in_flight, idempotent=idempotent
     )
-    return BalancedTransport(remote.urls, addresses, options, open_transport)
+    loop_poll = poll or BusyPoll()
+
+    def make(address: Address, options: ClientOptions) -> Transport:
+        if address.protocol == "grpc":
+            return RpcTransport(address, options, loop_poll)
+        return open_transport(address, options)
+
+    return BalancedTransport(remote.urls, addresses, options, make)
 
 
 def describe(remote: RemoteModel) -> Description:

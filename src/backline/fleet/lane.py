@@ -174,7 +174,8 @@ class RemoteLane:
             self._loop.call_soon(end, None, asyncio.CancelledError())
 
         try:
-            call = self._transport.start_infer(self._call(ticket), end)
+            request = self._call(ticket)
+            call = self._transport.start_infer(request, request.timeout, end)
         except BacklineError as error:
             end(None, error)
             return

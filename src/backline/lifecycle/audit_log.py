@@ -25,6 +25,8 @@ _REFUSALS_FILE = "refusals.jsonl"
 #: The size in bytes at which a new file is begun; one older file is kept.
 DEFAULT_LIMIT = 4_000_000
 _BLOCK = 65536
+#: Characters of a text that are entered, so that nobody can push changes out of the log with long errors.
+_LONGEST = 512
 
 
 class RotatedFile:
@@ -64,7 +66,7 @@ class AuditLog:
         refused = isinstance(entry, Attempt) and entry.outcome == "refused"
         file = self._refusals if refused else self._changes
         stated = {
-            name: printable(value) if isinstance(value, str) else value
+            name: printable(value[:_LONGEST]) if isinstance(value, str) else value
             for name, value in asdict(entry).items()
             if value not in ("", 0)
         }

@@ -34,6 +34,8 @@ log = logging.getLogger("backline.lifecycle")
 #: Seconds before the first retry of a failed load; doubled with each attempt, up to _LONGEST_PAUSE.
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
+#: Seconds from a load until what was learned about the memory of models is written to the state folder.
+_SAVE_AFTER = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +89,20 @@ class Executor:
         """Takes every step that is possible now. Loads and drains run as tasks, which end by calling this."""
         if self._closed:
             return
-        mine = dict.fromkeys(names)
-        for name in (*mine, *(name for name in self._waiting if name not in mine)):
-            if name in mine or self._loading < self._options.load_threads:
+        advanced = dict.fromkeys(names)
+        for name in advanced:
+            self._advance(self.models[name])
+        for name in tuple(self._waiting):
+            if self._loading >= self._options.load_threads:
+                break
+            if name not in advanced:
                 self._advance(self.models[name])
+                advanced[name] = None
         for served in self.dependencies.review():
             self._advance(served)
-        self._engine.refresh()
+            advanced[served.name] = None
+        # With thousands of models, to look at each of them after every step would dominate the start.
+        self._engine.refresh(advanced)
         self.models.stepped()
 
     def _advance(self, served: ServedModel) -> None:
@@ -174,6 +183,8 @@ class Executor:
             on_given_up=lambda model, reason: self._on_step(Step("replaced", model, reason)),
         )
         served.held[one.key] = one
+        if source.config.ensemble is not None:
+            self.dependencies.composed.add(served.name)
         log.info("loading: %s:%s", served.name, version.version)
         self._loading += 1
         one.task = asyncio.get_running_loop().create_task(self._load(served, one))
@@ -242,7 +253,11 @@ class Executor:
 
     def _save_needs(self) -> None:
         if self._saving is None or self._saving.done():
-            self._saving = asyncio.create_task(asyncio.to_thread(self._shared.needs.save))
+            self._saving = asyncio.create_task(self._save_later())
+
+    async def _save_later(self) -> None:
+        await asyncio.sleep(_SAVE_AFTER)  # thousands of loads in a row must not write as many files
+        await asyncio.to_thread(self._shared.needs.save)
 
     def _fail(self, served: ServedModel, one: Servable, reason: str, seconds: float) -> None:
         model = one.model
@@ -292,6 +307,8 @@ class Executor:
         self._engine.refresh()
         if tasks:
             await asyncio.wait(tasks)
+        if self._saving is not None:
+            self._saving.cancel()
         await asyncio.to_thread(self._shared.needs.save)
         for one in held:
             if one.phase is VersionPhase.DRAINING:
@@ -326,6 +343,8 @@ class Dependencies:
     def __init__(self, engine: Engine, models: ServedModels) -> None:
         self._engine = engine
         self._models = models
+        #: The names of all ensembles that were loaded, and perhaps of models that are ensembles no more.
+        self.composed: set[str] = set()
 
     def asking(self, name: str) -> list[str]:
         """The models with a target that call the model `name`, directly or through others."""
@@ -357,7 +376,7 @@ class Dependencies:
         changed = True
         while changed:
             changed = False
-            for served in self._models:
+            for served in filter(None, map(self._models.find, sorted(self.composed))):
                 for one in tuple(served.held.values()):
                     if one.review():
                         changed = True

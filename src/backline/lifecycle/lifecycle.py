@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from backline.engine.control import Attempt, Change, LabelMove, Overrides
+from backline.engine.control import Attempt, Change, LabelMove, Overrides, RepositoryState
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.names import check_name, version_order
@@ -302,6 +302,13 @@ class Lifecycle:
             )
             self._executor.advance((served.name,))
         return served.target.source.versions
+
+    def repositories(self) -> Sequence[RepositoryState]:
+        options = self._options
+        return self._sources.states(options.mode, options.poll_seconds if options.mode == "poll" else 0.0)
+
+    def worker_pids(self) -> Sequence[int]:
+        return self._shared.worker_pids()
 
     def labels(self, model: str) -> Mapping[str, str]:
         return self._engine.labels(model)

@@ -19,7 +19,6 @@ from backline.engine.names import check_name
 from backline.engine.private_places import keep_private
 from backline.lifecycle.wanted import Source
 from backline.repository.configuration.override import parse, read_override
-from backline.repository.configuration.text import render
 from backline.repository.fingerprint import fingerprint
 from backline.repository.layouts.layouts import CONFIG_FILES
 from backline.repository.layouts.model_settings import SETTINGS_FILE
@@ -96,6 +95,8 @@ class OverridingFiles:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content)
             read_override(text, name, walk(folder), complete=self._complete)
+            from backline.repository.configuration.text import render
+
             (folder / "config.pbtxt").write_text(render(parse(text)), "utf-8")
         except OSError as error:
             shutil.rmtree(place, ignore_errors=True)

@@ -26,7 +26,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldVersion:
     """An existing load of a version.
 
     `retry_at` is when a failed load is retried, None for never. `replaced_by` are the versions that take its
@@ -93,7 +93,9 @@ Action: TypeAlias = BeginLoad | Serve | Update | Unload | Cancel | Forget
 _Identity: TypeAlias = tuple[str, str, str]
 
 
-def plan(wanted: Collection[Wanted], held: Collection[Held], *, now: float, load_slots: int) -> list[Action]:
+def plan(
+    wanted: Collection[Wanted], held: Collection[HeldVersion], *, now: float, load_slots: int
+) -> list[Action]:
     """The actions to take now, in order; to be called again whenever one of them has ended.
 
     Entries of `wanted` differ in name, version or fingerprint; for each name and version at most one has
@@ -105,7 +107,7 @@ def plan(wanted: Collection[Wanted], held: Collection[Held], *, now: float, load
     """
     goals = {(goal.name, goal.version, goal.fingerprint): goal for goal in wanted}
     actions: list[Action] = []
-    present: dict[_Identity, Held] = {}
+    present: dict[_Identity, HeldVersion] = {}
     for one in held:
         if one.phase is VersionPhase.DRAINING:
             continue
@@ -128,7 +130,7 @@ def plan(wanted: Collection[Wanted], held: Collection[Held], *, now: float, load
     return actions + _unloads(goals, held) + _loads(goals, held, present, now, load_slots)
 
 
-def _unloads(goals: dict[_Identity, Wanted], held: Collection[Held]) -> list[Action]:
+def _unloads(goals: dict[_Identity, Wanted], held: Collection[HeldVersion]) -> list[Action]:
     ready = {(one.name, one.version, one.fingerprint) for one in held if one.phase is VersionPhase.READY}
     # The wanted versions that can take requests now.
     answering = {
@@ -160,8 +162,8 @@ def _unloads(goals: dict[_Identity, Wanted], held: Collection[Held]) -> list[Act
 
 def _loads(
     goals: dict[_Identity, Wanted],
-    held: Collection[Held],
-    present: dict[_Identity, Held],
+    held: Collection[HeldVersion],
+    present: dict[_Identity, HeldVersion],
     now: float,
     load_slots: int,
 ) -> list[Action]:

@@ -30,8 +30,8 @@ from backline.lifecycle.memory.meter import LoadMemory
 from backline.lifecycle.memory.needs import load_kind
 from backline.lifecycle.options import runs_apart
 from backline.lifecycle.phase import ShownVersion, VersionPhase
-from backline.lifecycle.plan import Held
-from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
+from backline.lifecycle.plan import HeldVersion
+from backline.repository.repository import EXAMPLES, FetchedVersion, FoundVersion, OnBytes
 from backline.schedule.queues.queue import being_unloaded
 from backline.schedule.version_queue import InstancesQueue, with_deadline
 from backline.system.memory import trim
@@ -121,10 +121,10 @@ class Servable(ShownVersion):
         #: The tasks that change the number of worker processes.
         self._resizing: set[asyncio.Task[None]] = set()
 
-    def held(self) -> Held:
+    def held(self) -> HeldVersion:
         """This load as the planner sees it."""
         model = self.model
-        return Held(
+        return HeldVersion(
             self.key, model.name, model.version, self.fingerprint, self.phase, self._config, self.retry_at
         )
 
@@ -150,6 +150,7 @@ class Servable(ShownVersion):
             progress.bytes_done, progress.bytes_total = done, total
 
         fetched = await self._fetch(on_bytes)
+        self.model.examples = tuple(fetched.model_folder / EXAMPLES / name for name in self._version.examples)
         self._load = load = VersionLoad(
             self._shared,
             self.model,
@@ -284,13 +285,13 @@ class Servable(ShownVersion):
         """Called with a reason when no instance can run the model, with "" when one can again."""
         if self.phase is VersionPhase.READY:
             self._show(reason, stalled=bool(reason))
-            self._shared.engine.refresh()
+            self._shared.engine.refresh((self.model.name,))
 
     def _on_ready(self, reason: str) -> None:
         """Called with a reason when the model declares itself not ready, though it serves; "" when ready."""
         self.model.unready = reason
         if self.phase is VersionPhase.READY:
-            self._shared.engine.refresh()
+            self._shared.engine.refresh((self.model.name,))
 
     def review(self) -> bool:
         """For an ensemble: whether changes to called models end its service, or allow another load."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
 from backline.engine.control import STABLE
@@ -12,7 +12,7 @@ from backline.engine.model import ModelState
 from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.kept_versions import KeptVersions
 from backline.lifecycle.phase import ShownVersion, StandIn, VersionPhase
-from backline.lifecycle.plan import Held, Wanted, replacements
+from backline.lifecycle.plan import HeldVersion, Wanted, replacements
 from backline.lifecycle.servable import Servable
 from backline.lifecycle.wanted import Target, identity
 from backline.repository.repository import FoundVersion
@@ -47,6 +47,13 @@ class ServedModel:
         self.held: dict[int, Servable] = {}
         #: The versions that the target selected at the last step, and what replaces those that left it.
         self._selected: frozenset[str] = frozenset()
+        #: The latest target whose goals were computed, its labelled and sleeping versions, and the goals.
+        self._goals: tuple[Target | None, frozenset[str], frozenset[str], list[Wanted]] = (
+            None,
+            frozenset(),
+            frozenset(),
+            [],
+        )
         self._replaced_by: Mapping[str, frozenset[str]] = {}
         #: The versions that the repository holds.
         self.known_versions: frozenset[str] = frozenset()
@@ -82,7 +89,7 @@ class ServedModel:
     def follow_target(self) -> None:
         """Records which versions left the target since the last step, and which ones replace them."""
         target = self.target
-        goals = [] if target is None else target.wanted()
+        goals = [] if target is None else self._goals_of(target)
         selected = frozenset(goal.version for goal in goals)
         if selected == self._selected:
             return
@@ -102,7 +109,7 @@ class ServedModel:
         )
         self._selected = selected
 
-    def planned(self) -> list[Held]:
+    def planned(self) -> list[HeldVersion]:
         """The existing loads, as the planner needs to know them."""
         nothing: frozenset[str] = frozenset()
         dismissed = nothing if self.target is None else self.target.removed
@@ -119,19 +126,32 @@ class ServedModel:
         """The planner's goals: the target, the change in progress, and versions kept by labels."""
         goals: list[Wanted] = []
         if self.target is not None:
-            goals = self.target.wanted(self._labelled, asleep=self._sleeping(self.target))
-            goals += self._kept(self._labelled - {goal.version for goal in goals})
-            goals += self._kept(self.kept.versions - {goal.version for goal in goals})
-            config = self.target.source.config
-            goals += [
-                Wanted(self.name, version.version, identity(version), config)
-                for version in self._missing({goal.version for goal in goals})
-            ]
+            labelled = self._labelled
+            goals = list(self._goals_of(self.target, labelled, asleep=self._sleeping(self.target)))
+            if labelled or self.kept.versions:
+                goals += self._kept(labelled - {goal.version for goal in goals})
+                goals += self._kept(self.kept.versions - {goal.version for goal in goals})
+                config = self.target.source.config
+                goals += [
+                    Wanted(self.name, version.version, identity(version), config)
+                    for version in self._missing({goal.version for goal in goals})
+                ]
         if self.change is not None:
             present = {(goal.version, goal.fingerprint) for goal in goals}
             goals += [
                 goal for goal in self._changed(self.change) if (goal.version, goal.fingerprint) not in present
             ]
+        return goals
+
+    def _goals_of(
+        self, target: Target, labelled: Iterable[str] = (), *, asleep: frozenset[str] = frozenset()
+    ) -> list[Wanted]:
+        """The goals of `target.wanted`, kept for the next call because each step asks several times."""
+        named = frozenset(labelled)
+        of, before, sleeping, goals = self._goals
+        if of is not target or before != named or sleeping != asleep:
+            goals = target.wanted(named, asleep=asleep)
+            self._goals = target, named, asleep, goals
         return goals
 
     def _changed(self, target: Target) -> list[Wanted]:

@@ -21,7 +21,10 @@ class ServedModels:
 
     def __getitem__(self, name: str) -> ServedModel:
         """The model with this name, created without a target if it is unknown."""
-        return self._models.setdefault(name, ServedModel(name, strict_readiness=self._strict_readiness))
+        served = self._models.get(name)
+        if served is None:
+            served = self._models[name] = ServedModel(name, strict_readiness=self._strict_readiness)
+        return served
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(tuple(self._models.values()))

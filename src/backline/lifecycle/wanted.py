@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import posixpath
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from backline.engine.config.model_config import ModelConfig, VersionPolicy
+from backline.engine.control import RepositoryState
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.names import version_order
 from backline.lifecycle.plan import Wanted
@@ -152,6 +154,10 @@ class Sources:
             _check_apart(self._prefixes)
         self._found: dict[str, list[FoundModel]] = {}
         self._troubles: dict[str, str] = {}
+        #: By location: when the last successful scan ended (time.time()), and how many seconds it took.
+        self._scans: dict[str, tuple[float, float]] = {}
+        #: By location and name in the repository: the name under which a model is served.
+        self._served: dict[tuple[str, str], str] = {}
 
     @property
     def locations(self) -> list[str]:
@@ -177,7 +183,7 @@ class Sources:
             *(self._scan(location, repository, first) for location, repository in self._repositories.items())
         )
         holders = Counter(model.name for found in self._found.values() for model in found)
-        served = {
+        served = self._served = {
             (
                 location,
                 model.name,
@@ -200,9 +206,35 @@ class Sources:
                 )
         return {name: same[0] if len(same) == 1 else _refuse_same(same) for name, same in sources.items()}
 
+    def states(self, mode: str, poll_seconds: float) -> list[RepositoryState]:
+        """The repositories as of their last scans; `mode` and `poll_seconds` are the server's."""
+        return [self._state(location, mode, poll_seconds) for location in self._repositories]
+
+    def _state(self, location: str, mode: str, poll_seconds: float) -> RepositoryState:
+        found = self._found.get(location, [])
+        names = {model.name: self._served.get((location, model.name), model.name) for model in found}
+        problems = (
+            (model, model.problem or next((one.problem for one in model.versions if one.problem), ""))
+            for model in found
+        )
+        ended, seconds = self._scans.get(location, (0.0, 0.0))
+        return RepositoryState(
+            location,
+            mode,
+            poll_seconds,
+            models=sorted(names.values()),
+            versions=sum(len(model.versions) for model in found),
+            failures={names[model.name]: problem for model, problem in problems if problem},
+            scanned=ended,
+            scan_seconds=seconds,
+            problem=self._troubles.get(location, ""),
+        )
+
     async def _scan(self, location: str, repository: Repository, first: bool) -> None:
+        began = time.monotonic()
         try:
             self._found[location] = await repository.scan()
+            self._scans[location] = time.time(), time.monotonic() - began
         except BacklineError as error:
             if first:
                 raise

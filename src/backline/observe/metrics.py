@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from time import monotonic
 
 from backline.engine.engine import Engine
@@ -11,8 +11,32 @@ from backline.engine.model import Model, ModelState
 from backline.engine.values.tensor import in_pieces
 from backline.observe.exposition import CONTENT_TYPE, comment, exposed, label_text, number
 from backline.observe.families import FAMILIES
-from backline.observe.scaling import Scaling, ScalingPolicy
+from backline.observe.scaling import NO_DEMAND, STEADY, DemandCounters, Scaling, ScalingPolicy, ScalingSignal
 from backline.system.cores import usable_cores
+
+#: The number of samples of a metric that are joined in one piece of work.
+_TOGETHER = 64
+#: The least characters of a block. The wire would compress each of the thousands of pieces of a
+#: page of 1,000 models in a separate step.
+_BLOCK = 64 * 1024
+
+
+def batched(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """Yields the texts in groups of `size`."""
+    return (texts[start : start + size] for start in range(0, len(texts), size))
+
+
+def _blocks(pieces: Iterable[str]) -> Iterator[bytes]:
+    """Joins the pieces to blocks for the wire; yields nothing but b"" until the next block is full."""
+    block: list[str] = []
+    size = 0
+    for piece in pieces:
+        block.append(piece)
+        size += len(piece)
+        yield "".join(block).encode() if size >= _BLOCK else b""
+        if size >= _BLOCK:
+            block, size = [], 0
+    yield "".join(block).encode()
 
 
 def default_target() -> float:
@@ -30,9 +54,10 @@ class Metrics:
         """`scaling` is the policy of the metrics for autoscalers."""
         self._engine = engine
         self._scaling = Scaling(scaling or ScalingPolicy(default_target()))
-        #: The time that requests have spent in models that may be unloaded since, in seconds.
-        self._spent: dict[tuple[str, str], float] = {}
-        self._request_seconds = 0.0
+        #: What each version has counted, and what all have, including those that were unloaded since.
+        self._counted: dict[tuple[str, str], DemandCounters] = {}
+        self._demand = NO_DEMAND
+        self._signal = STEADY
         self._process: ProcessMetrics | None = None
         self._writing = asyncio.Lock()
         #: The number of pages started so far.
@@ -56,7 +81,7 @@ class Metrics:
     async def _write(self) -> list[bytes]:
         # On a thread, because it imports libraries and reads files.
         process = asyncio.get_running_loop().run_in_executor(None, self._of_process)
-        page = await in_pieces(piece.encode() for piece in self._pieces())
+        page = await in_pieces(_blocks(self._pieces()))
         return [*filter(None, page), await process]
 
     def _pieces(self) -> Iterator[str]:
@@ -70,7 +95,7 @@ class Metrics:
             yield ""
         for family, text in zip(FAMILIES, families, strict=True):
             if not family.if_any or any(text[1:]):
-                yield "".join(text)
+                yield from map("".join, batched(text, _TOGETHER))
         yield from self._of_names()
         yield from self._of_scaling()
         for custom in tuple(self._engine.custom_metrics):
@@ -84,31 +109,48 @@ class Metrics:
             for label, version in engine.labels(name).items():
                 labels = label_text((("model", name), ("label", label), ("version", version)))
                 yield f"backline_model_label{{{labels}}} 1\n"
-        loads = {label_text((("model", name),)): counts for name, counts in sorted(engine.loads.items())}
         yield comment("backline_model_loads_total", "counter", "Completed loads, by outcome")
-        for model, counts in loads.items():
-            yield f'backline_model_loads_total{{{model},outcome="success"}} {counts.succeeded}\n'
-            yield f'backline_model_loads_total{{{model},outcome="failure"}} {counts.failed}\n'
-        yield comment("backline_model_load_seconds_total", "counter", "Time of successful loads, in seconds")
-        for model, counts in loads.items():
-            yield f"backline_model_load_seconds_total{{{model}}} {counts.seconds!r}\n"
+        seconds = [
+            comment("backline_model_load_seconds_total", "counter", "Time of successful loads, in seconds")
+        ]
+        for name in sorted(engine.loads):
+            counts = engine.loads.get(name)
+            if counts is None:  # the model was forgotten between two pieces
+                continue
+            model = label_text((("model", name),))
+            yield (
+                f'backline_model_loads_total{{{model},outcome="success"}} {counts.succeeded}\n'
+                f'backline_model_loads_total{{{model},outcome="failure"}} {counts.failed}\n'
+            )
+            seconds.append(f"backline_model_load_seconds_total{{{model}}} {counts.seconds!r}\n")
+        yield from map("".join, batched(seconds, _TOGETHER))
 
-    def _of_scaling(self) -> Iterator[str]:
-        """The metrics for autoscalers. Requests to ensembles are left out, as those to their steps count."""
+    def signal(self) -> ScalingSignal:
+        """The signal for autoscalers."""
+        for _ in self._count():
+            pass
+        return self._signal
+
+    def _count(self) -> Iterator[str]:
+        """Updates the signal, in pieces. Requests to ensembles do not count, as those to their steps do."""
         waiting = 0
-        spent: dict[tuple[str, str], float] = {}
         for model in tuple(self._engine.models()):
             yield ""
             if model.config.ensemble is not None:
                 continue
-            counted = model.statistics
             key = model.name, model.version
-            spent[key] = (counted.success.ns + counted.fail.ns + counted.given_up.ns) / 1e9
+            demand = _demand(model)
             # A version that was loaded again counts from zero.
-            self._request_seconds += max(spent[key] - self._spent.get(key, 0.0), 0.0)
+            self._demand += demand.since(self._counted.get(key, NO_DEMAND))
+            self._counted[key] = demand
             waiting += 0 if model.queue is None else model.queue.pending
-        self._spent = spent
-        signal = self._scaling.read(monotonic(), self._request_seconds, waiting)
+        for key in self._counted.keys() - {(model.name, model.version) for model in self._engine.models()}:
+            del self._counted[key]
+        self._signal = self._scaling.read(monotonic(), self._demand, waiting)
+
+    def _of_scaling(self) -> Iterator[str]:
+        yield from self._count()
+        signal = self._signal
         utilisation = comment("backline_utilisation", "gauge", "Requests in flight as a share of the target")
         desired = comment("backline_desired_replicas", "gauge", "Servers that the load of this one needs")
         yield (
@@ -120,6 +162,13 @@ class Metrics:
         if self._process is None:
             self._process = ProcessMetrics()
         return self._process.text()
+
+
+def _demand(model: Model) -> DemandCounters:
+    counted = model.statistics
+    answered = counted.success.count + counted.fail.count + counted.given_up.count
+    spent = (counted.success.ns + counted.fail.ns + counted.given_up.ns) / 1e9
+    return DemandCounters(spent, answered + counted.rejected_late, counted.rejected_late)
 
 
 def _labels(model: Model) -> str:

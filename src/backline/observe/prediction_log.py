@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -65,6 +64,8 @@ class LoggedRequest:
 
 def read_log(path: Path) -> Iterator[LoggedRequest]:
     """Yields the requests of a file. Raises InvalidArgument, which says what is wrong with which record."""
+    from google.protobuf.message import DecodeError
+
     log_type = message("backline.prediction_log.PredictionLog")
     for number, record in _records(path):
         where = f"'{path}', record {number}"

@@ -200,10 +200,12 @@ class Recorder:
             raise AlreadyExists(
                 f"requests of model '{model}' are already being recorded; stop that recording first"
             )
-        recording = self._recordings[model] = LiveRecording(
-            found, count, max_bytes, recorded_file(self._folder, model)
-        )
+        recording = self._recordings[model] = LiveRecording(found, count, max_bytes, self.file(model))
         return recording.state
+
+    def file(self, model: str) -> Path:
+        """The file of the model's recorded requests, which exists once a recording has ended."""
+        return recorded_file(self._folder, model)
 
     def state(self, model: str) -> RecordingState:
         """The current or last recording of a model. Raises NotFound if there is none."""

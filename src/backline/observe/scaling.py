@@ -20,10 +20,40 @@ class ScalingPolicy:
     #: One step asks for at most this many times the servers, and at least this share of them.
     up: float = 2.0
     down: float = 0.5
+    #: The share of requests that may be refused because they would miss a latency objective, or the deadline
+    #: of their caller: an objective for the 99th percentile is missed when more are.
+    missed: float = 0.01
     #: Within this distance of the target, the number stays.
     tolerance: float = 0.1
     #: Fewer servers are wanted only if fewer were enough for this long.
     stabilization: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class DemandCounters:
+    """What has been asked of a server so far: the seconds that requests have spent in it, how many requests
+    there were, and how many of them were refused because they would have been late.
+    """
+
+    seconds: float = 0.0
+    requests: int = 0
+    late: int = 0
+
+    def __add__(self, other: DemandCounters) -> DemandCounters:
+        return DemandCounters(
+            self.seconds + other.seconds, self.requests + other.requests, self.late + other.late
+        )
+
+    def since(self, before: DemandCounters) -> DemandCounters:
+        """What was added since `before`, nothing that is negative."""
+        return DemandCounters(
+            max(self.seconds - before.seconds, 0.0),
+            max(self.requests - before.requests, 0),
+            max(self.late - before.late, 0),
+        )
+
+
+NO_DEMAND: Final = DemandCounters()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +75,22 @@ class Scaling:
     """Turns readings of a counter into a signal. It has no clock: each reading brings its time. A reading
     within a second of the last one changes nothing, so that many scrapes need no memory.
 
-    The counter is the time that all requests so far have spent in the server, in seconds. By Little's law,
-    its growth per second is the average number of requests in flight, so nothing is sampled in between.
+    The first counter is the time that all requests so far have spent in the server, in seconds. By Little's
+    law, its growth per second is the average number of requests in flight, so nothing is sampled in between.
+    Requests that are refused at once because they would be late spend no time: if too many are, more servers
+    are wanted than the requests in flight suggest, so many that all would be answered in time.
     """
 
     def __init__(self, policy: ScalingPolicy) -> None:
         self._policy = policy
-        #: Time and counter of the readings in the window, and the last one before it.
-        self._readings: deque[tuple[float, float]] = deque()
+        #: Time and counters of the readings in the window, and the last one before it.
+        self._readings: deque[tuple[float, DemandCounters]] = deque()
         #: Time and result of the recommendations that may still hold back a smaller one. Their results
         #: decrease, because a later, larger one replaces those before it.
         self._wanted: deque[tuple[float, float]] = deque()
         self._signal = STEADY
 
-    def read(self, now: float, request_seconds: float, waiting: int = 0) -> ScalingSignal:
+    def read(self, now: float, demand: DemandCounters, waiting: int = 0) -> ScalingSignal:
         """The signal after another reading. `waiting` requests are in the queues now.
 
         Requests are counted when they end, so a queue that has grown shows in `waiting` first.
@@ -66,7 +98,7 @@ class Scaling:
         policy, readings = self._policy, self._readings
         if readings and now - readings[-1][0] < 1:
             return self._signal
-        readings.append((now, request_seconds))
+        readings.append((now, demand))
         while len(readings) > 1 and readings[1][0] <= now - policy.window:
             readings.popleft()
         began, before = readings[0]
@@ -74,8 +106,13 @@ class Scaling:
             # A server that was just started was wanted, even if its share of the load is still small.
             self._wanted.append((now, 1.0))
             return STEADY
-        in_flight = max((request_seconds - before) / (now - began), float(waiting))
+        recent = demand.since(before)
+        in_flight = max(recent.seconds / (now - began), float(waiting))
         used = in_flight / policy.target
+        if recent.late > policy.missed * recent.requests:
+            in_time = 1 - recent.late / recent.requests
+            # One server answers this share in time, so all requests need its inverse; at least one step more.
+            used = max(used, 1 + 2 * policy.tolerance, min(1 / in_time, policy.up) if in_time else policy.up)
         wanted = 1.0 if abs(used - 1) <= policy.tolerance else min(max(used, policy.down), policy.up)
         self._signal = ScalingSignal(used, self._held(now, wanted))
         return self._signal

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.descriptor import FieldDescriptor
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import FieldDescriptor
+    from google.protobuf.descriptor_pool import DescriptorPool
 
 
 @cache
-def pool() -> descriptor_pool.DescriptorPool:
+def pool() -> DescriptorPool:
     """The pool with the files of this folder."""
+    # Imported late, because a server that only has HTTP clients needs no messages.
+    from google.protobuf import descriptor_pb2, descriptor_pool
+
     own = descriptor_pool.DescriptorPool()
     compiled = descriptor_pb2.FileDescriptorSet.FromString(
         Path(__file__).with_name("descriptors.binpb").read_bytes()
@@ -30,6 +34,8 @@ def pool() -> descriptor_pool.DescriptorPool:
 @cache
 def message(full_name: str) -> Any:
     """The class of a message, such as "inference.ModelInferRequest"."""
+    from google.protobuf import message_factory
+
     return message_factory.GetMessageClass(pool().FindMessageTypeByName(full_name))
 
 

@@ -12,6 +12,7 @@ SOURCES = (
     "reflection.proto",
     "prediction_log.proto",
     "model_server_config.proto",
+    "external_scaler.proto",
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from types import NoneType
 
 from backline.engine.config.instance_group import InstanceGroup
 from backline.engine.config.model_config import ModelConfig
@@ -33,6 +34,7 @@ _APPLIED_WITHOUT_LOAD = frozenset(
         "first_response_bounds_ms",
         "declared",
         "source",
+        "places",
         "warnings",
     }
 )
@@ -68,7 +70,10 @@ def _of_groups(groups: Sequence[InstanceGroup]) -> object:
 
 
 def _plain(value: object) -> object:
-    return sorted(value.items()) if isinstance(value, Mapping) else value
+    # Most values are of these types, and a check against an abstract class takes long.
+    if type(value) in (str, int, bool, tuple, NoneType) or not isinstance(value, Mapping):
+        return value
+    return sorted(value.items())
 
 
 def _digest(text: str) -> str:

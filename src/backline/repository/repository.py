@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from backline.engine.config.model_config import ModelConfig
 from backline.repository.listing import FileEntry
 
 #: A callback that receives the number of bytes present so far, and the number in all.
 OnBytes = Callable[[int, int], None]
+#: The folder of examples, below the model's folder.
+EXAMPLES: Final = "examples"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,8 @@ class FoundVersion:
     `path` is the model's file, or its folder for some formats, below the repository's root; it is None if the
     version cannot be loaded, for the reason in `problem`. `files` are the files that a load needs, by path
     below the root: those of the version, and those in the model's folder next to the versions.
-    `fingerprint` changes whenever the version needs another load.
+    `fingerprint` changes whenever the version needs another load. `examples` are the names of the files in
+    the folder EXAMPLES next to the versions.
     """
 
     version: str
@@ -29,6 +32,7 @@ class FoundVersion:
     files: dict[str, FileEntry] = field(default_factory=dict)
     fingerprint: str = ""
     problem: str = ""
+    examples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

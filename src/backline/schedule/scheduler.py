@@ -24,7 +24,7 @@ from backline.schedule.queues.queue import (
     queue_full,
 )
 from backline.schedule.tally import Tally
-from backline.schedule.turn import Alarm, Turn
+from backline.schedule.turn import LONGEST_NS, Alarm, Turn
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance, WaitsForTurn
 
@@ -243,7 +243,10 @@ class Scheduler(Owner):
         now = monotonic_ns()
         formed = form_batch(queue, self._policy, now)
         if formed.tickets:
+            alone = self._policy.max_items == 1 and self._idle[-1].off_loop
             self._start(formed, now)
+            if alone:
+                self._start_others(now)
             if self._idle and not self._scheduled and queue.size:
                 self._scheduled = True
                 self._turn.soon(self._dispatch, self._loop)
@@ -254,6 +257,20 @@ class Scheduler(Owner):
             self._refuse_expired(now / 1e9)
         if self._rest is not None:
             self._look_at_rest()
+
+    def _start_others(self, began: int) -> None:
+        """Starts requests on all other free instances, for at most LONGEST_NS.
+
+        Only for requests that run alone and off the event loop: they gain nothing by waiting for another
+        turn, and a remote lane sends all that start in one turn together.
+        """
+        now = began
+        while self._idle and self._queue.size and now - began < LONGEST_NS:
+            formed = form_batch(self._queue, self._policy, now)
+            if not formed.tickets:
+                return
+            self._start(formed, now)
+            now = monotonic_ns()
 
     def _start(self, formed: Formed, now: int) -> None:
         tickets = formed.tickets

@@ -1,4 +1,4 @@
-"""The number of cores that this process may use, and pinning of threads to cores (sched_setaffinity(2))."""
+"""The cores that this process may use, pinning of threads to them (sched_setaffinity(2)), and CPU time."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
+from time import process_time
 
 from backline.engine.errors import InvalidArgument
 
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_SCHEDULER_STATISTICS = Path("/proc/thread-self/schedstat")
 
 
 def usable_cores(quota: Path = _CGROUP_QUOTA) -> int:
@@ -25,6 +27,30 @@ def usable_cores(quota: Path = _CGROUP_QUOTA) -> int:
     except (OSError, ValueError, ZeroDivisionError):  # no quota: the file is missing or says "max"
         return affinity
     return max(1, min(affinity, limit))
+
+
+def cpu_seconds(pid: int) -> float:
+    """The CPU time that a process has used (proc_pid_stat(5)); 0 if it has ended or there is no /proc."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name of the program, which may contain spaces, ends with the last parenthesis.
+            used = file.read().rpartition(b")")[2].split()[11:13]
+        return sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return 0.0
+
+
+def ready_seconds() -> float:
+    """Seconds of processor time of this process, and those for which the calling thread waited for a core.
+
+    The second number comes from Linux (schedstat in proc(5)) and counts as 0 elsewhere. Without it, code that
+    computes on a busy machine would look as if it waited for something.
+    """
+    try:
+        waited = int(_SCHEDULER_STATISTICS.read_bytes().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        waited = 0.0
+    return process_time() + waited
 
 
 def check_cores(model: str, cores: Collection[int]) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Mapping
 
 _DRIVER = "libcuda.so.1"
-_MANAGEMENT = "libnvidia-ml.so.1"
+MANAGEMENT = "libnvidia-ml.so.1"
 _INSUFFICIENT_SIZE = 7
 #: The length of a PCI bus id such as "00000000:3B:00.0", with room to spare.
 _BUS_ID = 64
@@ -24,7 +24,7 @@ class _ProcessInfo(ctypes.Structure):
     )
 
 
-class _MemoryInfo(ctypes.Structure):
+class MemoryInfo(ctypes.Structure):
     """nvmlMemory_t (nvml.h)."""
 
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
@@ -35,14 +35,14 @@ class GpuMemory:
 
     def __init__(self, indexes: Collection[int]) -> None:
         """Raises OSError, with the reason, if the driver or its management library cannot be used."""
-        self._nvml = ctypes.CDLL(_MANAGEMENT)
-        _check("nvmlInit", self._nvml.nvmlInit_v2())
+        self._nvml = ctypes.CDLL(MANAGEMENT)
+        check("nvmlInit", self._nvml.nvmlInit_v2())
         # The two libraries number GPUs differently; a GPU's place on the bus is the same in both.
         self._handles = {index: self._handle(bus_id) for index, bus_id in _bus_ids(indexes).items()}
 
     def _handle(self, bus_id: bytes) -> ctypes.c_void_p:
         handle = ctypes.c_void_p()
-        _check(
+        check(
             "nvmlDeviceGetHandleByPciBusId",
             self._nvml.nvmlDeviceGetHandleByPciBusId_v2(bus_id, ctypes.byref(handle)),
         )
@@ -69,27 +69,27 @@ class GpuMemory:
             if code == _INSUFFICIENT_SIZE:
                 count.value += 16  # further processes may start before the next call
                 continue
-            _check("nvmlDeviceGetComputeRunningProcesses", code)
+            check("nvmlDeviceGetComputeRunningProcesses", code)
             return {info.pid: info.bytes for info in infos[: count.value]}
 
     def _used(self, handle: ctypes.c_void_p) -> int:
-        info = _MemoryInfo()
-        _check("nvmlDeviceGetMemoryInfo", self._nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(info)))
+        info = MemoryInfo()
+        check("nvmlDeviceGetMemoryInfo", self._nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(info)))
         return int(info.used)
 
 
 def _bus_ids(indexes: Collection[int]) -> dict[int, bytes]:
     driver = ctypes.CDLL(_DRIVER)
-    _check("cuInit", driver.cuInit(0))
+    check("cuInit", driver.cuInit(0))
     found: dict[int, bytes] = {}
     for index in indexes:
         device, text = ctypes.c_int(), ctypes.create_string_buffer(_BUS_ID)
-        _check("cuDeviceGet", driver.cuDeviceGet(ctypes.byref(device), index))
-        _check("cuDeviceGetPCIBusId", driver.cuDeviceGetPCIBusId(text, _BUS_ID, device))
+        check("cuDeviceGet", driver.cuDeviceGet(ctypes.byref(device), index))
+        check("cuDeviceGetPCIBusId", driver.cuDeviceGetPCIBusId(text, _BUS_ID, device))
         found[index] = text.value
     return found
 
 
-def _check(call: str, code: int) -> None:
+def check(call: str, code: int) -> None:
     if code:
         raise OSError(f"{call} failed with code {code}")

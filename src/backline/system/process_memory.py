@@ -39,8 +39,7 @@ def count_pages(pid: int | None = None) -> PageCounts:
     status = _read(pid, "status")
     if status is None:
         return PageCounts(0 if os.path.isdir("/proc/self") else resident_bytes(pid))
-    sizes = _sizes(status)
-    return PageCounts(sizes.get("RssAnon", 0), sizes.get("RssFile", 0), sizes.get("RssShmem", 0))
+    return PageCounts(*(_size(status, name) for name in (b"RssAnon", b"RssFile", b"RssShmem")))
 
 
 def proportional_bytes(pid: int | None = None) -> int:
@@ -81,7 +80,7 @@ def restart_peak() -> bool:
 
 def peak_bytes(pid: int | None = None) -> int:
     """The most resident memory that a process has ever had; 0 if it has ended, or if that is unknown."""
-    return _sizes(_read(pid, "status") or b"").get("VmHWM", 0)
+    return _size(_read(pid, "status") or b"", b"VmHWM")
 
 
 def sessions(leaders: Iterable[int]) -> dict[int, list[int]]:
@@ -174,6 +173,12 @@ def _read(pid: int | None, name: str) -> bytes | None:
     with suppress(OSError), open(f"/proc/{'self' if pid is None else pid}/{name}", "rb") as file:
         return file.read()
     return None
+
+
+def _size(status: bytes, name: bytes) -> int:
+    """One size in bytes, 0 if it is not there. Reading all takes ten times as long."""
+    _, found, rest = status.partition(b"\n" + name + b":")
+    return int(rest.split(None, 1)[0]) * 1024 if found else 0
 
 
 def _sizes(lines: bytes) -> dict[str, int]:

@@ -104,6 +104,14 @@ class HttpRequest(ABC):
     def stream(self, status: int, fields: Fields) -> ResponseStream:
         """Starts a response of unknown length (chunked in HTTP/1.1). Call it once, instead of `respond`."""
 
+    def accept_websocket(self, protocol: bytes = b"") -> WebSocket | None:
+        """Accepts a handshake of WebSocket, with a subprotocol of those offered, instead of `respond`.
+
+        Returns None, and does nothing, if the request is no valid handshake or came over HTTP/2. Raises
+        ConnectionRefusedError if too many streams are open. `on_abandon` is called when the connection ends.
+        """
+        return None
+
 
 class ResponseStream(ABC):
     """The body of a streamed response."""
@@ -115,6 +123,25 @@ class ResponseStream(ABC):
     @abstractmethod
     def close(self) -> None:
         """Ends the response."""
+
+
+class WebSocket(ABC):
+    """Messages in both directions (RFC 6455): texts and bytes."""
+
+    @abstractmethod
+    async def receive(self) -> str | bytes | None:
+        """The next message; None once the client or the server ends the connection.
+
+        The client is not read before the next call, so it can send no faster than the application takes.
+        """
+
+    @abstractmethod
+    async def send(self, message: str | Buffer) -> None:
+        """Sends a message; waits while the client does not read. Raises ConnectionResetError if it left."""
+
+    @abstractmethod
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Ends the connection with a status of RFC 6455, section 7.4.1."""
 
 
 class RpcError(Exception):
@@ -207,10 +234,14 @@ class UnaryMethod:
 
 @dataclass(frozen=True, slots=True)
 class StreamMethod:
-    """A streaming gRPC method: a coroutine that takes a StreamCall. Callers need the permission `scope`."""
+    """A streaming gRPC method: a coroutine that takes a StreamCall. Callers need the permission `scope`.
+
+    It concerns every model, or with `lists` those that the caller may use.
+    """
 
     handler: Callable[[StreamCall], Awaitable[None]]
     scope: str
+    lists: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +291,8 @@ class Application:
     wire (such as 400, 413 or 503). `gate` decides which requests are admitted. `is_vital(path)` tells whether
     a request, such as a health probe, is served under any load: an orchestrator would restart a busy server
     that refuses its probes. Vital requests must be cheap. With `keeps_spelling`, the headers of HTTP/1.1
-    requests are SpelledFields.
+    requests are SpelledFields. `takes_websocket(path)` tells whether a path may be asked for over WebSocket;
+    elsewhere the wire refuses the handshake.
     """
 
     http: Callable[[HttpRequest], None]
@@ -269,3 +301,4 @@ class Application:
     gate: Gate
     is_vital: Callable[[bytes], bool] = lambda path: False
     keeps_spelling: bool = False
+    takes_websocket: Callable[[bytes], bool] = lambda path: False

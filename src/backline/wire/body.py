@@ -13,6 +13,7 @@ from backline.wire.limits import KIB
 SMALL = 64 * KIB
 #: The initial size of the memory map.
 FIRST_MAP = 256 * KIB
+NO_ROOM = memoryview(b"")
 
 
 class GrowingBuffer:
@@ -93,6 +94,16 @@ class Body:
         else:
             buffer[self.filled : self.filled + end - begin] = piece
         self.filled += end - begin
+
+    @property
+    def room(self) -> memoryview:
+        """The part of the buffer that is still to be filled; empty if the size is unknown."""
+        buffer = self._buffer
+        return NO_ROOM if isinstance(buffer, GrowingBuffer) else buffer[self.filled :]
+
+    def placed(self, size: int) -> None:
+        """Counts bytes that were written to the beginning of `room`."""
+        self.filled += size
 
     @property
     def missing(self) -> int:

@@ -55,7 +55,7 @@ class Inflater:
         else:
             shown = coding.decode("latin-1")[:64]
             raise CodingError(
-                415, f"Content-Encoding '{shown}' is not supported; use gzip, deflate or no coding"
+                415, f"Unsupported compression type '{shown}': use gzip, deflate or no Content-Encoding"
             )
         self._gzip = name != b"deflate"
         self._coding = name.decode()

@@ -11,7 +11,7 @@ from types import MethodType
 from backline.system.busy_poll import BusyPoll
 from backline.wire.application import REMOTE, Application, Fields, Ingress
 from backline.wire.compression import Inflation
-from backline.wire.limits import Limits
+from backline.wire.limits import KIB, Limits
 from backline.wire.peers import Peer, Peers
 from backline.wire.tls import read_certificate
 from backline.wire.turns import Turns
@@ -19,6 +19,9 @@ from backline.wire.unsent import Unsent
 
 #: The Retry-After field of 503 responses, in seconds.
 RETRY_AFTER: Fields = ((b"retry-after", b"1"),)
+
+#: The bytes of `Wire.read_buffer`.
+READ_BUFFER = 32 * KIB
 
 
 class Wire:
@@ -36,6 +39,7 @@ class Wire:
         "loop",
         "peers",
         "poll",
+        "read_buffer",
         "requests",
         "streams",
         "turns",
@@ -69,6 +73,8 @@ class Wire:
         #: responses of a connection.
         self.answer_sizes: dict[int, int] = {}
         self.draining = False
+        #: Where connections that receive large messages directly receive everything else.
+        self.read_buffer = bytearray(READ_BUFFER)
         #: Connections whose received bytes wait while others are served.
         self.turns = Turns(loop)
         self.unsent = Unsent(self)
@@ -97,6 +103,8 @@ class Connection(asyncio.Protocol):
     max_requests: int
     #: Whether this is one of the last free connections, which accept only vital requests.
     reserved = False
+    #: The time of time.monotonic() before which `sweep` need not be called.
+    rests_until = 0.0
 
     def reserve(self) -> None:
         """Restricts the connection to vital requests. Call it before `attach`."""

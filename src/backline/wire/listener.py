@@ -180,7 +180,8 @@ class Listeners:
     def _sweep(self) -> None:
         """Starts a pass over all connections. Called once per interval."""
         refresh_date()
-        self._walk = iter(tuple(self._wire.connections))
+        now = monotonic()
+        self._walk = iter([one for one in self._wire.connections if one.rests_until <= now])
         self._sweep_some()
 
     def _sweep_some(self) -> None:

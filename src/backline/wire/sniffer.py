@@ -9,8 +9,7 @@ from typing import cast
 from backline.wire.connection import Connection, Wire, ingress_of, join_writelines
 from backline.wire.http1.connection import Http1Connection
 from backline.wire.http1.head import response_head
-from backline.wire.http2.connection import Http2Connection
-from backline.wire.http2.frames import PREFACE
+from backline.wire.http2 import PREFACE
 from backline.wire.peers import Peer
 
 #: The first byte of a TLS handshake record (RFC 8446, section 5.1), sent to a plaintext port by mistake.
@@ -54,7 +53,7 @@ class Sniffer(Connection):
         self.attach(transport, b"")
         tls = transport.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() == "h2":
-            self._become(Http2Connection)
+            self._become_http2()
 
     def attach(self, transport: asyncio.Transport, received: bytes) -> None:
         self._transport = transport
@@ -68,9 +67,15 @@ class Sniffer(Connection):
         if received[0] == TLS_HANDSHAKE:
             self._transport.abort()
         elif received.startswith(PREFACE):
-            self._become(Http2Connection)
+            self._become_http2()
         elif not PREFACE.startswith(received):
             self._become(Http1Connection)
+
+    def _become_http2(self) -> None:
+        # Imported late: a server that only has HTTP/1.1 clients starts sooner and needs less memory.
+        from backline.wire.http2.connection import Http2Connection
+
+        self._become(Http2Connection)
 
     def _become(self, protocol: Callable[[Wire], Connection]) -> None:
         transport = self._transport

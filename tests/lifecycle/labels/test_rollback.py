@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from backline.engine.control import STABLE, Action, Change, LabelMove
 from backline.engine.errors import InvalidArgument, NotFound
+from backline.lifecycle.labels import labelling
 from backline.lifecycle.labels.labelling import earlier_version
 from support import models
 
@@ -199,5 +200,22 @@ def test_a_canary_gets_only_the_requests_that_name_it(home: Homes, repository: P
             assert await server.answer() == 1
             await server.lifecycle.load("add1", who="Ada")
             assert await server.answer() == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_model_has_a_limited_number_of_labels(
+    home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labelling, "MOST_LABELS", 2)
+
+    async def scenario() -> None:
+        add(repository, "1", "2")
+        async with home(repository, mode="poll") as server:
+            await promote(server, "1", label="a")
+            await promote(server, "1", label="b")
+            with pytest.raises(InvalidArgument, match="has 2 labels, and at most 2 are allowed; remove one"):
+                await promote(server, "1", label="c")
+            await promote(server, "2", label="b")  # to move one needs no room
 
     asyncio.run(scenario())

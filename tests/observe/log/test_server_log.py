@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from backline.observe.log.recent import KEPT, LONGEST, masked
 from backline.observe.log.server_log import ServerLog, formatter
 from backline.observe.log.settings import LogFormat, LogSettings
 
@@ -244,3 +245,29 @@ def test_a_table_in_tritons_form_follows_its_line() -> None:
 
 def test_tritons_form_is_not_a_setting_that_clients_see() -> None:
     assert "log_style" not in LogSettings(style="triton").shown()
+
+
+def test_only_the_last_entries_are_kept_in_memory_and_long_ones_are_cut(start: Started) -> None:
+    log, _ = start()
+    for number in range(KEPT + 3):
+        logging.getLogger("elsewhere").error("entry %d", number)
+    logging.getLogger("elsewhere").error("x" * (2 * LONGEST))
+    found = log.recent()
+    assert [line.number for line in found] == list(range(5, KEPT + 5))
+    assert len(found[-1].text) == LONGEST + len("...")
+    assert log.recent(KEPT + 3) == found[-1:]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("key bk_abcdefgh12345", "key bk_***"),
+        ("Authorization: Bearer abc.def-123", "Authorization: Bearer ***"),
+        ("token eyJhbGciOiJIUzI1.eyJzdWIi.c2lnbmF0dXJl", "token eyJ***"),
+        ("redis://user:pass@cache:6379/0", "redis://***@cache:6379/0"),
+        ("GET https://b/x?X-Amz-Signature=00ff&part=1", "GET https://b/x?X-Amz-Signature=***&part=1"),
+        ("nothing secret: add1 version 2 is ready", "nothing secret: add1 version 2 is ready"),
+    ],
+)
+def test_what_looks_like_a_secret_is_masked_for_readers(text: str, shown: str) -> None:
+    assert masked(text) == shown

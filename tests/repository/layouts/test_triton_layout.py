@@ -50,12 +50,25 @@ def test_the_version_policy_selects(policy: str, expected: list[str], tmp_path: 
 def test_versions_may_have_any_name_but_other_folders_are_not_versions(tmp_path: Path) -> None:
     put(tmp_path / "m" / "config.pbtxt", "version_policy { all {} }")
     put(tmp_path / "m" / "2026-11-rc.1" / "model.onnx")
-    for other in (".hidden", "configs", "warmup", "initial_state"):
+    for other in (".hidden", "configs", "warmup", "initial_state", "examples"):
         put(tmp_path / "m" / other / "model.onnx")
     put(tmp_path / "m" / "assets" / "picture.png")
     put(tmp_path / "m" / "labels.txt")
 
     assert served(only(tmp_path)) == ["2026-11-rc.1"]
+
+
+def test_examples_next_to_the_versions_are_fetched_and_cause_no_load(tmp_path: Path) -> None:
+    put(tmp_path / "m" / "1" / "model.onnx")
+    before = only(tmp_path).versions[0]
+    put(tmp_path / "m" / "examples" / "b.wav")
+    put(tmp_path / "m" / "examples" / "a.json")
+    put(tmp_path / "m" / "examples" / "deeper" / "c.json")
+    after = only(tmp_path).versions[0]
+
+    assert (before.examples, after.examples) == ((), ("a.json", "b.wav"))
+    assert set(after.files) - set(before.files) == {"m/examples/a.json", "m/examples/b.wav"}
+    assert after.fingerprint == before.fingerprint
 
 
 def test_a_number_with_leading_zero_is_ignored_with_a_warning(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from queue import SimpleQueue
@@ -14,6 +17,7 @@ from backline.engine.config.model_config import ModelConfig
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import Signature, TensorSpec
 from backline.lifecycle.loading.run_time import measure
+from backline.system.cores import pinned
 from backline.workers.batch import Batch
 from backline.workers.here import execution
 from backline.workers.here.execution import BudgetedExecution, CoreBudget
@@ -134,3 +138,17 @@ def test_a_waiting_model_is_distinguished_from_a_computing_one() -> None:
 
     assert measure(Identity().load(None, sleeping), 0).waits  # type: ignore[arg-type]  # it has no file
     assert not measure(Computing(), 0).waits
+
+
+def test_a_model_that_computes_on_a_busy_core_does_not_look_as_if_it_waited() -> None:
+    core = min(os.sched_getaffinity(0))
+    neighbours = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(20)]
+    try:
+        for one in neighbours:
+            os.sched_setaffinity(one.pid, {core})
+        with pinned({core}):
+            assert not measure(Computing(), 0).waits
+    finally:
+        for one in neighbours:
+            one.kill()
+            one.wait()

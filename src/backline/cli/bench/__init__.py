@@ -33,6 +33,7 @@ from backline.client.aio import AsyncClient
 from backline.client.options import ClientOptions
 from backline.client.transport import InferCall, Transport
 from backline.engine.errors import BacklineError, NotFound
+from backline.engine.names import printable
 
 Reported = TypeVar("Reported")
 
@@ -176,7 +177,8 @@ async def _measure(
         await transport.infer(call)  # so that an error is raised once, before the load starts
         inputs = ", ".join(f"{tensor.name} {tensor.datatype.name}{list(tensor.shape)}" for tensor in tensors)
         server = await transport.server_metadata(options.timeout)
-        print(f"{plan.model} at {client.address.url} ({server.name} {server.version}): {inputs}", flush=True)
+        about = f"{plan.model} at {client.address.url} ({server.name} {server.version}): {inputs}"
+        print(printable(about), flush=True)
         steps = [await _step(transport, call, plan, *step) for step in plan.steps]
         return BenchReport(plan.model, client.address.url, f"{server.name} {server.version}", inputs, steps)
 

@@ -19,6 +19,7 @@ from backline.cli.numbers import Number, WholeNumber
 from backline.client.aio import AsyncClient
 from backline.client.http_transport import HttpTransport
 from backline.client.options import ClientOptions
+from backline.engine.names import printable
 
 _POLL_SECONDS = 0.25
 
@@ -80,13 +81,15 @@ def _print(state: dict[str, Any]) -> None:
     name = f"{state['model']} version {state['version']}"
     why = f" ({state['reason']})" if state["reason"] else ""
     if state["state"] == "failed":
-        print(f"{name}: {state['reason']}")
+        print(printable(f"{name}: {state['reason']}"))
     else:
         print(
-            f"{name}: recorded {state['recorded']} of {state['count']} requests,"
-            f" {state['bytes']} bytes of inputs{why}"
+            printable(
+                f"{name}: recorded {state['recorded']} of {state['count']} requests,"
+                f" {state['bytes']} bytes of inputs{why}"
+            )
         )
-        print(f"the next load of the model warms it up with {state['file']}")
+        print(printable(f"the next load of the model warms it up with {state['file']}"))
 
 
 class ServerRecording:

@@ -19,6 +19,7 @@ from backline.client.options import ClientOptions
 from backline.client.sync import Client
 from backline.engine.control import STABLE, Change
 from backline.engine.errors import BacklineError, NotFound
+from backline.engine.names import printable
 
 _LABEL_EPILOG = """\b
 Examples:
@@ -130,7 +131,7 @@ def _print_change(change: Change, as_json: bool) -> None:
     print(
         json.dumps(asdict(change))
         if as_json
-        else f"{change.label or STABLE} of {change.model}: {move_text(change)}"
+        else printable(f"{change.label or STABLE} of {change.model}: {move_text(change)}")
     )
 
 

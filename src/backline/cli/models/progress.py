@@ -13,6 +13,7 @@ from backline.client.aio import AsyncClient
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex
 from backline.engine.errors import BacklineError
+from backline.engine.names import printable
 
 #: Seconds before the first request for the progress, which is early because many loads are short, and seconds
 #: between further requests.
@@ -111,7 +112,8 @@ class Lines:
             tenth = 10 * progress.bytes_done // progress.bytes_total if progress.bytes_total else 0
             if self._shown.get((entry.name, entry.version)) != (progress.phase, tenth):
                 self._shown[entry.name, entry.version] = (progress.phase, tenth)
-                print(f"{entry.name} {entry.version}: {progress_text(progress)}", file=sys.stderr, flush=True)
+                line = printable(f"{entry.name} {entry.version}: {progress_text(progress)}")
+                print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Does nothing: the printed lines stay."""

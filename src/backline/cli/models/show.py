@@ -7,19 +7,23 @@ import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
+from urllib.parse import quote
 
 import click
 
+from backline.cli.command import run
 from backline.cli.connection import connection_options
 from backline.cli.models.entries import document, explain, labels_text, memory_text, reason_text, state_text
-from backline.cli.table import print_table
+from backline.cli.table import origin_row, print_table
 from backline.client.address import Address
+from backline.client.aio import AsyncClient
 from backline.client.errors import InvalidArgument, PermissionDenied
+from backline.client.http_transport import HttpTransport
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata
 from backline.client.sync import Client, Model
 from backline.engine.errors import BacklineError, NotFound
-from backline.engine.names import version_order
+from backline.engine.names import printable, version_order
 from backline.engine.values.signature import TensorSpec
 
 _LIST_EPILOG = """\b
@@ -150,7 +154,8 @@ _CALL_COUNTS = ("succeeded", "failed", "cancelled", "mean us")
 
 @click.command(
     "show",
-    epilog="\b\nExamples:\n  backline models show add1\n  backline models show add1 --model-version 2 --json",
+    epilog="\b\nExamples:\n  backline models show add1\n"
+    "  backline models show add1 --model-version 2 --json\n  backline models show add1 --origins",
 )
 @click.argument("name")
 @click.option(
@@ -158,10 +163,16 @@ _CALL_COUNTS = ("succeeded", "failed", "cancelled", "mean us")
     default="",
     help="The version; default: the one that serves requests without a version.",
 )
+@click.option("--origins", is_flag=True, help="Show where each value of the configuration comes from.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @connection_options
-def show_model(url: str, options: ClientOptions, name: str, model_version: str, as_json: bool) -> None:
+def show_model(
+    url: str, options: ClientOptions, name: str, model_version: str, origins: bool, as_json: bool
+) -> None:
     """Show the inputs, outputs, configuration and counters of a model."""
+    if origins:
+        _show_origins(run(_origins(url, options, name, model_version)), as_json)
+        return
     with Client(url, options) as client:
         model = client.model(name, model_version)
         try:
@@ -181,6 +192,25 @@ def show_model(url: str, options: ClientOptions, name: str, model_version: str, 
         )
     else:
         _show(metadata, config, statistics, entries)
+
+
+async def _origins(url: str, options: ClientOptions, name: str, version: str) -> list[dict[str, Any]]:
+    """The values of a model's configuration, each with its origin."""
+    async with AsyncClient(url, options) as client:
+        transport = await client.transport()
+        if not isinstance(transport, HttpTransport):
+            raise InvalidArgument(f"--origins asks over HTTP, and the URL is {url}: use http://...")
+        path = f"/v2/models/{quote(name, safe='')}"
+        path += f"/versions/{quote(version, safe='')}" if version else ""
+        told = await transport.json(f"{path}/config-origins".encode(), options.timeout)
+    return list(told["values"])
+
+
+def _show_origins(values: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(values))
+    else:
+        print_table(("field", "value", "origin", "where"), [origin_row(**value) for value in values])
 
 
 def _give_reason(client: Client, name: str, error: BacklineError) -> None:
@@ -247,7 +277,7 @@ def _show(
         if key in chosen:
             facts.append((label, chosen[key]["string_value"]))
     for label, value in facts:
-        print(f"{label:14} {value}")
+        print(f"{label:14} {printable(value)}")
     print()
     tensors = [("optional input" if spec.optional else "input", spec) for spec in metadata.inputs]
     tensors += [("output", spec) for spec in metadata.outputs]

@@ -23,6 +23,7 @@ import click
 from backline.cli.command import run
 from backline.cli.numbers import WholeNumber
 from backline.cli.serve.debugging import STOPPED_WITHIN, check_debugged, debugged_options, kept_terminal
+from backline.cli.serve.engine import RayOptions, engine_options, in_front
 from backline.cli.serve.option import Decorator, decorated, option, unknown_variables
 from backline.cli.serve.options import server_options
 from backline.cli.serve.report import LoadReport, print_report
@@ -235,6 +236,7 @@ Examples:
   backline serve models/ --trace-config triton,file=trace.json --trace-config level=TIMESTAMPS
   backline serve models/ --no-grpc --no-metrics --unix-socket /run/backline.sock
   backline serve models/ --log-verbose 1 --log-format json --log-file /var/log/backline.log
+  backline serve models/ --engine ray --ray-replicas 2 --ray-max-replicas 8
   backline serve models/ --debug tagger
   backline serve --debug tagger/
 
@@ -254,9 +256,10 @@ debug_option = click.option(
 
 @click.command(cls=ServeCommand, epilog=_EPILOG, context_settings={"show_default": True})
 @server_options
+@engine_options
 @debug_option
 @log_options
-def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
+def command(options: ServerOptions, engine: RayOptions | None, debug: str | None, log: LogSettings) -> int:
     """Serve the models of one or more repositories.
 
     All models load in parallel; a model that fails shows why and does not stop the others. SIGTERM or Ctrl-C
@@ -264,7 +267,12 @@ def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
     """
     if not options.repositories and debug is None:
         raise click.UsageError("No repository was given. Name a folder of models: backline serve models/")
-    return serve_until_stopped(options, debug, log)
+    if engine is not None and debug is not None:
+        raise click.UsageError(
+            "--debug runs a model in this process, and --engine ray in others: leave one out"
+        )
+    with in_front(options, engine) as fronted:
+        return serve_until_stopped(fronted, debug, log)
 
 
 def _nothing_to_say(server: Server | None = None) -> None:

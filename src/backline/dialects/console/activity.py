@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -14,7 +14,8 @@ from backline.engine.model import Model
 from backline.engine.private_places import for_clients
 from backline.engine.statistics import FAILURES, ModelStatistics
 from backline.engine.values.tensor import in_pieces
-from backline.system.cores import usable_cores
+from backline.system.cores import cpu_seconds, usable_cores
+from backline.system.gpu_activity import GpuActivity, GpuReading
 from backline.system.memory import resident_bytes
 
 #: Seconds between two readings.
@@ -39,6 +40,9 @@ class Activity:
         self._frames: dict[int, bytes] = {}
         self._reading: asyncio.Lock = asyncio.Lock()
         self._cores = usable_cores()
+        #: None until the first reading, and on machines without GPUs.
+        self._gpu_activity: GpuActivity | None = None
+        self._gpus: Sequence[GpuReading] = ()
 
     async def frame(self, since: int) -> tuple[int, bytes]:
         """The number of the current reading, and as JSON all that has changed since reading `since`.
@@ -56,6 +60,7 @@ class Activity:
         return self._number, frame
 
     async def _read(self) -> None:
+        first = not self._number
         self._number += 1
         self._read_at = time.monotonic()
         self._frames = {}
@@ -64,6 +69,17 @@ class Activity:
         present = set(self._order)
         self._known = {key: one for key, one in self._known.items() if key in present}
         await in_pieces(self._compare(models))
+        if first or self._gpu_activity is not None:
+            self._gpus = await asyncio.to_thread(self._read_gpus)
+
+    def _read_gpus(self) -> Sequence[GpuReading]:
+        try:
+            if self._gpu_activity is None:
+                self._gpu_activity = GpuActivity()
+            return self._gpu_activity()
+        except (OSError, AttributeError):  # no driver, one too old for a call, or a GPU that was lost
+            self._gpu_activity = None
+            return ()
 
     def _compare(self, models: list[Model]) -> Iterator[None]:
         for model in models:
@@ -124,12 +140,20 @@ class Activity:
         return entry
 
     def _encode(self, since: int) -> bytes:
+        control = self._engine.control
+        workers = () if control is None else control.worker_pids()
         server = {
             "time": time.time(),
             "ready": self._engine.ready,
             "cpu_seconds": time.process_time(),
             "cores": self._cores,
             "memory": resident_bytes(),
+            "workers": {
+                "count": len(workers),
+                "cpu_seconds": round(sum(map(cpu_seconds, workers)), 3),
+                "memory": sum(map(resident_bytes, workers)),
+            },
+            "gpus": self._gpus,
         }
         changed = b",".join(
             known[1] for key in self._order if (known := self._known.get(key)) and known[2] > since

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,14 +18,13 @@ _TYPES = {
     ".js": b"text/javascript; charset=utf-8",
     ".svg": b"image/svg+xml",
 }
-#: Nothing is loaded from another host, no script or style stands in the page itself, and no other page may
-#: frame this one (https://www.w3.org/TR/CSP3/). Images and sounds that visitors open are blobs.
+#: Nothing is loaded from another host, and no script or style stands in the page itself
+#: (https://www.w3.org/TR/CSP3/). Images and sounds that visitors open are blobs.
 _POLICY = (
-    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src blob:;"
-    b" connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src blob:;"
+    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors "
 )
 _FIELDS: Fields = (
-    (b"content-security-policy", _POLICY),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"same-origin"),
     (b"cross-origin-opener-policy", b"same-origin"),
@@ -45,13 +45,17 @@ class _File:
 class ConsoleFiles:
     """Responds with the files. They are read when the first browser asks for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, frame_ancestors: Sequence[str] = ()) -> None:
+        """`frame_ancestors` are the origins of pages that may show the console in a frame, as CSP writes
+        them; by default no page may, so that none can trick visitors into clicking.
+        """
+        self._policy = (_POLICY + (" ".join(frame_ancestors) or "'none'")).encode()
         self._files: dict[str, _File] = {}
 
     def respond(self, name: str, request: HttpRequest) -> None:
         """Raises NotFound for a name that is not one of the files'."""
         if not self._files:
-            self._files = {path.name: _read(path) for path in FOLDER.iterdir() if path.suffix in _TYPES}
+            self._files = {path.name: self._read(path) for path in FOLDER.iterdir() if path.suffix in _TYPES}
         file = self._files.get(name)
         if file is None:
             raise NotFound(f"the console has no file '{name[:64]}'")
@@ -60,9 +64,9 @@ class ConsoleFiles:
         else:
             request.respond(200, file.fields, [file.body], compressible=True)
 
-
-def _read(path: Path) -> _File:
-    body = path.read_bytes()
-    tag = b'"%b"' % sha256(body).hexdigest()[:32].encode()
-    kind = (b"content-type", _TYPES[path.suffix])
-    return _File(body, (kind, (b"etag", tag), *_FIELDS), tag)
+    def _read(self, path: Path) -> _File:
+        body = path.read_bytes()
+        tag = b'"%b"' % sha256(body).hexdigest()[:32].encode()
+        kind = (b"content-type", _TYPES[path.suffix])
+        policy = (b"content-security-policy", self._policy)
+        return _File(body, (kind, (b"etag", tag), policy, *_FIELDS), tag)

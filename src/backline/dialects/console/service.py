@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,11 @@ from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.event_stream import EVENT_STREAM, event
 from backline.dialects.plain.media import EVENTS
 from backline.dialects.router import Router
+from backline.engine.control import LogLine
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Unsupported
 from backline.engine.model import Model
+from backline.engine.private_places import for_clients
 from backline.wire.application import HttpRequest, ResponseStream
 
 #: Seconds after which a stream without news sends a comment, to find out whether its reader is still there.
@@ -25,16 +27,27 @@ _ALIVE = 15.0
 #: The most traces that wait for a reader; more are dropped, as watching must not cost memory.
 _WAITING = 100
 _INTERVAL = 1.0
+#: Seconds between looks at the log. Entries in between wait in the log, which keeps a bounded number.
+_LOG_INTERVAL = 0.5
 
 
 class ConsoleService:
-    """Registers the routes of the console. `with_page` is whether browsers get the page itself."""
+    """Registers the routes of the console. `with_page` is whether browsers get the page itself, and
+    `frame_ancestors` which pages may show it in a frame.
+    """
 
-    def __init__(self, engine: Engine, deferred: DeferredAnswers, *, with_page: bool) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        deferred: DeferredAnswers,
+        *,
+        with_page: bool,
+        frame_ancestors: Sequence[str] = (),
+    ) -> None:
         self._engine = engine
         self._deferred = deferred
         self._with_page = with_page
-        self._files = ConsoleFiles()
+        self._files = ConsoleFiles(frame_ancestors)
         self._activity: Any = None
         #: Strong references: the event loop keeps only weak ones.
         self._tasks: set[asyncio.Task[None]] = set()
@@ -48,6 +61,8 @@ class ConsoleService:
         router.add(Scope.READ, "GET", "/v2/activity", self._show_activity)
         router.add(Scope.READ, "GET", "/v2/traces", self._show_traces)
         router.add(Scope.READ, "GET", "/v2/graph", self._graph)
+        # Lines of the log may name any model and quote what clients sent.
+        router.add(Scope.ADMIN, "GET", "/v2/logging/lines", self._show_log)
 
     def _index(self, request: HttpRequest) -> None:
         """The page for browsers, which ask for HTML; the routes for everybody else."""
@@ -123,6 +138,28 @@ class ConsoleService:
         finally:
             stop()
 
+    def _show_log(self, request: HttpRequest) -> None:
+        if self._engine.log_control is None:
+            raise Unsupported("this server keeps no log: its log belongs to the program that embeds it")
+        if _wants_events(request):
+            self._run(request, self._stream_log)
+        else:
+            respond_encoded(request, _log_document(self._engine.log_control.recent())[0])
+
+    async def _stream_log(self, stream: ResponseStream) -> None:
+        control = self._engine.log_control
+        last, quiet = 0, _ALIVE
+        while control is not None and not self._engine.is_stopping:
+            document, number = _log_document(control.recent(last), last)
+            if number > last:
+                last, quiet = number, 0.0
+                await stream.send(event(document))
+            elif quiet >= _ALIVE:
+                quiet = 0.0
+                await stream.send(b": quiet\n\n")
+            await asyncio.sleep(_LOG_INTERVAL)
+            quiet += _LOG_INTERVAL
+
     def _run(self, request: HttpRequest, serve: Any) -> None:
         """Streams events until the reader leaves or the server stops."""
         stream = request.stream(200, [EVENT_STREAM, (b"cache-control", b"no-store")])
@@ -147,6 +184,19 @@ async def _ended(serving: Coroutine[Any, Any, None], stream: ResponseStream) -> 
     except ConnectionResetError:
         return  # the reader has left
     stream.close()
+
+
+def _log_document(lines: Sequence[LogLine], last: int = 0) -> tuple[bytes, int]:
+    """Entries of the log as JSON, and the number of the last one. `last` is that of the last one before.
+
+    `lost` counts entries in between that are no longer kept.
+    """
+    shown = [
+        {"time": one.time, "level": one.level, "logger": one.logger, "text": for_clients(one.text)}
+        for one in lines
+    ]
+    lost = lines[0].number - last - 1 if lines and last else 0
+    return encode_json({"lines": shown, "lost": lost}), lines[-1].number if lines else last
 
 
 def _wants_events(request: HttpRequest) -> bool:
@@ -201,8 +251,10 @@ ROUTES = {
         "infer": "/v2/models/{model}/infer",
         "labels": "/v2/models/{model}/labels",
         "repository": "/v2/repository/index",
+        "repositories": "/v2/repository/locations",
         "history": "/v2/repository/history",
         "audit": "/v2/audit",
+        "log": "/v2/logging/lines",
         "statistics": "/v2/models/stats",
         "metrics": "/metrics",
         "openapi": "/openapi.json",

@@ -5,6 +5,7 @@ It has Triton's form. What Triton has no field for, `explained_configuration` ad
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from backline.backends.registry import BACKENDS, FORMATS
@@ -12,10 +13,13 @@ from backline.dialects.open_inference.metadata import SCALAR
 from backline.engine.config.model_config import VersionPolicy
 from backline.engine.engine import Engine
 from backline.engine.model import Model
+from backline.engine.private_places import for_clients
 from backline.engine.values.signature import TensorSpec
 from backline.protos import message
 from backline.repository.configuration import native
 from backline.repository.configuration.defaults import fill_defaults, fill_places
+from backline.repository.configuration.origins import Value, document_of, origins
+from backline.repository.configuration.override import SOURCE
 
 #: The platforms that Triton shows; of other backends it shows only the name of the backend.
 _PLATFORMS = {"ensemble", *(entry.platform for entry in BACKENDS if "_" in entry.platform)}
@@ -30,6 +34,18 @@ def explained_configuration(engine: Engine, name: str, version: str) -> Any:
     """The same with parameters that say where and how the server runs the version, and why."""
     model = engine.find_ready(name, version)
     return complete(explained(model, describe(model)))
+
+
+def configuration_origins(engine: Engine, name: str, version: str) -> list[Value]:
+    """Where each value of a version's configuration comes from: its file, a load request, the model's file,
+    the server's decisions, or a default. Raises as `model_configuration` does.
+    """
+    model = engine.find_ready(name, version)
+    described = explained(model, describe(model))
+    values = origins(
+        document_of(model.config), described, complete(described), override=model.config.source == SOURCE
+    )
+    return [replace(value, where=for_clients(value.where)) for value in values]
 
 
 def complete(described: Any) -> Any:

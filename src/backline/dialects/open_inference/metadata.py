@@ -18,15 +18,20 @@ from backline.version import __version__
 
 #: Whether the caller may see the model of a name.
 MaySee: TypeAlias = Callable[[str], bool]
-#: Extensions of every server.
+#: All extensions in Triton's order, those that it does not name last.
 EXTENSIONS = (
     "classification",
     "sequence",
+    "model_repository",
+    "model_repository(unload_dependents)",
     "schedule_policy",
     "model_configuration",
+    "system_shared_memory",
     "binary_tensor_data",
     "parameters",
     "statistics",
+    "trace",
+    "logging",
     "generate",
 )
 #: The shape shown for a scalar input, as in Triton, because perf_analyzer needs a dimension. Requests may use
@@ -35,16 +40,15 @@ SCALAR: Shape = (1,)
 
 
 def server_metadata(engine: Engine) -> dict[str, Any]:
-    extensions = list(EXTENSIONS)
     # Clients may use these extensions only if the engine has what they control.
-    for controlled, names in (
-        (engine.control, ("model_repository", "model_repository(unload_dependents)")),
-        (engine.shared_memory, ("system_shared_memory",)),
-        (engine.log_control, ("logging",)),
-        (engine.trace_control, ("trace",)),
-    ):
-        if controlled is not None:
-            extensions += names
+    controlled = {
+        "model_repository": engine.control,
+        "model_repository(unload_dependents)": engine.control,
+        "system_shared_memory": engine.shared_memory,
+        "logging": engine.log_control,
+        "trace": engine.trace_control,
+    }
+    extensions = [name for name in EXTENSIONS if controlled.get(name, engine) is not None]
     return {"name": engine.server_name, "version": __version__, "extensions": extensions}
 
 
@@ -56,7 +60,8 @@ def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
     model = engine.find_ready(name, version)
     return {
         "name": name,
-        "versions": engine.served_versions(name),
+        # As in Triton, a request that names a version is told only of that one.
+        "versions": [model.version] if version else engine.served_versions(name),
         "platform": model.platform or model.backend,
         "inputs": [_tensor(spec, spec.shape or SCALAR) for spec in model.signature.inputs],
         "outputs": [_tensor(spec, spec.shape) for spec in model.signature.outputs],

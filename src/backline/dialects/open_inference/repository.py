@@ -22,7 +22,16 @@ from backline.dialects.off_loop import LARGE
 from backline.dialects.open_inference.grpc.wire_format import split_load
 from backline.dialects.open_inference.metadata import model_index, visible_to
 from backline.dialects.router import Router
-from backline.engine.control import ANY_VERSION, STABLE, Attempt, Change, Control, LabelMove, Overrides
+from backline.engine.control import (
+    ANY_VERSION,
+    STABLE,
+    Attempt,
+    Change,
+    Control,
+    LabelMove,
+    Overrides,
+    RepositoryState,
+)
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, NotFound, PayloadTooLarge, Unsupported
 from backline.engine.private_places import for_clients
@@ -97,12 +106,13 @@ class RepositoryRoutes:
     def add_routes(self, router: Router) -> None:
         for method in ("GET", "POST"):
             router.add(Scope.READ, method, "/v2/repository/index", self._index, lists=True)
-            router.add(Scope.READ, method, "/v2/repository/{}/index", refuse_repository)
+            router.add(Scope.READ, method, "/v2/repository/{}/index", self._index_of, lists=True)
         for action, handler in (("load", self._load), ("unload", self._unload)):
             router.add(Scope.MANAGE, "POST", f"/v2/repository/models/{{}}/{action}", handler, "")
             router.add(Scope.MANAGE, "POST", f"/v2/repository/models/{{}}/versions/{{}}/{action}", handler)
             router.add(Scope.MANAGE, "POST", f"/v2/repository/{{}}/models/{{}}/{action}", refuse_repository)
         router.add(Scope.MANAGE, "POST", "/v2/repository/refresh", self._refresh)
+        router.add(Scope.READ, "GET", "/v2/repository/locations", self._locations)
         router.add(Scope.READ, "GET", "/v2/repository/history", self._history)
         router.add(Scope.READ, "GET", "/v2/audit", self._audit)
         router.add(Scope.READ, "GET", "/v2/models/{}/labels", self._labels)
@@ -116,6 +126,10 @@ class RepositoryRoutes:
     def _index(self, request: HttpRequest) -> None:
         asked = read_document(IndexDocument, request.body if request.method == b"POST" else b"")
         respond_json(request, model_index(self._engine, visible_to(request.identity), only_ready=asked.ready))
+
+    def _index_of(self, repository: str, request: HttpRequest) -> None:
+        """Lists the models of all repositories, as Triton does over HTTP."""
+        self._index(request)
 
     def _load(self, model: str, version: str, request: HttpRequest) -> None:
         control = control_of(self._engine, _LOADING)
@@ -146,6 +160,10 @@ class RepositoryRoutes:
     def _refresh(self, request: HttpRequest) -> None:
         control = control_of(self._engine, "refreshing the repository by request")
         self._deferred.answer(request, control.refresh(), partial(_respond_empty, request))
+
+    def _locations(self, request: HttpRequest) -> None:
+        states = control_of(self._engine, "the list of repositories").repositories()
+        respond_json(request, {"repositories": [_for_clients(state) for state in states]})
 
     def _history(self, request: HttpRequest) -> None:
         control = control_of(self._engine, "the history of changes")
@@ -198,6 +216,15 @@ class RepositoryRoutes:
     def _move(self, control: Control, move: LabelMove, request: HttpRequest) -> None:
         change = control.move_label(move, who=_who(request))
         self._deferred.answer(request, change, partial(respond_json, request))
+
+
+def _for_clients(state: RepositoryState) -> RepositoryState:
+    return replace(
+        state,
+        location=for_clients(state.location),
+        failures={model: for_clients(problem) for model, problem in state.failures.items()},
+        problem=for_clients(state.problem),
+    )
 
 
 def _parse_overrides(body: Buffer) -> Overrides | None:

@@ -83,6 +83,7 @@ _LABELS = having({"name": STRING, "labels": {"type": "object", "additionalProper
 _CHANGE = having({"time": {"type": "number"}, "action": STRING, "model": STRING})
 _RECORDING = having({"model": STRING, "state": STRING, "count": WHOLE, "recorded": WHOLE})
 _SETTINGS: Schema = {"type": "object", "additionalProperties": {"type": ["string", "array", "null"]}}
+_EXAMPLES = having({"examples": listed(having({"name": STRING}))})
 _LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": 10_000, "default": 100}
 _EMPTY = fields({}, {"parameters": OBJECT})
 _SIZES = {"offset": {"type": "integer", "minimum": 0}, "byte_size": {"type": "integer", "minimum": 0}}
@@ -168,6 +169,14 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
             having({"name": STRING}),
         ),
     ),
+    **both(
+        "GET /config-origins",
+        read(
+            _MODEL,
+            "Where each value of the configuration comes from",
+            having({"name": STRING, "values": listed(having({"path": STRING, "origin": STRING}))}),
+        ),
+    ),
     **both("GET /stats", read(_MODEL, "Counters", having({"model_stats": listed(OBJECT)}))),
     **both("GET /openapi.json", read(_MODEL, "An OpenAPI document of the model alone", OBJECT)),
     **both(
@@ -181,6 +190,14 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("POST", "/models/{}"): _PLAIN,
     ("POST", "/models/{}/versions/{}"): _PLAIN,
+    **{
+        ("GET", f"/models/{{}}{version}/stream"): Operation(
+            _INFER,
+            "Run a model on each message of a WebSocket; any other request gets 426",
+            query={"output": STRING, "sequence": BOOLEAN},
+        )
+        for version in ("", "/versions/{}")
+    },
     **both(
         "POST /infer",
         Operation(
@@ -232,6 +249,11 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         _REPOSITORY, "Unload one version", _EMPTY
     ),
     ("POST", "/v2/repository/refresh"): change(_REPOSITORY, "Scan the repositories now"),
+    ("GET", "/v2/repository/locations"): read(
+        _REPOSITORY,
+        "The repositories, with their last scans",
+        having({"repositories": listed(having({"location": STRING}))}),
+    ),
     ("GET", "/v2/repository/history"): read(
         _REPOSITORY, "The last changes", having({"changes": listed(_CHANGE)}), model=STRING, limit=_LIMIT
     ),
@@ -242,6 +264,11 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         limit=_LIMIT,
         after={"type": "number"},
     ),
+    ("GET", "/v2/models/{}/examples"): read(_MODEL, "The examples that the model ships", _EXAMPLES),
+    ("GET", "/v2/models/{}/examples/{}"): Operation(
+        _MODEL, "The file of an example", {"application/octet-stream": BINARY}
+    ),
+    ("GET", "/v2/models/{}/recorded"): read(_SETTING, "The inputs of recorded requests", _EXAMPLES),
     ("GET", "/v2/models/{}/labels"): read(_LABEL, "The labels and their versions", _LABELS),
     ("PUT", "/v2/models/{}/labels/{}"): change(
         _LABEL, "Point a label to a version", fields({"version": VERSION}, {"expected": VERSION}), OBJECT
@@ -255,6 +282,11 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("GET", "/v2/logging"): read(_SETTING, "The settings of the log", OBJECT),
     ("POST", "/v2/logging"): change(_SETTING, "Change settings of the log", OBJECT, OBJECT),
+    ("GET", "/v2/logging/lines"): Operation(
+        _SETTING,
+        "The last lines of the log; as server-sent events, also further ones as they come",
+        {JSON: having({"lines": listed(OBJECT)}), EVENTS: EVENT},
+    ),
     ("GET", "/v2/trace/setting"): read(_SETTING, "The trace settings", OBJECT),
     ("POST", "/v2/trace/setting"): change(_SETTING, "Change trace settings", _SETTINGS, OBJECT),
     ("GET", "/v2/models/{}/trace/setting"): read(_SETTING, "The trace settings of a model", OBJECT),

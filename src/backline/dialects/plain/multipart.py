@@ -18,7 +18,7 @@ _TOKEN = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]").f
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FormPart:
     """A field of a form. `filename` and `content_type` are empty if the part does not state them."""
 
     name: str
@@ -40,7 +40,7 @@ def _parameters(field: str) -> dict[str, str]:
     }
 
 
-def read_multipart(body: Buffer, boundary: str) -> list[Part]:
+def read_multipart(body: Buffer, boundary: str) -> list[FormPart]:
     """The parts of a body, in order. Raises InvalidArgument for a malformed one."""
     mark = boundary.encode("latin-1", "replace")
     if _TOKEN(mark) is None:
@@ -49,7 +49,7 @@ def read_multipart(body: Buffer, boundary: str) -> list[Part]:
     delimiter = b"\r\n--" + mark
     text = b"\r\n" + bytes(body)
     at = text.find(delimiter)
-    parts: list[Part] = []
+    parts: list[FormPart] = []
     while at >= 0:
         start = at + len(delimiter)
         if text[start : start + 2] == b"--":
@@ -69,7 +69,7 @@ def read_multipart(body: Buffer, boundary: str) -> list[Part]:
     )
 
 
-def _part(text: bytes, start: int, end: int, number: int) -> Part:
+def _part(text: bytes, start: int, end: int, number: int) -> FormPart:
     """The part in `text[start:end]`: header lines, an empty line, and the contents."""
     blank = text.find(b"\r\n\r\n", start, min(end, start + _MAX_HEADER))
     if blank < 0:
@@ -84,4 +84,4 @@ def _part(text: bytes, start: int, end: int, number: int) -> Part:
     if not name:
         raise InvalidArgument(f"part {number} of the form has no name; name it after an input of the model")
     content_type = media_type(fields["content-type"])[0] if "content-type" in fields else ""
-    return Part(name, disposition.get("filename", ""), content_type, text[blank + 4 : end])
+    return FormPart(name, disposition.get("filename", ""), content_type, text[blank + 4 : end])

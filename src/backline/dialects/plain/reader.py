@@ -12,7 +12,7 @@ import numpy as np
 from backline.dialects.json_scan import check_keys
 from backline.dialects.off_loop import LARGE, PIECE, LargeRequest
 from backline.dialects.plain.media import BINARY, NPY, Form, accepted, read_npy
-from backline.dialects.plain.multipart import Part, media_type, read_multipart
+from backline.dialects.plain.multipart import FormPart, media_type, read_multipart
 from backline.dialects.plain.values import bytes_tensor, tensor_of
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, PayloadTooLarge, UnsupportedMediaType
@@ -125,7 +125,7 @@ def _parameters(value: Any) -> dict[str, Parameter]:
     return value
 
 
-def _of_form(model: Model, parts: list[Part], parameters: dict[str, Parameter]) -> dict[str, Tensor]:
+def _of_form(model: Model, parts: list[FormPart], parameters: dict[str, Parameter]) -> dict[str, Tensor]:
     specs = {spec.name: spec for spec in model.signature.inputs}
     given: dict[str, Tensor] = {}
     for part in parts:

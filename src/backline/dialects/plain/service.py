@@ -63,7 +63,7 @@ class PlainService:
     ) -> None:
         admit = None if request.identity is None else request.identity.follow
         responses = self._engine.stream(asked, deadline, trace=trace, admit=admit)
-        self._streams.answer(request, asked.model_name, responses, partial(_document, plan))
+        self._streams.answer(request, asked.model_name, responses, partial(plain_document, plan))
 
 
 def _wants_events(headers: Mapping[bytes, bytes], model: Model) -> bool:
@@ -85,20 +85,20 @@ def write_plain(plan: PlainPlan, response: InferResponse) -> HttpBody:
     form = plan.form
     write = WRITERS.get(form.kind)
     if write is None:
-        return ((b"content-type", JSON.encode()), version), [_document(plan, response)]
+        return ((b"content-type", JSON.encode()), version), [plain_document(plan, response)]
     kind = f"{form.kind}; charset=utf-8" if form.kind == TEXT else form.kind
     return ((b"content-type", kind.encode()), version), [
-        write(choose_output(_shaped(plan, response), form), form)
+        write(choose_output(shaped(plan, response), form), form)
     ]
 
 
-def _document(plan: PlainPlan, response: InferResponse) -> bytes:
+def plain_document(plan: PlainPlan, response: InferResponse) -> bytes:
     """The outputs by name as JSON."""
-    outputs = _shaped(plan, response)
+    outputs = shaped(plan, response)
     return _encode({one.name: value_of(one, json=one.name in plan.json_outputs) for one in outputs})
 
 
-def _shaped(plan: PlainPlan, response: InferResponse) -> list[Tensor]:
+def shaped(plan: PlainPlan, response: InferResponse) -> list[Tensor]:
     """The outputs, without the batch dimension if the request had none."""
     if not plan.unbatched:
         return response.outputs

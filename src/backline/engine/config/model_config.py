@@ -215,4 +215,9 @@ class ModelConfig:
     #: without a file.
     declared: bytes = b""
     source: str = ""
+    #: Line and column in `source` of each field that it sets, by path; None where they are unknown. Two
+    #: configurations that say the same in other places are equal.
+    places: Mapping[str, tuple[int, int] | None] = field(
+        default_factory=lambda: MappingProxyType({}), compare=False
+    )
     warnings: tuple[str, ...] = ()

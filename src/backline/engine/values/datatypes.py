@@ -52,6 +52,9 @@ class DataType(Enum):
                 f"unknown datatype {name!r}, expected one of {', '.join(_BY_NAME)}"
             ) from None
 
+    #: Members are compared by identity. Enum's own hash is a Python function, which caches look up often.
+    __hash__ = object.__hash__
+
     @classmethod
     def from_config_name(cls, name: str) -> DataType:
         """The datatype called `name` in config.pbtxt ("TYPE_FP32"). Raises KeyError for an unknown name."""

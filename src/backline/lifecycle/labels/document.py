@@ -26,7 +26,7 @@ class Replaced(Exception):
     """Raised when a document is no longer the edition that its writer has read."""
 
 
-class Document(Protocol):
+class LabelDocument(Protocol):
     """A document in a file, a bucket or Redis. The methods block, and raise BacklineError on failure."""
 
     @property

@@ -26,6 +26,8 @@ log = logging.getLogger("backline.lifecycle")
 
 #: Seconds between two looks for labels that other servers have moved.
 FOLLOW_SECONDS = 1.0
+#: Labels of one model. Each change writes all labels of all models, so their number must stay small.
+MOST_LABELS = 256
 
 
 class Labelling:
@@ -111,7 +113,7 @@ class Labelling:
         async with self._changing(model):
             served, target = self._labelled(model)
             stored = self._store.of(model).get(label, "")
-            self._check_label(label, target.source.versions)
+            self._check_label(model, label, target.source.versions, served.labels)
             self._check_expected(served, move)
             versions = await self._versions_now(served, version)
             if version not in versions and served.ready(version) is None:
@@ -270,12 +272,19 @@ class Labelling:
             )
         return served, served.target
 
-    def _check_label(self, label: str, versions: Sequence[str]) -> None:
+    def _check_label(
+        self, model: str, label: str, versions: Sequence[str], labels: Mapping[str, str]
+    ) -> None:
         fault = fault_in_name(label)
         if fault:
             raise InvalidArgument(f"{label[:32]!r} cannot be a label: its name {fault}")
         if label in versions:
             raise InvalidArgument(f"'{label}' cannot be a label, as it is the name of a version")
+        if label not in labels and len(labels) >= MOST_LABELS:
+            raise InvalidArgument(
+                f"label '{label}' cannot be added: '{model}' has {len(labels)} labels, and at most"
+                f" {MOST_LABELS} are allowed; remove one first"
+            )
 
     def _check_expected(self, served: ServedModel, move: LabelMove) -> None:
         now = served.labels.get(move.label, "")

@@ -12,7 +12,7 @@ import msgspec
 
 from backline.engine.control import Change
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
-from backline.lifecycle.labels.document import Document, FileDocument, Replaced
+from backline.lifecycle.labels.document import FileDocument, LabelDocument, Replaced
 from backline.lifecycle.labels.redis_document import SCHEMES, RedisDocument
 
 log = logging.getLogger("backline.lifecycle")
@@ -50,7 +50,7 @@ class LabelStore:
     last. With a `copy`, what was read is also kept there, for a start while the document cannot be reached.
     """
 
-    def __init__(self, document: Document, copy: Document | None = None) -> None:
+    def __init__(self, document: LabelDocument, copy: LabelDocument | None = None) -> None:
         """Raises InvalidArgument if the document is damaged, and Unavailable if it cannot be read and there
         is no copy.
         """
@@ -182,7 +182,7 @@ def open_labels(place: str, locations: Sequence[str], state_folder: Path) -> Lab
     return LabelStore(_open_document(place, locations), state)
 
 
-def _open_document(place: str, locations: Sequence[str]) -> Document:
+def _open_document(place: str, locations: Sequence[str]) -> LabelDocument:
     where, below = place, ""
     if place == IN_REPOSITORY:
         where, below = locations[0], f"{_FOLDER}/"

@@ -151,7 +151,8 @@ class InstanceMaker:
         self.model = model
         self._permits = permits
         self._cores = cores
-        self._poll = poll
+        #: That of the event loop.
+        self.poll = poll
         self._on_slow = on_slow
         self._on_available = on_available
         self._on_ready = on_ready
@@ -218,9 +219,7 @@ class InstanceMaker:
     def thread(self, run: Execution | BudgetedExecution, number: int, *, timed: bool = True) -> Instance:
         """An instance on a thread. If `timed`, a thread is abandoned when its run exceeds the time limit."""
         config = self.model.config
-        make = partial(
-            ThreadInstance, run, self._loop, f"{self.model.name}-{number}", config.cpus, self._poll
-        )
+        make = partial(ThreadInstance, run, self._loop, f"{self.model.name}-{number}", config.cpus, self.poll)
         if config.execution_timeout_seconds is None or not timed:
             return make()
         if self._limit is None:
@@ -243,7 +242,7 @@ class InstanceMaker:
             statistics.responses = ResponseStatistics()
         name, version, responses = self.model.name, self.model.version, statistics.responses
         self.streams = StreamPool(
-            name, version, model, self._loop, threads=threads, statistics=responses, poll=self._poll
+            name, version, model, self._loop, threads=threads, statistics=responses, poll=self.poll
         )
         return list(self.streams.instances)
 

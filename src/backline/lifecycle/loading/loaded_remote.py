@@ -45,7 +45,7 @@ class LoadedRemote(LoadedVersion):
             model.name,
             model.version,
             self.remote,
-            open_remote(self.remote, idempotent=config.idempotent is not False),
+            open_remote(self.remote, idempotent=config.idempotent is not False, poll=maker.poll),
             tuple(spec.name for spec in self.signature.outputs),
             time_limit=config.execution_timeout_seconds or _TIME_LIMIT,
             responses=model.statistics.responses if self.decoupled else None,

@@ -19,7 +19,7 @@ from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError
 from backline.engine.values.device import Places
 from backline.lifecycle.loading.loaded import Measured, check_measured
-from backline.lifecycle.loading.run_time import LONG_RUN
+from backline.lifecycle.loading.run_time import INLINE_GROWN, INLINE_RUN, LONG_RUN
 from backline.lifecycle.records import make_folder
 from backline.repository.fingerprint import load_key
 from backline.system.cores import usable_cores
@@ -27,6 +27,8 @@ from backline.system.cores import usable_cores
 log = logging.getLogger("backline.lifecycle")
 
 _FOLDER = "measured"
+#: Files with at most this many bytes together are read in a fraction of the time that the trial runs take.
+_SMALL = 1 << 20
 #: The ends of the names of folders that hold the metadata of an installed package.
 _METADATA = (".dist-info", ".egg-info")
 
@@ -68,6 +70,8 @@ class MeasurementFile:
         self._version = version
         self._read_content = content
         self._content: Content | None = None
+        self._recalled: Measured | None = None
+        self._made_key: str | None = None
 
     def recall(self, placed: Places) -> Measured | None:
         """The measurements of an earlier load on the devices of `placed`; None if there are none."""
@@ -88,14 +92,23 @@ class MeasurementFile:
         except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as error:
             log.warning("'%s' cannot be used (%s), so the model is measured again", self._file, error)
             return None
-        return kept if kept.key == self._key() else None
+        if kept.key != self._key():
+            return None
+        self._recalled = kept.measured
+        return kept
 
-    def keep_if_slow(self, measured: Measured, placed: Places) -> None:
-        """Stores the measurements of a model with runs above 100 ms.
+    def keep_if_dearer(self, measured: Measured, placed: Places, file_bytes: int) -> None:
+        """Stores the measurements if making them takes longer than reading `file_bytes` at each start.
 
-        For others, reading all files at each start would take longer than the trial runs.
+        That holds for a model with runs above 100 ms, and for small files. With small files, the measurements
+        are stored only if the model is quick enough for the event loop, because a busy machine may have
+        delayed the runs of any other.
         """
-        if measured.times.seconds.get(1, 0.0) > LONG_RUN:
+        if measured is self._recalled:
+            return
+        seconds = measured.times.seconds.get(1, 0.0)
+        small = file_bytes <= _SMALL and 0 < seconds <= INLINE_RUN and measured.times.grown <= INLINE_GROWN
+        if seconds > LONG_RUN or small:
             self.keep(measured, device_names(placed))
 
     def keep(self, measured: Measured, devices: Sequence[str]) -> None:
@@ -126,6 +139,11 @@ class MeasurementFile:
 
     def _key(self) -> str:
         """A digest of everything that the measurements hold for; empty if the files cannot be read."""
+        if self._made_key is None:
+            self._made_key = self._make_key()
+        return self._made_key
+
+    def _make_key(self) -> str:
         self.hold()
         if self._content is None:
             return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from time import perf_counter, process_time
+from time import perf_counter
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from backline.engine.config.model_config import Lane
 from backline.engine.errors import BacklineError
 from backline.lifecycle.loading.trial_inputs import MAX_TRIAL_ELEMENTS, Arrays, Sizes, make_inputs
 from backline.lifecycle.loading.trial_runs import RunTime, Trial, TrialRuns, Tried, find_trial
+from backline.system.cores import ready_seconds
 
 #: The largest batch that is measured, and so the largest chosen automatically.
 LARGEST_BATCH = 64
@@ -157,9 +158,9 @@ def _time_alone(runs: TrialRuns, item: Arrays) -> RunTime:
     fastest = min(runs.times_of(item), key=lambda time: time.seconds)
     if fastest.seconds > LONG_RUN:
         return fastest
-    begun, computed = perf_counter(), process_time()
+    begun, computed = perf_counter(), ready_seconds()
     seconds = _time(lambda: runs.model.run(item, names))
-    share = (process_time() - computed) / max(perf_counter() - begun, 1e-9)
+    share = (ready_seconds() - computed) / max(perf_counter() - begun, 1e-9)
     return RunTime(seconds, seconds * share)
 
 

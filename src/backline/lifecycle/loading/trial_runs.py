@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from time import perf_counter, process_time
+from time import perf_counter
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -29,6 +29,7 @@ from backline.lifecycle.loading.trial_inputs import (
     size_choices,
     trial_shape,
 )
+from backline.system.cores import ready_seconds
 
 # The search is limited by what it runs and never by a clock, so that replicas of a server find the same
 # inputs however busy their machines are.
@@ -55,7 +56,7 @@ class Tried(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunTime:
-    """How long one run took: elapsed `seconds`, and seconds of processor time of the whole process."""
+    """How long one run took: elapsed `seconds`, and seconds in which it `computed` or waited for a core."""
 
     seconds: float
     computed: float
@@ -75,9 +76,9 @@ class TrialRuns:
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         """Runs the model; failed runs are not timed."""
-        begun, computed = perf_counter(), process_time()
+        begun, computed = perf_counter(), ready_seconds()
         arrays = self.model.run(inputs, outputs)
-        time = RunTime(perf_counter() - begun, process_time() - computed)
+        time = RunTime(perf_counter() - begun, ready_seconds() - computed)
         self._times.setdefault(_shapes(inputs), []).append(time)
         return arrays
 

@@ -9,11 +9,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import count
 from pathlib import Path, PurePosixPath
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
 from backline.backends.backend import HostedModel, LoadOptions
@@ -142,7 +143,8 @@ class VersionLoad:
                 kept.recall,
             )
             if known is None:
-                kept.keep_if_slow(loaded.measured, loaded.placed)
+                file_bytes = sum(file.size for file in self._version.files.values())
+                kept.keep_if_dearer(loaded.measured, loaded.placed, file_bytes)
             completion = None if self._starter is None else self._starter.completion
             if completion is not None:
                 config = completion.apply(config)
@@ -378,22 +380,47 @@ Result = TypeVar("Result")
 
 def loads_running() -> bool:
     """Whether a load is running in this process. If so, an orderly exit might crash in a runtime."""
-    return any(isinstance(thread, _LoadThread) for thread in threading.enumerate())
+    return any(isinstance(thread, _LoadThread) and thread.loading for thread in threading.enumerate())
+
+
+#: Seconds for which a thread waits for another load before it ends.
+_IDLE = 1.0
 
 
 class _LoadThread(threading.Thread):
-    """A thread that runs a load; `loads_running` recognises it by its type."""
+    """A thread that runs loads one after another; `loads_running` recognises it by its type."""
+
+    def __init__(self, call: Callable[[], None], following: Callable[[], Callable[[], None] | None]) -> None:
+        """`following` waits for the next call, and returns None if the thread should end."""
+        super().__init__(daemon=True)
+        self._call: Callable[[], None] | None = call
+        self._following = following
+        self.loading = True
+
+    def run(self) -> None:
+        while (call := self._call) is not None:
+            self.loading = True
+            call()
+            self.loading = False
+            call = self._call = None  # an idle thread must not keep the last load's objects alive
+            self._call = self._following()
 
 
 class LoadThreads(Executor):
-    """Runs each call on its own daemon thread; the caller limits their number.
+    """Runs each call on an idle daemon thread, or on a new one; the caller limits how many run together.
 
-    A runtime cannot be interrupted. In a thread pool, a load that never ends would occupy a thread for ever
-    and block the interpreter's exit.
+    A runtime cannot be interrupted. In a pool of limited size, a load that never ends would occupy a thread
+    for ever and block the interpreter's exit. Threads are used again because the event loop would wait up to
+    a switch interval for each thread that it starts.
     """
 
     def __init__(self) -> None:
         self._numbers = count(1)
+        self._lock = threading.Lock()
+        #: Calls for idle threads.
+        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        #: The number of idle threads that no call in `_calls` is meant for.
+        self._idle = 0
 
     def submit(self, fn: Callable[P, Result], /, *args: P.args, **kwargs: P.kwargs) -> Future[Result]:
         """Starts the call immediately."""
@@ -409,5 +436,24 @@ class LoadThreads(Executor):
             else:
                 future.set_result(result)
 
-        _LoadThread(target=run, name=f"load_{next(self._numbers)}", daemon=True).start()
+        with self._lock:
+            if self._idle:
+                self._idle -= 1
+                self._calls.put(run)
+                return future
+        thread = _LoadThread(run, self._following)
+        thread.name = f"load_{next(self._numbers)}"
+        thread.start()
         return future
+
+    def _following(self) -> Callable[[], None] | None:
+        """The next call for the thread that asks; None if there is none for a while."""
+        with self._lock:
+            self._idle += 1
+        with suppress(Empty):
+            return self._calls.get(timeout=_IDLE)
+        with self._lock:
+            with suppress(Empty):  # a call may have come after the wait
+                return self._calls.get_nowait()
+            self._idle -= 1
+        return None

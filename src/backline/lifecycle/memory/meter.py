@@ -13,6 +13,7 @@ from backline.lifecycle.memory.held import HeldMemory
 from backline.lifecycle.memory.needs import LoadKind, Need, Needs
 from backline.lifecycle.memory.room import union_of_files
 from backline.system.process_memory import (
+    PageCounts,
     count_pages,
     peak_bytes,
     proportional_bytes,
@@ -49,8 +50,8 @@ class LoadMeter:
         self,
         needs: Needs,
         held: HeldMemory,
-        resident: Callable[[], int] = lambda: _without_shared(count_pages().total),
-        peak: Callable[[], int] = lambda: _without_shared(peak_bytes()),
+        resident: Callable[[], int] = lambda: _own(count_pages()),
+        peak: Callable[[], int] = lambda: peak_bytes() - count_pages().shared,
         restart: Callable[[], bool] = restart_peak,
         imported: Callable[[], int] = grown_by_imports,
     ) -> None:
@@ -159,9 +160,9 @@ class LoadMeter:
             self._needs.imported(backends.pop(), max(grown - models, 0))
 
 
-def _without_shared(resident: int) -> int:
-    """Resident bytes of this process without the blocks that it shares with workers."""
-    return resident - count_pages().shared
+def _own(counts: PageCounts) -> int:
+    """Resident bytes without the blocks that this process shares with workers."""
+    return counts.anonymous + counts.files
 
 
 def measure_workers(kind: LoadKind, pids: Collection[int], held: HeldMemory) -> LoadMemory:

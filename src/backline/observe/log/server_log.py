@@ -7,15 +7,16 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
-from backline.engine.control import LogValue
+from backline.engine.control import LogLine, LogValue
 from backline.engine.names import printable
+from backline.observe.log.recent import RecentLines
 from backline.observe.log.settings import LogFormat, LogSettings, LogStyle
 
 log = logging.getLogger("backline.observe")
@@ -146,6 +147,7 @@ class ServerLog(logging.Handler):
         self._settings = settings
         self._writer = LogWriter(Path(settings.file) if settings.file else None, self._lost)
         self._listeners: list[Callable[[LogSettings], None]] = []
+        self._recent = RecentLines()
 
     @contextmanager
     def installed(self) -> Iterator[Self]:
@@ -178,6 +180,10 @@ class ServerLog(logging.Handler):
                 ", ".join(f"{name} {value}" for name, value in changes.items()),
             )
 
+    def recent(self, after: int = 0) -> Sequence[LogLine]:
+        """The last entries; see LogControl."""
+        return self._recent.after(after)
+
     def watch(self, listener: Callable[[LogSettings], None]) -> None:
         """Calls `listener` with the settings now, and after every change."""
         self._listeners.append(listener)
@@ -206,23 +212,29 @@ class ServerLog(logging.Handler):
         return settings.warning if level < logging.ERROR else settings.error
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._writer.write(self._line(record))
+        text = self._text(record)
+        self._recent.add(record, text)
+        self._writer.write(_encoded(text))
 
-    def _line(self, record: logging.LogRecord) -> bytes:
+    def _text(self, record: logging.LogRecord) -> str:
         try:
-            text = self.format(record)
+            return self.format(record)
         except Exception as error:  # the caller's fault: wrong arguments, or arguments without a text form
-            text = f"cannot format a record of {record.name}, {record.msg!r}: {error}"
-        return text.encode(errors="backslashreplace") + b"\n"
+            return f"cannot format a record of {record.name}, {record.msg!r}: {error}"
 
     def _lost(self, count: int, reason: str) -> bytes:
         text = f"{count} log lines were lost: {reason}"
-        return self._line(logging.LogRecord(log.name, logging.WARNING, __file__, 0, text, None, None))
+        record = logging.LogRecord(log.name, logging.WARNING, __file__, 0, text, None, None)
+        return _encoded(self._text(record))
 
     def close(self) -> None:
         """Writes the remaining lines."""
         self._writer.close()
         super().close()
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="backslashreplace") + b"\n"
 
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"

@@ -131,6 +131,8 @@ def read_changes(changes: Mapping[str, SettingValue | None], mode: Mode) -> dict
         if name == "trace_file":
             raise Unsupported("trace file location can not be updated through network protocol")
         if name == "trace_mode":
+            if value == mode:  # a client that sends back all settings it has read
+                continue
             raise Unsupported(
                 "the trace mode cannot change while the server runs: start it with --trace-config mode=..."
             )

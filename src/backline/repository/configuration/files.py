@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.repository.configuration import text
 from backline.repository.configuration.checks import check_complete
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.reader import to_model_config
@@ -93,4 +92,6 @@ def parse(listing: Listing, path: str) -> Document:
         from backline.repository.configuration import toml  # only for repositories that have such files
 
         return toml.parse(content, source)
+    from backline.repository.configuration import text  # likewise
+
     return text.parse(content, source)

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from google.protobuf.descriptor import FieldDescriptor
 
+from backline.engine.config.model_config import ModelConfig
+from backline.protos import message
 from backline.repository.configuration.document import Document
 
 Origin = Literal["file", "override", "model", "server", "default"]
@@ -23,6 +25,14 @@ class Value:
     value: Any
     origin: Origin
     where: str = ""
+
+
+def document_of(config: ModelConfig) -> Document | None:
+    """The document that a model's configuration was read from; None if the model has none."""
+    if not config.declared and not config.places:
+        return None
+    declared = message("inference.ModelConfig").FromString(config.declared)
+    return Document(config.source, declared, config.places)
 
 
 def origins(
@@ -52,12 +62,12 @@ def origins(
     return values
 
 
-def leaves(message: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields the path ("input[0].dims") and value of each set field.
 
     The value of an enumeration is its name, that of an empty section is {}.
     """
-    fields = message.ListFields()
+    fields = config.ListFields()
     if not fields and prefix:
         yield prefix.removesuffix("."), {}
     for field, value in fields:

@@ -14,7 +14,6 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.names import printable
 from backline.repository.configuration.checks import check_complete
 from backline.repository.configuration.document import Document
-from backline.repository.configuration.plain import read_plain
 from backline.repository.configuration.reader import to_model_config
 from backline.repository.listing import Listing
 
@@ -129,6 +128,9 @@ def parse(text: str) -> Document:
             f"{_UNREADABLE}: expected an object with the fields of a model configuration, not"
             f" {json.dumps(table)[:40]}"
         )
+    # Imported late, because it needs protobuf, and few servers get such requests.
+    from backline.repository.configuration.plain import read_plain
+
     return replace(read_plain(table, _UNREADABLE, {}, is_json=True), source=SOURCE)
 
 

@@ -208,6 +208,7 @@ class _Reader:
             warm_up=tuple(self._warm_up(index, sample) for index, sample in enumerate(message.model_warmup)),
             declared=message.SerializeToString(deterministic=True),
             source=self._document.source,
+            places=self._document.places,
             warnings=tuple(self._warnings),
             **{"version_policy": self._version_policy(), **settings},
         )

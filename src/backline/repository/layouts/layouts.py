@@ -35,15 +35,19 @@ from backline.repository.layouts.model_files import (
 )
 from backline.repository.listing import FileEntry, Folder, Listing
 from backline.repository.names import check_name, some_of
-from backline.repository.repository import FoundModel, FoundVersion
+from backline.repository.repository import EXAMPLES, FoundModel, FoundVersion
 
 #: The configuration files, whose presence marks a model's folder.
 CONFIG_FILES = ("config.pbtxt", "model.toml")
 #: The version of a model without version folders.
 FIRST_VERSION = "1"
-#: Triton's folders that lie next to the versions but are not versions; a load needs _NEEDED_FOLDERS.
-_OTHER_FOLDERS = frozenset({"configs", "warmup", "initial_state"})
+#: Folders that lie next to the versions but are not versions; all but the last are Triton's. A load needs
+#: those of _NEEDED_FOLDERS.
+_OTHER_FOLDERS = frozenset({"configs", "warmup", "initial_state", EXAMPLES})
 _NEEDED_FOLDERS = ("warmup/", "initial_state/")
+#: How many examples a model may have, and the most bytes of each; further and larger files are left out.
+_MAX_EXAMPLES = 50
+_MAX_EXAMPLE = 16 << 20
 #: Folder names that are almost certainly versions: numbers, dotted numbers, dates.
 _PLAINLY_VERSION = re.compile(r"v?[0-9]+([._-][0-9]+)*")
 
@@ -110,7 +114,8 @@ def read_model(
         model = replace(model, config=config, warnings=config.warnings)
         versions, warnings = _read_versions(place, config, formats)
         if not versions and config.ensemble is not None:  # object stores and git keep no empty folders
-            versions = [FoundVersion(FIRST_VERSION, place.path, {}, fingerprint({}, config))]
+            whole = FoundVersion(FIRST_VERSION, place.path, {}, fingerprint({}, config))
+            versions = [_with_examples(whole, place, _examples(place))]
         if not versions:
             raise InvalidArgument(_no_version_reason(place.listing, config, formats))
         held = {version.version for version in versions}
@@ -218,6 +223,7 @@ def _read_versions(
 ) -> tuple[list[FoundVersion], list[str]]:
     found: list[FoundVersion] = []
     needed, warnings = _needed_next_to_versions(place)
+    examples = _examples(place)
     folders = {name: folder for name, folder in place.folders().items() if name not in _OTHER_FOLDERS}
     suffixes = _suffixes_of_versions(folders, formats)
     for name, version in folders.items():
@@ -233,7 +239,9 @@ def _read_versions(
             found.append(FoundVersion(printable(name), None, problem=error.message))
             continue
         if numeric or _is_version(name, version.listing, config, formats, suffixes):
-            found.append(read_version(version, name, needed, config, formats))
+            found.append(
+                _with_examples(read_version(version, name, needed, config, formats), place, examples)
+            )
     return sorted(found, key=lambda version: version_order(version.version)), warnings
 
 
@@ -277,6 +285,25 @@ def _needed_next_to_versions(place: Folder) -> tuple[dict[str, FileEntry], list[
         else:
             needed[place.join(path)] = entry
     return needed, warnings
+
+
+def _examples(place: Folder) -> dict[str, FileEntry]:
+    """The examples in a model's folder, by name."""
+    found = {
+        path.removeprefix(f"{EXAMPLES}/"): entry
+        for path, entry in place.listing.files.items()
+        if path.startswith(f"{EXAMPLES}/") and not entry.problem and entry.size <= _MAX_EXAMPLE
+    }
+    names = sorted(name for name in found if "/" not in name and not name.startswith("."))
+    return {name: found[name] for name in names[:_MAX_EXAMPLES]}
+
+
+def _with_examples(version: FoundVersion, place: Folder, examples: Mapping[str, FileEntry]) -> FoundVersion:
+    """The version with the examples, which are fetched with it. Their change causes no load."""
+    if not examples or version.path is None:
+        return version
+    files = {place.join(f"{EXAMPLES}/{name}"): entry for name, entry in examples.items()}
+    return replace(version, files={**version.files, **files}, examples=tuple(examples))
 
 
 def _is_config(path: str) -> bool:

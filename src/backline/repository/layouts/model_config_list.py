@@ -15,7 +15,6 @@ from typing import Any
 from backline.engine.config.model_config import ModelConfig, ModelFormat, VersionPolicy
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.repository.configuration import ConfigFiles
-from backline.repository.configuration.text import parse_message
 from backline.repository.layouts.layouts import read_config, read_model
 from backline.repository.listing import Folder
 from backline.repository.names import check_name
@@ -44,6 +43,9 @@ def is_list(text: str) -> bool:
 
 def parse_list(text: str, source: str) -> list[ListedModel]:
     """The models in the file `source`. Raises InvalidArgument, with file and line, if it is not valid."""
+    # Imported late, because it needs protobuf, and few repositories are such files.
+    from backline.repository.configuration.text import parse_message
+
     models = [
         _listed(config, source)
         for config in parse_message(

@@ -8,7 +8,7 @@ from functools import lru_cache
 from struct import Struct
 
 from backline.wire.application import Buffer, Fields, RpcError
-from backline.wire.body import Body
+from backline.wire.body import NO_ROOM, Body
 from backline.wire.compression import CodingError
 from backline.wire.http2 import frames
 from backline.wire.limits import INCREASE_BODY_LIMIT
@@ -95,6 +95,22 @@ class MessageAssembler:
         """Bytes that the current message still lacks; 0 if its length is unknown."""
         body = self._body
         return 0 if body is None or body.size is None else body.size - body.filled
+
+    @property
+    def room(self) -> memoryview:
+        """The part of the current message's buffer that is still to be filled; empty if there is none."""
+        body = self._body
+        return NO_ROOM if body is None else body.room
+
+    @property
+    def filled(self) -> bool:
+        """Whether the current message has arrived in its `room`, so that `feed` returns it without bytes."""
+        return self._body is not None and self._body.complete
+
+    def placed(self, size: int) -> None:
+        """Counts bytes that were written to the beginning of `room`. `feed` returns the complete message."""
+        assert self._body is not None, "it has room"
+        self._body.placed(size)
 
     def fill(self, data: Buffer, begin: int, end: int) -> None:
         """Stores data[begin:end], which must be shorter than `missing`."""

@@ -7,6 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, RpcError, StreamCall, StreamMethod
+from backline.wire.body import NO_ROOM
 from backline.wire.compression import GRPC_CODINGS, INLINE, CodingError, compress, inflate_small
 from backline.wire.grpc.exchange import GrpcExchange, log
 from backline.wire.grpc.messages import (
@@ -89,6 +90,24 @@ class StreamExchange(GrpcExchange, StreamCall):
         if end - begin < PREFIX_SIZE and not ended:
             # Security: a piece smaller than a message prefix counts as a frame that carries nothing.
             self.connection.spend(1)
+        self._received(data, begin, end, ended)
+
+    def room(self) -> memoryview:
+        return NO_ROOM if self.answered or self.closed else self._assembler.room
+
+    def placed(self, size: int, ended: int) -> None:
+        self.received += size
+        self.check_length(0, ended)
+        if size < PREFIX_SIZE and not ended:
+            self.connection.spend(1)
+        held = self.buffer(size)
+        self._assembler.placed(size)
+        if held:
+            self._received(b"", 0, 0, ended)
+        else:
+            self._refuse(overfull())
+
+    def _received(self, data: Buffer, begin: int, end: int, ended: int) -> None:
         if ended:
             self.remote_open = False
         if self.answered:
@@ -97,8 +116,7 @@ class StreamExchange(GrpcExchange, StreamCall):
         try:
             self._take(data, begin, end, ended)
         except RpcError as error:
-            self.end(error.code, error.message)
-            self.cancelled()
+            self._refuse(error)
             return
         if self._receiver is not None and (self._messages or ended) and not self._receiver.done():
             self._receiver.set_result(None)
@@ -106,7 +124,7 @@ class StreamExchange(GrpcExchange, StreamCall):
     def _take(self, data: Buffer, begin: int, end: int, ended: int) -> None:
         if not self.buffer(end - begin):
             raise overfull()
-        while begin < end:
+        while begin < end or self._assembler.filled:
             begin, complete = self._assembler.feed(data, begin, end)
             if complete is not None:
                 compressed, message = complete
@@ -114,7 +132,13 @@ class StreamExchange(GrpcExchange, StreamCall):
         if ended and not self._assembler.between_messages:
             raise RpcError(INVALID_ARGUMENT, "the call ended in the middle of a message")
 
+    def _refuse(self, error: RpcError) -> None:
+        self.end(error.code, error.message)
+        self.cancelled()
+
     def _announced(self, size: int, at_hand: int) -> None:
+        if size > LARGE_BODY:
+            self.connection.receive_directly()
         self.connection.reader.data.expect(self, min(size, OUR_STREAM_WINDOW))
         # Security: bytes already received or covered by the window are not granted again. Otherwise each
         # announced length would also admit the start of the next message, and so on without a bound.

@@ -6,6 +6,7 @@ import asyncio
 from struct import Struct
 
 from backline.wire.application import Buffer, Fields, RpcError, UnaryCall, UnaryMethod
+from backline.wire.body import NO_ROOM
 from backline.wire.compression import GRPC_CODINGS, INLINE, CodingError, compress, inflate_small
 from backline.wire.grpc.exchange import GrpcExchange, log
 from backline.wire.grpc.messages import (
@@ -21,6 +22,7 @@ from backline.wire.grpc.messages import (
     overfull,
 )
 from backline.wire.http2 import frames
+from backline.wire.http2.frames import LARGE_BODY
 from backline.wire.http2.stream import CRUMB
 
 _HEADERS_START = frames.FRAME_HEADER.pack(len(RESPONSE_BLOCK) << 8 | frames.HEADERS, frames.END_HEADERS, 0)[
@@ -101,8 +103,8 @@ class UnaryExchange(GrpcExchange, UnaryCall):
         if assembler is None:
             limit = self.connection.wire.limits.max_body_size
             assembler = self._assembler = MessageAssembler(self.head.encoding, limit, self._announced)
-        if self._message is None and begin < end:
-            if not self.buffer(end - begin):
+        if self._message is None:
+            if begin < end and not self.buffer(end - begin):
                 raise overfull()
             begin, complete = assembler.feed(data, begin, end)
             if complete is not None:
@@ -115,6 +117,24 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             raise RpcError(INVALID_ARGUMENT, "the call ended without a complete message")
         self._assembler = None
         self.connection.admission.offer(self, len(self._message), self._compressed)
+
+    def room(self) -> memoryview:
+        assembler = self._assembler
+        return NO_ROOM if assembler is None or self.answered or self.closed else assembler.room
+
+    def placed(self, size: int, ended: int) -> None:
+        assembler = self._assembler
+        assert assembler is not None, "it has room"
+        if not self.buffer(size):
+            self._refuse(overfull())
+        assembler.placed(size)
+        self.received += size
+        if ended:
+            self._receive_in_parts(b"", 0, 0, ended)
+            return
+        self.check_length(0, ended)
+        if size < CRUMB:
+            self.connection.spend(1)
 
     def dispatch(self) -> None:
         message, self._message = self._message, None
@@ -129,6 +149,8 @@ class UnaryExchange(GrpcExchange, UnaryCall):
 
     def _announced(self, size: int, _: int) -> None:
         self.connection.reader.data.expect(self, size + PREFIX_SIZE)
+        if size > LARGE_BODY:
+            self.connection.receive_directly()
 
     def _inflate(self, message: Buffer) -> None:
         try:
@@ -176,13 +198,13 @@ class UnaryExchange(GrpcExchange, UnaryCall):
         output = connection.output
         size = len(message) if type(message) is bytes else memoryview(message).nbytes
         for buffer in rest:
-            size += memoryview(buffer).nbytes
+            size += len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes
         framed = size + PREFIX_SIZE
         if size > connection.admission.passes or self.kind:
             connection.admission.learn(self, size)
         if self._compressed and self.head.encoding in self.head.accept_encoding:
             self._reply_compressed((message, *rest), size)
-        elif not rest and output.has_room(self, framed) and not connection.block_prefix:
+        elif output.has_room(self, framed) and not connection.block_prefix:
             self.answered = True
             number = self.number
             parts = output.parts
@@ -190,6 +212,8 @@ class UnaryExchange(GrpcExchange, UnaryCall):
                 _HEADERS_AND_PREFIX(_HEADERS_START, number, RESPONSE_BLOCK, framed << 8, number, size)
             )
             parts.append(message)
+            if rest:
+                parts += rest
             parts.append(_TRAILERS(_OK_START, number, OK_BLOCK))
             output.window -= framed
             connection.finished(self)

@@ -15,6 +15,7 @@ from backline.wire.http1.time_limits import TimeLimits
 from backline.wire.limits import KIB
 from backline.wire.peers import Peer
 from backline.wire.turns import LARGE_READ
+from backline.wire.websocket.connection import WebSocketConnection
 
 #: Bytes per call of the parser. The parser cannot be paused, so this bounds the requests that a call yields.
 SLICE = 4 * KIB
@@ -75,6 +76,8 @@ class Http1Connection(Connection):
         #: Whether arriving bytes are dropped, so that the client receives the last response.
         self.lingering = False
         self._linger_bytes = 0
+        #: Takes over the transport after a handshake.
+        self.websocket: WebSocketConnection | None = None
 
     # opening and closing
 
@@ -106,7 +109,7 @@ class Http1Connection(Connection):
         self.pipeline.lost()
         self.wire.peers.leave(self.peer)
         # Breaks reference cycles, so that memory need not wait for the cycle collector.
-        del self.receiver, self.pipeline
+        del self.receiver, self.pipeline, self.websocket
 
     def abort(self) -> None:
         self.transport.abort()
@@ -118,6 +121,8 @@ class Http1Connection(Connection):
 
     def drain(self) -> None:
         self.pipeline.last_answer = True
+        if self.websocket is not None:
+            self.websocket.drain()
         if not self.busy:
             self.wire.loop.call_later(DRAIN_GRACE, self._close_if_idle)
 
@@ -329,3 +334,5 @@ class Http1Connection(Connection):
     def sweep(self, now: float) -> None:
         self.wire.unsent.count(self)
         self._time_limits.check(self, now)
+        if self.websocket is not None:
+            self.websocket.sweep(now)

@@ -28,9 +28,30 @@ def response_head(status: int) -> bytes:
     return head
 
 
+#: The most heads that are cached per second, because clients choose the sizes of responses.
+_MAX_HEADS = 1024
+_whole_heads: dict[tuple[Fields, int], bytes] = {}
+
+
+def whole_head(fields: Fields, size: int) -> bytes:
+    """The head of a 200 response with these fields and `size` bytes, on a connection that stays open.
+
+    Cached until `refresh_date`; `fields` must be hashable.
+    """
+    head = _whole_heads.get((fields, size))
+    if head is None:
+        if len(_whole_heads) >= _MAX_HEADS:
+            _whole_heads.clear()
+        lines = b"".join(b"%b: %b\r\n" % field for field in fields)
+        head = b"%b%bcontent-length: %d\r\n\r\n" % (response_head(200), lines, size)
+        _whole_heads[fields, size] = head
+    return head
+
+
 def refresh_date() -> None:
     """Clears the cached heads, whose date is stale. Call it about once a second."""
     _heads.clear()
+    _whole_heads.clear()
 
 
 def has_no_body(status: int) -> bool:
@@ -100,8 +121,21 @@ def find_path(method: bytes, target: bytes) -> bytes | Refusal:
     return Refusal(400, "The request's target must be a path that begins with '/'")
 
 
+def is_websocket(method: bytes, version: str, headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a head asks for WebSocket (RFC 6455, section 4.2.1); such a request has no body."""
+    return (
+        headers.get(b"upgrade", b"").strip().lower() == b"websocket"
+        and (method, version) == (b"GET", "1.1")
+        and b"transfer-encoding" not in headers
+        and headers.get(b"content-length", b"0") == b"0"
+    )
+
+
 def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -> Refusal | None:
-    """The refusal of a head whose version, Host or special fields are invalid; None if they are valid."""
+    """The refusal of a head whose version, Host or special fields are invalid; None if they are valid.
+
+    `upgrade` is whether it asks for another protocol than WebSocket.
+    """
     if version not in ("1.1", "1.0"):
         return Refusal(400, f"HTTP version {version} is not supported on this connection; use 1.1")
     if version == "1.1" and b"host" not in headers:

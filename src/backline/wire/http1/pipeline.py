@@ -14,6 +14,7 @@ from backline.wire.connection import Wire
 from backline.wire.http1.head import CONTINUE, Refusal
 from backline.wire.http1.request import Http1Request, Http1Stream, inflate
 from backline.wire.peers import Peer
+from backline.wire.websocket.connection import WebSocketConnection
 
 if TYPE_CHECKING:
     from backline.wire.http1.connection import Http1Connection
@@ -180,6 +181,23 @@ class Pipeline:
             self._connection.last_answered()
         elif (self.waiting or self._connection.held is not None) and not self._running:
             self.advance()
+
+    def upgrade(self, request: Http1Request, head: bytes) -> WebSocketConnection:
+        """Answers the current request with `head` and lets WebSocket take over the transport.
+
+        The request stays the current one, so that the connection is busy, but counts as a stream from now
+        on. Raises ConnectionRefusedError if too many streams are open.
+        """
+        wire, peer = self.wire, self.peer
+        if wire.streams >= wire.limits.max_streams or peer.streams >= wire.peers.max_streams:
+            raise ConnectionRefusedError("too many streams are open")
+        self.release(request)
+        wire.streams += 1
+        peer.streams += 1
+        self.transport.write(head)
+        accepted = self._connection.websocket = WebSocketConnection(self._connection, request)
+        self.transport.set_protocol(accepted)
+        return accepted
 
     def _send_refusal(self, refusal: Refusal) -> None:
         close = refusal.close or self.last_answer

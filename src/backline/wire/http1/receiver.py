@@ -20,6 +20,7 @@ from backline.wire.http1.head import (
     check_special,
     find_path,
     head_without_upgrade,
+    is_websocket,
     speaks_http,
 )
 from backline.wire.http1.pipeline import Continue, Pipeline
@@ -319,12 +320,19 @@ class Receiver:
         """Handles HTTP/1.0, and fields about the connection or the framing of the body."""
         parser = self._parser
         version = parser.get_http_version()
-        self._upgrade = parser.should_upgrade()
+        upgrades = parser.should_upgrade()
+        websocket = (
+            upgrades
+            and is_websocket(request.method, version, request.headers)
+            and self._wire.application.takes_websocket(request.path)
+        )
+        self._upgrade = upgrades and not websocket
         refusal = check_special(version, request.headers, self._upgrade)
         if refusal is not None:
             raise self._refused(refusal)
         request.version_1_0 = version == "1.0"
-        request.keep_alive = parser.should_keep_alive()
+        # After a handshake there is no other request: the client waits, and then sends frames.
+        request.keep_alive = parser.should_keep_alive() and not websocket
         if b"transfer-encoding" in request.headers:
             self._chunked = True
             self._body = GrowingBuffer()

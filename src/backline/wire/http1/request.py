@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from backline.wire.application import Buffer, Certificate, Fields, HttpRequest, ResponseStream
+from backline.wire.application import Buffer, Certificate, Fields, HttpRequest, ResponseStream, WebSocket
 from backline.wire.compression import (
     ACCEPTED,
     WORTH_COMPRESSING,
@@ -17,8 +17,9 @@ from backline.wire.compression import (
     negotiate,
 )
 from backline.wire.connection import peer_address
-from backline.wire.http1.head import has_no_body, response_head
+from backline.wire.http1.head import has_no_body, response_head, whole_head
 from backline.wire.turns import peer_is_gone
+from backline.wire.websocket.frames import accept_key
 
 if TYPE_CHECKING:
     from backline.wire.http1.pipeline import Pipeline
@@ -83,19 +84,28 @@ class Http1Request(HttpRequest):
                 return
         self._pipeline = None
         self.on_abandon = None  # breaks a reference cycle: the callback usually refers to this request
-        head = response_head(status)
-        for name, value in fields:
-            head = b"%b%b: %b\r\n" % (head, name, value)
-        if not self.keep_alive or pipeline.last_answer:
-            self.keep_alive = False
-            head = b"%bconnection: close\r\n" % head
-        elif self.version_1_0:
-            head = b"%bconnection: keep-alive\r\n" % head
-        if has_no_body(status):
-            head = b"%b\r\n" % head
-            size = 0
+        if (
+            status == 200
+            and type(fields) is tuple
+            and self.keep_alive
+            and not pipeline.last_answer
+            and not self.version_1_0
+        ):
+            head = whole_head(fields, size)
         else:
-            head = b"%bcontent-length: %d\r\n\r\n" % (head, size)
+            head = response_head(status)
+            for name, value in fields:
+                head = b"%b%b: %b\r\n" % (head, name, value)
+            if not self.keep_alive or pipeline.last_answer:
+                self.keep_alive = False
+                head = b"%bconnection: close\r\n" % head
+            elif self.version_1_0:
+                head = b"%bconnection: keep-alive\r\n" % head
+            if has_no_body(status):
+                head = b"%b\r\n" % head
+                size = 0
+            else:
+                head = b"%bcontent-length: %d\r\n\r\n" % (head, size)
         if size == 0 or self.method == b"HEAD":
             pipeline.transport.write(head)
         elif size <= JOINED_SIZE:
@@ -152,10 +162,25 @@ class Http1Request(HttpRequest):
             self.keep_alive = False
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
-        pipeline.transport.write(b"".join(lines))
+        stream.begin(b"".join(lines))
         stream.bodiless = self.method == b"HEAD" or has_no_body(status)
         pipeline.open_stream = stream
         return stream
+
+    def accept_websocket(self, protocol: bytes = b"") -> WebSocket | None:
+        pipeline = self._pipeline
+        key = accept_key(self.headers) if self.headers.get(b"upgrade", b"").lower() == b"websocket" else None
+        if pipeline is None or key is None:
+            return None
+        lines = [
+            b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n",
+            b"sec-websocket-accept: %b\r\n" % key,
+            b"sec-websocket-protocol: %b\r\n" % protocol if protocol else b"",
+            b"\r\n",
+        ]
+        accepted = pipeline.upgrade(self, b"".join(lines))
+        self._pipeline = None
+        return accepted
 
     def gone(self) -> None:
         """Called when the client has disconnected."""
@@ -169,14 +194,30 @@ class Http1Request(HttpRequest):
 class Http1Stream(ResponseStream):
     """A response body of unknown length: sent in chunks, or ended by closing the connection."""
 
-    __slots__ = ("_pipeline", "_request", "bodiless")
+    __slots__ = ("_head", "_pipeline", "_request", "bodiless")
 
     def __init__(self, pipeline: Pipeline | None, request: Http1Request) -> None:
         #: None once the body has ended or the client has disconnected.
         self._pipeline = pipeline
         self._request = request
+        #: The head, until it is sent.
+        self._head = b""
         #: Whether the response has no body, as for HEAD, so that chunks are dropped.
         self.bodiless = False
+
+    def begin(self, head: bytes) -> None:
+        """Sends the head with the first chunk if there is one soon, otherwise after this turn of the loop."""
+        assert self._pipeline is not None, "it has not ended"
+        self._head = head
+        self._pipeline.wire.loop.call_soon(self._send_head)
+
+    def _send_head(self) -> None:
+        if self._head and self._pipeline is not None:
+            self._pipeline.transport.write(self._taken_head())
+
+    def _taken_head(self) -> bytes:
+        head, self._head = self._head, b""
+        return head
 
     async def send(self, chunk: Buffer) -> None:
         pipeline = self._pipeline
@@ -187,11 +228,12 @@ class Http1Stream(ResponseStream):
         if not self.bodiless and size:
             pipeline.sent_chunks += 1
             if self._request.version_1_0:
+                self._send_head()
                 pipeline.transport.write(chunk)
             elif size <= JOINED_SIZE:
-                pipeline.transport.write(b"".join((b"%x\r\n" % size, chunk, b"\r\n")))
+                pipeline.transport.write(b"".join((self._taken_head(), b"%x\r\n" % size, chunk, b"\r\n")))
             else:
-                pipeline.transport.writelines([b"%x\r\n" % size, chunk, b"\r\n"])
+                pipeline.transport.writelines([self._taken_head() + b"%x\r\n" % size, chunk, b"\r\n"])
         await pipeline.writable(size)
         if self._pipeline is None:
             raise ConnectionResetError("the client has disconnected")
@@ -200,6 +242,7 @@ class Http1Stream(ResponseStream):
         pipeline = self._pipeline
         if pipeline is None:
             return
+        self._send_head()
         self._pipeline = None
         pipeline.open_stream = None
         if not self.bodiless and not self._request.version_1_0:

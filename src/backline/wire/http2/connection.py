@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 
 from backline.wire.connection import Connection, Wire
@@ -14,6 +15,7 @@ from backline.wire.http2.frame_reader import FrameReader, check_dependency
 from backline.wire.http2.frames import ConnectionFailure, FrameAllowance, StreamFailure
 from backline.wire.http2.header_blocks import HeaderBlocks
 from backline.wire.http2.output import Output
+from backline.wire.http2.read_ahead import DirectProtocol
 from backline.wire.http2.request_head import RequestHead, check_trailers
 from backline.wire.http2.stream import Stream, StreamTable
 
@@ -93,6 +95,14 @@ class Http2Connection(Connection):
 
     def data_received(self, data: bytes) -> None:
         self.reader.data_received(data)
+
+    def receive_directly(self) -> None:
+        """Receives large messages directly into their buffers from now on, unless they are encrypted."""
+        connected = self.transport.get_extra_info("socket")
+        encrypted = self.transport.get_extra_info("ssl_object") is not None
+        if self.reader.descriptor < 0 and connected is not None and not encrypted and hasattr(os, "readv"):
+            self.reader.descriptor = connected.fileno()
+            self.transport.set_protocol(DirectProtocol(self, self.reader))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = self._closing = True

@@ -35,14 +35,15 @@ class DataReceiver:
     """
 
     __slots__ = (
-        "_ends",
         "_handler",
         "_output",
-        "_stream",
         "_streams",
+        "ends",
         "left",
+        "length",
         "max_frame_size",
         "padding_left",
+        "stream",
         "window_in",
     )
 
@@ -58,13 +59,14 @@ class DataReceiver:
         self.left = 0
         self.padding_left = 0
         #: The stream that receives the payload; None if it is dropped.
-        self._stream: Stream | None = None
-        #: The END_STREAM flag of the current frame.
-        self._ends = 0
+        self.stream: Stream | None = None
+        #: The length and the END_STREAM flag of the current frame.
+        self.length = 0
+        self.ends = 0
 
     def lose(self) -> None:
         """Drops the reference to the stream when the connection is closed."""
-        self._stream = None
+        self.stream = None
 
     def check_windows(self, stream: Stream | None) -> None:
         """Raises a failure if a window is exceeded, and replenishes the connection's window."""
@@ -111,14 +113,15 @@ class DataReceiver:
                 self._handler.send_reset(number, frames.STREAM_CLOSED)
             return begin
         stream.window_in -= length
-        self._stream = stream
-        self._ends = ends
+        self.stream = stream
+        self.length = length
+        self.ends = ends
         self.check_windows(stream)
         if length != payload:
             # The stream never consumes padding, so its part of the window is returned here.
             self.grant(stream, length - payload)
         if not payload and ends:
-            self._stream = None
+            self.stream = None
             stream.feed(b"", 0, 0, 1)
         return begin
 
@@ -126,19 +129,19 @@ class DataReceiver:
         """Drops the next `length` bytes."""
         self.left = length
         self.padding_left = 0
-        self._stream = None
-        self._ends = 0
+        self.stream = None
+        self.ends = 0
 
     def read(self, data: bytes, at: int, size: int) -> int:
         """Takes the part of the current payload in data[at:size]. Returns the position after it."""
         if self.left:
             take = min(self.left, size - at)
             self.left -= take
-            stream = self._stream
+            stream = self.stream
             if stream is not None and take:
                 try:
                     if not stream.closed and stream.remote_open:
-                        stream.feed(data, at, at + take, self._ends and not self.left)
+                        stream.feed(data, at, at + take, self.ends and not self.left)
                 except StreamFailure as failure:
                     self._handler.fail_stream(stream.number, failure)
             at += take
@@ -147,6 +150,28 @@ class DataReceiver:
             self.padding_left -= take
             at += take
         return at
+
+    def placed(self, size: int) -> None:
+        """Counts `size` bytes of the current payload that were received into the stream's `room`."""
+        stream = self.stream
+        assert stream is not None, "it has room"
+        self.left -= size
+        try:
+            self.check_windows(stream)
+            stream.placed(size, self.ends and not self.left)
+        except StreamFailure as failure:
+            self._handler.fail_stream(stream.number, failure)
+
+    def continues(self, length: int, ends: int) -> None:
+        """Counts frames of the current stream that follow a complete one, as if they were a single frame.
+
+        `placed` checks the windows.
+        """
+        assert self.stream is not None, "it has room"
+        self.window_in -= length
+        self.stream.window_in -= length
+        self.left = length
+        self.ends = ends
 
     def expect(self, stream: Stream, size: int) -> None:
         """Lets an announced body of `size` bytes arrive in large frames, without waiting for windows."""

@@ -7,12 +7,14 @@ import logging
 from time import perf_counter
 from typing import Protocol
 
+from backline.wire.body import NO_ROOM
 from backline.wire.connection import Wire
 from backline.wire.http2 import frames
 from backline.wire.http2.data import REPLENISH_AT, DataReceiver
 from backline.wire.http2.frames import FRAME_HEADER, PREFACE, ConnectionFailure, StreamFailure
 from backline.wire.http2.header_blocks import HeaderBlocks
 from backline.wire.http2.output import Output
+from backline.wire.http2.read_ahead import READ, read_ahead
 from backline.wire.http2.request_head import RequestHead
 from backline.wire.http2.stream import StreamTable
 from backline.wire.limits import KIB
@@ -87,6 +89,7 @@ class FrameReader:
         "_transport",
         "_turns",
         "data",
+        "descriptor",
         "preface_done",
         "reads",
         "write_blocked",
@@ -131,7 +134,9 @@ class FrameReader:
         #: Whether arriving bytes are dropped.
         self._stopped = False
         self._lost = False
-        #: The number of calls of data_received, by which the sweep detects progress.
+        #: The socket from which large messages are received directly; -1 if they are not.
+        self.descriptor = -1
+        #: The number of times that bytes have arrived, by which the sweep detects progress.
         self.reads = 0
 
     @property
@@ -195,9 +200,47 @@ class FrameReader:
             self._busy = False
         self._read_safely(data, 0)
 
-    def _read_safely(self, data: bytes, at: int) -> None:
+    def room(self) -> memoryview:
+        """Where the next bytes belong, if the transport can write them directly to a large message."""
+        payload = self.data
+        stream = payload.stream
+        if stream is None or not payload.left or self._stopped or self._held is not None:
+            return NO_ROOM
+        return stream.room()[: min(payload.left, READ)]
+
+    def placed(self, size: int) -> None:
+        """Handles `size` bytes that the transport has written to `room`."""
+        self.reads += 1
+        if size >= LARGE_READ:
+            self._rest()
+        self._read_safely(b"", 0, size)
+
+    def _read_ahead(self) -> None:
+        """Takes what the socket has of a large message that has begun to arrive."""
+        stream = self.data.stream
+        if stream is None or self._pending or self._held is not None or self._resting:
+            return
+        missing = stream.room().nbytes
+        if not missing:
+            return
+        if missing <= READ and peer_is_gone(self._transport):
+            self._handler.abort()
+            return
+        more, rest = read_ahead(self.descriptor, self.data)
+        if rest:
+            self._read(rest, 0)
+        if more and not self._stopped:
+            self._rest()
+
+    def _read_safely(self, data: bytes, at: int, placed: int = 0) -> None:
+        """Handles data[at:], after `placed` bytes that have been written to `room`."""
         try:
-            self._read(data, at)
+            if placed:
+                self.data.placed(placed)
+            else:
+                self._read(data, at)
+            if self.descriptor >= 0 and not self._stopped:
+                self._read_ahead()
         except ConnectionFailure as failure:
             self._handler.fail(failure)
         except Exception:
@@ -338,6 +381,7 @@ class FrameReader:
 
     def take_turn(self) -> bool:
         paused, self._resting = self._read_paused, False
+        reads = False
         if self._held is not None and not self._stopped and not self.write_blocked:
             if peer_is_gone(self._transport):
                 # Nobody would read the responses.
@@ -346,8 +390,11 @@ class FrameReader:
             data, at = self._held
             self._held = None
             self._read_safely(data, at)
+        elif self.descriptor >= 0 and not self._stopped and not self.write_blocked:
+            reads = True
+            self._read_safely(b"", 0)
         self._update_reading()
-        return paused and not self._read_paused
+        return reads or (paused and not self._read_paused)
 
     def _update_reading(self) -> None:
         pause = not self._stopped and (self._resting or self.write_blocked or self._held is not None)

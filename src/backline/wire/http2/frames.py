@@ -9,9 +9,10 @@ from struct import Struct
 
 from hpack.table import HeaderTable
 
+from backline.wire import http2
 from backline.wire.limits import KIB, MIB, Limits
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+PREFACE = http2.PREFACE
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = (
     range(10)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from hpack import Decoder, HeaderTuple, OversizedHeaderListError
 from hpack.exceptions import HPACKError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Security: at DEBUG it logs every header field, and so the keys of all callers.
 logging.getLogger("hpack").setLevel(logging.INFO)
+
+Head = TypeVar("Head")
 
 _CACHED_BLOCKS = 64
 _CACHED_BLOCK_SIZE = 1024
@@ -92,38 +94,28 @@ class _BoundedDecoder(Decoder):
         return super()._update_encoding_context(data)
 
 
-class HeaderBlocks:
+class FieldBlocks(Generic[Head]):
     """Decodes the header blocks of one connection, in the order in which they arrive.
 
     Invariant of the memo `known`: it contains a block only if decoding left the dynamic table unchanged, and
     every block that changes the table clears it. So a lookup returns what decoding would return, and skipping
     the decoder leaves the table as decoding would. The memo is bounded in entries and in bytes per entry.
-    Heads are immutable, so requests may share them, along with the gate's decision to admit them, which
-    depends on the head alone.
     """
 
-    def __init__(self, application: Application, limits: Limits, ingress: Ingress) -> None:
-        self.known: dict[bytes, RequestHead] = {}
-        self._application = application
-        self._ingress = ingress
-        self._limits = limits
+    def __init__(self, limits: Limits) -> None:
+        self.known: dict[bytes, Head] = {}
         self._decoder = _BoundedDecoder(
             _DECODED * limits.max_header_size, _INSTRUCTIONS * limits.max_header_fields
         )
         self._table = _WatchedTable()
         self._decoder.header_table = self._table
 
-    def request(self, block: bytes) -> RequestHead:
-        """Decodes a request's block. Raises StreamFailure for a malformed request, or ConnectionFailure."""
-        head = parse_head(self.fields(block), self._application, self._limits)
-        head.refusal = self._application.gate.refusal(head.method, head.path, head.headers, self._ingress)
-        head.exchange, head.prompt = exchange_for(head)
-        # A refusal may not last: a key that is unknown now can be valid a second later.
-        if head.refusal is None and not self._table.changed and len(block) <= _CACHED_BLOCK_SIZE:
+    def keep(self, block: bytes, head: Head) -> None:
+        """Remembers what the block that was decoded last says, if the next one like it says the same."""
+        if not self._table.changed and len(block) <= _CACHED_BLOCK_SIZE:
             if len(self.known) >= _CACHED_BLOCKS:
                 self.known.clear()
             self.known[block] = head
-        return head
 
     def fields(self, block: bytes) -> Sequence[tuple[bytes, bytes]]:
         """Decodes any block.
@@ -145,6 +137,30 @@ class HeaderBlocks:
             if table.changed:
                 self.known.clear()
         return fields
+
+
+class HeaderBlocks(FieldBlocks[RequestHead]):
+    """Decodes the header blocks of requests.
+
+    Heads are immutable, so requests may share them, along with the gate's decision to admit them, which
+    depends on the head alone.
+    """
+
+    def __init__(self, application: Application, limits: Limits, ingress: Ingress) -> None:
+        super().__init__(limits)
+        self._application = application
+        self._ingress = ingress
+        self._limits = limits
+
+    def request(self, block: bytes) -> RequestHead:
+        """Decodes a request's block. Raises StreamFailure for a malformed request, or ConnectionFailure."""
+        head = parse_head(self.fields(block), self._application, self._limits)
+        head.refusal = self._application.gate.refusal(head.method, head.path, head.headers, self._ingress)
+        head.exchange, head.prompt = exchange_for(head)
+        # A refusal may not last: a key that is unknown now can be valid a second later.
+        if head.refusal is None:
+            self.keep(block, head)
+        return head
 
 
 def exchange_for(head: RequestHead) -> tuple[Callable[[Http2Connection, int, RequestHead], Stream], bool]:

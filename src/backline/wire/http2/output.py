@@ -14,6 +14,8 @@ from backline.wire.limits import KIB
 
 #: Bytes that a stream sends before the next one gets its turn.
 _QUANTUM = 128 * KIB
+#: Bytes that a stream sends at once while no other has data.
+_ALONE = 512 * KIB
 #: Above this, bytes are written immediately rather than at the end of the event loop's iteration.
 _WRITE_AT = 64 * KIB
 #: A DATA frame smaller than this counts as work (see `FrameAllowance`) only if it sends all that is queued.
@@ -29,6 +31,7 @@ class Output:
     """
 
     __slots__ = (
+        "_alone",
         "_finished",
         "_loop",
         "_max_unsent",
@@ -59,6 +62,8 @@ class Output:
         self._transport = transport
         self._loop = loop
         self._max_unsent = max_unsent
+        #: Above `max_unsent`, the bytes of one turn could pass for those of a client that does not read.
+        self._alone = max(_QUANTUM, min(_ALONE, max_unsent))
         self._finished = finished
         self._relieved = relieved
         self.closed = False
@@ -162,7 +167,8 @@ class Output:
             if stream.pending_bytes:
                 if self.window <= 0:
                     break
-                room = min(self.window, self.initial_window + stream.credit, _QUANTUM)
+                quantum = _QUANTUM if len(ready) > 1 else self._alone
+                room = min(self.window, self.initial_window + stream.credit, quantum)
                 if room <= 0:
                     ready.popleft()
                     stream.queued = False
@@ -209,8 +215,22 @@ class Output:
         assert pending is not None
         parts = self.parts
         total = left = min(room, stream.pending_bytes)
+        longest = self.max_frame_size
+        full = FRAME_HEADER.pack(longest << 8, 0, stream.number)
         while left:
-            size = min(left, self.max_frame_size)
+            view = pending[0]
+            # The middle of a large buffer goes out in frames of full length, of which none is the last.
+            whole = (min(left, view.nbytes) - 1) // longest
+            if whole > 0:
+                middle = whole * longest
+                framed: list[Buffer] = [full] * (2 * whole)
+                framed[1::2] = [view[begin : begin + longest] for begin in range(0, middle, longest)]
+                parts += framed
+                pending[0] = view[middle:]
+                left -= middle
+                stream.pending_bytes -= middle
+                self.data_frames += whole
+            size = min(left, longest)
             left -= size
             stream.pending_bytes -= size
             last = stream.ends_with_data and not stream.pending_bytes

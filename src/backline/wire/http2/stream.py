@@ -8,6 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer
+from backline.wire.body import NO_ROOM
 from backline.wire.http2 import frames
 from backline.wire.http2.frames import OUR_STREAM_WINDOW, ConnectionFailure, StreamFailure
 from backline.wire.http2.request_head import RequestHead
@@ -78,6 +79,14 @@ class Stream:
     @abstractmethod
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
         """Takes data[begin:end], a piece of the body; `ended` marks the last. Raises StreamFailure."""
+
+    def room(self) -> memoryview:
+        """The part of a large message's buffer that the next bytes of the body belong to; may be empty."""
+        return NO_ROOM
+
+    def placed(self, size: int, ended: int) -> None:
+        """Like `feed`, for bytes that have been received into `room`. Raises StreamFailure."""
+        raise NotImplementedError(f"{type(self).__name__} has no room")
 
     def dispatch(self) -> None:
         """Passes the complete request to the application."""

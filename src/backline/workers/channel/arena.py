@@ -148,15 +148,13 @@ def pack_columns(
             first = tensors[0]
             shape = list(first.shape)
             if len(tensors) > 1:
-                shape[0] = sum(tensor.shape[0] for tensor in tensors)
+                shape[0] = sum([tensor.shape[0] for tensor in tensors])
             buffers: list[Buffer] | None = None
             if first.datatype is DataType.BYTES:
                 buffers = [encode_tensor(tensor) for tensor in tensors]
                 size = sum(map(len, buffers))
             else:
-                size = (
-                    first.data.nbytes if len(tensors) == 1 else sum(tensor.data.nbytes for tensor in tensors)
-                )
+                size = element_count(shape) * first.data.itemsize
             column = Column(first.name, first.datatype.name, shape, size)
             columns.append(column)
             encoded.append((column, tensors, buffers))
@@ -165,7 +163,12 @@ def pack_columns(
     if total < INLINE_LIMIT:
         payload: list[Buffer] = []
         for _, tensors, buffers in encoded:
-            payload += [encode_tensor(tensor) for tensor in tensors] if buffers is None else buffers
+            if buffers is not None:
+                payload += buffers
+            elif len(tensors) > 1:
+                payload.append(np.concatenate([tensor.data for tensor in tensors]).tobytes())
+            else:
+                payload.append(encode_tensor(tensors[0]))
         return packed, payload, -1
     block, space = arena.borrow(total + _ALIGNMENT * len(encoded))
     offset = 0

@@ -172,7 +172,7 @@ class Execution:
     def _split(
         self, tickets: Sequence[Ticket], names: tuple[str, ...], arrays: list[np.ndarray]
     ) -> list[InferResponse | BacklineError | None]:
-        items = sum(ticket.batch_size for ticket in tickets)
+        items = sum([ticket.batch_size for ticket in tickets])
         whole = [self._tensor(name, array) for name, array in zip(names, arrays, strict=True)]
         for tensor in whole:
             if not tensor.shape or tensor.shape[0] != items:

@@ -91,7 +91,8 @@ class BatchRun:
     def settle(self, position: int, outcome: InferResponse | BacklineError | None) -> None:
         """Sets the outcome of one request."""
         self.outcomes[position] = outcome
-        if outcome is not None and not isinstance(outcome, Rescheduled):
+        counted = self._statistics is not None  # other models have no responses before the outcome
+        if counted and outcome is not None and not isinstance(outcome, Rescheduled):
             self._count(position, outcome)
         self.remaining -= 1
         if not self.remaining:

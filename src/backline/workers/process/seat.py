@@ -17,6 +17,7 @@ from backline.engine.values.tensor import Tensor
 from backline.system.standstill import stood_still
 from backline.workers.channel.arena import pack_columns, unpack_columns
 from backline.workers.channel.protocol import (
+    WINDOW,
     Execute,
     Part,
     RequestFailure,
@@ -67,7 +68,7 @@ class Seat:
         self._late: list[Job] = []
         #: The job of each request without an outcome, by number of the request.
         self._open: dict[int, Job] = {}
-        #: How many responses of credit are withheld from each request whose client is paused, by number.
+        #: How many responses of credit each request has used that were not granted again, by number.
         self._owed: dict[int, int] = {}
         self._watch: asyncio.TimerHandle | None = None
         #: Set once a seat that retires has nothing left to do.
@@ -208,36 +209,45 @@ class Seat:
 
     def _part(self, part: Part, tensors: dict[str, Tensor]) -> None:
         start = 0
+        load, decoupled, opened, rows = (
+            self._pool.command.load,
+            self._pool.loaded.decoupled,
+            self._open,
+            part.rows,
+        )
+        whole = list(tensors.values())
         for index, number in enumerate(part.numbers):
-            outputs = list(tensors.values())
-            if part.rows:
-                end = start + part.rows[index]
-                outputs = [_rows(tensor, start, end) for tensor in outputs]
+            outputs = whole
+            if rows:
+                end = start + rows[index]
+                outputs = [_rows(tensor, start, end) for tensor in whole]
                 start = end
-            job = self._open.get(number)
+            job = opened.get(number)
             if job is None:  # the request has had its last response, or the worker made up the number
                 continue
             ticket = job.run.batch.tickets[job.by_number[number]]
             if ticket.request.outputs is not None:
                 outputs = [tensor for tensor in outputs if tensor.name in ticket.request.outputs]
-            load = self._pool.command.load
             response = InferResponse(
                 load.name, load.version, ticket.request.id, outputs, dict(part.parameters) or None
             )
             if part.more:
                 self._respond(job, number, ticket, response)
-            elif self._pool.loaded.decoupled and ticket.cancelled:
+            elif decoupled and ticket.cancelled:
                 self._end(number)
             else:
                 self._settle(number, response)
 
     def _respond(self, job: Job, number: int, ticket: Ticket, response: InferResponse) -> None:
-        """Delivers one response of a decoupled model, and grants credit unless the client is paused."""
+        """Delivers one response of a decoupled model.
+
+        Grants credit unless the client is paused: half a window at a time, because each grant wakes a thread
+        of the worker.
+        """
+        owed = self._owed[number] = self._owed.get(number, 0) + 1
         job.run.respond(job.by_number[number], response)
-        if self.process is not None and (ticket.flow is None or not ticket.flow.paused):
-            self.process.credit(number, 1)
-        else:
-            self._owed[number] = self._owed.get(number, 0) + 1
+        if owed >= WINDOW // 2 and (ticket.flow is None or not ticket.flow.paused):
+            self._resumed(number)
 
     def _failure(self, failure: RequestFailure) -> None:
         error = failure_of(failure)
@@ -253,11 +263,12 @@ class Seat:
 
     def _settle(self, number: int, outcome: InferResponse | BacklineError | None) -> None:
         job = self._open.pop(number, None)
+        self._owed.pop(number, None)
         if job is not None:
             job.settle(job.by_number[number], outcome)
 
     def _resumed(self, number: int) -> None:
-        """Grants the credit that was withheld while the client was paused."""
+        """Grants the credit that the request has used."""
         owed = self._owed.pop(number, 0)
         if owed and self.process is not None and number in self._open:
             self.process.credit(number, owed)

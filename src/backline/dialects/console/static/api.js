@@ -8,11 +8,16 @@ export class ApiError extends Error {
   constructor(status, message) { super(message); this.status = status; }
 }
 
-export function key() { return sessionStorage.getItem(STORED) ?? ""; }
+let unstored = "";   // where the browser lets this page store nothing, as in some frames
+
+export function key() { try { return sessionStorage.getItem(STORED) ?? unstored; } catch { return unstored; } }
 
 export function setKey(text) {
-  if (text) sessionStorage.setItem(STORED, text);
-  else sessionStorage.removeItem(STORED);
+  unstored = "";
+  try {
+    if (text) sessionStorage.setItem(STORED, text);
+    else sessionStorage.removeItem(STORED);
+  } catch { unstored = text; }
 }
 
 export async function ask(path, { method = "GET", body, headers = {}, signal } = {}) {

@@ -9,13 +9,18 @@ import { model } from "./model.js";
 import { graphs } from "./graph.js";
 import { traces } from "./traces.js";
 import { audit } from "./audit.js";
+import { log } from "./log.js";
+import { repositories } from "./repositories.js";
 
 const PAGES = [
   ["", "Overview", overview, "read"], ["models", "Models", models, "read"], ["graphs", "Graphs", graphs, "read"],
-  ["traces", "Traces", traces, "read"], ["audit", "Audit", audit, "read"],
+  ["traces", "Traces", traces, "read"], ["repositories", "Repositories", repositories, "read"], ["audit", "Audit", audit, "read"],
+  ["log", "Log", log, "admin"],
 ];
 const main = document.querySelector("#main"), nav = document.querySelector("#nav"), link = document.querySelector("#link");
 let page = {};
+// In a notebook's frame there is no room for the navigation.
+document.body.classList.toggle("inline", new URLSearchParams(location.search).has("inline"));
 
 function route() {
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
@@ -59,7 +64,7 @@ async function enter() {
   }
   const { name } = who();
   const button = document.querySelector("#who");
-  button.textContent = name ? `Key: ${name}` : key() ? "Key" : "Enter a key";
+  button.textContent = name ? `Key: ${name}` : key() ? "Key" : may("admin") ? "No key needed" : "Enter a key";
   if (may("read")) live.start(linkState); else linkState("off", { status: 401 });
   show();
   return undefined;
@@ -96,8 +101,12 @@ function keyDialog() {
   dialog.showModal();
 }
 
+// A browser may keep a page in a frame from storing anything.
+function remember(name, value) { try { localStorage.setItem(name, value); } catch { /* it is forgotten */ } }
+function recall(name) { try { return localStorage.getItem(name); } catch { return null; } }
+
 function setTheme(name) {
-  if (name) { document.documentElement.dataset.theme = name; localStorage.setItem("backline-theme", name); }
+  if (name) { document.documentElement.dataset.theme = name; remember("backline-theme", name); }
   const dark = getComputedStyle(document.documentElement).colorScheme === "dark";
   document.querySelector("#theme").textContent = dark ? "Light colours" : "Dark colours";
   return dark;
@@ -106,7 +115,7 @@ function setTheme(name) {
 document.querySelector("#theme").addEventListener("click", () => setTheme(setTheme() ? "light" : "dark"));
 document.querySelector("#who").addEventListener("click", keyDialog);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTheme());
-setTheme(localStorage.getItem("backline-theme"));
+setTheme(recall("backline-theme"));
 addEventListener("hashchange", () => { show(); main.focus({ preventScroll: true }); scrollTo(0, 0); });
 live.onReading(() => { if (!document.hidden) page.update?.(); });
 // A page that the browser keeps for the back button must not keep connections: there are only six for a server.

@@ -1,14 +1,17 @@
-// Who changed what, and who was refused.
+// Who changed what, and who was refused, as it happens.
 
 import { fill, h, table, when } from "./dom.js";
 import { json } from "./api.js";
+
+const KEPT = 500;
+const INTERVAL = 3000;
 
 export function audit(main) {
   const list = h("div", { class: "panel" }), only = h("select", { "aria-label": "Outcome", onchange: () => draw() },
     [["", "Everything"], ["done", "Changes"], ["failed", "Failed"], ["refused", "Refused"]].map(([value, text]) => h("option", { value }, text)));
   let entries = [];
   fill(main, h("div", { class: "head" }, h("h1", {}, "Audit")), h("p", { class: "lede" }, "Every request that changes something, and every one that was refused."),
-    h("div", { class: "row", style: { marginBottom: "14px" } }, only, h("button", { type: "button", onclick: () => read() }, "Read again")), list);
+    h("div", { class: "row", style: { marginBottom: "14px" } }, only), list);
   const draw = () => {
     const shown = entries.filter((one) => !only.value || one.outcome === only.value || (only.value === "done" && one.action));
     fill(list, shown.length ? table(["When", "Outcome", "Who", "What", "Model", "Detail"], shown.map((one) => [
@@ -18,7 +21,14 @@ export function audit(main) {
       `${one.model ?? ""}${one.version ? ` ${one.version}` : ""}`, one.detail + (one.suppressed ? ` (and ${one.suppressed} more)` : "")]), "Audit log")
       : h("p", { class: "empty" }, "Nothing yet."));
   };
-  const read = () => json("/v2/audit?limit=200").then((told) => { entries = told.entries; draw(); }, (error) => fill(list, h("p", { class: "error" }, error.message)));
+  // Only entries after the last known one are asked for. Several may have the same time, which is why these are compared.
+  const read = () => json(`/v2/audit?limit=200&after=${entries.length ? entries[0].time - 0.001 : 0}`).then((told) => {
+    const known = new Set(entries.map((one) => JSON.stringify(one))), found = told.entries.filter((one) => !known.has(JSON.stringify(one)));
+    if (entries.length && !found.length) return;
+    entries = [...found, ...entries].slice(0, KEPT);
+    draw();
+  }, (error) => fill(list, h("p", { class: "error" }, error.message)));
   read();
-  return {};
+  const timer = setInterval(() => { if (!document.hidden) read(); }, INTERVAL);
+  return { close: () => clearInterval(timer) };
 }

@@ -14,8 +14,8 @@ export function inputFor(spec, shape, kind, begin) {
     ways.push(["Text", () => text(spec, typeof begin === "string" ? begin : "")], ["File", () => file(spec)], ["Recording", () => recording(spec, null)]);
   } else {
     const image = imageLayout(shape);
-    const start = begin ?? example(spec, shape);
-    ways.push(["Numbers", () => typed(spec, JSON.stringify(start))]);
+    const start = example(spec, shape);
+    ways.push(["Numbers", () => typed(spec, JSON.stringify(begin ?? start))]);
     if (image) ways.unshift(["Image", () => picture(spec, shape, image)]);
     if (spec.datatype.startsWith("FP") && !image && (shape.some((size) => size < 0) || count >= 2000)) ways.unshift(["Recording", () => recording(spec, shape)]);
     if (count > 1 || Number.isNaN(count)) ways.push(["Random", () => random(spec, shape)]);
@@ -30,11 +30,26 @@ export function inputFor(spec, shape, kind, begin) {
   };
   fill(choice, ways.map(([name], index) => h("button", { type: "button", onclick: () => choose(index) }, name)));
   choose(0);
+  // Shows a value as if the visitor had given it: what JSON holds, or a file.
+  const put = (value) => {
+    if (use) use.checked = value !== undefined;
+    if (value === undefined) return;
+    const file = value?.b64 === undefined ? value : new Blob([Uint8Array.from(atob(value.b64), (one) => one.charCodeAt(0))]);
+    const wanted = !(file instanceof Blob) ? (typeof file === "string" ? ["Text", "JSON"] : ["JSON", "Numbers", "Text"])
+      : file.type.startsWith("image/") ? ["Image", "File"] : file.type.startsWith("audio/") ? ["Recording", "File"] : ["File", "Image", "Recording"];
+    const found = wanted.map((one) => ways.findIndex(([name]) => name === one)).find((index) => index >= 0);
+    if (found === undefined) throw new Error(`${spec.name} cannot be given as a file`);
+    if (!(file instanceof Blob)) begin = file;
+    choose(found);
+    if (file instanceof Blob) widget.take(file);
+  };
   const optional = spec.parameters?.optional;
   const use = optional ? h("input", { type: "checkbox", checked: begin !== undefined, "aria-label": `Send ${spec.name}` }) : null;
+  for (const event of ["input", "change"]) place.addEventListener(event, () => { if (use) use.checked = true; });
   return {
-    element: h("fieldset", {}, h("legend", {}, use, use ? " " : null, spec.name, " ", h("code", { class: "muted" }, `${spec.datatype} [${spec.shape.join(", ")}]`)), ways.length > 1 ? choice : null, place),
+    element: h("fieldset", {}, h("legend", {}, use, use ? " " : null, spec.name, " ", h("code", { class: "muted" }, `${spec.datatype} [${spec.shape.join(", ")}]`), use ? h("span", { class: "muted small", style: { fontWeight: "400" } }, " optional: sent if ticked") : null), ways.length > 1 ? choice : null, place),
     wanted: () => !use || use.checked,
+    put,
     value: async () => { try { return await widget.value(); } catch (error) { throw new Error(`${spec.name}: ${error.message}`); } },
     shown: () => widget.shown?.(),
     image: () => widget.image?.(),
@@ -79,6 +94,13 @@ function text(spec, start) {
 function chooser(spec, accept, onFile) {
   const input = h("input", { type: "file", accept, "aria-label": `A file for ${spec.name}; it can be dropped here`, onchange: () => onFile?.(input.files[0]) });
   for (const [event, over] of [["dragenter", true], ["dragover", true], ["dragleave", false], ["drop", false]]) input.addEventListener(event, () => input.classList.toggle("over", over));
+  // Shows the name of a file that did not come through the dialog, such as an example.
+  input.show = (file) => {
+    if (!(file instanceof File) || file === input.files[0]) return;
+    const list = new DataTransfer();
+    list.items.add(file);
+    input.files = list.files;
+  };
   return input;
 }
 
@@ -91,8 +113,9 @@ export async function base64(blob) {
 
 function file(spec) {
   let chosen;
-  const input = chooser(spec, "", (one) => { chosen = one; });
-  return { element: input, value: () => { if (!chosen) throw new Error("choose a file"); return chosen; }, image: () => (chosen?.type.startsWith("image/") ? chosen : null) };
+  const take = (one) => { chosen = one; input.show(one); };
+  const input = chooser(spec, "", take);
+  return { element: input, take, value: () => { if (!chosen) throw new Error("choose a file"); return chosen; }, image: () => (chosen?.type.startsWith("image/") ? chosen : null) };
 }
 
 function random(spec, shape) {
@@ -109,8 +132,10 @@ function picture(spec, shape, layout) {
   const shown = h("div", {});
   const scale = h("select", { "aria-label": "Range of the colours" }, h("option", { value: "255" }, "0 to 255"), h("option", { value: "1" }, "0 to 1"), h("option", { value: "-1" }, "−1 to 1"));
   if (spec.datatype.startsWith("FP")) scale.value = "1";
-  const input = chooser(spec, "image/*", (one) => { chosen = one; if (one) fill(shown, h("img", { src: URL.createObjectURL(one), alt: `the image for ${spec.name}`, style: { maxHeight: "180px", marginTop: "10px" } })); });
+  const take = (one) => { chosen = one; input.show(one); if (one) fill(shown, h("img", { src: URL.createObjectURL(one), alt: `the image for ${spec.name}`, style: { maxHeight: "180px", marginTop: "10px" } })); };
+  const input = chooser(spec, "image/*", take);
   return {
+    take,
     element: h("div", {}, input, spec.datatype.startsWith("FP") ? h("div", { class: "row", style: { marginTop: "8px" } }, h("label", {}, "Colours "), scale) : null, shown),
     image: () => chosen,
     value: async () => {
@@ -139,7 +164,7 @@ function recording(spec, shape) {
   const tell = () => { limit.textContent = `the model hears the first ${(fixed / Number(rate.value)).toFixed(1)} s`; };
   rate.addEventListener("change", tell);
   tell();
-  const take = (one) => { chosen = one; if (one) fill(shown, h("audio", { controls: true, src: URL.createObjectURL(one), style: { marginTop: "10px", maxWidth: "100%" } })); };
+  const take = (one) => { chosen = one; input.show(one); if (one) fill(shown, h("audio", { controls: true, src: URL.createObjectURL(one), style: { marginTop: "10px", maxWidth: "100%" } })); };
   const input = chooser(spec, "audio/*", take);
   const button = h("button", { type: "button", onclick: async () => {
     if (recorder) { recorder.stop(); recorder = null; button.textContent = "Record"; return; }
@@ -152,6 +177,7 @@ function recording(spec, shape) {
     } catch (error) { fill(shown, h("p", { class: "error" }, `The microphone cannot be used: ${error.message}`)); }
   } }, "Record");
   return {
+    take,
     element: h("div", {}, input, h("div", { class: "row", style: { marginTop: "8px" } }, navigator.mediaDevices ? button : null, shape ? [h("span", { class: "muted small" }, "decoded at"), rate, fixed > 1 ? limit : null] : null), shown),
     value: async () => {
       if (!chosen) throw new Error("choose or record a sound");
@@ -162,7 +188,7 @@ function recording(spec, shape) {
       for (let channel = 1; channel < sound.numberOfChannels; channel += 1) { const other = sound.getChannelData(channel); for (let i = 0; i < mono.length; i += 1) mono[i] = (mono[i] * channel + other[i]) / (channel + 1); }
       const length = shape.some((size) => size < 0) ? mono.length : fixed, samples = new Float32Array(length);
       samples.set(mono.subarray(0, length));
-      const axis = shape.findIndex((size) => size < 0 || size === fixed);
+      const axis = shape.some((size) => size < 0) ? shape.findIndex((size) => size < 0) : shape.indexOf(fixed);
       return { floats: samples, sizes: shape.map((size, index) => (index === axis ? length : Math.max(1, size))) };
     },
   };

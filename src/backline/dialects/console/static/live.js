@@ -94,10 +94,12 @@ export function history(list = versions()) {
   return points;
 }
 
+// The cores that the server process and its workers kept busy, a point per second.
 export function cpu() {
   return server.slice(1).map((now, index) => {
-    const seconds = now.time - server[index].time;
-    return seconds > 0 ? (now.cpu_seconds - server[index].cpu_seconds) / seconds : 0;
+    const before = server[index], seconds = now.time - before.time;
+    const of = (one, other) => (seconds > 0 ? Math.max(0, (one - other) / seconds) : 0);   // a worker that ended takes its time along
+    return { own: of(now.cpu_seconds, before.cpu_seconds), workers: of(now.workers.cpu_seconds, before.workers.cpu_seconds) };
   });
 }
 

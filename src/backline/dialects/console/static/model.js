@@ -9,6 +9,12 @@ import { tryIt } from "./tryit.js";
 
 const KINDS = { BYTES: "text or files", BOOL: "true or false" };
 
+// Where a value of the configuration comes from.
+const ORIGINS = {
+  file: "written in the model's configuration file", override: "sent with the request that loaded the model",
+  model: "read from the model's own file", server: "decided by the server, which measured the model", default: "neither given nor measured",
+};
+
 export function inWords(spec, batched) {
   const kind = KINDS[spec.datatype] ?? (spec.datatype.startsWith("FP") || spec.datatype === "BF16" ? "numbers" : "whole numbers");
   const shape = batched ? spec.shape.slice(1) : spec.shape;
@@ -123,12 +129,24 @@ export function model(main, name, tab, query) {
       const plain = (value) => (typeof value === "object" && value !== null ? h("code", {}, JSON.stringify(value)) : String(value));
       const entries = Object.entries(rest).filter(([, value]) => value !== "" && !(Array.isArray(value) && !value.length));
       const list = (pairs) => h("dl", {}, pairs.flatMap(([key_, value]) => [h("dt", {}, key_.replace(/^backline[._-]/, "").replaceAll("_", " ")), h("dd", {}, plain(value))]));
+      const values = h("section", { class: "panel" }, h("h2", {}, "Configuration"), list(entries), own.length ? [h("h3", { style: { marginTop: "16px" } }, "Parameters"), list(own)] : null);
       fill(body,
         reasons.length ? h("section", { class: "panel" }, h("h2", {}, "What the server decided, and why"), list(reasons)) : null,
-        h("section", { class: "panel" }, h("h2", {}, "Configuration"), list(entries)),
-        own.length ? h("section", { class: "panel" }, h("h2", {}, "Parameters"), list(own)) : null,
-        h("section", {}, h("p", { class: "small" }, h("a", { href: `${base}/config` }, "As JSON"))));
+        values, h("section", {}, h("p", { class: "small" }, h("a", { href: `${base}/config` }, "As JSON"))));
+      originsOf(values);
     }, fail);
+  }
+
+  // Replaces the list of values by one that says where each comes from.
+  function originsOf(panel) {
+    json(`${base}/config-origins`).then(({ values: all }) => {
+      const values = all.filter((one) => one.origin !== "server" || !one.path.startsWith("parameters[backline."));   // they are shown above
+      const rows = (shown) => table(["Field", "Value", "From"], shown.map((one) => [h("code", {}, one.path.replace(/\.string_value$/, "")), h("code", { class: "muted" }, typeof one.value === "string" ? one.value : JSON.stringify(one.value)),
+        [h("span", { class: `tag${one.origin === "file" || one.origin === "override" ? " strong" : ""}`, title: ORIGINS[one.origin] }, one.origin), one.where ? h("span", { class: "muted small" }, one.where) : null]]), "Configuration");
+      const set = values.filter((one) => one.origin !== "default"), rest = values.filter((one) => one.origin === "default");
+      fill(panel, h("h2", {}, "Configuration"), rows(set), h("dl", { class: "small", style: { marginTop: "14px" } }, Object.entries(ORIGINS).filter(([origin]) => set.some((one) => one.origin === origin)).flatMap(([origin, text]) => [h("dt", {}, origin), h("dd", {}, text)])),
+        rest.length ? h("details", { style: { marginTop: "16px" } }, h("summary", {}, `${rest.length} defaults`), rows(rest)) : null);
+    }, () => {});   // the list without origins stays
   }
 
   open[2]();

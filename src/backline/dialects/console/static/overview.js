@@ -12,7 +12,9 @@ export function overview(main) {
   function update() {
     const server = live.latest();
     if (!server) return;
-    const list = live.versions(), now = live.current(), points = live.history(), cpu = live.cpu();
+    const list = live.versions(), now = live.current(), points = live.history(), cpu = live.cpu(), workers = server.workers;
+    const latest = cpu.at(-1) ?? { own: 0, workers: 0 }, used = latest.own + latest.workers;
+    const share = (cores) => Math.round((100 * cores) / server.cores), many = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
     const serving = list.filter((model) => model.now.ready), broken = list.filter((model) => model.now.state === "UNAVAILABLE" && model.now.reason && model.now.reason !== "unloaded");
     fill(lede, h("b", {}, server.ready ? "Ready." : "Not ready."),
       ` ${serving.length} ${serving.length === 1 ? "version serves" : "versions serve"} `, h("b", {}, `${number(now.rate)} requests a second`),
@@ -26,10 +28,14 @@ export function overview(main) {
           { label: `Latency over two minutes: median ${duration(now.p50)}, p95 ${duration(now.p95)}, p99 ${duration(now.p99)}` })),
       tile("Queued", number(now.queued), "requests", "waiting in all queues",
         lines([points.map((point) => point.queued)], { label: `Queued requests over two minutes, now ${now.queued}`, most: 4 })),
-      tile("CPU", `${Math.round((100 * (cpu.at(-1) ?? 0)) / server.cores)}`, "%", `of ${server.cores} cores, server process`,
-        lines([cpu.map((one) => one / server.cores)], { label: `CPU over two minutes, now ${Math.round((100 * (cpu.at(-1) ?? 0)) / server.cores)} percent`, most: 1 })),
-      tile("Memory", bytes(server.memory), "", "resident, server process",
-        lines([live.readings().map((one) => one.memory)], { label: `Memory over two minutes, now ${bytes(server.memory)}`, most: server.memory * 1.3 })),
+      tile("CPU", `${share(used)}`, "%", workers.count ? `of ${server.cores} cores: server ${share(latest.own)} %, ${many(workers.count, "worker")} ${share(latest.workers)} %` : `of ${server.cores} cores, server process`,
+        lines([cpu.map((one) => (one.own + one.workers) / server.cores), ...(workers.count ? [cpu.map((one) => one.own / server.cores)] : [])],
+          { label: `CPU over two minutes, now ${share(used)} percent${workers.count ? `, of which workers ${share(latest.workers)}` : ""}`, most: 1 })),
+      tile("Memory", bytes(server.memory + workers.memory), "", workers.count ? `server ${bytes(server.memory)}, ${many(workers.count, "worker")} ${bytes(workers.memory)}` : "resident, server process",
+        lines([live.readings().map((one) => one.memory + one.workers.memory)], { label: `Memory over two minutes, now ${bytes(server.memory + workers.memory)}`, most: (server.memory + workers.memory) * 1.3 })),
+      server.gpus.map((gpu) => tile(server.gpus.length > 1 ? `GPU ${gpu.index}` : "GPU", `${Math.round(100 * gpu.busy)}`, "%", `${gpu.name}: ${bytes(gpu.used)} of ${bytes(gpu.total)}`,
+        lines([live.readings().map((one) => one.gpus[gpu.index]?.busy ?? NaN), live.readings().map((one) => (one.gpus[gpu.index] ? one.gpus[gpu.index].used / gpu.total : NaN))],
+          { label: `GPU ${gpu.index} over two minutes, now ${Math.round(100 * gpu.busy)} percent busy, ${bytes(gpu.used)} of memory in use`, most: 1 }))),
       tile("Failures", number(live.recent().failed), "in two minutes", "by cause below",
         lines([points.map((point) => point.failed)], { label: "Failures a second over two minutes", most: 4 })));
     const rows = list.filter((model) => model.now.success || model.now.ready).map((model) => [model, live.current([model])])

@@ -40,7 +40,8 @@ function waysFor(spec, value, context) {
     ways.push([size[0] > 512 ? "Waveform" : "Plot", () => plot([flat])]);
     if (size[0] > 64) ways.reverse();
   } else if (size.length === 2) {
-    if (size[1] === 88 || size[1] === 128) ways.push(["Piano roll", () => roll(decode(flat, size[1] === 88 ? LOWEST_PIANO : 0))]);
+    const notes = size[1] === 88 || size[1] === 128 ? decode(flat, size[1] === 88 ? LOWEST_PIANO : 0) : [];
+    if (notes.length) ways.push(["Piano roll", () => roll(notes)]);
     if (/box/i.test(spec.name) && [4, 5, 6].includes(size[1]) && context.image) ways.push(["Boxes", () => boxes(flat, context.image)]);
     if (size[0] * size[1] <= 600) ways.push(["Table", () => grid(flat)]);
     if (size[0] > 3 && size[1] > 3) ways.push([size[1] > 40 ? "Spectrogram" : "Heat map", () => heat(flat)]);

@@ -1,13 +1,15 @@
 // A form made from a model's signature, its answer, and the call to copy.
 
 import { duration, fill, h } from "./dom.js";
-import { ask, events, follow, may } from "./api.js";
+import { ask, events, follow, json, may } from "./api.js";
 import { base64, inputFor, nest } from "./inputs.js";
 import { outputs } from "./results.js";
 import { snippets } from "./snippets.js";
 import { waterfall } from "./traces.js";
 
 const MOST_IN_LINK = 1500;
+// Types of the files of examples, which the server sends without any.
+const TYPES = { wav: "audio/wav", mp3: "audio/mpeg", ogg: "audio/ogg", flac: "audio/flac", m4a: "audio/mp4", png: "image/png", jpg: "image/jpeg", jpeg: "image/jpeg", gif: "image/gif", webp: "image/webp" };
 // Milliseconds that a request waits until it can be traced.
 const MOST_WAIT = 2000;
 
@@ -24,15 +26,44 @@ export function tryIt(body, name, told, document_, query) {
   version.value = query.get("version") ?? "";
   const run = h("button", { class: "primary", type: "submit" }, "Run"), result = h("div", { "aria-live": "polite" }), code = h("section", { class: "panel", hidden: true });
   const times = h("section", { class: "panel", hidden: true });
+  let taken = query.get("example") ?? "";   // the example that the inputs are, until one of them is changed
+  const examples = h("div", { class: "row examples", role: "group", "aria-label": "Examples" });
   let waiting = "", watched = () => {};
   // A request sent before the server traces for this page would leave no trace.
   const watching = Promise.race([new Promise((done) => { watched = done; }), new Promise((done) => { setTimeout(done, MOST_WAIT); })]);
   const traces = may("read") ? follow("/v2/traces", (trace) => { if (trace.id === waiting) { times.hidden = false; fill(times, h("h2", {}, `Where the ${duration(trace.took)} went`), waterfall(trace)); } }, (state) => { if (state !== "on") watched(); }) : () => {};
   if (!may("read")) watched();
   const form = h("form", { class: "panel", onsubmit: (event) => { event.preventDefault(); send(); } },
-    h("h2", {}, "Inputs"), widgets.map(([, widget]) => widget.element), h("div", { class: "row" }, run, told.versions.length > 1 ? version : null));
+    h("h2", {}, "Inputs"), examples, widgets.map(([, widget]) => widget.element), h("div", { class: "row" }, run, told.versions.length > 1 ? version : null));
   fill(body, h("div", { class: "wide top" }, form, h("section", { class: "panel" }, h("h2", {}, "Answer"), result)), times, code);
   fill(result, h("p", { class: "empty" }, "Nothing has been run yet."));
+  form.addEventListener("input", () => { taken = ""; });
+  offerExamples();
+
+  // What the model's folder ships, and, for those who may see what clients sent, requests that were recorded.
+  async function offerExamples() {
+    const at = `/v2/models/${encodeURIComponent(name)}`;
+    const list = (path) => json(path).then((found) => found.examples, () => []);
+    const [shipped, recorded] = await Promise.all([list(`${at}/examples`), may("admin", name) ? list(`${at}/recorded`) : []]);
+    const used = new Set(shipped.flatMap((one) => Object.values(one.inputs ?? {}).map((value) => value?.file).filter(Boolean)));
+    const offered = [...shipped.filter((one) => !used.has(one.file)).map((one) => [one.name, one.name, one]), ...recorded.map((one) => [`recorded ${one.name}`, "", one])];
+    const file = async (one) => {
+      const answer = await ask(`${at}/examples/${encodeURIComponent(one)}`);
+      return new File([await answer.blob()], one, { type: TYPES[one.split(".").at(-1).toLowerCase()] ?? "" });
+    };
+    const put = async ([, key, one]) => {
+      try {
+        if (one.problem) throw new Error(one.problem);
+        const given = one.inputs ?? { [(widgets.find(([spec]) => !spec.parameters?.optional) ?? widgets[0])[0].name]: { file: one.file } };
+        for (const [spec, widget] of widgets) widget.put(given[spec.name]?.file ? await file(given[spec.name].file) : given[spec.name]);
+        taken = key;
+      } catch (error) { fill(result, h("p", { class: "error", role: "alert" }, `Example ${one.name}: ${error.message}`)); }
+    };
+    if (!offered.length) return;
+    fill(examples, h("span", { class: "muted small" }, "Examples"), offered.map((one) => h("button", { type: "button", class: "small", onclick: () => put(one) }, one[0])));
+    const linked = offered.find(([, key]) => key && key === query.get("example"));
+    if (linked) await put(linked);
+  }
 
   async function send() {
     run.disabled = true;
@@ -103,14 +134,14 @@ export function tryIt(body, name, told, document_, query) {
     const list = snippets(name, location.origin, light, told, streams, file), shown = h("pre", { tabindex: "0" }), choice = h("div", { class: "seg", role: "group", "aria-label": "Language" });
     const choose = (index) => { shown.textContent = list[index][1]; [...choice.children].forEach((button, at) => button.setAttribute("aria-pressed", at === index)); };
     fill(choice, list.map(([language], index) => h("button", { type: "button", onclick: () => choose(index) }, language)));
-    const text = JSON.stringify(light), params = new URLSearchParams({ inputs: text, ...(version.value ? { version: version.value } : {}) });
+    const text = JSON.stringify(light), params = new URLSearchParams({ ...(taken ? { example: taken } : { inputs: text }), ...(version.value ? { version: version.value } : {}) });
     const link = `${location.origin}${location.pathname}#/models/${encodeURIComponent(name)}/try?${params}`;
     const copied = h("span", { role: "status", class: "muted small" });
     const copy = async (what, message) => { try { await navigator.clipboard.writeText(what); copied.textContent = message; } catch { copied.textContent = "The browser does not let this page copy."; } };
     code.hidden = false;
     fill(code, h("h2", {}, "The same call elsewhere"), choice, shown, h("div", { class: "row", style: { marginTop: "12px" } },
       h("button", { type: "button", onclick: () => copy(shown.textContent, "Copied.") }, "Copy"),
-      text.length <= MOST_IN_LINK && !text.includes('"..."') ? h("a", { href: link, class: "button" }, "Link to these inputs") : h("span", { class: "muted small" }, "Files do not fit into a link."), copied));
+      taken || (text.length <= MOST_IN_LINK && !text.includes('"..."')) ? h("a", { href: link, class: "button" }, "Link to these inputs") : h("span", { class: "muted small" }, "Files do not fit into a link."), copied));
     choose(0);
   }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,8 +34,6 @@ from backline.protos import message
 #: The most bytes of a message without contents whose plan is cached; the number of cached plans and heads.
 _MAX_REMEMBERED_SIZE = 1024
 _MAX_REMEMBERED = 1024
-#: Outputs up to this many bytes are copied into one message.
-_COPIED = 64 * 1024
 
 
 class ContentsField(NamedTuple):
@@ -293,42 +291,45 @@ class GrpcWriter:
         self._engine = engine
         self._message = message("inference.ModelInferResponse")
         self._heads: Memo[object, bytes] = Memo(_MAX_REMEMBERED)
+        #: The messages of single outputs of a known size, up to the output's bytes.
+        self._beginnings: Memo[object, bytes] = Memo(_MAX_REMEMBERED)
 
     def write(self, plan: ModelPlan, response: InferResponse) -> bytes:
         """The message of a response. Raises BacklineError."""
         return b"".join(self.write_parts(plan, response))
 
-    def write_parts(self, plan: ModelPlan, response: InferResponse) -> list[Buffer]:
-        """The message of a response, in one part unless it is large: then outputs are not copied.
-
-        Raises BacklineError.
-        """
+    def write_parts(self, plan: ModelPlan, response: InferResponse) -> Sequence[Buffer]:
+        """The message of a response, in parts so that outputs need not be copied. Raises BacklineError."""
         outputs = response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)
+        if len(outputs) == 1 and not response.id and not response.parameters:
+            output = outputs[0]
+            # A StoredTensor, whose bytes are in a shared memory region, has none in the message.
+            if output.datatype is not DataType.BYTES and type(output) is Tensor:
+                return self._beginning(response, output), encode_tensor(output)
         if response.parameters:
             head = self._head(response, outputs)
         else:
-            key: object
-            if len(outputs) == 1:
-                output = outputs[0]
-                key = (
-                    response.model_name,
-                    response.model_version,
-                    output.name,
-                    output.datatype,
-                    output.shape,
-                )
-            else:
-                key = (
-                    response.model_name,
-                    response.model_version,
-                    tuple([(output.name, output.datatype, output.shape) for output in outputs]),
-                )
+            key = (
+                response.model_name,
+                response.model_version,
+                tuple([(output.name, output.datatype, output.shape) for output in outputs]),
+            )
             known = self._heads.get(key)
             if known is None:
                 known = self._heads.keep(key, self._head(response, outputs))
             head = known
-        parts = response_parts(head, response.id, map(encode_tensor, outputs))
-        return parts if max(map(len, parts)) > _COPIED else [b"".join(parts)]
+        return response_parts(head, response.id, map(encode_tensor, outputs))
+
+    def _beginning(self, response: InferResponse, output: Tensor) -> bytes:
+        """The message of a response without an id, whose only output is not of BYTES, up to its bytes."""
+        key = (response.model_name, response.model_version, output.name, output.datatype, output.shape)
+        known = self._beginnings.get(key)
+        if known is None:
+            head, tag, length, _ = response_parts(
+                self._head(response, [output]), "", (encode_tensor(output),)
+            )
+            known = self._beginnings.keep(key, b"".join((head, tag, length)))
+        return known
 
     def _head(self, response: InferResponse, outputs: list[Tensor]) -> bytes:
         head = self._message(model_name=response.model_name, model_version=response.model_version)

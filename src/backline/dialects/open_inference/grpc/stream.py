@@ -161,16 +161,21 @@ class _Stream:
         metadata = self._call.metadata
         began = 0 if self._engine.tracer is None else monotonic_ns()
         try:
+            identity = self._call.identity
             try:
-                plan, id, inputs = self._inference.read(received, metadata, "", "", True)
-            except LargeRequest:
-                plan, id, inputs = await self._inference.off_loop.submit(
-                    partial(self._inference.read, received, metadata, "", "", False)
-                )
+                try:
+                    plan, id, inputs = self._inference.read(received, metadata, "", "", True)
+                except LargeRequest:
+                    plan, id, inputs = await self._inference.off_loop.submit(
+                        partial(self._inference.read, received, metadata, "", "", False)
+                    )
+            except BacklineError:
+                if identity is not None and identity.meter is not None:  # unreadable messages count, too
+                    identity.meter.charge(None, asked.size, monotonic())
+                raise
             request = plan.request("", "", id, inputs, self._call.deadline)
             if self._inference.forward is not None:
                 request = self._inference.forward.apply(request, metadata)
-            identity = self._call.identity
             if identity is not None:
                 identity.require(Scope.INFER, request.model_name)
                 if identity.meter is not None:

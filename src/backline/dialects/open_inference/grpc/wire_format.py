@@ -39,6 +39,9 @@ _LONGEST_VARINT = 10
 
 #: The most fields in a request, at all levels: inputs, outputs, raw contents, parameters and their parts.
 MAX_FIELDS = 16_384
+#: The most fields of a request's outermost layer that are unknown to the protocol or unusually encoded. They
+#: are skipped byte by byte, and only a client of a later protocol sends any.
+MAX_UNKNOWN_FIELDS = 64
 #: The most elements in typed contents of datatype BYTES.
 MAX_STRINGS = 262_144
 
@@ -59,12 +62,16 @@ def split_request(message: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
     if total > 2 * MAX_FIELDS:  # a field has at least two bytes
         _check_count(message, total)
     run = 0  # the start of the current part of the rest
+    unknown = 0
     try:
         while position < total:
             start = position
             tag = message[position]
             length = message[position + 1]
             if tag & 7 != _LENGTH_DELIMITED or tag > 127:
+                unknown += 1
+                if unknown > MAX_UNKNOWN_FIELDS:
+                    raise _too_many_unknown()
                 position = _skip(message, position)
                 continue
             position += 2
@@ -94,11 +101,11 @@ def split_request(message: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
 
 def _check_count(message: Buffer, total: int) -> None:
     """Raises PayloadTooLarge for a message of more than MAX_FIELDS fields, malformed or not."""
-    position = 0
+    position = unknown = 0
     try:
         for _ in range(MAX_FIELDS):
-            if position >= total:
-                return
+            if position >= total or unknown > MAX_UNKNOWN_FIELDS:
+                return  # split_request refuses the latter
             tag, length = message[position], message[position + 1]
             if tag < 128 and tag & 7 == _LENGTH_DELIMITED:
                 position += 2
@@ -106,6 +113,7 @@ def _check_count(message: Buffer, total: int) -> None:
                     length, position = _varint(message, position - 1)
                 position += length
             else:
+                unknown += 1
                 position = _skip(message, position)
     except (IndexError, InvalidArgument):
         return
@@ -213,6 +221,13 @@ def model_name(message: Buffer) -> str:
         if tag == _MODEL_NAME:
             name = bytes(message[start:end])
     return name.decode(errors="replace")
+
+
+def _too_many_unknown() -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"the request has more than {MAX_UNKNOWN_FIELDS} fields that are not those of"
+        " inference.ModelInferRequest"
+    )
 
 
 def _too_many_fields() -> PayloadTooLarge:

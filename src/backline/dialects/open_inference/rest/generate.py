@@ -32,7 +32,7 @@ from backline.dialects.open_inference.plan import InferPlan, prefix
 from backline.dialects.open_inference.rest.inference import RestInference
 from backline.dialects.open_inference.rest.messages import Decoded, instead_of_json
 from backline.engine.engine import Engine
-from backline.engine.errors import BacklineError, Internal, InvalidArgument
+from backline.engine.errors import BacklineError, Internal, InvalidArgument, PayloadTooLarge
 from backline.engine.model import Model
 from backline.engine.responses import Responses
 from backline.engine.spelling import nearest
@@ -54,6 +54,8 @@ NOT_ONE = (
 _PARAMETERS = "parameters"
 #: How many parameters are compared with the names of missing inputs.
 _MOST_COMPARED = 32
+#: The most inputs and parameters in one object: each is decoded on its own.
+MAX_PARAMETERS = 2048
 _encode = msgspec.json.Encoder().encode
 _KINDS = {
     b"{": "an object",
@@ -217,6 +219,7 @@ def read_generate(body: Buffer, headers: Mapping[bytes, bytes], model: Model) ->
         if replaced is None:
             raise InvalidArgument(error.message + instead_of_json(body, headers)) from None
         document = _parse(replaced)
+    _check_count(document)
     inputs = {spec.name: spec for spec in model.signature.inputs}
     tensors: dict[str, Tensor] = {}
     parameters: dict[str, Any] = {}
@@ -226,7 +229,9 @@ def read_generate(body: Buffer, headers: Mapping[bytes, bytes], model: Model) ->
                 raise InvalidArgument(
                     f"Expected JSON object for keyword: '{_PARAMETERS}': it is {_kind(value)}"
                 )
-            for name, part in _decode(value).items():
+            given = _decode(value)
+            _check_count(given)
+            for name, part in given.items():
                 try:
                     _take(name.text, part, inputs, tensors, parameters)
                 except InvalidArgument as error:
@@ -246,6 +251,15 @@ def read_generate(body: Buffer, headers: Mapping[bytes, bytes], model: Model) ->
     if reserved:
         plan.parameters = {**(plan.parameters or {}), **reserved}
     return plan, id, tensors
+
+
+def _check_count(keys: dict[_Key, Raw]) -> None:
+    """Raises PayloadTooLarge for an object with more than MAX_PARAMETERS keys."""
+    if len(keys) > MAX_PARAMETERS:
+        raise PayloadTooLarge(
+            f"the request JSON has {len(keys)} inputs and parameters in one object, more than the"
+            f" {MAX_PARAMETERS} allowed. Send many values as one tensor"
+        )
 
 
 def write_generate(plan: InferPlan, response: InferResponse) -> bytes:

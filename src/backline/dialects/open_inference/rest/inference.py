@@ -9,7 +9,8 @@ from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.exchange import ENVOY_TIMEOUT, GRPC_TIMEOUT, HTTP, UnaryInference, deadline_of
 from backline.dialects.forwarding import ForwardPattern
 from backline.dialects.off_loop import OffLoop
-from backline.dialects.open_inference.rest.messages import HEADER_LENGTH, RestReader, RestWriter
+from backline.dialects.open_inference.rest.messages import HEADER_LENGTH, RestReader
+from backline.dialects.open_inference.rest.response_writer import RestWriter
 from backline.engine.engine import Engine
 from backline.wire.application import HttpRequest
 

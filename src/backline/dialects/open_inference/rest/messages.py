@@ -1,4 +1,4 @@
-"""Inference requests and responses over REST: JSON, followed by the tensors in binary form."""
+"""Inference requests over REST: JSON, followed by the tensors in binary form."""
 
 from __future__ import annotations
 
@@ -6,43 +6,34 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import Raw, Struct
 
 from backline.dialects.input_plan import MAX_RANK, InputPlan, too_many_dimensions
-from backline.dialects.json_data import decode_data, encode_data, replace_words
+from backline.dialects.json_data import decode_data, replace_words
 from backline.dialects.json_numbers import read_numbers
 from backline.dialects.json_scan import check_keys, count
 from backline.dialects.off_loop import LARGE, LargeRequest
-from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, prefix, size_mismatch
 from backline.dialects.open_inference.planning import PlanBuilder, check_description
 from backline.dialects.open_inference.rest.json_errors import unreadable
-from backline.dialects.open_inference.shared_memory import REGION, StoredTensor
+from backline.dialects.open_inference.shared_memory import REGION
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
 from backline.engine.shared_memory import SharedMemory
-from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferResponse, Parameter
 from backline.engine.values.parameters import EMPTY_FINAL, RESERVED, WrongType
-from backline.engine.values.tensor import Buffer, Shape, StringsMismatch, Tensor, encode_tensor
+from backline.engine.values.tensor import Buffer, Shape, StringsMismatch, Tensor
 from backline.memo import Memo
-from backline.wire.application import Fields
 
 HEADER_LENGTH = b"inference-header-content-length"
-#: The most bytes of a JSON header whose plan is cached; the number of cached plans and response headers.
+#: The most bytes of a JSON header whose plan is cached; the number of cached plans.
 _MAX_REMEMBERED_SIZE = 1024
 _MAX_REMEMBERED = 1024
-_JSON_FIELDS: Fields = ((b"content-type", b"application/json"),)
 _SIZE = "binary_data_size"
 _ID_FIRST = b'{"id":"'
 _DATA = b'"data":'
 #: A request with one of these after its data is not remembered, since the data may not count.
 _DOUBTFUL = (b'"data"', b'"id"', b'"inputs"', b"\\")
-#: The end of the JSON of a response whose last output has data.
-_END = b"}]}"
-#: The most bytes of JSON that are copied into one buffer.
-_JOINED = 16 * 1024
 
 Scalar = str | int | float | bool
 #: A decoded request: its plan, its id, its tensors by name.
@@ -440,102 +431,3 @@ def _parse_length(text: bytes, total: int) -> int:
     if size > total:
         raise InvalidArgument(f"inference header size should be in range (0, {total}), got: {size}")
     return size
-
-
-class OutputDocument(Struct):
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    parameters: dict[str, int] | UnsetType = UNSET
-    data: list[Any] | Raw | UnsetType = UNSET
-
-
-class ResponseDocument(Struct):
-    id: str | UnsetType
-    model_name: str
-    model_version: str
-    parameters: dict[str, Parameter] | UnsetType
-    outputs: list[OutputDocument]
-
-
-class RestWriter:
-    """Writes responses. Of responses with one output, all but the data is cached, because it repeats."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._encode = msgspec.json.Encoder().encode
-        self._heads: Memo[object, tuple[Fields, bytes]] = Memo(_MAX_REMEMBERED)
-        self._json_heads: Memo[object, bytes] = Memo(_MAX_REMEMBERED)
-
-    def write(self, plan: InferPlan, response: InferResponse) -> tuple[Fields, list[Buffer]]:
-        """The header fields and the buffers of the body.
-
-        Raises BacklineError, such as InvalidArgument for values that JSON cannot represent.
-        """
-        outputs = response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)
-        if len(outputs) == 1 and not response.id and not response.parameters:
-            tensor = outputs[0]
-            if plan.binary.get(tensor.name, plan.binary_default):
-                data = encode_tensor(tensor)
-                key = (
-                    response.model_name,
-                    response.model_version,
-                    tensor.name,
-                    tensor.datatype,
-                    tensor.shape,
-                    len(data),
-                )
-                head = self._heads.get(key)
-                if head is None:
-                    fields, buffers = self._write(plan, response, outputs)
-                    head = self._heads.keep(key, (fields, bytes(buffers[0])))
-                return head[0], [head[1], data]
-            if tensor.datatype is not DataType.BYTES and not isinstance(tensor, StoredTensor):
-                return _JSON_FIELDS, self._write_numbers(response, tensor)
-        return self._write(plan, response, outputs)
-
-    def _write_numbers(self, response: InferResponse, tensor: Tensor) -> list[Buffer]:
-        """The JSON of a response with one output, of numbers."""
-        elements = bytes(encode_data(tensor))
-        key = (response.model_name, response.model_version, tensor.name, tensor.datatype, tensor.shape)
-        head = self._json_heads.get(key)
-        if head is None:
-            output = OutputDocument(tensor.name, tensor.datatype.name, tensor.shape, UNSET, Raw(b"0"))
-            document = self._encode(
-                ResponseDocument(UNSET, response.model_name, response.model_version, UNSET, [output])
-            )
-            head = self._json_heads.keep(key, document.removesuffix(b"0" + _END))
-        if len(elements) > _JOINED:
-            return [head, elements, _END]
-        return [b"".join((head, elements, _END))]
-
-    def _write(
-        self, plan: InferPlan, response: InferResponse, outputs: list[Tensor]
-    ) -> tuple[Fields, list[Buffer]]:
-        documents = []
-        buffers: list[Buffer] = [b""]
-        for tensor in outputs:
-            parameters: dict[str, int] | UnsetType = UNSET
-            elements: list[Any] | Raw | UnsetType = UNSET
-            if plan.is_binary(tensor.name):
-                data = encode_tensor(tensor)
-                buffers.append(data)
-                parameters = {"binary_data_size": len(data)}
-            elif not isinstance(tensor, StoredTensor):
-                elements = encode_data(tensor)
-            documents.append(
-                OutputDocument(tensor.name, tensor.datatype.name, tensor.shape, parameters, elements)
-            )
-        header = self._encode(
-            ResponseDocument(
-                response.id or UNSET,
-                response.model_name,
-                response.model_version,
-                response.parameters or UNSET,
-                documents,
-            )
-        )
-        buffers[0] = header
-        if len(buffers) == 1:
-            return _JSON_FIELDS, buffers
-        return ((b"content-type", b"application/octet-stream"), (HEADER_LENGTH, b"%d" % len(header))), buffers

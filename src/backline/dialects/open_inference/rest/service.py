@@ -11,6 +11,7 @@ from backline.dialects.answers import encode_json, respond_encoded, respond_json
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.forwarding import ForwardPattern
 from backline.dialects.open_inference.configuration import (
+    configuration_origins,
     explained_configuration,
     model_configuration,
 )
@@ -72,6 +73,7 @@ class RestService:
             for path, read in (("config", model_configuration), ("explain-config", explained_configuration)):
                 answer = partial(self._configuration, read)
                 router.add(Scope.READ, "GET", f"{pattern}/{path}", answer, *version)
+            router.add(Scope.READ, "GET", pattern + "/config-origins", self._origins, *version)
             router.add(Scope.READ, "GET", pattern + "/stats", self._statistics, *version)
             router.add(Scope.INFER, "POST", pattern + "/infer", self._inference.infer, *version)
             router.add(Scope.INFER, "POST", pattern + "/infer_stream", self._generate.infer_stream, *version)
@@ -135,6 +137,16 @@ class RestService:
             version,
             request,
             lambda: respond_json(request, to_plain(read(self._engine, name, version))),
+        )
+
+    def _origins(self, name: str, version: str, request: HttpRequest) -> None:
+        self._deferred.when_known(
+            name,
+            version,
+            request,
+            lambda: respond_json(
+                request, {"name": name, "values": configuration_origins(self._engine, name, version)}
+            ),
         )
 
     def _statistics(self, name: str, version: str, request: HttpRequest) -> None:

@@ -67,7 +67,7 @@ class Passed(msgspec.Struct, tag="passed", frozen=True):
     devices: tuple[str, ...]
 
 
-class Refused(msgspec.Struct, tag="refused", frozen=True):
+class TrialRefused(msgspec.Struct, tag="refused", frozen=True):
     """Reports that the load raised an error; `kind` is the name of a subclass of BacklineError, or empty."""
 
     kind: str
@@ -82,7 +82,7 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
         return error
 
 
-Report: TypeAlias = Began | Passed | Refused
+Report: TypeAlias = Began | Passed | TrialRefused
 _REPORTS: Final = msgspec.json.Decoder(Report)
 
 

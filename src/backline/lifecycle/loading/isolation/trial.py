@@ -11,9 +11,9 @@ from backline.lifecycle.loading.isolation.messages import (
     LONGEST_TEXT,
     Began,
     Passed,
-    Refused,
     Report,
     TrialJob,
+    TrialRefused,
 )
 from backline.lifecycle.loading.loader import load
 from backline.lifecycle.loading.measurement_file import device_names
@@ -30,7 +30,7 @@ _FILLING = 0x5A
 def run_trial(job: TrialJob, report: Callable[[Report], None]) -> None:
     """Does with a file what a load in the server would do, and reports how far it has come.
 
-    The last report is a Passed or Refused. Each warm-up sample runs once, whatever its `count`.
+    The last report is a Passed or TrialRefused. Each warm-up sample runs once, whatever its `count`.
     """
     config = replace(job.config, warm_up=tuple(replace(sample, count=1) for sample in job.config.warm_up))
 
@@ -48,9 +48,9 @@ def run_trial(job: TrialJob, report: Callable[[Report], None]) -> None:
             warm_up_version(config, loaded, job.path, job.model_folder, job.recorded)
             report(Passed(loaded.measured, device_names(loaded.placed)))
     except BacklineError as error:
-        report(Refused(type(error).__name__, error.message[:LONGEST_TEXT]))
+        report(TrialRefused(type(error).__name__, error.message[:LONGEST_TEXT]))
     except MemoryError:
-        report(Refused("", "there is not enough memory to load it"))
+        report(TrialRefused("", "there is not enough memory to load it"))
     except Exception as error:
         traceback.print_exc()
-        report(Refused("", f"{type(error).__name__}: {error}"[:LONGEST_TEXT]))
+        report(TrialRefused("", f"{type(error).__name__}: {error}"[:LONGEST_TEXT]))

@@ -25,8 +25,8 @@ from backline.lifecycle.loading.isolation.messages import (
     LONGEST_MESSAGE,
     Began,
     Passed,
-    Refused,
     TrialJob,
+    TrialRefused,
     decode_report,
     encode_job,
 )
@@ -253,7 +253,7 @@ class TrialWatch:
             if isinstance(report, Began):
                 process.phase = report.phase
                 self._on_phase(report.phase)
-            elif isinstance(report, Refused):
+            elif isinstance(report, TrialRefused):
                 raise report.error()
             else:
                 return report

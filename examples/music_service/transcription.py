@@ -1,0 +1,16 @@
+"""What this example takes from music_transcription: its networks, its melody, and processes of servers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent.parent / "music_transcription"
+
+sys.path.append(str(FOLDER))
+
+import melody  # noqa: E402
+from build_repository import build as build_networks  # noqa: E402
+from serving import Process, ProcessError, Server, free_ports  # noqa: E402
+
+__all__ = ["FOLDER", "Process", "ProcessError", "Server", "build_networks", "free_ports", "melody"]

@@ -1,0 +1,180 @@
+"""Defines dataclasses quickly while the modules of a command are imported.
+
+For each class, `dataclasses.dataclass` writes and compiles the source of up to eight methods. The server has
+more than 150 such classes, and compiling their methods took a quarter of its start, although most of the
+methods are never called. Here, `__init__` is compiled when the first object is created, and the other methods
+are closures that are compiled with this module (docs/decisions/a-quick-start.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from operator import attrgetter
+from reprlib import recursive_repr
+from typing import Any, Final
+
+_dataclass: Final[Callable[..., Any]] = dataclasses.dataclass
+#: The options that are defined here. A class with any other gets its methods from the standard library.
+_OPTIONS: Final = frozenset({"eq", "frozen", "kw_only", "repr", "slots"})
+#: Methods that change what the standard library adds, if the class has any of them.
+_SPECIAL: Final = ("__eq__", "__hash__", "__setattr__", "__delattr__", "__getstate__", "__setstate__")
+
+
+@contextmanager
+def quick_dataclasses() -> Iterator[None]:
+    """While the block runs, the dataclasses of modules of Backline are defined by `quick_dataclass`."""
+    dataclasses.dataclass = _for_our_modules
+    try:
+        yield
+    finally:
+        dataclasses.dataclass = _dataclass
+
+
+def _for_our_modules(cls: type | None = None, /, **options: Any) -> Any:
+    if cls is None:
+        return lambda it: _for_our_modules(it, **options)
+    ours = cls.__module__.startswith("backline.")
+    return quick_dataclass(cls, **options) if ours else _dataclass(cls, **options)
+
+
+def quick_dataclass(cls: type, **options: Any) -> type:
+    """Like `dataclasses.dataclass(cls, **options)`, except for the signature that `inspect` shows.
+
+    Classes that inherit from a dataclass, and rare options, are left to the standard library.
+    """
+    own = vars(cls)
+    annotations = map(str, own.get("__annotations__", {}).values())
+    if (
+        not _OPTIONS.issuperset(options)
+        or any(hasattr(base, "__dataclass_fields__") for base in cls.__bases__)
+        or any(name in own for name in _SPECIAL)
+        or any("InitVar" in text or "KW_ONLY" in text for text in annotations)
+    ):
+        return _dataclass(cls, **options)  # type: ignore[no-any-return]
+    frozen, eq, shown = options.get("frozen", False), options.get("eq", True), options.get("repr", True)
+    slots, kw_only = options.get("slots", False), options.get("kw_only", False)
+    if not cls.__doc__:
+        cls.__doc__ = cls.__name__  # otherwise the standard library inspects the signature
+    made: Any = _dataclass(init=False, repr=False, eq=False, slots=slots, kw_only=kw_only)(cls)
+    for option in ("init", "repr", "eq", "frozen"):  # subclasses look at these
+        setattr(made.__dataclass_params__, option, options.get(option, option != "frozen"))
+    fields: Sequence[dataclasses.Field[Any]] = dataclasses.fields(made)
+    if "__init__" not in own:
+        made.__init__ = _init_of(made, fields, frozen=frozen, slots=slots)
+    if shown and "__repr__" not in own:
+        made.__repr__ = _repr_of([field.name for field in fields if field.repr])
+    if eq:
+        made.__eq__ = _eq_of([field.name for field in fields if field.compare])
+        hashed = (field.name for field in fields if (field.compare if field.hash is None else field.hash))
+        made.__hash__ = _hash_of(list(hashed)) if frozen else None
+    if frozen:
+        _freeze(made, frozenset(field.name for field in fields))
+        if slots:
+            _allow_copies(made, [field.name for field in fields])
+    return made  # type: ignore[no-any-return]
+
+
+def _init_of(
+    made: Any, fields: Sequence[dataclasses.Field[Any]], *, frozen: bool, slots: bool
+) -> Callable[..., None]:
+    """An `__init__` that compiles the final one, puts it in its own place and calls it."""
+
+    def initialise(self: Any, *arguments: Any, **named: Any) -> None:
+        made.__init__ = _compiled_init(made, fields, frozen=frozen, slots=slots)
+        made.__init__(self, *arguments, **named)
+
+    return initialise
+
+
+def _compiled_init(
+    made: Any, fields: Sequence[dataclasses.Field[Any]], *, frozen: bool, slots: bool
+) -> Callable[..., None]:
+    missing = dataclasses.MISSING
+    space: dict[str, Any] = {"_set": object.__setattr__, "_missing": missing, "__name__": made.__module__}
+    positional, keywords, lines = ["_self"], list[str](), list[str]()
+    for field in fields:
+        name, value = field.name, field.name
+        made_up = field.default_factory is not missing
+        if made_up:
+            space[f"_default_{name}"] = field.default_factory
+            value = f"_default_{name}() if {name} is _missing else {name}" if field.init else ""
+            value = value or f"_default_{name}()"
+        elif field.default is not missing:
+            space[f"_default_{name}"] = field.default
+            value = name if field.init else f"_default_{name}"
+        if field.init:
+            default = "_missing" if made_up else f"_default_{name}" if field.default is not missing else ""
+            (keywords if field.kw_only else positional).append(f"{name}={default}" if default else name)
+        elif not made_up and (field.default is missing or not slots):
+            continue  # it is set later, or is an attribute of the class
+        lines.append(f"_set(_self, {name!r}, {value})" if frozen else f"_self.{name} = {value}")
+    if hasattr(made, "__post_init__"):
+        lines.append("_self.__post_init__()")
+    parameters = ", ".join((*positional, *(["*", *keywords] if keywords else [])))
+    exec(f"def __init__({parameters}):\n " + "\n ".join(lines or ["pass"]), space)
+    init: Callable[..., None] = space["__init__"]
+    init.__qualname__ = f"{made.__qualname__}.__init__"
+    return init
+
+
+def _values_of(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
+    """A function that returns the attributes `names` of an object."""
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda it: tuple(getattr(it, name) for name in names)
+
+
+def _repr_of(names: Sequence[str]) -> Callable[[Any], str]:
+    @recursive_repr()
+    def show(self: Any) -> str:
+        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return f"{type(self).__qualname__}({values})"
+
+    return show
+
+
+def _eq_of(names: Sequence[str]) -> Callable[[Any, object], bool]:
+    values = _values_of(names)
+
+    def equal(self: Any, other: object) -> bool:
+        return values(self) == values(other) if other.__class__ is self.__class__ else NotImplemented
+
+    return equal
+
+
+def _hash_of(names: Sequence[str]) -> Callable[[Any], int]:
+    values = _values_of(names)
+
+    def digest(self: Any) -> int:
+        return hash(values(self))
+
+    return digest
+
+
+def _freeze(made: Any, names: frozenset[str]) -> None:
+    def refuse_setting(self: Any, name: str, value: Any) -> None:
+        if type(self) is made or name in names:
+            raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+        super(made, self).__setattr__(name, value)
+
+    def refuse_deleting(self: Any, name: str) -> None:
+        if type(self) is made or name in names:
+            raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
+        super(made, self).__delattr__(name)
+
+    made.__setattr__, made.__delattr__ = refuse_setting, refuse_deleting
+
+
+def _allow_copies(made: Any, names: Sequence[str]) -> None:
+    """Lets `copy` and `pickle` set the attributes of a class that is frozen and has slots."""
+
+    def state_of(self: Any) -> list[Any]:
+        return [getattr(self, name) for name in names]
+
+    def set_state(self: Any, state: list[Any]) -> None:
+        for name, value in zip(names, state, strict=True):
+            object.__setattr__(self, name, value)
+
+    made.__getstate__, made.__setstate__ = state_of, set_state

@@ -1,0 +1,134 @@
+"""The options of `backline serve --engine ray`: the replicas, and the server in front of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from backline.cli.numbers import WholeNumber
+from backline.cli.serve.option import Decorator, decorated, option
+from backline.server import ServerOptions
+
+#: Seconds that the replicas may take to start and to load their models.
+_READY_WITHIN = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class RayOptions:
+    """What is deployed to Ray, and where Ray is. `most` is None if the number of replicas stays."""
+
+    name: str
+    address: str | None
+    replicas: int
+    most: int | None
+    actor_options: dict[str, Any]
+    revision: str
+
+
+def _actor_options(context: click.Context, parameter: click.Parameter, text: str) -> dict[str, Any]:
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"this is not JSON: {error}") from None
+    if not isinstance(given, dict):
+        raise click.BadParameter('expected a JSON object, such as {"num_cpus": 2, "memory": 4000000000}')
+    return given
+
+
+_OPTIONS: tuple[Decorator, ...] = (
+    option(
+        "--engine",
+        type=click.Choice(("ray",)),
+        help="Let Ray run the models in replicas of the server; this server stands in front of them.",
+    ),
+    option("--ray-name", default="backline", help="The name of the deployment: clients use ray://NAME."),
+    option("--ray-address", help="The address of the Ray cluster; default: RAY_ADDRESS, or this machine's."),
+    option("--ray-replicas", type=WholeNumber(1), default=1, metavar="COUNT", help="The fewest replicas."),
+    option(
+        "--ray-max-replicas",
+        type=WholeNumber(1),
+        metavar="COUNT",
+        help="The most replicas, which the load may ask for; default: the fewest.",
+    ),
+    option(
+        "--ray-actor-options",
+        default="{}",
+        callback=_actor_options,
+        metavar="JSON",
+        help="What Ray reserves for each replica: num_cpus, num_gpus, memory, resources.",
+    ),
+    option(
+        "--ray-revision",
+        default="",
+        help="Any text: replicas of another revision are replaced one by one.",
+    ),
+)
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options to a command, which receives `engine`, a RayOptions, or None without an engine."""
+
+    @wraps(command)
+    def with_engine(
+        *arguments: Any,
+        engine: str | None,
+        ray_name: str,
+        ray_address: str | None,
+        ray_replicas: int,
+        ray_max_replicas: int | None,
+        ray_actor_options: dict[str, Any],
+        ray_revision: str,
+        **others: Any,
+    ) -> Any:
+        ray = RayOptions(
+            ray_name, ray_address, ray_replicas, ray_max_replicas, ray_actor_options, ray_revision
+        )
+        return command(*arguments, engine=ray if engine else None, **others)
+
+    return decorated(with_engine, _OPTIONS)
+
+
+@contextmanager
+def in_front(options: ServerOptions, engine: RayOptions | None) -> Iterator[ServerOptions]:
+    """The options of the server to run: those given, or those of a server in front of a new deployment.
+
+    The deployment goes on when the server ends. Raises BacklineError if Ray cannot run it.
+    """
+    if engine is None:
+        yield options
+        return
+    from backline.client.ray_directory import require_ray
+
+    require_ray()
+    from backline.ray.deployment import deployment
+    from backline.ray.front import Front
+
+    deployed = deployment(
+        *map(_everywhere, options.repositories),
+        name=engine.name,
+        replicas=engine.replicas,
+        max_replicas=engine.most,
+        revision=engine.revision,
+        ray_actor_options=engine.actor_options,
+        target_in_flight=options.target_in_flight,
+        address=engine.address,
+    )
+    deployed.wait_ready(_READY_WITHIN)
+    front = Front(deployed)
+    try:
+        yield front.options(options)
+    finally:
+        front.close()
+
+
+def _everywhere(repository: str | Path) -> str:
+    """A repository as the nodes of a cluster find it: paths are absolute."""
+    path = Path(repository)
+    return str(path.absolute()) if path.exists() else str(repository)

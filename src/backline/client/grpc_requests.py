@@ -1,0 +1,150 @@
+"""What a client asks of a gRPC server, over any channel."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from backline.client.address import Address
+from backline.client.control import ModelControl
+from backline.client.errors import ProtocolError, from_grpc_code
+from backline.client.grpc_codec import InferCodec
+from backline.client.grpc_control import GrpcControl
+from backline.client.options import ClientOptions
+from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata, answers
+from backline.client.transport import InferCall, Transport
+from backline.engine.errors import Internal, InvalidArgument
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferResponse
+from backline.engine.values.signature import TensorSpec
+from backline.protos import message, to_plain
+
+#: The response parameter that marks the last response.
+FINAL = "triton_final_response"
+SERVICE = "/inference.GRPCInferenceService/"
+#: Asks Triton to end a stream with a status if a request fails.
+STREAM_METADATA = (("triton_grpc_error", "true"),)
+
+
+class GrpcRequests(Transport):
+    """The Open Inference Protocol over gRPC. A subclass sends the messages."""
+
+    def __init__(self, address: Address, options: ClientOptions) -> None:
+        self._url = address.url
+        self._address = address
+        self._options = options
+        self._codec = InferCodec(address.url)
+        self._control = GrpcControl(self, address, options)
+
+    @property
+    def control(self) -> ModelControl:
+        return self._control
+
+    async def close(self) -> None:
+        await self._control.close()
+
+    @abstractmethod
+    async def exchange(
+        self, method: str, request: bytes, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
+    ) -> bytes:
+        """Sends a message to a method of the inference service, and returns the response.
+
+        `metadata` is added to what the client always sends.
+        """
+
+    @abstractmethod
+    def exchange_stream(
+        self, method: str, request: bytes, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
+    ) -> AsyncGenerator[bytes, None]:
+        """As `exchange`, for a method with many responses, each within `timeout`."""
+
+    async def infer(self, call: InferCall) -> InferResponse:
+        request = b"".join(self._codec.encode(call))
+        return self._codec.decode(await self.exchange("ModelInfer", request, call.timeout))
+
+    async def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
+        request = b"".join(self._codec.encode(call))
+        read = message("inference.ModelStreamInferResponse").FromString
+        received = self.exchange_stream("ModelStreamInfer", request, call.timeout, STREAM_METADATA)
+        async with aclosing(received) as responses:
+            async for response in responses:
+                answer = self._parsed(read, "ModelStreamInfer", response)
+                if answer.error_message:
+                    raise from_grpc_code(Internal.grpc_code, answer.error_message)
+                if answer.infer_response.outputs or FINAL not in answer.infer_response.parameters:
+                    yield self._codec.convert(answer.infer_response)
+
+    def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
+        request = b"".join(self._codec.encode(call))
+
+        async def send() -> None:
+            await self.exchange("ModelInfer", request, call.timeout)
+
+        return send
+
+    async def server_live(self, timeout: float) -> bool:
+        return bool((await self._ask("ServerLive", timeout)).live)
+
+    async def server_ready(self, timeout: float) -> bool:
+        return bool((await self._ask("ServerReady", timeout)).ready)
+
+    async def model_ready(self, model: str, version: str, timeout: float) -> bool:
+        return bool((await self._ask("ModelReady", timeout, name=model, version=version)).ready)
+
+    async def server_metadata(self, timeout: float) -> ServerMetadata:
+        found = await self._ask("ServerMetadata", timeout)
+        return ServerMetadata(found.name, found.version, tuple(found.extensions))
+
+    async def model_metadata(self, model: str, version: str, timeout: float) -> ModelMetadata:
+        found = await self._ask("ModelMetadata", timeout, name=model, version=version)
+        try:
+            inputs, outputs = (
+                tuple(
+                    TensorSpec(entry.name, DataType.from_name(entry.datatype), tuple(entry.shape))
+                    for entry in entries
+                )
+                for entries in (found.inputs, found.outputs)
+            )
+        except InvalidArgument as error:
+            raise ProtocolError(
+                f"{self._url} sent metadata of model '{model}' that cannot be read: {error}"
+            ) from None
+        return ModelMetadata(found.name, tuple(found.versions), found.platform, inputs, outputs)
+
+    async def model_config(
+        self, model: str, version: str, timeout: float, *, explained: bool = False
+    ) -> dict[str, Any]:
+        # The protocol has no call for an explained configuration.
+        found = await self._ask("ModelConfig", timeout, name=model, version=version)
+        return to_plain(found.config)
+
+    async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
+        found = await self._ask("ModelStatistics", timeout, name=model, version=version)
+        return [to_plain(entry) for entry in found.model_stats]
+
+    async def repository_index(self, timeout: float) -> list[ModelIndex]:
+        found = await self._ask("RepositoryIndex", timeout)
+        return [
+            ModelIndex(entry.name, entry.version, entry.state, entry.reason, ready=answers(entry.state))
+            for entry in found.models
+        ]
+
+    async def _ask(self, method: str, timeout: float, **fields: str) -> Any:
+        return await self.call(method, message(f"inference.{method}Request")(**fields), timeout)
+
+    async def call(
+        self, method: str, request: Any, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
+    ) -> Any:
+        """As `exchange`, with parsed messages."""
+        response = await self.exchange(method, request.SerializeToString(), timeout, metadata)
+        return self._parsed(message(f"inference.{method}Response").FromString, method, response)
+
+    def _parsed(self, read: Callable[[bytes], Any], method: str, response: bytes) -> Any:
+        try:
+            return read(response)
+        except DecodeError:
+            raise ProtocolError(f"{self._url} sent a response to {method} that cannot be read") from None

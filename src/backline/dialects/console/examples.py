@@ -1,0 +1,115 @@
+"""Inputs to try a model with: examples next to its versions, and requests that were recorded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from backline.access.scope import Scope
+from backline.dialects.answers import respond_json
+from backline.dialects.deferred import DeferredAnswers
+from backline.dialects.plain.values import value_of
+from backline.dialects.router import Router
+from backline.engine.engine import Engine
+from backline.engine.errors import NotFound
+from backline.engine.model import Model
+from backline.observe.prediction_log import read_log
+from backline.observe.recording import Recorder
+from backline.wire.application import Fields, HttpRequest
+
+#: The most bytes of an example with the inputs by name, and of a recorded request; larger ones are left out.
+_MAX_INPUTS = 256 * 1024
+_MAX_FILE = 16 << 20
+_MAX_RECORDED = 20
+_INPUTS = ".json"
+#: Security: whoever wrote the model chose the file, so no browser may show it as a page of the console.
+_FILE: Fields = (
+    (b"content-type", b"application/octet-stream"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"sandbox"),
+    (b"cache-control", b"no-cache"),
+)
+
+
+class Examples:
+    """Registers the routes. `recorder` knows where requests were recorded; None if nothing is."""
+
+    def __init__(self, engine: Engine, deferred: DeferredAnswers, recorder: Recorder | None) -> None:
+        self._engine = engine
+        self._deferred = deferred
+        self._recorder = recorder
+
+    def add_routes(self, router: Router) -> None:
+        router.add(Scope.READ, "GET", "/v2/models/{}/examples", self._list)
+        router.add(Scope.READ, "GET", "/v2/models/{}/examples/{}", self._file)
+        if self._recorder is not None:
+            # Recorded requests hold what clients sent.
+            router.add(Scope.ADMIN, "GET", "/v2/models/{}/recorded", self._recorded)
+
+    def _list(self, name: str, request: HttpRequest) -> None:
+        found = self._engine.find(name).examples
+        work = asyncio.to_thread(lambda: [_described(path) for path in found if path.is_file()])
+        self._answer(request, work)
+
+    def _file(self, name: str, example: str, request: HttpRequest) -> None:
+        # Only names from the scan of the repository are served, so that no request leads out of the folder.
+        path = next((path for path in self._engine.find(name).examples if path.name == example), None)
+        if path is None:
+            raise NotFound(f"model '{name}' has no example '{example[:64]}'")
+        reading = asyncio.to_thread(_read, path, _MAX_FILE)
+        self._deferred.answer(request, reading, lambda body: request.respond(200, _FILE, [body]))
+
+    def _recorded(self, name: str, request: HttpRequest) -> None:
+        assert self._recorder is not None, "the route exists only with a recorder"
+        model = self._engine.find(name)
+        file = self._recorder.file(name)
+        self._answer(request, asyncio.to_thread(_recorded_inputs, model, file))
+
+    def _answer(self, request: HttpRequest, work: Coroutine[Any, Any, list[dict[str, Any]]]) -> None:
+        self._deferred.answer(request, work, lambda found: respond_json(request, {"examples": found}))
+
+
+def _read(path: Path, most: int) -> bytes:
+    """The contents of a file. Raises NotFound if it is gone, or has more than `most` bytes."""
+    try:
+        with path.open("rb") as file:
+            body = file.read(most + 1)
+    except OSError as error:
+        raise NotFound(f"the example '{path.name}' cannot be read: {error.strerror}") from None
+    if len(body) > most:
+        raise NotFound(f"the example '{path.name}' has more than {most} bytes")
+    return body
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """An example: its `inputs` by name, or the `file` that is its only input, or the `problem` with it."""
+    if path.suffix != _INPUTS:
+        return {"name": path.name, "file": path.name}
+    try:
+        inputs = msgspec.json.decode(_read(path, _MAX_INPUTS))
+    except NotFound as error:
+        return {"name": path.stem, "problem": error.public_message}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return {"name": path.stem, "problem": f"it is not JSON: {error}"}
+    if not isinstance(inputs, dict):
+        return {"name": path.stem, "problem": "it is not an object with the inputs by name"}
+    return {"name": path.stem, "inputs": inputs}
+
+
+def _recorded_inputs(model: Model, file: Path) -> list[dict[str, Any]]:
+    """The first recorded requests, as inputs by name. A file that does not exist holds none."""
+    if not file.is_file():
+        return []
+    documents = frozenset(spec.name for spec in model.signature.inputs if spec.json)
+    found = []
+    for one in islice(read_log(file), _MAX_RECORDED):
+        if sum(tensor.data.nbytes for tensor in one.inputs.values()) > _MAX_INPUTS:
+            continue
+        inputs = {name: value_of(tensor, json=name in documents) for name, tensor in one.inputs.items()}
+        found.append({"name": str(one.number), "inputs": inputs})
+    return found

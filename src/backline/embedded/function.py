@@ -1,0 +1,263 @@
+"""An engine that answers the requests of a serverless platform, which calls a function for each of them.
+
+Requests go through the dialects like those of a server, so every HTTP route exists, but no socket is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final, Self
+from urllib.parse import quote, urlencode
+
+from backline.access.access import UNCONFIGURED, Access
+from backline.access.auth_file import AuthDocument, environment_has_keys, make_policy
+from backline.client.background_loop import BackgroundLoop
+from backline.dialects.application import build_application
+from backline.embedded.embedded import Embedded
+from backline.engine.errors import InvalidArgument
+from backline.lifecycle.options import LifecycleOptions
+from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStream
+
+#: Milliseconds between the deadline of a request and the moment when the platform ends the function, so that
+#: the caller gets an error of the engine, which says more than the platform's.
+_MARGIN: Final = 200
+#: The longest stream that is collected to one response, in bytes.
+_MAX_STREAM: Final = 32 << 20
+#: What a percent-encoded path may have besides letters and digits.
+_PATH: Final = "/%:@!$&'()*+,;=~-._"
+_TEXT: Final = ("application/json", "text/")
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionResponse:
+    """A response: header fields with lower-case names, and the whole body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class FunctionRequest(HttpRequest):
+    """A request whose response completes a future."""
+
+    __slots__ = ("response",)
+
+    def __init__(
+        self, method: bytes, path: bytes, query: bytes, headers: Mapping[bytes, bytes], body: Buffer
+    ) -> None:
+        super().__init__(method, path, query, headers, body)
+        self.response: Future[FunctionResponse] = Future()
+
+    def respond(
+        self, status: int, fields: Fields, body: Sequence[Buffer] = (), *, compressible: bool = False
+    ) -> None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}
+        content = b"" if self.method == b"HEAD" else b"".join(body)
+        self.response.set_result(FunctionResponse(status, headers, content))
+
+    def stream(self, status: int, fields: Fields) -> ResponseStream:
+        return CollectedStream(self, status, fields)
+
+
+class CollectedStream(ResponseStream):
+    """A stream whose chunks become one response, because the platform takes nothing less."""
+
+    def __init__(self, request: FunctionRequest, status: int, fields: Fields) -> None:
+        self._request = request
+        self._status = status
+        self._fields = fields
+        self._chunks: list[bytes] = []
+        self._size = 0
+
+    async def send(self, chunk: Buffer) -> None:
+        self._size += len(chunk)
+        if self._size > _MAX_STREAM:
+            if not self._request.response.done():
+                text = (
+                    f'{{"error":"the stream is longer than {_MAX_STREAM >> 20} MiB, the most of a function"}}'
+                )
+                self._request.respond(500, [(b"content-type", b"application/json")], [text.encode()])
+            raise ConnectionResetError
+        self._chunks.append(bytes(chunk))
+
+    def close(self) -> None:
+        if not self._request.response.done():
+            self._request.respond(self._status, self._fields, self._chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a process has once the models are loaded: an engine on a background loop, and its routes."""
+
+    process: int
+    loop: BackgroundLoop
+    embedded: Embedded
+    http: Callable[[HttpRequest], None]
+    seconds: float
+
+
+class Function:
+    """The models of repositories, as the function of a serverless platform.
+
+    >>> function = backline.Function("models/")
+    >>> handler = function.load().aws  # AWS Lambda, with a function URL, an API Gateway or a load balancer
+    >>> def answer(request): return function.google(request)  # Google Cloud Run functions
+
+    The first request loads the models, in the process that gets it: Google's framework forks after it has
+    imported the module. `load` does so earlier.
+
+    Callers may run and describe models, but not change what is served. If environment variables hold keys
+    (docs/security.md), callers need one.
+    """
+
+    def __init__(
+        self,
+        repositories: str | Path | Sequence[str | Path],
+        options: LifecycleOptions | None = None,
+        *,
+        models: Sequence[str] | None = None,
+    ) -> None:
+        """The arguments are those of `Embedded`.
+
+        Without options, nothing is written outside the temporary folder.
+        """
+        place = Path(tempfile.gettempdir()) / "backline"
+        self._repositories = repositories
+        self._models = models
+        self._options = options or LifecycleOptions(
+            mode="none", isolate="never", cache_folder=place / "cache", state_folder=place / "state"
+        )
+        self._loaded: _Loaded | None = None
+        self._loading = threading.Lock()
+
+    def load(self) -> Self:
+        """Loads the models, unless this process has loaded them; returns the function.
+
+        Raises BacklineError if a repository cannot be read or a model cannot be loaded.
+        """
+        self._ready()
+        return self
+
+    @property
+    def seconds(self) -> float:
+        """How long loading took, in seconds. Loads the models first, if need be."""
+        return self._ready().seconds
+
+    def _ready(self) -> _Loaded:
+        with self._loading:
+            if self._loaded is None or self._loaded.process != os.getpid():
+                self._loaded = self._load()
+            return self._loaded
+
+    def _load(self) -> _Loaded:
+        began = perf_counter()
+        access = Access(make_policy(AuthDocument()) if environment_has_keys() else UNCONFIGURED)
+        embedded = Embedded(self._repositories, self._options, models=self._models, exit_on_error=True)
+        loop = BackgroundLoop("backline-function")
+        try:
+            loop.run(embedded.start())
+        except BaseException:
+            loop.run(embedded.stop())
+            loop.close()
+            raise
+        # The gate is left out. It protects machines from the web pages that their users see, and the
+        # application checks keys and scopes for each request.
+        http = build_application(embedded.engine, access=access, console=False).http
+        return _Loaded(os.getpid(), loop, embedded, http, perf_counter() - began)
+
+    def aws(self, event: Mapping[str, Any], context: Any = None) -> dict[str, Any]:
+        """Responds to an event of AWS Lambda that carries an HTTP request, in the format 1.0 or 2.0.
+
+        The request's deadline is that of the function. Raises InvalidArgument for an event of another kind.
+        """
+        method, path, query = _aws_route(event)
+        headers = {name: value for name, value in (event.get("headers") or {}).items() if value is not None}
+        if context is not None:
+            left = context.get_remaining_time_in_millis() - _MARGIN
+            headers.setdefault("grpc-timeout", f"{max(left, 1)}m")
+        text = event.get("body") or ""
+        body = base64.b64decode(text) if event.get("isBase64Encoded") else text.encode()
+        response = self.respond(method, path, query, headers, body)
+        as_text = response.headers.get("content-type", "").startswith(_TEXT) and _is_utf8(response.body)
+        return {
+            "statusCode": response.status,
+            "headers": dict(response.headers),
+            "body": response.body.decode() if as_text else base64.b64encode(response.body).decode(),
+            "isBase64Encoded": not as_text,
+        }
+
+    def google(self, request: Any) -> tuple[bytes, int, dict[str, str]]:
+        """Responds to a request of Google's functions, which is one of Flask."""
+        raw = request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or ""
+        path = raw.partition("?")[0] if raw.startswith("/") else quote(request.path, safe=_PATH)
+        query = request.query_string.decode("latin-1")
+        response = self.respond(request.method, path, query, dict(request.headers), request.get_data())
+        return response.body, response.status, dict(response.headers)
+
+    def respond(
+        self, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes
+    ) -> FunctionResponse:
+        """Responds to an HTTP request, for platforms with another signature; `path` is percent-encoded."""
+        fields = {
+            name.lower().encode(): value.encode("latin-1", "replace") for name, value in headers.items()
+        }
+        encoding = fields.get(b"content-encoding", b"identity")
+        if encoding != b"identity":
+            text = b'{"error":"the body is compressed: a function takes it only without content-encoding"}'
+            return FunctionResponse(415, {"content-type": "application/json"}, text)
+        request = FunctionRequest(
+            method.encode(),
+            path.encode("latin-1", "replace"),
+            query.encode("latin-1", "replace"),
+            fields,
+            body,
+        )
+        loaded = self._ready()
+
+        async def handled() -> FunctionResponse:
+            loaded.http(request)
+            return await asyncio.wrap_future(request.response)
+
+        return loaded.loop.run(handled())
+
+    def close(self) -> None:
+        """Completes the requests in flight and unloads the models."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None and loaded.process == os.getpid():
+            loaded.loop.run(loaded.embedded.stop())
+            loaded.loop.close()
+
+
+def _aws_route(event: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The method, the percent-encoded path and the query of an event."""
+    context = event.get("requestContext") or {}
+    if "rawPath" in event:  # format 2.0: function URLs, HTTP APIs
+        path = event["rawPath"]
+        stage = context.get("stage", "$default")
+        if stage != "$default" and path.startswith(f"/{stage}/"):
+            path = path[len(stage) + 1 :]
+        return context["http"]["method"], quote(path, safe=_PATH), event.get("rawQueryString", "")
+    if "httpMethod" in event:  # format 1.0: REST APIs, load balancers
+        query = event.get("multiValueQueryStringParameters") or event.get("queryStringParameters") or {}
+        return event["httpMethod"], quote(event["path"], safe=_PATH), urlencode(query, doseq=True)
+    raise InvalidArgument(
+        "the event carries no HTTP request: expected that of a function URL, API Gateway or load balancer,"
+        f" got the fields {', '.join(sorted(map(str, event))) or 'of none'}"
+    )
+
+
+def _is_utf8(body: bytes) -> bool:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

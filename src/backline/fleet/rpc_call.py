@@ -1,0 +1,251 @@
+"""gRPC calls to another server, with one request message each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from backline.client.errors import DeadlineExceeded, ProtocolError, from_grpc_code, from_http_status
+from backline.engine.errors import BacklineError
+from backline.engine.values.tensor import Buffer
+from backline.wire.application import RpcError
+from backline.wire.grpc.messages import PREFIX, PREFIX_SIZE, MessageAssembler
+from backline.wire.http2.frames import OUR_STREAM_WINDOW
+from backline.wire.http2.header_blocks import FieldBlocks
+
+if TYPE_CHECKING:
+    from backline.fleet.rpc_connection import RpcConnection
+
+#: The most bytes of a response message, as gRPC's length prefix has 32 bits.
+_LARGEST = 2**32 - 1
+
+
+class ResponseHead:
+    """What a header block of a response says. `code` is the gRPC status, None unless the call has ended."""
+
+    __slots__ = ("code", "message", "retry_after", "status")
+
+    def __init__(self, fields: Sequence[tuple[bytes, bytes]]) -> None:
+        self.status = 0
+        self.code: int | None = None
+        self.message = ""
+        self.retry_after: float | None = None
+        for name, value in fields:
+            if name == b":status" and value.isdigit():
+                self.status = int(value)
+            elif name == b"grpc-status" and value.isdigit():
+                self.code = int(value)
+            elif name == b"grpc-message":
+                self.message = unquote(value.decode("ascii", "replace"), errors="replace")
+            elif name == b"grpc-retry-pushback-ms" and value.isdigit():
+                self.retry_after = int(value) / 1000
+
+
+class ResponseBlocks(FieldBlocks[ResponseHead]):
+    """Decodes the header blocks of responses."""
+
+    def response(self, block: bytes) -> ResponseHead:
+        head = ResponseHead(self.fields(block))
+        self.keep(block, head)
+        return head
+
+
+class RpcCall:
+    """A call with one response message. `on_end` is called once, with the response or the error.
+
+    `parts` is the request message, in buffers of bytes, and `header` the header block before it.
+    """
+
+    __slots__ = (
+        "_assembler",
+        "_message",
+        "_on_end",
+        "_url",
+        "answered",
+        "attempts",
+        "closed",
+        "connection",
+        "header",
+        "method",
+        "number",
+        "parts",
+        "pending",
+        "pending_bytes",
+        "size",
+        "timeout",
+        "window_in",
+        "window_out",
+    )
+
+    def __init__(
+        self,
+        url: str,
+        method: str,
+        header: bytes,
+        parts: Sequence[Buffer],
+        timeout: float,
+        on_end: Callable[[Buffer | None, BacklineError | None], None] | None,
+    ) -> None:
+        self._url = url
+        self._on_end = on_end
+        self.method = method
+        self.header = header
+        self.parts = parts
+        self.size = sum(map(len, parts))
+        self.timeout = timeout
+        #: Whether the call has ended, here or there.
+        self.closed = self.answered = False
+        #: How often the call was sent to a connection that did not take it.
+        self.attempts = 0
+        self.connection: RpcConnection | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Prepares the call for being sent, or sent again."""
+        self.number = 0
+        #: What is still to be sent of the request.
+        self.pending: deque[memoryview] | None = None
+        self.pending_bytes = 0
+        #: What the other side may still send on this call.
+        self.window_in = OUR_STREAM_WINDOW
+        #: How much more, or less if negative, may be sent than the initial window of the connection.
+        self.window_out = 0
+        self._message: Buffer | None = None
+        self._assembler: MessageAssembler | None = None
+
+    # receiving
+
+    def feed(self, data: bytes, begin: int, end: int) -> None:
+        """Takes data[begin:end] of the response. Raises RpcError if the response is malformed."""
+        if self._message is None and self._assembler is None and end - begin >= PREFIX_SIZE:
+            flag, size = PREFIX.unpack_from(data, begin)
+            if not flag and size == end - begin - PREFIX_SIZE:
+                self._message = data[begin + PREFIX_SIZE : end]
+                return
+        self._assemble(data, begin, end)
+
+    def _assemble(self, data: bytes, begin: int, end: int) -> None:
+        assembler = self._assembler
+        if assembler is None:
+            assembler = self._assembler = MessageAssembler(b"identity", _LARGEST, self._announced)
+        while begin < end:
+            begin, complete = assembler.feed(data, begin, end)
+            if complete is not None:
+                self._received(complete[1])
+
+    def _announced(self, size: int, at_hand: int) -> None:
+        assert self.connection is not None, "the call was sent"
+        self.connection.grant(self, size - at_hand - self.window_in)
+
+    def _received(self, message: Buffer) -> None:
+        if self._message is not None:
+            raise RpcError(13, "the response has more than one message")
+        self._message = message
+
+    # the end of the call
+
+    def finish(self, head: ResponseHead) -> None:
+        """Ends the call with the last header block that the other side has sent."""
+        if head.code is None:
+            if head.status != 200:
+                self.fail(
+                    from_http_status(head.status, f"{self._url} answered with HTTP status {head.status}")
+                )
+            else:
+                self.fail(ProtocolError(f"{self._url} ended a call of {self.method} without a gRPC status"))
+        elif head.code:
+            text = head.message or f"{self._url} answered {self.method} with gRPC status {head.code}"
+            self.fail(from_grpc_code(head.code, text, head.retry_after))
+        else:
+            self._succeed()
+
+    def _succeed(self) -> None:
+        if self._message is None:
+            self.fail(ProtocolError(f"{self._url} ended a call of {self.method} without a response"))
+        else:
+            self._end(self._message, None)
+
+    def fail(self, error: BacklineError) -> None:
+        """Ends the call with an error."""
+        self._end(None, error)
+
+    def _end(self, message: Buffer | None, error: BacklineError | None) -> None:
+        self.closed = self.answered = True
+        self.connection = None
+        report, self._on_end = self._on_end, None
+        if report is not None:
+            report(message, error)
+
+    def expire(self) -> None:
+        """Ends the call because its time has passed."""
+        self._leave()
+        self.fail(DeadlineExceeded(f"no answer from {self._url} within {self.timeout:.3g} s"))
+
+    def abandon(self) -> None:
+        """Ends the call because nobody waits for it."""
+        self._on_end = None
+        if not self.closed:
+            self._leave()
+            self.closed = self.answered = True
+
+    def _leave(self) -> None:
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.reset(self)
+
+
+class RpcStream(RpcCall):
+    """A call with many response messages, which `receive` returns one by one.
+
+    The other side may send one window ahead of the reader.
+    """
+
+    __slots__ = ("_arrived", "_error", "_messages", "_unread")
+
+    def __init__(self, url: str, method: str, header: bytes, parts: Sequence[Buffer], timeout: float) -> None:
+        super().__init__(url, method, header, parts, timeout, self._ended)
+        self._messages: deque[Buffer] = deque()
+        self._arrived = asyncio.Event()
+        self._error: BacklineError | None = None
+
+    async def receive(self) -> Buffer | None:
+        """The next message, None after the last one. Raises the error with which the call ended, or
+        DeadlineExceeded if no message arrives in time.
+        """
+        while not self._messages:
+            if self.closed:
+                if self._error is not None:
+                    raise self._error
+                return None
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(self.timeout):
+                    await self._arrived.wait()
+            except TimeoutError:
+                raise DeadlineExceeded(f"no response from {self._url} within {self.timeout:.3g} s") from None
+        message = self._messages.popleft()
+        if self.connection is not None:
+            self.connection.grant(self, min(memoryview(message).nbytes + PREFIX_SIZE, OUR_STREAM_WINDOW))
+        return message
+
+    def feed(self, data: bytes, begin: int, end: int) -> None:
+        self._assemble(data, begin, end)
+
+    def _announced(self, size: int, at_hand: int) -> None:
+        # A message that is larger than the window could never arrive within it.
+        assert self.connection is not None, "the call was sent"
+        self.connection.grant(self, size + PREFIX_SIZE - OUR_STREAM_WINDOW)
+
+    def _received(self, message: Buffer) -> None:
+        self._messages.append(message)
+        self._arrived.set()
+
+    def _succeed(self) -> None:
+        self._end(None, None)
+
+    def _ended(self, message: Buffer | None, error: BacklineError | None) -> None:
+        self._error = error
+        self._arrived.set()

@@ -1,0 +1,492 @@
+"""The client's half of an HTTP/2 connection that carries gRPC calls (RFC 9113)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import cast
+
+from backline.client.errors import ConnectionFailed, ConnectionLost, ProtocolError
+from backline.engine.errors import BacklineError, Cancelled, Unavailable
+from backline.fleet.rpc_call import ResponseBlocks, ResponseHead, RpcCall
+from backline.system.busy_poll import BusyPoll
+from backline.wire.application import Buffer, RpcError
+from backline.wire.grpc.messages import PREFIX, PREFIX_SIZE
+from backline.wire.http2 import frames
+from backline.wire.http2.frames import (
+    DEFAULT_WINDOW,
+    FRAME_HEADER,
+    LARGE_MAX_FRAME_SIZE,
+    OUR_CONNECTION_WINDOW,
+    OUR_STREAM_WINDOW,
+    ConnectionFailure,
+)
+from backline.wire.limits import KIB, MIB, Limits
+
+log = logging.getLogger("backline.fleet")
+
+_CLIENT_PREFACE = (
+    frames.PREFACE
+    + frames.settings(
+        {
+            frames.ENABLE_PUSH: 0,
+            frames.INITIAL_WINDOW_SIZE: OUR_STREAM_WINDOW,
+            frames.MAX_FRAME_SIZE: LARGE_MAX_FRAME_SIZE,
+        }
+    )
+    + frames.window_update(0, OUR_CONNECTION_WINDOW - DEFAULT_WINDOW)
+)
+#: The connection's window is replenished when less than this is left.
+_REPLENISH_AT = OUR_CONNECTION_WINDOW // 2
+#: Bytes that one call sends before the next one gets its turn.
+_QUANTUM = 128 * KIB
+#: Above this, bytes are written at once and without joining them.
+_WRITE_AT = 64 * KIB
+#: The largest frame that is buffered: any frame but DATA.
+_MAX_BUFFERED_FRAME = 1 * MIB
+#: Stream numbers end at 2^31-1. A connection takes no more calls well before that.
+_LAST_NUMBER = 2**30
+#: Milliseconds after which the kernel gives up a connection whose other side acknowledges nothing.
+_ACKNOWLEDGE_WITHIN = 10_000
+
+
+class RpcConnection(asyncio.Protocol):
+    """One connection. Calls share it, each on a stream, and are written together at the end of a turn.
+
+    `url` names the other side in errors, and `advice` says what may be wrong if it closes a new connection.
+    `again` is called with a call that the other side has certainly not handled, and `has_room` whenever the
+    connection may take another call, or takes no more.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        advice: str,
+        poll: BusyPoll,
+        again: Callable[[RpcCall], None],
+        has_room: Callable[[RpcConnection], None],
+    ) -> None:
+        self._url = url
+        self._advice = advice
+        self._poll = poll
+        self._again = again
+        self._has_room = has_room
+        self._loop = asyncio.get_running_loop()
+        #: Set when the other side has sent its settings, which proves that it speaks HTTP/2.
+        self.ready: asyncio.Future[None] = self._loop.create_future()
+        self._transport: asyncio.Transport | None = None
+        #: The calls in flight by the numbers of their streams.
+        self.calls: dict[int, RpcCall] = {}
+        self._next = 1
+        #: Whether the connection takes new calls.
+        self._open = False
+        self._max_calls = 2**31
+        # receiving
+        self._blocks = ResponseBlocks(Limits())
+        self._received = b""
+        self._window_in = OUR_CONNECTION_WINDOW
+        #: What is left of the payload of the current DATA frame, its stream, and whether it is the last.
+        self._left = 0
+        self._number = 0
+        self._ends = 0
+        self._block: bytearray | None = None
+        # sending
+        self._parts: list[Buffer] = []
+        self._scheduled = False
+        self._paused = False
+        self._window = DEFAULT_WINDOW
+        self._initial_window = DEFAULT_WINDOW
+        self._max_frame = frames.MIN_MAX_FRAME_SIZE
+        #: Calls whose requests wait for windows or for the socket.
+        self._sending: deque[RpcCall] = deque()
+
+    # the connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        connected = transport.get_extra_info("socket")
+        if (
+            connected is not None
+            and connected.family != socket.AF_UNIX
+            and hasattr(socket, "TCP_USER_TIMEOUT")
+        ):
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _ACKNOWLEDGE_WITHIN)
+        self._transport.write(_CLIENT_PREFACE)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        reason = f": {error}" if error is not None else ""
+        self._lose(ConnectionLost(f"the connection to {self._url} broke before the response{reason}"))
+
+    def close(self) -> None:
+        """Closes the connection. Calls in flight fail."""
+        self._lose(ConnectionFailed(f"the client of {self._url} is closed"))
+
+    @property
+    def usable(self) -> bool:
+        """Whether the connection takes new calls, at once or once others have ended."""
+        return self._open and self._next < _LAST_NUMBER
+
+    @property
+    def room(self) -> int:
+        """How many more calls the connection takes."""
+        return self._max_calls - len(self.calls) if self._open and self._next < _LAST_NUMBER else 0
+
+    def _lose(self, error: BacklineError) -> None:
+        self._open = False
+        if not self.ready.done():
+            self.ready.set_exception(
+                ConnectionFailed(
+                    f"{self._url} closed a new connection before it answered. Is it a gRPC port?"
+                    f"{self._advice}"
+                )
+            )
+            self.ready.exception()  # it may be that nobody waits
+        if self._transport is not None:
+            self._transport.abort()
+        calls, self.calls = self.calls, {}
+        self._sending.clear()
+        for call in calls.values():
+            call.fail(error)
+        self._has_room(self)
+
+    # sending
+
+    def start(self, call: RpcCall) -> None:
+        """Sends a call. The connection must have room."""
+        number = call.number = self._next
+        self._next += 2
+        call.connection = self
+        self.calls[number] = call
+        size, header = call.size + PREFIX_SIZE, call.header
+        self._parts.append(frames.header_frames(number, header, 0, self._max_frame))
+        if (
+            size <= self._window
+            and size <= self._initial_window
+            and size <= self._max_frame
+            and size <= _WRITE_AT
+            and not self._paused
+            and not self._sending
+        ):
+            self._window -= size
+            start = FRAME_HEADER.pack(size << 8, frames.END_STREAM, number)
+            self._parts.append(start + PREFIX.pack(0, call.size))
+            self._parts += call.parts
+        else:
+            views = [memoryview(part).cast("B") for part in call.parts]
+            call.pending = deque(
+                (memoryview(PREFIX.pack(0, call.size)), *(one for one in views if one.nbytes))
+            )
+            call.pending_bytes = size
+            self._sending.append(call)
+            self._pump()
+        self._schedule()
+
+    def reset(self, call: RpcCall, code: int = frames.CANCEL) -> None:
+        """Ends a call early; the other side stops working on it."""
+        if self.calls.pop(call.number, None) is None:
+            return
+        call.pending = None
+        self._write(frames.rst_stream(call.number, code))
+        self._has_room(self)
+
+    def grant(self, call: RpcCall, size: int) -> None:
+        """Lets the other side send `size` more bytes on a call, if that is a positive number."""
+        size = min(size, frames.MAX_WINDOW - call.window_in)
+        if size > 0:
+            call.window_in += size
+            self._write(frames.window_update(call.number, size))
+
+    def _pump(self) -> None:
+        """Sends what the windows and the socket allow, one quantum of each call in turn."""
+        sending = self._sending
+        unwritten = 0
+        stuck = 0
+        while sending and not self._paused and self._window > 0 and stuck < len(sending):
+            call = sending[0]
+            if call.pending is None:  # it was reset
+                sending.popleft()
+                continue
+            room = min(self._window, self._initial_window + call.window_out, _QUANTUM)
+            if room <= 0:
+                sending.rotate(-1)
+                stuck += 1
+                continue
+            stuck = 0
+            unwritten += self._send_some(call, room)
+            if call.pending_bytes:
+                sending.rotate(-1)
+            else:
+                sending.popleft()
+                call.pending = None
+            if unwritten >= _WRITE_AT:
+                unwritten = 0
+                self._flush()
+        self._schedule()
+
+    def _send_some(self, call: RpcCall, room: int) -> int:
+        pending, parts = call.pending, self._parts
+        assert pending is not None, "the call has more to send"
+        total = left = min(room, call.pending_bytes)
+        while left:
+            size = min(left, self._max_frame)
+            left -= size
+            call.pending_bytes -= size
+            parts.append(
+                FRAME_HEADER.pack(size << 8, 0 if call.pending_bytes else frames.END_STREAM, call.number)
+            )
+            while size:
+                view = pending[0]
+                if view.nbytes <= size:
+                    pending.popleft()
+                    parts.append(view)
+                    size -= view.nbytes
+                else:
+                    parts.append(view[:size])
+                    pending[0] = view[size:]
+                    size = 0
+        self._window -= total
+        call.window_out -= total
+        return total
+
+    def _write(self, frame: bytes) -> None:
+        self._parts.append(frame)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._parts and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush_in_turn)
+
+    def _flush_in_turn(self) -> None:
+        self._scheduled = False
+        self._flush()
+
+    def _flush(self) -> None:
+        parts, transport = self._parts, self._transport
+        if not parts or transport is None:
+            return
+        self._parts = []
+        if transport.is_closing():
+            return
+        if len(parts) > 2 and sum(map(len, parts)) > _WRITE_AT:
+            transport.writelines(parts)
+        else:
+            transport.write(b"".join(parts))
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._pump()
+
+    # receiving
+
+    def data_received(self, data: bytes) -> None:
+        if type(data) is not bytes:
+            data = bytes(data)  # TLS delivers other buffers, but header blocks are keys of a dictionary
+        if self._received:
+            data = self._received + data
+            self._received = b""
+        try:
+            self._read(data)
+        except ConnectionFailure as failure:
+            self._fail(failure)
+        except Exception:
+            log.exception("closing the connection to %s after an internal error", self._url)
+            self._fail(ConnectionFailure(frames.INTERNAL_ERROR, "internal error"))
+        poll = self._poll
+        poll.arrived = True
+        if poll.asleep:
+            poll.wake()
+
+    def _fail(self, failure: ConnectionFailure) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frames.goaway(0, failure.code, failure.reason.encode()))
+        self._lose(ConnectionLost(f"{self._url} does not speak HTTP/2 as it should: {failure.reason}"))
+
+    def _read(self, data: bytes) -> None:
+        at, size = 0, len(data)
+        known = self._blocks.known
+        while True:
+            if self._left:
+                end = min(at + self._left, size)
+                self._left -= end - at
+                self._data(self._number, data, at, end, self._ends and not self._left)
+                at = end
+            if size - at < FRAME_HEADER.size:
+                break
+            word, flags, number = FRAME_HEADER.unpack_from(data, at)
+            kind, length = word & 0xFF, word >> 8
+            begin = at + FRAME_HEADER.size
+            end = begin + length
+            if length > LARGE_MAX_FRAME_SIZE:
+                raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "a frame is larger than MAX_FRAME_SIZE")
+            if kind == frames.DATA and not flags & frames.PADDED:
+                at = begin
+                self._window_in -= length
+                self._left, self._number, self._ends = length, number, flags & frames.END_STREAM
+                if not length:
+                    self._data(number, data, begin, begin, self._ends)
+                elif self._window_in < _REPLENISH_AT:
+                    self._replenish()
+                continue
+            if end > size:
+                break
+            at = end
+            if self._block is not None and kind != frames.CONTINUATION:
+                raise ConnectionFailure(frames.PROTOCOL_ERROR, "another frame interrupts a header block")
+            if kind == frames.HEADERS and flags & 0x2C == frames.END_HEADERS:
+                block = data[begin:end]
+                self._head(number, known.get(block) or self._blocks.response(block), flags)
+            else:
+                self._frame(kind, flags, number, data[begin:end])
+        self._received = data[at:] if at < size else b""
+
+    def _replenish(self) -> None:
+        if self._window_in < 0:
+            raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "DATA exceeds the connection's window")
+        self._write(frames.window_update(0, OUR_CONNECTION_WINDOW - self._window_in))
+        self._window_in = OUR_CONNECTION_WINDOW
+
+    def _data(self, number: int, data: bytes, begin: int, end: int, ended: int | bool) -> None:
+        call = self.calls.get(number)
+        if call is None:
+            return  # it was reset
+        call.window_in -= end - begin
+        try:
+            if begin < end:
+                call.feed(data, begin, end)
+        except RpcError as error:
+            self._refuse(call, ProtocolError(f"{self._url} sent a malformed response: {error.message}"))
+            return
+        if ended:
+            self._end(call)
+            call.finish(ResponseHead([(b":status", b"200")]))
+
+    def _head(self, number: int, head: ResponseHead, flags: int) -> None:
+        call = self.calls.get(number)
+        if call is None or 100 <= head.status < 200:
+            return
+        if flags & frames.END_STREAM:
+            self._end(call)
+            call.finish(head)
+        elif head.status != 200:
+            self.reset(call)
+            call.finish(head)
+
+    def _end(self, call: RpcCall) -> None:
+        """Takes a call out, as the other side has ended it."""
+        del self.calls[call.number]
+        if call.pending is not None:  # it has not read all of the request
+            call.pending = None
+            self._write(frames.rst_stream(call.number, frames.NO_ERROR))
+        self._has_room(self)
+
+    def _refuse(self, call: RpcCall, error: BacklineError) -> None:
+        self.reset(call, frames.PROTOCOL_ERROR)
+        call.fail(error)
+
+    def _frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        """Handles a complete frame of any but the most frequent kinds."""
+        if kind == frames.DATA:
+            padding = payload[0] if payload else 0
+            if padding >= len(payload):
+                raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding is longer than the frame")
+            self._window_in -= len(payload)
+            if self._window_in < _REPLENISH_AT:
+                self._replenish()
+            call = self.calls.get(number)
+            if call is not None:
+                self.grant(call, padding + 1)
+                call.window_in -= padding + 1
+            self._data(number, payload, 1, len(payload) - padding, flags & frames.END_STREAM)
+        elif kind in (frames.HEADERS, frames.CONTINUATION):
+            self._headers_in_parts(kind, flags, number, payload)
+        elif kind == frames.SETTINGS:
+            if not flags & frames.ACK:
+                self._settings(payload)
+        elif kind == frames.PING:
+            if not flags & frames.ACK:
+                self._write(frames.frame(frames.PING, frames.ACK, 0, payload))
+        elif kind == frames.WINDOW_UPDATE:
+            self._widen(number, int.from_bytes(payload, "big") & 0x7FFFFFFF)
+        elif kind == frames.RST_STREAM:
+            self._was_reset(number, int.from_bytes(payload, "big"))
+        elif kind == frames.GOAWAY:
+            self._go_away(payload)
+        elif kind == frames.PUSH_PROMISE:
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "the server pushes although that is disabled")
+
+    def _headers_in_parts(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        if kind == frames.HEADERS:
+            begin, end = 0, len(payload)
+            if flags & frames.PADDED:
+                begin, end = 1, end - (payload[0] if payload else 0)
+            if flags & frames.PRIORITISED:
+                begin += 5
+            if begin > end:
+                raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding is longer than the frame")
+            self._block = bytearray(payload[begin:end])
+            self._number, self._ends = number, flags & frames.END_STREAM
+        elif self._block is None or number != self._number:
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "CONTINUATION without preceding HEADERS")
+        else:
+            self._block += payload
+            if len(self._block) > _MAX_BUFFERED_FRAME:
+                raise ConnectionFailure(frames.ENHANCE_YOUR_CALM, "a header block is too large")
+        if flags & frames.END_HEADERS:
+            block, self._block = bytes(self._block), None
+            self._head(number, self._blocks.response(block), self._ends)
+
+    def _settings(self, payload: bytes) -> None:
+        for key, value in frames.parse_settings(payload):
+            if key == frames.MAX_CONCURRENT_STREAMS:
+                self._max_calls = value
+            elif key == frames.INITIAL_WINDOW_SIZE:
+                self._initial_window = value
+            elif key == frames.MAX_FRAME_SIZE:
+                self._max_frame = value
+        self._write(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        if not self.ready.done():
+            self._open = True
+            self.ready.set_result(None)
+        self._has_room(self)
+        self._pump()
+
+    def _widen(self, number: int, increment: int) -> None:
+        if not number:
+            self._window += increment
+        elif (call := self.calls.get(number)) is not None:
+            call.window_out += increment
+        self._pump()
+
+    def _was_reset(self, number: int, code: int) -> None:
+        call = self.calls.pop(number, None)
+        if call is None:
+            return
+        call.pending = None
+        if code == frames.REFUSED_STREAM:
+            self._again(call)
+        elif code == frames.CANCEL:
+            call.fail(Cancelled(f"{self._url} cancelled the call"))
+        elif code == frames.ENHANCE_YOUR_CALM:
+            call.fail(Unavailable(f"{self._url} refuses calls because there are too many"))
+        else:
+            call.fail(ConnectionLost(f"{self._url} reset the call with HTTP/2 error code {code}"))
+        self._has_room(self)
+
+    def _go_away(self, payload: bytes) -> None:
+        """Takes no more calls. Those that the other side has not begun are sent elsewhere."""
+        self._open = False
+        last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
+        refused = [call for number, call in self.calls.items() if number > last]
+        for call in refused:
+            del self.calls[call.number]
+            call.pending = None
+        for call in refused:
+            self._again(call)
+        self._has_room(self)

@@ -1,0 +1,250 @@
+"""One WebSocket: messages in both directions over a connection that began as HTTP/1.1."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from backline.wire.application import Buffer, WebSocket
+from backline.wire.turns import peer_is_gone
+from backline.wire.websocket.frames import (
+    CloseCode,
+    MessageReader,
+    Opcode,
+    Received,
+    WebSocketError,
+    close_payload,
+    frame,
+)
+
+if TYPE_CHECKING:
+    from backline.wire.http1.connection import Http1Connection
+    from backline.wire.http1.request import Http1Request
+
+#: Control frames that a client may send without a message in between.
+_MOST_CONTROL = 1000
+#: Seconds in which a client has to answer a close frame.
+_CLOSE_TIME = 2.0
+#: Messages and chunks up to this size are joined with their head into one write.
+_JOINED_SIZE = 16 * 1024
+
+
+class WebSocketConnection(asyncio.Protocol, WebSocket):
+    """The transport's protocol after the handshake. The HTTP/1.1 connection stays registered with the wire.
+
+    Invariants of backpressure: while one message waits for the application, or the client leaves messages
+    unread, the socket is not read. So a client can make the server hold one message and one read.
+    """
+
+    def __init__(self, connection: Http1Connection, request: Http1Request) -> None:
+        self._connection = connection
+        self._request = request
+        self._wire = connection.wire
+        self._transport = connection.transport
+        self._reader = MessageReader(self._wire.limits.max_body_size)
+        self._waiting: deque[Received] = deque()
+        self._receiver: asyncio.Future[None] | None = None
+        self._writers: list[asyncio.Future[None]] = []
+        self._write_paused = False
+        self._reading = True
+        #: Whether a close frame was sent, and whether no more messages are received.
+        self._closing = False
+        self._ended = False
+        self._lost = False
+        self._draining = False
+        self._control = 0
+        #: The part of `wire.buffered_bytes` that belongs to received messages.
+        self._counted = 0
+        #: When a message was last received or sent, and since when one is incomplete.
+        self._active = monotonic()
+        self._incomplete: tuple[float, int] | None = None
+
+    # the application's side
+
+    async def receive(self) -> str | bytes | None:
+        while not self._waiting:
+            if self._ended or self._draining:
+                return None
+            self._receiver = self._wire.loop.create_future()
+            await self._receiver
+        message = self._waiting.popleft()
+        self._count()
+        self._read_on()
+        return message.data.decode() if message.opcode is Opcode.TEXT else message.data
+
+    async def send(self, message: str | Buffer) -> None:
+        if self._closing or self._lost:
+            raise ConnectionResetError("the client has disconnected")
+        if isinstance(message, str):
+            self._write(Opcode.TEXT, message.encode())
+        else:
+            self._write(Opcode.BINARY, message)
+        self._active = monotonic()
+        self._connection.pipeline.sent_chunks += 1
+        if self._write_paused:
+            writer = self._wire.loop.create_future()
+            self._writers.append(writer)
+            await writer
+        if self._lost:
+            raise ConnectionResetError("the client has disconnected")
+
+    def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+        if self._closing or self._lost:
+            return
+        if self._draining and code == CloseCode.NORMAL:
+            code = CloseCode.GOING_AWAY
+        self._send_close(close_payload(CloseCode(code), reason))
+        # The client's own close frame ends the connection; unread bytes would reset it.
+        self._wire.loop.call_later(_CLOSE_TIME, self._transport.close)
+
+    def _send_close(self, payload: bytes) -> None:
+        self._closing = True
+        self._write(Opcode.CLOSE, payload)
+        self._end()
+        self._waiting.clear()
+        self._count()
+        self._read_on()
+
+    def _write(self, opcode: Opcode, payload: Buffer) -> None:
+        size = memoryview(payload).nbytes
+        head = frame(opcode, size)
+        if size <= _JOINED_SIZE:
+            self._transport.write(b"".join((head, payload)))
+        else:
+            self._transport.writelines([head, payload])
+            self._wire.unsent.watch(self._connection)
+
+    # the transport's side
+
+    def data_received(self, data: bytes) -> None:
+        poll = self._wire.poll
+        poll.arrived = True
+        if poll.asleep:
+            poll.wake()
+        if not self._lost:
+            self._reader.feed(data)
+            self._read_on()
+
+    def _read_on(self) -> None:
+        """Takes what has arrived, until a message waits for the application."""
+        try:
+            while not self._waiting and (found := self._reader.next()) is not None:
+                self._take(found)
+        except WebSocketError as error:
+            self.close(error.code, str(error))
+            self._transport.close()
+            return
+        now = monotonic()
+        if not self._reader.within or self._waiting:
+            self._incomplete = None
+        elif self._incomplete is None or self._incomplete[1] != self._reader.held:
+            self._incomplete = now, self._reader.held
+        self._count()
+        self._update_reading()
+
+    def _take(self, found: Received) -> None:
+        if found.opcode is Opcode.CLOSE:
+            if not self._closing:
+                self._send_close(found.data[:2] if _is_valid(found.data) else b"")
+            self._transport.close()
+        elif self._closing:
+            pass  # messages after our close frame are dropped
+        elif found.opcode in (Opcode.PING, Opcode.PONG):
+            self._control += 1
+            if self._control > _MOST_CONTROL:
+                raise WebSocketError(CloseCode.POLICY, "too many control frames without a message")
+            if found.opcode is Opcode.PING:
+                self._write(Opcode.PONG, found.data)
+        else:
+            self._control = 0
+            self._active = monotonic()
+            self._waiting.append(found)
+            self._wake()
+
+    def _wake(self) -> None:
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None and not receiver.done():
+            receiver.set_result(None)
+
+    def _end(self) -> None:
+        """Makes `receive` return None once the messages before have been taken."""
+        self._ended = True
+        self._wake()
+
+    def _count(self) -> None:
+        """Counts received bytes toward max_buffered_bytes, and ends the connection above it."""
+        size = self._reader.held + sum(len(one.data) for one in self._waiting)
+        self._wire.buffered_bytes += size - self._counted
+        self._counted = size
+        if size and self._wire.buffered_bytes > self._wire.limits.max_buffered_bytes:
+            self._transport.abort()
+
+    def _update_reading(self) -> None:
+        reading = self._closing or not (self._waiting or self._write_paused)
+        if reading != self._reading and not self._transport.is_closing():
+            self._reading = reading
+            (self._transport.resume_reading if reading else self._transport.pause_reading)()
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        self._wire.unsent.count(self._connection)
+        self._update_reading()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        self._wire.unsent.count(self._connection)
+        self._wake_writers()
+        self._update_reading()
+
+    def _wake_writers(self) -> None:
+        writers, self._writers = self._writers, []
+        for writer in writers:
+            if not writer.done():
+                writer.set_result(None)
+
+    def eof_received(self) -> bool | None:
+        return None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        self._waiting.clear()
+        self._reader = MessageReader(0)
+        self._count()
+        self._end()
+        self._wake_writers()
+        wire, request = self._wire, self._request
+        wire.streams -= 1
+        self._connection.peer.streams -= 1
+        on_abandon, request.on_abandon = request.on_abandon, None
+        self._connection.pipeline.current = None  # the pipeline must not count the request again
+        self._connection.connection_lost(exc)
+        if on_abandon is not None:
+            on_abandon()
+
+    # what the wire asks of connections
+
+    def drain(self) -> None:
+        """Lets the application finish what it is doing, and then ends the connection."""
+        self._draining = True
+        self._wake()
+
+    def sweep(self, now: float) -> None:
+        """Ends a connection that is idle, or whose message does not arrive; `now` is time.monotonic()."""
+        limits = self._wire.limits
+        if not self._reading and peer_is_gone(self._transport):
+            self._transport.abort()  # a transport that is not read does not notice a disconnect
+        elif self._incomplete is not None and now - self._incomplete[0] >= limits.progress_timeout:
+            self.close(CloseCode.POLICY, "a message did not arrive in time")
+            self._transport.close()
+        elif self._receiver is not None and now - self._active >= limits.stream_idle_timeout:
+            self.close(CloseCode.GOING_AWAY, "no message was sent for too long")
+
+
+def _is_valid(payload: bytes) -> bool:
+    """Whether the payload of a close frame has a code that a client may send (section 7.4)."""
+    if len(payload) < 2:
+        return False
+    code = int.from_bytes(payload[:2], "big")
+    return code in (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011) or 3000 <= code < 5000

@@ -1,0 +1,200 @@
+"""Frames of WebSocket (RFC 6455, section 5): reads those of clients and writes those of servers."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from backline.wire.application import Buffer
+
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_LONGEST_CONTROL: Final = 125
+_FIN, _RESERVED, _MASKED = 0x80, 0x70, 0x80
+
+
+class Opcode(IntEnum):
+    CONTINUATION = 0x0
+    TEXT = 0x1
+    BINARY = 0x2
+    CLOSE = 0x8
+    PING = 0x9
+    PONG = 0xA
+
+
+class CloseCode(IntEnum):
+    """Why a connection ends (section 7.4.1)."""
+
+    NORMAL = 1000
+    GOING_AWAY = 1001
+    PROTOCOL_ERROR = 1002
+    NO_STATUS = 1005
+    INVALID_DATA = 1007
+    POLICY = 1008
+    TOO_BIG = 1009
+    INTERNAL = 1011
+
+
+class WebSocketError(Exception):
+    """Raised when a client breaks a rule; the connection then ends with `code`."""
+
+    def __init__(self, code: CloseCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A complete message (TEXT or BINARY), or a control frame."""
+
+    opcode: Opcode
+    data: bytes
+
+
+def accept_key(headers: Mapping[bytes, bytes]) -> bytes | None:
+    """The field Sec-WebSocket-Accept for a handshake; None if the handshake is not valid (section 4.2.1).
+
+    The version must be 13, and the key 16 bytes in base64.
+    """
+    key = headers.get(b"sec-websocket-key", b"")
+    try:
+        valid = len(base64.b64decode(key, validate=True)) == 16
+    except ValueError:
+        valid = False
+    if not valid or headers.get(b"sec-websocket-version") != b"13":
+        return None
+    return base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
+
+
+def frame(opcode: Opcode, size: int) -> bytes:
+    """The head of an unfragmented frame of a server with a payload of `size` bytes."""
+    first = bytes((_FIN | opcode,))
+    if size <= _LONGEST_CONTROL:
+        return first + bytes((size,))
+    if size < 1 << 16:
+        return first + b"\x7e" + size.to_bytes(2, "big")
+    return first + b"\x7f" + size.to_bytes(8, "big")
+
+
+def close_payload(code: CloseCode, reason: str) -> bytes:
+    """The payload of a close frame, whose reason is cut to what a control frame holds."""
+    text = reason.encode()[: _LONGEST_CONTROL - 2].decode(errors="ignore")
+    return code.to_bytes(2, "big") + text.encode()
+
+
+class MessageReader:
+    """Puts frames together to messages of at most `max_size` bytes. It does no I/O."""
+
+    def __init__(self, max_size: int) -> None:
+        self._max_size = max_size
+        #: Received bytes that belong to no frame yet.
+        self._data = bytearray()
+        self._message = bytearray()
+        self._control = bytearray()
+        #: The opcode of the message of which a part has arrived; None between messages.
+        self._kind: Opcode | None = None
+        #: The frame whose payload is arriving: its opcode, whether it is the last of its message, its mask
+        #: (rotated as bytes arrive), and how many bytes are missing. No frame while `_missing` is negative.
+        self._opcode = Opcode.CONTINUATION
+        self._final = False
+        self._mask = b""
+        self._missing = -1
+
+    @property
+    def held(self) -> int:
+        """The bytes in memory."""
+        return len(self._data) + len(self._message)
+
+    @property
+    def within(self) -> bool:
+        """Whether a frame or a message has begun and is not complete."""
+        return bool(self._data) or self._missing >= 0 or self._kind is not None
+
+    def feed(self, data: Buffer) -> None:
+        self._data += data
+
+    def next(self) -> Received | None:
+        """The next message or control frame; None if more bytes are needed.
+
+        Raises WebSocketError if the bytes break a rule.
+        """
+        while True:
+            if self._missing < 0 and not self._begin():
+                return None
+            taken = min(self._missing, len(self._data))
+            if taken:
+                piece = _unmasked(self._data[:taken], self._mask)
+                del self._data[:taken]
+                (self._control if self._opcode >= Opcode.CLOSE else self._message).extend(piece)
+                turn = taken % 4
+                self._mask = self._mask[turn:] + self._mask[:turn]
+                self._missing -= taken
+            if self._missing:
+                return None
+            self._missing = -1
+            complete = self._complete()
+            if complete is not None:
+                return complete
+
+    def _begin(self) -> bool:
+        """Reads the head of a frame; False if it is incomplete."""
+        data = self._data
+        if len(data) < 2:
+            return False
+        opcode, size = data[0] & 0x0F, data[1] & 0x7F
+        # Checked at once, so that a client that speaks something else learns it from its first bytes.
+        if data[0] & _RESERVED:
+            raise WebSocketError(
+                CloseCode.PROTOCOL_ERROR, "a reserved bit is set, but no extension was agreed on"
+            )
+        if opcode not in Opcode.__members__.values():
+            raise WebSocketError(CloseCode.PROTOCOL_ERROR, f"opcode {opcode} is unknown")
+        if not data[1] & _MASKED:
+            raise WebSocketError(CloseCode.PROTOCOL_ERROR, "a client must mask its frames")
+        kind, final = Opcode(opcode), bool(data[0] & _FIN)
+        if kind >= Opcode.CLOSE and (size > _LONGEST_CONTROL or not final):
+            raise WebSocketError(CloseCode.PROTOCOL_ERROR, "a control frame is fragmented or above 125 bytes")
+        if kind < Opcode.CLOSE and (kind is Opcode.CONTINUATION) != (self._kind is not None):
+            raise WebSocketError(
+                CloseCode.PROTOCOL_ERROR, "a fragment does not continue the message before it"
+            )
+        extra = {126: 2, 127: 8}.get(size, 0)
+        if len(data) < 2 + extra + 4:
+            return False
+        if extra:
+            size = int.from_bytes(data[2 : 2 + extra], "big")
+        if kind < Opcode.CLOSE and len(self._message) + size > self._max_size:
+            raise WebSocketError(CloseCode.TOO_BIG, f"a message may have at most {self._max_size} bytes")
+        self._opcode, self._final, self._missing = kind, final, size
+        self._mask = bytes(data[2 + extra : 6 + extra])
+        del data[: 6 + extra]
+        if kind in (Opcode.TEXT, Opcode.BINARY):
+            self._kind = kind
+        return True
+
+    def _complete(self) -> Received | None:
+        """What a complete frame completes; None if further fragments follow."""
+        if self._opcode >= Opcode.CLOSE:
+            found = Received(self._opcode, bytes(self._control))
+            self._control.clear()
+            return found
+        if not self._final or self._kind is None:
+            return None
+        kind, self._kind = self._kind, None
+        message, self._message = bytes(self._message), bytearray()
+        if kind is Opcode.TEXT:
+            try:
+                message.decode()
+            except UnicodeDecodeError:
+                raise WebSocketError(CloseCode.INVALID_DATA, "a text message is not UTF-8") from None
+        return Received(kind, message)
+
+
+def _unmasked(data: bytearray, mask: bytes) -> bytes:
+    """The payload, each byte combined with the mask. As whole numbers, because that takes one operation."""
+    size = len(data)
+    key = (mask * (size // 4 + 1))[:size]
+    return (int.from_bytes(data, "little") ^ int.from_bytes(key, "little")).to_bytes(size, "little")

@@ -1,0 +1,156 @@
+"""Every snippet of docs/deploy is run, or checked by what would run it, or says here why not."""
+
+from __future__ import annotations
+
+import ast
+import shlex
+from collections.abc import Callable
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from backline.cli import image, serve, service
+from backline.client import AsyncClient, Client
+from backline.repository import configuration
+from backline.repository.listing import FileEntry, Listing
+from docs.conftest import commands
+from docs.pages import ROOT, Block, blocks, read
+from support import models
+from support.tools import run
+
+PAGES = sorted(path.name for path in (ROOT / "docs" / "deploy").glob("*.md"))
+#: Programs that no test runs as printed, and why.
+NOT_RUN = {
+    "podman run": "tests/deploy/test_image.py runs the image with these and stricter options",
+    "docker build": "docker needs its daemon; tests/deploy/conftest.py builds the same files with podman",
+}
+
+
+def _prometheus(block: Block, folder: Path) -> None:
+    rules = {"groups": [{"name": "page", "rules": [{"record": "page", "expr": block.text}]}]}
+    (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
+    run("promtool", "check", "rules", str(folder / "rules.yaml"))
+
+
+def _image_commands(block: Block, folder: Path) -> None:
+    for line in commands(block):
+        program, verb, *arguments = shlex.split(line)
+        if f"{program} {verb}" in NOT_RUN:
+            continue
+        assert (program, verb) == ("backline", "image"), line
+        with chdir(folder):
+            models.add1(Path("models"))
+            to_file = [] if "--output" in arguments else ["--output", "image/"]
+            done = CliRunner().invoke(image.command, [*arguments, *to_file])
+            assert done.exit_code == 0, done.output
+            assert "onnx" in Path("image/Containerfile").read_text()
+
+
+def _clients(block: Block, folder: Path) -> None:
+    # A client connects with its first request, so no server is needed for this.
+    for line in ast.parse(block.text).body:
+        assert isinstance(line, ast.Assign)
+        names: dict[str, object] = {}
+        exec(f"import backline\n{ast.unparse(line)}", names)
+        client = names["client"]
+        assert isinstance(client, Client | AsyncClient)
+        if isinstance(client, Client):
+            client.close()
+
+
+def _model_configuration(block: Block, folder: Path) -> None:
+    contents = {"config.pbtxt": block.text.encode()}
+    listing = Listing("m", {path: FileEntry(0, "") for path in contents}, frozenset(), contents.__getitem__)
+
+    config = configuration.read(listing, "m")
+
+    assert config is not None
+    assert config.backend == "remote"
+    assert config.warnings == ()
+
+
+def _inference_service(block: Block, folder: Path) -> None:
+    runtime = yaml.safe_load((ROOT / "deploy" / "kserve" / "backline-runtime.yaml").read_text())
+    model = yaml.safe_load(block.text)["spec"]["predictor"]["model"]
+
+    assert model["runtime"] == runtime["metadata"]["name"]
+    assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
+    assert model["modelFormat"]["name"] in {one["name"] for one in runtime["spec"]["supportedModelFormats"]}
+
+
+def _helm(block: Block, folder: Path) -> None:
+    for line in commands(block):
+        program, verb, release, chart, *options = shlex.split(line)
+        assert (program, verb) == ("helm", "install")
+        assert "kind: Deployment" in run("helm", "template", release, str(ROOT / chart), *options)
+
+
+def _manifests(block: Block, folder: Path) -> None:
+    """tests/deploy/test_helm.py validates them for Kubernetes."""
+    assert yaml.safe_load(block.text)["kind"] == "Deployment"
+
+
+def _environment(block: Block, folder: Path) -> None:
+    known = {param.envvar for param in serve.command.params}
+
+    assert {line.partition("=")[0] for line in block.text.splitlines()} <= known
+
+
+def _function(block: Block, folder: Path) -> None:
+    models.add1(folder / "models")
+    names: dict[str, Any] = {}
+    with chdir(folder):
+        exec(block.text, names)
+    (answer,) = (names[name] for name in ("handler", "answer") if name in names)
+
+    assert callable(answer)
+
+
+def _user_service(block: Block, folder: Path) -> None:
+    """tests/cli/test_service.py runs them with a stand-in for systemctl; this checks their arguments."""
+    for line in commands(block):
+        program, verb, name, *arguments = shlex.split(line)
+        assert (program, verb) == ("backline", "service")
+        service.command.commands[name].make_context(name, arguments)
+
+
+#: What runs each snippet, in the order of the page.
+CHECKS: dict[str, list[Callable[[Block, Path], None]]] = {
+    "autoscaling.md": [_prometheus],
+    "container.md": [_image_commands, _image_commands],
+    "fleet.md": [_clients, _model_configuration],
+    "kserve.md": [_inference_service],
+    "kubernetes.md": [_helm, _manifests],
+    "serverless.md": [_function, _function],
+    "systemd.md": [_environment, _user_service],
+}
+
+
+def _snippets() -> list[object]:
+    return [
+        pytest.param(block, check, id=f"{page}:{block.line}")
+        for page in PAGES
+        for block, check in zip(blocks(f"docs/deploy/{page}"), CHECKS.get(page, []), strict=False)
+    ]
+
+
+@pytest.mark.parametrize(("block", "check"), _snippets())
+def test_the_snippet_works(block: Block, check: Callable[[Block, Path], None], tmp_path: Path) -> None:
+    check(block, tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_snippet_of_a_page_has_a_check(page: str) -> None:
+    shown = len(blocks(f"docs/deploy/{page}"))
+
+    assert shown == len(CHECKS.get(page, [])), f"docs/deploy/{page}: add the check of each snippet to CHECKS"
+
+
+def test_what_is_not_run_is_on_a_page() -> None:
+    pages = "".join(read(f"docs/deploy/{page}") for page in PAGES)
+
+    assert all(program in pages for program in NOT_RUN)
