@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from backline.engine.control import LabelMove, Overrides
-from backline.engine.errors import Internal, InvalidArgument, NotFound, Unavailable
+from backline.engine.errors import BacklineError, Internal, InvalidArgument, NotFound, Unavailable
 from support import models
 
 Homes = Callable[..., Any]
@@ -224,6 +224,25 @@ def test_an_unknown_model_cannot_be_loaded_or_unloaded(home: Homes, repository: 
             with pytest.raises(NotFound, match="failed to unload 'nope'"):
                 await server.lifecycle.unload("nope", who=WHO)
             assert server.engine.names() == ["add1"]
+
+    asyncio.run(scenario())
+
+
+def test_the_text_of_a_load_that_cannot_begin_says_so_once(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        (repository / "empty").mkdir(parents=True)
+        (repository / "empty" / "config.pbtxt").write_text('backend: "onnxruntime"')
+        async with home(repository, mode="explicit", load_models=("nope",)) as server:
+            with pytest.raises(
+                BacklineError,
+                match=r"^failed to load 'nope', failed to poll from model repository: model not found in any",
+            ):
+                await server.lifecycle.load("nope", who=WHO)
+            with pytest.raises(
+                InvalidArgument,
+                match=r"^load failed for model 'empty': at least one version must be available .*'empty': '",
+            ):
+                await server.lifecycle.load("empty", overrides=Overrides("{}"), who=WHO)
 
     asyncio.run(scenario())
 

@@ -182,8 +182,9 @@ def _configured(config: ModelConfig) -> BackendEntry | None:
     near = nearest(wanted, [entry.name for entry in BACKENDS], 1)
     hint = f"did you mean '{near[0]}'?" if near else f"expected one of {_names()}"
     raise InvalidArgument(
-        f"Invalid argument: unable to find backend library for backend '{wanted}', try specifying runtime on the"
-        f" model configuration.: {config.source or config.name}: there is no backend '{wanted}', {hint}"
+        f"Invalid argument: unable to find backend library for backend '{wanted}',"
+        f" try specifying runtime on the model configuration. {config.source or config.name}:"
+        f" there is no backend '{wanted}', {hint}"
     )
 
 

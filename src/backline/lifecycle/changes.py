@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+from backline.engine.control import unreadable
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.lifecycle.phase import VersionPhase
 from backline.lifecycle.served_model import ServedModel
@@ -94,20 +95,13 @@ def _load_failed(name: str, failures: Mapping[str, str]) -> str:
     """Why a load failed, by version. Begins with Triton's texts, which differ by the step that fails."""
     for version, reason in failures.items():
         if version == NO_VERSION and not reason.startswith(UNAVAILABLE_VERSIONS):
-            return f"failed to load '{name}', failed to poll from model repository: {reason}"
+            return unreadable(name, reason)
         if version == NO_VERSION or reason.startswith(f"ensemble {name} contains models that are not"):
             return f"load failed for model '{name}': {reason}"
     reasons = "".join(
-        f"version {version} is at UNAVAILABLE state: {_of_version(name, version, reason)};\n"
-        for version, reason in failures.items()
+        f"version {version} is at UNAVAILABLE state: {reason};\n" for version, reason in failures.items()
     )
     return f"load failed for model '{name}': {reasons}"
-
-
-def _of_version(name: str, version: str, reason: str) -> str:
-    """The reason without the version that the text names already; Triton calls such a failure internal."""
-    known = f"model '{name}' version {version} cannot be loaded: "
-    return f"Internal: {reason.removeprefix(known)}" if reason.startswith(known) else reason
 
 
 def _drop_failed(served: ServedModel, version: str | None = None) -> None:

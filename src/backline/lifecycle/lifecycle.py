@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from backline.engine.control import Attempt, Change, LabelMove, Overrides, RepositoryState
+from backline.engine.control import Attempt, Change, LabelMove, Overrides, RepositoryState, unreadable
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.names import check_name, version_order
@@ -206,9 +206,7 @@ class Lifecycle:
         try:
             return await self._overridden(model, overrides)
         except InvalidArgument as error:
-            raise InvalidArgument(
-                f"failed to load '{model}', failed to poll from model repository: {error.message}"
-            ) from None
+            raise InvalidArgument(unreadable(model, error.message)) from None
 
     async def _overridden(self, model: str, overrides: Overrides | None) -> Source:
         if overrides is not None and overrides.files:

@@ -62,12 +62,14 @@ DROP_IN: tuple[Difference, ...] = (
         _within("infer when unloaded", "metadata"),
         any_value,
     ),
-    Difference("load failures name the file", ("drop_in/control",), _TEXTS, _texts),
     Difference(
         "load failures name the file",
-        ("lines_of_the_log",),
-        ("seen.a version failed", "seen.a model failed"),
-        any_value,
+        ("models_that_do_not_load", "loads_with_parameters", "the_repository_over_grpc"),
+        _within(
+            *("classless", "unfinished", "stepless", "no name", "an unknown parameter"),
+            *("a file that is not in base64", "files without a configuration"),
+        ),
+        _texts,
     ),
     Difference(
         "refused requests are described by what they hold",
