@@ -228,6 +228,33 @@ def test_an_unknown_model_cannot_be_loaded_or_unloaded(home: Homes, repository: 
     asyncio.run(scenario())
 
 
+def test_a_failed_load_ends_readiness_where_asked_for(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        models.add1(repository, "serving")
+        (repository / "add1" / "1").mkdir(parents=True)
+        (repository / "add1" / "1" / "model.onnx").write_bytes(b"broken")
+        (repository / "unreadable").mkdir()
+        (repository / "unreadable" / "config.pbtxt").write_text("max_batch_sise: 4")
+        options: dict[str, Any] = {"mode": "explicit", "load_models": ("serving",)}
+        async with home(repository, failed_loads_end_readiness=True, **options) as server:
+            with pytest.raises(InvalidArgument, match="max_batch_sise"):
+                await server.lifecycle.load("unreadable", who=WHO)
+            assert server.engine.ready
+            with pytest.raises(InvalidArgument, match="load failed"):
+                await server.lifecycle.load("add1", who=WHO)
+            assert not server.engine.ready
+
+            models.add1(repository)
+            await server.lifecycle.load("add1", who=WHO)
+            assert server.engine.ready
+            (repository / "add1" / "1" / "model.onnx").write_bytes(b"broken")
+            with pytest.raises(InvalidArgument, match="load failed"):
+                await server.lifecycle.load("add1", who=WHO)
+            assert server.engine.ready, "the previous files still serve"
+
+    asyncio.run(scenario())
+
+
 def test_the_text_of_a_load_that_cannot_begin_says_so_once(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         (repository / "empty").mkdir(parents=True)

@@ -60,7 +60,10 @@ class Executor:
         self._engine = shared.engine
         self._options = options = shared.options
         self._on_step = on_step
-        self.models = ServedModels(strict_readiness=options.strict_readiness)
+        self.models = ServedModels(
+            strict_readiness=options.strict_readiness,
+            failed_loads_end_readiness=options.failed_loads_end_readiness,
+        )
         self.changes = AwaitedChanges(self.models, self.advance)
         self.dependencies = Dependencies(shared.engine, self.models)
         sleep = self._sleep = Sleep(

@@ -80,6 +80,8 @@ class LifecycleOptions:
     keep_previous_seconds: float = 600.0
     #: Whether the server is ready only when every wanted version is.
     strict_readiness: bool = True
+    #: Whether, under `strict_readiness`, a load by request that fails makes the server unready, as in Triton.
+    failed_loads_end_readiness: bool = False
     #: Whether to load files that can execute any code when they are loaded: pickles, machine code.
     trust_pickle: bool = False
     #: Patterns of the names of models for which pickles and machine code are loaded, as by `trust_pickle`.

@@ -13,8 +13,9 @@ from backline.lifecycle.served_model import ServedModel
 class ServedModels:
     """The models that the executor brings to their targets. Lives on the event loop."""
 
-    def __init__(self, *, strict_readiness: bool) -> None:
+    def __init__(self, *, strict_readiness: bool, failed_loads_end_readiness: bool) -> None:
         self._strict_readiness = strict_readiness
+        self._failed_loads_end_readiness = failed_loads_end_readiness
         self._models: dict[str, ServedModel] = {}
         self._watchers: list[asyncio.Future[None]] = []
         self._closed = False
@@ -23,7 +24,11 @@ class ServedModels:
         """The model with this name, created without a target if it is unknown."""
         served = self._models.get(name)
         if served is None:
-            served = self._models[name] = ServedModel(name, strict_readiness=self._strict_readiness)
+            served = self._models[name] = ServedModel(
+                name,
+                strict_readiness=self._strict_readiness,
+                failed_loads_end_readiness=self._failed_loads_end_readiness,
+            )
         return served
 
     def __iter__(self) -> Iterator[ServedModel]:

@@ -100,12 +100,6 @@ DROP_IN: tuple[Difference, ...] = (
         is_new,
     ),
     Difference(
-        "a failed load does not end readiness",
-        ("models_that_do_not_load [http]",),
-        ("seen.ready.*",),
-        any_value,
-    ),
-    Difference(
         "more methods and ports answer",
         ("health_over_http", "the_index_over_http", "routes_of_the_metrics_port"),
         ("seen.HEAD.*", "seen.GET.*", "seen.on the HTTP port", "seen.metrics.1", "seen.a POST.1"),
