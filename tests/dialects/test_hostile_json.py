@@ -335,7 +335,7 @@ def test_the_files_of_a_load_over_grpc_are_not_copied_on_the_event_loop() -> Non
     began = time.thread_time()
     rest, files = split_load(received)
     overrides = overrides_from_message(
-        message("inference.RepositoryModelLoadRequest").FromString(rest).parameters, files
+        "m", message("inference.RepositoryModelLoadRequest").FromString(rest).parameters, files
     )
     named = named_in_load(received)
     assert time.thread_time() - began < 0.01
@@ -390,7 +390,7 @@ def test_the_files_of_a_load_over_rest_are_decoded_in_pieces_and_never_copied_wh
     ).encode()
     tracemalloc.start()
     try:
-        overrides = _parse_overrides(body)
+        overrides = _parse_overrides("m", body)
         assert overrides is not None
         assert overrides.files["1/model.onnx"] == LARGE_FILE
         assert tracemalloc.get_traced_memory()[1] < 1.4 * len(LARGE_FILE)
@@ -405,7 +405,7 @@ def test_base64_may_have_escapes_anywhere(size: int, escaped: str) -> None:
     text = base64.b64encode(content).decode().replace(escaped, f"\\u{ord(escaped):04x}")
     if escaped == "/":
         text = text.replace("\\u002f", "\\/", 1000)
-    overrides = _parse_overrides(f'{{"parameters":{{"config":"","file:f":"{text}"}}}}'.encode())
+    overrides = _parse_overrides("m", f'{{"parameters":{{"config":"","file:f":"{text}"}}}}'.encode())
     assert overrides is not None
     assert overrides.files["f"] == content
 
@@ -415,7 +415,7 @@ def test_base64_may_have_escapes_anywhere(size: int, escaped: str) -> None:
 )
 def test_what_is_not_base64_is_named(text: str) -> None:
     with pytest.raises(InvalidArgument, match="the value of load parameter 'file:f' is not base64"):
-        _parse_overrides(f'{{"parameters":{{"config":"","file:f":"{text}"}}}}'.encode())
+        _parse_overrides("m", f'{{"parameters":{{"config":"","file:f":"{text}"}}}}'.encode())
 
 
 @pytest.mark.parametrize(

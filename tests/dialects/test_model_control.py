@@ -16,6 +16,7 @@ from backline.engine.errors import InvalidArgument
 from backline.protos import message
 
 LOAD = "/v2/repository/models/loading/load"
+UNREADABLE = "failed to load 'loading', failed to poll from model repository: "
 NOT_SUPPORTED = "is not supported by this server: start it with --model-control-mode explicit"
 
 
@@ -188,10 +189,16 @@ async def test_overrides_come_as_bytes_over_grpc(caller: Caller, control: FakeCo
         ),
         (
             {"config": "{}", "file:../x": ""},
-            "load parameter 'file:../x' does not name a file inside the model's folder",
+            f"{UNREADABLE}load parameter 'file:../x' does not name a file inside the model's folder",
         ),
-        ({"config": "{}", "file:/etc/x": ""}, "load parameter 'file:/etc/x' does not name a file inside"),
-        ({"config": "{}", "file:1/\0": ""}, "load parameter 'file:1/\\x00' does not name a file inside"),
+        (
+            {"config": "{}", "file:/etc/x": ""},
+            f"{UNREADABLE}load parameter 'file:/etc/x' does not name a file inside",
+        ),
+        (
+            {"config": "{}", "file:1/\0": ""},
+            f"{UNREADABLE}load parameter 'file:1/\\x00' does not name a file inside",
+        ),
     ],
 )
 async def test_wrong_load_parameters_over_rest(

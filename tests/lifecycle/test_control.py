@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from backline.engine.control import LabelMove, Overrides
-from backline.engine.errors import Internal, InvalidArgument, NotFound, Unavailable
+from backline.engine.errors import BacklineError, Internal, InvalidArgument, NotFound, Unavailable
 from support import models
 
 Homes = Callable[..., Any]
@@ -117,7 +117,7 @@ def test_a_missing_initial_model_is_reported(home: Homes, repository: Path) -> N
     async def scenario() -> None:
         models.add1(repository, "a")
         async with home(repository, mode="explicit", load_models=("c",)) as server:
-            assert "no repository holds it; available: a" in server.engine.find("c").reason
+            assert "model not found in any model repository; available: a" in server.engine.find("c").reason
             assert not server.engine.ready
 
     asyncio.run(scenario())
@@ -224,6 +224,52 @@ def test_an_unknown_model_cannot_be_loaded_or_unloaded(home: Homes, repository: 
             with pytest.raises(NotFound, match="failed to unload 'nope'"):
                 await server.lifecycle.unload("nope", who=WHO)
             assert server.engine.names() == ["add1"]
+
+    asyncio.run(scenario())
+
+
+def test_a_failed_load_ends_readiness_where_asked_for(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        models.add1(repository, "serving")
+        (repository / "add1" / "1").mkdir(parents=True)
+        (repository / "add1" / "1" / "model.onnx").write_bytes(b"broken")
+        (repository / "unreadable").mkdir()
+        (repository / "unreadable" / "config.pbtxt").write_text("max_batch_sise: 4")
+        options: dict[str, Any] = {"mode": "explicit", "load_models": ("serving",)}
+        async with home(repository, failed_loads_end_readiness=True, **options) as server:
+            with pytest.raises(InvalidArgument, match="max_batch_sise"):
+                await server.lifecycle.load("unreadable", who=WHO)
+            assert server.engine.ready
+            with pytest.raises(InvalidArgument, match="load failed"):
+                await server.lifecycle.load("add1", who=WHO)
+            assert not server.engine.ready
+
+            models.add1(repository)
+            await server.lifecycle.load("add1", who=WHO)
+            assert server.engine.ready
+            (repository / "add1" / "1" / "model.onnx").write_bytes(b"broken")
+            with pytest.raises(InvalidArgument, match="load failed"):
+                await server.lifecycle.load("add1", who=WHO)
+            assert server.engine.ready, "the previous files still serve"
+
+    asyncio.run(scenario())
+
+
+def test_the_text_of_a_load_that_cannot_begin_says_so_once(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        (repository / "empty").mkdir(parents=True)
+        (repository / "empty" / "config.pbtxt").write_text('backend: "onnxruntime"')
+        async with home(repository, mode="explicit", load_models=("nope",)) as server:
+            with pytest.raises(
+                BacklineError,
+                match=r"^failed to load 'nope', failed to poll from model repository: model not found in any",
+            ):
+                await server.lifecycle.load("nope", who=WHO)
+            with pytest.raises(
+                InvalidArgument,
+                match=r"^load failed for model 'empty': at least one version must be available .*'empty': '",
+            ):
+                await server.lifecycle.load("empty", overrides=Overrides("{}"), who=WHO)
 
     asyncio.run(scenario())
 

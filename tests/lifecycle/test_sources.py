@@ -27,8 +27,8 @@ def test_one_name_in_two_repositories_is_refused(tmp_path: Path) -> None:
 
     assert sources["other"].found.problem == ""
     assert sources["same"].found.problem.startswith(
-        f"model 'same' is in more than one repository: '{tmp_path}/a/same', '{tmp_path}/b/same'; rename or"
-        " remove all but one"
+        f"model 'same' appears in two or more repositories: '{tmp_path}/a/same', '{tmp_path}/b/same'; rename"
+        " or remove all but one"
     )
 
 

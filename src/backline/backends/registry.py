@@ -181,7 +181,11 @@ def _configured(config: ModelConfig) -> BackendEntry | None:
             return entry
     near = nearest(wanted, [entry.name for entry in BACKENDS], 1)
     hint = f"did you mean '{near[0]}'?" if near else f"expected one of {_names()}"
-    raise InvalidArgument(f"{config.source or config.name}: there is no backend '{wanted}', {hint}")
+    raise InvalidArgument(
+        f"Invalid argument: unable to find backend library for backend '{wanted}',"
+        f" try specifying runtime on the model configuration. {config.source or config.name}:"
+        f" there is no backend '{wanted}', {hint}"
+    )
 
 
 def _names() -> str:

@@ -152,6 +152,11 @@ class Overrides:
             check_file_path(path)
 
 
+def unreadable(model: str, reason: str) -> str:
+    """The text of a load that was refused before anything was loaded; begins with Triton's text."""
+    return f"failed to load '{model}', failed to poll from model repository: {reason}"
+
+
 class Control(Protocol):
     """Changes to what is served. All methods run on the engine's event loop and raise BacklineError if
     refused.

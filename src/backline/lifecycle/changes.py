@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+from backline.engine.control import unreadable
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.lifecycle.phase import VersionPhase
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.served_models import ServedModels
-from backline.lifecycle.wanted import Target
+from backline.lifecycle.wanted import NO_VERSION, Target
+from backline.repository.layouts.layouts import UNAVAILABLE_VERSIONS
 
 
 class AwaitedChanges:
@@ -74,12 +76,7 @@ class AwaitedChanges:
             served.note_failures(target, failures)
         self._advance((name,))
         if failures:
-            # Triton's text.
-            reasons = "".join(
-                f"version {version} is at UNAVAILABLE state: {reason};\n"
-                for version, reason in failures.items()
-            )
-            raise InvalidArgument(f"load failed for model '{name}': {reasons}")
+            raise InvalidArgument(_load_failed(name, failures))
 
     def end(self, name: str, by: str = "a request to unload it") -> None:
         """Aborts a change in progress, whose load may never finish. The error for its caller names `by`."""
@@ -92,6 +89,19 @@ class AwaitedChanges:
         """Aborts every change in progress."""
         for name in [served.name for served in self._models]:
             self.end(name, by)
+
+
+def _load_failed(name: str, failures: Mapping[str, str]) -> str:
+    """Why a load failed, by version. Begins with Triton's texts, which differ by the step that fails."""
+    for version, reason in failures.items():
+        if version == NO_VERSION and not reason.startswith(UNAVAILABLE_VERSIONS):
+            return unreadable(name, reason)
+        if version == NO_VERSION or reason.startswith(f"ensemble {name} contains models that are not"):
+            return f"load failed for model '{name}': {reason}"
+    reasons = "".join(
+        f"version {version} is at UNAVAILABLE state: {reason};\n" for version, reason in failures.items()
+    )
+    return f"load failed for model '{name}': {reasons}"
 
 
 def _drop_failed(served: ServedModel, version: str | None = None) -> None:

@@ -61,7 +61,9 @@ class Executor:
         self._options = options = shared.options
         self._on_step = on_step
         self.models = ServedModels(
-            strict_readiness=options.strict_readiness, require_all_versions=options.require_all_versions
+            strict_readiness=options.strict_readiness,
+            require_all_versions=options.require_all_versions,
+            failed_loads_end_readiness=options.failed_loads_end_readiness,
         )
         self.changes = AwaitedChanges(self.models, self.advance)
         self.dependencies = Dependencies(shared.engine, self.models)
@@ -210,7 +212,7 @@ class Executor:
                 del served.held[one.key]
                 served.rest(model.version, "not loaded, as the memory budget is used up")
         except BacklineError as error:
-            self._fail(served, one, error.message, time.monotonic() - began)
+            self._fail(served, one, _reason(model, error), time.monotonic() - began)
         except MemoryError:
             self._fail(served, one, "there is not enough memory to load it", time.monotonic() - began)
         except Exception as error:
@@ -397,3 +399,13 @@ class Dependencies:
             if asked == name or (target is not None and self._asks(target.source.config, name, seen)):
                 return True
         return False
+
+
+def _reason(model: Model, error: BacklineError) -> str:
+    """Why a load failed, without the model's name and version, which all who show the reason name already.
+
+    Triton calls the failure of a model's own code internal.
+    """
+    named = f"model '{model.name}' version {model.version} cannot be loaded: "
+    message = error.message
+    return f"Internal: {message.removeprefix(named)}" if message.startswith(named) else message

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from backline.engine.control import unreadable
 from backline.engine.errors import NotFound
 from backline.lifecycle.executor import Executor, composed_of
 from backline.lifecycle.loading.shared import Shared
@@ -57,8 +58,7 @@ class Holdings:
             return list(self._known)
         for name in options.load_models:
             if name not in self._known:
-                problem = f"failed to load '{name}', failed to poll from model repository: {self.described}"
-                self._known[name] = self._sources.missing(name, problem)
+                self._known[name] = self._sources.missing(name, self.described)
         chosen = list(dict.fromkeys(options.load_models))
         for name in chosen:  # grows while we iterate: an ensemble brings the models that it calls
             chosen += [
@@ -139,9 +139,7 @@ class Holdings:
         """The model to load. Raises NotFound, with Triton's text, if no repository holds it."""
         source = self._known.get(model)
         if source is None:
-            raise NotFound(
-                f"failed to load '{model}', failed to poll from model repository: {self.described}"
-            )
+            raise NotFound(unreadable(model, self.described))
         return source
 
     def versions(self, model: str) -> frozenset[str]:
@@ -152,4 +150,4 @@ class Holdings:
     @property
     def described(self) -> str:
         """The end of messages about a missing model, which lists the available models."""
-        return f"no repository holds it; available: {listed(sorted(self._known))}"
+        return f"model not found in any model repository; available: {listed(sorted(self._known))}"

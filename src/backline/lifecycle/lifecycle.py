@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from backline.engine.control import Attempt, Change, LabelMove, Overrides, RepositoryState
+from backline.engine.control import Attempt, Change, LabelMove, Overrides, RepositoryState, unreadable
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.names import check_name, version_order
@@ -204,6 +204,12 @@ class Lifecycle:
         return Target(source, frozenset({version}), frozenset(selected) - {version})
 
     async def _source(self, model: str, overrides: Overrides | None) -> Source:
+        try:
+            return await self._overridden(model, overrides)
+        except InvalidArgument as error:
+            raise InvalidArgument(unreadable(model, error.message)) from None
+
+    async def _overridden(self, model: str, overrides: Overrides | None) -> Source:
         if overrides is not None and overrides.files:
             return await self._overriding.source(model, overrides)
         source = self._holdings.source(model)

@@ -82,6 +82,8 @@ class LifecycleOptions:
     strict_readiness: bool = True
     #: Whether no version of a model is served if one of them fails to load, as in Triton.
     require_all_versions: bool = False
+    #: Whether, under `strict_readiness`, a load by request that fails makes the server unready, as in Triton.
+    failed_loads_end_readiness: bool = False
     #: Whether to load files that can execute any code when they are loaded: pickles, machine code.
     trust_pickle: bool = False
     #: Patterns of the names of models for which pickles and machine code are loaded, as by `trust_pickle`.

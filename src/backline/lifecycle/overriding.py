@@ -151,15 +151,14 @@ def _new_root() -> tuple[Path, int]:
 async def with_configuration(source: Source, text: str, *, complete: bool = False) -> Source:
     """A repository's model with the configuration `text` of a load request instead of its own.
 
-    With `complete`, the configuration must name all inputs and outputs. Raises InvalidArgument if it is
+    With `complete`, the configuration must name all inputs and outputs. Returns `source` if none of its
+    versions can be loaded: a load of the source will say why. Raises InvalidArgument if the configuration is
     unusable.
     """
     found = source.found
     usable = [version for version in found.versions if not version.problem]
     if not usable:
-        raise InvalidArgument(
-            f"load failed for model '{source.name}': {found.problem or found.versions[-1].problem}"
-        )
+        return source
     fetched = await source.repository.fetch(found, usable[-1], lambda done, total: None)
     config = await asyncio.to_thread(
         lambda: read_override(

@@ -14,7 +14,7 @@ from backline.lifecycle.kept_versions import KeptVersions
 from backline.lifecycle.phase import ShownVersion, StandIn, VersionPhase
 from backline.lifecycle.plan import HeldVersion, Wanted, replacements
 from backline.lifecycle.servable import Servable
-from backline.lifecycle.wanted import Target, identity
+from backline.lifecycle.wanted import NO_VERSION, Target, identity
 from backline.repository.repository import FoundVersion
 
 #: Seconds for which a version is listed after the version policy has given it up and it was unloaded.
@@ -30,11 +30,17 @@ class ServedModel:
     """
 
     def __init__(
-        self, name: str, *, strict_readiness: bool = True, require_all_versions: bool = False
+        self,
+        name: str,
+        *,
+        strict_readiness: bool = True,
+        require_all_versions: bool = False,
+        failed_loads_end_readiness: bool = False,
     ) -> None:
         self.name = name
         self._strict_readiness = strict_readiness
         self._require_all_versions = require_all_versions
+        self._failed_loads_end_readiness = failed_loads_end_readiness
         #: What should be served; None for nothing.
         self.target: Target | None = None
         #: The target of a change in progress, which is reached completely or dropped.
@@ -375,10 +381,15 @@ class ServedModel:
         shown = self._choose(make_asleep)
         at_start = {id(one) for one in self.held.values() if one.at_start}
         for one in shown.values():
-            # A version that is loaded after the start must not make the whole server unready.
+            # A version that is loaded after the start must not make the whole server unready, except in the
+            # way of Triton.
             one.require(
                 self._strict_readiness
-                and (not started or id(one) in at_start)
+                and (
+                    not started
+                    or id(one) in at_start
+                    or (self._failed_loads_end_readiness and _failed_as_in_triton(one))
+                )
                 and one.phase is not VersionPhase.DRAINING
             )
         if not shown and self.target is None and not self.held:
@@ -557,3 +568,13 @@ def _files_gone_text(version: str, labels: Sequence[str]) -> str:
 def _pointing(labels: Sequence[str]) -> str:
     named = ", ".join(f"'{label}'" for label in labels)
     return f"label {named} points" if len(labels) == 1 else f"labels {named} point"
+
+
+def _failed_as_in_triton(one: ShownVersion) -> bool:
+    """Whether Triton would show a version whose load failed.
+
+    Triton forgets failed loads that never created a version: those of models that it could not read, and of
+    ensembles that call a model that is not there.
+    """
+    model = one.model
+    return one.phase is VersionPhase.FAILED and model.version != NO_VERSION and model.config.ensemble is None

@@ -13,9 +13,16 @@ from backline.lifecycle.served_model import ServedModel
 class ServedModels:
     """The models that the executor brings to their targets. Lives on the event loop."""
 
-    def __init__(self, *, strict_readiness: bool, require_all_versions: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        strict_readiness: bool,
+        require_all_versions: bool = False,
+        failed_loads_end_readiness: bool = False,
+    ) -> None:
         self._strict_readiness = strict_readiness
         self._require_all_versions = require_all_versions
+        self._failed_loads_end_readiness = failed_loads_end_readiness
         self._models: dict[str, ServedModel] = {}
         self._watchers: list[asyncio.Future[None]] = []
         self._closed = False
@@ -28,6 +35,7 @@ class ServedModels:
                 name,
                 strict_readiness=self._strict_readiness,
                 require_all_versions=self._require_all_versions,
+                failed_loads_end_readiness=self._failed_loads_end_readiness,
             )
         return served
 

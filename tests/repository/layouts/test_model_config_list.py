@@ -99,7 +99,11 @@ def test_a_logging_config_causes_a_warning(tmp_path: Path) -> None:
         ('name: ".." base_path: "good"', "the name of the model"),
         (
             'name: "m" base_path: "empty"',
-            "'{folder}/empty' has no version; expected a model file such as '{folder}/empty/1/model.onnx'",
+            (
+                "at least one version must be available under the version policy of model 'm':"
+                " '{folder}/empty' has no version; expected a model file such as"
+                " '{folder}/empty/1/model.onnx'"
+            ),
         ),
     ],
 )

@@ -132,11 +132,11 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Parsed, Translation]:
 
 
 def _as_in_triton(parsed: Parsed) -> Parsed:
-    """Adds what no option sets: Triton's defaults for ONNX models, and its debugging hooks.
+    """Adds what no option sets: Triton's defaults for ONNX models, its readiness, and its debugging hooks.
 
     The hooks are environment variables. Raises StartFailed if one has an invalid value.
     """
-    held: dict[str, Any] = {"onnx_as_triton": True}
+    held: dict[str, Any] = {"onnx_as_triton": True, "failed_loads_end_readiness": True}
     for name, field in _HOLDS.items():
         text = os.environ.get(name, "0")
         if not text.isdecimal():

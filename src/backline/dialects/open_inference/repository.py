@@ -31,6 +31,7 @@ from backline.engine.control import (
     LabelMove,
     Overrides,
     RepositoryState,
+    unreadable,
 )
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, NotFound, PayloadTooLarge, Unsupported
@@ -139,9 +140,9 @@ class RepositoryRoutes:
         async def load() -> None:
             nonlocal body
             if len(body) > LARGE:
-                overrides = await asyncio.to_thread(_parse_overrides, body)
+                overrides = await asyncio.to_thread(_parse_overrides, model, body)
             else:
-                overrides = _parse_overrides(body)
+                overrides = _parse_overrides(model, body)
             body = b""
             await control.load(model, version, overrides=overrides, who=who)
 
@@ -227,7 +228,7 @@ def _for_clients(state: RepositoryState) -> RepositoryState:
     )
 
 
-def _parse_overrides(body: Buffer) -> Overrides | None:
+def _parse_overrides(model: str, body: Buffer) -> Overrides | None:
     """The overrides in a REST load request, whose files are base64.
 
     Raises InvalidArgument, or PayloadTooLarge for a large configuration.
@@ -246,7 +247,7 @@ def _parse_overrides(body: Buffer) -> Overrides | None:
             config = msgspec.json.decode(raw)
         else:
             files[name.removeprefix(FILE)] = _decode_base64(name, text[1:-1])
-    return _overrides(config, files)
+    return _overrides(model, config, files)
 
 
 def _is_string(raw: Raw) -> bool:
@@ -276,7 +277,7 @@ class RepositoryCalls:
         rest, files = split_load(received)
         asked = _read_message("RepositoryModelLoadRequest", rest, _MAX_LOAD)
         control = control_of(self._engine, _LOADING)
-        overrides = overrides_from_message(asked.parameters, files)
+        overrides = overrides_from_message(asked.model_name, asked.parameters, files)
         change = control.load(asked.model_name, overrides=overrides, who=_who(call))
         self._deferred.answer(call, change, lambda _: call.reply(b""))
 
@@ -319,7 +320,9 @@ def named_in_load(received: Buffer) -> str:
     return name
 
 
-def overrides_from_message(parameters: Mapping[str, Any], contents: Mapping[str, Buffer]) -> Overrides | None:
+def overrides_from_message(
+    model: str, parameters: Mapping[str, Any], contents: Mapping[str, Buffer]
+) -> Overrides | None:
     """The overrides in a RepositoryModelLoadRequest, whose files `split_load` may have separated.
 
     Raises InvalidArgument.
@@ -335,7 +338,7 @@ def overrides_from_message(parameters: Mapping[str, Any], contents: Mapping[str,
             config = value.string_param
         else:
             files[name.removeprefix(FILE)] = value.bytes_param
-    return _overrides(config, files)
+    return _overrides(model, config, files)
 
 
 def dependents_from_json(parameters: Mapping[str, Any]) -> bool:
@@ -370,12 +373,17 @@ def _check_unload_name(name: str) -> None:
         )
 
 
-def _overrides(config: str | None, files: dict[str, Buffer]) -> Overrides | None:
+def _overrides(model: str, config: str | None, files: dict[str, Buffer]) -> Overrides | None:
     if files and config is None:
         raise InvalidArgument("Load parameter 'config' must be specified for model file override")
     if config is not None:
         check_config(len(config))
-    return None if config is None else Overrides(config, files)
+    if config is None:
+        return None
+    try:
+        return Overrides(config, files)
+    except InvalidArgument as error:
+        raise InvalidArgument(unreadable(model, error.message)) from None
 
 
 def _decode_base64(name: str, text: memoryview) -> Buffer:

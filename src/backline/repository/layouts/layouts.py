@@ -151,6 +151,10 @@ def read_single(
         return replace(model, problem=error.message)
 
 
+#: The start of the problem of a model without versions, in Triton's words.
+UNAVAILABLE_VERSIONS = "at least one version must be available under the version policy of model"
+
+
 def read_config(listing: Listing, name: str, configs: ConfigFiles) -> ModelConfig:
     """The configuration in a model's folder; an empty one if there is none. Raises InvalidArgument."""
     config = configuration.read(
@@ -308,10 +312,11 @@ def _is_config(path: str) -> bool:
 
 
 def _no_version_reason(listing: Listing, config: ModelConfig, formats: Sequence[ModelFormat]) -> str:
+    begin = f"{UNAVAILABLE_VERSIONS} '{config.name}'"
     first = f"{listing.location}/{FIRST_VERSION}"
     if loose := find_by_suffix(listing, formats):
         return (
-            f"'{listing.location}' has no version; move '{loose[0]}' into a version's folder:"
+            f"{begin}: '{listing.location}' has no version; move '{loose[0]}' into a version's folder:"
             f" '{first}/{loose[0]}'"
         )
     if any(
@@ -322,6 +327,6 @@ def _no_version_reason(listing: Listing, config: ModelConfig, formats: Sequence[
             "name it instead of the folder above it"
         )
     return (
-        f"'{listing.location}' has no version; expected a model file such as"
+        f"{begin}: '{listing.location}' has no version; expected a model file such as"
         f" '{first}/{usual_file(formats, config)}'"
     )

@@ -10,6 +10,7 @@ Changes = dict[tuple[str | int, ...], Any]
 
 _FINE = {"id": "", "outputs": {"told": ["BYTES", [1], ["fine"]], "number": ["INT32", [1], [7]]}}
 _CODE = "the error has the code of the called model's error; Triton's is always INTERNAL"
+_WHY = "after Triton's text, the error says why the model cannot be called; its code is that of the reason"
 _CIRCLE = "a cycle of calls is refused: it would deadlock with as many requests as there are instances"
 _TWICE = (
     "TritonModelException: Unable to send response. Non-decoupled model cannot send more than one response."
@@ -48,12 +49,29 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
         "the frame that awaited is shown, too",
     ),
     "call version": (
-        {(1,): {"error": "Request for unknown model: 'answers' version 2 is not found", "code": "NOT_FOUND"}},
-        "the error is the server's own error text",
+        {
+            (1,): {
+                "error": (
+                    "Model answers - Error when running inference: Failed for execute the inference request."
+                    " Model 'answers' is not ready. Request for unknown model: 'answers' version 2 is not"
+                    " found"
+                ),
+                "code": "NOT_FOUND",
+            }
+        },
+        _WHY,
     ),
     "call unknown": (
-        {(): {"error": "Request for unknown model: 'nobody' is not found", "code": "NOT_FOUND"}},
-        "the error is the server's own error text",
+        {
+            (): {
+                "error": (
+                    "Model nobody - Error when running inference: Failed for execute the inference request."
+                    " Model 'nobody' is not ready. Request for unknown model: 'nobody' is not found"
+                ),
+                "code": "NOT_FOUND",
+            }
+        },
+        _WHY,
     ),
     "call wrong_input": (
         {

@@ -111,7 +111,15 @@ def _failure(call: ModelCall, error: BacklineError) -> InferenceResponse:
         return InferenceResponse(error=said)
     if isinstance(error, Cancelled):
         return InferenceResponse(error=TritonError(error.message, TritonError.CANCELLED))
-    return InferenceResponse(error=to_triton(error))
+    said = to_triton(error)
+    if said.message().startswith(f"Request for unknown model: '{call.model}' "):
+        # The server's text for clients. The text for calling models, which is Triton's, goes before.
+        message = (
+            f"Model {call.model} - Error when running inference: Failed for execute the inference request."
+            f" Model '{call.model}' is not ready. {said.message()}"
+        )
+        said = TritonError(message, said.code())
+    return InferenceResponse(error=said)
 
 
 #: The numbers of the traced requests that `execute` runs, for its thread and the coroutines that it starts.
