@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from google.protobuf.descriptor import FieldDescriptor
+from typing import TYPE_CHECKING, Any, Literal
 
 from backline.engine.config.model_config import ModelConfig
 from backline.protos import message
 from backline.repository.configuration.document import Document
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import FieldDescriptor
 
 Origin = Literal["file", "override", "model", "server", "default"]
 #: Fields that the server decides by measuring. All other fields that it fills in come from the model.
