@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,3 +167,36 @@ def test_a_model_whose_batch_was_proved_still_broadcasts_its_inputs(home: Homes,
                 np.testing.assert_array_equal(answer.outputs[0].data, product)
 
     asyncio.run(scenario())
+
+
+RECALL = """
+import sys
+from pathlib import Path
+from threading import Barrier, Thread
+from backline.engine.config.model_config import ModelConfig
+from backline.lifecycle.loading.measurement_file import MeasurementFile
+
+sys.setswitchinterval(1e-6)
+start = Barrier(4)
+
+def recall(version):
+    start.wait()
+    MeasurementFile(Path(sys.argv[1]), ModelConfig("slow"), version, lambda: None).recall_anywhere()
+
+threads = [Thread(target=recall, args=("1",)) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_threads_may_recall_measurements_at_the_same_time(home: Homes, repository: Path) -> None:
+    slow(repository)
+    asyncio.run(reason(home, repository))
+    (kept,) = (file for file in repository.parent.rglob("*.json") if file.parent.name == "measured")
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-c", RECALL, str(kept.parents[1])], capture_output=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, b"")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from functools import cache
+from threading import Lock
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -18,6 +20,16 @@ Document = TypeVar("Document", bound=msgspec.Struct)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 
 
+#: msgspec can crash when two threads are the first to decode a type, so only one makes a decoder at a time.
+_making = Lock()
+
+
+@cache
+def _decoder_of(kind: type[Document]) -> msgspec.json.Decoder[Document]:
+    with _making:
+        return msgspec.json.Decoder(kind)
+
+
 def read_document(kind: type[Document], body: Buffer, *, bounded: bool = True) -> Document:
     """The JSON object in a body; an empty body is an empty object. Raises InvalidArgument.
 
@@ -26,7 +38,8 @@ def read_document(kind: type[Document], body: Buffer, *, bounded: bool = True) -
     if bounded:
         check_document(body)
     try:
-        return msgspec.json.decode(body or b"{}", type=kind)
+        document: Document = _decoder_of(kind).decode(body or b"{}")
+        return document
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         buffer = "" if isinstance(error, msgspec.ValidationError) else " buffer"  # as in Triton
         raise InvalidArgument(

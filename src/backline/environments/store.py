@@ -76,6 +76,10 @@ class User(msgspec.Struct):
     on_top: bool = False
 
 
+#: Made before any thread needs them: msgspec can crash when two threads are the first to decode a type.
+_decode_about, _decode_user = msgspec.json.Decoder(About).decode, msgspec.json.Decoder(User).decode
+
+
 @dataclass(frozen=True, slots=True)
 class StoredEnvironment:
     """An entry of the store. `users` are the models that require it; it is `in_use` if a server holds it."""
@@ -186,10 +190,10 @@ class Environments:
         return sorted(found, key=lambda entry: entry.last_used, reverse=True)
 
     def _entry(self, folder: Path) -> StoredEnvironment:
-        about = msgspec.json.decode((folder / _ABOUT).read_bytes(), type=About)
+        about = _decode_about((folder / _ABOUT).read_bytes())
         last_used, users = about.built, []
         for note in sorted((folder / _USED_BY).glob("*.json")):
-            user = msgspec.json.decode(note.read_bytes(), type=User)
+            user = _decode_user(note.read_bytes())
             last_used = max(last_used, note.stat().st_mtime)
             if _asks_for(user) == folder.name:
                 users.append(user)

@@ -42,6 +42,8 @@ class _Contents(msgspec.Struct, frozen=True):
 
 
 _NOTHING = _Contents({})
+#: Made before any thread needs it: msgspec can crash when two threads are the first to decode a type.
+_decode_contents = msgspec.json.Decoder(_Contents).decode
 
 
 class LabelStore:
@@ -249,7 +251,7 @@ def _decode(data: bytes | None, where: str) -> _Contents:
     try:
         found = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         if bytes(found.get("format", b"{")).strip().isdigit():  # otherwise a model may have this name
-            contents = msgspec.json.decode(data, type=_Contents)
+            contents = _decode_contents(data)
         else:  # the labels alone, as written by hand
             contents = _Contents(msgspec.json.decode(data, type=_Labels))
         _check_names(contents.labels)

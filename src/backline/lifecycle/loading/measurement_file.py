@@ -54,6 +54,10 @@ class _Kept(msgspec.Struct, frozen=True):
     measured: Measured
 
 
+#: Made before any thread needs it: msgspec can crash when two threads are the first to decode a type.
+_decode = msgspec.json.Decoder(_Kept).decode
+
+
 class MeasurementFile:
     """The file that keeps the measurements of one version. For use on any thread.
 
@@ -86,7 +90,7 @@ class MeasurementFile:
 
     def _recall(self) -> _Kept | None:
         try:
-            kept = msgspec.json.decode(self._file.read_bytes(), type=_Kept)
+            kept = _decode(self._file.read_bytes())
             check_measured(kept.measured)
         except FileNotFoundError:
             return None

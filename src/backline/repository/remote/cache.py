@@ -67,6 +67,10 @@ class _Remembered(msgspec.Struct, frozen=True):
     source: str = ""
 
 
+#: Made before any thread needs it: msgspec can crash when two threads are the first to decode a type.
+_decode = msgspec.json.Decoder(_Remembered).decode
+
+
 class ContentCache:
     """The cache in one folder, as this module describes.
 
@@ -279,7 +283,7 @@ class ContentCache:
     def recall(self, location: str, source: str = "") -> tuple[dict[str, FileEntry], float] | None:
         """The recorded files and the time of the record; None if there is no usable record."""
         try:
-            found = msgspec.json.decode(self._listing(location, source).read_bytes(), type=_Remembered)
+            found = _decode(self._listing(location, source).read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError) as error:
