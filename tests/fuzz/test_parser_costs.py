@@ -250,6 +250,7 @@ def messages() -> Iterator[tuple[str, bytes]]:
     yield "tiny unknown fields", named + b"\xf8\x07\x01" * 21_000
     yield "tiny numbers", named + b"\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01" * 6500
     yield "tiny inputs with names", named + field(5, field(1, b"I")) * 13_000
+    yield "as many inputs as there may be", named + field(5, field(1, b"I")) * 8_000
     yield "open groups", named + b"\xfb\x07" * 32_000
     yield "dimensions", named + field(5, fp32 + field(3, b"\x01" * 60_000))
     yield "typed contents", named + field(5, fp32 + field(3, b"\x01\x10") + field(5, field(6, bytes(60_000))))

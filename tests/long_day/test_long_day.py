@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -37,8 +38,13 @@ SERVE = (
 )  # fmt: skip
 
 
+SYSTEMCTL = """#!/bin/sh
+[ "$2" != show ] || printf 'ActiveState=active\\nSubState=running\\nMainPID=42\\nNRestarts=0\\n'
+"""
+
+
 @pytest.mark.timeout(900)
-def test_a_long_day(tmp_path: Path) -> None:
+def test_a_long_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     user = User(tmp_path)
     start_from_an_empty_folder(user)
     collect_models_of_all_kinds(user)
@@ -62,6 +68,7 @@ def test_a_long_day(tmp_path: Path) -> None:
         roll_a_bad_version_back(user)
         find_out_what_went_wrong(user, keys["operator"])
         take_a_model_out_of_service(user)
+        watch_requests(user)
         lock_the_app_out(user, keys)
         read_the_audit_log(user, keys, tmp_path / "state")
         log_out(user)
@@ -72,6 +79,7 @@ def test_a_long_day(tmp_path: Path) -> None:
         user.server = server
         find_everything_as_it_was(user)
     user.server = None
+    run_it_as_a_service(user, monkeypatch)
     embed_the_models(user)
     tidy_up(user)
     assert user.used >= set(leaves()), "a user's day should use every command: add the new ones to it"
@@ -413,6 +421,28 @@ def read_the_audit_log(user: User, keys: dict[str, str], state: Path) -> None:
     assert any(entry.get("identity") == "operator" for entry in entries), entries[-3:]
     assert any("promote" in json.dumps(entry) or "label" in json.dumps(entry) for entry in entries)
     assert not [key for key in keys.values() if key in told]
+
+
+def run_it_as_a_service(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of systemctl is a script, because systemd is not the first process of every machine."""
+    systemctl = put(user.folder / "bin" / "systemctl", SYSTEMCTL)
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{systemctl.parent}{os.pathsep}{os.environ['PATH']}")
+    installed = user.backline("service", "install", "--user", "--no-start", "models").out
+    assert "ExecStart=" in installed
+    assert "running" in user.backline("service", "status", "--user").out
+    user.backline("service", "uninstall", "--user")
+
+
+def watch_requests(user: User) -> None:
+    watching = threading.Thread(
+        target=lambda: lines.append(user.backline("watch", "--model", "add1", "--count", "1", "--json").out)
+    )
+    lines: list[str] = []
+    watching.start()
+    while watching.is_alive():
+        user.backline("infer", "add1", "-i", ONES)
+    assert json.loads(lines[0])["model"] == "add1"
 
 
 def lock_the_app_out(user: User, keys: dict[str, str]) -> None:

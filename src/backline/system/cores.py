@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
-from time import process_time
 
 from backline.engine.errors import InvalidArgument
 
@@ -42,17 +41,15 @@ def cpu_seconds(pid: int) -> float:
         return 0.0
 
 
-def ready_seconds() -> float:
-    """Seconds of processor time of this process, and those for which the calling thread waited for a core.
+def seconds_without_core() -> float:
+    """For how many seconds the calling thread has waited for a core, although it could have computed.
 
-    The second number comes from Linux (schedstat in proc(5)) and counts as 0 elsewhere. Without it, code that
-    computes on a busy machine would look as if it waited for something.
+    The number comes from Linux (schedstat in proc(5)) and is 0 elsewhere.
     """
     try:
-        waited = int(_SCHEDULER_STATISTICS.read_bytes().split()[1]) / 1e9
+        return int(_SCHEDULER_STATISTICS.read_bytes().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
-        waited = 0.0
-    return process_time() + waited
+        return 0.0
 
 
 def check_cores(model: str, cores: Collection[int]) -> None:

@@ -12,8 +12,7 @@ import numpy as np
 from backline.engine.config.model_config import Lane
 from backline.engine.errors import BacklineError
 from backline.lifecycle.loading.trial_inputs import MAX_TRIAL_ELEMENTS, Arrays, Sizes, make_inputs
-from backline.lifecycle.loading.trial_runs import RunTime, Trial, TrialRuns, Tried, find_trial
-from backline.system.cores import ready_seconds
+from backline.lifecycle.loading.trial_runs import RunTime, Trial, TrialRuns, Tried, find_trial, time_run
 
 #: The largest batch that is measured, and so the largest chosen automatically.
 LARGEST_BATCH = 64
@@ -96,7 +95,7 @@ def measure(model: Tried, max_batch: int, trial: Trial | None = None) -> RunTime
     except BacklineError:
         return RunTimes({})
     elements = sum(array.size for array in trial.inputs.values())
-    return RunTimes(seconds, grown, elements, alone.computed < _WAITING * max(alone.seconds, 1e-9))
+    return RunTimes(seconds, grown, elements, alone.computing < _WAITING)
 
 
 def plan(
@@ -158,10 +157,9 @@ def _time_alone(runs: TrialRuns, item: Arrays) -> RunTime:
     fastest = min(runs.times_of(item), key=lambda time: time.seconds)
     if fastest.seconds > LONG_RUN:
         return fastest
-    begun, computed = perf_counter(), ready_seconds()
+    measured = time_run()
     seconds = _time(lambda: runs.model.run(item, names))
-    share = (ready_seconds() - computed) / max(perf_counter() - begun, 1e-9)
-    return RunTime(seconds, seconds * share)
+    return RunTime(seconds, measured().computing)
 
 
 def _time_long_batch(runs: TrialRuns, item: Arrays, max_batch: int) -> dict[int, float]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -29,7 +29,7 @@ from backline.lifecycle.loading.trial_inputs import (
     size_choices,
     trial_shape,
 )
-from backline.system.cores import ready_seconds
+from backline.system.cores import seconds_without_core
 
 # The search is limited by what it runs and never by a clock, so that replicas of a server find the same
 # inputs however busy their machines are.
@@ -56,10 +56,14 @@ class Tried(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunTime:
-    """How long one run took: elapsed `seconds`, and seconds in which it `computed` or waited for a core."""
+    """How long one run took, and the processor time of the process as a share of that.
+
+    Time for which the run waited for a core counts in `seconds` only: on a busy machine, a run that computes
+    would otherwise look as if it waited for something.
+    """
 
     seconds: float
-    computed: float
+    computing: float
 
 
 class TrialRuns:
@@ -76,15 +80,26 @@ class TrialRuns:
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         """Runs the model; failed runs are not timed."""
-        begun, computed = perf_counter(), ready_seconds()
+        measured = time_run()
         arrays = self.model.run(inputs, outputs)
-        time = RunTime(perf_counter() - begun, ready_seconds() - computed)
-        self._times.setdefault(_shapes(inputs), []).append(time)
+        self._times.setdefault(_shapes(inputs), []).append(measured())
         return arrays
 
     def times_of(self, inputs: Mapping[str, np.ndarray]) -> Sequence[RunTime]:
         """The times of the runs whose inputs had the shapes of `inputs`, in the order in which they ran."""
         return self._times.get(_shapes(inputs), ())
+
+
+def time_run() -> Callable[[], RunTime]:
+    """Starts to time what the calling thread does; the function that is returned ends it."""
+    begun, computed, without_core = perf_counter(), process_time(), seconds_without_core()
+
+    def measured() -> RunTime:
+        seconds = perf_counter() - begun
+        on_core = seconds - (seconds_without_core() - without_core)
+        return RunTime(seconds, (process_time() - computed) / max(on_core, 1e-9))
+
+    return measured
 
 
 def _shapes(inputs: Mapping[str, np.ndarray]) -> object:

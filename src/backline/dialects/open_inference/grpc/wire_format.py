@@ -38,7 +38,7 @@ _LENGTH_DELIMITED = 2
 _LONGEST_VARINT = 10
 
 #: The most fields in a request, at all levels: inputs, outputs, raw contents, parameters and their parts.
-MAX_FIELDS = 16_384
+MAX_FIELDS = 8_192
 #: The most top-level fields of a request that are unknown to the protocol or unusually encoded. They are
 #: skipped byte by byte, and only clients of a later version of the protocol send any.
 MAX_UNKNOWN_FIELDS = 64
