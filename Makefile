@@ -59,7 +59,7 @@ serve: $(STAMP)-demo  ## keep the demo's server running on ports 8000 (HTTP), 80
 install: $(STAMP)-test $(STAMP)-service $(RUNTIMES)  ## create the development environment in .venv
 
 test: $(STAMP)-test $(STAMP)-service $(RUNTIMES)  ## run all tests (BACKENDS=all includes the heavy runtimes)
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-containers: $(STAMP)-test  ## build and test the container image; needs podman, mmdebstrap and the network
 	BACKLINE_TESTS_CONTAINERS=1 BACKLINE_TESTS_REQUIRE_TOOLS=1 $(BIN)/python -m pytest tests/deploy

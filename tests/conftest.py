@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import os
 import signal
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -13,6 +14,43 @@ import pytest
 
 from support import models
 from support.server import ServerProcess, serve
+
+#: Files that take longest, by their measured time. A run begins with them, so that no process is left alone
+#: with one at the end. Of the others, those with the most tests come first.
+LONGEST = (
+    "backends/test_formats.py",
+    "server/test_stock_tools.py",
+    "backends/test_file_operations.py",
+    "conformance/test_attacks.py",
+    "backends/test_torchserve.py",
+    "under_load/test_changes_under_load.py",
+    "server/test_hostile_files.py",
+    "long_day/test_long_day.py",
+    "backends/test_pytorch.py",
+    "schedule/test_every_order.py",
+    "examples/test_transcription_end_to_end.py",
+    "backends/test_damaged_trees.py",
+    "server/test_scope_matrix.py",
+    "cli/test_commands.py",
+    "server/test_bad_models.py",
+    "examples/test_music_service.py",
+    "repository/remote/test_serving.py",
+    "backends/test_litert.py",
+    "backends/test_untrusted.py",
+    "docs/test_tutorial.py",
+    "benchmarks/test_memory_mix.py",
+    "backends/test_tensorflow.py",
+    "fuzz/test_orders.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders files by how long they take, as far as known; tests of a file stay together, in their order."""
+    tests = Path(__file__).parent
+    places = {tests / name: place for place, name in enumerate(LONGEST)}
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda item: (places.get(item.path, len(places)), -sizes[item.path], item.path))
 
 
 def pytest_configure() -> None:
