@@ -10,6 +10,7 @@ from math import inf
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -673,6 +674,8 @@ def _in_every_order(machine: type[SchedulerMachine]) -> Any:
     case.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
     return case
 
+
+pytestmark = pytest.mark.timeout(400)
 
 TestPlain = _in_every_order(SchedulerMachine)
 TestLevels = _in_every_order(LevelsMachine)
