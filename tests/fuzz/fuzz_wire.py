@@ -87,7 +87,7 @@ class Honest:
         alone, valid = self.p99(Phase.ALONE), self.p99(Phase.VALID)
         return (
             f"{len(mutated.calls)} calls, {len(mutated.errors)} errors, p99 {self.p99(Phase.MUTATED):.1f} ms;"
-            f" {alone:.1f} ms before the inputs, {valid:.1f} ms beside valid ones"
+            f" {alone:.1f} ms before the inputs, {valid:.1f} ms while valid inputs arrive"
         )
 
     def complaints(self) -> list[str]:
@@ -171,7 +171,7 @@ async def run(
     progress: bool = False,
     honest: bool = False,
 ) -> Report:
-    """Feeds inputs `first` to `first + inputs` of a seed; with `honest`, beside an honest client."""
+    """Feeds inputs `first` to `first + inputs` of a seed; with `honest`, an honest client calls meanwhile."""
     report = Report()
     process = psutil.Process()
     with tempfile.TemporaryDirectory(prefix="backline-fuzz-") as folder:

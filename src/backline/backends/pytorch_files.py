@@ -139,15 +139,7 @@ def check_source(path: Path) -> bool:
                 for name in _named(part, declared):
                     raise _forbidden(path, name)
             return bool(declared)
-    except (
-        BadZipFile,
-        OSError,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-        zlib.error,
-    ) as error:
+    except _BROKEN as error:
         raise InvalidArgument(f"'{path}' is a broken archive ({error}); was it copied completely?") from None
 
 
