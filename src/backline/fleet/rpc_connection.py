@@ -243,16 +243,7 @@ class RpcConnection(asyncio.Protocol):
             parts.append(
                 FRAME_HEADER.pack(size << 8, 0 if call.pending_bytes else frames.END_STREAM, call.number)
             )
-            while size:
-                view = pending[0]
-                if view.nbytes <= size:
-                    pending.popleft()
-                    parts.append(view)
-                    size -= view.nbytes
-                else:
-                    parts.append(view[:size])
-                    pending[0] = view[size:]
-                    size = 0
+            frames.move(pending, size, parts)
         self._window -= total
         call.window_out -= total
         return total

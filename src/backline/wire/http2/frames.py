@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable
 from functools import lru_cache
 from struct import Struct
@@ -10,6 +11,7 @@ from struct import Struct
 from hpack.table import HeaderTable
 
 from backline.wire import http2
+from backline.wire.application import Buffer
 from backline.wire.limits import KIB, MIB, Limits
 
 PREFACE = http2.PREFACE
@@ -228,3 +230,17 @@ def _integer(value: int, prefix_bits: int, pattern: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def move(pending: deque[memoryview], size: int, parts: list[Buffer]) -> None:
+    """Moves the first `size` bytes of `pending`, which has at least that many, to the end of `parts`."""
+    while size:
+        view = pending[0]
+        if view.nbytes <= size:
+            pending.popleft()
+            parts.append(view)
+            size -= view.nbytes
+        else:
+            parts.append(view[:size])
+            pending[0] = view[size:]
+            size = 0

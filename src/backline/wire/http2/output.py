@@ -242,16 +242,7 @@ class Output:
             # idle frames each time.
             if size >= _CRUMB or not stream.pending_bytes:
                 self.data_frames += 1
-            while size:
-                view = pending[0]
-                if view.nbytes <= size:
-                    pending.popleft()
-                    parts.append(view)
-                    size -= view.nbytes
-                else:
-                    parts.append(view[:size])
-                    pending[0] = view[size:]
-                    size = 0
+            frames.move(pending, size, parts)
         self.window -= total
         stream.credit -= total
         stream.sent += total
