@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +23,7 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest
 from backline.engine.values.tensor import Tensor
 from backline.lifecycle.overriding import Overrides
+from backline.workers.process.process import WorkerProcess
 from support import models
 from support.waiting import until
 
@@ -157,6 +161,40 @@ def test_a_worker_that_does_not_load_in_time_is_given_up(home: Homes, repository
             await asyncio.to_thread(until, lambda: not workers())
 
     asyncio.run(scenario())
+
+
+def test_a_worker_whose_load_ends_while_it_is_started_is_killed(
+    home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system is slow to start the process, which then does not notice that nobody needs it."""
+    in_a_worker(models.add1(repository))
+    go_on = threading.Event()
+    started: list[subprocess.Popen[bytes]] = []
+    deaf = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+    def slow_spawn(worker: WorkerProcess, *descriptors: int) -> subprocess.Popen[bytes]:
+        go_on.wait(30)
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(deaf, stdout=pipe, stderr=pipe, start_new_session=True))
+        return started[0]
+
+    monkeypatch.setattr(WorkerProcess, "_spawn", slow_spawn)
+
+    async def scenario() -> None:
+        async with home(repository, mode="explicit", load_timeout_seconds=0.1) as server:
+            loading = asyncio.create_task(server.lifecycle.load("add1", who="Ada"))
+            await asyncio.sleep(0.5)
+            go_on.set()
+            with pytest.raises(BacklineError, match=r"was not loaded within 0\.1 s"):
+                await loading
+            await asyncio.to_thread(until, lambda: started)
+            await asyncio.to_thread(until, lambda: started[0].poll() is not None, seconds=20)
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        for one in started:
+            one.kill()
 
 
 def test_files_of_a_load_request_stay_in_workers_where_the_server_says_so(

@@ -113,6 +113,8 @@ class WorkerProcess:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._pidfd = -1
         self._memory_limit = command.memory_limit_bytes
+        #: Whether `start` was cancelled while the system started the process.
+        self._cancelled = False
         self._why = ""
         self._heard = 0.0
         self._kills = 0
@@ -163,6 +165,8 @@ class WorkerProcess:
         self._calls.attend(calls, self)
         self._data.send(frame(Kind.LOAD, self.command.load))
         try:
+            if self._cancelled:
+                raise asyncio.CancelledError
             return await asyncio.shield(self._loading)
         except asyncio.CancelledError:
             # Retrieves the exception, which asyncio would otherwise log.
@@ -172,7 +176,15 @@ class WorkerProcess:
 
     async def _launch(self, *descriptors: int) -> None:
         """Starts the process, which gets these descriptors: data, control, calls, arena. Raises OSError."""
-        self._process = await self._loop.run_in_executor(_SPAWNER, self._spawn, *descriptors)
+        starting = self._loop.run_in_executor(_SPAWNER, self._spawn, *descriptors)
+        while not starting.done():
+            # Not cancellable: the process gets descriptors that are closed afterwards, and without its result
+            # it could not be killed.
+            try:
+                await asyncio.wait([starting])
+            except asyncio.CancelledError:
+                self._cancelled = True
+        self._process = starting.result()
         self._attend()
 
     def _spawn(self, *descriptors: int) -> subprocess.Popen[bytes]:
