@@ -107,6 +107,24 @@ def test_a_rollback_at_one_server_undoes_a_promotion_at_the_other(
     asyncio.run(scenario())
 
 
+def test_a_label_that_another_server_moved_is_not_moved_from_where_it_was(
+    home: Homes, repository: Path, place: str
+) -> None:
+    async def scenario() -> None:
+        add(repository, "1", "2", "3")
+        async with two(home, repository, place) as (one, other):
+            await promote(one, "1")
+            await until(lambda: points_to(other) == "1")
+            labelling = other.lifecycle._labelling
+            async with labelling._storing:
+                await promote(one, "2")
+                await asyncio.to_thread(labelling._store.refresh)  # read, but not taken over yet
+            with pytest.raises(InvalidArgument, match="nothing was changed"):
+                await promote(other, "3", who="Bob", expected="1")
+
+    asyncio.run(scenario())
+
+
 def test_of_two_promotions_at_once_one_wins_and_the_other_is_refused(
     home: Homes, repository: Path, place: str
 ) -> None:

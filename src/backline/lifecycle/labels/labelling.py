@@ -114,7 +114,7 @@ class Labelling:
             served, target = self._labelled(model)
             stored = self._store.of(model).get(label, "")
             self._check_label(model, label, target.source.versions, served.labels)
-            self._check_expected(served, move)
+            self._check_expected(target.source, move)
             versions = await self._versions_now(served, version)
             if version not in versions and served.ready(version) is None:
                 raise NotFound(
@@ -125,7 +125,7 @@ class Labelling:
             added = await self._executor.changes.bring_up(served, version)
             try:
                 # Checked again: the label may have moved during the load, which can take minutes.
-                self._check_expected(served, move)
+                self._check_expected(target.source, move)
                 before = served.labels.get(label, "")
                 change = Change(time.time(), who, move.action, model, version, label, before)
                 await self._save(change, stored)
@@ -161,7 +161,7 @@ class Labelling:
                 raise NotFound(
                     f"'{model}' has no label '{label}'; available: {listed(sorted(served.labels))}"
                 )
-            self._check_expected(served, move)
+            self._check_expected(target.source, move)
             configured = target.source.found.config.labels.get(label, "")
             stored = self._store.of(model).get(label, "")
             if not stored:
@@ -286,13 +286,14 @@ class Labelling:
                 f" {MOST_LABELS} are allowed; remove one first"
             )
 
-    def _check_expected(self, served: ServedModel, move: LabelMove) -> None:
-        now = served.labels.get(move.label, "")
+    def _check_expected(self, source: Source, move: LabelMove) -> None:
+        # Not the labels that the model has here: another server may have moved one that is still taken over.
+        now = self.in_force(source).get(move.label, "")
         if move.expected not in (ANY_VERSION, now):
             found = f"points to version {now}" if now else "does not exist"
             wanted = f"to version {move.expected}" if move.expected else "to none"
             raise InvalidArgument(
-                f"label '{move.label}' of '{served.name}' was expected to point {wanted}, but it {found};"
+                f"label '{move.label}' of '{source.name}' was expected to point {wanted}, but it {found};"
                 " nothing was changed"
             )
 
