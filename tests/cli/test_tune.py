@@ -17,7 +17,16 @@ import pytest
 from backline.cli.numbers import DurationType
 from backline.cli.tune import write_configuration
 from backline.cli.tune.load_predictor import BatchTimes
-from backline.cli.tune.search import LEVELS, Goal, LoadMeasurement, Outcome, Search, exhaustive, pareto
+from backline.cli.tune.search import (
+    LEVELS,
+    SHARE_SECONDS,
+    Goal,
+    LoadMeasurement,
+    Outcome,
+    Search,
+    exhaustive,
+    pareto,
+)
 from backline.cli.tune.settings import (
     RUNTIME_OPTIONS,
     Tunable,
@@ -123,6 +132,25 @@ async def test_a_change_that_brings_nothing_is_undone() -> None:
     changed = {name for name, _, _ in outcome.best.settings.changes(outcome.base.settings)}
     assert changed <= {share.name for share in outcome.shares}
     assert "delay_us" not in changed
+
+
+async def test_simplified_settings_are_compared_with_the_current_ones_at_the_same_time() -> None:
+    model = MODELS["heavy"]()
+    simplified: list[TunedSettings] = []
+
+    async def measure(settings: TunedSettings, concurrency: int, seconds: float) -> LoadMeasurement:
+        measured = await model.measure(settings, concurrency, seconds)
+        if seconds != SHARE_SECONDS:
+            return measured
+        # The machine is busy while changes are undone, so that each of them seems to bring nothing.
+        simplified.append(settings)
+        return replace(measured, throughput=1.0)
+
+    outcome = await Search(TUNABLE, CORES, Goal(), measure).run()
+
+    assert simplified
+    assert outcome.best.settings.changes(outcome.base.settings)
+    assert outcome.best.throughput > outcome.base.throughput > 1.0
 
 
 async def test_settings_that_do_not_load_are_left_out() -> None:
@@ -245,8 +273,8 @@ def test_other_durations_are_refused(text: str) -> None:
 def test_the_configuration_is_written_and_the_old_one_kept(backline: Run, tmp_path: Path) -> None:
     models.add1(tmp_path)
     folder = tmp_path / "add1"
-    # One thread per run, a single instance and a delay: nearly everything is faster.
-    old = 'max_batch_size = 64\nlane = "thread"\n[dynamic_batching]\nmax_queue_delay_microseconds = 20000\n'
+    # Each batch waits for its whole delay, because 128 callers never fill it: nearly everything is faster.
+    old = 'max_batch_size = 256\nlane = "thread"\n[dynamic_batching]\nmax_queue_delay_microseconds = 20000\n'
     put(folder / "model.toml", old)
 
     done = backline("tune", folder, "--pace", 0.2, "--write", "--json", tmp_path / "result.json")

@@ -27,7 +27,8 @@ _PROMISING = 0.6
 _RIVALS = 3
 _TURNS = 2
 _TURN_SECONDS = 0.5
-_SHARE_SECONDS = 0.3
+#: Seconds of each measurement that tells what one change brings.
+SHARE_SECONDS = 0.3
 #: The share of a throughput below which a difference is taken for noise.
 _NOISE = 0.02
 #: The longest run on the event loop that is considered, in seconds. During the run, all other requests wait.
@@ -134,7 +135,12 @@ class Search:
         finalists = await self._compete(ranked)
         base, best = await self._decide(base, finalists)
         best = await self._choose_buckets(best)
-        best, shares = await self._simplify(best, base)
+        simplest, shares = await self._simplify(best, base)
+        if simplest.settings != best.settings:
+            # They were measured later than the current ones, when the machine may have been slower or faster.
+            base, best = await self._decide(base, [simplest, best])
+        changed = {name for name, _, _ in best.settings.changes(base.settings)}
+        shares = [share for share in shares if share.name in changed]
         return Outcome(
             base, best, len(candidates), self._measured, perf_counter() - began, self._failed, shares
         )
@@ -325,14 +331,13 @@ class Search:
             undone = without(best.settings, base.settings, name)
             if undone.lane == "inline" and (undone.instances, undone.threads) != (1, 1):
                 continue
-            with_it = await self._try(best.settings, best.concurrency, _SHARE_SECONDS)
-            without_it = await self._try(undone, best.concurrency, _SHARE_SECONDS)
+            with_it = await self._try(best.settings, best.concurrency, SHARE_SECONDS)
+            without_it = await self._try(undone, best.concurrency, SHARE_SECONDS)
             if with_it is None or without_it is None:
                 continue
+            shares.append(Share(name, before, after, without_it.throughput / with_it.throughput))
             if self._goal.of(without_it) >= self._goal.of(with_it) > 0 and undone != base.settings:
                 best = without_it
-            else:
-                shares.append(Share(name, before, after, without_it.throughput / with_it.throughput))
         return best, shares
 
 
