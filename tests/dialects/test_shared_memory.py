@@ -8,7 +8,6 @@ import os
 import queue
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
@@ -31,6 +30,7 @@ from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 from support import models
 from support.repositories import put
 from support.server import ServerProcess, serve
+from support.waiting import until
 
 pytestmark = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no /dev/shm")
 
@@ -552,13 +552,6 @@ def begin(http: triton_http.InferenceServerClient, go: Path) -> Any:
     answer = http.async_infer("patient", inputs, outputs=[shared_output(triton_http, name="output")])
     until(lambda: go.with_suffix(".began").exists())
     return answer
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it has not happened"
-        time.sleep(0.01)
 
 
 def names(http: triton_http.InferenceServerClient) -> set[str]:

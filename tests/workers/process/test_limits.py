@@ -29,6 +29,7 @@ from backline.workers.process.pool import PoolOptions, WorkerPool
 from backline.workers.process.process import WorkerCommand
 from support.repositories import put
 from support.server import ServerProcess, serve
+from support.waiting import until
 
 HUNGRY = """
 import time
@@ -160,12 +161,6 @@ def ready(server: ServerProcess) -> bool:
             return answer.status == 200
     except urllib.error.HTTPError:
         return False
-
-
-def until(condition) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "it never was"
 
 
 def test_a_model_without_workers_is_not_ready_and_says_why(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import backline
 from backline.engine.errors import BacklineError
 from support.repositories import put
 from support.server import ServerProcess, metrics_page, serve
+from support.waiting import until
 
 GATE = """
 import asyncio
@@ -165,12 +166,6 @@ def slow_reader(server: ServerProcess, model: str) -> socket.socket:
     reader.sendall(head.encode() + body)
     reader.recv(1)
     return reader
-
-
-def until(condition) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "it never was"
 
 
 def test_requests_of_an_asynchronous_model_run_at_the_same_time(server: ServerProcess) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import tritonclient.grpc as triton
 
 from backline.client import Client
 from support.server import ServerProcess
+from support.waiting import until
 
 
 def text(value: str) -> np.ndarray:
@@ -57,10 +56,3 @@ def waiting(server: ServerProcess, model: str) -> int:
 
 def executions(client: Client, model: str) -> int:
     return int(client[model].statistics()[0]["execution_count"])
-
-
-def until(reached: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not reached():
-        assert time.monotonic() < end
-        time.sleep(0.005)

@@ -13,7 +13,8 @@ import pytest
 from backline.client import Client
 from backline.engine.errors import Internal, InvalidArgument, NotFound, Unavailable
 from support.server import ServerProcess
-from workers.process.calls.running import text, until
+from support.waiting import until
+from workers.process.calls.running import text
 
 
 @pytest.mark.parametrize("columns", [4, 100_000], ids=["in frames", "in shared memory"])

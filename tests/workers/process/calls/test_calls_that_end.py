@@ -16,7 +16,8 @@ from tritonclient.utils import InferenceServerException
 from backline.client import Client
 from backline.engine.errors import Unavailable
 from support.server import ServerProcess
-from workers.process.calls.running import Gate, executions, text, until, waiting
+from support.waiting import until
+from workers.process.calls.running import Gate, executions, text, waiting
 
 
 @pytest.mark.parametrize("model", ["steps", "steps_async"])
