@@ -19,7 +19,7 @@ from backline.client.sync import Client
 from backline.engine.control import Attempt, Change
 from backline.engine.names import printable
 
-#: Seconds between looks for new entries.
+#: Seconds between checks for new entries.
 _INTERVAL = 1.0
 _MOST = 10_000
 _EPILOG = """\b

@@ -15,7 +15,7 @@ from backline.server import ServerOptions
 
 @dataclass(frozen=True, slots=True)
 class TriedPort:
-    """A port of the server, and the error number of trying to listen on it; 0 if that works."""
+    """A port of the server, and the errno of an attempt to listen on it; 0 if it succeeded."""
 
     option: str
     number: int

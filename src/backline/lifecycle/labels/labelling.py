@@ -24,7 +24,7 @@ from backline.lifecycle.wanted import Source, Target, listed
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Seconds between two looks for labels that other servers have moved.
+#: Seconds between two checks for labels that other servers have moved.
 FOLLOW_SECONDS = 1.0
 #: The most labels of one model. Each change writes all labels of all models, so their number must stay small.
 MOST_LABELS = 256
@@ -34,7 +34,7 @@ class Labelling:
     """The labels of all models, from requests and configurations.
 
     The version that a label leaves stays loaded for `keep_seconds`, so that a rollback needs no load. `check`
-    raises if this server does not allow changes of labels, `changing` locks a model for a change, and
+    raises if this server does not allow changes to labels, `changing` locks a model for a change, and
     `versions_now` returns the versions that a label may point to.
     """
 
