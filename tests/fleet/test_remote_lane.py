@@ -1,4 +1,4 @@
-"""The remote lane: models that other servers serve, behind a server of their own."""
+"""The remote lane: models that other servers serve, reached through a server in front of them."""
 
 from __future__ import annotations
 
@@ -163,8 +163,8 @@ async def _ask(
     then: signal.Signals | None = None,
     victim: ServerProcess | None = None,
 ) -> int:
-    """Asks `echo` from several callers; after so many responses the victim gets a signal. Returns the number
-    of responses.
+    """Asks `echo` from several callers; after a number of responses the victim gets a signal. Returns the
+    number of responses.
     """
     answered = 0
     async with connect_async(url, timeout=20) as client:

@@ -38,7 +38,7 @@ def add(repository: Path, *versions: str) -> None:
 
 @contextlib.asynccontextmanager
 async def two(home: Homes, repository: Path, place: str, **options: Any) -> AsyncIterator[tuple[Any, Any]]:
-    """Two servers of one repository, with state folders of their own."""
+    """Two servers of one repository, with separate state folders."""
     options = {"mode": "poll", "labels": place, **options}
     state = repository.parent
     async with (
