@@ -37,7 +37,7 @@ _Read = Callable[[int, float], Sequence[Change | Attempt]]
     type=WholeNumber(1, _MOST),
     default=20,
     show_default=True,
-    help="The number of entries to show, the latest.",
+    help="How many of the latest entries to show.",
 )
 @click.option("--follow", is_flag=True, help="Show further entries as they come.")
 @click.option(

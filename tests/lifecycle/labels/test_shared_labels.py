@@ -215,7 +215,7 @@ def test_a_server_that_is_cut_off_keeps_serving_and_refuses_changes(
                 bucket.relay.mend()
             await promote(one, "2")
             await until(lambda: points_to(other) == "2")
-            await until(lambda: "are followed again" in caplog.text)
+            await until(lambda: "can be read again" in caplog.text)
 
     asyncio.run(scenario())
 

@@ -99,7 +99,7 @@ def plain_keys(exposure: Exposure) -> Iterator[Finding]:
     if exposure.keyed and not exposure.tls and not exposure.loopback:
         yield warning(
             f"Keys travel unencrypted to {exposure.host}",
-            "Everybody on the way can read and use them.",
+            "Anyone on the network path can read and use them.",
             "Serve over TLS (--ssl-certificate and --ssl-key), or behind a proxy that does.",
         )
     else:

@@ -72,8 +72,7 @@ def folders(files: ServerFiles) -> Iterator[Finding]:
         if not place.writable:
             yield error(
                 f"{place.what}, '{place.path}', cannot be written",
-                "Labels, audit records, measurements and downloads are lost at the end of the server, or"
-                " fail.",
+                "Labels, audit records, measurements and downloads are lost when the server stops, or fail.",
                 "Change its owner or permissions, or choose another one with --state-dir or --cache-dir.",
             )
         else:

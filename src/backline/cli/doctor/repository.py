@@ -111,7 +111,7 @@ def configurations(found: Repositories) -> Iterator[Finding]:
             wrong = True
             yield warning(
                 f"{model.name}: {text}",
-                "The model may do something else than its author meant.",
+                "The model may not do what its author meant.",
                 "'backline config explain' shows where each value comes from.",
             )
     if found.models and not wrong:

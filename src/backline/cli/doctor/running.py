@@ -118,7 +118,7 @@ def callers_without_key(server: ServerFacts) -> Iterator[Finding]:
     if server.open_to_all:
         yield warning(
             f"{server.url} lets callers without a key read and run its models",
-            "Everybody who reaches the address can use the machine's cores and see every model.",
+            "Anyone who can reach the address can use the machine's cores and see every model.",
             "Create keys ('backline keys create') and serve with --auth.",
         )
 
@@ -181,7 +181,7 @@ def unused_models(server: ServerFacts) -> Iterator[Finding]:
     ]
     if never and len(never) < len(server.statistics):
         yield note(
-            f"No request came yet for {', '.join(never)}",
+            f"No requests have arrived yet for {', '.join(never)}",
             "They hold memory that others could use.",
             "Unload them, or let them load on demand: `load = 'on_demand'` in model.toml.",
         )
@@ -209,8 +209,8 @@ def stuck_runs(server: ServerFacts) -> Iterator[Finding]:
     for (name, version), count in server.stuck.items():
         if count:
             yield error(
-                f"{_version(name, version)} has {count:.0f} runs that exceeded their time limit and still go"
-                " on",
+                f"{_version(name, version)} has {count:.0f} runs that exceeded their time limit and are"
+                " still running",
                 "Each one occupies a core and its memory until the server restarts.",
                 "Serve the model in a worker process, which can be ended: `lane = 'process'`.",
             )
@@ -237,7 +237,7 @@ def batching_in_use(server: ServerFacts) -> Iterator[Finding]:
             yield warning(
                 f"{name}: a request {times}",
                 "The model cannot keep up with its requests.",
-                f"backline tune {key[0]} searches better settings; otherwise add instances or machines.",
+                f"backline tune {key[0]} searches for better settings; otherwise add instances or machines.",
             )
 
 

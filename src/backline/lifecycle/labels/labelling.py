@@ -195,7 +195,7 @@ class Labelling:
                 cut_off = error.message
             else:
                 if cut_off:
-                    log.warning("the labels of %s are followed again", self._store.where)
+                    log.warning("the labels of %s can be read again", self._store.where)
                 cut_off = ""
 
     def _warn(self, reason: str) -> None:
@@ -221,7 +221,7 @@ class Labelling:
             del self._adopting[model]
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error(
-                "the labels of '%s' cannot be taken over from %s", model, self._store.where, exc_info=error
+                "the labels of '%s' cannot be applied here from %s", model, self._store.where, exc_info=error
             )
 
     async def _adopt(self, model: str, earlier: asyncio.Task[None] | None) -> None:
@@ -243,7 +243,7 @@ class Labelling:
                     if label in now:
                         await self._versions_now(served, now[label])
             except BacklineError as error:
-                log.warning("the labels of '%s' are not taken over yet: %s", model, error.message)
+                log.warning("the labels of '%s' are not applied here yet: %s", model, error.message)
                 self._behind.add(model)
                 return
             served.labels = now

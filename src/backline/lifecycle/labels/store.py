@@ -170,7 +170,11 @@ class LabelStore:
         try:
             self._copy.replace(_encode(self._contents), self._copy.read().revision)
         except (BacklineError, Replaced) as error:
-            log.warning("the labels of %s cannot be kept for a start without it: %s", self.where, error)
+            log.warning(
+                "no local copy of the labels of %s could be written for a start without it: %s",
+                self.where,
+                error,
+            )
 
 
 def open_labels(place: str, locations: Sequence[str], state_folder: Path) -> LabelStore:
