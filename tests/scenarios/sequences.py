@@ -276,7 +276,7 @@ def unbatched(session: Session, value: int, **options: Any) -> Request:
 def a_timeout_counts_while_the_sequence_waits_for_a_slot(session: Session) -> None:
     session.infer("single", 1, **step(7, start=True))
     session.ask("single", 2, timeout=SHORT, **step(8, start=True))
-    session.pause()
+    session.pause(OVER)
     session.ask("single", 3, **step(8, end=True))
     session.pause(OVER)
     session.infer("single", 4, **step(7, end=True))

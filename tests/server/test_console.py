@@ -235,6 +235,8 @@ def test_the_same_call_works_in_every_language(
     enter(page, "runner")
     go(page, path)
     page.wait("document.querySelector('.examples button')")
+    if "letters.txt" in path:
+        page.wait("document.querySelector('input[type=file]')?.files[0]?.name === 'letters.txt'")
     page.click("Run")
     page.wait("document.querySelector('section:not([hidden]) .seg + pre')")
     (tmp_path / "FILE").write_text("a b c d")

@@ -327,7 +327,8 @@ class Model:
 
     def predict(self, what: str, models: Models) -> str:
         caller = next(found for found in gc.get_objects() if isinstance(found, Caller))
-        caller._channel.sendall(SAID[what])
+        if what in SAID:
+            caller._channel.sendall(SAID[what])
         return models["after"]([what.encode()])["output"][0].decode()
 """
 LIMITED = """
