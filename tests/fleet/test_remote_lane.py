@@ -227,7 +227,7 @@ def test_a_deadline_holds_although_the_other_server_takes_longer(tmp_path: Path)
         _echoes(tmp_path, waits(tmp_path / "a", 400), waits(tmp_path / "b", 400)) as fleet,
         connect(fleet.front.grpc_url) as client,
     ):
-        client["echo"].metadata()  # The time to connect is no part of the deadline.
+        client["echo"].metadata()  # The time to connect does not count against the deadline.
         with pytest.raises(DeadlineExceeded):
             client["echo"](np.ones((1, 1), np.float32), timeout=0.1)
 

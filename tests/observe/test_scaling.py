@@ -1,4 +1,4 @@
-"""The signal for autoscalers: a pure policy, read with times of the test, and simulated."""
+"""The signal for autoscalers: a pure policy, read at times that the test sets, and simulated."""
 
 from __future__ import annotations
 

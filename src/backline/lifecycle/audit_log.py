@@ -53,7 +53,7 @@ class RotatedFile:
 
 
 class AuditLog:
-    """The log of changes and refusals. If it cannot be written, the server logs an error and goes on.
+    """The log of changes and refusals. If it cannot be written, the server logs an error and continues.
 
     Every text is escaped as it is written, so that no line of the files does anything to a terminal.
     """
