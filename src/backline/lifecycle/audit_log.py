@@ -75,7 +75,7 @@ class AuditLog:
             file.append(json.dumps(stated, ensure_ascii=False).encode("utf-8", "backslashreplace"))
             self._failed = False
         except (OSError, BacklineError) as error:
-            if not self._failed:  # once, not with every change
+            if not self._failed:  # logged once, not again with every change
                 log.error("the audit log '%s' cannot be written: %s", file.file, error)
             self._failed = True
 
