@@ -49,7 +49,7 @@ $(STAMP)-service: $(STAMP)-demo $(SERVICE)/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable . --requirement $(SERVICE)/requirements.txt
 	@touch $@
 
-music-service: $(STAMP)-service  ## run an application without models and two servers of models; change the models meanwhile
+music-service: $(STAMP)-service  ## run an application and two model servers, and change the models meanwhile
 	$(BIN)/python $(SERVICE)/story.py
 
 serve: $(STAMP)-demo  ## keep the demo's server running on ports 8000 (HTTP), 8001 (gRPC) and 8002 (metrics)
@@ -64,7 +64,7 @@ test: $(STAMP)-test $(STAMP)-service $(RUNTIMES)  ## run all tests (BACKENDS=all
 test-containers: $(STAMP)-test  ## build and test the container image; needs podman, mmdebstrap and the network
 	BACKLINE_TESTS_CONTAINERS=1 BACKLINE_TESTS_REQUIRE_TOOLS=1 $(BIN)/python -m pytest tests/deploy
 
-test-ray: $(STAMP)-test  ## install Ray and test a deployment on a cluster of three nodes in this machine
+test-ray: $(STAMP)-test  ## install Ray and test a deployment on a cluster of three nodes on this machine
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable '.[ray]'
 	BACKLINE_TESTS_RAY=1 $(BIN)/python -m pytest tests/fleet/test_ray_deployment.py
 
@@ -78,10 +78,10 @@ lock: $(STAMP)-test  ## resolve the dependencies of all extras again and write r
 	$(BIN)/uv pip compile --quiet --upgrade --all-extras --universal --generate-hashes --no-header \
 	  --python-version 3.11 --output-file requirements.lock pyproject.toml
 
-# What users install: all extras, but no tools of development. --strict also fails where advisories cannot be had.
+# Audits what users install: all extras, but no development tools. --strict also fails if advisories cannot be fetched.
 audit: $(STAMP)-test  ## look for known vulnerabilities in requirements.lock (needs the advisories of PyPI)
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r requirements.lock || (echo \
-	  "make audit failed: the dependencies above have known vulnerabilities, or their advisories could not be had" \
+	  "make audit failed: the dependencies above have known vulnerabilities, or their advisories could not be fetched" \
 	  && exit 1)
 
 $(STAMP)-docs: pyproject.toml | $(VENV)/bin/python

@@ -51,7 +51,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Arms:
-    """What the attacked server is protected by, in `folder`."""
+    """How the attacked server is protected. Its files are in `folder`."""
 
     folder: Path
     keys: bool

@@ -4,8 +4,8 @@ A server has 30 models: ONNX and TorchScript models, which run in the server's p
 which run in worker processes. Half of the Python models read their weights from a file, half make them.
 Together they need five times the memory budget. Clients call them at random and check every answer, while
 the memory of the server and its workers is sampled: the sum of their proportional set sizes, in which a page
-that several processes map counts once. The audit log then tells for each eviction which load it made room
-for, and whether that load succeeded. At last, requests to unloaded models are timed one by one, and compared
+that several processes map counts once. The audit log then shows for each eviction which load it made room
+for, and whether that load succeeded. Finally, requests to unloaded models are timed one by one, and compared
 with the time that the server reports for the load.
 """
 
@@ -232,7 +232,7 @@ def start(repository: Path, state: Path, *options: str) -> tuple[ServerProcess, 
 
 
 def base_memory(folder: Path, kinds: Sequence[str]) -> int:
-    """What a server holds that has imported the runtimes, without any weights and workers."""
+    """The memory of a server that has imported the runtimes, without any weights or workers."""
     models = make_models(folder / "small", 10, 4096, [kind for kind in kinds if "python" not in kind])
     shutil.rmtree(folder / "small_state", ignore_errors=True)
     process, port = start(folder / "small", folder / "small_state")

@@ -1,9 +1,9 @@
 """Measures the remote lane: what a server in front of others costs, and what their failures do.
 
-`python benchmarks/remote_lane.py` asks the model add1 directly and through a server in front, in turn, over
-HTTP and gRPC, with Backline and with Triton behind. Then one of two servers behind fails. All processes share
-the cores of this machine, so the throughput through a second server is lower than with a machine for each:
-the CPU time per request says what each server costs. h2load asks.
+`python benchmarks/remote_lane.py` calls the model add1 directly and through a server in front, in turn, over
+HTTP and gRPC; the model is served by Backline and by Triton. Then one of the two servers of a model fails.
+All processes share the cores of this machine, so the throughput through a second server is lower than with a
+machine for each: the CPU time per request says what each server costs. h2load sends the requests.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ def show_costs(peer: Peer, protocols: Sequence[str]) -> None:
 
 
 async def fail(url: str, what: str, victim: ServerProcess, seconds: float) -> tuple[int, int, float]:
-    """Asks for some seconds, with the failure after one. Returns responses, failures and the longest wait."""
+    """Sends requests for some seconds; the failure begins after one. Returns responses, failures and the
+    longest wait."""
     answered = failed = 0
     longest = 0.0
     end = time.perf_counter() + seconds

@@ -67,7 +67,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Row:
-    """A measurement of a running server, or of a start of its own if `starts`."""
+    """A measurement of a running server, or of a separate start if `starts`."""
 
     name: str
     measure: Callable[[Side, float], Values]

@@ -181,7 +181,8 @@ class Attacker:
             shooter.opening = False
 
     def _await_handshake(self, shooter: Shooter) -> None:
-        """Sends again when the server has answered, which also attackers that read nothing must wait for."""
+        """Sends again once the server has answered. Even an attacker that reads nothing must wait for
+        this."""
         if not self.weapon.trickle:
             self._selector.modify(shooter.socket, selectors.EVENT_READ, shooter)
             shooter.events = selectors.EVENT_READ

@@ -143,7 +143,7 @@ class Report:
                     (
                         p99 <= objective,
                         (
-                            f"{protocol}, {times:g} times: p99 of the answered {p99:.0f} ms"
+                            f"{protocol}, {times:g} times: p99 of the responses {p99:.0f} ms"
                             f" (at most {objective:g} ms)"
                         ),
                     )
@@ -282,7 +282,7 @@ class Report:
             axes[1][column].set_xlabel("load, times the capacity")
             axes[1][column].set_xticks(loads, [f"{times:g}" for times in loads])
         axes[0][0].set_ylabel("answered within the objective, 1/s")
-        axes[1][0].set_ylabel("p99 of the answered, ms")
+        axes[1][0].set_ylabel("p99 of the responses, ms")
         axes[0][-1].legend(fontsize=8)
         for axis in axes.flat:
             axis.grid(alpha=0.3)

@@ -1,10 +1,10 @@
-"""The application: takes a recording over HTTP and answers what several models hear in it.
+"""The application: takes a recording over HTTP and returns what several models hear in it.
 
     BACKLINE_URL=http://127.0.0.1:8000 uvicorn app:app
     curl -F recording=@song.ogg http://127.0.0.1:8080/analyse
 
 It has no model and no runtime in it. It knows the names of models (`findings.py`), and where servers are:
-BACKLINE_URL may name one server, several, or a name of DNS for all of them.
+BACKLINE_URL may name one server, several, or a DNS name for all of them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ async def live() -> dict[str, str]:
 
 @app.get("/ready")
 async def ready(request: Request) -> dict[str, str]:
-    """Answers 200 while a server of models can be reached."""
+    """Answers 200 while a model server can be reached."""
     try:
         await request.app.state.models.live(timeout=2)
     except BacklineError as error:

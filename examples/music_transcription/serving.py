@@ -1,4 +1,4 @@
-"""A `backline serve` in a process of its own, on free ports of this machine."""
+"""Runs `backline serve` in a separate process, on free ports of this machine."""
 
 from __future__ import annotations
 

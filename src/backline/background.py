@@ -177,7 +177,7 @@ def serve(
             if _is_module(model):
                 _export(model, example, version / "model.pt2")
             elif callable(getattr(model, "fit", None)) and hasattr(model, "get_params"):
-                # Its types are trusted, because this program already runs their code.
+                # The estimator's types are trusted, because this program already runs their code.
                 trusted = _save_estimator(model, version)
             else:
                 key = f"{name}-{next(_NUMBERS)}"
@@ -211,7 +211,7 @@ def _name_of(model: Any) -> str:
 
 
 def _is_module(model: Any) -> bool:
-    torch = sys.modules.get("torch")  # whoever has a module has imported torch
+    torch = sys.modules.get("torch")  # a program that has a torch module has imported torch
     return torch is not None and isinstance(model, torch.nn.Module)
 
 

@@ -322,7 +322,7 @@ class Server:
             log.info("Started %s at %s:%d", _SERVICES[port.label], port.url_host, number)
 
     def _note_reload(self, error: str) -> None:
-        """Enters a reload of the file of keys into the audit log."""
+        """Records a reload of the file of keys in the audit log."""
         if self.engine.control is not None:
             route = f"reload of '{self.options.auth}'"
             outcome: Literal["done", "failed"] = "failed" if error else "done"

@@ -1,4 +1,4 @@
-"""Which client certificates identify whom, by values."""
+"""Which client certificates identify whom, tested with plain values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an identity may do, by values."""
+"""What an identity may do, tested with plain values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quotas, by values and with a clock of the test's."""
+"""Quotas, tested with plain values and a clock that the test sets."""
 
 from __future__ import annotations
 

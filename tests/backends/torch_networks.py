@@ -1,4 +1,4 @@
-"""Networks for the tests of the PyTorch backend, apart from them because they need torch when imported."""
+"""Networks for the tests of the PyTorch backend, in a separate file because they need torch when imported."""
 
 from __future__ import annotations
 

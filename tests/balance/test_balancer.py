@@ -1,4 +1,4 @@
-"""The policy that spreads requests over servers, with plain values and a clock of the test."""
+"""The policy that spreads requests over servers, with plain values and a clock that the test sets."""
 
 from __future__ import annotations
 

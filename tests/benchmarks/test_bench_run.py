@@ -1,4 +1,4 @@
-"""`make bench` in small: Backline only, one second a case."""
+"""`make bench` on a small scale: only Backline, and one second per case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Generated clients pass mypy in strict mode, call the model, and run nothing that a server's names say."""
+"""Generated clients pass mypy in strict mode, call the model, and never run code that a server's names
+contain."""
 
 from __future__ import annotations
 

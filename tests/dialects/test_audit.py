@@ -1,4 +1,4 @@
-"""Which refusals are entered into the audit log, by values."""
+"""Which refusals are entered into the audit log, tested with plain values."""
 
 from __future__ import annotations
 

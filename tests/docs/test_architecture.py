@@ -57,11 +57,14 @@ def listed() -> list[str]:
 
 PATHS = [text for text in listed() if _PATH(text) and text not in _OTHER]
 NAMES = [text for text in listed() if _NAME(text) and not _PATH(text) and text not in _OTHER | _RPC]
+#: Names that are followed by the file that defines them.
+PLACES = sorted(set(re.findall(r"`(\w+)`\s\(`([\w/]+\.py)`", prose(PAGE))))
 
 
 def test_every_code_span_is_tested() -> None:
     assert len(PATHS) > 30
     assert len(NAMES) > 90
+    assert len(PLACES) > 20
     assert set(listed()) - set(PATHS) - set(NAMES) == _OTHER | _RPC
 
 
@@ -81,6 +84,13 @@ def test_every_method_is_in_the_protocol(name: str) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_every_file_exists(path: str) -> None:
     assert (PACKAGE / path).exists() or (ROOT / path).exists()
+
+
+@pytest.mark.parametrize(("name", "path"), PLACES)
+def test_every_name_is_defined_in_the_file_that_follows_it(name: str, path: str) -> None:
+    text = (PACKAGE / path).read_text("utf-8")
+
+    assert re.search(rf"^ *(class|def|async def) {name}\b|^{name}\b", text, re.MULTILINE)
 
 
 def test_the_rooms_are_the_folders_of_the_package() -> None:

@@ -1,4 +1,5 @@
-"""Every snippet of docs/deploy is run, or checked by what would run it, or says here why not."""
+"""Every snippet of docs/deploy is run, or checked by what would run it; the others are listed with the
+reason."""
 
 from __future__ import annotations
 

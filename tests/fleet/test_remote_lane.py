@@ -1,4 +1,4 @@
-"""The remote lane: models that other servers serve, behind a server of their own."""
+"""The remote lane: models that other servers serve, reached through a server in front of them."""
 
 from __future__ import annotations
 
@@ -163,8 +163,8 @@ async def _ask(
     then: signal.Signals | None = None,
     victim: ServerProcess | None = None,
 ) -> int:
-    """Asks `echo` from several callers; after so many responses the victim gets a signal. Returns the number
-    of responses.
+    """Asks `echo` from several callers; after a number of responses the victim gets a signal. Returns the
+    number of responses.
     """
     answered = 0
     async with connect_async(url, timeout=20) as client:
@@ -227,7 +227,7 @@ def test_a_deadline_holds_although_the_other_server_takes_longer(tmp_path: Path)
         _echoes(tmp_path, waits(tmp_path / "a", 400), waits(tmp_path / "b", 400)) as fleet,
         connect(fleet.front.grpc_url) as client,
     ):
-        client["echo"].metadata()  # The time to connect is no part of the deadline.
+        client["echo"].metadata()  # The time to connect does not count against the deadline.
         with pytest.raises(DeadlineExceeded):
             client["echo"](np.ones((1, 1), np.float32), timeout=0.1)
 

@@ -268,7 +268,7 @@ def campaign(kind: str, model: Path, work: Path, seed: int, count: int, crafted:
 
 
 def build(kind: str, folder: Path) -> None:
-    """Builds a specimen in a process of its own, as some frameworks cannot be forked once they have run."""
+    """Builds a specimen in a separate process, as some frameworks cannot be forked once they have run."""
     command = [sys.executable, str(Path(__file__).with_name("specimens.py")), kind, str(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

@@ -266,7 +266,7 @@ class Client:
         raise NotImplementedError
 
     def check(self) -> None:
-        """Raises Finding if an answer is doubled or tells of a fault."""
+        """Raises Finding if an answer is duplicated or reports a fault."""
         raise NotImplementedError
 
     def send(self, data: bytes) -> None:

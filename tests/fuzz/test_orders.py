@@ -14,7 +14,7 @@ ORDERS = 2000
 
 @pytest.mark.timeout(300)
 def test_nothing_is_lost_and_nothing_completes_twice_whenever_clients_leave() -> None:
-    # A process of its own: what other tests have left in this one would count as lost.
+    # A separate process: what other tests have left in this one would count as lost.
     program = Path(__file__).with_name("orders.py")
     done = subprocess.run(
         [sys.executable, str(program), "--orders", str(ORDERS), "--seed", "7"],

@@ -1,4 +1,4 @@
-"""Which models wait for which: exactly the calls that would close a circle are found."""
+"""Which models wait for which: exactly the calls that would close a cycle are found."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def is_circular(waits: list[Wait]) -> bool:
 
 
 @given(TURNS)
-def test_a_circle_is_found_exactly_when_there_would_be_one(
+def test_a_cycle_is_found_exactly_when_there_would_be_one(
     turns: list[tuple[list[Wait], int | None]],
 ) -> None:
     graph = CallGraph()
     under_way: list[list[Wait]] = []
     for waits, ended in turns:
         there = [wait for call in under_way for wait in call]
-        circle = graph.circle(waits)
+        cycle = graph.cycle(waits)
 
-        assert bool(circle) == is_circular([*there, *waits])
-        if circle:
-            assert circle[0] == circle[-1]
-            assert set(itertools.pairwise(circle)) <= {*there, *waits}
+        assert bool(cycle) == is_circular([*there, *waits])
+        if cycle:
+            assert cycle[0] == cycle[-1]
+            assert set(itertools.pairwise(cycle)) <= {*there, *waits}
         else:
             graph.add(waits)
             under_way.append(waits)
@@ -57,11 +57,11 @@ def test_nothing_is_left_of_calls_that_have_ended(waits: list[Wait]) -> None:
     graph.add(waits)
     graph.remove(waits)
 
-    assert not any(graph.circle([(a, b)]) for a in NODES for b in NODES if a != b)
+    assert not any(graph.cycle([(a, b)]) for a in NODES for b in NODES if a != b)
 
 
 def test_calls_in_opposite_directions_cannot_deadlock() -> None:
     graph = CallGraph()
     graph.add([(("a", "1"), ("b", "1"))])
 
-    assert graph.circle([(("b", "1"), ("a", "1"))]) == [("b", "1"), ("a", "1"), ("b", "1")]
+    assert graph.cycle([(("b", "1"), ("a", "1"))]) == [("b", "1"), ("a", "1"), ("b", "1")]

@@ -1,4 +1,4 @@
-"""Ensembles while the models of their steps change, fail or form a circle; and the requests of steps."""
+"""Ensembles while the models of their steps change, fail or form a cycle; and the requests of steps."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ async def test_a_step_that_fails_to_load_is_named_with_its_reason(chain: Path) -
 
 
 @pytest.mark.parametrize("others", [(), ("middle",), ("middle", "last")])
-async def test_ensembles_that_call_each_other_are_refused_with_the_circle(
+async def test_ensembles_that_call_each_other_are_refused_with_the_cycle(
     tmp_path: Path, others: tuple[str, ...]
 ) -> None:
     repository = tmp_path / "models"
@@ -181,12 +181,12 @@ async def test_ensembles_that_call_each_other_are_refused_with_the_circle(
 
     for name in names:
         assert program.engine.find(name).state is ModelState.UNAVAILABLE
-        assert "circle" in program.engine.find(name).reason
+        assert "cycle" in program.engine.find(name).reason
     assert " -> ".join(f"'{name}'" for name in (*names, names[0])) in program.engine.find("round").reason
     await program.stop()
 
 
-async def test_a_change_that_would_close_a_circle_is_refused_and_the_old_keeps_serving(chain: Path) -> None:
+async def test_a_change_that_would_close_a_cycle_is_refused_and_the_old_keeps_serving(chain: Path) -> None:
     program = await start(chain)
     control = program.engine.control
     assert control is not None

@@ -1,4 +1,4 @@
-"""Which model files are tried in a process of their own before the server loads them, and when again."""
+"""Which model files are tried in a separate process before the server loads them, and when again."""
 
 from __future__ import annotations
 

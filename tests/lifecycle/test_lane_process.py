@@ -1,4 +1,4 @@
-"""Model files that a runtime loads in a worker process, so that its crash harms nobody else."""
+"""Model files that a runtime loads in a worker process, so that its crash affects nothing else."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ SERVER = 70 * MIB
 
 
 def python_model(repository: Path, name: str, mib: int) -> None:
-    """A model whose file does not tell that it takes this much memory."""
+    """A model whose file does not show that it takes this much memory."""
     folder = repository / name / "1"
     folder.mkdir(parents=True)
     (folder / "model.py").write_text(

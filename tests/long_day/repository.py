@@ -272,7 +272,7 @@ max_batch_size: 8
 input { name: "INPUT0" data_type: TYPE_FP32 dims: [ 16 ] }
 output { name: "OUTPUT0" data_type: TYPE_FP32 dims: [ 16 ] }
 """
-#: Needs a package that the server does not have, so it runs in an environment of its own.
+#: Needs a package that the server does not have, so it runs in a separate environment.
 NOTEBOOK = """
 import tinydb
 from tinydb.storages import MemoryStorage

@@ -1,4 +1,4 @@
-"""The signal for autoscalers: a pure policy, read with times of the test, and simulated."""
+"""The signal for autoscalers: a pure policy, read at times that the test sets, and simulated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ POLICY = ScalingPolicy(target=8, window=60, stabilization=300)
 
 
 def readings(scaling: Scaling, *loads: tuple[int, float], start: int = 0) -> Iterator[ScalingSignal]:
-    """The signal every 15 s, while so many requests are in flight for so many seconds each."""
+    """The signal every 15 s, for loads given as (seconds, requests in flight)."""
     now, spent = start, 0.0
     for seconds, in_flight in loads:
         for _ in range(0, seconds, 15):

@@ -115,7 +115,7 @@ def test_the_drop_in_command_is_compared_in_hundreds_of_exchanges() -> None:
 
 
 def test_an_onnx_model_answers_as_its_python_twin(servers: Callable[[Setup], Server]) -> None:
-    """Only here: the build of Triton that the recordings are of has no ONNX Runtime backend."""
+    """This is only tested here, because the Triton build that was recorded has no ONNX Runtime backend."""
     server = servers(DROP_IN_SETUP)
     samples = [("AUDIO", TensorProto.FLOAT, ["N", "samples"])]
     models.save(

@@ -1,4 +1,5 @@
-"""Header fields and metadata that models see as parameters; the expectations were recorded of Triton 2.51."""
+"""Header fields and metadata that models see as parameters; the expected values were recorded from Triton
+2.51."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Triton's debugging hooks, with which tests decide what runs together, as in Triton."""
+"""Triton's debugging hooks, by which tests decide which requests run together, as in Triton."""
 
 from __future__ import annotations
 

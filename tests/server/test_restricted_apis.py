@@ -31,7 +31,8 @@ from backline.observe.recording import Recorder
 from support import models
 from support.server import ServerProcess, serve
 
-#: Requests of each group, as recorded of Triton 2.51, which refuses them with 403 if the group is restricted.
+#: Requests of each group, as recorded from Triton 2.51, which refuses them with 403 if the group is
+#: restricted.
 ROUTES = [
     (Api.HEALTH, "GET", "/v2/health/live"),
     (Api.HEALTH, "GET", "/v2/health/ready"),

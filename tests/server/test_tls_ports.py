@@ -111,7 +111,7 @@ def test_the_other_ports_require_a_certificate(served: ServerProcess, authority:
 
 
 def test_only_grpc_speaks_tls_if_asked(authority: Authority, tmp_path: Path) -> None:
-    """As with Triton's --grpc-use-ssl; each port has an address of its own."""
+    """As with Triton's --grpc-use-ssl; each port has a different address."""
     models.add1(tmp_path / "models")
     issued = authority.issue("server")
     certificate, key = issued.certificate, issued.key

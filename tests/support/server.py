@@ -103,7 +103,7 @@ def serve(
 
     `python` is the interpreter of an environment in which Backline is installed.
 
-    Unless the options say otherwise, model files are not tried in a process of their own, which would take
+    Unless the options say otherwise, model files are not tried in a separate process, which would take
     most of a test's time.
     """
     http, grpc, metrics = free_ports(3)

@@ -1,4 +1,4 @@
-"""When changes of files are reported, on a clock that the test turns."""
+"""When changes of files are reported, on a clock that the test sets."""
 
 from __future__ import annotations
 

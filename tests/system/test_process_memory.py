@@ -81,7 +81,7 @@ def test_a_process_that_has_ended_holds_nothing() -> None:
 
 
 def test_the_peak_counts_from_its_restart() -> None:
-    # In a process of its own, since others of this one's tests may free memory meanwhile.
+    # In a separate process, since others of this one's tests may free memory meanwhile.
     code = """
 from backline.system.process_memory import peak_bytes, restart_peak
 data = bytearray(b"x") * (50 << 20)

@@ -132,7 +132,8 @@ class Peer(ABC):
         return replace(result, cpu_us=spent / result.requests * 1e6) if result.requests else result
 
     def settle(self, case: Case) -> None:
-        """Waits until the server is idle: some servers go on with requests whose client has disconnected."""
+        """Waits until the server is idle: some servers continue with requests whose client has
+        disconnected."""
         deadline = time.monotonic() + 120
         while True:
             try:

@@ -35,8 +35,8 @@ _MAX_REMEMBERED = 4096
 class Policy:
     """The identities that a server knows.
 
-    `keys` maps the hash of each key to its identity, and `tokens` is by issuer. The first of `certificates`
-    that applies decides.
+    `keys` maps the hash of each key to its identity, and `tokens` each issuer to its rule. The first of
+    `certificates` that applies decides.
     """
 
     anonymous: Identity
@@ -83,20 +83,20 @@ class Access:
         self._holders: Memo[Certificate, Identity] = Memo(_MAX_REMEMBERED)
         #: Identities of certificates and tokens that are still in use, and what they were made from.
         self._issued: WeakKeyDictionary[Identity, Certificate | Claims] = WeakKeyDictionary()
-        #: Measures what the holders of certificates and tokens use, while any identity of theirs is in use.
-        #: All certificates of a rule use up the same quotas, and so do all tokens of a subject.
+        #: The meters of the holders of certificates and tokens, each kept while an identity of its holder is
+        #: in use. All certificates of a rule use up the same quotas, and so do all tokens of a subject.
         self._meters: WeakValueDictionary[str, Meter] = WeakValueDictionary()
         self._verifier: TokenVerifier | None = None
         self._use_tokens(policy)
         self._policy = policy
-        #: Who sends a request without key or token; None if that depends on the client's certificate.
+        #: The identity of requests without a key or token; None if it depends on the client's certificate.
         self._default = None if policy.certificates else policy.anonymous
 
     @property
     def remembered(self) -> Callable[[bytes], Identity | None]:
         """Finds the identity of an Authorization field that `identify` has accepted, None for any other.
 
-        For hot paths, which need no further call of `identify` then.
+        For hot paths, which then need not call `identify`.
         """
         return self._known.get
 
@@ -218,7 +218,7 @@ class Access:
         return None if identity is None else self._metered(identity, f"{claims.issuer} {claims.subject}")
 
     def _metered(self, identity: Identity, holder: str) -> Identity:
-        """Lets an identity use up the quotas of `holder`, of whom there may be other identities."""
+        """Counts what an identity uses against the quotas of `holder`, who may have other identities too."""
         if identity.meter is not None:
             known = self._meters.setdefault(holder, identity.meter)
             if known is not identity.meter:

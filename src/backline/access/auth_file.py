@@ -52,7 +52,8 @@ class QuotaEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes_per_second: _Rate | None = None
 
     def quota(self, whose: str, models: Sequence[str] = ("*",)) -> Quota:
-        """The Quota of the table. Raises InvalidArgument for a burst without a rate, or without limits."""
+        """The Quota of the table. Raises InvalidArgument for a burst without a rate, or a table without
+        limits."""
         if self.burst is not None and self.requests_per_second is None:
             raise InvalidArgument(f"--auth: the quota of {whose} has a burst but no requests_per_second")
         if (self.requests_per_second, self.max_in_flight, self.bytes_per_second) == (None, None, None):
@@ -277,7 +278,7 @@ def environment_has_keys(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 class AuthFileWatch:
-    """Applies changes of the file while the server runs. A file that is not valid changes nothing."""
+    """Applies changes to the file while the server runs. A file that is not valid changes nothing."""
 
     def __init__(
         self,

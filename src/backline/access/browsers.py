@@ -19,7 +19,7 @@ from backline.engine.errors import InvalidArgument
 #: request-header").
 _FORM_TYPES = frozenset((b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data"))
 _SENT_BY_PAGES = frozenset((b"origin", b"referer", b"sec-fetch-site", b"accept-language"))
-#: Instead of a host name: programs may use any name of the server.
+#: Given in place of a host name: programs may reach the server under any name.
 ANY_HOST = "*"
 _OWN_SITES = frozenset((b"same-origin", b"none"))
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?").fullmatch

@@ -25,7 +25,7 @@ class CertificateRule:
     subject: frozenset[str]
     names: frozenset[str]
     grant: Grant
-    #: When it expires, in seconds of time.time(); None for never.
+    #: When the rule expires, in seconds of time.time(); None for never.
     expires: float | None = None
     #: For all certificates to which the rule applies, together.
     quotas: tuple[Quota, ...] = ()

@@ -38,7 +38,7 @@ METRICS_ONLY = "this port serves only metrics and health checks, as it does not 
 
 
 def route_of(method: bytes, path: bytes) -> str:
-    """A route for people: "GET /v2/models"."""
+    """A route as error texts and the log show it: "GET /v2/models"."""
     return f"{method[:32].decode('latin-1')} {path[:512].decode(errors='replace')}"
 
 
@@ -60,7 +60,8 @@ class ScopeGate(Gate):
     """Applies the policies to the route's target. A request without a route passes and gets its 404.
 
     Without `access`, every caller may use every route, and only web pages are kept out. With it, a request
-    that carries a key or token may come from any page and under any Host: only a page that knows it sends it.
+    that carries a key or token may come from any page and under any Host, because a page can only send a
+    credential that it knows.
     """
 
     def __init__(

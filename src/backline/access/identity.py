@@ -53,7 +53,7 @@ class Identity:
 
     name: str
     grants: tuple[Grant, ...]
-    #: When it expires, in seconds of time.time(); None for never.
+    #: When the identity expires, in seconds of time.time(); None for never.
     expires: float | None = None
     #: What to do about a missing permission, appended to the error.
     cure: str = ""
@@ -63,8 +63,9 @@ class Identity:
     quotas: tuple[Quota, ...] = ()
     #: Whether it may run every model.
     infers_all: bool = field(default=False, init=False, repr=False)
-    #: What the application remembers that this identity may do. Only an identity that `lasts` has entries,
-    #: and it loses them when it is revoked or changed, so whoever finds an entry need check nothing else.
+    #: Permissions of this identity that the application has cached. Only an identity that `lasts` has
+    #: entries, and they are dropped when it is revoked or changed, so an entry that is found needs no further
+    #: check.
     passes: Memo[Any, Any] = field(default_factory=lambda: Memo(_MAX_REMEMBERED), init=False, repr=False)
     #: Measures what it uses; None without quotas.
     meter: Meter | None = field(default=None, init=False, repr=False)

@@ -40,7 +40,7 @@ _METADATA = "/.well-known/openid-configuration"
 def metadata_url(issuer: str) -> str:
     """The URL of an issuer's metadata. Raises InvalidArgument for an issuer that is not a URL."""
     if "://" not in issuer:
-        raise InvalidArgument("it is not a URL, from which the place of its keys could be learned: set jwks")
+        raise InvalidArgument("it is not a URL that leads to its keys: set jwks to their URL or file")
     return issuer.rstrip("/") + _METADATA
 
 

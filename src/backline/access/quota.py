@@ -15,7 +15,7 @@ from backline.engine.ticket import InFlight, Listener, Ticket
 from backline.engine.values.messages import InferResponse
 from backline.memo import Memo
 
-#: Times are sums of floats: what lacks less than this many seconds, or this part of a burst, is there.
+#: The rounding error allowed, in seconds or as a share of a burst, because times are sums of floats.
 _ROUNDING = 1e-9
 #: Seconds after which to try again when too many requests are in flight: nobody knows when one will be done.
 _IN_FLIGHT_RETRY = 0.1
@@ -108,7 +108,7 @@ class Limit(InFlight):
 
 
 class Further(Listener):
-    """Counts a ticket for more limits than the one that `Ticket.counted` is for."""
+    """Counts a ticket against further limits, as `Ticket.counted` holds only one."""
 
     __slots__ = ("_limits",)
 
@@ -175,7 +175,7 @@ class Meter:
         #: Whether the model of a request matters.
         self.by_model = any("*" not in quota.models for quota in quotas)
         self._limits_flight = any(quota.max_in_flight is not None for quota in quotas)
-        #: Whether more than half of a burst may be used; only then is `standing` worth asking for.
+        #: Whether some quota limits the rate of requests; otherwise `standing` always returns None.
         self.low = any(quota.requests_per_second is not None for quota in quotas)
         #: The only limit, if it applies to every model.
         self.only = self._limits[0] if len(self._limits) == 1 and not self.by_model else None

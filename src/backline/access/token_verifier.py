@@ -34,11 +34,11 @@ class TokenVerifier:
         self._changed = changed
         self._loop = loop or asyncio.get_running_loop()
         self._rules: Mapping[str, TokenRule] = {}
-        #: By location.
+        #: The keys of issuers, by the file or URL that they are read from.
         self._rings: dict[str, KeyRing] = {}
 
     def use(self, rules: Mapping[str, TokenRule]) -> None:
-        """Replaces the issuers, by name. The keys of those that stay are kept.
+        """Replaces the rules, which are by issuer. The keys of issuers that stay are kept.
 
         Raises InvalidArgument if keys are in a file that is not valid; then nothing has changed.
         """

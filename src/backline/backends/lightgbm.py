@@ -92,9 +92,9 @@ def check_trees(path: Path) -> None:
         features = int(header["max_feature_idx"]) + 1
         classes = int(header["num_class"])
         if not (0 < features <= 1 << 24 and 0 < classes <= MAX_CLASSES):
-            raise Damaged(f"it has {features} features and {classes} classes")
+            raise Damaged(f"it has {features} features and {classes} classes, of which one is out of range")
         if int(header["num_tree_per_iteration"]) != classes:
-            raise Damaged("num_tree_per_iteration is not num_class")
+            raise Damaged("num_tree_per_iteration differs from num_class")
         given = re.search(r"\bnum_class:(\d+)", header.get("objective", ""))
         if given and int(given[1]) != classes:
             raise Damaged("the num_class of its objective differs")

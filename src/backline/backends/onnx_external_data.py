@@ -44,7 +44,8 @@ def check_external_data(path: Path) -> None:
 
 
 def check_structure(path: Path) -> None:
-    """Raises InvalidArgument for a file that is no ONNX model or is cut off. Reads only its outer fields."""
+    """Raises InvalidArgument for a file that is not an ONNX model or is cut off. Reads only its outer
+    fields."""
     read_start(path)
     fields: set[int] = set()
     whole = True

@@ -323,7 +323,7 @@ def _one_line(error: Exception) -> str:
     return one_line(reason) if reason.strip() else type(error).__name__
 
 
-#: The size in bytes from which ArenaOutputs counts an output.
+#: ArenaOutputs counts only outputs of at least this many bytes.
 LARGE = 1 << 18
 #: Bytes of outputs that may stay in the arena at once.
 MAX_HELD = 1 << 24

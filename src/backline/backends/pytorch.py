@@ -140,7 +140,7 @@ class PytorchModel:
     def _number(self, name: str, array: np.ndarray) -> Any:
         if array.size != 1:
             raise InvalidArgument(
-                f"input '{name}' of model '{self._name}' is one number, but has shape {list(array.shape)}"
+                f"input '{name}' of model '{self._name}' takes one number, got shape {list(array.shape)}"
             )
         return array.reshape(-1)[0].item()
 

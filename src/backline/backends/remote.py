@@ -22,8 +22,8 @@ class Remote:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> RemoteModel:
         """Describes where the model is, from the parameters. Connects to no server.
 
-        Raises InvalidArgument for wrong parameters, and for files from elsewhere, which could otherwise make
-        this server send requests to any address that it reaches.
+        Raises InvalidArgument for wrong parameters, and for files of a remote repository or a load request,
+        which could otherwise make this server send requests to any address that it reaches.
         """
         if not options.may_run_code:
             raise InvalidArgument(

@@ -33,7 +33,7 @@ class TorchServe:
     """The backend for model archives: zip and gzipped tar files, or folders with MAR-INF/MANIFEST.json."""
 
     name: ClassVar[str] = "torchserve"
-    #: As in TorchServe, requirements come on top of the packages that handlers run on.
+    #: As in TorchServe, a model's requirements are added to the packages that handlers run on.
     on_top: ClassVar[bool] = True
 
     def check_file(self, path: Path) -> None:

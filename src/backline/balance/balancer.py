@@ -19,7 +19,7 @@ _STEP = 16
 class Verdict(Enum):
     """What the end of an attempt says about its server."""
 
-    #: It responded, if only that the request is invalid.
+    #: It responded, if only to say that the request is invalid.
     ANSWERED = "answered"
     #: It refused the request because it has too many.
     BUSY = "busy"
@@ -38,8 +38,8 @@ class Balancer:
     - A server that refuses a request as too busy gets the next ones only if all are busy.
     - A server that is lost, or fails repeatedly, is ejected until a probe finds it alive. If all are ejected,
       all get requests, as one may be back.
-    - A server whose oldest request waits for long is probed too, because its machine may have stopped without
-      closing a connection.
+    - A server whose oldest request has waited long is probed too, because its machine may have stopped
+      without closing a connection.
 
     Requests that are sent again, for whatever reason, are limited to a share of all requests: otherwise they
     would multiply the load just when servers fail.

@@ -19,7 +19,7 @@ from backline.client.sync import Client
 from backline.engine.control import Attempt, Change
 from backline.engine.names import printable
 
-#: Seconds between looks for new entries.
+#: Seconds between checks for new entries.
 _INTERVAL = 1.0
 _MOST = 10_000
 _EPILOG = """\b
@@ -37,7 +37,7 @@ _Read = Callable[[int, float], Sequence[Change | Attempt]]
     type=WholeNumber(1, _MOST),
     default=20,
     show_default=True,
-    help="The number of entries to show, the latest.",
+    help="How many of the latest entries to show.",
 )
 @click.option("--follow", is_flag=True, help="Show further entries as they come.")
 @click.option(

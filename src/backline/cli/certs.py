@@ -303,7 +303,7 @@ Examples:
 def create(hosts: tuple[str, ...], clients: tuple[str, ...], folder: Path, days: int) -> None:
     """Create an authority and a server certificate for development.
 
-    An authority that is already in the folder signs the new certificates, so clients go on trusting the
+    An authority that is already in the folder signs the new certificates, so clients continue to trust the
     server. Without --client, the server certificate is renewed with the names that it has.
     """
     files = _Folder(folder)

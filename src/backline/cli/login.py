@@ -52,7 +52,7 @@ def command(url: str, options: ClientOptions) -> None:
                 f"{address.server} refuses the key, which was not kept: {error.message}"
             ) from None
         except PermissionDenied:
-            pass  # the server knows the key, which may do other things
+            pass  # the key is valid, but does not permit this request
     keys = StoredKeys()
     keys.put(address.server, key)
     print(f"Kept the key of {address.server} in '{keys.path}'")

@@ -24,7 +24,7 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.names import printable
 from backline.observe.log.settings import LEVELS
 
-#: Seconds between looks for new lines.
+#: Seconds between checks for new lines.
 _INTERVAL = 0.2
 #: The start of an entry in the formats default and ISO8601: time, severity, logger.
 _START = re.compile(r"[0-9]{4}-\S+(?: \S+)? (DEBUG|INFO|WARNING|ERROR|CRITICAL) [\w.]+: ")
@@ -104,7 +104,7 @@ async def _log_file(url: str, options: ClientOptions) -> Path:
 
 
 def _found(path: Path, url: str) -> Path:
-    """The path. Raises InvalidArgument if it is not on this machine."""
+    """Returns the path of a log file. Raises InvalidArgument if the file is not on this machine."""
     if not path.is_file():
         raise InvalidArgument(
             f"the log file of {url}, '{path}', is not here: run this command on the server's machine in its"
@@ -155,7 +155,7 @@ def _new_lines(path: Path, opened: TextIO) -> Iterator[str]:
             continue
         yield ""
         if _is_moved(path, opened):
-            yield from opened  # what was written since the last look
+            yield from opened  # what was written since the last check
             opened.close()
             opened = path.open(encoding="utf-8", errors="replace")
         else:

@@ -43,7 +43,7 @@ COMMANDS = {
     "logs": "Show the log of a server on this machine.",
     "doctor": "Find out what is wrong with a machine, with models or with a server.",
     "bench": "Measure a model on a server under load.",
-    "tune": "Search the best settings for a model on this machine.",
+    "tune": "Search for the best settings of a model on this machine.",
     "completion": "Print the script that completes commands in a shell.",
 }
 
@@ -173,7 +173,7 @@ def _explain(error: click.ClickException) -> click.ClickException:
 
 
 def _open_standard_streams() -> None:
-    """Opens closed standard streams on /dev/null, as a socket could otherwise get their number and output."""
+    """Opens closed standard streams on /dev/null: what is printed could otherwise go to a socket."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

@@ -71,7 +71,11 @@ class UserUnit:
 
 def _user_option(function: Callable[..., None]) -> Callable[..., None]:
     return click.option(
-        "--user", "for_user", is_flag=True, required=True, help="The service is one of this user. Required."
+        "--user",
+        "for_user",
+        is_flag=True,
+        required=True,
+        help="Use the service of the current user. Required.",
     )(function)
 
 

@@ -28,7 +28,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 def plain_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()
 ) -> list[str]:
-    """The lines of a plain table. Control characters are escaped, as cells may hold texts of clients."""
+    """The lines of a plain table. Control characters are escaped, as cells may hold text from clients."""
     cells = [
         list(columns),
         *([printable(" ".join(cell.split()) if "\n" in cell else cell) for cell in row] for row in rows),

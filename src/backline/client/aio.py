@@ -256,13 +256,13 @@ class AsyncClient:
         return await (await self._control()).move_label(move, self._limit(timeout))
 
     async def history(self, name: str = "", limit: int = 100, timeout: float | None = None) -> list[Change]:
-        """The last changes, newest first: who did what, and when. An empty name means all models."""
+        """The latest changes, newest first: who did what, and when. An empty name means all models."""
         return await (await self._control()).history(name, limit, self._limit(timeout))
 
     async def audit(
         self, limit: int = 100, after: float = 0.0, timeout: float | None = None
     ) -> list[Change | Attempt]:
-        """The last entries of the audit log later than `after` (seconds since 1970), newest first."""
+        """The latest entries of the audit log, made after `after` (seconds since 1970), newest first."""
         return await (await self._control()).audit(limit, after, self._limit(timeout))
 
     async def refresh(self, timeout: float | None = None) -> None:

@@ -237,7 +237,7 @@ class BalancedTransport(Transport):
     # watching the servers
 
     def watch(self) -> None:
-        """Starts to watch the servers, unless it is done already."""
+        """Starts to watch the servers, unless they are already being watched."""
         if self._watching is None or self._watching.done():
             self._watching = asyncio.get_running_loop().create_task(self._watch())
 

@@ -177,7 +177,7 @@ def _split(received: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
     id = ""
     places: list[tuple[int, int]] = []
     rest: list[bytes] = []
-    run = 0  # the start of the current part of the rest
+    run = 0  # where the bytes that are not yet in the rest start
     while position < total:
         start = position
         tag = received[position]

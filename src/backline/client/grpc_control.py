@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class GrpcControl(HttpControl):
     """Loads and unloads whole models by Triton's gRPC methods; does everything else over HTTP.
 
-    Every port of Backline answers HTTP; Triton's gRPC port does not.
+    Every port of Backline speaks HTTP; Triton's gRPC port does not.
     """
 
     def __init__(self, transport: GrpcRequests, address: Address, options: ClientOptions) -> None:

@@ -101,7 +101,7 @@ class HttpControl(ModelControl):
             if error.message.startswith(("Not Found", "Method Not Allowed")):
                 raise Unsupported(
                     f"{self._url} does not know {method} {path.partition('?')[0]}:"
-                    " single versions, labels and the history need a Backline server"
+                    " operations on individual versions, labels and the history need a Backline server"
                 )
             raise error
         return answer

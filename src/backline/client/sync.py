@@ -146,13 +146,13 @@ class Client:
         return self._loop.run(self._client.rollback(name, label, timeout))
 
     def history(self, name: str = "", limit: int = 100, timeout: float | None = None) -> list[Change]:
-        """The last changes, newest first: who did what, and when. An empty name means all models."""
+        """The latest changes, newest first: who did what, and when. An empty name means all models."""
         return self._loop.run(self._client.history(name, limit, timeout))
 
     def audit(
         self, limit: int = 100, after: float = 0.0, timeout: float | None = None
     ) -> list[Change | Attempt]:
-        """The last entries of the audit log later than `after` (seconds since 1970), newest first."""
+        """The latest entries of the audit log, made after `after` (seconds since 1970), newest first."""
         return self._loop.run(self._client.audit(limit, after, timeout))
 
     def refresh(self, timeout: float | None = None) -> None:

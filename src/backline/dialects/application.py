@@ -271,7 +271,7 @@ class _IdentifyingHandler(_HttpHandler):
 
 
 def _target(method: UnaryMethod | StreamMethod) -> AccessTarget:
-    """The target of calls of a gRPC method, as far as its path tells."""
+    """The target of calls of a gRPC method, as far as its path shows it."""
     scope = Scope(method.scope)
     named = (
         scope is Scope.INFER

@@ -28,30 +28,30 @@ from backline.wire.application import (
     UnaryMethod,
 )
 
-#: How many refusals per second are entered, of one address and of all.
+#: How many refusals per second are logged: for one address, and in all.
 PER_ADDRESS = 10
 IN_TOTAL = 100
 #: The most addresses that are limited separately; all further ones share one limit.
 _MAX_ADDRESSES = 4096
 _OTHERS = "other addresses"
-#: Seconds after which suppressed refusals are entered as a number.
+#: Seconds after which suppressed refusals are logged as a number.
 _SUMMARY = 1.0
 #: The reason of a refusal is cut to this many characters while it waits to be logged.
 _LONGEST = 512
 
 
 class RefusalLimit:
-    """Decides which refusals to enter. Pure: callers pass the time, in seconds of time.monotonic()."""
+    """Decides which refusals to log. Pure: callers pass the time, in seconds of time.monotonic()."""
 
     def __init__(self, now: float) -> None:
         self._buckets: dict[str, TokenBucket] = {}
         self._total = TokenBucket(IN_TOTAL, IN_TOTAL, now)
         self._forget_at = now
-        #: By address: how many refusals were not entered, and the last of them.
+        #: By address: how many refusals were not logged, and the last of them.
         self.suppressed: dict[str, tuple[int, Attempt]] = {}
 
     def admits(self, attempt: Attempt, now: float) -> bool:
-        """Whether to enter a refusal; if not, it is counted."""
+        """Whether to log a refusal; if not, it is counted."""
         if now >= self._forget_at:
             # Once a second at most, as an attacker may have many addresses.
             self._buckets = {name: known for name, known in self._buckets.items() if known.full_at > now}
@@ -73,7 +73,7 @@ class RefusalLimit:
         return True
 
     def summary(self) -> list[Attempt]:
-        """The suppressed refusals of each address as one, with their number. Forgets them."""
+        """One attempt for each address with suppressed refusals, with their number. Forgets the refusals."""
         found = [replace(last, suppressed=count) for count, last in self.suppressed.values()]
         self.suppressed.clear()
         return found
@@ -90,13 +90,13 @@ class Audit:
         self._timer: asyncio.TimerHandle | None = None
 
     def denied(self, denial: Denial, route: str, model: str | None, peer: str) -> None:
-        """Enters a refusal by the gate."""
+        """Logs a refusal by the gate."""
         self._refused(denial.identity, peer, route, model, denial.message)
 
     def refused(
         self, caller: HttpRequest | Call, route: str, model: str | None, error: BacklineError
     ) -> None:
-        """Enters a refusal for lack of a key or a scope; other errors are none."""
+        """Logs a refusal for lack of a key or a scope; ignores other errors."""
         if error.http_status in (401, 403):
             identity = "" if caller.identity is None else caller.identity.name
             self._refused(identity, caller.peer, route, model, error.public_message)
@@ -115,7 +115,7 @@ class Audit:
             self._note(replace(attempt, time=now))
 
     def ended(self, caller: HttpRequest | Call, route: str, model: str | None, error: str | None) -> None:
-        """Enters a request that changed something, or that failed with `error`."""
+        """Logs a request that changed something, or that failed with `error`."""
         identity = "" if caller.identity is None else caller.identity.name
         outcome: Literal["done", "failed"] = "done" if error is None else "failed"
         self._note(Attempt(time.time(), outcome, route, identity, caller.peer, model or "", error or ""))
@@ -151,7 +151,7 @@ class Audit:
 
 
 class _AuditedRequest(WrappedRequest):
-    """A request that is entered when it has its response."""
+    """A request that is logged when it has its response."""
 
     __slots__ = ("_audit", "_model", "_peer")
 
@@ -178,7 +178,7 @@ class _AuditedRequest(WrappedRequest):
 
 
 class _AuditedCall(UnaryCall):
-    """A call that is entered when it has its response."""
+    """A call that is logged when it has its response."""
 
     __slots__ = ("_audit", "_inner", "_model", "_peer", "_route")
 
@@ -198,7 +198,7 @@ class _AuditedCall(UnaryCall):
         self._peer = inner.peer
         try:
             self._model = None if model_of is None else model_of(received)
-        except BacklineError:  # the handler will find the same
+        except BacklineError:  # the handler will raise the same error
             self._model = None
         inner.on_abandon = self._abandoned
 
@@ -231,7 +231,7 @@ def _error_text(body: Sequence[Buffer]) -> str:
 
 
 class AuditedIdentity:
-    """The identity of a stream, which enters the refusals of single messages."""
+    """The identity of a stream, which logs the refusals of single messages."""
 
     def __init__(self, inner: Any, audit: Audit, call: Call, route: str) -> None:
         self._inner = inner

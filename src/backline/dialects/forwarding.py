@@ -16,7 +16,7 @@ from backline.engine.values.messages import InferRequest
 from backline.memo import Memo
 from backline.wire.application import SpelledFields
 
-#: Parameters of a request that have a meaning of their own, so that no field may pass as one of them.
+#: Parameters that the server itself interprets, so no header field may be forwarded under their names.
 _RESERVED = frozenset(
     ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output")
 )
@@ -70,7 +70,7 @@ class ForwardPattern:
 
 @dataclass(frozen=True, slots=True)
 class Forwarding:
-    """What is forwarded of HTTP requests, and of gRPC calls; None for nothing."""
+    """Which fields of HTTP requests, and of gRPC calls, are forwarded; None for none."""
 
     http: ForwardPattern | None = None
     grpc: ForwardPattern | None = None

@@ -143,7 +143,7 @@ def replace_words(text: Buffer) -> bytes | None:
     pieces: list[bytes] = []
     left = b""  # the end of a part, which may be half a word
     for part, _, inside in parts(source):
-        # Words in strings stay: their first letters are hidden meanwhile.
+        # Words inside strings must not be replaced, so their first letters are hidden for now.
         whole = left + np.where(inside, _HIDE[part], part).tobytes()
         cut = whole.rfind(b",") + 1
         pieces.append(_without_words(whole[:cut]))

@@ -82,7 +82,7 @@ class Embedded:
         if model_name and len(locations) > 1:
             raise InvalidArgument(
                 f"the model name '{model_name}' is for one repository with one model, but there are"
-                f" {len(locations)}"
+                f" {len(locations)} repositories"
             )
         opened = [
             open_repository(location, formats=FORMATS, cache=cache, configs=configs, name=model_name)

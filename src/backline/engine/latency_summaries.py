@@ -17,7 +17,7 @@ from typing import Final
 
 _SLOTS: Final = 5
 _SLOT_NS: Final = 12_000_000_000
-#: How many distinct values a slot takes before it rounds them, and again after each rounding.
+#: A slot rounds its values each time it has gained this many distinct ones.
 _DISTINCT: Final = 1024
 #: The significant bits of a rounded value. A slot then has at most 64 values per power of two.
 _BITS: Final = 7

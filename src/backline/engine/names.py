@@ -1,7 +1,7 @@
 """Checks names of models, versions and labels, and file paths in load requests, and sorts versions.
 
 Such a name becomes a folder, a URL segment and a metric label, so names from outside are checked here before
-any such use: in requests by `Engine.find`, in every change of a model, and in `Overrides`; in repositories by
+any such use: in requests by `Engine.find`, in every change to a model, and in `Overrides`; in repositories by
 their scan.
 """
 

@@ -80,7 +80,7 @@ class Owner:
 
 
 class InFlight:
-    """Counts tickets from when they are `Ticket.counted` by it until they end."""
+    """Counts tickets in flight: each from the call of `count` until it ends."""
 
     __slots__ = ("in_flight",)
 
@@ -88,7 +88,7 @@ class InFlight:
         self.in_flight = 0
 
     def count(self, ticket: Ticket) -> None:
-        """Counts a ticket that nothing counts yet. Invariant: every end of a ticket counts it down, once."""
+        """Counts a ticket that is not counted yet. Invariant: however it ends, it is counted down once."""
         self.in_flight += 1
         ticket.counted = self
 

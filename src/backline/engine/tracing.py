@@ -49,7 +49,8 @@ class Trace(Protocol):
         """The trace context, for models that trace their work: a JSON object with `traceparent`, or empty."""
 
     def follow(self, ticket: Ticket) -> Trace:
-        """Creates the trace of a request made for the one traced here, just before that is submitted."""
+        """Creates the trace of a request made on behalf of this one, just before the new request is
+        submitted."""
 
     def shared_with(self, others: Sequence[Trace]) -> Trace:
         """The trace for a request on behalf of several: those traced here and by `others`."""

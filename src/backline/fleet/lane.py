@@ -57,7 +57,7 @@ class RemoteLane:
         try:
             await asyncio.shield(self._opening)
         except BacklineError:
-            self._opening = None  # the name of the servers may be known later
+            self._opening = None  # the names of the servers may resolve later
             raise
         self._opened = True
         return self._transport
@@ -149,7 +149,7 @@ class RemoteLane:
         batch.on_abandon = abandon
 
     def _send(self, instance: Instance, batch: Batch, finished: Finished) -> None:
-        """Sends a request without a task of its own, which would cost two more turns of the loop."""
+        """Sends a request without a separate task, which would cost two more turns of the loop."""
         ticket = batch.tickets[0]
         batch.gathered_ns = monotonic_ns()
         batch.executed = True
@@ -219,7 +219,7 @@ class RemoteInstance:
 
 
 def _parameters(request: InferRequest) -> dict[str, Parameter] | None:
-    """The parameters for the other server: the caller's, and those that this server has read from them."""
+    """The caller's parameters, together with the priority and sequence that this server took out of them."""
     parameters = dict(request.parameters or {})
     if request.priority:
         parameters["priority"] = request.priority

@@ -31,7 +31,7 @@ _LONGEST = 512
 
 
 class RotatedFile:
-    """A file of JSON lines, and the older one that it replaced when it had `limit` bytes."""
+    """A file of JSON lines, and the previous one. A new file is begun once the current has `limit` bytes."""
 
     def __init__(self, file: Path, limit: int) -> None:
         self.file = file
@@ -53,7 +53,7 @@ class RotatedFile:
 
 
 class AuditLog:
-    """The log of changes and refusals. If it cannot be written, the server logs an error and goes on.
+    """The log of changes and refusals. If it cannot be written, the server logs an error and continues.
 
     Every text is escaped as it is written, so that no line of the files does anything to a terminal.
     """
@@ -75,12 +75,13 @@ class AuditLog:
             file.append(json.dumps(stated, ensure_ascii=False).encode("utf-8", "backslashreplace"))
             self._failed = False
         except (OSError, BacklineError) as error:
-            if not self._failed:  # once, not with every change
+            if not self._failed:  # logged once, not again with every change
                 log.error("the audit log '%s' cannot be written: %s", file.file, error)
             self._failed = True
 
     def history(self, model: str = "", limit: int = 100) -> list[Change]:
-        """The last changes of a model, or of all if `model` is "", newest first. Skips damaged lines."""
+        """The latest changes to a model, or to all models if `model` is "", newest first. Skips damaged
+        lines."""
         # Lines of other models are recognised by the model's name in JSON, without parsing them.
         named = json.dumps(model, ensure_ascii=False).encode("utf-8", "backslashreplace") if model else b""
         lines = (line for line in self._changes.backwards() if named in line)
@@ -88,7 +89,7 @@ class AuditLog:
         return list(islice((change for change in changes if not model or change.model == model), limit))
 
     def entries(self, limit: int = 100, after: float = 0.0) -> list[Change | Attempt]:
-        """The last entries later than `after`, newest first. Skips damaged lines."""
+        """The latest entries that were made after `after`, newest first. Skips damaged lines."""
         files = (_entries(self._changes.backwards()), _entries(self._refusals.backwards()))
         merged = heapq.merge(*files, key=lambda entry: entry.time, reverse=True)
         return list(islice(takewhile(lambda entry: entry.time > after, merged), limit))

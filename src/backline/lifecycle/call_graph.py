@@ -22,7 +22,7 @@ class CallGraph:
     def __init__(self) -> None:
         self._waits: dict[Node, Counter[Node]] = {}
 
-    def circle(self, waits: Sequence[Wait]) -> list[Node]:
+    def cycle(self, waits: Sequence[Wait]) -> list[Node]:
         """The cycle that these waits would close, starting and ending with the same node; empty if none."""
         new: dict[Node, list[Node]] = {}
         for waiting, awaited in waits:

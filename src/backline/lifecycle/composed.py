@@ -220,10 +220,10 @@ def unanswered_step(engine: Engine, config: ModelConfig) -> str:
     The texts are Triton's, except the one for an ensemble that calls itself, which Triton does not detect.
     """
     assert config.ensemble is not None, "it is an ensemble"
-    circle = _circle(engine, config.name, config.ensemble, set())
-    if circle:
-        way = " -> ".join(f"'{name}'" for name in (config.name, *circle))
-        return f"ensemble '{config.name}' would wait for itself, because its steps form a circle: {way}"
+    cycle = _cycle(engine, config.name, config.ensemble, set())
+    if cycle:
+        way = " -> ".join(f"'{name}'" for name in (config.name, *cycle))
+        return f"ensemble '{config.name}' would wait for itself, because its steps form a cycle: {way}"
     names = engine.names()
     missing = sorted(config.ensemble.models - set(names))
     if missing:
@@ -246,7 +246,7 @@ def unanswered_step(engine: Engine, config: ModelConfig) -> str:
     return ""
 
 
-def _circle(engine: Engine, name: str, ensemble: Ensemble, seen: set[str]) -> list[str]:
+def _cycle(engine: Engine, name: str, ensemble: Ensemble, seen: set[str]) -> list[str]:
     """The models on a path of calls from `ensemble` back to the model `name`; empty if there is none."""
     for step in ensemble.steps:
         if step.model == name:
@@ -258,7 +258,7 @@ def _circle(engine: Engine, name: str, ensemble: Ensemble, seen: set[str]) -> li
         if asked is None or step.model in seen:
             continue
         seen.add(step.model)
-        way = _circle(engine, name, asked, seen)
+        way = _cycle(engine, name, asked, seen)
         if way:
             return [step.model, *way]
     return []

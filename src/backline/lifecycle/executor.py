@@ -402,7 +402,8 @@ class Dependencies:
 
 
 def _reason(model: Model, error: BacklineError) -> str:
-    """Why a load failed, without the model's name and version, which all who show the reason name already.
+    """Why a load failed, without the model's name and version, as every place that shows the reason names
+    both.
 
     Triton calls the failure of a model's own code internal.
     """

@@ -27,7 +27,7 @@ from backline.lifecycle.wanted import Source, Sources, Target, listed, select
 from backline.repository.repository import FoundModel, Repository
 from backline.system.busy_poll import BusyPoll
 
-#: Seconds between looks for a repository that does not exist yet.
+#: Seconds between checks for a repository that does not exist yet.
 _LOOK_FOR_REPOSITORIES = 0.5
 
 

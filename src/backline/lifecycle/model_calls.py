@@ -36,10 +36,10 @@ class ModelCalls:
         """
         called = self._engine.find_ready(ticket.request.model_name, ticket.request.model_version)
         waits = [(node(self._caller), node(called)), *waits_for_steps(self._engine, called)]
-        circle = self._graph.circle(waits)
-        if circle:
-            way = " -> ".join(f"'{name}' version {version}" for name, version in circle)
-            raise Internal(f"a circle of calls would wait for itself: {way}")
+        cycle = self._graph.cycle(waits)
+        if cycle:
+            way = " -> ".join(f"'{name}' version {version}" for name, version in cycle)
+            raise Internal(f"the call would close a cycle of waiting models: {way}")
         if self._permits is not None:
             self._check_resources(self._permits, called, waits)
         self._graph.add(waits)

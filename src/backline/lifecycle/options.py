@@ -33,7 +33,7 @@ def check_isolation(mode: IsolateMode) -> None:
     """Raises InvalidArgument if model files cannot be tried in separate processes on this system."""
     if mode != "never" and not TRIALS_WORK:
         raise InvalidArgument(
-            f"isolate is {mode}, but model files can be tried in processes of their own only on Linux: set it"
+            f"isolate is {mode}, but model files can be tried in separate processes only on Linux: set it"
             " to never"
         )
 

@@ -149,7 +149,7 @@ def _new_root() -> tuple[Path, int]:
 
 
 async def with_configuration(source: Source, text: str, *, complete: bool = False) -> Source:
-    """A repository's model with the configuration `text` of a load request instead of its own.
+    """A repository's model, with the configuration `text` of a load request in place of the repository's.
 
     With `complete`, the configuration must name all inputs and outputs. Returns `source` if none of its
     versions can be loaded: a load of the source will say why. Raises InvalidArgument if the configuration is

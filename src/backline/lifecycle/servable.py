@@ -102,7 +102,7 @@ class Servable(ShownVersion):
         #: The running load or drain.
         self.task: asyncio.Task[None] | None = None
         self.measured: Measured | None = None
-        #: What the loaded model holds; None before it is loaded.
+        #: The memory that the loaded model holds; None before it is loaded.
         self.memory: LoadMemory | None = None
         if statistics is not None:
             self.model.statistics = statistics

@@ -158,7 +158,7 @@ class ServedModel:
 
     def _all_or_none(self, goals: Sequence[Wanted], target: Target) -> list[Wanted]:
         """The goals, of which new versions may not serve before all are loaded. Until then, versions that
-        serve go on doing so.
+        serve continue to do so.
 
         Once a load has failed for good, the goals in `_in_vain` are dropped, which unloads their versions.
         """

@@ -162,7 +162,7 @@ def _decoded(
             if resampler is None:
                 rate = frame.sample_rate
                 check_size(int(announced * rate) * frame.layout.nb_channels * _ITEM, limit)
-                # Only the kind of samples changes: floats, one row for each channel.
+                # Converts only the sample format: planar floats, one row for each channel.
                 resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=rate)
             for part in resampler.resample(frame):
                 parts.append(part.to_ndarray())

@@ -25,7 +25,7 @@ class ScalingPolicy:
     missed: float = 0.01
     #: Within this distance of the target, the number stays.
     tolerance: float = 0.1
-    #: Fewer servers are wanted only if fewer were enough for this long.
+    #: Fewer servers are wanted only once fewer have been enough for this many seconds.
     stabilization: float = 300.0
 
 

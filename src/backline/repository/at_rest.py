@@ -26,7 +26,7 @@ class Seen:
 class _Growth:
     identity: str
     changed_at: float
-    #: The longest pause between two changes of a copy that may be in progress, in seconds.
+    #: The longest pause between two changes to a file whose copying may still be in progress, in seconds.
     pause: float = 0.0
 
     def complete_at(self) -> float:

@@ -35,7 +35,7 @@ _LOOK = 0.25
 
 
 class LocalRepository:
-    """The models at a path; see Repository. `name` overrides the name of a single model."""
+    """A Repository at a local path: a folder or a file. `name` overrides the name of a single model."""
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ def walk(root: Path, *, location: str = "", stable_inodes: bool = True) -> Listi
     """All files and folders below `root`, following links.
 
     Names that start with a dot (except PYTHON_VERSION) and IGNORED_FOLDERS are left out. An entry that cannot
-    be used has a problem: a link that leads out of `root`, to nowhere or in a circle, a file that is
+    be used has a problem: a link that leads out of `root`, to nowhere or in a loop, a file that is
     unreadable or not regular, or a name with characters that cannot be printed. Inodes are part of a file's
     identity only with `stable_inodes`, as some network file systems change them. Raises NotFound or
     InvalidArgument if `root` cannot be read.

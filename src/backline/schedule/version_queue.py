@@ -60,5 +60,5 @@ class DeadlineQueue:
 
 
 def with_deadline(queue: RequestQueue, seconds: float | None) -> RequestQueue:
-    """`queue` with a deadline of `seconds` per request; `queue` itself if that is None."""
+    """`queue` with a deadline of `seconds` per request; `queue` itself if `seconds` is None."""
     return queue if seconds is None else DeadlineQueue(queue, seconds)

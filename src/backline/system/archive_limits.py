@@ -50,7 +50,7 @@ def check_zip(path: Path, limits: UnpackLimits) -> None:
     """Raises InvalidArgument if a zip file has more members, or unpacks to more bytes, than it may.
 
     Listing the members of an archive that was made to have millions would take long and fill the memory, so
-    the size of the list is checked first. The caller finds out if the file is no zip file when unpacking it.
+    the size of the list is checked first. If the file is not a zip file, unpacking it will show that.
     """
     check_zip_list(path, str(path), limits)
     try:

@@ -45,7 +45,7 @@ class BusyPoll:
 
     def __init__(self) -> None:
         self._policy = BusyPollPolicy(0.0)
-        #: Whether input has arrived since the last look.
+        #: Whether input has arrived since the last check.
         self.arrived = False
         #: Whether `wake` must be called when input arrives.
         self.asleep = False

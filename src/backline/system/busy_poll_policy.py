@@ -8,15 +8,16 @@ from typing import Final
 #: Seconds from the arrival of input to the end of the sleep that it interrupts. A gap that ended a sleep
 #: was shorter by this time.
 WAKE_TIME: Final = 30e-6
-#: Seconds between two looks for input, during a poll, after which another thread or process must have had the
-#: core or the interpreter.
+#: If this many seconds pass between two checks for input during a poll, another thread or process must have
+#: had the core or the interpreter.
 LOST_CORE: Final = 100e-6
 #: Seconds between two checks, while polling, whether the machine has an idle core.
 CHECK_INTERVAL: Final = 0.01
 #: The weight of the latest gap in the averages.
 _WEIGHT: Final = 1 / 16
 #: Gaps count as regular if at least this share of them is short enough to poll for, and if the variance that
-#: their differences show is below this share of the square of their mean. For random arrivals they are equal.
+#: their differences show is below this share of the square of their mean. For random arrivals the two are
+#: equal.
 _MOSTLY: Final = 0.9
 _REGULAR: Final = 0.25
 #: Requests with one, two, three or six gaps are recognised as regular.

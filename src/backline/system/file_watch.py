@@ -10,7 +10,7 @@ from typing import TypeAlias
 #: Seconds between checks of the files.
 WATCH_INTERVAL = 1.0
 
-#: What changes with a file's content; None if there is no file.
+#: Numbers that change when a file's content changes; None if there is no file.
 _State: TypeAlias = tuple[int, int, int] | None
 
 

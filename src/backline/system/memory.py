@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 
-#: The size in bytes from which a block gets its own pages.
+#: Blocks of at least this many bytes get separate pages.
 LARGE_BLOCK = 1 << 20
 #: Parameters of mallopt (malloc.h).
 _M_TRIM_THRESHOLD = -1

@@ -225,9 +225,9 @@ class StreamCall(Call):
 class UnaryMethod:
     """A unary gRPC method: `handler(call, message)` replies through the call, immediately or later.
 
-    The handler may raise RpcError. The wire does not use the rest: `scope` is the permission that the method
-    needs, and `model_of` reads the name of the model from a message that concerns one. A message that names
-    no model concerns every model, or with `lists` those that its sender may use.
+    The handler may raise RpcError. The wire does not use the other fields: `scope` is the permission that the
+    method needs, and `model_of` reads the name of the model from a message that concerns one. A message that
+    names no model concerns every model, or with `lists` those that its sender may use.
     """
 
     handler: Callable[[UnaryCall, Buffer], None]

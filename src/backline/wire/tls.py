@@ -100,7 +100,7 @@ def read_certificate(presented: Mapping[str, Any]) -> Certificate:
 
 
 class LiveTls:
-    """The TLS context for new handshakes, which follows changes of the files while the server runs.
+    """The TLS context for new handshakes, which follows changes to the files while the server runs.
 
     Each change makes a new context: the old one must stay usable if the new files do not fit together, and
     handshakes in progress continue with theirs. Open connections are not affected.

@@ -289,7 +289,7 @@ REQUESTS: dict[str, Http | Rpc] = {
         "echo", typed(contents=FOUR), parameters={"triton_a": {"int64_param": 1}}
     ),
 }
-#: Models and versions that are not there.
+#: Models and versions that do not exist.
 NAMES: dict[str, Http | Rpc] = {
     "an unknown model": infer("nobody", GOOD),
     "an unknown version": infer("echo/versions/9", GOOD),

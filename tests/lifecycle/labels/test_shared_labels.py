@@ -38,7 +38,7 @@ def add(repository: Path, *versions: str) -> None:
 
 @contextlib.asynccontextmanager
 async def two(home: Homes, repository: Path, place: str, **options: Any) -> AsyncIterator[tuple[Any, Any]]:
-    """Two servers of one repository, with state folders of their own."""
+    """Two servers of one repository, with separate state folders."""
     options = {"mode": "poll", "labels": place, **options}
     state = repository.parent
     async with (
@@ -215,7 +215,7 @@ def test_a_server_that_is_cut_off_keeps_serving_and_refuses_changes(
                 bucket.relay.mend()
             await promote(one, "2")
             await until(lambda: points_to(other) == "2")
-            await until(lambda: "are followed again" in caplog.text)
+            await until(lambda: "can be read again" in caplog.text)
 
     asyncio.run(scenario())
 

@@ -127,7 +127,7 @@ def test_runs_on_gpus_take_no_cores_from_others(
 def test_a_core_is_shared_while_its_model_waits_for_a_gpu(
     home: Any, repository: Path, devices: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That runs mostly wait was measured on the GPU, and does not hold for the CPU."""
+    """On the GPU, runs were measured to be mostly waiting. This does not hold for the CPU."""
     monkeypatch.setattr(execution, "PATIENCE", 60)
     add1(repository)
     configure(

@@ -38,7 +38,7 @@ def _within(*exchanges: str) -> tuple[str, ...]:
     return tuple(f"seen.{name}.*" for name in exchanges)
 
 
-#: Not a difference that anybody meets: scripts match the beginning of a text.
+#: This difference affects nobody, because scripts match the beginning of a text.
 TEXTS_GO_ON = Difference("texts go on", _ANY, _TEXTS, goes_on)
 DROP_IN: tuple[Difference, ...] = (
     # texts and statuses

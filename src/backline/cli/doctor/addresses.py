@@ -15,7 +15,7 @@ from backline.server import ServerOptions
 
 @dataclass(frozen=True, slots=True)
 class TriedPort:
-    """A port of the server, and the error number of trying to listen on it; 0 if that works."""
+    """A port of the server, and the errno of an attempt to listen on it; 0 if it succeeded."""
 
     option: str
     number: int
@@ -99,7 +99,7 @@ def plain_keys(exposure: Exposure) -> Iterator[Finding]:
     if exposure.keyed and not exposure.tls and not exposure.loopback:
         yield warning(
             f"Keys travel unencrypted to {exposure.host}",
-            "Everybody on the way can read and use them.",
+            "Anyone on the network path can read and use them.",
             "Serve over TLS (--ssl-certificate and --ssl-key), or behind a proxy that does.",
         )
     else:

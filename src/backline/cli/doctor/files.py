@@ -26,9 +26,9 @@ from backline.wire.tls import TlsFileError, TlsFiles
 
 _LITTLE_DISK = 1 << 30
 DAY = 86_400
-#: Seconds before the end of a certificate or key from which it is reported.
+#: A certificate or key that expires within this many seconds is reported.
 SOON = 21 * DAY
-#: Bytes of environments that no model uses from which they are reported.
+#: Environments that no model uses are reported if they take at least this many bytes.
 _MUCH = 1 << 30
 
 
@@ -72,8 +72,7 @@ def folders(files: ServerFiles) -> Iterator[Finding]:
         if not place.writable:
             yield error(
                 f"{place.what}, '{place.path}', cannot be written",
-                "Labels, audit records, measurements and downloads are lost at the end of the server, or"
-                " fail.",
+                "Labels, audit records, measurements and downloads are lost when the server stops, or fail.",
                 "Change its owner or permissions, or choose another one with --state-dir or --cache-dir.",
             )
         else:
@@ -266,7 +265,7 @@ def read_files(options: ServerOptions) -> ServerFiles:
 
 
 def _place(what: str, path: Path) -> ServerPath:
-    """A file or folder. Whether one that does not exist can be written depends on what is above it."""
+    """A file or folder. One that does not exist can be written if its nearest existing parent can."""
     above = next((each for each in (path, *path.absolute().parents) if each.exists()), Path("/"))
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
     return ServerPath(what, path, mode, os.access(above, os.W_OK), shutil.disk_usage(above).free)
@@ -337,7 +336,7 @@ def certificate_end(files: TlsFiles) -> float | None:
 
 
 def _unfinished(folder: Path) -> Iterator[Path]:
-    """What downloads left in a cache, as far as it is so old that none can be in progress."""
+    """What downloads left in a cache, if it is too old to belong to one in progress."""
     with suppress(OSError):
         for path in sorted(folder.iterdir()):
             if time.time() - path.lstat().st_mtime > PARTIAL_SECONDS:

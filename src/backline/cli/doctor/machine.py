@@ -17,9 +17,9 @@ from backline.engine.byte_size import format_bytes
 
 #: Descriptors that `backline serve` reserves for models, worker processes and the log.
 RESERVED_FILES = 256
-#: Seconds since 1970 of a day before this program was written: no right clock is earlier.
+#: A moment before this program was written, in seconds since 1970: a clock that is earlier is wrong.
 EARLIEST = 1_767_225_600.0
-#: The share of scheduling periods with throttling from which latency suffers.
+#: Throttling in more than this share of the scheduling periods is reported, because latency suffers.
 _THROTTLED = 0.05
 _LITTLE_MEMORY = 512 << 20
 _LITTLE_SHARED_MEMORY = 64 << 20

@@ -27,16 +27,16 @@ from backline.repository.repository import FoundModel
 from backline.server import ServerOptions
 from backline.system.user_folders import user_cache
 
-#: The extra of each backend whose name is another one.
+#: The extras of backends whose extra has another name than the backend.
 _EXTRAS = {"onnxruntime": "onnx", "pytorch": "torch"}
 #: File names of models that execute code when they are loaded.
 _PICKLES = (".pkl", ".pickle", ".joblib")
-#: Git LFS puts a text that starts so in place of a file that was not fetched.
+#: Git LFS puts a text that begins like this in place of a file that was not fetched.
 _LFS = b"version https://git-lfs.github.com/spec/"
 _LONG_DELAY_US = 100_000
-#: The ratio of neighbouring buckets from which padding wastes more than half of the longer one.
+#: If neighbouring buckets differ by more than this factor, padding can waste over half of the longer one.
 _WIDE = 2.0
-#: The padded share of a batch from which its sizes are reported.
+#: Sizes of batches are reported if padding can take more than this share of a batch.
 _WASTE = 0.5
 _THREAD_PARAMETERS = ("intra_op_thread_count", "INTRA_OP_THREAD_COUNT", "thread_count", "OMP_NUM_THREADS")
 
@@ -53,7 +53,7 @@ class DescribedModel:
     #: Whether the backend's runtime is installed.
     installed: bool = True
     size: int = 0
-    #: Files of which only a Git LFS pointer is there.
+    #: Files that are present only as Git LFS pointers.
     pointers: tuple[str, ...] = ()
     #: Files that can execute code when they are loaded, and are not trusted.
     pickles: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class DescribedModel:
 
 @dataclass(frozen=True, slots=True)
 class Repositories:
-    """The models of all repositories, and the machine that they are for."""
+    """The models of all repositories, and the machine that is to serve them."""
 
     models: tuple[DescribedModel, ...] = ()
     #: Repositories that cannot be read, and why.
@@ -111,7 +111,7 @@ def configurations(found: Repositories) -> Iterator[Finding]:
             wrong = True
             yield warning(
                 f"{model.name}: {text}",
-                "The model may do something else than its author meant.",
+                "The model may not do what its author meant.",
                 "'backline config explain' shows where each value comes from.",
             )
     if found.models and not wrong:
@@ -194,7 +194,7 @@ def threads(found: Repositories) -> Iterator[Finding]:
                 " cores",
                 "Runs at the same time slow one another down more than they gain.",
                 f"Keep instances x threads at or below {found.cores}, or leave both out: the server measures"
-                " the model and decides. 'backline tune' searches the best combination.",
+                " the model and decides. 'backline tune' searches for the best combination.",
             )
     if found.models and not wrong:
         yield ok("No model asks for more threads than there are cores")

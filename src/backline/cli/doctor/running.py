@@ -24,12 +24,12 @@ from backline.system.cores import usable_cores
 
 Answer = TypeVar("Answer")
 
-#: Requests from which rates and means say something about a model.
+#: The fewest requests for which rates and means say something about a model.
 _ENOUGH = 20
 _FAILED_SHARE = 0.01
 _SLOW_LOAD = 30.0
 _SKEW = 30.0
-#: How many times longer than it computes a request may wait in the queue.
+#: Queue times are reported if they exceed the compute time by this factor.
 _LONG_QUEUE = 3.0
 _LOAD_SECONDS = "nv_model_load_duration_secs"
 _STUCK = "backline_stuck_runs"
@@ -41,8 +41,8 @@ Key = tuple[str, str]
 class ServerFacts:
     """What a server says about itself and its models.
 
-    `problem` says why it does not answer; all other fields are then empty. `statistics` and `configurations`
-    have what the server, and the scopes of the caller's key, let the caller see.
+    `problem` says why the server does not respond; all other fields are then empty. `statistics` and
+    `configurations` have what the server, and the scopes of the caller's key, let the caller see.
     """
 
     url: str
@@ -118,7 +118,7 @@ def callers_without_key(server: ServerFacts) -> Iterator[Finding]:
     if server.open_to_all:
         yield warning(
             f"{server.url} lets callers without a key read and run its models",
-            "Everybody who reaches the address can use the machine's cores and see every model.",
+            "Anyone who can reach the address can use the machine's cores and see every model.",
             "Create keys ('backline keys create') and serve with --auth.",
         )
 
@@ -181,7 +181,7 @@ def unused_models(server: ServerFacts) -> Iterator[Finding]:
     ]
     if never and len(never) < len(server.statistics):
         yield note(
-            f"No request came yet for {', '.join(never)}",
+            f"No requests have arrived yet for {', '.join(never)}",
             "They hold memory that others could use.",
             "Unload them, or let them load on demand: `load = 'on_demand'` in model.toml.",
         )
@@ -209,8 +209,8 @@ def stuck_runs(server: ServerFacts) -> Iterator[Finding]:
     for (name, version), count in server.stuck.items():
         if count:
             yield error(
-                f"{_version(name, version)} has {count:.0f} runs that exceeded their time limit and still go"
-                " on",
+                f"{_version(name, version)} has {count:.0f} runs that exceeded their time limit and are"
+                " still running",
                 "Each one occupies a core and its memory until the server restarts.",
                 "Serve the model in a worker process, which can be ended: `lane = 'process'`.",
             )
@@ -237,7 +237,7 @@ def batching_in_use(server: ServerFacts) -> Iterator[Finding]:
             yield warning(
                 f"{name}: a request {times}",
                 "The model cannot keep up with its requests.",
-                f"backline tune {key[0]} searches better settings; otherwise add instances or machines.",
+                f"backline tune {key[0]} searches for better settings; otherwise add instances or machines.",
             )
 
 
@@ -275,7 +275,7 @@ RUNNING: Mapping[str, Callable[[ServerFacts], Iterator[Finding]]] = {
 
 
 def checks_of(server: ServerFacts) -> Mapping[str, Callable[[ServerFacts], Iterator[Finding]]]:
-    """The checks that apply: only the first one to a server that does not answer."""
+    """The checks that apply: only the first one to a server that does not respond."""
     return {"answers": answers} if server.problem else RUNNING
 
 
@@ -294,7 +294,7 @@ def _mean_us(counts: Mapping[str, Any], name: str) -> float:
 
 
 async def read_running(url: str, options: ClientOptions) -> ServerFacts:
-    """Asks a server for the facts. Facts that it refuses to tell are left out."""
+    """Asks a server for the facts. Facts that it refuses to disclose are left out."""
     server = ServerFacts(url, now=time.time())
     try:
         async with AsyncClient(url, options) as client:
@@ -343,7 +343,7 @@ async def _told(asked: Awaitable[Answer], otherwise: Answer) -> Answer:
 
 
 async def _over_http(server: ServerFacts, transport: HttpTransport, options: ClientOptions) -> ServerFacts:
-    """Adds what only HTTP tells: the clock and the metrics."""
+    """Adds the facts that only HTTP provides: the clock and the metrics."""
     from prometheus_client.parser import text_string_to_metric_families
 
     answer = await transport.exchange(b"GET", b"/metrics", options.timeout)

@@ -29,8 +29,8 @@ _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?>=([0-9][0-9.]*)")
 class Software:
     """The interpreter and the packages that a server started by this command would use.
 
-    `packages` maps the names of installed packages to their versions, and `least` those that Backline
-    requires, if installed, to the least version that it works with.
+    `packages` maps the names of installed packages to their versions, and `least` the names of packages to
+    the lowest version that Backline works with.
     """
 
     python: tuple[int, int]

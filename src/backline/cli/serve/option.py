@@ -25,7 +25,7 @@ Decorator: TypeAlias = Callable[[Function], Function]
 
 
 _PREFIX = "BACKLINE_"
-#: Variables that are read elsewhere than by the options of `backline serve`.
+#: Environment variables that are read by other code than the options of `backline serve`.
 _OTHERS = frozenset({"BACKLINE_DEBUG", "BACKLINE_KEY", "BACKLINE_URL", *ENVIRONMENT_KEYS})
 #: Variables that Kubernetes sets in every container if a service is called backline or backline-something.
 _OF_KUBERNETES = re.compile(

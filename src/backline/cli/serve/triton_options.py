@@ -90,7 +90,7 @@ class ServeCommand(click.Command):
                 kept.append(arg)
         if (
             switched.get("exit_on_error") is False
-        ):  # said explicitly, it covers missing repositories in Triton
+        ):  # in Triton, an explicit false also tolerates missing repositories
             switched.setdefault("await_repositories", True)
         rest = super().parse_args(ctx, kept)
         ctx.params.update(switched)  # the command line takes precedence over the environment

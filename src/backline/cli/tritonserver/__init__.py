@@ -35,7 +35,7 @@ log = logging.getLogger("backline.tritonserver")
 #: Triton's defaults where those of `backline serve` differ. Environment variables take precedence.
 DEFAULTS: dict[str, Any] = {
     "name": "triton",
-    "host": "0.0.0.0",  # as Triton, and the start-up report warns of it
+    "host": "0.0.0.0",  # as in Triton; the start-up report warns about it
     "grpc_host": "0.0.0.0",
     "insecure_open": True,
     "allowed_hosts": ("*",),

@@ -19,7 +19,7 @@ class BadCommandLine(BacklineError):
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """A command line of `backline serve`, and what to tell about options that have no counterpart."""
+    """A command line of `backline serve`, and remarks about options that have no counterpart."""
 
     arguments: tuple[str, ...]
     #: One sentence for each option without effect, and for each that asks for something missing.
@@ -138,7 +138,7 @@ def _translated(values: Mapping[str, Sequence[str]]) -> Iterator[str]:
     last = {name: given[-1] for name, given in values.items()}
     for name, given in values.items():
         match _BY_NAME[name].carried:
-            case "once":  # the last counts
+            case "once":  # the last value counts
                 yield f"--{name}={last[name]}"
             case "each":
                 yield from (f"--{name}={value}" for value in given)

@@ -142,8 +142,8 @@ class TritonOption:
     outcome: Outcome
     #: What it does here, or why it does nothing; for the documentation and the log.
     becomes: str
-    #: Whether `backline serve` has an option of this name for the last value, or for each; empty if a rule of
-    #: its own translates it.
+    #: Whether `backline serve` has an option of this name for the last value, or for each; empty if the
+    #: translation has a special rule.
     carried: Literal["once", "each", ""] = ""
 
 

@@ -25,7 +25,7 @@ def model_table(engine: Engine) -> str:
 
 
 def option_table(server: Server) -> str:
-    """The options that Triton shows, as far as they exist here."""
+    """The options that Triton shows and that also exist here."""
     options = server.options
     lifecycle = options.lifecycle
     metadata = server_metadata(server.engine)

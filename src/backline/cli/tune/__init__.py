@@ -1,4 +1,4 @@
-"""`backline tune`: searches the best settings for a model on this machine."""
+"""`backline tune`: searches for the best settings of a model on this machine."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def command(
     pace: float,
     trust_pickle: bool,
 ) -> None:
-    """Search the settings with which MODEL, a model's folder or file, is fastest on this machine.
+    """Search for the settings with which MODEL, a model's folder or file, is fastest on this machine.
 
     Varies the lane, the number of instances, the batch size and its delay and, for runtimes that have them,
     threads of each run, graph optimisation and memory arena. Most combinations are only predicted, from the
@@ -181,7 +181,7 @@ def _state_folder(repository: Path) -> Path:
 
 
 def write_configuration(folder: Path, config: Any, header: str) -> Iterator[str]:
-    """Writes the configuration of the model in a folder, in the form of the file that is there.
+    """Writes the configuration of the model in a folder, in the format of the file that is there.
 
     Yields what was done. The old file gets another name, which no server reads. Raises InvalidArgument if the
     new file could not be read again; nothing is changed then.

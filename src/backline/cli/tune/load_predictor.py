@@ -98,7 +98,7 @@ class LoadPredictor:
 
 
 def _blended(*limits: float) -> float:
-    """A value somewhat below the lowest of the limits, the closer the others are to it."""
+    """A value below the lowest of the limits: the closer the other limits are, the further below."""
     return float(sum(limit**-_SHARPNESS for limit in limits) ** (-1 / _SHARPNESS))
 
 

@@ -1,4 +1,4 @@
-"""Searches the best settings: measures a few, predicts the others, and lets the most promising compete.
+"""Searches for the best settings: measures a few, predicts the others, and lets the most promising compete.
 
 The competition is successive halving: all finalists are measured briefly, the better part of them longer, and
 so on. It knows nothing of servers: a Measure is a function that measures settings at a concurrency.
@@ -226,7 +226,7 @@ class Search:
                 factors[option] = 10.0
                 continue
             factor = usual.throughput / measured.throughput
-            # A difference within the noise is none: the default is then preferred.
+            # A difference within the noise counts as none, and the default is preferred.
             factors[option] = factor if factor < 1 - _NOTICEABLE else max(factor, 1.0 + _NOTICEABLE)
         return factors
 

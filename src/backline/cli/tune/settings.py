@@ -54,7 +54,7 @@ class TunedSettings:
     optimization: str = "all"
     #: Whether the runtime keeps memory between runs.
     arena: bool = True
-    #: Empty for those in the configuration.
+    #: Empty to keep the buckets in the configuration.
     buckets: Buckets = ()
 
     def changes(self, base: TunedSettings) -> list[tuple[str, Any, Any]]:
@@ -83,7 +83,7 @@ class TunedSettings:
 
 @dataclass(frozen=True, slots=True)
 class Tunable:
-    """What may be varied of a model: `base` is how the server runs it without being told."""
+    """What may be varied of a model: `base` is how the server runs it by default."""
 
     base: TunedSettings
     #: The most items of a batch; 0 if the model cannot be batched.
@@ -100,7 +100,8 @@ class Tunable:
 
 
 def space(tunable: Tunable, cores: int) -> list[TunedSettings]:
-    """All combinations to consider. None computes with more threads in this process than there are cores."""
+    """All combinations to consider. No combination computes with more threads in this process than there are
+    cores."""
     return list(dict.fromkeys([tunable.base, *_combinations(tunable, cores)]))
 
 
@@ -195,5 +196,5 @@ def _set(config: Any, key: str, value: str, default: str) -> None:
 
 
 def without(settings: TunedSettings, base: TunedSettings, name: str) -> TunedSettings:
-    """The settings with one of them as in `base`."""
+    """The settings, with the one called `name` changed back to its value in `base`."""
     return replace(settings, **{name: getattr(base, name)})

@@ -35,7 +35,7 @@ from backline.observe.prediction_log import read_log
 from backline.protos import message, to_plain
 
 _URL = "inproc:tune"
-#: Seconds of load after a change of settings that are not measured.
+#: Seconds of load that are not measured after the settings have changed.
 _WARM_UP = 0.03
 #: Requests of a recording that are sent in turn.
 _MOST_REQUESTS = 200

@@ -27,7 +27,7 @@ class Activity:
     """Reads the counters while somebody follows them. Lives on the event loop.
 
     Every version is compared with its last reading, and only changed ones are encoded again. Ten readers cost
-    as much as one: all who read since the same moment get the same bytes.
+    as much as one: all readers whose last reading was the same one get the same bytes.
     """
 
     def __init__(self, engine: Engine) -> None:

@@ -122,7 +122,7 @@ class ConsoleService:
 
         stop = control.watch(note)
         try:
-            # The reader knows from this that requests are traced from now on.
+            # This tells the reader that requests are traced from now on.
             await stream.send(b": watching\n\n")
             quiet = 0.0
             while not self._engine.is_stopping:

@@ -16,7 +16,7 @@ from backline.engine.values.signature import TensorSpec
 from backline.engine.values.tensor import Shape
 from backline.version import __version__
 
-#: Whether the caller may see the model of a name.
+#: Whether the caller may see the model with this name.
 MaySee: TypeAlias = Callable[[str], bool]
 #: All extensions in Triton's order, followed by those that Triton does not have.
 EXTENSIONS = (

@@ -41,7 +41,7 @@ def server_document(routes: Iterable[tuple[str, str, Scope]]) -> dict[str, Any]:
         described["parameters"] = parameters + described.pop("parameters", [])
         paths.setdefault(path, {})[method.lower()] = described
     return _document(
-        "Backline", "A model server. Each model has a document of its own, with exact schemas.", paths
+        "Backline", "A model server. Each model has a separate document, with exact schemas.", paths
     )
 
 

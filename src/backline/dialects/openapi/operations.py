@@ -1,4 +1,4 @@
-"""What each HTTP route does, for people and for tools that generate clients. A test holds it complete."""
+"""What each HTTP route does, for people and for generators of clients. A test checks that none is missing."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ VERSION: Schema = {"anyOf": [NAME, {"type": "integer"}]}
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A route for people. `responses` maps media types to schemas; a route without any responds empty.
+    """The description of a route. `responses` maps media types to schemas; a route without any responds
+    empty.
 
-    `further` has other statuses than 200 under which the same documents are sent, with what each means.
+    `further` maps other statuses than 200 that come with the same documents to what each means.
     """
 
     tag: str

@@ -110,7 +110,7 @@ def write_npy(tensor: Tensor, _: Form) -> bytes:
 
 
 def write_png(tensor: Tensor, _: Form) -> bytes:
-    """A PNG (ISO 15948) of UINT8 in height, width and colours (1, 3 or 4); one that is finished already."""
+    """A PNG (ISO 15948) of UINT8 [height, width, 1, 3 or 4 colours]; BYTES must be a complete PNG already."""
     if tensor.datatype is DataType.BYTES:
         element = _only(tensor)
         if not element.startswith(_PNG_SIGNATURE):

@@ -218,7 +218,7 @@ def _shape_for(spec: TensorSpec, size: int, model: Model) -> tuple[int, ...]:
 
 
 def _fitted(model: Model, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """The inputs in the model's ranks, and whether the batch dimension was added to all that have more.
+    """The inputs reshaped to the model's ranks, and whether the client left out the batch dimension.
 
     A value without dimensions stands for the only element of any shape.
     """

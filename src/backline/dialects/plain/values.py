@@ -24,7 +24,7 @@ MAX_RANK = 32
 NON_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 _FLOATS = (DataType.FP16, DataType.FP32, DataType.FP64, DataType.BF16)
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-#: How the error texts call the elements of a datatype.
+#: What the error texts call the elements of a datatype.
 _EXPECTED = {DataType.BOOL: "true or false", DataType.BYTES: 'a string or {"b64": "..."}'} | dict.fromkeys(
     _FLOATS, "a number"
 )
@@ -173,7 +173,7 @@ def _element_bytes(spec: TensorSpec, element: Any) -> bytes:
 
 
 def _is_document(spec: TensorSpec, value: Any) -> bool:
-    """Whether a value is the whole JSON document that an element of the input is the text of."""
+    """Whether a value is a JSON document, for an input whose elements are the texts of such documents."""
     return (spec.json == "object" and isinstance(value, dict)) or (
         spec.json == "list" and isinstance(value, list)
     )

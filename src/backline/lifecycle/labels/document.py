@@ -102,12 +102,13 @@ class FileDocument:
 
 
 def _open(path: str, flags: int) -> int:
-    """Opens a file without waiting, as a named pipe in its place would make the caller do."""
+    """Opens a file in such a way that a named pipe in its place cannot block the caller."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def revision_of(data: bytes) -> str:
-    """A revision for places that number none: equal contents need no distinction."""
+    """A revision made from the contents, for storage that has no revisions: equal contents have equal
+    ones."""
     return sha256(data).hexdigest()
 
 

@@ -24,7 +24,7 @@ from backline.lifecycle.wanted import Source, Target, listed
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Seconds between two looks for labels that other servers have moved.
+#: Seconds between two checks for labels that other servers have moved.
 FOLLOW_SECONDS = 1.0
 #: The most labels of one model. Each change writes all labels of all models, so their number must stay small.
 MOST_LABELS = 256
@@ -34,7 +34,7 @@ class Labelling:
     """The labels of all models, from requests and configurations.
 
     The version that a label leaves stays loaded for `keep_seconds`, so that a rollback needs no load. `check`
-    raises if this server does not allow changes of labels, `changing` locks a model for a change, and
+    raises if this server does not allow changes to labels, `changing` locks a model for a change, and
     `versions_now` returns the versions that a label may point to.
     """
 
@@ -195,7 +195,7 @@ class Labelling:
                 cut_off = error.message
             else:
                 if cut_off:
-                    log.warning("the labels of %s are followed again", self._store.where)
+                    log.warning("the labels of %s can be read again", self._store.where)
                 cut_off = ""
 
     def _warn(self, reason: str) -> None:
@@ -221,7 +221,7 @@ class Labelling:
             del self._adopting[model]
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error(
-                "the labels of '%s' cannot be taken over from %s", model, self._store.where, exc_info=error
+                "the labels of '%s' cannot be applied here from %s", model, self._store.where, exc_info=error
             )
 
     async def _adopt(self, model: str, earlier: asyncio.Task[None] | None) -> None:
@@ -243,7 +243,7 @@ class Labelling:
                     if label in now:
                         await self._versions_now(served, now[label])
             except BacklineError as error:
-                log.warning("the labels of '%s' are not taken over yet: %s", model, error.message)
+                log.warning("the labels of '%s' are not applied here yet: %s", model, error.message)
                 self._behind.add(model)
                 return
             served.labels = now

@@ -24,7 +24,7 @@ _FILE: Final = "labels.json"
 #: Hidden, so that no repository takes it for a model.
 _FOLDER: Final = ".backline"
 _BUCKETS: Final = ("s3", "gs", "az", "as")
-#: Changes of each model that are kept for rollbacks.
+#: How many changes to the labels of each model are kept for rollbacks.
 _MOST_CHANGES: Final = 100
 #: How often a change is tried while other servers change other labels.
 _ATTEMPTS: Final = 20
@@ -34,7 +34,7 @@ _Labels: TypeAlias = dict[str, dict[_Name, _Name]]
 
 
 class _Contents(msgspec.Struct, frozen=True):
-    """The document: versions by label by model, and the last changes of each model, oldest first."""
+    """The document: versions by label by model, and the latest changes to each model, oldest first."""
 
     labels: _Labels
     changes: dict[str, list[Change]] = {}
@@ -91,7 +91,7 @@ class LabelStore:
         return self._contents.labels.get(model, {})
 
     def history(self, model: str) -> Sequence[Change]:
-        """The last changes of a model's labels, by any server, newest first."""
+        """The latest changes to a model's labels, by any server, newest first."""
         return self._contents.changes.get(model, [])[::-1]
 
     def refresh(self) -> frozenset[str]:
@@ -105,7 +105,7 @@ class LabelStore:
         return frozenset(model for model in {*before, *now} if before.get(model) != now.get(model))
 
     def move(self, change: Change, expected: str) -> None:
-        """Stores a change of a label, which must still point to `expected` ("": it must not exist here).
+        """Stores a change to a label, which must still point to `expected` ("": it must not exist here).
 
         The label moves to `change.version`, or is removed if the action is "unlabel". Nothing changes if an
         error is raised: InvalidArgument if another server has moved the label, Internal or Unavailable if the
@@ -170,7 +170,11 @@ class LabelStore:
         try:
             self._copy.replace(_encode(self._contents), self._copy.read().revision)
         except (BacklineError, Replaced) as error:
-            log.warning("the labels of %s cannot be kept for a start without it: %s", self.where, error)
+            log.warning(
+                "no local copy of the labels of %s could be written for a start without it: %s",
+                self.where,
+                error,
+            )
 
 
 def open_labels(place: str, locations: Sequence[str], state_folder: Path) -> LabelStore:

@@ -103,7 +103,7 @@ def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] 
 
 
 def check_batching(model: Tried, trial: Trial, samples: Iterable[Arrays] = ()) -> BatchProbe:
-    """Looks for a contradiction to a configured batch: runs the trial's item again, after another item.
+    """Looks for evidence against a configured batch: runs the trial's item again, after another item.
 
     This finds less than a proof would, but takes a single run: what the user has configured is trusted.
     """

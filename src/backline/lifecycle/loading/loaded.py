@@ -48,11 +48,11 @@ def check_measured(measured: Measured) -> None:
     times = measured.times
     sizes = set(times.seconds)
     if (sizes and 1 not in sizes) or not all(1 <= size <= LARGEST_BATCH for size in sizes):
-        raise ValueError(f"it has run times for batches of {sorted(sizes)}")
+        raise ValueError(f"it has run times for impossible batch sizes: {sorted(sizes)}")
     if not all(math.isfinite(taken) and taken >= 0 for taken in (*times.seconds.values(), times.grown)):
         raise ValueError("a run time is not a positive number")
     if not 0 <= times.elements < 1 << 40:
-        raise ValueError(f"it has {times.elements} elements")
+        raise ValueError(f"its number of elements, {times.elements}, is out of range")
     if measured.probe is not None and len(measured.probe.reason) > _LONGEST_REASON:
         raise ValueError("its reason is too long")
 

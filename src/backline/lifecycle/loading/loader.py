@@ -72,7 +72,7 @@ def load(
     if entry.hosted:
         config = replace(config, lane=None)
     elif isolated:
-        config = replace(config, lane="thread")  # threads of the server wait for the worker process
+        config = replace(config, lane="thread")  # the server's instance threads wait for the worker process
     gpus = gpus_of(backend, path, config) if asks_for_devices(config) else Gpus()
     placed = place(config, gpus, strict=options.strict_devices)
     view = View(config, path)

@@ -46,7 +46,7 @@ from backline.workers.process.process import WorkerCommand
 log = logging.getLogger("backline.lifecycle")
 
 _BACKEND = "python"
-#: The number of cores from which workers may poll before they sleep: on fewer, a worker that polls keeps its
+#: The fewest cores with which workers may poll before they sleep: on fewer, a worker that polls keeps its
 #: core from the client, or from the server's own poll.
 POLLING_CORES = 4
 
@@ -96,7 +96,7 @@ class WorkerStarter:
         self.completion: Completion | None = None
         self._starting: Future[None] | None = None
         self._pools: list[WorkerPool] = []
-        #: Those with a runtime, whose trial runs a cancelled load does not wait for.
+        #: The pools whose workers run a runtime. A cancelled load does not wait for their trial runs.
         self._with_runtime: list[WorkerPool] = []
         self._uv: Uv | None = None
         self._cancelled = False

@@ -35,7 +35,7 @@ class HeldMemory:
         self._lock = threading.Lock()
 
     def __call__(self, pids: Collection[int]) -> Held:
-        """Reads this process and the workers with these ids."""
+        """Reads the memory of this process and of the workers with these ids."""
         workers = self.of_workers(pids)
         with self._lock:
             self._footprints.forget_others(pids)

@@ -260,7 +260,7 @@ class Residency:
                         self._running[reservation] = None
                         return
                     if changed.is_set():
-                        continue  # a load has ended: its memory counted, but its model was no tenant yet
+                        continue  # a load has ended: its memory counted, but not its model as a tenant
                     if not trimming:
                         trimming = True  # first, without evictions: the C library may keep freed memory
                     elif isinstance(found, Shortage):

@@ -250,7 +250,7 @@ def formatter(kind: LogFormat, style: LogStyle = "backline") -> logging.Formatte
 
 
 class TextFormatter(logging.Formatter):
-    """One line per record, and the lines of a traceback. A message may hold texts of clients, so control
+    """One line per record, and the lines of a traceback. A message may hold text from clients, so control
     characters in it are escaped: they could forge lines, or command the terminal that shows the log.
     """
 

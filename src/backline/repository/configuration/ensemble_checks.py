@@ -75,7 +75,7 @@ def _unused(message: Any, name: str, produced: dict[str, int], used: set[str]) -
 
 
 def _never_there(message: Any, name: str, produced: dict[str, int], inputs: set[str]) -> Iterator[Fault]:
-    """Yields a fault for each step that waits for a tensor that no step produces, or in a circle."""
+    """Yields a fault for each step that waits for a tensor that no step produces, or in a cycle."""
     there = set(inputs)
     waiting = dict(enumerate(message.ensemble_scheduling.step))
     while ready := [index for index, step in waiting.items() if there.issuperset(step.input_map.values())]:

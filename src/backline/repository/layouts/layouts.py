@@ -300,7 +300,7 @@ def _examples(place: Folder) -> dict[str, FileEntry]:
 
 
 def _with_examples(version: FoundVersion, place: Folder, examples: Mapping[str, FileEntry]) -> FoundVersion:
-    """The version with the examples, which are fetched with it. A change of the examples causes no load."""
+    """The version with the examples, which are fetched with it. A change to the examples causes no load."""
     if not examples or version.path is None:
         return version
     files = {place.join(f"{EXAMPLES}/{name}"): entry for name, entry in examples.items()}

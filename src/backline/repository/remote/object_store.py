@@ -171,7 +171,7 @@ class ObjectFiles:
                 got = obstore.get(self._store, key)
                 return bytes(got.bytes()), _revision(got.meta)
         except NotFound:
-            # The bucket exists? A listing tells, and raises an error that says so if not.
+            # A listing raises an error if not only the object but the whole bucket is missing.
             with self._explained(key):
                 next(iter(obstore.list(self._store, prefix=key, chunk_size=1)), None)
             return None

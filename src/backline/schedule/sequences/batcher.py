@@ -407,7 +407,7 @@ class SequenceBatcher:
         self._states.forget_if_over(sequence)
         self._refuse(tickets, why)
 
-    # changes of instances, and draining
+    # replacing instances, and draining
 
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
         """Switches to new queue limits and, if given, new instances. Running requests are unaffected."""

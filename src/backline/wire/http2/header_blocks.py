@@ -36,7 +36,8 @@ _CACHED_BLOCK_SIZE = 1024
 #: Header lists up to this multiple of the limit are decoded, so that the request gets a response and the
 #: connection survives.
 _DECODED = 2
-#: Blocks with up to this multiple of the limit of fields, counted in instructions, are decoded likewise.
+#: Blocks with up to this multiple of the limit on fields, counted in instructions, are decoded for the same
+#: reason.
 _INSTRUCTIONS = 4
 #: Bytes of Huffman-coded strings in a block that hpack decodes; the table for long strings decodes the rest.
 _SHORT_STRINGS = 2048
@@ -66,7 +67,7 @@ class _WatchedTable(HeaderTable):
 
 
 class _BoundedDecoder(Decoder):
-    """An HPACK decoder with a limit on the instructions of a block: fields, and changes of the table's size.
+    """An HPACK decoder with a limit on the instructions of a block: fields, and changes to the table's size.
 
     An instruction takes a byte to send but microseconds to decode, and the size of the header list does not
     bound those that change the table's size.

@@ -97,7 +97,7 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         if self._draining and code == CloseCode.NORMAL:
             code = CloseCode.GOING_AWAY
         self._send_close(close_payload(CloseCode(code), reason))
-        # Reading goes on until the client's own close frame: closing with unread bytes would reset the
+        # Reading continues until the client's own close frame: closing with unread bytes would reset the
         # connection.
         self._wire.loop.call_later(_CLOSE_TIME, self._transport.close)
 

@@ -1,4 +1,4 @@
-"""What tests of calls observe and control while models run."""
+"""Lets tests of calls observe and control models while they run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Stock tritonclient against any server that speaks its protocol: responses as plain data."""
+"""Calls any server that speaks Triton's protocol with the stock tritonclient, and returns responses as plain
+data."""
 
 from __future__ import annotations
 

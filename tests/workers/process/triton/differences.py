@@ -11,7 +11,7 @@ Changes = dict[tuple[str | int, ...], Any]
 _FINE = {"id": "", "outputs": {"told": ["BYTES", [1], ["fine"]], "number": ["INT32", [1], [7]]}}
 _CODE = "the error has the code of the called model's error; Triton's is always INTERNAL"
 _WHY = "after Triton's text, the error says why the model cannot be called; its code is that of the reason"
-_CIRCLE = "a cycle of calls is refused: it would deadlock with as many requests as there are instances"
+_CYCLE = "a cycle of calls is refused: it would deadlock with as many requests as there are instances"
 _TWICE = (
     "TritonModelException: Unable to send response. Non-decoupled model cannot send more than one response."
 )
@@ -94,23 +94,25 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
     "call itself": (
         {
             (): {
-                "error": "a circle of calls would wait for itself: 'caller' version 1 -> 'caller' version 1",
+                "error": (
+                    "the call would close a cycle of waiting models: 'caller' version 1 -> 'caller' version 1"
+                ),
                 "code": "INTERNAL",
             }
         },
-        _CIRCLE,
+        _CYCLE,
     ),
     "call around": (
         {
             (): {
                 "error": (
-                    "a circle of calls would wait for itself: 'around' version 1 -> 'caller' version 1 -> "
-                    "'around' version 1"
+                    "the call would close a cycle of waiting models: 'around' version 1 -> 'caller' version 1"
+                    " -> 'around' version 1"
                 ),
                 "code": "INTERNAL",
             }
         },
-        _CIRCLE,
+        _CYCLE,
     ),
     "call loads_nobody": (
         {(): "failed to load 'nobody', failed to poll from model repository"},

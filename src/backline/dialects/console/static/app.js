@@ -59,7 +59,7 @@ async function enter() {
     await readRights();
   } catch (error) {
     if (error.status === 401 && key()) { setKey(""); return enter(); }
-    fill(main, h("h1", {}, "The server does not let this page in"), h("p", { class: "error" }, error.message));
+    fill(main, h("h1", {}, "The server refuses this page"), h("p", { class: "error" }, error.message));
     return undefined;
   }
   const { name } = who();
@@ -91,7 +91,7 @@ function keyDialog() {
       h("h2", { id: "key-title" }, name ? `You are ${name}` : "Enter a key"),
       h("p", { class: "muted small" }, grants.length && grants.some((grant) => grant.scopes.length)
         ? `You may: ${grants.map((grant) => grant.scopes.join(", ") + (grant.models.includes("*") ? "" : ` on ${grant.models.join(", ")}`)).join("; ")}.`
-        : "Without a key you may do nothing here."),
+        : "You cannot do anything here without a key."),
       told, h("p", {}, h("label", { for: "key" }, "Key or token"), input),
       h("p", { class: "muted small" }, "It stays in this tab, until the tab is closed."),
       h("div", { class: "row" }, h("button", { class: "primary" }, "Use it"),

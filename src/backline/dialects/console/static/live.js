@@ -31,15 +31,11 @@ function take(frame) {
   for (const entry of frame.models) {
     const name = id(entry.name, entry.version);
     const known = models.get(name);
-    if (known && entry.success < known.now.success) known.past = [];   // loaded again: the counters start anew
-    if (known) known.now = entry;
-    else models.set(name, { now: entry, past: [] });
-  }
-  order = frame.present.map(([name, version]) => id(name, version));
-  for (const known of models.keys()) if (!order.includes(known)) models.delete(known);
-  for (const model of models.values()) push(model.past, { at: frame.server.time, ...model.now });
-  for (const listener of listeners) listener();
-}
+    if (known && entry.success < known.now.success) known.past = []; // loaded again: the counters start at 0
+    if (known) known.now = entry; else models.set(name, { now: entry, past: [] }); } order =
+    frame.present.map(([name, version]) => id(name, version)); for (const known of models.keys()) if
+    (!order.includes(known)) models.delete(known); for (const model of models.values()) push(model.past, { at:
+    frame.server.time, ...model.now }); for (const listener of listeners) listener(); }
 
 function push(list, item) { list.push(item); if (list.length > KEPT) list.shift(); }
 function id(name, version) { return `${name}\n${version}`; }

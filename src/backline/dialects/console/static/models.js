@@ -28,7 +28,7 @@ export function progress(entry) {
 export function models(main) {
   const body = h("div", { class: "panel" });
   const filter = h("input", { type: "search", placeholder: "Filter", "aria-label": "Filter models", oninput: () => update() });
-  fill(main, h("div", { class: "head" }, h("h1", {}, "Models")), h("p", { class: "lede" }, "Every version, its state, and why one does not serve."),
+  fill(main, h("div", { class: "head" }, h("h1", {}, "Models")), h("p", { class: "lede" }, "Every version with its state, and the reason if it does not serve."),
     h("div", { class: "row", style: { marginBottom: "14px" } }, filter), body);
 
   function update() {
@@ -53,7 +53,7 @@ export function models(main) {
 // For visitors that may use some models only, who cannot list any.
 export function named(main) {
   const name = h("input", { id: "name", required: true, autocomplete: "off" });
-  fill(main, h("h1", {}, "Open a model"), h("p", { class: "lede" }, may("read") ? "" : "What you may do is limited to some models, or you have not given a key."),
+  fill(main, h("h1", {}, "Open a model"), h("p", { class: "lede" }, may("read") ? "" : "You may use only some models, or have not entered a key."),
     h("form", { class: "panel row", onsubmit: (event) => { event.preventDefault(); location.hash = `#/models/${encodeURIComponent(name.value)}`; } },
       h("label", { for: "name" }, "Name"), name, h("button", { class: "primary" }, "Open")));
   return {};

@@ -37,7 +37,7 @@ export function overview(main) {
         lines([live.readings().map((one) => one.gpus[gpu.index]?.busy ?? NaN), live.readings().map((one) => (one.gpus[gpu.index] ? one.gpus[gpu.index].used / gpu.total : NaN))],
           { label: `GPU ${gpu.index} over two minutes, now ${Math.round(100 * gpu.busy)} percent busy, ${bytes(gpu.used)} of memory in use`, most: 1 }))),
       tile("Failures", number(live.recent().failed), "in two minutes", "by cause below",
-        lines([points.map((point) => point.failed)], { label: "Failures a second over two minutes", most: 4 })));
+        lines([points.map((point) => point.failed)], { label: "Failures per second over two minutes", most: 4 })));
     const rows = list.filter((model) => model.now.success || model.now.ready).map((model) => [model, live.current([model])])
       .sort((a, b) => b[1].rate - a[1].rate || a[0].now.name.localeCompare(b[0].now.name)).slice(0, 8);
     refill(busiest, h("h2", {}, "Busiest models"), rows.length

@@ -137,9 +137,9 @@ export function tryIt(body, name, told, document_, query) {
     const text = JSON.stringify(light), params = new URLSearchParams({ ...(taken ? { example: taken } : { inputs: text }), ...(version.value ? { version: version.value } : {}) });
     const link = `${location.origin}${location.pathname}#/models/${encodeURIComponent(name)}/try?${params}`;
     const copied = h("span", { role: "status", class: "muted small" });
-    const copy = async (what, message) => { try { await navigator.clipboard.writeText(what); copied.textContent = message; } catch { copied.textContent = "The browser does not let this page copy."; } };
+    const copy = async (what, message) => { try { await navigator.clipboard.writeText(what); copied.textContent = message; } catch { copied.textContent = "The browser does not let this page use the clipboard."; } };
     code.hidden = false;
-    fill(code, h("h2", {}, "The same call elsewhere"), choice, shown, h("div", { class: "row", style: { marginTop: "12px" } },
+    fill(code, h("h2", {}, "The same call from other clients"), choice, shown, h("div", { class: "row", style: { marginTop: "12px" } },
       h("button", { type: "button", onclick: () => copy(shown.textContent, "Copied.") }, "Copy"),
       taken || (text.length <= MOST_IN_LINK && !text.includes('"..."')) ? h("a", { href: link, class: "button" }, "Link to these inputs") : h("span", { class: "muted small" }, "Files do not fit into a link."), copied));
     choose(0);

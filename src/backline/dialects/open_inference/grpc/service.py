@@ -64,7 +64,7 @@ _MODEL_FIELDS = {
     "RepositoryModelUnload": "model_name",
     "TraceSetting": "model_name",
 }
-#: Methods whose answers without a model list those that the caller may read about.
+#: Methods that need no model: they then list all models that the caller may read about.
 _LISTS = frozenset(("ModelStatistics", "RepositoryIndex"))
 
 

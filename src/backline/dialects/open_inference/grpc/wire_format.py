@@ -61,7 +61,7 @@ def split_request(message: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
     rest: list[Buffer] = []
     if total > 2 * MAX_FIELDS:  # a field has at least two bytes
         _check_count(message, total)
-    run = 0  # the start of the current part of the rest
+    run = 0  # where the bytes that are not yet in `rest` start
     unknown = 0
     try:
         while position < total:
@@ -130,7 +130,7 @@ def split_load(message: Buffer) -> tuple[Buffer, dict[str, Buffer]]:
     """
     files: dict[str, Buffer] = {}
     rest: list[Buffer] = []
-    run = before = 0  # the starts of the current part of the rest, and of the current field
+    run = before = 0  # where the bytes that are not yet in `rest` start, and the current field
     for number, (tag, start, end) in enumerate(_fields(message, 0, len(message))):
         if number == MAX_FIELDS:
             raise _too_many_fields()

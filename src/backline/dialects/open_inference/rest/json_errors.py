@@ -62,9 +62,9 @@ class _Given(msgspec.Struct):
 
 
 def _odd_parameter(document: Buffer) -> str:
-    """The first parameter of a request whose value is neither a number, a boolean nor a text.
+    """The first parameter of a request whose value is not a number, a boolean or a string.
 
-    Empty if there is none, or if the rest of the document is no JSON: decoding has ended at the parameter.
+    Empty if there is none, or if the document is malformed after the parameter, where decoding has stopped.
     """
     try:
         given = msgspec.json.decode(document, type=_Given).parameters

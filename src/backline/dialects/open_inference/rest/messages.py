@@ -32,7 +32,7 @@ _MAX_REMEMBERED = 1024
 _SIZE = "binary_data_size"
 _ID_FIRST = b'{"id":"'
 _DATA = b'"data":'
-#: A request with one of these after its data is not remembered, since the data may not count.
+#: A request with one of these after its data is not cached, since a repeated key may replace the data.
 _DOUBTFUL = (b'"data"', b'"id"', b'"inputs"', b"\\")
 
 Scalar = str | int | float | bool
@@ -124,7 +124,7 @@ class RestReader:
         return plan, id, _read_binary(plan, body, size, model, id)
 
     def _read_numbers(self, text: bytes) -> Decoded | None:
-        """Reads a request of which all but the numbers has been seen before; None if that is not so."""
+        """Reads a request that differs from a cached one only in its numbers; None for any other."""
         start = text.find(_DATA, 0, _MAX_REMEMBERED_SIZE) + len(_DATA)
         if start < len(_DATA):
             return None

@@ -45,7 +45,7 @@ class _Trial:
 
 @dataclass(frozen=True, slots=True)
 class _ForRuntime:
-    """The fork server of a runtime."""
+    """A child process that is the fork server of one runtime, and the socket that controls it."""
 
     pid: int
     control: socket.socket

@@ -97,7 +97,7 @@ def decode_report(data: bytes) -> Report:
     if isinstance(report, Passed):
         check_measured(report.measured)
         if not 0 < len(report.devices) <= _MOST_DEVICES:
-            raise ValueError(f"it names {len(report.devices)} devices")
+            raise ValueError(f"it names {len(report.devices)} devices, expected 1 to {_MOST_DEVICES}")
     return report
 
 

@@ -39,7 +39,7 @@ log = logging.getLogger("backline.lifecycle")
 
 #: Seconds without a trial after which the fork server is ended.
 IDLE_SECONDS: Final = 10.0
-#: Seconds between looks at a trial's memory and clock.
+#: Seconds between checks of a trial's memory and duration.
 _LOOK: Final = 0.025
 #: How much memory a trial may take, unless the server's options say: this many bytes, and a multiple of the
 #: size of the files, but at most this share of what is free.
@@ -94,8 +94,8 @@ class TrialProcesses:
     def try_out(self, job: TrialJob, runtime: str, limits: TrialLimits, trial: TrialWatch) -> Passed:
         """Tries a model; returns its measurements.
 
-        Raises the error of the load, or Internal if the process crashed or exceeded a limit; `runtime` is who
-        crashed, such as "LightGBM 4.7.0". `trial` reports phases, and can be cancelled.
+        Raises the error of the load, or Internal if the process crashed or exceeded a limit; `runtime` names
+        what may crash, such as "LightGBM 4.7.0". `trial` reports phases, and can be cancelled.
         """
         with self._fork_server(), ExitStack() as opened:
             channel, given = (opened.enter_context(end) for end in _pair())

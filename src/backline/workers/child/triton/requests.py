@@ -113,7 +113,7 @@ def _failure(call: ModelCall, error: BacklineError) -> InferenceResponse:
         return InferenceResponse(error=TritonError(error.message, TritonError.CANCELLED))
     said = to_triton(error)
     if said.message().startswith(f"Request for unknown model: '{call.model}' "):
-        # The server's text for clients. The text for calling models, which is Triton's, goes before.
+        # The server's text for clients. The text for calling models, which is Triton's, precedes it.
         message = (
             f"Model {call.model} - Error when running inference: Failed for execute the inference request."
             f" Model '{call.model}' is not ready. {said.message()}"

@@ -1,4 +1,4 @@
-"""The first request of two waits for the second: coroutines of a decoupled model run beside each other."""
+"""The first request of two waits for the second: coroutines of a decoupled model run concurrently."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Answers with JSON of what a part of the API gives; an exception is told by its type and text."""
+"""Answers with JSON of what a part of the API gives; an exception is reported by its type and text."""
 
 import json
 import os
