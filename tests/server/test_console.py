@@ -192,7 +192,7 @@ def test_the_overview_counts_requests_as_they_come(page: Page, server: ServerPro
         ask(server, "/models/add1", {"INPUT0": [1] * 16})
     page.wait("[...document.querySelectorAll('.tile')][0].querySelector('.value').innerText !== '0 a second'")
     page.wait("/[µm]s median/.test(document.querySelector('main').innerText)")
-    assert "1 worker" in page.text()  # that of words
+    assert "2 workers" in page.text()  # those of words and listener
 
 
 def test_a_failed_load_shows_its_reason(page: Page) -> None:
