@@ -331,6 +331,9 @@ def test_a_microphone_is_streamed_as_a_sequence_while_responses_arrive(page: Pag
     page.click("Stop streaming")
     page.wait("document.querySelector('main').innerText.includes('answered, done')")
     assert "the end" in page.text()
+    script = page.text("section:not([hidden]) .seg + pre").replace("${key}", key_of("runner"))
+    first = page.run(f"new Promise((done) => {{ {script.replace('console.log', 'done')} }})")
+    assert json.loads(first) == {"outputs": {"output": ["1600 samples"]}}
 
 
 def test_a_visitor_who_leaves_turns_the_microphone_off(page: Page) -> None:

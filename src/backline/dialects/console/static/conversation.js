@@ -7,11 +7,11 @@ import { listen } from "./microphone.js";
 // Seconds of sound that may wait for the model.
 const MOST_BEHIND = 30;
 
-// Listens until `signal` aborts, and ends when all chunks have been responded to. With `sequence`, the chunks form
-// one. `body` makes the message of a chunk's samples. Rejects at the first request that fails, and when the model
-// falls too far behind.
+// Listens until `signal` aborts, and ends when all chunks have been responded to. With `sequence`, the last chunk
+// ends the sequence that the chunks form. `body` makes the message of a chunk's samples. Rejects at the first request
+// that fails, and when the model falls too far behind.
 export async function converse(path, { rate, size, signal }, { sequence, body, onResponse, onProgress }) {
-  const socket = await open(`${path}/stream${sequence ? "?sequence=true" : ""}`);
+  const socket = await open(path);
   let sent = 0, done = 0, ended = false, sending = Promise.resolve(), take;
   const finished = new Promise((resolve, reject) => {
     socket.onmessage = ({ data }) => {

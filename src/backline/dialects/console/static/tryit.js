@@ -5,7 +5,7 @@ import { ask, events, follow, json, may } from "./api.js";
 import { converse } from "./conversation.js";
 import { base64, inputFor, nest } from "./inputs.js";
 import { outputs } from "./results.js";
-import { snippets } from "./snippets.js";
+import { ofStream, snippets } from "./snippets.js";
 import { waterfall } from "./traces.js";
 
 const MOST_IN_LINK = 1500;
@@ -77,6 +77,9 @@ export function tryIt(body, name, told, document_, query) {
     return values;
   }
 
+  // The same without what is too large to show.
+  function light(values) { return Object.fromEntries(Object.entries(values).map(([one, value]) => [one, value instanceof Blob ? { b64: "..." } : value?.floats ? "..." : value])); }
+
   // The body of a request: a file or samples as they are if they are all that the model needs, else JSON. The second
   // item says which of them, and is empty for JSON.
   async function bodyOf(values) {
@@ -106,7 +109,7 @@ export function tryIt(body, name, told, document_, query) {
         const took = performance.now() - began;
         fill(result, h("p", { class: "muted small num" }, `Version ${decodeURIComponent(answer.headers.get("backline-model-version") ?? "")} answered in ${duration(took * 1000)}, seen from here.`), outputs(document, told.outputs, { image }));
       }
-      call(Object.fromEntries(Object.entries(values).map(([one, value]) => [one, value instanceof Blob ? { b64: "..." } : value?.floats ? "..." : value])), whole);
+      call(light(values), whole);
     } catch (error) {
       fill(result, h("p", { class: "error", role: "alert" }, error.message));
     }
@@ -135,13 +138,16 @@ export function tryIt(body, name, told, document_, query) {
     let count = 0, latest = null;
     const draw = () => { if (latest) fill(list, outputs(latest, told.outputs)); latest = null; };
     run.disabled = true;
-    times.hidden = code.hidden = true;
+    times.hidden = true;
     fill(result, problem, h("div", { "aria-live": "off" }, h("div", { class: "row" }, level, status), list));
     try {
       const others = await given(spec), config = await json(`/v2/models/${target()}/config`);
-      await converse(`/models/${target()}`, source, {
-        sequence: Boolean(config.sequence_batching),
-        body: async (samples) => (await bodyOf({ ...others, [spec.name]: source.value(samples) }))[0],
+      const sequence = Boolean(config.sequence_batching), values = (samples) => ({ ...others, [spec.name]: source.value(samples) });
+      const url = `/models/${target()}/stream${sequence ? "?sequence=true" : ""}`, example = values(new Float32Array(source.size));
+      offer(ofStream(location.origin + url, light(example), (await bodyOf(example))[1], { ...source, sequence }));
+      await converse(url, source, {
+        sequence,
+        body: async (samples) => (await bodyOf(values(samples)))[0],
         onProgress: ({ sent, done, level: loudness }) => {
           level.value = loudness ?? level.value;
           status.textContent = `${sent} ${sent === 1 ? "chunk" : "chunks"} sent, ${done} answered`;
@@ -167,18 +173,23 @@ export function tryIt(body, name, told, document_, query) {
     return typeof only === "number" || (typeof only === "string" && only.length < 200) ? h("p", { class: "line" }, h("span", { class: "muted num" }, `${count}`), String(only)) : null;
   }
 
-  function call(light, file) {
-    const list = snippets(name, location.origin, light, told, streams, file), shown = h("pre", { tabindex: "0" }), choice = h("div", { class: "seg", role: "group", "aria-label": "Language" });
+  function call(inputs, file) {
+    const text = JSON.stringify(inputs), params = new URLSearchParams({ ...(taken ? { example: taken } : { inputs: text }), ...(version.value ? { version: version.value } : {}) });
+    const link = `${location.origin}${location.pathname}#/models/${encodeURIComponent(name)}/try?${params}`;
+    offer(snippets(name, location.origin, inputs, told, streams, file), taken || (text.length <= MOST_IN_LINK && !text.includes('"..."')) ? h("a", { href: link, class: "button" }, "Link to these inputs") : h("span", { class: "muted small" }, "Files do not fit into a link."));
+  }
+
+  // Shows programs to copy, given as pairs of language and text.
+  function offer(list, link = null) {
+    const shown = h("pre", { tabindex: "0" }), choice = h("div", { class: "seg", role: "group", "aria-label": "Language" });
     const choose = (index) => { shown.textContent = list[index][1]; [...choice.children].forEach((button, at) => button.setAttribute("aria-pressed", at === index)); };
     fill(choice, list.map(([language], index) => h("button", { type: "button", onclick: () => choose(index) }, language)));
-    const text = JSON.stringify(light), params = new URLSearchParams({ ...(taken ? { example: taken } : { inputs: text }), ...(version.value ? { version: version.value } : {}) });
-    const link = `${location.origin}${location.pathname}#/models/${encodeURIComponent(name)}/try?${params}`;
     const copied = h("span", { role: "status", class: "muted small" });
     const copy = async (what, message) => { try { await navigator.clipboard.writeText(what); copied.textContent = message; } catch { copied.textContent = "The browser does not let this page copy."; } };
     code.hidden = false;
     fill(code, h("h2", {}, "The same call elsewhere"), choice, shown, h("div", { class: "row", style: { marginTop: "12px" } },
       h("button", { type: "button", onclick: () => copy(shown.textContent, "Copied.") }, "Copy"),
-      taken || (text.length <= MOST_IN_LINK && !text.includes('"..."')) ? h("a", { href: link, class: "button" }, "Link to these inputs") : h("span", { class: "muted small" }, "Files do not fit into a link."), copied));
+      link, copied));
     choose(0);
   }
 
