@@ -109,7 +109,11 @@ fuzz: $(STAMP)-test  ## fuzz with 200,000 mutated HTTP/1.1, HTTP/2, gRPC and inf
 fuzz-models: $(STAMP)-test $(RUNTIMES)  ## load 2,000 damaged and 100 crafted model files of each format (MODELS="--format onnx")
 	$(BIN)/python tests/fuzz/fuzz_models.py $(MODELS)
 
-openapi: $(STAMP)-test  ## send schemathesis' requests for every OpenAPI document (OPENAPI="--cases 2000" for a short run)
+$(STAMP)-openapi: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --group openapi
+	@touch $@
+
+openapi: $(STAMP)-test $(STAMP)-openapi  ## send schemathesis' requests for every OpenAPI document (OPENAPI="--cases 2000" for a short run)
 	$(BIN)/python tests/conformance/openapi_cases.py $(OPENAPI)
 
 clean:  ## remove the environment and build outputs

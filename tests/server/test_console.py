@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import math
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -20,12 +22,12 @@ import pytest
 
 from support import models
 from support.chromium import Page, chromium
-from support.console_models import EXAMPLE, add_transcription, build
+from support.console_models import EXAMPLE, add_listener, add_transcription, build
 from support.server import ServerProcess, serve
 
 pytestmark = pytest.mark.timeout(240)
 PAGES = ("", "models", "models/add1", "models/add1/try", "models/add1/versions", "models/add1/config",
-         "models/broken", "graphs", "traces", "repositories", "audit", "log")  # fmt: skip
+         "models/broken", "models/sound/try", "graphs", "traces", "repositories", "audit", "log")  # fmt: skip
 SCOPES = {
     "viewer": ["read"],
     "runner": ["read", "infer"],
@@ -36,6 +38,8 @@ SCOPES = {
 LIMITED = "guest"
 #: The seconds of music in one request to basic_pitch.
 HEARD = 1.9
+#: The frequency of what the browser's microphone hears, in Hz.
+TONE = 440
 #: Rules of the Web Content Accessibility Guidelines, levels A and AA.
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 
@@ -48,6 +52,7 @@ def key_of(name: str) -> str:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("console")
     repository = build(folder / "models")
+    add_listener(repository)
     if importlib.util.find_spec("basic_pitch"):
         add_transcription(repository)
     auth = folder / "auth.toml"
@@ -65,8 +70,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with chromium(tmp_path_factory.mktemp("browser") / "profile") as page:
+    folder = tmp_path_factory.mktemp("browser")
+    write_wav(
+        folder / "sound.wav", [math.sin(2 * math.pi * TONE * at / 48_000) for at in range(48_000)], 48_000
+    )
+    microphone = (
+        "--use-fake-ui-for-media-stream",  # which permits it
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-audio-capture={folder / 'sound.wav'}",
+    )
+    with chromium(folder / "profile", *microphone) as page:
         yield page
+
+
+def write_wav(file: Path, samples: list[float], rate: int) -> None:
+    with wave.open(str(file), "wb") as opened:
+        opened.setnchannels(1)
+        opened.setsampwidth(2)
+        opened.setframerate(rate)
+        opened.writeframes(struct.pack(f"<{len(samples)}h", *(round(16_000 * one) for one in samples)))
 
 
 @pytest.fixture
@@ -101,6 +123,18 @@ def ask(server: ServerProcess, path: str, body: Any = None, name: str = "operato
         urllib.request.Request(server.url + path, data, fields), timeout=30
     ) as answer:
         return json.loads(answer.read() or b"null")
+
+
+def violations(page: Page) -> list[str]:
+    """What in the page breaks a rule of accessibility. Skips the test if axe-core is not installed."""
+    axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
+    if not page.run("'axe' in self"):
+        page.run(Path(axe.__file__).with_name("axe.min.js").read_text())
+    found: list[str] = page.run(
+        f"axe.run(document, {{runOnly: {json.dumps(RULES)}}}).then((result) => result.violations.map("
+        "(one) => one.id + ': ' + one.nodes.map((node) => node.html.slice(0, 120)).join(' | ')))"
+    )
+    return found
 
 
 def test_without_a_key_nothing_is_shown_and_nothing_offered(page: Page) -> None:
@@ -158,7 +192,7 @@ def test_the_overview_counts_requests_as_they_come(page: Page, server: ServerPro
         ask(server, "/models/add1", {"INPUT0": [1] * 16})
     page.wait("[...document.querySelectorAll('.tile')][0].querySelector('.value').innerText !== '0 a second'")
     page.wait("/[µm]s median/.test(document.querySelector('main').innerText)")
-    assert "1 worker" in page.text()  # that of words
+    assert "2 workers" in page.text()  # those of words and listener
 
 
 def test_a_failed_load_shows_its_reason(page: Page) -> None:
@@ -278,16 +312,53 @@ def test_the_same_call_works_in_every_language(
 
 
 def test_a_sound_fills_the_dimension_that_has_no_size(page: Page, tmp_path: Path) -> None:
-    with wave.open(str(tmp_path / "tone.wav"), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16_000)
-        file.writeframes(bytes(2 * 800))
+    write_wav(tmp_path / "tone.wav", [0.0] * 800, 16_000)
     enter(page, "runner")
     go(page, "models/sound/try")
     page.upload("input[type=file]", tmp_path / "tone.wav")
     page.click("Run")
     assert "FP32 [1, 800]" in page.wait("document.querySelector('[data-output] h3')?.innerText")
+
+
+def test_a_microphone_is_streamed_as_a_sequence_while_responses_arrive(page: Page) -> None:
+    enter(page, "runner")
+    go(page, "models/listener/try")
+    page.wait("document.querySelector('[aria-label=\"Length of a chunk\"]')")
+    page.run("document.querySelector('[aria-label=\"Length of a chunk\"]').value = '0.1'")
+    page.click("Stream live")
+    page.wait("document.querySelector('main').innerText.includes('4800 samples')")  # of three chunks
+    assert f"{TONE} Hz" in page.text()
+    assert page.run("document.querySelector('meter').value") > 0.2
+    assert violations(page) == []
+    page.click("Stop streaming")
+    page.wait("document.querySelector('main').innerText.includes('answered, done')")
+    assert "the end" in page.text()
+    script = page.text("section:not([hidden]) .seg + pre").replace("${key}", key_of("runner"))
+    first = page.run(f"new Promise((done) => {{ {script.replace('console.log', 'done')} }})")
+    assert json.loads(first) == {"outputs": {"output": ["1600 samples"]}}
+
+
+def test_a_visitor_who_leaves_turns_the_microphone_off(page: Page) -> None:
+    page.run(
+        "navigator.mediaDevices.getUserMedia = async (wanted) => self.opened ="
+        " await MediaDevices.prototype.getUserMedia.call(navigator.mediaDevices, wanted)"
+    )
+    enter(page, "runner")
+    go(page, "models/sound/try")
+    page.click("Stream live")
+    page.wait("document.querySelector('[data-output] h3')?.innerText.includes('FP32 [1, 8000]')")
+    assert page.run("opened.getTracks().map((track) => track.readyState)") == ["live"]
+    go(page, "models")
+    page.wait("opened.getTracks().every((track) => track.readyState === 'ended')")
+
+
+def test_a_stream_ends_with_the_error_of_the_model(page: Page) -> None:
+    enter(page, "runner")
+    go(page, "models/words/try")
+    page.click("Recording")
+    page.click("Stream live")  # WAV files, while the model takes text
+    page.wait("document.querySelector('main .error')?.innerText.includes('UTF-8')")
+    page.wait("[...document.querySelectorAll('button')].some((one) => one.innerText === 'Stream live')")
 
 
 def test_an_error_of_the_model_is_shown_as_the_server_says_it(page: Page) -> None:
@@ -414,18 +485,12 @@ def test_a_melodys_notes_are_on_the_piano_roll(page: Page, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("width", "dark"), [(360, True), (1440, False)], ids=["phone-dark", "desk-light"])
 def test_every_page_fits_its_window_and_is_accessible(page: Page, width: int, dark: bool) -> None:
-    axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
-    script = Path(axe.__file__).with_name("axe.min.js").read_text()
     enter(page, "root")
     page.size(width, dark=dark)
-    page.run(script)
     for path in PAGES:
         go(page, path)
         page.wait("document.querySelector('main h1') && !document.querySelector('main .busy')")
         page.wait("!document.querySelector('main').innerText.includes('…') || location.hash === '#/traces'")
+        page.wait("!location.hash.endsWith('/try') || document.querySelector('fieldset')")
         assert page.run("document.documentElement.scrollWidth") <= width, path
-        found = page.run(
-            f"axe.run(document, {{runOnly: {json.dumps(RULES)}}}).then((result) => result.violations.map("
-            "(one) => one.id + ': ' + one.nodes.map((node) => node.html.slice(0, 120)).join(' | ')))"
-        )
-        assert found == [], f"{path} at {width} pixels"
+        assert violations(page) == [], f"{path} at {width} pixels"

@@ -21,6 +21,25 @@ class Model:
         for word in text.split():
             yield word.upper()
 """
+LISTENER = """
+from collections.abc import Iterator
+
+import numpy as np
+
+from backline.model import FP32, Request
+
+
+class Model:
+    def load(self) -> None:
+        self.heard = {}
+
+    def predict(self, sound: FP32[-1], request: Request) -> Iterator[str]:
+        heard = self.heard[request.sequence] = self.heard.get(request.sequence, 0) + sound.size
+        yield f"{heard} samples"
+        yield f"{np.argmax(np.abs(np.fft.rfft(sound))) * 16_000 / max(1, sound.size):.0f} Hz"
+        if request.sequence_end:
+            yield "the end"
+"""
 ENSEMBLE = """
 platform: "ensemble"
 max_batch_size: 8
@@ -54,6 +73,17 @@ def build(repository: Path) -> Path:
     (repository / "broken" / "1").mkdir(parents=True)
     (repository / "broken" / "1" / "model.onnx").write_bytes(b"not a model")
     return repository
+
+
+def add_listener(repository: Path) -> None:
+    """Adds `listener`, which says for each chunk of sound at 16 kHz how much of a sequence it has heard and
+    which frequency is the loudest.
+    """
+    (repository / "listener" / "1").mkdir(parents=True)
+    (repository / "listener" / "1" / "model.py").write_text(LISTENER)
+    (repository / "listener" / "config.pbtxt").write_text(
+        "sequence_batching { max_sequence_idle_microseconds: 60000000 }\n"
+    )
 
 
 def add_transcription(repository: Path) -> None:

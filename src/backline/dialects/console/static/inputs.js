@@ -1,29 +1,34 @@
 // Widgets for one input each: numbers, text, JSON, a file, an image, a recording. Each gives a value for JSON.
 
 import { fill, h } from "./dom.js";
+import { AS_IT_IS, wav } from "./microphone.js";
 
 const INTEGERS = /^U?INT/;
 const RATES = [8000, 16000, 22050, 24000, 44100, 48000];
+// Seconds of sound in a chunk that is streamed to a model of any length.
+const LENGTHS = [0.1, 0.25, 0.5, 1, 2, 5];
 
-// `shape` is without the batch. `kind` is "object" or "array" for BYTES that are JSON documents.
-export function inputFor(spec, shape, kind, begin) {
+// `shape` is without the batch. `kind` is "object" or "array" for BYTES that are JSON documents. `live` streams a
+// microphone to the model until the signal of its source aborts.
+export function inputFor(spec, shape, kind, begin, live) {
   const count = shape.reduce((product, size) => product * (size < 0 ? NaN : size), 1);
   const ways = [];
   if (spec.datatype === "BYTES") {
     if (kind) ways.push(["JSON", () => typed(spec, JSON.stringify(begin ?? (kind === "array" ? [] : {})))]);
-    ways.push(["Text", () => text(spec, typeof begin === "string" ? begin : "")], ["File", () => file(spec)], ["Recording", () => recording(spec, null)]);
+    ways.push(["Text", () => text(spec, typeof begin === "string" ? begin : "")], ["File", () => file(spec)], ["Recording", () => recording(spec, null, live)]);
   } else {
     const image = imageLayout(shape);
     const start = example(spec, shape);
     ways.push(["Numbers", () => typed(spec, JSON.stringify(begin ?? start))]);
     if (image) ways.unshift(["Image", () => picture(spec, shape, image)]);
-    if (spec.datatype.startsWith("FP") && !image && (shape.some((size) => size < 0) || count >= 2000)) ways.unshift(["Recording", () => recording(spec, shape)]);
+    if (spec.datatype.startsWith("FP") && !image && (shape.some((size) => size < 0) || count >= 2000)) ways.unshift(["Recording", () => recording(spec, shape, live)]);
     if (count > 1 || Number.isNaN(count)) ways.push(["Random", () => random(spec, shape)]);
   }
   if (begin !== undefined) ways.sort(([a], [b]) => (["Text", "Numbers", "JSON"].includes(b) ? 1 : 0) - (["Text", "Numbers", "JSON"].includes(a) ? 1 : 0));
   const place = h("div", {}), choice = h("div", { class: "seg", role: "group", "aria-label": `How to give ${spec.name}` });
   let widget;
   const choose = (index) => {
+    widget?.close?.();
     widget = ways[index][1]();
     fill(place, widget.element);
     [...choice.children].forEach((button, at) => button.setAttribute("aria-pressed", at === index));
@@ -51,8 +56,8 @@ export function inputFor(spec, shape, kind, begin) {
     wanted: () => !use || use.checked,
     put,
     value: async () => { try { return await widget.value(); } catch (error) { throw new Error(`${spec.name}: ${error.message}`); } },
-    shown: () => widget.shown?.(),
     image: () => widget.image?.(),
+    close: () => widget.close?.(),
   };
 }
 
@@ -82,13 +87,13 @@ export function nest(flat, sizes, make) {
 function typed(spec, start) {
   const area = h("textarea", { "aria-label": `${spec.name} as JSON`, spellcheck: "false" });
   area.value = start;
-  return { element: area, shown: () => area.value, value: () => { try { return JSON.parse(area.value); } catch { throw new Error("this is not JSON"); } } };
+  return { element: area, value: () => { try { return JSON.parse(area.value); } catch { throw new Error("this is not JSON"); } } };
 }
 
 function text(spec, start) {
   const area = h("textarea", { "aria-label": `${spec.name} as text` });
   area.value = start;
-  return { element: area, shown: () => JSON.stringify(area.value), value: () => area.value };
+  return { element: area, value: () => area.value };
 }
 
 function chooser(spec, accept, onFile) {
@@ -155,30 +160,46 @@ function picture(spec, shape, layout) {
 }
 
 // A sound: as a file for BYTES (`shape` null), or decoded to samples. A model with a fixed length gets windows.
-function recording(spec, shape) {
-  let chosen, recorder;
+function recording(spec, shape, live) {
+  let chosen, recorder, streaming;
   const shown = h("div", {}), rate = h("select", { "aria-label": "Sample rate" }, RATES.map((one) => h("option", { value: String(one) }, `${one.toLocaleString("en")} Hz`)));
-  const fixed = shape ? Math.max(...shape) : 0;
-  rate.value = fixed === 43844 ? "22050" : "16000";
+  const varies = !shape || shape.some((size) => size < 0), fixed = varies ? 0 : Math.max(...shape);
+  rate.value = !shape ? "48000" : fixed === 43844 ? "22050" : "16000";
+  const length = h("select", { "aria-label": "Length of a chunk" }, LENGTHS.map((one) => h("option", { value: String(one) }, `${one} s`)));
+  length.value = "0.5";
   const limit = h("span", { class: "muted small" });
   const tell = () => { limit.textContent = `the model hears the first ${(fixed / Number(rate.value)).toFixed(1)} s`; };
   rate.addEventListener("change", tell);
   tell();
   const take = (one) => { chosen = one; input.show(one); if (one) fill(shown, h("audio", { controls: true, src: URL.createObjectURL(one), style: { marginTop: "10px", maxWidth: "100%" } })); };
   const input = chooser(spec, "audio/*", take);
-  const button = h("button", { type: "button", onclick: async () => {
-    if (recorder) { recorder.stop(); recorder = null; button.textContent = "Record"; return; }
+  const record = h("button", { type: "button", onclick: async () => {
+    if (recorder) { recorder.stop(); recorder = null; record.textContent = "Record"; return; }
     try {
-      const stream = await navigator.mediaDevices.getUserMedia({ audio: true }), parts = [];
+      const stream = await navigator.mediaDevices.getUserMedia(AS_IT_IS), parts = [];
       const own = new MediaRecorder(stream);
       own.ondataavailable = (event) => parts.push(event.data);
       own.onstop = () => { stream.getTracks().forEach((track) => track.stop()); take(new Blob(parts, { type: own.mimeType })); };
-      own.start(); recorder = own; button.textContent = "Stop recording";
+      own.start(); recorder = own; record.textContent = "Stop recording";
     } catch (error) { fill(shown, h("p", { class: "error" }, `The microphone cannot be used: ${error.message}`)); }
   } }, "Record");
+  const stream = h("button", { type: "button", onclick: async () => {
+    if (streaming) { streaming.abort(); stream.disabled = true; return; }
+    streaming = new AbortController();
+    stream.textContent = "Stop streaming";
+    const pace = Number(rate.value), size = fixed > 1 ? fixed : Math.round(pace * Number(length.value));
+    await live({ rate: pace, size, value: (samples) => (shape ? inShape(samples) : wav(samples, pace)), signal: streaming.signal });
+    streaming = null; stream.disabled = false; stream.textContent = "Stream live";
+  } }, "Stream live");
+  const inShape = (samples) => {
+    const axis = varies ? shape.findIndex((size) => size < 0) : shape.indexOf(fixed);
+    return { floats: samples, sizes: shape.map((size, index) => (index === axis ? samples.length : Math.max(1, size))) };
+  };
   return {
     take,
-    element: h("div", {}, input, h("div", { class: "row", style: { marginTop: "8px" } }, navigator.mediaDevices ? button : null, shape ? [h("span", { class: "muted small" }, "decoded at"), rate, fixed > 1 ? limit : null] : null), shown),
+    close: () => { streaming?.abort(); recorder?.stop(); },
+    element: h("div", {}, input, h("div", { class: "row", style: { marginTop: "8px" } }, navigator.mediaDevices ? [record, stream, varies ? [h("span", { class: "muted small" }, "in chunks of"), length] : null] : null,
+      shape ? [h("span", { class: "muted small" }, "decoded at"), rate, fixed > 1 ? limit : null] : null), shown),
     value: async () => {
       if (!chosen) throw new Error("choose or record a sound");
       if (!shape) return chosen;
@@ -186,10 +207,9 @@ function recording(spec, shape) {
       const sound = await context.decodeAudioData(await chosen.arrayBuffer()).catch(() => { throw new Error("the browser cannot decode this sound"); });
       const mono = sound.getChannelData(0).slice();
       for (let channel = 1; channel < sound.numberOfChannels; channel += 1) { const other = sound.getChannelData(channel); for (let i = 0; i < mono.length; i += 1) mono[i] = (mono[i] * channel + other[i]) / (channel + 1); }
-      const length = shape.some((size) => size < 0) ? mono.length : fixed, samples = new Float32Array(length);
-      samples.set(mono.subarray(0, length));
-      const axis = shape.some((size) => size < 0) ? shape.findIndex((size) => size < 0) : shape.indexOf(fixed);
-      return { floats: samples, sizes: shape.map((size, index) => (index === axis ? length : Math.max(1, size))) };
+      const samples = new Float32Array(varies ? mono.length : fixed);
+      samples.set(mono.subarray(0, samples.length));
+      return inShape(samples);
     },
   };
 }

@@ -47,6 +47,19 @@ function ofFile(name, server, file, told, secret, streams) {
   ];
 }
 
+// A stream over a WebSocket. `whole` says what a message is, as for a body; the inputs are for messages in JSON.
+export function ofStream(url, inputs, whole, { rate, size, sequence }) {
+  const chunk = { SAMPLES: `new Float32Array(${size})`, FILE: "file" }[whole] ?? `JSON.stringify(${JSON.stringify(inputs)})`;
+  const secret = key() ? ", `backline.bearer.${key}`" : "";
+  return [["JavaScript", `const socket = new WebSocket("${url.replace(/^http/, "ws")}", ["backline"${secret}]);
+socket.onmessage = ({ data }) => console.log(data);
+socket.onopen = () => {
+  // A chunk of ${Number((size / rate).toFixed(2))} s at ${rate} Hz. Send the next ones as they come.
+${sequence ? `  // This, before the last one, ends the sequence: socket.send('{"parameters": {"sequence_end": true}}')\n` : ""}  socket.send(${chunk});
+};
+`]];
+}
+
 function results(told) { return told.outputs.map((spec) => `result["${spec.name}"]`).join(", "); }
 
 function depth(value) { return Array.isArray(value) ? 1 + depth(value[0]) : 0; }

@@ -2,9 +2,10 @@
 
 import { duration, fill, h } from "./dom.js";
 import { ask, events, follow, json, may } from "./api.js";
+import { converse } from "./conversation.js";
 import { base64, inputFor, nest } from "./inputs.js";
 import { outputs } from "./results.js";
-import { snippets } from "./snippets.js";
+import { ofStream, snippets } from "./snippets.js";
 import { waterfall } from "./traces.js";
 
 const MOST_IN_LINK = 1500;
@@ -12,6 +13,8 @@ const MOST_IN_LINK = 1500;
 const TYPES = { wav: "audio/wav", mp3: "audio/mpeg", ogg: "audio/ogg", flac: "audio/flac", m4a: "audio/mp4", png: "image/png", jpg: "image/jpeg", jpeg: "image/jpeg", gif: "image/gif", webp: "image/webp" };
 // Milliseconds that a request waits until it can be traced.
 const MOST_WAIT = 2000;
+// Lines of a live stream that the page keeps.
+const MOST_LINES = 200;
 
 export function tryIt(body, name, told, document_, query) {
   const schema = document_.paths[`/models/${encodeURIComponent(name)}`].post.requestBody.content["application/json"].schema;
@@ -20,7 +23,7 @@ export function tryIt(body, name, told, document_, query) {
   try { begin = JSON.parse(query.get("inputs") ?? "{}"); } catch { /* a link that was cut short */ }
   const widgets = told.inputs.map((spec) => {
     const batch = schema.properties[spec.name]?.anyOf?.[1]?.title === "a batch of items";
-    return [spec, inputFor(spec, batch ? spec.shape.slice(1) : spec.shape, documentKind(schema.properties[spec.name]), begin[spec.name])];
+    return [spec, inputFor(spec, batch ? spec.shape.slice(1) : spec.shape, documentKind(schema.properties[spec.name]), begin[spec.name], (source) => live(spec, source))];
   });
   const version = h("select", { "aria-label": "Version" }, h("option", { value: "" }, "the default version"), told.versions.map((one) => h("option", { value: one }, `version ${one}`)));
   version.value = query.get("version") ?? "";
@@ -65,35 +68,40 @@ export function tryIt(body, name, told, document_, query) {
     if (linked) await put(linked);
   }
 
+  const target = () => `${encodeURIComponent(name)}${version.value ? `/versions/${encodeURIComponent(version.value)}` : ""}`;
+
+  // The values of the inputs that are wanted, but for one.
+  async function given(except) {
+    const values = {};
+    for (const [spec, widget] of widgets) if (spec !== except && widget.wanted()) values[spec.name] = await widget.value();
+    return values;
+  }
+
+  // The same without what is too large to show.
+  function light(values) { return Object.fromEntries(Object.entries(values).map(([one, value]) => [one, value instanceof Blob ? { b64: "..." } : value?.floats ? "..." : value])); }
+
+  // The body of a request: a file or samples as they are if they are all that the model needs, else JSON. The second
+  // item says which of them, and is empty for JSON.
+  async function bodyOf(values) {
+    const names = Object.keys(values), first = values[names[0]];
+    if (names.length === 1 && widgets.filter(([spec]) => !spec.parameters?.optional).length <= 1) {
+      if (first instanceof Blob) return [first, "FILE"];
+      if (first?.floats && told.inputs.find((spec) => spec.name === names[0]).datatype === "FP32") return [first.floats, "SAMPLES"];
+    }
+    const plain = {};
+    for (const one of names) plain[one] = values[one] instanceof Blob ? { b64: await base64(values[one]) } : values[one]?.floats ? nest(Array.from(values[one].floats), values[one].sizes) : values[one];
+    return [JSON.stringify(plain), ""];
+  }
+
   async function send() {
     run.disabled = true;
     fill(result, h("p", { class: "busy spin" }, "Running…"));
     try {
-      const values = {}, light = {};
-      let raw = null;
-      for (const [spec, widget] of widgets) {
-        if (!widget.wanted()) continue;
-        const value = await widget.value();
-        if (value instanceof Blob) { raw = value; values[spec.name] = value; light[spec.name] = { b64: "..." }; }
-        else if (value?.floats) { values[spec.name] = value; light[spec.name] = "..."; }
-        else { values[spec.name] = value; light[spec.name] = value; }
-      }
-      const names = Object.keys(values), floats = names.length === 1 ? values[names[0]]?.floats : null;
-      const single = names.length === 1 && widgets.filter(([spec]) => !spec.parameters?.optional).length <= 1;
-      let payload, kind = "application/octet-stream";
-      if (single && raw) payload = raw;
-      else if (single && floats && widgets.find(([spec]) => spec.name === names[0])[0].datatype === "FP32") payload = floats;
-      else {
-        kind = "application/json";
-        const plain = {};
-        for (const one of names) plain[one] = values[one] instanceof Blob ? { b64: await base64(values[one]) } : values[one]?.floats ? nest(Array.from(values[one].floats), values[one].sizes) : values[one];
-        payload = JSON.stringify(plain);
-      }
+      const values = await given(), [payload, whole] = await bodyOf(values);
       waiting = `console-${crypto.randomUUID?.() ?? Math.random().toString(36).slice(2)}`;
       await watching;
-      const path = `/models/${encodeURIComponent(name)}${version.value ? `/versions/${encodeURIComponent(version.value)}` : ""}`;
       const began = performance.now();
-      const answer = await ask(path, { method: "POST", body: payload, headers: { "content-type": kind, "x-request-id": waiting, accept: streams ? "text/event-stream" : "application/json" } });
+      const answer = await ask(`/models/${target()}`, { method: "POST", body: payload, headers: { "content-type": whole ? "application/octet-stream" : "application/json", "x-request-id": waiting, accept: streams ? "text/event-stream" : "application/json" } });
       const image = widgets.map(([, widget]) => widget.image()).find(Boolean);
       if (streams) await stream(answer, image);
       else {
@@ -101,7 +109,7 @@ export function tryIt(body, name, told, document_, query) {
         const took = performance.now() - began;
         fill(result, h("p", { class: "muted small num" }, `Version ${decodeURIComponent(answer.headers.get("backline-model-version") ?? "")} answered in ${duration(took * 1000)}, seen from here.`), outputs(document, told.outputs, { image }));
       }
-      call(light, kind === "application/json" ? "" : raw ? "FILE" : "SAMPLES");
+      call(light(values), whole);
     } catch (error) {
       fill(result, h("p", { class: "error", role: "alert" }, error.message));
     }
@@ -122,30 +130,70 @@ export function tryIt(body, name, told, document_, query) {
     status.textContent = `${count} ${count === 1 ? "response" : "responses"}, done`;
   }
 
-  // A response of one short text, as models that generate text send them, takes one line.
+  // Sends a microphone's sound chunk by chunk. Short responses are listed, the last one first; of others the page
+  // shows the latest.
+  async function live(spec, source) {
+    const status = h("p", { class: "muted small num" }), level = h("meter", { max: "1", "aria-label": "Loudness of the microphone" });
+    const list = h("div", {}), problem = h("div", {});
+    let count = 0, latest = null;
+    const draw = () => { if (latest) fill(list, outputs(latest, told.outputs)); latest = null; };
+    run.disabled = true;
+    times.hidden = true;
+    fill(result, problem, h("div", { "aria-live": "off" }, h("div", { class: "row" }, level, status), list));
+    try {
+      const others = await given(spec), config = await json(`/v2/models/${target()}/config`);
+      const sequence = Boolean(config.sequence_batching), values = (samples) => ({ ...others, [spec.name]: source.value(samples) });
+      const url = `/models/${target()}/stream${sequence ? "?sequence=true" : ""}`, example = values(new Float32Array(source.size));
+      offer(ofStream(location.origin + url, light(example), (await bodyOf(example))[1], { ...source, sequence }));
+      await converse(url, source, {
+        sequence,
+        body: async (samples) => (await bodyOf(values(samples)))[0],
+        onProgress: ({ sent, done, level: loudness }) => {
+          level.value = loudness ?? level.value;
+          status.textContent = `${sent} ${sent === 1 ? "chunk" : "chunks"} sent, ${done} answered`;
+        },
+        onResponse: (response) => {
+          count += 1;
+          const short = line(response, count);
+          if (short) { list.prepend(short); if (list.children.length > MOST_LINES) list.lastChild.remove(); return; }
+          if (!latest) requestAnimationFrame(draw);
+          latest = response;
+        },
+      });
+      status.textContent += ", done";
+    } catch (error) { fill(problem, h("p", { class: "error", role: "alert" }, error.message)); }
+    run.disabled = false;
+  }
+
+  // A response of one short text or number, as models that generate text send them, takes one line.
   function line(response, count) {
     if (told.outputs.length !== 1) return null;
     let only = response[told.outputs[0].name];
     while (Array.isArray(only) && only.length === 1) [only] = only;
-    return typeof only === "string" && only.length < 200 ? h("p", { class: "line" }, h("span", { class: "muted num" }, `${count}`), only) : null;
+    return typeof only === "number" || (typeof only === "string" && only.length < 200) ? h("p", { class: "line" }, h("span", { class: "muted num" }, `${count}`), String(only)) : null;
   }
 
-  function call(light, file) {
-    const list = snippets(name, location.origin, light, told, streams, file), shown = h("pre", { tabindex: "0" }), choice = h("div", { class: "seg", role: "group", "aria-label": "Language" });
+  function call(inputs, file) {
+    const text = JSON.stringify(inputs), params = new URLSearchParams({ ...(taken ? { example: taken } : { inputs: text }), ...(version.value ? { version: version.value } : {}) });
+    const link = `${location.origin}${location.pathname}#/models/${encodeURIComponent(name)}/try?${params}`;
+    offer(snippets(name, location.origin, inputs, told, streams, file), taken || (text.length <= MOST_IN_LINK && !text.includes('"..."')) ? h("a", { href: link, class: "button" }, "Link to these inputs") : h("span", { class: "muted small" }, "Files do not fit into a link."));
+  }
+
+  // Shows programs to copy, given as pairs of language and text.
+  function offer(list, link = null) {
+    const shown = h("pre", { tabindex: "0" }), choice = h("div", { class: "seg", role: "group", "aria-label": "Language" });
     const choose = (index) => { shown.textContent = list[index][1]; [...choice.children].forEach((button, at) => button.setAttribute("aria-pressed", at === index)); };
     fill(choice, list.map(([language], index) => h("button", { type: "button", onclick: () => choose(index) }, language)));
-    const text = JSON.stringify(light), params = new URLSearchParams({ ...(taken ? { example: taken } : { inputs: text }), ...(version.value ? { version: version.value } : {}) });
-    const link = `${location.origin}${location.pathname}#/models/${encodeURIComponent(name)}/try?${params}`;
     const copied = h("span", { role: "status", class: "muted small" });
     const copy = async (what, message) => { try { await navigator.clipboard.writeText(what); copied.textContent = message; } catch { copied.textContent = "The browser does not let this page use the clipboard."; } };
     code.hidden = false;
     fill(code, h("h2", {}, "The same call from other clients"), choice, shown, h("div", { class: "row", style: { marginTop: "12px" } },
       h("button", { type: "button", onclick: () => copy(shown.textContent, "Copied.") }, "Copy"),
-      taken || (text.length <= MOST_IN_LINK && !text.includes('"..."')) ? h("a", { href: link, class: "button" }, "Link to these inputs") : h("span", { class: "muted small" }, "Files do not fit into a link."), copied));
+      link, copied));
     choose(0);
   }
 
-  return traces;
+  return () => { widgets.forEach(([, widget]) => widget.close()); traces(); };
 }
 
 function documentKind(schema) {
