@@ -44,6 +44,7 @@ EVERYTHING = (
     "gateway.hostnames[0]=models.example.org",
 )  # fmt: skip
 KEDA = (*URL, "keda.enabled=true", "keda.prometheus=http://prometheus:9090")
+KEDA_ASKS = (*URL, "keda.enabled=true", "tls.secret=certificate", "keda.authentication=authority")
 VERSIONS = ["1.29", "1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37"]
 #: Kinds that are not part of Kubernetes, so that it has no schema for them.
 CUSTOM = {"ScaledObject", "ServiceMonitor", "PrometheusRule", "HTTPRoute", "GRPCRoute"}
@@ -68,7 +69,11 @@ def _environment(documents: list[dict[str, Any]]) -> dict[str, str]:
     return {one["name"]: one["value"] for one in container["env"] if "value" in one}
 
 
-@pytest.mark.parametrize("values", [CLAIM, URL, EVERYTHING, KEDA], ids=["claim", "url", "everything", "keda"])
+@pytest.mark.parametrize(
+    "values",
+    [CLAIM, URL, EVERYTHING, KEDA, KEDA_ASKS],
+    ids=["claim", "url", "everything", "keda", "keda asks"],
+)
 def test_the_chart_renders_valid_manifests(values: tuple[str, ...]) -> None:
     run("helm", "lint", "--strict", str(CHART), *_set(values))
     documents = render(*values)
@@ -90,6 +95,21 @@ def test_everything_is_rendered_once() -> None:
         *("ConfigMap", "Deployment", "GRPCRoute", "HTTPRoute", "HorizontalPodAutoscaler", "Ingress"),
         *("NetworkPolicy", "PodDisruptionBudget", "PrometheusRule", "Service", "Service", "ServiceMonitor"),
     ]
+
+
+def test_keda_asks_a_pod_unless_it_has_prometheus() -> None:
+    (scaled,) = (one["spec"] for one in render(*KEDA_ASKS) if one["kind"] == "ScaledObject")
+    (by_prometheus,) = (one["spec"] for one in render(*KEDA) if one["kind"] == "ScaledObject")
+
+    assert scaled["triggers"] == [
+        {
+            "type": "external",
+            "metricType": "Value",
+            "metadata": {"scalerAddress": "release-backline.ml.svc:8001", "enableTLS": "true"},
+            "authenticationRef": {"name": "authority"},
+        }
+    ]
+    assert [trigger["type"] for trigger in by_prometheus["triggers"]] == ["prometheus"]
 
 
 def test_the_chart_installs_this_version() -> None:
@@ -123,7 +143,6 @@ def test_pods_are_restricted() -> None:
         ((*URL, "resources.limit.memory=4Gi"), "limit"),
         ((*URL, "ports.http=0"), "ports"),
         ((*KEDA, "autoscaling.enabled=true"), "enable one of them"),
-        ((*URL, "keda.enabled=true"), "keda.prometheus is needed"),
         ((*KEDA, "keda.minReplicas=0"), "minReplicas"),
         ((*URL, "gateway.enabled=true"), "gateway.parents is needed"),
     ],
@@ -137,7 +156,7 @@ def test_pods_are_restricted() -> None:
             "option-of-another-value",
             "resources",
         ),
-        *("port", "two-scalers", "prometheus", "scale-to-zero", "parents"),
+        *("port", "two-scalers", "scale-to-zero", "parents"),
     ],
 )
 def test_values_that_cannot_work_are_refused(values: tuple[str, ...], message: str) -> None:
