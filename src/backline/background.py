@@ -23,9 +23,9 @@ from backline.client.background_loop import BackgroundLoop
 from backline.client.options import ClientOptions
 from backline.client.records import ModelMetadata
 from backline.client.sync import Client, Model
-from backline.engine.errors import InvalidArgument
+from backline.engine.errors import AlreadyExists, InvalidArgument
 from backline.lifecycle.options import LifecycleOptions
-from backline.server import Server, ServerOptions
+from backline.server import PortNotOpened, Server, ServerOptions
 
 #: Objects that are served without being saved, by the key in their model.py.
 _ADOPTED: Final[dict[str, Any]] = {}
@@ -67,15 +67,30 @@ class RunningServer:
         self._loop = BackgroundLoop("backline-server")
         self._server = Server(options)
         try:
-            self._loop.run(self._server.start())
+            try:
+                self._loop.run(self._server.start())
+            except PortNotOpened as error:
+                raise AlreadyExists(
+                    f"{error}: stop the server that has this port, which may be one that this program started"
+                    " before, or leave out `port` for a free one"
+                ) from error
             self.url = dict(self._server.urls)["HTTP"]
             self.client = Client(self.url, ClientOptions())
             if name:
-                self.client[name].metadata()  # raises the reason if the model could not be loaded
+                self._check_loaded()
         except BaseException:
             self.stop()
             raise
         atexit.register(self.stop)
+
+    def _check_loaded(self) -> None:
+        """Raises InvalidArgument with the reason if the model could not be loaded."""
+        for entry in self.client.models():
+            if entry.name == self._name and not entry.ready:
+                reason = entry.reason.removeprefix("Internal: ")
+                if self._key:  # the program has no such file
+                    reason = reason.removeprefix("model.py, ")
+                raise InvalidArgument(f"'{self._name}' cannot be served: {reason}")
 
     @property
     def model(self) -> Model | None:
@@ -170,6 +185,8 @@ def serve(
             repository: str | Path = model
             name = ""
         else:
+            if isinstance(model, type):
+                raise InvalidArgument(f"{model.__name__} is a class: serve an object of it")
             name = name or _name_of(model)
             repository = folder / "models"
             version = repository / name / "1"
@@ -177,6 +194,10 @@ def serve(
             if _is_module(model):
                 _export(model, example, version / "model.pt2")
             elif callable(getattr(model, "fit", None)) and hasattr(model, "get_params"):
+                if not _is_fitted(model):
+                    raise InvalidArgument(
+                        f"this {type(model).__name__} is not fitted: call its method fit before you serve it"
+                    )
                 # The estimator's types are trusted, because this program already runs their code.
                 trusted = _save_estimator(model, version)
             else:
@@ -215,6 +236,17 @@ def _is_module(model: Any) -> bool:
     return torch is not None and isinstance(model, torch.nn.Module)
 
 
+def _is_fitted(estimator: Any) -> bool:
+    """Whether an estimator has learned something: `fit` leaves attributes that are not parameters."""
+    if not vars(estimator).keys() <= estimator.get_params(deep=False).keys():
+        return True
+    try:
+        import_module("sklearn.utils.validation").check_is_fitted(estimator)  # knows pipelines
+    except import_module("sklearn.exceptions").NotFittedError:
+        return False
+    return True
+
+
 def _export(module: Any, example: Any, file: Path) -> None:
     """Exports a torch module with a variable first dimension."""
     import torch
@@ -225,22 +257,39 @@ def _export(module: Any, example: Any, file: Path) -> None:
             f" backline.serve({type(module).__name__.lower()}, example=torch.zeros(1, 16))"
         )
     examples = example if isinstance(example, tuple) else (example,)
+    if not all(isinstance(one, torch.Tensor) for one in examples):
+        raise InvalidArgument(
+            f"example= is an object of type {type(example).__name__}: pass a tensor, or a tuple with a tensor"
+            " for each input"
+        )
     batched = tuple({0: torch.export.Dim.AUTO} if one.ndim else None for one in examples)
     # Exported with two items, because torch takes a dimension of size 1 for a constant.
     doubled = tuple(torch.cat([one, one]) if one.ndim and one.shape[0] == 1 else one for one in examples)
     was_training = module.training
     module.eval()
     try:
+        with torch.no_grad():
+            module(*doubled)
+    except Exception as error:
+        module.train(was_training)
+        raise InvalidArgument(
+            f"the module fails with this example ({type(error).__name__}: {_first_line(error)}): pass one"
+            " that it accepts"
+        ) from error
+    try:
         program = torch.export.export(module, doubled, dynamic_shapes=batched)
         torch.export.save(program, file)
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
         raise InvalidArgument(
-            f"torch cannot export the module ({type(error).__name__}: {reason}): serve a function with type"
-            " hints that calls it instead"
+            f"torch cannot export the module ({type(error).__name__}: {_first_line(error)}): serve a function"
+            " with type hints that calls it instead"
         ) from error
     finally:
         module.train(was_training)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _save_estimator(estimator: Any, version: Path) -> tuple[str, ...]:

@@ -87,7 +87,11 @@ def test_the_printed_curl_line_works(repository: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_printed_lines_have_a_place_for_the_key(repository: Path, tmp_path: Path) -> None:
     with serve(repository, tmp_path / "log", environment={"BACKLINE_API_KEY": "bk_" + "x" * 40}) as server:
-        lines = [line.strip() for line in wait_report(server).splitlines() if "Bearer KEY" in line]
+        lines = [
+            line.strip()
+            for line in wait_report(server).splitlines()
+            if "Bearer KEY" in line or "api_key='KEY'" in line
+        ]
         outputs = [
             subprocess.run(
                 line.replace("KEY", "bk_" + "x" * 40), shell=True, capture_output=True, text=True, check=True

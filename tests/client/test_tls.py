@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography import x509
 
 from backline.client import connect
 from backline.client.address import Address
@@ -70,6 +71,19 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
             "key": str(client.key),
         }
         yield Secured(server, authority, own, stranger, files, folder / "socket")
+
+
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
+def test_the_certificate_of_servers_found_by_name_has_that_name(tmp_path: Path, scheme: str) -> None:
+    models.add1(tmp_path / "models")
+    authority = Authority(tmp_path / "authority")
+    named = authority.issue("server", x509.DNSName("localhost"))  # and not 127.0.0.1, which is looked up
+    with serve(tmp_path / "models", tmp_path / "log", *server_options(named), ready=False) as server:
+        server.wait_started()
+        port = getattr(server, PORTS[scheme.removesuffix("s")])
+        ca = str(authority.certificate)
+        with connect(f"dns+{scheme}://localhost:{port}", ca=ca, timeout=20) as client:
+            assert client["add1"](np.ones((1, 16), np.float32))["OUTPUT0"][0, 0] == 2
 
 
 def failure(url: str, **options: Any) -> str:

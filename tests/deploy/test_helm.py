@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from backline import __version__
+from backline.cli import serve
 from deploy.conftest import Podman
 from docs.pages import ROOT, blocks, code, table
 from support.lazy import lazy
@@ -35,13 +36,15 @@ EVERYTHING = (
     "topologySpreadConstraints[0].whenUnsatisfiable=ScheduleAnyway", "podDisruptionBudget.enabled=true",
     "autoscaling.enabled=true", "autoscaling.cpuPercent=80", "networkPolicy.enabled=true",
     "networkPolicy.from[0].podSelector.matchLabels.a=b",
-    "serviceMonitor.enabled=true", "serviceMonitor.labels.a=b", "prometheusRule.enabled=true",
+    "serviceMonitor.enabled=true", "serviceMonitor.labels.a=b", "serviceMonitor.keySecret=scraper",
+    "prometheusRule.enabled=true",
     "dashboard.enabled=true", "ingress.enabled=true", "ingress.className=nginx",
     "ingress.tlsSecret=certificate",
     "ingress.annotations.a=b", "gateway.enabled=true", "gateway.parents[0].name=gateway",
     "gateway.hostnames[0]=models.example.org",
 )  # fmt: skip
 KEDA = (*URL, "keda.enabled=true", "keda.prometheus=http://prometheus:9090")
+KEDA_ASKS = (*URL, "keda.enabled=true", "tls.secret=certificate", "keda.authentication=authority")
 VERSIONS = ["1.29", "1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37"]
 #: Kinds that are not part of Kubernetes, so that it has no schema for them.
 CUSTOM = {"ScaledObject", "ServiceMonitor", "PrometheusRule", "HTTPRoute", "GRPCRoute"}
@@ -51,12 +54,26 @@ def _set(values: tuple[str, ...]) -> list[str]:
     return [argument for value in values for argument in ("--set", value)]
 
 
-def render(*values: str) -> list[dict[str, Any]]:
-    text = run("helm", "template", "release", str(CHART), "--namespace", "ml", *_set(values))
+def render(*values: str, file: Path | None = None) -> list[dict[str, Any]]:
+    files = [] if file is None else ["--values", str(file)]
+    text = run("helm", "template", "release", str(CHART), "--namespace", "ml", *files, *_set(values))
     return [document for document in yaml.safe_load_all(text) if document]
 
 
-@pytest.mark.parametrize("values", [CLAIM, URL, EVERYTHING, KEDA], ids=["claim", "url", "everything", "keda"])
+def _environment(documents: list[dict[str, Any]]) -> dict[str, str]:
+    """The variables of the server's container that have a value."""
+    (deployment,) = (one for one in documents if one["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    names = [one["name"] for one in container["env"]]
+    assert len(set(names)) == len(names)
+    return {one["name"]: one["value"] for one in container["env"] if "value" in one}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [CLAIM, URL, EVERYTHING, KEDA, KEDA_ASKS],
+    ids=["claim", "url", "everything", "keda", "keda asks"],
+)
 def test_the_chart_renders_valid_manifests(values: tuple[str, ...]) -> None:
     run("helm", "lint", "--strict", str(CHART), *_set(values))
     documents = render(*values)
@@ -78,6 +95,21 @@ def test_everything_is_rendered_once() -> None:
         *("ConfigMap", "Deployment", "GRPCRoute", "HTTPRoute", "HorizontalPodAutoscaler", "Ingress"),
         *("NetworkPolicy", "PodDisruptionBudget", "PrometheusRule", "Service", "Service", "ServiceMonitor"),
     ]
+
+
+def test_keda_asks_a_pod_unless_it_has_prometheus() -> None:
+    (scaled,) = (one["spec"] for one in render(*KEDA_ASKS) if one["kind"] == "ScaledObject")
+    (by_prometheus,) = (one["spec"] for one in render(*KEDA) if one["kind"] == "ScaledObject")
+
+    assert scaled["triggers"] == [
+        {
+            "type": "external",
+            "metricType": "Value",
+            "metadata": {"scalerAddress": "release-backline.ml.svc:8001", "enableTLS": "true"},
+            "authenticationRef": {"name": "authority"},
+        }
+    ]
+    assert [trigger["type"] for trigger in by_prometheus["triggers"]] == ["prometheus"]
 
 
 def test_the_chart_installs_this_version() -> None:
@@ -102,16 +134,30 @@ def test_pods_are_restricted() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ((), "models"),
-        ((*URL, *CLAIM), "models"),
+        ((), "set models.url (such as s3://bucket/models) or models.existingClaim"),
+        ((*URL, *CLAIM), "models.url and models.existingClaim exclude each other"),
+        ((*URL, "models.subPath=music"), "add the folder to the URL"),
         ((*URL, "replica=2"), "replica"),
-        ((*URL, "options.BACKLINE-MODE=poll"), "options"),
+        ((*URL, "options.BACKLINE_MEMORY_BUGDET=2GiB"), "BACKLINE_MEMORY_BUGDET"),
+        ((*URL, "options.BACKLINE_HTTP_PORT=80"), "set ports.http instead"),
+        ((*URL, "resources.limit.memory=4Gi"), "limit"),
         ((*URL, "ports.http=0"), "ports"),
         ((*KEDA, "autoscaling.enabled=true"), "enable one of them"),
-        ((*URL, "keda.enabled=true"), "keda.prometheus is needed"),
+        ((*KEDA, "keda.minReplicas=0"), "minReplicas"),
         ((*URL, "gateway.enabled=true"), "gateway.parents is needed"),
     ],
-    ids=["no-models", "two-places", "unknown", "option", "port", "two-scalers", "prometheus", "parents"],
+    ids=[
+        *(
+            "no-models",
+            "two-places",
+            "folder-of-url",
+            "unknown",
+            "option",
+            "option-of-another-value",
+            "resources",
+        ),
+        *("port", "two-scalers", "scale-to-zero", "parents"),
+    ],
 )
 def test_values_that_cannot_work_are_refused(values: tuple[str, ...], message: str) -> None:
     done = subprocess.run(
@@ -121,6 +167,66 @@ def test_values_that_cannot_work_are_refused(values: tuple[str, ...], message: s
 
     assert done.returncode
     assert message in done.stderr
+
+
+def test_the_chart_knows_every_option_of_the_server() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    known = schema["properties"]["options"]["properties"]
+
+    assert known.keys() == {param.envvar for param in serve.command.params if param.envvar}
+
+
+def test_a_large_number_in_a_file_of_values_reaches_the_server_in_digits(tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text("options: {BACKLINE_HTTP_MAX_INPUT_SIZE: 134217728, BACKLINE_NO_GRPC: true}\n")
+
+    found = _environment(render(*URL, file=values))
+
+    assert found["BACKLINE_HTTP_MAX_INPUT_SIZE"] == "134217728"
+    assert found["BACKLINE_NO_GRPC"] == "true"
+
+
+def test_the_server_knows_the_names_of_its_ingress_and_gateway() -> None:
+    names = (
+        "ingress.enabled=true", "ingress.host=a.example.org", "gateway.enabled=true",
+        "gateway.parents[0].name=g", "gateway.hostnames[0]=*.example.org",
+    )  # fmt: skip
+    own = "options.BACKLINE_ALLOWED_HOST=release-backline.ml"
+
+    assert "BACKLINE_ALLOWED_HOST" not in _environment(render(*URL))
+    assert _environment(render(*URL, *names))["BACKLINE_ALLOWED_HOST"] == "a.example.org *.example.org"
+    assert _environment(render(*URL, own, *names))["BACKLINE_ALLOWED_HOST"].split() == [
+        "release-backline.ml", "a.example.org", "*.example.org",
+    ]  # fmt: skip
+
+
+def test_prometheus_scrapes_each_pod_once_and_sends_its_key() -> None:
+    documents = render(*EVERYTHING)
+    (monitor,) = (one for one in documents if one["kind"] == "ServiceMonitor")
+    selector = monitor["spec"]["selector"]
+    (absent,) = selector["matchExpressions"]
+    labels = {
+        one["metadata"]["name"]: one["metadata"]["labels"] for one in documents if one["kind"] == "Service"
+    }
+    chosen = [
+        name
+        for name, found in labels.items()
+        if selector["matchLabels"].items() <= found.items() and absent["key"] not in found
+    ]
+
+    assert absent["operator"] == "DoesNotExist"
+    assert sorted(labels) == ["release-backline", "release-backline-headless"]
+    assert chosen == ["release-backline"]
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["authorization"] == {"credentials": {"name": "scraper", "key": "BACKLINE_KEY"}}
+
+
+@pytest.mark.parametrize(("tls", "protocol"), [("", "kubernetes.io/h2c"), ("certificate", None)])
+def test_only_ports_without_tls_are_announced_as_cleartext(tls: str, protocol: str | None) -> None:
+    services = [one for one in render(*URL, f"tls.secret={tls}") if one["kind"] == "Service"]
+    ports = [port for one in services for port in one["spec"]["ports"] if port["name"] == "grpc"]
+
+    assert [port.get("appProtocol") for port in ports] == [protocol, protocol]
 
 
 def test_alerts_the_dashboard_and_scaling_use_metrics_that_exist() -> None:
@@ -149,7 +255,7 @@ def test_the_page_shows_valid_manifests() -> None:
 
     for block in shown:
         for document in yaml.safe_load_all(block.text):
-            if document["kind"] not in CUSTOM:
+            if "kind" in document:  # not a file of values
                 kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
     assert shown
 

@@ -27,9 +27,11 @@ from support import models
 from support.tools import run
 
 PAGES = sorted(path.name for path in (ROOT / "docs" / "deploy").glob("*.md"))
+CHART = ROOT / "deploy" / "helm" / "backline"
 #: Programs that no test runs as printed, and why.
 NOT_RUN = {
     "podman run": "tests/deploy/test_image.py runs the image with these and stricter options",
+    "podman push": "needs a registry",
     "docker build": "docker needs its daemon; tests/deploy/conftest.py builds the same files with podman",
     "pip install": "Ray is too large for the usual tests: make test-ray installs it and starts a cluster",
     "--engine ray": "needs a cluster: tests/fleet/test_ray_deployment.py runs it under make test-ray",
@@ -105,6 +107,32 @@ def _helm(block: Block, folder: Path) -> None:
         assert "kind: Deployment" in run("helm", "template", release, str(ROOT / chart), *options)
 
 
+def _secrets(block: Block, folder: Path) -> None:
+    """The file of values, which comes next on the page, names all of them and no other."""
+    created = {
+        words[4]
+        for line in commands(block)
+        if (words := shlex.split(line))[:3] == ["kubectl", "create", "secret"]
+    }
+    (values,) = (
+        yaml.safe_load(one.text)
+        for one in blocks("docs/deploy/kubernetes.md")
+        if "kind:" not in one.text and one.language == "yaml"
+    )
+
+    assert created == {
+        values["envFrom"][0]["secretRef"]["name"], values["tls"]["secret"], values["auth"]["secret"],
+        values["serviceMonitor"]["keySecret"],
+    }  # fmt: skip
+
+
+def _values(block: Block, folder: Path) -> None:
+    (folder / "values.yaml").write_text(block.text)
+    text = run("helm", "template", "notes", str(CHART), "--values", str(folder / "values.yaml"))
+
+    assert all(name in text for name in yaml.safe_load(block.text)["options"])
+
+
 def _manifests(block: Block, folder: Path) -> None:
     """tests/deploy/test_helm.py validates them for Kubernetes."""
     assert yaml.safe_load(block.text)["kind"] == "Deployment"
@@ -166,7 +194,7 @@ CHECKS: dict[str, list[Callable[[Block, Path], None]]] = {
     "container.md": [_image_commands, _image_commands],
     "fleet.md": [_clients, _model_configuration],
     "kserve.md": [_inference_service],
-    "kubernetes.md": [_helm, _manifests],
+    "kubernetes.md": [_image_commands, _helm, _secrets, _values, _manifests],
     "ray.md": [_installation, _serve_command, _ray_deployment, _clients],
     "serverless.md": [_function, _function],
     "systemd.md": [_environment, _user_service],

@@ -118,3 +118,8 @@ def test_a_client_of_a_server_does_not_import_the_engine() -> None:
         "print([name for name in sys.modules if 'lifecycle' in name or 'embedded' in name])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+def test_an_object_of_the_program_is_refused_with_what_serves_it() -> None:
+    with pytest.raises(InvalidArgument, match=r"object of type function: backline\.serve"):
+        backline.Embedded(lambda x: x)  # type: ignore[arg-type]

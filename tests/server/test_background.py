@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import backline
-from backline.engine.errors import InvalidArgument
+from backline.engine.errors import AlreadyExists, InvalidArgument, Unsupported
 from support import models
 from support.chromium import chromium
 from support.web import WebServer
@@ -131,12 +132,89 @@ def test_a_torch_module_is_served_with_any_batch_size() -> None:
         (5, "an object of type int cannot be served"),
         (lambda x: x, "no hint for its result"),
         (print, "cannot be served"),
+        (Scaler, "Scaler is a class: serve an object of it"),
     ],
-    ids=["number", "lambda", "builtin"],
+    ids=["number", "lambda", "builtin", "class"],
 )
 def test_other_objects_are_refused_with_what_is_possible(model: Any, reason: str) -> None:
     with pytest.raises(InvalidArgument, match=reason):
         backline.serve(model)
+
+
+def test_an_array_hint_without_a_datatype_is_refused_with_the_one_to_write() -> None:
+    def grown(x: np.ndarray) -> np.ndarray:
+        return x
+
+    with pytest.raises(InvalidArgument) as caught:
+        backline.serve(grown)
+
+    assert caught.value.message.startswith(
+        "'grown' cannot be served: grown: the type hint of 'x' is numpy.ndarray"
+    )
+    assert "write FP32[16]" in caught.value.message
+
+
+def test_an_estimator_must_be_fitted() -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    pipeline = pytest.importorskip("sklearn.pipeline")
+    estimator = linear_model.LogisticRegression()
+
+    for unfitted in (estimator, pipeline.make_pipeline(estimator)):
+        with pytest.raises(InvalidArgument, match="is not fitted: call its method fit"):
+            backline.serve(unfitted)
+
+
+def test_an_estimator_fitted_with_named_columns_takes_arrays_without_warnings() -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    preprocessing = pytest.importorskip("sklearn.preprocessing")
+    pipeline = pytest.importorskip("sklearn.pipeline")
+    pandas = pytest.importorskip("pandas")
+    rows = pandas.DataFrame({"a": [0.0, 1.0, 0.1, 0.9], "b": [1.0, 0.0, 0.9, 0.2]})
+    made = pipeline.make_pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression())
+    made.fit(rows, [0, 1, 0, 1])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with backline.serve(made) as server:
+            assert server.model is not None
+            assert server.model(rows)["predict"].tolist() == [0, 1, 0, 1]
+    assert list(made.feature_names_in_) == ["a", "b"]
+
+
+def test_an_example_that_the_module_does_not_take_is_named_as_the_fault() -> None:
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Linear(4, 2)
+
+    with pytest.raises(InvalidArgument, match="the module fails with this example"):
+        backline.serve(module, example=torch.zeros(1, 7))
+    with pytest.raises(InvalidArgument, match="an object of type list: pass a tensor"):
+        backline.serve(module, example=[0.0, 1.0])
+
+
+def test_a_port_in_use_is_named_with_what_to_do() -> None:
+    with (
+        backline.serve(doubled) as server,
+        pytest.raises(AlreadyExists, match="stop the server that has this port"),
+    ):
+        backline.serve(doubled, port=int(server.url.rpartition(":")[2]))
+
+
+def test_a_stream_that_is_called_like_a_function_says_how_to_call_it() -> None:
+    def counted(to: int) -> Iterator[int]:
+        yield from range(to)
+
+    with backline.serve(counted) as server:
+        assert server.model is not None
+        with pytest.raises(Unsupported, match=r"call stream\(\.\.\.\) instead"):
+            server.model(to=3)
+
+
+def test_completion_offers_the_public_names_before_they_are_used() -> None:
+    program = "import backline; print(dir(backline))"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
+    assert "'serve'" in shown
+    assert "TYPE_CHECKING" not in shown
 
 
 def test_a_model_that_cannot_be_loaded_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ class Sklearn:
         else:
             estimator = _load_skops(path, what, options)
         _use_one_core(estimator)
+        _forget_names(estimator)
         inputs = _inputs(path, estimator, config)
         methods = [method for method in _METHODS if hasattr(estimator, method)]
         if not methods and hasattr(estimator, "transform"):
@@ -143,6 +144,22 @@ def _use_one_core(estimator: Any) -> None:
     if hasattr(estimator, "get_params"):
         parallel = [key for key in estimator.get_params() if key.rpartition("__")[2] == "n_jobs"]
         estimator.set_params(**dict.fromkeys(parallel, 1))
+
+
+def _forget_names(estimator: Any) -> None:
+    """Forgets the columns of the table that an estimator was fitted with, also in its parts.
+
+    Requests are arrays without names. An estimator that knows names warns of that in every run.
+    """
+    waiting, seen = [estimator], set()
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, list | tuple):
+            waiting.extend(one)
+        elif hasattr(one, "get_params") and id(one) not in seen:
+            seen.add(id(one))
+            vars(one).pop("feature_names_in_", None)
+            waiting.extend(vars(one).values())
 
 
 def _load_skops(path: Path, what: str, options: LoadOptions) -> Any:

@@ -43,9 +43,9 @@ def connect(
     grpc+unix:/path, or inproc:///path/of/repository, which loads the models into this process, as Embedded
     does; its options may follow as in ?model=add1&memory_budget=2GiB. The default port is 8000 for http, 8001
     for grpc, and 443 for https and grpcs. To use several servers with the same models, separate their URLs by
-    commas, or give a name that resolves to all of them (dns+http://name, dns+grpc://name) or a Ray deployment
-    (ray://deployment); each request goes to one of the servers. A network client connects with its first
-    request. The other arguments are the fields of ClientOptions.
+    commas, or give a name that resolves to all of them (dns+http://name, dns+grpcs://name), or a Ray
+    deployment (ray://deployment); each request goes to one of the servers. A network client connects with its
+    first request. The other arguments are the fields of ClientOptions.
 
     >>> with connect("http://localhost:8000") as client:
     ...     notes = client["basic_pitch"](audio)

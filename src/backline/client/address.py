@@ -23,7 +23,9 @@ _SCHEMES: dict[str, tuple[Protocol, bool, int]] = {  # protocol, TLS, default po
     "grpc+unix": ("grpc", False, 0),
     "inproc": ("inproc", False, 0),
     "dns+http": ("http", False, 8000),
+    "dns+https": ("http", True, 443),
     "dns+grpc": ("grpc", False, 8001),
+    "dns+grpcs": ("grpc", True, 443),
     "ray": ("grpc", False, 0),
 }
 _EXAMPLES = (
@@ -49,6 +51,8 @@ class Address:
     query: str = ""
     by_dns: bool = False
     by_ray: bool = False
+    #: The name that `host` was looked up from; empty if `host` is as given.
+    looked_up: str = ""
 
     @classmethod
     def parse_all(cls, urls: str) -> tuple[Address, ...]:
@@ -122,6 +126,11 @@ class Address:
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"
 
     @property
+    def certified(self) -> str:
+        """The name that the server's certificate must have."""
+        return self.looked_up or self.host
+
+    @property
     def authority(self) -> str:
         """host:port, as in the Host header."""
         if self.unix:
@@ -146,5 +155,6 @@ async def resolve(address: Address) -> tuple[Address, ...]:
             f"cannot look up the host of {address.url}: {error.strerror or error}. Is the name right?"
         ) from None
     hosts = sorted({str(info[4][0]) for info in infos})
-    found = (replace(address, host=host, by_dns=False) for host in hosts)
-    return tuple(replace(one, url=f"{one.protocol}://{one.authority}{one.path}") for one in found)
+    found = (replace(address, host=host, looked_up=address.host, by_dns=False) for host in hosts)
+    scheme = address.url.partition("://")[0].lower().removeprefix("dns+")
+    return tuple(replace(one, url=f"{scheme}://{one.authority}{one.path}") for one in found)

@@ -22,7 +22,7 @@ from backline.client.result import InferResult
 from backline.client.sequences import AsyncSequence
 from backline.client.transport import InferCall, Transport
 from backline.engine.control import ANY_VERSION, STABLE, Attempt, Change, LabelMove
-from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable, Unsupported
 from backline.engine.values.messages import InferResponse, Parameter
 from backline.engine.values.tensor import Tensor
 
@@ -331,6 +331,11 @@ class AsyncModel:
         except (InvalidArgument, NotFound):
             self._client._known.pop(model._key, None)  # perhaps another version is served by now
             raise
+        except Unsupported as error:
+            if "decoupled transaction policy" not in error.message:
+                raise
+            hint = "call stream(...) instead, and iterate over the responses"
+            raise Unsupported(f"{error.message}: {hint}") from error
         return InferResult(response)
 
     async def stream(

@@ -142,7 +142,8 @@ def _bytes_array(where: str, value: Any) -> np.ndarray:
             flat[index] = bytes(element)
         else:
             raise InvalidArgument(
-                f"{where} expects BYTES (str or bytes), got {type(element).__name__} at position {index}"
+                f"{where} expects BYTES (str or bytes), got {type(element).__name__} at position {index};"
+                " a model that takes a list reads it as JSON: pass json.dumps(...)"
             )
     return encoded
 

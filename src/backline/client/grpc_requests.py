@@ -64,12 +64,13 @@ class GrpcRequests(Transport):
 
     async def infer(self, call: InferCall) -> InferResponse:
         request = b"".join(self._codec.encode(call))
-        return self._codec.decode(await self.exchange("ModelInfer", request, call.timeout))
+        return self._codec.decode(await self.exchange("ModelInfer", request, call.timeout, call.metadata))
 
     async def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
         request = b"".join(self._codec.encode(call))
         read = message("inference.ModelStreamInferResponse").FromString
-        received = self.exchange_stream("ModelStreamInfer", request, call.timeout, STREAM_METADATA)
+        metadata = (*STREAM_METADATA, *call.metadata)
+        received = self.exchange_stream("ModelStreamInfer", request, call.timeout, metadata)
         async with aclosing(received) as responses:
             async for response in responses:
                 answer = self._parsed(read, "ModelStreamInfer", response)
@@ -82,7 +83,7 @@ class GrpcRequests(Transport):
         request = b"".join(self._codec.encode(call))
 
         async def send() -> None:
-            await self.exchange("ModelInfer", request, call.timeout)
+            await self.exchange("ModelInfer", request, call.timeout, call.metadata)
 
         return send
 

@@ -71,6 +71,8 @@ class GrpcTransport(GrpcRequests):
         if address.unix:
             arguments.append(("grpc.default_authority", "localhost"))
         if address.tls:
+            if address.looked_up:
+                arguments.append(("grpc.ssl_target_name_override", address.looked_up))
             self._channel = grpc.aio.secure_channel(target, _credentials(grpc, options), arguments)
         else:
             self._channel = grpc.aio.insecure_channel(target, arguments)

@@ -135,7 +135,7 @@ class HttpPool:
                 address.host,
                 address.port,
                 ssl=self._ssl,
-                server_hostname=address.host if self._ssl else None,
+                server_hostname=address.certified if self._ssl else None,
             )
         return connection
 

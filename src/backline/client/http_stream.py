@@ -147,7 +147,7 @@ async def _connect(
         async with asyncio.timeout(timeout):
             if address.unix:
                 return await asyncio.open_unix_connection(address.path, limit=_READ)
-            host = address.host if context else None
+            host = address.certified if context else None
             return await asyncio.open_connection(
                 address.host, address.port, ssl=context, server_hostname=host, limit=_READ
             )

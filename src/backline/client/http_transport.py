@@ -250,7 +250,10 @@ class HttpTransport(Transport):
     ) -> tuple[list[Buffer], int]:
         header, buffers = encode_infer(call, binary=binary)
         length = len(header) + sum(map(len, buffers))
-        head = form % (self._prefix, _model_path(call.model, call.version), self._fields, len(header), length)
+        fields = self._fields
+        if call.metadata:
+            fields += "".join(f"{name}: {value}\r\n" for name, value in call.metadata).encode()
+        head = form % (self._prefix, _model_path(call.model, call.version), fields, len(header), length)
         return [head + header, *buffers], len(head) + length
 
     # health, metadata, configuration and statistics

@@ -17,7 +17,7 @@ from backline.engine.values.tensor import Tensor
 @dataclass(frozen=True, slots=True)
 class InferCall:
     """One request. `timeout` is in seconds, `outputs` is None for all outputs, and `version` is empty if the
-    server chooses the version.
+    server chooses the version. `metadata` has names in lower case and values in printable ASCII.
     """
 
     model: str
@@ -27,6 +27,8 @@ class InferCall:
     outputs: tuple[str, ...] | None = None
     parameters: Mapping[str, Parameter] | None = None
     timeout: float = 60.0
+    #: Header fields that only this request has, or metadata over gRPC.
+    metadata: tuple[tuple[str, str], ...] = ()
 
 
 class Transport(ABC):

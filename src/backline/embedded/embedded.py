@@ -64,6 +64,11 @@ class Embedded:
         self._loop: BackgroundLoop | None = None
         if isinstance(repositories, str | Path):
             repositories = (repositories,)
+        elif not isinstance(repositories, Sequence):
+            raise InvalidArgument(
+                "Embedded takes the path or URL of a repository, or a list of them, and not an object of type"
+                f" {type(repositories).__name__}: backline.serve serves an object of the program"
+            )
         if models is None and options is None:
             models = (ALL_MODELS,)
         options = options or LifecycleOptions()

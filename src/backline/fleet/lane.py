@@ -6,6 +6,8 @@ import asyncio
 from time import monotonic, monotonic_ns
 from typing import ClassVar
 
+import msgspec
+
 from backline.backends.backend import RemoteModel
 from backline.client.balanced_transport import BalancedTransport
 from backline.client.errors import ConnectionFailed, PermissionDenied, ProtocolError
@@ -123,6 +125,7 @@ class RemoteLane:
             request.outputs or self._outputs,
             _parameters(request),
             min(left, self._time_limit),
+            () if ticket.trace is None else _trace_fields(ticket.trace.context),
         )
 
     def explain(self, error: BaseException) -> BacklineError:
@@ -227,3 +230,12 @@ def _parameters(request: InferRequest) -> dict[str, Parameter] | None:
         step = request.sequence
         parameters |= {"sequence_id": step.id, "sequence_start": step.start, "sequence_end": step.end}
     return parameters or None
+
+
+def _trace_fields(context: str) -> tuple[tuple[str, str], ...]:
+    """The header fields `traceparent` and `tracestate` for the other server, so that it continues the trace.
+
+    `context` is a JSON object, or empty for a trace that only this server knows.
+    """
+    fields: dict[str, str] = msgspec.json.decode(context) if context else {}
+    return tuple((name, text) for name, text in fields.items() if text.isascii() and text.isprintable())

@@ -86,7 +86,7 @@ class RpcTransport(GrpcRequests):
                     error = wrong
             on_outcome(response, None if error is None else self._credential.explain(error, self._url))
 
-        rpc = self._call("ModelInfer", self._codec.encode(call), timeout, ended)
+        rpc = self._call("ModelInfer", self._codec.encode(call), timeout, ended, call.metadata)
         self._start(rpc)
         return rpc
 
@@ -139,10 +139,13 @@ class RpcTransport(GrpcRequests):
 
     def _header(self, method: str, timeout: float, metadata: tuple[tuple[str, str], ...]) -> bytes:
         told = timeout_field(timeout) if timeout < _TOLD_BELOW else b""
-        key = method, told, metadata
-        known = self._headers.get(key)
-        if known is not None:
-            return known
+        key = method, told
+        header = self._headers.get(key) or self._headers.keep(key, self._common_fields(method, told))
+        if not metadata:
+            return header
+        return header + encode_fields((name.encode(), value.encode()) for name, value in metadata)
+
+    def _common_fields(self, method: str, told: bytes) -> bytes:
         fields = [
             (b":method", b"POST"),
             (b":scheme", b"https" if self._address.tls else b"http"),
@@ -152,11 +155,10 @@ class RpcTransport(GrpcRequests):
             (b"content-type", b"application/grpc"),
             (b"user-agent", f"backline/{__version__}".encode()),
             *self._fields,
-            *((name.encode(), value.encode()) for name, value in metadata),
         ]
         if told:
             fields.append((b"grpc-timeout", told))
-        return self._headers.keep(key, encode_fields(fields))
+        return encode_fields(fields)
 
     # connections
 
@@ -247,7 +249,7 @@ class RpcTransport(GrpcRequests):
                 address.host,
                 address.port,
                 ssl=self._ssl,
-                server_hostname=address.host if self._ssl else None,
+                server_hostname=address.certified if self._ssl else None,
             )
         opened: RpcConnection = connection
         return opened

@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException
 
 from observe.tracing.repository import add_models, write_repository
 from support.otlp import Receiver, Span, receiver
+from support.repositories import put
 from support.server import ServerProcess, serve
 
 SERVER = 2  # the span kind of a server
@@ -70,14 +71,19 @@ class Traced:
         )
 
 
+def tracing(receiver: Receiver) -> list[str]:
+    """The options of a server that sends a trace of each request to a receiver."""
+    settings = ["mode=opentelemetry", "level=TIMESTAMPS", "rate=1", f"opentelemetry,url={receiver.url}"]
+    settings += ["opentelemetry,resource=service.name=music", "opentelemetry,bsp_schedule_delay=50"]
+    return [text for one in settings for text in ("--trace-config", one)]
+
+
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
     folder = tmp_path_factory.mktemp("spans")
     repository = add_models(write_repository(folder / "models"))
     with receiver() as received:
-        settings = ["mode=opentelemetry", "level=TIMESTAMPS", "rate=1", f"opentelemetry,url={received.url}"]
-        settings += ["opentelemetry,resource=service.name=music", "opentelemetry,bsp_schedule_delay=50"]
-        options = [text for one in settings for text in ("--trace-config", one)]
+        options = tracing(received)
         with serve(
             repository, folder / "log", *options, "--cache-config", "local,size=65536", "--log-level", "info"
         ) as server:
@@ -162,6 +168,25 @@ def test_the_clients_trace_is_continued(traced: Traced, by: str) -> None:
     assert (root.trace_id, root.parent_id) == (trace, span)
     assert root.attributes["network.protocol.name"] == by
     assert all(one.trace_id == trace for one in (root.below("add"), root.below("add", "compute", "infer")))
+
+
+@pytest.mark.parametrize("by", ["http", "grpc"])
+def test_a_remote_model_passes_the_trace_on(traced: Traced, tmp_path: Path, by: str) -> None:
+    url = traced.server.url if by == "http" else traced.server.grpc_url
+    put(
+        tmp_path / "models" / "add" / "config.pbtxt",
+        f'backend: "remote" parameters {{ key: "urls" value {{ string_value: "{url}" }} }}',
+    )
+    put(tmp_path / "models" / "add" / "1" / "empty", "")
+    with serve(tmp_path / "models", tmp_path / "log", *tracing(traced.receiver)) as front:
+        Traced(front, traced.receiver, tmp_path).infer("add", f"passed on by {by}")
+
+    root = traced.root(f"passed on by {by}")
+
+    queue, compute, passed_on = root.below("add").children
+    assert (queue.name, compute.name) == ("queue", "compute")
+    assert passed_on.tree() == {"InferRequest": [ADD]}
+    assert compute.began <= passed_on.began < passed_on.ended
 
 
 def test_an_ensemble_has_a_span_per_step(traced: Traced) -> None:

@@ -399,7 +399,7 @@ def python_line(model: Model, url: str, certificate: str | None = None, *, keyed
     else:
         call = f"({{{inputs}}})"
     ca = "" if certificate is None else f", ca={certificate!r}"
-    key = ", headers={'Authorization': 'Bearer KEY'}" if keyed else ""
+    key = ", api_key='KEY'" if keyed else ""
     model_text = f"backline.connect({url!r}{ca}{key})[{model.name!r}]"
     answer = f"*map(dict, {model_text}.stream{call})" if model.decoupled else f"dict({model_text}{call})"
     code = f"import backline, numpy as np; print({answer})"

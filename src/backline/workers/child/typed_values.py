@@ -68,6 +68,12 @@ class TypedValue:
         kind = get_origin(hint) or hint
         if isinstance(kind, type) and kind in _SINGLE:
             return cls(name, kind, _SINGLE[kind], (1,), optional)
+        if kind is np.ndarray:
+            raise InvalidArgument(
+                f"{where}: the type hint of '{name}' is numpy.ndarray, which says neither datatype nor shape:"
+                " import FP32 or another datatype from backline.model, and write FP32[16], or FP32[-1] for"
+                " any length"
+            )
         raise InvalidArgument(
             f"{where}: the type hint of '{name}' is {hint!r}; expected FP32[16] or another datatype of"
             " backline.model, str, bytes, int, float, bool, dict, list, Image or Audio[16000]"
