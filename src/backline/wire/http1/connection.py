@@ -187,7 +187,7 @@ class Http1Connection(Connection):
         self.held = memoryview(data if self.held is None else b"".join((self.held, data)))
         rests = len(data) >= LARGE_READ
         if self._used_up and len(data) > SMALL_READ:
-            self._update_reading()
+            self.update_reading()
             self.wire.turns.wait(self)
         elif first:
             self._used_up = False
@@ -211,7 +211,7 @@ class Http1Connection(Connection):
         """Stops reading until the next turn."""
         if not self._lost:
             self._resting = True
-            self._update_reading()
+            self.update_reading()
             self.wire.turns.wait(self)
 
     def end_turn(self) -> None:
@@ -239,7 +239,7 @@ class Http1Connection(Connection):
             if self.held is not None and perf_counter() > end_of_turn:
                 self.end_turn()
                 break
-        self._update_reading()
+        self.update_reading()
 
     def received_again(self, data: bytes) -> None:
         """Takes bytes back from the receiver, to be parsed before those held."""
@@ -267,7 +267,7 @@ class Http1Connection(Connection):
         """Called when the pipeline has dispatched all requests that it can for now."""
         if self.held is not None and not self.busy:
             self.wire.turns.wait(self)
-        self._update_reading()
+        self.update_reading()
 
     def refuse(self, refusal: Refusal) -> None:
         """Refuses the request being received and accepts no more; the refusal follows earlier responses."""
@@ -293,7 +293,7 @@ class Http1Connection(Connection):
         self.lingering = True
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
-        self._update_reading()
+        self.update_reading()
 
     def _drop(self, size: int) -> None:
         if self.lingering:
@@ -309,19 +309,22 @@ class Http1Connection(Connection):
 
     def pause_writing(self) -> None:
         self.pipeline.pause()
-        self._update_reading()
+        self.update_reading()
         self.wire.unsent.count(self)
 
     def resume_writing(self) -> None:
         self.wire.unsent.count(self)
         self.pipeline.resume()
 
-    def _update_reading(self) -> None:
-        """Pauses reading while bytes are held, responses are unread, or other connections have their turn.
+    def update_reading(self) -> None:
+        """Pauses reading while bytes are held, responses are unread, a large body waits for others, or other
+        connections have their turn.
 
         Bytes after a refusal are always read, to be dropped.
         """
-        reading = self.lingering or not (self._resting or self.held is not None or self.pipeline.write_paused)
+        reading = self.lingering or not (
+            self._resting or self.held is not None or self.receiver.waits or self.pipeline.write_paused
+        )
         if reading != self._reading and not self.transport.is_closing():
             self._reading = reading
             if reading:
