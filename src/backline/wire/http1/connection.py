@@ -158,6 +158,8 @@ class Http1Connection(Connection):
         self._same_size = 0
         if self.input_closed:
             self._drop(len(data))
+            if len(data) >= LARGE_READ:  # with TLS, even bytes that are dropped cost time
+                self.rest()
         elif len(data) > self._slice or self.held is not None or pipeline.waiting:
             self._receive_much(data)
         else:
@@ -320,10 +322,10 @@ class Http1Connection(Connection):
         """Pauses reading while bytes are held, responses are unread, a large body waits for others, or other
         connections have their turn.
 
-        Bytes after a refusal are always read, to be dropped.
+        Bytes after a refusal are read in any case, to be dropped, but in turns as well.
         """
-        reading = self.lingering or not (
-            self._resting or self.held is not None or self.receiver.waits or self.pipeline.write_paused
+        reading = not self._resting and (
+            self.lingering or not (self.held is not None or self.receiver.waits or self.pipeline.write_paused)
         )
         if reading != self._reading and not self.transport.is_closing():
             self._reading = reading
