@@ -354,19 +354,28 @@ def flood(protocol: str, side: Side, fields: dict[str, str], seconds: float) -> 
     if protocol == "HTTP":
         body = json.dumps({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]}).encode()
         post = h2load.Post(f"http://127.0.0.1:{side.http_port}/v2/models/sleeper/infer", body, fields)
-        clients, options = 1200, ["--h1", "-m1"]
+        # h2load lets all clients of a process send at the same moments, so several processes are started one
+        # after another. Otherwise bursts of 1,200 requests would be measured.
+        processes, clients, options = 12, 100, ["--h1", "-m1"]
     else:
         message = service_pb2.ModelInferRequest(model_name="sleeper")
         message.inputs.add(name="x", datatype="FP32", shape=[1])
         message.raw_input_contents.append(np.ones(1, np.float32).tobytes())
         post = h2load.grpc_post(side.grpc_port, message.SerializeToString())
         post = h2load.Post(post.url, post.body, {**post.headers, **fields})
-        clients, options = 20, ["-m100"]
-    load = h2load.Load(post, [f"-c{clients}", f"--rps={FLOOD / clients}", f"-D{round(seconds)}", *options])
+        processes, clients, options = 1, 20, ["-m100"]
+    rate = FLOOD / processes / clients
+    loads = []
     try:
+        for _ in range(processes):
+            loads.append(
+                h2load.Load(post, [f"-c{clients}", f"--rps={rate}", f"-D{round(seconds)}", *options])
+            )
+            time.sleep(1 / rate / processes)
         yield
     finally:
-        load.end()
+        for load in loads:
+            load.end()
 
 
 if __name__ == "__main__":
