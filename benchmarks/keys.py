@@ -1,14 +1,14 @@
-"""Measures keys, quotas and turns: `python benchmarks/keys.py cost` and `python benchmarks/keys.py turns`.
+"""Measures keys, quotas and turns: `python benchmarks/keys.py cost` and `python benchmarks/keys.py fairness`.
 
-`cost` sends the same requests to a server without keys and to one that checks a key with quotas, in many
-short rounds in turn. `turns` measures the latency of four clients of a model that takes 5 ms, with and
-without a fifth that sends 50 times its share.
+`cost` sends the same requests to a server without keys, to one that checks a key with quotas, and with
+`--before REVISION` to the server of an earlier revision, in many short rounds in turn. `fairness` measures
+the latency of four clients of a model that takes 5 ms, with and without a fifth that sends 50 times its
+share, and what a client gets that sends more than its quota. The exit status is 1 if a claim fails.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import shutil
 import subprocess
@@ -16,18 +16,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import grpc
 import numpy as np
+import tritonclient.grpc
+import tritonclient.http
 from harness import h2load, wrk
 from harness.case import Measurement
-from harness.folders import BENCH
+from harness.folders import BENCH, ROOT
 from harness.machine import machine
 from harness.model import model
 from harness.server_process import ServerProcess, answers_200, free_ports
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
+from tritonclient.utils import InferenceServerException
 
 FOLDER = BENCH / "keys"
 AUTH = FOLDER / "auth.toml"
@@ -40,36 +43,80 @@ class Model:
         time.sleep(0.005)
         return x
 """
+#: What `cost` claims: the least request rate with keys and quotas, as a share of that without, and the least
+#: rate without, as a share of that of the earlier revision.
+LEAST_WITH_KEYS = 0.95
+LEAST_OF_BEFORE = 0.99
+#: What `fairness` claims: the most that the fifth client may multiply the p99 of the others by, and the most
+#: that the admitted requests may differ from the quota, as a share of it.
+MOST_TIMES_P99 = 2.0
+QUOTA_TOLERANCE = 0.02
 STEADY = ("ada", "bob", "cy", "di")
 #: Requests per second of a steady client: half its share of the 200 that the model can serve.
 RATE = 20
 SHARE = 40
 FLOOD = 50 * SHARE
+#: The quota of the client that exceeds it: requests per second, and how many may arrive at once.
+QUOTA = 50
+BURST = 100
+
+Asker = Callable[[], int | str]
 
 
-def create_key(name: str, *options: str) -> str:
+@dataclass(frozen=True)
+class Side:
+    """A server, and the header fields of requests to it."""
+
+    name: str
+    process: ServerProcess
+    http_port: int
+    grpc_port: int
+    fields: dict[str, str]
+
+
+def create_key(name: str, *options: str) -> dict[str, str]:
+    """The header field with a new key."""
     command = [sys.executable, "-m", "backline", "keys", "create", name, "--auth", str(AUTH), *options]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    key = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return {"authorization": f"Bearer {key}"}
 
 
 @contextlib.contextmanager
-def served(name: str, repository: Path, *options: str) -> Iterator[tuple[ServerProcess, int, int]]:
-    """A server, its HTTP port and its gRPC port."""
+def served(
+    name: str,
+    repository: Path,
+    *options: str,
+    fields: dict[str, str] | None = None,
+    source: Path | None = None,
+) -> Iterator[Side]:
+    """Serves a repository, by default with this checkout's code."""
     http_port, grpc_port = free_ports(2)
-    ports = ["--http-port", str(http_port), "--grpc-port", str(grpc_port), "--no-metrics"]
-    server = ServerProcess(
-        name, [sys.executable, "-m", "backline", "serve", str(repository), *ports, *options]
-    )
+    command = [sys.executable, "-m", "backline", "serve", str(repository)]
+    command += ["--http-port", str(http_port), "--grpc-port", str(grpc_port), "--no-metrics"]
+    command += ["--state-dir", str(FOLDER / f"state-{name}"), *options]
+    environment = {"PYTHONPATH": str(source)} if source else None
+    server = ServerProcess(name, command, environment=environment, folder=FOLDER)
     try:
         server.wait_until(lambda: answers_200(f"http://127.0.0.1:{http_port}/v2/health/ready"), 120)
-        yield server, http_port, grpc_port
+        yield Side(name, server, http_port, grpc_port, fields or {})
     finally:
         server.end()
 
 
+def code_of(revision: str) -> Path:
+    """The source folder of a revision of this repository; its dependencies are those of this environment."""
+    folder = FOLDER / "before"
+    folder.mkdir()
+    packed = subprocess.run(
+        ["git", "archive", revision, "src"], cwd=ROOT, check=True, capture_output=True
+    ).stdout
+    subprocess.run(["tar", "-x"], cwd=folder, input=packed, check=True)
+    return folder / "src"
+
+
 @click.group()
 def main() -> None:
-    """Measures what keys and quotas cost, and what taking turns does for other clients."""
+    """Measures what keys and quotas cost, and what they do for other clients."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     for name, value in machine().items():
@@ -77,171 +124,199 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--rounds", default=20)
-@click.option("--seconds", default=2.0, help="Seconds per server and round.")
-@click.option("--concurrency", default=64)
-def cost(rounds: int, seconds: float, concurrency: int) -> None:
+@click.option("--rounds", default=20, show_default=True)
+@click.option("--seconds", default=2.0, show_default=True, help="Seconds per server and round.")
+@click.option("--before", metavar="REVISION", help="Also compare with an earlier revision.")
+@click.option("--concurrency", default=(1, 64), show_default=True, multiple=True, help="Repeatable.")
+def cost(rounds: int, seconds: float, before: str | None, concurrency: tuple[int, ...]) -> None:
     """Compares a server that checks keys and quotas with one that does not, on add1."""
     asked = model("add1", FOLDER / "models")
     body, headers = asked.binary_request()
     message = asked.grpc_request()
-    limits = (
-        "--rate",
-        "1000000",
-        "--burst",
-        "1000000",
-        "--max-in-flight",
-        "1000",
-        "--bytes-per-second",
-        "1e12",
-    )
-    with_key = {"authorization": f"Bearer {create_key('app', *limits)}"}
-    with (
-        served("without", FOLDER / "models") as without,
-        served("with", FOLDER / "models", "--auth", str(AUTH)) as keyed,
-    ):
+    rate = ("--rate", "1000000", "--burst", "1000000")
+    key = create_key("app", *rate, "--max-in-flight", "1000", "--bytes-per-second", "1e12")
+    failed = False
+    with contextlib.ExitStack() as stack:
+        sides = [
+            stack.enter_context(served("without", FOLDER / "models")),
+            stack.enter_context(served("with", FOLDER / "models", "--auth", str(AUTH), fields=key)),
+        ]
+        pairs = [("with", "without", LEAST_WITH_KEYS)]
+        if before:
+            code = code_of(before)
+            sides.append(stack.enter_context(served("before", FOLDER / "models", source=code)))
+            pairs.append(("without", "before", LEAST_OF_BEFORE))
 
-        def over_http(port: int, fields: dict[str, str]) -> Measurement:
-            url = f"http://127.0.0.1:{port}/v2/models/add1/infer"
-            return wrk.run(url, "keys", body, {**headers, **fields}, concurrency=concurrency, seconds=seconds)
+        def over_http(side: Side, clients: int) -> Measurement:
+            url = f"http://127.0.0.1:{side.http_port}/v2/models/add1/infer"
+            fields = {**headers, **side.fields}
+            return wrk.run(url, f"keys-{side.name}", body, fields, concurrency=clients, seconds=seconds)
 
-        def over_grpc(port: int, fields: dict[str, str]) -> Measurement:
-            post = h2load.grpc_post(port, message)
-            post = h2load.Post(post.url, post.body, {**post.headers, **fields})
-            return h2load.run(post, concurrency=concurrency, seconds=seconds)
+        def over_grpc(side: Side, clients: int) -> Measurement:
+            post = h2load.grpc_post(side.grpc_port, message)
+            post = h2load.Post(post.url, post.body, {**post.headers, **side.fields})
+            return h2load.run(post, concurrency=clients, seconds=seconds)
 
-        for protocol, measure, port in (("HTTP", over_http, 1), ("gRPC", over_grpc, 2)):
-            rates, times = compare(measure, port, without, keyed, with_key, rounds)
-            for what, ratios in (("requests per second", rates), ("requests per CPU second", times)):
-                low, middle, high = np.percentile(ratios, (25, 50, 75))
-                click.echo(
-                    f"{protocol}, {what}: {middle:.3f} of without keys (quartiles {low:.3f}, {high:.3f})"
-                )
+        click.echo(
+            f"\n{'':>4} {'clients':>7} {'compared':>19} {'rate':>6} {'quartiles':>13} {'per CPU s':>9}"
+        )
+        for protocol, measure in (("HTTP", over_http), ("gRPC", over_grpc)):
+            for clients in concurrency:
+                found = compare(measure, sides, clients, rounds)
+                for one, other, least in pairs:
+                    rates, times = ratios(found, one, other)
+                    low, middle, high = np.percentile(rates, (25, 50, 75))
+                    verdict = "" if middle >= least else f"  below {least}"
+                    failed = failed or bool(verdict)
+                    click.echo(
+                        f"{protocol:>4} {clients:>7} {f'{one} / {other}':>19} {middle:>6.3f}"
+                        f" {low:>6.3f} {high:>6.3f} {np.median(times):>9.3f}{verdict}"
+                    )
+    sys.exit(failed)
+
+
+Found = dict[str, list[tuple[float, float]]]
 
 
 def compare(
-    measure: Callable[[int, dict[str, str]], Measurement],
-    port: int,
-    without: tuple[ServerProcess, int, int],
-    keyed: tuple[ServerProcess, int, int],
-    with_key: dict[str, str],
-    rounds: int,
-) -> tuple[list[float], list[float]]:
-    """The ratios of each round, with keys to without: of rates, and of requests per CPU second."""
-    rates, times = [], []
+    measure: Callable[[Side, int], Measurement], sides: list[Side], clients: int, rounds: int
+) -> Found:
+    """The request rate, and the requests per CPU second, of each server in each round."""
+    found: Found = {side.name: [] for side in sides}
     for number in range(rounds + 1):
-        found = {}
-        sides = [("without", without, {}), ("with", keyed, with_key)]
-        for name, server, fields in sides if number % 2 else reversed(sides):
-            before = server[0].cpu_seconds()
-            result = measure(server[port], fields)
+        for side in sides if number % 2 else reversed(sides):
+            before = side.process.cpu_seconds()
+            result = measure(side, clients)
             assert not result.errors, result
-            found[name] = (result.requests_per_second, result.requests / (server[0].cpu_seconds() - before))
-        if number:  # the first round is the warm-up
-            rates.append(found["with"][0] / found["without"][0])
-            times.append(found["with"][1] / found["without"][1])
-    return rates, times
+            if number:  # the first round is the warm-up
+                spent = side.process.cpu_seconds() - before
+                found[side.name].append((result.requests_per_second, result.requests / spent))
+    return found
+
+
+def ratios(found: Found, one: str, other: str) -> tuple[list[float], list[float]]:
+    """The ratios of rates, and of requests per CPU second, in each round."""
+    pairs = list(zip(found[one], found[other], strict=True))
+    return [a[0] / b[0] for a, b in pairs], [a[1] / b[1] for a, b in pairs]
 
 
 class Steady(threading.Thread):
     """A client that sends `RATE` requests per second, one at a time."""
 
-    def __init__(self, ask: Callable[[], bool], seconds: float, phase: float) -> None:
+    def __init__(self, asker: Callable[[], Asker], seconds: float, phase: float) -> None:
         super().__init__()
-        self._ask = ask
+        self._asker = asker
         self._seconds = seconds
         self._phase = phase
         #: The milliseconds that each request took; infinity if it was refused.
         self.took: list[float] = []
 
     def run(self) -> None:
+        ask = self._asker()
         due = time.perf_counter() + self._phase
         end = due + self._seconds
         while due < end:
             time.sleep(max(0.0, due - time.perf_counter()))
             began = time.perf_counter()
-            answered = self._ask()
+            answered = ask() == 200
             ended = time.perf_counter()
             self.took.append((ended - began) * 1000 if answered else np.inf)
             due = max(due + 1 / RATE, ended)
 
 
-def http_asker(port: int, fields: dict[str, str]) -> Callable[[], bool]:
-    connection = http.client.HTTPConnection("127.0.0.1", port)
-    body = json.dumps({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]})
+def http_asker(side: Side, fields: dict[str, str]) -> Asker:
+    """Calls the model with tritonclient; returns the status. Use it on the thread that made it."""
+    client = tritonclient.http.InferenceServerClient(f"127.0.0.1:{side.http_port}")
+    given = tritonclient.http.InferInput("x", [1], "FP32")
+    given.set_data_from_numpy(np.ones(1, np.float32))
 
-    def ask() -> bool:
-        connection.request("POST", "/v2/models/sleeper/infer", body, fields)
-        answer = connection.getresponse()
-        told = answer.read()
-        assert answer.status in (200, 503), told
-        return answer.status == 200
-
-    return ask
-
-
-def small_message() -> service_pb2.ModelInferRequest:
-    message = service_pb2.ModelInferRequest(model_name="sleeper")
-    message.inputs.add(name="x", datatype="FP32", shape=[1])
-    message.raw_input_contents.append(np.ones(1, np.float32).tobytes())
-    return message
-
-
-def grpc_asker(port: int, fields: dict[str, str]) -> Callable[[], bool]:
-    stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(f"127.0.0.1:{port}"))
-    message = small_message()
-
-    def ask() -> bool:
+    def ask() -> int | str:
         try:
-            stub.ModelInfer(message, metadata=list(fields.items()), timeout=60)
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                return False
-            raise
-        return True
+            client.infer("sleeper", [given], headers=dict(fields))  # it adds fields
+        except InferenceServerException as error:
+            if error.status() not in ("429", "503"):
+                raise
+            return int(error.status())
+        return 200
 
     return ask
+
+
+def grpc_asker(side: Side, fields: dict[str, str]) -> Asker:
+    """Calls the model with tritonclient; returns 200 or the name of the gRPC status."""
+    client = tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{side.grpc_port}")
+    given = tritonclient.grpc.InferInput("x", [1], "FP32")
+    given.set_data_from_numpy(np.ones(1, np.float32))
+
+    def ask() -> int | str:
+        try:
+            client.infer("sleeper", [given], headers=fields, client_timeout=60)
+        except InferenceServerException as error:
+            status = str(error.status()).removeprefix("StatusCode.")
+            if status not in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"):
+                raise
+            return status
+        return 200
+
+    return ask
+
+
+ASKERS = {"HTTP": http_asker, "gRPC": grpc_asker}
 
 
 @main.command()
-@click.option("--rounds", default=3)
-@click.option("--seconds", default=10.0, help="Seconds per stretch.")
-def turns(rounds: int, seconds: float) -> None:
-    """Measures four clients of a 5 ms model, with and without one that sends 50 times its share."""
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--seconds", default=10.0, show_default=True, help="Seconds per stretch.")
+def fairness(rounds: int, seconds: float) -> None:
+    """Measures four clients of a 5 ms model with and without one that sends 50 times its share; quotas."""
     (FOLDER / "models" / "sleeper" / "1").mkdir(parents=True)
     (FOLDER / "models" / "sleeper" / "1" / "model.py").write_text(SLEEPER)
-    keys = {name: {"authorization": f"Bearer {create_key(name)}"} for name in (*STEADY, "flood")}
+    keys = {name: create_key(name) for name in (*STEADY, "flood")}
+    keys["limited"] = create_key("limited", "--rate", str(QUOTA), "--burst", str(BURST))
     none: dict[str, dict[str, str]] = {name: {} for name in keys}
-    click.echo(
-        f"{'server':>8} {'':>5} {'flood':>6} {'requests':>8} {'refused':>8} {'p50 ms':>8} {'p99 ms':>8}"
-    )
-    for server, options, fields in (("keys", ("--auth", str(AUTH)), keys), ("no keys", (), none)):
-        with served(server.replace(" ", "-"), FOLDER / "models", *options) as (_, http_port, grpc_port):
-            for protocol, asker, port in (("HTTP", http_asker, http_port), ("gRPC", grpc_asker, grpc_port)):
-                alone: list[float] = []
-                flooded: list[float] = []
-                for _ in range(rounds):
-                    alone += stretch(asker, port, fields, seconds)
-                    with flood(protocol, port, fields["flood"], seconds + 8):
-                        time.sleep(3)  # the queue fills
-                        flooded += stretch(asker, port, fields, seconds)
-                for how, took in (("no", alone), ("yes", flooded)):
-                    p50, p99 = np.percentile(took, (50, 99), method="lower")
-                    refused = sum(np.isinf(took))
-                    click.echo(
-                        f"{server:>8} {protocol:>5} {how:>6} {len(took):>8} {refused:>8}"
-                        f" {p50:>8.1f} {p99:>8.1f}"
-                    )
+    failed = False
+    with served("keys", FOLDER / "models", "--auth", str(AUTH)) as side:
+        for protocol in ASKERS:
+            failed = not within_quota(protocol, side, keys["limited"], seconds) or failed
+        click.echo(
+            f"\n{'server':>8} {'':>5} {'flood':>6} {'requests':>8} {'refused':>8} {'p50 ms':>8} {'p99 ms':>8}"
+        )
+        for protocol in ASKERS:
+            alone, flooded = turns(protocol, side, keys, rounds, seconds)
+            if flooded > MOST_TIMES_P99 * alone:
+                click.echo(f"p99 is more than {MOST_TIMES_P99:g} times that without the flood")
+                failed = True
+    with served("no-keys", FOLDER / "models") as side:
+        for protocol in ASKERS:
+            turns(protocol, side, none, rounds, seconds)
+    sys.exit(failed)
 
 
-def stretch(
-    asker: Callable[[int, dict[str, str]], Callable[[], bool]],
-    port: int,
-    fields: dict[str, dict[str, str]],
-    seconds: float,
-) -> list[float]:
+def turns(
+    protocol: str, side: Side, keys: dict[str, dict[str, str]], rounds: int, seconds: float
+) -> tuple[float, float]:
+    """The p99 of the steady clients in milliseconds, without and with the flood."""
+    alone: list[float] = []
+    flooded: list[float] = []
+    for _ in range(rounds):
+        alone += stretch(protocol, side, keys, seconds)
+        with flood(protocol, side, keys["flood"], seconds + 8):
+            time.sleep(3)  # the queue fills
+            flooded += stretch(protocol, side, keys, seconds)
+    for how, took in (("no", alone), ("yes", flooded)):
+        p50, p99 = np.percentile(took, (50, 99), method="lower")
+        click.echo(
+            f"{side.name:>8} {protocol:>5} {how:>6} {len(took):>8} {sum(np.isinf(took)):>8}"
+            f" {p50:>8.1f} {p99:>8.1f}"
+        )
+    first, second = (float(np.percentile(took, 99, method="lower")) for took in (alone, flooded))
+    return first, second
+
+
+def stretch(protocol: str, side: Side, keys: dict[str, dict[str, str]], seconds: float) -> list[float]:
+    """The milliseconds that the requests of the steady clients took."""
     clients = [
-        Steady(asker(port, fields[name]), seconds, number / RATE / len(STEADY))
+        Steady(lambda name=name: ASKERS[protocol](side, keys[name]), seconds, number / RATE / len(STEADY))  # type: ignore[misc]
         for number, name in enumerate(STEADY)
     ]
     for client in clients:
@@ -251,22 +326,56 @@ def stretch(
     return [took for client in clients for took in client.took]
 
 
+def within_quota(protocol: str, side: Side, fields: dict[str, str], seconds: float) -> bool:
+    """Whether a client that sends as fast as it can gets what its quota admits, and refusals for the rest."""
+    ask = ASKERS[protocol](side, fields)
+    time.sleep(BURST / QUOTA)  # the whole burst is available again
+    began = time.perf_counter()
+    answers: dict[int | str, int] = {}
+    while time.perf_counter() < began + seconds:
+        answer = ask()
+        answers[answer] = answers.get(answer, 0) + 1
+    due = BURST + QUOTA * (time.perf_counter() - began)
+    admitted = answers.pop(200, 0)
+    told = ", ".join(f"{count} {answer}" for answer, count in answers.items())
+    refusal = 429 if protocol == "HTTP" else "RESOURCE_EXHAUSTED"
+    right = abs(admitted - due) <= QUOTA_TOLERANCE * due and set(answers) == {refusal}
+    click.echo(
+        f"quota, {protocol}: {admitted} requests admitted of {due:.0f} that the quota allows;"
+        f" {told or 'none refused'}"
+        f"{'' if right else ': not what the quota says'}"
+    )
+    return right
+
+
 @contextlib.contextmanager
-def flood(protocol: str, port: int, fields: dict[str, str], seconds: float) -> Iterator[None]:
+def flood(protocol: str, side: Side, fields: dict[str, str], seconds: float) -> Iterator[None]:
     """A client that sends FLOOD requests per second, whatever becomes of them."""
     if protocol == "HTTP":
         body = json.dumps({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]}).encode()
-        post = h2load.Post(f"http://127.0.0.1:{port}/v2/models/sleeper/infer", body, fields)
-        clients, options = 1200, ["--h1", "-m1"]
+        post = h2load.Post(f"http://127.0.0.1:{side.http_port}/v2/models/sleeper/infer", body, fields)
+        # h2load lets all clients of a process send at the same moments, so several processes are started one
+        # after another. Otherwise bursts of 1,200 requests would be measured.
+        processes, clients, options = 12, 100, ["--h1", "-m1"]
     else:
-        post = h2load.grpc_post(port, small_message().SerializeToString())
+        message = service_pb2.ModelInferRequest(model_name="sleeper")
+        message.inputs.add(name="x", datatype="FP32", shape=[1])
+        message.raw_input_contents.append(np.ones(1, np.float32).tobytes())
+        post = h2load.grpc_post(side.grpc_port, message.SerializeToString())
         post = h2load.Post(post.url, post.body, {**post.headers, **fields})
-        clients, options = 20, ["-m100"]
-    load = h2load.Load(post, [f"-c{clients}", f"--rps={FLOOD / clients}", f"-D{round(seconds)}", *options])
+        processes, clients, options = 1, 20, ["-m100"]
+    rate = FLOOD / processes / clients
+    loads = []
     try:
+        for _ in range(processes):
+            loads.append(
+                h2load.Load(post, [f"-c{clients}", f"--rps={rate}", f"-D{round(seconds)}", *options])
+            )
+            time.sleep(1 / rate / processes)
         yield
     finally:
-        load.end()
+        for load in loads:
+            load.end()
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class Weapon:
     leaves: bool = False
     #: SO_RCVBUF of the attacker.
     receive_buffer: int | None = None
-    #: Allowed memory growth in MiB; larger for attacks whose bodies may take more than the usual limit.
+    #: Allowed memory growth in MiB; larger for attacks with large bodies.
     memory: int = 64
 
 
@@ -249,6 +249,24 @@ def endless_body() -> Ammunition:
     )
 
 
+def endless_body_http2() -> Ammunition:
+    """A body of unknown size that heeds no window."""
+    begun = headers(hpack.Encoder(), 1, wire.fields("POST", wire.ADD1), end=False)
+    return Ammunition(greeting() + begun, repeated(wire.data(1, bytes(65536), end=False)))
+
+
+def large_request() -> Ammunition:
+    """Complete requests of almost the permitted 64 MiB that are not JSON."""
+    return Ammunition(b"", wire.post(wire.ADD1, bytes(60 * MIB)))
+
+
+def large_message() -> Ammunition:
+    """A gRPC message of almost the permitted 64 MiB that heeds no window."""
+    begun = headers(hpack.Encoder(), 1, wire.GRPC_FIELDS, end=False)
+    prefix = wire.data(1, b"\0" + (63 * MIB).to_bytes(4, "big"), end=False)
+    return Ammunition(greeting() + begun + prefix, repeated(wire.data(1, bytes(65536), end=False)))
+
+
 def tiny_chunks() -> Ammunition:
     return Ammunition(
         f"POST {wire.ADD1} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode(),
@@ -274,8 +292,11 @@ def connection_flood() -> Ammunition:
     )
 
 
-#: The memory growth allowed to 4 connections that each fill a body of the permitted 64 MiB, in MiB.
-BODIES = 4 * 64 + 64
+#: The memory growth allowed to attacks with large bodies, in MiB. It includes one body of the permitted 64
+#: MiB, since a server that accepts such a body must receive it.
+BODIES = 64 + 64
+#: The same for 4 connections that send complete requests of almost 64 MiB, which are held until answered.
+REQUESTS = 4 * 64 + 64
 
 WEAPONS = {
     "rapid reset, HTTP": Weapon(rapid_reset_http),
@@ -310,7 +331,10 @@ WEAPONS = {
     "slow frames": Weapon(slow_frames, connections=500, trickle=1),
     "2,000 silent connections": Weapon(silent, connections=2000, reconnects=False),
     "connection flood": Weapon(connection_flood),
-    "endless bodies": Weapon(endless_body, connections=4, memory=BODIES),
+    "endless bodies, HTTP/1.1": Weapon(endless_body, connections=4, memory=BODIES),
+    "endless bodies, HTTP/2": Weapon(endless_body_http2, connections=4, memory=BODIES),
+    "large requests, HTTP/1.1": Weapon(large_request, connections=4, memory=REQUESTS),
+    "large messages, gRPC": Weapon(large_message, connections=4, memory=BODIES),
     "tiny chunks": Weapon(tiny_chunks),
     "pipelined requests": Weapon(pipelined),
     "pipelined inference": Weapon(pipelined_inference),

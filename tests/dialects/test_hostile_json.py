@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from backline.dialects import json_data, off_loop
 from backline.dialects.documents import read_message
 from backline.dialects.input_plan import InputPlan
-from backline.dialects.json_scan import MAX_DOCUMENT, MAX_KEYS, count_elements, count_keys, parts
+from backline.dialects.json_scan import MAX_DOCUMENT, MAX_KEYS, STEP, count_elements, count_keys, parts
 from backline.dialects.off_loop import LARGE, LargeRequest
 from backline.dialects.open_inference.grpc.messages import GrpcReader
 from backline.dialects.open_inference.grpc.wire_format import (
@@ -204,6 +204,24 @@ def test_words_are_replaced_outside_strings_only(elements: list[str]) -> None:
     assert (replaced is None) == (not any(word in element for element in kept for word in ("NaN", "Inf")))
     if replaced is not None:
         assert replaced.count(b"99999") == sum("N" in element or "I" in element for element in kept)
+
+
+@pytest.mark.parametrize("word", ["NaN", "-Infinity"])
+def test_a_word_is_found_wherever_the_steps_of_the_search_end(word: str) -> None:
+    for blanks in range(STEP - 12, STEP + 2):
+        replaced = json_data.replace_words(b"[" + b" " * blanks + word.encode() + b"]")
+        assert replaced is not None
+        assert replaced.strip().endswith(b"e99999]")
+
+
+def test_a_large_body_is_not_copied_to_search_it_for_words() -> None:
+    body = memoryview(bytearray(32 * STEP))
+    tracemalloc.start()
+    try:
+        assert json_data.replace_words(body) is None
+        assert tracemalloc.get_traced_memory()[1] < 4 * STEP
+    finally:
+        tracemalloc.stop()
 
 
 def rpc(**fields: object) -> bytes:

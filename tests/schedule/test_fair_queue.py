@@ -52,6 +52,32 @@ def test_callers_are_served_in_turn() -> None:
     assert order(queue) == "abcabaaa"
 
 
+def test_a_caller_that_joins_is_next() -> None:
+    queue = filled(*(ticket("a") for _ in range(4)))
+    assert queue.next(0).identity == "a"  # type: ignore[union-attr]
+    queue.add(ticket("b"))
+    queue.add(ticket("c"))
+    assert order(queue) == "bcaaa"
+
+
+def test_a_caller_that_joins_is_next_after_a_batch_of_the_only_other() -> None:
+    queue = filled(*(ticket("a") for _ in range(4)), ticket("b"))
+    assert [one.identity for one in queue.take(2, 0)[0]] == ["a", "b"]
+    for _ in range(2):  # b is still in the ring, and then no longer
+        assert [one.identity for one in queue.take(1, 0)[0]] == ["a"]
+        queue.add(ticket("b"))
+        assert [one.identity for one in queue.take(1, 0)[0]] == ["b"]
+
+
+def test_a_caller_that_returns_at_once_does_not_overtake_those_that_wait() -> None:
+    queue = filled(*(ticket("a") for _ in range(4)))
+    served = ""
+    for _ in range(3):
+        queue.add(ticket("b"))
+        served += "".join(one.identity for one in (queue.next(0), queue.next(0)) if one)
+    assert served == "ababab"
+
+
 def test_a_callers_requests_stay_in_order() -> None:
     tickets = [ticket("a"), ticket("b"), ticket("a"), ticket("b")]
     queue = filled(*tickets)
@@ -184,6 +210,22 @@ def test_while_several_wait_they_get_the_same_number_of_items(
             # A turn is one item; a request may exceed it by its size, and one may have joined out of turn.
             assert max(waiting) - min(waiting) <= 5 + most
     assert sum(left.values()) == 0
+
+
+@given(st.lists(st.sampled_from([*"bcd", "next", "take"]), max_size=80))
+def test_between_two_turns_of_a_waiting_caller_each_other_has_at_most_one(steps: list[str]) -> None:
+    queue = filled(*(ticket("a") for _ in range(100)))
+    since: Counter[str] = Counter()
+    for step in steps:
+        if step in ("next", "take"):
+            one = queue.next(0) if step == "next" else queue.take(1, 0)[0][0]
+            assert one is not None
+            since[one.identity] += 1
+            if one.identity == "a":
+                since.clear()
+            assert max(since.values(), default=0) <= 1
+        else:
+            queue.add(ticket(step))
 
 
 def test_a_turn_costs_3_microseconds_per_request() -> None:

@@ -40,6 +40,8 @@ class Relay:
 
     def __init__(self) -> None:
         self.target = 0
+        #: Bytes forwarded so far.
+        self.passed = 0
         self._listener = self._listen(0)
         self.port: int = self._listener.getsockname()[1]
         self._connections: list[socket.socket] = []
@@ -81,11 +83,12 @@ class Relay:
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
 
-    @staticmethod
-    def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError), source, sink:
             while data := source.recv(65536):
                 sink.sendall(data)
+                with self._lock:
+                    self.passed += len(data)
 
 
 @dataclass

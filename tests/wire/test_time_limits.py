@@ -17,7 +17,7 @@ class Watched:
     def __init__(self, limits: Limits, *, answers: int = 0) -> None:
         self.wire = SimpleNamespace(limits=limits)
         self.pipeline = SimpleNamespace(answers=answers, sent_chunks=0)
-        self.receiver = SimpleNamespace(in_body=False, target=b"", progress=0)
+        self.receiver = SimpleNamespace(in_body=False, waits=False, target=b"", progress=0)
         self.transport = SimpleNamespace(get_write_buffer_size=lambda: 0)
         self.lingering = self.busy = False
         self.rests_until = 0.0

@@ -91,6 +91,35 @@ def test_http2_upload_pauses_after_a_large_read() -> None:
         client.until(frames.PING)
 
 
+def test_client_that_sends_on_after_a_refusal_pauses_too(start: Callable[..., WireServer]) -> None:
+    server = start(max_header_size=8 * KIB)
+    with server.connect() as client:
+        client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nx: " + bytes(9 * KIB).replace(b"\0", b"y"))
+        assert read_answer(client)[0] == 431
+        connection = next(iter(server.wire.connections))
+        assert isinstance(connection, Http1Connection)
+
+        def drop() -> bool:
+            connection.data_received(bytes(64 * KIB))
+            return connection.transport.is_reading()
+
+        assert on_loop(server, drop) is False
+        server.until(connection.transport.is_reading)
+
+
+def test_http2_client_that_sends_on_after_the_end_pauses_too() -> None:
+    with serve() as served, FrameClient(served.port) as client:
+        client.write(frames.frame(frames.PING, 0, 1, bytes(8)))
+        assert client.goaway() == frames.PROTOCOL_ERROR
+
+        def drop() -> bool:
+            connection = next(iter(served.wire.connections))
+            connection.data_received(bytes(64 * KIB))
+            return connection.transport.is_reading()  # type: ignore[attr-defined,no-any-return]
+
+        assert served.run(drop) is False
+
+
 def test_pipelined_requests_in_one_packet_are_spread_over_turns() -> None:
     """Of a hundred requests in one packet, a few are handled before other clients get their turn."""
     order: list[bytes] = []

@@ -19,7 +19,7 @@ import orjson
 
 from backline.dialects.input_plan import InputPlan
 from backline.dialects.json_numbers import MAX_DEPTH, read_numbers, write_numbers
-from backline.dialects.json_scan import STEP, count, parts
+from backline.dialects.json_scan import STEP, contains, count, parts
 from backline.dialects.off_loop import PIECE
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -137,20 +137,22 @@ def replace_words(text: Buffer) -> bytes | None:
 
     None if `text` has none of these words. Only `decode_list` reads such numbers as what they stand for.
     """
-    source = bytes(text)
-    if not any(word in source for word in _WORDS) or any(byte in source for byte in _HIDDEN):
+    # The text may have 64 MB. The interpreter cannot switch threads during a search or a copy, so one of the
+    # whole text would block the event loop for too long.
+    if not contains(text, _WORDS) or contains(text, [_HIDDEN[:1], _HIDDEN[1:]]):
         return None
     pieces: list[bytes] = []
     left = b""  # the end of a part, which may be half a word
-    for part, _, inside in parts(source):
+    found = False
+    for part, _, inside in parts(text):
         # Words inside strings must not be replaced, so their first letters are hidden for now.
         whole = left + np.where(inside, _HIDE[part], part).tobytes()
         cut = whole.rfind(b",") + 1
+        found = found or any(word in whole for word in _WORDS)
         pieces.append(_without_words(whole[:cut]))
         left = whole[cut:]
     pieces.append(_without_words(left))
-    replaced = b"".join(pieces)
-    return None if replaced == source else replaced
+    return b"".join(pieces) if found else None
 
 
 def _without_words(text: bytes) -> bytes:

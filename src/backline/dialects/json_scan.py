@@ -7,7 +7,7 @@ are counted first, in steps between which the event loop can run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -56,6 +56,14 @@ def count(text: Buffer, byte: int) -> int:
     return sum(
         int(np.count_nonzero(array[start : start + STEP] == byte)) for start in range(0, len(array), STEP)
     )
+
+
+def contains(text: Buffer, words: Collection[bytes]) -> bool:
+    """Whether one of the words occurs in `text`."""
+    view = memoryview(text).cast("B")
+    longest = max(map(len, words))
+    pieces = (bytes(view[start : start + STEP + longest - 1]) for start in range(0, len(view), STEP))
+    return any(word in piece for piece in pieces for word in words)
 
 
 def count_keys(text: Buffer) -> int:

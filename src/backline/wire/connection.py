@@ -16,6 +16,7 @@ from backline.wire.peers import Peer, Peers
 from backline.wire.tls import read_certificate
 from backline.wire.turns import Turns
 from backline.wire.unsent import Unsent
+from backline.wire.uploads import Uploads
 
 #: The Retry-After field of 503 responses, in seconds.
 RETRY_AFTER: Fields = ((b"retry-after", b"1"),)
@@ -44,6 +45,7 @@ class Wire:
         "streams",
         "turns",
         "unsent",
+        "uploads",
     )
 
     def __init__(
@@ -78,6 +80,8 @@ class Wire:
         #: Connections whose received bytes wait while others are served.
         self.turns = Turns(loop)
         self.unsent = Unsent(self)
+        #: Large bodies that are being received.
+        self.uploads = Uploads(limits.max_receiving_bytes, loop)
         #: The queue of large compressed bodies.
         self.inflation = Inflation(self)
 

@@ -24,6 +24,9 @@ class Limits:
     max_inflation_ratio: float = 200.0
     #: Bodies of unanswered requests plus responses that clients have not read, over all connections.
     max_buffered_bytes: int = 1024 * MIB
+    #: Bodies above 1 MiB that are being received, over all connections. Above this, those that arrive fast
+    #: wait for each other, except for the oldest.
+    max_receiving_bytes: int = 16 * MIB
     #: Open connections, over all listeners.
     max_connections: int = 8192
     #: Requests and unary calls being received or not yet answered, over all connections.

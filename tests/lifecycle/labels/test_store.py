@@ -8,13 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from backline.engine.control import Action, Change
 from backline.engine.errors import Internal, InvalidArgument, Unavailable
+from backline.lifecycle.labels import object_document
 from backline.lifecycle.labels.document import MOST_BYTES, FileDocument
 from backline.lifecycle.labels.store import LabelStore, open_labels
 from support.labels import move
 from support.object_stores import Store
+from support.redis_server import RedisServer
 
 #: Opens the labels of a server, whose name becomes the name of its state folder.
 Open = Callable[[str], LabelStore]
@@ -216,3 +219,31 @@ def test_a_file_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
         file.truncate(MOST_BYTES + 1)  # sparse
     with pytest.raises(InvalidArgument, match="more than the 64 MiB allowed"):
         open_labels("", ["models"], tmp_path)
+
+
+def test_a_value_in_redis_that_would_fill_the_memory_is_not_read_whole(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    with Redis(port=redis.port) as client:
+        client.setrange(tmp_path.name, 2 * MOST_BYTES, b"x")
+        before = client.info("stats")["total_net_output_bytes"]
+        with pytest.raises(InvalidArgument, match="more than the 64 MiB allowed"):
+            open_labels(f"redis://127.0.0.1:{redis.port}/0?key={tmp_path.name}", [], tmp_path)
+        assert client.info("stats")["total_net_output_bytes"] - before < 1.25 * MOST_BYTES
+        client.delete(tmp_path.name)
+
+
+def test_an_object_that_would_fill_the_memory_is_not_read_whole(
+    bucket: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(object_document, "MOST_BYTES", 1 << 20)
+    bucket.put("too-large/labels.json", bytes(64 << 20))
+    before = bucket.relay.passed
+    with pytest.raises(
+        InvalidArgument, match=r"object 'too-large/labels\.json' has more than the 1 MiB allowed"
+    ):
+        open_labels(bucket.location("too-large"), [], tmp_path)
+    # The rest are the buffers of sockets.
+    assert bucket.relay.passed - before < 32 << 20

@@ -73,7 +73,7 @@ class FileDocument:
         except OSError as error:
             raise Unavailable(f"{self.where} cannot be read: {error.strerror or error}") from None
         if len(data) > MOST_BYTES:
-            raise InvalidArgument(f"{self.where} has more than the {MOST_BYTES >> 20} MiB allowed")
+            raise too_large(self.where)
         return Edition(data, revision_of(data))
 
     def replace(self, data: bytes, revision: str) -> str:
@@ -110,6 +110,11 @@ def revision_of(data: bytes) -> str:
     """A revision made from the contents, for storage that has no revisions: equal contents have equal
     ones."""
     return sha256(data).hexdigest()
+
+
+def too_large(where: str) -> BacklineError:
+    """The error for a document of more than MOST_BYTES."""
+    return InvalidArgument(f"{where} has more than the {MOST_BYTES >> 20} MiB allowed")
 
 
 def unreachable(where: str, reason: str) -> BacklineError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backline.lifecycle.labels.document import Edition, Replaced
+from backline.lifecycle.labels.document import MOST_BYTES, Edition, Replaced
 from backline.repository.remote.object_store import ObjectFiles, ObjectReplaced
 
 
@@ -20,7 +20,7 @@ class ObjectDocument:
         return self._where
 
     def read(self) -> Edition:
-        found = self._files.read(self._name)
+        found = self._files.read(self._name, MOST_BYTES)
         return Edition(None, "") if found is None else Edition(*found)
 
     def replace(self, data: bytes, revision: str) -> str:

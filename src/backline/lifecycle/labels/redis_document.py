@@ -7,7 +7,14 @@ from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from backline.engine.errors import InvalidArgument
-from backline.lifecycle.labels.document import Edition, Replaced, revision_of, unreachable
+from backline.lifecycle.labels.document import (
+    MOST_BYTES,
+    Edition,
+    Replaced,
+    revision_of,
+    too_large,
+    unreachable,
+)
 
 SCHEMES: Final = ("redis", "rediss")
 _KEY: Final = "backline:labels"
@@ -53,17 +60,21 @@ class RedisDocument:
 
     def read(self) -> Edition:
         try:
-            data = self._redis.get(self._key)
+            with self._redis.pipeline() as transaction:
+                transaction.exists(self._key)
+                transaction.getrange(self._key, 0, MOST_BYTES)
+                exists, data = transaction.execute()
         except self._failures as error:
             raise unreachable(self._where, _reason(error)) from None
-        return Edition(data, "" if data is None else revision_of(data))
+        return self._edition(exists, data)
 
     def replace(self, data: bytes, revision: str) -> str:
         try:
             with self._redis.pipeline() as transaction:
                 transaction.watch(self._key)
-                now = transaction.get(self._key)
-                if ("" if now is None else revision_of(now)) != revision:
+                exists = transaction.exists(self._key)
+                now = self._edition(exists, transaction.getrange(self._key, 0, MOST_BYTES))
+                if now.revision != revision:
                     raise Replaced
                 transaction.multi()
                 transaction.set(self._key, data)
@@ -73,6 +84,12 @@ class RedisDocument:
         except self._failures as error:
             raise unreachable(self._where, _reason(error)) from None
         return revision_of(data)
+
+    def _edition(self, exists: int, data: bytes) -> Edition:
+        """The document as it was read, up to one byte more than is allowed."""
+        if len(data) > MOST_BYTES:
+            raise too_large(self._where)
+        return Edition(data, revision_of(data)) if exists else Edition(None, "")
 
 
 def _reason(error: Exception) -> str:

@@ -161,15 +161,26 @@ class ObjectFiles:
         prefix = self._place.prefix
         return f"{prefix}/{path}" if prefix else path
 
-    def read(self, path: str) -> tuple[bytes, str] | None:
-        """A small object below the prefix, and the revision that `replace` takes; None if there is none."""
+    def read(self, path: str, most: int) -> tuple[bytes, str] | None:
+        """A small object below the prefix, and the revision that `replace` takes; None if there is none.
+
+        Raises InvalidArgument if the object has more than `most` bytes, of which it reads hardly more.
+        """
         import obstore
 
         key = self._key(path)
         try:
             with self._explained(key):
                 got = obstore.get(self._store, key)
-                return bytes(got.bytes()), _revision(got.meta)
+                data = bytearray()
+                for chunk in got.stream(_CHUNK):
+                    data += chunk
+                    if len(data) > most:
+                        raise InvalidArgument(
+                            f"{self._what} '{self._location}': object '{key}' has more than the"
+                            f" {most >> 20} MiB allowed"
+                        )
+                return bytes(data), _revision(got.meta)
         except NotFound:
             # A listing raises an error if not only the object but the whole bucket is missing.
             with self._explained(key):

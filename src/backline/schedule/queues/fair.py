@@ -36,14 +36,29 @@ class _Flow:
 class FairQueue:
     """A Queue that serves its callers in turn, one item each: deficit round robin with a quantum of one item
     (Shreedhar and Varghese, 1995), except that a caller pays for a large request after it is taken, not
-    before.
+    before. A caller that joins is served before those that have had a turn while it was away, as new flows
+    are in FQ-CoDel (RFC 8290). So a caller with few requests need not wait for one with thousands.
+
+    Invariant: between two turns of a waiting caller, each other caller has at most one. A caller that is
+    served goes to the end of the ring, and can join again only after the ring has turned.
 
     `Ticket.identity` names the caller. Each caller's own requests stay in order. A full queue admits
     a request of a caller with fewer queued requests than another by displacing the last request of the caller
     that has the most. Debts are forgotten once nobody waits.
     """
 
-    __slots__ = ("_flows", "_ring", "_size", "expired", "limit", "on_displaced", "on_left", "policy", "rank")
+    __slots__ = (
+        "_flows",
+        "_joined",
+        "_ring",
+        "_size",
+        "expired",
+        "limit",
+        "on_displaced",
+        "on_left",
+        "policy",
+        "rank",
+    )
 
     def __init__(self, policy: QueuePolicy, rank: object = None) -> None:
         """`rank` identifies the queue within a PriorityQueue."""
@@ -54,6 +69,8 @@ class FairQueue:
         self._flows: dict[str, _Flow] = {}
         #: The flows in the order of their turns: those with requests, and those with debts.
         self._ring: deque[_Flow] = deque()
+        #: How many flows, the first in the ring, have not had a turn since they joined.
+        self._joined = 0
         self.on_left: Callable[[Ticket], None] = nobody_asks
         self.on_displaced: Callable[[Ticket], None] = nobody_asks
         self.expired: list[Ticket] = []
@@ -83,7 +100,8 @@ class FairQueue:
         flow = self._flows.get(ticket.identity)
         if flow is None:
             flow = self._join(ticket.identity)
-            self._ring.append(flow)
+            self._ring.insert(self._joined, flow)
+            self._joined += 1
         flow.line.append(ticket)
         self._size += 1
 
@@ -131,6 +149,7 @@ class FairQueue:
         taken, items = flow.line.take(max_items, now)
         self._size -= len(taken)
         self._collect(flow)
+        self._turn()
         return taken, items
 
     def _fill(self, taken: list[Ticket], items: int, max_items: int, now: float) -> tuple[list[Ticket], int]:
@@ -162,7 +181,9 @@ class FairQueue:
             flow = self._flows.get(ticket.identity)
             if flow is None:
                 flow = self._join(ticket.identity)
+                self._joined += 1
             else:
+                self._joined += self._ring.index(flow) >= self._joined
                 self._ring.remove(flow)
             flow.debt = max(0, flow.debt - ticket.batch_size)
             self._ring.appendleft(flow)
@@ -179,7 +200,7 @@ class FairQueue:
         tickets = [ticket for flow in self._ring for ticket in flow.line.clear()]
         self._flows.clear()
         self._ring.clear()
-        self._size = 0
+        self._joined = self._size = 0
         return tickets
 
     def timed_out(self, ticket: Ticket, now: float) -> bool:
@@ -204,11 +225,12 @@ class FairQueue:
             if not flow.debt:
                 if flow.line.size:
                     return flow
-                ring.popleft()
+                self._turn()
+                ring.pop()
                 del self._flows[flow.name]
             elif passed < len(ring):
                 flow.debt -= 1
-                ring.rotate(-1)
+                self._turn()
                 passed += 1
             else:  # all owe turns; this is as many rounds as it takes until one does not
                 rounds = min(other.debt for other in ring)
@@ -216,18 +238,25 @@ class FairQueue:
                     other.debt -= rounds
                 passed = 0
 
+    def _turn(self) -> None:
+        """Moves the first flow to the end of the ring."""
+        self._ring.rotate(-1)
+        if self._joined:
+            self._joined -= 1
+
     def _forget(self) -> None:
         """Forgets all debts. Keeps the flows unless there are many, because creating one takes time."""
         if len(self._ring) > _KEPT:
             self._flows.clear()
             self._ring.clear()
+        self._joined = 0
         for flow in self._ring:
             flow.debt = 0
 
     def _end_turn(self, flow: _Flow, ticket: Ticket) -> None:
         """Ends the turn of the first flow, in which `ticket` was taken."""
         flow.debt = max(0, ticket.batch_size - 1)
-        self._ring.rotate(-1)
+        self._turn()
 
     def _from(self, flow: _Flow, now: float) -> Ticket | None:
         """Removes and returns the next request of a flow that may run at `now`, or None."""

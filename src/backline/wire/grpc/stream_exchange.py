@@ -127,6 +127,8 @@ class StreamExchange(GrpcExchange, StreamCall):
         while begin < end or self._assembler.filled:
             begin, complete = self._assembler.feed(data, begin, end)
             if complete is not None:
+                if self.upload_size:
+                    self.leave_line()
                 compressed, message = complete
                 self._messages.append((compressed, message, len(message) + PREFIX_SIZE))
         if ended and not self._assembler.between_messages:
@@ -145,7 +147,7 @@ class StreamExchange(GrpcExchange, StreamCall):
         missing = size - at_hand - self.connection.reader.data.left - max(0, self.window_in)
         if missing > 0:
             self._borrowed += missing
-            self.connection.reader.data.grant(self, missing)
+            self.connection.reader.data.promise(self, size, missing)
 
     async def receive(self) -> Buffer | None:
         while not self._messages:

@@ -83,6 +83,8 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             self.connection.spend(1)
         if ended:
             self.remote_open = False
+            if self.upload_size:
+                self.leave_line()
         if self.answered:
             return
         assembler = self._assembler

@@ -158,6 +158,8 @@ class Http1Connection(Connection):
         self._same_size = 0
         if self.input_closed:
             self._drop(len(data))
+            if len(data) >= LARGE_READ:  # with TLS, even bytes that are dropped cost time
+                self.rest()
         elif len(data) > self._slice or self.held is not None or pipeline.waiting:
             self._receive_much(data)
         else:
@@ -187,7 +189,7 @@ class Http1Connection(Connection):
         self.held = memoryview(data if self.held is None else b"".join((self.held, data)))
         rests = len(data) >= LARGE_READ
         if self._used_up and len(data) > SMALL_READ:
-            self._update_reading()
+            self.update_reading()
             self.wire.turns.wait(self)
         elif first:
             self._used_up = False
@@ -211,7 +213,7 @@ class Http1Connection(Connection):
         """Stops reading until the next turn."""
         if not self._lost:
             self._resting = True
-            self._update_reading()
+            self.update_reading()
             self.wire.turns.wait(self)
 
     def end_turn(self) -> None:
@@ -239,7 +241,7 @@ class Http1Connection(Connection):
             if self.held is not None and perf_counter() > end_of_turn:
                 self.end_turn()
                 break
-        self._update_reading()
+        self.update_reading()
 
     def received_again(self, data: bytes) -> None:
         """Takes bytes back from the receiver, to be parsed before those held."""
@@ -267,7 +269,7 @@ class Http1Connection(Connection):
         """Called when the pipeline has dispatched all requests that it can for now."""
         if self.held is not None and not self.busy:
             self.wire.turns.wait(self)
-        self._update_reading()
+        self.update_reading()
 
     def refuse(self, refusal: Refusal) -> None:
         """Refuses the request being received and accepts no more; the refusal follows earlier responses."""
@@ -293,7 +295,7 @@ class Http1Connection(Connection):
         self.lingering = True
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
-        self._update_reading()
+        self.update_reading()
 
     def _drop(self, size: int) -> None:
         if self.lingering:
@@ -309,19 +311,22 @@ class Http1Connection(Connection):
 
     def pause_writing(self) -> None:
         self.pipeline.pause()
-        self._update_reading()
+        self.update_reading()
         self.wire.unsent.count(self)
 
     def resume_writing(self) -> None:
         self.wire.unsent.count(self)
         self.pipeline.resume()
 
-    def _update_reading(self) -> None:
-        """Pauses reading while bytes are held, responses are unread, or other connections have their turn.
+    def update_reading(self) -> None:
+        """Pauses reading while bytes are held, responses are unread, a large body waits for others, or other
+        connections have their turn.
 
-        Bytes after a refusal are always read, to be dropped.
+        Bytes after a refusal are read in any case, to be dropped, but in turns as well.
         """
-        reading = self.lingering or not (self._resting or self.held is not None or self.pipeline.write_paused)
+        reading = not self._resting and (
+            self.lingering or not (self.held is not None or self.receiver.waits or self.pipeline.write_paused)
+        )
         if reading != self._reading and not self.transport.is_closing():
             self._reading = reading
             if reading:

@@ -26,6 +26,7 @@ from backline.wire.http1.head import (
 from backline.wire.http1.pipeline import Continue, Pipeline
 from backline.wire.http1.request import Http1Request
 from backline.wire.limits import INCREASE_BODY_LIMIT, KIB
+from backline.wire.uploads import FREE, Pace
 
 if TYPE_CHECKING:
     from backline.wire.http1.connection import Http1Connection
@@ -54,6 +55,9 @@ class Receiver:
 
     Invariant: heads, bodies and chunk framing are checked against their limits as they arrive.
     """
+
+    #: Paces the reading of a large body; None while there is none.
+    _pace: Pace | None = None
 
     def __init__(self, connection: Http1Connection, wire: Wire, pipeline: Pipeline) -> None:
         self._connection = connection
@@ -97,6 +101,9 @@ class Receiver:
         self._upgrade = False
         #: Whether this request is more than a plain head in one piece and a small body of known size.
         self._unusual = False
+        if self._pace is not None:
+            pace, self._pace = self._pace, None
+            pace.ended()
 
     def enter(self, ingress: Ingress) -> None:
         """Sets how the connection reached the server."""
@@ -121,6 +128,11 @@ class Receiver:
     @property
     def in_body(self) -> bool:
         return self._entry is not None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the body may not grow until other large bodies have arrived."""
+        return self._pace is not None and self._pace.waits
 
     @property
     def announced(self) -> int:
@@ -420,6 +432,10 @@ class Receiver:
         self._wire.buffered_bytes += size
         if self._wire.buffered_bytes > self._wire.limits.max_buffered_bytes:
             raise self._overfull()
+        if entry.counted_bytes > FREE:
+            if self._pace is None:
+                self._pace = Pace(self._wire.uploads, self._connection.update_reading)
+            self._pace.grew(entry.counted_bytes)
 
     def _append(self, data: bytes) -> None:
         if self.large is not None:

@@ -25,6 +25,7 @@ class Awaited(Enum):
     READING = "a client that reads"
     CLOSE = "a client that closes"
     APPLICATION = "the application"
+    ROOM = "room for a large body"
     BODY = "body"
     HEAD = "head"
     REQUEST = "request"
@@ -69,6 +70,8 @@ def _look(connection: Http1Connection) -> tuple[Awaited, object, float]:
     if connection.busy:
         return Awaited.APPLICATION, None, inf
     if receiver.in_body:
+        if receiver.waits:
+            return Awaited.ROOM, None, inf
         return Awaited.BODY, (pipeline.answers, receiver.progress), limits.progress_timeout
     if receiver.target:
         return Awaited.HEAD, pipeline.answers, limits.header_timeout

@@ -239,7 +239,7 @@ class Http2Connection(Connection):
             self.output.write(frames.frame(frames.PING, 0, 0, _KEEPALIVE_PING))
         for stream in list(self.streams.open.values()):
             progress = stream.received + stream.sent
-            if progress != stream.swept:
+            if progress != stream.swept or stream in self.wire.uploads.waiting:
                 stream.swept = progress
                 stream.progressed = now
             elif now - stream.progressed > limits.progress_timeout:
@@ -345,6 +345,8 @@ class Http2Connection(Connection):
         if stream.buffered:
             wire.buffered_bytes -= stream.buffered
             stream.buffered = 0
+        if stream.upload_size:
+            stream.leave_line()
         if stream.drained is not None:
             stream.wake()
         if stream.waiting:

@@ -15,6 +15,7 @@ from backline.wire.http2.frames import (
 )
 from backline.wire.http2.output import Output
 from backline.wire.http2.stream import Stream, StreamTable
+from backline.wire.uploads import FREE
 
 if TYPE_CHECKING:
     from backline.wire.http2.frame_reader import FrameHandler
@@ -31,7 +32,8 @@ class DataReceiver:
 
     Invariant: each DATA frame is subtracted from the connection's window, and from its stream's if that is
     open, before its payload is used. The connection's window is replenished as bytes arrive; a stream's only
-    by `grant`, so that each stream bounds what it holds.
+    by `grant`, so that each stream bounds what it holds, and by `promise`, so that large bodies wait for each
+    other.
     """
 
     __slots__ = (
@@ -175,12 +177,35 @@ class DataReceiver:
         self.ends = ends
 
     def expect(self, stream: Stream, size: int) -> None:
-        """Lets an announced body of `size` bytes arrive in large frames, without waiting for windows."""
+        """Lets an announced body of `size` bytes arrive in large frames.
+
+        The client need not wait for windows either, unless the body must wait for other large bodies.
+        """
         if size > LARGE_BODY and self.max_frame_size < LARGE_MAX_FRAME_SIZE:
             self.max_frame_size = LARGE_MAX_FRAME_SIZE
             self._output.write(frames.settings({frames.MAX_FRAME_SIZE: LARGE_MAX_FRAME_SIZE}))
             self._handler.expect_acknowledgement()
-        self.grant(stream, size - OUR_STREAM_WINDOW)
+        self.promise(stream, size, size - OUR_STREAM_WINDOW)
+
+    def promise(self, stream: Stream, size: int, more: int) -> None:
+        """Lets the client send `more` bytes, the last of a body of `size` bytes.
+
+        If the body is large, this happens as far as other large bodies leave room.
+        """
+        if size <= FREE:
+            self.grant(stream, more)
+        elif more > 0:
+            stream.upload_size = size
+            stream.ungranted = more
+            self.grant_room(stream)
+
+    def grant_room(self, stream: Stream) -> None:
+        """Grants what was promised, as far as there is room."""
+        room = stream.connection.wire.uploads.room(stream, stream.upload_size)
+        more = room - (stream.upload_size - stream.ungranted)
+        if more > 0:
+            stream.ungranted -= more
+            self.grant(stream, more)
 
     def grant(self, stream: Stream, size: int) -> None:
         """Lets the client send `size` more bytes on a stream."""

@@ -174,6 +174,8 @@ class FrameReader:
 
     def data_received(self, data: bytes) -> None:
         if self._stopped:
+            if len(data) >= LARGE_READ:  # with TLS, even bytes that are dropped cost time
+                self._rest()
             return
         self.reads += 1
         if type(data) is not bytes:
@@ -398,7 +400,7 @@ class FrameReader:
         return reads or (paused and not self._read_paused)
 
     def _update_reading(self) -> None:
-        pause = not self._stopped and (self._resting or self.write_blocked or self._held is not None)
+        pause = self._resting or (not self._stopped and (self.write_blocked or self._held is not None))
         if pause != self._read_paused and not self._lost and not self._transport.is_closing():
             self._read_paused = pause
             if pause:

@@ -96,6 +96,8 @@ class HttpExchange(Stream, HttpRequest):
             self.connection.spend(1)
         if ended:
             self.remote_open = False
+            if self.upload_size:
+                self.leave_line()
         if self.answered:
             return
         if begin < end and not self._gather(data, begin, end):
@@ -127,7 +129,9 @@ class HttpExchange(Stream, HttpRequest):
             return False
         gathered.add(data, begin, end)
         if self.head.content_length is None and self.window_in < OUR_STREAM_WINDOW // 2:
-            connection.reader.data.grant(self, OUR_STREAM_WINDOW - self.window_in)
+            connection.reader.data.promise(
+                self, self.buffered + OUR_STREAM_WINDOW, OUR_STREAM_WINDOW - self.window_in
+            )
         return True
 
     def dispatch(self) -> None:

@@ -44,6 +44,10 @@ class Stream:
     buffered = 0
     #: Bytes of DATA received, for content-length and progress.
     received = 0
+    #: The size of a large body, while it is in `wire.uploads`; 0 otherwise.
+    upload_size = 0
+    #: Bytes of the large body for which the client has no window yet.
+    ungranted = 0
     #: Response data waiting for windows or the socket.
     pending: deque[memoryview] | None = None
     pending_bytes = 0
@@ -114,6 +118,15 @@ class Stream:
         announced = self.head.content_length
         if announced is not None and (self.received > announced or (ended and self.received != announced)):
             raise StreamFailure(frames.PROTOCOL_ERROR, "the length of the body differs from content-length")
+
+    def proceed(self) -> None:
+        """Grants the client as much of a large body as other large bodies leave room for."""
+        self.connection.reader.data.grant_room(self)
+
+    def leave_line(self) -> None:
+        """Leaves `wire.uploads` once the large body is complete or no longer received."""
+        self.upload_size = self.ungranted = 0
+        self.connection.wire.uploads.ended(self)
 
     def buffer(self, size: int) -> bool:
         """Counts body bytes that are held. Returns False if the server holds too many."""

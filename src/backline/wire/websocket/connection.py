@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, WebSocket
 from backline.wire.turns import peer_is_gone
+from backline.wire.uploads import FREE, Pace
 from backline.wire.websocket.frames import (
     CloseCode,
     MessageReader,
@@ -56,6 +57,8 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         self._lost = False
         self._draining = False
         self._control = 0
+        #: Paces the reading of a large message; None while there is none.
+        self._pace: Pace | None = None
         #: This connection's share of `wire.buffered_bytes`.
         self._counted = 0
         #: When a message was last received or sent, and since when a message is incomplete.
@@ -182,9 +185,22 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         self._counted = size
         if size and self._wire.buffered_bytes > self._wire.limits.max_buffered_bytes:
             self._transport.abort()
+        held = 0 if self._waiting else self._reader.held
+        if held > FREE:
+            if self._pace is None:
+                self._pace = Pace(self._wire.uploads, self._update_reading)
+            self._pace.grew(held)
+        elif self._pace is not None:
+            pace, self._pace = self._pace, None
+            pace.ended()
+
+    @property
+    def _paused(self) -> bool:
+        """Whether a large message waits for other large bodies."""
+        return self._pace is not None and self._pace.waits
 
     def _update_reading(self) -> None:
-        reading = self._closing or not (self._waiting or self._write_paused)
+        reading = self._closing or not (self._waiting or self._write_paused or self._paused)
         if reading != self._reading and not self._transport.is_closing():
             self._reading = reading
             (self._transport.resume_reading if reading else self._transport.pause_reading)()
@@ -237,6 +253,8 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         limits = self._wire.limits
         if not self._reading and peer_is_gone(self._transport):
             self._transport.abort()  # while reading is paused, the transport does not notice a disconnect
+        elif self._paused:
+            self._incomplete = now, self._reader.held
         elif self._incomplete is not None and now - self._incomplete[0] >= limits.progress_timeout:
             self.close(CloseCode.POLICY, "a message did not arrive in time")
             self._transport.close()

@@ -1,0 +1,146 @@
+"""Bounds the memory of large bodies that are being received: those that arrive fast wait for each other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Protocol
+
+from backline.wire.limits import KIB, MIB
+
+#: Bodies up to this many bytes never wait.
+FREE = 1 * MIB
+#: A body may always arrive at this average rate, in bytes per second.
+LEAST_RATE = 4 * MIB
+#: The most bytes that a connection reads at once.
+READ = 256 * KIB
+#: Seconds until bodies that wait may have earned more room by `LEAST_RATE`.
+RECHECK = 0.25
+
+
+class Upload(Protocol):
+    """A request that receives a large body. Objects are compared by identity."""
+
+    def proceed(self) -> None:
+        """Calls `Uploads.room` again, and receives as much as the result allows."""
+
+
+@dataclass(slots=True)
+class _Place:
+    """The room of one body in bytes, and when it joined the line."""
+
+    since: float
+    size: int = 0
+
+
+class Uploads:
+    """The large bodies that are being received, in the order in which they became large.
+
+    Clients on a fast network lose nothing by waiting. The last of their bodies arrives no sooner if all are
+    received at once, but then all are in memory at once. Slow clients would lose time, because each could
+    have used its own network, and they fill the memory slowly. So only fast bodies wait.
+
+    Invariants:
+
+    * Together, the bodies in the line have room for `limit` bytes, plus one whole body, plus what
+      `LEAST_RATE` allows to bodies that wait.
+    * The first body in the line never waits. A body waits for at most its size divided by `LEAST_RATE`,
+      however slow the bodies before it are.
+    """
+
+    def __init__(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
+        self._limit = limit
+        self._loop = loop
+        #: Dictionaries keep the order of insertion.
+        self._line: dict[Upload, _Place] = {}
+        #: The room of all bodies in the line.
+        self._taken = 0
+        #: The bodies that have less room than they asked for.
+        self.waiting: set[Upload] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def room(self, upload: Upload, size: int) -> int:
+        """Gives a body room for up to `size` bytes in total, and returns how many it has.
+
+        If it has fewer than `size`, `upload.proceed` is called when there may be more.
+        """
+        place = self._line.get(upload)
+        if place is None:
+            place = self._line[upload] = _Place(monotonic())
+        wanted = size
+        if self._taken + size - place.size > self._limit and upload is not next(iter(self._line)):
+            earned = int(LEAST_RATE * (monotonic() - place.since))
+            size = max(place.size, min(size, earned))
+        self._taken += size - place.size
+        place.size = size
+        if size == wanted:
+            self.waiting.discard(upload)
+        else:
+            self.waiting.add(upload)
+            if self._timer is None:
+                self._timer = self._loop.call_later(RECHECK, self._recheck)
+        return size
+
+    def ended(self, upload: Upload) -> None:
+        """Removes a body that is complete, refused or abandoned, and makes its room available to others."""
+        place = self._line.pop(upload, None)
+        if place is None:
+            return
+        self._taken -= place.size
+        self.waiting.discard(upload)
+        if self.waiting:
+            self._loop.call_soon(self._pass_on)
+
+    def _pass_on(self) -> None:
+        """Lets bodies proceed, in order, until one has to wait again."""
+        for upload in [one for one in self._line if one in self.waiting]:
+            upload.proceed()
+            if upload in self.waiting:
+                break
+
+    def _recheck(self) -> None:
+        self._timer = None
+        for upload in [one for one in self._line if one in self.waiting]:
+            upload.proceed()
+        if self.waiting and self._timer is None:
+            self._timer = self._loop.call_later(RECHECK, self._recheck)
+
+
+class Pace:
+    """Pauses reading on a connection while its large body has no room in `Uploads`.
+
+    Without HTTP/2, not reading is the only way to slow a client down. `update` is called when `waits` has
+    changed.
+    """
+
+    __slots__ = ("_room", "_size", "_update", "_uploads", "waits")
+
+    def __init__(self, uploads: Uploads, update: Callable[[], None]) -> None:
+        self._uploads = uploads
+        self._update = update
+        self._size = 0
+        self._room = FREE
+        #: Whether the connection must not be read.
+        self.waits = False
+
+    def grew(self, size: int) -> None:
+        """Called when `size` bytes of the body have arrived, more than FREE."""
+        self._size = size
+        if size > self._room:
+            self.proceed()
+
+    def proceed(self) -> None:
+        self._room = self._uploads.room(self, self._size + READ)
+        self._set(self._room <= self._size)
+
+    def ended(self) -> None:
+        """Called when the body is complete, refused or abandoned."""
+        self._uploads.ended(self)
+        self._set(False)
+
+    def _set(self, waits: bool) -> None:
+        if waits != self.waits:
+            self.waits = waits
+            self._update()
