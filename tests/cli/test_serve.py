@@ -104,6 +104,32 @@ def test_the_printed_lines_have_a_place_for_the_key(repository: Path, tmp_path: 
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_printed_lines_of_a_model_of_pictures_send_a_file(tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    (tmp_path / "models" / "size" / "1").mkdir(parents=True)
+    (tmp_path / "models" / "size" / "1" / "model.py").write_text(PICTURE)
+    pillow.new("RGB", (30, 20)).save(tmp_path / "picture.png")
+    with serve(tmp_path / "models", tmp_path / "log") as server:
+        lines = [
+            line for line in wait_report(server).splitlines() if line.startswith("  ") and "FILE" in line
+        ]
+        outputs = [
+            subprocess.run(
+                line.replace("FILE", "picture.png"),
+                shell=True,
+                capture_output=True,
+                text=True,
+                check=True,
+                cwd=tmp_path,
+            ).stdout
+            for line in lines
+        ]
+    assert "with a file for FILE:" in server.output
+    assert len(outputs) == 2
+    assert all("30 x 20" in output for output in outputs)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_printed_curl_line_of_a_large_model_works(tmp_path: Path) -> None:
     models.ident(tmp_path / "models")
     with serve(tmp_path / "models", tmp_path / "log") as server:
@@ -124,6 +150,12 @@ def test_the_printed_python_line_works(repository: Path, tmp_path: Path) -> None
     assert "'OUTPUT0': array([[2., 2." in done.stdout
 
 
+PICTURE = """
+from backline.model import Image
+
+def predict(image: Image["RGB"]) -> str:
+    return f"{image.shape[1]} x {image.shape[0]}"
+"""
 STREAM = """
 from collections.abc import Iterator
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+import backline
 from support import models
 from support.chromium import Page, chromium
 from support.console_models import EXAMPLE, add_listener, add_transcription, build
@@ -199,6 +200,11 @@ def test_a_failed_load_shows_its_reason(page: Page) -> None:
     enter(page, "viewer")
     go(page, "models")
     page.wait("document.querySelector('main .error')?.innerText.includes('it is not an ONNX model')")
+    for path in ("models/broken", "models/broken/try"):
+        enter(page, "runner") if path.endswith("try") else None
+        go(page, path)
+        page.wait("document.querySelector('main .error')?.innerText.includes('it is not an ONNX model')")
+        assert "unknown model" not in page.text()
 
 
 def test_numbers_are_run_and_the_answer_is_shown_with_the_call(page: Page) -> None:
@@ -213,6 +219,39 @@ def test_numbers_are_run_and_the_answer_is_shown_with_the_call(page: Page) -> No
         "[...document.querySelectorAll('a.button')].find((one) => one.innerText.includes('Link')).href"
     )
     assert "inputs=" in link
+
+
+PICTURE = """
+from backline.model import Image
+
+
+def predict(image: Image["RGB"], share: float) -> str:
+    height, width, _ = image.shape
+    return f"{width} x {height} at {share}"
+"""
+
+
+def test_a_picture_is_asked_for_and_the_settings_of_an_example_are_filled_in(
+    browser: Page, tmp_path: Path
+) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    (tmp_path / "models" / "picture" / "1").mkdir(parents=True)
+    (tmp_path / "models" / "picture" / "1" / "model.py").write_text(PICTURE)
+    (tmp_path / "models" / "picture" / "examples").mkdir()
+    (tmp_path / "models" / "picture" / "examples" / "blue.json").write_text(
+        '{"image": {"file": "blue.png"}, "share": 0.25}'
+    )
+    pillow.new("RGB", (5, 4), "blue").save(tmp_path / "models" / "picture" / "examples" / "blue.png")
+    pillow.new("RGB", (3, 2), "red").save(tmp_path / "red.png")
+    with backline.serve(tmp_path / "models") as server:
+        browser.size(1440)
+        browser.open(f"{server.url}/#/")
+        browser.click("Try it")
+        browser.wait("document.querySelector('textarea')?.value === '0.25'")
+        browser.upload("input[type=file][accept='image/*']", tmp_path / "red.png")
+        browser.click("Run")
+        browser.wait("document.querySelector('[data-output=output]')?.innerText.includes('3 x 2 at 0.25')")
+        browser.open("about:blank")
 
 
 def test_an_example_is_filled_in_and_linked_to(page: Page) -> None:
@@ -493,4 +532,6 @@ def test_every_page_fits_its_window_and_is_accessible(page: Page, width: int, da
         page.wait("!document.querySelector('main').innerText.includes('…') || location.hash === '#/traces'")
         page.wait("!location.hash.endsWith('/try') || document.querySelector('fieldset')")
         assert page.run("document.documentElement.scrollWidth") <= width, path
+        bar = "[...document.querySelectorAll('.tabs')].some((one) => one.offsetWidth > one.clientWidth)"
+        assert not page.run(bar), f"{path}: the tabs have a scroll bar"
         assert violations(page) == [], f"{path} at {width} pixels"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
@@ -19,6 +19,7 @@ _WRITTEN: Final = ("WAV", "FLAC", "OGG")
 class AudioHint(OrNone):
     """Sound at `rate` samples per second. `format` is the file format of an output; empty for WAV."""
 
+    kind: ClassVar[str] = "audio"
     rate: int
     channels: int = 1
     format: str = ""

@@ -170,7 +170,12 @@ class Models(Protocol):
 
 
 class Media(Protocol):
-    """Decodes a file into the value that `predict` gets, and encodes the value it returns as a file."""
+    """Decodes a file into the value that `predict` gets, and encodes the value it returns as a file.
+
+    `kind` is "image" or "audio".
+    """
+
+    kind: ClassVar[str]
 
     def check(self, *, output: bool) -> None:
         """Raises InvalidArgument if the hint is invalid for an input, or for an output if `output` is set;

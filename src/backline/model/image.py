@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
@@ -23,6 +23,7 @@ _CHANNELS: Final = {"RGB": 3, "RGBA": 4, "L": 0}
 class ImageHint(OrNone):
     """An array of Pillow's `mode`, or a Pillow image. `format` is an output's file format, PNG if empty."""
 
+    kind: ClassVar[str] = "image"
     mode: str = "RGB"
     format: str = ""
     as_object: bool = False

@@ -327,17 +327,22 @@ def _print_samples(server: Server, options: ServerOptions, models: list[Model]) 
     )
     model = min(loaded, key=_effort)
     keyed = _keyed(options)
-    say(f"\nTry it from another terminal ({model.name}){', with a key for KEY' if keyed else ''}:\n")
+    files = any(spec.media for spec in model.signature.inputs)
+    places = " and ".join(["a key for KEY"] * keyed + ["a file for FILE"] * files)
+    say(f"\nTry it from another terminal ({model.name}){f', with {places}' if places else ''}:\n")
     say(f"  {curl_line(model, url, certificate, keyed=keyed)}\n")
     say(f"  {python_line(model, url, certificate, keyed=keyed)}")
 
 
-def _effort(model: Model) -> tuple[bool, bool, bool, int]:
-    """A sort key for the sample model, which should have fixed shapes and a short but not empty request."""
+def _effort(model: Model) -> tuple[bool, bool, bool, bool, int]:
+    """A sort key for the sample model, which should have fixed shapes and a short but not empty request of no
+    files.
+    """
     shapes = [_shape(model, spec) for spec in model.signature.inputs]
     varies = any(-1 in spec.shape[1 if model.max_batch_size else 0 :] for spec in model.signature.inputs)
     sizes = [element_count(shape) for shape in shapes]
-    return 0 in sizes, varies, not _printable(model), sum(sizes)
+    files = any(spec.media for spec in model.signature.inputs)
+    return files, 0 in sizes, varies, not _printable(model), sum(sizes)
 
 
 def _shape(model: Model, spec: TensorSpec) -> tuple[int, ...]:
@@ -354,12 +359,16 @@ def _printable(model: Model) -> bool:
 def curl_line(model: Model, url: str, certificate: str | None = None, *, keyed: bool = False) -> str:
     """A curl command to try with the model; if `keyed`, with KEY where a key belongs.
 
-    It sends JSON if that is short, or else zeros in binary form if there is a single input of fixed shape.
+    It sends FILE to a model of pictures or sounds. To others it sends JSON if that is short, or else zeros in
+    binary form if there is a single input of fixed shape.
     For any other model, it gets the metadata.
     """
     curl = "curl" if certificate is None else f"curl --cacert {shlex.quote(certificate)}"
     if keyed:
         curl += " -H 'Authorization: Bearer KEY'"
+    if len(model.signature.inputs) == 1 and model.signature.inputs[0].media:
+        file = "-H 'Content-Type: application/octet-stream' --data-binary @FILE"
+        return f"{curl} {shlex.quote(f'{url}/models/{model.name}')} {file}"
     target = f"{url}/v2/models/{model.name}"
     if _printable(model):
         inputs = ", ".join(_json_input(model, spec) for spec in model.signature.inputs)
@@ -410,6 +419,8 @@ def python_line(model: Model, url: str, certificate: str | None = None, *, keyed
 
 def _numpy(model: Model, spec: TensorSpec) -> str:
     shape = _shape(model, spec)
+    if spec.media:
+        return f"np.full({shape}, open('FILE', 'rb').read(), object)"
     if spec.datatype is DataType.BYTES:
         return f"np.full({shape}, 'text', object)"
     return f"np.ones({shape}, {spec.datatype.dtype.name!r})"

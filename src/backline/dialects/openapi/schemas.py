@@ -79,7 +79,9 @@ def element(spec: TensorSpec, *, exact: bool = False) -> Schema:
             return STRING
         if spec.json:
             return {"type": "object" if spec.json == "object" else "array"}
-        return {"anyOf": [STRING, ENCODED]}
+        # For the console, which then asks for a file of that kind.
+        media = {"x-media": spec.media} if spec.media else {}
+        return {"anyOf": [STRING, ENCODED], **media}
     if datatype is DataType.BOOL:
         return BOOLEAN
     if datatype.dtype.kind in "iu" and datatype is not DataType.BF16:

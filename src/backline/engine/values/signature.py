@@ -43,7 +43,8 @@ class TensorSpec:
 
     `shape` has -1 for variable dimensions. `labels` name the classes of a classification output. In a
     configuration `shape` is what clients see and `reshape` what the model has instead. `json` is "object" or
-    "list" if each element of a BYTES tensor is the JSON text of one.
+    "list" if each element of a BYTES tensor is the JSON text of one. `media` is "image" or "audio" if each is
+    a file of that kind.
     """
 
     name: str
@@ -53,6 +54,7 @@ class TensorSpec:
     labels: tuple[str, ...] = ()
     reshape: Shape | None = None
     json: str = ""
+    media: str = ""
 
     def __str__(self) -> str:
         """The tensor as messages show it, such as "x FP32[-1, 4]"."""

@@ -84,7 +84,7 @@ class Kind(IntEnum):
 
 class Spec(msgspec.Struct, array_like=True):
     """An input or output. `shape` excludes the batch dimension, with -1 where it varies; `reshape` is the
-    shape that the model sees instead, if it differs. `json` is as in TensorSpec.
+    shape that the model sees instead, if it differs. `json` and `media` are as in TensorSpec.
     """
 
     name: str
@@ -93,6 +93,7 @@ class Spec(msgspec.Struct, array_like=True):
     optional: bool = False
     reshape: list[int] | None = None
     json: str = ""
+    media: str = ""
 
 
 class WorkerLoad(msgspec.Struct, array_like=True):

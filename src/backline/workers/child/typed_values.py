@@ -82,7 +82,8 @@ class TypedValue:
     @property
     def spec(self) -> Spec:
         json = "object" if self.kind is dict else "list" if self.kind is list else ""
-        return Spec(self.name, self.datatype.name, list(self.shape), self.optional, json=json)
+        media = self.media.kind if self.media else ""
+        return Spec(self.name, self.datatype.name, list(self.shape), self.optional, json=json, media=media)
 
     def to_python(self, tensor: Tensor) -> Any:
         """The value that the model gets. Raises InvalidArgument for invalid text, JSON, images and sounds."""

@@ -184,6 +184,7 @@ class WorkerPool(ModelInWorkers):
                     (*batch, *spec.shape),
                     spec.optional,
                     json=spec.json,
+                    media=spec.media,
                 )
                 for spec in specs
             )

@@ -10,7 +10,7 @@ export function audit(main) {
   const list = h("div", { class: "panel" }), only = h("select", { "aria-label": "Outcome", onchange: () => draw() },
     [["", "Everything"], ["done", "Changes"], ["failed", "Failed"], ["refused", "Refused"]].map(([value, text]) => h("option", { value }, text)));
   let entries = [];
-  fill(main, h("div", { class: "head" }, h("h1", {}, "Audit")), h("p", { class: "lede" }, "Every request that changes something, and every one that was refused."),
+  fill(main, h("div", { class: "head" }, h("h1", {}, "Audit")), h("p", { class: "lede" }, "Every request that changed something or read what clients sent, and every one that was refused."),
     h("div", { class: "row", style: { marginBottom: "14px" } }, only), list);
   const draw = () => {
     const shown = entries.filter((one) => !only.value || one.outcome === only.value || (only.value === "done" && one.action));

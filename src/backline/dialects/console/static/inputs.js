@@ -8,18 +8,21 @@ const RATES = [8000, 16000, 22050, 24000, 44100, 48000];
 // Seconds of sound in a chunk that is streamed to a model of any length.
 const LENGTHS = [0.1, 0.25, 0.5, 1, 2, 5];
 
-// `shape` is without the batch. `kind` is "object" or "array" for BYTES that are JSON documents. `live` streams a
-// microphone to the model until the signal of its source aborts.
+// `shape` is without the batch. `kind` says what BYTES are: "object" or "array" for JSON documents, "image" or "audio" for
+// files. `live` streams a microphone to the model until the signal of its source aborts.
 export function inputFor(spec, shape, kind, begin, live) {
   const count = shape.reduce((product, size) => product * (size < 0 ? NaN : size), 1);
   const ways = [];
   if (spec.datatype === "BYTES") {
-    if (kind) ways.push(["JSON", () => typed(spec, JSON.stringify(begin ?? (kind === "array" ? [] : {})))]);
-    ways.push(["Text", () => text(spec, typeof begin === "string" ? begin : "")], ["File", () => file(spec)], ["Recording", () => recording(spec, null, live)]);
+    const recorded = ["Recording", () => recording(spec, null, live)];
+    if (kind === "image") ways.push(["Image", () => file(spec, "image/*")]);
+    else if (kind === "audio") ways.push(recorded, ["File", () => file(spec)]);
+    else if (kind) ways.push(["JSON", () => typed(spec, JSON.stringify(begin ?? (kind === "array" ? [] : {})))]);
+    if (kind !== "image" && kind !== "audio") ways.push(["Text", () => text(spec, typeof begin === "string" ? begin : "")], ["File", () => file(spec)], recorded);
   } else {
     const image = imageLayout(shape);
     const start = example(spec, shape);
-    ways.push(["Numbers", () => typed(spec, JSON.stringify(begin ?? start))]);
+    ways.push(["Numbers", () => typed(spec, JSON.stringify(begin ?? start), count === 1)]);
     if (image) ways.unshift(["Image", () => picture(spec, shape, image)]);
     if (spec.datatype.startsWith("FP") && !image && (shape.some((size) => size < 0) || count >= 2000)) ways.unshift(["Recording", () => recording(spec, shape, live)]);
     if (count > 1 || Number.isNaN(count)) ways.push(["Random", () => random(spec, shape)]);
@@ -84,8 +87,8 @@ export function nest(flat, sizes, make) {
   return build(0);
 }
 
-function typed(spec, start) {
-  const area = h("textarea", { "aria-label": `${spec.name} as JSON`, spellcheck: "false" });
+function typed(spec, start, short = false) {
+  const area = h("textarea", { "aria-label": `${spec.name} as JSON`, spellcheck: "false", class: short ? "short" : null });
   area.value = start;
   return { element: area, value: () => { try { return JSON.parse(area.value); } catch { throw new Error("this is not JSON"); } } };
 }
@@ -116,11 +119,16 @@ export async function base64(blob) {
   return btoa(out);
 }
 
-function file(spec) {
+function preview(one, spec) {
+  return h("img", { src: URL.createObjectURL(one), alt: `the image for ${spec.name}`, style: { maxHeight: "180px", marginTop: "10px" } });
+}
+
+function file(spec, accept = "") {
   let chosen;
-  const take = (one) => { chosen = one; input.show(one); };
-  const input = chooser(spec, "", take);
-  return { element: input, take, value: () => { if (!chosen) throw new Error("choose a file"); return chosen; }, image: () => (chosen?.type.startsWith("image/") ? chosen : null) };
+  const shown = h("div", {});
+  const take = (one) => { chosen = one; input.show(one); fill(shown, one?.type.startsWith("image/") ? preview(one, spec) : null); };
+  const input = chooser(spec, accept, take);
+  return { element: h("div", {}, input, shown), take, value: () => { if (!chosen) throw new Error("choose a file"); return chosen; }, image: () => (chosen?.type.startsWith("image/") ? chosen : null) };
 }
 
 function random(spec, shape) {
@@ -137,7 +145,7 @@ function picture(spec, shape, layout) {
   const shown = h("div", {});
   const scale = h("select", { "aria-label": "Range of the colours" }, h("option", { value: "255" }, "0 to 255"), h("option", { value: "1" }, "0 to 1"), h("option", { value: "-1" }, "−1 to 1"));
   if (spec.datatype.startsWith("FP")) scale.value = "1";
-  const take = (one) => { chosen = one; input.show(one); if (one) fill(shown, h("img", { src: URL.createObjectURL(one), alt: `the image for ${spec.name}`, style: { maxHeight: "180px", marginTop: "10px" } })); };
+  const take = (one) => { chosen = one; input.show(one); if (one) fill(shown, preview(one, spec)); };
   const input = chooser(spec, "image/*", take);
   return {
     take,

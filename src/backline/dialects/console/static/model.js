@@ -15,6 +15,11 @@ const ORIGINS = {
   model: "read from the model's own file", server: "decided by the server, which measured the model", default: "neither given nor measured",
 };
 
+// The reason alone, without the protocol's words for a version that is not ready.
+function whyNot(error) {
+  return error.message.replace(/^Request for unknown model: '.*?' version (\S+) is not at ready state: /, "Version $1 does not serve: ");
+}
+
 export function inWords(spec, batched) {
   const kind = KINDS[spec.datatype] ?? (spec.datatype.startsWith("FP") || spec.datatype === "BF16" ? "numbers" : "whole numbers");
   const shape = batched ? spec.shape.slice(1) : spec.shape;
@@ -35,7 +40,7 @@ export function model(main, name, tab, query) {
   const metadata = json(base);
   metadata.catch(() => {});   // each tab that needs it shows the error
 
-  const fail = (error) => fill(body, h("p", { class: "error", role: "alert" }, error.message));
+  const fail = (error) => fill(body, h("p", { class: "error", role: "alert" }, whyNot(error)));
 
   function title() {
     const list = live.versions(name), shown = list.find((one) => one.now.default) ?? list.at(-1);
@@ -43,8 +48,8 @@ export function model(main, name, tab, query) {
   }
 
   function overview() {
-    const signature = h("section", { class: "panel" }, h("h2", {}, "Signature")), tiles = h("div", { class: "grid" }), details = h("div", { class: "wide" });
-    fill(body, may("read") ? h("section", {}, tiles) : null, signature, may("read") ? h("section", {}, details) : null);
+    const why = h("section", {}), signature = h("section", { class: "panel" }, h("h2", {}, "Signature")), tiles = h("div", { class: "grid" }), details = h("div", { class: "wide" });
+    fill(body, why, may("read") ? h("section", {}, tiles) : null, signature, may("read") ? h("section", {}, details) : null);
     metadata.then((told) => {
       const batched = told.inputs.some((spec) => spec.shape[0] === -1) && (live.versions(name).at(-1)?.now.max_batch_size ?? 0) > 0;
       const rows = (specs) => specs.map((spec) => [h("code", {}, spec.name), inWords(spec, batched) + (spec.parameters?.optional ? ", optional" : ""),
@@ -53,7 +58,7 @@ export function model(main, name, tab, query) {
         h("h3", { style: { marginTop: "18px" } }, "Returns"), table(["Output", "What", "Type"], rows(told.outputs), "Outputs"),
         batched ? h("p", { class: "muted small", style: { marginTop: "14px" } }, "Requests may hold several items: the first dimension is the batch.") : null,
         h("p", { class: "small", style: { margin: "14px 0 0" } }, h("a", { href: `${base}/openapi.json` }, "OpenAPI document")));
-    }, (error) => fill(signature, h("h2", {}, "Signature"), h("p", { class: "error" }, error.message)));
+    }, (error) => fill(signature, h("h2", {}, "Signature"), h("p", { class: "error" }, whyNot(error))));
     update = () => {
       const list = live.versions(name);
       if (!list.length) return;
@@ -72,8 +77,8 @@ export function model(main, name, tab, query) {
         h("div", { class: "panel" }, h("h2", {}, "How long requests take"), latencies(two.latency)),
         h("div", { class: "panel" }, h("h2", {}, "Batch sizes"), names.length
           ? histogram(names.map((size) => sizes[size]), names, `Runs by batch size: ${names.map((size) => `${size}: ${sizes[size]}`).join(", ")}`)
-          : h("p", { class: "empty" }, "The model has not run yet.")),
-        list.filter((one) => one.now.reason && !one.now.ready && one.now.reason !== "unloaded").map((one) =>
+          : h("p", { class: "empty" }, "The model has not run yet.")));
+      fill(why, list.filter((one) => one.now.reason && !one.now.ready && one.now.reason !== "unloaded").map((one) =>
           h("div", { class: "panel" }, h("h2", {}, `Why version ${one.now.version} does not serve`), h("p", { class: "error" }, one.now.reason))));
     };
   }

@@ -20,6 +20,11 @@ export function labels(entry) {
     entry.labels.map((label) => h("span", { class: "tag" }, label))];
 }
 
+// The way to the form, for models that serve.
+export function tryLink(entry) {
+  return entry.ready && may("infer", entry.name) ? h("a", { href: `#/models/${encodeURIComponent(entry.name)}/try` }, "Try it") : null;
+}
+
 export function progress(entry) {
   const { bytes_done: done, bytes_total: total } = entry.progress ?? {};
   return total ? h("progress", { max: total, value: done, "aria-label": "fetched" }) : null;

@@ -1,7 +1,8 @@
 import { bytes, duration, fill, h, number, refill, table } from "./dom.js";
+import { may } from "./api.js";
 import { lines, tile } from "./charts.js";
 import * as live from "./live.js";
-import { state } from "./models.js";
+import { state, tryLink } from "./models.js";
 
 export function overview(main) {
   const lede = h("p", { class: "lede" }), tiles = h("div", { class: "grid" });
@@ -41,9 +42,9 @@ export function overview(main) {
     const rows = list.filter((model) => model.now.success || model.now.ready).map((model) => [model, live.current([model])])
       .sort((a, b) => b[1].rate - a[1].rate || a[0].now.name.localeCompare(b[0].now.name)).slice(0, 8);
     refill(busiest, h("h2", {}, "Busiest models"), rows.length
-      ? table(["Model", "#Requests/s", "#Median", "#p99", "#Queued"], rows.map(([model, one]) => [
+      ? table(["Model", "#Requests/s", "#Median", "#p99", "#Queued", ...(may("infer") ? ["Try"] : [])], rows.map(([model, one]) => [
         h("a", { href: `#/models/${encodeURIComponent(model.now.name)}` }, model.now.name, " ", h("span", { class: "muted" }, model.now.version)),
-        number(one.rate), duration(one.p50), duration(one.p99), number(one.queued)]), "Busiest models")
+        number(one.rate), duration(one.p50), duration(one.p99), number(one.queued), may("infer") ? tryLink(model.now) : null].slice(0, may("infer") ? 6 : 5)), "Busiest models")
       : h("p", { class: "empty" }, "No model is loaded."));
     const causes = list.flatMap((model) => Object.entries(live.recent([model]).failures).map(([why, count]) => [model, why, count]));
     refill(failures, h("h2", {}, "Why requests failed"), causes.length

@@ -40,7 +40,8 @@ export function tryIt(body, name, told, document_, query) {
     h("h2", {}, "Inputs"), examples, widgets.map(([, widget]) => widget.element), h("div", { class: "row" }, run, told.versions.length > 1 ? version : null));
   fill(body, h("div", { class: "wide top" }, form, h("section", { class: "panel" }, h("h2", {}, "Answer"), result)), times, code);
   fill(result, h("p", { class: "empty" }, "Nothing has been run yet."));
-  form.addEventListener("input", () => { taken = ""; });
+  let touched = query.has("inputs");   // the inputs are what somebody wants
+  form.addEventListener("input", () => { taken = ""; touched = true; });
   offerExamples();
 
   // Examples from the model's folder and, for administrators, recorded requests.
@@ -62,10 +63,12 @@ export function tryIt(body, name, told, document_, query) {
         taken = key;
       } catch (error) { fill(result, h("p", { class: "error", role: "alert" }, `Example ${one.name}: ${error.message}`)); }
     };
+    const settings = (given) => { for (const [spec, widget] of widgets) if (given[spec.name] !== undefined && !given[spec.name]?.file) widget.put(given[spec.name]); };
     if (!offered.length) return;
     fill(examples, h("span", { class: "muted small" }, "Examples"), offered.map((one) => h("button", { type: "button", class: "small", onclick: () => put(one) }, one[0])));
     const linked = offered.find(([, key]) => key && key === query.get("example"));
     if (linked) await put(linked);
+    else if (!touched) settings(shipped.find((one) => one.inputs)?.inputs ?? {});
   }
 
   const target = () => `${encodeURIComponent(name)}${version.value ? `/versions/${encodeURIComponent(version.value)}` : ""}`;
@@ -199,7 +202,7 @@ export function tryIt(body, name, told, document_, query) {
 function documentKind(schema) {
   if (!schema) return "";
   const kinds = new Set();
-  const look = (one) => { if (one.items) look(one.items); else if (one.anyOf) one.anyOf.forEach(look); else if (["object", "array"].includes(one.type) && !one.properties) kinds.add(one.type); };
+  const look = (one) => { if (one.items) look(one.items); else if (one["x-media"]) kinds.add(one["x-media"]); else if (one.anyOf) one.anyOf.forEach(look); else if (["object", "array"].includes(one.type) && !one.properties) kinds.add(one.type); };
   look(schema);
   return [...kinds][0] ?? "";
 }
