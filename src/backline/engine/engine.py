@@ -233,11 +233,11 @@ class Engine:
         """A version that can respond. Raises NotFound, or Unavailable if the version is not ready."""
         model = self.find(name, version)
         if not model.answers:
-            why = f": {model.reason}" if model.reason else ""
-            raise Unavailable(
-                f"Request for unknown model: '{name}' version {model.version} is not at ready state{why}",
-                retry_after=1,
+            why = (
+                f"version {model.version} is not at ready state{f': {model.reason}' if model.reason else ''}"
             )
+            any_version = "" if version or self.served_versions(name) else "has no available versions: "
+            raise Unavailable(f"Request for unknown model: '{name}' {any_version}{why}", retry_after=1)
         return model
 
     def served_versions(self, name: str) -> list[str]:

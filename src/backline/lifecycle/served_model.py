@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from backline.engine.control import STABLE
 from backline.engine.engine import Engine
-from backline.engine.model import ModelState
+from backline.engine.model import NO_VERSION, ModelState
 from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.kept_versions import KeptVersions
 from backline.lifecycle.phase import ShownVersion, StandIn, VersionPhase
 from backline.lifecycle.plan import HeldVersion, Wanted, replacements
 from backline.lifecycle.servable import Servable
-from backline.lifecycle.wanted import NO_VERSION, Target, identity
+from backline.lifecycle.wanted import Target, identity
 from backline.repository.repository import FoundVersion
 
 #: Seconds for which a version is listed after the version policy has given it up and it was unloaded.
