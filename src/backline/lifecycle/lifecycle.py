@@ -172,6 +172,8 @@ class Lifecycle:
         except BacklineError as error:
             served.labels = labels
             served.known_versions = self._holdings.versions(model)
+            if model not in self._holdings:  # the request brought it, and clients may invent names
+                served.failures.clear()
             self._executor.advance((model,))
             self._journal.note("fail", who, model, version, before=before, detail=error.message)
             raise

@@ -544,8 +544,12 @@ class ServedModel:
 
     @property
     def gone(self) -> bool:
-        """Whether the model is neither wanted, loaded nor in a repository, and can be forgotten."""
-        return self.target is None and self.change is None and not self.held and not self.known_versions
+        """Whether the model is neither wanted, loaded nor in a repository, and can be forgotten.
+
+        A model that could not be read has no known versions, but shows why.
+        """
+        wanted = self.target is not None or self.change is not None or bool(self.failures)
+        return not wanted and not self.held and not self.known_versions
 
 
 def missing_text(model: str, version: str, labels: Sequence[str]) -> str:

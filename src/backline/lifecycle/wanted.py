@@ -336,7 +336,7 @@ def _refuse_same(same: list[Source]) -> Source:
     """A source with a problem, which replaces models that share a name: requests could mean any of them."""
     folders = ", ".join(f"'{_place(source.found)}'" for source in same)
     problem = (
-        f"model '{same[0].name}' appears in two or more repositories: {folders}; rename or remove all but"
+        f"model appears in two or more repositories: {folders}; rename or remove all but"
         " one, or serve them as <repository>.<model> with --model-namespacing"
     )
     if any("://" in source.found.namespace for source in same):

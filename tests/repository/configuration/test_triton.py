@@ -71,20 +71,21 @@ OTHER_WORDS = {
 }
 
 _STATE = "version 1 is at UNAVAILABLE state"
+#: Rows of the table of differences in docs/from-triton.md, which says why.
 _AGENTS = "repository agents are not run"
+_LENIENT = "settings are read leniently"
+_NEWER = "configurations have a newer field"
+_LOADS = "load failures name the file"
 #: By case, what the error of a load says instead of Triton's text, and why; nothing if the model is loaded.
 OTHER_REFUSALS: dict[str, tuple[str, str]] = {
-    **dict.fromkeys(("instance_gpu", "instance_gpus"), ("", "what is clear is accepted")),
-    "version_latest_empty": ("", "what is clear is accepted"),
-    "metrics": ("", "later versions of Triton"),
-    "metrics_no_family": ("metric_control must specify the 'family' of", "later versions of Triton"),
-    "warm_up_short_file": (f"{_STATE}: warm-up sample 'w' of", "load failures name the file"),
-    "warm_up_unknown_input": ("unexpected inference input 'q' for model", "load failures name the file"),
-    "warm_up_batch_above": ("inference request batch-size must be <= 8", "load failures name the file"),
-    **{
-        name: (OTHER_WORDS[name], "load failures name the file")
-        for name in ("unknown_field", "unknown_value", "syntax")
-    },
+    **dict.fromkeys(("instance_gpu", "instance_gpus"), ("", _LENIENT)),
+    "version_latest_empty": ("", _LENIENT),
+    "metrics": ("", _NEWER),
+    "metrics_no_family": ("metric_control must specify the 'family' of", _NEWER),
+    "warm_up_short_file": (f"{_STATE}: warm-up sample 'w' of", _LOADS),
+    "warm_up_unknown_input": ("unexpected inference input 'q' for model", _LOADS),
+    "warm_up_batch_above": ("inference request batch-size must be <= 8", _LOADS),
+    **{name: (OTHER_WORDS[name], _LOADS) for name in ("unknown_field", "unknown_value", "syntax")},
     "agent_unknown": ("", _AGENTS),
     **{name: ("load", _AGENTS) for name in PAIRS if "agent" in name.split("_and_")},
 }

@@ -27,6 +27,8 @@ def model_statistics(
         try:
             asked = engine.find(name, version)
         except NotFound as error:
+            if not error.message.startswith("Request for unknown model"):
+                raise  # The version is no number.
             what = (
                 f"version is not available for model '{name}'"
                 if engine.is_known(name)

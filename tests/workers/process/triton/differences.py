@@ -73,18 +73,7 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
         },
         _WHY,
     ),
-    "call wrong_input": (
-        {
-            (): {
-                "error": (
-                    "[request id: <id_unknown>] inference input 'how' data-type is 'FP32', but model "
-                    "'answers' expects 'BYTES'"
-                ),
-                "code": "INVALID_ARG",
-            }
-        },
-        "the error is the server's own error text",
-    ),
+    "call wrong_input": ({("code",): "INVALID_ARG"}, "the error has the code of the reason"),
     "call failed": ({("code",): "NOT_FOUND"}, _CODE),
     "call many_failed": ({(0, "code"): "NOT_FOUND"}, _CODE),
     "call endless": (
@@ -94,7 +83,8 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
     "call itself": (
         {
             (): {
-                "error": "a circle of calls would wait for itself: 'caller' version 1 -> 'caller' version 1",
+                "error": "Model caller - Error when running inference: a circle of calls would wait for"
+                " itself: 'caller' version 1 -> 'caller' version 1",
                 "code": "INTERNAL",
             }
         },
@@ -104,7 +94,8 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
         {
             (): {
                 "error": (
-                    "a circle of calls would wait for itself: 'around' version 1 -> 'caller' version 1 -> "
+                    "Model caller - Error when running inference: a circle of calls would wait for itself:"
+                    " 'around' version 1 -> 'caller' version 1 -> "
                     "'around' version 1"
                 ),
                 "code": "INTERNAL",
