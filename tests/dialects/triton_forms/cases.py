@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.json_format import MessageToDict, ParseDict
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from dialects.triton_forms.repository import LOADED
+from dialects.triton_forms.repository import LOADED, OTHERS
 
 
 @dataclass(frozen=True)
@@ -556,10 +556,19 @@ MEMORY: dict[str, Http | Rpc] = {
     ),
     "its end": Http("/v2/systemsharedmemory/region/here/unregister", ""),
 }
+
+
+def _load_by_grpc(model: str, **texts: str) -> Rpc:
+    parameters = {name: {"string_param": text} for name, text in texts.items()}
+    return Rpc("RepositoryModelLoad", {"model_name": model, "parameters": parameters})
+
+
 CONFIGURED = (
     '{"backend":"python","input":[{"name":"x","data_type":"TYPE_FP32","dims":[4]}],'
     '"output":[{"name":"y","data_type":"TYPE_FP32","dims":[4]}]}'
 )
+#: The models that cannot be loaded and that no other case loads.
+UNLOADABLE = tuple(OTHERS)[tuple(OTHERS).index("classless") :]
 #: Loads and unloads.
 LOADS: dict[str, Http | Rpc] = {
     "a load of an unknown model": load("nobody"),
@@ -611,9 +620,85 @@ LOADS: dict[str, Http | Rpc] = {
     "an unload of an unknown model by gRPC": Rpc("RepositoryModelUnload", {"model_name": "nobody"}),
     "an unload of nothing by gRPC": Rpc("RepositoryModelUnload", {}),
     "a load of nothing by gRPC": Rpc("RepositoryModelLoad", {}),
+    **{f"a load of the model {name}": load(name) for name in UNLOADABLE},
+    **{
+        f"a load of the model {name} by gRPC": Rpc("RepositoryModelLoad", {"model_name": name})
+        for name in UNLOADABLE
+    },
+    "a load whose parameters are a list": Http("/v2/repository/models/spare/load", {"parameters": []}),
+    "a load whose parameters are a text": Http("/v2/repository/models/spare/load", {"parameters": "x"}),
+    "a load that is a list": Http("/v2/repository/models/spare/load", "[]"),
+    "a load with an unknown number": load("spare", speed=1),
+    "a load with an unknown boolean": load("spare", speed=True),
+    "a load with an unknown list": load("spare", speed=[]),
+    "a load with a configuration that is null": load("spare", config=None),
+    "a load with an empty configuration": load("spare", config=""),
+    "a load with the configuration of another model": load("spare", config='{"name":"other"}'),
+    "a load with a negative batch in its configuration": load(
+        "spare", config='{"backend":"python","max_batch_size":-1}'
+    ),
+    "a load with an input without a type": load(
+        "spare", config='{"backend":"python","input":[{"name":"x","dims":[4]}]}'
+    ),
+    "a load with an unknown backend in its configuration": load("spare", config='{"backend":"nonesuch"}'),
+    "a load with an unknown field in its configuration": load("spare", config='{"colour":1}'),
+    "a load with a file that is no base64 at its end": load(
+        "spare", config=CONFIGURED, **{"file:1/model.py": "AAAA?"}
+    ),
+    "a load with an empty file": load("spare", config=CONFIGURED, **{"file:1/model.py": ""}),
+    "a load with a file of a version that is a word": load(
+        "spare", config=CONFIGURED, **{"file:one/model.py": "AAAA"}
+    ),
+    "a load of an unknown model with a file": load("nobody", config=CONFIGURED, **{"file:x": "AAAA"}),
+    "a load of an unknown model with a configuration": load("nobody", config=CONFIGURED),
+    "a load with a configuration that is no JSON by gRPC": _load_by_grpc("spare", config="hello"),
+    "a load with an input without a type by gRPC": _load_by_grpc(
+        "spare", config='{"backend":"python","input":[{"name":"x","dims":[4]}]}'
+    ),
+    "a load with an absolute file by gRPC": Rpc(
+        "RepositoryModelLoad",
+        {
+            "model_name": "spare",
+            "parameters": {
+                "config": {"string_param": CONFIGURED},
+                "file:/tmp/model.py": {"bytes_param": "AAAA"},
+            },
+        },
+    ),
+    "a load with a file outside by gRPC": Rpc(
+        "RepositoryModelLoad",
+        {
+            "model_name": "spare",
+            "parameters": {
+                "config": {"string_param": CONFIGURED},
+                "file:../../model.py": {"bytes_param": "AAAA"},
+            },
+        },
+    ),
+    "an unload of a broken model": Http("/v2/repository/models/broken/unload", {}),
+    "an unload of a model that cannot be read": Http("/v2/repository/models/misspelt/unload", {}),
+    "an unload from a named repository": Http("/v2/repository/first/models/spare/unload", {}),
+    "an unload from a named repository by gRPC": Rpc(
+        "RepositoryModelUnload", {"model_name": "spare", "repository_name": "first"}
+    ),
+    "an index of a named repository by gRPC": Rpc("RepositoryIndex", {"repository_name": "first"}),
+    **{
+        f"{what} of {title}": Http(f"/v2/models/{name}{path}")
+        for what, path in (
+            ("the metadata", ""),
+            ("the configuration", "/config"),
+            ("the statistics", "/stats"),
+            ("the readiness", "/ready"),
+        )
+        for title, name in (("a model without a class", "classless"), ("a misspelt model", "misspelt"))
+    },
+    "a request to a misspelt model": infer("misspelt", GOOD),
+    "a request to version 1 of a broken model": infer("broken/versions/1", GOOD),
     "a broken model": infer("broken", GOOD),
     "the readiness of a broken model": Http("/v2/models/broken/ready"),
     "the index": Http("/v2/repository/index", {}),
+    "the index of ready models": Http("/v2/repository/index", {"ready": True}),
+    "the index by gRPC": Rpc("RepositoryIndex"),
 }
 CASES = {**CONFIGURATIONS, **METADATA, **REQUESTS, **NAMES, **MEMORY, **LOADS}
 
@@ -630,7 +715,10 @@ class Ask:
 
     def run(self, name: str) -> dict[str, Any]:
         """The status, and what the body says."""
-        case = CASES[name]
+        return self.send(CASES[name])
+
+    def send(self, case: Http | Rpc) -> dict[str, Any]:
+        """The same, for a case without a name."""
         return self._call(case) if isinstance(case, Rpc) else self._request(case)
 
     def _request(self, case: Http) -> dict[str, Any]:
