@@ -170,8 +170,8 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
     "load without_class": (
         {
             (): "load failed for model 'without_class': version 1 is at UNAVAILABLE state: AttributeError:"
-            " module '1.model' has no attribute 'TritonPythonModel'; '1/model.py': expected a class with a method"
-            " predict, or a public function with type hints, found none;\n"
+            " module '1.model' has no attribute 'TritonPythonModel'; '1/model.py': expected a class with a"
+            " method predict, or a public function with type hints, found none;\n"
         },
         "the file may be another kind of Python model here",
     ),
