@@ -177,11 +177,23 @@ async def test_overrides_come_as_bytes_over_grpc(caller: Caller, control: FakeCo
 @pytest.mark.parametrize(
     ("parameters", "text"),
     [
-        ({"file:1/model.onnx": "AAAA"}, "Load parameter 'config' must be specified for model file override"),
-        ({"confg": "{}"}, "unrecognized load parameter 'confg'. Did you mean 'config'?"),
+        (
+            {"file:1/model.onnx": "AAAA"},
+            f"{UNREADABLE}Load parameter 'config' must be specified for model file override",
+        ),
+        (
+            {"confg": "{}"},
+            (
+                "unexpected error on creating Triton parameter: unrecognized load parameter 'confg'."
+                " Did you mean 'config'?"
+            ),
+        ),
         (
             {"config": {"max_batch_size": 1}},
-            "invalid value type for load parameter 'config', expected a string: the configuration as JSON",
+            (
+                "attempt to access JSON non-string as string: invalid value type for load parameter 'config',"
+                " expected a string: the configuration as JSON"
+            ),
         ),
         (
             {"config": "{}", "file:1/model.onnx": "*"},
@@ -192,8 +204,8 @@ async def test_overrides_come_as_bytes_over_grpc(caller: Caller, control: FakeCo
             f"{UNREADABLE}load parameter 'file:../x' does not name a file inside the model's folder",
         ),
         (
-            {"config": "{}", "file:/etc/x": ""},
-            f"{UNREADABLE}load parameter 'file:/etc/x' does not name a file inside",
+            {"config": "{}", "file:/../x": ""},
+            f"{UNREADABLE}load parameter 'file:../x' does not name a file inside",
         ),
         (
             {"config": "{}", "file:1/\0": ""},
@@ -215,7 +227,7 @@ async def test_wrong_load_parameters_over_rest(
     [
         (
             {"file:1/model.onnx": {"bytes_param": b""}},
-            "Load parameter 'config' must be specified for model file override",
+            f"{UNREADABLE}Load parameter 'config' must be specified for model file override",
         ),
         ({"x": {"string_param": "{}"}}, "unrecognized load parameter 'x'."),
         (
@@ -305,10 +317,23 @@ async def test_a_named_repository_is_refused(caller: Caller, control: FakeContro
     assert (asked.code, asked.error) == (12, answer.error)
 
 
-async def test_an_empty_name_is_refused(caller: Caller, control: FakeControl) -> None:
-    assert (
-        await call(caller, "RepositoryModelLoad")
-    ).error == "the name of the model is empty: set model_name"
+async def test_no_model_cannot_be_loaded_and_is_unloaded_already(
+    caller: Caller, control: FakeControl
+) -> None:
+    caller.engine.loads_by_request = True
+
+    loaded, unloaded = [await call(caller, f"RepositoryModel{action}") for action in ("Load", "Unload")]
+
+    text = "failed to load '', failed to poll from model repository: the name of the model is empty"
+    assert (loaded.code, loaded.error) == (3, f"{text}: set model_name")
+    assert unloaded.code == 0
+    assert control.calls == []
+
+
+async def test_the_path_of_a_file_may_begin_with_a_slash(caller: Caller, control: FakeControl) -> None:
+    await ask(caller, "POST", LOAD, {"parameters": {"config": "{}", "file:/1/model.onnx": "AAAA"}})
+
+    assert control.calls == [("load", "loading", "", Overrides("{}", {"1/model.onnx": bytes(3)}))]
 
 
 async def test_a_malformed_message_is_refused(caller: Caller, control: FakeControl) -> None:

@@ -34,10 +34,11 @@ def test_not_ready_is_503_with_both_keys(caller: Caller) -> None:
     assert caller.get("/v2/health/live").status == 200
 
 
-def test_status_of_not_ready_can_be_set() -> None:
-    engine = Engine()
-    caller = Caller(engine, build_application(engine, not_ready_status=400))
-    assert caller.get("/v2/health/ready").status == 400
+def test_with_the_status_of_triton_health_checks_answer_without_a_body(caller: Caller) -> None:
+    as_triton = Caller(caller.engine, build_application(caller.engine, not_ready_status=400))
+    answers = [as_triton.get(f"/v2/{path}") for path in ("health/ready", "health/live", "models/add1/ready")]
+    assert [(answer.status, answer.body) for answer in answers] == [(400, b""), (200, b""), (200, b"")]
+    assert list(as_triton.get("/v2/models/nope/ready").json) == ["error"]
 
 
 def test_models_are_listed_with_their_states(caller: Caller) -> None:

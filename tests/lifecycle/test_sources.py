@@ -27,7 +27,7 @@ def test_one_name_in_two_repositories_is_refused(tmp_path: Path) -> None:
 
     assert sources["other"].found.problem == ""
     assert sources["same"].found.problem.startswith(
-        f"model 'same' appears in two or more repositories: '{tmp_path}/a/same', '{tmp_path}/b/same'; rename"
+        f"model appears in two or more repositories: '{tmp_path}/a/same', '{tmp_path}/b/same'; rename"
         " or remove all but one"
     )
 

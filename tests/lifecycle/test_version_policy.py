@@ -132,12 +132,15 @@ def test_the_order_of_versions_does_not_matter(
 
 
 def test_the_reason_why_nothing_is_served_is_given() -> None:
-    reason = none_selected("/models/m", ["1"], ["4", "5"])
+    reason = none_selected("m", "/models/m", ["1"], ["4", "5"])
 
-    assert reason == "'/models/m' holds none of the versions that version_policy names: 4, 5 (it holds 1)"
+    assert reason == (
+        "at least one version must be available under the version policy of model 'm': '/models/m' holds none"
+        " of the versions that version_policy names: 4, 5 (it holds 1)"
+    )
 
 
 def test_many_missing_versions_are_abbreviated() -> None:
     missing = [str(version) for version in range(2, 1002)]
-    told = none_selected("/models/add1", ["1"], missing)
+    told = none_selected("add1", "/models/add1", ["1"], missing)
     assert told.endswith("20, 21 and 980 more (it holds 1)")

@@ -25,7 +25,6 @@ from scenarios.themes import SCENARIOS, differences_of, setup_of
 from support import models
 
 PAGE = "docs/differences-from-triton.md"
-DROP_IN_PAGE = "docs/from-triton.md"
 #: The drop-in command's scenarios that have run, and the reasons of the differences that they showed.
 RAN: set[Scenario] = set()
 SHOWN: set[str] = set()
@@ -89,13 +88,6 @@ def test_the_page_lists_every_difference() -> None:
     assert {row["difference"] for row in table(PAGE, "difference")} == {
         difference.reason for difference in DIFFERENCES
     }
-
-
-def test_the_page_lists_every_difference_of_the_drop_in_command() -> None:
-    rows = {row["difference"] for row in table(DROP_IN_PAGE, "difference")}
-
-    assert rows == {difference.reason for difference in DROP_IN}
-    assert len(rows) <= 25
 
 
 def test_the_drop_in_command_is_compared_in_hundreds_of_exchanges() -> None:

@@ -1,4 +1,4 @@
-"""Triton's four Python clients on the drop-in command, in each manner that their documentation shows."""
+"""Triton's four Python clients and perf_analyzer on the drop-in command, as they are documented."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from tritonclient.utils import (
 
 from scenarios.servers import Setup, backline
 from scenarios.session import Server
+from support.perf_analyzer import run_perf_analyzer, throughput
 
 MODELS = ("gain", "meter", "genre", "text", "words", "types")
 SETUP = Setup(
@@ -463,3 +464,58 @@ def test_the_metrics_that_tritons_dashboards_query_are_there_and_rise(server: Se
     grown = {name: after[name] - before[name] for name in DASHBOARD}
     assert [grown[name] for name in DASHBOARD[:3]] == [2, 2, 1]
     assert min(grown[name] for name in DASHBOARD[4:]) > 0
+
+
+#: The modes of perf_analyzer: the model, the protocol and the options. Files of a mode are in FILES.
+MODES: dict[str, tuple[str, str, str]] = {
+    "concurrency over HTTP": ("gain", "http", "--shape AUDIO:16 -b 2 --concurrency-range 3"),
+    "concurrency over gRPC": ("gain", "grpc", "--shape AUDIO:16 --concurrency-range 3 --async"),
+    "a request rate": (
+        "gain",
+        "http",
+        "--shape AUDIO:16 --request-rate-range 200 --request-distribution poisson",
+    ),
+    "custom intervals": ("gain", "grpc", "--shape AUDIO:16 --request-intervals {folder}/intervals"),
+    "sequences": (
+        "meter",
+        "grpc",
+        "--input-data zero --concurrency-range 2 --sequence-length 4 --sequence-id-range 1000:2000",
+    ),
+    "sequences at a rate": (
+        "meter",
+        "grpc",
+        "--input-data zero --streaming --request-rate-range 100 --num-of-sequences 3 --sequence-length 4",
+    ),
+    "shared memory over HTTP": (
+        "gain",
+        "http",
+        "--shape AUDIO:16 --shared-memory system --output-shared-memory-size 1024",
+    ),
+    "shared memory over gRPC": (
+        "gain",
+        "grpc",
+        "--shape AUDIO:16 --shared-memory system --output-shared-memory-size 1024",
+    ),
+    "a stream of several responses": ("words", "grpc", "--streaming --input-data {folder}/texts"),
+    "several inputs": ("gain", "grpc", "--input-data {folder}/audio"),
+}
+FILES: dict[str, str] = {
+    "intervals": "5000\n1000\n9000\n",
+    "texts": json.dumps({"data": [{"TEXT": ["some words"]}]}),
+    "audio": json.dumps({"data": [{"AUDIO": {"content": [1.0, 2.0], "shape": [2]}, "GAIN": [3.0]}]}),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_perf_analyzer_measures_in_each_of_its_modes(server: Server, tmp_path: Path, mode: str) -> None:
+    for name, content in FILES.items():
+        (tmp_path / name).write_text(content)
+    model, protocol, options = MODES[mode]
+    address = server.http if protocol == "http" else server.grpc
+
+    report = run_perf_analyzer(
+        f"http://{server.metrics}", "-m", model, "-i", protocol, "-u", address,
+        *options.format(folder=tmp_path).split(), "-p", "100", "-s", "999", "-r", "20",
+    )  # fmt: skip
+
+    assert throughput(report) > 0

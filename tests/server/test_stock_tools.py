@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import ssl
-import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +15,9 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
 from support import models
+from support.perf_analyzer import run_perf_analyzer, throughput
 from support.server import ServerProcess, serve
-from support.tools import Certificate, make_certificate, run, tool
+from support.tools import Certificate, make_certificate, run
 
 BODY = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [1.5] * 16}]})
 MUSIC = {
@@ -121,50 +118,6 @@ def test_every_request_of_h2load_succeeds(
     assert "2000 succeeded, 0 failed, 0 errored, 0 timeout" in answer
 
 
-def waiting_requests(server: ServerProcess) -> float:
-    return total_of("nv_inference_pending_request_count", server)
-
-
-def answered_requests(server: ServerProcess) -> float:
-    return total_of("nv_inference_request_success", server)
-
-
-def total_of(metric: str, server: ServerProcess) -> float:
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=60) as answer:
-        counts = re.findall(rf"^{metric}.* (\S+)$", answer.read().decode(), re.MULTILINE)
-    return sum(map(float, counts))
-
-
-def run_perf_analyzer(server: ServerProcess, *arguments: str) -> str:
-    """Runs perf_analyzer, which sometimes hangs after all its requests were answered.
-
-    If it has sent nothing for a while and nothing waits in the server, it is started again. It may take any
-    time while it sends requests: the machine may be busy.
-    """
-    command = [tool("perf_analyzer"), *arguments]
-    for _ in range(3):
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ) as started:
-            answered, since = -1.0, time.monotonic()
-            while time.monotonic() < since + 20:
-                try:
-                    output, _ = started.communicate(timeout=1)
-                except subprocess.TimeoutExpired:
-                    now = answered_requests(server)
-                    if now != answered:
-                        answered, since = now, time.monotonic()
-                else:
-                    assert started.returncode == 0, output
-                    return output
-            started.kill()
-        end = time.monotonic() + 10
-        while waiting_requests(server) and time.monotonic() < end:
-            time.sleep(0.05)
-        assert waiting_requests(server) == 0, "requests of a client that is gone still wait in the server"
-    pytest.fail("perf_analyzer hung three times")
-
-
 @pytest.mark.parametrize("protocol", ["http", "grpc", "grpc --streaming"])
 @pytest.mark.parametrize("concurrency", [1, 16, 64])
 @pytest.mark.parametrize("model", ["add1", "ident", "basic_pitch", "silero_vad"])
@@ -189,12 +142,10 @@ def test_perf_analyzer_measures_without_errors(
         ["--request-count", str(counts[model])] if model in counts else ["-p", "300", "-s", "999", "-r", "20"]
     )
     answer = run_perf_analyzer(
-        plain, "-m", model, "-i", *protocol.split(), "-u", f"127.0.0.1:{port}", *arguments,
+        plain.url, "-m", model, "-i", *protocol.split(), "-u", f"127.0.0.1:{port}", *arguments,
         "--concurrency-range", str(concurrency), *measured,
     )  # fmt: skip
-    throughput = re.search(r"throughput: ([0-9.e+]+) infer/sec", answer)
-    assert throughput is not None, answer
-    assert float(throughput[1]) > 0
+    assert throughput(answer) > 0
 
 
 def test_tritonclient_over_tls(secure: ServerProcess, certificate: Certificate) -> None:

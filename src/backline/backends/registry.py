@@ -9,13 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Final
 
 from backline.backends.backend import Backend
 from backline.engine.config.model_config import ModelConfig, ModelFormat
 from backline.engine.errors import InvalidArgument
 from backline.engine.spelling import nearest
 
-__all__ = ["BACKENDS", "FORMATS", "BackendEntry", "choose", "describe_runtime"]
+__all__ = ["BACKENDS", "FORMATS", "PLATFORMS", "BackendEntry", "choose", "describe_runtime"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,10 @@ def describe_runtime(entry: BackendEntry) -> str:
             if entry.package:
                 return f"{entry.runtime} {version(entry.package + suffix)}"
     return entry.runtime
+
+
+#: What may stand as a model's platform in its configuration: the name or the platform of a backend.
+PLATFORMS: Final = frozenset(name for entry in BACKENDS for name in (entry.name, entry.platform) if name)
 
 
 def _configured(config: ModelConfig) -> BackendEntry | None:

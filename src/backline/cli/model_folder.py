@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 from backline.backends.backend import FileCheck, LoadOptions
-from backline.backends.registry import FORMATS, choose
+from backline.backends.registry import FORMATS, PLATFORMS, choose
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument
@@ -49,7 +49,9 @@ class ModelFolder:
 
 def open_models(path: Path, config_name: str = "") -> list[FoundModel]:
     """The models at a path: a repository, a model's folder, or a model's file. Raises BacklineError."""
-    return LocalRepository(path, formats=FORMATS, configs=configuration.ConfigFiles(config_name)).scan_now()
+    return LocalRepository(
+        path, formats=FORMATS, configs=configuration.ConfigFiles(config_name, platforms=PLATFORMS)
+    ).scan_now()
 
 
 def open_model(path: Path, config_name: str = "", overriding: Path | None = None) -> ModelFolder:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backline.backends.registry import FORMATS
+from backline.backends.registry import FORMATS, PLATFORMS
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.model import ModelState
@@ -74,7 +74,7 @@ class Embedded:
         options = options or LifecycleOptions()
         if models is not None:
             options = replace(options, mode="explicit", load_models=tuple(models))
-        configs = ConfigFiles(config_name, complete=options.complete_configs)
+        configs = ConfigFiles(config_name, complete=options.complete_configs, platforms=PLATFORMS)
         cache = options.cache_folder or user_cache()
         # A folder given twice, perhaps in different spellings, is one repository.
         locations: dict[str, str] = {}

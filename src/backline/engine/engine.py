@@ -10,7 +10,7 @@ from backline.engine.custom_metrics import CustomMetrics
 from backline.engine.deadline import watch
 from backline.engine.errors import BacklineError, Internal, InvalidArgument, NotFound, Unavailable
 from backline.engine.latency_summaries import LatencySummaries
-from backline.engine.model import Model, ModelState
+from backline.engine.model import NO_VERSION, Model, ModelState
 from backline.engine.names import check_name, version_order
 from backline.engine.responses import Responses
 from backline.engine.shared_memory import SharedMemory
@@ -230,14 +230,18 @@ class Engine:
             raise NotFound(f"Request for unknown model: '{name}' is not found")
 
     def find_ready(self, name: str, version: str = "") -> Model:
-        """A version that can respond. Raises NotFound, or Unavailable if the version is not ready."""
+        """A version that can respond.
+
+        Raises NotFound, also for a model that could not be read, or Unavailable if the version is not ready.
+        """
         model = self.find(name, version)
+        if model.version == NO_VERSION:
+            raise NotFound(f"Request for unknown model: '{name}' is not found: {model.reason}")
         if not model.answers:
-            why = f": {model.reason}" if model.reason else ""
-            raise Unavailable(
-                f"Request for unknown model: '{name}' version {model.version} is not at ready state{why}",
-                retry_after=1,
-            )
+            reason = f": {model.reason}" if model.reason else ""
+            why = f"version {model.version} is not at ready state{reason}"
+            any_version = "" if version or self.served_versions(name) else "has no available versions: "
+            raise Unavailable(f"Request for unknown model: '{name}' {any_version}{why}", retry_after=1)
         return model
 
     def served_versions(self, name: str) -> list[str]:

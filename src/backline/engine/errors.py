@@ -54,6 +54,9 @@ class BacklineError(Exception):
 
     #: After how many seconds a retry makes sense; None if it does not.
     retry_after: float | None = None
+    #: Whether the request was refused before it was queued. Only set on the errors that models in worker
+    #: processes get from their calls.
+    refused: bool = False
 
 
 class InvalidArgument(BacklineError):

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.statistics import ModelStatistics
@@ -14,6 +14,9 @@ from backline.engine.ticket import Ticket
 from backline.engine.values.device import NOWHERE, Places
 from backline.engine.values.messages import InferRequest
 from backline.engine.values.signature import Signature
+
+#: The version shown for a model that has no version to serve.
+NO_VERSION: Final = "-"
 
 
 class ModelState(Enum):

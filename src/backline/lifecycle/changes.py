@@ -7,11 +7,13 @@ from dataclasses import replace
 
 from backline.engine.control import unreadable
 from backline.engine.errors import InvalidArgument, Unavailable
+from backline.engine.model import NO_VERSION
 from backline.lifecycle.phase import VersionPhase
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.served_models import ServedModels
-from backline.lifecycle.wanted import NO_VERSION, Target
+from backline.lifecycle.wanted import Target
 from backline.repository.layouts.layouts import UNAVAILABLE_VERSIONS
+from backline.repository.repository import FoundModel
 
 
 class AwaitedChanges:
@@ -76,7 +78,7 @@ class AwaitedChanges:
             served.note_failures(target, failures)
         self._advance((name,))
         if failures:
-            raise InvalidArgument(_load_failed(name, failures))
+            raise InvalidArgument(load_failed(name, failures, target.source.found))
 
     def end(self, name: str, by: str = "a request to unload it") -> None:
         """Aborts a change in progress, whose load may never finish. The error for its caller names `by`."""
@@ -91,17 +93,30 @@ class AwaitedChanges:
             self.end(name, by)
 
 
-def _load_failed(name: str, failures: Mapping[str, str]) -> str:
-    """Why a load failed, by version. Begins with Triton's texts, which differ by the step that fails."""
+def load_failed(name: str, failures: Mapping[str, str], found: FoundModel | None = None) -> str:
+    """Why a load failed, by version. Begins with Triton's texts, which differ by the step that fails.
+
+    `found` is the model in its repository.
+    """
     for version, reason in failures.items():
         if version == NO_VERSION and not reason.startswith(UNAVAILABLE_VERSIONS):
             return unreadable(name, reason)
-        if version == NO_VERSION or reason.startswith(f"ensemble {name} contains models that are not"):
+        if version == NO_VERSION or reason.startswith(
+            (f"ensemble {name} ", f"ensemble '{name}' ", f"in ensemble {name}, ")
+        ):
             return f"load failed for model '{name}': {reason}"
+    if found is not None and _is_unknown(found):
+        return unreadable(name, "; ".join(f"version {version}: {why}" for version, why in failures.items()))
     reasons = "".join(
         f"version {version} is at UNAVAILABLE state: {reason};\n" for version, reason in failures.items()
     )
     return f"load failed for model '{name}': {reasons}"
+
+
+def _is_unknown(found: FoundModel) -> bool:
+    """Whether neither a configuration nor a file tells which backend a model needs."""
+    unread = bool(found.versions) and all(version.path is None for version in found.versions)
+    return unread and not found.config.declared
 
 
 def _drop_failed(served: ServedModel, version: str | None = None) -> None:

@@ -22,6 +22,7 @@ from backline.lifecycle.loading.loaded import Measured
 from backline.lifecycle.loading.queueing import scheduling_text
 from backline.lifecycle.phase import VersionPhase
 from backline.lifecycle.servable import Servable, Settle
+from backline.lifecycle.wanted import step_failed
 from backline.schedule.cache.flight import RequestKeys
 from backline.schedule.cache.queue import CachedQueue
 from backline.schedule.ensembles.graph import StepModel, origins
@@ -242,7 +243,10 @@ def unanswered_step(engine: Engine, config: ModelConfig) -> str:
         if not answers and step.version:
             return f"{depends} whose required version {step.version} is not loaded."
         if not answers:
-            return f"{depends} which has no loaded version. {_why(engine, step.model)}".rstrip()
+            why = _why(engine, step.model)
+            if why:
+                return step_failed(config.name, step.model, why)
+            return f"{depends} which has no loaded version."
     return ""
 
 
@@ -266,7 +270,9 @@ def _cycle(engine: Engine, name: str, ensemble: Ensemble, seen: set[str]) -> lis
 
 def _why(engine: Engine, name: str) -> str:
     unserved = [model for model in engine.models() if model.name == name and model.reason]
-    return f"Version {unserved[-1].version}: {unserved[-1].reason}" if unserved else ""
+    if not unserved:
+        return ""
+    return f"version {unserved[-1].version} is at UNAVAILABLE state: {unserved[-1].reason};"
 
 
 def check_steps(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None:

@@ -99,7 +99,9 @@ class Holdings:
         """Handles a model that is no longer in any repository. In mode explicit it stays loaded."""
         if served is None:
             self._engine.forget(name)
-        elif self._options.mode != "explicit":
+            return
+        served.failures.clear()
+        if self._options.mode != "explicit":
             served.target = None
 
     def _aim(self, source: Source) -> None:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from backline.engine.control import Action, Change
-from backline.engine.model import Model, ModelState
+from backline.engine.model import NO_VERSION, Model, ModelState
 from backline.engine.names import version_order
 from backline.lifecycle.audit_log import AuditLog
 from backline.lifecycle.executor import Step
 from backline.lifecycle.memory.residency import TO_MAKE_ROOM, WHEN_IDLE
 from backline.lifecycle.served_model import ServedModel
+from backline.repository.layouts.layouts import UNAVAILABLE_VERSIONS
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -111,7 +112,7 @@ class Journal:
             self._audit_step(SERVER, "replace", model, model.version, step.reason)
             return
         if step.kind == "failed":
-            log.error("failed to load '%s' version %s: %s", model.name, model.version, step.reason)
+            _log_failure(model, step.reason)
         else:
             why = f": {step.reason}" if step.reason else ""
             log.info("%s '%s' version %s%s", _LOGGED[step.kind], model.name, model.version, why)
@@ -136,6 +137,16 @@ class Journal:
         self._audit.append(
             Change(time.time(), who, action, model.name, model.version, before=before, detail=detail)
         )
+
+
+def _log_failure(model: Model, reason: str) -> None:
+    """Logs a failed load in Triton's words, which differ for models that could not be read at all."""
+    if model.version != NO_VERSION:
+        log.error("failed to load '%s' version %s: %s", model.name, model.version, reason)
+    elif reason.startswith(UNAVAILABLE_VERSIONS):
+        log.error("failed to load '%s': %s", model.name, reason)
+    else:
+        log.error("Poll failed for model directory '%s': %s", model.name, reason)
 
 
 def _cause(step: Step, served: ServedModel | None) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.names import check_name, version_order
 from backline.lifecycle.audit_log import AuditLog
+from backline.lifecycle.changes import load_failed
 from backline.lifecycle.executor import Executor, composed_of
 from backline.lifecycle.holdings import Holdings
 from backline.lifecycle.journal import Journal, OnEvent
@@ -23,7 +24,9 @@ from backline.lifecycle.options import LifecycleOptions
 from backline.lifecycle.overriding import OverridingFiles, remove_stale, with_configuration
 from backline.lifecycle.records import default_state_folder, warn_of_folder
 from backline.lifecycle.served_model import ServedModel
-from backline.lifecycle.wanted import Source, Sources, Target, listed, select
+from backline.lifecycle.wanted import Source, Sources, Target, listed, select, step_failed
+from backline.repository.configuration.document import CreationFault
+from backline.repository.layouts.layouts import FIRST_VERSION
 from backline.repository.repository import FoundModel, Repository
 from backline.system.busy_poll import BusyPoll
 
@@ -169,6 +172,8 @@ class Lifecycle:
         except BacklineError as error:
             served.labels = labels
             served.known_versions = self._holdings.versions(model)
+            if model not in self._holdings:  # the request brought it, and clients may invent names
+                served.failures.clear()
             self._executor.advance((model,))
             self._journal.note("fail", who, model, version, before=before, detail=error.message)
             raise
@@ -188,7 +193,11 @@ class Lifecycle:
                 and name not in self._locks
                 and (served is None or served.target is None)
             ):
-                await self.load(name, who=who)
+                try:
+                    await self.load(name, who=who)
+                except InvalidArgument as error:
+                    text = step_failed(source.name, name, error.message)
+                    raise InvalidArgument(f"load failed for model '{source.name}': {text}") from None
 
     def _target_of_load(self, source: Source, old: Target | None, version: str) -> Target:
         if not version:
@@ -206,6 +215,10 @@ class Lifecycle:
     async def _source(self, model: str, overrides: Overrides | None) -> Source:
         try:
             return await self._overridden(model, overrides)
+        except CreationFault as fault:
+            held = self._holdings.find(model)
+            newest = held.versions[-1] if held is not None and held.versions else FIRST_VERSION
+            raise InvalidArgument(load_failed(model, {newest: fault.reason})) from None
         except InvalidArgument as error:
             raise InvalidArgument(unreadable(model, error.message)) from None
 

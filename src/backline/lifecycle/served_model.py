@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from backline.engine.control import STABLE
 from backline.engine.engine import Engine
-from backline.engine.model import ModelState
+from backline.engine.model import NO_VERSION, ModelState
 from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.kept_versions import KeptVersions
 from backline.lifecycle.phase import ShownVersion, StandIn, VersionPhase
 from backline.lifecycle.plan import HeldVersion, Wanted, replacements
 from backline.lifecycle.servable import Servable
-from backline.lifecycle.wanted import NO_VERSION, Target, identity
+from backline.lifecycle.wanted import Target, identity
 from backline.repository.repository import FoundVersion
 
 #: Seconds for which a version is listed after the version policy has given it up and it was unloaded.
@@ -544,8 +544,12 @@ class ServedModel:
 
     @property
     def gone(self) -> bool:
-        """Whether the model is neither wanted, loaded nor in a repository, and can be forgotten."""
-        return self.target is None and self.change is None and not self.held and not self.known_versions
+        """Whether the model is neither wanted, loaded nor in a repository, and can be forgotten.
+
+        A model that could not be read has no known versions, but shows why.
+        """
+        wanted = self.target is not None or self.change is not None or bool(self.failures)
+        return not wanted and not self.held and not self.known_versions
 
 
 def missing_text(model: str, version: str, labels: Sequence[str]) -> str:

@@ -11,18 +11,17 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from backline.engine.config.model_config import ModelConfig, VersionPolicy
-from backline.engine.control import RepositoryState
+from backline.engine.control import RepositoryState, unreadable
 from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.model import NO_VERSION
 from backline.engine.names import version_order
 from backline.lifecycle.plan import Wanted
+from backline.repository.layouts.layouts import UNAVAILABLE_VERSIONS
 from backline.repository.listing import place_below
 from backline.repository.names import some_of
 from backline.repository.repository import FoundModel, FoundVersion, Repository
 
 log = logging.getLogger("backline.lifecycle")
-
-#: The version shown for a model that has no version to serve.
-NO_VERSION = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +78,14 @@ class Target:
         found = self.source.found
         chosen: list[FoundVersion] = []
         if self.trouble or found.problem:
-            chosen.append(FoundVersion(NO_VERSION, None, problem=self.trouble or found.problem))
+            refused = None if self.trouble else found.refused
+            chosen.append(refused or FoundVersion(NO_VERSION, None, problem=self.trouble or found.problem))
         if not found.problem:
             selected, missing = select(self.source.versions, found.config.version_policy)
             names = ((self.added | set(selected)) - self.removed) | set(labelled)
-            if missing and not names and not selected:
+            if found.config.version_policy.specific is not None and not names and not selected:
                 place = posixpath.join(found.namespace, found.folder).rstrip("/")
-                problem = none_selected(place, self.source.versions, missing)
+                problem = none_selected(found.name, place, self.source.versions, missing)
                 chosen.append(FoundVersion(NO_VERSION, None, problem=problem))
             chosen += [version for version in reversed(found.versions) if version.version in names]
         return chosen
@@ -117,11 +117,31 @@ def select(versions: Iterable[str], policy: VersionPolicy) -> tuple[list[str], l
     return present, []
 
 
-def none_selected(place: str, held: Sequence[str], missing: Sequence[str]) -> str:
-    """Why nothing is served if the policy only names missing versions; `place` is the model's folder."""
+def none_selected(name: str, place: str, held: Sequence[str], missing: Sequence[str]) -> str:
+    """Why nothing is served if the policy names none but missing versions, in the model's folder `place`.
+
+    Begins with Triton's text.
+    """
     return (
-        f"'{place}' holds none of the versions that version_policy names: {some_of(missing)} (it holds"
-        f" {some_of(held) or 'none'})"
+        f"{UNAVAILABLE_VERSIONS} '{name}': '{place}' holds none of the versions that version_policy names:"
+        f" {some_of(missing) or 'it names none'} (it holds {some_of(held) or 'none'})"
+    )
+
+
+def step_failed(ensemble: str, step: str, reason: str) -> str:
+    """Why an ensemble cannot be served, in Triton's words, after the model of a step failed to load."""
+    if reason.startswith(unreadable(step, "")):
+        text = f"ensemble {ensemble} contains models that are not available or ambiguous"
+        return f"{text}: {step}; {reason}"
+    why = reason.removeprefix(f"load failed for model '{step}': ")
+    if why.startswith("ensemble "):
+        return (
+            f"ensemble '{ensemble}' depends on '{step}' which is not valid."
+            f" Model '{step}' failed with error: {why}"
+        )
+    return (
+        f"ensemble '{ensemble}' depends on '{step}' which has no loaded version."
+        f" Model '{step}' loading failed with error: {why}"
     )
 
 
@@ -316,7 +336,7 @@ def _refuse_same(same: list[Source]) -> Source:
     """A source with a problem, which replaces models that share a name: requests could mean any of them."""
     folders = ", ".join(f"'{_place(source.found)}'" for source in same)
     problem = (
-        f"model '{same[0].name}' appears in two or more repositories: {folders}; rename or remove all but"
+        f"model appears in two or more repositories: {folders}; rename or remove all but"
         " one, or serve them as <repository>.<model> with --model-namespacing"
     )
     if any("://" in source.found.namespace for source in same):

@@ -41,8 +41,9 @@ class FoundModel:
 
     `versions` has all versions, oldest first; the version policy decides later which are served. `folder` is
     the model's folder below the repository's root, "" if the root is the model. `namespace` is the location
-    of the repository. `problem` says why no version can be served; it is empty if one can. `warnings` are for
-    the author of the files.
+    of the repository. `problem` says why no version can be served; it is empty if one can. `refused` is set
+    if Triton would report the problem of a version that it cannot create, not of a model that it cannot read:
+    that version, with the problem in Triton's words. `warnings` are for the author of the files.
     """
 
     name: str
@@ -51,6 +52,7 @@ class FoundModel:
     config: ModelConfig
     versions: tuple[FoundVersion, ...] = ()
     problem: str = ""
+    refused: FoundVersion | None = None
     warnings: tuple[str, ...] = ()
 
 

@@ -1,5 +1,6 @@
 """Command lines of tritonserver. `{good}`, `{bad}` and `{missing}` are repositories: of one model that loads,
-with a second one that does not, and a folder that does not exist; `{taken}` is a port in use, `{log}` a file.
+with a second one that does not, and a folder that does not exist; `{unread}` has the model of `{good}` and
+one whose configuration is wrong; `{taken}` is a port in use, `{log}` a file.
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ ENDING: dict[str, tuple[str, ...]] = {
     "a repository that does not exist": ("--model-repository={missing}",),
     "a model that does not exist": (GOOD, "--model-control-mode=explicit", "--load-model=zz"),
     "a port in use": (GOOD, "--http-port={taken}"),
+    "a gRPC port in use": (GOOD, "--grpc-port={taken}"),
+    "a metrics port in use": (GOOD, "--metrics-port={taken}"),
+    "a model that cannot be read": ("--model-repository={unread}",),
+    "a model in two repositories": ("--model-repository={good}", "--model-repository={unread}"),
 }
 
 #: Command lines that serve until a signal ends them.

@@ -25,18 +25,19 @@ class Places:
     """Creates what the command lines name in a folder, and holds a port while it is used as a context."""
 
     def __init__(self, folder: Path) -> None:
-        for repository, models in (("good", "a"), ("bad", "ab"), ("other", "c")):
+        for repository, models in (("good", "a"), ("bad", "ab"), ("other", "c"), ("unread", "au")):
             for name in models:
                 version = folder / repository / name / "1"
                 version.mkdir(parents=True)
                 (version / "model.py").write_text('raise ValueError("boom")\n' if name == "b" else MODEL)
-                (version.parent / "config.pbtxt").write_text(CONFIGURATION)
+                wrong = "max_batch_size: -1\n" if name == "u" else ""
+                (version.parent / "config.pbtxt").write_text(wrong + CONFIGURATION)
         self._taken = socket.socket()
         self._taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._taken.bind(("0.0.0.0", 0))
         self._taken.listen()
         self._names = {
-            **{name: str(folder / name) for name in ("good", "bad", "other", "missing")},
+            **{name: str(folder / name) for name in ("good", "bad", "other", "unread", "missing")},
             "log": str(folder / "server.log"),
             "trace": str(folder / "trace.json"),
             "taken": str(self._taken.getsockname()[1]),

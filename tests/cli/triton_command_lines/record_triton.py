@@ -31,7 +31,8 @@ from support.server import free_ports  # noqa: E402
 #: The lines that scripts look for.
 LINES = re.compile(
     r"(Started (?:HTTPService|GRPCInferenceService|Metrics Service) at [\d.]+|successfully loaded '\w+'"
-    r"|failed to load '\w+' version \d+|\| \w+ +\| 1 +\| (?:READY|UNAVAILABLE)|Signal \(\d+\) received\.)"
+    r"|failed to load '\w+' version \d+|Poll failed for model directory '\w+'"
+    r"|\| \w+ +\| 1 +\| (?:READY|UNAVAILABLE)|Signal \(\d+\) received\.)"
 )
 
 
@@ -97,7 +98,10 @@ def _run(command: list[str], arguments: list[str], variables: dict[str, str], pl
         printed, _ = process.communicate()
     lines = [found.replace(" ", "") if found[0] == "|" else found for found in LINES.findall(printed)]
     text = ""
-    if process.returncode:
+    named = [line for line in printed.splitlines() if line.startswith(f"{command[0]}: ")]
+    if named:
+        text = named[0].replace(command[0], "{program}")
+    elif process.returncode:
         unwanted = re.compile(r"^([IW]\d{4} |\t|$)|Non-graceful")
         last = [line for line in printed.splitlines() if not unwanted.search(line)]
         text = places.hide(

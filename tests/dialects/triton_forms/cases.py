@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.json_format import MessageToDict, ParseDict
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from dialects.triton_forms.repository import LOADED
+from dialects.triton_forms.repository import LOADED, OTHERS
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,9 @@ INT2 = {"data": [[1, 2]], "shape": [1, 2], "datatype": "INT32"}
 REGION = {"shared_memory_region": "nowhere", "shared_memory_byte_size": 16}
 DEEP = "[" * 101 + "1" + "]" * 101
 RAW = {"Inference-Header-Content-Length": "0"}
+ONE = tensor(data=(1,), shape=(1, 1))
+SMALL = typed(contents={"fp32_contents": [1]}, shape=(1, 1))
+TOO_SMALL = json.dumps({"inputs": [tensor(data=None, parameters={"binary_data_size": 12})]})
 
 #: Configurations, as they are shown.
 CONFIGURATIONS: dict[str, Http | Rpc] = {
@@ -170,11 +173,34 @@ REQUESTS: dict[str, Http | Rpc] = {
     "a negative timeout": infer("echo", GOOD, parameters={"timeout": -1}),
     "a sequence id that is a list": infer("echo", GOOD, parameters={"sequence_id": []}),
     "binary_data_output that is a text": infer("echo", GOOD, parameters={"binary_data_output": "yes"}),
+    **{
+        f"a {name} that is a list": infer("echo", GOOD, parameters={name: [1]})
+        for name in ("sequence_start", "sequence_end", "priority", "timeout", "binary_data_output")
+    },
+    "a sequence start that is a number": infer(
+        "echo", GOOD, parameters={"sequence_id": 1, "sequence_start": 1}
+    ),
+    "a negative sequence id": infer("echo", GOOD, parameters={"sequence_id": -1}),
+    "a sequence id with a fraction": infer("echo", GOOD, parameters={"sequence_id": 1.5}),
+    "a reserved parameter that is null": infer("echo", GOOD, parameters={"triton_a": None}),
+    "parameters of an input that are a list": infer("echo", tensor(parameters=[])),
+    "an output that is a number": infer("echo", GOOD, outputs=[1]),
+    "parameters of an output that are a list": infer("echo", GOOD, outputs=[{"name": "y", "parameters": []}]),
+    "an output name that is a number": infer("echo", GOOD, outputs=[{"name": 1}]),
+    "a name that is a number": infer("echo", tensor(name=1)),
+    "a datatype that is a number": infer("echo", tensor(datatype=1)),
+    "null as data": infer("echo", {**tensor(data=None), "data": None}),
     "header length beyond the body": Http(
         "/v2/models/echo/infer", {}, {"Inference-Header-Content-Length": "99"}
     ),
     "header length that is a text": Http(
         "/v2/models/echo/infer", {}, {"Inference-Header-Content-Length": "many"}
+    ),
+    "header length below zero": Http("/v2/models/echo/infer", {}, {"Inference-Header-Content-Length": "-1"}),
+    "binary data of the wrong size, and too much of it": Http(
+        "/v2/models/echo/infer",
+        TOO_SMALL + 16 * "\0",
+        {"Inference-Header-Content-Length": str(len(TOO_SMALL))},
     ),
     # raw requests
     "raw data for two inputs": Http("/v2/models/pair/infer", "abcdefgh", RAW),
@@ -209,6 +235,33 @@ REQUESTS: dict[str, Http | Rpc] = {
         "echo", GOOD, outputs=[{"name": "y", "parameters": {**REGION, "binary_data": True}}]
     ),
     "an input with data in a region": infer("echo", tensor(parameters=REGION)),
+    # sequences
+    "a sequence without an id": infer("remembering", ONE),
+    "a sequence that has not begun": infer("remembering", ONE, parameters={"sequence_id": 5}),
+    "a sequence that begins": infer(
+        "remembering", ONE, parameters={"sequence_id": 6, "sequence_start": True}
+    ),
+    "a sequence with a text as id": infer(
+        "remembering", ONE, parameters={"sequence_id": "a", "sequence_start": True}
+    ),
+    "a batch in a sequence": infer(
+        "remembering",
+        tensor(data=(1, 2), shape=(2, 1)),
+        parameters={"sequence_id": 7, "sequence_start": True},
+    ),
+    "a sequence of an empty id": infer(
+        "remembering", ONE, parameters={"sequence_id": "", "sequence_start": True}
+    ),
+    "a sequence for a model without sequences": infer(
+        "echo", GOOD, parameters={"sequence_id": 8, "sequence_start": True}
+    ),
+    "generate without an input": Http("/v2/models/words/generate", {}),
+    "generate with too few texts": Http("/v2/models/words/generate", {"x": "a"}),
+    "generate with a number for a text": Http("/v2/models/words/generate", {"x": [1, 2]}),
+    "generate with null": Http("/v2/models/words/generate", {"x": None}),
+    "generate with an object": Http("/v2/models/words/generate", {"x": {"a": 1}}),
+    "generate with FP16": Http("/v2/models/half/generate", {"x": [1, 2]}),
+    "generate of a decoupled model": Http("/v2/models/flow/generate", {"x": [1, 2, 3, 4]}),
     # kinds of models
     "a decoupled model": infer("flow", GOOD),
     "an ensemble": infer("chain", tensor("q")),
@@ -284,6 +337,76 @@ REQUESTS: dict[str, Http | Rpc] = {
     ),
     "a message with a priority that is a text": rpc(
         "echo", typed(contents=FOUR), parameters={"priority": {"string_param": "1"}}
+    ),
+    "a message of a sequence without an id": rpc("remembering", SMALL),
+    "a message of a sequence that has not begun": rpc(
+        "remembering", SMALL, parameters={"sequence_id": {"int64_param": 9}}
+    ),
+    "a message with a sequence id that is a boolean": rpc(
+        "remembering", SMALL, parameters={"sequence_id": {"bool_param": True}}
+    ),
+    "a message with classes that are a text": rpc(
+        "echo",
+        typed(contents=FOUR),
+        outputs=[{"name": "y", "parameters": {"classification": {"string_param": "1"}}}],
+    ),
+    "a message with classes": rpc(
+        "echo",
+        typed(contents=FOUR),
+        outputs=[{"name": "y", "parameters": {"classification": {"int64_param": 2}}}],
+    ),
+    "a message with a region that is a number": rpc(
+        "echo", typed(parameters={"shared_memory_region": {"int64_param": 1}})
+    ),
+    "an input in a region that is a number": infer(
+        "echo", tensor(data=None, parameters={**REGION, "shared_memory_region": 1})
+    ),
+    "an input in a region with a size that is a text": infer(
+        "echo", tensor(data=None, parameters={**REGION, "shared_memory_byte_size": "16"})
+    ),
+    "an output in a region without a size": infer(
+        "echo", GOOD, outputs=[{"name": "y", "parameters": {"shared_memory_region": "nowhere"}}]
+    ),
+    "a message with an output in a region without a size": rpc(
+        "echo",
+        typed(contents=FOUR),
+        outputs=[{"name": "y", "parameters": {"shared_memory_region": {"string_param": "nowhere"}}}],
+    ),
+    "a message with a region with a size that is a text": rpc(
+        "echo",
+        typed(
+            parameters={
+                "shared_memory_region": {"string_param": "nowhere"},
+                "shared_memory_byte_size": {"string_param": "16"},
+            }
+        ),
+    ),
+    "a message with a region with an offset that is a text": rpc(
+        "echo",
+        typed(
+            parameters={
+                "shared_memory_region": {"string_param": "nowhere"},
+                "shared_memory_byte_size": {"int64_param": 16},
+                "shared_memory_offset": {"string_param": "16"},
+            }
+        ),
+    ),
+    **{
+        f"generate with {what} for a number": Http("/v2/models/echo/generate", {"x": value})
+        for what, value in (("null", None), ("an object", {"a": 1}), ("a text", "a"), ("true", True))
+    },
+    "a message with a region without a size": rpc(
+        "echo", typed(parameters={"shared_memory_region": {"string_param": "nowhere"}})
+    ),
+    "a message with a parameter that is a fraction": rpc(
+        "echo", typed(contents=FOUR), parameters={"a": {"double_param": 1.5}}
+    ),
+    "a message without an output name": rpc("echo", typed(contents=FOUR), outputs=[{}]),
+    "a message with a text as timeout": rpc(
+        "echo", typed(contents=FOUR), parameters={"timeout": {"string_param": "1"}}
+    ),
+    "a message with a binary_data_output": rpc(
+        "echo", typed(contents=FOUR), parameters={"binary_data_output": {"bool_param": True}}
     ),
     "a message with a reserved parameter": rpc(
         "echo", typed(contents=FOUR), parameters={"triton_a": {"int64_param": 1}}
@@ -433,10 +556,19 @@ MEMORY: dict[str, Http | Rpc] = {
     ),
     "its end": Http("/v2/systemsharedmemory/region/here/unregister", ""),
 }
+
+
+def _load_by_grpc(model: str, **texts: str) -> Rpc:
+    parameters = {name: {"string_param": text} for name, text in texts.items()}
+    return Rpc("RepositoryModelLoad", {"model_name": model, "parameters": parameters})
+
+
 CONFIGURED = (
     '{"backend":"python","input":[{"name":"x","data_type":"TYPE_FP32","dims":[4]}],'
     '"output":[{"name":"y","data_type":"TYPE_FP32","dims":[4]}]}'
 )
+#: The models that cannot be loaded and that no other case loads.
+UNLOADABLE = tuple(OTHERS)[tuple(OTHERS).index("classless") :]
 #: Loads and unloads.
 LOADS: dict[str, Http | Rpc] = {
     "a load of an unknown model": load("nobody"),
@@ -488,9 +620,85 @@ LOADS: dict[str, Http | Rpc] = {
     "an unload of an unknown model by gRPC": Rpc("RepositoryModelUnload", {"model_name": "nobody"}),
     "an unload of nothing by gRPC": Rpc("RepositoryModelUnload", {}),
     "a load of nothing by gRPC": Rpc("RepositoryModelLoad", {}),
+    **{f"a load of the model {name}": load(name) for name in UNLOADABLE},
+    **{
+        f"a load of the model {name} by gRPC": Rpc("RepositoryModelLoad", {"model_name": name})
+        for name in UNLOADABLE
+    },
+    "a load whose parameters are a list": Http("/v2/repository/models/spare/load", {"parameters": []}),
+    "a load whose parameters are a text": Http("/v2/repository/models/spare/load", {"parameters": "x"}),
+    "a load that is a list": Http("/v2/repository/models/spare/load", "[]"),
+    "a load with an unknown number": load("spare", speed=1),
+    "a load with an unknown boolean": load("spare", speed=True),
+    "a load with an unknown list": load("spare", speed=[]),
+    "a load with a configuration that is null": load("spare", config=None),
+    "a load with an empty configuration": load("spare", config=""),
+    "a load with the configuration of another model": load("spare", config='{"name":"other"}'),
+    "a load with a negative batch in its configuration": load(
+        "spare", config='{"backend":"python","max_batch_size":-1}'
+    ),
+    "a load with an input without a type": load(
+        "spare", config='{"backend":"python","input":[{"name":"x","dims":[4]}]}'
+    ),
+    "a load with an unknown backend in its configuration": load("spare", config='{"backend":"nonesuch"}'),
+    "a load with an unknown field in its configuration": load("spare", config='{"colour":1}'),
+    "a load with a file that is no base64 at its end": load(
+        "spare", config=CONFIGURED, **{"file:1/model.py": "AAAA?"}
+    ),
+    "a load with an empty file": load("spare", config=CONFIGURED, **{"file:1/model.py": ""}),
+    "a load with a file of a version that is a word": load(
+        "spare", config=CONFIGURED, **{"file:one/model.py": "AAAA"}
+    ),
+    "a load of an unknown model with a file": load("nobody", config=CONFIGURED, **{"file:x": "AAAA"}),
+    "a load of an unknown model with a configuration": load("nobody", config=CONFIGURED),
+    "a load with a configuration that is no JSON by gRPC": _load_by_grpc("spare", config="hello"),
+    "a load with an input without a type by gRPC": _load_by_grpc(
+        "spare", config='{"backend":"python","input":[{"name":"x","dims":[4]}]}'
+    ),
+    "a load with an absolute file by gRPC": Rpc(
+        "RepositoryModelLoad",
+        {
+            "model_name": "spare",
+            "parameters": {
+                "config": {"string_param": CONFIGURED},
+                "file:/tmp/model.py": {"bytes_param": "AAAA"},
+            },
+        },
+    ),
+    "a load with a file outside by gRPC": Rpc(
+        "RepositoryModelLoad",
+        {
+            "model_name": "spare",
+            "parameters": {
+                "config": {"string_param": CONFIGURED},
+                "file:../../model.py": {"bytes_param": "AAAA"},
+            },
+        },
+    ),
+    "an unload of a broken model": Http("/v2/repository/models/broken/unload", {}),
+    "an unload of a model that cannot be read": Http("/v2/repository/models/misspelt/unload", {}),
+    "an unload from a named repository": Http("/v2/repository/first/models/spare/unload", {}),
+    "an unload from a named repository by gRPC": Rpc(
+        "RepositoryModelUnload", {"model_name": "spare", "repository_name": "first"}
+    ),
+    "an index of a named repository by gRPC": Rpc("RepositoryIndex", {"repository_name": "first"}),
+    **{
+        f"{what} of {title}": Http(f"/v2/models/{name}{path}")
+        for what, path in (
+            ("the metadata", ""),
+            ("the configuration", "/config"),
+            ("the statistics", "/stats"),
+            ("the readiness", "/ready"),
+        )
+        for title, name in (("a model without a class", "classless"), ("a misspelt model", "misspelt"))
+    },
+    "a request to a misspelt model": infer("misspelt", GOOD),
+    "a request to version 1 of a broken model": infer("broken/versions/1", GOOD),
     "a broken model": infer("broken", GOOD),
     "the readiness of a broken model": Http("/v2/models/broken/ready"),
     "the index": Http("/v2/repository/index", {}),
+    "the index of ready models": Http("/v2/repository/index", {"ready": True}),
+    "the index by gRPC": Rpc("RepositoryIndex"),
 }
 CASES = {**CONFIGURATIONS, **METADATA, **REQUESTS, **NAMES, **MEMORY, **LOADS}
 
@@ -507,7 +715,10 @@ class Ask:
 
     def run(self, name: str) -> dict[str, Any]:
         """The status, and what the body says."""
-        case = CASES[name]
+        return self.send(CASES[name])
+
+    def send(self, case: Http | Rpc) -> dict[str, Any]:
+        """The same, for a case without a name."""
         return self._call(case) if isinstance(case, Rpc) else self._request(case)
 
     def _request(self, case: Http) -> dict[str, Any]:

@@ -43,6 +43,13 @@ class TritonPythonModel:
         inputs = [request.inputs()[0].as_numpy() for request in requests]
         return [pb_utils.InferenceResponse([pb_utils.Tensor("y", x)]) for x in inputs]
 """
+RAISING = """
+class TritonPythonModel:
+    def initialize(self, args):
+        raise RuntimeError("no weights")
+    def execute(self, requests):
+        return []
+"""
 
 
 def tensors(datatype: str, dims: str, inputs: str = "x") -> str:
@@ -108,6 +115,35 @@ OTHERS: Mapping[str, tuple[str, str]] = {
     "leaning": (CHAIN.replace('"echo"', '"broken"'), ""),
     "negative": (ONE + "max_batch_size: -1 " + tensors("FP32", "[ 4 ]"), CODE),
     "spare": (ONE + tensors("FP32", "[ 4 ]"), CODE),
+    "classless": (ONE + tensors("FP32", "[ 4 ]"), "x = 1\n"),
+    "wordless": (ONE + tensors("FP32", "[ 4 ]"), "class TritonPythonModel\n"),
+    "raising": (ONE + tensors("FP32", "[ 4 ]"), RAISING),
+    "garbled": ("name 3", CODE),
+    "untyped": (ONE + 'input [ { name: "x" dims: [ 4 ] } ]', CODE),
+    "reshaped": (
+        ONE + 'input [ { name: "x" data_type: TYPE_FP32 dims: [ 4 ] reshape { shape: [ 5 ] } } ]',
+        CODE,
+    ),
+    "unlabelled": (
+        ONE + 'output [ { name: "y" data_type: TYPE_FP32 dims: [ 4 ] label_filename: "none.txt" } ]',
+        CODE,
+    ),
+    "cold": (
+        ONE
+        + tensors("FP32", "[ 4 ]")
+        + 'model_warmup { name: "w" inputs { key: "x" value { data_type: TYPE_FP32 dims: 4'
+        ' input_data_file: "none" } } }',
+        CODE,
+    ),
+    "crowded": (ONE + "instance_group [ { kind: KIND_CPU gpus: [ 0 ] } ] " + tensors("FP32", "[ 4 ]"), CODE),
+    "picky": (ONE + "version_policy { specific { versions: [ 7 ] } } " + tensors("FP32", "[ 4 ]"), CODE),
+    "formless": (ONE + tensors("FP32", "[ 4 ]"), ""),
+    "stumbling": (CHAIN.replace('"echo"', '"misspelt"'), ""),
+    "lasting": (CHAIN.replace('"echo"', '"leaning"'), ""),
+    "twofold": (CHAIN.replace('"echo"', '"double"'), ""),
+    "unscheduled": ('platform: "ensemble" ' + tensors("FP32", "[ 4 ]"), ""),
+    "unmapped": (CHAIN.replace('key: "y" value: "y"', 'key: "q" value: "y"'), ""),
+    "guessed": ('platform: "guessed" ' + tensors("FP32", "[ 4 ]"), CODE),
 }
 
 

@@ -6,8 +6,19 @@ Python backend.
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Final
 
+#: The code of every model.
+MODEL: Final = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", np.zeros((1, 4), np.float32))])
+            for _ in requests]
+"""
 TENSORS: Final = (
     'input { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } '
     'output { name: "y" data_type: TYPE_FP32 dims: [ 4 ] }'
@@ -395,3 +406,48 @@ OVERRIDES: Final[dict[str, object]] = {
     "override_empty": "",
     "override_negative": {"backend": "python", "max_batch_size": -1},
 }
+
+#: Parts of a configuration with one fault each; each pair of them shows which fault is reported first. They
+#: follow TENSORS and a max_batch_size of 8.
+FAULTS: Final[dict[str, str]] = {
+    "name": 'name: "other"',
+    "dynamic": "dynamic_batching { preferred_batch_size: 16 }",
+    "sequence": "sequence_batching { direct { minimum_slot_utilization: 2 } }",
+    "cache": "response_cache { enable: true } model_transaction_policy { decoupled: true }",
+    "ensemble": 'platform: "ensemble"',
+    "platform": 'platform: "guessed"',
+    "agent": 'model_repository_agents { agents [ { name: "a" } ] }',
+    "policy": "version_policy { specific { versions: [ 7 ] } }",
+    "input": 'input { name: "q" dims: 1 }',
+    "output": 'output { name: "q" dims: 1 }',
+    "reshape": 'input { name: "r" data_type: TYPE_FP32 dims: 4 reshape { shape: 5 } }',
+    "labels": 'output { name: "l" data_type: TYPE_FP32 dims: 2 label_filename: "none.txt" }',
+    "state": (
+        'sequence_batching { state [ { input_name: "si" output_name: "so" data_type: TYPE_INT32 dims: 1'
+        " initial_state { data_type: TYPE_INT32 dims: 1 zero_data: true } } ] }"
+    ),
+    "batch_input": 'batch_input { kind: BATCH_ELEMENT_COUNT target_name: "n" data_type: TYPE_FP32 }',
+    "instance": "instance_group [ { kind: KIND_CPU gpus: [ 0 ] } ]",
+    "profile": 'instance_group [ { kind: KIND_CPU profile: [ "0" ] } ]',
+    "warm_up": f'model_warmup {{ name: "w" batch_size: 2 inputs {{ {_X} }} }} }}',
+    "sample": (
+        'model_warmup { name: "v" batch_size: 2'
+        ' inputs { key: "x" value { data_type: TYPE_FP32 dims: -1 zero_data: true } } }'
+    ),
+}
+_REPEATED: Final = {"input", "output", "instance_group", "model_warmup"}
+_SCHEDULERS: Final = {"dynamic_batching", "sequence_batching"}
+
+
+def _pairs() -> dict[str, str]:
+    """The configurations with two faults, except in fields that exclude each other."""
+    pairs = {}
+    for first, second in combinations(FAULTS, 2):
+        fields = {FAULTS[one].split()[0].rstrip(":") for one in (first, second)}
+        if (len(fields) == 1 and not fields <= _REPEATED) or fields <= _SCHEDULERS:
+            continue
+        pairs[f"{first}_and_{second}"] = _batched(f"{FAULTS[first]} {FAULTS[second]}")
+    return pairs
+
+
+PAIRS: Final[dict[str, str]] = _pairs()

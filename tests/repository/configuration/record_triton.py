@@ -26,17 +26,7 @@ HERE = Path(__file__).parent
 #: Answers already in it are kept: remove it to record all of them again.
 RECORDS = HERE / "triton_2_51.json"
 sys.path.insert(0, str(HERE))
-from cases import NOT_COMPLETED, OVERRIDES, REFUSED, TAKEN, TENSORS  # noqa: E402
-
-MODEL = """
-import numpy as np
-import triton_python_backend_utils as pb_utils
-
-class TritonPythonModel:
-    def execute(self, requests):
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", np.zeros((1, 4), np.float32))])
-            for _ in requests]
-"""
+from cases import MODEL, NOT_COMPLETED, OVERRIDES, PAIRS, REFUSED, TAKEN, TENSORS  # noqa: E402
 
 
 class Triton:
@@ -150,7 +140,7 @@ def _free_port() -> int:
 
 def main(environment: Path) -> None:
     recorded: dict[str, dict] = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
-    completed = {name: (text, None) for name, text in {**TAKEN, **REFUSED}.items()} | {
+    completed = {name: (text, None) for name, text in {**TAKEN, **REFUSED, **PAIRS}.items()} | {
         name: (TENSORS, o) for name, o in OVERRIDES.items()
     }
     for options, cases in (

@@ -97,7 +97,8 @@ def test_warm_up_samples_are_read_and_their_files_must_exist() -> None:
     )
     with pytest.raises(
         InvalidArgument,
-        match=r"input_data_file of warm-up 'first' cannot be read: '/r/m/warmup/a.bin': No such file",
+        match=r"failed to open text file for read /r/m/warmup/a.bin: No such file or directory; it is the"
+        r" input_data_file of warm-up 'first'$",
     ):
         read(folder(config_dot_pbtxt=text), "m")
 

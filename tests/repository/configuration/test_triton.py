@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +21,14 @@ from backline.protos import message, to_plain
 from backline.repository.configuration import read, read_override
 from backline.repository.configuration.defaults import fill_defaults
 from backline.repository.listing import FileEntry, Listing
-from repository.configuration.cases import NOT_COMPLETED, OVERRIDES, REFUSED, TAKEN, TENSORS
-from support.server import serve
+from repository.configuration.cases import MODEL, NOT_COMPLETED, OVERRIDES, PAIRS, REFUSED, TAKEN, TENSORS
+from support.server import ServerProcess, serve
+from support.triton_server import tritonserver
 
 RECORDED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "triton_2_51.json").read_text())
-CASES = {**TAKEN, **REFUSED, **NOT_COMPLETED}
+CASES = {**TAKEN, **REFUSED, **NOT_COMPLETED, **PAIRS}
 TAKEN_BY_TRITON = [name for name, record in RECORDED.items() if "config" in record]
-REFUSED_BY_TRITON = [name for name, record in RECORDED.items() if "error" in record]
+REFUSED_BY_TRITON = [name for name, record in RECORDED.items() if "error" in record and name not in PAIRS]
 
 #: Accepted by Triton, refused by Backline.
 STRICTER = {
@@ -36,8 +40,9 @@ STRICTER = {
 LATER = {
     "instance_gpu": "without a GPU, the model runs on the CPU, with a warning, unless the server is strict",
     "instance_gpus": "the same",
-    "platform_unknown": "the choice of a backend reports it when the model is loaded",
+    "platform_unknown": "the repository knows the platforms, the reader does not",
     "version_specific_missing": "the scan of the repository reports it",
+    "version_specific_empty": "the same",
     "warm_up_short_file": "the warm-up reports it",
     "warm_up_unknown_input": "the warm-up reports it",
     "warm_up_batch_above": "the warm-up reports it",
@@ -53,11 +58,6 @@ OTHER_WORDS = {
     "unknown_field": "unknown field 'max_batch_sise', did you mean 'max_batch_size'?",
     "unknown_value": "unknown value 'TYPE_FLOAT', did you mean 'TYPE_FP32'?",
     "syntax": 'Expected ":".',
-    "labels_missing": "label_filename of output 'z' cannot be read",
-    "warm_up_no_file": "input_data_file of warm-up 'w' cannot be read",
-    "warm_up_no_type": "model warmup input 'x' must specify 'data_type' for warm_up_no_type",
-    "version_specific_empty": "version_policy.specific names no version",
-    "sequence_state_initial_file": "data_file of state 'si' cannot be read",
     "override_not_json": "Invalid config override:1:1: is not JSON: Expecting value",
     "override_empty": "Invalid config override:1:1: is not JSON: Expecting value",
     "override_unknown_field": "Invalid config override: unknown field 'max_batch_sise',"
@@ -68,6 +68,26 @@ OTHER_WORDS = {
     " unknown value 'TYPE_FLOAT', did you mean 'TYPE_FP32'?",
     "override_list": "Invalid config override: expected an object with the fields of a model"
     " configuration, not [1]",
+}
+
+_STATE = "version 1 is at UNAVAILABLE state"
+#: Rows of the table of differences in docs/from-triton.md, which says why.
+_AGENTS = "repository agents are not run"
+_LENIENT = "settings are read leniently"
+_NEWER = "configurations have a newer field"
+_LOADS = "load failures name the file"
+#: By case, what the error of a load says instead of Triton's text, and why; nothing if the model is loaded.
+OTHER_REFUSALS: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(("instance_gpu", "instance_gpus"), ("", _LENIENT)),
+    "version_latest_empty": ("", _LENIENT),
+    "metrics": ("", _NEWER),
+    "metrics_no_family": ("metric_control must specify the 'family' of", _NEWER),
+    "warm_up_short_file": (f"{_STATE}: warm-up sample 'w' of", _LOADS),
+    "warm_up_unknown_input": ("unexpected inference input 'q' for model", _LOADS),
+    "warm_up_batch_above": ("inference request batch-size must be <= 8", _LOADS),
+    **{name: (OTHER_WORDS[name], _LOADS) for name in ("unknown_field", "unknown_value", "syntax")},
+    "agent_unknown": ("", _AGENTS),
+    **{name: ("load", _AGENTS) for name in PAIRS if "agent" in name.split("_and_")},
 }
 
 #: The configurations accepted by Triton that Backline can load with the identity backend, which has no file
@@ -83,11 +103,16 @@ LIVE = [
 ]
 
 
-def folder(name: str, text: str) -> Listing:
-    """The folder of a model, as it was for the recording."""
+def _files(text: str) -> dict[str, bytes]:
+    """The files of a model next to its version, as they were for the recording."""
     backend = "" if "platform:" in text else 'backend: "python" '
     contents = {"config.pbtxt": (backend + text).encode(), "labels.txt": b"cat\ndog\n"}
-    contents |= {"warmup/x.bin": bytes(16), "warmup/short.bin": bytes(3)}
+    return contents | {"warmup/x.bin": bytes(16), "warmup/short.bin": bytes(3)}
+
+
+def folder(name: str, text: str) -> Listing:
+    """The folder of a model, as it was for the recording."""
+    contents = _files(text)
     return Listing(
         f"/models/{name}",
         {path: FileEntry(len(c), "") for path, c in contents.items()},
@@ -192,7 +217,60 @@ def test_an_invalid_configuration_is_refused_in_tritons_words(name: str) -> None
     with pytest.raises(InvalidArgument) as raised:
         read_case(name)
 
-    assert OTHER_WORDS.get(name, words) in raised.value.message
+    assert OTHER_WORDS.get(name, words.replace("<repository>", "/models")) in raised.value.message
+
+
+class Loads:
+    """A running `backline tritonserver`, and loads of models with the configurations of the recordings."""
+
+    def __init__(self, server: ServerProcess, repository: Path) -> None:
+        self._server = server
+        self._repository = repository
+
+    def load(self, name: str) -> str:
+        """Why the load failed; empty if the model was loaded."""
+        folder = self._repository / name
+        for path, content in _files(CASES[name]).items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+        (folder / "1").mkdir()
+        (folder / "1" / "model.py").write_text(MODEL)
+        try:
+            path = f"{self._server.url}/v2/repository/models/{name}/load"
+            urllib.request.urlopen(path, data=b"{}", timeout=60).close()
+        except urllib.error.HTTPError as refusal:
+            return str(json.loads(refusal.read())["error"])
+        finally:
+            shutil.rmtree(folder)
+        return ""
+
+
+@pytest.fixture(scope="module")
+def loads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loads]:
+    place = tmp_path_factory.mktemp("loads")
+    repository = place / "models"
+    repository.mkdir()
+    options = ("--model-control-mode=explicit", "--cache-config=local,size=1048576")
+    with tritonserver(repository, place / "server.log", *options) as server:
+        server.wait_started()
+        yield Loads(server, repository)
+
+
+@pytest.mark.parametrize("name", [name for name in (*REFUSED, *PAIRS) if "error" in RECORDED[name]])
+def test_a_load_is_refused_in_the_words_of_triton(loads: Loads, name: str) -> None:
+    error = loads.load(name)
+
+    if name in OTHER_REFUSALS:
+        says, _ = OTHER_REFUSALS[name]
+        assert says in error if says else error == ""
+        return
+    # Clients see paths from the repository's name on.
+    recorded = RECORDED[name]["error"].replace("<repository>", "models").rstrip(";\n")
+    if recorded.startswith("load failed for model"):
+        assert error.startswith(recorded)
+    else:  # Triton gives the reason only in its log
+        assert error.startswith(f"failed to load '{name}', failed to poll from model repository: ")
+        assert recorded in error
 
 
 @pytest.mark.parametrize("name", LATER)

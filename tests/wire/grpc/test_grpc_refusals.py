@@ -143,6 +143,11 @@ def test_status_message_is_percent_encoded() -> None:
     assert escape("100 % ü\n.") == b"100 %25 %C3%BC%0A."
 
 
+def test_blanks_at_the_ends_of_a_status_message_are_kept() -> None:
+    assert escape("  got [2]. ") == b"%20%20got [2].%20"
+    assert escape(" ") == b"%20"
+
+
 @pytest.mark.parametrize("piece", [1, 2, 5, 7, 100])
 def test_messages_are_assembled_from_pieces(piece: int) -> None:
     sent = [b"", b"a", b"b" * 50, b"", b"c" * 9]

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
 
-from backline.backends.registry import FORMATS, choose
+from backline.backends.registry import FORMATS, PLATFORMS, choose
 from backline.cli.doctor.finding import Finding, error, note, ok, warning
 from backline.cli.model_folder import check_ensembles, check_model
 from backline.engine.byte_size import format_bytes
@@ -335,7 +335,9 @@ def read_repositories(
 
 def _described(location: str, options: ServerOptions) -> Iterable[DescribedModel]:
     cache = options.lifecycle.cache_folder or user_cache()
-    configs = ConfigFiles(options.config_name, complete=options.lifecycle.complete_configs)
+    configs = ConfigFiles(
+        options.config_name, complete=options.lifecycle.complete_configs, platforms=PLATFORMS
+    )
     repository = open_repository(
         location, formats=FORMATS, cache=cache, configs=configs, name=options.model_name
     )

@@ -28,6 +28,7 @@ from backline.cli.serve.option import Decorator, decorated, option, unknown_vari
 from backline.cli.serve.options import server_options
 from backline.cli.serve.report import LoadReport, print_report
 from backline.cli.serve.triton_options import ServeCommand
+from backline.embedded.embedded import ModelsNotLoaded
 from backline.engine.errors import BacklineError
 from backline.lifecycle.loading.version_load import loads_running
 from backline.observe.log.server_log import ServerLog
@@ -366,6 +367,8 @@ async def serve(
         await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
         report.close()
         if starting.done():
+            if isinstance(starting.exception(), ModelsNotLoaded):
+                on_started(server)
             starting.result()
             if options.lifecycle.debugged_model:
                 check_debugged(server.engine, options.lifecycle.debugged_model)

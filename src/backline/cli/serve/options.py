@@ -469,7 +469,7 @@ _OPTIONS: tuple[Decorator, ...] = (
         type=click.Choice(("503", "400")),
         default="503",
         callback=lambda context, parameter, status: int(status),
-        help="HTTP status of a negative health check; Triton's is 400.",
+        help="HTTP status of a negative health check; 400 makes all health checks answer as Triton's do.",
     ),
     fills(
         "--target-in-flight",

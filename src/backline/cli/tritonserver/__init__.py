@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -22,11 +24,11 @@ from backline.cli.serve import (
 )
 from backline.cli.serve.options import SamePort, server_options
 from backline.cli.serve.triton_options import ServeCommand
-from backline.cli.tritonserver.command_line import BadCommandLine, Translation, translate
+from backline.cli.tritonserver.command_line import BadCommandLine, BadOption, Translation, translate
 from backline.cli.tritonserver.options import OPTIONS
 from backline.cli.tritonserver.tables import model_table, option_table
 from backline.embedded.embedded import ModelsNotLoaded
-from backline.engine.errors import BacklineError
+from backline.engine.errors import BacklineError, NotFound
 from backline.observe.log.settings import LogSettings
 from backline.server import Server, ServerOptions
 
@@ -116,6 +118,8 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Parsed, Translation]:
             standalone_mode=False,
             default_map=DEFAULTS,
         )
+    except BadOption as error:
+        raise StartFailed(f"{_program()}: {error.message}") from None
     except BadCommandLine as error:
         raise StartFailed(error.message) from None
     except SamePort as error:
@@ -178,7 +182,7 @@ def command(arguments: tuple[str, ...]) -> int:
             parsed.options, parsed.debug, settings, on_log=on_log, on_started=on_started, abandoned=1
         )
     except BacklineError as error:
-        _fail(error)
+        _fail(error, parsed.options.repositories)
 
 
 def _writable(settings: LogSettings) -> tuple[LogSettings, str]:
@@ -196,7 +200,12 @@ def _writable(settings: LogSettings) -> tuple[LogSettings, str]:
     return settings, ""
 
 
-def _fail(error: BacklineError) -> NoReturn:
+def _program() -> str:
+    """The program's name in front of its errors: its path where it is linked as tritonserver."""
+    return sys.argv[0] if "tritonserver" in Path(sys.argv[0]).name else "backline tritonserver"
+
+
+def _fail(error: BacklineError, repositories: Sequence[str | Path]) -> NoReturn:
     """Raises StartFailed with Triton's words for the error, and what Backline knows beyond them."""
     message = error.message.rstrip("\n").removesuffix(";")
     if isinstance(error, NotListening):
@@ -209,7 +218,13 @@ def _fail(error: BacklineError) -> NoReturn:
     if isinstance(error, ModelsNotLoaded):
         reasons = message.partition(":")[2]
         raise StartFailed(f"error: creating server: Internal - failed to load all models:{reasons}") from None
+    if isinstance(error, NotFound) and (missing := [one for one in repositories if _is_missing(one)]):
+        message = f"failed to stat file {missing[0]}: {message}"
     raise StartFailed(f"error: creating server: Internal - {message}") from None
+
+
+def _is_missing(repository: str | Path) -> bool:
+    return "://" not in str(repository) and not Path(repository).exists()
 
 
 def _takes_value(name: str) -> bool | None:

@@ -17,6 +17,10 @@ class BadCommandLine(BacklineError):
     """Raised for a command line that Triton refuses too; the message begins with Triton's."""
 
 
+class BadOption(BadCommandLine):
+    """Raised for an option that getopt refuses in Triton, with the program's path before the message."""
+
+
 @dataclass(frozen=True, slots=True)
 class Translation:
     """A command line of `backline serve`, and remarks about options that have no counterpart."""
@@ -85,25 +89,25 @@ def _read(
             return
         if not argument.startswith("--"):
             if argument.startswith("-") and len(argument) > 1:
-                raise BadCommandLine(f"invalid option -- '{argument[1]}'; options begin with two dashes")
+                raise BadOption(f"invalid option -- '{argument[1]}'; options begin with two dashes")
             raise BadCommandLine(f"Unexpected argument: {argument}; name repositories by --model-repository")
         name, equals, value = argument[2:].partition("=")
-        option = _find(name)
+        option = _find(name, argument)
         if option is None:
             needs = takes_value(f"--{name}")
             if needs is None:
-                raise BadCommandLine(
-                    f"unrecognized option '--{name}'; `backline tritonserver --help` lists all"
+                raise BadOption(
+                    f"unrecognized option '{argument}'; `backline tritonserver --help` lists all options"
                 )
             yield (argument, rest.pop()) if needs and not equals and rest else (argument,)
         elif option.check is None:
             if equals:
-                raise BadCommandLine(f"option '--{option.name}' doesn't allow an argument")
+                raise BadOption(f"option '--{option.name}' doesn't allow an argument")
             yield Given(option.name, "")
         else:
             if not equals:
                 if not rest:
-                    raise BadCommandLine(f"option '--{option.name}' requires an argument")
+                    raise BadOption(f"option '--{option.name}' requires an argument")
                 value = rest.pop()
             try:
                 yield Given(option.name, option.check(value))
@@ -112,17 +116,19 @@ def _read(
 
 
 def _bad_option(name: str, error: InvalidArgument) -> BadCommandLine:
+    if error.message.startswith("error: "):  # found in Triton only once it has read the command line
+        return BadCommandLine(error.message)
     return BadCommandLine(f'Bad option: "--{name}".\n{error.message}')
 
 
-def _find(name: str) -> TritonOption | None:
-    """The option of this name, which may be shortened as long as it is unique, as getopt_long allows."""
+def _find(name: str, argument: str) -> TritonOption | None:
+    """The option of a name, which may be shortened as long as it is unique, as getopt_long allows."""
     if name in _BY_NAME:
         return _BY_NAME[name]
     found = [option for option in OPTIONS if option.name.startswith(name)] if name else []
     if len(found) > 1 and name:
         names = " ".join(f"'--{option.name}'" for option in found)
-        raise BadCommandLine(f"option '--{name}' is ambiguous; possibilities: {names}")
+        raise BadOption(f"option '{argument}' is ambiguous; possibilities: {names}")
     return found[0] if found else None
 
 

@@ -12,6 +12,7 @@ from typing import Final, Literal, TypeAlias
 
 from backline.access.restricted import GRPC_PREFIX, parse_restrictions
 from backline.engine.errors import InvalidArgument
+from backline.schedule.cache.config import CACHES
 
 #: "taken": the option means the same here. "no effect": nothing here corresponds to it, and nothing is lost.
 #: "missing": what it asks for does not exist here.
@@ -95,6 +96,12 @@ def cache_setting(value: str) -> str:
     form = "--cache-config option format is <cache name>,<setting>=<value>"
     if "," not in value:
         raise InvalidArgument(f"No cache specified. {form}. Got {value}")
+    kind = value.partition(",")[0]
+    if kind not in CACHES:
+        raise InvalidArgument(
+            f"error: creating server: Invalid argument - unable to find 'libtritoncache_{kind}.so' for cache."
+            f" Searched: the caches of Backline, which are {' and '.join(CACHES)}"
+        )
     return setting("cache-config", "<cache name>,<setting>=<value>")(value)
 
 
@@ -127,8 +134,8 @@ def host_policy(value: str) -> str:
     name = checked.partition(",")[2].partition("=")[0]
     if name not in ("numa-node", "cpu-cores"):
         raise InvalidArgument(
-            f"Unsupported host policy setting '{name}' is specified, supported settings are 'numa-node',"
-            " 'cpu-cores'"
+            "error: setting host policy: Unsupported - Unsupported host policy setting"
+            f" '{name}' is specified, supported settings are 'numa-node', 'cpu-cores'"
         )
     return checked
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from backline.access.identity import Identity
 from backline.access.scope import Scope
 from backline.engine.engine import Engine
-from backline.engine.model import Model, ModelState
+from backline.engine.model import NO_VERSION, Model, ModelState
 from backline.engine.private_places import for_clients
 from backline.engine.values.signature import TensorSpec
 from backline.engine.values.tensor import Shape
@@ -135,6 +135,8 @@ def model_listing(engine: Engine, may_see: MaySee) -> list[dict[str, Any]]:
 
 def _entry(model: Model) -> dict[str, str]:
     entry = {"name": model.name, "version": model.version, "state": model.state.value}
+    if model.version == NO_VERSION:  # Triton names the version only of models that it can read
+        del entry["version"]
     if model.reason:
         entry["reason"] = for_clients(model.reason)
     return entry

@@ -47,6 +47,8 @@ DEPENDENTS = "unload_dependents"
 #: The largest load request without its files, in bytes.
 _MAX_LOAD = MAX_CONFIG + MAX_DOCUMENT
 _BACKSLASH = b"\\"
+#: How Triton's errors about unknown parameters of a load begin over HTTP.
+_UNKNOWN_OVER_HTTP = "unexpected error on creating Triton parameter: "
 #: Bytes of the longest escape in a string of JSON, such as a quoted "=" in hexadecimal.
 _LONGEST_ESCAPE = 6
 #: Characters of base64 decoded at a time, so that other threads can run in between.
@@ -237,16 +239,19 @@ def _parse_overrides(model: str, body: Buffer) -> Overrides | None:
     config: str | None = None
     files: dict[str, Buffer] = {}
     for name, raw in read_document(LoadDocument, body, bounded=False).parameters.items():
-        _check_load_name(name)
         text = memoryview(raw)
         if not _is_string(raw):
             more = ": the configuration as JSON" if name == CONFIG else " of base64"
-            raise InvalidArgument(f"invalid value type for load parameter '{name}', expected a string{more}")
+            raise InvalidArgument(
+                "attempt to access JSON non-string as string: invalid value type for load parameter"
+                f" '{name[:64]}', expected a string{more}"
+            )
+        _check_load_name(name, _UNKNOWN_OVER_HTTP)
         if name == CONFIG:
             check_config(len(text) // 6)  # JSON takes at most six bytes per character
             config = msgspec.json.decode(raw)
         else:
-            files[name.removeprefix(FILE)] = _decode_base64(name, text[1:-1])
+            files[_path(name)] = _decode_base64(name, text[1:-1])
     return _overrides(model, config, files)
 
 
@@ -276,6 +281,8 @@ class RepositoryCalls:
     def load(self, call: UnaryCall, received: Buffer) -> None:
         rest, files = split_load(received)
         asked = _read_message("RepositoryModelLoadRequest", rest, _MAX_LOAD)
+        if not asked.model_name:
+            raise InvalidArgument(unreadable("", "the name of the model is empty: set model_name"))
         control = control_of(self._engine, _LOADING)
         overrides = overrides_from_message(asked.model_name, asked.parameters, files)
         change = control.load(asked.model_name, overrides=overrides, who=_who(call))
@@ -285,6 +292,9 @@ class RepositoryCalls:
         asked = _read_message("RepositoryModelUnloadRequest", received)
         control = control_of(self._engine, _LOADING)
         dependents = dependents_from_message(asked.parameters)
+        if not asked.model_name and self._engine.loads_by_request:  # no model, which is as good as unloaded
+            call.reply(b"")
+            return
         change = _if_known(control.unload(asked.model_name, dependents=dependents, who=_who(call)))
         self._deferred.answer(call, change, lambda _: call.reply(b""))
 
@@ -299,8 +309,6 @@ def _read_message(kind: str, received: Buffer, limit: int = MAX_DOCUMENT) -> Any
     asked = read_message(f"inference.{kind}", received, limit)
     if asked.repository_name:
         refuse_repository()
-    if not asked.model_name:
-        raise InvalidArgument("the name of the model is empty: set model_name")
     return asked
 
 
@@ -328,7 +336,7 @@ def overrides_from_message(
     Raises InvalidArgument.
     """
     config: str | None = None
-    files: dict[str, Buffer] = {name.removeprefix(FILE): content for name, content in contents.items()}
+    files: dict[str, Buffer] = {_path(name): content for name, content in contents.items()}
     for name, value in parameters.items():
         _check_load_name(name)
         kind = "string_param" if name == CONFIG else "bytes_param"
@@ -337,7 +345,7 @@ def overrides_from_message(
         if name == CONFIG:
             config = value.string_param
         else:
-            files[name.removeprefix(FILE)] = value.bytes_param
+            files[_path(name)] = value.bytes_param
     return _overrides(model, config, files)
 
 
@@ -359,10 +367,17 @@ def dependents_from_message(parameters: Mapping[str, Any]) -> bool:
     return DEPENDENTS in parameters and bool(parameters[DEPENDENTS].bool_param)
 
 
-def _check_load_name(name: str) -> None:
+def _path(name: str) -> str:
+    """The path in a file's parameter, below the model's folder even if it is absolute, as in Triton."""
+    return name.removeprefix(FILE).lstrip("/")
+
+
+def _check_load_name(name: str, begin: str = "") -> None:
+    """Raises InvalidArgument, with a text that starts with `begin`, for an unknown parameter of a load."""
     if name != CONFIG and not name.startswith(FILE):
         raise InvalidArgument(
-            f"unrecognized load parameter '{name[:64]}'. {suggestion(name, (CONFIG, FILE + '1/model.onnx'))}"
+            f"{begin}unrecognized load parameter '{name[:64]}'."
+            f" {suggestion(name, (CONFIG, FILE + '1/model.onnx'))}"
         )
 
 
@@ -375,7 +390,8 @@ def _check_unload_name(name: str) -> None:
 
 def _overrides(model: str, config: str | None, files: dict[str, Buffer]) -> Overrides | None:
     if files and config is None:
-        raise InvalidArgument("Load parameter 'config' must be specified for model file override")
+        reason = "Load parameter 'config' must be specified for model file override"
+        raise InvalidArgument(unreadable(model, reason))
     if config is not None:
         check_config(len(config))
     if config is None:

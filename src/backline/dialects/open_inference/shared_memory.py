@@ -22,11 +22,13 @@ from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, NotFound, Unsupported
 from backline.engine.shared_memory import Region, SharedMemory
 from backline.engine.values.messages import InferResponse
+from backline.engine.values.parameters import WrongType
 from backline.engine.values.tensor import Buffer, Shape, Tensor, decode_tensor, encode_tensor
 from backline.wire.application import HttpRequest
 
 DISABLED = "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
 REGION = "shared_memory_region"
+REGION_SIZE = "shared_memory_byte_size"
 #: The most bytes copied on the event loop; more would take over a millisecond.
 LARGE_COPY = 4 << 20
 #: The size of a cudaIpcMemHandle_t in bytes.
@@ -57,14 +59,14 @@ def read_slice(
         raise Unsupported(DISABLED)
     region = parameters[REGION]
     if not isinstance(region, str):
-        raise InvalidArgument(f"parameter '{REGION}' of {kind} '{name}' must be a string, got {region!r}")
+        reason = f"parameter '{REGION}' of {kind} '{name}' must be a string, got {region!r}"
+        raise WrongType(REGION, "string", reason)
     numbers = []
-    for key in ("shared_memory_offset", "shared_memory_byte_size"):
+    for key in ("shared_memory_offset", REGION_SIZE):
         value = parameters.get(key, 0)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-            raise InvalidArgument(
-                f"parameter '{key}' of {kind} '{name}' must be a number of bytes, got {value!r}"
-            )
+            reason = f"parameter '{key}' of {kind} '{name}' must be a number of bytes, got {value!r}"
+            raise WrongType(key, "unsigned-integer", reason)
         numbers.append(value)
     return RegionSlice(region, *numbers)
 

@@ -21,12 +21,14 @@ def model_statistics(
     Times are in ns. The iterator is lazy, because hundreds of models take too long for one turn of the event
     loop. Versions that were never ready are left out. `details` adds what the gRPC message has no field for:
     `failure_stats` (see FAILURES), and `call_stats` for models that call others. Raises NotFound for an
-    unknown model or version.
+    unknown model or version, and for a model whose load has failed.
     """
     if name:
         try:
             asked = engine.find(name, version)
         except NotFound as error:
+            if not error.message.startswith("Request for unknown model"):
+                raise  # The version is no number.
             what = (
                 f"version is not available for model '{name}'"
                 if engine.is_known(name)
@@ -39,6 +41,9 @@ def model_statistics(
     else:
         models = [model for model in engine.models() if may_see(model.name)]
     shown = [model for model in models if model.state is ModelState.READY or model.statistics.execution_count]
+    if name and not shown and all(model.state is ModelState.UNAVAILABLE for model in models):
+        why = f": {models[-1].reason}" if models[-1].reason else ""
+        raise NotFound(f"requested model '{name}' is not available{why}")
     return (_statistics(model) | (_details(model.statistics) if details else {}) for model in shown)
 
 

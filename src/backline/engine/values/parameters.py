@@ -24,8 +24,8 @@ _LONGEST_SHOWN = 64
 
 
 class WrongType(InvalidArgument):
-    """Raised for a parameter `key` with the wrong type; `kind` is the right one, "unsigned-integer" or
-    "boolean".
+    """Raised for a parameter `key` with the wrong type; `kind` is the right one: "unsigned-integer",
+    "boolean" or "string".
 
     Dialects put Triton's text for their protocol before the message.
     """
@@ -86,16 +86,18 @@ def _take_sequence(parameters: dict[str, Parameter]) -> SequenceStep | None:
     start = boolean("sequence_start", parameters.pop("sequence_start", False))
     end = boolean("sequence_end", parameters.pop("sequence_end", False))
     if not isinstance(id, str):
-        id = _unsigned("sequence_id", id)
+        id = _unsigned("sequence_id", id, "string")
     elif len(id) > _LONGEST_SEQUENCE_ID:  # Triton's status code and text
         raise Unsupported(f"string correlation ID cannot be longer than {_LONGEST_SEQUENCE_ID} characters")
     return SequenceStep(id, start, end)
 
 
-def _unsigned(key: str, value: object) -> int:
+def _unsigned(key: str, value: object, otherwise: str = "unsigned-integer") -> int:
+    """Raises WrongType with the kind `otherwise`, which is "string" if the parameter may also be one."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
-        text = f"parameter '{key}' must be an unsigned integer of 64 bits, got {shown(value)}"
-        raise WrongType(key, "unsigned-integer", text)
+        or_text = " or a string" if otherwise == "string" else ""
+        text = f"parameter '{key}' must be an unsigned integer of 64 bits{or_text}, got {shown(value)}"
+        raise WrongType(key, otherwise, text)
     return value
 
 

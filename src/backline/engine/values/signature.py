@@ -183,10 +183,13 @@ class RequestCheck:
         if (
             unknown and least <= len(given) <= most
         ):  # Triton checks the names only if the number of inputs is right
-            also = f", but missing required input(s) [{_names(missing)}]" if missing else ""
+            last, *others = (name for name in reversed(request.inputs) if name in unknown)
+            also = f", nor expected: {_names(others)}" if others else ""
+            needed = f", but missing required input(s) [{_names(missing)}]" if missing else ""
+            # Triton names only one, which is the last in practice.
             raise InvalidArgument(
-                f"unexpected inference input {_names(unknown)} for model '{self._model}'; expected"
-                f" {_names(self._names)}{also}"
+                f"unexpected inference input '{last}' for model '{self._model}'{also}; expected"
+                f" {_names(self._names)}{needed}"
             )
         expected = f"{most} inputs" if least == most else f"number of inputs between {least} and {most}"
         raise InvalidArgument(

@@ -60,7 +60,11 @@ def fitting_request(name: str, check: Callable[[Ticket], None], sample: WarmUpRe
         check(unsubmitted(request))
     except InvalidArgument as error:
         reason = error.message.removeprefix("[request id: <id_unknown>] ")
-        raise InvalidArgument(f"{sample.label} does not fit the model: {reason}") from None
+        if not sample.must_fit:
+            raise InvalidArgument(f"{sample.label} does not fit the model: {reason}") from None
+        # Triton reports it as the error of a request without an id.
+        begin = f"Invalid argument: [request id: <id_unknown>] {reason}"
+        raise InvalidArgument(f"{begin}; {sample.label} does not fit the model") from None
     return request
 
 

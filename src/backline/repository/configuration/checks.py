@@ -9,9 +9,9 @@ from math import isfinite
 from typing import Any
 
 from backline.repository.configuration import native
-from backline.repository.configuration.document import Document
+from backline.repository.configuration.document import Document, data_type, suggest
 from backline.repository.configuration.ensemble_checks import ensemble_faults
-from backline.repository.configuration.sequences import sequence_faults
+from backline.repository.configuration.sequences import sequence_faults, state_faults
 
 #: A description of what is wrong, and the path of the field.
 Fault = tuple[str, str]
@@ -21,16 +21,41 @@ _DELAY = 1
 _TAG = re.compile(r"[a-zA-Z0-9_]+")
 #: The numbers of TYPE_INT32 and TYPE_FP32.
 _BATCH_INPUT_TYPES = frozenset({8, 11})
+#: The platforms that Triton knows, which backends here may lack: the load reports those.
+_PLATFORMS = frozenset(
+    {
+        "ensemble",
+        "onnxruntime_onnx",
+        "pytorch_libtorch",
+        "tensorflow_graphdef",
+        "tensorflow_savedmodel",
+        "tensorrt_plan",
+    }
+)
 _OBJECTIVE = native.parameter("objective.p99_ms")
 
 
 def check(document: Document, name: str, *, whole: bool = True) -> None:
     """Raises InvalidArgument for the first rule that the configuration of the model `name` breaks.
 
-    Unless it is `whole`, tensors may lack a datatype or dims, which the model's code adds.
+    It is a CreationFault for those that Triton checks once it has read the configuration. Unless it is
+    `whole`, tensors may lack a datatype or dims, which the model's code adds.
     """
-    for reason, path in chain(_unknown_values(document.message), _faults(document.message, name, whole)):
+    message = document.message
+    for reason, path in chain(_unknown_values(message), _faults(message, name)):
         raise document.error(reason, path)
+    for reason, path in _creation_faults(message, name, whole):
+        raise document.creation_fault(reason, path)
+
+
+def check_samples(document: Document, name: str) -> None:
+    """Raises CreationFault for the first warm-up sample or initial state that is wrong.
+
+    Triton checks these last, once it has read the label files.
+    """
+    message = document.message
+    for reason, path in chain(_warm_up_faults(message, name), state_faults(message.sequence_batching)):
+        raise document.creation_fault(reason, path)
 
 
 def check_complete(document: Document, name: str) -> None:
@@ -42,6 +67,18 @@ def check_complete(document: Document, name: str) -> None:
                 " model"
             )
             raise document.error(reason)
+
+
+def check_platform(document: Document, name: str, known: frozenset[str]) -> None:
+    """Raises InvalidArgument for a platform that is neither one of `known` nor one of Triton's.
+
+    Triton checks the platform before all else.
+    """
+    platform = document.message.platform
+    if platform and not document.message.backend and platform not in known | _PLATFORMS:
+        said = document.message.name or name
+        near = suggest(platform, sorted(known))
+        raise document.error(f"unexpected platform type '{platform}' for {said}{near}", "platform")
 
 
 def _unknown_values(section: Any, prefix: str = "") -> Iterator[Fault]:
@@ -63,16 +100,36 @@ def _unknown_values(section: Any, prefix: str = "") -> Iterator[Fault]:
             yield reason, path
 
 
-def _faults(message: Any, name: str, whole: bool) -> Iterator[Fault]:
-    if message.name and message.name != name:
+def _faults(message: Any, name: str) -> Iterator[Fault]:
+    limit = message.max_batch_size
+    said = message.name or name  # Triton checks the name last, and until then uses it in its texts
+    if limit < 0:
+        yield f"'max_batch_size' must be non-negative value for {said}", "max_batch_size"
+    yield from _metric_faults(message, name)
+    if message.HasField("dynamic_batching"):
+        yield from _batching_faults(message.dynamic_batching, limit, said)
+    if message.HasField("sequence_batching"):
+        if message.response_cache.enable:
+            reason = (
+                f"Response Cache does not currently support model {said} with sequence batching scheduler."
+            )
+            yield f"{reason} Please disable the response cache.", "response_cache"
+        yield from sequence_faults(message.sequence_batching, limit, said)
+    yield from _ensemble_faults(message, said)
+    yield from _objective_faults(message, name)
+    if message.response_cache.enable and message.model_transaction_policy.decoupled:
         reason = (
-            f"unexpected directory name '{name}' for model '{message.name}', directory name must equal"
-            " model name"
+            f"Response Cache does not currently support model {said} with 'decoupled' transaction policy."
+        )
+        yield f"{reason} Please disable the response cache.", "response_cache"
+    if said != name:
+        reason = (
+            f"unexpected directory name '{name}' for model '{said}', directory name must equal model name"
         )
         yield reason, "name"
-    limit = message.max_batch_size
-    if limit < 0:
-        yield f"'max_batch_size' must be non-negative value for {name}", "max_batch_size"
+
+
+def _metric_faults(message: Any, name: str) -> Iterator[Fault]:
     for tag in message.metric_tags:
         if not _TAG.fullmatch(tag):
             reason = (
@@ -91,28 +148,17 @@ def _faults(message: Any, name: str, whole: bool) -> Iterator[Fault]:
                 f" {name}"
             )
             yield reason, path
-    if message.HasField("dynamic_batching"):
-        yield from _batching_faults(message.dynamic_batching, limit, name)
-    if message.HasField("sequence_batching"):
-        yield from sequence_faults(message.sequence_batching, limit, name)
-    yield from _ensemble_faults(message, name)
-    yield from _objective_faults(message, name)
-    if message.response_cache.enable and message.HasField("sequence_batching"):
-        reason = f"Response Cache does not currently support model {name} with sequence batching scheduler."
-        yield f"{reason} Please disable the response cache.", "response_cache"
-    if message.response_cache.enable and message.model_transaction_policy.decoupled:
-        reason = (
-            f"Response Cache does not currently support model {name} with 'decoupled' transaction policy."
-        )
-        yield f"{reason} Please disable the response cache.", "response_cache"
+
+
+def _creation_faults(message: Any, name: str, whole: bool) -> Iterator[Fault]:
+    limit = message.max_batch_size
+    yield from _instance_faults(message, name)
     for kind in ("input", "output"):
         for index, tensor in enumerate(getattr(message, kind)):
             if whole or not tensor.name or is_whole(tensor):
                 yield from _tensor_faults(kind, f"{kind}[{index}]", tensor, batched=limit > 0, name=name)
         yield from _repeated_names(kind, getattr(message, kind))
     yield from _batch_tensor_faults(message, name)
-    yield from _instance_faults(message, name)
-    yield from _warm_up_faults(message, name)
 
 
 def _batching_faults(batching: Any, limit: int, name: str) -> Iterator[Fault]:
@@ -322,11 +368,19 @@ def _warm_up_faults(message: Any, name: str) -> Iterator[Fault]:
         for tensor, given in sorted(sample.inputs.items()):
             path = f"model_warmup[{index}].inputs[{tensor}]"
             if not given.data_type:
-                yield f"model warmup input '{tensor}' must specify 'data_type' for {name}", path
+                wanted = next((one for one in message.input if one.name == tensor), None)
+                reason = f"model warmup input '{tensor}' must specify 'data_type' for {name}"
+                if wanted is not None and wanted.data_type:  # Triton finds it when it runs the sample
+                    reason = (
+                        f"[request id: <id_unknown>] inference input '{tensor}' data-type is '<invalid>', but"
+                        f" model '{name}' expects '{data_type(wanted).name}': {reason}"
+                    )
+                yield reason, path
             if any(dim < 0 for dim in given.dims):
                 yield (
                     f"warmup setting expects all variable-size dimensions are specified for input '{tensor}'",
                     f"{path}.dims",
                 )
             if given.WhichOneof("input_data_type") is None:
-                yield f"warmup setting expects input '{tensor}' to have input_data_type set", path
+                reason = f"warmup setting expects input '{tensor}' to have input_data_type set"
+                yield f"[request id: <id_unknown>] {reason}", path

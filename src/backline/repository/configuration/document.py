@@ -30,6 +30,20 @@ _ALIASES = {
 _NEVER_MEANT = frozenset({"TYPE_INVALID"})
 
 
+class CreationFault(InvalidArgument):
+    """A fault in a configuration that Triton finds when it creates a version, not when it reads the file.
+
+    `reason` says what is wrong as Triton says it of the version: its kind and its text, then the place.
+    `versions` are those that the version policy names; None if it names none.
+    """
+
+    versions: tuple[str, ...] | None = None
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """A configuration before it is checked.
@@ -53,9 +67,16 @@ class Document:
 
     def error(self, reason: str, path: str = "") -> InvalidArgument:
         """An error that names the file and, if known, the line and column of the field `path`."""
+        return InvalidArgument(f"{self._where(path)}: {printable(reason)}")
+
+    def creation_fault(self, reason: str, path: str, kind: str = "Invalid argument") -> CreationFault:
+        """The error for a fault that Triton reports of a version; `kind` is Triton's word for its status."""
+        where, reason = self._where(path), printable(reason)
+        return CreationFault(f"{where}: {reason}", f"{kind}: {reason} ({where})")
+
+    def _where(self, path: str) -> str:
         place = self.place(path)
-        where = f"{self.source}:{place[0]}:{place[1]}" if place else self.source
-        return InvalidArgument(f"{where}: {printable(reason)}")
+        return f"{self.source}:{place[0]}:{place[1]}" if place else self.source
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.repository.configuration.checks import check_complete
+from backline.repository.configuration.checks import check_complete, check_platform
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.reader import to_model_config
 from backline.repository.listing import Listing
@@ -20,18 +20,27 @@ class ConfigFiles:
     """How to find and check a model's configuration file.
 
     A model that has configs/<name>.pbtxt or .toml uses this file. A `complete` configuration must name inputs
-    and outputs.
+    and outputs. With `platforms`, a configuration may name no other platform.
     """
 
     name: str = ""
     complete: bool = False
+    platforms: frozenset[str] = frozenset()
 
 
-def read(listing: Listing, name: str, *, config_name: str = "", complete: bool = False) -> ModelConfig | None:
+def read(
+    listing: Listing,
+    name: str,
+    *,
+    config_name: str = "",
+    complete: bool = False,
+    platforms: frozenset[str] = frozenset(),
+) -> ModelConfig | None:
     """The configuration of the model `name` in the folder `listing`; None if it has no configuration file.
 
     With `config_name`, the file is configs/<config_name>.pbtxt or .toml if there is one. A `complete`
-    configuration must name the inputs and outputs (Triton's --disable-auto-complete-config).
+    configuration must name the inputs and outputs (Triton's --disable-auto-complete-config). With
+    `platforms`, it may name no other platform.
 
     Raises InvalidArgument if the file cannot be read, is not valid or contradicts itself. The error names the
     file and, if known, line and column.
@@ -42,6 +51,8 @@ def read(listing: Listing, name: str, *, config_name: str = "", complete: bool =
             raise missing(listing)
         return None
     document = parse(listing, path)
+    if platforms:
+        check_platform(document, name, platforms)
     if complete:
         check_complete(document, name)
     return to_model_config(document, name, listing)

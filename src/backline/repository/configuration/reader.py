@@ -24,9 +24,9 @@ from backline.engine.statistics import FIRST_RESPONSE_FAMILY
 from backline.engine.values.signature import TensorSpec
 from backline.engine.values.tensor import Shape
 from backline.repository.configuration import native
-from backline.repository.configuration.checks import check, is_whole
+from backline.repository.configuration.checks import check, check_samples, is_whole
 from backline.repository.configuration.completion import may_be_completed
-from backline.repository.configuration.document import Document, data_type, suggest
+from backline.repository.configuration.document import CreationFault, Document, data_type, suggest
 from backline.repository.configuration.effects import ignored_settings, without_effect
 from backline.repository.configuration.native import parameter
 from backline.repository.configuration.sequences import sequence_batching
@@ -147,7 +147,12 @@ def to_model_config(document: Document, name: str, listing: Listing) -> ModelCon
     Its `warnings` name the fields without effect. Raises InvalidArgument, with the document's source and, if
     known, line and column.
     """
-    return _Reader(document, name, listing).config()
+    reader = _Reader(document, name, listing)
+    try:
+        return reader.config()
+    except CreationFault as fault:
+        fault.versions = reader.version_policy().specific
+        raise
 
 
 class _Reader:
@@ -169,6 +174,10 @@ class _Reader:
         self._note_fields_without_effect()
         if settings.get("pinned") and "idle_unload_seconds" in settings:
             self._warn("idle_unload_seconds has no effect: the model is pinned and stays loaded")
+        outputs = tuple(
+            self._output(index, tensor) for index, tensor in enumerate(message.output) if is_whole(tensor)
+        )
+        check_samples(self._document, self._name)
         self._check_state_files()
         limit = self._max_batch_size()
         batching = message.dynamic_batching
@@ -183,9 +192,7 @@ class _Reader:
             platform=message.platform,
             max_batch_size=limit,
             inputs=tuple(self._input(tensor) for tensor in message.input if is_whole(tensor)),
-            outputs=tuple(
-                self._output(index, tensor) for index, tensor in enumerate(message.output) if is_whole(tensor)
-            ),
+            outputs=outputs,
             instance_count=self._instance_count(),
             instance_groups=tuple(map(_instance_group, message.instance_group)),
             dynamic_batching=self._dynamic_batching(of_joining, settings),
@@ -210,7 +217,7 @@ class _Reader:
             source=self._document.source,
             places=self._document.places,
             warnings=tuple(self._warnings),
-            **{"version_policy": self._version_policy(), **settings},
+            **{"version_policy": self.version_policy(), **settings},
         )
         if config.ensemble is None:
             return config
@@ -319,9 +326,15 @@ class _Reader:
         """The path of a file that must exist in the subfolder `folder` ("warmup/") of the model's folder."""
         file = folder + self._inside_folder(what, filename, path)
         entry = self._listing.files.get(file)
-        if entry is None or entry.problem:
-            reason = entry.problem if entry else f"{self._where(file)}: No such file"
-            raise self._document.error(f"{what} cannot be read: {reason}", path)
+        if entry is None:
+            missing = f"{self._listing.location.rstrip('/')}/{file}"
+            raise self._document.creation_fault(
+                f"failed to open text file for read {missing}: No such file or directory; it is the {what}",
+                path,
+                "Internal",
+            )
+        if entry.problem:
+            raise self._document.error(f"{what} cannot be read: {entry.problem}", path)
         return file
 
     def _check_state_files(self) -> None:
@@ -353,16 +366,12 @@ class _Reader:
             self._inside_folder("default_model_filename", filename, "default_model_filename")
         return filename
 
-    def _version_policy(self) -> VersionPolicy:
+    def version_policy(self) -> VersionPolicy:
         policy = self._message.version_policy
         choice = policy.WhichOneof("policy_choice")
         if choice == "all":
             return VersionPolicy(latest=None)
         if choice == "specific":
-            if not policy.specific.versions:
-                raise self._document.error(
-                    "version_policy.specific names no version", "version_policy.specific"
-                )
             return VersionPolicy(
                 latest=None, specific=tuple(dict.fromkeys(map(str, policy.specific.versions)))
             )

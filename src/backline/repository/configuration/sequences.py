@@ -102,8 +102,12 @@ def sequence_faults(batching: Any, limit: int, name: str) -> Iterator[tuple[str,
     for kind in _KINDS:
         yield from _control_faults(batching, kind, name)
     yield from _shared_tensor_faults(batching, name)
+
+
+def state_faults(batching: Any) -> Iterator[tuple[str, str]]:
+    """Yields each fault in the initial states, which Triton checks when it creates a version."""
     for index, state in enumerate(batching.state):
-        yield from _state_faults(f"{_SECTION}.state[{index}]", state)
+        yield from _initial_state_faults(f"{_SECTION}.state[{index}]", state)
 
 
 def _control_faults(batching: Any, kind: str, name: str) -> Iterator[tuple[str, str]]:
@@ -160,7 +164,7 @@ def _shared_tensor_faults(batching: Any, name: str) -> Iterator[tuple[str, str]]
             yield reason, f"{_SECTION}.control_input[{index}]"
 
 
-def _state_faults(path: str, state: Any) -> Iterator[tuple[str, str]]:
+def _initial_state_faults(path: str, state: Any) -> Iterator[tuple[str, str]]:
     for index, initial in enumerate(state.initial_state):
         where = f"{path}.initial_state[{index}]"
         if not initial.name:

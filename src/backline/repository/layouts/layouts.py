@@ -22,6 +22,7 @@ from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.names import printable, version_order
 from backline.repository import configuration
 from backline.repository.configuration import ConfigFiles
+from backline.repository.configuration.document import CreationFault
 from backline.repository.fingerprint import fingerprint
 from backline.repository.layouts.model_files import (
     candidates,
@@ -127,6 +128,14 @@ def read_model(
                 " not hold"
             )
         return replace(model, versions=tuple(versions), warnings=model.warnings + tuple(warnings))
+    except CreationFault as fault:
+        names = [one for one in place.folders() if is_version_name(one)]
+        if fault.versions is not None:
+            names = [one for one in names if one in fault.versions]
+        if not names:
+            return replace(model, problem=f"{UNAVAILABLE_VERSIONS} '{name}'; also, {fault.message}")
+        refused = FoundVersion(max(names, key=version_order), None, problem=fault.reason)
+        return replace(model, problem=fault.message, refused=refused)
     except BacklineError as error:
         return replace(model, problem=error.message)
 
@@ -147,6 +156,9 @@ def read_single(
         config = _given_or_read(given, place.listing, name, configs)
         found = read_version(place, version, {}, config, formats)
         return replace(model, config=config, versions=(found,), warnings=config.warnings)
+    except CreationFault as fault:
+        refused = FoundVersion(version, None, problem=fault.reason)
+        return replace(model, problem=fault.message, refused=refused)
     except BacklineError as error:
         return replace(model, problem=error.message)
 
@@ -158,7 +170,11 @@ UNAVAILABLE_VERSIONS = "at least one version must be available under the version
 def read_config(listing: Listing, name: str, configs: ConfigFiles) -> ModelConfig:
     """The configuration in a model's folder; an empty one if there is none. Raises InvalidArgument."""
     config = configuration.read(
-        listing, name, config_name=configs.name, complete=configs.complete
+        listing,
+        name,
+        config_name=configs.name,
+        complete=configs.complete,
+        platforms=configs.platforms,
     ) or ModelConfig(name)
     return with_backend_of_name(config, listing)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from backline.engine.byte_size import parse_bytes
 from backline.engine.errors import InvalidArgument
@@ -19,6 +19,8 @@ _KNOWN = {
         "tls_enabled", "cert", "key", "cacert",
     ),
 }  # fmt: skip
+#: The kinds of caches.
+CACHES: Final = tuple(_KNOWN)
 
 
 @dataclass(frozen=True, slots=True)

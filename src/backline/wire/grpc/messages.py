@@ -40,9 +40,15 @@ _TO_ESCAPE = re.compile(rb"[^\x20-\x24\x26-\x7e]")
 
 
 def escape(message: str) -> bytes:
-    """Encodes a status message for the grpc-message field: percent-encoded UTF-8."""
-    text = message.encode("utf-8", "replace")[:MAX_MESSAGE].strip(b" ")
-    return _TO_ESCAPE.sub(lambda match: b"%%%02X" % match[0][0], text)
+    """Encodes a status message for the grpc-message field: percent-encoded UTF-8.
+
+    Blanks at the ends are encoded, too: RFC 9113, section 8.2.1, allows none at the ends of a field's value.
+    """
+    text = message.encode("utf-8", "replace")[:MAX_MESSAGE]
+    begun = text.lstrip(b" ")
+    inner = begun.rstrip(b" ")
+    escaped = _TO_ESCAPE.sub(lambda match: b"%%%02X" % match[0][0], inner)
+    return b"%20" * (len(text) - len(begun)) + escaped + b"%20" * (len(begun) - len(inner))
 
 
 def status_block(code: int, message: str, trailers: Fields, started: bool) -> bytes:

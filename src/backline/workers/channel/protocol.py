@@ -360,7 +360,8 @@ class Response(msgspec.Struct, array_like=True):
 
 class Ended(msgspec.Struct, array_like=True):
     """ENDED: ends a call that gets no further response, or answers an ASK or MEASURE with `value`. For a
-    failure, `kind`, `message` and `retry_after` are as in RequestFailure.
+    failure, `kind`, `message` and `retry_after` are as in RequestFailure. `refused` means that a call was
+    refused before it was queued.
     """
 
     number: int
@@ -368,6 +369,7 @@ class Ended(msgspec.Struct, array_like=True):
     message: str = ""
     retry_after: float | None = None
     value: Any = None
+    refused: bool = False
 
 
 class Described(msgspec.Struct, array_like=True):
@@ -419,6 +421,7 @@ def failure_of(message: RequestFailure | Ended) -> BacklineError:
         kind = Internal
     error: BacklineError = kind(message.message)
     error.retry_after = message.retry_after
+    error.refused = isinstance(message, Ended) and message.refused
     return error
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import numpy as np
 
-from backline.engine.errors import BacklineError, Cancelled, Internal, InvalidArgument
+from backline.engine.errors import BacklineError, Cancelled, Internal, InvalidArgument, ModelFailed
 from backline.engine.values.signature import Signature, TensorSpec
 from backline.engine.values.tensor import Tensor
 from backline.model import metrics
@@ -64,7 +64,17 @@ def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
         from backline.workers.child.triton.model import load_class
 
         return load_class(getattr(module, _TRITON_CLASS), message)
-    return PythonModel(find_model(module, message.path), message, caller)
+    try:
+        code = find_model(module, message.path)
+    except InvalidArgument as error:
+        if not (Path(message.folder) / "config.pbtxt").is_file():
+            raise
+        # A model with Triton's configuration fails in Triton's words.
+        name = f"{message.version}.{Path(message.path).stem}"
+        raise ModelFailed(
+            f"AttributeError: module '{name}' has no attribute '{_TRITON_CLASS}'; {error.message}"
+        ) from None
+    return PythonModel(code, message, caller)
 
 
 class PythonModel:

@@ -187,6 +187,7 @@ class CallChannel:
         try:
             self._calls.submit(ticket)
         except BacklineError as error:
+            error.refused = True
             ticket.refuse(error)
             self._end(number, error)
         except Exception as error:
@@ -348,7 +349,8 @@ class CallChannel:
         self._say(Kind.RESPONSE, message, payload)
 
     def _fail(self, number: int, error: BacklineError) -> None:
-        self._say(Kind.ENDED, Ended(number, type(error).__name__, error.message, error.retry_after))
+        ended = Ended(number, type(error).__name__, error.message, error.retry_after, refused=error.refused)
+        self._say(Kind.ENDED, ended)
 
     def _say(self, kind: Kind, message: Response | Ended, payload: Iterable[Any] = ()) -> None:
         self._channel.send(frame(kind, message, list(payload)))

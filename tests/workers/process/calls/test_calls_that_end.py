@@ -178,7 +178,7 @@ def test_a_called_model_being_unloaded_still_responds_to_its_calls(client: Clien
         client.unload("after")
         gate.open()
 
-        with pytest.raises(Unavailable, match="'after' version 1 is not at ready state"):
+        with pytest.raises(Unavailable, match="'after' has no available versions: version 1 is not at"):
             asked.result(timeout=20)
     client.load("gated")
     client.load("after")

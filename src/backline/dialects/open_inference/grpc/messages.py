@@ -20,7 +20,7 @@ from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, prefix, size_mismatch
 from backline.dialects.open_inference.planning import PlanBuilder, check_description
-from backline.dialects.open_inference.shared_memory import SharedInput
+from backline.dialects.open_inference.shared_memory import REGION, REGION_SIZE, SharedInput
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
 from backline.engine.shared_memory import SharedMemory
@@ -184,7 +184,12 @@ def make_plan(request: Any, id: str, memory: SharedMemory | None) -> ModelPlan:
         name = given.name
         if len(given.shape) > MAX_RANK:
             raise too_many_dimensions(name, len(given.shape))
-        place = builder.input_slice(name, _parameters(given.parameters))
+        parameters = _parameters(given.parameters)
+        try:
+            place = builder.input_slice(name, parameters)
+        except WrongType as error:
+            raise _in_message(error, name) from None
+        _check_region(given, parameters)
         if place is not None and given.HasField("contents"):
             raise InvalidArgument(f"input '{name}' has contents and is also in shared memory")
         builder.add_input(name, given.datatype, tuple(given.shape), place)
@@ -195,25 +200,49 @@ def make_plan(request: Any, id: str, memory: SharedMemory | None) -> ModelPlan:
         except InvalidArgument as error:
             raise _in_message(error) from None
     for given in request.outputs:
-        builder.add_output(plan, given.name, _parameters(given.parameters))
+        parameters = _parameters(given.parameters)
+        try:
+            builder.add_output(plan, given.name, parameters)
+        except WrongType as error:
+            raise _in_message(error, "" if error.key == "classification" else given.name) from None
+        _check_region(given, parameters)
     builder.finish(plan)
     return plan
 
 
-def _in_message(error: InvalidArgument) -> InvalidArgument:
-    """The error for a parameter in a protobuf message. Triton's text differs from the one for JSON."""
+#: The fields of InferParameter that Triton takes for parameters that are neither boolean nor only int64.
+_FIELDS = {
+    "priority": "int64_param or uint64_param",
+    "sequence_id": "int64_param or string_param",
+    REGION: "string_param",
+}
+
+
+def _in_message(error: InvalidArgument, tensor: str = "") -> InvalidArgument:
+    """The error for a parameter in a protobuf message, of a tensor or the request. Triton's text differs from
+    the one for JSON.
+    """
     if error.message == RESERVED:
         return InvalidArgument(RESERVED_BUT)
     if isinstance(error, WrongType):
-        field = "bool_param" if error.kind == "boolean" else "int64_param or uint64_param"
+        fields = _FIELDS.get(error.key) or ("bool_param" if error.kind == "boolean" else "int64_param")
+        of = f" for tensor '{tensor}'" if tensor else ""
         return InvalidArgument(
-            f"invalid value type for '{error.key}' parameter, expected {field}.: {error.message}"
+            f"invalid value type for '{error.key}' parameter{of}, expected {fields}.: {error.message}"
         )
     return error
 
 
 def _parameters(given: Any) -> dict[str, Parameter]:
     return {key: _parameter(key, value) for key, value in given.items()}
+
+
+def _check_region(tensor: Any, parameters: Mapping[str, Parameter]) -> None:
+    """Raises InvalidArgument for a region without a size, which only HTTP allows, as in Triton."""
+    if REGION in parameters and REGION_SIZE not in parameters:
+        raise InvalidArgument(
+            f"'{REGION_SIZE}' must be specified along with '{REGION}' parameter for tensor '{tensor.name}'"
+        )
 
 
 def _with_shared(plan: ModelPlan, places: list[tuple[int, int]]) -> list[tuple[int, int]]:

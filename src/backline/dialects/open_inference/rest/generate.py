@@ -331,13 +331,12 @@ def _plain(what: str, text: Raw | bytes) -> Any:
 def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
     if spec.json and _kind(value) == _JSON_KINDS[spec.json]:
         return _decoded(spec, 1, _encode(_text(spec, value)))
+    if _first(value) == b"n" and spec.datatype is DataType.BYTES:  # null is no text, whatever the shape
+        return decode_data(InputPlan(spec.name, spec.datatype.name, (1,)), b"[null]", f"$.{spec.name}")
     if _first(value) == b"{":
         if spec.datatype is DataType.BYTES:
             return _decoded(spec, 1, bytes(value))
-        raise InvalidArgument(
-            f"Unable to parse 'data' of input '{spec.name}': it is an object, expected one element"
-            " or a list of them"
-        )
+        raise _no_shape(spec, ": it is an object, expected one element or a list of them")
     text = bytes(value)
     if len(text) > LARGE and _first(value) == b"[":
         return _decoded(spec, count_elements(text), text)
@@ -390,8 +389,10 @@ def _shape(spec: TensorSpec, count: int) -> Shape:
     return tuple(shape)
 
 
-def _no_shape(spec: TensorSpec) -> InvalidArgument:
-    return InvalidArgument(f"The schema can not convert input '{spec.name}' to tensor with proper shape")
+def _no_shape(spec: TensorSpec, detail: str = "") -> InvalidArgument:
+    return InvalidArgument(
+        f"The schema can not convert input '{spec.name}' to tensor with proper shape{detail}"
+    )
 
 
 def _value(tensor: Tensor, *, is_json: bool) -> Any:

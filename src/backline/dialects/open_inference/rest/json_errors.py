@@ -8,10 +8,12 @@ from typing import Final
 import msgspec
 
 from backline.engine.errors import InvalidArgument
+from backline.engine.values.parameters import RESERVED
 from backline.engine.values.tensor import Buffer
 
 _MISSING: Final = re.compile(r"missing required field `(\w+)`")
 _PLACE: Final = re.compile(r" - at `\$(.*)`$")
+_ELEMENT: Final = re.compile(r"\.(in|out)puts\[(\d+|\.\.\.)\]")
 _FIELD: Final = re.compile(r"\.(\w+)")
 #: Triton's words for the type of a field's value.
 _KINDS: Final = {
@@ -22,6 +24,20 @@ _KINDS: Final = {
     "name": "string",
     "datatype": "string",
 }
+#: The same for parameters with a meaning.
+_PARAMETER_KINDS: Final = {
+    "sequence_id": "string",
+    "sequence_start": "boolean",
+    "sequence_end": "boolean",
+    "priority": "unsigned-integer",
+    "timeout": "unsigned-integer",
+    "binary_data_output": "boolean",
+}
+#: The start of the error for an input without data, or with more than one source of data.
+ONE_SOURCE: Final = (
+    "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters',"
+    " 'shared_memory_region' in 'parameters'. But"
+)
 
 
 def unreadable(error: Exception, document: Buffer) -> InvalidArgument:
@@ -41,16 +57,24 @@ def _begin(text: str, document: Buffer) -> str:
     if place is None:  # the document itself is not an object
         return _no_member("inputs")
     if place[1] == ".parameters[...]":
-        return (
-            f"parameter '{_odd_parameter(document)}' has invalid type. It should be either 'int', 'bool', or"
-            " 'string'."
-        )
+        parameter = _odd_parameter(document)
+        if parameter in _PARAMETER_KINDS:
+            return _other_kind(parameter, _PARAMETER_KINDS[parameter])
+        if parameter.startswith("triton_"):
+            return RESERVED
+        return f"parameter '{parameter}' has invalid type. It should be either 'int', 'bool', or 'string'."
     if place[1] == ".parameters":
         return "failed to get request params.: attempt to get members for non-object"
+    if element := _ELEMENT.fullmatch(place[1]):  # an input or output that is not an object
+        return f"{ONE_SOURCE} no field is set" if element[1] == "in" else _no_member("name")
     field = (_FIELD.findall(place[1]) or [""])[-1]
     if field in _KINDS:
-        return f"Unable to parse '{field}': attempt to access JSON non-{_KINDS[field]} as {_KINDS[field]}"
+        return _other_kind(field, _KINDS[field])
     return "failed to parse the request JSON"
+
+
+def _other_kind(name: str, kind: str) -> str:
+    return f"Unable to parse '{name}': attempt to access JSON non-{kind} as {kind}"
 
 
 def _no_member(name: str) -> str:

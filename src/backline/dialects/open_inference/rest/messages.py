@@ -16,7 +16,7 @@ from backline.dialects.off_loop import LARGE, MANY, LargeRequest
 from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, prefix, size_mismatch
 from backline.dialects.open_inference.planning import PlanBuilder, check_description
-from backline.dialects.open_inference.rest.json_errors import unreadable
+from backline.dialects.open_inference.rest.json_errors import ONE_SOURCE, unreadable
 from backline.dialects.open_inference.shared_memory import REGION
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
@@ -178,7 +178,7 @@ class RestReader:
         many = len(document.inputs) + len(document.outputs or ()) + len(document.parameters)
         if on_loop and many > MANY:
             raise LargeRequest
-        plan = kept = make_plan(document, model, self._engine.shared_memory)
+        plan = kept = make_plan(document, model, self._engine.shared_memory, len(body) - size)
         if plan.large or size > LARGE:
             self._check_large(plan, document.id, model, version, on_loop)
         if plan.shared is not None:
@@ -311,14 +311,18 @@ def split_id(header: bytes) -> tuple[str, bytes]:
     return "", header
 
 
-def make_plan(document: RequestDocument, model: str, memory: SharedMemory | None) -> InferPlan:
-    """The plan of a request, checked as far as possible without the model."""
+def make_plan(document: RequestDocument, model: str, memory: SharedMemory | None, binary: int) -> InferPlan:
+    """The plan of a request, checked as far as possible without the model. `binary` bytes follow the JSON."""
     builder = PlanBuilder(model, document.id, memory)
+    mismatch: InvalidArgument | None = None
     declared: list[int | None] = []
     bytes_size = 0
     for given in document.inputs:
         name, parameters = given.name, given.parameters
-        place = builder.input_slice(name, parameters)
+        try:
+            place = builder.input_slice(name, parameters)
+        except WrongType as error:
+            raise _in_document(error) from None
         size = _declared_size(name, parameters)
         _check_source(
             name,
@@ -328,10 +332,16 @@ def make_plan(document: RequestDocument, model: str, memory: SharedMemory | None
         if place is not None:
             size = 0
         elif size is not None and size != spec.size:
-            if spec.size >= 0:
-                raise size_mismatch(spec, size, model, document.id)
-            bytes_size += size
+            if spec.size < 0:
+                bytes_size += size
+            elif mismatch is None:
+                mismatch = size_mismatch(spec, size, model, document.id)
+        binary -= size or 0
+        if binary < 0:
+            raise _missing(spec, -binary, model)
         declared.append(size)
+    if mismatch is not None:  # Triton compares sizes with shapes once it has found the bytes of every input
+        raise _additional(model) if binary else mismatch
     plan = InferPlan(tuple(builder.inputs))
     plan.declared = tuple(declared)
     plan.large = bytes_size > LARGE
@@ -341,12 +351,12 @@ def make_plan(document: RequestDocument, model: str, memory: SharedMemory | None
         try:
             apply_parameters(plan, document.parameters)
         except WrongType as error:
-            raise InvalidArgument(f"Unable to parse '{error.key}': {_not_json(error)}") from None
+            raise _in_document(error) from None
     for output in document.outputs or ():
         try:
             builder.add_output(plan, output.name, output.parameters, binary=True)
         except WrongType as error:
-            raise InvalidArgument(f"Unable to set '{error.key}': {_not_json(error)}") from None
+            raise _in_document(error, "set") from None
     if document.outputs:  # as in Triton, binary_data_output covers only outputs that are not listed
         plan.binary_default = False
     builder.finish(plan)
@@ -358,15 +368,14 @@ def _check_source(name: str, given: dict[str, bool]) -> None:
     found = [what for what, there in given.items() if there]
     if len(found) != 1:
         raise InvalidArgument(
-            f"Input must set only one of the following fields: 'data', '{_SIZE}' in 'parameters',"
-            f" '{REGION}' in 'parameters'."
-            f" But {f'set {chr(32).join(found)}' if found else 'no field is set'} (input '{name}')"
+            f"{ONE_SOURCE} {f'set {chr(32).join(found)}' if found else 'no field is set'} (input '{name}')"
         )
 
 
-def _not_json(error: WrongType) -> str:
-    """Triton's text for a parameter of the wrong JSON type, followed by Backline's."""
-    return f"attempt to access JSON non-{error.kind} as {error.kind}: {error.message}"
+def _in_document(error: WrongType, did: str = "parse") -> InvalidArgument:
+    """The error for a parameter of the wrong JSON type: Triton's text, followed by Backline's."""
+    what = f"attempt to access JSON non-{error.kind} as {error.kind}"
+    return InvalidArgument(f"Unable to {did} '{error.key}': {what}: {error.message}")
 
 
 def _declared_size(name: str, parameters: dict[str, Any]) -> int | None:
@@ -425,12 +434,12 @@ def _decode_shape(name: str, raw: Raw) -> Shape:
 
 
 def _parse_length(text: bytes, total: int) -> int:
-    if not text.isdigit() or len(text) > 19:
+    if not text.removeprefix(b"-").isdigit() or len(text) > 19:
         raise InvalidArgument(
             "invalid value of the header Inference-Header-Content-Length, expected a number of"
             f" bytes, got: {text[:64].decode('latin-1')}"
         )
     size = int(text)
-    if size > total:
+    if not 0 <= size <= total:
         raise InvalidArgument(f"inference header size should be in range (0, {total}), got: {size}")
     return size

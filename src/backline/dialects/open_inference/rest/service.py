@@ -35,14 +35,18 @@ from backline.engine.values.tensor import in_pieces
 from backline.protos import to_plain
 from backline.wire.application import HttpRequest
 
-#: Triton's status for failed health checks. Triton reports unknown models as not ready, too.
+#: Triton's status for failed health checks.
 _TRITON_NOT_READY = 400
 _MODEL = "/v2/models/{}"
 _VERSION = "/v2/models/{}/versions/{}"
 
 
 class RestService:
-    """Registers the routes. `not_ready_status` is the HTTP status of failed health checks."""
+    """Registers the routes. `not_ready_status` is the HTTP status of failed health checks.
+
+    Triton's status, 400, stands for all of Triton's behaviour: answers have no body except for the reason why
+    a model is not ready, which an unknown model is, too.
+    """
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class RestService:
     ) -> None:
         self._engine = engine
         self._not_ready_status = not_ready_status
+        self._as_triton = not_ready_status == _TRITON_NOT_READY
         self._deferred = deferred
         self._inference = RestInference(engine, deferred, forward)
         self._generate = Generate(engine, deferred, self._inference)
@@ -96,8 +101,11 @@ class RestService:
         self._respond_health(request, self._engine.ready)
 
     def _respond_health(self, request: HttpRequest, good: bool) -> None:
-        document = {"live": self._engine.live, "ready": self._engine.ready}
-        respond_json(request, document, 200 if good else self._not_ready_status)
+        status = 200 if good else self._not_ready_status
+        if self._as_triton:
+            request.respond(status, ())
+        else:
+            respond_json(request, {"live": self._engine.live, "ready": self._engine.ready}, status)
 
     def _models(self, request: HttpRequest) -> None:
         """Lists the names of all models, as KServe does, and the state of every version."""
@@ -114,19 +122,23 @@ class RestService:
         try:
             model = self._engine.find(name, version)
         except NotFound as error:
-            if self._not_ready_status != _TRITON_NOT_READY:
+            if not self._as_triton:
                 raise
             self._respond_unready(name, error.message, request)
             return
         if model.ready:
-            respond_json(request, {"name": name, "ready": True})
+            if self._as_triton:
+                request.respond(200, ())
+            else:
+                respond_json(request, {"name": name, "ready": True})
             return
         told = for_clients(model.reason or model.unready)
         why = f": {told}" if told else ""
         self._respond_unready(name, f"'{name}' version {model.version} is {model.state.value}{why}", request)
 
     def _respond_unready(self, name: str, why: str, request: HttpRequest) -> None:
-        document = {"name": name, "ready": False, "error": f"Model version not ready: {why}"}
+        state = {} if self._as_triton else {"name": name, "ready": False}
+        document = {**state, "error": f"Model version not ready: {why}"}
         respond_json(request, document, self._not_ready_status)
 
     def _configuration(

@@ -112,13 +112,12 @@ def _failure(call: ModelCall, error: BacklineError) -> InferenceResponse:
     if isinstance(error, Cancelled):
         return InferenceResponse(error=TritonError(error.message, TritonError.CANCELLED))
     said = to_triton(error)
-    if said.message().startswith(f"Request for unknown model: '{call.model}' "):
-        # The server's text for clients. The text for calling models, which is Triton's, precedes it.
-        message = (
-            f"Model {call.model} - Error when running inference: Failed for execute the inference request."
-            f" Model '{call.model}' is not ready. {said.message()}"
-        )
-        said = TritonError(message, said.code())
+    if error.refused:
+        why = said.message()
+        if why.startswith(f"Request for unknown model: '{call.model}' "):
+            # The server's text for clients. The text for calling models, which is Triton's, precedes it.
+            why = f"Failed for execute the inference request. Model '{call.model}' is not ready. {why}"
+        said = TritonError(f"Model {call.model} - Error when running inference: {why}", said.code())
     return InferenceResponse(error=said)
 
 
