@@ -161,7 +161,7 @@ class BrowserPolicy:
         # Sec-Fetch-Mode does not identify a browser, because Node's fetch sends it too.
         browser = origin is not None or site is not None or b"referer" in headers
         if not browser and scope not in CHANGING:
-            # Programs may infer under any host name, such as that of a service in a cluster.
+            # Programs may send inference requests to any host name, such as that of a service in a cluster.
             return None
         host = headers.get(b"host")
         # HTTP/1.0 and HTTP/2 allow a request without Host, but no browser sends one.

@@ -160,7 +160,7 @@ class OnnxModel:
             raise self._failure(error) from None
 
     def cancellable(self) -> tuple[Run, Callable[[], None]]:
-        options = self._new_options()  # each run needs separate options, because they hold the flag
+        options = self._new_options()  # each run needs its own options, because they hold its terminate flag
 
         def cancel() -> None:
             options.terminate = True

@@ -60,9 +60,9 @@ class HeardNote:
     help="The port of the server; 0 takes any free port.",
 )
 def command(once: bool, port: int) -> None:
-    """Serve a network from an installed package, and let it transcribe a melody.
+    """Serve a neural network from an installed package, and use it to transcribe a melody.
 
-    Needs no other file: the network comes with the package swift-f0, and the melody is computed.
+    Needs no other files: the network comes with the package swift-f0, and the melody is synthesised.
     """
     began = perf_counter()
     network = _network()

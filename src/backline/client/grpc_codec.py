@@ -30,7 +30,7 @@ _CONTENTS = {
     DataType.FP64: "fp64_contents",
     DataType.BYTES: "bytes_contents",
 }
-#: Tags of length-delimited fields (number << 3 | 2): the id of both messages, and the raw contents of each.
+#: Tags of length-delimited fields (number << 3 | 2): the id of either message, and the raw contents of each.
 _ID = 3 << 3 | 2
 _RAW_INPUT = 7 << 3 | 2
 _RAW_OUTPUT = 6 << 3 | 2

@@ -38,7 +38,7 @@ from backline.wire.application import (
 
 #: Returns the content type of the metrics and their text, in pieces.
 Page: TypeAlias = Callable[[], Coroutine[Any, Any, tuple[bytes, Sequence[Buffer]]]]
-#: Admits no pages of other origins, and no host names except those of the loopback.
+#: Admits no pages of other origins, and no host names except those of the loopback address.
 _LOOPBACK_ONLY = BrowserPolicy()
 
 

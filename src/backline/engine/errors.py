@@ -28,7 +28,8 @@ from typing import ClassVar, Final
 
 from backline.engine.private_places import for_clients
 
-#: The most characters of a message. A message may quote names from a request, which can be megabytes long.
+#: The maximum length of a message in characters. A message may quote names from a request, which can be
+#: megabytes long.
 LONGEST_MESSAGE: Final = 16_384
 
 

@@ -1,8 +1,8 @@
 """Checks names of models, versions and labels, and file paths in load requests, and sorts versions.
 
-Such a name becomes a folder, a URL segment and a metric label, so names from outside are checked here before
-any such use: in requests by `Engine.find`, in every change to a model, and in `Overrides`; in repositories by
-their scan.
+Names from outside become folders, URL segments and metric labels, so they are checked before any such use.
+`Engine.find`, `Overrides` and every change to a model check the names in requests; the scan of a repository
+checks the names in it.
 """
 
 from __future__ import annotations

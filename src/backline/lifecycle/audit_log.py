@@ -55,7 +55,7 @@ class RotatedFile:
 class AuditLog:
     """The log of changes and refusals. If it cannot be written, the server logs an error and continues.
 
-    Every text is escaped as it is written, so that no line of the files does anything to a terminal.
+    Every text is escaped as it is written, so that no line of the files can control a terminal.
     """
 
     def __init__(self, folder: Path, *, limit: int = DEFAULT_LIMIT) -> None:

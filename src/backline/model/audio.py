@@ -29,7 +29,8 @@ class AudioHint(OrNone):
         _soundfile(), _soxr()
         if self.format and not output:
             raise InvalidArgument(
-                f"an input's file decides its format (WAV, FLAC, OGG, MP3, M4A...); leave '{self.format}' out"
+                "only outputs take a format; an input may be WAV, FLAC, OGG, MP3, M4A and others:"
+                f" leave '{self.format}' out"
             )
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> np.ndarray:

@@ -33,7 +33,8 @@ class ImageHint(OrNone):
         _pillow()
         if self.format and not output:
             raise InvalidArgument(
-                f"an input's file decides its format ({' '.join(_READ)}); leave '{self.format}' out"
+                f"only outputs take a format; an input may be any of {', '.join(_READ)}:"
+                f" leave '{self.format}' out"
             )
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> Any:

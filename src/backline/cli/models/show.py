@@ -62,7 +62,7 @@ def list_models(url: str, options: ClientOptions, as_json: bool, everywhere: boo
 
 
 def _list_everywhere(url: str, options: ClientOptions, as_json: bool) -> None:
-    """Lists the models of several servers. Status 1 if one of them does not answer."""
+    """Lists the models of several servers. Exits with status 1 if one of them does not answer."""
     servers = every_server(url)
     with ThreadPoolExecutor(len(servers)) as threads:
         answers = list(threads.map(lambda server: _ask(server, options), servers))

@@ -123,7 +123,7 @@ def _placements(tunable: Tunable, cores: int) -> Iterator[tuple[AnyLane, int, in
         yield tunable.base.lane, tunable.base.instances, tunable.base.threads
         return
     if tunable.hosted:
-        # Code in worker processes often waits for something, so more of them than cores may pay.
+        # Code in worker processes often waits for something, so more workers than cores may pay off.
         for instances in _powers(2 * cores):
             yield "process", instances, 1
         return

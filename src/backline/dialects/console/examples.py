@@ -59,7 +59,7 @@ class Examples:
         self._answer(request, work)
 
     def _file(self, name: str, example: str, request: HttpRequest) -> None:
-        # Only names from the scan of the repository are served, so that no request leads out of the folder.
+        # Only names from the scan of the repository are served, so no request can reach a file outside it.
         path = next((path for path in self._engine.find(name).examples if path.name == example), None)
         if path is None:
             raise NotFound(f"model '{name}' has no example '{example[:64]}'")

@@ -93,7 +93,7 @@ def element(spec: TensorSpec, *, exact: bool = False) -> Schema:
 
 
 def nested(spec: TensorSpec, shape: Sequence[int]) -> Schema:
-    """A tensor as lists nested by its shape."""
+    """The schema of a tensor that is sent as nested lists of the given shape."""
     schema = element(spec)
     for dimension in reversed(shape):
         sizes = {"minItems": dimension, "maxItems": dimension} if dimension >= 0 else {}

@@ -23,7 +23,7 @@ from backline.engine.values.messages import InferRequest, InferResponse, Paramet
 from backline.engine.values.signature import TensorSpec
 from backline.engine.values.tensor import Buffer, Tensor, decode_tensor, element_count
 
-#: The most bytes of a JSON body: decoded, its numbers take up to ten times as much memory.
+#: The maximum size of a JSON body in bytes. Once decoded, its numbers take up to ten times as much memory.
 MAX_JSON = 8 << 20
 REQUEST_ID = b"x-request-id"
 _MAX_ID = 256

@@ -211,8 +211,8 @@ class ModelConfig:
     #: How many times a failed load is retried.
     load_retries: int | None = None
     warm_up: tuple[WarmUpSample, ...] = ()
-    #: The complete serialised inference.ModelConfig of the file, with fields that have no effect; empty
-    #: without a file.
+    #: The serialised inference.ModelConfig of the whole configuration file, including fields that have no
+    #: effect; empty if there is no file.
     declared: bytes = b""
     source: str = ""
     #: The line and column in `source` of each field that it sets, by the field's path; None if unknown.

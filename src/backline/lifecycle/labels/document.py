@@ -15,7 +15,8 @@ from backline.lifecycle.records import make_folder, not_writable
 from backline.system.file_lock import locked
 from backline.system.private_file import private
 
-#: The largest document. Whoever may write to a shared folder must not fill the memory of the servers.
+#: The maximum size of a document. Whoever can write to the shared folder must not be able to exhaust the
+#: servers' memory.
 MOST_BYTES: Final = 64 * 1024 * 1024
 
 

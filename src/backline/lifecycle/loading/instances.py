@@ -198,7 +198,7 @@ class InstanceMaker:
     # called by the implementations of LoadedVersion.make_instances
 
     def inline(self, execute: Execution) -> Instance:
-        """An instance on the event loop."""
+        """Returns an instance that runs `execute` on the event loop."""
         return InlineInstance(execute, self._on_slow if self.model.config.lane is None else None)
 
     def run_on(

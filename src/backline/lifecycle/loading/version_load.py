@@ -130,7 +130,7 @@ class VersionLoad:
             strict_devices=options.strict_devices,
         )
         known = self._proved(kept, load_options)
-        # A worker's load does not grow this process.
+        # Loading a model in a worker does not increase the memory of this process.
         measuring = nullcontext() if self._kind.workers else self._shared.meter.measure(self._kind)
         with measuring as memory, pinned(config.cpus):
             loaded = load(

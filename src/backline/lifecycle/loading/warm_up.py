@@ -141,7 +141,7 @@ def _logged(file: Path, *, must_fit: bool) -> Iterator[WarmUpRequest]:
         yield WarmUpRequest(label, request.inputs, outputs=request.outputs, must_fit=must_fit)
 
 
-#: How many configured samples are tried in trial runs.
+#: The maximum number of configured samples that trial runs use.
 _MOST_ITEMS = 8
 
 

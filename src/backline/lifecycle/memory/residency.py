@@ -96,7 +96,7 @@ class Reservation:
 class Residency:
     """Keeps the server and its workers within `budget` bytes of memory, None for no limit.
 
-    Lives on the event loop. `tenants` returns the loaded versions; their clock is time.time(). `workers`
+    Lives on the event loop. `tenants` returns the loaded versions, with times from time.time(). `workers`
     returns the ids of all worker processes. `put_to_sleep` unloads some versions, to be reloaded on request,
     and returns once their memory is free. `gpu_budgets` has the bytes of each GPU that has a budget.
     """

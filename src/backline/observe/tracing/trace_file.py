@@ -96,7 +96,7 @@ class TraceFile:
         file_usable = not path.exists() or (path.is_file() and os.access(path, os.W_OK))
         if not (folder_usable and file_usable):
             raise InvalidArgument(
-                f"the trace file '{path}' cannot be written: it and its folder must be writable for this user"
+                f"the trace file '{path}' cannot be written: it and its folder must be writable by this user"
             )
         self._path = path
         self._ids = count(1)

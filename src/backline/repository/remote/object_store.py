@@ -110,8 +110,8 @@ class ObjectFiles:
                 files |= {found["path"][cut:]: _entry(found) for found in page}
                 if len(files) > _MAX_OBJECTS:
                     raise InvalidArgument(
-                        f"'{self._location}' has more than {_MAX_OBJECTS:,} objects; name the prefix in the"
-                        f" {self._bucket} that has models"
+                        f"'{self._location}' has more than {_MAX_OBJECTS:,} objects; add to the URL the"
+                        f" prefix under which the {self._bucket} holds the models"
                     )
         # Tools that show folders store a folder as an empty object, which is not a file.
         folders = {path[:end] for path in files for end in range(len(path)) if path[end] == "/"}

@@ -34,7 +34,7 @@ CacheOptions: TypeAlias = LocalOptions | RedisOptions
 
 
 def open_cache(options: CacheOptions) -> ResponseCache:
-    """Opens a cache, on the event loop. Raises InvalidArgument if a package it needs is not installed."""
+    """Opens a cache for use on the event loop. Raises InvalidArgument if a required package is missing."""
     return LocalCache(options.size) if isinstance(options, LocalOptions) else RedisCache(options)
 
 

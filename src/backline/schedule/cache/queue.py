@@ -152,7 +152,7 @@ class CachedQueue:
             return
         self._forget(flight)
         for ticket in flight.waiting:
-            if flight.submitting:  # complete after `submit` has returned
+            if flight.submitting:  # `submit` must return before its request completes
                 self._loop.call_soon(self._answer_from_cache, flight, ticket, outputs)
             else:
                 self._answer_from_cache(flight, ticket, outputs)

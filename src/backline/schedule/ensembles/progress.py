@@ -59,8 +59,8 @@ class _InTurn:
 class EnsembleProgress:
     """Receives events and decides which steps start and which rounds are sent as responses.
 
-    A step has at most `limit` rounds in flight, a decoupled one has one. The limit is exceeded only if a
-    decoupled step keeps responding although its level is `full`.
+    A step has at most `limit` rounds in flight, and a decoupled step only one. The limit is exceeded only if
+    a decoupled step keeps responding although its level is `full`.
     """
 
     def __init__(self, plan: EnsemblePlan, inputs: Tensors, limit: int) -> None:

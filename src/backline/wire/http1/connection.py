@@ -173,7 +173,7 @@ class Http1Connection(Connection):
             wire.poll.wake()
 
     def _remember(self, data: bytes, head: Head) -> None:
-        """Remembers `head` if `data` is exactly one request; stops trying if the client never repeats one."""
+        """Remembers `head` if `data` is exactly one request; counts heads in a row that were not repeated."""
         answers = self.pipeline.answers
         self._in_vain = self._in_vain + 1 if answers == self._remembered_at + 1 else 0
         self._remembered_at = answers

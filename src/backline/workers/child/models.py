@@ -150,7 +150,7 @@ class WorkerTransport(Transport):
 
 
 class BlockingTransport(WorkerTransport):
-    """The transport for functions: its coroutines block the calling thread, so they need no event loop."""
+    """The transport for plain functions: its coroutines block the thread, so they need no event loop."""
 
     async def infer(self, call: InferCall) -> InferResponse:
         return self._caller.infer(self._call(call))

@@ -97,7 +97,7 @@ class Generate:
         self._when_known(model, version, request, self._take_stream)
 
     def infer_stream(self, model: str, version: str, request: HttpRequest) -> None:
-        """Takes a request like `infer`; sends an event per response, each like a JSON response of `infer`."""
+        """Accepts what `infer` accepts; sends each response as an event, in the JSON form of `infer`."""
         self._when_known(model, version, request, self._take_infer)
 
     def _intake(self, read: ReadRequest[InferPlan], answer: _Answer) -> _Take:
