@@ -131,11 +131,11 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
     ),
     "load without_class": (
         {
-            (): "load failed for model 'without_class': version 1 is at UNAVAILABLE state: '1/model.py': "
-            "expected a class"
+            (): "load failed for model 'without_class': version 1 is at UNAVAILABLE state: AttributeError:"
+            " module '1.model' has no attribute 'TritonPythonModel'; '1/model.py': expected a class"
             " with a method predict, or a public function with type hints, found none;\n"
         },
-        "the file may be another kind of Python model here",
+        "after Triton's text, the error says which other models the file may hold here",
     ),
     "metric odd_name": (
         {
