@@ -196,6 +196,15 @@ def test_an_output_that_differs_from_its_declaration_is_returned_unchanged(file:
     assert answer.shape == (2, 3)
 
 
+def test_a_size_of_zero_that_shape_inference_gives_an_output_is_not_announced(file: Path) -> None:
+    model = load(build(file, [node("Relu", [X], [Y])], [(X, FLOAT, ["N", 3])], [(Y, FLOAT, [0, 3])]))
+
+    (answer,) = model.run({X: np.ones((2, 3), np.float32)}, [Y])
+
+    assert answer.shape == (2, 3)
+    assert model.signature.outputs == (TensorSpec(Y, DataType.FP32, (-1, 3)),)
+
+
 def test_answers_outlive_the_model(file: Path) -> None:
     model = load(identity(file, TensorProto.BFLOAT16))
     (answer,) = model.run({X: np.full((500, 4), 7, np.uint16)}, [Y])

@@ -99,7 +99,8 @@ def _show(chosen: list[Scenario], answers: dict[Scenario, Any]) -> int:
             deviations = list(compare(expected, got))
             listed = differences_of(scenario)
             new = unlisted(listed, scenario, deviations)
-            reasons = sorted({d.reason for d in listed if d.applies(scenario)})
+            shown = (d for d in listed if d.applies(scenario) and any(map(d.covers, deviations)))
+            reasons = sorted({d.reason for d in shown})
             verdict = "NO" if new or gone(listed, scenario, deviations) else ", ".join(reasons) or "yes"
             remarks += [
                 f"{scenario.theme}: {scenario.name}: {path}: Triton {one!r}, Backline {other!r}"

@@ -300,9 +300,10 @@ def _spec(path: Path, kind: str, node: Any) -> TensorSpec:
     datatype = _DATATYPES.get(node.type)
     if datatype is None:
         raise unservable(path, kind, node.name, f"a {node.type}")
-    return TensorSpec(
-        node.name, datatype, tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in node.shape)
-    )
+    # Shape inference may give an output the size 0 where it loses track of a dimension: a run returns more.
+    least = 1 if kind == "output" else 0
+    shape = tuple(dim if isinstance(dim, int) and dim >= least else -1 for dim in node.shape)
+    return TensorSpec(node.name, datatype, shape)
 
 
 def _check_no_strings(path: Path, file: Signature) -> None:

@@ -172,5 +172,13 @@ DROP_IN: tuple[Difference, ...] = (
         ("seen.*.failure_stats", "seen.*.memory_usage", "seen.*.response_stats*"),
         lambda triton, backline: triton in (None, []),
     ),
-    Difference("metrics", ("metrics_of_a_model",), ("seen.*",), any_value),
+    Difference("metrics", ("metrics_of_a_model",), ("seen.*",), is_new),
+    Difference("metrics", ("metrics_of_a_model",), ("seen.*nv_pinned_memory_pool_*",), is_gone),
+    Difference("metrics", ("metrics_of_a_model",), ("seen.help.*",), _texts),
+    Difference(
+        "metrics",
+        ("metrics_of_a_model",),
+        ("seen.tallied.nv_inference_request_failure*",),
+        _among(("0", "1")),
+    ),
 )

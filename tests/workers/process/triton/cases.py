@@ -244,7 +244,8 @@ def _calls(how: str, ask: Ask) -> Any:
 
 
 CALLS = (
-    "once", "some_outputs", "version", "failed", "raised", "unknown", "wrong_input", "told",
+    "once", "some_outputs", "version", "failed", "raised", "unknown", "wrong_input", "wrong_name",
+    "wrong_output", "wrong_output_async", "many_of_a_wrong_output", "without_a_sequence", "told",
     "beside_each_other", "from_threads", "many", "many_with_flag", "many_failed", "many_async", "many_as_one",
     "many_as_one_async", "one_as_many", "endless", "sequence", "ready", "loads", "loads_with_configuration",
     "loads_nobody", "unloads_nobody", "itself", "around",

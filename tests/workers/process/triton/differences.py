@@ -10,6 +10,7 @@ Changes = dict[tuple[str | int, ...], Any]
 
 _FINE = {"id": "", "outputs": {"told": ["BYTES", [1], ["fine"]], "number": ["INT32", [1], [7]]}}
 _CODE = "the error has the code of the called model's error; Triton's is always INTERNAL"
+_CODE_OF_REASON = "the error has the code of the reason, and says what is expected"
 _WHY = "after Triton's text, the error says why the model cannot be called; its code is that of the reason"
 _CIRCLE = "a cycle of calls is refused: it would deadlock with as many requests as there are instances"
 _TWICE = (
@@ -73,7 +74,44 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
         },
         _WHY,
     ),
-    "call wrong_input": ({("code",): "INVALID_ARG"}, "the error has the code of the reason"),
+    **dict.fromkeys(
+        ("call wrong_input", "call without_a_sequence"),
+        ({("code",): "INVALID_ARG"}, _CODE_OF_REASON),
+    ),
+    "call wrong_name": (
+        {
+            ("code",): "INVALID_ARG",
+            (
+                "error",
+            ): "Model answers - Error when running inference: unexpected inference input 'who' for model"
+            " 'answers'; expected 'how', but missing required input(s) ['how']",
+        },
+        _CODE_OF_REASON,
+    ),
+    **dict.fromkeys(
+        ("call wrong_output", "call wrong_output_async"),
+        (
+            {
+                ("code",): "INVALID_ARG",
+                (
+                    "error",
+                ): "Model answers - Error when running inference: unexpected inference output 'nothing'"
+                " for model 'answers', expected one of number, told",
+            },
+            _CODE_OF_REASON,
+        ),
+    ),
+    "call many_of_a_wrong_output": (
+        {
+            (0, "code"): "INVALID_ARG",
+            (
+                0,
+                "error",
+            ): "Model decoupled - Error when running inference: unexpected inference output 'nothing'"
+            " for model 'decoupled', expected one of number, told",
+        },
+        _CODE_OF_REASON,
+    ),
     "call failed": ({("code",): "NOT_FOUND"}, _CODE),
     "call many_failed": ({(0, "code"): "NOT_FOUND"}, _CODE),
     "call endless": (
@@ -132,8 +170,8 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
     "load without_class": (
         {
             (): "load failed for model 'without_class': version 1 is at UNAVAILABLE state: AttributeError:"
-            " module '1.model' has no attribute 'TritonPythonModel'; '1/model.py': expected a class"
-            " with a method predict, or a public function with type hints, found none;\n"
+            " module '1.model' has no attribute 'TritonPythonModel'; '1/model.py': expected a class with a"
+            " method predict, or a public function with type hints, found none;\n"
         },
         "after Triton's text, the error says which other models the file may hold here",
     ),

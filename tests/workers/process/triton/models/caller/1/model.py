@@ -60,6 +60,26 @@ class TritonPythonModel:
         wrong = pb_utils.InferenceRequest(model_name="answers", inputs=[tensor], requested_output_names=["told"])
         return plain(wrong.exec())
 
+    def wrong_name(self, request):
+        tensor = pb_utils.Tensor("who", np.array([[b"fine"]], np.object_))
+        wrong = pb_utils.InferenceRequest(model_name="answers", inputs=[tensor], requested_output_names=["told"])
+        return plain(wrong.exec())
+
+    def wrong_output(self, request):
+        return plain(asking("answers", "fine", requested_output_names=["nothing"]).exec())
+
+    async def wrong_output_async(self, request):
+        return plain(await asking("answers", "fine", requested_output_names=["nothing"]).async_exec())
+
+    def many_of_a_wrong_output(self, request):
+        wrong = asking("decoupled", "some:2", requested_output_names=["nothing"])
+        return [plain(response) for response in wrong.exec(decoupled=True)]
+
+    def without_a_sequence(self, request):
+        tensor = pb_utils.Tensor("x", np.array([[1]], np.int32))
+        wrong = pb_utils.InferenceRequest(model_name="sequence", inputs=[tensor], requested_output_names=["sum"])
+        return plain(wrong.exec())
+
     def told(self, request):
         """What the other model sees of the request."""
         what = pb_utils.Tensor("what", np.array([b"request"], np.object_))
