@@ -305,7 +305,8 @@ def test_validate_with_load_finds_bad_warm_up_and_ineffective_parameters(
 
     done = backline("config", "validate", repository, "--load")
 
-    assert "error: warm-up sample 'w' of " in done.stdout
+    assert "error: Invalid argument: [request id: <id_unknown>] unexpected inference input 'X'" in done.stdout
+    assert "; warm-up sample 'w' of " in done.stdout
     assert "does not fit the model" in done.stdout
     assert "warning: parameter 'intra_op_threads' of model 'ident' is not known" in done.stdout
     assert (

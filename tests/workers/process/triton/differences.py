@@ -173,7 +173,7 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
             " module '1.model' has no attribute 'TritonPythonModel'; '1/model.py': expected a class with a"
             " method predict, or a public function with type hints, found none;\n"
         },
-        "the file may be another kind of Python model here",
+        "after Triton's text, the error says which other models the file may hold here",
     ),
     "metric odd_name": (
         {
