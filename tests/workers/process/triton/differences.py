@@ -132,8 +132,8 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
         {
             (): {
                 "error": (
-                    "Model caller - Error when running inference: the call would close a cycle of waiting models:"
-                    " 'around' version 1 -> 'caller' version 1 -> "
+                    "Model caller - Error when running inference: the call would close a cycle of waiting"
+                    " models: 'around' version 1 -> 'caller' version 1 -> "
                     "'around' version 1"
                 ),
                 "code": "INTERNAL",
