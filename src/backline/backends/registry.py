@@ -32,8 +32,9 @@ class BackendEntry:
     #: for a backend that reads no files there.
     runtime: str = ""
     package: str = ""
-    #: The runtime's modules that a process may import before it forks.
-    modules: tuple[str, ...] = ()
+    #: What a process may import before it forks for trials: modules of the runtime, or functions
+    #: ("module:function") that import it with settings.
+    imports: tuple[str, ...] = ()
     #: The extra that installs the runtime; empty if there is nothing to install.
     extra: str = ""
 
@@ -50,7 +51,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "OnnxRuntime",
         runtime="ONNX Runtime",
         package="onnxruntime",
-        modules=("onnxruntime",),
+        imports=("backline.backends.onnxruntime:import_onnxruntime",),
         extra="onnx",
     ),
     BackendEntry(
@@ -60,7 +61,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "Pytorch",
         runtime="PyTorch",
         package="torch",
-        modules=("torch",),
+        imports=("torch",),
         extra="torch",
     ),
     BackendEntry(
@@ -79,7 +80,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "LiteRt",
         runtime="LiteRT",
         package="ai-edge-litert",
-        modules=("ai_edge_litert.interpreter",),
+        imports=("ai_edge_litert.interpreter",),
         extra="litert",
     ),
     BackendEntry(
@@ -89,10 +90,10 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "OpenVino",
         runtime="OpenVINO",
         package="openvino",
-        modules=("openvino",),
+        imports=("backline.backends.openvino:import_openvino",),
         extra="openvino",
     ),
-    BackendEntry("jax", "jax", "jax", "Jax", runtime="JAX", package="jax", modules=("jax",), extra="jax"),
+    BackendEntry("jax", "jax", "jax", "Jax", runtime="JAX", package="jax", imports=("jax",), extra="jax"),
     BackendEntry(
         "xgboost",
         "xgboost",
@@ -100,7 +101,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "XgBoost",
         runtime="XGBoost",
         package="xgboost",
-        modules=("xgboost",),
+        imports=("xgboost",),
         extra="xgboost",
     ),
     BackendEntry(
@@ -110,7 +111,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "LightGbm",
         runtime="LightGBM",
         package="lightgbm",
-        modules=("lightgbm",),
+        imports=("lightgbm",),
         extra="lightgbm",
     ),
     BackendEntry(
@@ -120,7 +121,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "CatBoost",
         runtime="CatBoost",
         package="catboost",
-        modules=("catboost",),
+        imports=("catboost",),
         extra="catboost",
     ),
     BackendEntry(
@@ -130,7 +131,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "Sklearn",
         runtime="scikit-learn",
         package="scikit-learn",
-        modules=("skops.io", "joblib"),
+        imports=("skops.io", "joblib"),
         extra="sklearn",
     ),
     BackendEntry(
