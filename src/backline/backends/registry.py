@@ -5,8 +5,9 @@ The module of a backend is only imported when a model needs it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
@@ -35,8 +36,14 @@ class BackendEntry:
     #: What a process may import before it forks for trials: modules of the runtime, or functions
     #: ("module:function") that import it with settings.
     imports: tuple[str, ...] = ()
+    #: More of them for files with a suffix.
+    imports_by_suffix: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: The extra that installs the runtime; empty if there is nothing to install.
     extra: str = ""
+
+    def imports_for(self, path: Path) -> tuple[str, ...]:
+        """What a process may import before it forks for a trial of `path`, judged by the name alone."""
+        return self.imports + self.imports_by_suffix.get(path.suffix.lower(), ())
 
     def backend(self) -> Backend:
         backend: Backend = getattr(import_module(f"backline.backends.{self.module}"), self.class_name)()
@@ -62,6 +69,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         runtime="PyTorch",
         package="torch",
         imports=("torch",),
+        imports_by_suffix={".pt2": ("backline.backends.pytorch_programs:import_exporter",)},
         extra="torch",
     ),
     BackendEntry(
@@ -71,6 +79,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "TensorFlow",
         runtime="TensorFlow",
         package="tensorflow",
+        imports=("backline.backends.tensorflow:import_tensorflow",),
         extra="tensorflow",
     ),
     BackendEntry(
@@ -93,7 +102,9 @@ BACKENDS: tuple[BackendEntry, ...] = (
         imports=("backline.backends.openvino:import_openvino",),
         extra="openvino",
     ),
-    BackendEntry("jax", "jax", "jax", "Jax", runtime="JAX", package="jax", imports=("jax",), extra="jax"),
+    BackendEntry(
+        "jax", "jax", "jax", "Jax", runtime="JAX", package="jax", imports=("jax", "jax.export"), extra="jax"
+    ),
     BackendEntry(
         "xgboost",
         "xgboost",
