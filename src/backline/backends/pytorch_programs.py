@@ -72,8 +72,13 @@ def load_script(torch: Any, path: Path, device: str | None) -> Program:
         module = torch.jit.load(str(path), map_location=device)
     check_graphs(path, module, inlined=own_names)
     module.eval()
+    forward = getattr(module, "forward", None)
+    if forward is None:
+        raise InvalidArgument(
+            f"'{path}' has no method forward, which requests would call: save a module that has one"
+        )
     arguments = []
-    for argument in module.forward.schema.arguments[1:]:
+    for argument in forward.schema.arguments[1:]:
         kind = str(argument.type)
         arguments.append(
             Argument(
