@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,15 @@ def test_another_file_of_that_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         InvalidArgument, match=r"cannot be loaded by JAX .* expected the result of jax\.export\.export"
     ):
+        load(tmp_path / "model.jax")
+
+
+def test_a_damaged_program_is_refused_before_its_first_run(tmp_path: Path) -> None:
+    exported = export.export(jax.jit(lambda x: x * 2))(jax.ShapeDtypeStruct((1,), numpy.float32))
+    damaged = replace(exported, mlir_module_serialized=exported.mlir_module_serialized[:-40])
+    (tmp_path / "model.jax").write_bytes(damaged.serialize())
+
+    with pytest.raises(InvalidArgument, match="cannot be loaded by JAX"):
         load(tmp_path / "model.jax")
 
 
