@@ -198,3 +198,21 @@ def test_only_exported_programs_need_the_exporter_before_trials() -> None:
 
     assert imports("model.pt") == ("torch",)
     assert imports("other.PT2") == ("torch", "backline.backends.pytorch_programs:import_exporter")
+
+
+@pytest.mark.parametrize(
+    ("before", "frozen"),
+    [("gc.freeze()", True), ("pass", False)],
+    ids=["in the server", "in a program that embeds an engine"],
+)
+def test_the_garbage_collector_skips_an_imported_runtime(before: str, frozen: bool) -> None:
+    program = (
+        f"import gc; from backline.backends.runtime import import_runtime; {before}\n"
+        "count = gc.get_freeze_count()\n"
+        "import_runtime('xml.dom.minidom', what='This test needs it', extra='test')\n"
+        "print(gc.isenabled(), gc.get_freeze_count() > count)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout == f"True {frozen}\n"
