@@ -10,9 +10,12 @@ import pytest
 
 from backends.loading import load
 from backends.served_models import build_jax, need
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec
+from backline.lifecycle.loading.loader import load as load_version
+from backline.lifecycle.loading.run_time import INLINE_RUN
 from support.lazy import lazy
 
 need("jax")
@@ -80,3 +83,13 @@ def test_shapes_that_do_not_fit_are_the_clients_fault(tmp_path: Path) -> None:
         load(tmp_path / "model.jax").run(
             {"INPUT__0": np.zeros((2, 5), np.float32), "scale": np.zeros((2, 1), np.float32)}, ["sum"]
         )
+
+
+def test_a_function_does_not_run_on_the_event_loop_which_would_wait_for_its_compiler(tmp_path: Path) -> None:
+    build_jax(tmp_path)
+
+    loaded = load_version(tmp_path / "model.jax", ModelConfig("m"))
+
+    assert loaded.measured.times.seconds[1] < INLINE_RUN
+    assert loaded.lane == "thread"
+    loaded.close()

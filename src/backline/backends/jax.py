@@ -136,6 +136,8 @@ class JaxModel:
     """An exported function, compiled for the shapes of its inputs."""
 
     threads_per_run = 1
+    #: See CompilingModel.
+    compiles = True
 
     def __init__(
         self,
