@@ -63,7 +63,8 @@ class CancellableModel(Protocol):
 class CompilingModel(Protocol):
     """A LoadedModel whose runs compile for each new shape of inputs, which would stall the event loop.
 
-    Such a model runs on threads, unless its configuration says otherwise. Use getattr to check for it, as for CancellableModel.
+    Such a model runs on threads, unless its configuration says otherwise. Use getattr to check for it, as for
+    CancellableModel.
     """
 
     @property
