@@ -23,3 +23,12 @@ def load(
         trust_pickle=trust_pickle, trust_skops_types=trust_skops_types, may_run_code=may_run_code
     )
     return choose(config, path).backend().load(path, config, options)
+
+
+def imports_of(backend: str) -> str:
+    """A program that imports the runtime of a backend as the fork server of trials does."""
+    return (
+        "from backline.backends.registry import BACKENDS\n"
+        "from backline.lifecycle.loading.isolation.fork_server import import_runtimes\n"
+        f"import_runtimes(next(one.imports for one in BACKENDS if one.name == {backend!r}))\n"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,12 @@ import pytest
 
 from backends.loading import load
 from backends.served_models import build_jax, need
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec
+from backline.lifecycle.loading.loader import load as load_version
+from backline.lifecycle.loading.run_time import INLINE_RUN
 from support.lazy import lazy
 
 need("jax")
@@ -63,6 +67,15 @@ def test_another_file_of_that_name_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "model.jax")
 
 
+def test_a_damaged_program_is_refused_before_its_first_run(tmp_path: Path) -> None:
+    exported = export.export(jax.jit(lambda x: x * 2))(jax.ShapeDtypeStruct((1,), numpy.float32))
+    damaged = replace(exported, mlir_module_serialized=exported.mlir_module_serialized[:-40])
+    (tmp_path / "model.jax").write_bytes(damaged.serialize())
+
+    with pytest.raises(InvalidArgument, match="cannot be loaded by JAX"):
+        load(tmp_path / "model.jax")
+
+
 def test_shapes_that_do_not_fit_are_the_clients_fault(tmp_path: Path) -> None:
     build_jax(tmp_path)
 
@@ -70,3 +83,13 @@ def test_shapes_that_do_not_fit_are_the_clients_fault(tmp_path: Path) -> None:
         load(tmp_path / "model.jax").run(
             {"INPUT__0": np.zeros((2, 5), np.float32), "scale": np.zeros((2, 1), np.float32)}, ["sum"]
         )
+
+
+def test_a_function_does_not_run_on_the_event_loop_which_would_wait_for_its_compiler(tmp_path: Path) -> None:
+    build_jax(tmp_path)
+
+    loaded = load_version(tmp_path / "model.jax", ModelConfig("m"))
+
+    assert loaded.measured.times.seconds[1] < INLINE_RUN
+    assert loaded.lane == "thread"
+    loaded.close()

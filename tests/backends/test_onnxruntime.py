@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from backends.loading import imports_of
 from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import Internal, InvalidArgument
@@ -325,9 +326,11 @@ def test_a_failing_node_is_the_models_fault_and_prints_nothing(file: Path) -> No
 @pytest.mark.skipif(
     not Path("/proc/self/task").exists(), reason="the kernel does not tell the threads of a process"
 )
-def test_telemetry_is_disabled(file: Path) -> None:
+@pytest.mark.parametrize("before", ["", imports_of("onnxruntime")], ids=["load", "trial"])
+def test_telemetry_is_disabled(file: Path, before: str) -> None:
     identity(file)
     program = (
+        f"{before}"
         "import os, sys; from pathlib import Path\n"
         "from backline.backends.onnxruntime import OnnxRuntime\n"
         "from backline.engine.config.model_config import ModelConfig\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backends.loading import load
+from backends.loading import imports_of, load
 from backends.served_models import need
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -92,8 +92,10 @@ def test_a_run_uses_the_configured_cores(file: Path) -> None:
     assert load(file, parameters={"INFERENCE_NUM_THREADS": "2"}).threads_per_run == 2
 
 
-def test_telemetry_is_not_loaded(onnx_file: Path) -> None:
+@pytest.mark.parametrize("before", ["", imports_of("openvino")], ids=["load", "trial"])
+def test_telemetry_is_not_loaded(onnx_file: Path, before: str) -> None:
     program = (
+        f"{before}"
         "import sys\nfrom pathlib import Path\nfrom backline.backends.openvino import OpenVino\n"
         "from backline.engine.config.model_config import ModelConfig\n"
         "OpenVino().load(Path(sys.argv[1]), ModelConfig('m'))\n"

@@ -153,6 +153,16 @@ def test_a_network_that_overwrites_its_input_does_not_overwrite_the_request(tmp_
     np.testing.assert_array_equal(received, floats(2, 4))
 
 
+def test_a_script_without_forward_is_refused(tmp_path: Path) -> None:
+    class Other(torch.nn.Module):
+        @torch.jit.export
+        def double(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2
+
+    with pytest.raises(InvalidArgument, match="has no method forward"):
+        load(script(Other(), tmp_path / "model.pt"), inputs=(X,), outputs=(Y,))
+
+
 def test_a_script_without_a_configuration_says_what_to_write(tmp_path: Path) -> None:
     with pytest.raises(
         InvalidArgument,

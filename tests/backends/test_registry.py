@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -176,3 +177,42 @@ def test_files_that_are_not_models_are_reported(
 
     with pytest.raises(InvalidArgument, match=f"{filename}' {reason}"):
         load(tmp_path / filename)
+
+
+def test_the_functions_to_call_before_trials_exist() -> None:
+    names = [
+        name
+        for entry in BACKENDS
+        for names in (entry.imports, *entry.imports_by_suffix.values())
+        for name in names
+        if ":" in name
+    ]
+
+    assert names
+    assert all(callable(resolve_name(name)) for name in names)
+
+
+def test_only_exported_programs_need_the_exporter_before_trials() -> None:
+    def imports(filename: str) -> tuple[str, ...]:
+        return choose(ModelConfig("m"), Path(filename)).imports_for(Path(filename))
+
+    assert imports("model.pt") == ("torch",)
+    assert imports("other.PT2") == ("torch", "backline.backends.pytorch_programs:import_exporter")
+
+
+@pytest.mark.parametrize(
+    ("before", "frozen"),
+    [("gc.freeze()", True), ("pass", False)],
+    ids=["in the server", "in a program that embeds an engine"],
+)
+def test_the_garbage_collector_skips_an_imported_runtime(before: str, frozen: bool) -> None:
+    program = (
+        f"import gc; from backline.backends.runtime import import_runtime; {before}\n"
+        "count = gc.get_freeze_count()\n"
+        "import_runtime('xml.dom.minidom', what='This test needs it', extra='test')\n"
+        "print(gc.isenabled(), gc.get_freeze_count() > count)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout == f"True {frozen}\n"

@@ -5,9 +5,8 @@ grammar. No input may raise, answer 500 or INTERNAL, hang, or leak requests, buf
 Findings are minimised and printed with the command that reproduces them; any finding makes the exit status 1.
 
 Meanwhile, an honest client in another process calls the same engine over HTTP and gRPC every 50 ms. It may
-get no error, and while mutated inputs are fed, its p99 may exceed the p99 that it had before the first input
-by at most 50 ms. Its p99 while valid inputs are fed is printed too, and not judged: it shows whether the
-mutations or other programs on the machine made the client wait.
+get no error. Every 6 s, the inputs stop for 2 s, and its p99 while inputs are fed may exceed its p99 in these
+pauses by at most 50 ms.
 """
 
 from __future__ import annotations
@@ -17,9 +16,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from time import monotonic
 
@@ -33,74 +30,15 @@ except ImportError:
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-from attacks.arena import collect, honest_client
-from attacks.honest import Log
-from attacks.target import Target
 
 from fuzz.bench import Bench, Finding, bench
 from fuzz.mutations import Input, make_input
+from fuzz.side_by_side import Target, Turns, side_by_side
 
 MIB = 1 << 20
-#: Allowed growth of memory after the first tenth of the inputs, in MiB.
-GROWTH = 48
+#: Allowed growth of memory in MiB, after the first tenth of the inputs or as many as this.
+GROWTH, WARM = 48, 50_000
 MAX_FINDINGS = 20
-#: Seconds for which the honest client calls before the first input.
-ALONE = 10.0
-#: Before each `PERIOD` of inputs, this many valid ones are fed.
-PERIOD, COMPARED = 5_000, 1_500
-#: Milliseconds by which the p99 of the honest client may grow.
-SLACK = 50.0
-
-
-class Phase(Enum):
-    """What is fed while the honest client calls."""
-
-    ALONE = "alone"
-    VALID = "valid"
-    MUTATED = "mutated"
-
-
-@dataclass
-class Honest:
-    """What the honest client saw in each phase."""
-
-    logs: dict[Phase, Log] = field(default_factory=lambda: {phase: Log() for phase in Phase})
-    #: When each phase began.
-    phases: list[tuple[float, Phase]] = field(default_factory=list)
-
-    def begin(self, phase: Phase) -> None:
-        self.phases.append((monotonic(), phase))
-
-    def sort(self, log: Log) -> None:
-        """Divides the calls by the phases."""
-        ends = [began for began, _ in self.phases[1:]] + [monotonic()]
-        for (began, phase), ended in zip(self.phases, ends, strict=True):
-            self.logs[phase].calls.extend(log.between(began, ended).calls)
-
-    def p99(self, phase: Phase) -> float:
-        return self.logs[phase].quantile(0.99)
-
-    def __str__(self) -> str:
-        mutated = self.logs[Phase.MUTATED]
-        alone, valid = self.p99(Phase.ALONE), self.p99(Phase.VALID)
-        return (
-            f"{len(mutated.calls)} calls, {len(mutated.errors)} errors, p99 {self.p99(Phase.MUTATED):.1f} ms;"
-            f" {alone:.1f} ms before the inputs, {valid:.1f} ms while valid inputs arrive"
-        )
-
-    def complaints(self) -> list[str]:
-        errors = self.logs[Phase.MUTATED].errors
-        found = [f"the honest client got {call.protocol} {call.error}" for call in errors[:3]]
-        most = self.p99(Phase.ALONE) + SLACK
-        if self.p99(Phase.MUTATED) > most:
-            busy = self.p99(Phase.VALID) > most
-            reason = (
-                "; valid inputs made it wait as long, so the machine may be too busy to judge" if busy else ""
-            )
-            found.append(f"the honest client waited too long, more than {most:.1f} ms: {self}{reason}")
-        return found
 
 
 @dataclass
@@ -113,22 +51,8 @@ class Report:
     growth: float = 0.0
     kinds: dict[str, int] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
-    honest: Honest = field(default_factory=Honest)
-
-
-@contextlib.asynccontextmanager
-async def honest_calls(port: int, seen: Honest) -> AsyncIterator[None]:
-    """Lets an honest client call port `port` of this process during the block."""
-    # The client waits for this event loop, so everything that waits for the client runs on another thread.
-    client = honest_client(Target(port, os.getpid()))
-    control = await asyncio.to_thread(client.__enter__)
-    try:
-        try:
-            yield
-        finally:
-            seen.sort(await asyncio.to_thread(collect, control))
-    finally:
-        await asyncio.to_thread(client.__exit__, None, None, None)
+    #: The honest client, if there was one.
+    turns: Turns | None = None
 
 
 def first_line(finding: Finding) -> str:
@@ -167,11 +91,15 @@ async def run(
     seed: int,
     first: int = 0,
     *,
+    minutes: float | None = None,
     shrink: bool = True,
     progress: bool = False,
     honest: bool = False,
 ) -> Report:
-    """Feeds inputs `first` to `first + inputs` of a seed; with `honest`, an honest client calls meanwhile."""
+    """Feeds inputs `first` to `first + inputs` of a seed, or as many as can be fed within `minutes`.
+
+    With `honest`, an honest client calls meanwhile.
+    """
     report = Report()
     process = psutil.Process()
     with tempfile.TemporaryDirectory(prefix="backline-fuzz-") as folder:
@@ -180,20 +108,16 @@ async def run(
             if honest:
                 port = await target.listen()
                 stack.push_async_callback(target.stop_listening)
-                await stack.enter_async_context(honest_calls(port, report.honest))
-                report.honest.begin(Phase.ALONE)
-                await asyncio.sleep(ALONE)
+                served = Target(port, os.getpid())
+                report.turns = await stack.enter_async_context(side_by_side(served))
             began = monotonic()
             base = 0.0
-            made = (make_input(seed, number) for number in range(2000) if honest)
-            compared = [one for one in made if one.valid]
             seen: set[str] = set()
             for number in range(first, first + inputs):
-                if honest and (number - first) % PERIOD == 0:
-                    report.honest.begin(Phase.VALID)
-                    for repeated in range(COMPARED):
-                        await target.feed(repeated, compared[repeated % len(compared)])
-                    report.honest.begin(Phase.MUTATED)
+                if minutes is not None and monotonic() - began > 60 * minutes:
+                    break
+                if report.turns is not None and report.turns.over:
+                    await report.turns.alone()
                 one = make_input(seed, number)
                 report.kinds[one.kind] = report.kinds.get(one.kind, 0) + 1
                 try:
@@ -214,7 +138,7 @@ async def run(
                     if len(report.findings) >= MAX_FINDINGS:
                         break
                 report.inputs += 1
-                if report.inputs == max(1, inputs // 10):
+                if report.inputs == max(1, min(inputs // 10, WARM)):
                     base = process.memory_info().rss / MIB
                 if progress and report.inputs % 10_000 == 0:
                     rate = report.inputs / (monotonic() - began)
@@ -225,9 +149,10 @@ async def run(
             report.seconds = monotonic() - began
             report.answers = target.answers
             report.growth = process.memory_info().rss / MIB - base
-    report.findings += report.honest.complaints()
+    if report.turns is not None:
+        report.findings += report.turns.comparison.complaints()
     if report.growth > GROWTH:
-        report.findings.append(f"memory grew by {report.growth:.0f} MB after the first tenth of the inputs")
+        report.findings.append(f"memory grew by {report.growth:.0f} MB after the first inputs")
     return report
 
 
@@ -235,23 +160,27 @@ async def run(
 @click.option("--inputs", default=200_000, show_default=True)
 @click.option("--seed", default=1, show_default=True)
 @click.option("--first", default=0, show_default=True, help="Number of the first input.")
+@click.option("--minutes", type=float, help="Stop after this time.")
 @click.option("--shrink/--no-shrink", default=True, help="Minimise inputs with findings.")
 @click.option("--honest/--no-honest", default=True, help="Run the honest client.")
-def main(inputs: int, seed: int, first: int, shrink: bool, honest: bool) -> None:
+def main(inputs: int, seed: int, first: int, minutes: float | None, shrink: bool, honest: bool) -> None:
     # Uses the server's event loop where it is installed.
     factory = uvloop.new_event_loop if uvloop else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        report = runner.run(run(inputs, seed, first, shrink=shrink, progress=True, honest=honest))
+        report = runner.run(
+            run(inputs, seed, first, minutes=minutes, shrink=shrink, progress=True, honest=honest)
+        )
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items()))
     click.echo(
         f"{report.inputs} inputs ({kinds}) with {report.answers} answers in {report.seconds:.0f} s, "
         f"memory {report.growth:+.0f} MB, "
         f"{len(report.findings)} findings"
     )
-    if honest:
-        click.echo(f"honest client: {report.honest}")
-    for complaint in report.honest.complaints():
-        click.echo(complaint)
+    if report.turns is not None:
+        comparison = report.turns.comparison
+        click.echo(f"honest client: {comparison}")
+        for complaint in comparison.complaints():
+            click.echo(complaint)
     sys.exit(1 if report.findings else 0)
 
 

@@ -60,6 +60,18 @@ class CancellableModel(Protocol):
         """
 
 
+class CompilingModel(Protocol):
+    """A LoadedModel whose runs compile for each new shape of inputs, which would stall the event loop.
+
+    Such a model runs on threads, unless its configuration says otherwise. Use getattr to check for it, as for
+    CancellableModel.
+    """
+
+    @property
+    def compiles(self) -> bool:
+        """True."""
+
+
 @runtime_checkable
 class StreamingModel(Protocol):
     """A model in memory that gives any number of responses: a LoadedModel with `stream` instead of `run`."""

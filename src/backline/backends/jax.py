@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -99,6 +100,7 @@ def _read(jax: Any, path: Path) -> Any:
     try:
         exported = export.deserialize(bytearray(path.read_bytes()))
         module = exported.mlir_module_serialized
+        _parse(module)
     except Exception as error:
         raise InvalidArgument(
             f"'{path}' cannot be loaded by JAX {jax.__version__}: {one_line(error) or type(error).__name__};"
@@ -110,6 +112,16 @@ def _read(jax: Any, path: Path) -> Any:
             " and is refused; export the function without callbacks"
         )
     return exported
+
+
+def _parse(program: bytes) -> None:
+    """Raises an error if a StableHLO program is damaged, which JAX would only find out at the first run."""
+    parse = getattr(import_module("jax.extend.mlir"), "deserialize_portable_artifact", None)
+    if parse is None:  # an older JAX
+        return
+    with import_module("jax.interpreters.mlir").make_ir_context() as context:
+        context.attach_diagnostic_handler(lambda _: True)  # instead of printing the reason
+        parse(program)
 
 
 def _place(jax: Any, device: Device) -> Any:
@@ -124,6 +136,8 @@ class JaxModel:
     """An exported function, compiled for the shapes of its inputs."""
 
     threads_per_run = 1
+    #: See CompilingModel.
+    compiles = True
 
     def __init__(
         self,

@@ -75,7 +75,7 @@ class OnnxRuntime:
         check_structure(path)
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        runtime = _import()
+        runtime = import_onnxruntime()
         reason = why_on_no_gpu(config, runtime.get_available_providers())
         return Gpus(reason=reason) if reason else usable_gpus(runtime)
 
@@ -86,7 +86,7 @@ class OnnxRuntime:
         Runtime is not installed, InvalidArgument for an invalid parameter, and for a file that is not a
         model, has tensors of unsupported types, or contradicts the configuration.
         """
-        runtime = _import()
+        runtime = import_onnxruntime()
         settings = read_settings(config)
         providers = read_providers(
             config, runtime.get_available_providers(), options.device, lambda: usable_gpus(runtime).reason
@@ -203,7 +203,7 @@ class Bfloat16Model(StringModel):
     def _runner(self) -> Callable[..., Any]:
         inputs = self.signature.inputs
         self._bfloat16_inputs = frozenset(spec.name for spec in inputs if spec.datatype is DataType.BF16)
-        self._value_of = _import().OrtValue
+        self._value_of = import_onnxruntime().OrtValue
         return self._run_values
 
     def _run_values(
@@ -240,7 +240,8 @@ def _array(value: Any) -> np.ndarray:
     return np.asarray(_Bits(value))
 
 
-def _import() -> Any:
+def import_onnxruntime() -> Any:
+    """Imports ONNX Runtime with its telemetry disabled."""
     # From 1.29 on, ONNX Runtime reports loaded models to Microsoft unless this is set before the import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return import_runtime("onnxruntime", what="ONNX models need ONNX Runtime", extra="onnx")

@@ -64,7 +64,7 @@ class OpenVino:
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
         """See GpuBackend. GPUs are used only if configured, because most are integrated and no faster."""
-        core = _import().Core()
+        core = import_openvino().Core()
         indexes = gpu_indexes(core.available_devices)
         if not indexes:
             return Gpus(
@@ -80,7 +80,7 @@ class OpenVino:
         INFERENCE_PRECISION_HINT is set, because OpenVINO's default, BF16 where supported, gives results that
         differ from those of other runtimes.
         """
-        runtime = _import()
+        runtime = import_openvino()
         parameters = Parameters(config, self.name, (_THREADS, *_PROPERTIES))
         threads = parameters.threads(_THREADS, 1)
         if not path.is_dir():
@@ -165,8 +165,9 @@ class OpenVinoModel:
         self._idle = SimpleQueue()
 
 
-def _import() -> Any:
-    # Blocks OpenVINO's telemetry, which would fork this process on import and send reports to its makers.
+def import_openvino() -> Any:
+    """Imports OpenVINO without its telemetry."""
+    # The telemetry would fork this process on import and send reports to its makers.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return import_runtime("openvino", what="This model needs OpenVINO", extra="openvino")
 

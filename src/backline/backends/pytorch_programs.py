@@ -72,8 +72,13 @@ def load_script(torch: Any, path: Path, device: str | None) -> Program:
         module = torch.jit.load(str(path), map_location=device)
     check_graphs(path, module, inlined=own_names)
     module.eval()
+    forward = getattr(module, "forward", None)
+    if forward is None:
+        raise InvalidArgument(
+            f"'{path}' has no method forward, which requests would call: save a module that has one"
+        )
     arguments = []
-    for argument in module.forward.schema.arguments[1:]:
+    for argument in forward.schema.arguments[1:]:
         kind = str(argument.type)
         arguments.append(
             Argument(
@@ -87,9 +92,8 @@ def load_script(torch: Any, path: Path, device: str | None) -> Program:
 
 def load_exported(torch: Any, path: Path, device: str | None) -> Program:
     """Loads a torch.export program onto a device; None is the device that it was exported on."""
-    # Imported late, because these modules are slow to import.
+    import_exporter()  # late, because it is slow
     pytree = import_module("torch.utils._pytree")
-    _import_compiler()
     with _weights_only(), loading(path, f"PyTorch {torch.__version__}"):
         exported = import_module("torch.export").load(str(path))
     if device is not None and (device != "cpu" or _is_elsewhere(exported)):
@@ -140,6 +144,12 @@ def load_compiled(torch: Any, path: Path, device: str | None) -> Program:
     in_spec, _ = package.loader.get_call_spec()
     count = import_module("torch.utils._pytree").treespec_loads(in_spec).num_leaves
     return Program(tuple(Argument(f"INPUT__{index}", required=False) for index in range(count)), package)
+
+
+def import_exporter() -> None:
+    """Imports what torch.export programs need, which takes seconds."""
+    _import_compiler()
+    import_module("torch.export.pt2_archive")
 
 
 def _import_compiler() -> None:

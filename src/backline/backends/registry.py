@@ -5,8 +5,9 @@ The module of a backend is only imported when a model needs it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Final
@@ -33,10 +34,17 @@ class BackendEntry:
     #: for a backend that reads no files there.
     runtime: str = ""
     package: str = ""
-    #: The runtime's modules that a process may import before it forks.
-    modules: tuple[str, ...] = ()
+    #: What a process may import before it forks for trials: modules of the runtime, or functions
+    #: ("module:function") that import it with settings.
+    imports: tuple[str, ...] = ()
+    #: More of them for files with a suffix.
+    imports_by_suffix: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: The extra that installs the runtime; empty if there is nothing to install.
     extra: str = ""
+
+    def imports_for(self, path: Path) -> tuple[str, ...]:
+        """What a process may import before it forks for a trial of `path`, judged by the name alone."""
+        return self.imports + self.imports_by_suffix.get(path.suffix.lower(), ())
 
     def backend(self) -> Backend:
         backend: Backend = getattr(import_module(f"backline.backends.{self.module}"), self.class_name)()
@@ -51,7 +59,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "OnnxRuntime",
         runtime="ONNX Runtime",
         package="onnxruntime",
-        modules=("onnxruntime",),
+        imports=("backline.backends.onnxruntime:import_onnxruntime",),
         extra="onnx",
     ),
     BackendEntry(
@@ -61,7 +69,8 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "Pytorch",
         runtime="PyTorch",
         package="torch",
-        modules=("torch",),
+        imports=("torch",),
+        imports_by_suffix={".pt2": ("backline.backends.pytorch_programs:import_exporter",)},
         extra="torch",
     ),
     BackendEntry(
@@ -71,6 +80,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "TensorFlow",
         runtime="TensorFlow",
         package="tensorflow",
+        imports=("backline.backends.tensorflow:import_tensorflow",),
         extra="tensorflow",
     ),
     BackendEntry(
@@ -80,7 +90,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "LiteRt",
         runtime="LiteRT",
         package="ai-edge-litert",
-        modules=("ai_edge_litert.interpreter",),
+        imports=("ai_edge_litert.interpreter",),
         extra="litert",
     ),
     BackendEntry(
@@ -90,10 +100,12 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "OpenVino",
         runtime="OpenVINO",
         package="openvino",
-        modules=("openvino",),
+        imports=("backline.backends.openvino:import_openvino",),
         extra="openvino",
     ),
-    BackendEntry("jax", "jax", "jax", "Jax", runtime="JAX", package="jax", modules=("jax",), extra="jax"),
+    BackendEntry(
+        "jax", "jax", "jax", "Jax", runtime="JAX", package="jax", imports=("jax", "jax.export"), extra="jax"
+    ),
     BackendEntry(
         "xgboost",
         "xgboost",
@@ -101,7 +113,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "XgBoost",
         runtime="XGBoost",
         package="xgboost",
-        modules=("xgboost",),
+        imports=("xgboost",),
         extra="xgboost",
     ),
     BackendEntry(
@@ -111,7 +123,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "LightGbm",
         runtime="LightGBM",
         package="lightgbm",
-        modules=("lightgbm",),
+        imports=("lightgbm",),
         extra="lightgbm",
     ),
     BackendEntry(
@@ -121,7 +133,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "CatBoost",
         runtime="CatBoost",
         package="catboost",
-        modules=("catboost",),
+        imports=("catboost",),
         extra="catboost",
     ),
     BackendEntry(
@@ -131,7 +143,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
         "Sklearn",
         runtime="scikit-learn",
         package="scikit-learn",
-        modules=("skops.io", "joblib"),
+        imports=("skops.io", "joblib"),
         extra="sklearn",
     ),
     BackendEntry(

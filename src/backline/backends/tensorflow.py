@@ -60,7 +60,7 @@ class TensorFlow:
     name: ClassVar[str] = "tensorflow"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        runtime = _import()
+        runtime = import_tensorflow()
         found = runtime.config.list_physical_devices("GPU")
         if found:
             return Gpus(tuple(range(len(found))))
@@ -84,7 +84,7 @@ class TensorFlow:
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("TF_NUM_INTRA_THREADS", 1)
         folder = _folder(path)
-        runtime = _import()
+        runtime = import_tensorflow()
         v1 = runtime.compat.v1
         graph = runtime.Graph()
         # -1: operations run on the calling thread, so that parallel runs use one core each.
@@ -169,7 +169,8 @@ class TensorFlowModel:
             session.close()
 
 
-def _import() -> Any:
+def import_tensorflow() -> Any:
+    """Imports TensorFlow, which takes seconds."""
     # Hides messages about the processor and the search for GPUs, unless the user has set a level.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with LLVM_IMPORT:

@@ -382,7 +382,8 @@ def _describe(
             entry = None
         if entry is not None:
             backend = entry.name
-            module = (*entry.modules, entry.package)[0].partition(".")[0]
+            modules = [one for one in entry.imports if ":" not in one]
+            module = (*modules, entry.package)[0].partition(".")[0]
             installed = not module or importlib.util.find_spec(module) is not None
         if entry is not None and entry.hosted and root is not None:
             folder = place if place.is_dir() else place.parent

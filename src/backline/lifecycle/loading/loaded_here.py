@@ -189,8 +189,9 @@ def _plan(
 ) -> RunPlan:
     on_gpus = any(device.kind == "gpu" for device in placed.devices)
     assert config.lane != "process", "it is loaded here"
-    # The event loop can neither abandon a long run, nor be pinned to cores, nor wait for a device.
-    threads = config.execution_timeout_seconds is not None or config.cpus or on_gpus
+    # The event loop cannot abandon a long run, be pinned to cores, or wait for a device or a compiler.
+    long = config.execution_timeout_seconds is not None or getattr(model, "compiles", False)
+    threads = long or config.cpus or on_gpus
     return plan(
         measured.times,
         cores=len(config.cpus) or usable_cores(),

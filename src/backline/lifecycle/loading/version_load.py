@@ -196,7 +196,7 @@ class VersionLoad:
             replace(config, declared=b""),
             options,
             recorded_file(self._shared.state_folder, config.name),
-            entry.modules,
+            entry.imports_for(path),
         )
         limits = TrialLimits.of(
             sum(file.size for file in self._version.files.values()),

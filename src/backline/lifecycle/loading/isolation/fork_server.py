@@ -15,12 +15,11 @@ import resource
 import selectors
 import signal
 import socket
-import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import NoReturn
 
 from backline.lifecycle.loading.isolation.messages import Report, TrialJob, decode_job, encode_report
@@ -52,10 +51,10 @@ class _ForRuntime:
 
 
 class _ForkServer:
-    """Forks itself for trials with the runtime of `modules`, and passes on requests for others."""
+    """Forks itself for trials with the runtime in `imports`, and passes on requests for others."""
 
-    def __init__(self, control: socket.socket, modules: tuple[str, ...] = ()) -> None:
-        self._modules = modules
+    def __init__(self, control: socket.socket, imports: tuple[str, ...] = ()) -> None:
+        self._imports = imports
         self._others: dict[tuple[str, ...], _ForRuntime] = {}
         self._control = control
         self._selector = selectors.DefaultSelector()
@@ -79,9 +78,9 @@ class _ForkServer:
             return False
         channel, job, output, ending = descriptors
         asked = json.loads(request)
-        modules = tuple(asked["modules"])
-        if modules != self._modules:
-            self._pass_on(modules, request, descriptors)
+        imports = tuple(asked["imports"])
+        if imports != self._imports:
+            self._pass_on(imports, request, descriptors)
             return True
         gc.freeze()  # so that collections in trials do not copy pages
         parent = os.getpid()
@@ -98,20 +97,20 @@ class _ForkServer:
             socket.send_fds(said, [b"%d %d" % (pid, resident_bytes())], [pidfd])
         return True
 
-    def _pass_on(self, modules: tuple[str, ...], request: bytes, descriptors: Sequence[int]) -> None:
+    def _pass_on(self, imports: tuple[str, ...], request: bytes, descriptors: Sequence[int]) -> None:
         for _ in range(2):
-            other = self._others.get(modules) or self._start_for(modules)
+            other = self._others.get(imports) or self._start_for(imports)
             try:
                 socket.send_fds(other.control, [request], descriptors)
                 break
             except OSError:  # the process has died: start another
-                del self._others[modules]
+                del self._others[imports]
                 other.control.close()
                 os.waitpid(other.pid, 0)
         for descriptor in descriptors:
             os.close(descriptor)
 
-    def _start_for(self, modules: tuple[str, ...]) -> _ForRuntime:
+    def _start_for(self, imports: tuple[str, ...]) -> _ForRuntime:
         own, given = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
         pid = os.fork()
@@ -119,15 +118,15 @@ class _ForkServer:
             try:
                 self._leave(parent)
                 own.close()
-                _import(modules)
-                _ForkServer(given, modules).serve()
+                import_runtimes(imports)
+                _ForkServer(given, imports).serve()
                 os._exit(0)
             except BaseException:
                 traceback.print_exc()
                 os._exit(70)
         given.close()
-        self._others[modules] = _ForRuntime(pid, own)
-        return self._others[modules]
+        self._others[imports] = _ForRuntime(pid, own)
+        return self._others[imports]
 
     def _leave(self, parent: int) -> None:
         """Lets a fork of this process end with it, and closes what only this process needs."""
@@ -189,12 +188,16 @@ def _limit(limits: dict[str, int]) -> None:
         file.write("1000")
 
 
-def _import(modules: Iterable[str]) -> None:
-    """Imports runtimes. One that is missing or broken is reported by the trial, which imports it again."""
-    for module in modules:
-        if module not in sys.modules:
-            with suppress(Exception):
-                import_module(module)
+def import_runtimes(imports: Iterable[str]) -> None:
+    """Imports the modules and calls the functions of `BackendEntry.imports`.
+
+    A runtime that is missing or broken is reported by the trial, which imports it again.
+    """
+    for name in imports:
+        with suppress(Exception):
+            found = resolve_name(name)
+            if callable(found):
+                found()
 
 
 def main(control: int) -> None:

@@ -30,8 +30,8 @@ _MOST_DEVICES: Final = 64
 class TrialJob:
     """What to try: the file or folder `path` with its configuration, as a load in the server would.
 
-    `recorded` is the file of recorded requests, which need not exist. `modules` are imported by the fork
-    server, once for all trials.
+    `recorded` is the file of recorded requests, which need not exist. The fork server imports `imports` once
+    for all trials, see `BackendEntry.imports`.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class TrialJob:
     config: ModelConfig
     options: LoadOptions
     recorded: Path
-    modules: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ class TrialProcesses:
             written.write(encode_job(job))
             written.seek(0)
             cpu = int(limits.seconds * usable_cores()) + 1
-            asked = {"modules": job.modules, "limits": {"cpu": cpu, "file": limits.file}}
+            asked = {"imports": job.imports, "limits": {"cpu": cpu, "file": limits.file}}
             descriptors = (given.fileno(), written.fileno(), output.fileno(), said.fileno())
             self._ask(json.dumps(asked).encode(), descriptors)
             given.close()
