@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -561,6 +562,35 @@ def test_a_load_cannot_name_paths_on_the_server(
                         "add1", overrides=Overrides(json.dumps(config), files), who=WHO
                     )
                 assert field in caught.value.message
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("name", ["backend", "platform"])
+def test_a_load_cannot_send_a_file_of_the_server_to_an_address_of_its_choice(
+    home: Homes, repository: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "secret").write_text("a secret of the server's user")
+    places = {
+        "urls": "",
+        "model": "other",
+        "version": "2",
+        "ca": "/etc/passwd",
+        "api_key_file": str(tmp_path / "secret"),
+    }
+
+    async def scenario() -> None:
+        models.add1(repository)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            listening.settimeout(0)
+            places["urls"] = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            async with home(repository, mode="explicit") as server:
+                for parameter, value in places.items():
+                    config = {name: "remote", "parameters": {parameter: {"string_value": value}}}
+                    with pytest.raises(InvalidArgument, match=f"{parameter}. says where a remote model runs"):
+                        await server.lifecycle.load("add1", overrides=Overrides(json.dumps(config)), who=WHO)
+            with pytest.raises(BlockingIOError):
+                listening.accept()
 
     asyncio.run(scenario())
 

@@ -67,7 +67,9 @@ class Lifecycle:
             versions_now=self._versions_now,
         )
         self._holdings = Holdings(self._shared, self._sources, self._executor, self._labelling.in_force)
-        self._overriding = OverridingFiles(complete=options.complete_configs)
+        self._overriding = OverridingFiles(
+            complete=options.complete_configs, may_name_servers=options.trust_remote_code
+        )
         #: The configurations that came with loads, and the models that their repositories held then.
         self._configurations: dict[str, tuple[FoundModel, str]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -220,7 +222,12 @@ class Lifecycle:
             text = None
         if text is None:
             return source
-        return await with_configuration(source, text, complete=self._options.complete_configs)
+        return await with_configuration(
+            source,
+            text,
+            complete=self._options.complete_configs,
+            may_name_servers=self._options.trust_remote_code,
+        )
 
     def _keep_configuration(self, model: str, overrides: Overrides | None) -> None:
         """Keeps the configuration of a load for the next loads, as in Triton, until the files change."""
