@@ -362,6 +362,18 @@ class Dependencies:
         sources = (served.target.source for served in self._models if served.target)
         return {name for source in sources for name in composed_of(source.config)}
 
+    def only_of(self, name: str) -> list[str]:
+        """The models that only the ensemble `name` calls, or only models that are called by it alone."""
+        targets = {served.name: served.target for served in self._models if served.target is not None}
+        steps = {other: composed_of(target.source.config) for other, target in targets.items()}
+        found = {name}
+        while True:
+            needed: set[str] = set().union(*(called for other, called in steps.items() if other not in found))
+            more = {step for other in found for step in steps.get(other, ())} - needed - found
+            if not more:
+                return sorted(found - {name})
+            found |= more
+
     def is_waiting(self, config: ModelConfig) -> bool:
         """Whether a model's load must wait for loads of models that it calls."""
         if config.ensemble is None:
