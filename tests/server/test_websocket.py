@@ -120,6 +120,18 @@ def test_every_message_is_a_request_and_every_response_a_message(server: ServerP
         client.send('{"text": "one two"}')
         client.send('{"text": "three"}')
         told = [client.receive() for _ in range(5)]
+def test_parameters_that_no_request_can_have_are_an_error_and_reach_no_model(server: ServerProcess) -> None:
+    with connected(server, "/models/words/stream") as client:
+        for value in ([1, 2], {"b": 1}, None, 1 << 64):
+            client.send(json.dumps({"parameters": {"a": value}}))
+            assert "parameter" in client.receive()["error"]
+        client.send('{"parameters": [1]}')
+        assert "'parameters' must be an object" in client.receive()["error"]
+        client.send('{"text": "one"}')
+        assert client.receive() == {"outputs": {"output": ["ONE"]}}
+    assert "worker process ended" not in server.output
+
+
     assert told == [
         {"outputs": {"output": ["ONE"]}},
         {"outputs": {"output": ["TWO"]}},

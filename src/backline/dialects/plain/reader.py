@@ -110,13 +110,14 @@ def _of_json(model: Model, body: Buffer, parameters: dict[str, Parameter]) -> di
         if name in specs:
             given[name] = tensor_of(specs[name], value)
         elif name == PARAMETERS:
-            parameters.update(_parameters(value))
+            parameters.update(plain_parameters(value))
         else:
             raise _unknown(model, name)
     return given
 
 
-def _parameters(value: Any) -> dict[str, Parameter]:
+def plain_parameters(value: Any) -> dict[str, Parameter]:
+    """The parameters in a decoded JSON value. Raises InvalidArgument for any that a request cannot have."""
     if not isinstance(value, dict) or not all(isinstance(one, str | int | float) for one in value.values()):
         raise InvalidArgument("'parameters' must be an object of strings, numbers, true and false")
     for name, one in value.items():
@@ -130,7 +131,7 @@ def _of_form(model: Model, parts: list[FormPart], parameters: dict[str, Paramete
     given: dict[str, Tensor] = {}
     for part in parts:
         if part.name == PARAMETERS and PARAMETERS not in specs:
-            parameters.update(_parameters(_json_of(part.name, part.body)))
+            parameters.update(plain_parameters(_json_of(part.name, part.body)))
             continue
         spec = specs.get(part.name)
         if spec is None:
