@@ -185,9 +185,14 @@ def _of_npy(spec: TensorSpec, body: bytes) -> Tensor:
                 f"the .npy file for input '{spec.name}' holds numbers; the input takes BYTES"
             )
         elements = np.empty(array.size, np.object_)
-        elements[:] = [
-            text.encode() if isinstance(text, str) else text for text in array.reshape(-1).tolist()
-        ]
+        try:
+            elements[:] = [
+                text.encode() if isinstance(text, str) else text for text in array.reshape(-1).tolist()
+            ]
+        except (ValueError, SystemError):  # numpy raises SystemError for numbers beyond the last code point
+            raise InvalidArgument(
+                f"the .npy file for input '{spec.name}' holds text that is not Unicode"
+            ) from None
         return Tensor(spec.name, spec.datatype, array.shape, elements.reshape(array.shape))
     wanted = spec.datatype.dtype
     if array.dtype.newbyteorder("=") != wanted:
