@@ -27,6 +27,8 @@ from backline.access.key_ring import check_location, fetch_keys, metadata_url
 from backline.access.keys import hash_key
 from backline.access.scope import Scope
 from backline.engine.errors import Forbidden, InvalidArgument, QuotaExceeded, Unauthenticated, Unavailable
+from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferRequest
 from backline.system import file_watch
 from support.issuer import Issuer, served
 
@@ -154,11 +156,11 @@ def test_a_claim_is_a_list_or_words_and_may_be_nested(
         ({"exp": None}, "does not say when it expires"),
         ({"exp": "4000000000"}, "does not say when it expires"),
         ({"exp": True}, "does not say when it expires"),
-        ({"nbf": int(time.time()) + 3600}, "is not valid yet"),
-        ({"nbf": "0"}, "invalid beginning"),
         ({"exp": 10**400}, "does not say when it expires"),
         ({"nbf": 10**400}, "has an invalid beginning"),
         ({"iss": 10**400}, "is from the issuer '?'"),
+        ({"nbf": int(time.time()) + 3600}, "is not valid yet"),
+        ({"nbf": "0"}, "invalid beginning"),
         ({"sub": None}, "names no subject"),
         ({"sub": ""}, "names no subject"),
         ({"sub": "a\nb"}, "names no subject"),
@@ -512,6 +514,26 @@ def test_all_tokens_of_a_subject_use_up_one_quota(tmp_path: Path, rsa_issuer: Is
         assert first.meter is None
 
     with_site(tmp_path, rsa_issuer, check, limited)
+
+
+def test_a_subject_with_the_name_of_a_key_is_another_caller(tmp_path: Path, rsa_issuer: Issuer) -> None:
+    """It must not take the turns of the key's holder in queues, or continue its sequences."""
+
+    def check(site: Site) -> None:
+        callers = (
+            site.access.identify({b"x-api-key": KEY.encode()}),
+            site.identify(rsa_issuer.token(sub="app")),
+            site.identify(rsa_issuer.token(sub="app2")),
+        )
+        assert [caller.name for caller in callers] == ["app", "app", "app2"]
+        tickets = [Ticket(InferRequest("add1", {}), lambda *_: None) for _ in callers]
+        for caller, ticket in zip(callers, tickets, strict=True):
+            caller.follow(ticket)
+        assert len({ticket.identity for ticket in tickets}) == 3
+        again = site.identify(rsa_issuer.token(sub="app", exp=int(time.time()) + 60))
+        assert again.holder == callers[1].holder
+
+    with_site(tmp_path, rsa_issuer, check)
 
 
 def test_unknown_keys_cause_few_fetches(tmp_path: Path) -> None:

@@ -199,7 +199,8 @@ class Access:
         for rule in self._policy.certificates:
             identity = rule.identify(certificate)
             if identity is not None:
-                return self._metered(identity, f"{rule.name} {sorted(rule.subject)} {sorted(rule.names)}")
+                holder = f"certificate {rule.name} {sorted(rule.subject)} {sorted(rule.names)}"
+                return self._held(identity, holder)
         cure = f"; no table [[certificates]] applies to the client's certificate ({describe(certificate)})"
         unknown = replace(self._policy.anonymous, cure=cure, quotas=())
         # All callers without a key share one quota, whatever certificate they have.
@@ -215,10 +216,14 @@ class Access:
     def _of_token(self, claims: Claims) -> Identity | None:
         """The identity of a token's holder; None if the token would no longer be accepted."""
         identity = None if self._verifier is None else self._verifier.identify(claims)
-        return None if identity is None else self._metered(identity, f"{claims.issuer} {claims.subject}")
+        return None if identity is None else self._held(identity, f"token {claims.issuer} {claims.subject!r}")
 
-    def _metered(self, identity: Identity, holder: str) -> Identity:
-        """Lets an identity use up the quotas of `holder`, of whom there may be other identities."""
+    def _held(self, identity: Identity, holder: str) -> Identity:
+        """Makes an identity one of `holder`, whose identities all use up the same quotas.
+
+        A holder contains a blank, which no name of a key does.
+        """
+        identity.holder = holder
         if identity.meter is not None:
             known = self._meters.setdefault(holder, identity.meter)
             if known is not identity.meter:

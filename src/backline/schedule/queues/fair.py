@@ -38,7 +38,7 @@ class FairQueue:
     (Shreedhar and Varghese, 1995), except that a caller pays for a large request after it is taken, not
     before.
 
-    `Ticket.identity` names the caller. Each caller's own requests stay in order. A full queue admits
+    `Ticket.identity` identifies the caller. Each caller's own requests stay in order. A full queue admits
     a request of a caller with fewer queued requests than another by displacing the last request of the caller
     that has the most. Debts are forgotten once nobody waits.
     """
