@@ -175,8 +175,13 @@ class RepositoryRoutes:
         asked = read_query(HistoryQuery, request.query)
         if not 1 <= asked.limit <= _LONGEST_HISTORY:
             raise InvalidArgument(f"limit is {asked.limit}, expected 1 to {_LONGEST_HISTORY}")
-        changes = control.history(asked.model, asked.limit)
-        respond_json(request, {"changes": [replace(one, detail=for_clients(one.detail)) for one in changes]})
+
+        def answer(changes: Sequence[Change]) -> None:
+            hidden = [replace(one, detail=for_clients(one.detail)) for one in changes]
+            respond_json(request, {"changes": hidden})
+
+        work = asyncio.to_thread(control.history, asked.model, asked.limit)
+        self._deferred.answer(request, work, answer)
 
     def _audit(self, request: HttpRequest) -> None:
         control = control_of(self._engine, "the audit log")
