@@ -18,6 +18,7 @@ import pytest
 
 from backline.engine.control import LabelMove, Overrides
 from backline.engine.errors import BacklineError, Internal, InvalidArgument, NotFound, Unavailable
+from backline.lifecycle.wanted import Target
 from support import models
 
 Homes = Callable[..., Any]
@@ -513,6 +514,26 @@ def test_a_hidden_repository_gives_its_name_to_a_namespace(home: Homes, tmp_path
             await server.lifecycle.load(".models.add1", who=WHO)
             assert await server.answer(".models.add1") == 1
             await server.lifecycle.unload(".models.add1", who=WHO)
+
+    asyncio.run(scenario())
+
+
+def test_a_load_that_is_cancelled_before_it_begins_does_not_block_the_next(
+    home: Homes, repository: Path
+) -> None:
+    async def scenario() -> None:
+        models.add1(repository)
+        async with home(repository, mode="explicit", load_threads=2) as server:
+            lifecycle = server.lifecycle
+            source = lifecycle._holdings.source("add1")
+            for _ in range(3):
+                for target in (Target(source), None):
+                    served = lifecycle._models["add1"]
+                    served.target = target
+                    lifecycle._executor.advance(("add1",))
+                await asyncio.wait_for(lifecycle._models.settle(("add1",)), 10)
+            await asyncio.wait_for(lifecycle.load("add1", who=WHO), 10)
+            assert await server.answer() == 1
 
     asyncio.run(scenario())
 

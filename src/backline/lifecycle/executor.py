@@ -192,6 +192,8 @@ class Executor:
         log.info("loading: %s:%s", served.name, version.version)
         self._loading += 1
         one.task = asyncio.get_running_loop().create_task(self._load(served, one))
+        # Not at the end of the task: of a task that is cancelled before it begins, no code runs.
+        one.task.add_done_callback(lambda _: self._load_ended(served, one))
 
     async def _load(self, served: ServedModel, one: Servable) -> None:
         model = one.model
@@ -202,8 +204,6 @@ class Executor:
         evict = model.config.pinned or one.another_serves or requested
         try:
             await self._load_within_budget(one, known, evict=evict)
-        except asyncio.CancelledError:
-            served.held.pop(one.key, None)
         except NoRoom as error:
             if evict:
                 one.retry_after = error.retry_after
@@ -223,9 +223,12 @@ class Executor:
             self._save_needs()
             if one.measured is not None:
                 self._measured[model.name, model.version] = (one.fingerprint, one.measured)
-        finally:
-            self._loading -= 1
-            self.advance((served.name,))
+
+    def _load_ended(self, served: ServedModel, one: Servable) -> None:
+        if one.phase is VersionPhase.LOADING:  # it was cancelled
+            served.held.pop(one.key, None)
+        self._loading -= 1
+        self.advance((served.name,))
 
     async def _load_within_budget(self, one: Servable, known: Measured | None, *, evict: bool) -> None:
         """Loads a version. Raises NoRoom if the memory budget has no room, else what Servable.load raises."""
