@@ -227,6 +227,21 @@ def test_a_key_limited_to_some_models_reaches_no_others_through_an_ensemble(
         assert ask(served.http_port, "POST", INFER, BODY, keys.of["operator"])[0] == 200
 
 
+def test_the_history_names_the_key_whatever_user_the_caller_claims_to_be(
+    served: ServerProcess, keys: Keys
+) -> None:
+    load = "/v2/repository/models/add2/load"
+    assert ask(served.http_port, "POST", load, key=keys.of["operator"], x_backline_user="root@ops")[0] == 200
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{served.grpc_port}") as client:
+        client.load_model("add2", {"authorization": f"Bearer {keys.of['operator']}"})
+    status, told = ask(served.http_port, "GET", "/v2/repository/history?limit=2", key=keys.of["root"])
+    assert status == 200
+    assert [change["who"] for change in json.loads(told)["changes"]] == [
+        "operator, 127.0.0.1",
+        "root@ops (operator, 127.0.0.1)",
+    ]
+
+
 def test_stock_clients_send_a_key_as_a_header(served: ServerProcess, keys: Keys) -> None:
     headers = {"Authorization": f"Bearer {keys.of['app']}"}
     for kind, port in ((triton_http, served.http_port), (triton_grpc, served.grpc_port)):

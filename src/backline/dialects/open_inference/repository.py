@@ -264,7 +264,8 @@ def _is_string(raw: Raw) -> bool:
 
 
 def _who(caller: HttpRequest | UnaryCall) -> str:
-    return caller_name(caller.peer, caller.headers if isinstance(caller, HttpRequest) else caller.metadata)
+    fields = caller.headers if isinstance(caller, HttpRequest) else caller.metadata
+    return caller_name(caller.peer, fields, "" if caller.identity is None else caller.identity.name)
 
 
 def _may_change(caller: HttpRequest | UnaryCall) -> MayChange:
