@@ -516,6 +516,31 @@ def test_all_tokens_of_a_subject_use_up_one_quota(tmp_path: Path, rsa_issuer: Is
     with_site(tmp_path, rsa_issuer, check, limited)
 
 
+def test_a_subject_cannot_renew_its_quota_with_other_spellings_of_its_token(
+    tmp_path: Path, rsa_issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backline.access.access._MAX_REMEMBERED", 4)
+    token = rsa_issuer.token().encode()
+
+    def spend(site: Site, spaces: int) -> None:
+        identity = site.access.identify({b"authorization": b"Bearer" + b" " * spaces + token})
+        assert identity.meter is not None
+        identity.meter.charge("add1", 0, time.monotonic())
+
+    def check(site: Site) -> None:
+        spend(site, 1)
+        for spaces in range(2, 20):
+            with pytest.raises(QuotaExceeded):
+                spend(site, spaces)
+        for number in range(20):  # meters that rest are forgotten
+            site.identify(rsa_issuer.token(sub=f"idle {number}"))
+        assert len(site.access._in_use) <= 6
+        with pytest.raises(QuotaExceeded):
+            spend(site, 1)
+
+    with_site(tmp_path, rsa_issuer, check, TABLE + "[tokens.quota]\nrequests_per_second = 0.001\n")
+
+
 def test_a_subject_with_the_name_of_a_key_is_another_caller(tmp_path: Path, rsa_issuer: Issuer) -> None:
     """It must not take the turns of the key's holder in queues, or continue its sequences."""
 

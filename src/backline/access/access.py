@@ -83,9 +83,13 @@ class Access:
         self._holders: Memo[Certificate, Identity] = Memo(_MAX_REMEMBERED)
         #: Identities of certificates and tokens that are still in use, and what they were made from.
         self._issued: WeakKeyDictionary[Identity, Certificate | Claims] = WeakKeyDictionary()
-        #: Measures what the holders of certificates and tokens use, while any identity of theirs is in use.
-        #: All certificates of a rule use up the same quotas, and so do all tokens of a subject.
+        #: Measures what the holders of certificates and tokens use. All certificates of a rule use up the
+        #: same quotas, and so do all tokens of a subject.
         self._meters: WeakValueDictionary[str, Meter] = WeakValueDictionary()
+        #: Security: keeps meters alive until they rest. Identities may be forgotten sooner, as a holder can
+        #: fill the memo with other spellings of its token, and a new meter would renew its quotas.
+        self._in_use: set[Meter] = set()
+        self._look_at = _MAX_REMEMBERED
         self._verifier: TokenVerifier | None = None
         self._use_tokens(policy)
         self._policy = policy
@@ -229,4 +233,9 @@ class Access:
             if known is not identity.meter:
                 known.change(identity.quotas, identity.meter.whose, monotonic())
                 identity.meter = known
+            self._in_use.add(known)
+            if len(self._in_use) > self._look_at:
+                now = monotonic()
+                self._in_use = {meter for meter in self._in_use if not meter.rests(now)}
+                self._look_at = max(_MAX_REMEMBERED, 2 * len(self._in_use))
         return identity
