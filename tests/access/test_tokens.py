@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from backline.access.access import Access
 from backline.access.auth_file import make_policy, read_auth_file
 from backline.access.identity import Identity
 from backline.access.jwks import read_key_set
-from backline.access.key_ring import check_location, fetch_keys, metadata_url
+from backline.access.key_ring import KeyRing, check_location, fetch_keys, metadata_url
 from backline.access.keys import hash_key
 from backline.access.scope import Scope
 from backline.engine.errors import Forbidden, InvalidArgument, QuotaExceeded, Unauthenticated, Unavailable
@@ -574,6 +575,31 @@ def test_unknown_keys_cause_few_fetches(tmp_path: Path) -> None:
 
     with served(Issuer()) as issuer:
         run(lambda: scenario(issuer))
+
+
+def test_an_issuer_that_never_ends_its_header_does_not_hold_up_later_fetches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(key_ring, "FETCH_LIMIT", 0.2)
+    monkeypatch.setattr(key_ring, "RETRY", 0.05)
+    issuer = Issuer()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        async def scenario() -> None:
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}/keys"
+            ring = KeyRing(url, asyncio.get_running_loop(), lambda: None)
+            loop = asyncio.get_running_loop()
+            silent, _ = await loop.run_in_executor(None, listening.accept)
+            answering, _ = await loop.run_in_executor(None, listening.accept)
+            with silent, answering:
+                answering.recv(4096)
+                head = f"HTTP/1.0 200 OK\r\ncontent-length: {len(issuer.key_set)}\r\n\r\n"
+                answering.sendall(head.encode() + issuer.key_set)
+                while ring.find(issuer.key, issuer.algorithm) is None:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            ring.close()
+
+        run(scenario)
 
 
 def test_keys_are_refreshed_in_the_background_and_kept_while_the_issuer_is_down(
