@@ -162,6 +162,9 @@ def loaded_here(
     warnings += missing_gpu(config, placed)
     if config.max_batch_size and probe is not None and not probe.batched:
         warnings += (_batched_against_proof(config, probe),)
+    if config.lane == "inline" and _may_not_end(model):
+        told = "the model has a loop, so a request may decide how long a run takes, and it runs on threads"
+        warnings += (f"{config.source or config.name}: lane inline has no effect: {told}",)
     max_batch_size = _max_batch_size(config, probe)
     chosen = _plan(config, model, measured, max_batch_size, placed)
     return LoadedHere(
@@ -184,6 +187,10 @@ def loaded_here(
     )
 
 
+def _may_not_end(model: LoadedModel) -> bool:
+    return getattr(model, "may_not_end", False)
+
+
 def _plan(
     config: ModelConfig, model: LoadedModel, measured: Measured, max_batch_size: int, placed: Places
 ) -> RunPlan:
@@ -191,11 +198,13 @@ def _plan(
     assert config.lane != "process", "it is loaded here"
     # The event loop can neither abandon a long run, nor be pinned to cores, nor wait for a device.
     threads = config.execution_timeout_seconds is not None or config.cpus or on_gpus
+    # Security: a request for a billion turns of a loop would stop the whole server.
+    lane = "thread" if _may_not_end(model) else config.lane or ("thread" if threads else None)
     return plan(
         measured.times,
         cores=len(config.cpus) or usable_cores(),
         threads_per_run=model.threads_per_run,
-        lane=config.lane or ("thread" if threads else None),
+        lane=lane,
         instances=len(placed.spread()) if placed.counted or on_gpus else None,
         max_batch=max_batch_size,
     )
