@@ -188,6 +188,7 @@ def loaded_here(
 
 
 def _may_not_end(model: LoadedModel) -> bool:
+    """Whether a request may decide how long a run takes. Backends that can tell set this attribute."""
     return getattr(model, "may_not_end", False)
 
 
