@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -23,10 +24,12 @@ from backline.access.access import Access
 from backline.access.auth_file import make_policy, read_auth_file
 from backline.access.identity import Identity
 from backline.access.jwks import read_key_set
-from backline.access.key_ring import check_location, fetch_keys, metadata_url
+from backline.access.key_ring import KeyRing, check_location, fetch_keys, metadata_url
 from backline.access.keys import hash_key
 from backline.access.scope import Scope
 from backline.engine.errors import Forbidden, InvalidArgument, QuotaExceeded, Unauthenticated, Unavailable
+from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferRequest
 from backline.system import file_watch
 from support.issuer import Issuer, served
 
@@ -154,6 +157,9 @@ def test_a_claim_is_a_list_or_words_and_may_be_nested(
         ({"exp": None}, "does not say when it expires"),
         ({"exp": "4000000000"}, "does not say when it expires"),
         ({"exp": True}, "does not say when it expires"),
+        ({"exp": 10**400}, "does not say when it expires"),
+        ({"nbf": 10**400}, "has an invalid beginning"),
+        ({"iss": 10**400}, "is from the issuer '?'"),
         ({"nbf": int(time.time()) + 3600}, "is not valid yet"),
         ({"nbf": "0"}, "invalid beginning"),
         ({"sub": None}, "names no subject"),
@@ -511,6 +517,51 @@ def test_all_tokens_of_a_subject_use_up_one_quota(tmp_path: Path, rsa_issuer: Is
     with_site(tmp_path, rsa_issuer, check, limited)
 
 
+def test_a_subject_cannot_renew_its_quota_with_other_spellings_of_its_token(
+    tmp_path: Path, rsa_issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backline.access.access._MAX_REMEMBERED", 4)
+    token = rsa_issuer.token().encode()
+
+    def spend(site: Site, spaces: int) -> None:
+        identity = site.access.identify({b"authorization": b"Bearer" + b" " * spaces + token})
+        assert identity.meter is not None
+        identity.meter.charge("add1", 0, time.monotonic())
+
+    def check(site: Site) -> None:
+        spend(site, 1)
+        for spaces in range(2, 20):
+            with pytest.raises(QuotaExceeded):
+                spend(site, spaces)
+        for number in range(20):  # meters that rest are forgotten
+            site.identify(rsa_issuer.token(sub=f"idle {number}"))
+        assert len(site.access._in_use) <= 6
+        with pytest.raises(QuotaExceeded):
+            spend(site, 1)
+
+    with_site(tmp_path, rsa_issuer, check, TABLE + "[tokens.quota]\nrequests_per_second = 0.001\n")
+
+
+def test_a_subject_with_the_name_of_a_key_is_another_caller(tmp_path: Path, rsa_issuer: Issuer) -> None:
+    """It must not take the turns of the key's holder in queues, or continue its sequences."""
+
+    def check(site: Site) -> None:
+        callers = (
+            site.access.identify({b"x-api-key": KEY.encode()}),
+            site.identify(rsa_issuer.token(sub="app")),
+            site.identify(rsa_issuer.token(sub="app2")),
+        )
+        assert [caller.name for caller in callers] == ["app", "app", "app2"]
+        tickets = [Ticket(InferRequest("add1", {}), lambda *_: None) for _ in callers]
+        for caller, ticket in zip(callers, tickets, strict=True):
+            caller.follow(ticket)
+        assert len({ticket.identity for ticket in tickets}) == 3
+        again = site.identify(rsa_issuer.token(sub="app", exp=int(time.time()) + 60))
+        assert again.holder == callers[1].holder
+
+    with_site(tmp_path, rsa_issuer, check)
+
+
 def test_unknown_keys_cause_few_fetches(tmp_path: Path) -> None:
     async def scenario(issuer: Issuer) -> None:
         site = Site(tmp_path, issuer, jwks=issuer.url)
@@ -524,6 +575,31 @@ def test_unknown_keys_cause_few_fetches(tmp_path: Path) -> None:
 
     with served(Issuer()) as issuer:
         run(lambda: scenario(issuer))
+
+
+def test_an_issuer_that_never_ends_its_header_does_not_hold_up_later_fetches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(key_ring, "FETCH_LIMIT", 0.2)
+    monkeypatch.setattr(key_ring, "RETRY", 0.05)
+    issuer = Issuer()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        async def scenario() -> None:
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}/keys"
+            ring = KeyRing(url, asyncio.get_running_loop(), lambda: None)
+            loop = asyncio.get_running_loop()
+            silent, _ = await loop.run_in_executor(None, listening.accept)
+            answering, _ = await loop.run_in_executor(None, listening.accept)
+            with silent, answering:
+                answering.recv(4096)
+                head = f"HTTP/1.0 200 OK\r\ncontent-length: {len(issuer.key_set)}\r\n\r\n"
+                answering.sendall(head.encode() + issuer.key_set)
+                while ring.find(issuer.key, issuer.algorithm) is None:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            ring.close()
+
+        run(scenario)
 
 
 def test_keys_are_refreshed_in_the_background_and_kept_while_the_issuer_is_down(

@@ -89,6 +89,22 @@ def test_an_exported_program_says_its_inputs_and_outputs_itself(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("network", "loops"), [(networks.Add, False), (networks.Repeated, True), (networks.Nested, True)]
+)
+def test_a_script_with_a_loop_does_not_run_on_the_event_loop(
+    network: type[torch.nn.Module], loops: bool, tmp_path: Path
+) -> None:
+    inputs = (TensorSpec("a", DataType.FP32, (1,)), TensorSpec("b", DataType.FP32, (1,)))
+    model = load(
+        script(network(), tmp_path / "model.pt"),
+        inputs=inputs,
+        outputs=(TensorSpec("y", DataType.FP32, (1,)),),
+    )
+
+    assert getattr(model, "may_not_end", False) is loops
+
+
+@pytest.mark.parametrize(
     "names", [("x", "y"), ("INPUT__0", "INPUT__1"), ("a", "b")], ids=["arguments", "indexes", "order"]
 )
 @pytest.mark.parametrize("suffix", [".pt", ".pt2"])

@@ -23,3 +23,24 @@ class Scaled(torch.nn.Module):
 class Overwriting(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.mul_(2)
+
+
+class Repeated(torch.nn.Module):
+    def forward(self, x: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        for _ in range(int(times)):
+            x = self.step(x)
+        return x
+
+    def step(self, x: torch.Tensor) -> torch.Tensor:
+        return -x
+
+
+class Nested(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Repeated()
+
+    def forward(self, x: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        if bool(x.sum() > 0):
+            x = self.inner(x, times)
+        return x

@@ -11,8 +11,10 @@ from backline.engine.control import (
     Attempt,
     Change,
     LabelMove,
+    MayChange,
     Overrides,
     RepositoryState,
+    may_change_all,
 )
 from backline.engine.engine import Engine
 from backline.engine.errors import AlreadyExists, InvalidArgument
@@ -32,7 +34,13 @@ class FakeControl:
         self.failure: Exception | None = None
 
     async def load(
-        self, model: str, version: str = "", *, overrides: Overrides | None = None, who: str
+        self,
+        model: str,
+        version: str = "",
+        *,
+        overrides: Overrides | None = None,
+        who: str,
+        may_change: MayChange = may_change_all,
     ) -> None:
         await self.gate.wait()
         if self.failure is not None:
@@ -42,7 +50,15 @@ class FakeControl:
         self.calls.append(("load", model, version, overrides))
         self._note("load", model, version, who)
 
-    async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
+    async def unload(
+        self,
+        model: str,
+        version: str = "",
+        *,
+        dependents: bool = False,
+        who: str,
+        may_change: MayChange = may_change_all,
+    ) -> None:
         await self.gate.wait()
         self.engine.find(model, version).state = ModelState.UNAVAILABLE
         self.engine.refresh()

@@ -168,6 +168,34 @@ def test_an_unsuitable_npy_file_is_refused(caller: Caller, body: bytes, error: s
     assert error in answer.error
 
 
+def raw_npy(datatype: str, shape: str, data: bytes = b"") -> bytes:
+    """A file with any header: numpy would not write some of these."""
+    header = f"{{'descr': {datatype}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+@pytest.mark.parametrize(
+    ("datatype", "body", "error"),
+    [
+        # Elements without bytes: a body of 70 bytes would become gigabytes.
+        (DataType.BYTES, raw_npy("'|S0'", "(1000000000,)"), "elements of 0 bytes"),
+        (DataType.BYTES, raw_npy("'<U0'", "(1000000000,)"), "elements of 0 bytes"),
+        (DataType.BYTES, raw_npy("'<U1'", "(1,)", b"\xff" * 4), "not Unicode"),
+        (DataType.BYTES, raw_npy("'<U1'", "(1,)", b"\x00\xd8\x00\x00"), "not Unicode"),
+        (DataType.FP32, raw_npy("'<f4'", f"(0, {10**30})"), "malformed"),
+        (DataType.FP32, raw_npy("'<f4'", f"({'1,' * 65})", bytes(4)), "malformed"),
+        (DataType.FP32, raw_npy("'<f4'", "(True,)", bytes(4)), "malformed"),
+        (DataType.FP32, raw_npy("('<f4', (2,))", "(1,)", bytes(8)), "holds Python objects"),
+        (DataType.FP32, raw_npy("-" * 9000, "(1,)"), "malformed"),
+        (DataType.FP32, raw_npy("(" * 9000, "(1,)"), "malformed"),
+    ],
+    ids=["bytes", "text", "code point", "surrogate", "huge", "rank", "flag", "nested", "minuses", "brackets"],
+)
+def test_a_hostile_npy_file_is_refused(datatype: DataType, body: bytes, error: str) -> None:
+    answer = ask(echo(TensorSpec("x", datatype, (-1,))), "echo", body, "application/x-npy")
+    assert (answer.status, error in answer.error) == (400, True), answer.error
+
+
 def test_a_body_of_a_type_that_fits_no_input_is_refused(caller: Caller) -> None:
     assert ask(caller, "add1", b"x", "audio/ogg").status == 415
     assert ask(caller, "pair", b"x", "application/octet-stream").status == 415

@@ -13,8 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backline.backends.backend import RemoteModel
 from backline.client import Client, connect, connect_async
 from backline.client.errors import DeadlineExceeded, InvalidArgument
+from backline.engine.errors import Cancelled
+from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferRequest
+from backline.fleet.description import open_remote
+from backline.fleet.lane import RemoteLane
+from backline.workers.batch import Batch
+from backline.workers.instance import Instance
 from support import models
 from support.repositories import put
 from support.server import ServerProcess, free_ports, metrics_page, serve
@@ -270,3 +278,21 @@ def test_settings_that_a_remote_model_cannot_have_are_refused(
         front.wait_started()
 
     assert message in front.output
+
+
+def test_a_request_cancelled_before_it_began_frees_its_instance() -> None:
+    async def scenario() -> None:
+        remote = RemoteModel("http://127.0.0.1:9", "m", max_in_flight=1)
+        transport = open_remote(remote, idempotent=True)
+        lane = RemoteLane("m", "1", remote, transport, ("y",), time_limit=1.0, responses=None)
+        batch = Batch([Ticket(InferRequest("m", {}), lambda *_: None)], 1, 0, off_loop=True)
+        freed: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
+        (instance,) = lane.instances
+        instance.run(batch, lambda instance, _: freed.set_result(instance))
+        batch.abandon()
+        assert await asyncio.wait_for(freed, 10) is instance
+        assert isinstance(batch.outcomes[0], Cancelled)
+        assert not batch.executed
+        await lane.close()
+
+    asyncio.run(scenario())

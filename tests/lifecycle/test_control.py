@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import pytest
 
 from backline.engine.control import LabelMove, Overrides
 from backline.engine.errors import BacklineError, Internal, InvalidArgument, NotFound, Unavailable
+from backline.lifecycle.wanted import Target
 from support import models
 
 Homes = Callable[..., Any]
@@ -516,6 +518,26 @@ def test_a_hidden_repository_gives_its_name_to_a_namespace(home: Homes, tmp_path
     asyncio.run(scenario())
 
 
+def test_a_load_that_is_cancelled_before_it_begins_does_not_block_the_next(
+    home: Homes, repository: Path
+) -> None:
+    async def scenario() -> None:
+        models.add1(repository)
+        async with home(repository, mode="explicit", load_threads=2) as server:
+            lifecycle = server.lifecycle
+            source = lifecycle._holdings.source("add1")
+            for _ in range(3):
+                for target in (Target(source), None):
+                    served = lifecycle._models["add1"]
+                    served.target = target
+                    lifecycle._executor.advance(("add1",))
+                await asyncio.wait_for(lifecycle._models.settle(("add1",)), 10)
+            await asyncio.wait_for(lifecycle.load("add1", who=WHO), 10)
+            assert await server.answer() == 1
+
+    asyncio.run(scenario())
+
+
 def test_files_need_a_configuration(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         async with home(repository, mode="explicit") as server:
@@ -561,6 +583,35 @@ def test_a_load_cannot_name_paths_on_the_server(
                         "add1", overrides=Overrides(json.dumps(config), files), who=WHO
                     )
                 assert field in caught.value.message
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("name", ["backend", "platform"])
+def test_a_load_cannot_send_a_file_of_the_server_to_an_address_of_its_choice(
+    home: Homes, repository: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "secret").write_text("a secret of the server's user")
+    places = {
+        "urls": "",
+        "model": "other",
+        "version": "2",
+        "ca": "/etc/passwd",
+        "api_key_file": str(tmp_path / "secret"),
+    }
+
+    async def scenario() -> None:
+        models.add1(repository)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            listening.settimeout(0)
+            places["urls"] = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            async with home(repository, mode="explicit") as server:
+                for parameter, value in places.items():
+                    config = {name: "remote", "parameters": {parameter: {"string_value": value}}}
+                    with pytest.raises(InvalidArgument, match=f"{parameter}. says where a remote model runs"):
+                        await server.lifecycle.load("add1", overrides=Overrides(json.dumps(config)), who=WHO)
+            with pytest.raises(BlockingIOError):
+                listening.accept()
 
     asyncio.run(scenario())
 

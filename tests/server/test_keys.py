@@ -26,6 +26,23 @@ from support.server import ServerProcess, serve
 
 BODY = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [1.5] * 16}]})
 INFER = "/v2/models/add1/infer"
+#: A load request that makes a model an ensemble of add1 alone.
+ENSEMBLE = {
+    "platform": "ensemble",
+    "max_batch_size": 8,
+    "input": [{"name": "INPUT0", "data_type": "TYPE_FP32", "dims": [16]}],
+    "output": [{"name": "OUTPUT0", "data_type": "TYPE_FP32", "dims": [16]}],
+    "ensemble_scheduling": {
+        "step": [
+            {
+                "model_name": "add1",
+                "model_version": -1,
+                "input_map": {"INPUT0": "INPUT0"},
+                "output_map": {"OUTPUT0": "OUTPUT0"},
+            }
+        ]
+    },
+}
 
 
 class Keys:
@@ -42,6 +59,7 @@ class Keys:
         )
         self.create("limited", "--scope", "read", "--model", "add1")
         self.create("late", "--scope", "infer", "--expires", "2020-01-01")
+        self.create("builder", "--scope", "infer", "--scope", "manage", "--model", "own-*")
 
     def create(self, name: str, *options: str) -> None:
         self.of[name] = self.run("create", name, *options)
@@ -176,6 +194,52 @@ def test_a_refused_head_request_has_no_body(served: ServerProcess) -> None:
     assert (refused.status, int(refused.headers["content-length"]) > 0) == (401, True)
     assert live is not None
     assert json.loads(live.body)["live"]
+
+
+def test_a_key_limited_to_some_models_reaches_no_others_through_an_ensemble(
+    served: ServerProcess, keys: Keys
+) -> None:
+    refusal = "the key 'builder' does not have the scope 'manage' for model 'add1'"
+    load, unload = ("/v2/repository/models/own-sum/" + action for action in ("load", "unload"))
+    given = {"config": json.dumps(ENSEMBLE), "file:1/none": ""}
+    headers = {"authorization": f"Bearer {keys.of['builder']}"}
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{served.grpc_port}") as client:
+        status, told = ask(
+            served.http_port, "POST", load, json.dumps({"parameters": given}), keys.of["builder"]
+        )
+        assert (status, refusal in told) == (403, True), told
+        with pytest.raises(InferenceServerException, match=refusal):
+            client.load_model("own-sum", headers, given["config"], {"file:1/none": b""})
+        assert (
+            ask(served.http_port, "POST", load, json.dumps({"parameters": given}), keys.of["operator"])[0]
+            == 200
+        )
+
+        own = "/v2/models/own-sum/infer"
+        assert ask(served.http_port, "POST", own, BODY, keys.of["builder"])[0] == 200
+        dependents = json.dumps({"parameters": {"unload_dependents": True}})
+        status, told = ask(served.http_port, "POST", unload, dependents, keys.of["builder"])
+        assert (status, refusal in told) == (403, True), told
+        with pytest.raises(InferenceServerException, match=refusal):
+            client.unload_model("own-sum", headers, unload_dependents=True)
+        assert ask(served.http_port, "POST", own, BODY, keys.of["builder"])[0] == 200
+        assert ask(served.http_port, "POST", unload, "", keys.of["builder"])[0] == 200
+        assert ask(served.http_port, "POST", INFER, BODY, keys.of["operator"])[0] == 200
+
+
+def test_the_history_names_the_key_whatever_user_the_caller_claims_to_be(
+    served: ServerProcess, keys: Keys
+) -> None:
+    load = "/v2/repository/models/add2/load"
+    assert ask(served.http_port, "POST", load, key=keys.of["operator"], x_backline_user="root@ops")[0] == 200
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{served.grpc_port}") as client:
+        client.load_model("add2", {"authorization": f"Bearer {keys.of['operator']}"})
+    status, told = ask(served.http_port, "GET", "/v2/repository/history?limit=2", key=keys.of["root"])
+    assert status == 200
+    assert [change["who"] for change in json.loads(told)["changes"]] == [
+        "operator, 127.0.0.1",
+        "root@ops (operator, 127.0.0.1)",
+    ]
 
 
 def test_stock_clients_send_a_key_as_a_header(served: ServerProcess, keys: Keys) -> None:

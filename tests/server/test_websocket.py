@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import socket
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from support import models
 from support.server import ServerProcess, serve
 
 KEY = "bk_socket".ljust(46, "k")
+OTHER = "bk_other".ljust(46, "k")
 WORDS = """
 from collections.abc import Iterator
 
@@ -56,8 +59,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     )
     auth = folder / "auth.toml"
     auth.write_text(
-        f'[[keys]]\nname = "k"\nsha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}"\nscopes = ["infer"]\n'
-        'models = ["add1", "words", "sum"]\n'
+        "".join(
+            f'[[keys]]\nname = "{name}"\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\n'
+            'scopes = ["infer"]\nmodels = ["add1", "words", "sum"]\n'
+            for name, key in (("k", KEY), ("other", OTHER))
+        )
     )
     with serve(repository, folder / "log", "--auth", str(auth)) as running:
         yield running
@@ -114,6 +120,18 @@ def connected(server: ServerProcess, path: str, *fields: str) -> Iterator[Client
         client.close()
 
 
+def test_parameters_that_no_request_can_have_are_an_error_and_reach_no_model(server: ServerProcess) -> None:
+    with connected(server, "/models/words/stream") as client:
+        for value in ([1, 2], {"b": 1}, None, 1 << 64):
+            client.send(json.dumps({"parameters": {"a": value}}))
+            assert "parameter" in client.receive()["error"]
+        client.send('{"parameters": [1]}')
+        assert "'parameters' must be an object" in client.receive()["error"]
+        client.send('{"text": "one"}')
+        assert client.receive() == {"outputs": {"output": ["ONE"]}}
+    assert "worker process ended" not in server.output
+
+
 def test_every_message_is_a_request_and_every_response_a_message(server: ServerProcess) -> None:
     with connected(server, "/models/words/stream") as client:
         assert client.status == 101
@@ -136,6 +154,28 @@ def test_chunks_of_numbers_go_in_both_directions_as_they_are(server: ServerProce
             client.send((chunk * factor).tobytes())
             assert np.frombuffer(client.receive(), np.float32).tolist() == (chunk * factor + 1).tolist()
             assert client.receive() == {"done": 1}
+
+
+def test_only_the_caller_that_began_a_sequence_can_continue_or_restart_it(server: ServerProcess) -> None:
+    def add(key: str, number: float, sequence: int | str, **flags: bool) -> tuple[int, Any]:
+        parameters = {"sequence_id": sequence, **flags}
+        given = {"name": "x", "datatype": "FP64", "shape": [1], "data": [number]}
+        body = json.dumps({"parameters": parameters, "inputs": [given]}).encode()
+        asked = urllib.request.Request(
+            f"{server.url}/v2/models/sum/infer", body, {"Authorization": f"Bearer {key}"}
+        )
+        try:
+            with urllib.request.urlopen(asked) as answer:
+                return answer.status, json.load(answer)["outputs"][0]["data"]
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)["error"]
+
+    assert add(KEY, 1, 42, sequence_start=True) == (200, [1])
+    for flags in ({}, {"sequence_start": True}, {"sequence_end": True}):
+        status, told = add(OTHER, 100, 42, **flags)
+        assert (status, "sequence 42 of model 'sum' was begun by another caller" in told) == (403, True), told
+    assert add(KEY, 2, 42, sequence_end=True) == (200, [3])
+    assert add(OTHER, 5, 42, sequence_start=True, sequence_end=True)[0] == 200
 
 
 def test_the_messages_of_a_connection_can_be_a_sequence(server: ServerProcess) -> None:

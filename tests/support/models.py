@@ -69,6 +69,25 @@ def slow(repository: Path, name: str = "slow", size: int = 512, layers: int = 8)
     )
 
 
+def counted_loop(repository: Path, name: str) -> Path:
+    """y = -x, computed N times in a loop, where N is an input."""
+    value, flag, number = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
+    turn = [
+        helper.make_node("Identity", ["before"], ["after"]),
+        helper.make_node("Neg", ["given"], ["kept"]),
+    ]
+    info = helper.make_tensor_value_info
+    inputs = [info("count", number, []), info("before", flag, []), info("given", value, [1])]
+    body = helper.make_graph(turn, "turn", inputs, [info("after", flag, []), info("kept", value, [1])])
+    nodes = [
+        helper.make_node("Squeeze", ["N"], ["most"]),
+        helper.make_node("Loop", ["most", "go_on", "x"], ["y"], body=body),
+    ]
+    constants = [helper.make_tensor("go_on", flag, [], [True])]
+    inputs_given = [("x", value, [1]), ("N", number, [1])]
+    return save(repository / name / "1" / "model.onnx", nodes, inputs_given, [("y", value, [1])], constants)
+
+
 def endless(repository: Path, name: str, *, grows: bool) -> Path:
     """A network with a loop that does not end; with `grows`, each turn adds 1 MiB to an output."""
     value, flag, number = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64

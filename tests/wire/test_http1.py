@@ -200,6 +200,15 @@ def test_upgrade_to_h2c_is_ignored_and_the_body_stays_a_body(echo_server: WireSe
         assert json.loads(read_answer(client)[2])["method"] == "GET"
 
 
+def test_a_thousand_pipelined_requests_to_upgrade_are_all_answered(echo_server: WireServer) -> None:
+    asked = b"GET /dump HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    with echo_server.connect() as client:
+        client.sendall(asked * 1000)
+        for _ in range(1000):
+            assert read_answer(client)[0] == 200
+    echo_server.until(lambda: echo_server.wire.requests == 0)
+
+
 def test_stream_is_chunked_in_1_1_and_ends_with_the_connection_in_1_0(echo_server: WireServer) -> None:
     expected = b"".join(b"chunk %d\n" % n * 100 for n in range(300))
     client = http.client.HTTPConnection("127.0.0.1", echo_server.port, timeout=20)

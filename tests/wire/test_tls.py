@@ -130,6 +130,24 @@ def test_connections_in_their_handshake_count_toward_the_limit(start: Start, fil
         client.close()
 
 
+def test_one_address_cannot_use_all_connections_before_their_handshake(
+    start: Start, files: dict[str, Path]
+) -> None:
+    server = start(TlsFiles(files["certificate"], files["key"]), max_connections=4, max_peer_share=0.5)
+    with server.connect() as silent, connect_tls(server, trusting(files)) as client:
+        client.sendall(GET)
+        assert read_answer(client)[0] == 200
+        assert server.send(b"") == b""  # closed at once
+        silent.close()
+        acceptor = server.listeners._servers[0]
+        assert isinstance(acceptor, TlsAcceptor)
+        server.until(lambda: not acceptor._peer_of)
+        with connect_tls(server, trusting(files)) as later:
+            later.sendall(GET)
+            assert read_answer(later)[0] == 200
+    server.until(lambda: not acceptor._waiting)
+
+
 def test_a_client_that_has_sent_nothing_costs_no_handshake(
     start: Start, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

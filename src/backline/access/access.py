@@ -83,9 +83,13 @@ class Access:
         self._holders: Memo[Certificate, Identity] = Memo(_MAX_REMEMBERED)
         #: Identities of certificates and tokens that are still in use, and what they were made from.
         self._issued: WeakKeyDictionary[Identity, Certificate | Claims] = WeakKeyDictionary()
-        #: The meters of the holders of certificates and tokens, each kept while an identity of its holder is
-        #: in use. All certificates of a rule use up the same quotas, and so do all tokens of a subject.
+        #: The meters of the holders of certificates and tokens. All certificates of a rule use up the same
+        #: quotas, and so do all tokens of a subject.
         self._meters: WeakValueDictionary[str, Meter] = WeakValueDictionary()
+        #: Security: keeps meters alive until they rest. Identities may be forgotten sooner, as a holder can
+        #: fill the memo with other spellings of its token, and a new meter would renew its quotas.
+        self._in_use: set[Meter] = set()
+        self._look_at = _MAX_REMEMBERED
         self._verifier: TokenVerifier | None = None
         self._use_tokens(policy)
         self._policy = policy
@@ -199,7 +203,8 @@ class Access:
         for rule in self._policy.certificates:
             identity = rule.identify(certificate)
             if identity is not None:
-                return self._metered(identity, f"{rule.name} {sorted(rule.subject)} {sorted(rule.names)}")
+                holder = f"certificate {rule.name} {sorted(rule.subject)} {sorted(rule.names)}"
+                return self._held(identity, holder)
         cure = f"; no table [[certificates]] applies to the client's certificate ({describe(certificate)})"
         unknown = replace(self._policy.anonymous, cure=cure, quotas=())
         # All callers without a key share one quota, whatever certificate they have.
@@ -215,13 +220,22 @@ class Access:
     def _of_token(self, claims: Claims) -> Identity | None:
         """The identity of a token's holder; None if the token would no longer be accepted."""
         identity = None if self._verifier is None else self._verifier.identify(claims)
-        return None if identity is None else self._metered(identity, f"{claims.issuer} {claims.subject}")
+        return None if identity is None else self._held(identity, f"token {claims.issuer} {claims.subject!r}")
 
-    def _metered(self, identity: Identity, holder: str) -> Identity:
-        """Counts what an identity uses against the quotas of `holder`, who may have other identities too."""
+    def _held(self, identity: Identity, holder: str) -> Identity:
+        """Makes an identity one of `holder`, whose identities all use up the same quotas.
+
+        A holder contains a blank, which no name of a key does.
+        """
+        identity.holder = holder
         if identity.meter is not None:
             known = self._meters.setdefault(holder, identity.meter)
             if known is not identity.meter:
                 known.change(identity.quotas, identity.meter.whose, monotonic())
                 identity.meter = known
+            self._in_use.add(known)
+            if len(self._in_use) > self._look_at:
+                now = monotonic()
+                self._in_use = {meter for meter in self._in_use if not meter.rests(now)}
+                self._look_at = max(_MAX_REMEMBERED, 2 * len(self._in_use))
         return identity

@@ -60,6 +60,9 @@ class Identity:
     #: What identifies it: a key, a client certificate or a token; for error texts.
     kind: str = "key"
     revoked: bool = False
+    #: What tells this caller from all others. Of two callers with the same name, one may have a key and the
+    #: other a token, or their tokens may have different issuers.
+    holder: str = field(default="", init=False, repr=False)
     quotas: tuple[Quota, ...] = ()
     #: Whether it may run every model.
     infers_all: bool = field(default=False, init=False, repr=False)
@@ -74,6 +77,7 @@ class Identity:
     )
 
     def __post_init__(self) -> None:
+        self.holder = self.name
         self._changed()
 
     def _changed(self) -> None:
@@ -105,6 +109,7 @@ class Identity:
         """Takes over the permissions of `other`, because the configuration has changed."""
         self.name, self.kind, self.grants = other.name, other.kind, other.grants
         self.expires, self.cure = other.expires, other.cure
+        self.holder = other.holder
         self.quotas = other.quotas
         self._changed()
 
@@ -123,7 +128,7 @@ class Identity:
 
         Must be called before the ticket is submitted. Raises QuotaExceeded.
         """
-        ticket.identity = self.name
+        ticket.identity = self.holder
         if self.meter is not None:
             self.meter.follow(ticket)
 

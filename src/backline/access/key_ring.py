@@ -28,8 +28,11 @@ REFRESH = 300.0
 RETRY = 5.0
 #: Seconds between fetches that unknown keys cause. Anybody can name a key that does not exist.
 UNKNOWN_KEY_PAUSE = 10.0
-#: Seconds that a fetch may take.
+#: Seconds that a response may take.
 FETCH_TIMEOUT = 10.0
+#: Seconds after which a fetch counts as failed even if its thread has not ended: a server that sends its
+#: header byte by byte can hold the thread for as long as it likes.
+FETCH_LIMIT = 2 * FETCH_TIMEOUT + 5
 _PIECE = 64 * 1024
 
 
@@ -76,7 +79,8 @@ def read_key_file(path: Path) -> tuple[SigningKey, ...]:
 def fetch_keys(url: str) -> tuple[SigningKey, ...]:
     """Fetches a set of keys, or an issuer's metadata and then the keys that they point to.
 
-    Each of the two takes at most about FETCH_TIMEOUT seconds. Raises InvalidArgument.
+    Each of the two takes at most about FETCH_TIMEOUT seconds, unless the server sends its header byte by
+    byte. Raises InvalidArgument.
     """
     if url.endswith(_METADATA):
         url = _read_metadata(_fetch(url), url)
@@ -153,6 +157,9 @@ class KeyRing:
         self._keys: tuple[SigningKey, ...] = ()
         #: Whether a fetch is in progress.
         self.fetching = False
+        #: The number of the last fetch, and the timer that ends it.
+        self._attempt = 0
+        self._limit: asyncio.TimerHandle | None = None
         self._fetched_at = -UNKNOWN_KEY_PAUSE
         self._failures = 0
         self._closed = False
@@ -166,8 +173,9 @@ class KeyRing:
 
     def close(self) -> None:
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._limit):
+            if timer is not None:
+                timer.cancel()
         if self._watch is not None:
             self._watch.close()
 
@@ -202,10 +210,13 @@ class KeyRing:
         if self._timer is not None:
             self._timer.cancel()
         self.fetching = True
+        self._attempt += 1
         self._fetched_at = self._loop.time()
-        threading.Thread(target=self._run, name="jwks", daemon=True).start()
+        late = InvalidArgument(f"'{self._location}' did not answer within {FETCH_LIMIT:g} s")
+        self._limit = self._loop.call_later(FETCH_LIMIT, self._fetched, self._attempt, late)
+        threading.Thread(target=self._run, args=(self._attempt,), name="jwks", daemon=True).start()
 
-    def _run(self) -> None:
+    def _run(self, attempt: int) -> None:
         found: tuple[SigningKey, ...] | InvalidArgument
         try:
             found = fetch_keys(self._location)
@@ -216,12 +227,14 @@ class KeyRing:
         if not self._closed:
             # RuntimeError: the loop has been closed meanwhile.
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._fetched, found)
+                self._loop.call_soon_threadsafe(self._fetched, attempt, found)
 
-    def _fetched(self, found: tuple[SigningKey, ...] | InvalidArgument) -> None:
-        if self._closed:
+    def _fetched(self, attempt: int, found: tuple[SigningKey, ...] | InvalidArgument) -> None:
+        if self._closed or attempt != self._attempt or not self.fetching:
             return
         self.fetching = False
+        if self._limit is not None:
+            self._limit.cancel()
         if isinstance(found, InvalidArgument):
             delay = min(RETRY * 2**self._failures, REFRESH)
             self._failures += 1

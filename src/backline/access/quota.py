@@ -180,6 +180,14 @@ class Meter:
         #: The only limit, if it applies to every model.
         self.only = self._limits[0] if len(self._limits) == 1 and not self.by_model else None
 
+    def rests(self, now: float) -> bool:
+        """Whether nothing of the quotas is in use, so that a new meter would measure the same."""
+        return all(
+            limit.in_flight == 0
+            and all(bucket is None or bucket.full_at <= now for bucket in (limit.requests, limit.bytes))
+            for limit in self._limits
+        )
+
     def charge(self, model: str | None, size: int, now: float) -> None:
         """Counts a request with a body of `size` bytes. Raises QuotaExceeded, and counts nothing, if it
         exceeds a quota.

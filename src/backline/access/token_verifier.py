@@ -19,6 +19,8 @@ from backline.engine.errors import Unauthenticated, Unavailable
 #: The longest token in bytes, so that no token takes long to read.
 MAX_TOKEN = 8 * 1024
 _MAX_NAME = 255
+#: A time in seconds that no token needs, even if its issuer counts in milliseconds.
+_LATEST = 1e15
 _BASE64URL = bytes.maketrans(b"-_+/=", b"+/\0\0\0")
 
 
@@ -77,11 +79,10 @@ class TokenVerifier:
         signed, _, signature = token.rpartition(b".")
         head, _, body = signed.partition(b".")
         header, payload = _read_object(head), _read_object(body)
-        rule = self._rules.get(str(payload.get("iss")))
+        issuer = payload.get("iss")
+        rule = self._rules.get(issuer) if isinstance(issuer, str) else None
         if rule is None:
-            raise _refused(
-                f"is from the issuer '{_shown(payload.get('iss'))}', which this server does not know"
-            )
+            raise _refused(f"is from the issuer '{_shown(issuer)}', which this server does not know")
         algorithm = header.get("alg")
         if not isinstance(algorithm, str) or algorithm not in rule.algorithms:
             raise _refused(f"is signed with the algorithm '{_shown(algorithm)}', which is not allowed")
@@ -144,7 +145,8 @@ def _read_subject(payload: Mapping[str, Any]) -> str:
 
 
 def _is_time(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # A larger number could overflow in the calculations that follow.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LATEST
 
 
 def _read_object(part: bytes) -> dict[str, Any]:
@@ -166,7 +168,9 @@ def _decode(part: bytes) -> bytes:
 
 def _shown(value: object) -> str:
     """Formats a claim, which anybody can make up, for an error text."""
-    return str(value)[:100] if str(value).isprintable() else "?"
+    if not isinstance(value, str):  # Python may refuse to write large numbers and deep lists as text
+        return "None" if value is None else "?"
+    return value[:100] if value.isprintable() else "?"
 
 
 def _malformed() -> Unauthenticated:

@@ -1,7 +1,7 @@
 """Checks that a file is an ONNX model, and that it takes external data (weights) only from its own folder.
 
 Recent versions of ONNX Runtime check this too, but older ones do not resolve links. The file is parsed by its
-protobuf wire format (onnx.proto), skipping the weights.
+protobuf wire format (onnx.proto), skipping the weights. Loops are found on the way.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _PATHS: Final[dict[str, dict[int, str]]] = {
     "Tensor": {13: "Entry"},
 }
 _KEY, _VALUE = 1, 2
+_OP_TYPE = 4
 _GRAPH: Final = 7
 #: The first byte of a model: the tag of the version of its format, which is field 1, a number.
 _BEGIN: Final = 0x08
@@ -33,14 +34,27 @@ _DEEPEST: Final = 100
 _Bytes: TypeAlias = bytes | mmap.mmap
 
 
-def check_external_data(path: Path) -> None:
-    """Raises InvalidArgument if a tensor's data is outside the file's folder. Reads only the structure."""
+def check_graph(path: Path) -> bool:
+    """Returns whether the model has a loop, however deep; reads only the structure.
+
+    Raises InvalidArgument if a tensor's data is outside the file's folder.
+    """
+    locations: set[str] = set()
+    loops = False
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            for location in set(_locations(content)):
-                _check(path, path.resolve().parent, location)
+            for message, field, start, stop in _parts(content):
+                if message == "Node":
+                    loops = loops or (field == _OP_TYPE and content[start:stop] == b"Loop")
+                elif _PATHS[message].get(field) == "Entry":
+                    entry = {number: content[a:b] for number, a, b in _fields(content, start, stop)}
+                    if entry.get(_KEY) == b"location":
+                        locations.add(entry.get(_VALUE, b"").decode("utf-8", "surrogateescape"))
     except (IndexError, ValueError):
-        return  # not valid protobuf, which the runtime will report
+        return True  # not valid protobuf, which the runtime will report
+    for location in locations:
+        _check(path, path.resolve().parent, location)
+    return loops
 
 
 def check_structure(path: Path) -> None:
@@ -80,18 +94,19 @@ def _resolved(path: Path) -> Path:
         return Path("/")
 
 
-def _locations(content: _Bytes) -> Iterator[str]:
+def _parts(content: _Bytes) -> Iterator[tuple[str, int, int, int]]:
+    """The length-delimited fields of all messages that can contain tensors or nodes.
+
+    Yields the type of the message, and the number, start and end of the field.
+    """
     todo = [("Model", 0, len(content), 0)]
     while todo:
         message, at, end, depth = todo.pop()
         paths = _PATHS[message]
         for field, start, stop in _fields(content, at, end):
+            yield message, field, start, stop
             inner = paths.get(field)
-            if inner == "Entry":
-                entry = {number: content[a:b] for number, a, b in _fields(content, start, stop)}
-                if entry.get(_KEY) == b"location":
-                    yield entry.get(_VALUE, b"").decode("utf-8", "surrogateescape")
-            elif inner is not None and depth < _DEEPEST:
+            if inner not in (None, "Entry") and depth < _DEEPEST:
                 todo.append((inner, start, stop, depth + 1))
 
 

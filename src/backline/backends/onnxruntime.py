@@ -15,7 +15,7 @@ import numpy as np
 
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions, Run
-from backline.backends.onnx_external_data import check_external_data, check_structure
+from backline.backends.onnx_external_data import check_graph, check_structure
 from backline.backends.onnx_options import SessionSettings, read_settings
 from backline.backends.onnx_providers import (
     Provider,
@@ -94,7 +94,7 @@ class OnnxRuntime:
         if options.device == CPU and (idle := idle_accelerators(config)):
             settings = _without_accelerators(config, settings, idle, strict=options.strict_devices)
         check_structure(path)
-        check_external_data(path)
+        loops = check_graph(path)
         with loading(path, f"ONNX Runtime {runtime.__version__}", _one_line):
             session = runtime.InferenceSession(
                 str(path), _session_options(runtime, settings), providers=providers
@@ -112,11 +112,16 @@ class OnnxRuntime:
             kind = Bfloat16Model
         elif DataType.BYTES in datatypes:
             kind = StringModel
-        return kind(config.name, session, partial(_run_options, runtime, settings), signature, settings)
+        model = kind(config.name, session, partial(_run_options, runtime, settings), signature, settings)
+        model.may_not_end = loops
+        return model
 
 
 class OnnxModel:
     """A model in a session of ONNX Runtime. Arrays are passed without copies."""
+
+    #: Whether a request may decide how long a run takes, as it may with a loop.
+    may_not_end = False
 
     def __init__(
         self,

@@ -108,6 +108,7 @@ class PytorchModel:
         self._datatypes = {spec.name: spec.datatype for spec in signature.outputs}
         self.signature = signature
         self.warnings = warnings
+        self.may_not_end = program.loops
         self.threads_per_run: int = torch.get_num_threads()
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:

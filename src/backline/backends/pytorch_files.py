@@ -157,6 +157,11 @@ def check_graphs(path: Path, module: Any, *, inlined: bool) -> None:
                     raise _forbidden(path, kind.removeprefix("aten::"))
 
 
+def has_loop(module: Any) -> bool:
+    """Whether a run of a loaded module may go through a loop."""
+    return "prim::Loop" in _kinds(module.inlined_graph)
+
+
 def _tokens(text: str) -> list[str]:
     """The tokens of a source file, without comments."""
     return [match[0] for match in _TOKEN.finditer(text) if match[0][0] != "#"]

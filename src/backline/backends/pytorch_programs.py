@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from backline.backends.pytorch_files import check_graphs, check_source, compiled_for
+from backline.backends.pytorch_files import check_graphs, check_source, compiled_for, has_loop
 from backline.backends.runtime import LLVM_IMPORT, cuda_gpus, loading, unservable
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -53,13 +53,15 @@ class Argument:
 class Program:
     """A loaded program. `call` takes values for `arguments`, in order; optional ones may be left out.
 
-    `inputs` and `outputs` are None if the file does not describe them.
+    `inputs` and `outputs` are None if the file does not describe them. With `loops`, a value of an argument
+    may decide how long a call takes.
     """
 
     arguments: tuple[Argument, ...]
     call: Callable[..., Any]
     inputs: tuple[TensorSpec, ...] | None = None
     outputs: tuple[TensorSpec, ...] | None = None
+    loops: bool = False
 
 
 def load_script(torch: Any, path: Path, device: str | None) -> Program:
@@ -87,7 +89,7 @@ def load_script(torch: Any, path: Path, device: str | None) -> Program:
                 not argument.has_default_value(),
             )
         )
-    return Program(tuple(arguments), module)
+    return Program(tuple(arguments), module, loops=has_loop(module))
 
 
 def load_exported(torch: Any, path: Path, device: str | None) -> Program:

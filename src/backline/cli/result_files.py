@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,10 @@ def save(path: Path, result: InferResult) -> None:
     several outputs.
     """
     if path.suffix == ".npz":
-        np.savez(path, allow_pickle=False, **{name: _storable(array) for name, array in result.items()})
+        with zipfile.ZipFile(path, "w") as archive:  # numpy.savez takes no array named "file"
+            for name, array in result.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, _storable(array), allow_pickle=False)
     elif path.suffix == ".json":
         path.write_text(json.dumps(document(result)))
     elif path.suffix == ".npy":

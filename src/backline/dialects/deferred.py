@@ -77,10 +77,14 @@ def control_of(engine: Engine, what: str) -> Control:
     return engine.control
 
 
-def caller_name(peer: str, fields: Mapping[bytes, bytes]) -> str:
-    """The caller for the audit log, such as "ada@laptop (10.0.0.7)". The user's name is not verified."""
+def caller_name(peer: str, fields: Mapping[bytes, bytes], identity: str = "") -> str:
+    """The caller for the audit log, such as "ada@laptop (deploy, 10.0.0.7)".
+
+    The user's name is not verified, in contrast to `identity`, the name of the caller's key.
+    """
     given = fields.get(USER, b"")[: 4 * _LONGEST_USER].decode(errors="replace")
     user = "".join(character if character.isprintable() else "?" for character in given).strip()[
         :_LONGEST_USER
     ]
-    return f"{user} ({peer})" if user else peer
+    verified = f"{identity}, {peer}" if identity else peer
+    return f"{user} ({verified})" if user else verified

@@ -224,7 +224,7 @@ class UnaryInference(Generic[Caller, Plan, Written]):
         ticket = Ticket(request, self._complete, context=(caller, plan), trace=trace)
         identity = caller.identity
         if identity is not None:  # as Identity.follow and Meter.follow, without the calls
-            ticket.identity = identity.name
+            ticket.identity = identity.holder
             meter = identity.meter
             if meter is not None:
                 only = meter.only

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal, Protocol, TypeAlias
@@ -11,6 +11,12 @@ from backline.engine.names import check_file_path
 from backline.engine.values.tensor import Buffer
 
 LogValue: TypeAlias = bool | int | str
+#: Raises Forbidden unless the caller may change the model of this name.
+MayChange: TypeAlias = Callable[[str], None]
+
+
+def may_change_all(model: str) -> None:
+    """Allows the change of every model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,22 +167,40 @@ class Control(Protocol):
     """Changes to what is served. All methods run on the engine's event loop and raise BacklineError if
     refused.
 
-    `who` names the caller for the audit log.
+    `who` names the caller for the audit log. The caller may change the named model; `may_change` is called
+    with the name of each further model that the change reaches, before anything is changed.
     """
 
     async def load(
-        self, model: str, version: str = "", *, overrides: Overrides | None = None, who: str
+        self,
+        model: str,
+        version: str = "",
+        *,
+        overrides: Overrides | None = None,
+        who: str,
+        may_change: MayChange = may_change_all,
     ) -> None:
         """Loads the versions that the model's policy selects, or one more version.
 
         Versions that have changed are loaded again, and unloaded only once the new load is ready. Returns
         when all are ready. If a load fails, the old one continues to serve, and the reason is raised.
+
+        If `overrides` make the model an ensemble, the load reaches the models of the steps.
         """
 
-    async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
+    async def unload(
+        self,
+        model: str,
+        version: str = "",
+        *,
+        dependents: bool = False,
+        who: str,
+        may_change: MayChange = may_change_all,
+    ) -> None:
         """Takes a model, or one version, out of service.
 
-        Returns when the model takes no more requests. Those in flight finish afterwards.
+        With `dependents`, the unload reaches the models that only this model calls. Returns when the model
+        takes no more requests. Those in flight finish afterwards.
         """
 
     async def move_label(self, move: LabelMove, *, who: str) -> Change:

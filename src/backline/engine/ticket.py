@@ -127,8 +127,9 @@ class Ticket:
     expires: the caller's deadline (`waits_until`), or an earlier one set by a queue's policy. `level` is the
     request's priority, or the level assigned by a queue. The model's check sets `batch_size`, the number of
     items, and `batch_key`, which must be equal for requests to share a batch. `context` belongs to the
-    caller, and `identity` is the caller's name for fair queueing, empty if it has none. Callers that take any
-    number of responses pass `on_response` and `flow`; without them a decoupled model refuses the request.
+    caller. `identity` tells callers apart: they take turns in queues, and continue only their own sequences.
+    It is empty for callers without a key. Callers that take any number of responses pass `on_response` and
+    `flow`; without them a decoupled model refuses the request.
     """
 
     __slots__ = (

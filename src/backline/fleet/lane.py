@@ -144,12 +144,19 @@ class RemoteLane:
         if self._opened and self.responses is None:
             self._send(instance, batch, finished)
             return
-        task = self._loop.create_task(self._run(instance, batch, finished))
+        batch.gathered_ns = monotonic_ns()
+        task = self._loop.create_task(self._run(batch))
 
-        def abandon() -> None:
-            task.cancel()
+        def end(task: asyncio.Task[InferResponse | None]) -> None:
+            # Not at the end of the task: of a task that is cancelled before it begins, no code runs.
+            error = asyncio.CancelledError() if task.cancelled() else task.exception()
+            batch.outcomes = [task.result() if error is None else self.explain(error)]
+            batch.on_abandon = None
+            batch.ran_ns = batch.ended_ns = monotonic_ns()
+            finished(instance, batch)
 
-        batch.on_abandon = abandon
+        task.add_done_callback(end)
+        batch.on_abandon = task.cancel
 
     def _send(self, instance: Instance, batch: Batch, finished: Finished) -> None:
         """Sends a request without a separate task, which would cost two more turns of the loop."""
@@ -184,22 +191,14 @@ class RemoteLane:
             return
         batch.on_abandon = abandon
 
-    async def _run(self, instance: Instance, batch: Batch, finished: Finished) -> None:
+    async def _run(self, batch: Batch) -> InferResponse | None:
+        """The response to the batch's only request; None if its responses were passed on one by one."""
         ticket = batch.tickets[0]
-        batch.gathered_ns = monotonic_ns()
         batch.executed = True
-        try:
-            if self.responses is None:
-                answer = await (await self._open()).infer(self._call(ticket))
-                batch.outcomes = [self._response(ticket, answer)]
-            else:
-                await self.stream(ticket)
-                batch.outcomes = [None]
-        except (Exception, asyncio.CancelledError) as error:
-            batch.outcomes = [self.explain(error)]
-        batch.on_abandon = None
-        batch.ran_ns = batch.ended_ns = monotonic_ns()
-        finished(instance, batch)
+        if self.responses is None:
+            return self._response(ticket, await (await self._open()).infer(self._call(ticket)))
+        await self.stream(ticket)
+        return None
 
     async def close(self) -> None:
         """Closes the connections to the servers."""

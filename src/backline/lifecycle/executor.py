@@ -192,6 +192,8 @@ class Executor:
         log.info("loading: %s:%s", served.name, version.version)
         self._loading += 1
         one.task = asyncio.get_running_loop().create_task(self._load(served, one))
+        # Not at the end of the task: of a task that is cancelled before it begins, no code runs.
+        one.task.add_done_callback(lambda _: self._load_ended(served, one))
 
     async def _load(self, served: ServedModel, one: Servable) -> None:
         model = one.model
@@ -202,8 +204,6 @@ class Executor:
         evict = model.config.pinned or one.another_serves or requested
         try:
             await self._load_within_budget(one, known, evict=evict)
-        except asyncio.CancelledError:
-            served.held.pop(one.key, None)
         except NoRoom as error:
             if evict:
                 one.retry_after = error.retry_after
@@ -223,9 +223,12 @@ class Executor:
             self._save_needs()
             if one.measured is not None:
                 self._measured[model.name, model.version] = (one.fingerprint, one.measured)
-        finally:
-            self._loading -= 1
-            self.advance((served.name,))
+
+    def _load_ended(self, served: ServedModel, one: Servable) -> None:
+        if one.phase is VersionPhase.LOADING:  # it was cancelled
+            served.held.pop(one.key, None)
+        self._loading -= 1
+        self.advance((served.name,))
 
     async def _load_within_budget(self, one: Servable, known: Measured | None, *, evict: bool) -> None:
         """Loads a version. Raises NoRoom if the memory budget has no room, else what Servable.load raises."""
@@ -361,6 +364,18 @@ class Dependencies:
         """The models that ensembles with a target call directly."""
         sources = (served.target.source for served in self._models if served.target)
         return {name for source in sources for name in composed_of(source.config)}
+
+    def only_of(self, name: str) -> list[str]:
+        """The models that only the ensemble `name` calls, or only models that are called by it alone."""
+        targets = {served.name: served.target for served in self._models if served.target is not None}
+        steps = {other: composed_of(target.source.config) for other, target in targets.items()}
+        found = {name}
+        while True:
+            needed: set[str] = set().union(*(called for other, called in steps.items() if other not in found))
+            more = {step for other in found for step in steps.get(other, ())} - needed - found
+            if not more:
+                return sorted(found - {name})
+            found |= more
 
     def is_waiting(self, config: ModelConfig) -> bool:
         """Whether a model's load must wait for loads of models that it calls."""

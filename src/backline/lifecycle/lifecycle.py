@@ -8,7 +8,16 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from backline.engine.control import Attempt, Change, LabelMove, Overrides, RepositoryState, unreadable
+from backline.engine.control import (
+    Attempt,
+    Change,
+    LabelMove,
+    MayChange,
+    Overrides,
+    RepositoryState,
+    may_change_all,
+    unreadable,
+)
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.names import check_name, version_order
@@ -70,7 +79,9 @@ class Lifecycle:
             versions_now=self._versions_now,
         )
         self._holdings = Holdings(self._shared, self._sources, self._executor, self._labelling.in_force)
-        self._overriding = OverridingFiles(complete=options.complete_configs)
+        self._overriding = OverridingFiles(
+            complete=options.complete_configs, may_name_servers=options.trust_remote_code
+        )
         #: The configurations that came with loads, and the models that their repositories held then.
         self._configurations: dict[str, tuple[FoundModel, str]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -144,13 +155,21 @@ class Lifecycle:
         await self._models.settle()
 
     async def load(
-        self, model: str, version: str = "", *, overrides: Overrides | None = None, who: str
+        self,
+        model: str,
+        version: str = "",
+        *,
+        overrides: Overrides | None = None,
+        who: str,
+        may_change: MayChange = may_change_all,
     ) -> None:
         self._check_loading()
         async with self._changing(model, version):
             await self._holdings.look()
             source = await self._source(model, overrides)
             try:
+                if overrides is not None:
+                    self._check_steps(source, may_change)
                 await self._load_from(source, version, who)
             except BaseException:
                 self._overriding.failed(source)
@@ -181,6 +200,17 @@ class Lifecycle:
         await self._models.settle((model, *self._executor.dependencies.asking(model)))
         self._holdings.warn(source)
         self._journal.note("load", who, model, version or _newest(served), before=before)
+
+    def _check_steps(self, source: Source, may_change: MayChange) -> None:
+        """Checks an ensemble whose steps a load request names.
+
+        Whoever may run an ensemble may run its steps, so a caller that is limited to some models could reach
+        all others by loading an ensemble of them. Steps that the model's own configuration names are allowed.
+        """
+        repository = self._holdings.find(source.name)
+        own = frozenset() if repository is None else composed_of(repository.config)
+        for name in sorted(composed_of(source.config) - own):
+            may_change(name)
 
     async def _load_steps(self, source: Source, who: str) -> None:
         """Loads the models that an ensemble calls and that are not served yet."""
@@ -233,7 +263,12 @@ class Lifecycle:
             text = None
         if text is None:
             return source
-        return await with_configuration(source, text, complete=self._options.complete_configs)
+        return await with_configuration(
+            source,
+            text,
+            complete=self._options.complete_configs,
+            may_name_servers=self._options.trust_remote_code,
+        )
 
     def _keep_configuration(self, model: str, overrides: Overrides | None) -> None:
         """Keeps the configuration of a load for the next loads, as in Triton, until the files change."""
@@ -243,9 +278,20 @@ class Lifecycle:
         if overrides.config is not None and not overrides.files:
             self._configurations[model] = self._holdings.source(model).found, overrides.config
 
-    async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
+    async def unload(
+        self,
+        model: str,
+        version: str = "",
+        *,
+        dependents: bool = False,
+        who: str,
+        may_change: MayChange = may_change_all,
+    ) -> None:
         """Unloads a model or version; with `dependents`, also the models that no other ensemble calls."""
         self._check_loading()
+        if dependents and not version:
+            for name in self._executor.dependencies.only_of(model):
+                may_change(name)
         if not version:
             self._executor.changes.end(model)
         async with self._changing(model, version):
@@ -278,7 +324,8 @@ class Lifecycle:
         if dependents and steps and served.target is None:
             needed = self._executor.dependencies.needed()
             for name in sorted(steps - needed):
-                await self.unload(name, dependents=True, who=who)
+                may_change(name)  # the ensembles may have changed while this method waited
+                await self.unload(name, dependents=True, who=who, may_change=may_change)
 
     def _check_unload(self, served: ServedModel, target: Target, version: str) -> None:
         if served.only_kept(version):

@@ -38,9 +38,12 @@ class OverridingFiles:
     The files of a model are removed at its next load and by `close`.
     """
 
-    def __init__(self, *, complete: bool = False) -> None:
-        """With `complete`, configurations must name all inputs and outputs."""
+    def __init__(self, *, complete: bool = False, may_name_servers: bool = False) -> None:
+        """With `complete`, configurations must name all inputs and outputs; with `may_name_servers`, they may
+        say where remote models run.
+        """
         self._complete = complete
+        self._may_name_servers = may_name_servers
         self._root: Path | None = None
         #: A descriptor of the root folder, locked for as long as this process lives.
         self._lock = -1
@@ -94,7 +97,13 @@ class OverridingFiles:
                 target = folder / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content)
-            read_override(text, name, walk(folder), complete=self._complete)
+            read_override(
+                text,
+                name,
+                walk(folder),
+                complete=self._complete,
+                may_name_servers=self._may_name_servers,
+            )
             from backline.repository.configuration.text import render
 
             (folder / "config.pbtxt").write_text(render(parse(text)), "utf-8")
@@ -148,12 +157,14 @@ def _new_root() -> tuple[Path, int]:
         os.close(descriptor)  # another server's `remove_stale` took the folder before it was locked
 
 
-async def with_configuration(source: Source, text: str, *, complete: bool = False) -> Source:
-    """A repository's model, with the configuration `text` of a load request in place of the repository's.
+async def with_configuration(
+    source: Source, text: str, *, complete: bool = False, may_name_servers: bool = False
+) -> Source:
+    """A repository's model with the configuration `text` of a load request in place of the repository's.
 
-    With `complete`, the configuration must name all inputs and outputs. Returns `source` if none of its
-    versions can be loaded: a load of the source will say why. Raises InvalidArgument if the configuration is
-    unusable.
+    With `complete`, the configuration must name all inputs and outputs; with `may_name_servers`, it may say
+    where a remote model runs. Returns `source` if none of its versions can be loaded: a load of the source
+    will say why. Raises InvalidArgument if the configuration is unusable.
     """
     found = source.found
     usable = [version for version in found.versions if not version.problem]
@@ -162,7 +173,12 @@ async def with_configuration(source: Source, text: str, *, complete: bool = Fals
     fetched = await source.repository.fetch(found, usable[-1], lambda done, total: None)
     config = await asyncio.to_thread(
         lambda: read_override(
-            text, found.name, walk(fetched.model_folder), complete=complete, own=found.config.declared
+            text,
+            found.name,
+            walk(fetched.model_folder),
+            complete=complete,
+            own=found.config.declared,
+            may_name_servers=may_name_servers,
         )
     )
     versions = tuple(_under(version, found.folder, config) for version in found.versions)

@@ -12,7 +12,7 @@ from backline.system.busy_poll import BusyPoll
 from backline.wire.application import REMOTE, Application, Fields, Ingress
 from backline.wire.compression import Inflation
 from backline.wire.limits import KIB, Limits
-from backline.wire.peers import Peer, Peers
+from backline.wire.peers import Peer, Peers, address_of
 from backline.wire.tls import read_certificate
 from backline.wire.turns import Turns
 from backline.wire.unsent import Unsent
@@ -88,9 +88,10 @@ class Wire:
     def may_connect(self, transport: asyncio.BaseTransport, spared: int = 0) -> bool:
         """Whether the limits allow this connection and `spared` more, in total and for its peer."""
         peers = self.peers
+        address = address_of(transport.get_extra_info("peername"))
         return (
             len(self.connections) < self.limits.max_connections - spared
-            and peers.connections(transport) < peers.max_connections - spared
+            and peers.connections(address) < peers.max_connections - spared
         )
 
 

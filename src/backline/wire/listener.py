@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import stat
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
@@ -17,6 +17,7 @@ from typing import cast
 
 from backline.wire.connection import Connection, Wire
 from backline.wire.http1.head import refresh_date
+from backline.wire.peers import address_of
 from backline.wire.sniffer import Sniffer
 from backline.wire.tls import LiveTls, TlsFiles
 
@@ -259,7 +260,8 @@ EXHAUSTED_PAUSE = 0.5
 class TlsAcceptor:
     """Accepts TLS connections on one socket, and counts those in their handshake toward max_connections.
 
-    asyncio's own server does not report a connection until its handshake, the most expensive part, is done.
+    They also count toward the share of their peer. asyncio's own server does not report a connection until
+    its handshake, the most expensive part, is done.
     A handshake begins once the client has sent something, so that silent connections take next to no memory,
     and few begin at a time, so that connections which arrive together do not delay the requests of others.
     """
@@ -273,6 +275,9 @@ class TlsAcceptor:
         #: Connections whose handshake can begin, with the time (of the loop) by which it must have ended.
         self._greeted: deque[tuple[socket.socket, float]] = deque()
         self._handshakes: set[asyncio.Task[None]] = set()
+        #: The peer of each connection in these three states, and the number of such connections by peer.
+        self._peer_of: dict[socket.socket, str | bytes] = {}
+        self._waiting: Counter[str | bytes] = Counter()
         self._pause: asyncio.TimerHandle | None = None
         wire.loop.add_reader(listening, self._accept)
 
@@ -284,9 +289,9 @@ class TlsAcceptor:
         self._listening.close()
         for silent in list(self._silent):
             self._forget(silent)
-            silent.close()
+            self._drop(silent)
         while self._greeted:
-            self._greeted.popleft()[0].close()
+            self._drop(self._greeted.popleft()[0])
         for handshake in self._handshakes:
             handshake.cancel()
 
@@ -294,7 +299,7 @@ class TlsAcceptor:
         loop = self._wire.loop
         for _ in range(ACCEPTS_PER_TURN):
             try:
-                accepted, _ = self._listening.accept()
+                accepted, name = self._listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -304,17 +309,38 @@ class TlsAcceptor:
                 loop.remove_reader(self._listening)
                 self._pause = loop.call_later(EXHAUSTED_PAUSE, loop.add_reader, self._listening, self._accept)
                 return
-            waiting = len(self._silent) + len(self._greeted) + len(self._handshakes)
-            if len(self._wire.connections) + waiting >= self._wire.limits.max_connections:
+            peer = address_of(name)
+            if not self._may_connect(peer):
                 # Responding with an error would need a handshake first.
                 accepted.close()
                 continue
+            self._peer_of[accepted] = peer
+            self._waiting[peer] += 1
             accepted.setblocking(False)
             if accepted.family != socket.AF_UNIX:
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             timeout = self._wire.limits.header_timeout
             self._silent[accepted] = loop.call_later(timeout, self._give_up, accepted)
             loop.add_reader(accepted, self._hear, accepted)
+
+    def _may_connect(self, peer: str | bytes) -> bool:
+        wire, peers = self._wire, self._wire.peers
+        return (
+            len(wire.connections) + len(self._peer_of) < wire.limits.max_connections
+            and peers.connections(peer) + self._waiting[peer] < peers.max_connections
+        )
+
+    def _leave(self, accepted: socket.socket) -> None:
+        """Stops counting a connection: its handshake is over, or it is closed."""
+        peer = self._peer_of.pop(accepted, None)
+        if peer is not None:
+            self._waiting[peer] -= 1
+            if not self._waiting[peer]:
+                del self._waiting[peer]
+
+    def _drop(self, accepted: socket.socket) -> None:
+        self._leave(accepted)
+        accepted.close()
 
     def _forget(self, silent: socket.socket) -> float:
         """Stops waiting for a client to speak. Returns the time by which its handshake must have ended."""
@@ -325,7 +351,7 @@ class TlsAcceptor:
 
     def _give_up(self, silent: socket.socket) -> None:
         self._forget(silent)
-        silent.close()
+        self._drop(silent)
 
     def _hear(self, silent: socket.socket) -> None:
         """Queues the handshake of a client that has sent something, or closes a connection that has ended."""
@@ -335,7 +361,7 @@ class TlsAcceptor:
         except OSError:
             heard = b""
         if not heard:
-            silent.close()
+            self._drop(silent)
             return
         self._greeted.append((silent, end))
         if len(self._greeted) == 1:
@@ -365,3 +391,5 @@ class TlsAcceptor:
             # The client speaks no TLS, has no certificate, or has disconnected: no fault of the server.
             logger.debug("TLS handshake failed: %s", error)
             accepted.close()
+        finally:
+            self._leave(accepted)

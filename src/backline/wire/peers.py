@@ -42,7 +42,7 @@ class Peers:
 
     def join(self, transport: asyncio.BaseTransport) -> Peer:
         """Counts a new connection toward its peer, until `leave`."""
-        address = _address(transport)
+        address = address_of(transport.get_extra_info("peername"))
         peer = self._known.get(address)
         if peer is None:
             peer = self._known[address] = Peer(address)
@@ -54,9 +54,9 @@ class Peers:
         if not peer.connections:
             del self._known[peer.address]
 
-    def connections(self, transport: asyncio.BaseTransport) -> int:
-        """The number of connections of this transport's peer."""
-        peer = self._known.get(_address(transport))
+    def connections(self, address: str | bytes) -> int:
+        """The number of connections of a peer, given the address that `address_of` returns."""
+        peer = self._known.get(address)
         return 0 if peer is None else peer.connections
 
 
@@ -64,11 +64,11 @@ def _share(limit: int, limits: Limits) -> int:
     return ceil(limit * limits.max_peer_share)
 
 
-def _address(transport: asyncio.BaseTransport) -> str | bytes:
-    peer = transport.get_extra_info("peername")
-    if not isinstance(peer, tuple):
+def address_of(name: object) -> str | bytes:
+    """What identifies the peer whose socket has this name (`getpeername`)."""
+    if not isinstance(name, tuple):
         return "local"
-    address = str(peer[0])
+    address = str(name[0])
     if ":" in address:
         try:
             return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])[:_IPV6_PREFIX]

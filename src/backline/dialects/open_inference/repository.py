@@ -29,8 +29,10 @@ from backline.engine.control import (
     Change,
     Control,
     LabelMove,
+    MayChange,
     Overrides,
     RepositoryState,
+    may_change_all,
     unreadable,
 )
 from backline.engine.engine import Engine
@@ -136,7 +138,7 @@ class RepositoryRoutes:
 
     def _load(self, model: str, version: str, request: HttpRequest) -> None:
         control = control_of(self._engine, _LOADING)
-        who, body = _who(request), request.body
+        who, may_change, body = _who(request), _may_change(request), request.body
         request.body = b""  # the body may be as large as the model, so it is freed before the load
 
         async def load() -> None:
@@ -146,14 +148,16 @@ class RepositoryRoutes:
             else:
                 overrides = _parse_overrides(model, body)
             body = b""
-            await control.load(model, version, overrides=overrides, who=who)
+            await control.load(model, version, overrides=overrides, who=who, may_change=may_change)
 
         self._deferred.answer(request, load(), partial(_respond_empty, request))
 
     def _unload(self, model: str, version: str, request: HttpRequest) -> None:
         control = control_of(self._engine, _LOADING)
         dependents = dependents_from_json(read_document(ParametersDocument, request.body).parameters)
-        change = control.unload(model, version, dependents=dependents, who=_who(request))
+        change = control.unload(
+            model, version, dependents=dependents, who=_who(request), may_change=_may_change(request)
+        )
         if not version:
             change = _if_known(change)
         self._deferred.answer(request, change, partial(_respond_empty, request))
@@ -173,8 +177,13 @@ class RepositoryRoutes:
         asked = read_query(HistoryQuery, request.query)
         if not 1 <= asked.limit <= _LONGEST_HISTORY:
             raise InvalidArgument(f"limit is {asked.limit}, expected 1 to {_LONGEST_HISTORY}")
-        changes = control.history(asked.model, asked.limit)
-        respond_json(request, {"changes": [replace(one, detail=for_clients(one.detail)) for one in changes]})
+
+        def answer(changes: Sequence[Change]) -> None:
+            hidden = [replace(one, detail=for_clients(one.detail)) for one in changes]
+            respond_json(request, {"changes": hidden})
+
+        work = asyncio.to_thread(control.history, asked.model, asked.limit)
+        self._deferred.answer(request, work, answer)
 
     def _audit(self, request: HttpRequest) -> None:
         control = control_of(self._engine, "the audit log")
@@ -260,7 +269,14 @@ def _is_string(raw: Raw) -> bool:
 
 
 def _who(caller: HttpRequest | UnaryCall) -> str:
-    return caller_name(caller.peer, caller.headers if isinstance(caller, HttpRequest) else caller.metadata)
+    fields = caller.headers if isinstance(caller, HttpRequest) else caller.metadata
+    return caller_name(caller.peer, fields, "" if caller.identity is None else caller.identity.name)
+
+
+def _may_change(caller: HttpRequest | UnaryCall) -> MayChange:
+    """Checks the models that a change reaches beyond the one that its route names."""
+    identity = caller.identity
+    return may_change_all if identity is None else partial(identity.require, Scope.MANAGE)
 
 
 def _respond_empty(request: HttpRequest, _: None) -> None:
@@ -285,7 +301,9 @@ class RepositoryCalls:
             raise InvalidArgument(unreadable("", "the name of the model is empty: set model_name"))
         control = control_of(self._engine, _LOADING)
         overrides = overrides_from_message(asked.model_name, asked.parameters, files)
-        change = control.load(asked.model_name, overrides=overrides, who=_who(call))
+        change = control.load(
+            asked.model_name, overrides=overrides, who=_who(call), may_change=_may_change(call)
+        )
         self._deferred.answer(call, change, lambda _: call.reply(b""))
 
     def unload(self, call: UnaryCall, received: Buffer) -> None:
@@ -295,8 +313,10 @@ class RepositoryCalls:
         if not asked.model_name and self._engine.loads_by_request:  # no model, which is as good as unloaded
             call.reply(b"")
             return
-        change = _if_known(control.unload(asked.model_name, dependents=dependents, who=_who(call)))
-        self._deferred.answer(call, change, lambda _: call.reply(b""))
+        change = control.unload(
+            asked.model_name, dependents=dependents, who=_who(call), may_change=_may_change(call)
+        )
+        self._deferred.answer(call, _if_known(change), lambda _: call.reply(b""))
 
 
 async def _if_known(unload: Awaitable[None]) -> None:

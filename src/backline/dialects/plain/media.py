@@ -81,9 +81,11 @@ def read_npy(name: str, body: bytes) -> np.ndarray:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, columns, dtype = read(stream)
-    except (ValueError, KeyError) as error:
-        raise InvalidArgument(f"the .npy file for input '{name}' is malformed: {error}") from None
-    if dtype.hasobject or dtype.names:
+    except Exception as error:  # the header is a Python literal, for which numpy raises errors of many types
+        raise _malformed(name, error) from None
+    if not dtype.itemsize:  # Security: any number of such elements would fit into a file without data.
+        raise InvalidArgument(f"the .npy file for input '{name}' holds elements of 0 bytes")
+    if dtype.hasobject or dtype.names or dtype.subdtype:
         raise InvalidArgument(f"the .npy file for input '{name}' holds Python objects; save numbers or bytes")
     count = 1
     for dimension in shape:
@@ -94,8 +96,15 @@ def read_npy(name: str, body: bytes) -> np.ndarray:
             f"the .npy file for input '{name}' has {len(data)} bytes of data, which do not fit its shape"
             f" {list(shape)} of {dtype}"
         )
-    array = np.frombuffer(data, dtype, count) if count and dtype.itemsize else np.empty(count, dtype)
-    return array.reshape(shape, order="F" if columns else "C")
+    array = np.frombuffer(data, dtype, count) if count else np.empty(0, dtype)
+    try:
+        return array.reshape(shape, order="F" if columns else "C")
+    except (ValueError, TypeError) as error:
+        raise _malformed(name, error) from None
+
+
+def _malformed(name: str, error: Exception) -> InvalidArgument:
+    return InvalidArgument(f"the .npy file for input '{name}' is malformed: {error}")
 
 
 def write_npy(tensor: Tensor, _: Form) -> bytes:

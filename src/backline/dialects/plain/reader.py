@@ -110,13 +110,14 @@ def _of_json(model: Model, body: Buffer, parameters: dict[str, Parameter]) -> di
         if name in specs:
             given[name] = tensor_of(specs[name], value)
         elif name == PARAMETERS:
-            parameters.update(_parameters(value))
+            parameters.update(plain_parameters(value))
         else:
             raise _unknown(model, name)
     return given
 
 
-def _parameters(value: Any) -> dict[str, Parameter]:
+def plain_parameters(value: Any) -> dict[str, Parameter]:
+    """The parameters in a decoded JSON value. Raises InvalidArgument for any that a request cannot have."""
     if not isinstance(value, dict) or not all(isinstance(one, str | int | float) for one in value.values()):
         raise InvalidArgument("'parameters' must be an object of strings, numbers, true and false")
     for name, one in value.items():
@@ -130,7 +131,7 @@ def _of_form(model: Model, parts: list[FormPart], parameters: dict[str, Paramete
     given: dict[str, Tensor] = {}
     for part in parts:
         if part.name == PARAMETERS and PARAMETERS not in specs:
-            parameters.update(_parameters(_json_of(part.name, part.body)))
+            parameters.update(plain_parameters(_json_of(part.name, part.body)))
             continue
         spec = specs.get(part.name)
         if spec is None:
@@ -184,9 +185,14 @@ def _of_npy(spec: TensorSpec, body: bytes) -> Tensor:
                 f"the .npy file for input '{spec.name}' holds numbers; the input takes BYTES"
             )
         elements = np.empty(array.size, np.object_)
-        elements[:] = [
-            text.encode() if isinstance(text, str) else text for text in array.reshape(-1).tolist()
-        ]
+        try:
+            elements[:] = [
+                text.encode() if isinstance(text, str) else text for text in array.reshape(-1).tolist()
+            ]
+        except (ValueError, SystemError):  # numpy raises SystemError for numbers beyond the last code point
+            raise InvalidArgument(
+                f"the .npy file for input '{spec.name}' holds text that is not Unicode"
+            ) from None
         return Tensor(spec.name, spec.datatype, array.shape, elements.reshape(array.shape))
     wanted = spec.datatype.dtype
     if array.dtype.newbyteorder("=") != wanted:

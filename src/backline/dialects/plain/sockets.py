@@ -19,7 +19,7 @@ from backline.dialects.documents import read_query
 from backline.dialects.event_stream import encoded
 from backline.dialects.off_loop import LARGE, OffLoop
 from backline.dialects.plain.media import BINARY, OUTPUT, Form, choose_output, write_binary
-from backline.dialects.plain.reader import PARAMETERS, PlainPlan, PlainReader
+from backline.dialects.plain.reader import PARAMETERS, PlainPlan, PlainReader, plain_parameters
 from backline.dialects.plain.service import plain_document, shaped
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
@@ -156,12 +156,8 @@ class Conversation:
             return False
         with suppress(msgspec.DecodeError, RecursionError):
             found = msgspec.json.decode(message)
-            if (
-                isinstance(found, dict)
-                and found.keys() == {PARAMETERS}
-                and isinstance(found[PARAMETERS], dict)
-            ):
-                self._parameters = found[PARAMETERS]
+            if isinstance(found, dict) and found.keys() == {PARAMETERS}:
+                self._parameters = plain_parameters(found[PARAMETERS])
                 return True
         return False
 

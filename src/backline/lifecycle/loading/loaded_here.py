@@ -162,6 +162,9 @@ def loaded_here(
     warnings += missing_gpu(config, placed)
     if config.max_batch_size and probe is not None and not probe.batched:
         warnings += (_batched_against_proof(config, probe),)
+    if config.lane == "inline" and _may_not_end(model):
+        told = "the model has a loop, so a request may decide how long a run takes, and it runs on threads"
+        warnings += (f"{config.source or config.name}: lane inline has no effect: {told}",)
     max_batch_size = _max_batch_size(config, probe)
     chosen = _plan(config, model, measured, max_batch_size, placed)
     return LoadedHere(
@@ -184,6 +187,11 @@ def loaded_here(
     )
 
 
+def _may_not_end(model: LoadedModel) -> bool:
+    """Whether a request may decide how long a run takes. Backends that can tell set this attribute."""
+    return getattr(model, "may_not_end", False)
+
+
 def _plan(
     config: ModelConfig, model: LoadedModel, measured: Measured, max_batch_size: int, placed: Places
 ) -> RunPlan:
@@ -192,11 +200,13 @@ def _plan(
     # The event loop cannot abandon a long run, be pinned to cores, or wait for a device or a compiler.
     long = config.execution_timeout_seconds is not None or getattr(model, "compiles", False)
     threads = long or config.cpus or on_gpus
+    # Security: a request for a billion turns of a loop would stop the whole server.
+    lane = "thread" if _may_not_end(model) else config.lane or ("thread" if threads else None)
     return plan(
         measured.times,
         cores=len(config.cpus) or usable_cores(),
         threads_per_run=model.threads_per_run,
-        lane=config.lane or ("thread" if threads else None),
+        lane=lane,
         instances=len(placed.spread()) if placed.counted or on_gpus else None,
         max_batch=max_batch_size,
     )

@@ -24,6 +24,10 @@ _UNREADABLE = "Invalid config override"
 
 #: Parameters whose values name files or programs on the server's machine, in any backend.
 _NAMING_PLACES = frozenset({"execution_env_path", "cache_dir"})
+_REMOTE = "remote"
+#: Parameters of the backend `remote` that say where to send requests, and which file on the server's machine
+#: holds the key to send along.
+_NAMING_SERVERS = frozenset({"urls", "model", "version", "ca", "api_key_file"})
 #: Options of execution accelerators whose values are numbers or choices. The other options name files,
 #: libraries to load (trt_extra_plugin_lib_paths), or addresses in the server's memory (user_compute_stream).
 _HARMLESS_OPTIONS = frozenset(
@@ -54,20 +58,28 @@ _HARMLESS_OPTIONS = frozenset(
 
 
 def read_override(
-    text: str, name: str, listing: Listing, *, complete: bool = False, own: bytes = b""
+    text: str,
+    name: str,
+    listing: Listing,
+    *,
+    complete: bool = False,
+    own: bytes = b"",
+    may_name_servers: bool = False,
 ) -> ModelConfig:
     """The configuration in the JSON `text` of a request to load the model `name` from the folder `listing`.
 
     A `complete` configuration must name the inputs and outputs. `own` is the configuration that the model's
-    files declare (ModelConfig.declared).
+    files declare (ModelConfig.declared). With `may_name_servers`, a request may say where remote models run.
 
     Raises InvalidArgument, with the path of the field, if the configuration is not valid, contradicts itself,
-    or names a place on the server that `own` does not name.
+    or names a place on the server, or other servers, that `own` does not name.
     """
     document = parse(text)
     if complete:
         check_complete(document, name)
     _check_places(document, own)
+    if not may_name_servers:
+        _check_servers(document, own)
     return to_model_config(document, name, listing)
 
 
@@ -85,6 +97,33 @@ def _check_places(document: Document, own: bytes) -> None:
                 " configuration",
                 path,
             )
+
+
+def _check_servers(document: Document, own: bytes) -> None:
+    """Raises InvalidArgument if a request says where a remote model runs.
+
+    The server would send requests to any address that it reaches, and the contents of any file as the key. A
+    request may repeat what the model's own files say.
+    """
+    allowed = _servers(document.message.FromString(own))
+    for path, value in _servers(document.message).items():
+        if allowed.get(path) != value:
+            raise document.error(
+                f"{path} says where a remote model runs and cannot be set by a load; set it in the"
+                " model's own configuration, or start the server with --trust-remote-code",
+                path,
+            )
+
+
+def _servers(message: Any) -> dict[str, str]:
+    """The parameters that say where a remote model runs, by the path of their field."""
+    if _REMOTE not in (message.backend, message.platform):
+        return {}
+    return {
+        f"parameters[{key}]": value.string_value
+        for key, value in message.parameters.items()
+        if key in _NAMING_SERVERS
+    }
 
 
 def _places(message: Any) -> dict[str, str]:

@@ -42,7 +42,7 @@ class FairQueue:
     Invariant: between two turns of a waiting caller, each other caller has at most one. A caller that is
     served goes to the end of the ring, and can join again only after the ring has turned.
 
-    `Ticket.identity` names the caller. Each caller's own requests stay in order. A full queue admits
+    `Ticket.identity` identifies the caller. Each caller's own requests stay in order. A full queue admits
     a request of a caller with fewer queued requests than another by displacing the last request of the caller
     that has the most. Debts are forgotten once nobody waits.
     """

@@ -17,6 +17,7 @@ from backline.engine.errors import (
     BacklineError,
     Cancelled,
     DeadlineExceeded,
+    Forbidden,
     Internal,
     InvalidArgument,
     Unavailable,
@@ -135,7 +136,8 @@ class SequenceBatcher:
     def submit(self, ticket: Ticket) -> None:
         """Queues a request that fits the model.
 
-        Raises InvalidArgument if the request belongs to no sequence, Unavailable if too many are waiting.
+        Raises InvalidArgument if the request belongs to no sequence, Forbidden if another caller has begun
+        the sequence, and Unavailable if too many are waiting.
         """
         step = ticket.request.sequence
         if (step is None or not step.id) and self._tensors.iterative:
@@ -153,6 +155,12 @@ class SequenceBatcher:
                 " due to requirements of sequence batcher"
             )
         self._tensors.check_id(step)
+        if self._table.is_foreign(ticket):
+            # Security: callers choose their ids, often small numbers, so another caller can guess them.
+            raise Forbidden(
+                f"sequence {step.id} of model '{self._name}' was begun by another caller; choose another"
+                " correlation ID"
+            )
         self._check_room(step)
         table = self._table
         now = monotonic_ns()

@@ -22,6 +22,8 @@ class StateKey:
     model: str
     version: str
     sequence: int | str
+    #: The caller that began the sequence; only this caller may continue it.
+    holder: str = ""
 
 
 class StateStore(Protocol):

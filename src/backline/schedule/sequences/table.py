@@ -21,6 +21,8 @@ class LiveSequence:
     id: int | str
     #: When it last had a request or a run, by time.monotonic_ns().
     last_ns: int
+    #: `Ticket.identity` of the caller that began it.
+    holder: str = ""
     #: The place as (slot, lane); None while the sequence has none.
     place: tuple[int, int] | None = None
     #: Requests after the running one, in order.
@@ -101,6 +103,11 @@ class SequenceTable:
             return bool(self._free) and not self._unplaced
         return sequence.place is not None and sequence.running is None and not sequence.waiting
 
+    def is_foreign(self, ticket: Ticket) -> bool:
+        """Whether the sequence of a request is open and another caller has begun it."""
+        sequence = self.open.get(step_of(ticket).id)
+        return sequence is not None and sequence.holder != ticket.identity
+
     def accept(self, ticket: Ticket, now_ns: int) -> LiveSequence | None:
         """Queues a request in its sequence. Returns None if the sequence is not open and the
         request does not start it.
@@ -110,7 +117,7 @@ class SequenceTable:
         if sequence is None:
             if not step.start:
                 return None
-            sequence = self._begin(step.id, now_ns)
+            sequence = self._begin(ticket, now_ns)
         self._append(sequence, ticket, now_ns)
         return sequence
 
@@ -119,14 +126,14 @@ class SequenceTable:
 
         None of its requests run while it is `arriving`, that is, while its state is fetched.
         """
-        step = step_of(ticket)
-        sequence = self._begin(step.id, now_ns)
+        sequence = self._begin(ticket, now_ns)
         sequence.arriving = True
         self._append(sequence, ticket, now_ns)
         return sequence
 
-    def _begin(self, id: int | str, now_ns: int) -> LiveSequence:
-        sequence = self.open[id] = LiveSequence(id, now_ns)
+    def _begin(self, ticket: Ticket, now_ns: int) -> LiveSequence:
+        id = step_of(ticket).id
+        sequence = self.open[id] = LiveSequence(id, now_ns, ticket.identity)
         if self._free and not self._unplaced:
             self._put(sequence)
         else:

@@ -179,7 +179,7 @@ class SequenceStates:
         return self._table.open.get(sequence.id) is sequence
 
     def _key(self, sequence: LiveSequence) -> StateKey:
-        return StateKey(self._model, self._version, sequence.id)
+        return StateKey(self._model, self._version, sequence.id, sequence.holder)
 
 
 def initial_state(batching: SequenceBatching, files: Mapping[str, np.ndarray], *, batched: bool) -> State:

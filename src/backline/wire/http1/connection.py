@@ -166,7 +166,9 @@ class Http1Connection(Connection):
             receiver = self.receiver
             begins = not receiver.target
             head = receiver.feed(data)
-            if begins and head is not None and not receiver.target and self._in_vain < IN_VAIN:
+            if self.held is not None:  # the receiver gave bytes back; mypy assumes that it cannot
+                self._feed_held()  # type: ignore[unreachable]
+            elif begins and head is not None and not receiver.target and self._in_vain < IN_VAIN:
                 self._remember(data, head)
         wire.poll.arrived = True
         if wire.poll.asleep:
@@ -244,9 +246,11 @@ class Http1Connection(Connection):
         self.update_reading()
 
     def received_again(self, data: bytes) -> None:
-        """Takes bytes back from the receiver, to be parsed before those held."""
-        held, self.held = self.held, None
-        self.data_received(data if held is None else b"".join((data, held)))
+        """Takes bytes back from the receiver, to be parsed before those held.
+
+        They are held until the receiver returns: parsing them here would nest as deep as there are requests.
+        """
+        self.held = memoryview(data if self.held is None else b"".join((data, self.held)))
 
     def receive_into(self, large: LargeBody) -> None:
         """Lets the transport write the rest of a body directly into the body's buffer."""

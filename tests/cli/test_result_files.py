@@ -1,0 +1,22 @@
+"""Results in files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from backline.cli.result_files import save
+from backline.client.result import InferResult
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferResponse
+from backline.engine.values.tensor import Tensor
+
+
+def test_outputs_of_any_name_are_saved_together(tmp_path: Path) -> None:
+    names = ["file", "allow_pickle", "a/b", "y"]
+    outputs = [Tensor(name, DataType.FP32, (2,), np.float32([1, 2])) for name in names]
+    save(tmp_path / "y.npz", InferResult(InferResponse("m", "1", "", outputs)))
+    with np.load(tmp_path / "y.npz") as saved:
+        assert saved.files == names
+        assert all(saved[name].tolist() == [1, 2] for name in names)
