@@ -80,7 +80,6 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference(
         "messages say more",
         (
-            "a_batch_for_an_unbatched_model_is_refused [grpc]",
             "an_unknown_output_is_refused",
             "each_priority_has_its_own_limit",
             "the_default_limit_applies_to_each_priority",
