@@ -60,7 +60,7 @@ class GrpcRequests(Transport):
     def exchange_stream(
         self, method: str, request: bytes, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
     ) -> AsyncGenerator[bytes, None]:
-        """Does the same for a method with many responses, each of which must arrive within `timeout`."""
+        """Sends a message to a method with many responses, each of which must arrive within `timeout`."""
 
     async def infer(self, call: InferCall) -> InferResponse:
         request = b"".join(self._codec.encode(call))

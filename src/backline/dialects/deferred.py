@@ -69,7 +69,7 @@ def _fail(caller: HttpRequest | UnaryCall, error: BacklineError) -> None:
 
 
 def control_of(engine: Engine, what: str) -> Control:
-    """The engine's control. Raises Unsupported, naming `what`, where models may not be changed by request."""
+    """Returns the engine's control. Raises Unsupported, naming `what`, if requests may not change models."""
     if engine.control is None:
         raise Unsupported(
             f"{what} is not supported by this server: start it with --model-control-mode explicit"
@@ -78,7 +78,10 @@ def control_of(engine: Engine, what: str) -> Control:
 
 
 def caller_name(peer: str, fields: Mapping[bytes, bytes]) -> str:
-    """The caller for the audit log, such as "ada@laptop (10.0.0.7)". The user's name is not verified."""
+    """Returns the name of the caller for the audit log, such as "ada@laptop (10.0.0.7)".
+
+    The user's name is not verified.
+    """
     given = fields.get(USER, b"")[: 4 * _LONGEST_USER].decode(errors="replace")
     user = "".join(character if character.isprintable() else "?" for character in given).strip()[
         :_LONGEST_USER
