@@ -1,4 +1,4 @@
-"""The files of the console, as browsers get them."""
+"""Serves the files of the console to browsers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FIELDS: Fields = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"permissions-policy", b"microphone=(self), camera=(), geolocation=()"),
-    # A file may change with the server's version, so that browsers ask whether theirs is current.
+    # Files may change with the server's version, so browsers must ask whether their copies are current.
     (b"cache-control", b"no-cache"),
 )
 
@@ -53,7 +53,7 @@ class ConsoleFiles:
         self._files: dict[str, _File] = {}
 
     def respond(self, name: str, request: HttpRequest) -> None:
-        """Raises NotFound for a name that is not one of the files'."""
+        """Responds with a file. Raises NotFound for an unknown name."""
         if not self._files:
             self._files = {path.name: self._read(path) for path in FOLDER.iterdir() if path.suffix in _TYPES}
         file = self._files.get(name)
