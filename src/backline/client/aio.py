@@ -347,7 +347,7 @@ class AsyncModel:
         try:
             response: InferResponse = await transport.infer(call)
         except (InvalidArgument, NotFound):
-            self._client._known.pop(model._key, None)  # perhaps another version is served by now
+            self._client._known.pop(model._key, None)  # another version may be served by now
             raise
         except Unsupported as error:
             if "decoupled transaction policy" not in error.message:

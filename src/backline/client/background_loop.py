@@ -15,7 +15,7 @@ from backline.engine.errors import Unavailable
 
 T = TypeVar("T")
 
-#: Seconds that an exiting program waits for work on the loop, such as a run in an embedded repository.
+#: Seconds that an exiting program waits for work on the loop, such as a request to an embedded model.
 _ENDS_WITHIN = 1.0
 
 

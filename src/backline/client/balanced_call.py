@@ -44,8 +44,9 @@ def verdict_of(error: BaseException | None) -> Verdict:
 def may_try_again(error: BaseException, *, idempotent: bool) -> bool:
     """Returns whether a request that got this error may be sent to another server.
 
-    Any request may if it has certainly not run: no connection was opened, or the server refused it because it
-    is busy, loading or draining. An idempotent one also may if the connection broke.
+    Any request may be sent again if it has certainly not run: no connection was opened, or the server refused
+    it because it is busy, loading or draining. An idempotent request may also be sent again if the connection
+    broke.
     """
     if isinstance(error, ConnectionLost):
         return idempotent

@@ -76,7 +76,7 @@ class HttpConnection(asyncio.BufferedProtocol):
     async def request(
         self, parts: Sequence[Buffer], size: int, timeout: float, spent: float = 0.0
     ) -> HttpAnswer:
-        """Sends the buffers of a request in order, `size` bytes in all, and waits for the answer.
+        """Sends the buffers of a request in order, `size` bytes in total, and waits for the answer.
 
         `spent` is the part of `timeout` already used; both are in seconds.
         Raises DeadlineExceeded, ConnectionFailed or ProtocolError, after closing the connection.

@@ -230,7 +230,7 @@ class HttpTransport(Transport):
         )
         async with aclosing(events):
             async for event in events:
-                if isinstance(event, HttpAnswer):  # refused before the stream began
+                if isinstance(event, HttpAnswer):  # the request failed before the stream began
                     raise self.failure(event)
                 yield decode_event(self._url, event)
 

@@ -1,4 +1,4 @@
-"""Responds to requests that need a coroutine; most of these change which models are served."""
+"""Responds to requests that need a coroutine; most of these requests change which models are served."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DeferredAnswers:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        #: Strong references: the event loop keeps only weak ones.
+        #: Strong references to the tasks: the event loop keeps only weak ones.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def answer(

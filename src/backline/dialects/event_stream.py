@@ -30,7 +30,7 @@ class EventStreams:
 
     def __init__(self, off_loop: OffLoop) -> None:
         self._off_loop = off_loop
-        #: Strong references: the event loop keeps only weak ones.
+        #: Strong references to the tasks: the event loop keeps only weak ones.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def answer(self, request: HttpRequest, model: str, responses: Responses, encode: Encode) -> None:

@@ -71,7 +71,7 @@ class ForwardPattern:
 
 @dataclass(frozen=True, slots=True)
 class Forwarding:
-    """Which fields of HTTP requests and of gRPC calls are forwarded; None means that none are."""
+    """Which fields of HTTP requests and of gRPC calls are forwarded to models; None means that none are."""
 
     http: ForwardPattern | None = None
     grpc: ForwardPattern | None = None

@@ -31,7 +31,7 @@ LARGE = 64 * 1024
 #: Triton's texts for data whose length does not match the shape, and for data that is not a list.
 _OTHER_SHAPE = "Unable to parse 'data': Shape does not match true shape of 'data' field"
 _NO_LIST = "Unable to parse 'data': attempt to access JSON non-array as array"
-#: A number whose exponent has three digits.
+#: Finds a number whose exponent has three or more digits.
 _EXTREME = re.compile(rb"[eE][+-]?0*[1-9][0-9]{2}").search
 #: The numbers that replace NaN and the infinities. No client sends these numbers, as no datatype can hold
 #: them.

@@ -14,7 +14,7 @@ from backline.engine.values.datatypes import DataType
 
 #: The maximum depth of nested lists.
 MAX_DEPTH: Final = 100
-#: The format of one element, as in the module struct, which refuses numbers out of range.
+#: The format of one element, for the module struct, which refuses numbers out of range.
 _FORMATS: Final = {
     DataType.BOOL: "?",
     DataType.UINT8: "B",

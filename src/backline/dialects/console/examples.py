@@ -37,8 +37,8 @@ _FILE: Fields = (
 
 
 class Examples:
-    """Registers the routes. `recorder` knows where requests were recorded; None if requests cannot be
-    recorded.
+    """Registers the routes for examples and recorded requests. `recorder` knows where requests were recorded;
+    None if requests cannot be recorded.
     """
 
     def __init__(self, engine: Engine, deferred: DeferredAnswers, recorder: Recorder | None) -> None:

@@ -43,7 +43,7 @@ class _File:
 
 
 class ConsoleFiles:
-    """Responds with the files. They are read when the first browser asks for them."""
+    """Responds with the console's files, which are read when a browser first asks for one."""
 
     def __init__(self, frame_ancestors: Sequence[str] = ()) -> None:
         """`frame_ancestors` are the origins of pages that may show the console in a frame, in the syntax of

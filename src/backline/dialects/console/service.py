@@ -49,7 +49,7 @@ class ConsoleService:
         self._with_page = with_page
         self._files = ConsoleFiles(frame_ancestors)
         self._activity: Any = None
-        #: Strong references: the event loop keeps only weak ones.
+        #: Strong references to the tasks: the event loop keeps only weak ones.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add_routes(self, router: Router) -> None:

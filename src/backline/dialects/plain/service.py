@@ -30,7 +30,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class PlainService:
-    """Registers the routes. A decoupled model's responses are a stream of events."""
+    """Registers the routes of plain HTTP. A decoupled model's responses are a stream of events."""
 
     def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
         self._engine = engine

@@ -37,8 +37,9 @@ _INTERNAL_ERROR = 1011
 
 
 class StreamQuery(Struct, forbid_unknown_fields=True):
-    """The query parameters of a connection. The output named `output` is sent in binary messages; if the name
-    is empty, all outputs are sent as JSON. With `sequence`, the requests of the connection form a sequence.
+    """The query parameters of a WebSocket connection. The output named `output` is sent in binary messages;
+    if the name is empty, all outputs are sent as JSON. With `sequence`, the requests of the connection form a
+    sequence.
     """
 
     output: str = ""
@@ -51,7 +52,7 @@ class UpgradeRequired(BacklineError):
 
 
 class SocketService:
-    """Registers the routes."""
+    """Registers the WebSocket routes."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

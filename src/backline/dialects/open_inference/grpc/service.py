@@ -69,7 +69,7 @@ _LISTS = frozenset(("ModelStatistics", "RepositoryIndex"))
 
 
 class InferenceService:
-    """The methods of the service. Most respond immediately from the engine's state."""
+    """The methods of the inference service. Most respond immediately from the engine's state."""
 
     def __init__(
         self, engine: Engine, deferred: DeferredAnswers, forward: ForwardPattern | None = None

@@ -180,7 +180,7 @@ async def _answer_with_one(
 
 
 def _misspelt(asked: InferRequest, model: Model) -> str:
-    """Returns the end of an error about missing inputs, naming a parameter that was perhaps meant as one.
+    """Returns the end of an error about missing inputs, naming a parameter that may be a misspelt one.
 
     Empty if no parameter resembles a missing input.
     """
