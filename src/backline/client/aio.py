@@ -168,9 +168,7 @@ class AsyncClient:
         return await (await self.transport()).server_metadata(self._limit(timeout))
 
     async def models(self, timeout: float | None = None) -> list[ModelIndex]:
-        """Lists the models and versions that the server knows: state, reason, labels, memory and load
-        progress.
-        """
+        """Lists the models and versions on the server: state, reason, labels, memory and load progress."""
         return await (await self._control()).models(self._limit(timeout))
 
     async def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
@@ -268,10 +266,7 @@ class AsyncClient:
         return await (await self._control()).move_label(move, self._limit(timeout))
 
     async def history(self, name: str = "", limit: int = 100, timeout: float | None = None) -> list[Change]:
-        """Returns the latest changes, newest first: who did what, and when.
-
-        An empty name means all models.
-        """
+        """Returns the latest changes of a model, or of all models, newest first: who did what, and when."""
         return await (await self._control()).history(name, limit, self._limit(timeout))
 
     async def audit(
@@ -281,10 +276,7 @@ class AsyncClient:
         return await (await self._control()).audit(limit, after, self._limit(timeout))
 
     async def refresh(self, timeout: float | None = None) -> None:
-        """Makes the server scan its repositories.
-
-        Returns once every model found is ready or has failed to load.
-        """
+        """Makes the server scan its repositories. Returns once all models found are ready or have failed."""
         await (await self._control()).refresh(self._limit(timeout))
 
     async def _control(self) -> ModelControl:
@@ -417,9 +409,7 @@ class AsyncModel:
         )
 
     def sequence(self, id: int | str | None = None) -> AsyncSequence:
-        """Begins a sequence of requests to a model that keeps state between them; by default, `id` is
-        random.
-        """
+        """Begins a sequence of requests to a model that keeps state. By default, its `id` is random."""
         return AsyncSequence(self, id)
 
     async def metadata(self, timeout: float | None = None) -> ModelMetadata:

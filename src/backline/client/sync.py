@@ -76,9 +76,7 @@ class Client:
         return self._loop.run(self._client.metadata(timeout))
 
     def models(self, timeout: float | None = None) -> list[ModelIndex]:
-        """Lists the models and versions that the server knows: state, reason, labels, memory and load
-        progress.
-        """
+        """Lists the models and versions on the server: state, reason, labels, memory and load progress."""
         return self._loop.run(self._client.models(timeout))
 
     def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
@@ -154,10 +152,7 @@ class Client:
         return self._loop.run(self._client.rollback(name, label, timeout))
 
     def history(self, name: str = "", limit: int = 100, timeout: float | None = None) -> list[Change]:
-        """Returns the latest changes, newest first: who did what, and when.
-
-        An empty name means all models.
-        """
+        """Returns the latest changes of a model, or of all models, newest first: who did what, and when."""
         return self._loop.run(self._client.history(name, limit, timeout))
 
     def audit(
@@ -167,10 +162,7 @@ class Client:
         return self._loop.run(self._client.audit(limit, after, timeout))
 
     def refresh(self, timeout: float | None = None) -> None:
-        """Makes the server scan its repositories.
-
-        Returns once every model found is ready or has failed to load.
-        """
+        """Makes the server scan its repositories. Returns once all models found are ready or have failed."""
         self._loop.run(self._client.refresh(timeout))
 
     def close(self) -> None:
@@ -259,9 +251,7 @@ class Model:
             self._loop.run(responses.aclose())
 
     def sequence(self, id: int | str | None = None) -> RequestSequence:
-        """Begins a sequence of requests to a model that keeps state between them; by default, `id` is
-        random.
-        """
+        """Begins a sequence of requests to a model that keeps state. By default, its `id` is random."""
         return RequestSequence(self, id)
 
     def metadata(self, timeout: float | None = None) -> ModelMetadata:
