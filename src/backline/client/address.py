@@ -36,9 +36,9 @@ _EXAMPLES = (
 @dataclass(frozen=True, slots=True)
 class Address:
     """A server's address. `path` is the path of the socket or the repository; over TCP, it is the prefix that
-    a proxy puts before /v2. `query` has the options of a repository. `by_dns` means that the host name stands
-    for several servers, one for each of its IP addresses; `by_ray`, that the host is the name of a
-    deployment, whose replicas Ray knows.
+    a proxy puts before /v2. `query` has the options of a repository. `by_dns` means that the host name has
+    several servers, one at each of its IP addresses; `by_ray` means that the host is the name of a
+    deployment, whose servers are its replicas in Ray.
     """
 
     url: str
@@ -51,7 +51,7 @@ class Address:
     query: str = ""
     by_dns: bool = False
     by_ray: bool = False
-    #: The name that `host` was looked up from; empty if `host` is as given.
+    #: The name that was resolved to `host`; empty if `host` is as given in the URL.
     looked_up: str = ""
 
     @classmethod
@@ -115,12 +115,15 @@ class Address:
 
     @property
     def changes(self) -> bool:
-        """Whether the servers that the address stands for can change; see `resolve`."""
+        """Whether the set of servers at this address can change; see `resolve`."""
         return self.by_dns or self.by_ray
 
     @property
     def server(self) -> str:
-        """The URL of the server, equal for HTTP and gRPC on one port, as each port speaks both."""
+        """The URL of the server.
+
+        It is the same for HTTP and gRPC on one port, because each port speaks both.
+        """
         if self.unix:
             return f"unix:{self.path}"
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"
@@ -139,7 +142,10 @@ class Address:
 
 
 async def resolve(address: Address) -> tuple[Address, ...]:
-    """The addresses of the servers that a name stands for. Raises Unavailable if the name is unknown."""
+    """Returns the address of each server that a name resolves to.
+
+    Raises Unavailable if the name is unknown.
+    """
     if address.by_ray:
         from backline.client.ray_directory import replica_urls
 

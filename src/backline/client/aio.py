@@ -31,7 +31,10 @@ READY_POLL = 0.1
 
 
 def open_transport(address: Address, options: ClientOptions) -> Transport:
-    """The transport for an address. Raises InvalidArgument if a package that it needs is not installed."""
+    """Returns the transport for an address.
+
+    Raises InvalidArgument if a package that it needs is not installed.
+    """
     if address.protocol == "http":
         from backline.client.http_transport import HttpTransport
 
@@ -47,7 +50,7 @@ def open_transport(address: Address, options: ClientOptions) -> Transport:
 
 
 def open_transports(url: str, addresses: Sequence[Address], options: ClientOptions) -> Transport:
-    """The transport for the addresses that a URL names; see `open_transport`."""
+    """Returns the transport for the addresses that a URL names; see `open_transport`."""
     if len(addresses) == 1 and not addresses[0].changes:
         return open_transport(addresses[0], options)
     from backline.client.balanced_transport import BalancedTransport
@@ -66,7 +69,7 @@ class AsyncClient:
 
     def __init__(self, url: str, options: ClientOptions) -> None:
         self._addresses = Address.parse_all(url)
-        #: The address, the first one if there are several, with the URL that was given.
+        #: The address, or the first one if there are several, with the whole URL that was given.
         self.address = self._addresses[0]
         if len(self._addresses) > 1:
             self.address = replace(self.address, url=url)
@@ -79,7 +82,7 @@ class AsyncClient:
         self._known: dict[tuple[str, str], ModelMetadata] = {}
 
     def through(self, transport: Transport) -> Self:
-        """A copy of this client over an open transport; both share the metadata fetched so far."""
+        """Returns a copy of this client that uses an open transport; both share the fetched metadata."""
         other = copy(self)
         other._transport = transport
         other._models = {}
@@ -89,7 +92,7 @@ class AsyncClient:
         return f"<{type(self).__name__} {self.address.url}>"
 
     async def transport(self) -> Transport:
-        """The transport, opened on first use."""
+        """Returns the transport, opened on first use."""
         if self._transport is not None:
             return self._transport
         if self._closed:
@@ -107,7 +110,10 @@ class AsyncClient:
         return self.model(model)
 
     def model(self, name: str, version: str | int = "") -> AsyncModel:
-        """A model, by default in the version that the server picks. An empty name is refused."""
+        """Returns a model, by default in the version that the server picks.
+
+        Raises InvalidArgument for an empty name.
+        """
         if not name:
             raise InvalidArgument("the name of a model is empty")
         key = name, str(version)
@@ -117,11 +123,11 @@ class AsyncClient:
         return found
 
     async def live(self, timeout: float | None = None) -> bool:
-        """Whether the server answers."""
+        """Returns whether the server answers."""
         return await (await self.transport()).server_live(self._limit(timeout))
 
     async def ready(self, timeout: float | None = None) -> bool:
-        """Whether the server and all its models are ready."""
+        """Returns whether the server and all its models are ready."""
         return await (await self.transport()).server_ready(self._limit(timeout))
 
     async def wait_ready(self, timeout: float | None = None) -> None:
@@ -145,7 +151,7 @@ class AsyncClient:
         )
 
     async def _unready(self, timeout: float) -> str:
-        """Says which models are not ready, and why; empty if the server does not report it."""
+        """Says which models are not ready, and why. Empty if the server does not report this."""
         try:
             index = await (await self.transport()).repository_index(timeout)
         except BacklineError:
@@ -158,15 +164,15 @@ class AsyncClient:
         return "; ".join(lines)
 
     async def metadata(self, timeout: float | None = None) -> ServerMetadata:
-        """The server's name, version and protocol extensions."""
+        """Returns the server's name, version and protocol extensions."""
         return await (await self.transport()).server_metadata(self._limit(timeout))
 
     async def models(self, timeout: float | None = None) -> list[ModelIndex]:
-        """All models and versions that the server knows: state, reason, labels, memory and load progress."""
+        """Lists the models and versions on the server: state, reason, labels, memory and load progress."""
         return await (await self._control()).models(self._limit(timeout))
 
     async def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
-        """The counters of all models, as in Triton's statistics extension; durations are in nanoseconds."""
+        """Returns the counters of all models, as in Triton's statistics extension. Durations are in ns."""
         return await (await self.transport()).statistics("", "", self._limit(timeout))
 
     async def load(
@@ -180,12 +186,13 @@ class AsyncClient:
     ) -> None:
         """Loads a model, or one version of it, and returns when it is ready.
 
-        A version whose files changed is reloaded; the old one serves until the new one is ready.
+        A version whose files have changed is reloaded; the loaded copy serves requests until the new one is
+        ready.
 
-        `config` (a mapping or its JSON, with the names of config.pbtxt) replaces the repository's
-        configuration, and `files` ({"1/model.onnx": bytes or a pathlib.Path}) its files. If the load fails,
-        an error is raised with the reason, and the versions in service stay. After DeadlineExceeded, the load
-        continues.
+        `config` (a mapping or its JSON, with the names of config.pbtxt) replaces the configuration in the
+        repository, and `files` ({"1/model.onnx": bytes or a pathlib.Path}) replaces the files there. If the
+        load fails, an error is raised with the reason, and the versions in service stay in service. The load
+        continues after DeadlineExceeded.
         """
         overrides = to_overrides(config, files)
         limit = self._limit(timeout)
@@ -212,7 +219,7 @@ class AsyncClient:
         await (await self._control()).unload(name, _version(version), dependents, self._limit(timeout))
 
     async def labels(self, name: str, timeout: float | None = None) -> dict[str, str]:
-        """The labels of a model and the versions they point to."""
+        """Returns the labels of a model and the versions they point to."""
         return await (await self._control()).labels(name, self._limit(timeout))
 
     async def set_label(
@@ -224,14 +231,17 @@ class AsyncClient:
         expected: str | int | None = None,
         timeout: float | None = None,
     ) -> Change:
-        """Points a label to a version; with `expected`, only if it points to that one ("" if it is new)."""
+        """Points a label to a version.
+
+        With `expected`, moves it only from that version ("" if the label is new).
+        """
         move = LabelMove("label", name, label, str(version), _expected(expected))
         return await (await self._control()).move_label(move, self._limit(timeout))
 
     async def remove_label(
         self, name: str, label: str, *, expected: str | int | None = None, timeout: float | None = None
     ) -> Change:
-        """Removes a label; with `expected`, only if it points to that version."""
+        """Removes a label. With `expected`, removes it only if it points to that version."""
         move = LabelMove("unlabel", name, label, expected=_expected(expected))
         return await (await self._control()).move_label(move, self._limit(timeout))
 
@@ -248,7 +258,7 @@ class AsyncClient:
         return await (await self._control()).move_label(move, self._limit(timeout))
 
     async def rollback(self, name: str, label: str = STABLE, timeout: float | None = None) -> Change:
-        """Points a label back to the version it had before its last move.
+        """Points a label back to the version to which it pointed before its last move.
 
         A second rollback goes back one move further.
         """
@@ -256,24 +266,24 @@ class AsyncClient:
         return await (await self._control()).move_label(move, self._limit(timeout))
 
     async def history(self, name: str = "", limit: int = 100, timeout: float | None = None) -> list[Change]:
-        """The latest changes, newest first: who did what, and when. An empty name means all models."""
+        """Returns the latest changes of a model, or of all models, newest first: who did what, and when."""
         return await (await self._control()).history(name, limit, self._limit(timeout))
 
     async def audit(
         self, limit: int = 100, after: float = 0.0, timeout: float | None = None
     ) -> list[Change | Attempt]:
-        """The latest entries of the audit log, made after `after` (seconds since 1970), newest first."""
+        """Returns the latest audit log entries, newest first, made after `after` (seconds since 1970)."""
         return await (await self._control()).audit(limit, after, self._limit(timeout))
 
     async def refresh(self, timeout: float | None = None) -> None:
-        """Makes the server scan its repositories; returns once all models found serve or have failed."""
+        """Makes the server scan its repositories. Returns once all models found are ready or have failed."""
         await (await self._control()).refresh(self._limit(timeout))
 
     async def _control(self) -> ModelControl:
         return (await self.transport()).control
 
     async def close(self) -> None:
-        """Closes the connections; unloads an embedded repository."""
+        """Closes the connections, or unloads the embedded repository."""
         self._closed = True
         transport, self._transport = self._transport, None
         if transport is not None:
@@ -329,7 +339,7 @@ class AsyncModel:
         try:
             response: InferResponse = await transport.infer(call)
         except (InvalidArgument, NotFound):
-            self._client._known.pop(model._key, None)  # perhaps another version is served by now
+            self._client._known.pop(model._key, None)  # another version may be served by now
             raise
         except Unsupported as error:
             if "decoupled transaction policy" not in error.message:
@@ -373,7 +383,7 @@ class AsyncModel:
         request_id: str,
         limit: float,
     ) -> InferCall:
-        """The call to send, with its inputs converted to the types in the model's metadata."""
+        """Returns the call to send, with its inputs converted to the types in the model's metadata."""
         fresh = self._key not in self._client._known
         metadata = await self._known(limit)
         try:
@@ -399,15 +409,15 @@ class AsyncModel:
         )
 
     def sequence(self, id: int | str | None = None) -> AsyncSequence:
-        """A sequence of requests to a model that keeps state between them; `id` is random by default."""
+        """Begins a sequence of requests to a model that keeps state. By default, its `id` is random."""
         return AsyncSequence(self, id)
 
     async def metadata(self, timeout: float | None = None) -> ModelMetadata:
-        """Inputs, outputs, versions and platform."""
+        """Returns the model's inputs, outputs, versions and platform."""
         return await self._known(self._client._limit(timeout), again=True)
 
     async def config(self, timeout: float | None = None, *, explained: bool = False) -> dict[str, Any]:
-        """The configuration, with the field names of config.pbtxt.
+        """Returns the configuration, with the field names of config.pbtxt.
 
         With `explained`, parameters `backline.*` also say where and how the server runs the model, and why.
         Over gRPC, and from servers other than Backline, they are missing.
@@ -417,12 +427,12 @@ class AsyncModel:
         return await transport.model_config(self.name, self.version, limit, explained=explained)
 
     async def ready(self, timeout: float | None = None) -> bool:
-        """Whether the model can serve."""
+        """Returns whether the model can serve requests."""
         transport = await self._client.transport()
         return await transport.model_ready(self.name, self.version, self._client._limit(timeout))
 
     async def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
-        """The counters of each version; durations are in nanoseconds."""
+        """Returns the counters of each version; durations are in nanoseconds."""
         transport = await self._client.transport()
         return await transport.statistics(self.name, self.version, self._client._limit(timeout))
 

@@ -112,7 +112,7 @@ def _python_kind(data: np.ndarray) -> str:
 
 
 def _to_bfloat16(data: np.ndarray) -> np.ndarray:
-    """The bits of float32 numbers as bfloat16, rounded to nearest, ties to even; a NaN stays NaN."""
+    """Returns the bits of float32 numbers as bfloat16, rounded to nearest, ties to even; a NaN stays NaN."""
     bits = data.view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(data), np.uint32(0x7FC0), rounded).astype(np.uint16)

@@ -15,7 +15,7 @@ from backline.engine.errors import Unavailable
 
 T = TypeVar("T")
 
-#: Seconds that an exiting program waits for work on the loop, such as a run in an embedded repository.
+#: Seconds that an exiting program waits for work on the loop, such as a request to an embedded model.
 _ENDS_WITHIN = 1.0
 
 
@@ -36,14 +36,17 @@ class BackgroundLoop:
             self._thread.join(_ENDS_WITHIN)
 
     def close(self) -> None:
-        """Stops the loop and its thread. Nothing may run on it any more."""
+        """Stops the loop and its thread. All work on the loop must be done by then."""
         atexit.unregister(self._end)
         self._end()
         if not self._thread.is_alive():
             self._loop.close()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine on the loop and waits; interrupting the waiting thread cancels the coroutine."""
+        """Runs a coroutine on the loop and returns its result.
+
+        Interrupting the waiting thread cancels the coroutine.
+        """
         if self._pid != os.getpid():
             coroutine.close()
             raise Unavailable(
@@ -84,6 +87,6 @@ _starting = threading.Lock()
 
 
 def background_loop() -> BackgroundLoop:
-    """The background loop of this process."""
+    """Returns the background loop of this process."""
     with _starting:
         return _loop_of(os.getpid())

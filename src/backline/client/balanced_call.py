@@ -1,4 +1,4 @@
-"""One call on its way to one of several servers: its attempts, and the one whose response counts."""
+"""A call to one of several servers: the attempts to send it, and the attempt whose response counts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def verdict_of(error: BaseException | None) -> Verdict:
-    """What the outcome of an attempt says about its server."""
+    """Returns what the outcome of an attempt says about its server."""
     if isinstance(error, asyncio.CancelledError):
         return Verdict.ABANDONED
     if isinstance(error, ConnectionFailed):
@@ -42,10 +42,11 @@ def verdict_of(error: BaseException | None) -> Verdict:
 
 
 def may_try_again(error: BaseException, *, idempotent: bool) -> bool:
-    """Whether a request that got this error may be sent to another server.
+    """Returns whether a request that got this error may be sent to another server.
 
-    Any request may if it has certainly not run: no connection was opened, or the server refused it because it
-    is busy, loading or draining. An idempotent one also may if the connection broke.
+    Any request may be sent again if it has certainly not run: no connection was opened, or the server refused
+    it because it is busy, loading or draining. An idempotent request may also be sent again if the connection
+    broke.
     """
     if isinstance(error, ConnectionLost):
         return idempotent
@@ -53,8 +54,8 @@ def may_try_again(error: BaseException, *, idempotent: bool) -> bool:
 
 
 class BalancedCall(Generic[T]):
-    """Sends a call to one server, to another if the first attempt fails, and to a second one as well if the
-    first is late.
+    """Sends a call to one server, then to another if the first attempt fails, or to a second server in
+    parallel if the first is slow to respond.
 
     `send` starts an attempt over a transport, with a limit in seconds. The first response wins, and the other
     attempts are abandoned. If all attempts fail, the error of the last one counts. `on_outcome` is called
@@ -71,7 +72,7 @@ class BalancedCall(Generic[T]):
         idempotent: bool,
         pinned: Endpoint | None = None,
     ) -> None:
-        """With `pinned`, the call goes to that server only, once."""
+        """If `pinned` is given, the call is sent once, to that server only."""
         self._group = group
         self._send = send
         self._timeout = timeout
@@ -96,7 +97,10 @@ class BalancedCall(Generic[T]):
         group.calls.add(self)
 
     def abandon(self) -> None:
-        """Abandons all attempts, because nobody waits for the outcome. Has no effect after the outcome."""
+        """Abandons all attempts, because nothing waits for the outcome any more.
+
+        Has no effect after the outcome.
+        """
         self._end_attempts()
 
     def _attempt(self) -> bool:
@@ -136,7 +140,9 @@ class BalancedCall(Generic[T]):
             self._attempt()
 
     def left_by(self, endpoint: Endpoint) -> None:
-        """Sends the call to another server, because `endpoint`, which may have it, does not respond."""
+        """Sends an idempotent call to another server if it is in flight to `endpoint`, which does not
+        respond.
+        """
         if self._idempotent and any(attempt.endpoint is endpoint for attempt in self._running):
             self._attempt()
 

@@ -31,14 +31,15 @@ T = TypeVar("T")
 
 #: Seconds between checks of the servers while requests are in flight or a server is ejected.
 _WATCH = 0.1
-#: Seconds that a probe may take.
+#: Maximum duration of a probe, in seconds.
 _PROBE_TIMEOUT = 0.5
-#: Seconds after which the addresses of a host name are looked up again.
+#: Seconds between two look-ups of the addresses of a host name.
 _RESOLVE = 5.0
 #: Seconds between two queries of Ray for the replicas of a deployment. An idle client asks too: otherwise,
 #: all replicas that it knows may have been replaced by the time of its next request.
 _LOOK_AGAIN = 1.0
-#: The most open sequences whose server is remembered; beyond it, those idle for longest are forgotten.
+#: The maximum number of open sequences whose server is remembered. Above it, the sequences that have been
+#: idle longest are forgotten.
 _MAX_SEQUENCES = 65536
 
 
@@ -58,13 +59,13 @@ class BalancedTransport(Transport):
     ) -> None:
         self.url = url
         self._given = tuple(addresses)
-        # Another server is tried at once, instead of the same one a little later.
+        # A failed request goes to another server at once, instead of to the same one a little later.
         self._options = replace(options, retries=0)
         self._make = make
         self._addresses: dict[str, Address] = {}
         self._transports: dict[str, Transport] = {}
         self.balancer = Balancer(())
-        #: Servers that the address no longer stands for, but that still have requests in flight.
+        #: Servers to which the address no longer resolves, but which still have requests in flight.
         self._leaving: list[Endpoint] = []
         #: The calls in flight.
         self.calls: set[BalancedCall[Any]] = set()
@@ -91,7 +92,7 @@ class BalancedTransport(Transport):
         return self._control
 
     def transport_of(self, endpoint: Endpoint) -> Transport:
-        """The transport to a server, made on first use."""
+        """Returns the transport to a server, made on first use."""
         transport = self._transports.get(endpoint.url)
         if transport is None:
             transport = self._make(self._addresses[endpoint.url], self._options)
@@ -107,7 +108,10 @@ class BalancedTransport(Transport):
     def start_infer(
         self, call: InferCall, timeout: float, on_outcome: OnOutcome[InferResponse]
     ) -> BalancedCall[InferResponse]:
-        """As Transport.start_infer. Raises Unavailable if there is no server to send the call to."""
+        """Sends a call; see Transport.start_infer.
+
+        Raises Unavailable if there is no server to send the call to.
+        """
         key = _sequence_of(call)
         started = BalancedCall[InferResponse](
             self,
@@ -135,7 +139,10 @@ class BalancedTransport(Transport):
         return send
 
     async def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
-        """As Transport.stream. A stream moves to another server only before its first response."""
+        """Yields responses; see Transport.stream.
+
+        A stream moves to another server only before its first response.
+        """
         key = _sequence_of(call)
         pinned = None if key is None else self._server_of(call, key)
         tried: list[Endpoint] = []
@@ -163,7 +170,7 @@ class BalancedTransport(Transport):
         raise error
 
     def _server_of(self, call: InferCall, key: object) -> Endpoint | None:
-        """The server that has the state of a sequence: the one that got its first request."""
+        """Returns the server that has the state of a sequence: the one that got its first request."""
         parameters = call.parameters or {}
         endpoint = self._sequences.get(key)
         if endpoint is None or endpoint not in self.balancer.endpoints or parameters.get("sequence_start"):
@@ -177,13 +184,13 @@ class BalancedTransport(Transport):
             self._sequences.popitem(last=False)
         return endpoint
 
-    # health, metadata, configuration and statistics: those of any one server
+    # health, metadata, configuration and statistics, from any one server
 
     async def server_live(self, timeout: float) -> bool:
         return await self._any(lambda transport, left: transport.server_live(left), timeout)
 
     async def server_ready(self, timeout: float) -> bool:
-        """Whether any of the servers is ready."""
+        """Returns whether any of the servers is ready."""
         answers = await asyncio.gather(
             *(self.transport_of(endpoint).server_ready(timeout) for endpoint in self.balancer.endpoints),
             return_exceptions=True,
@@ -250,13 +257,13 @@ class BalancedTransport(Transport):
                 self._probes.add(task)
                 task.add_done_callback(self._probes.discard)
             if self._resolve_at and now >= self._resolve_at:
-                with suppress(Unavailable):  # the addresses found last are kept
+                with suppress(Unavailable):  # keep the addresses found last
                     await self._look_up()
             if self.balancer.quiet and not self.calls and not any(one.by_ray for one in self._given):
                 return
 
     async def _probe(self, endpoint: Endpoint) -> None:
-        """Asks a server whether it is alive; if not, its calls go to other servers."""
+        """Checks whether a server is alive. If it is not, sends its calls to other servers."""
         was_ejected, why = endpoint.ejected, "it says that it is not"
         try:
             alive = await self.transport_of(endpoint).server_live(_PROBE_TIMEOUT)
@@ -299,7 +306,7 @@ def _settle(answered: asyncio.Future[T], response: T | None, error: BaseExceptio
 
 
 async def _awaited(call: BalancedCall[Any], answered: asyncio.Future[T]) -> T:
-    """The response of a call that was started; a cancellation cancels its attempts."""
+    """Returns the response to a call that was started. If cancelled, abandons the attempts of the call."""
     try:
         return await answered
     finally:
@@ -307,7 +314,7 @@ async def _awaited(call: BalancedCall[Any], answered: asyncio.Future[T]) -> T:
 
 
 def _sequence_of(call: InferCall) -> object:
-    """The sequence that a call belongs to, None if there is none."""
+    """Returns a key for the sequence that a call belongs to, or None if the call belongs to none."""
     number = (call.parameters or {}).get("sequence_id")
     return None if number in (None, 0, "") else (call.model, number)
 

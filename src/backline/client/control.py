@@ -1,4 +1,4 @@
-"""The seam between the client and the ways to change a server's models."""
+"""The interface between the client and the ways to change a server's models."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ USER_HEADER = "x-backline-user"
 class ModelControl(ABC):
     """Lists and changes the models of one server. Every method may raise a BacklineError.
 
-    `timeout` is in seconds; a change that takes longer raises DeadlineExceeded and continues in the server.
+    `timeout` is in seconds; a change that takes longer raises DeadlineExceeded, but continues on the server.
     """
 
     @abstractmethod
     async def models(self, timeout: float) -> list[ModelIndex]:
-        """All versions of all models, with everything the server reports about them."""
+        """Returns all versions of all models, with everything the server reports about them."""
 
     @abstractmethod
     async def load(self, model: str, version: str, overrides: Overrides | None, timeout: float) -> None: ...
@@ -38,7 +38,7 @@ class ModelControl(ABC):
 
     @abstractmethod
     async def labels(self, model: str, timeout: float) -> dict[str, str]:
-        """The labels of a model and the versions they point to."""
+        """Returns the labels of a model and the versions they point to."""
 
     @abstractmethod
     async def move_label(self, move: LabelMove, timeout: float) -> Change: ...
@@ -55,7 +55,10 @@ class ModelControl(ABC):
 
 @cache
 def user_name() -> str:
-    """user@host in ASCII; a user without a name, as in many containers, appears as "uid" and the number."""
+    """Returns user@host in ASCII.
+
+    A user without a name, as in many containers, appears as "uid" and the user id.
+    """
     try:
         user = getpass.getuser()
     except (OSError, KeyError):

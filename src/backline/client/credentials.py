@@ -1,4 +1,4 @@
-"""The API key of a client: given by the program, in the environment, or stored by `backline login`."""
+"""The API key of a client: set by the program or in the environment, or stored by `backline login`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from backline.engine.errors import BacklineError, InvalidArgument
 from backline.system.private_file import replacement
 from backline.system.user_folders import user_config
 
-#: The environment variable with the key of all servers that a program connects to.
+#: The environment variable with the key for all servers that a program connects to.
 VARIABLE = "BACKLINE_KEY"
 #: Header fields with credentials, in lower case. If a program sets one, no key is added.
 _FIELDS = ("authorization", "x-api-key")
@@ -42,7 +42,7 @@ class Credential:
             hint = f"the client sent the key {self.source}"
         elif isinstance(error, CredentialsRefused):
             hint = f"the client sent no key: run 'backline login {url}', set {VARIABLE}, or pass api_key"
-        else:  # the key is not at fault, but a host name or a proxy
+        else:  # the cause is not the key, but a host name or a proxy
             return error
         explained = type(error)(f"{error.message.rstrip('.')} ({hint})")
         explained.retry_after = error.retry_after
@@ -52,7 +52,7 @@ class Credential:
 def find_credential(
     address: Address, options: ClientOptions, environment: Mapping[str, str] = os.environ
 ) -> Credential:
-    """The credential for a server: the argument, else the variable, else the stored key.
+    """Returns the credential for a server: the argument, else the variable, else the stored key.
 
     Raises InvalidArgument for a key that cannot be sent, or a file of keys that cannot be used.
     """
@@ -80,11 +80,17 @@ class StoredKeys:
         self.path = path or user_config() / "keys.json"
 
     def get(self, server: str) -> str:
-        """The key for a server; empty if there is none. Raises InvalidArgument for a file with a problem."""
+        """Returns the key for a server, or an empty string.
+
+        Raises InvalidArgument if the file cannot be used.
+        """
         return self._read().get(server, "")
 
     def put(self, server: str, key: str) -> None:
-        """Stores a key. Raises InvalidArgument for a file with a problem, OSError if it cannot be written."""
+        """Stores a key.
+
+        Raises InvalidArgument if the file cannot be used, OSError if it cannot be written.
+        """
         self._write({**self._read(), server: key})
 
     def remove(self, server: str) -> bool:

@@ -44,7 +44,9 @@ __all__ = [
 
 
 class ConnectionFailed(Unavailable):
-    """Raised when a connection cannot be opened, or breaks. The message says if the request may have run."""
+    """Raised when a connection breaks or cannot be opened. The message says whether the request may have
+    run.
+    """
 
 
 class ConnectionLost(ConnectionFailed):
@@ -65,7 +67,8 @@ class CredentialsRefused(PermissionDenied):
     grpc_code = 16
 
 
-#: What reading a document can raise if the sender is hostile or does not implement the protocol.
+#: The exceptions that reading a document can raise if the sender is hostile or does not implement the
+#: protocol.
 UNREADABLE: Final = (
     ValueError,
     TypeError,
@@ -124,7 +127,7 @@ _BY_CODE: dict[int, type[BacklineError]] = {
 
 
 def from_http_status(status: int, message: str, retry_after: float | None = None) -> BacklineError:
-    """The error for an HTTP status other than 2xx."""
+    """Returns the error for an HTTP status other than 2xx."""
     kind = _BY_STATUS.get(status)
     if kind is None:
         kind = InvalidArgument if 400 <= status < 500 else Internal
@@ -134,9 +137,9 @@ def from_http_status(status: int, message: str, retry_after: float | None = None
 
 
 def from_grpc_code(code: int, message: str, retry_after: float | None = None) -> BacklineError:
-    """The error for a gRPC status other than OK."""
+    """Returns the error for a gRPC status other than OK."""
     kind = _BY_CODE.get(code, Internal)
-    if code == 8:  # RESOURCE_EXHAUSTED means a message that is too large, or a caller that has sent too many
+    if code == 8:  # RESOURCE_EXHAUSTED means that a message is too large, or its caller has sent too many
         too_large = retry_after is None and ("message" in message.lower() or "size" in message.lower())
         kind = PayloadTooLarge if too_large else QuotaExceeded
     error = kind(message)
@@ -145,7 +148,7 @@ def from_grpc_code(code: int, message: str, retry_after: float | None = None) ->
 
 
 def pushback_of(trailers: Iterable[tuple[str, str | bytes]] | None) -> float | None:
-    """The seconds after which a gRPC server wants the next attempt (gRFC A6); None if it does not say."""
+    """Returns the seconds that a gRPC server asks clients to wait before a retry (gRFC A6), or None."""
     for name, value in trailers or ():
         if name == "grpc-retry-pushback-ms" and isinstance(value, str) and value.isdigit():
             return int(value) / 1000

@@ -15,7 +15,7 @@ _SCALARS = {DataType.BYTES: "np.object_", DataType.BOOL: "np.bool_", DataType.BF
 
 
 def generate_module(metadata: ModelMetadata, *, decoupled: bool) -> str:
-    """The source of a module that calls the model through `backline.connect`.
+    """Returns the source of a module that calls the model through `backline.connect`.
 
     Fields are named after the inputs and outputs; a name that Python does not allow is changed, and the
     original is sent. Texts from the server go into string literals only.
@@ -45,7 +45,7 @@ def _class_name(model: str) -> str:
 
 
 def _fields(specs: Sequence[TensorSpec], taken: set[str]) -> list[tuple[str, TensorSpec]]:
-    """A field name for each tensor: an identifier that no other field has."""
+    """Returns a field name for each tensor: an identifier that no other field has."""
     found = []
     for spec in specs:
         base = re.sub(r"\W", "_", spec.name, flags=re.ASCII) or "_"

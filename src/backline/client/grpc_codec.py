@@ -34,7 +34,8 @@ _CONTENTS = {
 _ID = 3 << 3 | 2
 _RAW_INPUT = 7 << 3 | 2
 _RAW_OUTPUT = 6 << 3 | 2
-#: The most cached message heads (messages without their ids and contents), and the most bytes of each.
+#: The maximum number of cached message heads (messages without their ids and contents), and the maximum size
+#: of each in bytes.
 _REMEMBERED = 256
 _LONGEST = 1024
 
@@ -62,7 +63,7 @@ class InferCodec:
         self._responses: Memo[bytes, _Head] = Memo(_REMEMBERED)
 
     def encode(self, call: InferCall) -> list[Buffer]:
-        """The ModelInferRequest of a call, in parts; the message is their concatenation."""
+        """Returns the ModelInferRequest of a call, in parts; the message is their concatenation."""
         key = (
             call.model,
             call.version,
@@ -85,7 +86,7 @@ class InferCodec:
         return parts
 
     def decode(self, received: Buffer) -> InferResponse:
-        """The response in a ModelInferResponse. Raises ProtocolError if the message is invalid."""
+        """Returns the response in a ModelInferResponse. Raises ProtocolError if the message is invalid."""
         try:
             rest, id, places = _split(received)
             head = self._responses.get(rest) if places else None
@@ -109,7 +110,10 @@ class InferCodec:
         return InferResponse(head.model, head.version, id, outputs, parameters)
 
     def convert(self, response: Any) -> InferResponse:
-        """The response in a parsed ModelInferResponse, with raw or typed contents. Raises ProtocolError."""
+        """Returns the response in a parsed ModelInferResponse, with raw or typed contents.
+
+        Raises ProtocolError.
+        """
         raw = response.raw_output_contents
         try:
             if raw and len(raw) != len(response.outputs):
@@ -133,7 +137,7 @@ class InferCodec:
 
 
 def _request_head(call: InferCall) -> bytes:
-    """The ModelInferRequest of a call without its id and raw contents."""
+    """Returns the ModelInferRequest of a call without its id and raw contents."""
     request = message("inference.ModelInferRequest")(model_name=call.model, model_version=call.version)
     for tensor in call.inputs:
         request.inputs.add(name=tensor.name, datatype=tensor.datatype.name, shape=tensor.shape)
@@ -170,8 +174,8 @@ def _split(received: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
 
     Returns the rest, which is a ModelInferResponse too, the id, and the start and end of each raw content.
     Raises ValueError or IndexError if the message is malformed. All fields of the message are
-    length-delimited. At the first field that is not, the search ends, and everything from there on belongs to
-    the rest.
+    length-delimited. The search ends at the first field that is not; everything from there on belongs to the
+    rest.
     """
     position, total = 0, len(received)
     id = ""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class GrpcControl(HttpControl):
-    """Loads and unloads whole models by Triton's gRPC methods; does everything else over HTTP.
+    """Loads and unloads whole models with Triton's gRPC methods; does everything else over HTTP.
 
     Every port of Backline speaks HTTP; Triton's gRPC port does not.
     """
@@ -65,7 +65,10 @@ class GrpcControl(HttpControl):
         await self._grpc.call("RepositoryModelUnload", request, timeout, self._metadata)
 
     async def _exchange(self, method: str, path: str, document: object, timeout: float) -> HttpAnswer:
-        """The answer over HTTP. Raises Unsupported if the port speaks gRPC but not HTTP."""
+        """Sends a request over HTTP and returns the answer.
+
+        Raises Unsupported if the port speaks gRPC but not HTTP.
+        """
         if self._has_http is not False:
             try:
                 answer = await super()._exchange(method, path, document, timeout)

@@ -1,4 +1,4 @@
-"""The requests that a client can make of a gRPC server, whatever sends the messages."""
+"""The requests that a client can send to a gRPC server. Subclasses decide how messages are sent."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class GrpcRequests(Transport):
     ) -> bytes:
         """Sends a message to a method of the inference service, and returns the response.
 
-        `metadata` is added to what the client always sends.
+        `metadata` is added to the metadata that the client always sends.
         """
 
     @abstractmethod
     def exchange_stream(
         self, method: str, request: bytes, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
     ) -> AsyncGenerator[bytes, None]:
-        """Like `exchange`, for a method with many responses, each of which must arrive within `timeout`."""
+        """Sends a message to a method with many responses, each of which must arrive within `timeout`."""
 
     async def infer(self, call: InferCall) -> InferResponse:
         request = b"".join(self._codec.encode(call))
@@ -140,7 +140,7 @@ class GrpcRequests(Transport):
     async def call(
         self, method: str, request: Any, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
     ) -> Any:
-        """Like `exchange`, but takes and returns parsed messages."""
+        """Does what `exchange` does, but takes and returns parsed messages."""
         response = await self.exchange(method, request.SerializeToString(), timeout, metadata)
         return self._parsed(message(f"inference.{method}Response").FromString, method, response)
 

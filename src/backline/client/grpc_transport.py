@@ -26,13 +26,13 @@ from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 
 @cache
 def _first_process() -> int:
-    """The id of the process that first used grpcio."""
+    """Returns the id of the process that first used grpcio."""
     return os.getpid()
 
 
 @cache
 def _grpc() -> Any:
-    """The module grpc. Raises InvalidArgument if grpcio is not installed."""
+    """Returns the module grpc. Raises InvalidArgument if grpcio is not installed."""
     try:
         import grpc
         import grpc.aio
@@ -179,7 +179,7 @@ class GrpcTransport(GrpcRequests):
         return self._credential.explain(failure, self._url)
 
     def _unreachable(self, details: str) -> ConnectionFailed:
-        """The error for a failed connection; grpcio tells the cause only in its text, `details`."""
+        """Returns the error for a failed connection; grpcio reports the cause only in the text `details`."""
         _, found, reason = details.partition("CERTIFICATE_VERIFY_FAILED: ")
         if found:
             return unverified(self._address, reason.removesuffix(": OK"))

@@ -8,13 +8,13 @@ from backline.client.address import Address
 from backline.client.errors import ConnectionFailed
 from backline.client.options import ClientOptions
 
-#: OpenSSL's codes for certificates that no other authority would make valid (X509_V_ERR_...).
+#: OpenSSL's codes for certificates that are invalid whichever authorities the client trusts (X509_V_ERR_...).
 _NOT_YET_VALID, _EXPIRED = 9, 10
 _OTHER_NAME = frozenset((62, 64))
 
 
 def unanswered(address: Address, options: ClientOptions) -> str:
-    """Advice for when a server closes a new connection without sending a byte; empty if there is none.
+    """Returns advice for when a server closes a new connection without sending a byte; may be empty.
 
     In TLS 1.3 the client learns only after its handshake that the server refuses it, and many servers,
     Backline among them, then close the connection without saying why.
@@ -35,7 +35,7 @@ def unanswered(address: Address, options: ClientOptions) -> str:
 
 
 def no_tls(address: Address) -> ConnectionFailed:
-    """The error for a TLS handshake with a port that closes the connection or sends something else."""
+    """Returns the error for a TLS handshake with a port that closes the connection or sends other data."""
     return ConnectionFailed(
         f"{address.url} does not speak TLS on that port. Use {_switched(address)}, or start the server with"
         " --ssl-certificate and --ssl-key"
@@ -43,7 +43,7 @@ def no_tls(address: Address) -> ConnectionFailed:
 
 
 def unverified(address: Address, reason: str, code: int = 0) -> ConnectionFailed:
-    """The error for a server's certificate that the client rejects, with OpenSSL's `code` if known."""
+    """Returns the error for a server certificate that the client rejects, with OpenSSL's `code` if known."""
     if code in (_EXPIRED, _NOT_YET_VALID):
         advice = "Renew it, or check the clocks of both machines"
     elif code in _OTHER_NAME:
@@ -57,7 +57,7 @@ def unverified(address: Address, reason: str, code: int = 0) -> ConnectionFailed
 
 
 def failed_handshake(address: Address, error: ssl.SSLError) -> ConnectionFailed:
-    """The error for a handshake that failed with OpenSSL's `error`."""
+    """Returns the error for a handshake that failed with OpenSSL's `error`."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return unverified(address, error.verify_message.rstrip("."), error.verify_code)
     if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"):
@@ -66,6 +66,6 @@ def failed_handshake(address: Address, error: ssl.SSLError) -> ConnectionFailed:
 
 
 def _switched(address: Address) -> str:
-    """The URL with TLS switched on or off: https instead of http, or grpc instead of grpcs."""
+    """Returns the URL with TLS switched on or off: https instead of http, or grpc instead of grpcs."""
     scheme, _, rest = address.url.partition("://")
     return f"{scheme[:-1] if address.tls else scheme + 's'}://{rest}"

@@ -18,7 +18,7 @@ DIRECT_BODY = 32 * 1024
 JOINED_REQUEST = 32 * 1024
 RECEIVE_BUFFER = 64 * 1024
 MAX_HEAD = 256 * 1024
-#: The largest response body, so that a hostile server cannot fill its clients' memory.
+#: The maximum size of a response body in bytes, so that a hostile server cannot exhaust its clients' memory.
 MAX_BODY = 4 << 30
 #: Alignment in memory of the tensors after the JSON header, so that numpy can use them in place.
 ALIGNMENT = 64
@@ -38,12 +38,12 @@ class HttpAnswer:
 class HttpConnection(asyncio.BufferedProtocol):
     """Sends one request at a time, and receives the body of each answer into one buffer.
 
-    `reusable` says whether another request may follow, `idle_since` when the last one ended
+    `reusable` says whether another request may follow, `idle_since` when the last request ended
     (time.monotonic()).
     """
 
     def __init__(self, url: str, advice: str = "") -> None:
-        """`advice` follows the error if the server closes the connection without ever sending a byte."""
+        """`advice` is appended to the error if the server closes the connection without sending a byte."""
         self._url = url
         self._advice = advice
         self._loop = asyncio.get_running_loop()
@@ -76,7 +76,7 @@ class HttpConnection(asyncio.BufferedProtocol):
     async def request(
         self, parts: Sequence[Buffer], size: int, timeout: float, spent: float = 0.0
     ) -> HttpAnswer:
-        """Sends the buffers of a request in order, `size` bytes in all, and waits for the answer.
+        """Sends the buffers of a request in order, `size` bytes in total, and waits for the answer.
 
         `spent` is the part of `timeout` already used; both are in seconds.
         Raises DeadlineExceeded, ConnectionFailed or ProtocolError, after closing the connection.
@@ -147,7 +147,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._filled += nbytes
             if self._filled == len(self._direct):
                 self._direct = None
-                self._parser = httptools.HttpResponseParser(self)  # the old one still expects this body
+                self._parser = httptools.HttpResponseParser(self)  # the old parser still expects this body
                 self._finish()
             return
         if self._waiter is None:
@@ -229,7 +229,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._filled = end
 
     def on_message_complete(self) -> None:
-        if not self._answered:  # an interim response, the real one follows
+        if not self._answered:  # this is an interim response: the final one follows
             self._begin()
             return
         self._direct = None

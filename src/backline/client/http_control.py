@@ -107,7 +107,7 @@ class HttpControl(ModelControl):
         return answer
 
     async def _exchange(self, method: str, path: str, document: object, timeout: float) -> HttpAnswer:
-        """The answer to a request, whatever its status."""
+        """Sends a request and returns the answer, whatever its status."""
         body = b"" if document is None else msgspec.json.encode(document)
         fields = f"{USER_HEADER}: {self._user}\r\n".encode() if self._user else b""
         return await self._transport.exchange(method.encode(), path.encode(), timeout, body, fields)

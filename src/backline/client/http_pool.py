@@ -22,7 +22,9 @@ RETRY_DELAY = 0.1
 
 
 class HttpPool:
-    """Opens at most `max_connections` connections; further requests wait for one, within their timeout."""
+    """Opens at most `max_connections` connections; more requests wait for a free one, within their
+    timeout.
+    """
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self._address = address
@@ -141,7 +143,7 @@ class HttpPool:
 
 
 def refused(address: Address, timeout: float, error: Exception) -> ConnectionFailed:
-    """The error for a connection that failed within `timeout` seconds, with what to do about it."""
+    """Returns the error for a connection that failed within `timeout` seconds, with advice on what to do."""
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, ssl.SSLError):
         return failed_handshake(address, error)

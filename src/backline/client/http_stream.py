@@ -16,7 +16,7 @@ from backline.engine.values.tensor import Buffer
 
 _READ = 64 * 1024
 _EVENT_STREAM = b"text/event-stream"
-#: The largest event that is accepted, in bytes.
+#: The maximum size of an event in bytes.
 _LARGEST_EVENT = 1024 * 1024 * 1024
 
 
@@ -57,7 +57,7 @@ class EventReader:
             raise ProtocolError("the server sent an event of more than 1 GiB")
 
     def next(self) -> bytes | None:
-        """The data of the next complete event that has data; None if more bytes are needed."""
+        """Returns the data of the next complete event that has data, or None if more bytes are needed."""
         while (end := self._buffer.find(b"\n\n", self._searched)) >= 0:
             lines = bytes(self._buffer[:end]).split(b"\n")
             del self._buffer[: end + 2]
@@ -98,9 +98,9 @@ async def stream_events(
     """Sends a request and yields the data of each event. An error, or an answer that is not an event stream,
     is yielded as one HttpAnswer.
 
-    `timeout` limits the wait for each event, in seconds. `advice` follows the error if the server closes the
-    connection without sending a byte. Closing the generator closes the connection, which cancels the request.
-    Raises ConnectionFailed, DeadlineExceeded and ProtocolError.
+    `timeout` limits the wait for each event, in seconds. `advice` is appended to the error if the server
+    closes the connection without sending a byte. Closing the generator closes the connection, which cancels
+    the request. Raises ConnectionFailed, DeadlineExceeded and ProtocolError.
     """
     reader, writer = await _connect(address, context, connect_timeout)
     events = EventReader()
@@ -126,7 +126,7 @@ async def stream_events(
                 events.feed(data)
             if events.begun and events.is_events:
                 while (event := events.next()) is not None:
-                    # The first event sets the status; none follows an error.
+                    # The status is that of the first event. No event follows an error.
                     yield event if events.status == 200 else HttpAnswer(events.status, events.headers, event)
             if events.complete or (not data and events.begun and b"transfer-encoding" not in events.headers):
                 break

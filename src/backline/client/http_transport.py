@@ -32,7 +32,7 @@ from backline.engine.values.tensor import Buffer, Tensor, decode_tensor, encode_
 
 T = TypeVar("T")
 
-#: The most digits of a Retry-After field that the client accepts.
+#: The maximum number of digits in a Retry-After field that the client accepts.
 LONGEST_WAIT: Final = 6
 
 _encode = msgspec.json.Encoder().encode
@@ -143,7 +143,7 @@ def _read_header(text: memoryview) -> _ResponseJson:
     try:
         return _decode(text)
     except UNREADABLE:
-        # The standard library is slower, but knows these words.
+        # The standard library is slower, but reads these words.
         return msgspec.convert(json.loads(bytes(text)), _ResponseJson)
 
 
@@ -230,7 +230,7 @@ class HttpTransport(Transport):
         )
         async with aclosing(events):
             async for event in events:
-                if isinstance(event, HttpAnswer):  # refused before the stream began
+                if isinstance(event, HttpAnswer):  # the request failed before the stream began
                     raise self.failure(event)
                 yield decode_event(self._url, event)
 
@@ -315,7 +315,10 @@ class HttpTransport(Transport):
         ]
 
     async def _holds(self, path: bytes, timeout: float) -> bool:
-        """Whether a health route answers 200. If not healthy, a server answers 400 (Triton) or 503."""
+        """Returns whether a health route answers with status 200.
+
+        An unhealthy server answers with 400 (Triton) or 503.
+        """
         answer = await self.exchange(b"GET", path, timeout)
         if answer.status == 200:
             return True
@@ -324,13 +327,14 @@ class HttpTransport(Transport):
         raise self.failure(answer)
 
     async def json(self, path: bytes, timeout: float, method: bytes = b"GET", body: bytes = b"") -> Any:
-        """The JSON document that the server returns for a path; see `document`."""
+        """Returns the JSON document that the server returns for a path; see `document`."""
         return self.document(path, await self.exchange(method, path, timeout, body))
 
     async def follow(self, path: bytes, timeout: float) -> AsyncGenerator[Any, None]:
         """Yields the JSON document of each event of a stream, until the server ends it.
 
-        `timeout` limits the wait for anything that the server sends, in seconds. Raises as `json` does.
+        `timeout` limits the wait for anything that the server sends, in seconds. Raises the same errors as
+        `json`.
         """
         head = b"GET %b%b HTTP/1.1\r\n%bAccept: text/event-stream\r\n\r\n"
         events = stream_events(
@@ -348,7 +352,10 @@ class HttpTransport(Transport):
                 yield msgspec.json.decode(event)
 
     def document(self, path: bytes, answer: HttpAnswer) -> Any:
-        """The JSON document in an answer. Raises ProtocolError if it is not JSON, or the server's error."""
+        """Returns the JSON document in an answer.
+
+        Raises ProtocolError if it is not JSON, or the server's error.
+        """
         if answer.status != 200:
             raise self.failure(answer)
         try:
@@ -357,8 +364,9 @@ class HttpTransport(Transport):
             raise ProtocolError(f"{self._url}{path.decode()} did not answer with JSON: {error}") from None
 
     def read(self, what: str, build: Callable[[], T]) -> T:
-        """Converts a document from the server with `build`. Raises ProtocolError if the document has another
-        form.
+        """Converts a document from the server with `build`.
+
+        Raises ProtocolError if the document does not have the expected form.
         """
         try:
             return build()
@@ -383,7 +391,10 @@ class HttpTransport(Transport):
         return await self._pool.request([head, body] if body else [head], len(head) + len(body), timeout)
 
     def failure(self, answer: HttpAnswer) -> BacklineError:
-        """The error in an answer whose status is not 200: its field "error", else the text of the body."""
+        """Returns the error in an answer whose status is not 200.
+
+        Its message is the field "error", or else the body.
+        """
         body = bytes(answer.body)
         message: Any = None
         try:

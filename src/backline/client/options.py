@@ -11,7 +11,10 @@ from backline.engine.errors import InvalidArgument
 
 
 def check_api_key(key: str, source: str) -> None:
-    """Raises InvalidArgument, without the key, if a key cannot be sent in a header field."""
+    """Raises InvalidArgument if a key cannot be sent in a header field.
+
+    The error does not contain the key.
+    """
     if not key:
         raise InvalidArgument(f"the API key from {source} is empty")
     if not all("!" <= character <= "~" for character in key):
@@ -26,11 +29,11 @@ class ClientOptions:
     """The options of a client. `timeout` and `connect_timeout` are in seconds.
 
     `headers` are sent with every request (over gRPC, as metadata). `ca`, `certificate` and `key` are paths of
-    PEM files; `verify=False` accepts any server certificate (https only). `retries` counts further attempts
-    to connect; a request is never repeated once any part of it was sent, unless the URL names several servers
-    and requests are `idempotent`, which means that one may run twice. `api_key` is sent with every request as
-    `Authorization: Bearer`; by default it is the one in the environment variable BACKLINE_KEY, or else the
-    one that `backline login` keeps for the URL.
+    PEM files; `verify=False` accepts any server certificate (https only). `retries` is the number of further
+    attempts to connect; a request is never repeated once any part of it was sent, unless the URL names
+    several servers and requests are `idempotent`, which means that it is safe to run a request twice.
+    `api_key` is sent with every request as `Authorization: Bearer`; by default it is the one in the
+    environment variable BACKLINE_KEY, or else the one that `backline login` has stored for the URL.
     """
 
     timeout: float = 60.0
@@ -70,14 +73,14 @@ class ClientOptions:
             check_api_key(self.api_key, "api_key")
 
     def ssl_context(self, protocol: str = "http/1.1") -> ssl.SSLContext:
-        """The TLS context for connections that speak `protocol`, given by its ALPN name.
+        """Returns the TLS context for connections that speak `protocol`, given by its ALPN name.
 
         Raises InvalidArgument for files that cannot be read.
         """
         try:
             context = ssl.create_default_context(cafile=None if self.ca is None else str(self.ca))
-            # The server's own certificate may be trusted too, not only its authority's: as in curl, and by
-            # default from Python 3.13 on.
+            # Allows `ca` to be the server's own certificate instead of its authority's, as curl does, and as
+            # Python does by default since version 3.13.
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             if self.certificate is not None:
                 context.load_cert_chain(str(self.certificate), None if self.key is None else str(self.key))

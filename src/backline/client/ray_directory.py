@@ -9,17 +9,17 @@ from backline.engine.errors import InvalidArgument, Unavailable
 
 #: Ray's namespace for the actors of all deployments.
 NAMESPACE: Final = "backline"
-#: Seconds that the controller of a deployment may take to answer.
+#: Maximum wait for an answer from the controller of a deployment, in seconds.
 _TIMEOUT = 2.0
 
 
 def controller_name(deployment: str) -> str:
-    """The name of the actor that runs a deployment."""
+    """Returns the name of the actor that runs a deployment."""
     return f"{deployment}/controller"
 
 
 def require_ray() -> Any:
-    """The module ray. Raises InvalidArgument if it is not installed."""
+    """Returns the module ray. Raises InvalidArgument if it is not installed."""
     try:
         import ray
     except ImportError as error:
@@ -49,8 +49,9 @@ def join_ray(address: str | None = None) -> Any:
 
 
 def replica_urls(deployment: str) -> Sequence[str]:
-    """The URLs of the replicas that take requests. Blocks. Raises Unavailable if there are none, or if Ray
-    cannot name them.
+    """Returns the URLs of the replicas that take requests.
+
+    Blocks. Raises Unavailable if there are none, or if Ray cannot name them.
     """
     ray = join_ray()
     try:

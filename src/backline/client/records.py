@@ -35,7 +35,7 @@ class ModelMetadata:
     outputs: tuple[TensorSpec, ...]
 
     def completed(self, config: Mapping[str, Any]) -> ModelMetadata:
-        """The same metadata, in which inputs that are optional in the model's configuration are marked so."""
+        """Returns the same metadata, with each input that is optional in the configuration marked as such."""
         optional = {entry["name"] for entry in config.get("input", ()) if entry.get("optional")}
         inputs = tuple(replace(spec, optional=spec.optional or spec.name in optional) for spec in self.inputs)
         return replace(self, inputs=inputs)
@@ -43,7 +43,9 @@ class ModelMetadata:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Progress of a load: its phase, the seconds since it began, and the bytes fetched so far and in all."""
+    """Progress of a load: its phase, the seconds since it began, and the bytes fetched so far and in
+    total.
+    """
 
     phase: str
     seconds: float = 0.0
@@ -57,8 +59,8 @@ class ModelIndex:
     request loads the version; empty if the version was never loaded.
 
     Only Backline reports the fields after `reason`. `ready` means that the version serves requests, `default`
-    that it serves requests without a version. `labels` are the labels that point to it, `memory_bytes` is its
-    size in memory (0 if unknown), and `progress` is set during a load.
+    that it serves requests that name no version. `labels` are the labels that point to it, `memory_bytes` is
+    its size in memory (0 if unknown), and `progress` is set during a load.
     """
 
     name: str
@@ -73,7 +75,7 @@ class ModelIndex:
 
 
 def answers(state: str) -> bool:
-    """Whether a version in this state answers requests, for servers whose index has only the state."""
+    """Says whether a version in this state answers requests, for servers whose index has only the state."""
     return state in ("READY", "ON_DEMAND")
 
 
@@ -83,7 +85,10 @@ class _Listing(msgspec.Struct):
 
 
 def read_listing(body: bytes) -> list[ModelIndex] | None:
-    """The versions in an answer to GET /v2/models, sorted by model; None for servers other than Backline."""
+    """Returns the versions in an answer to GET /v2/models, sorted by model.
+
+    None if the server is not Backline.
+    """
     try:
         found = msgspec.json.decode(body, type=_Listing)
     except UNREADABLE:
@@ -92,7 +97,7 @@ def read_listing(body: bytes) -> list[ModelIndex] | None:
 
 
 def complete_listing(names: list[str], versions: list[ModelIndex]) -> list[ModelIndex]:
-    """The versions sorted by model, plus an empty entry for each of `names` without a version."""
+    """Returns the versions sorted by model, plus an empty entry for each of `names` without a version."""
     known = {entry.name for entry in versions}
     return sorted(
         [*versions, *(ModelIndex(name) for name in names if name not in known)], key=lambda entry: entry.name

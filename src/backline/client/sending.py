@@ -17,11 +17,11 @@ class Sending(Protocol):
     """A request in flight to one server."""
 
     def abandon(self) -> None:
-        """Gives up the request. Its outcome is no longer reported."""
+        """Abandons the request, so that its outcome is no longer reported."""
 
 
 class TaskSending(Generic[T]):
-    """A request that a coroutine sends, in a task."""
+    """A request that a coroutine sends in an asyncio task."""
 
     __slots__ = ("_on_outcome", "_task")
 

@@ -29,7 +29,9 @@ class _Progress:
         self._last: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def _next(self, inputs: tuple[Any, ...], options: dict[str, Any], *, end: bool) -> dict[str, Any]:
-        """The options of the next call, including the parameters that mark it as part of the sequence."""
+        """Returns the options of the next call, including the parameters that make it part of the
+        sequence.
+        """
         if self._ended:
             raise InvalidArgument(f"sequence {self.id} of model '{self._model}' has ended")
         given: Mapping[str, Any] = options.pop("parameters", None) or {}
@@ -42,7 +44,7 @@ class _Progress:
         self._ended = self._ended or end
 
     def _closing(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """The inputs and options of a call that ends the sequence; None if no such call is needed."""
+        """Returns the inputs and options of a call that ends the sequence; None if no such call is needed."""
         return self._last if self._begun and not self._ended else None
 
 
@@ -79,7 +81,7 @@ class AsyncSequence(_Progress):
 
 
 class RequestSequence(_Progress):
-    """AsyncSequence for synchronous callers, used in a `with` block."""
+    """The synchronous form of AsyncSequence, for use in a `with` block."""
 
     def __init__(self, model: Model, id: int | str | None = None) -> None:
         super().__init__(model.name, id)

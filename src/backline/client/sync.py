@@ -41,7 +41,7 @@ class Client:
 
     @classmethod
     def over(cls, client: AsyncClient, loop: Runner) -> Self:
-        """A facade for `client` whose coroutines `loop` runs."""
+        """Returns a facade for `client` that runs its coroutines on `loop`."""
         self = cls.__new__(cls)
         self._loop, self._client = loop, client
         return self
@@ -53,15 +53,18 @@ class Client:
         return self.model(model)
 
     def model(self, name: str, version: str | int = "") -> Model:
-        """A model, by default in the version that the server picks. An empty name is refused."""
+        """Returns a model, by default in the version that the server picks.
+
+        Raises InvalidArgument for an empty name.
+        """
         return Model(self, self._client.model(name, version))
 
     def live(self, timeout: float | None = None) -> bool:
-        """Whether the server answers."""
+        """Returns whether the server answers."""
         return self._loop.run(self._client.live(timeout))
 
     def ready(self, timeout: float | None = None) -> bool:
-        """Whether the server and all its models are ready."""
+        """Returns whether the server and all its models are ready."""
         return self._loop.run(self._client.ready(timeout))
 
     def wait_ready(self, timeout: float | None = None) -> None:
@@ -69,15 +72,15 @@ class Client:
         self._loop.run(self._client.wait_ready(timeout))
 
     def metadata(self, timeout: float | None = None) -> ServerMetadata:
-        """The server's name, version and protocol extensions."""
+        """Returns the server's name, version and protocol extensions."""
         return self._loop.run(self._client.metadata(timeout))
 
     def models(self, timeout: float | None = None) -> list[ModelIndex]:
-        """All models and versions that the server knows: state, reason, labels, memory and load progress."""
+        """Lists the models and versions on the server: state, reason, labels, memory and load progress."""
         return self._loop.run(self._client.models(timeout))
 
     def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
-        """The counters of all models, as in Triton's statistics extension; durations are in nanoseconds."""
+        """Returns the counters of all models, as in Triton's statistics extension. Durations are in ns."""
         return self._loop.run(self._client.statistics(timeout))
 
     def load(
@@ -104,7 +107,7 @@ class Client:
         self._loop.run(self._client.unload(name, version, dependents=dependents, timeout=timeout))
 
     def labels(self, name: str, timeout: float | None = None) -> dict[str, str]:
-        """The labels of a model and the versions they point to."""
+        """Returns the labels of a model and the versions they point to."""
         return self._loop.run(self._client.labels(name, timeout))
 
     def set_label(
@@ -116,7 +119,10 @@ class Client:
         expected: str | int | None = None,
         timeout: float | None = None,
     ) -> Change:
-        """Points a label to a version; with `expected`, only if it points to that one ("" if it is new)."""
+        """Points a label to a version.
+
+        With `expected`, moves it only from that version ("" if the label is new).
+        """
         return self._loop.run(
             self._client.set_label(name, label, version, expected=expected, timeout=timeout)
         )
@@ -124,7 +130,7 @@ class Client:
     def remove_label(
         self, name: str, label: str, *, expected: str | int | None = None, timeout: float | None = None
     ) -> Change:
-        """Removes a label; with `expected`, only if it points to that version."""
+        """Removes a label. With `expected`, removes it only if it points to that version."""
         return self._loop.run(self._client.remove_label(name, label, expected=expected, timeout=timeout))
 
     def promote(
@@ -139,28 +145,28 @@ class Client:
         return self._loop.run(self._client.promote(name, version, expected=expected, timeout=timeout))
 
     def rollback(self, name: str, label: str = STABLE, timeout: float | None = None) -> Change:
-        """Points a label back to the version it had before its last move.
+        """Points a label back to the version to which it pointed before its last move.
 
         A second rollback goes back one move further.
         """
         return self._loop.run(self._client.rollback(name, label, timeout))
 
     def history(self, name: str = "", limit: int = 100, timeout: float | None = None) -> list[Change]:
-        """The latest changes, newest first: who did what, and when. An empty name means all models."""
+        """Returns the latest changes of a model, or of all models, newest first: who did what, and when."""
         return self._loop.run(self._client.history(name, limit, timeout))
 
     def audit(
         self, limit: int = 100, after: float = 0.0, timeout: float | None = None
     ) -> list[Change | Attempt]:
-        """The latest entries of the audit log, made after `after` (seconds since 1970), newest first."""
+        """Returns the latest audit log entries, newest first, made after `after` (seconds since 1970)."""
         return self._loop.run(self._client.audit(limit, after, timeout))
 
     def refresh(self, timeout: float | None = None) -> None:
-        """Makes the server scan its repositories; returns once all models found serve or have failed."""
+        """Makes the server scan its repositories. Returns once all models found are ready or have failed."""
         self._loop.run(self._client.refresh(timeout))
 
     def close(self) -> None:
-        """Closes the connections; unloads an embedded repository."""
+        """Closes the connections, or unloads the embedded repository."""
         self._loop.run(self._client.close())
 
     def __enter__(self) -> Self:
@@ -196,9 +202,9 @@ class Model:
     ) -> InferResult:
         """Runs the model.
 
-        Pass inputs by position, by name, or as one mapping, for inputs that share a name with an option.
-        `outputs` names the outputs to return, by default all. Shapes are those of the model's metadata,
-        including the batch dimension. The timeout, in seconds, covers everything, even connecting. Raises
+        Pass inputs by position, by name, or as one mapping, which is needed for an input that has the name of
+        an option. `outputs` names the outputs to return, by default all. Shapes are those of the model's
+        metadata, including the batch dimension. The timeout, in seconds, includes the time to connect. Raises
         BacklineError.
         """
         call = self._model(
@@ -245,15 +251,15 @@ class Model:
             self._loop.run(responses.aclose())
 
     def sequence(self, id: int | str | None = None) -> RequestSequence:
-        """A sequence of requests to a model that keeps state between them; `id` is random by default."""
+        """Begins a sequence of requests to a model that keeps state. By default, its `id` is random."""
         return RequestSequence(self, id)
 
     def metadata(self, timeout: float | None = None) -> ModelMetadata:
-        """Inputs, outputs, versions and platform."""
+        """Returns the model's inputs, outputs, versions and platform."""
         return self._loop.run(self._model.metadata(timeout))
 
     def config(self, timeout: float | None = None, *, explained: bool = False) -> dict[str, Any]:
-        """The configuration, with the field names of config.pbtxt.
+        """Returns the configuration, with the field names of config.pbtxt.
 
         With `explained`, parameters `backline.*` also say where and how the server runs the model, and why.
         Over gRPC, and from servers other than Backline, they are missing.
@@ -261,11 +267,11 @@ class Model:
         return self._loop.run(self._model.config(timeout, explained=explained))
 
     def ready(self, timeout: float | None = None) -> bool:
-        """Whether the model can serve."""
+        """Returns whether the model can serve requests."""
         return self._loop.run(self._model.ready(timeout))
 
     def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
-        """The counters of each version; durations are in nanoseconds."""
+        """Returns the counters of each version; durations are in nanoseconds."""
         return self._loop.run(self._model.statistics(timeout))
 
 

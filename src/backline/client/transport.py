@@ -1,4 +1,4 @@
-"""The seam between the client and the ways to reach a server."""
+"""The interface between the client and the ways to reach a server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class InferCall:
     outputs: tuple[str, ...] | None = None
     parameters: Mapping[str, Parameter] | None = None
     timeout: float = 60.0
-    #: Header fields that only this request has, or metadata over gRPC.
+    #: Header fields (over gRPC, metadata) for this request only.
     metadata: tuple[tuple[str, str], ...] = ()
 
 
@@ -85,15 +85,20 @@ class Transport(ABC):
     async def model_config(
         self, model: str, version: str, timeout: float, *, explained: bool = False
     ) -> dict[str, Any]:
-        """The model's configuration, with the field names of config.pbtxt.
+        """Returns the model's configuration, with the field names of config.pbtxt.
 
-        With `explained`, parameters `backline.*` say how the server runs the model, if the server can tell.
+        With `explained`, parameters `backline.*` say how the server runs the model, if the server reports it.
         """
 
     @abstractmethod
     async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
-        """The `model_stats` of Triton's statistics extension, one per version; "" means all models."""
+        """Returns the `model_stats` of Triton's statistics extension, one entry per version.
+
+        An empty `model` means all models.
+        """
 
     @abstractmethod
     async def repository_index(self, timeout: float) -> list[ModelIndex]:
-        """All versions, with the fields that every server of the protocol reports: name, state and reason."""
+        """Lists all versions, with the fields that every server of the protocol reports: name, state,
+        reason.
+        """

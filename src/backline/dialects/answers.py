@@ -43,12 +43,13 @@ def respond_error(request: HttpRequest, error: BacklineError, fields: Fields = (
 
 
 def retry_fields(error: BacklineError) -> Fields:
-    """The Retry-After field where a retry makes sense; otherwise no field."""
+    """Returns the Retry-After field if a retry makes sense, otherwise no fields."""
     return () if error.retry_after is None else [(b"retry-after", b"%d" % max(1, ceil(error.retry_after)))]
 
 
 def quota_fields(meter: Meter) -> Fields:
-    """The fields that say how much of a request rate is left (draft-ietf-httpapi-ratelimit-headers-10).
+    """Returns the fields that say how much of a request rate is left
+    (draft-ietf-httpapi-ratelimit-headers-10).
 
     Empty if the caller's rate is not limited.
     """
@@ -67,7 +68,7 @@ def error_body(message: str) -> bytes:
 
 
 def render_error(_: int, message: str) -> tuple[bytes, bytes]:
-    """The content type and body of an error that the wire found before routing."""
+    """Returns the content type and body of an error that was found in a request before its routing."""
     return JSON, error_body(message)
 
 
@@ -89,7 +90,7 @@ UnaryHandler = Callable[[UnaryCall, Buffer], None]
 
 
 def fail_call(call: UnaryCall, error: BacklineError) -> None:
-    """Ends a call with an error. Where a retry makes sense, a trailer tells the client how long to wait."""
+    """Ends a call with an error. If a retry makes sense, a trailer tells the client how long to wait."""
     trailers: Fields = ()
     if error.retry_after is not None:
         trailers = ((b"grpc-retry-pushback-ms", b"%d" % max(1, ceil(error.retry_after * 1000))),)
@@ -120,7 +121,8 @@ def unary_method(
     answer: Callable[[Any], Any],
     when: Callable[[Any, UnaryCall, Callable[[], None]], None] | None = None,
 ) -> UnaryMethod:
-    """The method with the protobuf descriptor `method`. `answer` maps a request to the response's fields.
+    """Returns the method with the protobuf descriptor `method`. `answer` maps a request to the response's
+    fields.
 
     `when(asked, call, reply)` calls `reply` once `answer` may be called; by default that is immediately.
     """

@@ -56,7 +56,7 @@ def build_application(
     restricted: RestrictedApis | None = None,
     forwarding: Forwarding = NOTHING_FORWARDED,
 ) -> Application:
-    """The application that serves an engine. With a `recorder`, clients can record requests.
+    """Returns the application that serves an engine. With a `recorder`, clients can record requests.
 
     `metrics` produces the response to GET /metrics, on every port, and `scaling` the signal for autoscalers.
     `not_ready_status` is the HTTP status of a failed health check: 503, or Triton's 400 for clients that rely
@@ -122,7 +122,7 @@ def _grpc_methods(
     audit: Audit,
     scaling: Callable[[], ScalingSignal] | None,
 ) -> tuple[dict[bytes, AccessTarget], _Methods]:
-    """The target and the method of each gRPC path."""
+    """Returns the targets and the methods by gRPC path."""
     # Imported late: a server that only has HTTP clients starts sooner and needs less memory.
     from backline.dialects.external_scaler import EXTERNAL_SCALER, ExternalScaler
     from backline.dialects.open_inference.grpc.service import SERVICE, InferenceService
@@ -148,7 +148,7 @@ _Methods: TypeAlias = Mapping[bytes, UnaryMethod | StreamMethod]
 
 
 def _may_be_grpc(path: bytes) -> bool:
-    """Whether a path has the form /package.Service/Method, which no HTTP route has."""
+    """Returns whether a path has the form /package.Service/Method, which no HTTP route has."""
     service, _, method = path[1:].partition(b"/")
     return b"." in service and bool(method)
 
@@ -195,7 +195,10 @@ _VITAL = frozenset(
 
 
 def _takes_websocket(path: bytes) -> bool:
-    """Whether a path belongs to SocketService. The service is created at the first request to such a path."""
+    """Returns whether a path belongs to SocketService.
+
+    The service is created at the first request to such a path.
+    """
     return path.startswith(b"/models/") and path.endswith(b"/stream")
 
 
@@ -223,7 +226,9 @@ class _HttpHandler:
 
 
 class _IdentifyingHandler(_HttpHandler):
-    """A handler that also checks the caller: the gate may have decided for an earlier, identical head."""
+    """A handler that also checks the caller, because the gate may have made its decision for an earlier
+    request with the same head.
+    """
 
     def __init__(self, router: Router, access: Access, audit: Audit) -> None:
         super().__init__(router)
@@ -234,7 +239,10 @@ class _IdentifyingHandler(_HttpHandler):
         self._handler_of = self._admit
 
     def _admit(self, request: HttpRequest) -> Handler:
-        """The handler of a request, once its caller is admitted. Raises BacklineError if it is not."""
+        """Admits the caller of a request and returns the handler.
+
+        Raises BacklineError for a caller it refuses.
+        """
         given = request.headers.get(AUTHORIZATION)
         identity = None if given is None else self._remembered(given)
         if identity is None:
@@ -243,7 +251,7 @@ class _IdentifyingHandler(_HttpHandler):
             except BacklineError as error:
                 target = self._target(request.method, request.path)
                 if target is None:
-                    return self._resolve(request)  # which raises
+                    return self._resolve(request)  # raises the error
                 self._audit.refused(request, route_of(request.method, request.path), target.model, error)
                 raise
         request.identity = identity
@@ -271,7 +279,7 @@ class _IdentifyingHandler(_HttpHandler):
 
 
 def _target(method: UnaryMethod | StreamMethod) -> AccessTarget:
-    """The target of calls of a gRPC method, as far as its path shows it."""
+    """Returns the target of calls to a gRPC method, as far as the path shows it."""
     scope = Scope(method.scope)
     named = (
         scope is Scope.INFER
@@ -294,7 +302,7 @@ def _audited(path: bytes, method: UnaryMethod | StreamMethod, audit: Audit) -> U
 def _identifying(
     path: bytes, method: UnaryMethod | StreamMethod, access: Access, audit: Audit
 ) -> UnaryMethod | StreamMethod:
-    """A method that also checks who calls. Messages of inference are checked as they are read."""
+    """Wraps a method so that it also checks the caller. Inference messages are checked as they are read."""
     if isinstance(method, UnaryMethod):
         return _identifying_unary(path, method, access, audit)
     scope, model, *_ = _target(method)

@@ -1,4 +1,4 @@
-"""Enters requests into the audit log: those that change something, and those that are refused."""
+"""Records requests in the audit log: those that change something, and those that are refused."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from backline.wire.application import (
     UnaryMethod,
 )
 
-#: How many refusals per second are logged: for one address, and in all.
+#: The maximum number of refusals logged per second: for one address, and in total.
 PER_ADDRESS = 10
 IN_TOTAL = 100
-#: The most addresses that are limited separately; all further ones share one limit.
+#: The maximum number of addresses with their own limit; all other addresses share one.
 _MAX_ADDRESSES = 4096
 _OTHERS = "other addresses"
-#: Seconds after which suppressed refusals are logged as a number.
+#: Seconds after which the number of suppressed refusals is logged.
 _SUMMARY = 1.0
 #: The reason of a refusal is cut to this many characters while it waits to be logged.
 _LONGEST = 512
@@ -51,9 +51,9 @@ class RefusalLimit:
         self.suppressed: dict[str, tuple[int, Attempt]] = {}
 
     def admits(self, attempt: Attempt, now: float) -> bool:
-        """Whether to log a refusal; if not, it is counted."""
+        """Returns whether to log a refusal, and counts it if not."""
         if now >= self._forget_at:
-            # Once a second at most, as an attacker may have many addresses.
+            # At most once a second, as an attacker may have many addresses.
             self._buckets = {name: known for name, known in self._buckets.items() if known.full_at > now}
             self._forget_at = now + 1
         address = attempt.address
@@ -73,17 +73,17 @@ class RefusalLimit:
         return True
 
     def summary(self) -> list[Attempt]:
-        """One attempt for each address with suppressed refusals, with their number. Forgets the refusals."""
+        """Returns the last suppressed refusal of each address, with their number, and resets the counts."""
         found = [replace(last, suppressed=count) for count, last in self.suppressed.values()]
         self.suppressed.clear()
         return found
 
 
 class Audit:
-    """Enters attempts into the audit log of the engine's control, if it has one. Lives on the event loop."""
+    """Records attempts in the audit log of the engine's control, if it has one. Runs on the event loop."""
 
     def __init__(self, engine: Engine, model_of: Callable[[bytes, bytes], str | None]) -> None:
-        """`model_of` returns the model that a method and path are about."""
+        """`model_of` returns the model that a method and path concern."""
         self._engine = engine
         self._model_of = model_of
         self._limit = RefusalLimit(time.monotonic())
@@ -125,7 +125,7 @@ class Audit:
             self._engine.control.note(attempt)
 
     def route(self, handler: Callable[..., None]) -> Callable[..., None]:
-        """The handler of a route that changes something, with an entry for every response."""
+        """Wraps the handler of a route that changes something, so that every response is logged."""
 
         def handle(*arguments: Any) -> None:
             *names, request = arguments
@@ -141,7 +141,7 @@ class Audit:
         return handle
 
     def method(self, path: bytes, method: UnaryMethod) -> UnaryMethod:
-        """A gRPC method that changes something, with an entry for every response."""
+        """Wraps a gRPC method that changes something, so that every response is logged."""
         handler, model_of = method.handler, method.model_of
 
         def handle(call: UnaryCall, received: Buffer) -> None:
@@ -151,14 +151,14 @@ class Audit:
 
 
 class _AuditedRequest(WrappedRequest):
-    """A request that is logged when it has its response."""
+    """A request that is logged when its response is sent."""
 
     __slots__ = ("_audit", "_model", "_peer")
 
     def __init__(self, inner: HttpRequest, audit: Audit, model: str | None) -> None:
         self._audit = audit
         self._model = model
-        self._peer = inner.peer  # unknown once the client has left
+        self._peer = inner.peer  # unknown once the client has disconnected
         super().__init__(inner)
 
     @property
@@ -178,7 +178,7 @@ class _AuditedRequest(WrappedRequest):
 
 
 class _AuditedCall(UnaryCall):
-    """A call that is logged when it has its response."""
+    """A call that is logged when its response is sent."""
 
     __slots__ = ("_audit", "_inner", "_model", "_peer", "_route")
 

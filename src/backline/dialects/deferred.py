@@ -1,4 +1,4 @@
-"""Responds to requests that need a coroutine; most of these change which models are served."""
+"""Responds to requests that need a coroutine; most of these requests change which models are served."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DeferredAnswers:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        #: Strong references: the event loop keeps only weak ones.
+        #: Strong references to the tasks: the event loop keeps only weak ones.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def answer(
@@ -69,7 +69,7 @@ def _fail(caller: HttpRequest | UnaryCall, error: BacklineError) -> None:
 
 
 def control_of(engine: Engine, what: str) -> Control:
-    """The engine's control. Raises Unsupported, naming `what`, where models may not be changed by request."""
+    """Returns the engine's control. Raises Unsupported, naming `what`, if requests may not change models."""
     if engine.control is None:
         raise Unsupported(
             f"{what} is not supported by this server: start it with --model-control-mode explicit"

@@ -31,7 +31,7 @@ def _decoder_of(kind: type[Document]) -> msgspec.json.Decoder[Document]:
 
 
 def read_document(kind: type[Document], body: Buffer, *, bounded: bool = True) -> Document:
-    """The JSON object in a body; an empty body is an empty object. Raises InvalidArgument.
+    """Reads the JSON object in a body; an empty body counts as an empty object. Raises InvalidArgument.
 
     A `bounded` document is decoded on the event loop, so more than MAX_DOCUMENT bytes raise PayloadTooLarge.
     """
@@ -50,7 +50,10 @@ def read_document(kind: type[Document], body: Buffer, *, bounded: bool = True) -
 
 
 def read_query(kind: type[Document], query: bytes) -> Document:
-    """The query parameters of a URL. Raises InvalidArgument, also for a parameter given twice."""
+    """Reads the query parameters of a URL.
+
+    Raises InvalidArgument, for example for a parameter given twice.
+    """
     try:
         pairs = parse_qsl(
             query.decode(),
@@ -68,10 +71,10 @@ def read_query(kind: type[Document], query: bytes) -> Document:
 
 
 def read_message(name: str, received: Buffer, limit: int = MAX_DOCUMENT) -> Any:
-    """A protobuf message by its full name, such as "inference.ModelReadyRequest".
+    """Reads a protobuf message, given its full name, such as "inference.ModelReadyRequest".
 
-    Raises InvalidArgument if it is malformed, PayloadTooLarge above `limit` bytes, as messages are decoded on
-    the event loop.
+    Raises InvalidArgument if the message is malformed, and PayloadTooLarge if it has more than `limit` bytes,
+    as messages are decoded on the event loop.
     """
     if len(received) > limit:
         raise PayloadTooLarge(
@@ -87,7 +90,7 @@ def read_message(name: str, received: Buffer, limit: int = MAX_DOCUMENT) -> Any:
 
 
 def suggestion(name: str, known: tuple[str, ...]) -> str:
-    """A hint after an unknown name: the closest known name, or all of them."""
+    """Returns a hint after an unknown name: the closest known name, or all of them."""
     if near := nearest(name, known, 1):
         return f"Did you mean '{near[0]}'?"
     return f"Expected {' or '.join(repr(one) for one in known) or 'nothing'}."

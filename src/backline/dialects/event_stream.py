@@ -21,7 +21,7 @@ Encode = Callable[[InferResponse], bytes]
 
 
 def event(data: bytes) -> bytes:
-    """An event with one line of data; compact JSON has no line breaks."""
+    """Returns an event with one line of data, which is enough for compact JSON, as it has no line breaks."""
     return b"data: %b\n\n" % data
 
 
@@ -30,11 +30,11 @@ class EventStreams:
 
     def __init__(self, off_loop: OffLoop) -> None:
         self._off_loop = off_loop
-        #: Strong references: the event loop keeps only weak ones.
+        #: Strong references to the tasks: the event loop keeps only weak ones.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def answer(self, request: HttpRequest, model: str, responses: Responses, encode: Encode) -> None:
-        """Sends an event per response; an error after the first response is the last event.
+        """Sends an event for each response. An error after the first response is sent as the last event.
 
         If the client disconnects, the request is cancelled; while the client does not read, the model waits.
         """

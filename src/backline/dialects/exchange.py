@@ -1,7 +1,7 @@
 """The path of an inference request from bytes to the engine and back, shared by all dialects.
 
-A dialect supplies a reader, from bytes to a plan and inputs, and a writer, from an InferResponse to bytes.
-Large requests and responses are read and written off the event loop.
+A dialect supplies a reader, which turns bytes into a plan and inputs, and a writer, which turns an
+InferResponse into bytes. Large requests and responses are read and written off the event loop.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RequestPlan(Protocol):
         """Builds the request. A plan that names its model ignores `model` and `version`."""
 
     def is_large(self, response: InferResponse) -> bool:
-        """Whether writing this response takes too long for the event loop."""
+        """Returns whether writing this response takes too long for the event loop."""
 
     def release(self) -> None:
         """Releases resources early, after the request failed."""
@@ -81,7 +81,7 @@ class Carrier(Generic[Caller, Written]):
     """The differences between HTTP and gRPC that matter to an exchange."""
 
     protocol: TraceProtocol
-    #: Whether the wire itself ends a call at its deadline, so that only the queue needs the deadline.
+    #: Whether the transport itself ends a call at its deadline, so that only the queue needs the deadline.
     ends_at_deadline: bool
     reply: Callable[[Caller, Written], None]
     fail: Callable[[Caller, BacklineError], None]
@@ -290,14 +290,14 @@ def cancel(ticket: Ticket) -> None:
 
 
 def hidden_answer(model: str, cause: BaseException) -> BacklineError:
-    """The error that a client sees when writing a response raised an unexpected exception."""
+    """Returns the error that a client sees when writing a response raised an unexpected exception."""
     return hidden_error(f"the response of model '{model}'", cause)
 
 
 def trace_arrival(
     engine: Engine, protocol: TraceProtocol, model: str, fields: Mapping[bytes, bytes], began: int
 ) -> Trace | None:
-    """The trace of a request that arrived at `began`, in time.monotonic_ns(); None if `began` is 0."""
+    """Returns a trace for a request that arrived at `began` (time.monotonic_ns()), or None if that is 0."""
     tracer = engine.tracer
     return tracer.arrived(protocol, model, fields, began) if began and tracer is not None else None
 
@@ -310,16 +310,16 @@ def trace_refusal(
     began: int,
     error: BacklineError,
 ) -> None:
-    """Traces a request that could not be read; `model` is empty if only the request names it."""
+    """Traces a request that could not be read; `model` is empty if only the unread request names it."""
     trace = trace_arrival(engine, protocol, model, fields, began)
     if trace is not None:
         trace.unreadable(error)
 
 
 def deadline_of(headers: Mapping[bytes, bytes]) -> float | None:
-    """The deadline (time.monotonic()) of an HTTP request that has just arrived; None if its client sets none.
+    """Returns the deadline (time.monotonic()) that the client of a new HTTP request has set, or None.
 
-    Raises InvalidArgument for a malformed timeout, DeadlineExceeded for one of zero.
+    Raises InvalidArgument for a malformed timeout, and DeadlineExceeded for a timeout of zero.
     """
     given = [_seconds(name, headers[name]) for name in (GRPC_TIMEOUT, ENVOY_TIMEOUT) if name in headers]
     if not given:

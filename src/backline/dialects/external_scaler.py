@@ -81,7 +81,7 @@ class ExternalScaler:
             await asyncio.sleep(_LOOK)
 
     def _activity(self) -> bytes:
-        """Whether requests were in flight within the signal's window."""
+        """Encodes whether requests were in flight within the signal's window."""
         active = message("externalscaler.IsActiveResponse")(result=self._signal().utilisation > 0)
         encoded: bytes = active.SerializeToString()
         return encoded

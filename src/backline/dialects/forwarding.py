@@ -1,4 +1,4 @@
-"""Passes header fields of requests on to models, as request parameters; Triton's header forwarding.
+"""Passes header fields of requests on to models as request parameters, as Triton's header forwarding does.
 
 Source: docs/protocol/extension_parameters.md of triton-inference-server/server.
 """
@@ -20,7 +20,7 @@ from backline.wire.application import SpelledFields
 _RESERVED = frozenset(
     ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output")
 )
-#: How many names of fields are remembered; clients choose them.
+#: The maximum number of field names to remember, because clients choose the names.
 _MAX_REMEMBERED = 256
 _CASE_SENSITIVE = "(?-i)"
 
@@ -42,7 +42,8 @@ class ForwardPattern:
         self._known: Memo[bytes, str] = Memo(_MAX_REMEMBERED)
 
     def apply(self, request: InferRequest, fields: Mapping[bytes, bytes]) -> InferRequest:
-        """The request with a parameter for each field that matches. Raises InvalidArgument for reserved ones.
+        """Returns the request with a parameter for each field that matches. Raises InvalidArgument for a
+        reserved name.
 
         Binary metadata, whose names end with "-bin", is not forwarded: parameters are text.
         """
@@ -60,7 +61,7 @@ class ForwardPattern:
         return msgspec.structs.replace(request, parameters={**(request.parameters or {}), **found})
 
     def _forwarded(self, name: str) -> str:
-        """The parameter of a field; empty if the field is not forwarded."""
+        """Returns the parameter of a field; empty if the field is not forwarded."""
         if self._pattern.search(name) is None or name.endswith("-bin"):
             return ""
         if name.lower() in _RESERVED or name.lower().startswith("triton_"):
@@ -70,14 +71,14 @@ class ForwardPattern:
 
 @dataclass(frozen=True, slots=True)
 class Forwarding:
-    """Which fields of HTTP requests, and of gRPC calls, are forwarded; None for none."""
+    """Which fields of HTTP requests and of gRPC calls are forwarded to models; None means that none are."""
 
     http: ForwardPattern | None = None
     grpc: ForwardPattern | None = None
 
     @classmethod
     def of(cls, http: str, grpc: str) -> Forwarding:
-        """Forwards by patterns; empty ones forward nothing. Raises InvalidArgument."""
+        """Makes the rules from two patterns; an empty pattern forwards nothing. Raises InvalidArgument."""
         return cls(ForwardPattern(http) if http else None, ForwardPattern(grpc) if grpc else None)
 
 

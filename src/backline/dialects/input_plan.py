@@ -8,7 +8,7 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Buffer, Shape, Tensor, decode_tensor, element_count
 
-#: The most dimensions of an input: the limit of numpy 1.26, the oldest that is supported.
+#: The maximum number of dimensions of an input: the limit of numpy 1.26, the oldest supported version.
 MAX_RANK = 32
 _from_buffer = np.frombuffer
 _MAX_DIMENSION = 2**63 - 1
@@ -31,7 +31,10 @@ class InputPlan:
         self.size = -1 if self.datatype is DataType.BYTES else self.count * self.datatype.itemsize
 
     def read(self, buffer: Buffer, start: int, end: int) -> Tensor:
-        """The tensor in `buffer[start:end]`, as a view. The caller must check the length against `size`."""
+        """Returns the tensor in `buffer[start:end]`, as a view.
+
+        The caller must check the length against `size`.
+        """
         if self.size > 0:
             return Tensor(
                 self.name,
@@ -49,7 +52,10 @@ def too_many_dimensions(name: str, rank: int) -> InvalidArgument:
 
 
 def checked_count(name: str, dtype: np.dtype, shape: Shape) -> int:
-    """The number of elements in `shape`. Raises InvalidArgument for a shape that no array can have."""
+    """Returns the number of elements in `shape`.
+
+    Raises InvalidArgument for a shape that no array can have.
+    """
     if len(shape) > MAX_RANK:
         raise too_many_dimensions(name, len(shape))
     for dimension in shape:

@@ -1,7 +1,8 @@
 """Encodes and decodes tensors in JSON: numbers, booleans or strings, nested or flat, in row-major order.
 
-A string that is not UTF-8 is an object with base64, as in TensorFlow Serving: {"b64": "..."}. Numbers may
-also be NaN, Infinity and -Infinity, which JSON itself does not have, as in Triton and TensorFlow Serving.
+A string that is not UTF-8 is written as an object with base64, as in TensorFlow Serving: {"b64": "..."}.
+Numbers may also be NaN, Infinity and -Infinity, which JSON itself does not have, as in Triton and TensorFlow
+Serving.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ LARGE = 64 * 1024
 #: Triton's texts for data whose length does not match the shape, and for data that is not a list.
 _OTHER_SHAPE = "Unable to parse 'data': Shape does not match true shape of 'data' field"
 _NO_LIST = "Unable to parse 'data': attempt to access JSON non-array as array"
-#: A number whose exponent has three digits.
+#: Finds a number whose exponent has three or more digits.
 _EXTREME = re.compile(rb"[eE][+-]?0*[1-9][0-9]{2}").search
-#: The numbers that stand for NaN and the infinities. No client sends these numbers, as no datatype can hold
+#: The numbers that replace NaN and the infinities. No client sends these numbers, as no datatype can hold
 #: them.
 _WORDS = {b"NaN": b"9e99999", b"Infinity": b"8e99999"}
-#: Stand for the first letters of words within strings. JSON never contains these bytes.
+#: The bytes that replace the first letters of such words within strings. JSON never contains these bytes.
 _HIDDEN = b"\0\1"
 _HIDE = np.frombuffer(bytes.maketrans(b"NI", _HIDDEN), np.uint8)
 _SHOW = bytes.maketrans(_HIDDEN, b"NI")
@@ -54,7 +55,7 @@ _BETWEEN = np.isin(np.arange(256), list(b"[]," + _BLANK))
 
 
 def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
-    """The tensor whose elements are the well-formed JSON `raw`, found at `path` in the document.
+    """Returns the tensor whose elements are the well-formed JSON `raw`, found at `path` in the document.
 
     The number of elements is checked against the shape before anything is allocated. Raises InvalidArgument.
     """
@@ -111,9 +112,9 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
 def decode_list(decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Raw) -> Any:
     """Decodes well-formed JSON as `decoder` does. Raises DecodeError.
 
-    msgspec takes 10 microseconds for a number near the limits of FP64, such as 1e308, which is why the
-    standard library decodes lists that have one. They are lists of numbers only: the library accepts strings
-    that are not Unicode. Numbers that `replace_words` wrote are NaN or infinite.
+    msgspec takes 10 microseconds for a number near the limits of FP64, such as 1e308, so the standard library
+    decodes lists that contain such a number. It decodes only lists of numbers, because it accepts strings
+    that are not Unicode. Numbers written by `replace_words` become NaN or infinite.
     """
     text = bytes(raw)
     if (b"e" not in text and b"E" not in text) or b'"' in text or _EXTREME(text) is None:
@@ -133,12 +134,13 @@ def decode_list(decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Raw) ->
 
 
 def replace_words(text: Buffer) -> bytes | None:
-    """JSON in which numbers that no datatype can hold stand for NaN, Infinity and -Infinity outside strings.
+    """Returns JSON in which numbers that no datatype can hold replace NaN, Infinity and -Infinity.
 
-    None if `text` has none of these words. Only `decode_list` reads such numbers as what they stand for.
+    Words inside strings are kept. Returns None if there are no others. Only `decode_list` reads these numbers
+    as NaN and the infinities.
     """
-    # The text may have 64 MB. The interpreter cannot switch threads during a search or a copy, so one of the
-    # whole text would block the event loop for too long.
+    # The text may be 64 MB long. The interpreter cannot switch threads during a search or a copy, so
+    # searching or copying the whole text at once would block the event loop for too long.
     if not contains(text, _WORDS) or contains(text, [_HIDDEN[:1], _HIDDEN[1:]]):
         return None
     pieces: list[bytes] = []
@@ -162,7 +164,7 @@ def _without_words(text: bytes) -> bytes:
 
 
 def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:
-    """The elements of a tensor: a list of strings, or the JSON text of a flat list of numbers.
+    """Returns the elements of a tensor: a list of strings, or the JSON text of a flat list of numbers.
 
     Raises InvalidArgument for values that JSON cannot represent.
     """
@@ -194,14 +196,15 @@ def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:
 
 
 def _encode_words(values: list[float]) -> bytes:
-    """A list in JSON, in which NaN and infinite numbers are words."""
+    """Encodes a list as JSON in which NaN and infinite numbers are words."""
     return json.dumps(values, separators=(",", ":")).encode()
 
 
 def _decode_pieces(spec: InputPlan, raw: bytes, depth: int, *, encoded: bool) -> np.ndarray:
-    """The elements of a large list, decoded piece by piece to save memory. Nested lists have no blanks.
+    """Decodes the elements of a large list piece by piece, to save memory. Nested lists must contain no
+    blanks.
 
-    If they are `encoded`, none may be a plain string, which might have lost blanks.
+    With `encoded`, no element may be a plain string, because it might have lost blanks.
     """
     array = np.empty(spec.count, spec.dtype)
     end = 0
@@ -233,7 +236,7 @@ def _decode_pieces(spec: InputPlan, raw: bytes, depth: int, *, encoded: bool) ->
 
 
 def _decode_strings(spec: InputPlan, raw: bytes) -> np.ndarray:
-    """The elements of a large list of strings, decoded piece by piece."""
+    """Decodes the elements of a large list of strings piece by piece."""
     _compare_count(spec, sum(int(np.count_nonzero(quotes)) for _, quotes, _ in parts(raw)) // 2)
     array = np.empty(spec.count, np.object_)
     end = 0
@@ -264,7 +267,7 @@ def _without_blanks(raw: bytes) -> bytes:
 
 
 def _has_more(raw: bytes, characters: bytes) -> bool:
-    """Whether `raw` contains anything but these characters."""
+    """Returns whether `raw` contains anything but these characters."""
     if len(raw) <= LARGE:
         return bool(raw.translate(None, characters))
     return any(raw[start : start + STEP].translate(None, characters) for start in range(0, len(raw), STEP))
@@ -288,7 +291,7 @@ def _pieces(raw: bytes, depth: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _first_element(raw: bytes) -> int:
-    """The first character of the first element of a list, as a byte; 0 if the list is empty."""
+    """Returns the first character of the first element of a list, as a byte; 0 if the list is empty."""
     return next((character for character in raw[: 64 * MAX_DEPTH] if character not in b"[" + _BLANK), 0)
 
 
@@ -315,8 +318,8 @@ def _compare_count(spec: InputPlan, got: int, text: str = _OTHER_SHAPE) -> None:
 
 
 def _begin(datatype: DataType, reason: str) -> str:
-    """The start of the error for data that a decoder rejects: Triton's own text if Triton rejects such data
-    too.
+    """Returns the start of the error for data that a decoder rejects: Triton's own text if Triton rejects
+    such data too.
     """
     if "got `" not in reason:  # Triton accepts a number that does not fit
         return "Unable to parse 'data'"
@@ -350,7 +353,7 @@ class _Encoded(msgspec.Struct, forbid_unknown_fields=True):
 
 @lru_cache(maxsize=256)
 def _decoder(element: Any, depth: int) -> msgspec.json.Decoder[Any]:
-    """Decodes lists of elements of a type, nested `depth` deep."""
+    """Returns a decoder for lists of elements of a type, nested `depth` deep."""
     for _ in range(depth):
         element = list[element]
     return msgspec.json.Decoder(element)

@@ -1,4 +1,4 @@
-"""Lists of numbers and booleans in JSON, to and from arrays, at the speed of orjson."""
+"""Converts lists of numbers and booleans in JSON to and from arrays, at the speed of orjson."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import orjson
 from backline.dialects.off_loop import PIECE
 from backline.engine.values.datatypes import DataType
 
-#: The most levels of nested lists.
+#: The maximum depth of nested lists.
 MAX_DEPTH: Final = 100
-#: The format of one element, as in the module struct, which refuses numbers out of range.
+#: The format of one element, for the module struct, which refuses numbers out of range.
 _FORMATS: Final = {
     DataType.BOOL: "?",
     DataType.UINT8: "B",
@@ -31,11 +31,11 @@ _FORMATS: Final = {
 
 
 def read_numbers(datatype: DataType, text: bytes) -> np.ndarray | None:
-    """The elements of a list, possibly nested, in row-major order, as a flat read-only array.
+    """Returns the elements of a list, possibly nested, in row-major order, as a flat read-only array.
 
-    Returns None for anything but well-formed JSON of such a list: lists without elements, nested more than
-    MAX_DEPTH levels deep or unevenly, numbers out of range, other values. The caller finds out what is wrong.
-    The caller also compares the number of elements with the shape.
+    Returns None for anything else: malformed JSON, a list that has no elements or is nested unevenly or more
+    than MAX_DEPTH levels deep, numbers out of range, other values. The caller finds out what is wrong, and
+    compares the number of elements with the shape.
     """
     element = _FORMATS.get(datatype)
     if element is None:
@@ -63,7 +63,8 @@ def read_numbers(datatype: DataType, text: bytes) -> np.ndarray | None:
 
 
 def write_numbers(data: np.ndarray) -> bytes:
-    """The elements of an array as a flat list. An FP32 has only the digits that distinguish it from others.
+    """Writes the elements of an array as a flat list. An FP32 gets only the digits that distinguish it from
+    others.
 
     The elements must be finite. Large arrays are written in pieces, between which other threads can run.
     """

@@ -14,11 +14,11 @@ import numpy as np
 from backline.engine.errors import InvalidArgument, PayloadTooLarge
 from backline.engine.values.tensor import Buffer
 
-#: The most keys of all objects in one request; decoding this many takes about 10 ms.
+#: The maximum number of keys in all objects of a request; decoding this many takes about 10 ms.
 MAX_KEYS = 16_384
-#: The most bytes of a request without tensors and files, such as one for settings or labels.
+#: The maximum size in bytes of a request without tensors and files, such as one for settings or labels.
 MAX_DOCUMENT = 64 * 1024
-#: Bytes scanned without a pause.
+#: The number of bytes scanned without a pause.
 STEP = 256 * 1024
 _QUOTE, _COLON, _COMMA, _BACKSLASH = b'":,\\'
 _OPENING, _CLOSING = list(b"{["), list(b"}]")
@@ -43,7 +43,9 @@ def check_keys(text: Buffer) -> None:
 
 
 def check_document(body: Buffer) -> None:
-    """Raises PayloadTooLarge above MAX_DOCUMENT bytes: smaller bodies are decoded on the event loop."""
+    """Raises PayloadTooLarge for a body of more than MAX_DOCUMENT bytes; smaller ones are decoded on the
+    event loop.
+    """
     if len(body) > MAX_DOCUMENT:
         raise PayloadTooLarge(
             f"the body has {len(body)} bytes, more than the {MAX_DOCUMENT} allowed for this kind of request"
@@ -51,7 +53,7 @@ def check_document(body: Buffer) -> None:
 
 
 def count(text: Buffer, byte: int) -> int:
-    """How many times a byte occurs in `text`."""
+    """Returns how many times a byte occurs in `text`."""
     array = np.frombuffer(text, np.uint8)
     return sum(
         int(np.count_nonzero(array[start : start + STEP] == byte)) for start in range(0, len(array), STEP)
@@ -59,7 +61,7 @@ def count(text: Buffer, byte: int) -> int:
 
 
 def contains(text: Buffer, words: Collection[bytes]) -> bool:
-    """Whether one of the words occurs in `text`."""
+    """Returns whether one of the words occurs in `text`."""
     view = memoryview(text).cast("B")
     longest = max(map(len, words))
     pieces = (bytes(view[start : start + STEP + longest - 1]) for start in range(0, len(view), STEP))
@@ -67,17 +69,17 @@ def contains(text: Buffer, words: Collection[bytes]) -> bool:
 
 
 def count_keys(text: Buffer) -> int:
-    """The number of keys in all objects of well-formed JSON."""
+    """Returns the number of keys in all objects of well-formed JSON."""
     return sum(int(np.count_nonzero((part == _COLON) & ~inside)) for part, _, inside in parts(text))
 
 
 def count_elements(text: Buffer) -> int:
-    """The number of leaf elements of a well-formed, possibly nested list without empty lists."""
+    """Returns the number of leaf elements of a well-formed, possibly nested list without empty lists."""
     return 1 + sum(int(np.count_nonzero((part == _COMMA) & ~inside)) for part, _, inside in parts(text))
 
 
 def depth(text: Buffer) -> int:
-    """How deep objects and lists are nested in JSON."""
+    """Returns how deep objects and lists are nested in JSON."""
     deepest = level = 0
     for part, _, inside in parts(text):
         opened = np.isin(part, _OPENING) & ~inside
@@ -97,7 +99,7 @@ def parts(text: Buffer, step: int = STEP) -> Iterator[tuple[np.ndarray, np.ndarr
     start, parity = 0, 0
     while start < len(view):
         end = min(start + step, len(view))
-        # An escaped character stays in the piece of its backslash.
+        # Keep an escaped character in the same piece as its backslash.
         while end < len(view) and view[end - 1] == _BACKSLASH:
             end += 1
         piece = bytes(view[start:end])

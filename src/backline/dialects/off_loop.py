@@ -7,15 +7,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-#: The most bytes of JSON, BYTES tensors or protobuf fields decoded on the event loop: even a hostile request
-#: of this size blocks the loop for less than 5 ms. Anything larger is decoded on a thread, in steps between
-#: which the loop can run.
+#: The maximum size in bytes of JSON, BYTES tensors or protobuf fields that are decoded on the event loop:
+#: even a hostile request of this size blocks the loop for less than 5 ms. Anything larger is decoded on a
+#: thread, in steps between which the loop can run.
 LARGE = 64 * 1024
-#: The most inputs, outputs and parameters of one request that are read on the event loop. Each takes a few
-#: microseconds, so a smaller request that has thousands of them is also read on a thread.
+#: The maximum number of inputs, outputs and parameters in a request that is read on the event loop. Each
+#: takes a few microseconds, so a smaller request that has thousands of them is also read on a thread.
 MANY = 512
-#: The most elements of a tensor encoded as JSON or BYTES on the event loop; a thread encodes larger ones in
-#: pieces of this size.
+#: The maximum number of elements in a tensor that is encoded as JSON or BYTES on the event loop. A thread
+#: encodes larger tensors in pieces of this size.
 PIECE = 8 * 1024
 Result = TypeVar("Result")
 

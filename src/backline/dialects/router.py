@@ -17,10 +17,10 @@ from backline.memo import Memo
 from backline.wire.application import HttpRequest
 
 Handler: TypeAlias = Callable[[HttpRequest], None]
-#: The most bytes of a path whose handlers are cached, and the number of cached paths.
+#: The maximum length in bytes of a path whose handlers are cached, and the maximum number of cached paths.
 MAX_REMEMBERED_SIZE = 512
 _MAX_REMEMBERED = 4096
-#: The most bytes of a path that are decoded; the names in it are far shorter.
+#: The maximum length in bytes of a path; real names are far shorter.
 _MAX_PATH_SIZE = 8192
 
 
@@ -51,7 +51,7 @@ class _Methods(dict[bytes, Handler]):
 class Router:
     """Matches paths to patterns such as "/v2/models/{}/ready", where `{}` is any one segment.
 
-    HEAD works wherever GET does (the wire drops the body), OPTIONS everywhere.
+    HEAD works wherever GET does (the listener drops the body), and OPTIONS works everywhere.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Router:
         self._resolved: Memo[bytes, _Methods] = Memo(_MAX_REMEMBERED)
         #: Functions, not called yet, that add further routes.
         self._later: list[Callable[[Router], None]] = []
-        #: The patterns that these functions must not add routes to.
+        #: The patterns for which these functions must not add routes.
         self._closed: frozenset[tuple[str, ...]] = frozenset()
 
     def add(
@@ -96,7 +96,8 @@ class Router:
             methods[name] = _Route(scope, handler, further, lists)
 
     def add_later(self, add_routes: Callable[[Router], None]) -> None:
-        """Calls `add_routes` at the first request whose path no route matches, so that its modules load late.
+        """Calls `add_routes` at the first request whose path no route matches, so that its modules are
+        imported late.
 
         `add_routes` must not add routes for patterns that already have some.
         """
@@ -113,7 +114,7 @@ class Router:
         return bool(later)
 
     def routes(self) -> Iterator[tuple[str, str, Scope]]:
-        """All routes as method, pattern and scope; HEAD is left out, as it works wherever GET does."""
+        """Yields all routes as method, pattern and scope; HEAD is left out, as it works wherever GET does."""
         self._add_later()
         for segments, methods in self._patterns.items():
             for method, route in methods.items():
@@ -121,8 +122,11 @@ class Router:
                     yield method.decode(), "/" + "/".join(segments), route.scope
 
     def resolve(self, request: HttpRequest) -> Handler:
-        """A request's handler. Raises NotFound, MethodNotAllowed, or InvalidArgument for a malformed path."""
-        methods = self._resolved.get(request.path) or self._find(request.path)  # mostly without the call
+        """Returns a request's handler.
+
+        Raises NotFound, MethodNotAllowed, or InvalidArgument for a malformed path.
+        """
+        methods = self._resolved.get(request.path) or self._find(request.path)  # the call is rarely needed
         if methods is None:
             raise NotFound(self._not_found(request.method, request.path))
         handler = methods.get(request.method)
@@ -131,7 +135,7 @@ class Router:
         return handler
 
     def target(self, method: bytes, path: bytes) -> AccessTarget | None:
-        """The target of a request (its scope and model); None if no handler takes the request."""
+        """Returns the target of a request (its scope and model), or None if no handler takes the request."""
         try:
             methods = self._find(path)
         except InvalidArgument:
@@ -139,7 +143,7 @@ class Router:
         return None if methods is None else methods.targets.get(method)
 
     def _find(self, path: bytes) -> _Methods | None:
-        """The handlers of a path; None if there are none.
+        """Returns the handlers of a path, or None if there are none.
 
         Anybody may send any path, so the cost of a path without handlers is bounded. Raises InvalidArgument
         for a malformed path.
@@ -151,7 +155,7 @@ class Router:
         return self._match(path) if found is None and self._add_later() else found
 
     def _match(self, path: bytes) -> _Methods | None:
-        """The handlers of a path among the routes added so far; None if no route matches."""
+        """Returns the handlers of a path among the routes added so far, or None if no route matches."""
         if path == b"*":
             return _Methods()
         if len(path) > _MAX_PATH_SIZE or path.count(b"/") > self._most_segments + 1:
@@ -188,13 +192,13 @@ class Router:
         raise MethodNotAllowed(f"Method Not Allowed: {method} {path} (allowed: {allow.decode()})", allow)
 
     def _not_found(self, method: bytes, path: bytes) -> str:
-        """The error text, with the nearest route that takes this method."""
+        """Returns the error text, which names the most similar route that accepts this method."""
         segments = _segments(path[:_MAX_PATH_SIZE], "replace")
         asked = "/" + "/".join(segments)
         text = f"Not Found: {method[:32].decode('latin-1')} {asked[:256]}"
         if segments[:2] == ["v1", "models"] and len(segments) > 2:
             return f"{text}. {_instead_of_v1(segments[2:])}"
-        # Names of models may be long and resemble anything: only the fixed segments are compared.
+        # Model names may be long and resemble anything, so only the fixed segments are compared.
         routes: dict[str, str] = {}
         for pattern, methods in self._patterns.items():
             if len(pattern) != len(segments) or method not in methods:
@@ -211,7 +215,7 @@ class Router:
 
 
 def _model(pattern: tuple[str, ...], segments: list[str]) -> str | None:
-    """The name of the model in a path: the variable segment that follows "models"."""
+    """Returns the name of the model in a path: the variable segment that follows "models"."""
     for before, expected, segment in zip(pattern, pattern[1:], segments[1:], strict=False):
         if before == "models" and expected == "{}":
             return segment
@@ -219,7 +223,9 @@ def _model(pattern: tuple[str, ...], segments: list[str]) -> str | None:
 
 
 def _instead_of_v1(segments: list[str]) -> str:
-    """Advice for a request to a TensorFlow Serving route, given the path's segments after /v1/models."""
+    """Returns advice for a request to a TensorFlow Serving route, given the path's segments after
+    /v1/models.
+    """
     model, *more = (segment.partition(":")[0] for segment in segments)
     route = f"/v2/models/{model}"
     if len(more) > 1 and more[0] in {"versions", "labels"}:

@@ -54,7 +54,10 @@ class HealthService:
         call.reply(self._encode(service))
 
     async def _watch(self, call: StreamCall) -> None:
-        """Sends the status now and at every change; an unknown service is SERVICE_UNKNOWN, not an error."""
+        """Sends the status now and at every change.
+
+        An unknown service has the status SERVICE_UNKNOWN; it is no error.
+        """
         received = await call.receive()
         if received is None:
             raise RpcError(InvalidArgument.grpc_code, "Watch needs a request message")
@@ -135,7 +138,7 @@ class ReflectionService:
 
 
 def _file_of(symbol: str) -> Any:
-    """The file that defines a message, enum, service or method. Raises KeyError."""
+    """Returns the file that defines a message, enum, service or method. Raises KeyError."""
     try:
         return pool().FindFileContainingSymbol(symbol)
     except KeyError:  # FindFileContainingSymbol does not find methods
@@ -143,7 +146,7 @@ def _file_of(symbol: str) -> Any:
 
 
 def _with_dependencies(file: Any) -> list[bytes]:
-    """A file and its transitive imports, serialized, each once."""
+    """Returns a file and its transitive imports, serialized, each once."""
     serialized: dict[str, bytes] = {}
     waiting = [file]
     while waiting:

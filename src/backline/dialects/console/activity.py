@@ -24,10 +24,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Activity:
-    """Reads the counters while somebody follows them. Lives on the event loop.
+    """Reads the counters while at least one reader follows them. Runs on the event loop.
 
     Every version is compared with its last reading, and only changed ones are encoded again. Ten readers cost
-    as much as one: all readers whose last reading was the same one get the same bytes.
+    as much as one: all that last saw the same reading get the same bytes.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -45,9 +45,9 @@ class Activity:
         self._gpus: Sequence[GpuReading] = ()
 
     async def frame(self, since: int) -> tuple[int, bytes]:
-        """The number of the current reading, and as JSON all that has changed since reading `since`.
+        """Returns the number of the current reading and, as JSON, all that changed since reading `since`.
 
-        A reader that begins passes 0, and then the number that it got last.
+        A new reader passes 0, and from then on the number that was last returned to it.
         """
         async with self._reading:
             if time.monotonic() - self._read_at >= INTERVAL * 0.9:
@@ -91,7 +91,7 @@ class Activity:
             yield None
 
     def _brief(self, model: Model) -> object:
-        """Equal for two readings between which nothing has happened to the version."""
+        """Returns a value that changes between two readings only if something has happened to the version."""
         counters, progress = model.statistics, model.progress
         return (
             model.state,
@@ -169,7 +169,10 @@ class Activity:
 
 
 def _counters(counters: ModelStatistics) -> dict[str, Any]:
-    """The counters since the load. Times are in nanoseconds; histograms are those of ModelStatistics."""
+    """Returns the counters since the load.
+
+    Times are in nanoseconds; histograms are those of ModelStatistics.
+    """
     return {
         "success": counters.success.count,
         "items": counters.inference_count,
@@ -191,7 +194,7 @@ def _counters(counters: ModelStatistics) -> dict[str, Any]:
 
 
 def _trimmed(counts: list[int]) -> list[int]:
-    """A histogram without the empty buckets at its end."""
+    """Returns a histogram without the empty buckets at its end."""
     end = len(counts)
     while end and not counts[end - 1]:
         end -= 1

@@ -22,7 +22,7 @@ from backline.observe.prediction_log import read_log
 from backline.observe.recording import Recorder
 from backline.wire.application import Fields, HttpRequest
 
-#: The most bytes of an example in JSON, and of a recorded request; larger ones are left out.
+#: The maximum size in bytes of an example in JSON, and of a recorded request; larger ones are left out.
 _MAX_INPUTS = 256 * 1024
 _MAX_FILE = 16 << 20
 _MAX_RECORDED = 20
@@ -37,8 +37,8 @@ _FILE: Fields = (
 
 
 class Examples:
-    """Registers the routes. `recorder` knows where requests were recorded; None if requests cannot be
-    recorded.
+    """Registers the routes for examples and recorded requests. `recorder` knows where requests were recorded;
+    None if requests cannot be recorded.
     """
 
     def __init__(self, engine: Engine, deferred: DeferredAnswers, recorder: Recorder | None) -> None:
@@ -77,7 +77,7 @@ class Examples:
 
 
 def _read(path: Path, most: int) -> bytes:
-    """The contents of a file. Raises NotFound if it cannot be read or has more than `most` bytes."""
+    """Reads a file. Raises NotFound if it cannot be read or has more than `most` bytes."""
     try:
         with path.open("rb") as file:
             body = file.read(most + 1)
@@ -89,8 +89,8 @@ def _read(path: Path, most: int) -> bytes:
 
 
 def _described(path: Path) -> dict[str, Any]:
-    """An example as JSON: its `name`, and either its `inputs` by name, the `file` that is its only input, or
-    the `problem` with it.
+    """Returns an example as JSON: its `name`, and either its `inputs` by name, the `file` that is its only
+    input, or the `problem` with it.
     """
     if path.suffix != _INPUTS:
         return {"name": path.name, "file": path.name}
@@ -106,7 +106,7 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def _recorded_inputs(model: Model, file: Path) -> list[dict[str, Any]]:
-    """The first recorded requests, as inputs by name. There are none if the file does not exist."""
+    """Returns the first recorded requests, as inputs by name; no requests if the file does not exist."""
     if not file.is_file():
         return []
     documents = frozenset(spec.name for spec in model.signature.inputs if spec.json)

@@ -1,4 +1,4 @@
-"""The files of the console, as browsers get them."""
+"""Serves the files of the console to browsers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FIELDS: Fields = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"permissions-policy", b"microphone=(self), camera=(), geolocation=()"),
-    # A file may change with the server's version, so that browsers ask whether theirs is current.
+    # Files may change with the server's version, so browsers must ask whether their copies are current.
     (b"cache-control", b"no-cache"),
 )
 
@@ -43,7 +43,7 @@ class _File:
 
 
 class ConsoleFiles:
-    """Responds with the files. They are read when the first browser asks for them."""
+    """Responds with the console's files, which are read when a browser first asks for one."""
 
     def __init__(self, frame_ancestors: Sequence[str] = ()) -> None:
         """`frame_ancestors` are the origins of pages that may show the console in a frame, in the syntax of
@@ -53,7 +53,7 @@ class ConsoleFiles:
         self._files: dict[str, _File] = {}
 
     def respond(self, name: str, request: HttpRequest) -> None:
-        """Raises NotFound for a name that is not one of the files'."""
+        """Responds with a file. Raises NotFound for an unknown name."""
         if not self._files:
             self._files = {path.name: self._read(path) for path in FOLDER.iterdir() if path.suffix in _TYPES}
         file = self._files.get(name)

@@ -24,7 +24,7 @@ from backline.wire.application import HttpRequest, ResponseStream
 
 #: Seconds after which a stream without news sends a comment, to find out whether its reader is still there.
 _ALIVE = 15.0
-#: The most traces that wait for a reader; more are dropped, as watching must not cost memory.
+#: The maximum number of traces that wait for a reader. Further traces are dropped, to limit memory.
 _WAITING = 100
 _INTERVAL = 1.0
 #: Seconds between two reads of the log. New entries wait in the log, which keeps a bounded number.
@@ -49,7 +49,7 @@ class ConsoleService:
         self._with_page = with_page
         self._files = ConsoleFiles(frame_ancestors)
         self._activity: Any = None
-        #: Strong references: the event loop keeps only weak ones.
+        #: Strong references to the tasks: the event loop keeps only weak ones.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add_routes(self, router: Router) -> None:
@@ -65,14 +65,14 @@ class ConsoleService:
         router.add(Scope.ADMIN, "GET", "/v2/logging/lines", self._show_log)
 
     def _index(self, request: HttpRequest) -> None:
-        """The page for browsers, which ask for HTML; the routes for everybody else."""
+        """Sends the page to browsers, which ask for HTML, and the list of routes to all other clients."""
         if self._with_page and b"text/html" in request.headers.get(b"accept", b""):
             self._files.respond(PAGE, request)
         else:
             respond_json(request, ROUTES)
 
     def _access(self, request: HttpRequest) -> None:
-        """What the caller may do, so that the console offers nothing else."""
+        """Sends what the caller may do, so that the console offers nothing else."""
         changeable, reason = self._engine.control is not None, ""
         if self._engine.control is not None:
             try:
@@ -161,7 +161,7 @@ class ConsoleService:
             quiet += _LOG_INTERVAL
 
     def _run(self, request: HttpRequest, serve: Any) -> None:
-        """Streams events until the reader leaves or the server stops."""
+        """Streams events until the reader disconnects or the server stops."""
         stream = request.stream(200, [EVENT_STREAM, (b"cache-control", b"no-store")])
         task = asyncio.get_running_loop().create_task(_ended(serve(stream), stream))
         self._tasks.add(task)
@@ -173,7 +173,7 @@ class ConsoleService:
         request.on_abandon = leave
 
     def _graph(self, request: HttpRequest) -> None:
-        """The models that are made of others: ensembles with their steps, pipelines with their calls."""
+        """Sends the models made of other models: ensembles with their steps, pipelines with their calls."""
         found = [one for model in self._engine.models() if (one := _composition(model))]
         respond_json(request, {"models": found})
 
@@ -182,12 +182,12 @@ async def _ended(serving: Coroutine[Any, Any, None], stream: ResponseStream) -> 
     try:
         await serving
     except ConnectionResetError:
-        return  # the reader has left
+        return  # the reader has disconnected
     stream.close()
 
 
 def _log_document(lines: Sequence[LogLine], last: int = 0) -> tuple[bytes, int]:
-    """Log entries as JSON, and the number of the last one; `last` if there are none.
+    """Returns log entries as JSON, and the number of the last one; `last` if there are none.
 
     In the JSON, `lost` counts entries between number `last` and the first of `lines` that are no longer kept.
     """
@@ -204,7 +204,10 @@ def _wants_events(request: HttpRequest) -> bool:
 
 
 def permissions(identity: Identity | None) -> dict[str, Any]:
-    """Who a caller is, and the scopes it has on which models. None may do everything."""
+    """Returns who a caller is, and which scopes it has for which models.
+
+    If `identity` is None, it may do everything.
+    """
     if identity is None:
         scopes = sorted(scope for scope in Scope if scope not in EVERYBODY)
         return {"name": "", "kind": "", "grants": [{"scopes": scopes, "models": ["*"]}]}

@@ -27,19 +27,22 @@ _PLATFORMS = {"ensemble", *(entry.platform for entry in BACKENDS if "_" in entry
 
 
 def model_configuration(engine: Engine, name: str, version: str) -> Any:
-    """A version's inference.ModelConfig. Raises NotFound, or Unavailable when the version is not ready."""
+    """Returns a version's inference.ModelConfig.
+
+    Raises NotFound, or Unavailable when the version is not ready.
+    """
     return complete(describe(engine.find_ready(name, version)))
 
 
 def explained_configuration(engine: Engine, name: str, version: str) -> Any:
-    """The configuration, with parameters that say where and how the server runs the version, and why."""
+    """Returns the configuration, with parameters that say where and how the server runs it, and why."""
     model = engine.find_ready(name, version)
     return complete(explained(model, describe(model)))
 
 
 def configuration_origins(engine: Engine, name: str, version: str) -> list[Value]:
-    """Where each value of a version's configuration comes from: its file, a load request, the model's file,
-    the server's decisions, or a default. Raises as `model_configuration` does.
+    """Returns where each value of a version's configuration comes from: its file, a load request, the model's
+    file, the server's decisions, or a default. Raises the same errors as `model_configuration`.
     """
     model = engine.find_ready(name, version)
     described = explained(model, describe(model))
@@ -50,14 +53,14 @@ def configuration_origins(engine: Engine, name: str, version: str) -> list[Value
 
 
 def complete(described: Any) -> Any:
-    """A copy of a configuration with Triton's defaults filled in."""
+    """Returns a copy of a configuration with Triton's defaults filled in."""
     config = message("inference.ModelConfig").FromString(described.SerializeToString())
     fill_defaults(config, config.name, _filename(config.backend))
     return config
 
 
 def describe(model: Model) -> Any:
-    """The configuration in the model's files, completed with what the server detected and decided."""
+    """Returns the configuration in the model's files, completed with what the server detected and decided."""
     given = model.config
     config = message("inference.ModelConfig").FromString(given.declared)
     config.name = model.name
@@ -125,7 +128,7 @@ def _fill_tensor(entry: Any, spec: TensorSpec, *, batched: bool) -> None:
 
 
 def _filename(backend: str) -> str:
-    """The default file name of a backend's models."""
+    """Returns the default file name of a backend's models."""
     return next(
         (filename for known in FORMATS if known.backend == backend for filename in known.filenames), ""
     )

@@ -16,7 +16,7 @@ from backline.engine.values.signature import TensorSpec
 from backline.engine.values.tensor import Shape
 from backline.version import __version__
 
-#: Whether the caller may see the model with this name.
+#: Returns whether the caller may see the model with this name.
 MaySee: TypeAlias = Callable[[str], bool]
 #: All extensions in Triton's order, followed by those that Triton does not have.
 EXTENSIONS = (
@@ -53,7 +53,7 @@ def server_metadata(engine: Engine) -> dict[str, Any]:
 
 
 def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
-    """Name, versions, platform, inputs and outputs with full shapes: all that the gRPC message holds.
+    """Returns name, versions, platform, inputs and outputs with full shapes: all that the gRPC message holds.
 
     Raises NotFound, or Unavailable when the version is not ready.
     """
@@ -69,7 +69,7 @@ def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
 
 
 def rest_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
-    """The same metadata, in which each optional input has the parameter `optional`."""
+    """Returns the same metadata, in which each optional input has the parameter `optional`."""
     document = model_metadata(engine, name, version)
     for entry, spec in zip(
         document["inputs"], engine.find_ready(name, version).signature.inputs, strict=True
@@ -80,14 +80,20 @@ def rest_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
 
 
 def visible_to(identity: Identity | None) -> MaySee:
-    """Says which models a caller may read about; None is a caller on a server without identities."""
+    """Returns the test for models that a caller may read about.
+
+    `identity` is None on a server without identities.
+    """
     if identity is None:
         return lambda _: True
     return partial(identity.may, Scope.READ)
 
 
 def model_index(engine: Engine, may_see: MaySee, *, only_ready: bool) -> list[dict[str, str]]:
-    """All versions of all models that the caller may see; one without versions is listed by name only."""
+    """Lists all versions of the models that the caller may see.
+
+    A model without versions is listed by name only.
+    """
     entries = []
     known = set()
     for model in engine.models():
@@ -100,7 +106,7 @@ def model_index(engine: Engine, may_see: MaySee, *, only_ready: bool) -> list[di
 
 
 def model_listing(engine: Engine, may_see: MaySee) -> list[dict[str, Any]]:
-    """All versions of the models that the caller may see: state, reason, labels, memory and load progress.
+    """Lists all versions of the models that the caller may see: state, reason, labels, memory, load progress.
 
     `ready` is whether the version takes requests, `default` whether it gets those that name no version.
     `progress` is present only during a load; its seconds count from the start of the load, its bytes are

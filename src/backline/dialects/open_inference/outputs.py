@@ -13,13 +13,16 @@ from backline.engine.values.tensor import Tensor, element_count
 
 
 def wanted_outputs(engine: Engine, plan: InferPlan, response: InferResponse) -> list[Tensor]:
-    """The outputs, classified and put into shared memory where `plan` asks for it. Raises BacklineError."""
+    """Returns the outputs, classified and put into shared memory where `plan` asks for it.
+
+    Raises BacklineError.
+    """
     outputs = classified_outputs(engine, plan, response) if plan.classes else response.outputs
     return outputs if plan.shared is None else plan.shared.store(outputs)
 
 
 def classify(tensor: Tensor, count: int, labels: tuple[str, ...], *, batched: bool) -> Tensor:
-    """The `count` highest values of a tensor, or of each of its rows if `batched`, as a BYTES tensor.
+    """Returns the `count` highest values of a tensor, or of each of its rows if `batched`, as a BYTES tensor.
 
     An element is "value:index" or "value:index:label"; floating-point values have six decimals, as the
     classification extension specifies. The shape is [batch, n] or [n] with n = min(count, classes). Raises
@@ -55,7 +58,7 @@ def classify(tensor: Tensor, count: int, labels: tuple[str, ...], *, batched: bo
 
 
 def classified_outputs(engine: Engine, plan: InferPlan, response: InferResponse) -> list[Tensor]:
-    """The outputs of `response`, classified where `plan` asks for it. Raises InvalidArgument."""
+    """Returns the outputs of `response`, classified where `plan` asks for it. Raises InvalidArgument."""
     model = engine.find(response.model_name, response.model_version)
     labels = {spec.name: spec.labels for spec in model.signature.outputs}
     return [

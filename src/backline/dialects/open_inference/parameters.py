@@ -25,7 +25,10 @@ def apply_parameters(plan: InferPlan, given: Mapping[str, Any]) -> None:
 
 
 def class_count(output: str, value: object) -> int:
-    """The number of classes requested of an output. Raises InvalidArgument unless it is a positive int."""
+    """Returns the number of classes requested of an output.
+
+    Raises InvalidArgument unless it is a positive int.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise WrongType(
             "classification",

@@ -20,9 +20,10 @@ class InferPlan:
     """A request without its data and id.
 
     `outputs` are the requested outputs, None for all. `classes` maps an output that is requested as classes
-    to their number. `binary` and `binary_default` choose the outputs sent in binary form over REST. `timeout`
-    is in seconds; None means no timeout. `declared` are the binary sizes that a REST request declares; the
-    size is None for an input whose data is in the JSON. `shared` are the tensors in shared memory.
+    to the number of classes. `binary` and `binary_default` choose the outputs sent in binary form over REST.
+    `timeout` is in seconds; None means no timeout. `declared` are the binary sizes that a REST request
+    declares; the size is None for an input whose data is in the JSON. `shared` are the tensors in shared
+    memory.
     """
 
     __slots__ = (
@@ -84,7 +85,7 @@ class InferPlan:
         )
 
     def is_binary(self, output: str) -> bool:
-        """Whether an output is sent in binary form."""
+        """Returns whether an output is sent in binary form."""
         return self.binary.get(output, self.binary_default)
 
     def classify(self, output: str, count: int) -> None:
@@ -98,9 +99,9 @@ class InferPlan:
         self.single = None
 
     def holding(self, *, on_loop: bool) -> Self:
-        """A copy for one request with tensors in shared memory, which keeps their regions alive.
+        """Returns a copy for one request with tensors in shared memory, which keeps their regions alive.
 
-        Raises BacklineError; LargeRequest if `on_loop` and there is too much to read.
+        Raises BacklineError, or LargeRequest if `on_loop` and there is too much to read.
         """
         plan = copy(self)
         if self.shared is not None:
@@ -108,7 +109,7 @@ class InferPlan:
         return plan
 
     def is_large(self, response: InferResponse) -> bool:
-        """Whether a response is too large to encode on the event loop."""
+        """Returns whether a response is too large to encode on the event loop."""
         shared = self.shared
         for tensor in response.outputs:
             if tensor.data.size > PIECE and (
@@ -125,13 +126,14 @@ class InferPlan:
 
 
 def prefix(id: str) -> str:
-    """The prefix that Triton's error texts about a request have."""
+    """Returns the prefix that Triton's error texts about a request have."""
     return f"[request id: {id or '<id_unknown>'}] "
 
 
 def size_mismatch(spec: InputPlan, got: int, model: str, id: str, name: str = "") -> InvalidArgument:
-    """The error for data of `got` bytes. `name` is what Triton calls the input in this text, if not its own
-    name.
+    """Returns the error for data of `got` bytes.
+
+    `name` is the name of the input in Triton's text, if it differs from the real one.
     """
     return InvalidArgument(
         f"{prefix(id)}input byte size mismatch for input '{name or spec.name}' for model '{model}'."

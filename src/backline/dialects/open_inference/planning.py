@@ -32,8 +32,8 @@ _NO_DATA = np.empty(1, np.uint8)
 class PlanBuilder:
     """Collects the inputs and outputs of a request and checks them as far as possible without the model.
 
-    Every method raises InvalidArgument, or Unsupported where clients may not share memory. `model` and `id`
-    are the names of the model and the request that error texts show.
+    Every method raises InvalidArgument, or Unsupported if clients may not share memory. `model` and `id` are
+    the names of the model and the request that error texts show.
     """
 
     def __init__(self, model: str, id: str, memory: SharedMemory | None) -> None:
@@ -46,7 +46,7 @@ class PlanBuilder:
         self._slices: dict[str, RegionSlice] = {}
 
     def input_slice(self, name: str, parameters: Mapping[str, Any]) -> RegionSlice | None:
-        """The shared memory that a new input's parameters refer to; None if they name no region."""
+        """Returns the shared memory that a new input's parameters refer to; None if they name no region."""
         if name in self._names:
             raise InvalidArgument(f"{prefix(self._id)}input '{name}' already exists in request")
         self._names.add(name)

@@ -43,17 +43,18 @@ from backline.wire.application import HttpRequest, UnaryCall
 
 CONFIG = "config"
 FILE = "file:"
-#: The most characters in a configuration: decoding these holds the interpreter's lock for about 10 ms.
+#: The maximum length of a configuration in characters: decoding this many holds the interpreter's lock for
+#: about 10 ms.
 MAX_CONFIG = 256 * 1024
 DEPENDENTS = "unload_dependents"
-#: The largest load request without its files, in bytes.
+#: The maximum size of a load request without its files, in bytes.
 _MAX_LOAD = MAX_CONFIG + MAX_DOCUMENT
 _BACKSLASH = b"\\"
 #: How Triton's errors about unknown parameters of a load begin over HTTP.
 _UNKNOWN_OVER_HTTP = "unexpected error on creating Triton parameter: "
-#: Bytes of the longest escape in a string of JSON, such as a quoted "=" in hexadecimal.
+#: The length in bytes of the longest escape in a JSON string, such as a hexadecimal one for "=".
 _LONGEST_ESCAPE = 6
-#: Characters of base64 decoded at a time, so that other threads can run in between.
+#: The number of base64 characters decoded at a time, so that other threads can run in between.
 _PIECE = 1 << 20
 _LOADING = "loading and unloading models by request"
 _LABELS = "moving labels by request"
@@ -69,7 +70,7 @@ class ParametersDocument(Struct, forbid_unknown_fields=True):
 
 
 class LoadDocument(Struct, forbid_unknown_fields=True):
-    """The parameters of a load; their values stay undecoded at first, as they may be large files."""
+    """The parameters of a load. Their values are decoded later, because they may be large files."""
 
     parameters: dict[str, Raw] = {}
 
@@ -240,7 +241,7 @@ def _for_clients(state: RepositoryState) -> RepositoryState:
 
 
 def _parse_overrides(model: str, body: Buffer) -> Overrides | None:
-    """The overrides in a REST load request, whose files are base64.
+    """Reads the overrides in a REST load request, whose files are base64.
 
     Raises InvalidArgument, or PayloadTooLarge for a large configuration.
     """
@@ -310,7 +311,7 @@ class RepositoryCalls:
         asked = _read_message("RepositoryModelUnloadRequest", received)
         control = control_of(self._engine, _LOADING)
         dependents = dependents_from_message(asked.parameters)
-        if not asked.model_name and self._engine.loads_by_request:  # no model, which is as good as unloaded
+        if not asked.model_name and self._engine.loads_by_request:  # no model: there is nothing to unload
             call.reply(b"")
             return
         change = control.unload(
@@ -320,7 +321,7 @@ class RepositoryCalls:
 
 
 async def _if_known(unload: Awaitable[None]) -> None:
-    """Unloads a model. Succeeds for an unknown one, as in Triton, so that scripts can repeat an unload."""
+    """Unloads a model. As in Triton, succeeds for an unknown model, so that scripts can repeat an unload."""
     with contextlib.suppress(NotFound):
         await unload
 
@@ -342,7 +343,7 @@ def check_config(size: int) -> None:
 
 
 def named_in_load(received: Buffer) -> str:
-    """The name of the model in a RepositoryModelLoadRequest. Raises InvalidArgument."""
+    """Returns the name of the model in a RepositoryModelLoadRequest. Raises InvalidArgument."""
     rest, _ = split_load(received)
     name: str = read_message("inference.RepositoryModelLoadRequest", rest, _MAX_LOAD).model_name
     return name
@@ -351,7 +352,7 @@ def named_in_load(received: Buffer) -> str:
 def overrides_from_message(
     model: str, parameters: Mapping[str, Any], contents: Mapping[str, Buffer]
 ) -> Overrides | None:
-    """The overrides in a RepositoryModelLoadRequest, whose files `split_load` may have separated.
+    """Reads the overrides in a RepositoryModelLoadRequest, whose files `split_load` may have separated.
 
     Raises InvalidArgument.
     """
@@ -370,7 +371,7 @@ def overrides_from_message(
 
 
 def dependents_from_json(parameters: Mapping[str, Any]) -> bool:
-    """Whether a REST unload request includes dependent models. Raises InvalidArgument."""
+    """Returns whether a REST unload request includes dependent models. Raises InvalidArgument."""
     for name, value in parameters.items():
         _check_unload_name(name)
         if not isinstance(value, bool):
@@ -379,7 +380,7 @@ def dependents_from_json(parameters: Mapping[str, Any]) -> bool:
 
 
 def dependents_from_message(parameters: Mapping[str, Any]) -> bool:
-    """Whether a RepositoryModelUnloadRequest includes dependent models. Raises InvalidArgument."""
+    """Returns whether a RepositoryModelUnloadRequest includes dependent models. Raises InvalidArgument."""
     for name, value in parameters.items():
         _check_unload_name(name)
         if value.WhichOneof("parameter_choice") != "bool_param":
@@ -388,7 +389,10 @@ def dependents_from_message(parameters: Mapping[str, Any]) -> bool:
 
 
 def _path(name: str) -> str:
-    """The path in a file's parameter, below the model's folder even if it is absolute, as in Triton."""
+    """Returns the path in a file's parameter.
+
+    As in Triton, an absolute path is relative to the model's folder.
+    """
     return name.removeprefix(FILE).lstrip("/")
 
 
@@ -423,10 +427,10 @@ def _overrides(model: str, config: str | None, files: dict[str, Buffer]) -> Over
 
 
 def _decode_base64(name: str, text: memoryview) -> Buffer:
-    """The content of a file, from the base64 in a string of JSON.
+    """Decodes the content of a file from the base64 in a JSON string.
 
-    Decodes piece by piece and never copies the whole: each such step would hold the interpreter's lock, for
-    hundreds of milliseconds where memory is scarce.
+    Works piece by piece: decoding or copying the whole content at once would hold the interpreter's lock, for
+    hundreds of milliseconds if memory is scarce.
     """
     content, pending, kept = bytearray(), b"", b""
     try:

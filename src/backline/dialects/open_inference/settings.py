@@ -32,7 +32,7 @@ _trace_decoder = msgspec.json.Decoder(dict[str, str | list[str] | None])
 
 
 class TraceSettings:
-    """The trace extension over REST and gRPC. A response has all settings, a model's or the global ones."""
+    """The trace extension over REST and gRPC. A response has all settings of a model, or all global ones."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -79,7 +79,7 @@ def _value(name: str, values: list[str]) -> SettingValue | None:
 
 
 def _read(body: Buffer) -> dict[str, SettingValue | None]:
-    """The changed settings in a body, {} if the body is empty. Raises InvalidArgument, PayloadTooLarge."""
+    """Reads the changed settings in a body ({} if it is empty). Raises InvalidArgument, PayloadTooLarge."""
     check_document(body)
     try:
         return _trace_decoder.decode(body or b"{}")
@@ -113,7 +113,10 @@ class LoggingExtension:
         respond_json(request, self._updated({}))
 
     def _change(self, request: HttpRequest) -> None:
-        """Applies a JSON object of settings. A null setting stays as it is; an empty body changes none."""
+        """Applies a JSON object of settings.
+
+        A setting of null stays unchanged, and an empty body changes nothing.
+        """
         check_document(request.body)
         try:
             document = _log_decoder.decode(request.body or b"{}")
@@ -139,7 +142,7 @@ class LoggingExtension:
 
 
 def _given(setting: Any) -> object:
-    """The value of a setting, None if the client left it out."""
+    """Returns the value of a setting, or None if the client left it out."""
     kind = setting.WhichOneof("parameter_choice")
     return None if kind is None else getattr(setting, kind)
 

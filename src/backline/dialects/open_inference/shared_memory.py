@@ -29,7 +29,7 @@ from backline.wire.application import HttpRequest
 DISABLED = "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
 REGION = "shared_memory_region"
 REGION_SIZE = "shared_memory_byte_size"
-#: The most bytes copied on the event loop; more would take over a millisecond.
+#: The maximum number of bytes copied on the event loop; more would take over a millisecond.
 LARGE_COPY = 4 << 20
 #: The size of a cudaIpcMemHandle_t in bytes.
 _HANDLE_SIZE = 64
@@ -49,9 +49,9 @@ class RegionSlice:
 def read_slice(
     kind: str, name: str, parameters: Mapping[str, Any], memory: SharedMemory | None
 ) -> RegionSlice | None:
-    """The slice that the parameters of an input or output refer to; None if they name no region.
+    """Returns the slice that the parameters of an input or output refer to, or None if they name no region.
 
-    Raises InvalidArgument, or Unsupported where clients may not share memory.
+    Raises InvalidArgument, or Unsupported if clients may not share memory.
     """
     if REGION not in parameters:
         return None
@@ -110,7 +110,7 @@ class StoredTensor(Tensor):
 class SharedTensors:
     """The tensors of a request in shared memory, cached with its plan.
 
-    In the copy for one request, `held` keeps the regions alive until that request is done.
+    Each request gets a copy, in which `held` keeps the regions alive until that request is done.
     """
 
     __slots__ = ("_memory", "_outputs", "_regions", "held", "large")
@@ -129,7 +129,7 @@ class SharedTensors:
         self.held: dict[str, Region] = {}
 
     def hold(self, *, on_loop: bool) -> SharedTensors:
-        """A copy for one request, which keeps its regions alive.
+        """Returns a copy for one request, which keeps its regions alive.
 
         Raises NotFound for an unknown region, InvalidArgument for an output outside its region, and
         LargeRequest if `on_loop` and the inputs are large.
@@ -143,11 +143,11 @@ class SharedTensors:
         return held
 
     def takes(self, output: str) -> bool:
-        """Whether an output is written to shared memory."""
+        """Returns whether an output is written to shared memory."""
         return output in self._outputs
 
     def is_large(self, response: InferResponse) -> bool:
-        """Whether the outputs are too large to copy on the event loop."""
+        """Returns whether the outputs are too large to copy on the event loop."""
         return (
             sum(tensor.data.nbytes for tensor in response.outputs if tensor.name in self._outputs)
             > LARGE_COPY
@@ -173,7 +173,7 @@ class SharedTensors:
 
 
 class SharedMemoryRegions:
-    """System shared memory. Every method raises Unsupported where clients may not share memory."""
+    """System shared memory. Every method raises Unsupported if clients may not share memory."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -269,7 +269,7 @@ class SharedMemoryRoutes:
             router.add(Scope.MANAGE, "POST", f"{base}/region/{{}}/unregister", unregister)
 
     def _register(self, name: str, request: HttpRequest) -> None:
-        _ = self._system.memory  # refuses where memory may not be shared, before the request is read
+        _ = self._system.memory  # raises if memory may not be shared, before the request is read
         asked = read_document(SystemDocument, request.body)
         if asked.key is UNSET:
             raise InvalidArgument("Shared memory register request has no 'key' field")

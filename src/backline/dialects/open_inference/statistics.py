@@ -15,20 +15,20 @@ from backline.engine.statistics import FAILURES, Duration, ModelStatistics
 def model_statistics(
     engine: Engine, name: str, version: str, may_see: MaySee, *, details: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Counters of a version, of all versions if `version` is empty, or of all models that the
+    """Returns the counters of a version, of all versions if `version` is empty, or of all models that the
     caller may see if `name` is empty too.
 
-    Times are in ns. The iterator is lazy, because hundreds of models take too long for one turn of the event
-    loop. Versions that were never ready are left out. `details` adds what the gRPC message has no field for:
-    `failure_stats` (see FAILURES), and `call_stats` for models that call others. Raises NotFound for an
-    unknown model or version, and for a model whose load has failed.
+    Times are in ns. The iterator is lazy, because reading the counters of hundreds of models takes too long
+    for one turn of the event loop. Versions that were never ready are left out. `details` adds what the gRPC
+    message has no field for: `failure_stats` (see FAILURES), and `call_stats` for models that call others.
+    Raises NotFound for an unknown model or version, and for a model whose load has failed.
     """
     if name:
         try:
             asked = engine.find(name, version)
         except NotFound as error:
             if not error.message.startswith("Request for unknown model"):
-                raise  # The version is no number.
+                raise  # the version is not a number
             what = (
                 f"version is not available for model '{name}'"
                 if engine.is_known(name)
@@ -83,7 +83,7 @@ def _statistics(model: Model) -> dict[str, Any]:
 
 
 def _details(counters: ModelStatistics) -> dict[str, Any]:
-    """Failures by reason, and calls to other models by their name."""
+    """Returns failures by reason, and calls to other models by the name of the model."""
     called = {
         name: {
             "success": _duration(calls.success),
@@ -97,7 +97,7 @@ def _details(counters: ModelStatistics) -> dict[str, Any]:
 
 
 def _response_statistics(counters: ModelStatistics) -> dict[str, Any]:
-    """Counters by the index of a response among those to its request: 0 unless the model is decoupled."""
+    """Returns counters by the index of a response to its request: 0 unless the model is decoupled."""
     if counters.responses is None:
         return {
             "0": {
@@ -123,7 +123,7 @@ def _response_statistics(counters: ModelStatistics) -> dict[str, Any]:
 
 
 def _failed(counters: ModelStatistics) -> dict[str, int]:
-    """Failed requests as in Triton: with cancelled and timed-out ones, without those that a queue refused."""
+    """Counts failures as Triton does: cancelled and timed-out requests too, but not those a queue refused."""
     failed, given_up = counters.fail, counters.given_up
     return {"count": failed.count + given_up.count, "ns": failed.ns + given_up.ns}
 

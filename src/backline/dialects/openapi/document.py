@@ -29,7 +29,7 @@ _SECURITY = {
 
 
 def server_document(routes: Iterable[tuple[str, str, Scope]]) -> dict[str, Any]:
-    """The document of all routes, given as method, pattern and scope."""
+    """Returns the document of all routes, which are given as method, pattern and scope."""
     paths: dict[str, dict[str, Any]] = {}
     for method, pattern, scope in routes:
         operation = OPERATIONS.get((method, pattern))
@@ -46,7 +46,7 @@ def server_document(routes: Iterable[tuple[str, str, Scope]]) -> dict[str, Any]:
 
 
 def model_document(model: Model, *, versioned: bool) -> dict[str, Any]:
-    """The document of one model, with the exact schemas of its inputs and outputs."""
+    """Returns the document of one model, with the exact schemas of its inputs and outputs."""
     end = f"/{quote(model.name, safe='')}" + (
         f"/versions/{quote(model.version, safe='')}" if versioned else ""
     )
@@ -91,13 +91,13 @@ def model_document(model: Model, *, versioned: bool) -> dict[str, Any]:
 
 
 def _is_binary_only(model: Model) -> bool:
-    """Whether the Open Inference Protocol has no JSON for an input or output."""
+    """Returns whether the Open Inference Protocol has no JSON for an input or output."""
     both = (*model.signature.inputs, *model.signature.outputs)
     return any(spec.datatype.name in ("FP16", "BF16") for spec in both)
 
 
 def _named(pattern: str) -> tuple[str, list[str]]:
-    """A pattern with names for its variable segments: "/v2/models/{model}"."""
+    """Returns a pattern with its variable segments named ("/v2/models/{model}"), and these names."""
     parts: list[str] = []
     names: list[str] = []
     for part in pattern.split("/"):
@@ -141,7 +141,7 @@ def _described(operation: Operation, scope: Scope, name: str) -> dict[str, Any]:
 
 
 def _error(*, streams: bool) -> dict[str, Any]:
-    """The response to a request that fails. The error of a stream that has begun is an event."""
+    """Describes the response to a failed request. An error after the start of a stream is an event."""
     content: dict[str, Any] = {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}
     if streams:
         content[EVENTS] = {"schema": EVENT}
@@ -154,6 +154,6 @@ def _document(title: str, text: str, paths: Mapping[str, Any], version: str = __
         "info": {"title": title, "version": version, "description": text},
         "paths": paths,
         "components": {"securitySchemes": _SECURITY, "schemas": {"Error": ERROR}},
-        # A server without keys takes requests without credentials.
+        # A server without keys accepts requests without credentials.
         "security": [{}, {"bearer": []}, {"key": []}],
     }

@@ -1,4 +1,7 @@
-"""What each HTTP route does, for people and for generators of clients. A test checks that none is missing."""
+"""Describes what each HTTP route does, for people and client generators.
+
+A test checks that none is missing.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +28,17 @@ from backline.dialects.openapi.schemas import (
 
 JSON: Final = "application/json"
 EVENTS: Final = "text/event-stream"
-#: A name of a model, version or label that the server may know.
+#: The schema of a name of a model, version or label.
 NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 255}
 VERSION: Schema = {"anyOf": [NAME, {"type": "integer"}]}
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """The description of a route. `responses` maps media types to schemas; a route without any responds
-    empty.
+    """The description of a route. `responses` maps media types to schemas; a route without any sends an empty
+    response.
 
-    `further` maps other statuses than 200 that come with the same documents to what each means.
+    `further` maps each status other than 200 that comes with the same documents to its meaning.
     """
 
     tag: str
@@ -70,7 +73,7 @@ def change(
 
 
 def both(suffix: str, operation: Operation) -> dict[tuple[str, str], Operation]:
-    """The same operation on a model and on one of its versions."""
+    """Returns the same operation for a model and for one of its versions."""
     method, _, end = suffix.partition(" ")
     return {
         (method, f"/v2/models/{{}}{end}"): operation,
@@ -113,7 +116,7 @@ _PLAIN = Operation(
     True,
 )
 
-#: By method and pattern. Routes with and without a version share an entry.
+#: The operations by method and pattern. Routes with and without a version share an entry.
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/"): Operation(
         _CONSOLE,

@@ -55,7 +55,7 @@ def listed(items: Schema) -> Schema:
 
 
 def fields(required: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None) -> Schema:
-    """An object with these fields and no others."""
+    """Returns the schema of an object with these fields and no others."""
     return {
         "type": "object",
         "properties": {**required, **(optional or {})},
@@ -65,13 +65,14 @@ def fields(required: Mapping[str, Schema], optional: Mapping[str, Schema] | None
 
 
 def having(required: Mapping[str, Schema]) -> Schema:
-    """An object with at least these fields."""
+    """Returns the schema of an object with at least these fields."""
     return {"type": "object", "properties": dict(required), "required": list(required)}
 
 
 def element(spec: TensorSpec, *, exact: bool = False) -> Schema:
-    """One element of a tensor in JSON. `exact` leaves out the strings for infinity and NaN, which only plain
-    HTTP accepts.
+    """Returns the schema of one element of a tensor.
+
+    `exact` leaves out the strings for infinity and NaN, which only plain HTTP accepts.
     """
     datatype = spec.datatype
     if datatype is DataType.BYTES:
@@ -79,7 +80,7 @@ def element(spec: TensorSpec, *, exact: bool = False) -> Schema:
             return STRING
         if spec.json:
             return {"type": "object" if spec.json == "object" else "array"}
-        # For the console, which then asks for a file of that kind.
+        # Tells the console to ask for a file of that kind.
         media = {"x-media": spec.media} if spec.media else {}
         return {"anyOf": [STRING, ENCODED], **media}
     if datatype is DataType.BOOL:
@@ -93,7 +94,7 @@ def element(spec: TensorSpec, *, exact: bool = False) -> Schema:
 
 
 def nested(spec: TensorSpec, shape: Sequence[int]) -> Schema:
-    """The schema of a tensor that is sent as nested lists of the given shape."""
+    """Returns the schema of a tensor that is sent as nested lists of the given shape."""
     schema = element(spec)
     for dimension in reversed(shape):
         sizes = {"minItems": dimension, "maxItems": dimension} if dimension >= 0 else {}
@@ -102,7 +103,7 @@ def nested(spec: TensorSpec, shape: Sequence[int]) -> Schema:
 
 
 def plain_input(spec: TensorSpec, *, batched: bool) -> Schema:
-    """An input in plain HTTP, which may leave out the batch dimension."""
+    """Returns the schema of an input in plain HTTP, which may leave out the batch dimension."""
     full = {**nested(spec, spec.shape), "description": f"{spec}"}
     if not batched or not spec.shape:
         return full
@@ -124,7 +125,10 @@ def plain_request(model: Model) -> Schema:
 
 
 def plain_response(model: Model) -> Schema:
-    """The outputs by name. Their lists may lack the batch dimension, or have one of any size."""
+    """Returns the schema of the outputs by name.
+
+    Their lists may lack the batch dimension, or have one of any size.
+    """
     schemas = {}
     for spec in model.signature.outputs:
         shapes = [spec.shape]
@@ -135,7 +139,7 @@ def plain_response(model: Model) -> Schema:
 
 
 def form_request(model: Model) -> Schema:
-    """A form with a part for each input."""
+    """Returns the schema of a form with a part for each input."""
     inputs = model.signature.inputs
     return {
         "type": "object",
@@ -145,7 +149,7 @@ def form_request(model: Model) -> Schema:
 
 
 def infer_request(model: Model) -> Schema:
-    """A request of the Open Inference Protocol to this model."""
+    """Returns the schema of an Open Inference Protocol request to this model."""
     inputs = [_inference_tensor(spec, spec.shape or SCALAR) for spec in model.signature.inputs]
     required = sum(not spec.optional for spec in model.signature.inputs)
     entries: Schema = {"type": "array", "items": {"anyOf": inputs}} if inputs else {"type": "array"}

@@ -38,7 +38,7 @@ class Form:
 
 
 def accepted(field: bytes) -> Form:
-    """The form that an Accept field prefers (RFC 9110, section 12.5.1); JSON if it has no preference.
+    """Returns the form that an Accept field prefers (RFC 9110, section 12.5.1); JSON if it has no preference.
 
     Raises NotAcceptable if no form is acceptable.
     """
@@ -72,7 +72,10 @@ def _matches(wanted: str, form: str) -> bool:
 
 
 def read_npy(name: str, body: bytes) -> np.ndarray:
-    """The array in a .npy file, as a view. Raises InvalidArgument; a file with Python objects is refused."""
+    """Returns the array in a .npy file, as a view.
+
+    Raises InvalidArgument; a file with Python objects is refused.
+    """
     stream = BytesIO(body[:65536])
     try:
         version = np.lib.format.read_magic(stream)
@@ -119,7 +122,10 @@ def write_npy(tensor: Tensor, _: Form) -> bytes:
 
 
 def write_png(tensor: Tensor, _: Form) -> bytes:
-    """A PNG (ISO 15948) of UINT8 [height, width, 1, 3 or 4 colours]; BYTES must be a complete PNG already."""
+    """Encodes UINT8 [height, width, 1, 3 or 4 colours] as PNG (ISO 15948).
+
+    BYTES must already be a complete PNG.
+    """
     if tensor.datatype is DataType.BYTES:
         element = _only(tensor)
         if not element.startswith(_PNG_SIGNATURE):
@@ -132,7 +138,7 @@ def write_png(tensor: Tensor, _: Form) -> bytes:
     if tensor.datatype is not DataType.UINT8 or colour is None or not data.size:
         raise _cannot(tensor, PNG, "an image is UINT8 of shape [height, width], or with 1, 3 or 4 colours")
     height, width, channels = data.shape
-    rows = np.zeros((height, 1 + width * channels), np.uint8)  # each row begins with its filter: none
+    rows = np.zeros((height, 1 + width * channels), np.uint8)  # each row begins with its filter type, 0
     rows[:, 1:] = data.reshape(height, -1)
     header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 6)), (b"IEND", b""))
@@ -143,7 +149,7 @@ def write_png(tensor: Tensor, _: Form) -> bytes:
 
 
 def write_wav(tensor: Tensor, form: Form) -> bytes:
-    """A WAV of samples, INT16 or FP32, in shape [frames] or [frames, channels]."""
+    """Encodes samples, INT16 or FP32 in shape [frames] or [frames, channels], as WAV."""
     if tensor.datatype is DataType.BYTES:
         element = _only(tensor)
         if not (element.startswith(b"RIFF") and element[8:12] == b"WAVE"):
@@ -175,13 +181,14 @@ def write_text(tensor: Tensor, _: Form) -> bytes:
 
 
 def write_binary(tensor: Tensor, _: Form) -> bytes:
-    """The only element of BYTES, or the numbers in row-major little-endian order."""
+    """Returns the only element of BYTES, or the numbers in row-major little-endian order."""
     if tensor.datatype is DataType.BYTES:
         return _only(tensor)
     return np.ascontiguousarray(tensor.data).tobytes()
 
 
-#: The forms of a response, in order of preference. JSON and events hold all outputs, the others one.
+#: The forms of a response, in order of preference. JSON and events hold all outputs; the other forms hold
+#: one.
 WRITERS: Mapping[str, Callable[[Tensor, Form], bytes]] = {
     NPY: write_npy,
     PNG: write_png,
@@ -193,7 +200,7 @@ FORMS = (JSON, EVENTS, *WRITERS)
 
 
 def choose_output(outputs: list[Tensor], form: Form) -> Tensor:
-    """The output to send, for a form that holds one.
+    """Returns the output to send, for a form that holds one.
 
     Raises NotAcceptable if there are several, InvalidArgument for an unknown name.
     """
@@ -214,7 +221,7 @@ def choose_output(outputs: list[Tensor], form: Form) -> Tensor:
 
 
 def _without_batch(tensor: Tensor, rank: int) -> np.ndarray:
-    """The data, without the leading dimensions of 1 that an image or sound does not have."""
+    """Returns the data, without the leading dimensions of 1 that an image or sound does not have."""
     data = tensor.data
     while data.ndim > 1 and data.shape[0] == 1 and (data.ndim > rank or rank == 2):
         data = data[0]

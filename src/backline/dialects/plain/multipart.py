@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.tensor import Buffer
 
-#: The most parts of a body: a model has far fewer inputs.
+#: The maximum number of parts in a body: a model has far fewer inputs.
 MAX_PARTS = 256
-#: The most bytes of a part's header.
+#: The maximum size of a part's header in bytes.
 _MAX_HEADER = 8192
-#: A parameter of a header field (RFC 9110, section 5.6.6): its name, and its value quoted or as it is.
+#: A parameter of a header field (RFC 9110, section 5.6.6): its name, and its value, quoted or unquoted.
 _PARAMETER = re.compile(r""";[ \t]*([\w!#$%&'*+.^`|~-]+)=(?:"((?:[^"\\]|\\.)*)"|([^;\s"]*))""")
 _TOKEN = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]").fullmatch
 
@@ -28,12 +28,12 @@ class FormPart:
 
 
 def media_type(value: bytes) -> tuple[str, dict[str, str]]:
-    """The type in a Content-Type field, in lower case, and its parameters."""
+    """Returns the type in a Content-Type field, in lower case, and its parameters."""
     return value.partition(b";")[0].strip().lower().decode("latin-1"), _parameters(value.decode("latin-1"))
 
 
 def _parameters(field: str) -> dict[str, str]:
-    """The parameters after the first semicolon. Browsers write a quote in a file's name as %22."""
+    """Returns the parameters after the first semicolon. Browsers write a quote in a file's name as %22."""
     return {
         name.lower(): re.sub(r"\\(.)", r"\1", quoted) if quoted else plain
         for name, quoted, plain in _PARAMETER.findall(field)
@@ -41,11 +41,11 @@ def _parameters(field: str) -> dict[str, str]:
 
 
 def read_multipart(body: Buffer, boundary: str) -> list[FormPart]:
-    """The parts of a body, in order. Raises InvalidArgument for a malformed one."""
+    """Returns the parts of a body, in order. Raises InvalidArgument for a malformed body."""
     mark = boundary.encode("latin-1", "replace")
     if _TOKEN(mark) is None:
         raise InvalidArgument("the Content-Type 'multipart/form-data' has no valid boundary")
-    # The first boundary may stand at the very start; every other one follows a line break.
+    # The first boundary may be at the very start; every other one follows a line break.
     delimiter = b"\r\n--" + mark
     text = b"\r\n" + bytes(body)
     at = text.find(delimiter)
@@ -70,7 +70,7 @@ def read_multipart(body: Buffer, boundary: str) -> list[FormPart]:
 
 
 def _part(text: bytes, start: int, end: int, number: int) -> FormPart:
-    """The part in `text[start:end]`: header lines, an empty line, and the contents."""
+    """Returns the part in `text[start:end]`: header lines, an empty line, and the contents."""
     blank = text.find(b"\r\n\r\n", start, min(end, start + _MAX_HEADER))
     if blank < 0:
         raise InvalidArgument(f"part {number} of the form has no header, or a header that is too long")

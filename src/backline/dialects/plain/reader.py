@@ -35,8 +35,8 @@ _FORMS = frozenset(("", "application/json", "application/x-www-form-urlencoded")
 class PlainPlan:
     """How to run a request and write its response; see RequestPlan.
 
-    `json_outputs` have JSON texts as elements. With `unbatched`, the request left out the batch dimension, so
-    the response does too.
+    `json_outputs` are the outputs whose elements are JSON texts. With `unbatched`, the request left out the
+    batch dimension, so the response does too.
     """
 
     form: Form
@@ -164,7 +164,7 @@ def _json_of(name: str, text: bytes) -> Any:
 
 
 def _of_body(spec: TensorSpec, kind: str, body: bytes, model: Model) -> Tensor:
-    """The tensor in a file or raw body of a media type."""
+    """Returns the tensor in a file or raw body of a media type."""
     if kind in (NPY, "application/npy"):
         return _of_npy(spec, body)
     if spec.datatype is DataType.BYTES:
@@ -203,7 +203,10 @@ def _of_npy(spec: TensorSpec, body: bytes) -> Tensor:
 
 
 def _shape_for(spec: TensorSpec, size: int, model: Model) -> tuple[int, ...]:
-    """The shape of raw numbers. One variable dimension takes what is left; a batch then has one item."""
+    """Returns the shape of raw numbers.
+
+    One variable dimension takes what is left; a batch then has one item.
+    """
     dimensions = list(spec.shape)
     if model.max_batch_size and dimensions and dimensions.count(-1) > 1:
         dimensions[0] = 1
@@ -224,9 +227,9 @@ def _shape_for(spec: TensorSpec, size: int, model: Model) -> tuple[int, ...]:
 
 
 def _fitted(model: Model, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """The inputs reshaped to the model's ranks, and whether the client left out the batch dimension.
+    """Returns the inputs reshaped to the model's ranks, and whether the client left out the batch dimension.
 
-    A value without dimensions stands for the only element of any shape.
+    A value without dimensions fits any shape with a single element.
     """
     specs = {spec.name: spec for spec in model.signature.inputs}
     inputs, added, kept = {}, False, False

@@ -30,7 +30,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class PlainService:
-    """Registers the routes. A decoupled model's responses are a stream of events."""
+    """Registers the routes of plain HTTP. A decoupled model's responses are a stream of events."""
 
     def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
         self._engine = engine
@@ -67,7 +67,10 @@ class PlainService:
 
 
 def _wants_events(headers: Mapping[bytes, bytes], model: Model) -> bool:
-    """Whether to send events. Raises NotAcceptable if a decoupled model would have to send one response."""
+    """Returns whether to send events.
+
+    Raises NotAcceptable if a decoupled model would have to send one response.
+    """
     field = headers.get(b"accept", b"")
     if b"event-stream" in field and accepted(field).kind == EVENTS:
         return True
@@ -77,9 +80,9 @@ def _wants_events(headers: Mapping[bytes, bytes], model: Model) -> bool:
 
 
 def write_plain(plan: PlainPlan, response: InferResponse) -> HttpBody:
-    """The response in the form that the client accepts.
+    """Returns the response in the form that the client accepts.
 
-    Raises NotAcceptable if the outputs have no such form.
+    Raises NotAcceptable if the outputs cannot be sent in that form.
     """
     version = (b"backline-model-version", quote(response.model_version).encode())
     form = plan.form
@@ -93,13 +96,13 @@ def write_plain(plan: PlainPlan, response: InferResponse) -> HttpBody:
 
 
 def plain_document(plan: PlainPlan, response: InferResponse) -> bytes:
-    """The outputs by name as JSON."""
+    """Returns the outputs by name as JSON."""
     outputs = shaped(plan, response)
     return _encode({one.name: value_of(one, json=one.name in plan.json_outputs) for one in outputs})
 
 
 def shaped(plan: PlainPlan, response: InferResponse) -> list[Tensor]:
-    """The outputs, without the batch dimension if the request had none."""
+    """Returns the outputs, without the batch dimension if the request had none."""
     if not plan.unbatched:
         return response.outputs
     return [

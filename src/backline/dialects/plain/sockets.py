@@ -28,17 +28,18 @@ from backline.engine.values.messages import InferRequest, InferResponse, Paramet
 from backline.engine.values.tensor import Tensor
 from backline.wire.application import HttpRequest, WebSocket
 
-#: The subprotocol that the server selects if the client offers it. A web page offers it along with the one
-#: that carries its key.
+#: The subprotocol that the server selects if the client offers it. A web page offers it along with the
+#: subprotocol that carries its key.
 PROTOCOL = b"backline"
 _SEQUENCE_END = "sequence_end"
-#: RFC 6455, section 7.4.1: the server met a condition that it did not expect.
+#: RFC 6455, section 7.4.1: the server encountered an unexpected condition.
 _INTERNAL_ERROR = 1011
 
 
 class StreamQuery(Struct, forbid_unknown_fields=True):
-    """The query parameters of a connection. The output named `output` is sent in binary messages; if the name
-    is empty, all outputs are sent as JSON. With `sequence`, the requests of the connection form a sequence.
+    """The query parameters of a WebSocket connection. The output named `output` is sent in binary messages;
+    if the name is empty, all outputs are sent as JSON. With `sequence`, the requests of the connection form a
+    sequence.
     """
 
     output: str = ""
@@ -51,7 +52,7 @@ class UpgradeRequired(BacklineError):
 
 
 class SocketService:
-    """Registers the routes."""
+    """Registers the WebSocket routes."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -119,7 +120,7 @@ class Conversation:
         self._identity = identity
         self._model, self._version = target
         self._query = query
-        #: Parameters for the next request, from a message that holds nothing else.
+        #: Parameters for the next request, from a message that contains nothing else.
         self._parameters: dict[str, Parameter] = {}
         self._sequence = ""
 
@@ -151,7 +152,10 @@ class Conversation:
             await self._socket.send(f'{{"done":{count}}}')
 
     def _keep_parameters(self, message: str | bytes) -> bool:
-        """Keeps the parameters of a message that holds nothing else. Raises InvalidArgument."""
+        """Keeps the parameters of a message that contains nothing else; says whether it did.
+
+        Raises InvalidArgument.
+        """
         if isinstance(message, bytes) or len(message) > LARGE or PARAMETERS not in message:
             return False
         with suppress(msgspec.DecodeError, RecursionError):
@@ -162,7 +166,7 @@ class Conversation:
         return False
 
     async def _read(self, message: str | bytes) -> tuple[PlainPlan, InferRequest]:
-        """The request in a message: inputs by name as JSON, or the bytes of the model's only input."""
+        """Reads the request in a message: inputs by name as JSON, or the bytes of the model's only input."""
         model, version = self._model, self._version
         if self._identity is not None:  # the key may have expired or been revoked since the handshake
             self._identity.require(Scope.INFER, model)

@@ -19,7 +19,7 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec
 from backline.engine.values.tensor import Shape, Tensor
 
-#: The most levels of nested lists: the limit of numpy 1.26.
+#: The maximum depth of nested lists: the limit of numpy 1.26.
 MAX_RANK = 32
 NON_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 _FLOATS = (DataType.FP16, DataType.FP32, DataType.FP64, DataType.BF16)
@@ -33,7 +33,7 @@ _decode = msgspec.json.decode
 
 
 def tensor_of(spec: TensorSpec, value: Any) -> Tensor:
-    """The tensor of a decoded JSON value, in the shape of its nesting.
+    """Returns the tensor of a decoded JSON value, in the shape that the nesting implies.
 
     Raises InvalidArgument for lists of different lengths at one level, and for elements that the datatype
     cannot hold.
@@ -47,10 +47,10 @@ def tensor_of(spec: TensorSpec, value: Any) -> Tensor:
 
 
 def value_of(tensor: Tensor, *, json: bool = False) -> Any:
-    """A tensor as nested lists that msgspec can encode; a scalar as itself.
+    """Returns a tensor as nested lists that msgspec can encode, or a scalar as itself.
 
-    With `json`, each element is the text of a JSON value, which takes the element's place. Raises Internal if
-    one is not.
+    With `json`, each element is the text of a JSON value and is replaced by that value. Raises Internal for
+    an element that is not.
     """
     data = tensor.data
     if tensor.datatype is DataType.BYTES:
@@ -70,17 +70,17 @@ def value_of(tensor: Tensor, *, json: bool = False) -> Any:
 
 
 def widened(bits: np.ndarray) -> np.ndarray:
-    """The FP32 values of BF16, which is the upper half of FP32."""
+    """Returns the FP32 values of BF16, which is the upper half of FP32."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def bytes_tensor(spec: TensorSpec, element: bytes) -> Tensor:
-    """A BYTES tensor without dimensions, which fits every shape of one element."""
+    """Returns a BYTES tensor without dimensions, which fits every shape of one element."""
     return Tensor(spec.name, DataType.BYTES, (), _strings([element], ()))
 
 
 def _shape_of(spec: TensorSpec, value: Any) -> Shape:
-    """The lengths of the first list at each level."""
+    """Returns the lengths of the first list at each level."""
     shape = []
     while isinstance(value, list):
         shape.append(len(value))
@@ -152,7 +152,7 @@ def _floats(spec: TensorSpec, elements: list[Any]) -> np.ndarray:
 
 
 def _narrowed(values: np.ndarray) -> np.ndarray:
-    """The BF16 bits of FP32 values, rounded to the nearest, ties to even."""
+    """Returns the BF16 bits of FP32 values, rounded to the nearest, ties to even."""
     bits = values.view(np.uint32)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16
     # Rounding would carry the mantissa of a NaN into its sign.
@@ -173,7 +173,7 @@ def _element_bytes(spec: TensorSpec, element: Any) -> bytes:
 
 
 def _is_document(spec: TensorSpec, value: Any) -> bool:
-    """Whether a value is a JSON document, for an input whose elements are the texts of such documents."""
+    """Says whether a value is a JSON document, if the input's elements are the texts of such documents."""
     return (spec.json == "object" and isinstance(value, dict)) or (
         spec.json == "list" and isinstance(value, list)
     )

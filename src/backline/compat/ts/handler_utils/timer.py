@@ -1,4 +1,4 @@
-"""Times the steps of a handler, if its model-config.yaml says so."""
+"""Times the steps of a handler, if its model-config.yaml asks for this."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dimensions, which tell the values of a metric apart."""
+"""Dimensions, which distinguish the values of a metric."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class MetricsStore:
         return metric
 
     def get_metric(self, metric_name: str, metric_type: MetricTypes = MetricTypes.COUNTER) -> Metric:
-        """A metric that has been added. Raises KeyError if it has not."""
+        """Returns a metric that was added before. Raises KeyError for an unknown one."""
         return self._metrics[metric_type, metric_name]
 
     def add_metric(

@@ -13,7 +13,9 @@ from .vision_handler import VisionHandler
 
 
 class ImageSegmenter(VisionHandler):
-    """Returns for each image [height, width, 2]: every pixel's most probable class, and its probability."""
+    """Returns an array [height, width, 2] for each image: the most probable class of each pixel, and its
+    probability.
+    """
 
     image_processing = PREPARE
 

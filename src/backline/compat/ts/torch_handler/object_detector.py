@@ -13,7 +13,9 @@ from .vision_handler import VisionHandler
 
 
 class ObjectDetector(VisionHandler):
-    """Returns for each image a list of {class name: box, "score": score}, for scores from `threshold` up."""
+    """Returns a list of {class name: box, "score": score} for each image, without scores below
+    `threshold`.
+    """
 
     threshold = 0.5
     image_processing = transforms.Compose([transforms.ToTensor()])

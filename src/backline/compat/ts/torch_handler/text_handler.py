@@ -50,7 +50,7 @@ class TextHandler(BaseHandler, abc.ABC):
         self.initialized = True
 
     def get_source_vocab_path(self, ctx: Any) -> str:
-        """The path of the vocabulary. Raises RuntimeError if the archive has none."""
+        """Returns the path of the vocabulary. Raises RuntimeError if the archive has none."""
         path = Path(ctx.system_properties["model_dir"]) / self.manifest["model"].get(
             "sourceVocab", "source_vocab.pt"
         )

@@ -17,7 +17,7 @@ from .base_handler import BaseHandler
 
 
 class VisionHandler(BaseHandler, abc.ABC):
-    """Accepts image files, also in base64, and nested lists. `image_processing` makes tensors of images."""
+    """Accepts image files, also in base64, and nested lists. `image_processing` turns images into tensors."""
 
     image_processing: ClassVar[Callable[[Any], Any]]
 

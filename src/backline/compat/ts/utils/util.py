@@ -23,7 +23,7 @@ class PredictionException(Exception):
 
 
 def list_classes_from_module(module: ModuleType, parent_class: type | None = None) -> list[type]:
-    """The classes that a module defines, or only the subclasses of `parent_class`."""
+    """Returns the classes that a module defines, or only the subclasses of `parent_class`."""
     own = [
         found
         for _, found in inspect.getmembers(module, inspect.isclass)
@@ -33,7 +33,7 @@ def list_classes_from_module(module: ModuleType, parent_class: type | None = Non
 
 
 def load_label_mapping(mapping_file_path: str) -> dict[str, str] | None:
-    """The class names by index (as a string), from an index_to_name.json; None if there is no such file.
+    """Returns the class names by index (as a string) from an index_to_name.json, or None without such a file.
 
     A name is a string, or the last of a list of strings. Older files are {"object_type_names": [...]}.
     Raises ValueError for any other content.
@@ -60,7 +60,7 @@ def map_class_to_label(
     mapping: dict[str, str] | None = None,
     lbl_classes: Sequence[Sequence[int]] | None = None,
 ) -> list[dict[str, Any]]:
-    """For each row, {class name: value}; `lbl_classes` are the class indices, by default 0, 1, 2..."""
+    """Returns {class name: value} for each row; `lbl_classes` are the class indices, by default 0, 1, 2..."""
     rows = lbl_classes if lbl_classes is not None else [range(len(row)) for row in probs]
     return [
         {

@@ -1,4 +1,4 @@
-// The frame of the console: pages by the fragment of the address, the visitor's key, light and dark.
+// The frame of the console: selects the page by the URL's fragment, and handles the visitor's key and the theme.
 
 import { fill, h } from "./dom.js";
 import { key, may, readRights, setKey, who } from "./api.js";
@@ -118,7 +118,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setT
 setTheme(recall("backline-theme"));
 addEventListener("hashchange", () => { show(); main.focus({ preventScroll: true }); scrollTo(0, 0); });
 live.onReading(() => { if (!document.hidden) page.update?.(); });
-// A page that the browser keeps for the back button must not keep connections: there are only six for a server.
+// A page that the browser keeps for the back button must close its connections: browsers allow six per server.
 addEventListener("pagehide", () => { page.close?.(); live.pause(); });
 addEventListener("pageshow", (event) => { if (event.persisted) enter(); });
 enter();

@@ -1,4 +1,4 @@
-// Small charts. Each has a text that says the same to those who do not see it.
+// Small charts. Each has an equivalent text for people who cannot see it.
 
 import { duration, h, number, svg } from "./dom.js";
 

@@ -1,5 +1,5 @@
 // A conversation with a model over a WebSocket: each chunk of a microphone's sound is a request, and responses
-// arrive meanwhile.
+// arrive while later chunks are sent.
 
 import { ask, key } from "./api.js";
 import { listen } from "./microphone.js";
@@ -7,7 +7,7 @@ import { listen } from "./microphone.js";
 // Seconds of sound that may wait for the model.
 const MOST_BEHIND = 30;
 
-// Listens until `signal` aborts, and ends when all chunks have been responded to. With `sequence`, the last chunk
+// Listens until `signal` aborts, and ends when every chunk has its response. With `sequence`, the last chunk
 // ends the sequence that the chunks form. `body` makes the message of a chunk's samples. Rejects at the first request
 // that fails, and when the model falls too far behind.
 export async function converse(path, { rate, size, signal }, { sequence, body, onResponse, onProgress }) {
@@ -47,7 +47,7 @@ function open(path) {
   return new Promise((resolve, reject) => {
     const socket = new WebSocket(`${location.origin.replace(/^http/, "ws")}${path}`, key() ? ["backline", `backline.bearer.${key()}`] : ["backline"]);
     socket.onopen = () => { socket.onerror = null; resolve(socket); };
-    // A browser does not say why a handshake failed. The server says it in response to the same path without one.
+    // A browser does not say why a handshake failed. The server says why in response to a plain request for the path.
     socket.onerror = () => ask(path).then(() => ({ status: 426 }), (error) => error).then((error) => reject(error.status === 426
       ? new Error("The server responds, but not over WebSocket: a proxy in front of it may not forward WebSockets.") : error));
   });

@@ -1,4 +1,4 @@
-// Builds elements. Text always goes in as text: nothing that a server or model says becomes markup.
+// Builds elements. Text is always inserted as text, so nothing that a server or model sends becomes markup.
 
 export function h(tag, props = {}, ...children) {
   const element = document.createElement(tag);
@@ -23,7 +23,7 @@ export function svg(tag, attributes = {}, ...children) {
 
 export function fill(element, ...children) { element.replaceChildren(...flat(children)); return element; }
 
-// Fills an element again, unless that would take the focus away from something in it.
+// Replaces the contents of an element, unless something in it has the focus and would lose it.
 export function refill(element, ...children) { return element.contains(document.activeElement) ? element : fill(element, ...children); }
 
 function flat(children) {

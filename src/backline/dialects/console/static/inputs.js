@@ -1,4 +1,4 @@
-// Widgets for one input each: numbers, text, JSON, a file, an image, a recording. Each gives a value for JSON.
+// Widgets for one input each: numbers, text, JSON, a file, an image, a recording. Each returns a value for JSON.
 
 import { fill, h } from "./dom.js";
 import { AS_IT_IS, wav } from "./microphone.js";
@@ -8,7 +8,7 @@ const RATES = [8000, 16000, 22050, 24000, 44100, 48000];
 // Seconds of sound in a chunk that is streamed to a model of any length.
 const LENGTHS = [0.1, 0.25, 0.5, 1, 2, 5];
 
-// `shape` is without the batch. `kind` says what BYTES are: "object" or "array" for JSON documents, "image" or "audio" for
+// `shape` has no batch dimension. `kind` says what BYTES are: "object" or "array" for JSON documents, "image" or "audio" for
 // files. `live` streams a microphone to the model until the signal of its source aborts.
 export function inputFor(spec, shape, kind, begin, live) {
   const count = shape.reduce((product, size) => product * (size < 0 ? NaN : size), 1);
@@ -167,7 +167,8 @@ function picture(spec, shape, layout) {
   };
 }
 
-// A sound: as a file for BYTES (`shape` null), or decoded to samples. A model with a fixed length gets windows.
+// A sound: as a file for BYTES (`shape` null), or decoded to samples. For inputs of fixed length, it is cut into
+// windows.
 function recording(spec, shape, live) {
   let chosen, recorder, streaming;
   const shown = h("div", {}), rate = h("select", { "aria-label": "Sample rate" }, RATES.map((one) => h("option", { value: String(one) }, `${one.toLocaleString("en")} Hz`)));

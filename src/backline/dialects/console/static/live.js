@@ -94,7 +94,7 @@ export function history(list = versions()) {
 export function cpu() {
   return server.slice(1).map((now, index) => {
     const before = server[index], seconds = now.time - before.time;
-    const of = (one, other) => (seconds > 0 ? Math.max(0, (one - other) / seconds) : 0);   // the CPU time of a worker that has ended is gone
+    const of = (one, other) => (seconds > 0 ? Math.max(0, (one - other) / seconds) : 0);   // at least 0: the CPU time of a worker that has ended is missing
     return { own: of(now.cpu_seconds, before.cpu_seconds), workers: of(now.workers.cpu_seconds, before.workers.cpu_seconds) };
   });
 }

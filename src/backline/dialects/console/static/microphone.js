@@ -1,10 +1,10 @@
 // The sound of a microphone, in chunks.
 
-// Models are to hear what the microphone hears: browsers otherwise process it for telephony.
+// Models should get the sound unprocessed: by default, browsers process it for telephony.
 export const AS_IT_IS = { audio: { echoCancellation: false, noiseSuppression: false, autoGainControl: false } };
 
 // Calls `onChunk(samples, last)` with `size` samples of one channel each, at `rate` a second. Returns a function
-// that stops: the samples so far then come as the last chunk, filled up with silence.
+// that stops; the remaining samples then come as the last chunk, padded with silence.
 export async function listen(rate, size, onChunk) {
   const media = await navigator.mediaDevices.getUserMedia(AS_IT_IS);
   const release = () => media.getTracks().forEach((track) => track.stop());

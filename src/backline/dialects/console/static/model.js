@@ -1,4 +1,4 @@
-// One model: what it takes and returns, how it does, its versions, its configuration, and a form to try it.
+// The page of one model: inputs, outputs, activity, versions, configuration, and a form to try the model.
 
 import { bytes, duration, fill, h, number, table } from "./dom.js";
 import { json, may, mayChange, who } from "./api.js";
@@ -15,7 +15,7 @@ const ORIGINS = {
   model: "read from the model's own file", server: "decided by the server, which measured the model", default: "neither given nor measured",
 };
 
-// The reason alone, without the protocol's words for a version that is not ready.
+// The reason alone, without the protocol's wording for a version that is not ready.
 function whyNot(error) {
   return error.message.replace(/^Request for unknown model: '.*?' version (\S+) is not at ready state: /, "Version $1 does not serve: ");
 }
@@ -145,13 +145,13 @@ export function model(main, name, tab, query) {
   // Replaces the list of values with a table that says where each comes from.
   function originsOf(panel) {
     json(`${base}/config-origins`).then(({ values: all }) => {
-      const values = all.filter((one) => one.origin !== "server" || !one.path.startsWith("parameters[backline."));   // they are shown above
+      const values = all.filter((one) => one.origin !== "server" || !one.path.startsWith("parameters[backline."));   // those are shown above
       const rows = (shown) => table(["Field", "Value", "From"], shown.map((one) => [h("code", {}, one.path.replace(/\.string_value$/, "")), h("code", { class: "muted" }, typeof one.value === "string" ? one.value : JSON.stringify(one.value)),
         [h("span", { class: `tag${one.origin === "file" || one.origin === "override" ? " strong" : ""}`, title: ORIGINS[one.origin] }, one.origin), one.where ? h("span", { class: "muted small" }, one.where) : null]]), "Configuration");
       const set = values.filter((one) => one.origin !== "default"), rest = values.filter((one) => one.origin === "default");
       fill(panel, h("h2", {}, "Configuration"), rows(set), h("dl", { class: "small", style: { marginTop: "14px" } }, Object.entries(ORIGINS).filter(([origin]) => set.some((one) => one.origin === origin)).flatMap(([origin, text]) => [h("dt", {}, origin), h("dd", {}, text)])),
         rest.length ? h("details", { style: { marginTop: "16px" } }, h("summary", {}, `${rest.length} defaults`), rows(rest)) : null);
-    }, () => {});   // the list without origins stays
+    }, () => {});   // keep the list without origins
   }
 
   open[2]();

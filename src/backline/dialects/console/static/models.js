@@ -20,7 +20,7 @@ export function labels(entry) {
     entry.labels.map((label) => h("span", { class: "tag" }, label))];
 }
 
-// The way to the form, for models that serve.
+// The link to the form, for models that are ready.
 export function tryLink(entry) {
   return entry.ready && may("infer", entry.name) ? h("a", { href: `#/models/${encodeURIComponent(entry.name)}/try` }, "Try it") : null;
 }
@@ -55,7 +55,7 @@ export function models(main) {
   return { update };
 }
 
-// For visitors that may use some models only, who cannot list any.
+// For visitors who may use only some models, and therefore cannot list any.
 export function named(main) {
   const name = h("input", { id: "name", required: true, autocomplete: "off" });
   fill(main, h("h1", {}, "Open a model"), h("p", { class: "lede" }, may("read") ? "" : "You may use only some models, or have not entered a key."),

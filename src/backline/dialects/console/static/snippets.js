@@ -2,7 +2,7 @@
 
 import { key } from "./api.js";
 
-// `file` stands for a body that was sent as it is: a file, or samples.
+// `file` describes a body that was sent without JSON: a file, or samples.
 export function snippets(name, url, inputs, told, streams, file) {
   const link = `${url}/models/${encodeURIComponent(name)}`, address = JSON.stringify(link), body = JSON.stringify(inputs);
   const large = body.length > 2000, shown = large ? JSON.stringify(Object.fromEntries(Object.keys(inputs).map((one) => [one, "..."]))) : body;
@@ -13,7 +13,7 @@ export function snippets(name, url, inputs, told, streams, file) {
   if (file) return ofFile(name, url, file, told, secret, streams);
   const arrays = told.inputs.filter((spec) => spec.name in inputs);
   const dtype = { FP32: "np.float32", FP64: "np.float64", FP16: "np.float16", BYTES: "object", BOOL: "bool" };
-  // A single value stands for the only element of any shape, and a value without the batch for a batch of one.
+  // A single value fits any shape with one element, and a value without the batch dimension is a batch of one.
   const array = (spec) => {
     const value = inputs[spec.name], missing = Math.max(0, spec.shape.length - depth(value)), times = depth(value) && missing > 1 ? 0 : missing;
     return `np.array(${"[".repeat(times)}${large ? "..." : py(value)}${"]".repeat(times)}, ${dtype[spec.datatype] ?? `np.${spec.datatype.toLowerCase()}`})`;
@@ -47,7 +47,7 @@ function ofFile(name, server, file, told, secret, streams) {
   ];
 }
 
-// A stream over a WebSocket. `whole` says what a message is, as for a body; the inputs are for messages in JSON.
+// A stream over a WebSocket. `whole` is the kind of each message, as in `bodyOf`; `inputs` are for messages in JSON.
 export function ofStream(url, inputs, whole, { rate, size, sequence }) {
   const chunk = { SAMPLES: `new Float32Array(${size})`, FILE: "file" }[whole] ?? `JSON.stringify(${JSON.stringify(inputs)})`;
   const secret = key() ? ", `backline.bearer.${key}`" : "";

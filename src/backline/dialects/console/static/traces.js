@@ -1,4 +1,4 @@
-// The course of recent requests, as bars over time.
+// Recent requests and their phases, as bars over time.
 
 import { clock, duration, fill, h } from "./dom.js";
 import { follow } from "./api.js";

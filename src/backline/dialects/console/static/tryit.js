@@ -1,4 +1,4 @@
-// A form made from a model's signature, its answer, and the call to copy.
+// A form made from a model's signature, the model's response, and the same call as code to copy.
 
 import { duration, fill, h } from "./dom.js";
 import { ask, events, follow, json, may } from "./api.js";
@@ -32,7 +32,7 @@ export function tryIt(body, name, told, document_, query) {
   let taken = query.get("example") ?? "";   // the example that the inputs come from, until one of them is changed
   const examples = h("div", { class: "row examples", role: "group", "aria-label": "Examples" });
   let waiting = "", watched = () => {};
-  // A request sent before the server traces for this page would leave no trace.
+  // Wait for tracing to begin: an earlier request would leave no trace.
   const watching = Promise.race([new Promise((done) => { watched = done; }), new Promise((done) => { setTimeout(done, MOST_WAIT); })]);
   const traces = may("read") ? follow("/v2/traces", (trace) => { if (trace.id === waiting) { times.hidden = false; fill(times, h("h2", {}, `Where the ${duration(trace.took)} went`), waterfall(trace)); } }, (state) => { if (state !== "on") watched(); }) : () => {};
   if (!may("read")) watched();
@@ -40,7 +40,7 @@ export function tryIt(body, name, told, document_, query) {
     h("h2", {}, "Inputs"), examples, widgets.map(([, widget]) => widget.element), h("div", { class: "row" }, run, told.versions.length > 1 ? version : null));
   fill(body, h("div", { class: "wide top" }, form, h("section", { class: "panel" }, h("h2", {}, "Answer"), result)), times, code);
   fill(result, h("p", { class: "empty" }, "Nothing has been run yet."));
-  let touched = query.has("inputs");   // the inputs are what somebody wants
+  let touched = query.has("inputs");   // the visitor or the link chose the inputs
   form.addEventListener("input", () => { taken = ""; touched = true; });
   offerExamples();
 
@@ -73,18 +73,18 @@ export function tryIt(body, name, told, document_, query) {
 
   const target = () => `${encodeURIComponent(name)}${version.value ? `/versions/${encodeURIComponent(version.value)}` : ""}`;
 
-  // The values of the inputs that are wanted, but for one.
+  // The values of the inputs that the visitor includes, without the input `except`.
   async function given(except) {
     const values = {};
     for (const [spec, widget] of widgets) if (spec !== except && widget.wanted()) values[spec.name] = await widget.value();
     return values;
   }
 
-  // The same without what is too large to show.
+  // The same values, without those that are too large to show.
   function light(values) { return Object.fromEntries(Object.entries(values).map(([one, value]) => [one, value instanceof Blob ? { b64: "..." } : value?.floats ? "..." : value])); }
 
-  // The body of a request: a file or samples as they are if they are all that the model needs, else JSON. The second
-  // item says which of them, and is empty for JSON.
+  // The body of a request: the bare file or samples if the model needs nothing else, otherwise JSON. The second item
+  // says which of them it is, and is empty for JSON.
   async function bodyOf(values) {
     const names = Object.keys(values), first = values[names[0]];
     if (names.length === 1 && widgets.filter(([spec]) => !spec.parameters?.optional).length <= 1) {
@@ -133,8 +133,8 @@ export function tryIt(body, name, told, document_, query) {
     status.textContent = `${count} ${count === 1 ? "response" : "responses"}, done`;
   }
 
-  // Sends a microphone's sound chunk by chunk. Short responses are listed, the last one first; of others the page
-  // shows the latest.
+  // Sends a microphone's sound chunk by chunk. The page lists short responses, newest first; of longer ones, it shows
+  // only the latest.
   async function live(spec, source) {
     const status = h("p", { class: "muted small num" }), level = h("meter", { max: "1", "aria-label": "Loudness of the microphone" });
     const list = h("div", {}), problem = h("div", {});

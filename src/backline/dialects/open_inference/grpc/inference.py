@@ -11,7 +11,7 @@ from backline.dialects.open_inference.grpc.messages import GrpcReader, GrpcWrite
 from backline.engine.engine import Engine
 from backline.wire.application import Buffer, UnaryCall
 
-#: Triton's error text.
+#: Triton's error text for decoupled models.
 _DECOUPLED = "ModelInfer RPC doesn't support models with decoupled transaction policy"
 
 

@@ -31,7 +31,8 @@ from backline.engine.values.tensor import Buffer, StringsMismatch, Tensor, encod
 from backline.memo import Memo
 from backline.protos import message
 
-#: The most bytes of a message without contents whose plan is cached; the number of cached plans and heads.
+#: The maximum size in bytes of a message (without contents) whose plan is cached, and the maximum number of
+#: cached plans and heads.
 _MAX_REMEMBERED_SIZE = 1024
 _MAX_REMEMBERED = 1024
 
@@ -87,11 +88,11 @@ class ModelPlan(InferPlan):
         )
 
     def is_binary(self, output: str) -> bool:
-        """Always true: gRPC has no JSON form of tensors."""
+        """Returns True, because gRPC has no JSON form of tensors."""
         return True
 
 
-#: A decoded request: its plan, its id, its tensors by name.
+#: A decoded request: its plan, its id, and its tensors by name.
 Decoded = tuple[ModelPlan, str, dict[str, Tensor]]
 
 
@@ -118,7 +119,7 @@ class GrpcReader:
                 parsed = self._parse(rest)
             except DecodeError:
                 raise InvalidArgument(MALFORMED) from None
-            # The length comes first, because it costs nothing and most requests are short.
+            # The length is checked first: that costs nothing, and most requests are short.
             if (
                 on_loop
                 and len(rest) > MANY
@@ -178,7 +179,7 @@ class GrpcReader:
 
 
 def make_plan(request: Any, id: str, memory: SharedMemory | None) -> ModelPlan:
-    """The plan of a parsed request, checked as far as possible without the model."""
+    """Makes the plan of a parsed request, checked as far as possible without the model."""
     builder = PlanBuilder(request.model_name, id, memory)
     for given in request.inputs:
         name = given.name
@@ -210,7 +211,8 @@ def make_plan(request: Any, id: str, memory: SharedMemory | None) -> ModelPlan:
     return plan
 
 
-#: The fields of InferParameter that Triton takes for parameters that are neither boolean nor only int64.
+#: The fields of InferParameter that Triton accepts for each parameter, other than boolean and int64-only
+#: ones.
 _FIELDS = {
     "priority": "int64_param or uint64_param",
     "sequence_id": "int64_param or string_param",
@@ -219,8 +221,9 @@ _FIELDS = {
 
 
 def _in_message(error: InvalidArgument, tensor: str = "") -> InvalidArgument:
-    """The error for a parameter in a protobuf message, of a tensor or the request. Triton's text differs from
-    the one for JSON.
+    """Returns the error for a parameter in a protobuf message, of a tensor or the request.
+
+    Triton's text differs from the one for JSON.
     """
     if error.message == RESERVED:
         return InvalidArgument(RESERVED_BUT)
@@ -246,7 +249,7 @@ def _check_region(tensor: Any, parameters: Mapping[str, Parameter]) -> None:
 
 
 def _with_shared(plan: ModelPlan, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The start and end of each input's raw contents; (0, 0) for an input in shared memory."""
+    """Returns the start and end of each input's raw contents; (0, 0) for an input in shared memory."""
     carried = iter(places)
     found = [(0, 0) if isinstance(spec, SharedInput) else next(carried, None) for spec in plan.inputs]
     return [*(place for place in found if place is not None), *carried]
@@ -276,7 +279,7 @@ def _no_contents(spec: InputPlan, model: str, detail: str = "") -> InvalidArgume
 
 
 def _other_contents(spec: InputPlan, model: str, field: str, detail: str) -> InvalidArgument:
-    """The error for typed contents in a field that does not belong to the datatype."""
+    """Returns the error for typed contents in a field that does not belong to the datatype."""
     widest = {"int_contents": DataType.INT32, "uint_contents": DataType.UINT32}
     got = widest.get(field) or next((one for one, its in _CONTENTS.items() if its.name == field), None)
     return InvalidArgument(
@@ -286,7 +289,10 @@ def _other_contents(spec: InputPlan, model: str, field: str, detail: str) -> Inv
 
 
 def _read_contents(spec: InputPlan, given: Any, model: str, id: str) -> Tensor:
-    """The tensor of typed contents. Raises InvalidArgument if they do not match datatype and shape."""
+    """Returns the tensor of typed contents.
+
+    Raises InvalidArgument if they do not match datatype and shape.
+    """
     if isinstance(spec, SharedInput):
         return spec.read(b"", 0, 0)
     name, datatype = spec.name, spec.datatype
@@ -332,11 +338,14 @@ class GrpcWriter:
         self._beginnings: Memo[object, bytes] = Memo(_MAX_REMEMBERED)
 
     def write(self, plan: ModelPlan, response: InferResponse) -> bytes:
-        """The message of a response. Raises BacklineError."""
+        """Encodes a response as a message. Raises BacklineError."""
         return b"".join(self.write_parts(plan, response))
 
     def write_parts(self, plan: ModelPlan, response: InferResponse) -> Sequence[Buffer]:
-        """The message of a response, in parts so that outputs need not be copied. Raises BacklineError."""
+        """Encodes a response as a message, in parts so that outputs need not be copied.
+
+        Raises BacklineError.
+        """
         outputs = response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)
         if len(outputs) == 1 and not response.id and not response.parameters:
             output = outputs[0]
@@ -358,9 +367,7 @@ class GrpcWriter:
         return response_parts(head, response.id, map(encode_tensor, outputs))
 
     def _beginning(self, response: InferResponse, output: Tensor) -> bytes:
-        """The beginning, up to the output's bytes, of a response without an id and with one output, not
-        BYTES.
-        """
+        """Returns what precedes the output's bytes in a response with one output (not BYTES) and no id."""
         key = (response.model_name, response.model_version, output.name, output.datatype, output.shape)
         known = self._beginnings.get(key)
         if known is None:

@@ -64,12 +64,12 @@ _MODEL_FIELDS = {
     "RepositoryModelUnload": "model_name",
     "TraceSetting": "model_name",
 }
-#: Methods that need no model: they then list all models that the caller may read about.
+#: Methods that need not name a model: without one, they list all models that the caller may read about.
 _LISTS = frozenset(("ModelStatistics", "RepositoryIndex"))
 
 
 class InferenceService:
-    """The methods of the service. Most respond immediately from the engine's state."""
+    """The methods of the inference service. Most respond immediately from the engine's state."""
 
     def __init__(
         self, engine: Engine, deferred: DeferredAnswers, forward: ForwardPattern | None = None
@@ -80,7 +80,7 @@ class InferenceService:
         self._deferred = deferred
 
     def methods(self) -> dict[bytes, UnaryMethod | StreamMethod]:
-        """All methods of the service by gRPC path."""
+        """Returns all methods of the service by gRPC path."""
         inference = GrpcInference(self._engine, self._forward)
         repository = RepositoryCalls(self._engine, self._deferred)
         served: dict[str, Callable[[Any], Any]] = {
@@ -125,7 +125,10 @@ class InferenceService:
         return methods
 
     def _model_ready(self, asked: Any) -> dict[str, bool]:
-        """Responds whether a model is ready. As in Triton, an unknown model is not ready, not an error."""
+        """Responds with whether a model is ready.
+
+        As in Triton, an unknown model is not ready, rather than an error.
+        """
         try:
             return {"ready": self._engine.is_ready(asked.name, asked.version)}
         except NotFound:
@@ -171,6 +174,6 @@ class InferenceService:
 
 
 def _model_of(method: Any, field: str, received: Buffer) -> str:
-    """The name of the model in a request message; empty for a message about every model."""
+    """Returns the name of the model in a request message; empty for a message about every model."""
     name: str = getattr(read_message(method.input_type.full_name, received), field)
     return name

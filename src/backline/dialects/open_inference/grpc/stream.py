@@ -24,11 +24,14 @@ from backline.memo import Memo
 from backline.protos import message
 from backline.wire.application import RpcError, StreamCall
 
-#: Requests in flight and unsent responses of one stream; at this many the client's next request is not read.
+#: The maximum number of requests in flight and unsent responses of one stream. At the maximum, the client's
+#: next request is not read.
 MAX_IN_FLIGHT = 64
-#: Bytes of those requests and responses, and of expected responses. A single request may exceed this.
+#: The maximum total size in bytes of these requests and responses, and of expected responses. A single
+#: request may exceed this size.
 MAX_BYTES = 32 * 1024 * 1024
-#: Unsent responses, and their bytes, at which decoupled models pause. Paused models resume at half of both.
+#: The number of unsent responses, and their total size in bytes, at which decoupled models pause. They resume
+#: at half of both.
 MAX_WAITING = 64
 MAX_WAITING_BYTES = 1024 * 1024
 _MAX_REMEMBERED = 1024
@@ -36,7 +39,9 @@ _INFER_RESPONSE = b"\x12"  # the tag of ModelStreamInferResponse.infer_response
 
 
 class Asked:
-    """A request on a stream. Unless its model is decoupled, its response has a place in the order."""
+    """A request on a stream. Unless the model is decoupled, responses are sent in the order of the
+    requests.
+    """
 
     __slots__ = ("answer", "error", "flow", "ordered", "over", "plan", "request", "size", "ticket")
 
@@ -50,7 +55,7 @@ class Asked:
         self.flow: ResponseFlow | None = None
         self.ordered = True
         self.answer = b""
-        #: The error that `answer` reports; some clients want the stream to end with it (see `serve`).
+        #: The error that `answer` reports; some clients want the error to end the stream (see `serve`).
         self.error: BacklineError | None = None
         self.over = False
 
@@ -61,7 +66,7 @@ class StreamInference:
     def __init__(self, engine: Engine, inference: GrpcInference) -> None:
         self._engine = engine
         self._inference = inference
-        #: The size of each model's last response, as an estimate of the next.
+        #: The size of each model's last response, as an estimate for the next response.
         self._answer_sizes: Memo[str, int] = Memo(_MAX_REMEMBERED)
 
     async def serve(self, call: StreamCall) -> None:
@@ -90,7 +95,7 @@ class _Stream:
         self._inference = inference
         self._call = call
         self._budget = StreamBudget(answer_sizes)
-        #: Requests in flight whose responses keep their order, and those to decoupled models.
+        #: Requests in flight whose responses are sent in order, and requests to decoupled models.
         self._turns: deque[Asked] = deque()
         self._decoupled: set[Asked] = set()
         #: Messages to send, each with the error it reports.
@@ -101,7 +106,7 @@ class _Stream:
         self._room = asyncio.Event()
         self._strict = call.metadata.get(b"triton_grpc_error", b"").lower() == b"true"
         self._response = message("inference.ModelStreamInferResponse")
-        # Appended to a response, since concatenated protobuf messages merge: whether it is the last one.
+        # Appended to a response to say whether it is the last: concatenated protobuf messages merge.
         part = message("inference.ModelInferResponse")
         self._last: bytes = part(parameters={FINAL: {"bool_param": True}}).SerializeToString()
         self._not_last: bytes = part(parameters={FINAL: {"bool_param": False}}).SerializeToString()
@@ -125,7 +130,7 @@ class _Stream:
             self._answered.set()
 
     async def write(self) -> None:
-        """Sends responses until the client has sent its last request and all are answered."""
+        """Sends responses until the client has sent its last request and all requests are answered."""
         ready, budget = self._ready, self._budget
         while True:
             while ready:

@@ -28,21 +28,22 @@ _LOAD_PARAMETER = 3 << 3 | 2
 _KEY = 1 << 3 | 2
 _VALUE = 2 << 3 | 2
 _BYTES = 4 << 3 | 2
-#: How the names of parameters with files begin, and the most bytes of such a name.
+#: The prefix of the names of parameters with files, and the maximum length of such a name in bytes.
 _FILE = "file:"
 _LONGEST_NAME = 4096
 _RESPONSE_ID = b"\x1a"
 _RAW_OUTPUT = b"\x32"
 _LENGTH_DELIMITED = 2
-#: The most bytes of a varint.
+#: The maximum length of a varint in bytes.
 _LONGEST_VARINT = 10
 
-#: The most fields in a request, at all levels: inputs, outputs, raw contents, parameters and their parts.
+#: The maximum number of fields in a request, at all levels: inputs, outputs, raw contents, parameters and
+#: their parts.
 MAX_FIELDS = 8_192
-#: The most top-level fields of a request that are unknown to the protocol or unusually encoded. They are
-#: skipped byte by byte, and only clients of a later version of the protocol send any.
+#: The maximum number of top-level fields in a request that are unknown to the protocol or unusually encoded.
+#: They are skipped byte by byte, and only clients of a later version of the protocol send any.
 MAX_UNKNOWN_FIELDS = 64
-#: The most elements in typed contents of datatype BYTES.
+#: The maximum number of elements in typed contents of datatype BYTES.
 MAX_STRINGS = 262_144
 
 MALFORMED = "the message is not an inference.ModelInferRequest: it is malformed or cut short"
@@ -52,7 +53,8 @@ def split_request(message: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
     """Separates the id and the raw_input_contents of a ModelInferRequest from the rest.
 
     Returns the rest, which is a ModelInferRequest too, the id, and the start and end of each raw content.
-    Raises InvalidArgument if the outermost layer is malformed, PayloadTooLarge above MAX_FIELDS fields.
+    Raises InvalidArgument if the outermost layer is malformed, PayloadTooLarge for more than MAX_FIELDS
+    fields.
     """
     position = 0
     total = len(message)
@@ -105,7 +107,7 @@ def _check_count(message: Buffer, total: int) -> None:
     try:
         for _ in range(MAX_FIELDS):
             if position >= total or unknown > MAX_UNKNOWN_FIELDS:
-                return  # split_request refuses the latter
+                return  # split_request refuses too many unknown fields
             tag, length = message[position], message[position + 1]
             if tag < 128 and tag & 7 == _LENGTH_DELIMITED:
                 position += 2
@@ -125,8 +127,8 @@ def split_load(message: Buffer) -> tuple[Buffer, dict[str, Buffer]]:
     """Separates the files of a RepositoryModelLoadRequest, which may be large, from the rest.
 
     Returns the rest, which is a RepositoryModelLoadRequest too, and the contents of files by the names of
-    their parameters. A parameter of an unusual or malformed encoding stays in the rest, for the runtime to
-    judge. Raises PayloadTooLarge above MAX_FIELDS parameters.
+    their parameters. A parameter with an unusual or malformed encoding stays in the rest, which the runtime
+    checks. Raises PayloadTooLarge for more than MAX_FIELDS parameters.
     """
     files: dict[str, Buffer] = {}
     rest: list[Buffer] = []
@@ -148,7 +150,7 @@ def split_load(message: Buffer) -> tuple[Buffer, dict[str, Buffer]]:
 
 
 def _file(message: Buffer, start: int, end: int) -> tuple[str, Buffer] | None:
-    """The name and the bytes of a load parameter that is a file; None for any other."""
+    """Returns the name and the bytes of a load parameter that is a file; None for any other."""
     try:
         key, key_end = _content(message, start, _KEY)
         value, value_end = _content(message, key_end, _VALUE)
@@ -162,7 +164,10 @@ def _file(message: Buffer, start: int, end: int) -> tuple[str, Buffer] | None:
 
 
 def _content(message: Buffer, position: int, tag: int) -> tuple[int, int]:
-    """The start and end of the content of the field at `position`. Raises InvalidArgument for another tag."""
+    """Returns the start and end of the content of the field at `position`.
+
+    Raises InvalidArgument for another tag.
+    """
     found, position = _varint(message, position)
     if found != tag:
         raise InvalidArgument(MALFORMED)
@@ -173,8 +178,8 @@ def _content(message: Buffer, position: int, tag: int) -> tuple[int, int]:
 def check_fields(message: bytes) -> None:
     """Raises PayloadTooLarge for more than MAX_FIELDS fields in total, or MAX_STRINGS strings in contents.
 
-    Packed numbers do not count. Call this before parsing, which holds the interpreter's lock until it is
-    done. The parser reports malformed messages.
+    Packed numbers do not count. Call this function before parsing, which holds the interpreter's lock until
+    it is done. The parser reports malformed messages.
     """
     fields, strings = MAX_FIELDS, MAX_STRINGS
     for tag, start, end in _fields(message, 0, len(message)):
@@ -197,7 +202,7 @@ def check_fields(message: bytes) -> None:
 
 
 def _fields(message: Buffer, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The tag of each field from `position` to `end`, with the start and end of its content."""
+    """Yields the tag of each field from `position` to `end`, with the start and end of its content."""
     try:
         while position < end:
             tag, start = _varint(message, position)
@@ -212,9 +217,9 @@ def _fields(message: Buffer, position: int, end: int) -> Iterator[tuple[int, int
 
 
 def model_name(message: Buffer) -> str:
-    """The name of the model in a ModelInferRequest, without parsing the rest; empty if there is none.
+    """Returns the name of the model in a ModelInferRequest, without parsing the rest, or an empty string.
 
-    Fields after the first MAX_FIELDS are not looked at, as `split_request` refuses such a message.
+    Fields after the first MAX_FIELDS are ignored, as `split_request` refuses such a message.
     """
     name = b""
     for tag, start, end in islice(_fields(message, 0, len(message)), MAX_FIELDS):
@@ -237,9 +242,10 @@ def _too_many_fields() -> PayloadTooLarge:
 
 
 def response_parts(head: bytes, id: str, outputs: Iterable[Buffer]) -> list[Buffer]:
-    """A ModelInferResponse from its `head` (all but id and raw_output_contents), its id and the contents.
+    """Makes a ModelInferResponse from its `head` (all but id and raw_output_contents), its id and the
+    contents.
 
-    The message is the parts put together.
+    The message is the concatenation of the parts.
     """
     parts: list[Buffer] = [head]
     if id:
@@ -277,7 +283,7 @@ def _varint(message: Buffer, position: int) -> tuple[int, int]:
 
 
 def _skip(message: Buffer, position: int) -> int:
-    """The end of a field that is unknown or unusually encoded; the runtime validates it with the rest."""
+    """Returns the end of a field that is unknown or unusually encoded. The runtime validates the field."""
     tag = message[position]
     if tag > 127:
         tag, position = _varint(message, position)

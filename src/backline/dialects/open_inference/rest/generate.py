@@ -53,10 +53,10 @@ NOT_ONE = (
 )
 #: The only key whose value may be an object.
 _PARAMETERS = "parameters"
-#: How many parameters are compared with the names of missing inputs.
+#: The maximum number of parameters that are compared with the names of missing inputs.
 _MOST_COMPARED = 32
-#: The most inputs and parameters in one object. Each is decoded separately, so a larger number would block
-#: the event loop for too long.
+#: The maximum number of inputs and parameters in one object. Each is decoded separately, so a larger number
+#: would block the event loop for too long.
 MAX_PARAMETERS = 2048
 #: Matches a list of numbers and words that is not empty, in well-formed JSON.
 _FLAT = re.compile(rb"\[[^\[\]{\"]*[^\[\]{\"\s][^\[\]{\"]*\]").fullmatch
@@ -116,7 +116,7 @@ class Generate:
     def _submit(
         self, request: HttpRequest, asked: InferRequest, deadline: float | None, trace: Trace | None
     ) -> Responses:
-        """Submits a request. If an input is missing, the error names the key that may be a misspelling."""
+        """Submits a request. If an input is missing, the error names a key that may be the misspelt input."""
         admit = None if request.identity is None else request.identity.follow
         try:
             return self._engine.stream(asked, deadline, trace=trace, admit=admit)
@@ -180,7 +180,7 @@ async def _answer_with_one(
 
 
 def _misspelt(asked: InferRequest, model: Model) -> str:
-    """The end of an error about missing inputs, which names a parameter that was perhaps meant as one.
+    """Returns the end of an error about missing inputs, naming a parameter that may be a misspelt one.
 
     Empty if no parameter resembles a missing input.
     """
@@ -209,7 +209,7 @@ _skip = msgspec.json.Decoder(Raw).decode
 
 
 def read_generate(body: Buffer, headers: Mapping[bytes, bytes], model: Model) -> Decoded:
-    """The request in `body`. Raises InvalidArgument, with Triton's texts.
+    """Reads the request in `body`. Raises InvalidArgument, with Triton's texts.
 
     As in Triton, keys that name inputs are tensors, `id` is the request's id, and all other keys, as well as
     those in the object `parameters`, are parameters.
@@ -267,7 +267,7 @@ def _check_count(keys: dict[_Key, Raw]) -> None:
 
 
 def write_generate(plan: InferPlan, response: InferResponse) -> bytes:
-    """The JSON of a response: a single element as itself, several as a flat list.
+    """Encodes a response as JSON: a single element as itself, several elements as a flat list.
 
     Raises InvalidArgument for values that JSON cannot represent.
     """
@@ -283,7 +283,7 @@ def write_generate(plan: InferPlan, response: InferResponse) -> bytes:
 
 
 def _parse(body: Buffer) -> dict[_Key, Raw]:
-    """The keys with their undecoded values: how to decode a tensor depends on the model's input."""
+    """Returns the keys with undecoded values, because how to decode a tensor depends on the model's input."""
     if not body:
         raise InvalidArgument("the body is empty, expected a JSON object with the names of inputs")
     try:
@@ -331,7 +331,7 @@ def _plain(what: str, text: Raw | bytes) -> Any:
 def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
     if spec.json and _kind(value) == _JSON_KINDS[spec.json]:
         return _decoded(spec, 1, _encode(_text(spec, value)))
-    if _first(value) == b"n" and spec.datatype is DataType.BYTES:  # null is no text, whatever the shape
+    if _first(value) == b"n" and spec.datatype is DataType.BYTES:  # null is not a text, whatever the shape
         return decode_data(InputPlan(spec.name, spec.datatype.name, (1,)), b"[null]", f"$.{spec.name}")
     if _first(value) == b"{":
         if spec.datatype is DataType.BYTES:
@@ -354,7 +354,7 @@ def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
 
 
 def _elements_text(elements: list[Any]) -> bytes:
-    """A flat list as JSON that `decode_data` reads."""
+    """Encodes a flat list as JSON that `decode_data` reads."""
     if all(isfinite(element) for element in elements if isinstance(element, float)):
         return _encode(elements)
     text = json.dumps(elements).encode()
@@ -374,7 +374,7 @@ def _decoded(spec: TensorSpec, count: int, text: bytes) -> Tensor:
 
 
 def _shape(spec: TensorSpec, count: int) -> Shape:
-    """The shape of `count` elements: the innermost variable dimension takes them all, the others are 1."""
+    """Returns a shape for `count` elements: the innermost variable dimension takes all, the others are 1."""
     shape = list(spec.shape or SCALAR)
     for dimension in shape:
         if dimension > 0:

@@ -14,7 +14,7 @@ from backline.dialects.open_inference.rest.response_writer import RestWriter
 from backline.engine.engine import Engine
 from backline.wire.application import HttpRequest
 
-#: Triton's error text.
+#: Triton's error text for decoupled models.
 _DECOUPLED = "HTTP end point doesn't support models with decoupled transaction policy"
 
 

@@ -24,7 +24,7 @@ _KINDS: Final = {
     "name": "string",
     "datatype": "string",
 }
-#: The same for parameters with a meaning.
+#: Triton's words for the types of the parameters that it interprets.
 _PARAMETER_KINDS: Final = {
     "sequence_id": "string",
     "sequence_start": "boolean",
@@ -41,12 +41,12 @@ ONE_SOURCE: Final = (
 
 
 def unreadable(error: Exception, document: Buffer) -> InvalidArgument:
-    """The error for a `document` that a decoder has rejected with `error`."""
+    """Returns the error for a `document` that a decoder has rejected with `error`."""
     if not isinstance(error, msgspec.ValidationError):
         return InvalidArgument(f"failed to parse the request JSON buffer: {error}")
     try:
         return InvalidArgument(f"{_begin(str(error), document)}: {error}")
-    except (msgspec.DecodeError, RecursionError) as malformed:  # further on than the decoder has read
+    except (msgspec.DecodeError, RecursionError) as malformed:  # malformed after the rejected part
         return InvalidArgument(f"failed to parse the request JSON buffer: {malformed}")
 
 
@@ -86,7 +86,7 @@ class _Given(msgspec.Struct):
 
 
 def _odd_parameter(document: Buffer) -> str:
-    """The first parameter of a request whose value is not a number, a boolean or a string.
+    """Returns the first parameter of a request whose value is not a number, a boolean or a string.
 
     Empty if there is none, or if the document is malformed after the parameter, where decoding has stopped.
     """

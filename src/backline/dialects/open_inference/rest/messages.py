@@ -26,17 +26,17 @@ from backline.engine.values.tensor import Buffer, Shape, StringsMismatch, Tensor
 from backline.memo import Memo
 
 HEADER_LENGTH = b"inference-header-content-length"
-#: The most bytes of a JSON header whose plan is cached, and the most cached plans.
+#: The maximum size in bytes of a JSON header whose plan is cached, and the maximum number of cached plans.
 _MAX_REMEMBERED_SIZE = 1024
 _MAX_REMEMBERED = 1024
 _SIZE = "binary_data_size"
 _ID_FIRST = b'{"id":"'
 _DATA = b'"data":'
-#: A request with one of these after its data is not cached, since a repeated key may replace the data.
+#: A request with one of these after its data is not cached, because a repeated key may replace the data.
 _DOUBTFUL = (b'"data"', b'"id"', b'"inputs"', b"\\")
 
 Scalar = str | int | float | bool
-#: A decoded request: its plan, its id, its tensors by name.
+#: A decoded request: its plan, its id, and its tensors by name.
 Decoded = tuple[InferPlan, str, dict[str, Tensor]]
 
 
@@ -49,7 +49,7 @@ class InputDocument(Struct):
 
 
 class LargeInputDocument(InputDocument):
-    """An input of a large request: its shape is decoded only once it is known to be short."""
+    """An input of a large request: the shape is decoded only once it is known to be short."""
 
     shape: Raw  # type: ignore[assignment]
 
@@ -73,9 +73,10 @@ class LargeRequestDocument(RequestDocument):
 class RestReader:
     """Reads requests. Plans of small headers are cached, because clients repeat them.
 
-    The header of a binary request is the key of its plan. Of a request that is all JSON, with numbers for one
-    input, the key is what precedes the numbers, and what follows them must also be the same. Such a request
-    is only accepted if its numbers are well-formed JSON, so the whole would be decoded to the same plan.
+    The header of a binary request is the cache key of its plan. For a request that is all JSON, with numbers
+    for one input, the key is the text before the numbers, and the text after them must also be the same. The
+    cached plan is used only if the numbers are well-formed JSON, so decoding the whole text would give the
+    same plan.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -83,7 +84,7 @@ class RestReader:
         self._decoder = msgspec.json.Decoder(RequestDocument)
         self._large_decoder = msgspec.json.Decoder(LargeRequestDocument)
         self._plans: Memo[bytes, InferPlan] = Memo(_MAX_REMEMBERED)
-        #: The plans of requests with numbers, and what follows the numbers.
+        #: The plans of requests with numbers, and the text after the numbers.
         self._number_plans: Memo[bytes, tuple[InferPlan, bytes]] = Memo(_MAX_REMEMBERED)
 
     def read(
@@ -279,7 +280,7 @@ class RestReader:
 
 
 def instead_of_json(body: Buffer, headers: Mapping[bytes, bytes]) -> str:
-    """The end of an error about a body that is not a JSON object: what the body is, and how to send a file.
+    """Returns the end of an error about a body that is not a JSON object: what it is, and how to send a file.
 
     Empty if the body is empty, or begins like an object.
     """
@@ -297,7 +298,7 @@ def instead_of_json(body: Buffer, headers: Mapping[bytes, bytes]) -> str:
 
 
 def split_id(header: bytes) -> tuple[str, bytes]:
-    """Splits a JSON header into its id and the rest, if it starts with the id, as most clients write it.
+    """Splits a JSON header into its id and the rest, if it starts with the id, as with most clients.
 
     Returns "" and the header if it starts otherwise, or if the id is written with blanks or escapes.
     """
@@ -312,7 +313,10 @@ def split_id(header: bytes) -> tuple[str, bytes]:
 
 
 def make_plan(document: RequestDocument, model: str, memory: SharedMemory | None, binary: int) -> InferPlan:
-    """The plan of a request, checked as far as possible without the model. `binary` bytes follow the JSON."""
+    """Makes the plan of a request, checked as far as possible without the model.
+
+    `binary` bytes follow the JSON.
+    """
     builder = PlanBuilder(model, document.id, memory)
     mismatch: InvalidArgument | None = None
     declared: list[int | None] = []
@@ -373,7 +377,7 @@ def _check_source(name: str, given: dict[str, bool]) -> None:
 
 
 def _in_document(error: WrongType, did: str = "parse") -> InvalidArgument:
-    """The error for a parameter of the wrong JSON type: Triton's text, followed by Backline's."""
+    """Returns the error for a parameter of the wrong JSON type: Triton's text, followed by Backline's."""
     what = f"attempt to access JSON non-{error.kind} as {error.kind}"
     return InvalidArgument(f"Unable to {did} '{error.key}': {what}: {error.message}")
 
@@ -392,7 +396,7 @@ def _declared_size(name: str, parameters: dict[str, Any]) -> int | None:
 
 
 def _read_binary(plan: InferPlan, body: Buffer, offset: int, model: str, id: str) -> dict[str, Tensor]:
-    """The tensors of a plan whose inputs are all in binary form, consecutive from `offset`."""
+    """Returns the tensors of a plan whose inputs are all in binary form, consecutive from `offset`."""
     total = len(body)
     tensors = {}
     for spec, size in zip(plan.inputs, plan.declared, strict=True):

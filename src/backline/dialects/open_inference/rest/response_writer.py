@@ -20,11 +20,11 @@ from backline.memo import Memo
 from backline.wire.application import Fields
 
 _JSON_FIELDS: Fields = ((b"content-type", b"application/json"),)
-#: The most cached beginnings of responses.
+#: The maximum number of cached beginnings of responses.
 _MAX_REMEMBERED = 1024
 #: The end of the JSON of a response whose last output has data.
 _END = b"}]}"
-#: The most bytes of JSON that are copied into one buffer.
+#: The maximum size in bytes of JSON that is copied into one buffer.
 _JOINED = 16 * 1024
 
 
@@ -56,7 +56,7 @@ class RestWriter:
         self._json_heads: Memo[object, bytes] = Memo(_MAX_REMEMBERED)
 
     def write(self, plan: InferPlan, response: InferResponse) -> tuple[Fields, list[Buffer]]:
-        """The header fields and the buffers of the body.
+        """Returns the header fields and the buffers of the body.
 
         Raises BacklineError, such as InvalidArgument for values that JSON cannot represent.
         """
@@ -83,7 +83,7 @@ class RestWriter:
         return self._write(plan, response, outputs)
 
     def _write_numbers(self, response: InferResponse, tensor: Tensor) -> list[Buffer]:
-        """The JSON of a response whose only output is numeric."""
+        """Returns the JSON of a response whose only output is numeric."""
         elements = bytes(encode_data(tensor))
         key = (response.model_name, response.model_version, tensor.name, tensor.datatype, tensor.shape)
         head = self._json_heads.get(key)

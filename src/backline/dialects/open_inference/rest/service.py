@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over REST: its routes."""
+"""The REST routes of the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _VERSION = "/v2/models/{}/versions/{}"
 
 
 class RestService:
-    """Registers the routes. `not_ready_status` is the HTTP status of failed health checks.
+    """Registers the REST routes. `not_ready_status` is the HTTP status of failed health checks.
 
-    Triton's status, 400, stands for all of Triton's behaviour: answers have no body except for the reason why
-    a model is not ready, which an unknown model is, too.
+    Triton's status, 400, selects all of Triton's behaviour: an unknown model counts as not ready, and
+    responses have no body except for the reason why a model is not ready.
     """
 
     def __init__(

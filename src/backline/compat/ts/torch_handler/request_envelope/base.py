@@ -28,11 +28,11 @@ class BaseEnvelope(abc.ABC):
 
 
 def body_of(row: Any) -> Any:
-    """The body of a request, which TorchServe passes under the key "data" or "body"."""
+    """Returns the body of a request, which TorchServe passes under the key "data" or "body"."""
     return row.get("data") or row.get("body")
 
 
 def json_of(row: Any) -> Any:
-    """The body of a request, parsed as JSON. Raises ValueError if it is invalid."""
+    """Returns the body of a request, parsed as JSON. Raises ValueError if it is invalid."""
     body = body_of(row)
     return json.loads(body) if isinstance(body, (bytes, bytearray, str)) else body

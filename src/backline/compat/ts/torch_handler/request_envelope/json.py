@@ -10,7 +10,7 @@ from .base import BaseEnvelope, json_of
 
 
 class JSONEnvelope(BaseEnvelope):
-    """The instances of all requests form one batch. `{"b64": "..."}` stands for bytes in base64."""
+    """The instances of all requests form one batch. `{"b64": "..."}` represents bytes in base64."""
 
     _lengths: list[int]
 
