@@ -43,7 +43,7 @@ class LogControl(Protocol):
         """
 
     def update(self, changes: Mapping[str, object]) -> None:
-        """Changes some settings, all of them or none.
+        """Changes the given settings, either all of them or none.
 
         Raises InvalidArgument for an unknown setting or an invalid value, Unsupported for log_file.
         """
@@ -83,7 +83,7 @@ class Attempt:
 
     `identity` is the name of the caller's key, empty without one; `address` is where the request came from.
     `route` is the method and path, or the gRPC method. `detail` is the error. `suppressed` counts earlier
-    refusals of the address that were left out because there were too many.
+    refusals for the same address that were left out because there were too many.
     """
 
     time: float
@@ -147,13 +147,13 @@ class Overrides:
     files: Mapping[str, Buffer] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
-        """Raises InvalidArgument for paths that might lead out of the model's folder."""
+        """Raises InvalidArgument for paths that might reach a file outside the model's folder."""
         for path in self.files:
             check_file_path(path)
 
 
 def unreadable(model: str, reason: str) -> str:
-    """The text of a load that was refused before anything was loaded; begins with Triton's text."""
+    """Returns the error text for a load that was refused before it began; the text begins with Triton's."""
     return f"failed to load '{model}', failed to poll from model repository: {reason}"
 
 
@@ -169,8 +169,8 @@ class Control(Protocol):
     ) -> None:
         """Loads the versions that the model's policy selects, or one more version.
 
-        Versions that have changed are loaded again, and unloaded only once the new load is ready. Returns
-        when all are ready. If a load fails, the old one continues to serve, and the reason is raised.
+        Versions that have changed are loaded again; the old load is removed only once the new one is ready.
+        Returns when all are ready. If a load fails, the old one continues to serve, and the reason is raised.
         """
 
     async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:

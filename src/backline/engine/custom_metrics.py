@@ -1,4 +1,4 @@
-"""Metrics that models define: counters, gauges and histograms. Workers that use the same name share one."""
+"""Metrics that models define: counters, gauges and histograms. Workers share metrics of the same name."""
 
 from __future__ import annotations
 

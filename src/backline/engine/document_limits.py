@@ -11,7 +11,7 @@ from typing import Final
 
 from backline.engine.errors import InvalidArgument
 
-#: The maximum size, in bytes or characters. The largest real configurations have about 100 KiB.
+#: The maximum size of a document, in bytes or characters. The largest real configurations have about 100 KiB.
 MAX_DOCUMENT: Final = 1 << 20
 #: Maximum nesting, far below what the parsers' recursion allows.
 MAX_NESTING: Final = 64

@@ -1,4 +1,4 @@
-"""The seam between callers and models: everything that callers may request, independent of protocols."""
+"""The interface between callers and models: everything that callers may request, independent of protocols."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Engine:
         self._models: dict[str, dict[str, Model]] = {}
         #: Changes models; None if they cannot be changed.
         self.control: Control | None = None
-        #: Whether models are loaded by request only, as errors about models without versions then say.
+        #: Whether models are loaded only by request. If so, errors about models without versions say it.
         self.loads_by_request = False
         #: The regions that clients have registered; None if they may not register any.
         self.shared_memory: SharedMemory | None = None
@@ -117,7 +117,7 @@ class Engine:
         return routed
 
     async def infer(self, request: InferRequest) -> InferResponse:
-        """Runs a request; cancelling this coroutine cancels the request. Raises BacklineError."""
+        """Runs a request; cancelling this coroutine cancels the request. Raises BacklineError if it fails."""
         future: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
 
         def complete(_: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
@@ -179,7 +179,7 @@ class Engine:
     # looking up models
 
     def models(self) -> Iterable[Model]:
-        """All versions of all models, in any state, sorted by name and version."""
+        """Yields all versions of all models, in any state, sorted by name and version."""
         for name in sorted(self._models):
             versions = self._models[name]
             if len(versions) == 1:  # usually there is one, and sorting takes far longer than this check
@@ -195,7 +195,7 @@ class Engine:
         return sorted(self._models)
 
     def find(self, name: str, version: str = "") -> Model:
-        """A version, or the one a label points to, in any state. For "", the served version, else the newest.
+        """Returns a version (by name or label) in any state; for "", the served version, else the newest.
 
         Raises NotFound, or InvalidArgument if no model can have that name.
         """
@@ -320,9 +320,9 @@ class Engine:
     def refresh(self, names: Iterable[str] | None = None) -> None:
         """Recomputes which version serves which requests after states or labels have changed.
 
-        `names` are the models that have changed; None stands for all. Requests without a version go to the
-        version with the label STABLE if there is one, else to the newest. A version that is served only for
-        another label gets them only if there is no other version.
+        `names` are the models that have changed; None means all. Requests without a version go to the version
+        with the label STABLE if there is one, else to the newest. A version that is served only for another
+        label gets them only if there is no other version.
         """
         changed = dict.fromkeys((*self._routed, *self._models) if names is None else names)
         for name in changed:
@@ -389,8 +389,8 @@ class Engine:
 
 
 def _no_version(name: str, version: str) -> str:
-    """The error for a version or label that is not found. Triton accepts only numbers as versions, and has
-    other texts for anything else.
+    """Returns the error text for a version or label that is not found. Triton accepts only numbers as
+    versions, and has other texts for anything else.
     """
     if version.isdecimal() and int(version) < 2**63:
         return f"Request for unknown model: '{name}' version {version} is not found"

@@ -22,13 +22,13 @@ FIRST_RESPONSE_FAMILY = "nv_inference_first_response_histogram_ms"
 FIRST_RESPONSE_BOUNDS_MS = (100.0, 500.0, 2000.0, 5000.0)
 #: One bucket for each power of two in microseconds: bucket i counts durations from 2**(i-1) to below 2**i.
 HISTOGRAM_BUCKETS = 48
-#: By how many seconds a timer for a deadline may fire early.
+#: How many seconds early a timer for a deadline may fire.
 _EARLY = 0.002
 
 
 @dataclass(slots=True, eq=False)
 class Duration:
-    """How many durations were added up, and their sum in nanoseconds."""
+    """A number of durations, and their sum in nanoseconds."""
 
     count: int = 0
     ns: int = 0
@@ -325,15 +325,15 @@ class LoadStatistics:
 
 
 class CacheCounters(Protocol):
-    """What a response cache in the server's memory, which all models share, holds and has done."""
+    """The counters of a response cache in the server's memory, which all models share."""
 
-    #: Bytes: how many the cache may hold, and how many it holds.
+    #: How many bytes the cache may hold, and how many it holds.
     size: int
     used: int
     evictions: int
     hits: int
     misses: int
-    #: Nanoseconds of all lookups and of all insertions.
+    #: The total time of all lookups, and of all insertions, in nanoseconds.
     lookup_ns: int
     insertion_ns: int
 

@@ -110,7 +110,7 @@ class Joining:
 
     @property
     def padded(self) -> bool:
-        """Whether padding costs time, so that it pays to look for requests of similar length."""
+        """Whether padding costs time, so that it is worth looking for requests of similar length."""
         return self.pad_all or bool(self.padding)
 
     def batch_size(self, items: int) -> int:

@@ -63,7 +63,7 @@ class Ensemble:
 
 #: The lanes that a configuration may choose.
 Lane = Literal["inline", "thread"]
-#: All lanes: those, and the lane of models in worker processes.
+#: All lanes: the above, and the lane of models in worker processes.
 AnyLane = Literal[Lane, "process"]
 #: The maximum number of versions that a policy may name.
 MAX_SPECIFIC = 1000
@@ -88,9 +88,10 @@ class VersionPolicy:
 class QueuePolicy:
     """How many requests may queue and for how long, for a model or one priority level.
 
-    `max_size` None is the server's choice. `timeout_us` is in microseconds, 0 for none. With `may_shorten` a
-    request may set a shorter timeout; without `timeout_us` it may set any, unless `timed` is False. An
-    expired request is refused, or with `delay` waits until no other of its level or a higher one is left.
+    If `max_size` is None, the server decides. `timeout_us` is in microseconds, 0 for none. With `may_shorten`
+    a request may set a shorter timeout; without `timeout_us` it may set any, unless `timed` is False. An
+    expired request is refused or, with `delay`, waits until no other request of its level or a higher one is
+    left.
     """
 
     max_size: int | None = None
@@ -100,7 +101,7 @@ class QueuePolicy:
     timed: bool = True
 
     def timeout(self, own: float | None) -> float | None:
-        """The seconds that a request with timeout `own` may queue; None for no limit."""
+        """Returns how many seconds a request with timeout `own` may queue; None for no limit."""
         if not self.timeout_us:
             return own if self.timed else None
         default = self.timeout_us / 1e6
@@ -131,22 +132,22 @@ class WarmUpSample:
 class ModelConfig:
     """What a model's files ask for; None where the server decides by inspecting and measuring the model.
 
-    `inputs` and `outputs` are as in config.pbtxt, without the batch dimension if `max_batch_size` is above 0;
-    empty if the file names none. `max_queue_delay_us` is in microseconds. `source` is the file that the
-    configuration was read from.
+    `inputs` and `outputs` are as in config.pbtxt, without the batch dimension if `max_batch_size` is above 0.
+    Both are empty if the file names no tensors. `max_queue_delay_us` is in microseconds. `source` is the file
+    that the configuration was read from.
     """
 
     name: str
     backend: str = ""
     platform: str = ""
     max_batch_size: int | None = None
-    #: The largest batch if batching is proved rather than configured; None: the server's default.
+    #: The maximum batch size if batching is proved rather than configured; None for the server's default.
     proved_batch: int | None = None
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     version_policy: VersionPolicy = VersionPolicy()
     instance_count: int | None = None
-    #: The number of instances on the CPU if the configuration gives none; 0: the server decides.
+    #: The number of instances on the CPU if the configuration does not set it; 0 if the server decides.
     usual_instances: int = 0
     #: Where instances run and which resources they take, by group; empty if the server decides.
     instance_groups: tuple[InstanceGroup, ...] = ()
@@ -191,7 +192,7 @@ class ModelConfig:
     metric_tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     #: Upper bounds in milliseconds of the histogram of the time to first response; empty for Triton's.
     first_response_bounds_ms: tuple[float, ...] = ()
-    #: Labels in the model's files, and their versions; labels set by request override them.
+    #: The labels in the model's files, and their versions; labels set by request override them.
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     #: Whether the model is never unloaded to make room for others.
     pinned: bool = False
@@ -204,7 +205,7 @@ class ModelConfig:
     #: Whether a request may run twice. Requests are retried when their worker ends, unless this is False, and
     #: when a run exceeds the time limit only if it is True.
     idempotent: bool | None = None
-    #: The limit of a worker's resident memory; None if the model decides.
+    #: The maximum resident memory of a worker, in bytes; None if the model decides.
     memory_limit_bytes: int | None = None
     #: The Python version that a model in a worker needs ("3.13"); empty for any.
     python: str = ""

@@ -63,7 +63,7 @@ class DataType(Enum):
 
     @classmethod
     def from_dtype(cls, dtype: np.dtype) -> DataType:
-        """The datatype of a numpy array (BYTES for strings and objects). Raises InvalidArgument."""
+        """Returns the datatype for a numpy dtype (BYTES for strings and objects). Raises InvalidArgument."""
         if dtype.kind in "OSU":
             return cls.BYTES
         try:

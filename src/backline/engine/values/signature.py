@@ -13,7 +13,7 @@ from backline.engine.values.tensor import Shape, Tensor
 
 
 class DecoupledCheck:
-    """The check of a decoupled model: the caller must take any number of responses; then the usual check."""
+    """Checks requests to a decoupled model: the caller must accept any number of responses."""
 
     def __init__(self, model: str, check: Callable[[Ticket], None]) -> None:
         self._model = model
