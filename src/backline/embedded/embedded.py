@@ -166,6 +166,6 @@ class Embedded:
 
 
 def _same(location: str) -> str:
-    """A key that is equal for all spellings of one repository's location."""
+    """Returns a key that is equal for all spellings of one repository's location."""
     _, text = split_name(location)
     return text if "://" in text or text.startswith("hf:") else str(Path(text).resolve())

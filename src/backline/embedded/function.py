@@ -124,7 +124,7 @@ class Function:
         *,
         models: Sequence[str] | None = None,
     ) -> None:
-        """The arguments are those of `Embedded`.
+        """Returns the arguments are those of `Embedded`.
 
         Without options, nothing is written outside the temporary folder.
         """

@@ -34,10 +34,10 @@ class LogControl(Protocol):
     """
 
     def settings(self) -> Mapping[str, LogValue]:
-        """All settings, in the order given for this class."""
+        """Returns all settings, in the order given for this class."""
 
     def recent(self, after: int = 0) -> Sequence[LogLine]:
-        """The last entries with numbers above `after`, oldest first. Only the last 500 are kept.
+        """Returns the last entries with numbers above `after`, oldest first. Only the last 500 are kept.
 
         Anything that looks like a key, a token or a password in a URL is masked.
         """
@@ -192,19 +192,19 @@ class Control(Protocol):
         """Scans the repositories now. Returns when everything in them is served or has failed."""
 
     def repositories(self) -> Sequence[RepositoryState]:
-        """The repositories, in the order in which they were given."""
+        """Returns the repositories, in the order in which they were given."""
 
     def worker_pids(self) -> Sequence[int]:
-        """The process ids of all workers."""
+        """Returns the process ids of all workers."""
 
     def labels(self, model: str) -> Mapping[str, str]:
-        """The labels of a model and the versions they point to."""
+        """Returns the labels of a model and the versions they point to."""
 
     def history(self, model: str = "", limit: int = 100) -> Sequence[Change]:
-        """The most recent changes, newest first; of all models if `model` is empty."""
+        """Returns the most recent changes, newest first; of all models if `model` is empty."""
 
     def note(self, attempt: Attempt) -> None:
         """Appends an entry to the audit log."""
 
     def audit(self, limit: int = 100, after: float = 0.0) -> Sequence[Change | Attempt]:
-        """The most recent entries of the audit log later than `after`, newest first. Reads files."""
+        """Returns the most recent entries of the audit log later than `after`, newest first. Reads files."""

@@ -81,7 +81,7 @@ class CustomMetrics:
                 del self._families[family.name]
 
     def sample(self, name: str, labels: Mapping[str, str], bounds: Sequence[float] = ()) -> Sample:
-        """The sample with these labels, created if necessary.
+        """Returns the sample with these labels, created if necessary.
 
         Raises NotFound for an undeclared metric, Unavailable if the metric has too many samples.
         """

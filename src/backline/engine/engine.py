@@ -101,7 +101,7 @@ class Engine:
         self.submit(ticket)
 
     def _in_sequence(self, request: InferRequest, routed: Model | None) -> Model | None:
-        """The version that serves the sequence of a request: the routed one, or one being unloaded."""
+        """Returns the version that serves a request's sequence: the routed one, or one being unloaded."""
         if routed is not None and routed.sequences is not None and routed.sequences.holds(request):
             return routed
         version = request.model_version
@@ -163,7 +163,7 @@ class Engine:
         return responses
 
     def is_unknown(self, name: str, version: str = "") -> bool:
-        """Whether a version is on demand and was never loaded, so that its inputs are unknown until `wake`.
+        """Returns whether an on-demand version was never loaded, so that its inputs are unknown until `wake`.
 
         Raises NotFound, or Unavailable if the version is not ready.
         """
@@ -191,7 +191,7 @@ class Engine:
         return (model for versions in self._models.values() for model in versions.values())
 
     def names(self) -> list[str]:
-        """The names of all models, including those without versions."""
+        """Returns the names of all models, including those without versions."""
         return sorted(self._models)
 
     def find(self, name: str, version: str = "") -> Model:
@@ -219,7 +219,7 @@ class Engine:
         return route if route is not None else versions[max(versions, key=version_order)]
 
     def is_known(self, name: str) -> bool:
-        """Whether there is a model of this name with any versions."""
+        """Returns whether there is a model of this name with any versions."""
         return bool(self._models.get(name))
 
     def check_known(self, name: str) -> None:
@@ -230,7 +230,7 @@ class Engine:
             raise NotFound(f"Request for unknown model: '{name}' is not found")
 
     def find_ready(self, name: str, version: str = "") -> Model:
-        """A version that can respond.
+        """Returns a version that can respond.
 
         Raises NotFound, also for a model that could not be read, or Unavailable if the version is not ready.
         """
@@ -245,17 +245,17 @@ class Engine:
         return model
 
     def served_versions(self, name: str) -> list[str]:
-        """The versions of a model that can respond, oldest first."""
+        """Returns the versions of a model that can respond, oldest first."""
         versions = self._models.get(name, {})
         served = [version for version, model in versions.items() if model.answers]
         return served if len(served) < 2 else sorted(served, key=version_order)
 
     def labels(self, name: str) -> Mapping[str, str]:
-        """The labels of a model and the versions they point to."""
+        """Returns the labels of a model and the versions they point to."""
         return self._labels.get(name, {})
 
     def is_ready(self, name: str, version: str = "") -> bool:
-        """Whether a version is ready. Raises NotFound if it is unknown."""
+        """Returns whether a version is ready. Raises NotFound if it is unknown."""
         return self.find(name, version).ready
 
     @property
@@ -341,7 +341,7 @@ class Engine:
         self._changed()
 
     def _routes_of(self, name: str) -> dict[tuple[str, str], Model]:
-        """The versions of a model that serve requests, by the keys of `_routes`."""
+        """Returns the versions of a model that serve requests, by the keys of `_routes`."""
         routes: dict[tuple[str, str], Model] = {}
         versions = self._models.get(name, {})
         served = self.served_versions(name)

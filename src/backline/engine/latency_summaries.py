@@ -50,7 +50,7 @@ class LatencySummary:
             self._limit = len(newest) + _DISTINCT
 
     def quantiles(self, wanted: Sequence[float], now: int) -> list[float]:
-        """The quantiles of the window in microseconds; NaN if no latency was recorded in it.
+        """Returns the quantiles of the window in microseconds; NaN if no latency was recorded in it.
 
         The quantile q of n latencies is the one at rank floor(q * n) of the sorted latencies, counted from 1,
         as Triton reports it.
@@ -76,7 +76,7 @@ class LatencySummary:
 
 
 def _rounded(counts: dict[int, int]) -> dict[int, int]:
-    """The same counts by rounded values: each becomes the middle of the values that share its first bits."""
+    """Rounds each value to the middle of those with the same first bits, and adds up their counts."""
     rounded: dict[int, int] = {}
     for value, count in counts.items():
         shift = max(value.bit_length() - _BITS, 0)

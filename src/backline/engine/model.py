@@ -59,7 +59,7 @@ class OpenSequences(Protocol):
         """The number of open sequences."""
 
     def holds(self, request: InferRequest) -> bool:
-        """Whether a request belongs to an open sequence."""
+        """Returns whether a request belongs to an open sequence."""
 
 
 @dataclass(frozen=True, slots=True)

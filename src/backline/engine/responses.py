@@ -18,7 +18,7 @@ MAX_WAITING_BYTES = 1024 * 1024
 
 
 def response_size(response: InferResponse) -> int:
-    """The number of bytes in the tensors of a response."""
+    """Returns the number of bytes in the tensors of a response."""
     size = 0
     for tensor in response.outputs:
         data = tensor.data

@@ -167,7 +167,7 @@ class SharedMemory:
         yield from sorted((*self._regions.values(), *self._leaving.values()), key=lambda region: region.name)
 
     def region(self, name: str) -> Region:
-        """The region of this name. Raises NotFound."""
+        """Returns the region of this name. Raises NotFound."""
         found = self._regions.get(name) or self._leaving.get(name)
         if found is None:
             raise NotFound(f"Unable to find shared memory region: '{name}'")

@@ -59,7 +59,7 @@ def _parts(name: str) -> Iterator[str]:
 
 
 def _alike(one: str, other: str, cutoff: float) -> float:
-    """The share of letters that are alike; 0 if it is below the cutoff."""
+    """Returns the share of letters that are alike; 0 if it is below the cutoff."""
     longest = max(len(one), len(other))
     if not longest:
         return 1.0
@@ -72,7 +72,7 @@ def _alike(one: str, other: str, cutoff: float) -> float:
 
 
 def _distance(one: str, other: str, most: int) -> int:
-    """The optimal string alignment distance: insertions, deletions, replacements, and swaps of neighbours.
+    """Returns the optimal string alignment distance, which counts edits and swaps of neighbours.
 
     Distances above `most` may be reported as any number above it.
     """

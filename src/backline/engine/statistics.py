@@ -338,7 +338,7 @@ class CacheCounters(Protocol):
     insertion_ns: int
 
     def __len__(self) -> int:
-        """The number of responses in the cache."""
+        """Returns the number of responses in the cache."""
 
 
 #: The reasons why requests got no response, and how to read the count of each; see ModelStatistics.

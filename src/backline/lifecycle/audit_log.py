@@ -47,7 +47,7 @@ class RotatedFile:
             file.write((b"" if _ends_whole(file) else b"\n") + line + b"\n")
 
     def backwards(self) -> Iterator[bytes]:
-        """The lines, the last one first."""
+        """Yields the lines, the last one first."""
         for file in (self.file, self._older):
             yield from _lines_backwards(file)
 
@@ -89,7 +89,7 @@ class AuditLog:
         return list(islice((change for change in changes if not model or change.model == model), limit))
 
     def entries(self, limit: int = 100, after: float = 0.0) -> list[Change | Attempt]:
-        """The latest entries that were made after `after`, newest first. Skips damaged lines."""
+        """Returns the latest entries that were made after `after`, newest first. Skips damaged lines."""
         files = (_entries(self._changes.backwards()), _entries(self._refusals.backwards()))
         merged = heapq.merge(*files, key=lambda entry: entry.time, reverse=True)
         return list(islice(takewhile(lambda entry: entry.time > after, merged), limit))
@@ -117,7 +117,7 @@ def _parse(line: bytes) -> Change | Attempt | None:
 
 
 def _ends_whole(file: BinaryIO) -> bool:
-    """Whether the last line is complete; a killed server may leave half a line."""
+    """Returns whether the last line is complete; a killed server may leave half a line."""
     if file.seek(0, os.SEEK_END) == 0:
         return True
     file.seek(-1, os.SEEK_END)
@@ -125,7 +125,7 @@ def _ends_whole(file: BinaryIO) -> bool:
 
 
 def _lines_backwards(path: Path) -> Iterator[bytes]:
-    """The lines of a file from its end, block by block."""
+    """Yields the lines of a file from its end, block by block."""
     try:
         with path.open("rb") as file:
             position = file.seek(0, os.SEEK_END)

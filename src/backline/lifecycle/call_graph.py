@@ -34,7 +34,7 @@ class CallGraph:
         return []
 
     def _way(self, start: Node, end: Node, new: dict[Node, list[Node]]) -> list[Node]:
-        """The nodes on a path from `start` to `end`, both included; empty if no path exists."""
+        """Returns the nodes on a path from `start` to `end`, both included; empty if no path exists."""
         before: dict[Node, Node | None] = {start: None}
         reached = [start]
         for node in reached:
@@ -75,12 +75,12 @@ class CallGraph:
 
 
 def node(model: Model) -> Node:
-    """A model as a node of the call graph."""
+    """Returns a model as a node of the call graph."""
     return model.name, model.version
 
 
 def called(engine: Engine, step: EnsembleStep) -> Model:
-    """The version that a step calls now. Raises BacklineError if none is ready."""
+    """Returns the version that a step calls now. Raises BacklineError if none is ready."""
     return engine.find_ready(step.model, step.version or engine.served_versions(step.model)[-1])
 
 

@@ -94,7 +94,7 @@ class AwaitedChanges:
 
 
 def load_failed(name: str, failures: Mapping[str, str], found: FoundModel | None = None) -> str:
-    """Why a load failed, by version. Begins with Triton's texts, which differ by the step that fails.
+    """Returns why a load failed, by version. Begins with Triton's texts, which differ by the step that fails.
 
     `found` is the model in its repository.
     """
@@ -114,7 +114,7 @@ def load_failed(name: str, failures: Mapping[str, str], found: FoundModel | None
 
 
 def _is_unknown(found: FoundModel) -> bool:
-    """Whether neither a configuration nor a file tells which backend a model needs."""
+    """Returns whether neither a configuration nor a file tells which backend a model needs."""
     unread = bool(found.versions) and all(version.path is None for version in found.versions)
     return unread and not found.config.declared
 

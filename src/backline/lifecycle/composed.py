@@ -203,7 +203,7 @@ class ComposedServable(Servable):
 
 
 def composed_signature(config: ModelConfig) -> Signature:
-    """The ensemble's signature as configured, with the batch dimension if it is batched."""
+    """Returns the ensemble's signature as configured, with the batch dimension if it is batched."""
     first: Shape = (-1,) if config.max_batch_size else ()
 
     def full(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
@@ -216,7 +216,7 @@ def composed_signature(config: ModelConfig) -> Signature:
 
 
 def unanswered_step(engine: Engine, config: ModelConfig) -> str:
-    """Why an ensemble cannot serve: it calls itself, or a step's model is not ready; "" if it can.
+    """Returns why an ensemble cannot serve: it calls itself, or a step's model is not ready; "" if it can.
 
     The texts are Triton's, except the one for an ensemble that calls itself, which Triton does not detect.
     """

@@ -339,7 +339,7 @@ def _servable_class(config: ModelConfig) -> type[Servable]:
 
 
 def composed_of(config: ModelConfig) -> frozenset[str]:
-    """The names of the models that an ensemble calls; none for other models."""
+    """Returns the names of the models that an ensemble calls; none for other models."""
     return config.ensemble.models if config.ensemble is not None else frozenset()
 
 
@@ -353,17 +353,17 @@ class Dependencies:
         self.composed: set[str] = set()
 
     def asking(self, name: str) -> list[str]:
-        """The models with a target that call the model `name`, directly or through others."""
+        """Returns the models with a target that call the model `name`, directly or through others."""
         targets = {served.name: served.target for served in self._models if served.target is not None}
         return [other for other, target in targets.items() if self._asks(target.source.config, name, set())]
 
     def needed(self) -> set[str]:
-        """The models that ensembles with a target call directly."""
+        """Returns the models that ensembles with a target call directly."""
         sources = (served.target.source for served in self._models if served.target)
         return {name for source in sources for name in composed_of(source.config)}
 
     def is_waiting(self, config: ModelConfig) -> bool:
-        """Whether a model's load must wait for loads of models that it calls."""
+        """Returns whether a model's load must wait for loads of models that it calls."""
         if config.ensemble is None:
             return False
         from backline.lifecycle.composed import unanswered_step
@@ -391,7 +391,7 @@ class Dependencies:
                         yield served
 
     def _asks(self, config: ModelConfig, name: str, seen: set[str]) -> bool:
-        """Whether a model calls the model `name`, directly or through others."""
+        """Returns whether a model calls the model `name`, directly or through others."""
         for asked in composed_of(config) - seen:
             seen.add(asked)
             served = self._models.find(asked)

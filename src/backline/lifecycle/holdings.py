@@ -138,14 +138,14 @@ class Holdings:
         return self._known.get(model)
 
     def source(self, model: str) -> Source:
-        """The model to load. Raises NotFound, with Triton's text, if no repository holds it."""
+        """Returns the model to load. Raises NotFound, with Triton's text, if no repository holds it."""
         source = self._known.get(model)
         if source is None:
             raise NotFound(unreadable(model, self.described))
         return source
 
     def versions(self, model: str) -> frozenset[str]:
-        """The versions of a model in the repositories; empty for an unknown model."""
+        """Returns the versions of a model in the repositories; empty for an unknown model."""
         source = self._known.get(model)
         return frozenset(source.versions) if source is not None else frozenset()
 

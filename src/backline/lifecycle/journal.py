@@ -150,7 +150,7 @@ def _log_failure(model: Model, reason: str) -> None:
 
 
 def _cause(step: Step, served: ServedModel | None) -> tuple[str, str]:
-    """The author and the reason of a step, for the audit log."""
+    """Returns the author and the reason of a step, for the audit log."""
     for reason, who in _SLEEP.items():
         if step.reason.startswith(reason):
             return who, step.reason

@@ -49,5 +49,5 @@ class KeptVersions:
         return {kept.version for kept in self._by_label.values()}
 
     def labels_of(self, version: str) -> list[str]:
-        """The labels for which a version is kept, sorted."""
+        """Returns the labels for which a version is kept, sorted."""
         return sorted(label for label, kept in self._by_label.items() if kept.version == version)

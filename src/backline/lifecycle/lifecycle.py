@@ -379,7 +379,7 @@ def _newest(served: ServedModel) -> str:
 
 
 def _with_version(old: Target, source: Source, version: str) -> Target:
-    """A target with one more version; the others keep the files that they were loaded from."""
+    """Returns a target with one more version; the others keep the files that they were loaded from."""
     present = {one.version for one in old.versions() if not one.problem}
     return Target(
         old.source.with_version_of(source, version), old.added | present | {version}, old.removed - {version}

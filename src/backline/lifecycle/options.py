@@ -39,7 +39,7 @@ def check_isolation(mode: IsolateMode) -> None:
 
 
 def runs_apart(mode: IsolateMode, *, from_elsewhere: bool) -> bool:
-    """Whether files run in worker processes, whatever lane their configuration asks for."""
+    """Returns whether files run in worker processes, whatever lane their configuration asks for."""
     return mode == "workers" and from_elsewhere
 
 

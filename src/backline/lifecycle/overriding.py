@@ -139,7 +139,7 @@ def remove_stale() -> None:
 
 
 def _new_root() -> tuple[Path, int]:
-    """A new folder, and its locked descriptor."""
+    """Returns a new folder, and its locked descriptor."""
     while True:
         root = Path(tempfile.mkdtemp(prefix=_PREFIX))
         descriptor = open_lock(root / "lock") if sys.platform == "win32" else os.open(root, os.O_RDONLY)
@@ -172,7 +172,7 @@ async def with_configuration(source: Source, text: str, *, complete: bool = Fals
 
 
 def _under(version: FoundVersion, folder: str, config: ModelConfig) -> FoundVersion:
-    """A version with another configuration, which may name another model file."""
+    """Returns a version with another configuration, which may name another model file."""
     if config.default_model_filename and not version.problem:
         path = "/".join(part for part in (folder, version.version, config.default_model_filename) if part)
         if path not in version.files and not any(name.startswith(path + "/") for name in version.files):

@@ -96,7 +96,7 @@ _Identity: TypeAlias = tuple[str, str, str]
 def plan(
     wanted: Collection[Wanted], held: Collection[HeldVersion], *, now: float, load_slots: int
 ) -> list[Action]:
-    """The actions to take now, in order; to be called again whenever one of them has ended.
+    """Returns the actions to take now, in order; to be called again whenever one of them has ended.
 
     Entries of `wanted` differ in name, version or fingerprint; for each name and version at most one has
     `serve`. Loads begin in the order of `wanted`, at most `load_slots` at a time. An unwanted version is

@@ -121,7 +121,7 @@ class ServedModel:
         self._selected = selected
 
     def planned(self) -> list[HeldVersion]:
-        """The existing loads, as the planner needs to know them."""
+        """Returns the existing loads, as the planner needs to know them."""
         nothing: frozenset[str] = frozenset()
         dismissed = nothing if self.target is None else self.target.removed
         return [
@@ -134,7 +134,7 @@ class ServedModel:
         ]
 
     def wanted(self) -> list[Wanted]:
-        """The planner's goals: the target, the change in progress, and versions kept by labels."""
+        """Returns the planner's goals: the target, the change in progress, and versions kept by labels."""
         goals: list[Wanted] = []
         if self.target is not None:
             labelled = self._labelled
@@ -206,7 +206,7 @@ class ServedModel:
     def _goals_of(
         self, target: Target, labelled: Iterable[str] = (), *, asleep: frozenset[str] = frozenset()
     ) -> list[Wanted]:
-        """The goals of `target.wanted`. They are kept, because each step needs them several times."""
+        """Returns the goals of `target.wanted`. They are kept, because each step needs them several times."""
         named = frozenset(labelled)
         of, before, sleeping, goals = self._goals
         if of is not target or before != named or sleeping != asleep:
@@ -222,7 +222,7 @@ class ServedModel:
         return (frozenset(on_demand) - self.awake) | frozenset(self.resting)
 
     def only_kept(self, version: str) -> bool:
-        """Whether a version is loaded only so that a label can return to it."""
+        """Returns whether a version is loaded only so that a label can return to it."""
         return (
             version in self.kept.versions and version not in self._labelled and version not in self._selected
         )
@@ -262,7 +262,7 @@ class ServedModel:
         return sorted(label for label, labelled in self.labels.items() if labelled == version)
 
     def find(self, goal: Wanted) -> tuple[Target, FoundVersion]:
-        """The target and files of a wanted version."""
+        """Returns the target and files of a wanted version."""
         for target in (self.change, self.target):
             if target is None:
                 continue
@@ -328,7 +328,7 @@ class ServedModel:
         return "it is no longer served" if withheld is None else withheld.model.reason
 
     def ready(self, version: str) -> Servable | None:
-        """The load that serves a version, if any."""
+        """Returns the load that serves a version, if any."""
         return self._in_phase(version, VersionPhase.READY)
 
     def _in_phase(self, version: str, phase: VersionPhase) -> Servable | None:
@@ -360,7 +360,7 @@ class ServedModel:
         self.resting[version] = reason
 
     def statistics(self, version: str) -> ModelStatistics | None:
-        """The counters of a serving or sleeping version, to be continued by its next load."""
+        """Returns the counters of a serving or sleeping version, to be continued by its next load."""
         one = self.ready(version) or self._asleep.get(version)
         return None if one is None else one.model.statistics
 
@@ -487,7 +487,7 @@ class ServedModel:
             one.show_newer(failed[0] if failed else "", progress, self._remark(version))
 
     def _remark(self, version: str) -> str:
-        """A text with what a user should know about a version that serves; usually empty."""
+        """Returns a text with what a user should know about a version that serves; usually empty."""
         if self.only_kept(version):
             labels = ", ".join(f"'{label}'" for label in self.kept.labels_of(version))
             return f"stays loaded for a while, for a rollback of {labels}"
@@ -533,7 +533,7 @@ class ServedModel:
         return self._unloaded
 
     def _by_request(self, version: str) -> bool:
-        """Whether a version is no longer wanted because a request unloaded it or its model."""
+        """Returns whether a version is no longer wanted because a request unloaded it or its model."""
         return self.target is None or version in self.target.removed
 
     def unloaded(self, one: Servable) -> None:
@@ -553,7 +553,7 @@ class ServedModel:
 
 
 def missing_text(model: str, version: str, labels: Sequence[str]) -> str:
-    """Why no load of a version that `labels` point to is possible, what follows, and what to do."""
+    """Returns why no load of a version that `labels` point to is possible, what follows, and what to do."""
     refused = "requests without a version" if STABLE in labels else "requests to it"
     return (
         f"{_pointing(labels)} to version {version}, which no repository holds, so {refused} are refused."
@@ -575,7 +575,7 @@ def _pointing(labels: Sequence[str]) -> str:
 
 
 def _failed_as_in_triton(one: ShownVersion) -> bool:
-    """Whether Triton would show a version whose load failed.
+    """Returns whether Triton would show a version whose load failed.
 
     Triton forgets failed loads that never created a version: those of models that it could not read, and of
     ensembles that call a model that is not there.

@@ -46,7 +46,7 @@ class Sleep:
         self._reasons: dict[int, str] = {}
 
     def tenants(self) -> list[Tenant]:
-        """The loaded versions, as Residency needs to know them."""
+        """Returns the loaded versions, as Residency needs to know them."""
         return [
             Tenant(
                 (served.name, one.key),

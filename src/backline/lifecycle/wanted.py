@@ -146,7 +146,7 @@ def step_failed(ensemble: str, step: str, reason: str) -> str:
 
 
 def identity(version: FoundVersion) -> str:
-    """What identifies a load: the version's files, or its problem."""
+    """Returns what identifies a load: the version's files, or its problem."""
     return f"{version.fingerprint} {version.problem}"
 
 
@@ -192,12 +192,12 @@ class Sources:
         return self._found.keys() == self._repositories.keys()
 
     def missing(self, name: str, problem: str) -> Source:
-        """A source for a wanted model that no repository holds; clients see the `problem`."""
+        """Returns a source for a wanted model that no repository holds; clients see the `problem`."""
         found = FoundModel(name, "", "", ModelConfig(name), problem=problem)
         return Source(name, found, next(iter(self._repositories.values())))
 
     async def scan(self, *, first: bool = False) -> dict[str, Source]:
-        """The models of the repositories, by name.
+        """Returns the models of the repositories, by name.
 
         The models of an unreadable repository are kept, and the reason is logged once; a scan called `first`
         raises BacklineError instead.
@@ -233,7 +233,7 @@ class Sources:
         return {name: same[0] if len(same) == 1 else _refuse_same(same) for name, same in sources.items()}
 
     def states(self, mode: str, poll_seconds: float) -> list[RepositoryState]:
-        """The repositories as of their last scans; `mode` and `poll_seconds` are the server's."""
+        """Returns the repositories as of their last scans; `mode` and `poll_seconds` are the server's."""
         return [self._state(location, mode, poll_seconds) for location in self._repositories]
 
     def _state(self, location: str, mode: str, poll_seconds: float) -> RepositoryState:

@@ -63,7 +63,7 @@ def reshape_tensor(tensor: Tensor, reshapes: Reshapes) -> Tensor:
 
 
 def narrower(given: Shape, actual: Shape) -> Shape | None:
-    """The narrower of two shapes with -1 for variable dimensions; None if no shape fits both."""
+    """Returns the narrower of two shapes with -1 for variable dimensions; None if no shape fits both."""
     if len(given) != len(actual) or any(
         -1 not in (g, a) and g != a for g, a in zip(given, actual, strict=True)
     ):

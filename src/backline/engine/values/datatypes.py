@@ -44,7 +44,7 @@ class DataType(Enum):
 
     @classmethod
     def from_name(cls, name: str) -> DataType:
-        """The datatype called `name` on the wire ("FP32"). Raises InvalidArgument for an unknown name."""
+        """Returns the datatype called `name` on the wire ("FP32"). Raises InvalidArgument if unknown."""
         try:
             return _BY_NAME[name]
         except (KeyError, TypeError):
@@ -58,7 +58,7 @@ class DataType(Enum):
 
     @classmethod
     def from_config_name(cls, name: str) -> DataType:
-        """The datatype called `name` in config.pbtxt ("TYPE_FP32"). Raises KeyError for an unknown name."""
+        """Returns the datatype called `name` in config.pbtxt ("TYPE_FP32"). Raises KeyError if unknown."""
         return _BY_CONFIG_NAME[name]
 
     @classmethod

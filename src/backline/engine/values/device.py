@@ -78,7 +78,7 @@ class Places:
         return all(placed.group.count for placed in self.groups)
 
     def spread(self, count: int | None = None) -> tuple[Place, ...]:
-        """The instances in the order of creation; those of a group alternate between its devices.
+        """Returns the instances in the order of creation; those of a group alternate between its devices.
 
         `count` is the total for a group that does not set a number; by default one per device.
         """

@@ -57,7 +57,7 @@ class TensorSpec:
     media: str = ""
 
     def __str__(self) -> str:
-        """The tensor as messages show it, such as "x FP32[-1, 4]"."""
+        """Returns the tensor as messages show it, such as "x FP32[-1, 4]"."""
         return f"{self.name} {self.datatype.name}{list(self.shape)}{' (optional)' * self.optional}"
 
 
@@ -69,7 +69,7 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
 
     def is_fixed(self, *, batched: bool) -> bool:
-        """Whether all requests have inputs of the same shapes, except for the batch."""
+        """Returns whether all requests have inputs of the same shapes, except for the batch."""
         first = 1 if batched else 0
         return all(not spec.optional and dim >= 0 for spec in self.inputs for dim in (0, *spec.shape[first:]))
 

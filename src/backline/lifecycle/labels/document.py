@@ -108,16 +108,16 @@ def _open(path: str, flags: int) -> int:
 
 
 def revision_of(data: bytes) -> str:
-    """A revision made from the contents, for storage that has no revisions: equal contents have equal
+    """Returns a revision made from the contents, for storage that has no revisions: equal contents have equal
     ones."""
     return sha256(data).hexdigest()
 
 
 def too_large(where: str) -> BacklineError:
-    """The error for a document of more than MOST_BYTES."""
+    """Returns the error for a document of more than MOST_BYTES."""
     return InvalidArgument(f"{where} has more than the {MOST_BYTES >> 20} MiB allowed")
 
 
 def unreachable(where: str, reason: str) -> BacklineError:
-    """The error for labels whose storage does not respond."""
+    """Returns the error for labels whose storage does not respond."""
     return Unavailable(f"{where} cannot be reached: {reason}", 1)

@@ -79,7 +79,7 @@ class Labelling:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def in_force(self, source: Source) -> Mapping[str, str]:
-        """The labels of a model: those of its configuration, overridden by those set by request."""
+        """Returns the labels of a model: those of its configuration, overridden by those set by request."""
         return {**source.found.config.labels, **self._store.of(source.name)}
 
     async def move(self, move: LabelMove, who: str) -> Change:
@@ -256,7 +256,7 @@ class Labelling:
     def _last_change(
         self, model: str, label: str, before: Mapping[str, str], now: Mapping[str, str]
     ) -> Change:
-        """The entry of the audit log for a label that another server has moved."""
+        """Returns the entry of the audit log for a label that another server has moved."""
         was, version = before.get(label, ""), now.get(label, "")
         changes = (one for one in self._store.history(model) if one.label == label)
         last = next(changes, None) or Change(0.0, "unknown", "label" if version else "unlabel", model)

@@ -86,7 +86,7 @@ class RedisDocument:
         return revision_of(data)
 
     def _edition(self, exists: int, data: bytes) -> Edition:
-        """The document as it was read, up to one byte more than is allowed."""
+        """Returns the document as it was read, up to one byte more than is allowed."""
         if len(data) > MOST_BYTES:
             raise too_large(self._where)
         return Edition(data, revision_of(data)) if exists else Edition(None, "")

@@ -87,11 +87,11 @@ class LabelStore:
         return self._copy is not None
 
     def of(self, model: str) -> Mapping[str, str]:
-        """The labels of a model, with the versions that they point to."""
+        """Returns the labels of a model, with the versions that they point to."""
         return self._contents.labels.get(model, {})
 
     def history(self, model: str) -> Sequence[Change]:
-        """The latest changes to a model's labels, by any server, newest first."""
+        """Returns the latest changes to a model's labels, by any server, newest first."""
         return self._contents.changes.get(model, [])[::-1]
 
     def refresh(self) -> frozenset[str]:

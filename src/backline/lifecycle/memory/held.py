@@ -45,7 +45,7 @@ class HeldMemory:
         return Held(server.own - shared, server.files, workers, self.on_gpus(pids))
 
     def of_workers(self, pids: Collection[int]) -> Mapping[int, Footprint]:
-        """The footprints of these workers, each with the processes that it started."""
+        """Returns the footprints of these workers, each with the processes that it started."""
         with self._lock:
             return self._footprints.read(pids)
 

@@ -145,7 +145,7 @@ class LoadMeter:
         load.shown = own
 
     def _on_gpus(self) -> Mapping[int, int]:
-        """The bytes that this process holds on each GPU with a budget."""
+        """Returns the bytes that this process holds on each GPU with a budget."""
         return {index: by_pid.get(os.getpid(), 0) for index, by_pid in self._held.on_gpus().items()}
 
     def _share_out(self, grown: int) -> None:

@@ -166,7 +166,7 @@ class Needs:
         return self._runtimes.get(backend, _RUNTIMES.get(backend, 0))
 
     def own_estimate(self, kind: LoadKind) -> int:
-        """What the loaded model probably holds, in bytes."""
+        """Returns what the loaded model probably holds, in bytes."""
         with self._lock:
             known = self._models.get(kind.key)
             return known.own if known is not None and known.measured else self._estimate(kind).own

@@ -87,7 +87,7 @@ class Reservation:
         return max(own, need.own) if self.loaded and not own else own
 
     def there_on_gpu(self, index: int, held: Held, need: Need) -> int:
-        """The bytes of a GPU's memory that the load holds already; see `there`."""
+        """Returns the bytes of a GPU's memory that the load holds already; see `there`."""
         by_pid = held.gpus.get(index, {})
         own = sum(by_pid.get(pid, 0) for pid in self.pids())
         return max(own, need.gpus.get(index, 0)) if self.loaded and not own else own
@@ -284,7 +284,7 @@ class Residency:
             await self._wait_for_change(changed, {one.key for one in tenants if one.busy})
 
     def _will_end(self, reservation: Reservation) -> bool:
-        """Whether any running load will end without the room that this one waits for.
+        """Returns whether any running load will end without the room that this one waits for.
 
         A load that has not begun holds nothing, so no other waits for it. Of the loads that are suspended,
         the one that began last is stopped, and the others wait for that.
@@ -296,7 +296,7 @@ class Residency:
         return any(other is not reservation and (not other.suspended or other in later) for other in began)
 
     def _must_queue(self, reservation: Reservation) -> bool:
-        """Whether an earlier load has waited for so long that this one must not take its room."""
+        """Returns whether an earlier load has waited for so long that this one must not take its room."""
         if reservation in self._running:  # what a running load waits for, it must get first
             return False
         for one, since in self._waiting.items():

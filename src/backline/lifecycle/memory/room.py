@@ -67,7 +67,7 @@ class Shortage:
         return self.demand.excess <= self.idle + self.busy
 
     def error(self, what: str) -> Unavailable:
-        """The error for a load of `what`, such as "model 'a' version 1"."""
+        """Returns the error for a load of `what`, such as "model 'a' version 1"."""
         option = "--memory-budget" if self.device == CPU else "--gpu-memory-budget"
         raise_it = f"Pin fewer models, or raise {option}" if self.pinned else f"Raise {option}"
         advice = "Try again" if self.passes else raise_it
@@ -111,7 +111,7 @@ class _Freed:
 def make_room(
     tenants: Collection[Tenant], demands: Mapping[Device, Demand], kept_files: Collection[str] = ()
 ) -> list[Hashable] | Shortage:
-    """The versions to unload so that what a load needs fits into the budget of every device.
+    """Returns the versions to unload so that what a load needs fits into the budget of every device.
 
     Chooses idle versions that are not pinned, least recently used first, and no more than necessary. Returns
     a Shortage, and unloads none, if all of them together would not free enough. Unloading does not free
@@ -158,7 +158,7 @@ def _total(tenants: Collection[Tenant], device: Device) -> int:
 
 
 def union_of_files(each: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The files that several processes map, each with the largest of its resident sizes."""
+    """Returns the files that several processes map, each with the largest of its resident sizes."""
     union: dict[str, int] = {}
     for files in each:
         for name, size in files.items():
@@ -167,6 +167,6 @@ def union_of_files(each: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def idle_too_long(tenants: Collection[Tenant], now: float) -> list[Hashable]:
-    """The versions whose idle limit has passed at `now`."""
+    """Returns the versions whose idle limit has passed at `now`."""
     idle = (one for one in tenants if not one.pinned and not one.busy)
     return [one.key for one in idle if one.idle_limit is not None and now - one.last_used >= one.idle_limit]

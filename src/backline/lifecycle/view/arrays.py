@@ -61,7 +61,7 @@ class ReshapeTensors(Stage):
 
 
 def to_model(config: ModelConfig) -> dict[str, Reshape]:
-    """The reshapes from clients' to the model's shapes by input, batch dimension included."""
+    """Returns the reshapes from clients' to the model's shapes by input, batch dimension included."""
     batch = _batch(config)
     return {
         spec.name: Reshape((*batch, *spec.shape), (*batch, *spec.reshape))
@@ -169,7 +169,7 @@ class Arrange(Stage):
 
 
 def _constant(where: str, spec: TensorSpec, text: str) -> np.ndarray:
-    """The value of a constant input, in the model's shape, with size 1 for variable dimensions."""
+    """Returns the value of a constant input, in the model's shape, with size 1 for variable dimensions."""
     shape = tuple(1 if dim < 0 else dim for dim in spec.shape)
     if spec.datatype is DataType.BYTES:
         return np.full(shape, text.encode(), np.object_)

@@ -120,7 +120,7 @@ class JoinRequests(Stage):
         return self.joiner.split(requests, rows, outputs, arrays)
 
     def may_differ(self, name: str, axis: int) -> bool:
-        """Whether requests in one batch may differ in this dimension of an input."""
+        """Returns whether requests in one batch may differ in this dimension of an input."""
         joining = self.joining
         return joining is not None and (
             name in joining.ragged or (name in joining.padding and axis in joining.padding[name].axes)

@@ -45,7 +45,7 @@ class Stage:
         return False
 
     def fit(self, inner: Signature) -> Signature:
-        """The signature on the outer side, derived from the inner one.
+        """Returns the signature on the outer side, derived from the inner one.
 
         Called before any run, once for each replica. Raises BacklineError when the model does not fit the
         configuration.

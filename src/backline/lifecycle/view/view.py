@@ -53,7 +53,7 @@ class View:
         self.inner = config
 
     def stage(self, kind: type[Kind]) -> Kind:
-        """The stage of this type. It must be in the list."""
+        """Returns the stage of this type. It must be in the list."""
         return next(stage for stage in self._stages if isinstance(stage, kind))
 
     def wrap(self, model: AnyModel) -> AnyModel:

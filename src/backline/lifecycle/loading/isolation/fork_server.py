@@ -28,12 +28,12 @@ from backline.lifecycle.loading.isolation.trial import run_trial
 from backline.system.memory import resident_bytes
 from backline.workers.child.worker import end_with_parent
 
-#: The descriptors that come with a request: the trial's channel, its job, its output, and where to say how it
-#: ended.
+#: The number of descriptors that come with a request: the trial's channel, its job, its output, and a socket
+#: for its exit status.
 DESCRIPTORS = 4
 LONGEST_REQUEST = 4096
-#: How far the priority of trials is below the server's, so that a file that keeps all cores busy does not
-#: delay the responses of other models.
+#: How much lower the priority of trials is than the server's, so that a file that keeps all cores busy does
+#: not delay the responses of other models.
 NICENESS = 5
 
 
@@ -45,7 +45,7 @@ class _Trial:
 
 @dataclass(frozen=True, slots=True)
 class _ForRuntime:
-    """A child process that is the fork server of one runtime, and the socket that controls it."""
+    """A child process that is the fork server for one runtime, and the socket that controls it."""
 
     pid: int
     control: socket.socket
@@ -73,7 +73,7 @@ class _ForkServer:
                     self._reap(key.fd)
 
     def _take(self) -> bool:
-        """Starts the trial that the server asks for; False once the server has closed its end."""
+        """Starts the trial that the server asks for. Returns False once the server has closed its end."""
         request, descriptors, _, _ = socket.recv_fds(self._control, LONGEST_REQUEST, DESCRIPTORS)
         if not request:
             return False
@@ -130,9 +130,9 @@ class _ForkServer:
         return self._others[modules]
 
     def _leave(self, parent: int) -> None:
-        """Lets a fork of this process end with it, and closes what only this process needs."""
+        """Makes a fork end when this process ends, and closes what only this process needs."""
         end_with_parent()
-        if os.getppid() != parent:  # the parent ended before that took effect
+        if os.getppid() != parent:  # the parent ended before the line above took effect
             os._exit(1)
         self._selector.close()
         self._control.close()
