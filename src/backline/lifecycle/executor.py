@@ -31,10 +31,11 @@ from backline.repository.local import LocalRepository
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Seconds before the first retry of a failed load; doubled with each attempt, up to _LONGEST_PAUSE.
+#: The pause before the first retry of a failed load, in seconds; it doubles with each attempt, up to
+#: _LONGEST_PAUSE.
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
-#: Seconds from a load until the measured memory of models is written to the state folder.
+#: How many seconds after a load the measured memory of models is written to the state folder.
 _SAVE_AFTER = 0.5
 
 
@@ -90,7 +91,7 @@ class Executor:
         self._closed = False
 
     def advance(self, names: Iterable[str]) -> None:
-        """Takes every step that is possible now. Loads and drains run as tasks, which end by calling this."""
+        """Takes every step that is possible now. Loads and drains run as tasks, and call this at the end."""
         if self._closed:
             return
         advanced = dict.fromkeys(names)
@@ -228,7 +229,7 @@ class Executor:
             self.advance((served.name,))
 
     async def _load_within_budget(self, one: Servable, known: Measured | None, *, evict: bool) -> None:
-        """Loads a version. Raises NoRoom if the memory budget has no room, else what Servable.load raises."""
+        """Loads a version. Raises NoRoom if the memory budget is exhausted, or what Servable.load raises."""
         needs, residency, kind = self._shared.needs, self._residency, one.kind
         label = f"model '{one.model.name}' version {one.model.version}"
 
@@ -253,7 +254,7 @@ class Executor:
             except NoRoom:
                 if reservation is None or not reservation.crowded_out:
                     raise
-                # Begins again, with room for what the load is now known to need at least.
+                # Tries again, reserving the minimum that the load is now known to need.
 
     def _save_needs(self) -> None:
         if self._saving is None or self._saving.done():
@@ -290,11 +291,11 @@ class Executor:
         self.advance((served.name,))
 
     def _advance_later(self, seconds: float, served: ServedModel) -> None:
-        # A little later: the loop's timers may fire early.
+        # A little later, because timers of the event loop may fire early.
         asyncio.get_running_loop().call_later(seconds + 0.002, self.advance_known, served)
 
     def advance_known(self, served: ServedModel) -> None:
-        """Advances a model, unless it has been forgotten, and perhaps replaced by another of its name."""
+        """Advances a model, unless it has been forgotten (and perhaps replaced by one of the same name)."""
         if self.models.find(served.name) is served:
             self.advance((served.name,))
 
@@ -344,7 +345,7 @@ def composed_of(config: ModelConfig) -> frozenset[str]:
 
 
 class Dependencies:
-    """Which models of a server call which. Lives on the event loop."""
+    """Knows which models of a server call which others. Lives on the event loop."""
 
     def __init__(self, engine: Engine, models: ServedModels) -> None:
         self._engine = engine
@@ -374,7 +375,7 @@ class Dependencies:
         return any(step is not None and not step.settled for step in steps)
 
     def review(self) -> Iterator[ServedModel]:
-        """Takes ensembles out of service when a model that they call is, and allows loads when it is back.
+        """Takes ensembles out of service if a model that they call is, and allows loads once it is back.
 
         Yields the models that need further steps. Repeats until nothing changes, because ensembles may call
         each other.
@@ -402,10 +403,11 @@ class Dependencies:
 
 
 def _reason(model: Model, error: BacklineError) -> str:
-    """Why a load failed, without the model's name and version, as every place that shows the reason names
-    both.
+    """Returns why a load failed, without the model's name and version.
 
-    Triton calls the failure of a model's own code internal.
+    Both are named wherever the reason is shown.
+
+    As in Triton, a failure of the model's own code is called internal.
     """
     named = f"model '{model.name}' version {model.version} cannot be loaded: "
     message = error.message

@@ -1,4 +1,4 @@
-"""Handles load requests that bring their own configuration or files instead of the repository's."""
+"""Handles load requests that contain a configuration or files to use instead of the repository's."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from backline.repository.repository import FoundVersion
 from backline.repository.walk import walk
 from backline.system.file_lock import open_lock, try_lock
 
-#: Configuration files, which are ignored among a load's files: only the load's configuration was checked.
+#: Configuration files, which are ignored among a request's files: only the request's `config` was checked.
 _CONFIGURATIONS = frozenset({*CONFIG_FILES, SETTINGS_FILE})
 _PREFIX = "backline-loads-"
 
 
 class OverridingFiles:
-    """Private folders for files that came with load requests.
+    """Private folders for the files of load requests.
 
     The files of a model are removed at its next load and by `close`.
     """
@@ -42,12 +42,12 @@ class OverridingFiles:
         """With `complete`, configurations must name all inputs and outputs."""
         self._complete = complete
         self._root: Path | None = None
-        #: A descriptor of the root folder, locked for as long as this process lives.
+        #: A descriptor of the root folder, which stays locked as long as this process runs.
         self._lock = -1
         self._folders: dict[str, Path] = {}
 
     async def source(self, name: str, overrides: Overrides) -> Source:
-        """Writes a load's files and returns the model. Raises InvalidArgument if they are unusable."""
+        """Writes a load request's files and returns the model. Raises InvalidArgument for unusable files."""
         if overrides.config is None:
             # Triton's text.
             raise InvalidArgument("Load parameter 'config' must be specified for model file override")
@@ -70,7 +70,7 @@ class OverridingFiles:
             self._folders[source.name] = place
 
     def failed(self, source: Source) -> None:
-        """Called after a failed load: removes its files."""
+        """Called after a failed load: removes the files of that load."""
         place = self._place(source)
         if place is not None and self._folders.get(source.name) != place:
             shutil.rmtree(place, ignore_errors=True)
@@ -84,7 +84,7 @@ class OverridingFiles:
             self._root, self._lock = _new_root()
             keep_private(self._root, "load")
         place = Path(tempfile.mkdtemp(dir=self._root))
-        # The name and the files' paths were checked: none leads out of `place`.
+        # The name and the files' paths were checked: no file can be outside `place`.
         folder = place / "models" / name
         try:
             folder.mkdir(parents=True)
@@ -123,7 +123,7 @@ class OverridingFiles:
 
 
 def remove_stale() -> None:
-    """Removes the folders of this user's servers that were killed; running servers hold a lock on theirs."""
+    """Removes the folders of this user's servers that were killed; running servers lock their folders."""
     if sys.platform == "win32":  # Windows cannot lock folders
         return
     with suppress(OSError):
@@ -149,7 +149,7 @@ def _new_root() -> tuple[Path, int]:
 
 
 async def with_configuration(source: Source, text: str, *, complete: bool = False) -> Source:
-    """A repository's model, with the configuration `text` of a load request in place of the repository's.
+    """Returns a model in a repository, with the configuration `text` of a load request instead of its own.
 
     With `complete`, the configuration must name all inputs and outputs. Returns `source` if none of its
     versions can be loaded: a load of the source will say why. Raises InvalidArgument if the configuration is

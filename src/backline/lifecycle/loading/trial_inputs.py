@@ -51,7 +51,7 @@ FAMILIES = (NORMAL, LARGE, ZEROS, ONES, POSITIVE, HUGE)
 def make_inputs(
     signature: Signature, sizes: Sizes, rows: int | None, family: ValueFamily, seed: int
 ) -> Arrays:
-    """inputs for a model; `rows` is their batch size, None for a model without a batch dimension."""
+    """Makes up inputs for a model; `rows` is the batch size, None for a model without a batch dimension."""
     arrays: Arrays = {}
     for index, spec in enumerate(signature.inputs):
         shape = trial_shape(spec, sizes, rows)

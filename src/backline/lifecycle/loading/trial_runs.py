@@ -120,8 +120,7 @@ class Trial:
     outputs: list[np.ndarray]
 
     def unbatched(self, signature: Signature) -> Trial:
-        """Converts the trial for a model without batches, whose first dimension is treated like the others.
-        """
+        """Converts the trial for a model without batches, whose first dimension is treated like any other."""
         free = free_dimensions(signature, batched=False)
         sizes = {(name, axis): self.inputs[name].shape[axis] for name, axis in free}
         return Trial(sizes, self.family, self.inputs, self.outputs)

@@ -1,4 +1,4 @@
-"""Decides which versions to unload so that a load fits into the memory budget: a pure function of sizes."""
+"""Decides which versions to unload so that a load fits into the memory budget, by pure functions of sizes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from backline.engine.values.device import CPU, Device
 class Tenant:
     """A loaded version.
 
-    `memory` is what it holds on its own, in bytes, and `files` are the files that it maps, with their
-    resident bytes. Other tenants may map the same files. `last_used` is in seconds of a common clock. A
-    `busy` version is in use and must stay. `idle_limit` is the seconds without a request after which it is
-    unloaded, None for never.
+    `memory` is the memory that the version shares with nobody, in bytes, and `files` are the files that it
+    maps, with their resident bytes. Other tenants may map the same files. `last_used` is in seconds of a
+    common clock. A `busy` version is in use and must stay loaded. The version is unloaded after `idle_limit`
+    seconds without a request, never if None.
     """
 
     key: Hashable
@@ -30,15 +30,15 @@ class Tenant:
     files: Mapping[str, int] = field(default_factory=dict)
     #: Bytes on each GPU, by the GPU's number.
     gpus: Mapping[int, int] = field(default_factory=dict)
-    #: The worker processes that hold it; none for a model in the server's process.
+    #: The worker processes that hold the version; none for a model in the server's process.
     pids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """The memory that a load needs on one device, with the device's budget and what is held, in bytes.
+    """The memory that a load needs on one device, the device's budget, and the memory in use, in bytes.
 
-    For the CPU, this is host memory.
+    The CPU stands for host memory.
     """
 
     budget: int
@@ -53,7 +53,7 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """Why a load does not fit, in bytes. `idle` is the memory that unloading the idle versions frees."""
+    """Why a load does not fit, in bytes. `idle` is the memory that unloading all idle versions would free."""
 
     demand: Demand
     pinned: int
@@ -63,7 +63,7 @@ class Shortage:
 
     @property
     def passes(self) -> bool:
-        """Whether the shortage ends when running requests have ended."""
+        """Whether the shortage will end once running requests have ended."""
         return self.demand.excess <= self.idle + self.busy
 
     def error(self, what: str) -> Unavailable:
@@ -83,7 +83,7 @@ class Shortage:
 
 
 class _Freed:
-    """The bytes that unloading some tenants frees on each device; a mapped file counts with its last user."""
+    """The bytes that unloading tenants frees on each device; a mapped file is freed with its last tenant."""
 
     def __init__(self, tenants: Collection[Tenant], kept_files: Collection[str]) -> None:
         self.bytes: Counter[Device] = Counter()
@@ -114,8 +114,8 @@ def make_room(
     """Returns the versions to unload so that what a load needs fits into the budget of every device.
 
     Chooses idle versions that are not pinned, least recently used first, and no more than necessary. Returns
-    a Shortage, and unloads none, if all of them together would not free enough. Unloading does not free
-    `kept_files`, which others than the tenants map.
+    a Shortage if unloading all of them would not free enough. Unloading does not free `kept_files`, which are
+    mapped by others than the tenants.
     """
     short = {device: demand for device, demand in demands.items() if demand.excess > 0}
     if not short:
@@ -129,7 +129,7 @@ def make_room(
         before = Counter(freed.bytes)
         freed.add(one)
         if all(freed.bytes[device] <= before[device] for device in short):
-            freed.remove(one)  # the model holds nothing where memory is short
+            freed.remove(one)  # the model holds nothing on a device where memory is short
         else:
             chosen.append(one)
     if not freed.suffices(short):
@@ -141,7 +141,7 @@ def make_room(
             freed.bytes[device],
             device,
         )
-    # Keep versions that a larger one, chosen later, made unnecessary to unload, most recently used first.
+    # Keep versions that need not be unloaded because a larger one was chosen later, most recently used first.
     for one in reversed(chosen):
         freed.remove(one)
         if freed.suffices(short):
