@@ -124,7 +124,7 @@ class Function:
         *,
         models: Sequence[str] | None = None,
     ) -> None:
-        """Returns the arguments are those of `Embedded`.
+        """Takes the arguments of `Embedded`.
 
         Without options, nothing is written outside the temporary folder.
         """

@@ -79,7 +79,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An entry of the audit log: at `time`, a caller tried to change something, or was refused.
+    """An entry of the audit log: at `time`, a request to change something was done, failed, or was refused.
 
     `identity` is the name of the caller's key, empty without one; `address` is where the request came from.
     `route` is the method and path, or the gRPC method. `detail` is the error. `suppressed` counts earlier
@@ -201,10 +201,10 @@ class Control(Protocol):
         """Returns the labels of a model and the versions they point to."""
 
     def history(self, model: str = "", limit: int = 100) -> Sequence[Change]:
-        """Returns the most recent changes, newest first; of all models if `model` is empty."""
+        """Returns the most recent changes to a model (to all models if `model` is empty), newest first."""
 
     def note(self, attempt: Attempt) -> None:
         """Appends an entry to the audit log."""
 
     def audit(self, limit: int = 100, after: float = 0.0) -> Sequence[Change | Attempt]:
-        """Returns the most recent entries of the audit log later than `after`, newest first. Reads files."""
+        """Returns the most recent entries of the audit log later than `after`, newest first."""

@@ -24,8 +24,8 @@ _MOST_SAMPLES: Final = 10_000
 class Sample:
     """The value of one label combination; for a histogram, the sum of its observations.
 
-    `bounds` are a histogram's upper bounds, ascending; `counts` has the observations up to each bound, and
-    last those above all bounds.
+    `bounds` are a histogram's upper bounds, ascending; `counts` has the number of observations up to each
+    bound, and at the end the number above all bounds.
     """
 
     value: float = 0.0

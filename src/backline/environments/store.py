@@ -6,7 +6,7 @@
     .building-<digest>-<random>/  a build in progress
     locks/                        <digest>.build: held by a build; <digest>.use: shared by servers that use it
 
-Several processes may share one store. An interrupted build never passes for an environment, because a
+Several processes may share one store. An interrupted build is never mistaken for an environment, because a
 build gets its final name only once it is complete.
 """
 
@@ -48,7 +48,7 @@ _BUILDING = ".building-"
 
 
 def default_folder(cache: Path | None = None) -> Path:
-    """Returns the folder of environments in a cache folder, by default the user's."""
+    """Returns the folder of environments in a cache folder, which is by default the user's."""
     return (cache or user_cache()) / "environments"
 
 

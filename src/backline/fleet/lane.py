@@ -223,7 +223,7 @@ class RemoteInstance:
 
 
 def _parameters(request: InferRequest) -> dict[str, Parameter] | None:
-    """Returns the caller's parameters, and puts back the priority and sequence that this server took out."""
+    """Returns the caller's parameters, including the priority and sequence that this server took out."""
     parameters = dict(request.parameters or {})
     if request.priority:
         parameters["priority"] = request.priority

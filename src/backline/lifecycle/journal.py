@@ -1,4 +1,4 @@
-"""Reports changes of models to the log, the audit log and the display of startup progress."""
+"""Reports changes to models in the log, the audit log and the display of startup progress."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ OnEvent: TypeAlias = Callable[[LoadEvent], None]
 
 
 class Journal:
-    """Reports changes of models. With `audit_steps`, those that no caller requested are audited too."""
+    """Reports changes to models. With `audit_steps`, those that no caller requested are audited too."""
 
     def __init__(self, audit: AuditLog, *, audit_steps: bool) -> None:
         self._audit = audit

@@ -56,7 +56,7 @@ class BeginLoad:
 
 @dataclass(frozen=True, slots=True)
 class Serve:
-    """Opens a loaded version to requests; it replaces an older load of the same version."""
+    """Opens a loaded version to requests, in place of an older load of the same version."""
 
     key: int
 

@@ -1,4 +1,4 @@
-"""The versions of a model (wanted, loaded, and shown to clients), and the models of a server."""
+"""The versions of a model: those that are wanted, those that are loaded, and those that clients see."""
 
 from __future__ import annotations
 
@@ -518,7 +518,7 @@ class ServedModel:
             self.failures[version] = StandIn(self.name, version, config, VersionPhase.FAILED, reason)
 
     def _unloaded_versions(self) -> Mapping[str, Servable]:
-        """Versions that served before and are still in the repository, which are listed as unloaded.
+        """Returns versions that served before and are still in the repository, to be listed as unloaded.
 
         A version that a request has unloaded is listed until it is loaded again. A version that the version
         policy has deselected is listed for a while, for clients that follow the change.

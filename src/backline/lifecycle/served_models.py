@@ -1,4 +1,4 @@
-"""The models of a server by name, and waiting until their steps have ended."""
+"""The models of a server by name; waits until their steps have ended."""
 
 from __future__ import annotations
 
@@ -78,6 +78,6 @@ class ServedModels:
         return name not in self._models or self._models[name].settled
 
     def close(self) -> None:
-        """Makes current and future waits raise Unavailable, because the server stops."""
+        """Makes current and future waits raise Unavailable, because the server is stopping."""
         self._closed = True
         self.stepped()

@@ -219,10 +219,7 @@ class Sources:
             self.namespaces.update((name, location) for (location, _), name in served.items())
         full = {self._prefixes[location] + name: shown for (location, name), shown in served.items()}
         sources: dict[str, list[Source]] = {}
-        for (
-            location,
-            repository,
-        ) in self._repositories.items():  # in the given order, whichever scan ended first
+        for location, repository in self._repositories.items():  # in their order, whichever scan ended first
             found, prefix = self._found.get(location, ()), self._prefixes[location]
             names = (
                 {**full, **{model.name: served[location, model.name] for model in found}} if prefix else {}
@@ -302,9 +299,7 @@ class Sources:
                     changed.set()
             except Exception as error:
                 self._note_trouble(repository.location, str(error))
-            await asyncio.sleep(
-                interval
-            )  # the watch has ended: start another one, and scan for missed changes
+            await asyncio.sleep(interval)  # the watch ended: start another, and scan for missed changes
             changed.set()
 
     async def close(self) -> None:

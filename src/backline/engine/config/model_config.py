@@ -130,7 +130,7 @@ class WarmUpSample:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """What a model's files ask for; None where the server decides by inspecting and measuring the model.
+    """The settings in a model's files; None where the server decides by inspecting and measuring the model.
 
     `inputs` and `outputs` are as in config.pbtxt, without the batch dimension if `max_batch_size` is above 0.
     Both are empty if the file names no tensors. `max_queue_delay_us` is in microseconds. `source` is the file
@@ -166,7 +166,8 @@ class ModelConfig:
     queue_policy: QueuePolicy = QueuePolicy()
     #: Queue policies by priority level, which override `queue_policy`.
     priority_queue_policies: Mapping[int, QueuePolicy] = field(default_factory=lambda: MappingProxyType({}))
-    #: Set if requests of different shapes may be joined, or batches must have certain sizes.
+    #: How requests of different shapes are joined, and which sizes batches must have; None without such
+    #: rules.
     joining: Joining | None = None
     #: Whether a request above `max_batch_size` is run in parts; otherwise it is refused.
     split_large_batches: bool = False

@@ -43,8 +43,8 @@ class TensorSpec:
 
     `shape` has -1 for variable dimensions. `labels` name the classes of a classification output. In a
     configuration `shape` is what clients see and `reshape` what the model has instead. `json` is "object" or
-    "list" if each element of a BYTES tensor is the JSON text of one. `media` is "image" or "audio" if each is
-    a file of that kind.
+    "list" if each element of a BYTES tensor is the JSON text of such a value. `media` is "image" or "audio"
+    if each element is a file of that kind.
     """
 
     name: str

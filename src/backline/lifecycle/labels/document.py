@@ -1,4 +1,4 @@
-"""A small document that several servers read, and that a server replaces only if no other one has done so."""
+"""A small document that several servers read, and that a server replaces only if no other was faster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backline.lifecycle.records import make_folder, not_writable
 from backline.system.file_lock import locked
 from backline.system.private_file import private
 
-#: The maximum size of a document. Whoever can write to the shared folder must not be able to exhaust the
+#: The maximum size of a document. A user who can write to the shared folder must not be able to exhaust the
 #: servers' memory.
 MOST_BYTES: Final = 64 * 1024 * 1024
 

@@ -228,8 +228,7 @@ class Labelling:
     async def _adopt(self, model: str, earlier: asyncio.Task[None] | None) -> None:
         """Points the labels of a model to where other servers have moved them.
 
-        Each label moves on this server once its version is loaded. Until then, or if the load fails, it does
-        not.
+        On this server, each label moves only once its version is loaded, and not at all if the load fails.
         """
         if earlier is not None:
             await asyncio.wait((earlier,))
@@ -302,7 +301,7 @@ class Labelling:
 
 
 def earlier_version(history: Iterable[Change], label: str, now: str) -> str:
-    """Returns the version to which a rollback of a label returns, or "". The label points to `now`.
+    """Returns the version that a rollback of a label restores, or "". The label points to `now`.
 
     `history` has the changes to one model, newest first. A rollback undoes the last move that has not been
     undone, so that repeated rollbacks lead back to the first version.
@@ -320,8 +319,6 @@ def earlier_version(history: Iterable[Change], label: str, now: str) -> str:
             for version in (change.before, change.version):
                 if not path or path[-1] != version:
                     path.append(version)
-    if (
-        path and path[-1] != now
-    ):  # the label was moved by the configuration, or by somebody who edited the stored labels
+    if path and path[-1] != now:  # the configuration moved the label, or somebody edited the stored labels
         return path[-1]
     return path[-2] if len(path) > 1 else ""

@@ -76,7 +76,7 @@ def first_dimensions(signature: Signature) -> str:
 
 
 def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] = ()) -> BatchProbe:
-    """Returns whether requests can be concatenated along the first dimension, and outputs split along it.
+    """Tests whether requests can be concatenated along the first dimension, and outputs split along it.
 
     Runs three items of different magnitudes alone and then together in several orders; each item must get the
     same outputs. Then runs one item with other sizes of the variable dimensions. `trial` is the first item,
@@ -103,7 +103,7 @@ def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] 
 
 
 def check_batching(model: Tried, trial: Trial, samples: Iterable[Arrays] = ()) -> BatchProbe:
-    """Looks for evidence against a configured batch: runs the trial's item again, behind another item.
+    """Looks for evidence against a configured batch: runs the trial's item again, in a batch with another.
 
     This finds less than a proof would, but takes only one run: the user's configuration is trusted.
     """
@@ -174,7 +174,7 @@ class _Prober:
                 return
 
     def _other_inputs(self, trial: Trial, samples: tuple[Arrays, ...]) -> Iterator[Arrays]:
-        """Items to compare with the trial's item, most different first. The model may reject some of them."""
+        """Yields items to compare with the trial's item, most different first. The model may reject some."""
         given = [
             sample
             for sample in samples

@@ -120,7 +120,7 @@ def _automatic(config: ModelConfig, gpus: Gpus) -> tuple[Device, ...]:
 
 
 def _name(config: ModelConfig, index: int, group: InstanceGroup) -> str:
-    """Returns the group's name as in Triton; without groups, the model's."""
+    """Returns the group's name as in Triton; without groups, the model's name."""
     return group.name or (f"{config.name}_{index}" if config.instance_groups else config.name)
 
 

@@ -35,7 +35,7 @@ _METADATA = (".dist-info", ".egg-info")
 
 
 class Content(Protocol):
-    """A digest of a version's files, and whether they have not changed since it was computed."""
+    """A digest of a version's files, which also tells whether the files have changed since."""
 
     @property
     def digest(self) -> str: ...

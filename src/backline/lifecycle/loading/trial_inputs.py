@@ -78,7 +78,7 @@ def free_dimensions(signature: Signature, *, batched: bool) -> list[tuple[str, i
 
 
 def size_choices(signature: Signature, *, batched: bool) -> Iterator[Sizes]:
-    """Sizes to try for the variable dimensions, most likely first.
+    """Yields sizes to try for the variable dimensions, most likely first.
 
     With a batch dimension, equal sizes come first and then some dimensions of 1; without one, sizes with a
     first dimension of 1 come first.

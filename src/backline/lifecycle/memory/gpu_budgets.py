@@ -32,7 +32,7 @@ class GpuBudgets:
         """Each text is "SIZE", for every GPU, or "GPU:SIZE" for one GPU, which takes precedence.
 
         Raises InvalidArgument for anything else, for a GPU that is missing while there are others, and if the
-        driver does not report what is in use. A machine without GPUs gets a warning.
+        driver does not report what is in use. Logs a warning on a machine without GPUs.
         """
         given = dict(map(_parse, texts))
         there = gpus()

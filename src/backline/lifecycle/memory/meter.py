@@ -21,7 +21,7 @@ from backline.system.process_memory import (
     sessions,
 )
 
-#: A load that imports at least this many modules has imported its runtime, which is not the model's memory.
+#: A load that imports at least this many modules has imported its runtime, whose memory is not the model's.
 _MODULES_OF_A_RUNTIME = 8
 
 

@@ -32,8 +32,8 @@ Result = TypeVar("Result")
 #: Reasons for putting a version to sleep. The first is followed by the load that needed the room.
 TO_MAKE_ROOM = "unloaded to make room"
 WHEN_IDLE = "unloaded after it was idle"
-#: The longest and the shortest interval, in seconds, between checks for idle versions. It is a quarter of the
-#: shortest idle limit.
+#: The maximum and minimum interval between checks for idle versions, in seconds. The interval is a quarter of
+#: the shortest idle limit.
 _LONGEST_LOOK = 5.0
 _SHORTEST_LOOK = 0.05
 #: How many seconds a load waits for memory that running requests and loads hold.

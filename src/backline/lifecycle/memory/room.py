@@ -38,7 +38,7 @@ class Tenant:
 class Demand:
     """The memory that a load needs on one device, the device's budget, and the memory in use, in bytes.
 
-    The CPU stands for host memory.
+    If the device is the CPU, this is host memory.
     """
 
     budget: int
@@ -114,8 +114,8 @@ def make_room(
     """Returns the versions to unload so that what a load needs fits into the budget of every device.
 
     Chooses idle versions that are not pinned, least recently used first, and no more than necessary. Returns
-    a Shortage if unloading all of them would not free enough. Unloading does not free `kept_files`, which are
-    mapped by others than the tenants.
+    a Shortage if unloading all of them would not free enough. Unloading does not free `kept_files`, because
+    other processes map them too.
     """
     short = {device: demand for device, demand in demands.items() if demand.excess > 0}
     if not short:

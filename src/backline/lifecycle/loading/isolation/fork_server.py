@@ -1,9 +1,9 @@
 """The fork server: a process that imports runtimes and forks itself for each trial of a model file.
 
-A fork takes milliseconds, where a new interpreter that imports a runtime takes seconds. The first fork server
-forks another for each runtime, so that importing one delays no trial of another, and a runtime that crashes
-when it is imported ends only its own fork server. Fork servers read no model file. They end when the server
-closes its end of the control socket, or dies.
+A fork takes milliseconds, whereas a new interpreter that imports a runtime takes seconds. The first fork
+server forks another for each runtime, so that importing one does not delay trials with another, and a runtime
+that crashes when it is imported ends only its own fork server. Fork servers read no model file. They end when
+the server closes its end of the control socket, or dies.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class _ForkServer:
         self._selector.unregister(pidfd)
         trial = self._trials.pop(pidfd)
         _, status = os.waitpid(trial.pid, 0)
-        with suppress(ProcessLookupError, PermissionError):  # processes that it has started
+        with suppress(ProcessLookupError, PermissionError):  # processes that the trial has started
             os.killpg(trial.pid, signal.SIGKILL)
         with suppress(OSError):
             trial.ending.send(b"%d" % os.waitstatus_to_exitcode(status))
@@ -190,7 +190,7 @@ def _limit(limits: dict[str, int]) -> None:
 
 
 def _import(modules: Iterable[str]) -> None:
-    """Imports runtimes. One that is missing or broken is reported by the trial, which imports it again."""
+    """Imports runtimes. A missing or broken runtime is reported by the trial, which imports it again."""
     for module in modules:
         if module not in sys.modules:
             with suppress(Exception):
