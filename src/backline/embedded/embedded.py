@@ -54,9 +54,9 @@ class Embedded:
 
         `models` are the models to load at start, "*" for all; the program can load and unload models later.
         Without `models`, the `options` decide what is loaded; without both, all models are loaded.
-        `model_name` is the name of the model if the repository is a single one. With `exit_on_error`, `start`
-        raises an error if a model fails to load. Raises BacklineError if a location or the stored state is
-        invalid.
+        `model_name` is the name of the model if there is one repository with one model. With `exit_on_error`,
+        `start` raises an error if a model fails to load. Raises BacklineError if a location or the stored
+        state is invalid.
         """
         self.engine = Engine()
         self._exit_on_error = exit_on_error

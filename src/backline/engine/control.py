@@ -63,7 +63,7 @@ Action = Literal[
 class Change:
     """An entry of the audit log: at `time` (seconds since 1970), `who` did `action` to a model.
 
-    `version` is the version after the change and `before` the one before it; `label` is set for changes of
+    `version` is the version after the change and `before` the one before it; `label` is set for changes to
     labels. `detail` has anything else worth knowing, such as why a load failed or which settings changed.
     """
 
@@ -124,7 +124,8 @@ class LabelMove:
     not exist).
 
     "label" and "promote" point the label to `version`, which is loaded first if necessary; "unlabel" removes
-    it; "rollback" undoes its last move that has not been undone. The last two have no `version`.
+    the label; "rollback" undoes the label's last move that has not been undone. The last two have no
+    `version`.
     """
 
     action: Literal["label", "unlabel", "promote", "rollback"]

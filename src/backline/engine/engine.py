@@ -30,7 +30,7 @@ class Engine:
         self._models: dict[str, dict[str, Model]] = {}
         #: Changes models; None if they cannot be changed.
         self.control: Control | None = None
-        #: Whether models are loaded only by request. If so, errors about models without versions say it.
+        #: Whether models are loaded only by request. If so, errors about models without versions say so.
         self.loads_by_request = False
         #: The regions that clients have registered; None if they may not register any.
         self.shared_memory: SharedMemory | None = None
@@ -38,7 +38,7 @@ class Engine:
         self.log_control: LogControl | None = None
         #: The server's name in its metadata.
         self.server_name = "backline"
-        #: Traces the requests of clients; None while none are to be traced.
+        #: Traces the requests of clients; None while no requests are to be traced.
         self.tracer: Tracer | None = None
         #: Reads and changes the trace settings; None without a server.
         self.trace_control: TraceControl | None = None
@@ -48,7 +48,7 @@ class Engine:
         self.response_cache: CacheCounters | None = None
         #: Whether versions that are added from now on keep quantiles of their latencies.
         self.summarises_latencies = False
-        #: The repository of each model, by the model's name; empty unless names are made unique by it.
+        #: The repository of each model, by the model's name; empty without namespacing.
         self.namespaces: Mapping[str, str] = {}
         self._labels: dict[str, Mapping[str, str]] = {}
         self._only_by_label: dict[str, Set[str]] = {}
@@ -374,7 +374,7 @@ class Engine:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the server is stopping, so that responses without an end should end now."""
+        """Whether the server is stopping, so that endless responses should end now."""
         return self._stopping
 
     def stopping(self) -> None:

@@ -64,7 +64,7 @@ def _alike(one: str, other: str, cutoff: float) -> float:
     if not longest:
         return 1.0
     most = int(longest * (1 - cutoff) + 1e-9)
-    # Letters that only one of the names has are a lower bound of the distance, and quickly counted.
+    # The number of letters that only one name has is a lower bound of the distance, and quickly counted.
     if abs(len(one) - len(other)) > most or (Counter(one) - Counter(other)).total() > most:
         return 0.0
     distance = _distance(one, other, most)

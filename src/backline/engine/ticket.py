@@ -94,9 +94,7 @@ class InFlight:
 
 
 class Listener:
-    """Follows a ticket without owning it, as a deadline, a trace or a recording does. Called on the event
-    loop.
-    """
+    """Follows a ticket without owning it, for a deadline, trace or recording. Called on the event loop."""
 
     __slots__ = ()
 

@@ -21,9 +21,8 @@ SettingValue: TypeAlias = str | list[str]
 class RunMoments(Protocol):
     """A run of a model; implemented by workers.batch.Batch.
 
-    Times are of time.monotonic_ns(), or 0 for a moment that the run did not reach.
-
-    A run that is not `executed` never reached the model.
+    Times are of time.monotonic_ns(), or 0 for a moment that the run did not reach. A run that is not
+    `executed` never reached the model.
     """
 
     executed: bool
@@ -40,7 +39,7 @@ class RunMoments(Protocol):
 
 
 class Trace(Protocol):
-    """The trace of a request, or of an exchange with a client that has requests. Lives on the event loop.
+    """The trace of a request, or of a client's exchange that contains requests. Lives on the event loop.
 
     Until a request is submitted, its ticket holds the parent's trace, from which `follow` creates the
     request's own trace.

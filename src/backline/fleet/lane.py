@@ -48,7 +48,7 @@ class RemoteLane:
         self._time_limit = time_limit
         self._loop = asyncio.get_running_loop()
         self._opening: asyncio.Task[None] | None = None
-        #: Whether the names of the servers are known.
+        #: Whether the names of the servers have been resolved.
         self._opened = False
         self.instances: tuple[Instance, ...] = tuple(
             RemoteInstance(self) for _ in range(remote.max_in_flight)
@@ -130,7 +130,7 @@ class RemoteLane:
         )
 
     def explain(self, error: BaseException) -> BacklineError:
-        """Returns the error for the caller, who does not know of the other servers."""
+        """Returns the error for the caller, who does not know about the other servers."""
         where = f"model '{self.name}' is served by {self._remote.urls}"
         if isinstance(error, asyncio.CancelledError):
             return Cancelled(f"the request to model '{self.name}' was cancelled")

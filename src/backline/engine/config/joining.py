@@ -68,7 +68,7 @@ class Cut:
     """How much of a padded batch's output belongs to a request, given the length of the request's input `to`.
 
     The output is cut along `axis`, where 0 is the batch. It has one step for each `hop` input steps at which
-    a whole `window` fits; with 1 and 1, as many steps as the input.
+    a whole `window` fits; if both are 1, it has as many steps as the input.
     """
 
     to: str

@@ -161,7 +161,7 @@ class ModelConfig:
     preserve_ordering: bool = False
     #: The number of priority levels, of which 1 is the highest; 0 if all requests are equal.
     priority_levels: int = 0
-    #: Priority for requests that set none, or one out of range.
+    #: The priority of requests that set none, or one that is out of range.
     default_priority_level: int = 0
     queue_policy: QueuePolicy = QueuePolicy()
     #: Queue policies by priority level, which override `queue_policy`.
@@ -173,7 +173,7 @@ class ModelConfig:
     split_large_batches: bool = False
     #: The latency objective in seconds; requests that would miss it are refused at once.
     objective_seconds: float | None = None
-    #: The deadline in seconds of requests that set none, or a later one.
+    #: The deadline, in seconds, of requests that set none or a later one.
     default_deadline_seconds: float | None = None
     #: How sequences are batched; None if the model has no sequences.
     sequence: SequenceBatching | None = None
@@ -191,7 +191,8 @@ class ModelConfig:
     parameters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     #: Additional labels of the model's metrics, where each name gets the prefix `_`.
     metric_tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    #: Upper bounds in milliseconds of the histogram of the time to first response; empty for Triton's.
+    #: The upper bounds, in milliseconds, of the histogram of the time to first response; empty for Triton's
+    #: bounds.
     first_response_bounds_ms: tuple[float, ...] = ()
     #: The labels in the model's files, and their versions; labels set by request override them.
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -199,7 +200,7 @@ class ModelConfig:
     pinned: bool = False
     #: Whether the model is loaded only when its first request arrives.
     on_demand: bool = False
-    #: Idle seconds after which a version is unloaded until the next request; None for never.
+    #: After how many idle seconds a version is unloaded until the next request; None for never.
     idle_unload_seconds: float | None = None
     #: The time limit of a run in seconds; None if the model decides.
     execution_timeout_seconds: float | None = None

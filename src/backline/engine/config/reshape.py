@@ -12,7 +12,7 @@ from backline.engine.values.tensor import Shape, Tensor
 
 
 class Reshape:
-    """Maps shapes that fit `source` to `target`, which has as many elements.
+    """Maps shapes that fit `source` to `target`, which has the same number of elements.
 
     -1 is a variable dimension, such as the batch. Both shapes have the same number of variable dimensions,
     whose sizes are kept, in order.

@@ -13,14 +13,14 @@ from backline.engine.values.tensor import Shape, Tensor
 
 
 class DecoupledCheck:
-    """Checks requests to a decoupled model: the caller must accept any number of responses."""
+    """Checks that a decoupled model's caller accepts any number of responses, then runs the usual check."""
 
     def __init__(self, model: str, check: Callable[[Ticket], None]) -> None:
         self._model = model
         self._check = check
 
     def __call__(self, ticket: Ticket) -> None:
-        """Raises DecoupledModel if the caller takes only one response, else what the usual check raises."""
+        """Raises DecoupledModel if the caller accepts only one response, or what the usual check raises."""
         if not ticket.takes_many:
             raise DecoupledModel(
                 f"model '{self._model}' has a decoupled transaction policy, with any number of responses:"
@@ -78,12 +78,11 @@ class RequestCheck:
     """Checks that a request fits a model, and sets its `batch_size` and `batch_key`.
 
     `signature` has full shapes, the first dimension being the batch unless `max_batch_size` is 0. Requests
-    with equal `batch_key` may share a batch. A request without items, or above `max_batch_size`, is only
-    refused if `strict` (the limit was configured). A request whose inputs differ in the first dimension is
+    with equal `batch_key` may share a batch. A request without items, or above `max_batch_size`, is refused
+    only if `strict` (the limit was configured). A request whose inputs differ in the first dimension is
     refused, unless the batch was `proved` and nobody declared it: then the dimension may mean something else
     in this request (an input is broadcast, or two matrices are multiplied), which runs alone and counts as
-    one item.
-    Error texts are Triton's (core/src/infer_request.cc).
+    one item. Error texts are Triton's (core/src/infer_request.cc).
     """
 
     def __init__(
