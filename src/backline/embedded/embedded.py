@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 
 class ModelsNotLoaded(Unavailable):
-    """Raised at the start if a model has failed to load and the caller wants all of them."""
+    """Raised at start if a model has failed to load and the caller requires all models."""
 
 
 class Embedded:
-    """An engine in the program itself, with the models of its repositories.
+    """An engine inside the program, with the models of one or more repositories.
 
     >>> with Embedded("models/", models=["add1"]) as client:
     ...     client["add1"](x)
 
-    In a `with` block it runs on a background thread, in an `async with` block on the current event loop. The
-    block receives a `Client` or an `AsyncClient`, and the models are unloaded at its end. Programs that
-    submit tickets to the `engine` themselves call `start` and `stop`.
+    In a `with` block the engine runs on a background thread, in an `async with` block on the current event
+    loop. The block receives a `Client` or an `AsyncClient`; when it ends, the models are unloaded. Programs
+    that submit tickets to the `engine` themselves call `start` and `stop`.
     """
 
     def __init__(
@@ -53,9 +53,10 @@ class Embedded:
         """`repositories` are paths or URLs, as for `backline serve`.
 
         `models` are the models to load at start, "*" for all; the program can load and unload models later.
-        Without `models`, the `options` decide what is loaded; without both, all models are. `model_name` is
-        the name of the model if the repository is a single one. With `exit_on_error`, `start` raises an error
-        if a model fails to load. Raises BacklineError if a location or the stored state is invalid.
+        Without `models`, the `options` decide what is loaded; without both, all models are loaded.
+        `model_name` is the name of the model if there is one repository with one model. With `exit_on_error`,
+        `start` raises an error if a model fails to load. Raises BacklineError if a location or the stored
+        state is invalid.
         """
         self.engine = Engine()
         self._exit_on_error = exit_on_error
@@ -102,11 +103,11 @@ class Embedded:
 
     @property
     def poll(self) -> BusyPoll:
-        """Lets the event loop poll before it sleeps: off, unless the owner of the loop allows it."""
+        """Controls whether the event loop polls before it sleeps: only if the owner of the loop allows it."""
         return self._lifecycle.poll
 
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
-        """Loads the models that the options ask for. A model that fails is UNAVAILABLE, with the reason.
+        """Loads the models that the options ask for. A model that fails becomes UNAVAILABLE, with the reason.
 
         Raises BacklineError if a repository cannot be read, or, with `exit_on_error`, if a model fails.
         """
@@ -120,7 +121,7 @@ class Embedded:
                 raise ModelsNotLoaded(f"not all models could be loaded, and --exit-on-error is set:{reasons}")
 
     def stopping(self) -> None:
-        """Makes the engine not ready. Requests in flight complete, except those that wait for a load."""
+        """Marks the engine as not ready. Requests in flight complete, except those that wait for a load."""
         self.engine.stopping()
         self._lifecycle.stopping()
 
@@ -165,6 +166,6 @@ class Embedded:
 
 
 def _same(location: str) -> str:
-    """A key that is equal for all spellings of one repository's location."""
+    """Returns a key that is equal for all spellings of one repository's location."""
     _, text = split_name(location)
     return text if "://" in text or text.startswith("hf:") else str(Path(text).resolve())

@@ -27,12 +27,12 @@ from backline.engine.errors import InvalidArgument
 from backline.lifecycle.options import LifecycleOptions
 from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStream
 
-#: Milliseconds between a request's deadline and the moment when the platform ends the function. So the caller
-#: gets the engine's error, which says more than the platform's.
+#: A request's deadline is this many milliseconds before the platform ends the function. So the caller gets
+#: the engine's error, which says more than the platform's.
 _MARGIN: Final = 200
-#: The longest stream that is collected into one response, in bytes.
+#: The maximum size of a stream that is collected into one response, in bytes.
 _MAX_STREAM: Final = 32 << 20
-#: The characters of a percent-encoded path besides letters and digits.
+#: The characters that a percent-encoded path may contain besides letters and digits.
 _PATH: Final = "/%:@!$&'()*+,;=~-._"
 _TEXT: Final = ("application/json", "text/")
 
@@ -69,7 +69,7 @@ class FunctionRequest(HttpRequest):
 
 
 class CollectedStream(ResponseStream):
-    """A stream whose chunks are collected, because the platform takes only whole responses."""
+    """A stream whose chunks are collected, because the platform accepts only whole responses."""
 
     def __init__(self, request: FunctionRequest, status: int, fields: Fields) -> None:
         self._request = request
@@ -94,7 +94,7 @@ class CollectedStream(ResponseStream):
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What exists once the models are loaded: an engine on a background loop, and its routes."""
+    """The engine on a background event loop, with its routes; created once the models are loaded."""
 
     process: int
     loop: BackgroundLoop
@@ -124,7 +124,7 @@ class Function:
         *,
         models: Sequence[str] | None = None,
     ) -> None:
-        """The arguments are those of `Embedded`.
+        """Takes the arguments of `Embedded`.
 
         Without options, nothing is written outside the temporary folder.
         """
@@ -147,7 +147,7 @@ class Function:
 
     @property
     def seconds(self) -> float:
-        """The seconds that loading took. Loads the models if they are not loaded yet."""
+        """How many seconds loading took. Loads the models if they are not loaded yet."""
         return self._ready().seconds
 
     def _ready(self) -> _Loaded:
@@ -167,7 +167,7 @@ class Function:
             loop.run(embedded.stop())
             loop.close()
             raise
-        # There is no gate: the application itself checks keys and scopes for each request, and the rules for
+        # No gate is needed: the application itself checks keys and scopes for each request, and the rules for
         # web pages protect only servers on a user's own machine or network.
         http = build_application(embedded.engine, access=access, console=False).http
         return _Loaded(os.getpid(), loop, embedded, http, perf_counter() - began)
@@ -195,7 +195,7 @@ class Function:
         }
 
     def google(self, request: Any) -> tuple[bytes, int, dict[str, str]]:
-        """Responds to a request of Google Cloud Run functions, which is a Flask request."""
+        """Responds to a request from Google Cloud Run functions, which is a Flask request."""
         raw = request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or ""
         path = raw.partition("?")[0] if raw.startswith("/") else quote(request.path, safe=_PATH)
         query = request.query_string.decode("latin-1")
@@ -237,7 +237,7 @@ class Function:
 
 
 def _aws_route(event: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The method, the percent-encoded path and the query of an event."""
+    """Returns the method, the percent-encoded path and the query of an event."""
     context = event.get("requestContext") or {}
     if "rawPath" in event:  # format 2.0: function URLs, HTTP APIs
         path = event["rawPath"]

@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 
 class InprocTransport(Transport):
-    """Runs requests on an engine on the client's event loop. Loading the repository has no timeout."""
+    """Runs requests on an engine that uses the client's event loop. Loading the repository has no timeout."""
 
     def __init__(self, address: Address, embedded: Embedded | None = None) -> None:
         """Serves the repository at the address, or wraps an existing engine."""
@@ -176,7 +176,7 @@ class InprocControl(ModelControl):
 
 
 def _request(call: InferCall, deadline: float | None = None) -> InferRequest:
-    """The engine's request for a call; parameters mean the same as in a request to a server."""
+    """Converts a call to a request for the engine; parameters mean the same as in a request to a server."""
     parameters = read_parameters(call.parameters or {})
     return InferRequest(
         call.model,
@@ -195,8 +195,8 @@ def _request(call: InferCall, deadline: float | None = None) -> InferRequest:
 async def _within(timeout: float, change: Coroutine[Any, Any, Result]) -> Result:
     """Waits for a change. Raises DeadlineExceeded after `timeout` seconds, without cancelling the change."""
     task = asyncio.ensure_future(change)
-    # If the caller has left when the change fails, nobody takes the error from the task, and asyncio would
-    # print a traceback. The lifecycle has logged the error.
+    # If the caller has left when the change fails, nobody retrieves the error from the task, and asyncio
+    # would print a traceback. The lifecycle has logged the error.
     task.add_done_callback(lambda task: task.cancelled() or task.exception())
     done, _ = await asyncio.wait((task,), timeout=timeout)
     if not done:

@@ -29,7 +29,8 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-#: How each field of LifecycleOptions is read. The others make no sense in one program or cannot be written.
+#: How each option is read. The other fields of LifecycleOptions make no sense inside a program or cannot be
+#: written in a URL.
 _READ: Mapping[str, Callable[[str], Any]] = {
     "namespacing": _boolean,
     "complete_configs": _boolean,
@@ -49,9 +50,10 @@ _READ: Mapping[str, Callable[[str], Any]] = {
 
 
 def read_options(query: str) -> LifecycleOptions:
-    """The options in the query of an inproc URL. By default, all models are loaded.
+    """Returns the options in the query of an inproc URL. By default, all models are loaded.
 
-    The program may load and unload models. Raises InvalidArgument for an unknown option or an invalid value.
+    The options let the program load and unload models. Raises InvalidArgument for an unknown option or an
+    invalid value.
     """
     models: list[str] = []
     given: dict[str, Any] = {}

@@ -12,7 +12,7 @@ for _power, _letter in enumerate("kmgt", start=1):
 def parse_bytes(text: str) -> int:
     """Parses "2GiB", "500 MB" or "1073741824" as a number of bytes; plain K, M, G and T are powers of 1024.
 
-    Raises ValueError.
+    Raises ValueError for any other text.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     unit = found and _UNITS.get(found[2].lower())
@@ -25,7 +25,7 @@ def parse_bytes(text: str) -> int:
 
 
 def format_bytes(count: int) -> str:
-    """A readable size: "1.5 GiB", "300 MiB", "12 KiB"."""
+    """Formats a size for people to read: "1.5 GiB", "300 MiB", "12 KiB"."""
     for factor, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if count >= factor:
             return f"{count / factor:.3g} {unit}" if count < 1000 * factor else f"{count / factor:.0f} {unit}"

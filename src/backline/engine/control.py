@@ -40,16 +40,16 @@ class LogControl(Protocol):
     """
 
     def settings(self) -> Mapping[str, LogValue]:
-        """All settings, in the order given for this class."""
+        """Returns all settings, in the order given for this class."""
 
     def recent(self, after: int = 0) -> Sequence[LogLine]:
-        """The last entries with numbers above `after`, oldest first. Only the last 500 are kept.
+        """Returns the last entries with numbers above `after`, oldest first. Only the last 500 are kept.
 
         Anything that looks like a key, a token or a password in a URL is masked.
         """
 
     def update(self, changes: Mapping[str, object]) -> None:
-        """Changes some settings, all of them or none.
+        """Changes the given settings, either all of them or none.
 
         Raises InvalidArgument for an unknown setting or an invalid value, Unsupported for log_file.
         """
@@ -69,7 +69,7 @@ Action = Literal[
 class Change:
     """An entry of the audit log: at `time` (seconds since 1970), `who` did `action` to a model.
 
-    `version` is the version after the change and `before` the one before it; `label` is set for changes of
+    `version` is the version after the change and `before` the one before it; `label` is set for changes to
     labels. `detail` has anything else worth knowing, such as why a load failed or which settings changed.
     """
 
@@ -85,11 +85,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An entry of the audit log: at `time`, a caller tried to change something, or was refused.
+    """An entry of the audit log: at `time`, a request to change something was done, failed, or was refused.
 
     `identity` is the name of the caller's key, empty without one; `address` is where the request came from.
     `route` is the method and path, or the gRPC method. `detail` is the error. `suppressed` counts earlier
-    refusals of the address that were left out because there were too many.
+    refusals for the same address that were left out because there were too many.
     """
 
     time: float
@@ -130,7 +130,8 @@ class LabelMove:
     not exist).
 
     "label" and "promote" point the label to `version`, which is loaded first if necessary; "unlabel" removes
-    it; "rollback" undoes its last move that has not been undone. The last two have no `version`.
+    the label; "rollback" undoes the label's last move that has not been undone. The last two have no
+    `version`.
     """
 
     action: Literal["label", "unlabel", "promote", "rollback"]
@@ -153,13 +154,13 @@ class Overrides:
     files: Mapping[str, Buffer] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
-        """Raises InvalidArgument for paths that might lead out of the model's folder."""
+        """Raises InvalidArgument for paths that might reach a file outside the model's folder."""
         for path in self.files:
             check_file_path(path)
 
 
 def unreadable(model: str, reason: str) -> str:
-    """The text of a load that was refused before anything was loaded; begins with Triton's text."""
+    """Returns the error text for a load that was refused before it began; the text begins with Triton's."""
     return f"failed to load '{model}', failed to poll from model repository: {reason}"
 
 
@@ -216,19 +217,19 @@ class Control(Protocol):
         """Scans the repositories now. Returns when everything in them is served or has failed."""
 
     def repositories(self) -> Sequence[RepositoryState]:
-        """The repositories, in the order in which they were given."""
+        """Returns the repositories, in the order in which they were given."""
 
     def worker_pids(self) -> Sequence[int]:
-        """The process ids of all workers."""
+        """Returns the process ids of all workers."""
 
     def labels(self, model: str) -> Mapping[str, str]:
-        """The labels of a model and the versions they point to."""
+        """Returns the labels of a model and the versions they point to."""
 
     def history(self, model: str = "", limit: int = 100) -> Sequence[Change]:
-        """The most recent changes, newest first; of all models if `model` is empty."""
+        """Returns the most recent changes to a model (to all models if `model` is empty), newest first."""
 
     def note(self, attempt: Attempt) -> None:
         """Appends an entry to the audit log."""
 
     def audit(self, limit: int = 100, after: float = 0.0) -> Sequence[Change | Attempt]:
-        """The most recent entries of the audit log later than `after`, newest first. Reads files."""
+        """Returns the most recent entries of the audit log later than `after`, newest first."""

@@ -1,4 +1,4 @@
-"""Metrics that models define: counters, gauges and histograms. Workers that use the same name share one."""
+"""Metrics that models define: counters, gauges and histograms. Workers share metrics of the same name."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _MOST_SAMPLES: Final = 10_000
 class Sample:
     """The value of one label combination; for a histogram, the sum of its observations.
 
-    `bounds` are a histogram's upper bounds, ascending; `counts` has the observations up to each bound, and
-    last those above all bounds.
+    `bounds` are a histogram's upper bounds, ascending; `counts` has the number of observations up to each
+    bound, and at the end the number above all bounds.
     """
 
     value: float = 0.0
@@ -81,7 +81,7 @@ class CustomMetrics:
                 del self._families[family.name]
 
     def sample(self, name: str, labels: Mapping[str, str], bounds: Sequence[float] = ()) -> Sample:
-        """The sample with these labels, created if necessary.
+        """Returns the sample with these labels, created if necessary.
 
         Raises NotFound for an undeclared metric, Unavailable if the metric has too many samples.
         """

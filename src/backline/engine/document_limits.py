@@ -11,9 +11,9 @@ from typing import Final
 
 from backline.engine.errors import InvalidArgument
 
-#: The maximum size, in bytes or characters. The largest real configurations have about 100 KiB.
+#: The maximum size of a document, in bytes or characters. The largest real configurations have about 100 KiB.
 MAX_DOCUMENT: Final = 1 << 20
-#: Maximum nesting, far below what the parsers' recursion allows.
+#: The maximum nesting depth, far below what the parsers' recursion allows.
 MAX_NESTING: Final = 64
 #: Maximum number of parts in a dotted TOML key, for which tomllib takes quadratic time and memory.
 MAX_KEY_PARTS: Final = 32

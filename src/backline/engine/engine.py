@@ -1,4 +1,4 @@
-"""The seam between callers and models: everything that callers may request, independent of protocols."""
+"""The interface between callers and models: everything that callers may request, independent of protocols."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Engine:
         self._models: dict[str, dict[str, Model]] = {}
         #: Changes models; None if they cannot be changed.
         self.control: Control | None = None
-        #: Whether models are loaded by request only, as errors about models without versions then say.
+        #: Whether models are loaded only by request. If so, errors about models without versions say so.
         self.loads_by_request = False
         #: The regions that clients have registered; None if they may not register any.
         self.shared_memory: SharedMemory | None = None
@@ -38,7 +38,7 @@ class Engine:
         self.log_control: LogControl | None = None
         #: The server's name in its metadata.
         self.server_name = "backline"
-        #: Traces the requests of clients; None while none are to be traced.
+        #: Traces the requests of clients; None while no requests are to be traced.
         self.tracer: Tracer | None = None
         #: Reads and changes the trace settings; None without a server.
         self.trace_control: TraceControl | None = None
@@ -48,7 +48,7 @@ class Engine:
         self.response_cache: CacheCounters | None = None
         #: Whether versions that are added from now on keep quantiles of their latencies.
         self.summarises_latencies = False
-        #: The repository of each model, by the model's name; empty unless names are made unique by it.
+        #: The repository of each model, by the model's name; empty without namespacing.
         self.namespaces: Mapping[str, str] = {}
         self._labels: dict[str, Mapping[str, str]] = {}
         self._only_by_label: dict[str, Set[str]] = {}
@@ -101,7 +101,7 @@ class Engine:
         self.submit(ticket)
 
     def _in_sequence(self, request: InferRequest, routed: Model | None) -> Model | None:
-        """The version that serves the sequence of a request: the routed one, or one being unloaded."""
+        """Returns the version that serves a request's sequence: the routed one, or one being unloaded."""
         if routed is not None and routed.sequences is not None and routed.sequences.holds(request):
             return routed
         version = request.model_version
@@ -117,7 +117,7 @@ class Engine:
         return routed
 
     async def infer(self, request: InferRequest) -> InferResponse:
-        """Runs a request; cancelling this coroutine cancels the request. Raises BacklineError."""
+        """Runs a request; cancelling this coroutine cancels the request. Raises BacklineError if it fails."""
         future: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
 
         def complete(_: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
@@ -163,7 +163,7 @@ class Engine:
         return responses
 
     def is_unknown(self, name: str, version: str = "") -> bool:
-        """Whether a version is on demand and was never loaded, so that its inputs are unknown until `wake`.
+        """Returns whether an on-demand version was never loaded, so that its inputs are unknown until `wake`.
 
         Raises NotFound, or Unavailable if the version is not ready.
         """
@@ -179,7 +179,7 @@ class Engine:
     # looking up models
 
     def models(self) -> Iterable[Model]:
-        """All versions of all models, in any state, sorted by name and version."""
+        """Yields all versions of all models, in any state, sorted by name and version."""
         for name in sorted(self._models):
             versions = self._models[name]
             if len(versions) == 1:  # usually there is one, and sorting takes far longer than this check
@@ -191,11 +191,11 @@ class Engine:
         return (model for versions in self._models.values() for model in versions.values())
 
     def names(self) -> list[str]:
-        """The names of all models, including those without versions."""
+        """Returns the names of all models, including those without versions."""
         return sorted(self._models)
 
     def find(self, name: str, version: str = "") -> Model:
-        """A version, or the one a label points to, in any state. For "", the served version, else the newest.
+        """Returns a version (by name or label) in any state; for "", the served version, else the newest.
 
         Raises NotFound, or InvalidArgument if no model can have that name.
         """
@@ -219,7 +219,7 @@ class Engine:
         return route if route is not None else versions[max(versions, key=version_order)]
 
     def is_known(self, name: str) -> bool:
-        """Whether there is a model of this name with any versions."""
+        """Returns whether there is a model of this name with any versions."""
         return bool(self._models.get(name))
 
     def check_known(self, name: str) -> None:
@@ -230,7 +230,7 @@ class Engine:
             raise NotFound(f"Request for unknown model: '{name}' is not found")
 
     def find_ready(self, name: str, version: str = "") -> Model:
-        """A version that can respond.
+        """Returns a version that can respond.
 
         Raises NotFound, also for a model that could not be read, or Unavailable if the version is not ready.
         """
@@ -245,17 +245,17 @@ class Engine:
         return model
 
     def served_versions(self, name: str) -> list[str]:
-        """The versions of a model that can respond, oldest first."""
+        """Returns the versions of a model that can respond, oldest first."""
         versions = self._models.get(name, {})
         served = [version for version, model in versions.items() if model.answers]
         return served if len(served) < 2 else sorted(served, key=version_order)
 
     def labels(self, name: str) -> Mapping[str, str]:
-        """The labels of a model and the versions they point to."""
+        """Returns the labels of a model and the versions they point to."""
         return self._labels.get(name, {})
 
     def is_ready(self, name: str, version: str = "") -> bool:
-        """Whether a version is ready. Raises NotFound if it is unknown."""
+        """Returns whether a version is ready. Raises NotFound if it is unknown."""
         return self.find(name, version).ready
 
     @property
@@ -320,9 +320,9 @@ class Engine:
     def refresh(self, names: Iterable[str] | None = None) -> None:
         """Recomputes which version serves which requests after states or labels have changed.
 
-        `names` are the models that have changed; None stands for all. Requests without a version go to the
-        version with the label STABLE if there is one, else to the newest. A version that is served only for
-        another label gets them only if there is no other version.
+        `names` are the models that have changed; None means all. Requests without a version go to the version
+        with the label STABLE if there is one, else to the newest. A version that is served only for another
+        label gets them only if there is no other version.
         """
         changed = dict.fromkeys((*self._routed, *self._models) if names is None else names)
         for name in changed:
@@ -341,7 +341,7 @@ class Engine:
         self._changed()
 
     def _routes_of(self, name: str) -> dict[tuple[str, str], Model]:
-        """The versions of a model that serve requests, by the keys of `_routes`."""
+        """Returns the versions of a model that serve requests, by the keys of `_routes`."""
         routes: dict[tuple[str, str], Model] = {}
         versions = self._models.get(name, {})
         served = self.served_versions(name)
@@ -374,7 +374,7 @@ class Engine:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the server is stopping, so that responses without an end should end now."""
+        """Whether the server is stopping, so that endless responses should end now."""
         return self._stopping
 
     def stopping(self) -> None:
@@ -389,8 +389,8 @@ class Engine:
 
 
 def _no_version(name: str, version: str) -> str:
-    """The error for a version or label that is not found. Triton accepts only numbers as versions, and has
-    other texts for anything else.
+    """Returns the error text for a version or label that is not found. Triton accepts only numbers as
+    versions, and has other texts for anything else.
     """
     if version.isdecimal() and int(version) < 2**63:
         return f"Request for unknown model: '{name}' version {version} is not found"

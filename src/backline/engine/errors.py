@@ -55,7 +55,7 @@ class BacklineError(Exception):
 
     #: After how many seconds a retry makes sense; None if it does not.
     retry_after: float | None = None
-    #: Whether the request was refused before it was queued. Only set on the errors that models in worker
+    #: Whether the request was refused before it was queued. Set only on the errors that models in worker
     #: processes get from their calls.
     refused: bool = False
 
@@ -132,7 +132,7 @@ class Unsupported(BacklineError):
 
 
 class DecoupledModel(Unsupported):
-    """Raised when a caller that takes one response calls a decoupled model. Dialects reword the message."""
+    """Raised when a caller that accepts one response calls a decoupled model. Dialects reword the message."""
 
 
 class Internal(BacklineError):

@@ -19,7 +19,7 @@ _SLOTS: Final = 5
 _SLOT_NS: Final = 12_000_000_000
 #: A slot rounds its values each time it has gained this many distinct ones.
 _DISTINCT: Final = 1024
-#: The significant bits of a rounded value. A slot then has at most 64 values per power of two.
+#: The number of significant bits of a rounded value. A slot then has at most 64 values per power of two.
 _BITS: Final = 7
 
 
@@ -50,7 +50,7 @@ class LatencySummary:
             self._limit = len(newest) + _DISTINCT
 
     def quantiles(self, wanted: Sequence[float], now: int) -> list[float]:
-        """The quantiles of the window in microseconds; NaN if nothing happened in it.
+        """Returns the quantiles of the window in microseconds; NaN if no latency was recorded in it.
 
         The quantile q of n latencies is the one at rank floor(q * n) of the sorted latencies, counted from 1,
         as Triton reports it.
@@ -76,7 +76,7 @@ class LatencySummary:
 
 
 def _rounded(counts: dict[int, int]) -> dict[int, int]:
-    """The same counts by rounded values: each becomes the middle of the values that share its first bits."""
+    """Rounds each value to the middle of those with the same first bits, and adds up their counts."""
     rounded: dict[int, int] = {}
     for value, count in counts.items():
         shift = max(value.bit_length() - _BITS, 0)
@@ -112,7 +112,7 @@ class LatencySummaries:
     ) -> None:
         """Adds successful requests that arrived at these times, were taken from the queue and ended together.
 
-        `compute` are the nanoseconds that each of them spent on gathering inputs, in the model, and on
+        `compute` gives the nanoseconds that each of them spent on gathering inputs, in the model, and on
         splitting outputs.
         """
         count = 0

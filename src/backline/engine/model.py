@@ -34,7 +34,7 @@ class ModelState(Enum):
 
 
 class RequestQueue(Protocol):
-    """Accepts requests that have been checked, and gets them run."""
+    """Accepts requests that have been checked, and has them run."""
 
     def submit(self, ticket: Ticket) -> None:
         """Accepts the request. Raises Unavailable when the queue is full."""
@@ -59,7 +59,7 @@ class OpenSequences(Protocol):
         """The number of open sequences."""
 
     def holds(self, request: InferRequest) -> bool:
-        """Whether a request belongs to an open sequence."""
+        """Returns whether a request belongs to an open sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,9 @@ class Placement:
     lane: str
     instances: int
     max_batch_size: int
-    #: Why it is batched or not, and why it runs where it does.
+    #: Why the version is batched or not, and why it runs where it does.
     reason: str = ""
-    #: The devices of its instances.
+    #: The devices that its instances run on.
     places: Places = NOWHERE
 
 
@@ -112,7 +112,7 @@ class Model:
     signature: Signature = field(default_factory=lambda: Signature((), ()))
     max_batch_size: int = 0
     placement: Placement | None = None
-    #: How its requests are queued and joined, for people; empty if it was never loaded.
+    #: How requests are queued and joined, in words for people; empty if the version was never loaded.
     scheduling: str = ""
     statistics: ModelStatistics = field(default_factory=ModelStatistics)
     #: Checks a request. Raises InvalidArgument if it does not fit the model.
@@ -123,7 +123,7 @@ class Model:
     #: The open sequences of a loaded model that has sequences; otherwise None.
     sequences: OpenSequences | None = None
     on_demand: bool = False
-    #: Loads an on-demand version without a request. Raises BacklineError with the reason.
+    #: Loads an on-demand version without a request. Raises BacklineError with the reason if that fails.
     wake: Callable[[], Awaitable[None]] | None = None
     #: Whether the server needs this version to be ready. It does not if the version was unloaded, or if the
     #: version's previous files still serve.

@@ -1,4 +1,4 @@
-"""Checks names of models, versions and labels, and file paths in load requests, and sorts versions.
+"""Checks the names of models, versions and labels, and the file paths in load requests; sorts versions.
 
 Names from outside become folders, URL segments and metric labels, so they are checked before any such use.
 `Engine.find`, `Overrides` and every change to a model check the names in requests; the scan of a repository
@@ -16,9 +16,9 @@ from backline.engine.errors import InvalidArgument
 
 @lru_cache(4096)
 def version_order(version: str) -> tuple[tuple[tuple[int, int, str], ...], tuple[int, ...]]:
-    """The natural order of versions: runs of digits compare as numbers, before runs of other characters.
+    """Returns a sort key: runs of digits compare as numbers, and come before runs of other characters.
 
-    No two versions are equal: if two differ only in leading zeros, the one with fewer comes first.
+    No two versions have equal keys: if two differ only in leading zeros, the one with fewer comes first.
     """
     parts = re.findall(r"[0-9]+|[^0-9]+", version)
     # ASCII digits only: str.isdigit also accepts "²", which int does not.
@@ -26,20 +26,20 @@ def version_order(version: str) -> tuple[tuple[tuple[int, int, str], ...], tuple
     return natural, tuple(map(len, parts))
 
 
-#: The maximum length in bytes of UTF-8; file systems do not accept longer names.
+#: The maximum length of a name in bytes of UTF-8; file systems do not accept longer names.
 LONGEST_NAME: Final = 255
 #: Folders that file systems and tools create anywhere. Repository scans ignore them.
 IGNORED_FOLDERS: Final = frozenset(
     {"lost+found", "__pycache__", "@eaDir", "System Volume Information", "$RECYCLE.BIN"}
 )
-#: The only hidden file that is part of a model: the Python version it runs on.
+#: The only hidden file that is part of a model: it names the Python version that the model runs on.
 PYTHON_VERSION: Final = ".python-version"
 #: Path separators, and characters that have a meaning in URLs or would need escaping there.
 _REFUSED_CHARACTERS: Final = frozenset('/\\?#%"<>')
 
 
 def fault_in_name(name: str) -> str:
-    """What is wrong with a name, to follow "the name of the model"; empty if it is valid."""
+    """Returns what is wrong with a name, to follow "the name of the model"; empty if it is valid."""
     odd = sorted({c for c in name if c in _REFUSED_CHARACTERS or not c.isprintable()})
     if odd:
         return f"has {', '.join(map(repr, odd[:8]))}"
@@ -68,8 +68,8 @@ def check_name(what: str, name: str) -> None:
 def check_file_path(path: str) -> None:
     """Checks a path below a model's folder, as load requests name files.
 
-    Raises InvalidArgument if it might lead out of the folder. That includes absolute paths and empty
-    segments.
+    Raises InvalidArgument for a path that might reach a file outside the folder, which includes absolute
+    paths and empty segments.
     """
     *folders, file = path.split("/")
     if any(map(fault_in_name, folders)) or (fault_in_name(file) and file != PYTHON_VERSION):
@@ -80,7 +80,7 @@ def check_file_path(path: str) -> None:
 
 
 def printable(text: object) -> str:
-    """The text, safe for terminals and logs: control characters and undecodable bytes are escaped."""
+    """Makes text safe for terminals and logs: escapes control characters and undecodable bytes."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text)
     )

@@ -38,10 +38,10 @@ _places: Final = _KnownPlaces()
 
 
 def keep_private(folder: Path, shown: str) -> None:
-    """Replaces the path of `folder` by `shown` in messages to clients."""
+    """Replaces the path of `folder` with `shown` in messages to clients."""
     _places.add(folder, shown)
 
 
 def for_clients(text: str) -> str:
-    """Replaces private paths in a message: '/srv/models/add1/1/model.onnx' by 'models/add1/1/model.onnx'."""
+    """Shortens private paths in a message: '/srv/models/add1/1/model.onnx' to 'models/add1/1/model.onnx'."""
     return _places.hide(text)

@@ -18,7 +18,7 @@ MAX_WAITING_BYTES = 1024 * 1024
 
 
 def response_size(response: InferResponse) -> int:
-    """The number of bytes in the tensors of a response."""
+    """Returns the number of bytes in the tensors of a response."""
     size = 0
     for tensor in response.outputs:
         data = tensor.data
@@ -69,7 +69,7 @@ class Responses:
         return self
 
     async def __anext__(self) -> InferResponse:
-        """The next response. Raises BacklineError if the request has failed."""
+        """Returns the next response. Raises BacklineError if the request has failed."""
         while not self._waiting:
             if self._over:
                 error, self._error = self._error, None
@@ -87,7 +87,7 @@ class Responses:
         return response
 
     def close(self) -> None:
-        """Takes no more responses, and cancels the request unless it is done."""
+        """Stops taking responses, and cancels the request unless it is done."""
         self._waiting.clear()
         if not self._over:
             self._over = True

@@ -122,7 +122,7 @@ class SharedMemory:
     """The regions that clients have registered. Lives on the event loop.
 
     `max_request_bytes` limits what one request may read from regions, `max_copied_bytes` what all requests in
-    flight may together.
+    flight together may read.
     """
 
     def __init__(self, max_request_bytes: int, max_copied_bytes: int) -> None:
@@ -131,8 +131,8 @@ class SharedMemory:
         self._leaving: WeakValueDictionary[str, Region] = WeakValueDictionary()
         self._max_request_bytes = max_request_bytes
         self._max_copied_bytes = max_copied_bytes
-        #: The bytes of all copies, including released ones that are still listed in `_given_up`. Copies are
-        #: released at any time and on any thread.
+        #: The bytes of all copies, including released ones that are still listed in `_given_up`. Copies may
+        #: be released at any time and on any thread.
         self._copied_bytes = 0
         self._given_up: deque[int] = deque()
         self._lock = Lock()
@@ -163,11 +163,11 @@ class SharedMemory:
             self.unregister(name)
 
     def regions(self) -> Iterator[Region]:
-        """All regions, by name."""
+        """Yields all regions, sorted by name."""
         yield from sorted((*self._regions.values(), *self._leaving.values()), key=lambda region: region.name)
 
     def region(self, name: str) -> Region:
-        """The region of this name. Raises NotFound."""
+        """Returns the region of this name. Raises NotFound."""
         found = self._regions.get(name) or self._leaving.get(name)
         if found is None:
             raise NotFound(f"Unable to find shared memory region: '{name}'")

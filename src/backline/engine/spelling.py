@@ -1,4 +1,4 @@
-"""Finds the known names that a misspelt name may stand for."""
+"""Finds the known names that a misspelt name may mean."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _BETWEEN_WORDS: Final = re.compile(r"[-_.:/ ]+")
 def nearest(
     name: str, known: Iterable[str], limit: int = 1, cutoff: float = 0.6, *, whole: bool = False
 ) -> list[str]:
-    """At most `limit` of the known names, the most similar first.
+    """Returns at most `limit` of the known names, the most similar first.
 
     Similarity is 1 for equal names and 0 for names without a letter in common. A letter that is inserted,
-    left out, replaced or swapped with its neighbour counts as one that differs; upper case, and the kind of
-    dashes between words, do not matter. Unless names are compared only as a `whole`, a name also resembles a
-    longer one of which it is a few words: "prot" is near to "--http-port".
+    left out, replaced or swapped with its neighbour counts as one that differs; case, and the kind of dashes
+    between words, do not matter. Unless names are compared only as a `whole`, a name also resembles a longer
+    one of which it is a few words: "prot" is similar to "--http-port".
     """
     plain = _plain(name)
     best: list[tuple[float, str]] = []
@@ -50,7 +50,7 @@ def _similarity(name: str, other: str, cutoff: float, *, whole: bool) -> float:
 
 
 def _parts(name: str) -> Iterator[str]:
-    """All runs of consecutive words in a name, except the whole name: of "http-port", "http" and "port"."""
+    """Yields all runs of consecutive words, except the whole name: for "http-port", "http" and "port"."""
     words = name.split("-")
     for start in range(len(words)):
         for end in range(start + 1, len(words) + 1):
@@ -59,12 +59,12 @@ def _parts(name: str) -> Iterator[str]:
 
 
 def _alike(one: str, other: str, cutoff: float) -> float:
-    """The share of letters that are alike; 0 if it is below the cutoff."""
+    """Returns the share of letters that are alike; 0 if it is below the cutoff."""
     longest = max(len(one), len(other))
     if not longest:
         return 1.0
     most = int(longest * (1 - cutoff) + 1e-9)
-    # Letters that only one of the names has are a lower bound of the distance, and quickly counted.
+    # The number of letters that only one name has is a lower bound of the distance, and quickly counted.
     if abs(len(one) - len(other)) > most or (Counter(one) - Counter(other)).total() > most:
         return 0.0
     distance = _distance(one, other, most)
@@ -72,7 +72,7 @@ def _alike(one: str, other: str, cutoff: float) -> float:
 
 
 def _distance(one: str, other: str, most: int) -> int:
-    """The optimal string alignment distance: insertions, deletions, replacements, and swaps of neighbours.
+    """Returns the optimal string alignment distance, which counts edits and swaps of neighbours.
 
     Distances above `most` may be reported as any number above it.
     """

@@ -14,7 +14,8 @@ from backline.engine.latency_summaries import LatencySummaries
 if TYPE_CHECKING:
     from backline.engine.ticket import Ticket
 
-#: The highest response index counted separately. Later responses count there too, as streams may be endless.
+#: The highest response index that is counted separately. It also counts all later responses, as streams may
+#: be endless.
 MAX_INDEX = 255
 #: Triton's histogram of the time to the first response, and the default upper bounds of its buckets in
 #: milliseconds; one more bucket counts longer times.
@@ -22,13 +23,13 @@ FIRST_RESPONSE_FAMILY = "nv_inference_first_response_histogram_ms"
 FIRST_RESPONSE_BOUNDS_MS = (100.0, 500.0, 2000.0, 5000.0)
 #: One bucket for each power of two in microseconds: bucket i counts durations from 2**(i-1) to below 2**i.
 HISTOGRAM_BUCKETS = 48
-#: By how many seconds a timer for a deadline may fire early.
+#: How many seconds early a timer for a deadline may fire.
 _EARLY = 0.002
 
 
 @dataclass(slots=True, eq=False)
 class Duration:
-    """How many durations were added up, and their sum in nanoseconds."""
+    """A number of durations, and their sum in nanoseconds."""
 
     count: int = 0
     ns: int = 0
@@ -150,8 +151,8 @@ class ModelStatistics:
     `rejected_invalid` did not fit the model, `rejected_full` found its queue full, `rejected_total` found the
     queues of all models full, and `rejected_late` could not meet the model's objective or their own deadline.
     Ended later: `expired` ran out of time, and `cancelled` were cancelled by their caller, in the queue or
-    while running. `timed_out` counts runs that took longer than allowed; `stuck` is how many of these still
-    continue because the runtime cannot end them.
+    while running. `timed_out` counts runs that took longer than allowed; `stuck` is how many of these are
+    still running because the runtime cannot end them.
 
     `calls` counts calls to other models, by name, made while serving requests.
     """
@@ -267,7 +268,8 @@ class ModelStatistics:
     def record_in_steps(self, ticket: Ticket, started: int, ended: int, compute: ComputeTimes) -> None:
         """Counts a request to an ensemble as Triton does: as one execution that took as long as its steps.
 
-        The time that steps waited counts only towards the total duration. Arguments as for `record_in_parts`.
+        The time that steps waited counts only towards the total duration. The arguments are as for
+        `record_in_parts`.
         """
         self.inference_count += ticket.batch_size
         self.record_in_parts(ticket, started, ended, compute)
@@ -293,8 +295,8 @@ class ModelStatistics:
     def record_cache_hit(self, arrived: int, looked: int, lookup_ns: int, ended: int) -> None:
         """Counts a request completed without a run: a success, but neither an inference nor an execution.
 
-        The request arrived, the cache was searched and the request completed at these times of
-        time.monotonic_ns(); the search took `lookup_ns`.
+        `arrived`, `looked` and `ended` are when the request arrived, the cache was searched, and the request
+        completed (time.monotonic_ns()). The search took `lookup_ns`.
         """
         self.last_inference_ms = int(time() * 1000)
         self.success.add(1, ended - arrived)
@@ -303,7 +305,7 @@ class ModelStatistics:
         self.latency[((ended - arrived) // 1000).bit_length()] += 1
         self.queueing[((looked - arrived) // 1000).bit_length()] += 1
         if self.summaries is not None:
-            # The summary of requests leaves out hits; it is not shown for models with a cache.
+            # The summary of requests leaves out cache hits; it is not shown for models with a cache.
             self.summaries.queue.add(looked - arrived, ended)
             self.summaries.cache_hit.add(lookup_ns, ended)
 
@@ -325,20 +327,20 @@ class LoadStatistics:
 
 
 class CacheCounters(Protocol):
-    """What a response cache in the server's memory, which all models share, holds and has done."""
+    """The counters of a response cache in the server's memory, which all models share."""
 
-    #: Bytes: how many the cache may hold, and how many it holds.
+    #: How many bytes the cache may hold, and how many it holds.
     size: int
     used: int
     evictions: int
     hits: int
     misses: int
-    #: Nanoseconds of all lookups and of all insertions.
+    #: The total time of all lookups, and of all insertions, in nanoseconds.
     lookup_ns: int
     insertion_ns: int
 
     def __len__(self) -> int:
-        """The number of responses in the cache."""
+        """Returns the number of responses in the cache."""
 
 
 #: The reasons why requests got no response, and how to read the count of each; see ModelStatistics.

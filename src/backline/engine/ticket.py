@@ -46,7 +46,7 @@ EXPIRED: Final = TicketState.EXPIRED
 
 _ENDS: Final = frozenset({DONE, CANCELLED, EXPIRED})
 
-#: The legal transitions. Queues hand tickets on to other queues; batches that never started return theirs.
+#: The legal transitions. Queues hand tickets on to other queues; batches that never started return tickets.
 TRANSITIONS: Final[Mapping[TicketState, frozenset[TicketState]]] = MappingProxyType(
     {
         NEW: frozenset({QUEUED, RUNNING}) | _ENDS,
@@ -80,7 +80,7 @@ class Owner:
 
 
 class InFlight:
-    """Counts tickets in flight: each from the call of `count` until it ends."""
+    """Counts tickets in flight, each from the call of `count` until the ticket ends."""
 
     __slots__ = ("in_flight",)
 
@@ -94,7 +94,7 @@ class InFlight:
 
 
 class Listener:
-    """Follows a ticket without owning it: a deadline, a trace, a recording. Called on the event loop."""
+    """Follows a ticket without owning it, for a deadline, trace or recording. Called on the event loop."""
 
     __slots__ = ()
 
@@ -123,7 +123,7 @@ OnResponse: TypeAlias = Callable[["Ticket", InferResponse], None]
 class Ticket:
     """A submitted request. The completion is called exactly once, unless the ticket is cancelled or refused.
 
-    `request` is what the caller asked. `deadline` (seconds of time.monotonic()) is when a waiting ticket
+    `request` is what the caller asked for. `deadline` (seconds of time.monotonic()) is when a waiting ticket
     expires: the caller's deadline (`waits_until`), or an earlier one set by a queue's policy. `level` is the
     request's priority, or the level assigned by a queue. The model's check sets `batch_size`, the number of
     items, and `batch_key`, which must be equal for requests to share a batch. `context` belongs to the
@@ -187,7 +187,7 @@ class Ticket:
         flow: ResponseFlow | None = None,
         **changes: Any,
     ) -> Ticket:
-        """A new ticket to run in place of this one, with `changes` to the request, and the same deadlines."""
+        """Creates a stand-in for this ticket, with `changes` to the request and the same deadlines."""
         other = Ticket(replace(self.request, **changes), on_complete, on_response, flow, None, self.trace)
         other.identity = self.identity
         other.deadline, other.waits_until, other.level = self.deadline, self.waits_until, self.level
@@ -334,7 +334,7 @@ class Ticket:
 
 
 def unsubmitted(request: InferRequest) -> Ticket:
-    """A ticket for a request that is checked but never submitted."""
+    """Creates a ticket for a request that is checked but never submitted."""
     return Ticket(request, _never_called)
 
 

@@ -1,4 +1,4 @@
-"""The seam to request tracing: engine and schedulers pass traces on without looking inside.
+"""The interface to request tracing. The engine and the schedulers pass traces on without reading them.
 
 While nothing is traced, `Ticket.trace` is None and tracing costs nothing.
 """
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from backline.engine.errors import BacklineError
     from backline.engine.ticket import Ticket
 
-#: The protocol by which a request arrived, as traces name it.
+#: The protocol by which a request arrived, as it is called in traces.
 TraceProtocol: TypeAlias = Literal["HTTP", "GRPC"]
 #: The value of a trace setting as clients see it: one string or several.
 SettingValue: TypeAlias = str | list[str]
 
 
 class RunMoments(Protocol):
-    """A run of a model, implemented by workers.batch.Batch. Times are of time.monotonic_ns(), 0 if not
-    reached.
+    """A run of a model; implemented by workers.batch.Batch.
 
-    A run that is not `executed` never reached the model.
+    Times are of time.monotonic_ns(), or 0 for a moment that the run did not reach. A run that is not
+    `executed` never reached the model.
     """
 
     executed: bool
@@ -39,9 +39,10 @@ class RunMoments(Protocol):
 
 
 class Trace(Protocol):
-    """Traces one request, or the exchange with a client that requests belong to. Lives on the event loop.
+    """The trace of a request, or of a client's exchange that contains requests. Lives on the event loop.
 
-    Until a request is submitted, its ticket has the trace of its parent, from which `follow` derives its own.
+    Until a request is submitted, its ticket holds the parent's trace, from which `follow` creates the
+    request's own trace.
     """
 
     @property
@@ -49,11 +50,10 @@ class Trace(Protocol):
         """The trace context, for models that trace their work: a JSON object with `traceparent`, or empty."""
 
     def follow(self, ticket: Ticket) -> Trace:
-        """Creates the trace of a request made on behalf of this one, just before the new request is
-        submitted."""
+        """Creates the trace of a request made on behalf of this one. Called just before its submission."""
 
     def shared_with(self, others: Sequence[Trace]) -> Trace:
-        """The trace for a request on behalf of several: those traced here and by `others`."""
+        """Returns the trace for a request on behalf of several: the one traced here and those of `others`."""
 
     def ran(self, run: RunMoments) -> None:
         """Records a run that included the traced request and has ended."""
@@ -75,29 +75,29 @@ class Tracer(Protocol):
 
 
 class TraceControl(Protocol):
-    """The tracing settings that clients may read and change. An empty `model` means those of all models."""
+    """The tracing settings, which clients may change. An empty `model` means the settings for all models."""
 
     def settings(self, model: str) -> Mapping[str, SettingValue]:
-        """The settings. Raises InvalidArgument for an unknown model."""
+        """Returns the settings. Raises InvalidArgument for an unknown model."""
 
     def update(self, model: str, changes: Mapping[str, SettingValue | None]) -> None:
-        """Changes settings. None resets a setting to that of all models, or to its initial value.
+        """Changes settings. None resets a setting to its value for all models, or to its initial value.
 
         Raises InvalidArgument for an invalid setting, Unsupported for one that cannot be changed at run time.
         """
 
     def recent(self) -> Sequence[Mapping[str, Any]]:
-        """The documents of the last requests that were traced for somebody who watched, oldest first."""
+        """Returns the documents of the last requests traced while somebody was watching, oldest first."""
 
     def watch(self, watcher: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
-        """Passes a document to `watcher` for each request that ends, or on a busy server for some of them.
+        """Passes a document to `watcher` for each request that ends; on a busy server, only for some of them.
 
-        Returns a function that ends it. Tracing costs something only while somebody watches.
+        Returns a function that stops this. Tracing costs something only while somebody watches.
         """
 
 
 def part_of(tickets: Sequence[Ticket]) -> Trace | None:
-    """The trace for a request on behalf of these tickets, if any of them is traced."""
+    """Returns the trace for a request made on behalf of these tickets; None if none of them is traced."""
     traces = [ticket.trace for ticket in tickets if ticket.trace is not None]
     if len(traces) < 2:
         return traces[0] if traces else None

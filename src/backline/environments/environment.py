@@ -11,7 +11,7 @@ from pathlib import Path
 from backline.engine.errors import InvalidArgument
 from backline.environments.requirements import OWN_PYTHON
 
-#: Overrides of the variables through which packages of the server or its user would leak into a worker.
+#: Overrides for the variables that would make packages of the server or its user visible to a worker.
 _UNSET = {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1"}
 
 

@@ -19,7 +19,7 @@ _PINNED = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*])?==(\S+)(?:\s.*?)?(?:\s+# vi
 
 @cache
 def server_packages() -> Mapping[str, str]:
-    """The versions of the packages that the server runs on, by normalised name, without local labels."""
+    """Returns the versions of the server's packages, by normalised name, without local labels."""
     from importlib.metadata import distributions  # slow to import
 
     found: dict[str, str] = {}
@@ -35,14 +35,14 @@ def pins(packages: Mapping[str, str]) -> str:
 
 
 def link() -> str:
-    """The contents of LINK, which adds the server's folders as sites, so their .pth files take effect."""
+    """Returns the contents of LINK, which adds the server's folders as sites, so their .pth files work."""
     return "".join(f"import site; site.addsitedir({folder!r})\n" for folder in _folders())
 
 
 def lacking(compiled: str, there: Mapping[str, str]) -> list[str]:
-    """The lines of uv's resolution to install: those that `there` lacks, or has in another version.
+    """Returns the lines of uv's resolution to install: those that `there` lacks, or has in another version.
 
-    Leaves out packages that only packages in `there` require, since those run without them.
+    Leaves out packages that only packages in `there` require, since the latter evidently run without them.
     """
     found: dict[str, tuple[str, list[str]]] = {}
     others = []
@@ -69,14 +69,14 @@ def lacking(compiled: str, there: Mapping[str, str]) -> list[str]:
 
 
 def _asks(by: str, found: Container[str], missing: Container[str]) -> bool:
-    """Whether a requirement comes from the user's file, or from a package that must be installed."""
+    """Returns whether a requirement comes from the user's file, or from a package that must be installed."""
     if by.startswith("-c"):  # a constraint only chooses the version
         return False
     return by.startswith("-") or _normal(by) not in found or _normal(by) in missing
 
 
 def _folders() -> list[str]:
-    """The folders from which the server imports installed packages."""
+    """Returns the folders from which the server imports installed packages."""
     folders = list(site.getsitepackages())
     if site.ENABLE_USER_SITE:
         folders.append(site.getusersitepackages())

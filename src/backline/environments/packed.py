@@ -22,7 +22,7 @@ from backline.engine.names import printable
 from backline.system.archive_limits import UnpackLimits
 from backline.system.private_file import without_keys
 
-#: The configuration parameter that holds the path; the path may contain the placeholder below.
+#: The configuration parameter that holds the path, which may contain the placeholder below.
 PARAMETER: Final = "EXECUTION_ENV_PATH"
 _MODEL_FOLDER: Final = "$$TRITON_MODEL_DIRECTORY"
 #: Limits for unpacking; for comparison, an environment with CUDA has some 60,000 files.
@@ -44,11 +44,13 @@ class PackedEnvironment:
 
 
 def packed_environment(given: str, model_folder: Path, cache: Path) -> PackedEnvironment:
-    """The environment at a path, which may begin with $$TRITON_MODEL_DIRECTORY or be relative to the
-    model's folder.
+    """Returns the environment at a path.
 
-    An archive is unpacked in `cache` once per content. The environment's code is run, with the same trust as
-    the model's. Raises InvalidArgument if the path is not an environment, or lacks packages a worker needs.
+    The path may begin with $$TRITON_MODEL_DIRECTORY or be relative to the model's folder.
+
+    An archive is unpacked in `cache` once per content. The environment's code is run, and trusted as much as
+    the model's. Raises InvalidArgument if the path is not an environment, or lacks packages that a worker
+    needs.
     """
     path = model_folder / given.replace(_MODEL_FOLDER, str(model_folder))
     if not path.exists():
@@ -100,10 +102,9 @@ def _unpacked(archive: Path, cache: Path) -> Path:
 
 
 class _Members:
-    """A filter that tarfile calls right before it unpacks a member; it lets nothing be written through a
-    link.
+    """A filter that tarfile calls before it unpacks each member, so that nothing is written through a link.
 
-    Only the links that venv-pack needs may lead out of the folder: symbolic ones with an absolute target,
+    Only the links that venv-pack needs may point outside the folder: symbolic links with an absolute target,
     such as bin/python. tarfile's own filter "tar" does not check links: a hard link to a file elsewhere,
     followed by a file of the same name, would overwrite that file.
     """
@@ -114,7 +115,7 @@ class _Members:
         self._bytes = _LIMITS.bytes_of(archive.stat().st_size)
 
     def __call__(self, member: tarfile.TarInfo, place: str) -> tarfile.TarInfo:
-        # tar_filter refuses names that lead out of the folder, and drops setuid bits.
+        # tar_filter refuses names of files outside the folder, and drops setuid bits.
         member = tarfile.tar_filter(member, place)
         self._files -= 1
         self._bytes -= member.size
@@ -151,7 +152,7 @@ class _Members:
 
 
 def _passes_link(root: Path, path: Path) -> bool:
-    """Whether any folder between `root` and `path`, which is below it, is a link."""
+    """Returns whether any folder between `root` and `path`, which is below it, is a link."""
     return any(
         parent.is_symlink() for parent in path.parents if parent != root and parent.is_relative_to(root)
     )
@@ -167,8 +168,9 @@ def _relocate(place: Path) -> None:
 
 
 def _lent(path: Path, python: Path, variables: Mapping[str, str], cache: Path) -> dict[str, str]:
-    """Variables that make the server's msgspec importable if the environment lacks it and has the server's
-    Python version. Raises InvalidArgument if packages are still missing.
+    """Lends the server's msgspec to an environment that lacks it and has the same Python version.
+
+    Returns the variables for this. Raises InvalidArgument if packages are still missing.
     """
     command, environ = [str(python), "-c", _ASK], {**without_keys(os.environ), **variables}
     asked = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)

@@ -54,7 +54,7 @@ class Requirements:
 
     @property
     def source(self) -> str:
-        """The source for messages: "requirements.txt", "Python 3.13", or both."""
+        """The source, as messages call it: "requirements.txt", "Python 3.13", or both."""
         asked = f"Python {self.python}" if self.python else ""
         return " and ".join(filter(None, (self.file, asked)))
 
@@ -62,11 +62,11 @@ class Requirements:
 def find_requirements(
     version_folder: Path, model_folder: Path, python: str = "", *, on_top: bool = False
 ) -> Requirements | None:
-    """What the model in these folders requires; the version's folder takes precedence. None if it requires
-    nothing.
+    """Returns what the model in these folders requires, or None if it requires nothing.
 
-    `python` is the version in the model's configuration. With `on_top`, a requirements.txt adds to the
-    server's packages if it needs no other Python. Raises InvalidArgument for an unreadable file.
+    The version's folder takes precedence. `python` is the version in the model's configuration. With
+    `on_top`, a requirements.txt adds to the server's packages unless it needs another Python. Raises
+    InvalidArgument for an unreadable file.
     """
     places = list(dict.fromkeys((version_folder, model_folder)))
     folder, files = next(((place, files) for place in places if (files := _files(place))), (places[0], []))
@@ -89,7 +89,7 @@ def find_requirements(
 
 
 def _files(folder: Path) -> list[str]:
-    """The files of a folder that list required packages; the first takes precedence."""
+    """Returns the files of a folder that list required packages; the first takes precedence."""
     project = (folder / PROJECT).is_file() and bool(_project(folder / PROJECT))
     there = {LOCK: project and (folder / LOCK).is_file(), PROJECT: project, LIST: (folder / LIST).is_file()}
     found = [name for name, is_there in there.items() if is_there]
@@ -109,7 +109,7 @@ def _pinned_python(folder: Path) -> str:
 
 
 def _project(file: Path) -> dict[str, Any]:
-    """The [project] table of a pyproject.toml; empty if the file only configures tools."""
+    """Returns the [project] table of a pyproject.toml; empty if the file only configures tools."""
     text = _text(file)
     check_toml(text, f"'{file}'")
     try:
@@ -120,7 +120,7 @@ def _project(file: Path) -> dict[str, Any]:
 
 
 def _read_files(folder: Path, file: str) -> Iterator[Path]:
-    """The files whose contents determine the environment."""
+    """Yields the files whose contents determine the environment."""
     if file == LIST:
         yield from _read_list(folder / file, seen=set())
     elif file:
@@ -130,7 +130,7 @@ def _read_files(folder: Path, file: str) -> Iterator[Path]:
 
 
 def _read_list(file: Path, *, seen: set[Path]) -> Iterator[Path]:
-    """A requirements file, and the files, wheels and source folders that it names."""
+    """Yields a requirements file, and the files, wheels and source folders that it names."""
     seen.add(file)
     yield file
     for line in _text(file).splitlines():
@@ -173,7 +173,7 @@ def _bytes(file: Path) -> bytes:
 
 
 def python_choices(requirements: Requirements) -> Sequence[str]:
-    """The values of uv's --python to try, in order: an interpreter, a version, or a range of versions."""
+    """Returns values to try for uv's --python, in order: interpreters, a version, or a range of versions."""
     if requirements.requires_python:
         return (f"{requirements.requires_python},=={OWN_PYTHON}.*", requirements.requires_python)
     wanted = requirements.python
@@ -183,7 +183,7 @@ def python_choices(requirements: Requirements) -> Sequence[str]:
 
 
 def _of_pyenv(version: str) -> list[str]:
-    """The interpreters of a version that pyenv has installed, which need not be on PATH."""
+    """Returns the interpreters of a version that pyenv has installed, which need not be on PATH."""
     found = (Path.home() / ".pyenv" / "versions").glob(f"{version}*/bin/python3")
     return [
         str(path)

@@ -6,7 +6,7 @@
     .building-<digest>-<random>/  a build in progress
     locks/                        <digest>.build: held by a build; <digest>.use: shared by servers that use it
 
-Several processes may share one store. An interrupted build never passes for an environment, because a
+Several processes may share one store. An interrupted build is never mistaken for an environment, because a
 build gets its final name only once it is complete.
 """
 
@@ -48,7 +48,7 @@ _BUILDING = ".building-"
 
 
 def default_folder(cache: Path | None = None) -> Path:
-    """The folder of environments in a cache folder, by default the user's."""
+    """Returns the folder of environments in a cache folder, which is by default the user's."""
     return (cache or user_cache()) / "environments"
 
 
@@ -102,8 +102,9 @@ class Environments:
         self._held: dict[str, int] = {}
 
     def find(self, requirements: Requirements, user: User) -> Environment | None:
-        """The environment for these requirements, held until this process ends; None if it has to be
-        built.
+        """Returns the environment for these requirements, or None if it has to be built.
+
+        The environment cannot be removed until this process ends.
         """
         digest = requirements.digest
         environment = Environment(self.folder / digest)
@@ -142,8 +143,9 @@ class Environments:
         stop: Callable[[], bool],
         again: bool = False,
     ) -> None:
-        """Builds the environment, unless another process has built it in the meantime; `again` replaces an
-        existing one. `stop` is polled while waiting for another build.
+        """Builds the environment, unless another process has built it in the meantime.
+
+        With `again`, an existing environment is replaced. `stop` is polled while waiting for another build.
 
         Raises Internal with the cause if the build fails, and Unavailable if `stop` returns true or the
         store cannot be written.
@@ -185,7 +187,7 @@ class Environments:
     # listing and removal
 
     def entries(self) -> list[StoredEnvironment]:
-        """All environments, most recently used first."""
+        """Returns all environments, most recently used first."""
         found = [self._entry(place.parent) for place in self.folder.glob(f"*/{_ABOUT}")]
         return sorted(found, key=lambda entry: entry.last_used, reverse=True)
 
@@ -232,7 +234,7 @@ class Environments:
 
     @contextlib.contextmanager
     def _alone(self, digest: str) -> Iterator[bool]:
-        """Yields whether no server holds the environment; if none does, none can within the context."""
+        """Yields whether no server holds the environment; if so, none can hold it within the context."""
         descriptor = open_lock(self._lock(digest, "use"))
         try:
             yield digest not in self._held and try_lock(descriptor)
@@ -254,8 +256,9 @@ class Environments:
 def unused(
     entries: Iterable[StoredEnvironment], *, now: float, seconds: float | None
 ) -> list[StoredEnvironment]:
-    """The environments that no model requires any more; with `seconds`, also those unused for that long.
-    Those held by a server are never included.
+    """Returns the environments that no model requires any more.
+
+    With `seconds`, also returns those that were not used for that long; never those held by a server.
     """
     return [
         entry
@@ -296,10 +299,10 @@ def _install(requirements: Requirements, building: Path, uv: Uv, on_bytes: OnByt
 
 
 def _additions(requirements: Requirements, environment: Environment, building: Path, uv: Uv) -> str:
-    """Links the environment to the server's packages, and returns those to install as a requirements file."""
+    """Links the environment to the server's packages; returns the others as a requirements file."""
     there = server_packages()
     (environment.packages / LINK).write_text(link(), encoding="utf-8")
-    # uv prefers the versions in its output file, so only what contradicts the server's packages differs.
+    # uv prefers the versions in its output file, so other versions appear only if the server's do not fit.
     resolved = building / "resolved.txt"
     resolved.write_text(pins(there), encoding="utf-8")
     resolve = ("pip", "compile", requirements.file, "-", "--no-header", "--annotation-style", "line", "-q")
@@ -338,7 +341,7 @@ def _installed(environment: Environment) -> list[str]:
 
 
 def _asks_for(user: User) -> str:
-    """The digest of a model's current requirements; empty if the model is gone or has none."""
+    """Returns the digest of a model's current requirements; empty if the model is gone or has none."""
     try:
         if not Path(user.model_folder).is_dir():
             return ""

@@ -51,6 +51,7 @@ class Uv:
         self, *arguments: str, folder: Path, given: str = "", on_bytes: OnBytes = lambda done, total: None
     ) -> str:
         """Runs a command in a folder, with `given` as standard input; returns its standard output. Blocks.
+
         Raises UvFailed if uv fails or is cancelled.
         """
         output = _UvOutput(on_bytes)
@@ -89,7 +90,7 @@ class Uv:
         return printed
 
     def cancel(self) -> None:
-        """Ends the command in progress, and prevents later ones. Called on any thread."""
+        """Ends the command in progress, and prevents later ones. May be called on any thread."""
         self._cancelled.set()
         if self._process is not None and self._process.poll() is None:
             with suppress(ProcessLookupError, PermissionError):
@@ -120,8 +121,9 @@ class _UvOutput:
 
 
 def cause(lines: Sequence[str]) -> str:
-    """The reason for uv's failure in one line: its output from the last "error:" on, without box-drawing
-    characters.
+    """Returns the reason for uv's failure in one line.
+
+    This is its output from the last "error:" on, without box-drawing characters.
     """
     begin = max(
         (index for index, line in enumerate(lines) if line.startswith("error:") or "×" in line), default=-1

@@ -17,7 +17,7 @@ from backline.engine.values.signature import Signature
 from backline.fleet.rpc_transport import RpcTransport
 from backline.system.busy_poll import BusyPoll
 
-#: Seconds that the servers may take to describe a model.
+#: How many seconds the servers may take to describe a model.
 _TIMEOUT = 10.0
 
 
@@ -31,9 +31,9 @@ class Description:
 
 
 def open_remote(remote: RemoteModel, *, idempotent: bool, poll: BusyPoll | None = None) -> BalancedTransport:
-    """The transport to the servers of a model, not opened yet. Raises InvalidArgument for invalid URLs.
+    """Returns a transport to the servers of a model, not opened yet. Raises InvalidArgument for invalid URLs.
 
-    `poll` is the event loop's, which learns from the transport when responses arrive.
+    `poll` is the busy poll of the event loop, which learns from the transport when responses arrive.
     """
     addresses = Address.parse_all(remote.urls)
     if any(address.protocol == "inproc" for address in addresses):

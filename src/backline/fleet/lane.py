@@ -21,10 +21,11 @@ from backline.workers.instance import Finished, Instance
 
 
 class RemoteLane:
-    """The instances of one version that other servers serve. Each has one request in flight.
+    """The instances of a version that other servers serve. Each instance has one request in flight at most.
 
-    Requests are not batched here, as the other servers do that. Lives on the event loop, except `close`.
-    `responses` is set for a decoupled model. `time_limit` is in seconds, for requests without a deadline.
+    Requests are not batched here, because the other servers batch them. Lives on the event loop, except
+    `close`. `responses` is set for a decoupled model. `time_limit` applies to requests without a deadline, in
+    seconds.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class RemoteLane:
         self._time_limit = time_limit
         self._loop = asyncio.get_running_loop()
         self._opening: asyncio.Task[None] | None = None
-        #: Whether the names of the servers are known.
+        #: Whether the names of the servers have been resolved.
         self._opened = False
         self.instances: tuple[Instance, ...] = tuple(
             RemoteInstance(self) for _ in range(remote.max_in_flight)
@@ -65,7 +66,7 @@ class RemoteLane:
         return self._transport
 
     def _response(self, ticket: Ticket, answer: InferResponse) -> InferResponse:
-        """The response for the caller. Raises Internal if an output is missing."""
+        """Returns the response for the caller. Raises Internal if an output is missing."""
         request = ticket.request
         wanted = request.outputs or self._outputs
         known = {output.name: output for output in answer.outputs}
@@ -80,7 +81,7 @@ class RemoteLane:
         )
 
     async def stream(self, ticket: Ticket) -> None:
-        """Passes the responses of one of the servers on, as fast as the caller takes them."""
+        """Passes on the responses of one of the servers, as fast as the caller takes them."""
         request, flow, responses = ticket.request, ticket.flow, self.responses
         assert responses is not None, "the model is decoupled"
         resumed = asyncio.Event()
@@ -129,7 +130,7 @@ class RemoteLane:
         )
 
     def explain(self, error: BaseException) -> BacklineError:
-        """The error for the caller, who does not know of the other servers."""
+        """Returns the error for the caller, who does not know about the other servers."""
         where = f"model '{self.name}' is served by {self._remote.urls}"
         if isinstance(error, asyncio.CancelledError):
             return Cancelled(f"the request to model '{self.name}' was cancelled")
@@ -180,7 +181,7 @@ class RemoteLane:
         def abandon() -> None:
             batch.on_abandon = None
             call.abandon()
-            # Not at once, because the scheduler is in the middle of cancelling the request.
+            # Called later, because the scheduler is in the middle of cancelling the request.
             self._loop.call_soon(end, None, asyncio.CancelledError())
 
         try:
@@ -221,7 +222,7 @@ class RemoteInstance:
 
 
 def _parameters(request: InferRequest) -> dict[str, Parameter] | None:
-    """The caller's parameters, together with the priority and sequence that this server took out of them."""
+    """Returns the caller's parameters, including the priority and sequence that this server took out."""
     parameters = dict(request.parameters or {})
     if request.priority:
         parameters["priority"] = request.priority
@@ -232,7 +233,7 @@ def _parameters(request: InferRequest) -> dict[str, Parameter] | None:
 
 
 def _trace_fields(context: str) -> tuple[tuple[str, str], ...]:
-    """The header fields `traceparent` and `tracestate` for the other server, so that it continues the trace.
+    """Returns the header fields `traceparent` and `tracestate`, so that the other server continues the trace.
 
     `context` is a JSON object, or empty for a trace that only this server knows.
     """

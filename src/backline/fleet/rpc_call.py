@@ -19,14 +19,15 @@ from backline.wire.http2.header_blocks import FieldBlocks
 if TYPE_CHECKING:
     from backline.fleet.rpc_connection import RpcConnection
 
-#: The most bytes of a response message: gRPC's length prefix has 32 bits.
+#: The maximum size of a response message in bytes: gRPC's length prefix has 32 bits.
 _LARGEST = 2**32 - 1
 _MOST_DIGITS = 9
 
 
 class ResponseHead:
-    """The contents of a response's header block. `code` is the gRPC status; None unless the block ends the
-    call.
+    """The contents of a response's header block.
+
+    `code` is the gRPC status; None unless the block ends the call.
     """
 
     __slots__ = ("code", "message", "retry_after", "status")
@@ -48,7 +49,7 @@ class ResponseHead:
 
 
 def _is_number(value: bytes) -> bool:
-    """Whether a field is a number, and so short that reading it cannot fail."""
+    """Returns whether a field is a number that is short enough to be parsed safely."""
     return value.isdigit() and len(value) <= _MOST_DIGITS
 
 
@@ -117,9 +118,9 @@ class RpcCall:
         #: The part of the request that is still to be sent.
         self.pending: deque[memoryview] | None = None
         self.pending_bytes = 0
-        #: The bytes that the other side may still send on this call.
+        #: How many bytes the other side may still send on this call.
         self.window_in = OUR_STREAM_WINDOW
-        #: The bytes that may still be sent on this call, minus the connection's initial window size.
+        #: How many bytes may still be sent on this call, minus the connection's initial window size.
         self.window_out = 0
         self._message: Buffer | None = None
         self._assembler: MessageAssembler | None = None
@@ -127,7 +128,7 @@ class RpcCall:
     # receiving
 
     def feed(self, data: bytes, begin: int, end: int) -> None:
-        """Takes data[begin:end] of the response. Raises RpcError if the response is malformed."""
+        """Processes data[begin:end] of the response. Raises RpcError if the response is malformed."""
         if self._message is None and self._assembler is None and end - begin >= PREFIX_SIZE:
             flag, size = PREFIX.unpack_from(data, begin)
             if not flag and size == end - begin - PREFIX_SIZE:
@@ -220,8 +221,9 @@ class RpcStream(RpcCall):
         self._error: BacklineError | None = None
 
     async def receive(self) -> Buffer | None:
-        """The next message; None after the last one. Raises the error that ended the call, or
-        DeadlineExceeded if no message arrives in time.
+        """Returns the next message; None after the last one.
+
+        Raises the error that ended the call, or DeadlineExceeded if no message arrives in time.
         """
         while not self._messages:
             if self.closed:

@@ -41,24 +41,25 @@ _CLIENT_PREFACE = (
 )
 #: The connection's receive window is replenished when fewer bytes than this are left.
 _REPLENISH_AT = OUR_CONNECTION_WINDOW // 2
-#: Bytes that one call sends before the next one gets its turn.
+#: How many bytes one call sends before the next one gets its turn.
 _QUANTUM = 128 * KIB
 #: When more bytes than this are collected, they are written without waiting for the end of the turn, and as
 #: separate buffers.
 _WRITE_AT = 64 * KIB
-#: The largest payload of a frame other than DATA; these frames are buffered whole.
+#: The maximum payload of frames other than DATA, in bytes; such frames are buffered whole.
 _MAX_BUFFERED_FRAME = 1 * MIB
 #: Stream numbers end at 2^31-1. A connection stops taking calls well before that.
 _LAST_NUMBER = 2**30
 #: Milliseconds after which the kernel closes a connection whose other side acknowledges nothing.
 _ACKNOWLEDGE_WITHIN = 10_000
-#: Frames that the other side may send for acknowledgement while it reads nothing.
+#: How many frames the other side may send for acknowledgement while it reads nothing.
 _MOST_UNREAD = 1000
 
 
 class RpcConnection(asyncio.Protocol):
-    """One connection, shared by calls on a stream each. Calls that start in one turn are written together at
-    its end.
+    """One connection, shared by calls, each of which has its own stream.
+
+    Calls that start in one turn of the event loop are written together at its end.
 
     `url` names the other side in errors, and `advice` says what may be wrong if the other side closes a new
     connection. `again` is called with each call that the other side has certainly not handled, and `has_room`
@@ -85,14 +86,15 @@ class RpcConnection(asyncio.Protocol):
         #: The calls in flight, by stream number.
         self.calls: dict[int, RpcCall] = {}
         self._next = 1
-        #: Whether the connection still takes new calls.
+        #: Whether the connection still accepts new calls.
         self._open = False
         self._max_calls = 2**31
         # receiving
         self._blocks = ResponseBlocks(Limits())
         self._received = b""
         self._window_in = OUR_CONNECTION_WINDOW
-        #: What is left of the payload of the current DATA frame, its stream, and whether it is the last.
+        #: How many bytes of the current DATA frame are still to come, its stream, and whether it is the last
+        #: frame.
         self._left = 0
         self._number = 0
         self._ends = 0
@@ -132,12 +134,12 @@ class RpcConnection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether the connection takes new calls, at once or once others have ended."""
+        """Whether the connection accepts new calls, now or once others have ended."""
         return self._open and self._next < _LAST_NUMBER
 
     @property
     def room(self) -> int:
-        """How many more calls the connection takes."""
+        """How many more calls the connection accepts now."""
         return self._max_calls - len(self.calls) if self._open and self._next < _LAST_NUMBER else 0
 
     def _lose(self, error: BacklineError) -> None:
@@ -149,7 +151,7 @@ class RpcConnection(asyncio.Protocol):
                     f"{self._advice}"
                 )
             )
-            self.ready.exception()  # there may be nobody who waits for it
+            self.ready.exception()  # retrieved, in case nobody waits for it
         if self._transport is not None:
             self._transport.abort()
         calls, self.calls = self.calls, {}
@@ -355,7 +357,7 @@ class RpcConnection(asyncio.Protocol):
         if call is None:
             return  # the call was reset
         call.window_in -= end - begin
-        if call.window_in < 0:  # else a server could fill the memory, however slowly the caller reads
+        if call.window_in < 0:  # otherwise a server could exhaust the memory if the caller reads slowly
             self._refuse(call, ProtocolError(f"{self._url} sent more of a response than it was allowed to"))
             return
         try:
@@ -490,9 +492,7 @@ class RpcConnection(asyncio.Protocol):
         self._has_room(self)
 
     def _go_away(self, payload: bytes) -> None:
-        """Handles GOAWAY: no more calls are taken, and calls that the other side has not begun are sent
-        elsewhere.
-        """
+        """Handles GOAWAY: accepts no more calls, and moves those that were not begun to other connections."""
         self._open = False
         last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
         refused = [call for number, call in self.calls.items() if number > last]

@@ -28,20 +28,20 @@ from backline.version import __version__
 from backline.wire.grpc.timeout import Deadlines
 from backline.wire.http2.frames import encode_fields
 
-#: The most connections to a server. Each carries as many calls as the server allows, often more than a
-#: hundred.
+#: The maximum number of connections to a server. Each carries as many calls as the server allows, often more
+#: than a hundred.
 _MAX_CONNECTIONS = 8
 #: How often a call is sent before it fails, if the server closes each connection without handling it.
 _MAX_ATTEMPTS = 3
-#: Only time limits below this many seconds are sent to the server. A call with a longer limit is cancelled by
-#: this side once the limit has passed. So most calls have the same header block, which is encoded and decoded
-#: only once.
+#: Only time limits below this many seconds are sent to the server. Calls with a longer limit are cancelled by
+#: this process once the limit has passed. So most calls have the same header block, which is encoded and
+#: decoded only once.
 _TOLD_BELOW = 300.0
 _REMEMBERED = 64
 
 
 class RpcTransport(GrpcRequests):
-    """Sends gRPC calls over its own connections, without a thread or a task for each.
+    """Sends gRPC calls over its own connections, without a thread or a task for each call.
 
     Unlike with grpcio, a call wakes no other thread, and calls that start in one turn of the event loop are
     written together.
@@ -179,7 +179,7 @@ class RpcTransport(GrpcRequests):
             self._connecting = self._loop.create_task(self._connect())
 
     def _again(self, call: RpcCall) -> None:
-        """Sends a call once more, after a connection did not handle it."""
+        """Sends a call again that a connection did not handle."""
         call.attempts += 1
         if call.attempts < _MAX_ATTEMPTS and not self._closed:
             call.restart()
@@ -188,7 +188,7 @@ class RpcTransport(GrpcRequests):
             call.fail(Unavailable(f"{self._url} takes no calls: it is stopping, or overloaded"))
 
     def _has_room(self, changed: RpcConnection) -> None:
-        """Starts waiting calls, as far as the connections have room. Called when a connection has changed."""
+        """Starts as many waiting calls as there is room for. Called when a connection has changed."""
         waiting = self._waiting
         if changed.usable:
             if not waiting:
@@ -262,7 +262,7 @@ class RpcTransport(GrpcRequests):
 
 
 def timeout_field(seconds: float) -> bytes:
-    """A grpc-timeout of at least `seconds`, rounded up to two digits, so that few values are sent."""
+    """Returns a grpc-timeout for `seconds`, rounded up to two digits, so that few values are in use."""
     milliseconds = max(math.ceil(seconds * 1000), 1)
     step = 10 ** max(len(str(milliseconds)) - 2, 0)
     return b"%dm" % (-(-milliseconds // step) * step)

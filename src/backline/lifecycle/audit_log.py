@@ -21,17 +21,17 @@ from backline.system.private_file import private
 log = logging.getLogger("backline.lifecycle")
 
 _FILE = "audit.jsonl"
-#: Refusals have their own files, so that whoever causes many cannot push changes out of the log.
+#: Refusals have their own files, so that a client that causes many cannot push changes out of the log.
 _REFUSALS_FILE = "refusals.jsonl"
 #: The size in bytes at which a new file is begun; one older file is kept.
 DEFAULT_LIMIT = 4_000_000
 _BLOCK = 65536
-#: Texts are cut to this many characters, so that nobody can push changes out of the log with long errors.
+#: Texts are truncated to this many characters, so that long errors cannot push changes out of the log.
 _LONGEST = 512
 
 
 class RotatedFile:
-    """A file of JSON lines, and the previous one. A new file is begun once the current has `limit` bytes."""
+    """A file of JSON lines, and its predecessor. A new file is begun once the current has `limit` bytes."""
 
     def __init__(self, file: Path, limit: int) -> None:
         self.file = file
@@ -39,7 +39,7 @@ class RotatedFile:
         self._limit = limit
 
     def append(self, line: bytes) -> None:
-        """Raises OSError or Internal if the file cannot be written."""
+        """Appends a line. Raises OSError or Internal if the file cannot be written."""
         make_folder(self.file.parent)
         if self.file.exists() and self.file.stat().st_size >= self._limit:
             self.file.replace(self._older)
@@ -47,7 +47,7 @@ class RotatedFile:
             file.write((b"" if _ends_whole(file) else b"\n") + line + b"\n")
 
     def backwards(self) -> Iterator[bytes]:
-        """The lines, the last one first."""
+        """Yields the lines in reverse order."""
         for file in (self.file, self._older):
             yield from _lines_backwards(file)
 
@@ -80,8 +80,7 @@ class AuditLog:
             self._failed = True
 
     def history(self, model: str = "", limit: int = 100) -> list[Change]:
-        """The latest changes to a model, or to all models if `model` is "", newest first. Skips damaged
-        lines."""
+        """Returns the latest changes to a model ("": all models), newest first. Skips damaged lines."""
         # Lines of other models are recognised by the model's name in JSON, without parsing them.
         named = json.dumps(model, ensure_ascii=False).encode("utf-8", "backslashreplace") if model else b""
         lines = (line for line in self._changes.backwards() if named in line)
@@ -89,7 +88,7 @@ class AuditLog:
         return list(islice((change for change in changes if not model or change.model == model), limit))
 
     def entries(self, limit: int = 100, after: float = 0.0) -> list[Change | Attempt]:
-        """The latest entries that were made after `after`, newest first. Skips damaged lines."""
+        """Returns the latest entries later than the time `after`, newest first. Skips damaged lines."""
         files = (_entries(self._changes.backwards()), _entries(self._refusals.backwards()))
         merged = heapq.merge(*files, key=lambda entry: entry.time, reverse=True)
         return list(islice(takewhile(lambda entry: entry.time > after, merged), limit))
@@ -117,7 +116,7 @@ def _parse(line: bytes) -> Change | Attempt | None:
 
 
 def _ends_whole(file: BinaryIO) -> bool:
-    """Whether the last line is complete; a killed server may leave half a line."""
+    """Returns whether the last line is complete; a killed server may leave half a line."""
     if file.seek(0, os.SEEK_END) == 0:
         return True
     file.seek(-1, os.SEEK_END)
@@ -125,7 +124,7 @@ def _ends_whole(file: BinaryIO) -> bool:
 
 
 def _lines_backwards(path: Path) -> Iterator[bytes]:
-    """The lines of a file from its end, block by block."""
+    """Yields the lines of a file in reverse order, reading block by block."""
     try:
         with path.open("rb") as file:
             position = file.seek(0, os.SEEK_END)

@@ -17,13 +17,13 @@ Wait: TypeAlias = tuple[Node, Node]
 
 
 class CallGraph:
-    """The waits between models. The graph has no cycle, so calls cannot deadlock, even with one instance."""
+    """The waits between models. The graph has no cycles, so calls cannot deadlock, even with one instance."""
 
     def __init__(self) -> None:
         self._waits: dict[Node, Counter[Node]] = {}
 
     def cycle(self, waits: Sequence[Wait]) -> list[Node]:
-        """The cycle that these waits would close, starting and ending with the same node; empty if none."""
+        """Returns the cycle that these waits would close, with its first node also last; empty if none."""
         new: dict[Node, list[Node]] = {}
         for waiting, awaited in waits:
             new.setdefault(waiting, []).append(awaited)
@@ -34,7 +34,7 @@ class CallGraph:
         return []
 
     def _way(self, start: Node, end: Node, new: dict[Node, list[Node]]) -> list[Node]:
-        """The nodes on a path from `start` to `end`, both included; empty if no path exists."""
+        """Returns the nodes on a path from `start` to `end`, both included; empty if no path exists."""
         before: dict[Node, Node | None] = {start: None}
         reached = [start]
         for node in reached:
@@ -59,7 +59,7 @@ class CallGraph:
         return together
 
     def add(self, waits: Iterable[Wait]) -> None:
-        """Adds waits. A wait added twice must be removed twice."""
+        """Adds waits. A wait that is added twice must be removed twice."""
         for waiting, awaited in waits:
             self._waits.setdefault(waiting, Counter())[awaited] += 1
 
@@ -75,17 +75,17 @@ class CallGraph:
 
 
 def node(model: Model) -> Node:
-    """A model as a node of the call graph."""
+    """Returns a model as a node of the call graph."""
     return model.name, model.version
 
 
 def called(engine: Engine, step: EnsembleStep) -> Model:
-    """The version that a step calls now. Raises BacklineError if none is ready."""
+    """Returns the version that a step calls now. Raises BacklineError if none is ready."""
     return engine.find_ready(step.model, step.version or engine.served_versions(step.model)[-1])
 
 
 def waits_for_steps(engine: Engine, model: Model) -> list[Wait]:
-    """The waits of an ensemble and of ensembles among its steps; empty if `model` is not an ensemble."""
+    """Returns the waits of an ensemble and of ensembles among its steps; empty for other models."""
     ensemble = model.config.ensemble
     if ensemble is None:
         return []

@@ -17,12 +17,12 @@ from backline.repository.repository import FoundModel
 
 
 class AwaitedChanges:
-    """Sets targets of models, and waits while `advance` moves the models there. Lives on the event loop."""
+    """Sets targets of models, and waits until `advance` has reached them. Lives on the event loop."""
 
     def __init__(self, models: ServedModels, advance: Callable[[Iterable[str]], None]) -> None:
         self._models = models
         self._advance = advance
-        #: Models whose change is to be aborted, and what aborted it.
+        #: The models whose change is to be aborted, and what aborted the change.
         self._ended: dict[str, str] = {}
 
     async def load_now(self, served: ServedModel, version: str) -> str:
@@ -94,9 +94,9 @@ class AwaitedChanges:
 
 
 def load_failed(name: str, failures: Mapping[str, str], found: FoundModel | None = None) -> str:
-    """Why a load failed, by version. Begins with Triton's texts, which differ by the step that fails.
+    """Returns why a load failed, by version. Begins with Triton's texts, which depend on the failed step.
 
-    `found` is the model in its repository.
+    `found` is the model as found in its repository.
     """
     for version, reason in failures.items():
         if version == NO_VERSION and not reason.startswith(UNAVAILABLE_VERSIONS):
@@ -114,13 +114,13 @@ def load_failed(name: str, failures: Mapping[str, str], found: FoundModel | None
 
 
 def _is_unknown(found: FoundModel) -> bool:
-    """Whether neither a configuration nor a file tells which backend a model needs."""
+    """Returns whether neither a configuration nor a file says which backend a model needs."""
     unread = bool(found.versions) and all(version.path is None for version in found.versions)
     return unread and not found.config.declared
 
 
 def _drop_failed(served: ServedModel, version: str | None = None) -> None:
-    """Forgets failed loads of one version, or of all if None, so that they are tried again."""
+    """Forgets failed loads of one version, or of all versions if None, so that they are tried again."""
     for one in [
         one
         for one in served.held.values()

@@ -39,14 +39,14 @@ class ComposedServable(Servable):
         super().__init__(*args, **options)
         self._engine = self._shared.engine
         self._graph = self._shared.call_graph
-        #: The waits that it has added to the call graph.
+        #: The waits that the ensemble has added to the call graph.
         self._waits: list[Wait] = []
         self._composed: EnsembleQueue | None = None
         #: The queue with the response cache in front, if the ensemble uses the cache.
         self._cached: CachedQueue | None = None
-        #: The versions that its steps call.
+        #: The versions that the steps call.
         self._asked: tuple[Model, ...] = ()
-        #: Whether a model that it calls is unavailable; the ensemble is loaded again when all are available.
+        #: Whether a called model is unavailable; the ensemble is loaded again when all are available.
         self.lacking = False
 
     async def load(self, threads: Threads, known: Measured | None, settle: Settle) -> None:
@@ -108,7 +108,7 @@ class ComposedServable(Servable):
         return RequestKeys(self.model.name, self.model.version, f"steps {uuid4()}")
 
     def _take_models(self, asked: tuple[Model, ...], models: tuple[StepModel, ...]) -> None:
-        """Stores which models the steps call now. If one is decoupled, so is the ensemble, as in Triton."""
+        """Stores which models the steps call now. If any is decoupled, so is the ensemble, as in Triton."""
         assert self._composed is not None, "it is loaded"
         model = self.model
         self._asked = asked
@@ -126,7 +126,7 @@ class ComposedServable(Servable):
         model.check = DecoupledCheck(model.name, check) if model.decoupled else check
 
     def _wait_for_steps(self) -> None:
-        """Adds the steps' waits to the call graph. Raises InvalidArgument if a wait might never end."""
+        """Adds the waits for steps to the call graph. Raises InvalidArgument if a wait might never end."""
         config, permits = self.model.config, self._shared.permits
         self._forget_waits()
         waits = waits_of_decoupled_steps(self._engine, self._ensemble)
@@ -162,7 +162,7 @@ class ComposedServable(Servable):
         if not reason and self._composed is not None:
             asked = asked_models(self._engine, self._ensemble)
             known = self._composed.models
-            # Nothing is known of an unloaded model's inputs, so what was known before is kept.
+            # The inputs of an unloaded model are unknown, so what was known before is kept.
             models = tuple(
                 new if new.ranks else old
                 for new, old in zip(step_models(self._engine, self._ensemble), known, strict=True)
@@ -203,7 +203,7 @@ class ComposedServable(Servable):
 
 
 def composed_signature(config: ModelConfig) -> Signature:
-    """The ensemble's signature as configured, with the batch dimension if it is batched."""
+    """Returns the ensemble's signature as configured, with the batch dimension if it is batched."""
     first: Shape = (-1,) if config.max_batch_size else ()
 
     def full(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
@@ -216,7 +216,7 @@ def composed_signature(config: ModelConfig) -> Signature:
 
 
 def unanswered_step(engine: Engine, config: ModelConfig) -> str:
-    """Why an ensemble cannot serve: it calls itself, or a step's model is not ready; "" if it can.
+    """Returns why an ensemble cannot serve: it calls itself, or a called model is not ready; "" if it can.
 
     The texts are Triton's, except the one for an ensemble that calls itself, which Triton does not detect.
     """
@@ -251,7 +251,7 @@ def unanswered_step(engine: Engine, config: ModelConfig) -> str:
 
 
 def _cycle(engine: Engine, name: str, ensemble: Ensemble, seen: set[str]) -> list[str]:
-    """The models on a path of calls from `ensemble` back to the model `name`; empty if there is none."""
+    """Returns the models on a path of calls from `ensemble` to the model `name`; empty if there is none."""
     for step in ensemble.steps:
         if step.model == name:
             return [name]
@@ -313,7 +313,7 @@ def check_steps(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None
 
 
 def _check_origins(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None:
-    """Raises InvalidArgument where tensors of different decoupled steps meet: their counts may differ."""
+    """Raises InvalidArgument if tensors of different decoupled steps meet: their counts may differ."""
     decoupled = [index for index, step in enumerate(ensemble.steps) if called(engine, step).decoupled]
     try:
         found = origins(ensemble, decoupled)
@@ -325,7 +325,7 @@ def _check_origins(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> N
 
 
 def step_models(engine: Engine, ensemble: Ensemble) -> tuple[StepModel, ...]:
-    """What scheduling needs to know of each step's model, in the order of the steps; all must be ready."""
+    """Returns what scheduling needs to know about each step's model, in order; all must be ready."""
     return tuple(
         StepModel(
             model.decoupled,
@@ -337,7 +337,7 @@ def step_models(engine: Engine, ensemble: Ensemble) -> tuple[StepModel, ...]:
 
 
 def asked_models(engine: Engine, ensemble: Ensemble) -> tuple[Model, ...]:
-    """The versions that the steps call now, directly or through other ensembles; all must be ready."""
+    """Returns the versions that the steps call now, directly or through ensembles; all must be ready."""
     asked: list[Model] = []
     for step in ensemble.steps:
         model = called(engine, step)
@@ -348,7 +348,7 @@ def asked_models(engine: Engine, ensemble: Ensemble) -> tuple[Model, ...]:
 
 
 def waits_of_decoupled_steps(engine: Engine, ensemble: Ensemble) -> list[Wait]:
-    """The waits of decoupled steps: their runs pause while later steps are still busy with the responses."""
+    """Returns the waits of decoupled steps, whose runs pause while later steps process the responses."""
     models = [called(engine, step) for step in ensemble.steps]
     found = origins(ensemble, [index for index, model in enumerate(models) if model.decoupled])
     waits: list[Wait] = []
@@ -360,7 +360,7 @@ def waits_of_decoupled_steps(engine: Engine, ensemble: Ensemble) -> list[Wait]:
 
 
 def _decoupled_in(engine: Engine, model: Model) -> list[Node]:
-    """The nodes that produce the responses of a decoupled model: in an ensemble, its decoupled steps."""
+    """Returns the nodes that produce a decoupled model's responses: in an ensemble, the decoupled steps."""
     ensemble = model.config.ensemble
     if ensemble is None:
         return [node(model)] if model.decoupled else []

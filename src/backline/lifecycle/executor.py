@@ -31,10 +31,11 @@ from backline.repository.local import LocalRepository
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Seconds before the first retry of a failed load; doubled with each attempt, up to _LONGEST_PAUSE.
+#: The pause before the first retry of a failed load, in seconds; it doubles with each attempt, up to
+#: _LONGEST_PAUSE.
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
-#: Seconds from a load until the measured memory of models is written to the state folder.
+#: How many seconds after a load the measured memory of models is written to the state folder.
 _SAVE_AFTER = 0.5
 
 
@@ -90,7 +91,7 @@ class Executor:
         self._closed = False
 
     def advance(self, names: Iterable[str]) -> None:
-        """Takes every step that is possible now. Loads and drains run as tasks, which end by calling this."""
+        """Takes every step that is possible now. Loads and drains run as tasks, and call this at the end."""
         if self._closed:
             return
         advanced = dict.fromkeys(names)
@@ -231,7 +232,7 @@ class Executor:
         self.advance((served.name,))
 
     async def _load_within_budget(self, one: Servable, known: Measured | None, *, evict: bool) -> None:
-        """Loads a version. Raises NoRoom if the memory budget has no room, else what Servable.load raises."""
+        """Loads a version. Raises NoRoom if the memory budget is exhausted, or what Servable.load raises."""
         needs, residency, kind = self._shared.needs, self._residency, one.kind
         label = f"model '{one.model.name}' version {one.model.version}"
 
@@ -256,7 +257,7 @@ class Executor:
             except NoRoom:
                 if reservation is None or not reservation.crowded_out:
                     raise
-                # Begins again, with room for what the load is now known to need at least.
+                # Tries again, reserving the minimum that the load is now known to need.
 
     def _save_needs(self) -> None:
         if self._saving is None or self._saving.done():
@@ -293,11 +294,11 @@ class Executor:
         self.advance((served.name,))
 
     def _advance_later(self, seconds: float, served: ServedModel) -> None:
-        # A little later: the loop's timers may fire early.
+        # A little later, because timers of the event loop may fire early.
         asyncio.get_running_loop().call_later(seconds + 0.002, self.advance_known, served)
 
     def advance_known(self, served: ServedModel) -> None:
-        """Advances a model, unless it has been forgotten, and perhaps replaced by another of its name."""
+        """Advances a model, unless it has been forgotten (and perhaps replaced by one of the same name)."""
         if self.models.find(served.name) is served:
             self.advance((served.name,))
 
@@ -342,12 +343,12 @@ def _servable_class(config: ModelConfig) -> type[Servable]:
 
 
 def composed_of(config: ModelConfig) -> frozenset[str]:
-    """The names of the models that an ensemble calls; none for other models."""
+    """Returns the names of the models that an ensemble calls; none for other models."""
     return config.ensemble.models if config.ensemble is not None else frozenset()
 
 
 class Dependencies:
-    """Which models of a server call which. Lives on the event loop."""
+    """Knows which models of a server call which others. Lives on the event loop."""
 
     def __init__(self, engine: Engine, models: ServedModels) -> None:
         self._engine = engine
@@ -356,12 +357,12 @@ class Dependencies:
         self.composed: set[str] = set()
 
     def asking(self, name: str) -> list[str]:
-        """The models with a target that call the model `name`, directly or through others."""
+        """Returns the models with a target that call the model `name`, directly or through others."""
         targets = {served.name: served.target for served in self._models if served.target is not None}
         return [other for other, target in targets.items() if self._asks(target.source.config, name, set())]
 
     def needed(self) -> set[str]:
-        """The models that ensembles with a target call directly."""
+        """Returns the models that ensembles with a target call directly."""
         sources = (served.target.source for served in self._models if served.target)
         return {name for source in sources for name in composed_of(source.config)}
 
@@ -378,7 +379,7 @@ class Dependencies:
             found |= more
 
     def is_waiting(self, config: ModelConfig) -> bool:
-        """Whether a model's load must wait for loads of models that it calls."""
+        """Returns whether a model's load must wait for loads of models that it calls."""
         if config.ensemble is None:
             return False
         from backline.lifecycle.composed import unanswered_step
@@ -389,7 +390,7 @@ class Dependencies:
         return any(step is not None and not step.settled for step in steps)
 
     def review(self) -> Iterator[ServedModel]:
-        """Takes ensembles out of service when a model that they call is, and allows loads when it is back.
+        """Takes ensembles out of service if a model that they call is, and allows loads once it is back.
 
         Yields the models that need further steps. Repeats until nothing changes, because ensembles may call
         each other.
@@ -406,7 +407,7 @@ class Dependencies:
                         yield served
 
     def _asks(self, config: ModelConfig, name: str, seen: set[str]) -> bool:
-        """Whether a model calls the model `name`, directly or through others."""
+        """Returns whether a model calls the model `name`, directly or through others."""
         for asked in composed_of(config) - seen:
             seen.add(asked)
             served = self._models.find(asked)
@@ -417,10 +418,11 @@ class Dependencies:
 
 
 def _reason(model: Model, error: BacklineError) -> str:
-    """Why a load failed, without the model's name and version, as every place that shows the reason names
-    both.
+    """Returns why a load failed, without the model's name and version.
 
-    Triton calls the failure of a model's own code internal.
+    Both are named wherever the reason is shown.
+
+    As in Triton, a failure of the model's own code is called internal.
     """
     named = f"model '{model.name}' version {model.version} cannot be loaded: "
     message = error.message

@@ -1,4 +1,4 @@
-"""Scans the repositories, and derives the targets of models from what they hold."""
+"""Scans the repositories, and derives the targets of models from their contents."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Holdings:
             if name not in self._known:
                 self._known[name] = self._sources.missing(name, self.described)
         chosen = list(dict.fromkeys(options.load_models))
-        for name in chosen:  # grows while we iterate: an ensemble brings the models that it calls
+        for name in chosen:  # grows during the loop: an ensemble adds the models that it calls
             chosen += [
                 asked
                 for asked in sorted(composed_of(self._known[name].config))
@@ -77,10 +77,10 @@ class Holdings:
                 log.exception("looking for changes in the model repositories failed")
 
     async def look(self) -> None:
-        """Scans, and sets the targets of changed models; in mode explicit only notes which models exist."""
+        """Scans, and sets the targets of changed models; in mode explicit only records which models exist."""
         async with self._scanning:
             before, self._known = self._known, await self._sources.scan()
-        # Only changed models are touched: with thousands of them, work on all would delay requests.
+        # Only changed models are processed: with thousands of models, processing all would delay requests.
         touched = {name for name in {**before, **self._known} if before.get(name) != self._known.get(name)}
         for name in touched:
             source = self._known.get(name)
@@ -138,14 +138,14 @@ class Holdings:
         return self._known.get(model)
 
     def source(self, model: str) -> Source:
-        """The model to load. Raises NotFound, with Triton's text, if no repository holds it."""
+        """Returns a model to load. Raises NotFound, with Triton's text, if no repository contains it."""
         source = self._known.get(model)
         if source is None:
             raise NotFound(unreadable(model, self.described))
         return source
 
     def versions(self, model: str) -> frozenset[str]:
-        """The versions of a model in the repositories; empty for an unknown model."""
+        """Returns the versions of a model in the repositories; empty for an unknown model."""
         source = self._known.get(model)
         return frozenset(source.versions) if source is not None else frozenset()
 

@@ -1,4 +1,4 @@
-"""Reports changes of models to the log, the audit log and the display of startup progress."""
+"""Reports changes to models in the log, the audit log and the display of startup progress."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from backline.repository.layouts.layouts import UNAVAILABLE_VERSIONS
 
 log = logging.getLogger("backline.lifecycle")
 
-#: The authors, in the audit log, of changes that no caller asked for: a change in a repository, a request
-#: that loaded an on-demand version, or the server.
+#: The authors, in the audit log, of changes that no caller asked for: a repository that has changed, a
+#: request that loaded an on-demand version, or the server.
 REPOSITORY = "repository"
 REQUEST = "request"
 SERVER = "server"
 _SLEEP: Mapping[str, str] = {TO_MAKE_ROOM: "memory budget", WHEN_IDLE: "idle limit"}
-#: How lines about these steps begin. Scripts that wait for a model look for Triton's words, which these are.
+#: How log lines about these steps begin. The words are Triton's, because scripts that wait for a model look
+#: for them.
 _LOGGED: Mapping[str, str] = {
     "loaded": "successfully loaded",
     "reloaded": "successfully reloaded",
@@ -43,7 +44,7 @@ _AUDITED: Mapping[str, Action] = {
 
 @dataclass(frozen=True, slots=True)
 class LoadEvent:
-    """A version changed its state at startup. Its load took `seconds`; `done` of `total` loads have ended."""
+    """A version's change of state at startup. Its load took `seconds`; `done` of `total` loads have ended."""
 
     name: str
     version: str
@@ -58,7 +59,7 @@ OnEvent: TypeAlias = Callable[[LoadEvent], None]
 
 
 class Journal:
-    """Reports changes of models. With `audit_steps`, those that no caller requested are audited too."""
+    """Reports changes to models. With `audit_steps`, those that no caller requested are audited too."""
 
     def __init__(self, audit: AuditLog, *, audit_steps: bool) -> None:
         self._audit = audit
@@ -73,7 +74,7 @@ class Journal:
         self._total = loads
 
     def started(self) -> None:
-        """Ends the startup: later steps are changes, for the audit log."""
+        """Ends the startup: later steps are changes, which belong in the audit log."""
         self._on_event = None
 
     def note(
@@ -150,7 +151,7 @@ def _log_failure(model: Model, reason: str) -> None:
 
 
 def _cause(step: Step, served: ServedModel | None) -> tuple[str, str]:
-    """The author and the reason of a step, for the audit log."""
+    """Returns the author and the reason of a step, for the audit log."""
     for reason, who in _SLEEP.items():
         if step.reason.startswith(reason):
             return who, step.reason

@@ -1,4 +1,4 @@
-"""Keeps versions loaded for a while after a label has left them, so that a rollback needs no load."""
+"""Keeps versions loaded for a while after a label has moved away, so that a rollback needs no load."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _Kept:
 
 
 class KeptVersions:
-    """Keeps at most one version for each label of a model: the one that a rollback of the label leads to.
+    """Keeps at most one version for each label of a model: the version to which a rollback would return.
 
     Lives on the event loop.
     """
@@ -49,5 +49,5 @@ class KeptVersions:
         return {kept.version for kept in self._by_label.values()}
 
     def labels_of(self, version: str) -> list[str]:
-        """The labels for which a version is kept, sorted."""
+        """Returns the labels for which a version is kept, sorted."""
         return sorted(label for label, kept in self._by_label.items() if kept.version == version)

@@ -39,7 +39,7 @@ from backline.repository.layouts.layouts import FIRST_VERSION
 from backline.repository.repository import FoundModel, Repository
 from backline.system.busy_poll import BusyPoll
 
-#: Seconds between checks for a repository that does not exist yet.
+#: How many seconds pass between checks for a repository that does not exist yet.
 _LOOK_FOR_REPOSITORIES = 0.5
 
 
@@ -94,15 +94,16 @@ class Lifecycle:
 
     @property
     def poll(self) -> BusyPoll:
-        """Lets the event loop poll before it sleeps: off, unless the owner of the loop allows it."""
+        """Controls whether the event loop polls before it sleeps: only if the owner of the loop allows it."""
         return self._shared.poll
 
     async def start(self, on_event: OnEvent | None = None) -> None:
-        """Loads the models chosen by the options; in mode poll also starts watching the repositories.
+        """Loads the models that the options choose; in mode poll also starts watching the repositories.
 
-        A model that fails becomes UNAVAILABLE with its reason and does not stop the others. Raises
-        BacklineError for a repository that does not exist or cannot be read, unless the options say to wait
-        for it: then its models are loaded once it can be read, and the engine is not ready before.
+        A model that fails to load becomes UNAVAILABLE, with the reason, and does not affect the others.
+        Raises BacklineError for a repository that does not exist or cannot be read, unless the options say to
+        wait for it. In that case its models are loaded once it can be read, and the engine is not ready until
+        then.
         """
         if self._options.mode != "none":  # in mode none nothing is stored
             await asyncio.to_thread(warn_of_folder, self.state_folder)
@@ -124,7 +125,7 @@ class Lifecycle:
             self._watching = loop.create_task(self._holdings.watch())
 
     async def _await_repositories(self) -> None:
-        """Waits until all repositories can be read, then loads what would have been loaded at the start."""
+        """Waits until all repositories can be read, then loads what would have been loaded at start."""
         while not self._sources.complete:
             await asyncio.sleep(_LOOK_FOR_REPOSITORIES)
             await self._sources.scan()
@@ -133,7 +134,7 @@ class Lifecycle:
         self._engine.started()
 
     def stopping(self) -> None:
-        """Aborts changes that requests wait for, because their loads may never end."""
+        """Aborts the changes that requests wait for, because loads may never end."""
         self._executor.changes.end_all("the server's shutdown")
 
     async def close(self) -> None:
@@ -191,12 +192,12 @@ class Lifecycle:
         except BacklineError as error:
             served.labels = labels
             served.known_versions = self._holdings.versions(model)
-            if model not in self._holdings:  # the request brought it, and clients may invent names
+            if model not in self._holdings:  # only the request names it, and clients may invent names
                 served.failures.clear()
             self._executor.advance((model,))
             self._journal.note("fail", who, model, version, before=before, detail=error.message)
             raise
-        self._overriding.loaded(source)  # from here on the files are in use, whatever happens to the caller
+        self._overriding.loaded(source)  # from here on the files are in use, even if the caller leaves
         await self._models.settle((model, *self._executor.dependencies.asking(model)))
         self._holdings.warn(source)
         self._journal.note("load", who, model, version or _newest(served), before=before)
@@ -271,7 +272,7 @@ class Lifecycle:
         )
 
     def _keep_configuration(self, model: str, overrides: Overrides | None) -> None:
-        """Keeps the configuration of a load for the next loads, as in Triton, until the files change."""
+        """Keeps a load request's configuration for later loads, as in Triton, until the files change."""
         if overrides is None:
             return
         self._configurations.pop(model, None)
@@ -347,7 +348,7 @@ class Lifecycle:
         return await self._labelling.move(move, who)
 
     async def _versions_now(self, served: ServedModel, version: str) -> tuple[str, ...]:
-        """The versions that a label may point to; scans the repositories again if `version` is unknown."""
+        """Returns the versions that a label may point to; scans the repositories if `version` is unknown."""
         assert served.target is not None, "it is loaded"
         if version in served.target.source.versions or served.ready(version) is not None:
             return served.target.source.versions
@@ -355,7 +356,7 @@ class Lifecycle:
         source = self._holdings.find(served.name)
         if source is not None and version in source.versions and self._options.mode == "explicit":
             target = _with_version(served.target, source, version)
-            # Only the label loads it: the version policy must not make it the version for all requests.
+            # The version is loaded only for the label: the version policy must not route all requests to it.
             served.target = replace(
                 target, added=target.added - {version}, removed=target.removed | {version}
             )
@@ -401,7 +402,7 @@ class Lifecycle:
 
     @asynccontextmanager
     async def _changing(self, model: str, version: str = "") -> AsyncIterator[None]:
-        """Holds the model's lock, so that requests change a model one at a time.
+        """Holds the model's lock, so that only one request changes a model at a time.
 
         Raises InvalidArgument for an invalid name, since a load may create folders of these names.
         """
@@ -426,7 +427,7 @@ def _newest(served: ServedModel) -> str:
 
 
 def _with_version(old: Target, source: Source, version: str) -> Target:
-    """A target with one more version; the others keep the files that they were loaded from."""
+    """Returns a target with one more version; the others keep the files that they were loaded from."""
     present = {one.version for one in old.versions() if not one.problem}
     return Target(
         old.source.with_version_of(source, version), old.added | present | {version}, old.removed - {version}

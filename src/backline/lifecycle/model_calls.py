@@ -29,7 +29,7 @@ class ModelCalls:
         self._waits: dict[Ticket, list[Wait]] = {}
 
     def submit(self, ticket: Ticket) -> None:
-        """Submits a call. Raises Internal if the call closes a cycle, or may wait for its caller's resources.
+        """Submits a call. Raises Internal if it closes a cycle, or might wait for its caller's resources.
 
         With several instances a cycle would deadlock only under load; an error on every call is easier to
         find.

@@ -1,4 +1,4 @@
-"""Handles load requests that bring their own configuration or files instead of the repository's."""
+"""Handles load requests that contain a configuration or files to use instead of the repository's."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from backline.repository.repository import FoundVersion
 from backline.repository.walk import walk
 from backline.system.file_lock import open_lock, try_lock
 
-#: Configuration files, which are ignored among a load's files: only the load's configuration was checked.
+#: Configuration files, which are ignored among a request's files: only the request's `config` was checked.
 _CONFIGURATIONS = frozenset({*CONFIG_FILES, SETTINGS_FILE})
 _PREFIX = "backline-loads-"
 
 
 class OverridingFiles:
-    """Private folders for files that came with load requests.
+    """Private folders for the files of load requests.
 
     The files of a model are removed at its next load and by `close`.
     """
@@ -45,12 +45,12 @@ class OverridingFiles:
         self._complete = complete
         self._may_name_servers = may_name_servers
         self._root: Path | None = None
-        #: A descriptor of the root folder, locked for as long as this process lives.
+        #: A descriptor of the root folder, which stays locked as long as this process runs.
         self._lock = -1
         self._folders: dict[str, Path] = {}
 
     async def source(self, name: str, overrides: Overrides) -> Source:
-        """Writes a load's files and returns the model. Raises InvalidArgument if they are unusable."""
+        """Writes a load request's files and returns the model. Raises InvalidArgument for unusable files."""
         if overrides.config is None:
             # Triton's text.
             raise InvalidArgument("Load parameter 'config' must be specified for model file override")
@@ -73,7 +73,7 @@ class OverridingFiles:
             self._folders[source.name] = place
 
     def failed(self, source: Source) -> None:
-        """Called after a failed load: removes its files."""
+        """Called after a failed load: removes the files of that load."""
         place = self._place(source)
         if place is not None and self._folders.get(source.name) != place:
             shutil.rmtree(place, ignore_errors=True)
@@ -87,7 +87,7 @@ class OverridingFiles:
             self._root, self._lock = _new_root()
             keep_private(self._root, "load")
         place = Path(tempfile.mkdtemp(dir=self._root))
-        # The name and the files' paths were checked: none leads out of `place`.
+        # The name and the files' paths were checked: no file can be outside `place`.
         folder = place / "models" / name
         try:
             folder.mkdir(parents=True)
@@ -132,7 +132,7 @@ class OverridingFiles:
 
 
 def remove_stale() -> None:
-    """Removes the folders of this user's servers that were killed; running servers hold a lock on theirs."""
+    """Removes the folders of this user's servers that were killed; running servers lock their folders."""
     if sys.platform == "win32":  # Windows cannot lock folders
         return
     with suppress(OSError):
@@ -148,7 +148,7 @@ def remove_stale() -> None:
 
 
 def _new_root() -> tuple[Path, int]:
-    """A new folder, and its locked descriptor."""
+    """Returns a new folder, and its locked descriptor."""
     while True:
         root = Path(tempfile.mkdtemp(prefix=_PREFIX))
         descriptor = open_lock(root / "lock") if sys.platform == "win32" else os.open(root, os.O_RDONLY)
@@ -188,7 +188,7 @@ async def with_configuration(
 
 
 def _under(version: FoundVersion, folder: str, config: ModelConfig) -> FoundVersion:
-    """A version with another configuration, which may name another model file."""
+    """Returns a version with another configuration, which may name another model file."""
     if config.default_model_filename and not version.problem:
         path = "/".join(part for part in (folder, version.version, config.default_model_filename) if part)
         if path not in version.files and not any(name.startswith(path + "/") for name in version.files):

@@ -21,7 +21,7 @@ class VersionPhase(Enum):
     #: Being loaded for a request.
     WAKING = "waking"
     LOADING = "loading"
-    #: In memory and warm, and not yet open to requests.
+    #: In memory and warmed up, but not yet open to requests.
     LOADED = "loaded"
     READY = "ready"
     #: Takes no more requests; running ones finish.
@@ -40,7 +40,7 @@ FOLLOWING: Mapping[VersionPhase, frozenset[VersionPhase]] = MappingProxyType(
         _P.WAKING: frozenset({_P.ASLEEP}),
         _P.LOADING: frozenset({_P.LOADED, _P.FAILED}),
         _P.LOADED: frozenset({_P.READY, _P.DRAINING}),
-        # An ensemble fails when a model that it calls does.
+        # An ensemble fails when a model that it calls fails.
         _P.READY: frozenset({_P.DRAINING, _P.FAILED}),
         _P.DRAINING: frozenset({_P.UNLOADED}),
         _P.FAILED: frozenset(),
@@ -48,7 +48,7 @@ FOLLOWING: Mapping[VersionPhase, frozenset[VersionPhase]] = MappingProxyType(
     }
 )
 
-#: What clients see. A loaded version shows as loading until requests reach it.
+#: The state that clients see in each phase. A loaded version is shown as loading until requests reach it.
 SEEN_AS: Mapping[VersionPhase, ModelState] = MappingProxyType(
     {
         _P.WAITING: ModelState.LOADING,
@@ -93,12 +93,12 @@ class ShownVersion:
         self._show(reason)
 
     def _show(self, reason: str, *, stalled: bool = False) -> None:
-        """Sets the state that clients see. A `stalled` version keeps its phase but shows as unavailable."""
+        """Sets the state that clients see. A `stalled` version keeps its phase, but appears unavailable."""
         self.model.state = SEEN_AS[VersionPhase.FAILED if stalled else self._phase]
         self.model.reason = reason
 
     def require(self, required: bool) -> None:
-        """Sets whether the server is ready only if this version is."""
+        """Sets whether the server is ready only if this version is ready."""
         self.model.required = required
 
 
@@ -113,7 +113,7 @@ class StandIn(ShownVersion):
     def hold_requests(
         self, check: Callable[[Ticket], None], queue: RequestQueue, wake: Callable[[], Awaitable[None]]
     ) -> None:
-        """Lets clients' requests wait in `queue` for the load; `wake` loads the version without one."""
+        """Makes clients' requests wait in `queue` for the load; `wake` loads the version without any."""
         model = self.model
         model.on_demand = True
         model.check, model.queue, model.wake = check, queue, wake
@@ -137,5 +137,5 @@ class StandIn(ShownVersion):
         self.model.reason = f"the last load failed: {reason}; the next request tries again"
 
     def hand_over(self, loaded: Model) -> None:
-        """Passes all later requests straight to the loaded version."""
+        """Passes all later requests directly to the loaded version."""
         self.model.check, self.model.queue = loaded.check, loaded.queue

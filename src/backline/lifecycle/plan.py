@@ -1,4 +1,4 @@
-"""Plans the next actions, given the versions that are wanted and those that are loaded. A pure function."""
+"""Plans the next actions from the versions that are wanted and those that are loaded, as a pure function."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from backline.lifecycle.phase import VersionPhase
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A version that should be served. A new `fingerprint` needs another load, new `settings` do not.
+    """A version that should be served. A new `fingerprint` requires another load; new `settings` do not.
 
-    Without `loaded` the version is only registered, to be loaded on request. Without `serve` it is loaded but
-    not opened to requests yet, because it belongs to an all-or-nothing change.
+    Unless it is to be `loaded`, the version is only registered, and is loaded on request. Unless it is to
+    `serve`, it is loaded but not yet opened to requests, because it belongs to an all-or-nothing change.
     """
 
     name: str
@@ -29,8 +29,8 @@ class Wanted:
 class HeldVersion:
     """An existing load of a version.
 
-    `retry_at` is when a failed load is retried, None for never. `replaced_by` are the versions that take its
-    place: if it is no longer wanted, it still serves until they are ready.
+    `retry_at` is when a failed load is retried, None for never. `replaced_by` names the versions that replace
+    this one: if it is no longer wanted, it continues to serve until they are ready.
     """
 
     key: int
@@ -41,7 +41,8 @@ class HeldVersion:
     settings: object = None
     retry_at: float | None = None
     replaced_by: frozenset[str] = frozenset()
-    #: Whether a request has unloaded it, so that it goes even if no other version takes its requests.
+    #: Whether a request has unloaded this version, which then ends even if no other version takes its
+    #: requests.
     dismissed: bool = False
 
 
@@ -55,7 +56,7 @@ class BeginLoad:
 
 @dataclass(frozen=True, slots=True)
 class Serve:
-    """Opens a loaded version to requests; it replaces an older load of the same version."""
+    """Opens a loaded version to requests, in place of an older load of the same version."""
 
     key: int
 
@@ -77,7 +78,7 @@ class Unload:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Aborts a running load; the planner repeats it until the load has ended."""
+    """Aborts a running load; the planner repeats this action until the load has ended."""
 
     key: int
 
@@ -96,13 +97,13 @@ _Identity: TypeAlias = tuple[str, str, str]
 def plan(
     wanted: Collection[Wanted], held: Collection[HeldVersion], *, now: float, load_slots: int
 ) -> list[Action]:
-    """The actions to take now, in order; to be called again whenever one of them has ended.
+    """Returns the actions to take now, in order. Call it again whenever one of them has ended.
 
     Entries of `wanted` differ in name, version or fingerprint; for each name and version at most one has
-    `serve`. Loads begin in the order of `wanted`, at most `load_slots` at a time. An unwanted version is
-    unloaded only when a wanted version of its model is ready or none is wanted (TensorFlow Serving's
+    `serve`. Loads begin in the order of `wanted`, and at most `load_slots` run at a time. An unwanted version
+    is unloaded only when a wanted version of its model is ready or none is wanted (TensorFlow Serving's
     availability-preserving policy), and all versions in `replaced_by` that are still wanted are ready. So a
-    failed load does not stop the version that serves, even if a label keeps yet another version loaded. A
+    failed load does not end the version that serves, even if a label keeps yet another version loaded. A
     version that is `dismissed` is unloaded in any case.
     """
     goals = {(goal.name, goal.version, goal.fingerprint): goal for goal in wanted}
@@ -193,9 +194,9 @@ def replacements(
     ready: Set[str],
     failed: Set[str],
 ) -> dict[str, frozenset[str]]:
-    """Maps each ready version that is no longer selected to those that must be ready before it may go.
+    """Maps each ready, deselected version to the versions that must be ready before it may be unloaded.
 
-    To be called when the selection changes from `selected_before` to `selected`, with the previous result as
+    Call it when the selection changes from `selected_before` to `selected`, with the previous result as
     `before`. A version waits for the newly selected ones, except those whose load has already `failed`:
     otherwise a version whose files were deleted might never be unloaded.
     """

@@ -16,7 +16,7 @@ log = logging.getLogger("backline.lifecycle")
 
 
 def default_state_folder(locations: Iterable[str]) -> Path:
-    """The state folder for a set of repositories: the same at every start."""
+    """Returns the state folder for a set of repositories: the same at every start."""
     digest = sha256("\n".join(sorted(locations)).encode("utf-8", "surrogateescape")).hexdigest()
     return user_state() / digest[:16]
 
@@ -33,7 +33,7 @@ def make_folder(folder: Path, mode: int = 0o700) -> None:
 
 
 def warn_of_folder(folder: Path) -> None:
-    """Logs a warning if nothing can be stored in the folder; called at start, before the first change."""
+    """Logs a warning if the folder is not writable; called at start, before the first change."""
     try:
         make_folder(folder)
         if not os.access(folder, os.W_OK):
@@ -43,7 +43,7 @@ def warn_of_folder(folder: Path) -> None:
 
 
 def not_writable(path: Path, error: OSError) -> BacklineError:
-    """The error for a path that cannot be written."""
+    """Returns the error for a path that cannot be written."""
     return Internal(
         f"'{path}' cannot be written: {error.strerror or error}. Free some space, or choose a writable folder"
         " with --state-dir"

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("backline.lifecycle")
 
 Fetch: TypeAlias = Callable[[OnBytes], Awaitable[FetchedVersion]]
-#: Called with the memory of a loaded model; raises BacklineError if that is too much.
+#: Called with the memory of a loaded model; raises BacklineError if the model holds too much.
 Settle: TypeAlias = Callable[[LoadMemory], Awaitable[None]]
 
 
@@ -66,23 +66,24 @@ class Servable(ShownVersion):
         from_elsewhere: bool,
         on_given_up: Callable[[Model, str], None],
     ) -> None:
-        """`statistics` are those of the load to replace.
+        """`statistics` are the statistics of the load that this one replaces.
 
-        `from_elsewhere` says that the files are from a remote repository, or came with a load request.
+        `from_elsewhere` says that the files come from a remote repository or a load request.
 
-        `on_given_up` is called with the model and the reason when an instance hung and was replaced.
+        `on_given_up` is called with the model and the reason when an instance has hung and was replaced.
         """
         super().__init__(Model(config.name, version.version, config), VersionPhase.LOADING)
         self.key = key
         self.fingerprint = fingerprint
         self.attempt = attempt
-        #: Whether another version of the model served when this load began.
+        #: Whether another version of the model was serving when this load began.
         self.another_serves = another_serves
         #: Whether this load began before the server's start was complete.
         self.at_start = not shared.started
-        #: Whether its load will fail however often it is tried, because what a scan found cannot be loaded.
+        #: Whether the load will fail however often it is tried, because the files that a scan found are
+        #: unusable.
         self.hopeless = bool(version.problem)
-        #: What is known of its load before it begins.
+        #: What is known about the load before it begins.
         apart = runs_apart(shared.options.isolate, from_elsewhere=from_elsewhere)
         self.kind = load_kind(
             replace(config, lane="process") if apart else config,
@@ -91,13 +92,13 @@ class Servable(ShownVersion):
             {name: file.size for name, file in version.files.items()},
             () if shared.gpu_budgets is None else shared.gpu_budgets.bytes,
         )
-        #: When the version was opened to requests, by time.time().
+        #: When the version was opened to requests (time.time()).
         self.ready_at = 0.0
-        #: When it was unloaded, by time.monotonic().
+        #: When the version was unloaded (time.monotonic()).
         self.ended_at = 0.0
-        #: When a failed load is retried, by time.monotonic().
+        #: When a failed load is retried (time.monotonic()).
         self.retry_at: float | None = None
-        #: Seconds after which a failed load might succeed if tried again; None if unknown.
+        #: After how many seconds a failed load might succeed if tried again; None if unknown.
         self.retry_after: float | None = None
         #: The running load or drain.
         self.task: asyncio.Task[None] | None = None
@@ -107,7 +108,7 @@ class Servable(ShownVersion):
         if statistics is not None:
             self.model.statistics = statistics
         self._shared = shared
-        #: The configuration as stated, without settings that the model's own code completed.
+        #: The configuration as written, without settings that the model's own code added.
         self._config = config
         self._version = version
         self._fetch = fetch
@@ -168,7 +169,7 @@ class Servable(ShownVersion):
             warm = await asyncio.shield(loading)
         except asyncio.CancelledError:
             load.cancel()
-            # A runtime cannot be interrupted: the model is closed when it is loaded.
+            # A runtime cannot be interrupted, so the model is closed once it is loaded.
             loading.add_done_callback(_discard)
             raise
         try:
@@ -288,13 +289,13 @@ class Servable(ShownVersion):
             self._shared.engine.refresh((self.model.name,))
 
     def _on_ready(self, reason: str) -> None:
-        """Called with a reason when the model declares itself not ready, though it serves; "" when ready."""
+        """Called with a reason when a serving model declares itself not ready, with "" when it is ready."""
         self.model.unready = reason
         if self.phase is VersionPhase.READY:
             self._shared.engine.refresh((self.model.name,))
 
     def review(self) -> bool:
-        """For an ensemble: whether changes to called models end its service, or allow another load."""
+        """Returns whether changes to models that an ensemble calls end its service, or allow another load."""
         return False
 
     @property
@@ -308,9 +309,9 @@ class Servable(ShownVersion):
         self.ready_at = time.time()
 
     def show_newer(self, failure: str, progress: LoadProgress | None, remark: str = "") -> None:
-        """Shows on a version that serves why its newer files cannot be served, or else a `remark`.
+        """Shows, for a version that serves, why its newer files cannot be served, or else a `remark`.
 
-        Also shows how far the load of the newer files is.
+        Also shows the progress of loading the newer files.
         """
         reason = f"the current files cannot be served, so the previous ones still are: {failure}"
         self._show(reason if failure else remark)
@@ -366,7 +367,7 @@ class Servable(ShownVersion):
             await wanted.resize()
         except BacklineError as error:
             log.error("%s keeps its worker processes, as another could not be started: %s", label, error)
-        # Another change, or the unload, may have come in the meantime.
+        # There may have been another change, or an unload, in the meantime.
         if self._loaded is None or self._maker is None or self._queue is None:
             return
         self._loaded = loaded = self._loaded.resized(self.model.config)
@@ -409,7 +410,7 @@ class Servable(ShownVersion):
                 self.model.version,
             )
         elif self._loaded is not None:
-            # On a thread: freeing a large model would block the loop.
+            # Runs on a thread, because freeing a large model would block the loop.
             await asyncio.get_running_loop().run_in_executor(None, self._free, self._loaded)
         self._loaded = self._maker = None
         if self._load is not None:
@@ -426,12 +427,12 @@ class Servable(ShownVersion):
             trim()
 
     def end(self) -> None:
-        """Marks the load as unloaded. The planner does not know this phase: it must not see the load then."""
+        """Marks the load as unloaded: a phase that the planner does not know, so it must not see the load."""
         self.enter(VersionPhase.UNLOADED, "unloaded")
         self.ended_at = time.monotonic()
 
     def _end_streams(self, streams: StreamPool) -> None:
-        """Ends streams that outlast the drain; they may be endless."""
+        """Ends streams that outlast the drain, because streams may be endless."""
         streams.end_all(being_unloaded(self.model.name))
 
     def _move_to_threads(self) -> None:
@@ -452,6 +453,6 @@ class Servable(ShownVersion):
 
 
 def _discard(loading: asyncio.Future[WarmModel]) -> None:
-    """Closes a model that was loaded although its load had been cancelled."""
+    """Closes a model that finished loading after its load was cancelled."""
     if not loading.cancelled() and loading.exception() is None:
         loading.result().loaded.close()

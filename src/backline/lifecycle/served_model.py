@@ -1,4 +1,4 @@
-"""The versions of a model (wanted, loaded, and shown to clients), and the models of a server."""
+"""The versions of a model: those that are wanted, those that are loaded, and those that clients see."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from backline.lifecycle.servable import Servable
 from backline.lifecycle.wanted import Target, identity
 from backline.repository.repository import FoundVersion
 
-#: Seconds for which a version is listed after the version policy has given it up and it was unloaded.
+#: How many seconds a version is still listed after the version policy has deselected it and it was unloaded.
 UNLOADED_SHOWN_SECONDS = 60.0
 #: Makes the stand-in for a version that is loaded on request.
 MakeAsleep = Callable[[str], StandIn]
 
 
 class ServedModel:
-    """One model: its target, its loads, and what clients see of them.
+    """One model: its target, its loads, and what clients see.
 
     After changing a public attribute, call the executor's `advance`.
     """
@@ -43,7 +43,7 @@ class ServedModel:
         self._failed_loads_end_readiness = failed_loads_end_readiness
         #: What should be served; None for nothing.
         self.target: Target | None = None
-        #: The target of a change in progress, which is reached completely or dropped.
+        #: The target of a change in progress, which is either reached completely or dropped.
         self.change: Target | None = None
         #: The versions that labels should point to; a version with a label stays loaded.
         self.labels: Mapping[str, str] = {}
@@ -54,7 +54,8 @@ class ServedModel:
         #: The versions that stay loaded for rollbacks.
         self.kept = KeptVersions()
         self.held: dict[int, Servable] = {}
-        #: The versions that the target selected at the last step, and what replaces those that left it.
+        #: The versions that the target selected at the last step, and the replacements of versions that have
+        #: left it.
         self._selected: frozenset[str] = frozenset()
         #: The target for which goals were last computed, its labelled and sleeping versions, and the goals.
         self._goals: tuple[Target | None, frozenset[str], frozenset[str], list[Wanted]] = (
@@ -68,7 +69,7 @@ class ServedModel:
         self.known_versions: frozenset[str] = frozenset()
         #: On-demand versions that a request has woken.
         self.awake: set[str] = set()
-        #: Versions that stay unloaded until a request needs them, and why they were unloaded.
+        #: Versions that were unloaded until a request needs them, and the reasons.
         self.resting: dict[str, str] = {}
         #: Versions that the last change failed to load, each with a stand-in that holds the reason.
         self.failures: dict[str, StandIn] = {}
@@ -121,7 +122,7 @@ class ServedModel:
         self._selected = selected
 
     def planned(self) -> list[HeldVersion]:
-        """The existing loads, as the planner needs to know them."""
+        """Returns the existing loads, as the planner needs to know them."""
         nothing: frozenset[str] = frozenset()
         dismissed = nothing if self.target is None else self.target.removed
         return [
@@ -134,7 +135,7 @@ class ServedModel:
         ]
 
     def wanted(self) -> list[Wanted]:
-        """The planner's goals: the target, the change in progress, and versions kept by labels."""
+        """Returns the planner's goals: the target, the change in progress, and versions that labels keep."""
         goals: list[Wanted] = []
         if self.target is not None:
             labelled = self._labelled
@@ -157,8 +158,9 @@ class ServedModel:
         return goals
 
     def _all_or_none(self, goals: Sequence[Wanted], target: Target) -> list[Wanted]:
-        """The goals, of which new versions may not serve before all are loaded. Until then, versions that
-        serve continue to do so.
+        """Returns the goals, changed so that no new version serves before all are loaded.
+
+        Until then, versions that already serve continue to do so.
 
         Once a load has failed for good, the goals in `_in_vain` are dropped, which unloads their versions.
         """
@@ -178,7 +180,7 @@ class ServedModel:
         return pursued + self._kept(self.ready_versions - settled - target.removed)
 
     def _in_vain(self, goals: Iterable[Wanted]) -> list[Wanted]:
-        """The goals whose versions are loaded or wait for their load, although the load of another failed."""
+        """Returns goals that are loaded or waiting to load, although the load of another version failed."""
         if not self._broken:
             return []
         phases = self._phases()
@@ -206,7 +208,7 @@ class ServedModel:
     def _goals_of(
         self, target: Target, labelled: Iterable[str] = (), *, asleep: frozenset[str] = frozenset()
     ) -> list[Wanted]:
-        """The goals of `target.wanted`. They are kept, because each step needs them several times."""
+        """Returns the goals of `target.wanted`, cached, because each step needs them several times."""
         named = frozenset(labelled)
         of, before, sleeping, goals = self._goals
         if of is not target or before != named or sleeping != asleep:
@@ -222,13 +224,13 @@ class ServedModel:
         return (frozenset(on_demand) - self.awake) | frozenset(self.resting)
 
     def only_kept(self, version: str) -> bool:
-        """Whether a version is loaded only so that a label can return to it."""
+        """Returns whether a version is loaded only so that a label can return to it."""
         return (
             version in self.kept.versions and version not in self._labelled and version not in self._selected
         )
 
     def may_give_up(self, version: str) -> bool:
-        """Whether a version is `only_kept` and may be unloaded, because other versions take requests."""
+        """Returns whether a version may be unloaded: it is `only_kept`, and other versions take requests."""
         return (
             self.only_kept(version)
             and version not in self._replaced_by
@@ -236,7 +238,7 @@ class ServedModel:
         )
 
     def _kept(self, versions: Set[str]) -> list[Wanted]:
-        """Goals for versions that keep serving as they are, such as those that left the repository."""
+        """Returns goals for versions that serve on unchanged, such as those that left the repository."""
         return [
             Wanted(self.name, one.model.version, one.fingerprint, one.held().settings)
             for one in self.held.values()
@@ -244,10 +246,10 @@ class ServedModel:
         ]
 
     def _missing(self, present: Set[str]) -> list[FoundVersion]:
-        """Versions that a label points to but that exist nowhere; their loads fail with that reason.
+        """Returns versions that a label points to but that do not exist; their loads fail for that reason.
 
-        Requests to such a label, and those without a version if it is "stable", are refused. They must not
-        go to a version that nobody promoted.
+        Requests to such a label are refused, and so are those without a version if the label is "stable".
+        They must not go to a version that nobody promoted.
         """
         target = self.target
         if target is None or target.source.found.problem:
@@ -262,7 +264,7 @@ class ServedModel:
         return sorted(label for label, labelled in self.labels.items() if labelled == version)
 
     def find(self, goal: Wanted) -> tuple[Target, FoundVersion]:
-        """The target and files of a wanted version."""
+        """Returns the target and files of a wanted version."""
         for target in (self.change, self.target):
             if target is None:
                 continue
@@ -290,7 +292,7 @@ class ServedModel:
         return all((goal.version, goal.fingerprint) in there for goal in self.wanted() if goal.loaded)
 
     def outcome(self) -> dict[str, str] | None:
-        """The failures of the change in progress, by version: {} if all are loaded, None while loads run."""
+        """Returns the failures of the change in progress by version: {} for success, None while loads run."""
         assert self.change is not None, "there is a change"
         failures: dict[str, str] = {}
         there = {
@@ -309,7 +311,7 @@ class ServedModel:
         return failures
 
     def load_ended(self, version: str) -> str | None:
-        """The outcome of a version's load: None while it runs, "" if it succeeded, else why it failed."""
+        """Returns the outcome of a version's load: None while it runs, "" for success, or why it failed."""
         if self.ready(version) is not None:
             return ""
         held = [
@@ -328,7 +330,7 @@ class ServedModel:
         return "it is no longer served" if withheld is None else withheld.model.reason
 
     def ready(self, version: str) -> Servable | None:
-        """The load that serves a version, if any."""
+        """Returns the load that serves a version, if any."""
         return self._in_phase(version, VersionPhase.READY)
 
     def _in_phase(self, version: str, phase: VersionPhase) -> Servable | None:
@@ -336,7 +338,7 @@ class ServedModel:
         return next((one for one in held if one.phase is phase and one.model.version == version), None)
 
     def may_rest(self, one: Servable) -> bool:
-        """Whether a ready version may be unloaded: it can be reloaded later, and no load is in progress."""
+        """Returns whether a ready version may be unloaded: it can be reloaded, and no load is in progress."""
         if self.change is not None or any(
             other.phase in (VersionPhase.LOADING, VersionPhase.LOADED) for other in self.held.values()
         ):
@@ -351,7 +353,7 @@ class ServedModel:
     def rest(self, version: str, reason: str) -> None:
         """Marks a version to be unloaded, for the `reason` that clients see.
 
-        A request will load it again. A version that was only kept for a rollback is dropped for good instead.
+        A request will load it again. A version that was only kept for a rollback is instead dropped for good.
         """
         self.awake.discard(version)
         if self.only_kept(version):
@@ -360,12 +362,12 @@ class ServedModel:
         self.resting[version] = reason
 
     def statistics(self, version: str) -> ModelStatistics | None:
-        """The counters of a serving or sleeping version, to be continued by its next load."""
+        """Returns the counters of a serving or sleeping version, to be continued by its next load."""
         one = self.ready(version) or self._asleep.get(version)
         return None if one is None else one.model.statistics
 
     def take_over(self, asleep: StandIn) -> None:
-        """Makes the stand-in show the signature and statistics of the version's last load."""
+        """Makes a stand-in show the signature and statistics of the version's last load."""
         loaded = (VersionPhase.READY, VersionPhase.DRAINING)
         for one in self.held.values():
             if one.model.version == asleep.model.version and one.phase in loaded:
@@ -377,12 +379,12 @@ class ServedModel:
         return {one.model.version for one in self.held.values() if one.phase is VersionPhase.READY}
 
     def publish(self, engine: Engine, make_asleep: MakeAsleep, *, started: bool) -> None:
-        """Shows the engine one entry per version: the load that serves, else one in progress or failed."""
+        """Gives the engine one entry per version: the load that serves, or else one in progress or failed."""
         shown = self._choose(make_asleep)
         at_start = {id(one) for one in self.held.values() if one.at_start}
         for one in shown.values():
-            # A version that is loaded after the start must not make the whole server unready, except in the
-            # way of Triton.
+            # A version that is loaded after the start must not make the whole server unready, unless the
+            # options ask for this behaviour of Triton.
             one.require(
                 self._strict_readiness
                 and (
@@ -406,7 +408,7 @@ class ServedModel:
         self._shown = shown
 
     def _choose(self, make_asleep: MakeAsleep) -> dict[str, ShownVersion]:
-        """The entry to show for each version. Of several candidates, the one assigned last is shown."""
+        """Returns the entry to show for each version. Of several candidates, the last one assigned wins."""
         shown: dict[str, ShownVersion] = {**self._unloaded_versions()}
         order = (
             VersionPhase.DRAINING,
@@ -446,7 +448,7 @@ class ServedModel:
         return shown
 
     def _withhold(self) -> dict[str, StandIn]:
-        """Stand-ins for the versions that are not served because another one failed to load."""
+        """Returns stand-ins for the versions that are not served because another one failed to load."""
         if not self._require_all_versions or self.target is None:
             return {}
         goals = self._goals_of(self.target, self._labelled, asleep=self._sleeping(self.target))
@@ -487,7 +489,7 @@ class ServedModel:
             one.show_newer(failed[0] if failed else "", progress, self._remark(version))
 
     def _remark(self, version: str) -> str:
-        """A text with what a user should know about a version that serves; usually empty."""
+        """Returns what a user should know about a version that serves; usually empty."""
         if self.only_kept(version):
             labels = ", ".join(f"'{label}'" for label in self.kept.labels_of(version))
             return f"stays loaded for a while, for a rollback of {labels}"
@@ -497,7 +499,7 @@ class ServedModel:
     def files_gone(self) -> dict[str, str]:
         """Versions that serve although their files are gone, because a label points to them.
 
-        Maps each version to a text that says what becomes of it.
+        Maps each version to a text that says what will happen to it.
         """
         if self.target is None or self.target.source.found.problem:
             return {}
@@ -510,16 +512,16 @@ class ServedModel:
         return StandIn(self.name, version, target.source.config, VersionPhase.WAITING)
 
     def note_failures(self, target: Target, reasons: Mapping[str, str]) -> None:
-        """Shows why a change failed, by version."""
+        """Shows why a change failed, for each version."""
         config = target.source.config
         for version, reason in reasons.items():
             self.failures[version] = StandIn(self.name, version, config, VersionPhase.FAILED, reason)
 
     def _unloaded_versions(self) -> Mapping[str, Servable]:
-        """Versions that served before and are still in the repository, to be listed as unloaded.
+        """Returns versions that served before and are still in the repository, to be listed as unloaded.
 
-        One that a request has unloaded is listed until it is loaded again. One that the version policy has
-        given up is listed for a while, for those who follow the change.
+        A version that a request has unloaded is listed until it is loaded again. A version that the version
+        policy has deselected is listed for a while, for clients that follow the change.
         """
         earliest = time.monotonic() - UNLOADED_SHOWN_SECONDS
         self._unloaded = {
@@ -533,7 +535,7 @@ class ServedModel:
         return self._unloaded
 
     def _by_request(self, version: str) -> bool:
-        """Whether a version is no longer wanted because a request unloaded it or its model."""
+        """Returns whether a version is no longer wanted because a request unloaded it or its model."""
         return self.target is None or version in self.target.removed
 
     def unloaded(self, one: Servable) -> None:
@@ -546,14 +548,14 @@ class ServedModel:
     def gone(self) -> bool:
         """Whether the model is neither wanted, loaded nor in a repository, and can be forgotten.
 
-        A model that could not be read has no known versions, but shows why.
+        A model that could not be read has no known versions, but must still show the reason.
         """
         wanted = self.target is not None or self.change is not None or bool(self.failures)
         return not wanted and not self.held and not self.known_versions
 
 
 def missing_text(model: str, version: str, labels: Sequence[str]) -> str:
-    """Why no load of a version that `labels` point to is possible, what follows, and what to do."""
+    """Says why a version that `labels` point to cannot be loaded, what follows from that, and what to do."""
     refused = "requests without a version" if STABLE in labels else "requests to it"
     return (
         f"{_pointing(labels)} to version {version}, which no repository holds, so {refused} are refused."
@@ -562,7 +564,7 @@ def missing_text(model: str, version: str, labels: Sequence[str]) -> str:
 
 
 def _files_gone_text(version: str, labels: Sequence[str]) -> str:
-    """Says what becomes of a version that serves although its files are gone, as `labels` point to it."""
+    """Says what will happen to a version that serves because of `labels` although its files are gone."""
     return (
         f"{_pointing(labels)} to version {version}, whose files are gone from the repository. It is served"
         " until the label moves or the server stops, and cannot be loaded again"
@@ -575,10 +577,10 @@ def _pointing(labels: Sequence[str]) -> str:
 
 
 def _failed_as_in_triton(one: ShownVersion) -> bool:
-    """Whether Triton would show a version whose load failed.
+    """Returns whether Triton would show a version whose load failed.
 
     Triton forgets failed loads that never created a version: those of models that it could not read, and of
-    ensembles that call a model that is not there.
+    ensembles that call a missing model.
     """
     model = one.model
     return one.phase is VersionPhase.FAILED and model.version != NO_VERSION and model.config.ensemble is None

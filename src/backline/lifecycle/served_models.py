@@ -1,4 +1,4 @@
-"""The models of a server by name, and waiting until their steps have ended."""
+"""The models of a server by name; waits until their steps have ended."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ServedModels:
         self._closed = False
 
     def __getitem__(self, name: str) -> ServedModel:
-        """The model with this name, created without a target if it is unknown."""
+        """Returns the model with this name, created without a target if it is unknown."""
         served = self._models.get(name)
         if served is None:
             served = self._models[name] = ServedModel(
@@ -54,7 +54,7 @@ class ServedModels:
         del self._models[name]
 
     def stepped(self) -> None:
-        """Lets `until` check its conditions again, after steps of any model."""
+        """Makes `until` check its conditions again, after a step of any model."""
         watchers, self._watchers = self._watchers, []
         for watcher in watchers:
             if not watcher.done():
@@ -70,7 +70,7 @@ class ServedModels:
             await watcher
 
     async def settle(self, names: Iterable[str] | None = None) -> None:
-        """Waits until no step is in progress or scheduled, for some models or all."""
+        """Waits until no step is in progress or scheduled for these models, or for all if None."""
         for name in self.names if names is None else names:
             await self.until(partial(self._is_settled, name))
 
@@ -78,6 +78,6 @@ class ServedModels:
         return name not in self._models or self._models[name].settled
 
     def close(self) -> None:
-        """Makes current and future waits raise Unavailable, because the server stops."""
+        """Makes current and future waits raise Unavailable, because the server is stopping."""
         self._closed = True
         self.stepped()

@@ -46,7 +46,7 @@ class Sleep:
         self._reasons: dict[int, str] = {}
 
     def tenants(self) -> list[Tenant]:
-        """The loaded versions, as Residency needs to know them."""
+        """Returns the loaded versions, as Residency needs to know them."""
         return [
             Tenant(
                 (served.name, one.key),
@@ -127,9 +127,9 @@ class Sleep:
         asleep.hand_over(one.model)
 
 
-#: Seconds after a failed load in which further requests get its error, and no new load is tried.
+#: How many seconds after a failed load requests get its error, and no new load is tried.
 FAILURE_PAUSE = 1.0
-#: The shortest timer for a deadline, in seconds.
+#: The minimum duration of a timer for a deadline, in seconds.
 _SHORTEST_WAIT = 0.001
 
 
@@ -165,7 +165,7 @@ class OnDemandQueue:
         return self._held.size
 
     def submit(self, ticket: Ticket) -> None:
-        """Holds a request until the version is loaded. Raises Unavailable, or the error of the last load."""
+        """Holds a request until the version is loaded. Raises Unavailable, or the error of a recent load."""
         model = self._model
         self._raise_recent_failure()
         if self._total.full:
@@ -187,7 +187,7 @@ class OnDemandQueue:
             raise _again(self._failure)
 
     def close(self, reason: str) -> None:
-        """Refuses the held requests: the version will not be loaded."""
+        """Refuses the held requests, because the version will not be loaded."""
         if self._loading is not None:
             self._loading.cancel()
         self._refuse(Unavailable(reason, retry_after=1))
@@ -279,7 +279,7 @@ class OnDemandQueue:
 
 
 def _again(error: BacklineError) -> BacklineError:
-    """Copies an error to raise it again: raising the same exception twice would collect both tracebacks."""
+    """Copies an error to raise it again: an exception that is raised twice would collect both tracebacks."""
     copy = type(error)(error.message)
     copy.retry_after = error.retry_after
     return copy

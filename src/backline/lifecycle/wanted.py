@@ -26,14 +26,14 @@ log = logging.getLogger("backline.lifecycle")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model in a repository, and the `name` by which clients know it."""
+    """A model in a repository, and the `name` under which it is served."""
 
     name: str
     found: FoundModel
     repository: Repository
     #: Whether the files are in a local repository, rather than remote or sent with a load request.
     own_files: bool = True
-    #: For an ensemble with namespaces: the served name of each model, by the names that steps may use for it.
+    #: For an ensemble with namespaces: the served names of models, by the names that steps may use for them.
     siblings: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -52,7 +52,7 @@ class Source:
         return tuple(version.version for version in self.found.versions)
 
     def with_version_of(self, newer: Source, version: str) -> Source:
-        """This source, with one version replaced by what a later scan found."""
+        """Returns this source with one version replaced by what a later scan found."""
         added = [one for one in newer.found.versions if one.version == version]
         kept = [one for one in self.found.versions if one.version != version]
         versions = sorted(kept + added, key=lambda one: version_order(one.version))
@@ -61,11 +61,11 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What should be served of one model.
+    """The versions of one model that should be served.
 
-    The versions are those that the version policy selects, plus those `added` by load requests, minus those
-    `removed`, which a request has unloaded, or which were found later and are served under a label alone.
-    `trouble` says why the model's current files cannot be used; `source` then describes the previous files.
+    These are the versions that the version policy selects, plus those `added` by load requests, minus those
+    `removed`: unloaded by a request, or found later and served only under a label. `trouble` says why the
+    model's current files cannot be used; `source` then describes the previous files.
     """
 
     source: Source
@@ -74,7 +74,7 @@ class Target:
     trouble: str = ""
 
     def versions(self, labelled: Iterable[str] = ()) -> list[FoundVersion]:
-        """The versions to serve, including those in `labelled`, newest first. Some may have a `problem`."""
+        """Returns the versions to serve, with those `labelled`, newest first. Some may have a `problem`."""
         found = self.source.found
         chosen: list[FoundVersion] = []
         if self.trouble or found.problem:
@@ -93,7 +93,7 @@ class Target:
     def wanted(
         self, labelled: Iterable[str] = (), *, asleep: frozenset[str] = frozenset(), serve: bool = True
     ) -> list[Wanted]:
-        """The `versions` as goals for the planner; those in `asleep` are registered without loading."""
+        """Returns the `versions` as goals for the planner; those `asleep` are registered without loading."""
         config = self.source.config
 
         def goal(version: FoundVersion) -> Wanted:
@@ -105,7 +105,7 @@ class Target:
 
 
 def select(versions: Iterable[str], policy: VersionPolicy) -> tuple[list[str], list[str]]:
-    """The versions that a policy selects, oldest first, and versions that it names but that do not exist."""
+    """Returns the versions that a policy selects, oldest first, and the missing ones that it names."""
     held = set(versions)
     present = sorted(held, key=version_order)
     if policy.specific is not None:
@@ -118,9 +118,9 @@ def select(versions: Iterable[str], policy: VersionPolicy) -> tuple[list[str], l
 
 
 def none_selected(name: str, place: str, held: Sequence[str], missing: Sequence[str]) -> str:
-    """Why nothing is served if the policy names none but missing versions, in the model's folder `place`.
+    """Returns why nothing is served if the policy names only missing versions; the text begins with Triton's.
 
-    Begins with Triton's text.
+    `place` is the model's folder, and `held` are the versions in it.
     """
     return (
         f"{UNAVAILABLE_VERSIONS} '{name}': '{place}' holds none of the versions that version_policy names:"
@@ -129,7 +129,7 @@ def none_selected(name: str, place: str, held: Sequence[str], missing: Sequence[
 
 
 def step_failed(ensemble: str, step: str, reason: str) -> str:
-    """Why an ensemble cannot be served, in Triton's words, after the model of a step failed to load."""
+    """Returns Triton's error for an ensemble that cannot be served because a step's model failed to load."""
     if reason.startswith(unreadable(step, "")):
         text = f"ensemble {ensemble} contains models that are not available or ambiguous"
         return f"{text}: {step}; {reason}"
@@ -146,7 +146,7 @@ def step_failed(ensemble: str, step: str, reason: str) -> str:
 
 
 def identity(version: FoundVersion) -> str:
-    """What identifies a load: the version's files, or its problem."""
+    """Returns what identifies a load: the fingerprint of the version's files, and any problem."""
     return f"{version.fingerprint} {version.problem}"
 
 
@@ -158,9 +158,9 @@ def listed(names: Sequence[str]) -> str:
 class Sources:
     """The models of all repositories, by the names under which they are served.
 
-    With `namespacing`, models that share a name are named <repository>.<model>, after the last part of the
-    repository's location; steps of an ensemble may omit their own repository. Without `namespacing`, models
-    that share a name cannot be served, as in Triton.
+    With `namespacing`, models that share a name are named <repository>.<model>, where <repository> is the
+    last part of the repository's location. Steps of an ensemble may omit their own repository. Without
+    `namespacing`, models that share a name cannot be served, as in Triton.
     """
 
     def __init__(self, repositories: Sequence[Repository], *, namespacing: bool) -> None:
@@ -174,12 +174,12 @@ class Sources:
             _check_apart(self._prefixes)
         self._found: dict[str, list[FoundModel]] = {}
         self._troubles: dict[str, str] = {}
-        #: By location: when the last successful scan ended (time.time()), and how many seconds the scan took.
+        #: When the last successful scan of each location ended (time.time()), and how many seconds it took.
         self._scans: dict[str, tuple[float, float]] = {}
-        #: By the name under which a model is served: the location of its repository. Empty without
-        #: `namespacing`. Each scan updates it.
+        #: The location of each model's repository, by the name under which the model is served. Empty without
+        #: `namespacing`. Each scan updates this mapping.
         self.namespaces: dict[str, str] = {}
-        #: By location and name in the repository: the name under which a model is served.
+        #: The name under which each model is served, by its location and its name in the repository.
         self._served: dict[tuple[str, str], str] = {}
 
     @property
@@ -192,14 +192,14 @@ class Sources:
         return self._found.keys() == self._repositories.keys()
 
     def missing(self, name: str, problem: str) -> Source:
-        """A source for a wanted model that no repository holds; clients see the `problem`."""
+        """Returns a source for a wanted model that is in no repository; clients see the `problem`."""
         found = FoundModel(name, "", "", ModelConfig(name), problem=problem)
         return Source(name, found, next(iter(self._repositories.values())))
 
     async def scan(self, *, first: bool = False) -> dict[str, Source]:
-        """The models of the repositories, by name.
+        """Returns the models of the repositories, by name.
 
-        The models of an unreadable repository are kept, and the reason is logged once; a scan called `first`
+        If a repository is unreadable, its models are kept, and the reason is logged once; the `first` scan
         raises BacklineError instead.
         """
         await asyncio.gather(
@@ -233,7 +233,7 @@ class Sources:
         return {name: same[0] if len(same) == 1 else _refuse_same(same) for name, same in sources.items()}
 
     def states(self, mode: str, poll_seconds: float) -> list[RepositoryState]:
-        """The repositories as of their last scans; `mode` and `poll_seconds` are the server's."""
+        """Returns the repositories as of their last scans; `mode` and `poll_seconds` are the server's."""
         return [self._state(location, mode, poll_seconds) for location in self._repositories]
 
     def _state(self, location: str, mode: str, poll_seconds: float) -> RepositoryState:
@@ -276,7 +276,7 @@ class Sources:
             log.error("model repository '%s' cannot be read, %s: %s", location, meanwhile, reason)
 
     async def changes(self, interval: float) -> AsyncIterator[None]:
-        """Yields whenever a scan may find something new, once for several changes at a time."""
+        """Yields whenever a scan may find something new, once for simultaneous changes."""
         changed = asyncio.Event()
         watching = [
             asyncio.create_task(self._watch(repository, interval, changed))
@@ -299,7 +299,7 @@ class Sources:
                     changed.set()
             except Exception as error:
                 self._note_trouble(repository.location, str(error))
-            await asyncio.sleep(interval)  # the watch ended: start again, and scan for missed changes
+            await asyncio.sleep(interval)  # the watch ended: start another, and scan for missed changes
             changed.set()
 
     async def close(self) -> None:
@@ -308,8 +308,10 @@ class Sources:
 
 
 def _as_composed(model: FoundModel, siblings: Mapping[str, str]) -> FoundModel:
-    """An ensemble whose fingerprint changes when a model of its steps appears in or leaves its repository, or
-    is served under another name.
+    """Returns an ensemble with a fingerprint that covers the names of its steps' models.
+
+    The fingerprint changes when one of these models appears in or leaves the repository, or is served under
+    another name.
     """
     if model.config.ensemble is None or not siblings:
         return model
@@ -333,7 +335,7 @@ def _check_apart(prefixes: dict[str, str]) -> None:
 
 
 def _refuse_same(same: list[Source]) -> Source:
-    """A source with a problem, which replaces models that share a name: requests could mean any of them."""
+    """Returns a source with a problem for models that share a name: requests could mean any of them."""
     folders = ", ".join(f"'{_place(source.found)}'" for source in same)
     problem = (
         f"model appears in two or more repositories: {folders}; rename or remove all but"

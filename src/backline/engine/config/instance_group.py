@@ -37,7 +37,7 @@ class InstanceGroup:
     kind: Kind = "auto"
     #: The GPUs, as the runtime numbers them; empty for all.
     gpus: tuple[int, ...] = ()
-    #: The name of its instances; empty for Triton's default, <model>_<index>.
+    #: The name of the group's instances; empty for Triton's default, <model>_<index>.
     name: str = ""
     passive: bool = False
 

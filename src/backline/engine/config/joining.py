@@ -54,12 +54,12 @@ class Padding:
     most: int = 0
 
     def length(self, longest: int) -> int:
-        """The padded length in a batch whose longest input has this length."""
+        """Returns the padded length in a batch whose longest input has this length."""
         place = bisect_left(self.buckets, longest)
         return self.buckets[place] if place < len(self.buckets) else longest
 
     def bucket(self, length: int) -> int:
-        """A number that is equal for all lengths that may share a batch."""
+        """Returns a number that is equal for all lengths that may share a batch."""
         return self.length(length) if self.buckets else (length - 1).bit_length()
 
 
@@ -68,7 +68,7 @@ class Cut:
     """How much of a padded batch's output belongs to a request, given the length of the request's input `to`.
 
     The output is cut along `axis`, where 0 is the batch. It has one step for each `hop` input steps at which
-    a whole `window` fits; with 1 and 1, as many steps as the input.
+    a whole `window` fits; if both are 1, it has as many steps as the input.
     """
 
     to: str
@@ -77,7 +77,7 @@ class Cut:
     window: int = 1
 
     def length(self, given: int) -> int:
-        """The number of output steps for `given` input steps."""
+        """Returns the number of output steps for `given` input steps."""
         return max(0, (given - self.window) // self.hop + 1)
 
 
@@ -110,11 +110,11 @@ class Joining:
 
     @property
     def padded(self) -> bool:
-        """Whether padding costs time, so that it pays to look for requests of similar length."""
+        """Whether padding costs time, so that it is worth looking for requests of similar length."""
         return self.pad_all or bool(self.padding)
 
     def batch_size(self, items: int) -> int:
-        """The size to which a batch of this many items is filled up."""
+        """Returns the size to which a batch of this many items is filled up."""
         place = bisect_left(self.allowed_batch_sizes, items)
         return self.allowed_batch_sizes[place] if place < len(self.allowed_batch_sizes) else items
 

@@ -63,7 +63,7 @@ class Ensemble:
 
 #: The lanes that a configuration may choose.
 Lane = Literal["inline", "thread"]
-#: All lanes: those, and the lane of models in worker processes.
+#: All lanes: the above, and the lane of models in worker processes.
 AnyLane = Literal[Lane, "process"]
 #: The maximum number of versions that a policy may name.
 MAX_SPECIFIC = 1000
@@ -88,9 +88,10 @@ class VersionPolicy:
 class QueuePolicy:
     """How many requests may queue and for how long, for a model or one priority level.
 
-    `max_size` None is the server's choice. `timeout_us` is in microseconds, 0 for none. With `may_shorten` a
-    request may set a shorter timeout; without `timeout_us` it may set any, unless `timed` is False. An
-    expired request is refused, or with `delay` waits until no other of its level or a higher one is left.
+    If `max_size` is None, the server decides. `timeout_us` is in microseconds, 0 for none. With `may_shorten`
+    a request may set a shorter timeout; without `timeout_us` it may set any, unless `timed` is False. An
+    expired request is refused or, with `delay`, waits until no other request of its level or a higher one is
+    left.
     """
 
     max_size: int | None = None
@@ -100,7 +101,7 @@ class QueuePolicy:
     timed: bool = True
 
     def timeout(self, own: float | None) -> float | None:
-        """The seconds that a request with timeout `own` may queue; None for no limit."""
+        """Returns how many seconds a request with timeout `own` may queue; None for no limit."""
         if not self.timeout_us:
             return own if self.timed else None
         default = self.timeout_us / 1e6
@@ -129,24 +130,24 @@ class WarmUpSample:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """What a model's files ask for; None where the server decides by inspecting and measuring the model.
+    """The settings in a model's files; None where the server decides by inspecting and measuring the model.
 
-    `inputs` and `outputs` are as in config.pbtxt, without the batch dimension if `max_batch_size` is above 0;
-    empty if the file names none. `max_queue_delay_us` is in microseconds. `source` is the file that the
-    configuration was read from.
+    `inputs` and `outputs` are as in config.pbtxt, without the batch dimension if `max_batch_size` is above 0.
+    Both are empty if the file names no tensors. `max_queue_delay_us` is in microseconds. `source` is the file
+    that the configuration was read from.
     """
 
     name: str
     backend: str = ""
     platform: str = ""
     max_batch_size: int | None = None
-    #: The largest batch if batching is proved rather than configured; None: the server's default.
+    #: The maximum batch size if batching is proved rather than configured; None for the server's default.
     proved_batch: int | None = None
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     version_policy: VersionPolicy = VersionPolicy()
     instance_count: int | None = None
-    #: The number of instances on the CPU if the configuration gives none; 0: the server decides.
+    #: The number of instances on the CPU if the configuration does not set it; 0 if the server decides.
     usual_instances: int = 0
     #: Where instances run and which resources they take, by group; empty if the server decides.
     instance_groups: tuple[InstanceGroup, ...] = ()
@@ -160,18 +161,19 @@ class ModelConfig:
     preserve_ordering: bool = False
     #: The number of priority levels, of which 1 is the highest; 0 if all requests are equal.
     priority_levels: int = 0
-    #: Priority for requests that set none, or one out of range.
+    #: The priority of requests that set none, or one that is out of range.
     default_priority_level: int = 0
     queue_policy: QueuePolicy = QueuePolicy()
     #: Queue policies by priority level, which override `queue_policy`.
     priority_queue_policies: Mapping[int, QueuePolicy] = field(default_factory=lambda: MappingProxyType({}))
-    #: Set if requests of different shapes may be joined, or batches must have certain sizes.
+    #: How requests of different shapes are joined, and which sizes batches must have; None without such
+    #: rules.
     joining: Joining | None = None
     #: Whether a request above `max_batch_size` is run in parts; otherwise it is refused.
     split_large_batches: bool = False
     #: The latency objective in seconds; requests that would miss it are refused at once.
     objective_seconds: float | None = None
-    #: The deadline in seconds of requests that set none, or a later one.
+    #: The deadline, in seconds, of requests that set none or a later one.
     default_deadline_seconds: float | None = None
     #: How sequences are batched; None if the model has no sequences.
     sequence: SequenceBatching | None = None
@@ -189,22 +191,23 @@ class ModelConfig:
     parameters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     #: Additional labels of the model's metrics, where each name gets the prefix `_`.
     metric_tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    #: Upper bounds in milliseconds of the histogram of the time to first response; empty for Triton's.
+    #: The upper bounds, in milliseconds, of the histogram of the time to first response; empty for Triton's
+    #: bounds.
     first_response_bounds_ms: tuple[float, ...] = ()
-    #: Labels in the model's files, and their versions; labels set by request override them.
+    #: The labels in the model's files, and their versions; labels set by request override them.
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     #: Whether the model is never unloaded to make room for others.
     pinned: bool = False
     #: Whether the model is loaded only when its first request arrives.
     on_demand: bool = False
-    #: Idle seconds after which a version is unloaded until the next request; None for never.
+    #: After how many idle seconds a version is unloaded until the next request; None for never.
     idle_unload_seconds: float | None = None
     #: The time limit of a run in seconds; None if the model decides.
     execution_timeout_seconds: float | None = None
     #: Whether a request may run twice. Requests are retried when their worker ends, unless this is False, and
     #: when a run exceeds the time limit only if it is True.
     idempotent: bool | None = None
-    #: The limit of a worker's resident memory; None if the model decides.
+    #: The maximum resident memory of a worker, in bytes; None if the model decides.
     memory_limit_bytes: int | None = None
     #: The Python version that a model in a worker needs ("3.13"); empty for any.
     python: str = ""

@@ -12,7 +12,7 @@ from backline.engine.values.tensor import Shape, Tensor
 
 
 class Reshape:
-    """Maps shapes that fit `source` to `target`, which has as many elements.
+    """Maps shapes that fit `source` to `target`, which has the same number of elements.
 
     -1 is a variable dimension, such as the batch. Both shapes have the same number of variable dimensions,
     whose sizes are kept, in order.
@@ -63,7 +63,7 @@ def reshape_tensor(tensor: Tensor, reshapes: Reshapes) -> Tensor:
 
 
 def narrower(given: Shape, actual: Shape) -> Shape | None:
-    """The narrower of two shapes with -1 for variable dimensions; None if no shape fits both."""
+    """Returns the narrower of two shapes with -1 for variable dimensions; None if no shape fits both."""
     if len(given) != len(actual) or any(
         -1 not in (g, a) and g != a for g, a in zip(given, actual, strict=True)
     ):

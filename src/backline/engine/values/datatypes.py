@@ -44,7 +44,7 @@ class DataType(Enum):
 
     @classmethod
     def from_name(cls, name: str) -> DataType:
-        """The datatype called `name` on the wire ("FP32"). Raises InvalidArgument for an unknown name."""
+        """Returns the datatype called `name` on the wire ("FP32"). Raises InvalidArgument if unknown."""
         try:
             return _BY_NAME[name]
         except (KeyError, TypeError):
@@ -58,12 +58,12 @@ class DataType(Enum):
 
     @classmethod
     def from_config_name(cls, name: str) -> DataType:
-        """The datatype called `name` in config.pbtxt ("TYPE_FP32"). Raises KeyError for an unknown name."""
+        """Returns the datatype called `name` in config.pbtxt ("TYPE_FP32"). Raises KeyError if unknown."""
         return _BY_CONFIG_NAME[name]
 
     @classmethod
     def from_dtype(cls, dtype: np.dtype) -> DataType:
-        """The datatype of a numpy array (BYTES for strings and objects). Raises InvalidArgument."""
+        """Returns the datatype for a numpy dtype (BYTES for strings and objects). Raises InvalidArgument."""
         if dtype.kind in "OSU":
             return cls.BYTES
         try:

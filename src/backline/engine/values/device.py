@@ -62,7 +62,7 @@ class PlacedGroup:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where a model's instances run. `missing` says why some are on the CPU instead of a GPU; else empty."""
+    """Where a model's instances run. `missing` says why some are on the CPU instead of a GPU, or is empty."""
 
     groups: tuple[PlacedGroup, ...]
     missing: str = ""
@@ -78,7 +78,7 @@ class Places:
         return all(placed.group.count for placed in self.groups)
 
     def spread(self, count: int | None = None) -> tuple[Place, ...]:
-        """The instances in the order of creation; those of a group alternate between its devices.
+        """Returns the instances in the order of creation; those of a group alternate between its devices.
 
         `count` is the total for a group that does not set a number; by default one per device.
         """
@@ -98,5 +98,5 @@ NOWHERE: Final = Places(())
 
 
 def name_devices(places: Places) -> str:
-    """Where a model runs, as text: "GPU 0, GPU 1", or "CPU, no GPU" if it should run on a GPU but cannot."""
+    """Says where a model runs: "GPU 0, GPU 1", or "CPU, no GPU" if it should run on a GPU but cannot."""
     return ", ".join(map(str, places.devices)) + (", no GPU" if places.missing else "")

@@ -45,7 +45,7 @@ class SequenceStep:
 
 @dataclass(slots=True, eq=False)
 class ResponseFlow:
-    """Whether the caller takes more responses.
+    """Tells a model whether its caller is ready for more responses.
 
     The caller pauses and resumes on the event loop; a decoupled model checks before each response.
     """
@@ -66,7 +66,7 @@ class ResponseFlow:
 
 
 class InferRequest(Struct, frozen=True, eq=False):
-    """What a caller asks of a model. Never changes; the Ticket holds its state.
+    """A request to a model. It never changes; the Ticket holds its state.
 
     `model_version` is a version or a label, empty for the default. `outputs` names the outputs wanted, None
     for all. `priority` 0 is the model's default, 1 the highest. `deadline` is in seconds of time.monotonic():

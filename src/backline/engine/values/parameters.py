@@ -19,7 +19,7 @@ RESERVED_BUT = (
 )
 _SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 _LONGEST_SEQUENCE_ID = 128
-#: The maximum number of characters of a value that an error repeats.
+#: The maximum number of characters of a value that are quoted in an error.
 _LONGEST_SHOWN = 64
 
 
@@ -93,7 +93,10 @@ def _take_sequence(parameters: dict[str, Parameter]) -> SequenceStep | None:
 
 
 def _unsigned(key: str, value: object, otherwise: str = "unsigned-integer") -> int:
-    """Raises WrongType with the kind `otherwise`, which is "string" if the parameter may also be one."""
+    """Returns a parameter that must be an unsigned integer. Otherwise raises WrongType of kind `otherwise`.
+
+    `otherwise` is "string" if the parameter may also be a string.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
         or_text = " or a string" if otherwise == "string" else ""
         text = f"parameter '{key}' must be an unsigned integer of 64 bits{or_text}, got {shown(value)}"

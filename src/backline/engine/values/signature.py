@@ -13,14 +13,14 @@ from backline.engine.values.tensor import Shape, Tensor
 
 
 class DecoupledCheck:
-    """The check of a decoupled model: the caller must take any number of responses; then the usual check."""
+    """Checks that a decoupled model's caller accepts any number of responses, then runs the usual check."""
 
     def __init__(self, model: str, check: Callable[[Ticket], None]) -> None:
         self._model = model
         self._check = check
 
     def __call__(self, ticket: Ticket) -> None:
-        """Raises DecoupledModel if the caller takes only one response, else what the usual check raises."""
+        """Raises DecoupledModel if the caller accepts only one response, or what the usual check raises."""
         if not ticket.takes_many:
             raise DecoupledModel(
                 f"model '{self._model}' has a decoupled transaction policy, with any number of responses:"
@@ -43,8 +43,8 @@ class TensorSpec:
 
     `shape` has -1 for variable dimensions. `labels` name the classes of a classification output. In a
     configuration `shape` is what clients see and `reshape` what the model has instead. `json` is "object" or
-    "list" if each element of a BYTES tensor is the JSON text of one. `media` is "image" or "audio" if each is
-    a file of that kind.
+    "list" if each element of a BYTES tensor is the JSON text of such a value. `media` is "image" or "audio"
+    if each element is a file of that kind.
     """
 
     name: str
@@ -57,7 +57,7 @@ class TensorSpec:
     media: str = ""
 
     def __str__(self) -> str:
-        """The tensor as messages show it, such as "x FP32[-1, 4]"."""
+        """Returns the tensor as messages show it, such as "x FP32[-1, 4]"."""
         return f"{self.name} {self.datatype.name}{list(self.shape)}{' (optional)' * self.optional}"
 
 
@@ -69,7 +69,7 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
 
     def is_fixed(self, *, batched: bool) -> bool:
-        """Whether all requests have inputs of the same shapes, except for the batch."""
+        """Returns whether all requests have inputs of the same shapes, except for the batch."""
         first = 1 if batched else 0
         return all(not spec.optional and dim >= 0 for spec in self.inputs for dim in (0, *spec.shape[first:]))
 
@@ -78,12 +78,11 @@ class RequestCheck:
     """Checks that a request fits a model, and sets its `batch_size` and `batch_key`.
 
     `signature` has full shapes, the first dimension being the batch unless `max_batch_size` is 0. Requests
-    with equal `batch_key` may share a batch. A request without items, or above `max_batch_size`, is only
-    refused if `strict` (the limit was configured). A request whose inputs differ in the first dimension is
+    with equal `batch_key` may share a batch. A request without items, or above `max_batch_size`, is refused
+    only if `strict` (the limit was configured). A request whose inputs differ in the first dimension is
     refused, unless the batch was `proved` and nobody declared it: then the dimension may mean something else
     in this request (an input is broadcast, or two matrices are multiplied), which runs alone and counts as
-    one item.
-    Error texts are Triton's (core/src/infer_request.cc).
+    one item. Error texts are Triton's (core/src/infer_request.cc).
     """
 
     def __init__(

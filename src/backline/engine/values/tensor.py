@@ -53,12 +53,12 @@ class StringsMismatch(InvalidArgument):
         self._end = end
 
     def in_request(self, prefix: str, model: str) -> InvalidArgument:
-        """The error for an input of a request to `model`; `prefix` names the request."""
+        """Returns the error for an input of a request to `model`; `prefix` names the request."""
         return InvalidArgument(f"{prefix}{self._start} for model '{model}', {self._end}")
 
 
 def wrong_count(name: str, expected: int, got: int, detail: str = "") -> StringsMismatch:
-    """The error for an input with `got` strings where its shape needs `expected`."""
+    """Returns the error for an input with `got` strings where its shape needs `expected`."""
     if got < expected:
         return StringsMismatch(
             f"expected {expected} string elements for inference input '{name}'", f"got {got}{detail}"
@@ -88,21 +88,22 @@ class Tensor:
 
 
 def element_count(shape: Sequence[int]) -> int:
-    """The number of elements, 1 for rank 0. Computed with Python integers, so that no shape overflows."""
+    """Returns the number of elements, 1 for rank 0. Uses Python integers, so that no shape overflows."""
     return math.prod(shape)
 
 
 def fits(expected: Shape, got: Shape) -> bool:
-    """Whether a shape fits an expected one, in which -1 is any size."""
+    """Returns whether a shape fits an expected one, in which -1 is any size."""
     return len(got) == len(expected) and all(a in (-1, b) for a, b in zip(expected, got, strict=True))
 
 
 def decode_tensor(name: str, datatype: DataType, shape: Shape, raw: Buffer) -> Tensor:
-    """The tensor with the row-major little-endian bytes `raw`, without a copy. BYTES have a 4-byte length
-    before each element.
+    """Returns the tensor with the row-major little-endian bytes `raw`, without a copy.
 
-    Raises InvalidArgument, before allocating the array, if the size of `raw` does not match the shape;
-    StringsMismatch for BYTES whose text names the model. The texts about BYTES are Triton's
+    BYTES have a 4-byte length before each element.
+
+    Raises InvalidArgument, before allocating the array, if the size of `raw` does not match the shape, or
+    StringsMismatch for BYTES if the error text names the model. The texts about BYTES are Triton's
     (core/src/infer_request.cc, and its Python backend for the data of the last string).
     """
     count = element_count(shape)
@@ -118,7 +119,7 @@ def decode_tensor(name: str, datatype: DataType, shape: Shape, raw: Buffer) -> T
 
 
 def encode_tensor(tensor: Tensor) -> Buffer:
-    """The bytes of a tensor, as read by `decode_tensor`; a view if the array is contiguous."""
+    """Returns the bytes of a tensor, as read by `decode_tensor`; a view if the array is contiguous."""
     if tensor.datatype is DataType.BYTES:
         return _encode_bytes(tensor.data)
     data = tensor.data

@@ -1,1 +1,1 @@
-"""Labels that requests move: where they are stored, and how servers that share them follow each other."""
+"""Labels that requests move: how they are stored, and how servers that share them follow each other."""

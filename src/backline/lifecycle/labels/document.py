@@ -1,4 +1,4 @@
-"""A small document that several servers read, and replace only if nobody else has replaced it."""
+"""A small document that several servers read, and that a server replaces only if no other was faster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backline.lifecycle.records import make_folder, not_writable
 from backline.system.file_lock import locked
 from backline.system.private_file import private
 
-#: The maximum size of a document. Whoever can write to the shared folder must not be able to exhaust the
+#: The maximum size of a document. A user who can write to the shared folder must not be able to exhaust the
 #: servers' memory.
 MOST_BYTES: Final = 64 * 1024 * 1024
 
@@ -29,7 +29,7 @@ class Edition:
 
 
 class Replaced(Exception):
-    """Raised when a document is no longer the edition that its writer has read."""
+    """Raised when a document has changed since its writer read it."""
 
 
 class LabelDocument(Protocol):
@@ -44,15 +44,15 @@ class LabelDocument(Protocol):
     def replace(self, data: bytes, revision: str) -> str:
         """Writes the document if its revision is still `revision`, and returns the new revision.
 
-        The change is durable when the call returns. Raises Replaced if somebody else was faster.
+        The change is durable when the call returns. Raises Replaced if another server was faster.
         """
 
 
 class FileDocument:
     """A document in a file, which may be on a network file system that has locks and atomic renames.
 
-    Only the owner may read a `private` document; another one has the modes that the process gives its files,
-    as servers of several users may share it.
+    Only the owner may read a `private` document. Other documents get the process's default file mode, because
+    servers of several users may share them.
     """
 
     def __init__(self, file: Path, *, private: bool = False) -> None:
@@ -103,21 +103,20 @@ class FileDocument:
 
 
 def _open(path: str, flags: int) -> int:
-    """Opens a file in such a way that a named pipe in its place cannot block the caller."""
+    """Opens a file without blocking, even if there is a named pipe in its place."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def revision_of(data: bytes) -> str:
-    """A revision made from the contents, for storage that has no revisions: equal contents have equal
-    ones."""
+    """Returns a digest of the contents, as a revision for storage that has none."""
     return sha256(data).hexdigest()
 
 
 def too_large(where: str) -> BacklineError:
-    """The error for a document of more than MOST_BYTES."""
+    """Returns the error for a document of more than MOST_BYTES."""
     return InvalidArgument(f"{where} has more than the {MOST_BYTES >> 20} MiB allowed")
 
 
 def unreachable(where: str, reason: str) -> BacklineError:
-    """The error for labels whose storage does not respond."""
+    """Returns the error for labels whose storage does not respond."""
     return Unavailable(f"{where} cannot be reached: {reason}", 1)

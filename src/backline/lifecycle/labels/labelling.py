@@ -1,6 +1,6 @@
 """Sets, moves and removes labels on request. A label only moves to a ready version.
 
-Servers that share their labels follow each other: each reads the labels once a second.
+Servers that share their labels follow each other: each server reads the labels once a second.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ log = logging.getLogger("backline.lifecycle")
 
 #: Seconds between two checks for labels that other servers have moved.
 FOLLOW_SECONDS = 1.0
-#: The most labels of one model. Each change writes all labels of all models, so their number must stay small.
+#: The maximum number of labels per model. Each change writes all labels of all models, so their number must
+#: stay small.
 MOST_LABELS = 256
 
 
 class Labelling:
     """The labels of all models, from requests and configurations.
 
-    The version that a label leaves stays loaded for `keep_seconds`, so that a rollback needs no load. `check`
-    raises if this server does not allow changes to labels, `changing` locks a model for a change, and
-    `versions_now` returns the versions that a label may point to.
+    When a label moves, its previous version stays loaded for `keep_seconds`, so that a rollback needs no
+    load. `check` raises if this server does not allow changes to labels, `changing` locks a model for a
+    change, and `versions_now` returns the versions that a label may point to.
     """
 
     def __init__(
@@ -58,9 +59,9 @@ class Labelling:
         self._changing = changing
         self._versions_now = versions_now
         self._journal = journal
-        #: Held while the store works.
+        #: Held while the store reads or writes.
         self._storing = asyncio.Lock()
-        #: The models that take over labels from other servers, and those for which that has failed.
+        #: The models that are taking over labels from other servers, and those for which this has failed.
         self._adopting: dict[str, asyncio.Task[None]] = {}
         self._behind: set[str] = set()
         self._following: asyncio.Task[None] | None = None
@@ -79,11 +80,11 @@ class Labelling:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def in_force(self, source: Source) -> Mapping[str, str]:
-        """The labels of a model: those of its configuration, overridden by those set by request."""
+        """Returns the labels of a model: those of its configuration, overridden by those set by request."""
         return {**source.found.config.labels, **self._store.of(source.name)}
 
     async def move(self, move: LabelMove, who: str) -> Change:
-        """Moves a label, as Control.move_label says. Raises BacklineError if nothing was changed."""
+        """Moves a label, as described for Control.move_label. Raises BacklineError if nothing was changed."""
         self._check()
         await self._catch_up()
         if adopting := self._adopting.get(move.model):
@@ -95,7 +96,7 @@ class Labelling:
         return await self._point(move, who)
 
     async def _back(self, move: LabelMove) -> LabelMove:
-        """Fills in a rollback: the version to return to, and the version that the label must still have."""
+        """Completes a rollback: adds the version to return to, and the one that the label must still have."""
         model, label = move.model, move.label
         served, _ = self._labelled(model)
         now = served.labels.get(label, "")
@@ -132,7 +133,7 @@ class Labelling:
                 served.labels = {**served.labels, label: version}
                 self._keep_previous(served, label, before, move.action)
             finally:
-                # If the label was moved, it alone now keeps the version loaded; otherwise nothing does.
+                # If the label was moved, only the label now keeps the version loaded; otherwise nothing does.
                 if added and served.target is not None:
                     served.target = replace(
                         served.target,
@@ -144,16 +145,16 @@ class Labelling:
             return change
 
     def _keep_previous(self, served: ServedModel, label: str, version: str, action: str) -> None:
-        """Keeps the version that a label leaves loaded for a while.
+        """Keeps a label's previous version loaded for a while.
 
-        No version is kept after a rollback, because the one that the label leaves is probably bad.
+        No version is kept after a rollback, because the previous version is then probably bad.
         """
         served.kept.forget(label)
         if version and action != "rollback" and self._keep_seconds:
             served.kept.keep(label, version, self._keep_seconds, lambda: self._executor.advance_known(served))
 
     async def _remove(self, move: LabelMove, who: str) -> Change:
-        """Removes a label set by request; a label of that name in the configuration applies again."""
+        """Removes a label set by request; a label of the same name in the configuration applies again."""
         model, label = move.model, move.label
         async with self._changing(model):
             served, target = self._labelled(model)
@@ -183,7 +184,7 @@ class Labelling:
             await asyncio.to_thread(self._store.move, change, expected)
 
     async def _follow(self) -> None:
-        """Takes over what other servers move; never returns. While it cannot, all labels stay as they are."""
+        """Takes over label moves by other servers; never returns. While that fails, labels do not change."""
         cut_off = self._store.unreachable
         while True:
             await asyncio.sleep(FOLLOW_SECONDS)
@@ -206,7 +207,7 @@ class Labelling:
         )
 
     async def _catch_up(self) -> None:
-        """Reads the labels again, and starts to take over those that other servers have moved."""
+        """Reads the labels again, and starts taking over those that other servers have moved."""
         async with self._storing:
             moved = await asyncio.to_thread(self._store.refresh)
         behind, self._behind = self._behind, set()
@@ -227,14 +228,14 @@ class Labelling:
     async def _adopt(self, model: str, earlier: asyncio.Task[None] | None) -> None:
         """Points the labels of a model to where other servers have moved them.
 
-        Each label moves here once its version is loaded; until then, and if the load fails, it stays.
+        On this server, each label moves only once its version is loaded, and not at all if the load fails.
         """
         if earlier is not None:
             await asyncio.wait((earlier,))
         async with self._changing(model):
             served = self._executor.models.find(model)
             if served is None or served.target is None:
-                return  # its next load applies them
+                return  # the model's next load applies them
             before, now = served.labels, self.in_force(served.target.source)
             moved = [label for label in {**before, **now} if before.get(label) != now.get(label)]
             changes = [self._last_change(model, label, before, now) for label in moved]
@@ -256,7 +257,7 @@ class Labelling:
     def _last_change(
         self, model: str, label: str, before: Mapping[str, str], now: Mapping[str, str]
     ) -> Change:
-        """The entry of the audit log for a label that another server has moved."""
+        """Returns the entry of the audit log for a label that another server has moved."""
         was, version = before.get(label, ""), now.get(label, "")
         changes = (one for one in self._store.history(model) if one.label == label)
         last = next(changes, None) or Change(0.0, "unknown", "label" if version else "unlabel", model)
@@ -287,7 +288,8 @@ class Labelling:
             )
 
     def _check_expected(self, source: Source, move: LabelMove) -> None:
-        # Not the labels that the model has here: another server may have moved one that is still taken over.
+        # Not the labels in use on this server: it may still be taking over a label that another server has
+        # moved.
         now = self.in_force(source).get(move.label, "")
         if move.expected not in (ANY_VERSION, now):
             found = f"points to version {now}" if now else "does not exist"
@@ -299,10 +301,10 @@ class Labelling:
 
 
 def earlier_version(history: Iterable[Change], label: str, now: str) -> str:
-    """The version that a rollback of a label leads to, "" if there is none; the label points to `now`.
+    """Returns the version that a rollback of a label restores, or "". The label points to `now`.
 
-    `history` has the changes of one model, newest first. A rollback undoes the last move that has not been
-    undone, so that one rollback after the other goes back to the first version.
+    `history` has the changes to one model, newest first. A rollback undoes the last move that has not been
+    undone, so that repeated rollbacks lead back to the first version.
     """
     #: The versions that the label pointed to, without the moves that were undone.
     path: list[str] = []

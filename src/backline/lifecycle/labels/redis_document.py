@@ -23,9 +23,9 @@ _FORM: Final = "redis://[user:password@]host[:port][/database][?key=NAME]"
 
 
 class RedisDocument:
-    """A document at one key of Redis, for example redis://user:password@host:6379/0?key=production.
+    """A document under one key in Redis, for example redis://user:password@host:6379/0?key=production.
 
-    The scheme rediss is Redis over TLS. Without `key`, the key is backline:labels. Connects at the first use.
+    The scheme rediss means Redis over TLS. The default `key` is backline:labels. Connects on first use.
     """
 
     def __init__(self, url: str) -> None:
@@ -86,7 +86,7 @@ class RedisDocument:
         return revision_of(data)
 
     def _edition(self, exists: int, data: bytes) -> Edition:
-        """The document as it was read, up to one byte more than is allowed."""
+        """Returns the document that was read; `data` has up to one byte more than is allowed."""
         if len(data) > MOST_BYTES:
             raise too_large(self._where)
         return Edition(data, revision_of(data)) if exists else Edition(None, "")

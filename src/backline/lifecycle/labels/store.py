@@ -21,12 +21,12 @@ log = logging.getLogger("backline.lifecycle")
 #: The value of --labels for a file in the first repository.
 IN_REPOSITORY: Final = "repository"
 _FILE: Final = "labels.json"
-#: Hidden, so that no repository takes it for a model.
+#: A hidden folder, so that no repository mistakes it for a model.
 _FOLDER: Final = ".backline"
 _BUCKETS: Final = ("s3", "gs", "az", "as")
 #: How many changes to the labels of each model are kept for rollbacks.
 _MOST_CHANGES: Final = 100
-#: How often a change is tried while other servers change other labels.
+#: How many times a change is tried while other servers change other labels.
 _ATTEMPTS: Final = 20
 
 _Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
@@ -34,7 +34,7 @@ _Labels: TypeAlias = dict[str, dict[_Name, _Name]]
 
 
 class _Contents(msgspec.Struct, frozen=True):
-    """The document: versions by label by model, and the latest changes to each model, oldest first."""
+    """The document: the versions by model and label, and the latest changes to each model, oldest first."""
 
     labels: _Labels
     changes: dict[str, list[Change]] = {}
@@ -49,19 +49,20 @@ _decode_contents = msgspec.json.Decoder(_Contents).decode
 class LabelStore:
     """The labels of all models, in a document that other servers may share.
 
-    `refresh` and `move` block, and must not run at the same time; the other methods return what was read
-    last. With a `copy`, what was read is also kept there, for a start while the document cannot be reached.
+    `refresh` and `move` block, and must not run at the same time; the other methods return what was last
+    read. A `copy` also keeps what was read, for a start while the document cannot be reached.
     """
 
     def __init__(self, document: LabelDocument, copy: LabelDocument | None = None) -> None:
-        """Raises InvalidArgument if the document is damaged, and Unavailable if it cannot be read and there
-        is no copy.
+        """Raises InvalidArgument if the document is damaged, and Unavailable if it cannot be read.
+
+        A document that cannot be read is no error if there is a copy.
         """
         self._document = document
         self._copy = copy
         self._contents = _NOTHING
         self._revision = ""
-        #: The labels that the caller knows of.
+        #: The labels that the caller already knows.
         self._told: _Labels = {}
         #: Why the document cannot be read at the moment; "" if it can.
         self.unreachable = ""
@@ -73,7 +74,7 @@ class LabelStore:
             self._contents = _decode(copy.read().data, copy.where)
             self.unreachable = error.message
         if copy is not None and not self.unreachable and not self._revision:
-            # Servers that begin to share keep the labels that the first of them had on its own.
+            # When servers begin to share labels, they keep the labels that the first server had on its own.
             self._restore(_decode(copy.read().data, copy.where))
         self._told = self._contents.labels
 
@@ -87,11 +88,11 @@ class LabelStore:
         return self._copy is not None
 
     def of(self, model: str) -> Mapping[str, str]:
-        """The labels of a model, with the versions that they point to."""
+        """Returns the labels of a model, with the versions that they point to."""
         return self._contents.labels.get(model, {})
 
     def history(self, model: str) -> Sequence[Change]:
-        """The latest changes to a model's labels, by any server, newest first."""
+        """Returns the latest changes to a model's labels, by any server, newest first."""
         return self._contents.changes.get(model, [])[::-1]
 
     def refresh(self) -> frozenset[str]:
@@ -153,7 +154,7 @@ class LabelStore:
         self._keep_copy()
 
     def _restore(self, contents: _Contents) -> None:
-        """Writes a document that does not exist, or not any more; keeps that of a server that was faster."""
+        """Writes a document that does not exist (any more), unless another server was faster."""
         if not contents.labels:
             return
         try:
@@ -178,10 +179,10 @@ class LabelStore:
 
 
 def open_labels(place: str, locations: Sequence[str], state_folder: Path) -> LabelStore:
-    """The labels at `place`: "" for the state folder, "repository", a folder, or a URL of a bucket or Redis.
+    """Opens the labels at `place`: "" (the state folder), "repository", a folder, or a bucket's or Redis URL.
 
-    `locations` are those of the repositories. Raises InvalidArgument for a place that cannot hold labels, and
-    if the stored labels are damaged.
+    `locations` are the locations of the repositories. Raises InvalidArgument for a place that cannot hold
+    labels, and if the stored labels are damaged.
     """
     state = FileDocument(state_folder / _FILE, private=True)
     if not place:
@@ -241,7 +242,7 @@ def _encode(contents: _Contents) -> bytes:
 
 
 def _check_names(labels: _Labels) -> None:
-    """Raises ValueError for a name that no request could have set: others may write the document too."""
+    """Raises ValueError for a name that no request could have set: other programs may write the document."""
     for model, own in labels.items():
         for name in (model, *own, *own.values()):
             fault = fault_in_name(name)
@@ -254,9 +255,9 @@ def _decode(data: bytes | None, where: str) -> _Contents:
         return _NOTHING
     try:
         found = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-        if bytes(found.get("format", b"{")).strip().isdigit():  # otherwise a model may have this name
+        if bytes(found.get("format", b"{")).strip().isdigit():  # otherwise "format" is the name of a model
             contents = _decode_contents(data)
-        else:  # the labels alone, as written by hand
+        else:  # only the labels, as written by hand
             contents = _Contents(msgspec.json.decode(data, type=_Labels))
         _check_names(contents.labels)
         return contents

@@ -32,16 +32,16 @@ from backline.lifecycle.loading.trial_runs import Trial, Tried, find_trial
 from backline.lifecycle.view.join import JoinRequests
 from backline.lifecycle.view.stage import StagedModel
 
-#: Tolerated difference, relative to the largest magnitude of the row: batched kernels sum in another order.
+#: The tolerated difference relative to the largest magnitude in a row: batched kernels sum in another order.
 _TOLERANCE = 1e-3
 _HALF_TOLERANCE = 2e-2
-#: Tolerated difference for rows that are nearly zero, relative to the largest magnitude of the output.
+#: The tolerated difference for rows that are nearly zero, relative to the largest magnitude in the output.
 _FLOOR = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
 class BatchProbe:
-    """The result of a proof; `reason` explains the result to users in one sentence.
+    """The result of a proof. `reason` explains the result to users in one sentence.
 
     `known` is False if no outputs could be compared; then requests are not batched, to be safe.
     """
@@ -64,7 +64,7 @@ class _Unknown(Exception):
 
 
 def first_dimensions(signature: Signature) -> str:
-    """Why the first dimensions of the inputs cannot be a batch; empty if they can."""
+    """Returns why the first dimensions of the inputs cannot be a batch; empty if they can."""
     if not signature.inputs:
         return "the model has no inputs"
     for spec in signature.inputs:
@@ -76,12 +76,12 @@ def first_dimensions(signature: Signature) -> str:
 
 
 def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] = ()) -> BatchProbe:
-    """Whether requests can be concatenated along the first dimension, and outputs split along theirs.
+    """Tests whether requests can be concatenated along the first dimension, and outputs split along it.
 
-    Runs three items of different magnitudes alone and then together, next to each other in several orders;
-    each must get the same outputs. Then runs one item with other sizes of the variable dimensions. `trial` is
-    the first item, None if no input that was tried could be run. The other items are `samples` of the user,
-    as far as there are any, and otherwise made up.
+    Runs three items of different magnitudes alone and then together in several orders; each item must get the
+    same outputs. Then runs one item with other sizes of the variable dimensions. `trial` is the first item,
+    or None if the model accepted no input. The other items are the user's `samples`, or made up if there are
+    too few.
 
     The runs are the same on every machine: they depend on the model, and never on how long it takes. If the
     model accepts the made-up items, there are four runs, or five with variable dimensions, on eight items in
@@ -103,9 +103,9 @@ def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] 
 
 
 def check_batching(model: Tried, trial: Trial, samples: Iterable[Arrays] = ()) -> BatchProbe:
-    """Looks for evidence against a configured batch: runs the trial's item again, after another item.
+    """Looks for evidence against a configured batch: runs the trial's item again, in a batch with another.
 
-    This finds less than a proof would, but takes a single run: what the user has configured is trusted.
+    This finds less than a proof would, but takes only one run: the user's configuration is trusted.
     """
     try:
         _Prober(model).check(trial, tuple(samples))
@@ -152,7 +152,7 @@ class _Prober:
                 break
         if not others:
             raise _Unknown("only one input that was tried could be run")
-        # Every item stands next to a different one, and every item would move if the batch were reversed.
+        # Each item is next to a different one, and each would move if the batch were reversed.
         self._check_together([others[-1], first, others[0], first])
         self._check_other_sizes(trial)
         return (
@@ -162,7 +162,7 @@ class _Prober:
 
     def check(self, trial: Trial, samples: tuple[Arrays, ...]) -> None:
         first = self._item(trial.inputs, trial.outputs)
-        # The values of others may be rejected; those of the trial are not, so they come last.
+        # The model may reject the values of other items, but not those of the trial, which come last.
         for other in (*islice(self._other_inputs(trial, samples), 2), trial.inputs):
             try:
                 together = self._run(_joined([other, first.inputs]))
@@ -174,7 +174,7 @@ class _Prober:
                 return
 
     def _other_inputs(self, trial: Trial, samples: tuple[Arrays, ...]) -> Iterator[Arrays]:
-        """Items to compare with the trial's item, most different first. The model may reject some of them."""
+        """Yields items to compare with the trial's item, most different first. The model may reject some."""
         given = [
             sample
             for sample in samples
@@ -184,7 +184,7 @@ class _Prober:
             make_inputs(self._signature, trial.sizes, 1, family, seed)
             for seed, family in enumerate((HUGE, LARGE, trial.family, POSITIVE, ONES, ZEROS), start=2)
         )
-        # The same values in other places, because a model may accept no other numbers or words.
+        # The same values at other positions, because a model may accept no other numbers or words.
         moved = {name: np.roll(array, 1) for name, array in trial.inputs.items()}
         tried = [trial.inputs]
         for inputs in (*given, *made, moved):
@@ -279,7 +279,7 @@ def _joined(items: Sequence[Arrays]) -> Arrays:
 
 
 def _same(inputs: Arrays, others: Arrays) -> bool:
-    """Whether two items are equal, so that comparing them would prove nothing.
+    """Returns whether two items are equal, so that comparing them would prove nothing.
 
     Items without elements never count as equal.
     """
@@ -290,7 +290,7 @@ def _same(inputs: Arrays, others: Arrays) -> bool:
 
 
 def _floats(spec: TensorSpec, array: np.ndarray) -> np.ndarray | None:
-    """The array as floats to compare with a tolerance; None for datatypes that are compared exactly."""
+    """Converts an array to floats, to compare with a tolerance; None for exactly compared datatypes."""
     if array.dtype.kind == "f":
         return array.astype(np.float64) if array.dtype.itemsize < 8 else array
     if spec.datatype is DataType.BF16 and array.dtype == np.uint16:
@@ -307,12 +307,12 @@ def _magnitude(spec: TensorSpec, array: np.ndarray) -> float:
 
 
 def equal_rows(spec: TensorSpec, expected: np.ndarray, actual: np.ndarray) -> bool:
-    """Whether two arrays of one shape are equal within the tolerance of their datatype."""
+    """Returns whether two arrays of one shape are equal within the tolerance of their datatype."""
     return _equal(spec, expected, actual, _FLOOR * min(_magnitude(spec, expected), 1.0))
 
 
 def _equal(spec: TensorSpec, expected: np.ndarray, actual: np.ndarray, floor: float) -> bool:
-    """Whether rows are equal within the larger of `floor` and the datatype's tolerance; NaN equals NaN."""
+    """Compares rows, within the larger of `floor` and the datatype's tolerance; NaN equals NaN."""
     wanted, got = _floats(spec, expected), _floats(spec, actual)
     if wanted is None or got is None:
         return bool(np.array_equal(expected, actual))
@@ -342,7 +342,7 @@ def probe_joining(
 ) -> BatchProbe:
     """Proves that `join` does not change results: runs requests of different lengths alone and together.
 
-    `seen` is the model as requests see it, on the outer side of the stage `join`; `model` is the model on its
+    `seen` is the model on the outer side of the stage `join`, as requests see it; `model` is the model on the
     inner side.
     """
     apart = StagedModel(model, _WithoutFilling(join.outer, join.path))

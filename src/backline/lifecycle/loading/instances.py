@@ -27,18 +27,19 @@ if TYPE_CHECKING:
 
 
 def asks_for_devices(config: ModelConfig) -> bool:
-    """Whether the placement depends on which GPUs are available."""
+    """Returns whether the placement depends on which GPUs are available."""
     return config.lane != "inline" and any(
         group.kind in ("auto", "gpu") for group in config.instance_groups or (InstanceGroup(0),)
     )
 
 
 def place(config: ModelConfig, gpus: Gpus, *, strict: bool = False) -> Places:
-    """The devices of each active instance group; without groups, one group on the runtime's default devices.
+    """Returns the devices of each active instance group; without groups, the runtime's default devices.
 
-    Raises InvalidArgument for a GPU that is not among `gpus`, for any GPU if there are none and the server is
-    `strict` (otherwise the group runs on the CPU), if all groups are passive, and for a GPU in lane inline,
-    because the event loop must not wait for a device.
+    If there are no GPUs, a group that asks for one runs on the CPU, unless the server is `strict`. Raises
+    InvalidArgument for a GPU that is not among `gpus`, for any GPU if there are none and the server is
+    `strict`, for a GPU in lane inline, because the event loop must not wait for a device, and if all groups
+    are passive.
     """
     if not config.instance_groups:
         devices = _automatic(config, gpus)
@@ -61,7 +62,7 @@ def place(config: ModelConfig, gpus: Gpus, *, strict: bool = False) -> Places:
 
 
 def place_again(config: ModelConfig, placed: Places) -> Places:
-    """The placement with the instance counts of a changed configuration, whose devices must be the same."""
+    """Returns the placement with the instance counts of a changed configuration with the same devices."""
     devices = {(one.group.kind, one.group.gpus): one.devices for one in placed.groups}
     groups = config.instance_groups or (_only_group(config, placed.devices),)
     return Places(
@@ -75,7 +76,7 @@ def place_again(config: ModelConfig, placed: Places) -> Places:
 
 
 def _only_group(config: ModelConfig, devices: tuple[Device, ...]) -> InstanceGroup:
-    """The instance group of a model whose configuration has none."""
+    """Returns the instance group of a model whose configuration has none."""
     usual = config.usual_instances if devices == (CPU,) else 0
     return InstanceGroup(config.instance_count or usual)
 
@@ -83,7 +84,7 @@ def _only_group(config: ModelConfig, devices: tuple[Device, ...]) -> InstanceGro
 def _devices(
     config: ModelConfig, name: str, group: InstanceGroup, gpus: Gpus, *, strict: bool
 ) -> tuple[Device, ...]:
-    """The devices of a group; empty if the group asks for a GPU and none can be used."""
+    """Returns the devices of a group; empty if the group asks for a GPU and none can be used."""
     if group.kind == "model":
         return (Device("model"),)
     if group.kind == "cpu":
@@ -119,7 +120,7 @@ def _automatic(config: ModelConfig, gpus: Gpus) -> tuple[Device, ...]:
 
 
 def _name(config: ModelConfig, index: int, group: InstanceGroup) -> str:
-    """The group's name as in Triton; without groups, the model's."""
+    """Returns the group's name as in Triton; without groups, the model's name."""
     return group.name or (f"{config.name}_{index}" if config.instance_groups else config.name)
 
 
@@ -131,9 +132,9 @@ class InstanceMaker:
     """Makes the instances of one load, and new ones when their number or lane changes.
 
     Lives on the event loop. `on_slow` is called when runs block the loop for longer than measured.
-    `on_available` is called with a reason when no instance can run the model, and with "" when one can again;
-    `on_ready` with a reason when the model declares itself not ready, and with "" when it is ready again.
-    `on_given_up` is called when a stuck instance was replaced.
+    `on_available` is called with a reason when no instance can run the model, and with "" when one can again.
+    `on_ready` is called with a reason when the model declares itself not ready, and with "" when it is ready
+    again. `on_given_up` is called when a stuck instance has been replaced.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class InstanceMaker:
         self._on_ready = on_ready
         self._on_given_up = on_given_up
         self._loop = asyncio.get_running_loop()
-        #: The execution on each device, which the instances there share.
+        #: The execution on each device, shared by the instances on that device.
         self._runs: dict[Device, Execution | BudgetedExecution] = {}
         self._limit: RunLimit | None = None
         #: Whether the model was moved to threads because it blocked the loop.
@@ -186,11 +187,11 @@ class InstanceMaker:
 
     @property
     def stuck(self) -> int:
-        """The number of runs that still continue on abandoned threads."""
+        """The number of runs that continue on abandoned threads."""
         return 0 if self._limit is None else self._limit.stuck
 
     def placement(self, loaded: LoadedVersion, instances: list[Instance]) -> Placement:
-        """Where and how the model runs, as shown to users."""
+        """Returns where and how the model runs, as shown to users."""
         count = len(instances) if self.moved else loaded.instances
         lane = "thread" if self.moved else loaded.lane
         return Placement(lane, count, loaded.max_batch_size, loaded.reason, loaded.placed)
@@ -204,7 +205,7 @@ class InstanceMaker:
     def run_on(
         self, device: Device, make: Callable[[], Execution], *, threads: int | None
     ) -> Execution | BudgetedExecution:
-        """The execution on a device, made by `make` on the first call.
+        """Returns the execution on a device, made by `make` on the first call.
 
         Each run occupies `threads` cores of the core budget (0: all, None: none, since it mostly waits).
         """
@@ -217,7 +218,7 @@ class InstanceMaker:
         return run
 
     def thread(self, run: Execution | BudgetedExecution, number: int, *, timed: bool = True) -> Instance:
-        """An instance on a thread. If `timed`, a thread is abandoned when its run exceeds the time limit."""
+        """Returns an instance on a thread. If `timed`, the thread is abandoned when a run takes too long."""
         config = self.model.config
         make = partial(ThreadInstance, run, self._loop, f"{self.model.name}-{number}", config.cpus, self.poll)
         if config.execution_timeout_seconds is None or not timed:
@@ -236,7 +237,7 @@ class InstanceMaker:
         return TimedInstance(make, self._loop, self._limit)
 
     def places_for_streams(self, model: StreamingModel, threads: int) -> list[Instance]:
-        """One instance for each stream that may be open at once; all are computed on `threads` threads."""
+        """Returns an instance for each stream that may be open at once; `threads` threads compute them."""
         statistics = self.model.statistics
         if statistics.responses is None:
             statistics.responses = ResponseStatistics()
@@ -247,7 +248,7 @@ class InstanceMaker:
         return list(self.streams.instances)
 
     def places_in_workers(self, model: ModelInWorkers) -> list[Instance]:
-        """One instance for each batch that the worker processes can run at the same time."""
+        """Returns an instance for each batch that the worker processes can run at the same time."""
         self.watch(model)
         model.on_ready = self._on_ready
         self._on_ready(model.unready)
@@ -255,7 +256,7 @@ class InstanceMaker:
         return list(model.instances())
 
     def watch(self, model: ModelInWorkers) -> None:
-        """Shows the model as unavailable while it has no worker process that runs."""
+        """Shows the model as unavailable while none of its worker processes is running."""
         model.on_available = self._on_available
 
     def _permitted(self, instances: list[Instance], places: Sequence[Place]) -> list[Instance]:

@@ -33,18 +33,18 @@ from backline.workers.model_in_workers import ModelInWorkers
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Results of the trial runs, valid for all loads of the same files. `probe` is None without a proof."""
+    """Results of trial runs, valid for all loads of the same files. `probe` is None without a proof."""
 
     probe: BatchProbe | None = None
     times: RunTimes = field(default_factory=lambda: RunTimes({}))
 
 
-#: The longest reason of a proof that is accepted from outside this process, in characters.
+#: The maximum length of a proof's reason that is accepted from another process, in characters.
 _LONGEST_REASON = 4000
 
 
 def check_measured(measured: Measured) -> None:
-    """Raises ValueError for values that no measurement gives, in case they come from outside this process."""
+    """Raises ValueError for values that no measurement can give, in case they come from another process."""
     times = measured.times
     sizes = set(times.seconds)
     if (sizes and 1 not in sizes) or not all(1 <= size <= LARGEST_BATCH for size in sizes):
@@ -59,7 +59,7 @@ def check_measured(measured: Measured) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedVersion(ABC):
-    """A version whose model is in memory. Each kind of model has a subclass; other code treats all alike.
+    """A version whose model is in memory. Each kind of model has a subclass; other code treats them alike.
 
     `max_batch_size` limits the items of a request (0: no batch dimension), `batch_limit` the items of a batch
     that the scheduler forms. `places` has one entry for each instance; `placed` has the devices that hold the
@@ -101,21 +101,21 @@ class LoadedVersion(ABC):
 
     @abstractmethod
     def placed_again(self, config: ModelConfig) -> LoadedVersion:
-        """The same model with a changed configuration that needs no new load."""
+        """Returns the same model with a changed configuration that needs no new load."""
 
     def follows(self, config: ModelConfig) -> bool:
-        """Whether `placed_again` changes the number of instances to that of a configuration."""
+        """Returns whether `placed_again` changes the number of instances to that of a configuration."""
         return True
 
     async def resize(self) -> None:
-        """Starts and ends what the instances at `places` need; afterwards call `resized`.
+        """Starts or ends processes as the instances at `places` require; afterwards call `resized`.
 
         Raises BacklineError if that fails, which leaves everything as it was.
         """
         raise NotImplementedError
 
     def resized(self, config: ModelConfig) -> LoadedVersion:
-        """The same model with the instances that there are after `resize`."""
+        """Returns the same model with the instances that exist after `resize`."""
         raise NotImplementedError
 
     @abstractmethod
@@ -140,13 +140,13 @@ class LoadedVersion(ABC):
 
 
 def missing_gpu(config: ModelConfig, placed: Places) -> tuple[str, ...]:
-    """A warning if the model runs on the CPU although its configuration asks for a GPU."""
+    """Returns a warning if the model runs on the CPU although its configuration asks for a GPU."""
     where = config.source or config.name
     return (f"{where}: {placed.missing}: it runs on the CPU",) if placed.missing else ()
 
 
 def why_there(config: ModelConfig, placed: Places) -> str:
-    """The cores and devices of a model, as the end of a sentence; "" for the CPU and any core."""
+    """Returns the cores and devices of a model, as the end of a sentence; "" for the CPU and any core."""
     kept = f"; kept to core{'s' if len(config.cpus) > 1 else ''} {format_cores(config.cpus)}"
     cores = kept if config.cpus else ""
     if placed.missing:
@@ -154,7 +154,7 @@ def why_there(config: ModelConfig, placed: Places) -> str:
     return cores if placed.devices == (CPU,) else f"{cores}; on {name_devices(placed)}"
 
 
-#: How many responses warm-up takes from a stream, which may be endless.
+#: How many responses warm-up reads from a stream, which may be endless.
 STREAMED_RESPONSES = 100
 
 
@@ -209,10 +209,10 @@ def loaded_streams(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedWorkers(LoadedVersion):
-    """A model in worker processes. After `placed_again`, `resize` changes their number.
+    """A model in worker processes. After `placed_again`, `resize` changes the number of processes.
 
-    The number is fixed until the next load if the workers remember sequences, if the model is debugged, and
-    if the configuration no longer sets a number.
+    The number is fixed until the next load if the workers remember sequences, the model is being debugged, or
+    the configuration no longer sets a number.
     """
 
     model: ModelInWorkers
@@ -254,8 +254,9 @@ class LoadedWorkers(LoadedVersion):
 def loaded_workers(
     config: ModelConfig, path: Path, model: ModelInWorkers, *, backend: str, warnings: tuple[str, ...]
 ) -> LoadedWorkers:
-    """Decides how to run a model in workers. If the model cannot run, closes `model` and raises
-    BacklineError.
+    """Decides how to run a model in workers.
+
+    If the model cannot run, closes `model` and raises BacklineError.
     """
     said = model.loaded
     view = View(config, path, STAGES_OF_WORKERS)
@@ -286,7 +287,7 @@ def loaded_workers(
 
 
 def _joined(config: ModelConfig, model: ModelInWorkers) -> int:
-    """The most items of a batch; 1 if the configuration or the model asks for one request per run."""
+    """Returns the maximum batch size; 1 if the configuration or the model asks for one request per run."""
     said = model.loaded
     only_if_asked = said.joined_if_asked and not config.dynamic_batching and config.sequence is None
     alone = only_if_asked or config.dynamic_batching is False

@@ -39,8 +39,8 @@ from backline.workers.model_in_workers import ModelInWorkers
 class LoadedHere(LoadedVersion):
     """A model that is called from this process; `replicas` are its copies by device.
 
-    The copies are in this process, or with `pools` in one worker process each: threads of this process then
-    wait for the worker.
+    The copies are in this process or, with `pools`, each in a worker process, for which threads of this
+    process wait.
     """
 
     replicas: Mapping[Device, LoadedModel]
@@ -79,15 +79,14 @@ class LoadedHere(LoadedVersion):
         for number, place in enumerate(places):
             device = place.device
             # A model that mostly waits for a device or a service needs no core. Whether it waits was measured
-            # on the first device only.
-            # Time that a worker process computes was not measured.
+            # only on the first device, and not for models in worker processes.
             waits = device.kind == "gpu" or (
                 self.measured.times.waits and not self.pools and device == self.placed.devices[0]
             )
             run = maker.run_on(
                 device, partial(self._execution, maker, device), threads=None if waits else threads
             )
-            # A pool watches the time of its runs itself, and kills a worker that takes too long.
+            # A pool limits the time of its runs itself, by killing a worker that takes too long.
             instances.append(maker.thread(run, number, timed=not self.pools))
         return instances
 
@@ -116,7 +115,7 @@ class LoadedHere(LoadedVersion):
 
 
 def measure_model(config: ModelConfig, view: View, model: LoadedModel, samples: Samples = ()) -> Measured:
-    """Tests whether requests can be batched, unless batching is configured off, and times runs.
+    """Tests whether requests can be batched, unless the configuration rules it out, and times runs.
 
     A configured batch is trusted, and only checked by a run that has to be timed anyway. The user's `samples`
     are tried before made-up inputs.
@@ -244,7 +243,7 @@ def _max_batch_size(config: ModelConfig, probe: BatchProbe | None) -> int:
 
 
 def _batched_against_proof(config: ModelConfig, probe: BatchProbe) -> str:
-    """A warning that requests in a configured batch change each other's outputs, or may do so."""
+    """Returns a warning that requests in a configured batch change, or may change, each other's outputs."""
     says = f"{config.source or config.name}: max_batch_size is {config.max_batch_size}"
     if not probe.known:
         return f"{says}, and whether joining requests changes outputs could not be checked: {probe.reason}"

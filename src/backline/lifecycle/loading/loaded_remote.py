@@ -1,4 +1,4 @@
-"""Models that other servers serve: what they are, and the lane to them."""
+"""Models that other servers serve: their descriptions, and the lane to them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _TIME_LIMIT = 600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedRemote(LoadedVersion):
-    """A model on other servers. Nothing of it is in this process but connections."""
+    """A model on other servers. This process has only the connections."""
 
     remote: RemoteModel
-    #: The lanes made so far, with the event loop that they live on.
+    #: The lanes created so far, each with its event loop.
     lanes: list[tuple[RemoteLane, asyncio.AbstractEventLoop]] = field(default_factory=list)
 
     def placed_again(self, config: ModelConfig) -> LoadedRemote:
@@ -54,7 +54,7 @@ class LoadedRemote(LoadedVersion):
         return list(lane.instances)
 
     def lone_runs(self) -> Iterable[Run]:
-        """None: the other servers warm up their models."""
+        """Returns nothing, because the other servers warm up their models."""
         return ()
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ class LoadedRemote(LoadedVersion):
 
 
 def loaded_remote(config: ModelConfig, view: View, remote: RemoteModel, *, placed: Places) -> LoadedRemote:
-    """Asks the servers what the model is, or takes it from a configuration that names inputs and outputs.
+    """Asks the servers to describe the model, or uses a configuration that names inputs and outputs.
 
     Raises Unavailable if neither is possible, InvalidArgument for settings that a remote model cannot have.
     """
@@ -99,7 +99,7 @@ def loaded_remote(config: ModelConfig, view: View, remote: RemoteModel, *, place
 
 
 def _refuse_stages(config: ModelConfig, view: View) -> None:
-    """Raises InvalidArgument for settings that would change requests on their way."""
+    """Raises InvalidArgument for settings that would change requests before they are forwarded."""
     view.stage(Arrange).refuse("remote models")
     refused = {
         "sequence_batching": config.sequence is not None,

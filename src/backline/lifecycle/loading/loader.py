@@ -31,8 +31,8 @@ from backline.lifecycle.view.view import View
 from backline.repository.configuration.effects import ignored_settings
 from backline.workers.model_in_workers import ModelInWorkers
 
-#: Starts the workers of a model on the given devices, and waits until they have loaded it. Also returns the
-#: configuration, which the model may have completed. Called on a thread. Raises BacklineError.
+#: Starts the workers of a model on the given devices, and waits until they have loaded the model. Also
+#: returns the configuration, which the model may have completed. Called on a thread. Raises BacklineError.
 StartWorkers: TypeAlias = Callable[[HostedModel, Places], tuple[ModelInWorkers, ModelConfig]]
 #: The module that loads a RuntimeJob in a worker process.
 _RUNTIME_ADAPTER: Final = "backline.lifecycle.loading.isolation.runtime_model"
@@ -50,11 +50,12 @@ def load(
 ) -> LoadedVersion:
     """Loads a model file, tests whether it can be batched, and measures its run time.
 
-    Nothing is measured with `known`, from an earlier load of the same files and configuration, or if `recall`
-    returns the measurements of an earlier process for the devices. The model should accept the `samples`, so
-    trial runs use them first. `on_phase` is called with "load" and "probe" when these phases begin.
-    `start_workers` is needed for models that run in worker processes. The device of `options` is ignored. May
-    take minutes: call it on a thread. Raises BacklineError when the model cannot be served.
+    Nothing is measured if `known` has the measurements of an earlier load of the same files and
+    configuration, or if `recall` returns those of an earlier process for the devices. The model should accept
+    the `samples`, so trial runs use them first. `on_phase` is called with "load" and "probe" when these
+    phases begin. `start_workers` is needed for models that run in worker processes. The device of `options`
+    is ignored. Loading may take minutes: call this on a thread. Raises BacklineError when the model cannot be
+    served.
     """
     on_phase("load")
     entry = choose(config, path)
@@ -150,7 +151,7 @@ def _no_workers(path: Path, backend: str) -> InvalidArgument:
 
 
 def _runtime_job(path: Path, config: ModelConfig, options: LoadOptions) -> HostedModel:
-    """What a worker needs to load a file with its runtime."""
+    """Returns what a worker needs to load a file with its runtime."""
     # Imported late, because few servers have models of this kind.
     from backline.lifecycle.loading.isolation.messages import RuntimeJob, encode_job
 

@@ -28,14 +28,14 @@ from backline.system.private_file import private
 log = logging.getLogger("backline.lifecycle")
 
 _FOLDER = "measured"
-#: A model's files up to this total size are read in a fraction of the time that its trial runs take.
+#: A model's files up to this total size, in bytes, are read in a fraction of the time of its trial runs.
 _SMALL = 1 << 20
-#: The ends of the names of folders that hold the metadata of an installed package.
+#: Suffixes of folders that hold the metadata of an installed package.
 _METADATA = (".dist-info", ".egg-info")
 
 
 class Content(Protocol):
-    """A digest of a version's files, and whether they have not changed since it was computed."""
+    """A digest of a version's files, which also tells whether the files have changed since."""
 
     @property
     def digest(self) -> str: ...
@@ -45,7 +45,7 @@ class Content(Protocol):
 
 
 class _Kept(msgspec.Struct, frozen=True):
-    """The content of the file. `model` and `version` are for people who read it."""
+    """The content of the file. `model` and `version` are for people who read the file."""
 
     model: str
     version: str
@@ -79,12 +79,12 @@ class MeasurementFile:
         self._made_key: str | None = None
 
     def recall(self, placed: Places) -> Measured | None:
-        """The measurements of an earlier load on the devices of `placed`; None if there are none."""
+        """Returns the measurements of an earlier load on the devices of `placed`; None if there are none."""
         kept = self._recall()
         return kept.measured if kept is not None and kept.devices == device_names(placed) else None
 
     def recall_anywhere(self) -> Measured | None:
-        """The measurements of an earlier load or trial, on whatever devices; None if there are none."""
+        """Returns the measurements of an earlier load or trial on any devices; None if there are none."""
         kept = self._recall()
         return None if kept is None else kept.measured
 
@@ -103,10 +103,9 @@ class MeasurementFile:
         return kept
 
     def keep_if_dearer(self, measured: Measured, placed: Places, file_bytes: int) -> None:
-        """Stores the measurements if repeating them would take longer than reading `file_bytes` at each
-        start.
+        """Stores measurements that take longer to repeat than it takes to read `file_bytes` at each start.
 
-        That is the case for models with runs above 100 ms, and for small files. Measurements for small files
+        This is the case for models with runs above 100 ms, and for small files. Measurements for small files
         are stored only if the model is quick enough for the event loop: a longer run time may just mean that
         the machine was busy.
         """
@@ -118,7 +117,7 @@ class MeasurementFile:
             self.keep(measured, device_names(placed))
 
     def keep(self, measured: Measured, devices: Sequence[str]) -> None:
-        """Stores measurements made on `devices`. If that fails, the next start measures again."""
+        """Stores measurements made on `devices`. If storing fails, the next start measures again."""
         key = self._key()
         if not key or not self.unchanged:
             return
@@ -145,7 +144,7 @@ class MeasurementFile:
             self._content = self._read_content()
 
     def _key(self) -> str:
-        """A digest of everything that the measurements hold for; empty if the files cannot be read."""
+        """Returns a digest of all that the measurements depend on; empty if the files cannot be read."""
         if self._made_key is None:
             self._made_key = self._make_key()
         return self._made_key
@@ -160,13 +159,13 @@ class MeasurementFile:
 
 
 def device_names(placed: Places) -> tuple[str, ...]:
-    """The devices of a placement as the file names them."""
+    """Returns the devices of a placement, as they are called in the file."""
     return tuple(map(repr, placed.devices))
 
 
 @cache
 def _packages() -> list[str]:
-    """The installed packages with their versions, as this process found them ("numpy-2.3.0.dist-info").
+    """Returns the installed packages with their versions, as first found ("numpy-2.3.0.dist-info").
 
     They are read from the names of folders: opening each package's metadata would take 0.1 s.
     """

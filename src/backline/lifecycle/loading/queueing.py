@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: The queue size of a version, or of one of its priority levels, if its configuration sets none.
 DEFAULT_QUEUE_SIZE = 1024
-#: How many queued requests of other lengths may be skipped to find some that fit a padded batch.
+#: How many queued requests of other lengths may be skipped to find requests that fit a padded batch.
 REACH = 128
 
 
@@ -46,7 +46,7 @@ def build_queue(
     fair: bool = False,
     hold: int = 0,
 ) -> InstancesQueue:
-    """The queue of a loaded version: a scheduler, wrapped in splitting and a response cache if configured.
+    """Builds the queue of a loaded version: a scheduler, with splitting and a response cache if configured.
 
     If the model uses the `cache`, its responses are stored under `fingerprint`, which identifies the loaded
     files. With `fair`, callers are served in turn. Nothing runs until `hold` requests are queued.
@@ -119,9 +119,9 @@ def build_sequence_queue(
     hold: int = 0,
     backlog: int = 0,
 ) -> SequenceBatcher:
-    """The queue of a version that serves sequences.
+    """Returns the queue of a version that serves sequences.
 
-    Nothing runs until `hold` requests wait, and `backlog` more for a place on an instance.
+    Nothing runs until `hold` requests wait, and `backlog` more wait for a place on an instance.
     """
     from backline.schedule.sequences.batcher import SequenceBatcher
     from backline.schedule.sequences.lanes import UNTIMED, SequenceLane, SlotLane, SlotPolicy
@@ -171,12 +171,12 @@ def build_sequence_queue(
 
 
 def settings_of(config: ModelConfig, loaded: LoadedVersion, *, fair: bool = False) -> Settings:
-    """The settings of a version's queue and of its batches."""
+    """Returns the settings of a version's queue and of its batches."""
     return Settings(_batch_policy(config, loaded), queue_settings(config, fair=fair))
 
 
 def queue_settings(config: ModelConfig, *, fair: bool = False) -> QueueSettings:
-    """The settings of a model's queue: limits and timeouts by priority."""
+    """Returns the settings of a model's queue: limits and timeouts by priority."""
     policies = {level: _limited(policy) for level, policy in config.priority_queue_policies.items()}
     return QueueSettings(
         _limited(config.queue_policy), config.priority_levels, config.default_priority_level, policies, fair
@@ -209,7 +209,7 @@ def scheduling_text(
 ) -> str:
     """Describes a model's scheduling, for example "up to 8 together, waits 500 us for 4 or 8, 3 priorities".
 
-    `batch_limit` is the most items of a batch, `seconds` the measured run time by batch size, `waits_us` the
+    `batch_limit` is the maximum batch size, `seconds` the measured run time by batch size, `waits_us` the
     queue delay if the configuration sets none, `cached` whether responses are cached.
     """
     seconds = seconds or {}

@@ -14,30 +14,31 @@ from backline.engine.errors import BacklineError
 from backline.lifecycle.loading.trial_inputs import MAX_TRIAL_ELEMENTS, Arrays, Sizes, make_inputs
 from backline.lifecycle.loading.trial_runs import RunTime, Trial, TrialRuns, Tried, find_trial, time_run
 
-#: The largest batch that is measured, and so the largest chosen automatically.
+#: The size of the largest batch that is measured, and so of the largest that is chosen automatically.
 LARGEST_BATCH = 64
 #: A model may run on the event loop if one item takes at most this many seconds.
 INLINE_RUN = 0.0003
-#: The most seconds that a batch may take on the event loop.
+#: The maximum time that a batch may take on the event loop, in seconds.
 INLINE_BATCH = 0.0005
-#: The most seconds that one item with enlarged variable dimensions may take on the event loop.
+#: The maximum time that one item with enlarged variable dimensions may take on the event loop, in seconds.
 INLINE_GROWN = 0.002
 #: The overhead of a run in seconds, on a thread and on the event loop, whatever its batch size.
 _THREAD_HOP = 0.00004
 _INLINE_DISPATCH = 0.000004
 #: The share of the time per item that a larger batch must save to be worthwhile. It is larger for slow runs,
-#: because few of them are timed, and a batch delays its first items longer.
+#: because few of them are timed, and because a batch delays its first items longer.
 _GAIN = 0.05
 _SLOW_GAIN = 0.15
 _SLOW_RUN = 0.005
-#: Seconds for all measurements of a model. They may take three times as long while larger batches save time.
+#: How many seconds all measurements of a model may take, or three times as many while larger batches save
+#: time.
 _BUDGET = 0.05
 #: A model with runs longer than this, in seconds, is not run again only to be timed.
 LONG_RUN = 0.1
 #: The number of timed runs at each batch size, and the seconds after which no further run is timed.
 _RUNS = 5
 _SECONDS_PER_SIZE = 0.01
-#: A first run slower than this, in seconds, is counted; a faster one only warms up.
+#: A first run slower than this, in seconds, counts as a measurement; a faster one is only a warm-up.
 _NO_WARM_UP = 0.01
 #: The factors by which variable dimensions are enlarged.
 _GROWTH = (4, 16)
@@ -64,7 +65,7 @@ class RunTimes:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """How to run a model: the lane, the most items of a batch, the number of instances, and why."""
+    """How to run a model: the lane, the maximum batch size, the number of instances, and why."""
 
     lane: Lane
     batch_limit: int
@@ -75,10 +76,10 @@ class RunPlan:
 def measure(model: Tried, max_batch: int, trial: Trial | None = None) -> RunTimes:
     """Times a model with batches of up to `max_batch` items (0: its first dimension is not a batch).
 
-    `trial` has inputs that the model accepts; they are searched for if it is None. Takes about 50 ms, or
-    longer for a slow model. A run above 100 ms is timed at most twice: once because the first run of a model
-    includes work that is only done once, and once with two items, if there are batches. Runs that a TrialRuns
-    has already made count, so that a slow model whose batches were proved is not run again.
+    `trial` has inputs that the model accepts; if it is None, they are searched for. Measuring takes about 50
+    ms, or longer for a slow model. A run above 100 ms is timed at most twice: once because the first run of a
+    model includes work that is only done once, and once with two items, if there are batches. Runs that a
+    TrialRuns has already made count, so that a slow model whose batches were proved is not run again.
     """
     started = perf_counter()
     runs = model if isinstance(model, TrialRuns) else TrialRuns(model)
@@ -132,12 +133,12 @@ def plan(
 
 
 def spare_instances(cores: int, threads_per_run: int) -> int:
-    """How many instances can run without competing for cores; `threads_per_run` 0 means all cores."""
+    """Returns how many instances can run without competing for cores; `threads_per_run` 0 means all cores."""
     return max(1, cores // (threads_per_run or cores))
 
 
 def choose_batch_limit(seconds: dict[int, float], *, overhead: float, longest: float) -> int:
-    """The smallest batch size whose time per item is close to the best of all measured sizes.
+    """Returns the smallest batch size whose time per item is close to the best of all measured sizes.
 
     `overhead` seconds are added to each run; batches that take more than `longest` seconds are ignored.
     """
@@ -150,7 +151,7 @@ def choose_batch_limit(seconds: dict[int, float], *, overhead: float, longest: f
 
 
 def _time_alone(runs: TrialRuns, item: Arrays) -> RunTime:
-    """The time of one item, without the work that only the first run of a model does."""
+    """Returns the time of one item, without the work that only the first run of a model does."""
     names = [spec.name for spec in runs.signature.outputs]
     if len(runs.times_of(item)) < 2:
         runs.run(item, names)
@@ -163,7 +164,7 @@ def _time_alone(runs: TrialRuns, item: Arrays) -> RunTime:
 
 
 def _time_long_batch(runs: TrialRuns, item: Arrays, max_batch: int) -> dict[int, float]:
-    """The seconds of one batch of a slow model, which runs only if none of its batches has run yet."""
+    """Returns the time of one batch of a slow model, which is run only if no batch has run yet."""
     sizes = [size for size in (4, 2) if size <= max_batch]
     for size in sizes:
         times = runs.times_of(_repeated(item, size))
@@ -179,7 +180,7 @@ def _time_long_batch(runs: TrialRuns, item: Arrays, max_batch: int) -> dict[int,
 def _time_batches(
     runs: TrialRuns, item: Arrays, alone: float, max_batch: int, started: float
 ) -> dict[int, float]:
-    """The seconds of a run by batch size; `alone` is how many a run of one item takes."""
+    """Returns how many seconds a run takes, by batch size; `alone` is the time for one item."""
     names = [spec.name for spec in runs.signature.outputs]
 
     def run(size: int) -> None:
@@ -201,7 +202,7 @@ def _time_batches(
 
 
 def _time_grown(model: Tried, trial: Trial, *, batched: bool) -> float:
-    """The seconds of the longest run with enlarged variable dimensions; equal sizes are enlarged together."""
+    """Returns the longest time with enlarged variable dimensions; equal sizes are enlarged together."""
     names = [spec.name for spec in model.signature.outputs]
     longest = 0.0
     for group in sorted(set(trial.sizes.values())):
@@ -234,7 +235,7 @@ def _elements(model: Tried, sizes: Sizes) -> int:
 
 
 def _time(run: Callable[[], object]) -> float:
-    """The seconds of the fastest of a few runs, because disturbances only make a run slower."""
+    """Returns the time of the fastest of a few runs, because disturbances only make a run slower."""
     begin = perf_counter()
     run()
     first = perf_counter() - begin
@@ -266,7 +267,7 @@ def _explain(times: RunTimes, lane: Lane, limit: int, instances: int, *, batched
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration as text with three digits, such as "12.3 us", "4.56 ms" or "1.2 s"."""
+    """Formats a duration with three digits, such as "12.3 us", "4.56 ms" or "1.2 s"."""
     for factor, unit in ((1e6, "us"), (1e3, "ms")):
         if seconds * factor < 999.5:
             return f"{seconds * factor:.3g} {unit}"

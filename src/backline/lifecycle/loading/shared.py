@@ -33,14 +33,14 @@ class Shared:
     """The objects that all versions of a server share. For use on the event loop, unless noted."""
 
     def __init__(self, engine: Engine, options: LifecycleOptions, state_folder: Path) -> None:
-        """Raises InvalidArgument for an unusable option, or one whose package is missing."""
+        """Raises InvalidArgument for an unusable option, or an option whose package is not installed."""
         check_isolation(options.isolate)
         self.engine = engine
         self.options = options
         self.state_folder = state_folder
         self.total = QueueTotal(options.max_queued_requests)
         self.turn = Turn()
-        #: Off unless the server that owns the event loop allows it.
+        #: Polling is off unless the server that owns the event loop allows it.
         self.poll = BusyPoll()
         self.cores = _core_budget(options.compute_threads)
         self.permits = None if options.rate_limit is None else _permits(options.rate_limit)
@@ -48,12 +48,12 @@ class Shared:
         #: The states of sequences, kept here so that sequences continue when their version is reloaded.
         self.states: StateStore = MemoryStateStore() if options.state_store is None else options.state_store
         self.call_graph = CallGraph()
-        #: What loads need in memory; also used on load threads. Kept across restarts if there is a budget.
+        #: How much memory loads need; also used on load threads. Kept across restarts if there is a budget.
         self.needs = Needs(state_folder / NEEDS_FILE if options.limits_memory else None)
         self.gpu_budgets = _gpu_budgets(options)
         self.held = HeldMemory(self.gpu_budgets)
         self.meter = LoadMeter(self.needs, self.held)
-        #: The worker pools that have processes.
+        #: The worker pools that have running processes.
         self.pools: WeakSet[WorkerPool] = WeakSet()
         #: Whether all initial loads have ended.
         self.started = False
@@ -61,7 +61,7 @@ class Shared:
         self._trials_lock = Lock()
 
     def trials(self) -> TrialProcesses:
-        """The processes in which model files are tried. For use on any thread."""
+        """Returns the processes in which model files are tried. For use on any thread."""
         from backline.lifecycle.loading.isolation.trial_processes import TrialProcesses
 
         with self._trials_lock:
@@ -76,7 +76,7 @@ class Shared:
                 self._trials.close()
 
     def worker_pids(self) -> list[int]:
-        """The ids of all worker processes that have not ended."""
+        """Returns the ids of all worker processes that have not ended."""
         return [pid for pool in self.pools if not pool.debugged for pid in pool.pids]
 
 

@@ -18,9 +18,9 @@ Sizes = dict[tuple[str, int], int]
 
 #: Sizes tried for variable dimensions, in this order. 1 comes late, since it hides which axis a model uses.
 TRIAL_SIZES = (4, 16, 64, 256, 512, 1024, 2, 1, 100, 4096, 16000, 48000)
-#: The most elements of a trial input with guessed sizes, whose product can be huge.
+#: The maximum number of elements of a trial input with guessed sizes, whose product can be huge.
 MAX_TRIAL_ELEMENTS = 1 << 20
-#: The most elements of all trial inputs together, for a model without variable dimensions.
+#: The maximum number of elements of all trial inputs together, for a model without variable dimensions.
 MAX_FIXED_ELEMENTS = 1 << 26
 #: In a model with more variable dimensions than this, all of them get the same size.
 _MAX_FREE_DIMENSIONS = 4
@@ -51,7 +51,7 @@ FAMILIES = (NORMAL, LARGE, ZEROS, ONES, POSITIVE, HUGE)
 def make_inputs(
     signature: Signature, sizes: Sizes, rows: int | None, family: ValueFamily, seed: int
 ) -> Arrays:
-    """Inputs for a model; `rows` is their batch size, None for a model without a batch dimension."""
+    """Makes up inputs for a model; `rows` is the batch size, None for a model without a batch dimension."""
     arrays: Arrays = {}
     for index, spec in enumerate(signature.inputs):
         shape = trial_shape(spec, sizes, rows)
@@ -61,13 +61,13 @@ def make_inputs(
 
 
 def trial_shape(spec: TensorSpec, sizes: Sizes, rows: int | None) -> tuple[int, ...]:
-    """The shape of an input with variable dimensions replaced by `sizes`, and the first by `rows`, if any."""
+    """Returns the shape of an input with these `sizes` and, unless `rows` is None, `rows` items."""
     shape = tuple(sizes.get((spec.name, axis), dim) for axis, dim in enumerate(spec.shape))
     return shape if rows is None else (rows, *shape[1:])
 
 
 def free_dimensions(signature: Signature, *, batched: bool) -> list[tuple[str, int]]:
-    """The variable dimensions of the inputs, except a batch dimension."""
+    """Returns the variable dimensions of the inputs, except a batch dimension."""
     first = 1 if batched else 0
     return [
         (spec.name, axis)
@@ -78,7 +78,7 @@ def free_dimensions(signature: Signature, *, batched: bool) -> list[tuple[str, i
 
 
 def size_choices(signature: Signature, *, batched: bool) -> Iterator[Sizes]:
-    """Sizes to try for the variable dimensions, most likely first.
+    """Yields sizes to try for the variable dimensions, most likely first.
 
     With a batch dimension, equal sizes come first and then some dimensions of 1; without one, sizes with a
     first dimension of 1 come first.
@@ -117,7 +117,7 @@ FLOATS = frozenset({DataType.FP16, DataType.BF16, DataType.FP32, DataType.FP64})
 
 
 def make_values(datatype: DataType, count: int, family: ValueFamily, seed: int) -> np.ndarray:
-    """`count` values of a family, as a flat array; the same seed gives the same values."""
+    """Returns `count` values of a family, as a flat array; the same seed gives the same values."""
     if datatype is DataType.BYTES:
         words = np.empty(count, np.object_)
         indexes = _scramble(count, seed) % np.uint32(len(family.words))
@@ -141,7 +141,7 @@ def make_values(datatype: DataType, count: int, family: ValueFamily, seed: int) 
 
 
 def _scramble(count: int, seed: int) -> np.ndarray:
-    """`count` well-mixed 32-bit numbers; the same seed gives the same numbers."""
+    """Returns `count` well-mixed 32-bit numbers; the same seed gives the same numbers."""
     mixed = np.arange(1, count + 1, dtype=np.uint32) * np.uint32(2654435761)
     mixed += np.uint32(seed * 2246822519 & 0xFFFFFFFF)
     for _ in range(2):

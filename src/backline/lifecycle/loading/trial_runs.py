@@ -31,11 +31,12 @@ from backline.lifecycle.loading.trial_inputs import (
 )
 from backline.system.cores import seconds_without_core
 
-# The search is limited by what it runs and never by a clock, so that replicas of a server find the same
-# inputs however busy their machines are.
-#: The most made-up inputs that are tried in one round.
+# The search is limited by the number of runs and elements, never by time, so that replicas of a server find
+# the same inputs however busy their machines are.
+#: The maximum number of made-up inputs that are tried in one round.
 _MOST_TRIES = 100
-#: The most elements of all inputs of a round, because large inputs take long. The first is always tried.
+#: The maximum number of elements of all inputs of a round, because large inputs take long. The first input is
+#: always tried.
 _MOST_ELEMENTS = 1 << 20
 #: How many inputs may give an empty output before the search settles for the first of them.
 _MOST_EMPTY = 6
@@ -56,10 +57,10 @@ class Tried(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunTime:
-    """How long one run took, and the processor time of the process as a share of that.
+    """How long one run took, and the process's CPU time as a multiple of that.
 
-    Time for which the run waited for a core counts in `seconds` only: on a busy machine, a run that computes
-    would otherwise look as if it waited for something.
+    Time spent waiting for a core counts only in `seconds`: on a busy machine, a run that computes would
+    otherwise look as if it waited for something else.
     """
 
     seconds: float
@@ -86,12 +87,12 @@ class TrialRuns:
         return arrays
 
     def times_of(self, inputs: Mapping[str, np.ndarray]) -> Sequence[RunTime]:
-        """The times of the runs whose inputs had the shapes of `inputs`, in the order in which they ran."""
+        """Returns the times of the runs whose inputs had the shapes of `inputs`, in order."""
         return self._times.get(_shapes(inputs), ())
 
 
 def time_run() -> Callable[[], RunTime]:
-    """Starts to time what the calling thread does; the function that is returned ends it."""
+    """Starts timing what the current thread does. Returns a function that returns the time since then."""
     begun, computed, without_core = perf_counter(), process_time(), seconds_without_core()
 
     def measured() -> RunTime:
@@ -110,7 +111,7 @@ def _shapes(inputs: Mapping[str, np.ndarray]) -> object:
 class Trial:
     """Inputs that the model accepts, and the outputs that it gave for them.
 
-    `sizes` are those of the variable dimensions. Made-up values are of `family`, with seed 1.
+    `sizes` are the sizes of the variable dimensions. Made-up values are of `family`, with seed 1.
     """
 
     sizes: Sizes
@@ -119,14 +120,14 @@ class Trial:
     outputs: list[np.ndarray]
 
     def unbatched(self, signature: Signature) -> Trial:
-        """This trial for a model without batches, whose first dimension is like any variable dimension."""
+        """Converts the trial for a model without batches, whose first dimension is treated like any other."""
         free = free_dimensions(signature, batched=False)
         sizes = {(name, axis): self.inputs[name].shape[axis] for name, axis in free}
         return Trial(sizes, self.family, self.inputs, self.outputs)
 
 
 def fitting(signature: Signature, samples: Samples, *, batched: bool) -> list[Arrays]:
-    """The samples that fit a signature, as inputs of the model: with `batched`, one item of each."""
+    """Returns the samples that fit a signature, as inputs of the model: with `batched`, one item of each."""
     fitted: list[Arrays] = []
     for sample in samples:
         arrays: Arrays = {}
@@ -146,9 +147,10 @@ def fitting(signature: Signature, samples: Samples, *, batched: bool) -> list[Ar
 
 
 def find_trial(model: Tried, *, batched: bool, samples: Iterable[Arrays] = ()) -> Trial | None:
-    """The first inputs that the model accepts, preferably without empty outputs; None if there are none.
+    """Returns the first inputs that the model accepts, preferably with outputs that are not empty.
 
-    With `batched`, they are one item. The user's `samples` come first, then made-up inputs.
+    Returns None if it accepts none. With `batched`, the inputs are one item. The user's `samples` are tried
+    first, then made-up inputs.
     """
     names = [spec.name for spec in model.signature.outputs]
     fallback: Trial | None = None
@@ -189,7 +191,7 @@ def _candidates(
 
 
 def _rounds(signature: Signature) -> Iterator[tuple[ValueFamily, ...]]:
-    """The families of values to try in each round: a model may accept only a few numbers or strings."""
+    """Yields the families of values for each round: a model may accept only a few numbers or strings."""
     others = {*FLOATS, DataType.BOOL}
     whole_numbers = [spec for spec in signature.inputs if spec.datatype not in others]
     yield (NORMAL, SAMPLING_RATE) if any(not spec.shape for spec in whole_numbers) else (NORMAL,)

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Triton's defaults for an ONNX model whose configuration sets neither: the largest batch, and the number of
-#: instances on the CPU.
+#: Triton's defaults for an ONNX model whose configuration does not set them: the maximum batch size, and the
+#: number of instances on the CPU.
 _TRITON_BATCH, _TRITON_INSTANCES = 4, 2
 
 #: Checks a request against the signature; raises InvalidArgument if it does not match.
@@ -73,9 +73,9 @@ class WarmModel:
 class VersionLoad:
     """Loads one version. Call `run` on a thread, everything else on the event loop.
 
-    `config` is as stated, before the model completes it. `known` holds the measurements of an earlier load of
-    the same files. `from_elsewhere` says that they are not the operator's own. `on_bytes` is called while
-    packages for the model's environment are downloaded.
+    `config` is the configuration as written, before the model completes it. `known` holds the measurements of
+    an earlier load of the same files. `from_elsewhere` says that the files are not the operator's own.
+    `on_bytes` is called while packages for the model's environment are downloaded.
     """
 
     def __init__(
@@ -173,9 +173,9 @@ class VersionLoad:
         return [] if self._starter is None else self._starter.pids
 
     def _proved(self, kept: MeasurementFile, options: LoadOptions) -> Measured | None:
-        """Tries the files in another process, unless they were tried before or need not be.
+        """Tries the files in another process, unless they were tried before or need no trial.
 
-        Returns their measurements, None if there are none yet. Raises BacklineError if the trial fails.
+        Returns the measurements, or None if there are none yet. Raises BacklineError if the trial fails.
         """
         isolate = self._shared.options.isolate
         if isolate == "never" or (isolate in ("remote", "workers") and not self._from_elsewhere):
@@ -248,7 +248,7 @@ class VersionLoad:
         return self._starter.start(hosted, placed)
 
     def _runtime_limits(self) -> RuntimeLimits:
-        """The limits of a worker that loads the files: those of a trial, if the files are from elsewhere."""
+        """Returns the limits of a worker that loads the files; for files from elsewhere, those of a trial."""
         from backline.lifecycle.loading.isolation.trial_processes import TrialLimits
         from backline.lifecycle.loading.worker_pools import RuntimeLimits
 
@@ -263,15 +263,15 @@ class VersionLoad:
         return RuntimeLimits(limits.seconds, limits.memory)
 
     def _is_trusted_by_name(self) -> bool:
-        """Whether the model's pickles are trusted by its name; never if a client has sent the files."""
+        """Returns whether pickles are trusted by the model's name; never if a client has sent the files."""
         patterns = self._shared.options.trust_pickle_models
         return self._may_run_code and any(fnmatchcase(self._config.name, one) for one in patterns)
 
     def _content(self, otherwise: str) -> VersionContent | None:
-        """A digest of the files, so that results kept beyond this load are not used for other files.
+        """Returns a digest of the files, so that results kept beyond this load are not used for other files.
 
-        None if the version has no files or they cannot be read. In the latter case a warning is logged that
-        names the consequence, `otherwise`.
+        Returns None if the version has no files, or if they cannot be read. In the latter case, logs a
+        warning with the consequence, `otherwise`.
         """
         if self._version.path is None:
             return None
@@ -291,7 +291,7 @@ class VersionLoad:
 
 
 def _as_in_triton(config: ModelConfig, path: Path) -> ModelConfig:
-    """The configuration, completed with the defaults of Triton's ONNX Runtime backend."""
+    """Returns the configuration, completed with the defaults of Triton's ONNX Runtime backend."""
     if choose(config, path).name != "onnxruntime":
         return config
     return replace(config, proved_batch=_TRITON_BATCH, usual_instances=_TRITON_INSTANCES)
@@ -315,7 +315,7 @@ class VersionContent:
 
     @property
     def unchanged(self) -> bool:
-        """Whether no file was written or replaced since the digest was started."""
+        """Whether no file has been written or replaced since the digest was begun."""
         return self._state() == self._before
 
     def _state(self) -> list[tuple[int, int, int, int]]:
@@ -324,7 +324,7 @@ class VersionContent:
 
 
 def request_check(config: ModelConfig, loaded: LoadedVersion) -> Check:
-    """The check that raises InvalidArgument for requests that do not match the loaded model."""
+    """Returns the check that raises InvalidArgument for requests that do not match the loaded model."""
     limit = sys.maxsize if config.split_large_batches else loaded.max_batch_size
     strict, probe = config.max_batch_size is not None, loaded.measured.probe
     proved = not strict and probe is not None and probe.batched
@@ -339,7 +339,7 @@ def warm_up_version(
 ) -> tuple[Check, SequenceTensors | None]:
     """Runs the warm-up samples of a loaded version.
 
-    Returns the check of its requests, and the hidden tensors of a model that serves sequences. Raises
+    Returns the check for its requests, and the hidden tensors of a model that serves sequences. Raises
     BacklineError if the configuration does not fit the model, or a sample fails.
     """
     _refuse_streams(config, loaded)
@@ -380,11 +380,11 @@ Result = TypeVar("Result")
 
 
 def loads_running() -> bool:
-    """Whether a load is running in this process. If so, an orderly exit might crash in a runtime."""
+    """Returns whether a load is running in this process. If so, an orderly exit might crash in a runtime."""
     return any(isinstance(thread, _LoadThread) and thread.loading for thread in threading.enumerate())
 
 
-#: Seconds for which an idle thread waits for another load before it ends.
+#: How many seconds an idle thread waits for another load before it ends.
 _IDLE = 1.0
 
 
@@ -408,11 +408,11 @@ class _LoadThread(threading.Thread):
 
 
 class LoadThreads(Executor):
-    """Runs each call on an idle daemon thread, or on a new one; the caller limits how many run together.
+    """Runs each call on an idle daemon thread, or on a new one. The caller limits how many calls run at once.
 
     A runtime cannot be interrupted. In a pool of limited size, a load that never ends would occupy a thread
-    for ever and block the interpreter's exit. Threads are reused because the event loop waits up to a switch
-    interval for each thread that it starts.
+    for ever and block the interpreter's exit. Threads are reused because starting one can block the event
+    loop for an interpreter's switch interval.
     """
 
     def __init__(self) -> None:
@@ -448,7 +448,7 @@ class LoadThreads(Executor):
         return future
 
     def _following(self) -> Callable[[], None] | None:
-        """Waits for the next call for the calling thread. Returns None if none comes for a while."""
+        """Waits for the next call for the current thread. Returns None if none comes for a while."""
         with self._lock:
             self._idle += 1
         with suppress(Empty):

@@ -31,8 +31,8 @@ def warm_up(
 ) -> int:
     """Runs warm-up samples on the model `name`; returns the number of runs.
 
-    May take minutes: call it on a thread. Raises BacklineError, with the sample's label, if a sample fails or
-    does not pass `check`. Recorded samples that do not pass are skipped.
+    This may take minutes: call it on a thread. Raises BacklineError, with the sample's label, if a sample
+    fails or does not pass `check`. Recorded samples that do not pass `check` are skipped.
     """
     runs = 0
     for sample in samples:
@@ -54,7 +54,7 @@ def warm_up(
 
 
 def fitting_request(name: str, check: Callable[[Ticket], None], sample: WarmUpRequest) -> InferRequest:
-    """The sample as a request to the model `name`. Raises InvalidArgument if it does not pass `check`."""
+    """Converts the sample to a request to the model `name`. Raises InvalidArgument if `check` refuses it."""
     request = InferRequest(name, dict(sample.inputs), outputs=sample.outputs)
     try:
         check(unsubmitted(request))
@@ -62,7 +62,7 @@ def fitting_request(name: str, check: Callable[[Ticket], None], sample: WarmUpRe
         reason = error.message.removeprefix("[request id: <id_unknown>] ")
         if not sample.must_fit:
             raise InvalidArgument(f"{sample.label} does not fit the model: {reason}") from None
-        # Triton reports it as the error of a request without an id.
+        # Triton reports this as the error of a request without an id.
         begin = f"Invalid argument: [request id: <id_unknown>] {reason}"
         raise InvalidArgument(f"{begin}; {sample.label} does not fit the model") from None
     return request
@@ -72,9 +72,9 @@ def fitting_request(name: str, check: Callable[[Ticket], None], sample: WarmUpRe
 WARM_UP_FOLDER = "warmup"
 #: The warm-up file of SavedModels, below the version's folder (TensorFlow Serving's name).
 TENSORFLOW_FILE = "assets.extra/tf_serving_warmup_requests"
-#: How many records of a warm-up file are run at most (TensorFlow Serving's limit).
+#: The maximum number of records of a warm-up file that are run (TensorFlow Serving's limit).
 MAX_RECORDS = 1000
-#: The largest `count` of a sample.
+#: The maximum `count` of a sample.
 MAX_COUNT = 100_000
 
 
@@ -100,11 +100,11 @@ def warm_up_samples(
     model_folder: Path,
     recorded: Path | None = None,
 ) -> Iterator[WarmUpRequest]:
-    """All warm-up samples of a version, created one at a time.
+    """Yields all warm-up samples of a version, created one at a time.
 
     With `batched`, shapes in the configuration lack the batch dimension, which is added. `version_folder`
-    holds the model file, `model_folder` is its parent; the file `recorded` need not exist. Raises
-    InvalidArgument, with name, input and file, for a sample that cannot be created.
+    holds the model file, and `model_folder` is its parent. The file `recorded` need not exist. Raises
+    InvalidArgument, which names sample, input and file, for a sample that cannot be created.
     """
     for sample in config.warm_up:
         yield _configured(config, sample, model_folder / WARM_UP_FOLDER, batched=batched)
@@ -116,7 +116,7 @@ def warm_up_samples(
 
 
 def _is_there(recorded: Path) -> bool:
-    """Whether the file of recorded requests exists. If the state folder is unreadable, warm-up skips them."""
+    """Returns whether the file of recorded requests exists; False if the state folder is unreadable."""
     try:
         recorded.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -146,7 +146,7 @@ _MOST_ITEMS = 8
 
 
 def warm_up_items(config: ModelConfig, model_folder: Path) -> list[Mapping[str, Tensor]]:
-    """The inputs of the first configured samples, without a batch, for trial runs."""
+    """Returns the inputs of the first configured samples, without a batch, for trial runs."""
     items: list[Mapping[str, Tensor]] = []
     for sample in config.warm_up[:_MOST_ITEMS]:
         with suppress(InvalidArgument):  # the warm-up itself reports it
@@ -177,7 +177,7 @@ def _configured(config: ModelConfig, sample: WarmUpSample, folder: Path, *, batc
 
 
 def _tensor(where: str, given: WarmUpInput, rows: int | None, folder: Path, seed: int) -> Tensor:
-    """The tensor of an input: `rows` copies of one item; with None, `given.shape` is the whole shape."""
+    """Makes an input: `rows` copies of one item, or with None a tensor of exactly `given.shape`."""
     if any(dimension < 0 for dimension in given.shape):
         raise InvalidArgument(f"{where} has the dims {list(given.shape)}; every dimension needs a fixed size")
     shape: Shape = given.shape if rows is None else (rows, *given.shape)

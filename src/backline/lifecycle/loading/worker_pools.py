@@ -46,8 +46,8 @@ from backline.workers.process.process import WorkerCommand
 log = logging.getLogger("backline.lifecycle")
 
 _BACKEND = "python"
-#: The fewest cores with which workers may poll before they sleep: on fewer, a worker that polls keeps its
-#: core from the client, or from the server's own poll.
+#: The minimum number of cores on which workers may poll before they sleep. With fewer, a worker that polls
+#: would take a core from the client, or from the server's own polling.
 POLLING_CORES = 4
 
 
@@ -60,7 +60,7 @@ class RuntimeLimits:
 
 
 class WorkerStarter:
-    """Starts the workers of one version, in an environment built for the model if it asks for one.
+    """Starts the workers of one version, in an environment built for the model if the model requires one.
 
     `folder` is the model's folder, which holds its versions. `on_phase` is called with "environment" before
     an environment is built, and `on_bytes` while its packages are downloaded. `limits` are for files that a
@@ -86,7 +86,7 @@ class WorkerStarter:
         self._folder = folder
         self._loop = loop
         self._may_complete = not shared.options.complete_configs
-        #: Whether the model runs in this process, to be debugged.
+        #: Whether the model runs in this process, for debugging.
         self._debugged = config.name == shared.options.debugged_model
         self._environments = _environments(default_folder(shared.options.cache_folder))
         self._on_phase = on_phase
@@ -104,7 +104,7 @@ class WorkerStarter:
     def start(self, hosted: HostedModel, placed: Places) -> tuple[WorkerPool, ModelConfig]:
         """Starts the workers; see StartWorkers in loader.py.
 
-        A model that completes its configuration does so in a first worker, which is then closed.
+        A model that completes its configuration does this in a first worker, which is then closed.
         """
         if hosted.job:
             return self._start_runtime(hosted, placed), self._config
@@ -146,14 +146,15 @@ class WorkerStarter:
         return self._start(self._command(hosted, environment, placed), options, placed), config
 
     def _check_whole(self) -> None:
-        """Raises InvalidArgument if the configuration lacks what the model's code does not add."""
+        """Raises InvalidArgument if the configuration lacks settings that the model's code does not add."""
         declared = message("inference.ModelConfig").FromString(self._config.declared)
         check(Document(self._config.source, declared), self._config.name)
 
     def _start_runtime(self, hosted: HostedModel, placed: Places) -> WorkerPool:
         """Starts a worker that loads a file with its runtime, and that can call no other model."""
         config, limits = self._config, self._limits
-        # The lower limit: whoever sends files also chooses their configuration, but not the server's limit.
+        # The lower limit: a client that sends files also chooses their configuration, but not the server's
+        # limit.
         memory = min((one for one in (config.memory_limit_bytes, limits.memory) if one), default=None)
         command = WorkerCommand(
             WorkerLoad(
@@ -237,7 +238,7 @@ class WorkerStarter:
             log.warning("%s is debugged %s: %s", label, text, ", ".join(others))
 
     def _environment(self, hosted: HostedModel) -> Environment | None:
-        """The environment that the model's files ask for, built if necessary; None if they ask for none."""
+        """Returns the environment that the model's files require, or None; builds it if necessary."""
         if hosted.python is not None:
             return None
         folder = hosted.path if hosted.path.is_dir() else hosted.path.parent
@@ -296,7 +297,7 @@ class WorkerStarter:
 
 
 def _may_complete(path: Path) -> bool:
-    """Whether the model's code may complete its configuration; if not, all its workers can start at once."""
+    """Returns whether the model's code may complete the configuration; if not, all workers start at once."""
     try:
         return code_may_complete(path.read_bytes())
     except OSError:
@@ -305,7 +306,7 @@ def _may_complete(path: Path) -> bool:
 
 @cache
 def _environments(folder: Path) -> Environments:
-    """The store of environments in a folder. There is one per folder in this process."""
+    """Returns the store of environments in a folder. There is one per folder in this process."""
     return Environments(folder)
 
 
@@ -323,14 +324,14 @@ def _spec(spec: TensorSpec) -> Spec:
 
 
 def _only_one(placed: Places) -> Places:
-    """The placement reduced to one instance, on its first device."""
+    """Returns the placement reduced to one instance, on its first device."""
     first = placed.groups[0]
     only = replace(first, group=replace(first.group, count=1), devices=first.devices[:1])
     return replace(placed, groups=(only,))
 
 
 def _whole(config: ModelConfig, filename: str, placed: Places) -> str:
-    """The complete configuration for the model, with placement and defaults filled in, as JSON."""
+    """Returns the complete configuration for the model, with placement and defaults filled in, as JSON."""
     whole = message("inference.ModelConfig").FromString(config.declared)
     whole.backend = config.backend or _BACKEND
     whole.max_batch_size = config.max_batch_size or 0

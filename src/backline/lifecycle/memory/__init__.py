@@ -1,1 +1,1 @@
-"""The memory budget: how much is held, how much loads need, and which versions to unload to make room."""
+"""The memory budget: how much memory is used, how much loads need, and which versions to unload for them."""

@@ -15,13 +15,13 @@ from backline.system.gpu_memory import GpuMemory
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Reads what this process and those with the given ids hold: bytes by GPU and process.
+#: Reads how many bytes this process and those with the given ids hold, by GPU and process.
 ReadGpus: TypeAlias = Callable[[Collection[int]], Mapping[int, Mapping[int, int]]]
 _OPTION = "--gpu-memory-budget"
 
 
 class GpuBudgets:
-    """The bytes that the server may hold on each GPU, by CUDA's number of the GPU."""
+    """The bytes that the server may hold on each GPU, by the GPU's number in CUDA."""
 
     def __init__(
         self,
@@ -29,10 +29,10 @@ class GpuBudgets:
         gpus: Callable[[], Gpus] = cuda_gpus,
         reader: Callable[[Collection[int]], ReadGpus] = GpuMemory,
     ) -> None:
-        """Each text is "SIZE", for every GPU, or "GPU:SIZE", which takes precedence.
+        """Each text is "SIZE", for every GPU, or "GPU:SIZE" for one GPU, which takes precedence.
 
         Raises InvalidArgument for anything else, for a GPU that is missing while there are others, and if the
-        driver does not report what is in use. A machine without GPUs gets a warning.
+        driver does not report what is in use. Logs a warning on a machine without GPUs.
         """
         given = dict(map(_parse, texts))
         there = gpus()
@@ -57,7 +57,7 @@ class GpuBudgets:
                 ) from None
 
     def read(self, pids: Collection[int]) -> Mapping[int, Mapping[int, int]]:
-        """The bytes that this process and the processes `pids` hold on each GPU. Call it on a thread."""
+        """Returns the bytes that this process and those in `pids` hold on each GPU. Call it on a thread."""
         try:
             return self._read(pids)
         except OSError as error:

@@ -27,7 +27,7 @@ class Held:
 
 
 class HeldMemory:
-    """Reads how much the server and its workers hold. Call it on a thread: a read takes milliseconds."""
+    """Reads how much the server and its workers hold. For use on threads: a read takes milliseconds."""
 
     def __init__(self, gpus: GpuBudgets | None = None) -> None:
         self._footprints = Footprints()
@@ -40,15 +40,16 @@ class HeldMemory:
         with self._lock:
             self._footprints.forget_others(pids)
             server = self._footprints.read_one()
-        # The server also maps the blocks through which workers receive tensors; these count as the workers'.
+        # The server also maps the blocks through which workers receive tensors; they count as workers'
+        # memory.
         shared = min(server.shared, sum(one.shared for one in workers.values()))
         return Held(server.own - shared, server.files, workers, self.on_gpus(pids))
 
     def of_workers(self, pids: Collection[int]) -> Mapping[int, Footprint]:
-        """The footprints of these workers, each with the processes that it started."""
+        """Returns the footprints of these workers, each with the processes that it started."""
         with self._lock:
             return self._footprints.read(pids)
 
     def on_gpus(self, pids: Collection[int] = ()) -> Mapping[int, Mapping[int, int]]:
-        """The bytes that this process and these workers hold on each GPU with a budget, by process id."""
+        """Returns the bytes that this process and these workers hold on GPUs with a budget, by process."""
         return {} if self._gpus is None else self._gpus.read(pids)

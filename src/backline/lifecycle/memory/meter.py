@@ -1,4 +1,4 @@
-"""Measures how much memory loads take: in the server by its growth, in worker processes by their pages."""
+"""Measures how much memory loads take: in the server by its growth, in workers by counting their pages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from backline.system.process_memory import (
     sessions,
 )
 
-#: A load that imports at least this many modules has imported its runtime, which is not the model's memory.
+#: A load that imports at least this many modules has imported its runtime, whose memory is not the model's.
 _MODULES_OF_A_RUNTIME = 8
 
 
@@ -33,7 +33,7 @@ class LoadMemory:
         self.need = need
         #: The bytes to show as the model's memory.
         self.shown = need.own
-        #: Called on any thread when loads that overlapped have ended, and `shown` is better known.
+        #: Called on any thread when overlapping loads have ended, so that `shown` is more accurate.
         self.on_change: Callable[[], None] = lambda: None
 
 
@@ -41,7 +41,7 @@ class LoadMeter:
     """Measures the memory that loads take in this process, on any thread.
 
     The memory of a load that ran alone is the growth of resident memory, or the size of the model's files if
-    that is larger, because reused memory does not show as growth. Loads that overlapped share the growth in
+    that is larger, because reused memory does not show as growth. Overlapping loads share the growth in
     proportion to their estimates, once the last of them has ended. Importing a runtime is not counted. A load
     during which another model was freed is not measured, since the process grew by less than the load took.
     """
@@ -70,13 +70,14 @@ class LoadMeter:
         self._modules = self._imports_before = 0
         self._counts_peak = False
         self._disturbed = False
-        #: The models that are being freed, and whether one was since the first of the loads began.
+        #: The number of models that are being freed, and whether any was freed since the first of the loads
+        #: began.
         self._freeing = 0
         self._freed = False
 
     @contextmanager
     def freeing(self) -> Iterator[None]:
-        """A context manager that must surround the freeing of a model in this process."""
+        """A context manager for code that frees a model in this process."""
         with self._lock:
             self._freeing += 1
             self._freed = True
@@ -123,7 +124,7 @@ class LoadMeter:
         grown = max(self._resident() - self._before, 0)
         imports = self._imported() - self._imports_before
         if self._freed:
-            pass  # each load is shown with its estimate
+            pass  # each load shows its estimate
         elif imports or len(sys.modules) - self._modules >= _MODULES_OF_A_RUNTIME:
             self._learn_runtime(grown)
             self._share_out(max(grown - imports, 0))
@@ -145,7 +146,7 @@ class LoadMeter:
         load.shown = own
 
     def _on_gpus(self) -> Mapping[int, int]:
-        """The bytes that this process holds on each GPU with a budget."""
+        """Returns the bytes that this process holds on each GPU with a budget."""
         return {index: by_pid.get(os.getpid(), 0) for index, by_pid in self._held.on_gpus().items()}
 
     def _share_out(self, grown: int) -> None:
@@ -166,9 +167,9 @@ def _own(counts: PageCounts) -> int:
 
 
 def measure_workers(kind: LoadKind, pids: Collection[int], held: HeldMemory) -> LoadMemory:
-    """Measures a model in these worker processes and those that they started, after its load.
+    """Measures a loaded model in these worker processes and in the processes that they started.
 
-    Walks all their pages: call it on a thread.
+    Walks all pages of the processes: call it on a thread.
     """
     prints = held.of_workers(pids).values()
     files = union_of_files(each.files for each in prints)

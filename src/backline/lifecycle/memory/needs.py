@@ -1,4 +1,4 @@
-"""How much memory loads need: as learned from earlier loads, even across restarts, or else estimated."""
+"""How much memory loads need: measured at earlier loads, even before a restart, or else estimated."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ log = logging.getLogger("backline.lifecycle")
 
 MIB = 1 << 20
 NEEDS_FILE = "memory.json"
-#: The most models whose needs are kept; those learned longest ago are dropped.
+#: The maximum number of models whose needs are kept; the oldest measurements are dropped first.
 _MOST_MODELS = 10_000
 #: The ratio of memory to file size before any measurement, and the weight of a new measurement in the mean.
 _FIRST_RATIO = 1.2
 _WEIGHT = 0.2
 #: While it loads, a runtime holds both the file and the model made from it.
 _COPIES_WHILE_LOADING = 1.2
-#: What a worker process needs besides the model's files, in bytes, until it was measured: the interpreter
-#: with NumPy, and for TorchServe also PyTorch.
+#: How many bytes a worker process is assumed to need besides the model's files until this is measured: for
+#: the interpreter with NumPy, and for TorchServe also PyTorch.
 _WORKERS = {"python": 40 * MIB, "torchserve": 350 * MIB}
-#: What importing a runtime adds to the server's process, in bytes, until it was measured.
+#: How many bytes importing a runtime is assumed to add to the server's process until this is measured.
 _RUNTIMES = {
     "onnxruntime": 48 * MIB,
     "pytorch": 512 * MIB,
@@ -51,10 +51,11 @@ _RUNTIMES = {
 class Need:
     """The memory of a model in bytes.
 
-    `own` is what the loaded model holds and no other process has, `peak` the most that it holds while it
-    loads. `files` are the files that its workers map, with their resident bytes; libraries among them are
-    shared with other workers. `gpus` has the bytes on each GPU. `runtime` is the part of `peak` by which the
-    import of the runtime grows the server. Unless it was `measured`, all but `runtime` is a guess.
+    `own` is what the loaded model holds and shares with no other process, and `peak` is the maximum that it
+    holds during the load. `files` are the files that the workers map, with their resident bytes; libraries
+    among them are shared with other workers. `gpus` has the bytes on each GPU. `runtime` is the part of
+    `peak` that importing the runtime adds to the server. Unless `measured`, all values but `runtime` are
+    guesses.
     """
 
     own: int = 0
@@ -73,8 +74,8 @@ class Need:
 class LoadKind:
     """What is known about a load before it begins.
 
-    `key` changes with the files and with what a load reads of the configuration. `backend` is "" if the
-    files do not show it. `gpus` are those that the model may be placed on, of those with a budget.
+    `key` depends on the files and on the settings that a load reads. `backend` is "" if the files do not show
+    it. `gpus` are the GPUs with a budget on which the model may be placed.
     """
 
     key: str
@@ -92,7 +93,7 @@ def load_kind(
     files: Mapping[str, int],
     gpus: Collection[int] = (),
 ) -> LoadKind:
-    """Describes the load of a version: its model file or folder, and all its files with their bytes."""
+    """Describes the load of a version from its model file or folder, and all its files with their sizes."""
     if config.ensemble is not None:
         return LoadKind(fingerprint, "", 0)
     count = sum(group.count for group in config.instance_groups if not group.passive) or config.instance_count
@@ -118,8 +119,8 @@ def load_kind(
 class Needs:
     """The needs of models, by the key of their load. May be used on any thread.
 
-    With a `file`, what was learned outlives the server. A file that cannot be read or written costs only the
-    measurements: it is logged, and the models are measured again.
+    With a `file`, the measurements outlive the server. If the file cannot be read or written, this is logged,
+    and the models are measured again.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -137,12 +138,12 @@ class Needs:
             self._restore(file)
 
     def of(self, kind: LoadKind) -> Need:
-        """The need of a load: as measured, or else as estimated from its kind and the size of its files."""
+        """Returns the need of a load: measured, or else estimated from its kind and the size of its files."""
         with self._lock:
             need = self._models.get(kind.key)
             if need is None or not need.measured:
                 estimate = self._estimate(kind)
-                # A load that was stopped for needing too much needs at least what it had reached.
+                # A load that was stopped because it needed too much needs at least as much as it had reached.
                 own = estimate.own if need is None else max(estimate.own, need.own)
                 need = replace(estimate, own=own, peak=max(estimate.peak, own))
             if need.own and not kind.workers:
@@ -166,7 +167,7 @@ class Needs:
         return self._runtimes.get(backend, _RUNTIMES.get(backend, 0))
 
     def own_estimate(self, kind: LoadKind) -> int:
-        """What the loaded model probably holds, in bytes."""
+        """Returns how many bytes the loaded model probably holds."""
         with self._lock:
             known = self._models.get(kind.key)
             return known.own if known is not None and known.measured else self._estimate(kind).own
@@ -182,11 +183,12 @@ class Needs:
                 self._runtimes[backend] = grown
 
     def learn(self, kind: LoadKind, need: Need) -> None:
-        """Stores the need of a load: as measured or, if not `measured`, a lower bound."""
+        """Stores the need of a load; if it was not `measured`, it is a lower bound."""
         with self._lock:
             before = self._models.pop(kind.key, None)
             if before is not None and before.measured and need.measured:
-                # Requests that run during a load disturb its measurement, so no single one is trusted.
+                # Requests that run during a load disturb its measurement, so no single measurement is
+                # trusted.
                 own = (before.own + need.own) // 2
                 need = replace(need, own=own, peak=max(own, (before.peak + need.peak) // 2))
             self._models[kind.key] = need
@@ -229,7 +231,7 @@ class Needs:
             except OSError as error:
                 with suppress(OSError):
                     written.unlink()
-                if not self._failed:  # once, not with every load
+                if not self._failed:  # logged once, not with every load
                     log.warning("the measured memory of models cannot be kept in '%s': %s", file, error)
                 self._failed = True
 

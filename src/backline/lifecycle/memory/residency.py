@@ -29,30 +29,30 @@ log = logging.getLogger("backline.lifecycle")
 
 Result = TypeVar("Result")
 
-#: Why a version was put to sleep; the load that needed the room follows.
+#: Reasons for putting a version to sleep. The first is followed by the load that needed the room.
 TO_MAKE_ROOM = "unloaded to make room"
 WHEN_IDLE = "unloaded after it was idle"
-#: The longest and the shortest interval, in seconds, between checks for idle versions. It is a quarter of the
-#: shortest idle limit.
+#: The maximum and minimum interval between checks for idle versions, in seconds. The interval is a quarter of
+#: the shortest idle limit.
 _LONGEST_LOOK = 5.0
 _SHORTEST_LOOK = 0.05
-#: Seconds that a load waits for room that running requests and loads hold.
+#: How many seconds a load waits for memory that running requests and loads hold.
 _PATIENCE = 30.0
-#: Seconds that a load waits for worker processes that are ending.
+#: How many seconds a load waits for worker processes that are ending.
 _ENDING = 5.0
-#: Seconds after which no later load may take the room that a load waits for. Until then later ones may, since
-#: the load may wait for a request that waits for a later load.
+#: How long a load that waits for room can be overtaken by later loads, in seconds. It can be overtaken
+#: because it may wait for a request that in turn waits for a later load.
 _OVERTAKEN = 3.0
-#: Seconds that the first load of a model waits for another first load, so that each is measured alone. A
+#: How many seconds the first load of a model waits for another first load, so that each is measured alone. A
 #: longer wait might never end: a model may call another model while it is loaded.
 _ALONE = 5.0
 #: Seconds between checks for a busy model that has become idle.
 _BUSY_LOOK = 0.005
-#: The longest wait for a change, in seconds, before room is looked for again.
+#: The maximum wait for a change, in seconds, before another search for room.
 _LONGEST_WAIT = 1.0
 #: Seconds between checks of the workers of a model that is loaded for the first time.
 _GROWTH_LOOK = 0.005
-#: How much more than it holds a growing load is granted at a time, in bytes.
+#: By how many bytes the reservation of a growing load is extended at a time.
 _GROWTH = 32 << 20
 #: Bytes by which two loads of the same model may differ by chance.
 _NOISE = 4 << 20
@@ -73,32 +73,32 @@ class Reservation:
         self.need = need
         self.evict = evict
         self.pids = pids
-        #: Whether the model is loaded, so that what it needs is part of what is held.
+        #: Whether the model is loaded, so that its need is included in the memory in use.
         self.loaded = False
-        #: Whether its workers are suspended until there is more room.
+        #: Whether the load's workers are suspended until there is more room.
         self.suspended = False
         #: Whether the load was stopped because other loads held the room that it needed.
         self.crowded_out = False
 
     def there(self, held: Held, need: Need) -> int:
-        """The bytes of host memory that the load already holds, as far as they can be attributed to it."""
+        """Returns how many bytes of host memory the load already holds, as far as they are attributable."""
         own = sum(held.workers[pid].own for pid in self.pids() if pid in held.workers)
-        # A load in the server's process is part of the process, and while it runs it may count twice.
+        # A load in the server's process is part of that process's memory, and may count twice while it runs.
         return max(own, need.own) if self.loaded and not own else own
 
     def there_on_gpu(self, index: int, held: Held, need: Need) -> int:
-        """The bytes of a GPU's memory that the load holds already; see `there`."""
+        """Returns how many bytes of a GPU's memory the load already holds; see `there`."""
         by_pid = held.gpus.get(index, {})
         own = sum(by_pid.get(pid, 0) for pid in self.pids())
         return max(own, need.gpus.get(index, 0)) if self.loaded and not own else own
 
 
 class Residency:
-    """Keeps the server and its workers within `budget` bytes of memory, None for no limit.
+    """Keeps the server and its workers within `budget` bytes of memory; None means no limit.
 
     Lives on the event loop. `tenants` returns the loaded versions, with times from time.time(). `workers`
     returns the ids of all worker processes. `put_to_sleep` unloads some versions, to be reloaded on request,
-    and returns once their memory is free. `gpu_budgets` has the bytes of each GPU that has a budget.
+    and returns once their memory is free. `gpu_budgets` holds the budgets of GPUs, in bytes.
     """
 
     def __init__(
@@ -124,10 +124,10 @@ class Residency:
         self._turn = asyncio.Lock()
         self._first = asyncio.Lock()
         self._running: dict[Reservation, None] = {}
-        #: The loads that wait for room, in order of arrival, with the time of their arrival.
+        #: The loads that wait for room, with their times of arrival, in that order.
         self._waiting: dict[Reservation, float] = {}
-        #: Set, and replaced, when a load has ended or no longer waits. Each waiter holds the event that it
-        #: found at its last check, so that none misses a change.
+        #: Set and replaced when a load has ended or no longer waits. Each waiter holds the event that existed
+        #: at its last check, so that it misses no change.
         self._changed = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
@@ -147,7 +147,7 @@ class Residency:
         numbers, if there is too little. `pids` returns the workers that the load has started.
         """
         reservation = Reservation(what, need(), evict=evict, pids=pids)
-        if not self.limited or reservation.need.nothing:  # ensembles and misconfigured models need nothing
+        if not self.limited or reservation.need.nothing:  # ensembles and misconfigured models need no memory
             yield reservation
             return
         alone = not reservation.need.measured and await self._take_first_turn()
@@ -159,7 +159,7 @@ class Residency:
                 del self._waiting[reservation]
                 self._announce_change()
             if alone:
-                await self.give_back()  # a load into memory that is kept for reuse would seem to need none
+                await self.give_back()  # a load into memory that was kept for reuse would seem to need none
             yield reservation
         finally:
             if alone:
@@ -173,7 +173,8 @@ class Residency:
         """Runs a load, and keeps its workers from outgrowing what was reserved.
 
         Workers that need more than was estimated are suspended until there is room. If there is none, the
-        load is cancelled, `seen` gets the bytes that it needs at least, and NoRoom is raised.
+        load is cancelled, `seen` is called with the minimum number of bytes that it needs, and NoRoom is
+        raised.
         """
         if reservation not in self._running or reservation.need.measured:
             return await load
@@ -192,9 +193,9 @@ class Residency:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def settle(self, reservation: Reservation, need: Need) -> None:
-        """Replaces the reservation of a load that has ended by the memory that it was measured to need.
+        """Replaces the reservation of a load that has ended with the memory that it was measured to need.
 
-        Raises NoRoom if that is more than there is room for.
+        Raises NoRoom if there is not enough room for that.
         """
         if reservation not in self._running:
             return
@@ -260,14 +261,14 @@ class Residency:
                         self._running[reservation] = None
                         return
                     if changed.is_set():
-                        continue  # a load has ended: its memory counted, but not its model as a tenant
+                        continue  # a load ended: its memory was counted, but not its model
                     if not trimming:
-                        trimming = True  # first, without evictions: the C library may keep freed memory
+                        trimming = True  # try this before evictions: the C library may keep freed memory
                     elif isinstance(found, Shortage):
                         break
                     else:
                         await self._put_to_sleep(found, f"{TO_MAKE_ROOM} for {reservation.what}")
-            # Waits without the lock, since what this load waits for may itself wait for a load.
+            # Waits without the lock, since whatever this load waits for may itself wait for another load.
             others = self._will_end(reservation)
             waited = monotonic() - began
             if (
@@ -276,7 +277,7 @@ class Residency:
             ) or waited > _PATIENCE:
                 guessed = not need.measured and need.own + need.runtime < need.peak
                 if reservation.evict and guessed and waited <= _PATIENCE:
-                    # A mere guess of the most that the load holds must not keep the model out for ever.
+                    # A mere guess of the load's peak must not keep the model out for ever.
                     doubted = True
                     continue
                 error = found.error(reservation.what)
@@ -284,10 +285,10 @@ class Residency:
             await self._wait_for_change(changed, {one.key for one in tenants if one.busy})
 
     def _will_end(self, reservation: Reservation) -> bool:
-        """Whether any running load will end without the room that this one waits for.
+        """Returns whether any running load will end without the room that this one waits for.
 
-        A load that has not begun holds nothing, so no other waits for it. Of the loads that are suspended,
-        the one that began last is stopped, and the others wait for that.
+        A load that has not begun holds nothing, so no other waits for it. Of the suspended loads, the one
+        that began last is stopped, and the others wait for that.
         """
         began = list(self._running)
         if reservation not in self._running:
@@ -296,8 +297,8 @@ class Residency:
         return any(other is not reservation and (not other.suspended or other in later) for other in began)
 
     def _must_queue(self, reservation: Reservation) -> bool:
-        """Whether an earlier load has waited for so long that this one must not take its room."""
-        if reservation in self._running:  # what a running load waits for, it must get first
+        """Returns whether an earlier load has waited for so long that this one must not take its room."""
+        if reservation in self._running:  # running loads take precedence
             return False
         for one, since in self._waiting.items():
             if one is reservation:
@@ -307,7 +308,7 @@ class Residency:
         return False
 
     def _are_ending(self, tenants: Collection[Tenant]) -> bool:
-        """Whether any worker is about to end: its version is being unloaded, or its load was stopped."""
+        """Returns whether any worker is about to end: its version is unloading, or its load was stopped."""
         kept = {pid for one in tenants for pid in one.pids} | {
             pid for one in self._running for pid in one.pids()
         }
@@ -325,7 +326,7 @@ class Residency:
     async def _wait_for_change(self, changed: asyncio.Event, busy: set[Hashable]) -> None:
         """Returns once `changed` is set, a version that was `busy` is not, or a worker has ended.
 
-        Returns after a moment in any case, so that the caller notices when its time is up.
+        Returns after a moment in any case, so that the caller can check its time limit.
         """
         workers = set(self._workers())
         until = monotonic() + _LONGEST_WAIT

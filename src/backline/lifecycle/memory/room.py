@@ -1,4 +1,4 @@
-"""Decides which versions to unload so that a load fits into the memory budget: a pure function of sizes."""
+"""Decides which versions to unload so that a load fits into the memory budget, by pure functions of sizes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from backline.engine.values.device import CPU, Device
 class Tenant:
     """A loaded version.
 
-    `memory` is what it holds on its own, in bytes, and `files` are the files that it maps, with their
-    resident bytes. Other tenants may map the same files. `last_used` is in seconds of a common clock. A
-    `busy` version is in use and must stay. `idle_limit` is the seconds without a request after which it is
-    unloaded, None for never.
+    `memory` is the memory that the version shares with nobody, in bytes, and `files` are the files that it
+    maps, with their resident bytes. Other tenants may map the same files. `last_used` is in seconds of a
+    common clock. A `busy` version is in use and must stay loaded. The version is unloaded after `idle_limit`
+    seconds without a request, never if None.
     """
 
     key: Hashable
@@ -30,15 +30,15 @@ class Tenant:
     files: Mapping[str, int] = field(default_factory=dict)
     #: Bytes on each GPU, by the GPU's number.
     gpus: Mapping[int, int] = field(default_factory=dict)
-    #: The worker processes that hold it; none for a model in the server's process.
+    #: The worker processes that hold the version; none for a model in the server's process.
     pids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """The memory that a load needs on one device, with the device's budget and what is held, in bytes.
+    """The memory that a load needs on one device, the device's budget, and the memory in use, in bytes.
 
-    For the CPU, this is host memory.
+    If the device is the CPU, this is host memory.
     """
 
     budget: int
@@ -53,7 +53,7 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """Why a load does not fit, in bytes. `idle` is the memory that unloading the idle versions frees."""
+    """Why a load does not fit, in bytes. `idle` is the memory that unloading all idle versions would free."""
 
     demand: Demand
     pinned: int
@@ -63,11 +63,11 @@ class Shortage:
 
     @property
     def passes(self) -> bool:
-        """Whether the shortage ends when running requests have ended."""
+        """Whether the shortage will end once running requests have ended."""
         return self.demand.excess <= self.idle + self.busy
 
     def error(self, what: str) -> Unavailable:
-        """The error for a load of `what`, such as "model 'a' version 1"."""
+        """Returns the error for a load of `what`, such as "model 'a' version 1"."""
         option = "--memory-budget" if self.device == CPU else "--gpu-memory-budget"
         raise_it = f"Pin fewer models, or raise {option}" if self.pinned else f"Raise {option}"
         advice = "Try again" if self.passes else raise_it
@@ -83,7 +83,7 @@ class Shortage:
 
 
 class _Freed:
-    """The bytes that unloading some tenants frees on each device; a mapped file counts with its last user."""
+    """The bytes that unloading tenants frees on each device; a mapped file is freed with its last tenant."""
 
     def __init__(self, tenants: Collection[Tenant], kept_files: Collection[str]) -> None:
         self.bytes: Counter[Device] = Counter()
@@ -111,11 +111,11 @@ class _Freed:
 def make_room(
     tenants: Collection[Tenant], demands: Mapping[Device, Demand], kept_files: Collection[str] = ()
 ) -> list[Hashable] | Shortage:
-    """The versions to unload so that what a load needs fits into the budget of every device.
+    """Returns the versions to unload so that what a load needs fits into the budget of every device.
 
     Chooses idle versions that are not pinned, least recently used first, and no more than necessary. Returns
-    a Shortage, and unloads none, if all of them together would not free enough. Unloading does not free
-    `kept_files`, which others than the tenants map.
+    a Shortage if unloading all of them would not free enough. Unloading does not free `kept_files`, because
+    other processes map them too.
     """
     short = {device: demand for device, demand in demands.items() if demand.excess > 0}
     if not short:
@@ -129,7 +129,7 @@ def make_room(
         before = Counter(freed.bytes)
         freed.add(one)
         if all(freed.bytes[device] <= before[device] for device in short):
-            freed.remove(one)  # the model holds nothing where memory is short
+            freed.remove(one)  # the model holds nothing on a device where memory is short
         else:
             chosen.append(one)
     if not freed.suffices(short):
@@ -141,7 +141,7 @@ def make_room(
             freed.bytes[device],
             device,
         )
-    # Keep versions that a larger one, chosen later, made unnecessary to unload, most recently used first.
+    # Keep versions that need not be unloaded because a larger one was chosen later, most recently used first.
     for one in reversed(chosen):
         freed.remove(one)
         if freed.suffices(short):
@@ -158,7 +158,7 @@ def _total(tenants: Collection[Tenant], device: Device) -> int:
 
 
 def union_of_files(each: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The files that several processes map, each with the largest of its resident sizes."""
+    """Returns the files that several processes map, each with the largest of its resident sizes."""
     union: dict[str, int] = {}
     for files in each:
         for name, size in files.items():
@@ -167,6 +167,6 @@ def union_of_files(each: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def idle_too_long(tenants: Collection[Tenant], now: float) -> list[Hashable]:
-    """The versions whose idle limit has passed at `now`."""
+    """Returns the versions whose idle limit has passed at `now`."""
     idle = (one for one in tenants if not one.pinned and not one.busy)
     return [one.key for one in idle if one.idle_limit is not None and now - one.last_used >= one.idle_limit]

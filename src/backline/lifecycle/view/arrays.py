@@ -1,4 +1,4 @@
-"""Stages that change tensors between clients and model: reshapes, batch axes and constant inputs."""
+"""Stages that change tensors between clients and the model: reshapes, batch axes and constant inputs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ReshapeTensors(Stage):
         return replace(self.outer, inputs=_in_model(self.outer.inputs), outputs=_in_model(self.outer.outputs))
 
     def fit(self, inner: Signature) -> Signature:
-        """Raises Internal if the model has a tensor whose shape cannot be reshaped as configured."""
+        """Returns the reshaped signature. Raises Internal if a shape cannot be reshaped as configured."""
         return Signature(_seen(inner.inputs, self._inputs_seen), _seen(inner.outputs, self._to_clients))
 
     def run(self, run: Run, inputs: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
@@ -61,7 +61,7 @@ class ReshapeTensors(Stage):
 
 
 def to_model(config: ModelConfig) -> dict[str, Reshape]:
-    """The reshapes from clients' to the model's shapes by input, batch dimension included."""
+    """Returns the reshapes from clients' to the model's shapes by input, batch dimension included."""
     batch = _batch(config)
     return {
         spec.name: Reshape((*batch, *spec.shape), (*batch, *spec.reshape))
@@ -109,11 +109,12 @@ class Arrange(Stage):
     def inner(self) -> ModelConfig:
         if not self.changes_runs:
             return self.outer
-        # The backend gets no signature to check; `fit` compares the arranged one with the configuration.
+        # The backend gets no signature to check; `fit` compares the rearranged signature with the
+        # configuration.
         return replace(self.outer, inputs=(), outputs=(), max_batch_size=None)
 
     def refuse(self, kind: str) -> None:
-        """Raises InvalidArgument if batch axes or constant inputs are set, which a `kind` of model lacks."""
+        """Raises InvalidArgument if batch axes or constant inputs are set: this `kind` has neither."""
         if self.changes_runs:
             raise InvalidArgument(
                 f"model '{self.outer.name}': {self.outer.source} gives batch_axis or constant_input, which"
@@ -148,7 +149,7 @@ class Arrange(Stage):
 
     def _arranged(self, where: str, spec: TensorSpec) -> TensorSpec:
         axis = self.outer.batch_axes.get(spec.name, 0)
-        if not axis or not spec.shape:  # an empty shape may mean that the file does not say the rank
+        if not axis or not spec.shape:  # an empty shape may mean that the file does not specify the rank
             return spec
         if axis >= len(spec.shape):
             raise InvalidArgument(
@@ -169,7 +170,7 @@ class Arrange(Stage):
 
 
 def _constant(where: str, spec: TensorSpec, text: str) -> np.ndarray:
-    """The value of a constant input, in the model's shape, with size 1 for variable dimensions."""
+    """Returns the value of a constant input, in the model's shape, with size 1 for variable dimensions."""
     shape = tuple(1 if dim < 0 else dim for dim in spec.shape)
     if spec.datatype is DataType.BYTES:
         return np.full(shape, text.encode(), np.object_)

@@ -1,4 +1,4 @@
-"""Stages for models whose requests are joined by configured rules: ragged, padded or filled up."""
+"""Stages for models whose requests are joined by configured rules (ragged, padded, or filled up)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from backline.workers.joiner import Joiner
 
 
 class JoinRequests(Stage):
-    """Hides inputs that joining creates, such as lengths, and shows clients the shapes of single requests.
+    """Hides the inputs that joining creates, such as lengths; shows clients the shapes of single requests.
 
     `run` runs one request; batches are joined by an Execution, with `joiner`. `joiner` and `joining` are None
     if the configuration has no rules.
@@ -48,7 +48,7 @@ class JoinRequests(Stage):
         config, joining = self.outer, self.outer.joining
         if joining is None:
             return config
-        # Without the batch dimension, which backends prepend if there is one.
+        # Shapes are without the batch dimension, which backends prepend if there is one.
         flat, table = ((), (-1,)) if config.max_batch_size else ((-1,), (-1, -1))
 
         def seen(specs: tuple[TensorSpec, ...], flattened: Collection[str]) -> tuple[TensorSpec, ...]:
@@ -120,7 +120,7 @@ class JoinRequests(Stage):
         return self.joiner.split(requests, rows, outputs, arrays)
 
     def may_differ(self, name: str, axis: int) -> bool:
-        """Whether requests in one batch may differ in this dimension of an input."""
+        """Returns whether requests in one batch may differ in this dimension of an input."""
         joining = self.joining
         return joining is not None and (
             name in joining.ragged or (name in joining.padding and axis in joining.padding[name].axes)

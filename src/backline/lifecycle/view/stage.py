@@ -22,11 +22,11 @@ Stream: TypeAlias = Callable[[Arrays, Sequence[str], Mapping[str, Parameter]], G
 class Stage:
     """A stage that changes nothing; subclasses override methods. Each load has its own stages.
 
-    `outer` is the configuration on the side of the clients, `inner` the one on the side of the backend.
+    `outer` is the configuration on the clients' side, `inner` the configuration on the backend's side.
     """
 
-    #: Whether the stage works on single requests. `run` is then only for requests that run alone; for batches
-    #: the scheduler or the execution does the work.
+    #: Whether the stage works on single requests. If so, `run` serves only requests that run alone; for
+    #: batches, the scheduler or the execution does the work.
     per_request: ClassVar[bool] = False
 
     def __init__(self, outer: ModelConfig, path: Path) -> None:
@@ -45,7 +45,7 @@ class Stage:
         return False
 
     def fit(self, inner: Signature) -> Signature:
-        """The signature on the outer side, derived from the inner one.
+        """Returns the signature on the outer side, derived from the inner one.
 
         Called before any run, once for each replica. Raises BacklineError when the model does not fit the
         configuration.
@@ -59,7 +59,7 @@ class Stage:
     def stream(
         self, stream: Stream, inputs: Arrays, outputs: Sequence[str], parameters: Mapping[str, Parameter]
     ) -> Generator[Arrays, None, None]:
-        """Does the same for a StreamingModel as `run` does for other models."""
+        """Does for a StreamingModel what `run` does for other models."""
         return stream(inputs, outputs, parameters)
 
 
@@ -67,7 +67,7 @@ class StagedModel:
     """A LoadedModel or StreamingModel as seen from the outer side of a stage.
 
     Attributes other than `signature` and the methods that run the model are forwarded, so that wrapping hides
-    no optional ability. Query such abilities with getattr: from Python 3.12 on, isinstance() with a protocol
+    no optional feature. Query such features with getattr: from Python 3.12 on, isinstance() with a protocol
     does not see forwarded attributes.
     """
 
@@ -79,8 +79,8 @@ class StagedModel:
         self._model: Any = model
         self._stage = stage
         self.signature = stage.fit(model.signature)
-        # Every method that runs the model must pass through the stage, so a new one needs a line here. Bound
-        # once, because `run` is looked up for every batch.
+        # Every method that runs the model must pass through the stage, so a new method needs a line here.
+        # They are bound once, because `run` is looked up for every batch.
         if hasattr(model, "run"):
             self.run = partial(stage.run, model.run)
         if hasattr(model, "stream"):

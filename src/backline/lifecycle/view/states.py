@@ -26,8 +26,8 @@ FOLDER = "initial_state"
 class HideStates(Stage):
     """Hides the controls and states of sequences, which a SequenceBatcher supplies through `tensors`.
 
-    `run` treats each item as a sequence of one request. Before `prepare` the stage does not change runs, so
-    trial runs make up values for the hidden inputs, too.
+    `run` treats each item as a sequence of one request. Before `prepare`, the stage does not change runs, so
+    trial runs also make up values for the hidden inputs.
     """
 
     per_request = True
@@ -35,7 +35,7 @@ class HideStates(Stage):
     def __init__(self, outer: ModelConfig, path: Path) -> None:
         super().__init__(outer, path)
         self.tensors: SequenceTensors | None = None
-        #: The inner signature, hidden tensors included.
+        #: The inner signature, including hidden tensors.
         self.model = Signature((), ())
         self._batched = False
 
@@ -62,7 +62,7 @@ class HideStates(Stage):
         return replace(config, inputs=inputs, outputs=outputs)
 
     def fit(self, inner: Signature) -> Signature:
-        """The signature without hidden tensors; clients see a state only if it is a configured output."""
+        """Returns the signature without hidden tensors; states remain only as configured outputs."""
         self.model, batching = inner, self.outer.sequence
         if batching is None:
             return inner
@@ -74,7 +74,7 @@ class HideStates(Stage):
         )
 
     def prepare(self, *, batched: bool, model_folder: Path) -> SequenceTensors | None:
-        """Returns the hidden tensors, None for a model without sequences. Call `fit` first.
+        """Returns the hidden tensors, or None for a model without sequences. Call `fit` first.
 
         Raises InvalidArgument if the model lacks one of them, or a file with an initial state cannot be read.
         """

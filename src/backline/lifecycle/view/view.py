@@ -1,4 +1,4 @@
-"""The ordered list of stages between the model that a backend loads and the one that clients see."""
+"""The ordered list of stages between the model that a backend loads and the model that clients see."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STAGES_OF_WORKERS: tuple[type[Stage], ...] = (NameClasses, HideStates, JoinInWor
 
 
 class View:
-    """The stages of one load. `config` is the clients' configuration, `inner` the backend's."""
+    """The stages of one load. `config` is the configuration that clients see, `inner` the backend's."""
 
     def __init__(self, config: ModelConfig, path: Path, stages: tuple[type[Stage], ...] = STAGES) -> None:
         """`path` is the model's file."""
@@ -53,7 +53,7 @@ class View:
         self.inner = config
 
     def stage(self, kind: type[Kind]) -> Kind:
-        """The stage of this type. It must be in the list."""
+        """Returns the stage of this type, which must be in the list."""
         return next(stage for stage in self._stages if isinstance(stage, kind))
 
     def wrap(self, model: AnyModel) -> AnyModel:
@@ -64,7 +64,7 @@ class View:
         return self._through([stage for stage in self._stages if not stage.per_request], model)
 
     def fit(self, wrapped: Signature) -> Signature:
-        """The signature for clients, from that of a wrapped model. Raises BacklineError as `wrap` does."""
+        """Returns the signature for clients of a wrapped model. Raises BacklineError as `wrap` does."""
         for stage in reversed(self._stages):
             if stage.per_request:
                 wrapped = stage.fit(wrapped)

@@ -1,9 +1,9 @@
 """The fork server: a process that imports runtimes and forks itself for each trial of a model file.
 
-A fork takes milliseconds, where a new interpreter that imports a runtime takes seconds. The first fork server
-forks another for each runtime, so that importing one delays no trial of another, and a runtime that crashes
-when it is imported ends only its own fork server. Fork servers read no model file. They end when the server
-closes its end of the control socket, or dies.
+A fork takes milliseconds, whereas a new interpreter that imports a runtime takes seconds. The first fork
+server forks another for each runtime, so that importing one does not delay trials with another, and a runtime
+that crashes when it is imported ends only its own fork server. Fork servers read no model file. They end when
+the server closes its end of the control socket, or dies.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from backline.lifecycle.loading.isolation.trial import run_trial
 from backline.system.memory import resident_bytes
 from backline.workers.child.worker import end_with_parent
 
-#: The descriptors that come with a request: the trial's channel, its job, its output, and where to say how it
-#: ended.
+#: The number of descriptors that come with a request: the trial's channel, its job, its output, and a socket
+#: for its exit status.
 DESCRIPTORS = 4
 LONGEST_REQUEST = 4096
-#: How far the priority of trials is below the server's, so that a file that keeps all cores busy does not
-#: delay the responses of other models.
+#: How much lower the priority of trials is than the server's, so that a file that keeps all cores busy does
+#: not delay the responses of other models.
 NICENESS = 5
 
 
@@ -44,7 +44,7 @@ class _Trial:
 
 @dataclass(frozen=True, slots=True)
 class _ForRuntime:
-    """A child process that is the fork server of one runtime, and the socket that controls it."""
+    """A child process that is the fork server for one runtime, and the socket that controls it."""
 
     pid: int
     control: socket.socket
@@ -72,7 +72,7 @@ class _ForkServer:
                     self._reap(key.fd)
 
     def _take(self) -> bool:
-        """Starts the trial that the server asks for; False once the server has closed its end."""
+        """Starts the trial that the server asks for. Returns False once the server has closed its end."""
         request, descriptors, _, _ = socket.recv_fds(self._control, LONGEST_REQUEST, DESCRIPTORS)
         if not request:
             return False
@@ -129,9 +129,9 @@ class _ForkServer:
         return self._others[imports]
 
     def _leave(self, parent: int) -> None:
-        """Lets a fork of this process end with it, and closes what only this process needs."""
+        """Makes a fork end when this process ends, and closes what only this process needs."""
         end_with_parent()
-        if os.getppid() != parent:  # the parent ended before that took effect
+        if os.getppid() != parent:  # the parent ended before the line above took effect
             os._exit(1)
         self._selector.close()
         self._control.close()
@@ -145,7 +145,7 @@ class _ForkServer:
         self._selector.unregister(pidfd)
         trial = self._trials.pop(pidfd)
         _, status = os.waitpid(trial.pid, 0)
-        with suppress(ProcessLookupError, PermissionError):  # processes that it has started
+        with suppress(ProcessLookupError, PermissionError):  # processes that the trial has started
             os.killpg(trial.pid, signal.SIGKILL)
         with suppress(OSError):
             trial.ending.send(b"%d" % os.waitstatus_to_exitcode(status))

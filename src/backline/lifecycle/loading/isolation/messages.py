@@ -1,7 +1,7 @@
 """The messages between the server and a trial process, and the job of a worker that runs a runtime.
 
-A message to the server may come from a file that has taken over its process: it is data, decoded by type and
-checked.
+A message to the server may come from a file that has taken over the trial process. So messages are plain
+data, decoded by type and checked.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, Internal
 from backline.lifecycle.loading.loaded import Measured, check_measured
 
-#: The largest message from a trial process, in bytes.
+#: The maximum size of a message from a trial process, in bytes.
 LONGEST_MESSAGE: Final = 1 << 16
-#: The longest text in a message, in characters.
+#: The maximum length of a text in a message, in characters.
 LONGEST_TEXT: Final = 4000
 _MOST_DEVICES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class TrialJob:
-    """What to try: the file or folder `path` with its configuration, as a load in the server would.
+    """A trial of the file or folder `path` with its configuration, as a load in the server would use them.
 
     `recorded` is the file of recorded requests, which need not exist. The fork server imports `imports` once
     for all trials, see `BackendEntry.imports`.
@@ -74,7 +74,7 @@ class TrialRefused(msgspec.Struct, tag="refused", frozen=True):
     message: str
 
     def error(self) -> BacklineError:
-        """The error to raise in the server."""
+        """Returns the error to raise in the server."""
         kind: Any = getattr(errors, self.kind, None)
         if not (isinstance(kind, type) and issubclass(kind, BacklineError)):
             kind = Internal
@@ -112,7 +112,7 @@ def decode_job(data: bytes, kind: type[Job]) -> Job:
 
 
 def _plain(value: Any) -> Any:
-    """The plain form of values that msgspec does not know."""
+    """Converts a value of a type that msgspec does not know to a plain one."""
     if isinstance(value, MappingProxyType):
         return dict(value)
     if isinstance(value, Path):

@@ -28,7 +28,7 @@ from backline.workers.child.tracebacks import details
 
 
 class RuntimeModel:
-    """A WorkerModel around the LoadedModel of a runtime. Implements no batching: each request is one run.
+    """A WorkerModel that wraps a runtime's LoadedModel. Implements no batching: each request is one run.
 
     The server forms batches, reshapes and joins as for any LoadedModel, and sends each batch as one request
     with the arrays that `LoadedModel.run` takes.
@@ -38,7 +38,7 @@ class RuntimeModel:
         self._name, self._version = message.name, message.version
         self._model = model
         self._outputs = {spec.name: spec.datatype for spec in model.signature.outputs}
-        # One more than can compute at once, so that the next batch is at hand when one ends.
+        # One more than can compute at once, so that the next batch is ready when one ends.
         concurrency = usable_cores() + 1
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="run")
         self.loaded = WorkerLoaded(
@@ -57,7 +57,7 @@ class RuntimeModel:
             try:
                 request.answer(self._run(request))
             except Internal as error:
-                request.fail(ModelFailed(error.message))  # as it is: the text names the model already
+                request.fail(ModelFailed(error.message))  # unchanged: the text already names the model
             except BacklineError as error:
                 request.fail(error)
             except Exception as error:
@@ -98,7 +98,7 @@ def load(message: WorkerLoad, caller: Caller) -> RuntimeModel:
 
 
 def _be_expendable() -> None:
-    """Writes no core dumps, and has the kernel kill this process before the server if memory runs out."""
+    """Disables core dumps, and makes the kernel kill this process before the server if memory runs out."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:

@@ -1,4 +1,4 @@
-"""One trial of a model file, in a process that ends with it: load, prove, measure, warm up."""
+"""One trial of a model file (load, prove, measure, warm up), in a process that ends with the trial."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from backline.lifecycle.loading.warm_up import warm_up_items
 from backline.system.cores import pinned
 from backline.system.memory import fill_blocks
 
-#: What new and freed memory is filled with. A damaged file that makes a runtime read such memory should crash
+#: The byte that fills new and freed memory. A damaged file that makes a runtime read such memory should crash
 #: the trial; with the zeros of a new process it might pass, and crash the server later.
 _FILLING = 0x5A
 
 
 def run_trial(job: TrialJob, report: Callable[[Report], None]) -> None:
-    """Does with a file what a load in the server would do, and reports how far it has come.
+    """Does with a file what a load in the server would do, and reports each phase.
 
     The last report is a Passed or TrialRefused. Each warm-up sample runs once, whatever its `count`.
     """
     config = replace(job.config, warm_up=tuple(replace(sample, count=1) for sample in job.config.warm_up))
 
     def on_phase(phase: str) -> None:
-        # Not in the trial runs, which are timed.
+        # Not during the trial runs, which are timed.
         fill_blocks(0 if phase == "probe" else _FILLING)
         if phase in ("load", "probe", "warm-up"):
             report(Began(phase))  # type: ignore[arg-type]

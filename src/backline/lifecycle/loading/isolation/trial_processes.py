@@ -1,4 +1,4 @@
-"""The server's side of trial processes: starts them, watches them against limits, and explains their end."""
+"""The server's side of trial processes: starts them, enforces limits, and explains how they ended."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ log = logging.getLogger("backline.lifecycle")
 IDLE_SECONDS: Final = 10.0
 #: Seconds between checks of a trial's memory and duration.
 _LOOK: Final = 0.025
-#: How much memory a trial may take, unless the server's options say: this many bytes, and a multiple of the
-#: size of the files, but at most this share of what is free.
+#: How much memory a trial may take, unless the server's options say: this many bytes plus a multiple of the
+#: size of the files, but at most this share of the free memory.
 _MEMORY: Final = 4 << 30
 _MEMORY_PER_BYTE: Final = 8
 _SHARE_OF_FREE: Final = 0.8
-#: The largest file that a trial may write: this many bytes, and a multiple of the size of the files.
+#: The maximum size of a file that a trial writes: this many bytes plus a multiple of the size of the files.
 _FILE: Final = 64 << 20
 _FILE_PER_BYTE: Final = 2
 #: How much of a trial's last output is read, in bytes.
@@ -62,7 +62,7 @@ OnPhase: TypeAlias = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class TrialLimits:
-    """The limits of a trial: `seconds`, and bytes of resident `memory` and of each `file` that it writes."""
+    """The limits of a trial: `seconds`, bytes of resident `memory`, and bytes of each written `file`."""
 
     seconds: float
     memory: int
@@ -70,7 +70,7 @@ class TrialLimits:
 
     @classmethod
     def of(cls, file_bytes: int, *, seconds: float, memory: int | None) -> TrialLimits:
-        """The limits for a model with files of this size. `memory` None depends on the size."""
+        """Returns limits for a model with files of this size, on which `memory` depends if it is None."""
         if memory is None:
             import psutil
 
@@ -80,7 +80,7 @@ class TrialLimits:
 
 
 class TrialProcesses:
-    """Tries model files in separate processes. Use it on load threads."""
+    """Tries model files in separate processes. For use on load threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -88,14 +88,14 @@ class TrialProcesses:
         self._control: socket.socket | None = None
         self._running = 0
         self._idle: threading.Timer | None = None
-        #: Trials so far, for tests.
+        #: The number of trials so far, for tests.
         self.started = 0
 
     def try_out(self, job: TrialJob, runtime: str, limits: TrialLimits, trial: TrialWatch) -> Passed:
         """Tries a model; returns its measurements.
 
         Raises the error of the load, or Internal if the process crashed or exceeded a limit; `runtime` names
-        what may crash, such as "LightGBM 4.7.0". `trial` reports phases, and can be cancelled.
+        the library that may crash, such as "LightGBM 4.7.0". `trial` reports phases, and can be cancelled.
         """
         with self._fork_server(), ExitStack() as opened:
             channel, given = (opened.enter_context(end) for end in _pair())
@@ -187,25 +187,25 @@ class TrialProcesses:
             self._control.close()
             self._control = None
         if self._process is not None:
-            # Its trials end with it.
+            # Its trials end too.
             self._process.kill()
             self._process.wait()
             self._process = None
 
 
 class TrialWatch:
-    """Watches one trial, and may cancel it. `on_phase` is called on the load thread."""
+    """Watches one trial, and can cancel it. `on_phase` is called on the load thread."""
 
     def __init__(self, on_phase: OnPhase) -> None:
         self._on_phase = on_phase
         self._cancelled = False
 
     def cancel(self) -> None:
-        """Kills the trial soon. Call it on any thread, even before the trial."""
+        """Kills the trial soon. May be called on any thread, even before the trial begins."""
         self._cancelled = True
 
     def await_start(self, ending: socket.socket) -> tuple[_Begun, int]:
-        """A trial and its pidfd, once the fork server has imported the runtime.
+        """Returns a trial and its pidfd, once the fork server has imported the runtime and started the trial.
 
         Raises Cancelled, or Internal if the fork server ended.
         """
@@ -241,7 +241,7 @@ class TrialWatch:
             ready = [descriptor for descriptor, _ in poll.poll(_LOOK * 1000)]
             if not ready:
                 continue
-            # What it has sent before its end counts.
+            # Messages sent before the process ended still count.
             heard = process.channel.fileno() in ready
             data = process.channel.recv(LONGEST_MESSAGE) if heard else b""
             if not data:
@@ -261,7 +261,7 @@ class TrialWatch:
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A trial's process id, and the bytes of its resident memory that it shares with the fork server."""
+    """A trial's process id, and how much of its resident memory it shares with the fork server, in bytes."""
 
     pid: int
     shared_bytes: int
@@ -313,7 +313,7 @@ class _Process:
         )
 
     def crash(self) -> _Ended:
-        """Says how the process ended."""
+        """Returns an error that says how the process ended."""
         self.ending.settimeout(5)
         try:
             status = int(self.ending.recv(32) or b"1")
@@ -336,7 +336,7 @@ def _pair() -> tuple[socket.socket, socket.socket]:
 
 
 def _said(output: int) -> str:
-    """The last lines that a trial printed, as the end of a sentence; "" if it printed nothing."""
+    """Returns the last lines that a trial printed, as the end of a sentence; "" if it printed nothing."""
     size = os.fstat(output).st_size
     text = os.pread(output, _LAST_OUTPUT, max(0, size - _LAST_OUTPUT)).decode("utf-8", "replace")
     lines = [line for line in text.splitlines() if line.strip()]
