@@ -17,7 +17,7 @@ _WRITTEN: Final = ("WAV", "FLAC", "OGG")
 
 @dataclass(frozen=True, slots=True)
 class AudioHint(OrNone):
-    """Sound at `rate` samples per second. `format` is the file format of an output; empty for WAV."""
+    """Sound at `rate` samples per second. `format` is an output's file format; empty means WAV."""
 
     kind: ClassVar[str] = "audio"
     rate: int
@@ -34,7 +34,9 @@ class AudioHint(OrNone):
             )
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> np.ndarray:
-        """Decodes, mixes and resamples a file: FP32 [samples] for one channel, else [channels, samples]."""
+        """Decodes a sound file, mixes its channels and resamples it. Returns FP32 [samples] for one channel,
+        else [channels, samples].
+        """
         samples, rate = read_sound(data, limit, self.rate, self.channels)
         samples = self._mixed(samples)
         if rate != self.rate and len(samples):
@@ -101,7 +103,7 @@ class Audio(Array):
 
 
 def audio_hint(hint: Any) -> AudioHint | None:
-    """The AudioHint for a hint of sound, else None. Raises InvalidArgument for Audio without a rate."""
+    """Returns the AudioHint if `hint` is one, else None. Raises InvalidArgument for Audio without a rate."""
     if hint is Audio:
         raise InvalidArgument("Audio needs a rate, as in Audio[16000]")
     return hint if isinstance(hint, AudioHint) else None

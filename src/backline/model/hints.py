@@ -13,7 +13,7 @@ import numpy as np
 from backline.engine.errors import Internal
 from backline.engine.values.datatypes import DataType
 
-#: The base class of hints that type checkers take for arrays.
+#: The base class of array hints. Type checkers treat such hints as NumPy arrays.
 if TYPE_CHECKING:
     Array = np.ndarray
 else:
@@ -23,8 +23,8 @@ DECODED_LIMIT: Final = 256 << 20
 
 
 class OrNone:
-    """The base of hints that are objects rather than types. `hint | None` is the hint itself, because an
-    input is optional if its parameter has a default.
+    """The base class of hints that are objects rather than types. `hint | None` is the hint itself: an input
+    is optional if its parameter has a default, whatever its hint.
     """
 
     __slots__ = ()
@@ -46,8 +46,8 @@ def without_none(hint: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ArrayHint(OrNone):
-    """An array with a datatype and a shape, in which -1 is any size. The shape excludes the batch dimension
-    of models that take batches.
+    """An array with a datatype and a shape, in which -1 means any size. The shape excludes the batch
+    dimension of models that take batches.
     """
 
     datatype: DataType
@@ -55,7 +55,9 @@ class ArrayHint(OrNone):
 
 
 class _Typed(Array):
-    """An array of one datatype, like `FP32[3, 224, 224]`; -1 is any size. `FP32` alone means `FP32[-1]`."""
+    """An array of one datatype, like `FP32[3, 224, 224]`; -1 means any size. `FP32` alone means
+    `FP32[-1]`.
+    """
 
     datatype: ClassVar[DataType]
 
@@ -67,7 +69,7 @@ class _Typed(Array):
 
 
 def array_hint(hint: Any) -> ArrayHint | None:
-    """The ArrayHint for a hint of an array; None for any other hint."""
+    """Returns the ArrayHint that a type hint for an array means; None for any other hint."""
     if isinstance(hint, ArrayHint):
         return hint
     if isinstance(hint, type) and issubclass(hint, _Typed):
@@ -163,10 +165,10 @@ class Models(Protocol):
     """
 
     def __getitem__(self, model: str, /) -> Any:
-        """A model by name, called with its inputs: `models["pitch"](frames)["output"]`."""
+        """Returns a model by name. Call it with its inputs: `models["pitch"](frames)["output"]`."""
 
     def model(self, name: str, version: str | int = "") -> Any:
-        """The model of this name, at a version or label."""
+        """Returns the model with this name, optionally of a given version or label."""
 
 
 class Media(Protocol):
@@ -190,7 +192,7 @@ class Media(Protocol):
 
 
 def library(module: str, what: str, package: str, extra: str) -> Any:
-    """Imports a library. If it is missing, raises Internal, which says what to install."""
+    """Imports a library. If it is missing, raises Internal with advice on what to install."""
     try:
         return import_module(module)
     except ImportError as error:

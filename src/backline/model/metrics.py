@@ -61,7 +61,7 @@ class _Metric:
             _Server.page.declare(name, self.kind, description)
 
     def value(self, **labels: str) -> float:
-        """The value that this process has recorded; for a histogram, the number of observations."""
+        """Returns the value that this process has recorded; for a histogram, the number of observations."""
         return self._values.get(tuple(sorted(labels.items())), 0.0)
 
     def _keep(self, labels: Mapping[str, str], value: float, *, add: bool) -> None:
