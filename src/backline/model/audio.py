@@ -1,4 +1,4 @@
-"""The type hint for sound."""
+"""The type hint for sounds."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class AudioHint(OrNone):
         return np.ascontiguousarray(samples[:, 0] if self.channels == 1 else samples.T)
 
     def _mixed(self, samples: np.ndarray) -> np.ndarray:
-        """Converts to the expected number of channels: mixes all into one, or copies one to all. Raises
-        InvalidArgument for any other conversion.
+        """Converts samples to the expected number of channels: mixes all channels into one, or copies one
+        channel to all. Raises InvalidArgument for any other conversion.
         """
         found = samples.shape[1]
         if found == self.channels:
@@ -58,7 +58,9 @@ class AudioHint(OrNone):
         raise InvalidArgument(f"the sound has {found} channels, expected {self.channels} or 1")
 
     def encode(self, value: Any) -> bytes:
-        """Encodes floats from -1 to 1, [samples] or [channels, samples], as a file of 16-bit samples."""
+        """Encodes an array of floats from -1 to 1, [samples] or [channels, samples], as a file with 16-bit
+        samples.
+        """
         array = np.asarray(value)
         if array.dtype.kind != "f":
             raise TypeError(f"a sound is an array of floats from -1 to 1, got {array.dtype}")

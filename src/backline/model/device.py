@@ -1,4 +1,4 @@
-"""The device on which this instance of a model computes."""
+"""Tells a model on which device this instance of it should compute."""
 
 from __future__ import annotations
 

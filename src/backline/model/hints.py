@@ -132,20 +132,21 @@ class BF16(_Typed):
 
 
 class BYTES(_Typed):
-    """Byte strings: a NumPy object array of `bytes`."""
+    """Byte strings. The model gets a NumPy object array of `bytes`."""
 
     datatype = DataType.BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request's properties other than its inputs. `predict` gets them in a parameter with this type hint,
-    unless the model takes batches.
+    """The properties of a request other than its inputs. `predict` receives them in a parameter with this
+    type hint, unless the model takes batches.
     """
 
     id: str = ""
     parameters: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    #: The id of the request's sequence, 0 for none, and whether this is the sequence's first or last request.
+    #: The id of the request's sequence, 0 if there is none, and whether this is the first or last request of
+    #: the sequence.
     sequence: int | str = 0
     sequence_start: bool = False
     sequence_end: bool = False
@@ -155,11 +156,12 @@ class Request:
 
 
 class Models(Protocol):
-    """A client for the other models of the server, as from `backline.connect`. `predict` gets it in a
-    parameter with this type hint.
+    """A client for the other models of the server, like the one that `backline.connect` returns. `predict`
+    gets the client in a parameter with this type hint.
 
-    An `async def predict` gets a client as from `backline.connect_async`. Calls inherit the deadline and
-    priority of the request, and are cancelled with it. Without a server, pass a client:
+    An `async def predict` gets a client like the one that `backline.connect_async` returns. Calls inherit the
+    deadline and priority of the request, and are cancelled when it is cancelled. Outside a server, pass a
+    client:
 
     >>> Model().predict(frames, models=backline.connect("http://localhost:8000"))
     """
@@ -172,7 +174,8 @@ class Models(Protocol):
 
 
 class Media(Protocol):
-    """Decodes a file into the value that `predict` gets, and encodes the value it returns as a file.
+    """Decodes a file into the value that `predict` gets, and encodes the value that `predict` returns as a
+    file.
 
     `kind` is "image" or "audio".
     """
@@ -180,15 +183,17 @@ class Media(Protocol):
     kind: ClassVar[str]
 
     def check(self, *, output: bool) -> None:
-        """Raises InvalidArgument if the hint is invalid for an input, or for an output if `output` is set;
-        Internal if a library is missing.
+        """Raises InvalidArgument if the hint is invalid for an input, or for an output if `output` is set.
+        Raises Internal if a library is missing.
         """
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> Any:
-        """Decodes a file. Raises InvalidArgument if it is invalid, or decodes to over `limit` bytes."""
+        """Decodes a file. Raises InvalidArgument if the file is invalid, or decodes to more than `limit`
+        bytes.
+        """
 
     def encode(self, value: Any) -> bytes:
-        """Encodes a value as a file. Raises TypeError or ValueError if it does not fit the hint."""
+        """Encodes a value as a file. Raises TypeError or ValueError if the value does not fit the hint."""
 
 
 def library(module: str, what: str, package: str, extra: str) -> Any:

@@ -22,7 +22,9 @@ _CHANNELS: Final = {"RGB": 3, "RGBA": 4, "L": 0}
 
 @dataclass(frozen=True, slots=True)
 class ImageHint(OrNone):
-    """An array of Pillow's `mode`, or a Pillow image. `format` is an output's file format, PNG if empty."""
+    """An array in the Pillow mode `mode`, or a Pillow image. `format` is an output's file format; empty means
+    PNG.
+    """
 
     kind: ClassVar[str] = "image"
     mode: str = "RGB"

@@ -47,7 +47,7 @@ def read_sound(
 
 
 def check_size(size: int, limit: int) -> None:
-    """Raises InvalidArgument for a decoded sound that is too large."""
+    """Raises InvalidArgument if a decoded sound of `size` bytes is larger than `limit`."""
     if size > limit:
         raise InvalidArgument(f"the sound has {size} bytes when it is decoded, more than {limit}")
 
@@ -119,7 +119,7 @@ def _container(data: bytes) -> str:
         return "mp4"
     if data[:4] == b"\x1a\x45\xdf\xa3":  # EBML: WebM, Matroska
         return "matroska"
-    if len(data) > 1 and data[0] == 0xFF and data[1] & 0xF6 == 0xF0:  # ISO/IEC 13818-7: ADTS; MP3 has a layer
+    if len(data) > 1 and data[0] == 0xFF and data[1] & 0xF6 == 0xF0:  # ISO/IEC 13818-7: ADTS, not MP3
         return "aac"
     return ""
 

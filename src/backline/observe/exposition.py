@@ -1,7 +1,7 @@
 """Writes Prometheus' text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/).
 
 prometheus_client creates an object per sample, which is too slow for thousands of samples. Here each metric
-is a template filled with numbers.
+is a template that is filled with numbers.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def exposed(family: Family) -> Iterator[str]:
     """Yields the text of a metric that models define: first the comment lines, then each sample."""
     yield comment(family.name, family.kind, family.description)
     write = _histogram if family.kind == "histogram" else _value
-    for labels, sample in tuple(family.samples.items()):  # models may add samples between two pieces
+    for labels, sample in tuple(family.samples.items()):  # models may add samples during this loop
         yield write(family.name, tuple((_INVALID.sub("_", name), value) for name, value in labels), sample)
 
 

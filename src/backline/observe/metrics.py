@@ -92,7 +92,7 @@ class Metrics:
             return CONTENT_TYPE, self._page
 
     async def _write(self) -> list[bytes]:
-        # On a thread, because it imports libraries and reads files.
+        # This runs on a thread, because it imports libraries and reads files.
         process = asyncio.get_running_loop().run_in_executor(None, self._of_process)
         page = await in_pieces(_blocks(self._pieces()))
         return [*filter(None, page), await process]

@@ -139,7 +139,7 @@ def open_ports_warning() -> str:
         from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
         closed = is_token_auth_enabled()
-    except ImportError:  # private in Ray, and absent before 2.52
+    except ImportError:  # the module is private in Ray, and absent before 2.52
         closed = os.environ.get("RAY_AUTH_MODE") == "token"
     if closed:
         return ""

@@ -1,4 +1,4 @@
-"""A replica: a server in a Ray actor."""
+"""A replica, which is a server in a Ray actor."""
 
 from __future__ import annotations
 

@@ -87,7 +87,9 @@ def _can_watch(paths: Sequence[Path]) -> bool:
 
 
 async def _events(places: Callable[[], Sequence[Path]], interval: float) -> AsyncGenerator[None, None]:
-    """Yields after changes, until a place is replaced. Raises FileNotFoundError if a place is missing."""
+    """Yields after changes, until one of the places is replaced. Raises FileNotFoundError if a place is
+    missing.
+    """
     watched = _inodes(places())
     event = asyncio.Event()
     event.set()  # changes from before the watch began must also cause a scan
@@ -113,7 +115,7 @@ async def _events(places: Callable[[], Sequence[Path]], interval: float) -> Asyn
 
 
 async def _watch(paths: Sequence[Path], event: asyncio.Event) -> None:
-    """Sets `event` on every change; a file that is being written causes several."""
+    """Sets `event` on every change. A file that is being written causes several changes."""
     from watchfiles import awatch
 
     try:

@@ -11,7 +11,7 @@ _SHOWN = 20
 
 
 def check_name(what: str, name: str, place: str) -> None:
-    """Raises InvalidArgument if a name found in a repository breaks the rule of engine.names.
+    """Raises InvalidArgument if a name found in a repository is not valid according to engine.names.
 
     `what` is "model" or "version"; `place` is the folder or file that the name comes from.
     """

@@ -65,7 +65,7 @@ def _unpack(archive: Path, folder: Path, root: str, limits: UnpackLimits) -> Non
         with contextlib.suppress(FileExistsError):
             place.rename(folder)
     except OSError:
-        if not folder.is_dir():  # otherwise another process was faster
+        if not folder.is_dir():  # otherwise another process has already unpacked it
             raise
     finally:
         shutil.rmtree(place, ignore_errors=True)

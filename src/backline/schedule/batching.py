@@ -33,7 +33,7 @@ class BatchPolicy:
 
     @property
     def takes_all(self) -> bool:
-        """Whether a batch is simply whatever is queued, up to `max_items`."""
+        """Whether a batch simply takes what is queued, up to `max_items`."""
         return (
             not self.delay_ns
             and (not self.preferred or self.preferred == (self.max_items,))

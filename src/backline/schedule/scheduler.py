@@ -119,7 +119,7 @@ class Scheduler(Owner):
         self._company = Alarm(self._dispatch, loop)
         self._expiry = Alarm(self._expire, loop, pause=_SHORTEST_WAIT)
         self._sweep_after = 0.0
-        #: Set during a drain; resolved once nothing is queued or running.
+        #: Set during a drain; resolved once no request is queued or running.
         self._rest: asyncio.Future[None] | None = None
 
     @property
@@ -369,7 +369,7 @@ class Scheduler(Owner):
             self._busy.discard(batch)
             release_all(tickets)  # completing one request may cancel another request whose run is over
             if self._queue.size and not self._scheduled:
-                self._dispatch()  # the instance starts its next batch while we write these responses
+                self._dispatch()  # the instance starts its next batch while these responses are written
         self.tally.ran(batch)
         order = self._order
         first = self._turn.begin_completions()
@@ -457,6 +457,6 @@ class Scheduler(Owner):
         self._refuse(expired, lambda ticket: ticket.expire(self._expiry_of(ticket, now)))
 
     def _expiry_of(self, ticket: Ticket, now: float) -> BacklineError:
-        """Counts a request that expired in the queue, and returns its error."""
+        """Counts a request that expired in the queue, and returns the error for it."""
         self._statistics.record_expired(ticket)
         return expired_in_queue(ticket, now, self._name, by_policy=self._queue.timed_out(ticket, now))

@@ -52,7 +52,7 @@ class Turn:
     def begin_completions(self) -> bool:
         """Marks the start of a batch's completions.
 
-        If it returns True, the caller must call `end_completions` after them.
+        If this returns True, the caller must call `end_completions` after these completions.
         """
         begun, self._answering = self._answering, True
         return not begun

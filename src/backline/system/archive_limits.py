@@ -43,7 +43,7 @@ _FARTHEST_END: Final = _END.size + 0xFFFF
 
 
 def check_zip_list(path: Path, place: str, limits: UnpackLimits) -> None:
-    """Raises InvalidArgument if the list of members of a zip file is too long to be read at all.
+    """Raises InvalidArgument if the list of members of a zip file is too long to be read.
 
     `place` is the name of the archive in errors.
     """

@@ -1,4 +1,4 @@
-"""Decides how long to poll for input before sleeping, from the gaps between earlier inputs."""
+"""Decides how long to poll for input before sleeping, based on the gaps between earlier inputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 #: sleep was shorter by this time than it seems.
 WAKE_TIME: Final = 30e-6
 #: If this many seconds pass between two checks for input during a poll, another thread or process must have
-#: had the core or the interpreter.
+#: used the core or the interpreter.
 LOST_CORE: Final = 100e-6
 #: While polling, seconds between two checks whether the machine has an idle core.
 CHECK_INTERVAL: Final = 0.01

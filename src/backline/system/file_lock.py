@@ -46,7 +46,7 @@ def open_lock(file: Path) -> int:
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:
     """Takes an exclusive or shared lock. Returns False if another descriptor holds a conflicting one."""
     if sys.platform == "win32":
-        return True  # without locks, work may be done twice, but results still appear atomically
+        return True  # without locks, work may be done twice, but files still appear atomically
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -59,6 +59,6 @@ def hold(folder: Path) -> int:
     closed.
     """
     descriptor = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # a file system without locks
+    with contextlib.suppress(OSError):  # the file system may not support locks
         try_lock(descriptor, shared=True)
     return descriptor

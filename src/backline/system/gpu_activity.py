@@ -36,7 +36,7 @@ class GpuActivity:
     """Reads all GPUs that this process can see. Call it on a thread, because the driver may block."""
 
     def __init__(self) -> None:
-        """Raises OSError if the management library cannot be used; most machines have none."""
+        """Raises OSError if the management library cannot be used. Most machines do not have this library."""
         self._nvml = ctypes.CDLL(MANAGEMENT)
         check("nvmlInit", self._nvml.nvmlInit_v2())
         count = ctypes.c_uint()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from backline.system.memory import resident_bytes
 
-#: Mapped files with fewer resident bytes than this are not listed one by one.
+#: Mapped files with fewer resident bytes than this are not listed individually.
 _SMALL_FILE = 1 << 20
 _MAPPING = re.compile(rb"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ (\d+) *(.*)\n((?:[A-Z]\w*: .*\n)+)", re.MULTILINE)
 _SIZE = re.compile(rb"^(\w+):\s+(\d+) kB", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The user's default folders."""
+"""The default folders of the current user."""
 
 from __future__ import annotations
 

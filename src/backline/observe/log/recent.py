@@ -41,7 +41,7 @@ class RecentLines:
         self._number = 0
 
     def add(self, record: logging.LogRecord, text: str) -> None:
-        """Keeps an entry. `text` is the line as it is written to the log."""
+        """Stores an entry. `text` is the line as it is written to the log."""
         if len(text) > LONGEST:
             text = f"{text[:LONGEST]}..."
         with self._lock:

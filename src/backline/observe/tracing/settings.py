@@ -162,7 +162,9 @@ def read_changes(changes: Mapping[str, SettingValue | None], mode: Mode) -> dict
 
 
 def read_levels(names: list[str], mode: Mode) -> tuple[Level, ...]:
-    """Parses trace levels. Raises InvalidArgument for unknown ones, and for TENSORS with opentelemetry."""
+    """Parses trace levels. Raises InvalidArgument for unknown levels, and for TENSORS in the mode
+    opentelemetry.
+    """
     if "OFF" in names:
         if len(names) > 1:
             raise InvalidArgument("Expect only one trace level 'OFF' is specified")

@@ -101,7 +101,7 @@ class Exchange(Generic[Kept]):
         self.engine = engine
         self.setting = setting
         self.protocol = protocol
-        #: The model in the route or call; empty if only the body names it.
+        #: The model in the route or call; empty if only the body names the model.
         self.model = model
         self.parent = parent
         self.began_ns = began_ns
@@ -143,7 +143,7 @@ class Exchange(Generic[Kept]):
         self._look_at_end()
 
     def answer(self, error: BacklineError | None) -> None:
-        """Records that the client has received its response or error, or has left."""
+        """Records that the client has received its response or error, or has disconnected."""
         if not self._answered:
             self._answered = True
             self.error = Failure.of(error)
@@ -301,7 +301,7 @@ def _resolve(engine: Engine, request: InferRequest) -> tuple[str, bool]:
     """Returns the version that would serve the request, and whether the model is an ensemble."""
     try:
         model = engine.find(request.model_name, request.model_version)
-    except BacklineError:  # raised again when the request is submitted
+    except BacklineError:  # the error is raised again when the request is submitted
         return request.model_version or UNKNOWN_VERSION, False
     return model.version, model.config.ensemble is not None
 

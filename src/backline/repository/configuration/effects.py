@@ -1,4 +1,4 @@
-"""Lists the fields and settings of a configuration that have an effect; any other causes a warning."""
+"""Lists the fields and settings of a configuration that have an effect. All others cause a warning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from backline.engine.config.model_config import ModelConfig
 
-#: The fields that have an effect. A field listed without subfields is supported as a whole.
+#: The fields that have an effect. If a field is listed without subfields, all its subfields have an effect.
 SUPPORTED: Final = frozenset(
     {
         "name",

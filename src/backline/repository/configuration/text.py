@@ -45,7 +45,7 @@ def render(document: Document) -> str:
         )
     )
     if not document.message.max_batch_size and "max_batch_size" in document.places:
-        text = f"max_batch_size: 0\n{text}"  # an unset field would mean a measured limit, see reader.py
+        text = f"max_batch_size: 0\n{text}"  # an unset field would mean a measured limit; see reader.py
     return text
 
 

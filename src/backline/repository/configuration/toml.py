@@ -71,7 +71,7 @@ def render(document: Document) -> str:
         else:
             sections.append(_table(f"[{field.name}]", _pairs(value)))
     if not message.max_batch_size and "max_batch_size" in document.places:
-        plain.append("max_batch_size = 0")  # an unset field would mean a measured limit, see reader.py
+        plain.append("max_batch_size = 0")  # an unset field would mean a measured limit; see reader.py
     settings, parameters = _settings(message.parameters)
     if parameters:
         sections.append(
@@ -206,7 +206,7 @@ class _KeyScanner:
         #: time.
         self._lines = [0, *(found.end() for found in re.finditer(r"\n", text))]
         self._at = 0
-        #: The index of the newest element of each array of tables.
+        #: For each array of tables, the index of its newest element.
         self._newest: dict[Keys, int] = {}
         table: Keys = ()
         while self._skip_blank() < len(text):

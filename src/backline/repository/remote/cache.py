@@ -6,9 +6,9 @@
     listings/<key>.json           what a location held when it was last reached
     partial/, locks/              work in progress, and its locks
 
-Several processes may share one cache: files and folders are renamed into place when they are complete, and
-long work holds a lock. The next use notices damage from a crash or a full disk by size and hash, and repairs
-it.
+Several processes may share one cache: files and folders are renamed into place when they are complete, and a
+lock is held during long work. Damage from a crash or a full disk is noticed, by size and hash, and repaired
+at the next use.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ class DownloadProgress:
             if self._announced:
                 return
             self._announced = True
-        with contextlib.suppress(RuntimeError):  # the loop has ended, so there is nobody to report to
+        with contextlib.suppress(RuntimeError):  # the loop has ended, so nobody receives the report
             self._loop.call_soon_threadsafe(self._tell)
 
     def _tell(self) -> None:

@@ -84,7 +84,7 @@ class Flight(Owner):
         #: The duration of the lookup, in nanoseconds.
         self.lookup_ns = 0
         self.run: Ticket | None = None
-        #: Whether `submit` has yet to return for the first request.
+        #: Whether `submit` has not yet returned for the first request.
         self.submitting = True
         #: The error with which `submit` refuses the first request, if any.
         self.refusal: BacklineError | None = None

@@ -126,7 +126,7 @@ class RedisCache:
             self._do(self._store(key, entry))
 
     async def close(self) -> None:
-        """Waits for operations in progress, which have timeouts."""
+        """Waits for the operations in progress, which end at the latest with their timeouts."""
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self._redis.aclose()

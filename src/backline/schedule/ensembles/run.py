@@ -45,7 +45,7 @@ class EnsembleRun(Owner):
                 raise
 
     def _begin(self) -> None:
-        """Submits the first steps. Raises the error of a step that is refused."""
+        """Submits the first steps. If a step is refused, raises its error."""
         raise NotImplementedError
 
     def _under_way(self) -> list[tuple[Ticket, PlannedStep]]:
@@ -105,7 +105,7 @@ class EnsembleRun(Owner):
 
     @property
     def _next_response(self) -> tuple[int, int]:
-        """The index of the next response of the request, and when the previous one was available."""
+        """The index of the next response of the request, and the time when the previous one was available."""
         return 0, self._started_ns
 
     def _count_response(self, response: InferResponse) -> None:

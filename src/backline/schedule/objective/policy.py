@@ -243,7 +243,9 @@ def item_size(ticket: Ticket) -> int:
 
 
 class BatchSizing:
-    """Learns from past batches how large the next ones should be to complete within `objective` seconds."""
+    """Learns from past batches how large the next batches should be to complete within `objective`
+    seconds.
+    """
 
     def __init__(self, objective: float, outlook: Outlook) -> None:
         self._objective = objective

@@ -73,7 +73,8 @@ class Queue(Protocol):
     def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
         """Removes and returns the next requests that may run together at `now`, and their number of items.
 
-        They share a batch key and have at most `max_items` items; a request with more is taken alone.
+        The requests share a batch key and have at most `max_items` items; a request with more items is taken
+        alone.
         """
 
     def put_back(self, tickets: list[Ticket], now: float) -> None:

@@ -116,7 +116,9 @@ class SequenceBatcher:
 
     @property
     def pending(self) -> int:
-        """The number of requests that wait for a place, for the request before them, or in a lane."""
+        """The number of requests that wait for a place, for the previous request of their sequence, or in a
+        lane.
+        """
         return self._table.waiting + sum(lane.pending for lane in self._lanes)
 
     @property
@@ -192,7 +194,7 @@ class SequenceBatcher:
         self._look_at_rest()
 
     def _wait(self, sequence: LiveSequence, ticket: Ticket) -> None:
-        """Queues a request that waits for a place, or for the request before it."""
+        """Queues a request that waits for a place, or for the previous request of its sequence."""
         ticket.enqueue(_SequenceBacklog(self, sequence))
         if ticket.deadline is not None:
             self._look_at(ticket.deadline)

@@ -106,8 +106,8 @@ class SequenceTable:
         return sequence.place is not None and sequence.running is None and not sequence.waiting
 
     def accept(self, ticket: Ticket, now_ns: int) -> LiveSequence | None:
-        """Queues a request in its sequence. Returns None if the sequence is not open and the
-        request does not start it.
+        """Queues a request in its sequence. Returns None if the sequence is not open and the request does not
+        start one.
         """
         step = step_of(ticket)
         sequence = self.open.get(step.id)
@@ -279,7 +279,7 @@ class SequenceTable:
         return self._release(sequence) if sequence.over else []
 
     def _release(self, sequence: LiveSequence) -> list[LiveSequence]:
-        """Passes the place of a finished sequence on to the next one."""
+        """Passes the place of a finished sequence on to the next sequence."""
         self._unplaced.pop(sequence, None)
         if sequence.place is None:
             return []
