@@ -1,10 +1,10 @@
-"""The names that a `model.py` imports: types for hints, special parameters of `predict`, metrics and errors.
+"""The names that a `model.py` imports: type hints, special parameters of `predict`, metrics and errors.
 
     class Model:
         def predict(self, x: FP32[16]) -> FP32[16]:
             return x + 1
 
-This package needs NumPy and no server, so a notebook or a test can use a model like any other class:
+This package needs NumPy but no server, so a notebook or a test can use a model like any other class:
 `Model().predict(x)`.
 """
 

@@ -1,4 +1,4 @@
-"""The type hint for sound."""
+"""The type hint for sounds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WRITTEN: Final = ("WAV", "FLAC", "OGG")
 
 @dataclass(frozen=True, slots=True)
 class AudioHint(OrNone):
-    """Sound at `rate` samples per second. `format` is the file format of an output; empty for WAV."""
+    """Sound at `rate` samples per second. `format` is an output's file format; empty means WAV."""
 
     kind: ClassVar[str] = "audio"
     rate: int
@@ -34,7 +34,9 @@ class AudioHint(OrNone):
             )
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> np.ndarray:
-        """Decodes, mixes and resamples a file: FP32 [samples] for one channel, else [channels, samples]."""
+        """Decodes a sound file, mixes its channels and resamples it. Returns FP32 [samples] for one channel,
+        else [channels, samples].
+        """
         samples, rate = read_sound(data, limit, self.rate, self.channels)
         samples = self._mixed(samples)
         if rate != self.rate and len(samples):
@@ -42,8 +44,8 @@ class AudioHint(OrNone):
         return np.ascontiguousarray(samples[:, 0] if self.channels == 1 else samples.T)
 
     def _mixed(self, samples: np.ndarray) -> np.ndarray:
-        """Converts to the expected number of channels: mixes all into one, or copies one to all. Raises
-        InvalidArgument for any other conversion.
+        """Converts samples to the expected number of channels: mixes all channels into one, or copies one
+        channel to all. Raises InvalidArgument for any other conversion.
         """
         found = samples.shape[1]
         if found == self.channels:
@@ -56,7 +58,9 @@ class AudioHint(OrNone):
         raise InvalidArgument(f"the sound has {found} channels, expected {self.channels} or 1")
 
     def encode(self, value: Any) -> bytes:
-        """Encodes floats from -1 to 1, [samples] or [channels, samples], as a file of 16-bit samples."""
+        """Encodes an array of floats from -1 to 1, [samples] or [channels, samples], as a file with 16-bit
+        samples.
+        """
         array = np.asarray(value)
         if array.dtype.kind != "f":
             raise TypeError(f"a sound is an array of floats from -1 to 1, got {array.dtype}")
@@ -101,7 +105,7 @@ class Audio(Array):
 
 
 def audio_hint(hint: Any) -> AudioHint | None:
-    """The AudioHint for a hint of sound, else None. Raises InvalidArgument for Audio without a rate."""
+    """Returns the AudioHint if `hint` is one, else None. Raises InvalidArgument for Audio without a rate."""
     if hint is Audio:
         raise InvalidArgument("Audio needs a rate, as in Audio[16000]")
     return hint if isinstance(hint, AudioHint) else None

@@ -13,7 +13,7 @@ import numpy as np
 from backline.engine.errors import Internal
 from backline.engine.values.datatypes import DataType
 
-#: The base class of hints that type checkers take for arrays.
+#: The base class of array hints. Type checkers treat such hints as NumPy arrays.
 if TYPE_CHECKING:
     Array = np.ndarray
 else:
@@ -23,8 +23,8 @@ DECODED_LIMIT: Final = 256 << 20
 
 
 class OrNone:
-    """The base of hints that are objects rather than types. `hint | None` is the hint itself, because an
-    input is optional if its parameter has a default.
+    """The base class of hints that are objects rather than types. `hint | None` is the hint itself: an input
+    is optional if its parameter has a default, whatever its hint.
     """
 
     __slots__ = ()
@@ -46,8 +46,8 @@ def without_none(hint: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ArrayHint(OrNone):
-    """An array with a datatype and a shape, in which -1 is any size. The shape excludes the batch dimension
-    of models that take batches.
+    """An array with a datatype and a shape, in which -1 means any size. The shape excludes the batch
+    dimension of models that take batches.
     """
 
     datatype: DataType
@@ -55,7 +55,9 @@ class ArrayHint(OrNone):
 
 
 class _Typed(Array):
-    """An array of one datatype, like `FP32[3, 224, 224]`; -1 is any size. `FP32` alone means `FP32[-1]`."""
+    """An array of one datatype, like `FP32[3, 224, 224]`; -1 means any size. `FP32` alone means
+    `FP32[-1]`.
+    """
 
     datatype: ClassVar[DataType]
 
@@ -67,7 +69,7 @@ class _Typed(Array):
 
 
 def array_hint(hint: Any) -> ArrayHint | None:
-    """The ArrayHint for a hint of an array; None for any other hint."""
+    """Returns the ArrayHint that a type hint for an array means; None for any other hint."""
     if isinstance(hint, ArrayHint):
         return hint
     if isinstance(hint, type) and issubclass(hint, _Typed):
@@ -130,20 +132,21 @@ class BF16(_Typed):
 
 
 class BYTES(_Typed):
-    """Byte strings: a NumPy object array of `bytes`."""
+    """Byte strings. The model gets a NumPy object array of `bytes`."""
 
     datatype = DataType.BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request's properties other than its inputs. `predict` gets them in a parameter with this type hint,
-    unless the model takes batches.
+    """The properties of a request other than its inputs. `predict` receives them in a parameter with this
+    type hint, unless the model takes batches.
     """
 
     id: str = ""
     parameters: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    #: The id of the request's sequence, 0 for none, and whether this is the sequence's first or last request.
+    #: The id of the request's sequence, 0 if there is none, and whether this is the first or last request of
+    #: the sequence.
     sequence: int | str = 0
     sequence_start: bool = False
     sequence_end: bool = False
@@ -153,24 +156,26 @@ class Request:
 
 
 class Models(Protocol):
-    """A client for the other models of the server, as from `backline.connect`. `predict` gets it in a
-    parameter with this type hint.
+    """A client for the other models of the server, like the one that `backline.connect` returns. `predict`
+    gets the client in a parameter with this type hint.
 
-    An `async def predict` gets a client as from `backline.connect_async`. Calls inherit the deadline and
-    priority of the request, and are cancelled with it. Without a server, pass a client:
+    An `async def predict` gets a client like the one that `backline.connect_async` returns. Calls inherit the
+    deadline and priority of the request, and are cancelled when it is cancelled. Outside a server, pass a
+    client:
 
     >>> Model().predict(frames, models=backline.connect("http://localhost:8000"))
     """
 
     def __getitem__(self, model: str, /) -> Any:
-        """A model by name, called with its inputs: `models["pitch"](frames)["output"]`."""
+        """Returns a model by name. Call it with its inputs: `models["pitch"](frames)["output"]`."""
 
     def model(self, name: str, version: str | int = "") -> Any:
-        """The model of this name, at a version or label."""
+        """Returns the model with this name, optionally of a given version or label."""
 
 
 class Media(Protocol):
-    """Decodes a file into the value that `predict` gets, and encodes the value it returns as a file.
+    """Decodes a file into the value that `predict` gets, and encodes the value that `predict` returns as a
+    file.
 
     `kind` is "image" or "audio".
     """
@@ -178,19 +183,21 @@ class Media(Protocol):
     kind: ClassVar[str]
 
     def check(self, *, output: bool) -> None:
-        """Raises InvalidArgument if the hint is invalid for an input, or for an output if `output` is set;
-        Internal if a library is missing.
+        """Raises InvalidArgument if the hint is invalid for an input, or for an output if `output` is set.
+        Raises Internal if a library is missing.
         """
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> Any:
-        """Decodes a file. Raises InvalidArgument if it is invalid, or decodes to over `limit` bytes."""
+        """Decodes a file. Raises InvalidArgument if the file is invalid, or decodes to more than `limit`
+        bytes.
+        """
 
     def encode(self, value: Any) -> bytes:
-        """Encodes a value as a file. Raises TypeError or ValueError if it does not fit the hint."""
+        """Encodes a value as a file. Raises TypeError or ValueError if the value does not fit the hint."""
 
 
 def library(module: str, what: str, package: str, extra: str) -> Any:
-    """Imports a library. If it is missing, raises Internal, which says what to install."""
+    """Imports a library. If it is missing, raises Internal with advice on what to install."""
     try:
         return import_module(module)
     except ImportError as error:

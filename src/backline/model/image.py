@@ -11,17 +11,20 @@ import numpy as np
 from backline.engine.errors import InvalidArgument
 from backline.model.hints import DECODED_LIMIT, Array, OrNone, library
 
-#: The formats that are decoded. No others, because Pillow starts external programs for some of them.
+#: The formats that are decoded. There are no others, because Pillow starts external programs for some
+#: formats.
 _READ: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _WRITTEN: Final = ("PNG", "JPEG", "WEBP")
-#: What Pillow raises for a file that it cannot decode, apart from its own exceptions.
+#: The exceptions, apart from Pillow's own, that Pillow raises for a file that it cannot decode.
 _UNREADABLE: Final = (OSError, SyntaxError, ValueError, EOFError, OverflowError)
 _CHANNELS: Final = {"RGB": 3, "RGBA": 4, "L": 0}
 
 
 @dataclass(frozen=True, slots=True)
 class ImageHint(OrNone):
-    """An array of Pillow's `mode`, or a Pillow image. `format` is an output's file format, PNG if empty."""
+    """An array in the Pillow mode `mode`, or a Pillow image. `format` is an output's file format; empty means
+    PNG.
+    """
 
     kind: ClassVar[str] = "image"
     mode: str = "RGB"
@@ -107,7 +110,7 @@ class Image(Array):
 
 
 def image_hint(hint: Any) -> ImageHint | None:
-    """The ImageHint for a hint of images, such as Pillow's class; None for any other hint."""
+    """Returns the ImageHint for an image hint, including Pillow's Image class; None for any other hint."""
     if isinstance(hint, ImageHint):
         return hint
     if hint is Image:

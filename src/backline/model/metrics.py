@@ -5,7 +5,8 @@
 >>> words.value(language="en")
 3.0
 
-The page shows sums over all worker processes, including ended ones. Without a server, values stay local.
+The page shows sums over all worker processes, including those that have ended. Outside a server, values are
+kept only in this process.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ DEFAULT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0
 
 
 class Page(Protocol):
-    """A metrics page, to which metrics are sent."""
+    """A metrics page to which models send their metrics."""
 
     def declare(self, name: str, kind: _Kind, description: str) -> None:
         """Adds a metric.
 
-        Raises InvalidArgument for an invalid name, AlreadyExists if a metric of another kind has that name.
+        Raises InvalidArgument for an invalid name, and AlreadyExists if a metric of another kind has that
+        name.
         """
 
     def record(
@@ -61,7 +63,7 @@ class _Metric:
             _Server.page.declare(name, self.kind, description)
 
     def value(self, **labels: str) -> float:
-        """The value that this process has recorded; for a histogram, the number of observations."""
+        """Returns the value that this process has recorded; for a histogram, the number of observations."""
         return self._values.get(tuple(sorted(labels.items())), 0.0)
 
     def _keep(self, labels: Mapping[str, str], value: float, *, add: bool) -> None:
@@ -96,7 +98,7 @@ class Counter(_Metric):
 
 
 class Gauge(_Metric):
-    """A number that goes up and down. With several worker processes, the last one to set it wins."""
+    """A number that can go up and down. If several worker processes set it, the last value counts."""
 
     kind = "gauge"
 
@@ -115,7 +117,7 @@ class Histogram(_Metric):
     kind = "histogram"
 
     def __init__(self, name: str, description: str, buckets: Sequence[float] = DEFAULT_BUCKETS) -> None:
-        """Raises ValueError for buckets that do not ascend."""
+        """Raises ValueError if the buckets are not in ascending order."""
         if not buckets or any(later <= earlier for earlier, later in pairwise(buckets)):
             raise ValueError(f"histogram '{name}': buckets are {list(buckets)}, expected ascending numbers")
         self.buckets = tuple(map(float, buckets))

@@ -14,24 +14,24 @@ from backline.model.hints import library
 log = logging.getLogger("backline.model")
 
 _FORMATS: Final = "WAV, FLAC, OGG, MP3, AIFF and other formats of libsndfile, and with PyAV M4A, AAC and WebM"
-#: The decoders of FFmpeg that may run; a file chooses among them. Tracks of video are never decoded.
+#: FFmpeg may run only these decoders, because the file decides which one is used. Video is never decoded.
 _CODECS: Final = ("aac", "alac", "flac", "mp3float", "mp3", "opus", "libopus", "vorbis", "libvorbis")
 _ITEM: Final = np.dtype(np.float32).itemsize
-#: By how many samples the length in the header of an MP3 file may be wrong: two frames of the format.
+#: The length in the header of an MP3 file may be wrong by up to this many samples: two MP3 frames.
 _MP3_TOLERANCE: Final = 2 * 1152
-#: Programs that write to a pipe do not know the size in advance, and put this number or a larger one into the
-#: header.
+#: A program that writes to a pipe does not know the size in advance, so it writes this number or a larger one
+#: into the header.
 _UNKNOWN_SIZE: Final = 0x7F000000
 
 
 def read_sound(
     data: bytes, limit: int, rate_wanted: int = 0, channels_wanted: int = 0
 ) -> tuple[np.ndarray, int]:
-    """Decodes a sound file: FP32 [samples, channels] and the sampling rate.
+    """Decodes a sound file. Returns its samples, FP32 [samples, channels], and its sampling rate.
 
-    A truncated file is decoded as far as it goes, with a warning in the log. Raises InvalidArgument
-    if nothing can be decoded, or if the sound has more than `limit` bytes, either as it is or at the wanted
-    rate with the wanted number of channels.
+    A truncated file is decoded up to its end, and a warning is logged. Raises InvalidArgument if nothing can
+    be decoded, or if the sound has more than `limit` bytes, either as it is or at the wanted rate with the
+    wanted number of channels.
     """
     container = _container(data)
     if container:
@@ -47,7 +47,7 @@ def read_sound(
 
 
 def check_size(size: int, limit: int) -> None:
-    """Raises InvalidArgument for a decoded sound that is too large."""
+    """Raises InvalidArgument if a decoded sound of `size` bytes is larger than `limit`."""
     if size > limit:
         raise InvalidArgument(f"the sound has {size} bytes when it is decoded, more than {limit}")
 
@@ -58,7 +58,7 @@ def check_size(size: int, limit: int) -> None:
 def _read_file(
     data: bytes, limit: int, rate_wanted: int, channels_wanted: int
 ) -> tuple[np.ndarray, int, str]:
-    """Samples, rate, and what is missing of a file that is cut short."""
+    """Returns samples, rate, and a text that says what is missing if the file is truncated."""
     soundfile = library("soundfile", "a sound", "soundfile", "audio")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -72,7 +72,7 @@ def _read_file(
 
 
 def _missing(data: bytes, got: int, announced: int, rate: int) -> str:
-    """Says how much of a file is there, if the file is truncated; else empty."""
+    """Returns a text that says how much of a truncated file is present; empty if the file is complete."""
     seconds = f"{got / rate:.1f} seconds of sound"
     if data[:4] in {b"RIFF", b"FORM"}:
         size = 8 + int.from_bytes(data[4:8], "little" if data[:4] == b"RIFF" else "big")
@@ -89,7 +89,7 @@ def _missing(data: bytes, got: int, announced: int, rate: int) -> str:
 
 
 def _reason(error: Exception, data: bytes) -> str:
-    """Says why libsndfile cannot read a file."""
+    """Returns why libsndfile cannot read a file."""
     text = str(error).rpartition("': ")[2].rpartition(">: ")[2] or str(error)
     if "not recognised" in text:
         return f"it is none of {_FORMATS}; {_start(data)}"
@@ -112,24 +112,26 @@ def _start(data: bytes) -> str:
 
 
 def _container(data: bytes) -> str:
-    """FFmpeg's name of the format of a file that libsndfile does not read; empty for all other files."""
+    """Returns FFmpeg's name for the format if libsndfile cannot read this kind of file; else an empty
+    string.
+    """
     if data[4:8] == b"ftyp":  # ISO/IEC 14496-12: M4A, MP4, 3GP
         return "mp4"
     if data[:4] == b"\x1a\x45\xdf\xa3":  # EBML: WebM, Matroska
         return "matroska"
-    if len(data) > 1 and data[0] == 0xFF and data[1] & 0xF6 == 0xF0:  # ISO/IEC 13818-7: ADTS; MP3 has a layer
+    if len(data) > 1 and data[0] == 0xFF and data[1] & 0xF6 == 0xF0:  # ISO/IEC 13818-7: ADTS, not MP3
         return "aac"
     return ""
 
 
 def _read_container(data: bytes, format: str, limit: int) -> tuple[np.ndarray, int, str]:
-    """Samples, rate, and what is missing of a file that is cut short."""
+    """Returns samples, rate, and a text that says what is missing if the file is truncated."""
     name = {"mp4": "M4A", "matroska": "WebM"}.get(format, "AAC")
     try:
         av = library("av", name, "PyAV", "aac")
     except Internal as missing:
         raise InvalidArgument(f"the sound cannot be decoded: {missing.message}") from None
-    # A file must not make FFmpeg open others, nor run decoders that sound does not need.
+    # A file must not be able to make FFmpeg open other files, or run decoders that sound does not need.
     options = {"protocol_whitelist": "none", "codec_whitelist": ",".join(_CODECS)}
     try:
         with av.open(io.BytesIO(data), format=format, options=options, metadata_errors="ignore") as container:
@@ -139,7 +141,7 @@ def _read_container(data: bytes, format: str, limit: int) -> tuple[np.ndarray, i
                     "the sound cannot be decoded: the file has no audio track in any of the formats"
                     f" {', '.join(_CODECS)}"
                 )
-            # The length of an AAC file without a container is only estimated.
+            # An AAC file without a container only has an estimated length.
             known = format != "aac" and track.duration is not None
             announced = float(track.duration * track.time_base) if known else 0.0
             return _decoded(av, container, track, announced, limit)
@@ -182,5 +184,5 @@ def _decoded(
 
 
 def _short(error: Exception) -> str:
-    """The text of an FFmpeg error, without the error number and the file name."""
+    """Returns the text of an FFmpeg error, without the error number and the file name."""
     return getattr(error, "strerror", None) or str(error)

@@ -1,1 +1,3 @@
-"""Metrics, log, traces and recordings. Requests only update counters, which scrapes read as metrics."""
+"""Metrics, logs, traces and recordings. Requests only update counters; a scrape turns the counters into
+metrics.
+"""

@@ -1,7 +1,7 @@
 """Writes Prometheus' text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/).
 
 prometheus_client creates an object per sample, which is too slow for thousands of samples. Here each metric
-is a template filled with numbers.
+is a template that is filled with numbers.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ _EXACT = 2**53
 
 
 def comment(name: str, kind: str, text: str) -> str:
-    """The HELP and TYPE lines of a metric; `kind` is counter, gauge, histogram or summary."""
+    """Returns the HELP and TYPE lines of a metric; `kind` is counter, gauge, histogram or summary."""
     return f"# HELP {name} {text.translate(_HELP)}\n# TYPE {name} {kind}\n"
 
 
 def label_text(labels: Iterable[tuple[str, str]]) -> str:
-    """The text between the braces of a sample. Names must be valid; values are escaped."""
+    """Returns the text between the braces of a sample. Names must be valid; values are escaped."""
     return ",".join([f'{name}="{value.translate(_LABEL)}"' for name, value in labels])
 
 
 def number(value: float) -> str:
-    """A value as text for Prometheus, which reads numbers as Go does."""
+    """Formats a value for Prometheus, which reads numbers as Go does."""
     if value in (inf, -inf):
         return "+Inf" if value > 0 else "-Inf"
     if isnan(value):
         return "NaN"
-    # Written out, since scripts compare counters as text and Triton's have no exponent.
+    # No exponent, because scripts compare counters as text, and Triton writes them without one.
     return str(int(value)) if value == int(value) and abs(value) < _EXACT else repr(value)
 
 
-#: What a label's name cannot contain. Such characters are replaced, since one model's bad label must not make
+#: Matches what the name of a label cannot contain. It is replaced, since one model's bad label must not make
 #: the whole page unreadable.
 _INVALID = re.compile(r"^(?=\d)|[^a-zA-Z0-9_]")
 
 
 def exposed(family: Family) -> Iterator[str]:
-    """Yields the text of a metric that models define: the comment lines, then each sample."""
+    """Yields the text of a metric that models define: first the comment lines, then each sample."""
     yield comment(family.name, family.kind, family.description)
     write = _histogram if family.kind == "histogram" else _value
-    for labels, sample in tuple(family.samples.items()):  # models may add samples between two pieces
+    for labels, sample in tuple(family.samples.items()):  # models may add samples during this loop
         yield write(family.name, tuple((_INVALID.sub("_", name), value) for name, value in labels), sample)
 
 
@@ -63,7 +63,7 @@ def _histogram(name: str, labels: Labels, sample: Sample) -> str:
     bounds = [*(f"{bound:g}" for bound in sample.bounds), "+Inf"]
     buckets = [
         f"{_labelled(f'{name}_bucket', sorted((*labels, ('le', bound))))} {count}\n"
-        # Nothing is counted for a histogram without buckets, so the lengths may differ.
+        # A histogram without buckets counts nothing, so the lengths may differ.
         for bound, count in zip(bounds, accumulate(sample.counts), strict=False)
     ]
     count, total = sum(sample.counts), number(sample.value)

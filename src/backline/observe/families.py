@@ -1,7 +1,7 @@
-"""The metrics of model versions, under Triton's names where Triton has one.
+"""Defines the metrics of model versions, with Triton's names where Triton has the same metric.
 
-Each is a template for a version's samples. A version's labels never change, so a scrape only fills in
-numbers.
+Each metric is a template for the samples of a version. The labels of a version never change, so a scrape only
+fills in numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from backline.engine.statistics import (
 from backline.observe.exposition import comment, label_text, number
 from backline.observe.metrics_config import MetricsConfig
 
-#: Formats the samples of a version; the second argument is the text of its labels.
+#: A function that formats the samples of a version; its second argument is the text of the version's labels.
 Write: TypeAlias = Callable[[Model, str], str]
 Read: TypeAlias = Callable[[ModelStatistics], float]
 
@@ -36,10 +36,10 @@ _LABELS, _VERSION = "\0", "\1"
 
 @dataclass(frozen=True, slots=True)
 class FamilyTemplate:
-    """A metric's comment lines, and the function that formats a version's samples.
+    """The comment lines of a metric, and the function that formats the samples of a version.
 
-    Versions that were never ready have samples only if `always` is set. With `if_any` the comment lines are
-    left out if there are no samples.
+    Versions that were never ready have samples only if `always` is set. With `if_any`, the comment lines are
+    left out if no version has samples.
     """
 
     comment: str
@@ -65,9 +65,10 @@ def _counter(name: str, text: str, read: Read) -> FamilyTemplate:
 
 
 def _by_reason(name: str, text: str, values: tuple[tuple[str, Read], ...]) -> FamilyTemplate:
-    """A counter with a sample per reason; `values` pairs each with the function that reads it.
+    """Returns a counter with one sample per reason; `values` pairs each reason with the function that reads
+    its count.
 
-    The labels are in alphabetical order, as in Triton, whose lines scripts compare as text. The version is
+    As in Triton, the labels are in alphabetical order, because scripts compare lines as text. The version is
     always the last of the given labels.
     """
     lines = "".join(f'{name}{{{_LABELS},reason="{reason}",{_VERSION}}} %d\n' for reason, _ in values)
@@ -83,7 +84,9 @@ def _by_reason(name: str, text: str, values: tuple[tuple[str, Read], ...]) -> Fa
 
 
 def _of_cache(name: str, text: str, read: Read) -> FamilyTemplate:
-    """A counter of models whose responses are cached; as in Triton, the others have no such metric."""
+    """Returns a counter for models whose responses are cached. As in Triton, other models have no such
+    metric.
+    """
     counter = _counter(name, text, read)
 
     def write(model: Model, labels: str) -> str:
@@ -113,7 +116,9 @@ def _histogram(
 
 
 def _first_responses() -> FamilyTemplate:
-    """The histogram of the time to the first response, for decoupled models only: others send just one."""
+    """Returns the histogram of the time to the first response. Only decoupled models have it, because other
+    models send just one response.
+    """
     name = FIRST_RESPONSE_FAMILY
 
     def write(model: Model, labels: str) -> str:
@@ -175,7 +180,9 @@ _CALLS: tuple[tuple[str, Callable[[CallStatistics], Duration]], ...] = (
 
 
 def _calls(name: str, text: str, read: Callable[[Duration], float]) -> FamilyTemplate:
-    """A metric of the calls from a Python model to other models, the steps of its pipelines."""
+    """Returns a metric of the calls that a Python model makes to other models, such as the steps of its
+    pipeline.
+    """
     line = f"{name}{{%s,%s}} %r\n"
 
     def write(model: Model, labels: str) -> str:
@@ -222,7 +229,8 @@ _COUNTS: tuple[FamilyTemplate, ...] = (
     ),
     _counter("nv_inference_exec_count", "Executions of the model", lambda s: s.execution_count),
 )
-#: Sums of latencies. As in Triton, the counts of the response cache belong to them.
+#: Sums of latencies. As in Triton, the counts of the response cache are switched on and off together with
+#: them.
 _LATENCIES: tuple[FamilyTemplate, ...] = (
     _counter(
         "nv_inference_request_duration_us",
@@ -322,7 +330,7 @@ _DETAILS: tuple[FamilyTemplate, ...] = (
 
 
 def _summaries(quantiles: tuple[float, ...]) -> tuple[FamilyTemplate, ...]:
-    """Summaries of latencies, by model. A window without requests has no quantiles, which are then NaN."""
+    """Returns the summaries of latencies by model. If a window has no requests, its quantiles are NaN."""
 
     def summary(
         name: str,
@@ -348,7 +356,7 @@ def _summaries(quantiles: tuple[float, ...]) -> tuple[FamilyTemplate, ...]:
             "nv_inference_request_summary_us",
             "Time from arrival to response, in microseconds",
             lambda s: s.request,
-            # As in Triton: hits take far less time than runs, so quantiles over both would mislead.
+            # As in Triton: hits take far less time than runs, so quantiles over both would be misleading.
             lambda statistics: not statistics.cached,
         ),
         summary("nv_inference_queue_summary_us", "Time in the queue, in microseconds", lambda s: s.queue),
@@ -383,7 +391,7 @@ def _summaries(quantiles: tuple[float, ...]) -> tuple[FamilyTemplate, ...]:
 
 
 def families(config: MetricsConfig) -> tuple[FamilyTemplate, ...]:
-    """The metrics of model versions that the server has, in the order of the page."""
+    """Returns the metrics of model versions that this server exposes, in the order of the page."""
     return (
         *_COUNTS,
         *(_LATENCIES if config.counters else ()),

@@ -1,4 +1,4 @@
-"""The Prometheus page: metrics of the engine, those that models define, and those of process and machine."""
+"""Writes the Prometheus page: metrics of the engine, of models, of the process and of the machine."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from backline.observe.metrics_config import MetricsConfig
 from backline.observe.scaling import NO_DEMAND, STEADY, DemandCounters, Scaling, ScalingPolicy, ScalingSignal
 from backline.system.cores import usable_cores
 
-#: The number of samples that are joined into one text in one step.
+#: The number of samples that are joined into one text in a single step.
 _TOGETHER = 64
-#: The least characters of a block. A page for 1,000 models has thousands of pieces, and the wire would
-#: compress each in a step by itself.
+#: The minimum length of a block, in characters. A page for 1,000 models has thousands of pieces, and the HTTP
+#: layer would compress each piece in a separate step.
 _BLOCK = 64 * 1024
 
 
@@ -28,7 +28,9 @@ def batched(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 
 
 def _blocks(pieces: Iterable[str]) -> Iterator[bytes]:
-    """Joins the pieces into blocks for the wire. Yields b"" for each piece that does not complete a block."""
+    """Joins the pieces into blocks for the HTTP layer. Yields b"" for each piece that does not complete a
+    block.
+    """
     block: list[str] = []
     size = 0
     for piece in pieces:
@@ -41,30 +43,31 @@ def _blocks(pieces: Iterable[str]) -> Iterator[bytes]:
 
 
 def default_target() -> float:
-    """The requests in flight at which a server counts as fully used: two for each core."""
+    """Returns the number of requests in flight at which a server counts as fully used: two per core."""
     return 2.0 * usable_cores()
 
 
 class Metrics:
     """Writes the page in small pieces between turns of the event loop, so that a scrape delays no request.
 
-    The numbers of one version are read together; those of different versions may be milliseconds apart.
+    The numbers of one version are read at the same time; the numbers of different versions may be read
+    milliseconds apart.
     """
 
     def __init__(
         self, engine: Engine, scaling: ScalingPolicy | None = None, config: MetricsConfig | None = None
     ) -> None:
-        """`scaling` is the policy of the metrics for autoscalers, `config` chooses the metrics of latencies.
+        """`scaling` is the policy for the autoscaler metrics; `config` selects the latency metrics.
 
-        With summaries, the versions that are added to the engine from now on keep what these need.
+        If summaries are selected, versions added to the engine from now on keep the data for them.
         """
         config = config or MetricsConfig()
         self._engine = engine
         engine.summarises_latencies = config.summaries
         self._families = families(config)
         self._scaling = Scaling(scaling or ScalingPolicy(default_target()))
-        #: The counts of each version at the last reading, and their sum, which includes versions unloaded
-        #: since.
+        #: The counts of each version at the last reading, and their sum, which includes versions that have
+        #: been unloaded since.
         self._counted: dict[tuple[str, str], DemandCounters] = {}
         self._demand = NO_DEMAND
         self._signal = STEADY
@@ -76,9 +79,9 @@ class Metrics:
         self._page: list[bytes] | None = None
 
     async def page(self) -> tuple[bytes, list[bytes]]:
-        """The content type of the page, and its text in pieces.
+        """Returns the content type of the page, and its text in pieces.
 
-        One page is written at a time; scrapes that arrive meanwhile share the next one.
+        Only one page is written at a time; scrapes that arrive meanwhile share the next page.
         """
         begun = self._begun
         async with self._writing:
@@ -89,13 +92,13 @@ class Metrics:
             return CONTENT_TYPE, self._page
 
     async def _write(self) -> list[bytes]:
-        # On a thread, because it imports libraries and reads files.
+        # This runs on a thread, because it imports libraries and reads files.
         process = asyncio.get_running_loop().run_in_executor(None, self._of_process)
         page = await in_pieces(_blocks(self._pieces()))
         return [*filter(None, page), await process]
 
     def _pieces(self) -> Iterator[str]:
-        """Yields the page in pieces that take microseconds each; a piece is empty if it has no text yet."""
+        """Yields the page in pieces that each take microseconds. A piece is empty if it has no text yet."""
         texts = [[family.comment] for family in self._families]
         for model in tuple(self._engine.models()):
             labels = _labels(model, self._engine.namespaces.get(model.name))
@@ -113,7 +116,9 @@ class Metrics:
             yield from exposed(custom)
 
     def _of_cache(self) -> Iterator[str]:
-        """The metrics of the whole response cache, as Triton has them: gauges, for a cache in memory only."""
+        """Yields the metrics of the response cache as a whole: gauges, as in Triton, and only for a cache in
+        memory.
+        """
         cache = self._engine.response_cache
         if cache is None:
             return
@@ -130,7 +135,7 @@ class Metrics:
             yield f"{comment(f'nv_cache_{name}', 'gauge', text)}nv_cache_{name} {number(value)}\n"
 
     def _of_names(self) -> Iterator[str]:
-        """The metrics by model name: labels, and the number and time of loads."""
+        """Yields the metrics by model name: labels, and the number and duration of loads."""
         engine = self._engine
         yield comment("backline_model_label", "gauge", "1 for the version that the label points to")
         for name in engine.names():
@@ -154,7 +159,7 @@ class Metrics:
         yield from map("".join, batched(seconds, _TOGETHER))
 
     def signal(self) -> ScalingSignal:
-        """The signal for autoscalers."""
+        """Returns the current signal for autoscalers."""
         for _ in self._count():
             pass
         return self._signal
@@ -170,7 +175,7 @@ class Metrics:
                 continue
             key = model.name, model.version
             demand = _demand(model)
-            # A version that was loaded again counts from zero.
+            # A version that was unloaded and loaded again counts from zero.
             self._demand += demand.since(self._counted.get(key, NO_DEMAND))
             self._counted[key] = demand
             waiting += 0 if model.queue is None else model.queue.pending
@@ -202,7 +207,7 @@ def _demand(model: Model) -> DemandCounters:
 
 
 def _labels(model: Model, namespace: str | None) -> str:
-    """The labels of a version's samples, in alphabetical order, as Triton writes them."""
+    """Returns the labels of a version's samples, in alphabetical order, as Triton writes them."""
     tags = model.config.metric_tags
     return label_text(
         (
@@ -215,7 +220,7 @@ def _labels(model: Model, namespace: str | None) -> str:
 
 
 class ProcessMetrics:
-    """The process's memory, CPU time and open files, Python's version, and the machine's load."""
+    """The memory, CPU time and open files of the process, Python's version, and the load of the machine."""
 
     def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -225,17 +230,19 @@ class ProcessMetrics:
         PlatformCollector(registry=self._registry)
         import psutil
 
-        psutil.cpu_percent()  # starts the interval that the first scrape reports
+        psutil.cpu_percent()  # starts the interval for which the first scrape reports CPU use
 
     def text(self) -> bytes:
-        """The text in Prometheus' format. Reads files; call it on one thread at a time."""
+        """Returns the text in Prometheus' format. Reads files; call it on a thread, and only on one at a
+        time.
+        """
         from prometheus_client import generate_latest
 
         return _machine().encode() + generate_latest(self._registry)
 
 
 def _machine() -> str:
-    """CPU and memory of the machine, under Triton's names."""
+    """Returns the CPU and memory metrics of the machine, with Triton's names."""
     import psutil
 
     memory = psutil.virtual_memory()

@@ -1,4 +1,4 @@
-"""Which latency metrics the server has: the settings of Triton's option --metrics-config."""
+"""Selects the latency metrics of the server, as Triton's option --metrics-config does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ _SWITCHES: Final = ("counter_latencies", "histogram_latencies", "summary_latenci
 
 @dataclass(frozen=True, slots=True)
 class MetricsConfig:
-    """Whether there are sums of latencies, histograms of first responses, and summaries with `quantiles`."""
+    """Whether the server has sums of latencies, histograms of first responses, and summaries with
+    `quantiles`.
+    """
 
     counters: bool = True
     histograms: bool = True
@@ -24,10 +26,10 @@ class MetricsConfig:
 
 
 def parse_metrics_config(texts: Sequence[str]) -> MetricsConfig:
-    """Reads settings, each SETTING=VALUE; the last one of a setting counts.
+    """Parses settings of the form SETTING=VALUE. If a setting is repeated, the last value counts.
 
-    Quantiles are written as for Triton, QUANTILE:ERROR, separated by commas. The errors are checked and not
-    needed, since quantiles here are more precise. Raises InvalidArgument, naming what is wrong.
+    Quantiles are written as for Triton, QUANTILE:ERROR, separated by commas. The errors are checked but not
+    used, since quantiles here are more precise. Raises InvalidArgument, naming the invalid part.
     """
     config = MetricsConfig()
     for text in texts:
@@ -52,10 +54,12 @@ def parse_metrics_config(texts: Sequence[str]) -> MetricsConfig:
 
 
 def as_triton_reads(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The settings that Triton obeys, for `parse_metrics_config`, and a sentence about each part it ignores.
+    """Returns the settings that Triton obeys, for `parse_metrics_config`, and a sentence about each part that
+    Triton ignores.
 
-    Triton ignores unknown settings, and all values but those that change a default, so that a change cannot
-    be taken back. Of a list of quantiles it ignores the wrong ones, and a list without any right one.
+    Triton ignores unknown settings, and all values except those that change a default, so that a change
+    cannot be undone by a later value. It also ignores the invalid quantiles in a list, and the whole list if
+    none is valid.
     """
     obeyed: list[str] = []
     ignored: list[str] = []

@@ -1,8 +1,9 @@
-"""Files of requests for warm-up: TFRecords of TensorFlow Serving's PredictionLog, written by recordings.
+"""Reads and writes files of requests for warm-up: TFRecords of TensorFlow Serving's PredictionLog. Recordings
+write such files.
 
-A record is its length (8 bytes, little-endian), the masked CRC-32C of the length (4 bytes), a serialised
-PredictionLog, and its masked CRC-32C (https://www.tensorflow.org/tutorials/load_data/tfrecord). The messages
-are in protos/prediction_log.proto.
+A record consists of its length (8 bytes, little-endian), the masked CRC-32C of the length (4 bytes), a
+serialised PredictionLog, and the masked CRC-32C of that
+(https://www.tensorflow.org/tutorials/load_data/tfrecord). The messages are in protos/prediction_log.proto.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Shape, Tensor, element_count, encode_tensor
 from backline.protos import message
 
-#: The most bytes of a record, and of a tensor: a record may leave out repetitions of a tensor's last value.
+#: The maximum size of a record in bytes, and of a tensor, which may be larger than its record: a record may
+#: leave out repetitions of a tensor's last value.
 LARGEST = 1 << 30
 _LENGTH = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
-#: The largest rank that all supported versions of NumPy accept.
+#: The maximum number of dimensions that all supported versions of NumPy accept.
 _MAX_RANK = 32
 
-#: For each number of TensorFlow's DataType (tensorflow/core/framework/types.proto), the datatype here and
-#: the field of TensorProto that holds its values.
+#: For each number of TensorFlow's DataType (tensorflow/core/framework/types.proto), the corresponding
+#: datatype, and the field of TensorProto that holds its values.
 _DATATYPES = {
     1: (DataType.FP32, "float_val"),
     2: (DataType.FP64, "double_val"),
@@ -51,9 +53,10 @@ _NUMBERS = {datatype: number for number, (datatype, _) in _DATATYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class LoggedRequest:
-    """A predict request in a file. `number` counts records from 1; `outputs` is None for all outputs.
+    """A predict request in a file. `number` is the number of its record, from 1; `outputs` is None for all
+    outputs.
 
-    `other` names the kind of a record that is not a predict request ("classify_log") and so has no inputs.
+    If a record is not a predict request, `other` names its kind ("classify_log"), and there are no inputs.
     """
 
     number: int
@@ -63,7 +66,7 @@ class LoggedRequest:
 
 
 def read_log(path: Path) -> Iterator[LoggedRequest]:
-    """Yields the requests of a file. Raises InvalidArgument, which says what is wrong with which record."""
+    """Yields the requests in a file. Raises InvalidArgument, which names the invalid record and its fault."""
     from google.protobuf.message import DecodeError
 
     log_type = message("backline.prediction_log.PredictionLog")
@@ -85,7 +88,7 @@ def read_log(path: Path) -> Iterator[LoggedRequest]:
 
 
 def encode_record(model: str, inputs: Mapping[str, Tensor], outputs: tuple[str, ...] | None = None) -> bytes:
-    """One record, ready to be appended to a file."""
+    """Returns one record, ready to be appended to a file."""
     log = message("backline.prediction_log.PredictionLog")()
     request = log.predict_log.request
     request.model_spec.name = model
@@ -137,7 +140,9 @@ def _records(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _masked(data: bytes) -> int:
-    """The checksum as TFRecords store it: masked, because a CRC of data that contains CRCs is weak."""
+    """Returns the checksum as TFRecords store it. It is masked, because a CRC of data that contains CRCs is
+    weak.
+    """
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -173,7 +178,9 @@ def _decode(where: str, name: str, given: Any) -> Tensor:
 
 
 def _repeat_last(where: str, datatype: DataType, values: Any, count: int) -> np.ndarray:
-    """An array of `values`, the last one repeated up to `count` elements as in TensorFlow."""
+    """Returns an array of `values`, in which the last value is repeated up to `count` elements, as in
+    TensorFlow.
+    """
     array = np.empty(count, datatype.dtype)
     if not count:
         return array
@@ -191,13 +198,13 @@ def _repeat_last(where: str, datatype: DataType, values: Any, count: int) -> np.
 
 #: The polynomial of CRC-32C (RFC 3720, appendix B.4), with its bits reversed.
 _POLYNOMIAL = 0x82F63B78
-#: The checksum of at least _LONG bytes is computed in _LANES blocks in parallel.
+#: Data of at least _LONG bytes are divided into _LANES blocks, whose checksums are computed in parallel.
 _LONG = 1 << 16
 _LANES = 1024
 
 
 def crc32c(data: bytes | memoryview) -> int:
-    """The CRC-32C of `data`, vectorised with NumPy for data of megabytes."""
+    """Returns the CRC-32C of `data`. NumPy computes it for large data."""
     state = 0xFFFFFFFF
     rest = memoryview(data)
     if len(rest) >= _LONG:
@@ -211,11 +218,12 @@ def crc32c(data: bytes | memoryview) -> int:
 
 
 def _in_lanes(blocks: np.ndarray) -> int:
-    """The CRC state after all rows of `blocks`, in order.
+    """Returns the CRC state after all rows of `blocks`, in order.
 
     The state is linear over GF(2): the state after a block is the block's own state (started from 0), xor the
-    previous state advanced by as many zero bytes. So all blocks are computed in parallel from 0, together
-    with each of the 32 bits advanced by one block of zeros, and neighbours are then combined pairwise.
+    previous state advanced by as many zero bytes. So the states of all blocks, started from 0, are computed
+    in parallel, as are those of each of the 32 bits advanced by one block of zeros. Then neighbouring blocks
+    are combined in pairs.
     """
     lanes, length = blocks.shape
     table = _table()
@@ -234,7 +242,7 @@ def _in_lanes(blocks: np.ndarray) -> int:
 
 
 def _after_zeros(states: np.ndarray, zeros: np.ndarray) -> np.ndarray:
-    """Advances CRC states over a run of zero bytes; `zeros[i]` is the state 1 << i advanced over that run."""
+    """Advances CRC states over a run of zero bytes; `zeros[i]` is the state 1 << i after such a run."""
     result = np.zeros_like(states)
     for bit in range(32):
         result ^= ((states >> np.uint32(bit)) & np.uint32(1)) * zeros[bit]

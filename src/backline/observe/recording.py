@@ -1,6 +1,6 @@
-"""Records the next requests that a version completes to a file, for the warm-up of later loads.
+"""Records to a file the next requests that a version completes, for the warm-up of later loads.
 
-Only a version that is being recorded reports its requests, so others pay nothing.
+Only a version that is being recorded reports its requests, so recording costs other versions nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from backline.system.private_file import private
 log = logging.getLogger("backline.observe")
 
 MAX_COUNT = 1000
-#: Limits in bytes of all requests in a recording: the default, and the maximum.
+#: The limit for all requests in a recording together, in bytes: its default, and its maximum.
 DEFAULT_BYTES = 64 << 20
 MAX_BYTES = 1 << 30
 
@@ -41,13 +41,15 @@ State = Literal["recording", "writing", "done", "failed"]
 
 
 def recorded_file(folder: Path, model: str) -> Path:
-    """The file of a model's recorded requests, in the format of prediction_log."""
+    """Returns the path of the file with a model's recorded requests. prediction_log defines its format."""
     return folder / "warmup" / (quote(model, safe="") + ".tfrecord")
 
 
 @dataclass(frozen=True, slots=True)
 class RecordingState:
-    """The progress of a recording: `recorded` of `count` requests. `reason` says why it ended early."""
+    """The progress of a recording: `recorded` of `count` requests. `reason` says why the recording ended
+    early.
+    """
 
     model: str
     version: str
@@ -59,12 +61,12 @@ class RecordingState:
     reason: str = ""
 
 
-#: The inputs and the requested outputs of a request.
+#: The inputs of a request, and the outputs that it requests.
 _Kept: TypeAlias = tuple[Mapping[str, Tensor], tuple[str, ...] | None]
 
 
 class _KeepIfAnswered(Listener):
-    """Keeps a request only if it succeeds, because a recorded request that fails would fail the warm-up."""
+    """Keeps a request only if it succeeds: a recorded request that fails would make the warm-up fail."""
 
     __slots__ = ("_kept", "_recording", "_size")
 
@@ -79,7 +81,7 @@ class _KeepIfAnswered(Listener):
 
 
 class LiveRecording:
-    """A recording of one version. Lives on the event loop; a thread writes the file."""
+    """A recording of one version. All methods must be called on the event loop; a thread writes the file."""
 
     def __init__(self, model: Model, count: int, max_bytes: int, file: Path) -> None:
         assert model.check is not None
@@ -111,7 +113,7 @@ class LiveRecording:
         )
 
     async def stop(self) -> None:
-        """Ends the recording with the requests so far; returns when the file is written."""
+        """Ends the recording early, with the requests recorded so far. Returns once the file is written."""
         self._end_if_unloaded()
         if self._state == "recording":
             self._end("it was stopped")
@@ -123,7 +125,7 @@ class LiveRecording:
             self._end("the version was unloaded")
 
     def accepted(self, ticket: Ticket) -> None:
-        """Records a request if it succeeds and fits the limits; see engine.model.Recording."""
+        """Records a request if it fits the limits and then succeeds; see engine.model.Recording."""
         request = ticket.request
         size = sum(_size(tensor) for tensor in request.inputs.values())
         if size > self._max_bytes - self._bytes:
@@ -134,7 +136,7 @@ class LiveRecording:
             elif size <= self._max_bytes:
                 self._end(f"the limit of {self._max_bytes} bytes is reached")
             return
-        # Copied, because the buffers of the tensors are reused.
+        # A copy, because the buffers of the tensors are reused.
         inputs = {
             name: Tensor(name, t.datatype, t.shape, t.data.copy()) for name, t in request.inputs.items()
         }
@@ -172,7 +174,9 @@ class LiveRecording:
 
 
 class Recorder:
-    """The recordings of a server, one per model. Lives on the event loop; `folder` is the state folder."""
+    """The recordings of a server, one per model. All methods must be called on the event loop; `folder` is
+    the server's state folder.
+    """
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self._engine = engine
@@ -182,10 +186,11 @@ class Recorder:
     def start(
         self, model: str, version: str = "", *, count: int, max_bytes: int = DEFAULT_BYTES
     ) -> RecordingState:
-        """Starts recording the next `count` requests that succeed, replacing an earlier recording.
+        """Starts to record the next `count` requests that succeed. Replaces an earlier recording of the
+        model.
 
-        Raises NotFound or Unavailable for the version, InvalidArgument for a number out of range, and
-        AlreadyExists while a recording is in progress.
+        Raises NotFound or Unavailable if the version cannot be used, InvalidArgument if a number is out of
+        range, and AlreadyExists while another recording of the model is in progress.
         """
         if not 1 <= count <= MAX_COUNT:
             raise InvalidArgument(f"count is {count}, expected 1 to {MAX_COUNT}")
@@ -205,15 +210,17 @@ class Recorder:
         return recording.state
 
     def file(self, model: str) -> Path:
-        """The file of the model's recorded requests, which exists once a recording has ended."""
+        """Returns the path of the file with the model's recorded requests. The file exists once a recording
+        has ended.
+        """
         return recorded_file(self._folder, model)
 
     def state(self, model: str) -> RecordingState:
-        """The current or last recording of a model. Raises NotFound if there is none."""
+        """Returns the state of a model's current or last recording. Raises NotFound if there is none."""
         return self._find(model).state
 
     async def stop(self, model: str) -> RecordingState:
-        """Ends a recording with the requests so far; returns when the file is written.
+        """Ends a recording early, with the requests recorded so far. Returns once the file is written.
 
         Raises NotFound if the model has no recording, and Internal if the file cannot be written.
         """

@@ -1,4 +1,4 @@
-"""The protobuf messages of the protocols, in a separate descriptor pool.
+"""Provides the protobuf messages of the protocols, in a separate descriptor pool.
 
 `make protos` compiles the `.proto` files in this folder into `descriptors.binpb`. The pool is separate
 because a program may also import a client library that registers the same names, such as
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor_pool import DescriptorPool
 
 
-#: Held while the pool or a class is made: loads on threads and the event loop may need them first at the same
-#: time, and messages of one pool do not fit into those of another.
+#: Held while the pool or a message class is created. Several threads and the event loop may need one for the
+#: first time at once, and messages from one pool are not compatible with those from another.
 _making = RLock()
 _made: dict[str, Any] = {}
 
 
 def pool() -> DescriptorPool:
-    """The pool with the files of this folder."""
+    """Returns the descriptor pool with the files of this folder."""
     with _making:
         return _pool()
 
 
 @cache
 def _pool() -> DescriptorPool:
-    # Imported late, because a server that only has HTTP clients needs no protobuf messages.
+    # Imported late, because a server with only HTTP clients needs no protobuf messages.
     from google.protobuf import descriptor_pb2, descriptor_pool
 
     own = descriptor_pool.DescriptorPool()
@@ -44,7 +44,7 @@ def _pool() -> DescriptorPool:
 
 
 def message(full_name: str) -> Any:
-    """The class of a message, such as "inference.ModelInferRequest"."""
+    """Returns the class of a message, such as "inference.ModelInferRequest"."""
     made = _made.get(full_name)
     if made is None:
         from google.protobuf import message_factory
@@ -56,10 +56,11 @@ def message(full_name: str) -> Any:
 
 
 def to_plain(value: Any) -> dict[str, Any]:
-    """A message as plain data under the fields' own names, with default values but without unset messages.
+    """Converts a message to plain data with the original field names. Includes default values, but no unset
+    messages.
 
-    Enumerations are names. 64-bit integers are numbers, not strings as in protobuf's JSON form: clients of
-    the Open Inference Protocol expect numbers.
+    Enumerations become names. 64-bit integers become numbers, not strings as in protobuf's JSON form, because
+    clients of the Open Inference Protocol expect numbers.
     """
     plain: dict[str, Any] = {}
     for field in value.DESCRIPTOR.fields:

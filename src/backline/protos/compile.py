@@ -1,4 +1,6 @@
-"""`python -m backline.protos.compile` compiles the .proto files into descriptors.binpb with grpcio-tools."""
+"""`python -m backline.protos.compile` compiles the .proto files into descriptors.binpb, using
+grpcio-tools.
+"""
 
 from __future__ import annotations
 

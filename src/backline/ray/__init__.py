@@ -1,6 +1,6 @@
-"""Ray as the engine of a fleet: it places, restarts and scales replicas of the server.
+"""Runs a fleet on Ray, which places, restarts and scales replicas of the server.
 
-Requests do not pass through Ray: clients and servers in front send them to the replicas themselves.
+Requests do not pass through Ray: clients, and servers in front, send them directly to the replicas.
 """
 
 from backline.ray.deployment import Deployment, deployment

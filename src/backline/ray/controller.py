@@ -19,22 +19,24 @@ from backline.ray.spec import ReplicaSpec, ReplicaState
 
 log = logging.getLogger("backline.ray")
 
-#: Seconds between two checks of the replicas, and seconds that a replica may take to report its state.
+#: Seconds between two checks of the replicas, and the time in seconds that a replica may take to report its
+#: state.
 _LOOK = 0.5
 _ANSWER_WITHIN = 2.0
-#: Seconds between taking a replica off the list and stopping it. Clients read the list every second.
+#: Seconds between removing a replica from the list and stopping it. Clients read the list every second.
 _GRACE = 2.5
-#: Seconds that a replica gets to complete its requests.
+#: Maximum time, in seconds, for a replica to complete its requests before it is killed.
 _DRAIN = 35.0
-#: Concurrent calls of a replica's actor methods; the server itself runs on another thread.
+#: The maximum number of concurrent calls to a replica's actor methods. The server itself runs on another
+#: thread.
 _CALLS = 4
 
 
 class Controller:
     """Starts, replaces and stops replicas, which are detached actors named after the deployment.
 
-    The controller has no state that must survive: if Ray restarts it elsewhere, it finds the replicas by
-    name.
+    The controller needs no persistent state: if Ray restarts it elsewhere, it finds the replicas by their
+    names.
     """
 
     async def __init__(self, name: str, spec: ReplicaSpec, least: int, most: int) -> None:  # type: ignore[misc]
@@ -49,17 +51,17 @@ class Controller:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def urls(self) -> Sequence[str]:
-        """The addresses of the replicas that take requests."""
+        """Returns the URLs of the replicas that accept requests."""
         await self._looked.wait()
         return [one.state.url for one in self._serving() if one.state is not None]
 
     async def states(self) -> Sequence[ReplicaState]:
-        """The replicas with the current specification that take requests."""
+        """Returns the states of the replicas that accept requests and have the current specification."""
         return [one.state for one in self._serving() if one.current and one.state is not None]
 
     async def settled(self) -> bool:
-        """Whether there are as many replicas as wanted, and all have the current specification and take
-        requests.
+        """Returns whether there are enough replicas, all with the current specification and accepting
+        requests, and none is being stopped.
         """
         serving = self._serving()
         return (
@@ -88,7 +90,7 @@ class Controller:
             await asyncio.sleep(_LOOK)
 
     async def _look(self) -> None:
-        # In all namespaces: this process is in the namespace of the program that made the deployment.
+        # In all namespaces, because this process is in the namespace of the program that made the deployment.
         actors = list_named_actors(all_namespaces=True)
         named = (one["name"] for one in actors if one["namespace"] == NAMESPACE)
         names = sorted(name for name in named if name.startswith(self._prefix))
@@ -111,8 +113,8 @@ class Controller:
             self._retire(name)
 
     async def _state(self, name: str, before: ReplicaState | None) -> ReplicaState | None:
-        """The state that a replica reports; `before` if it does not answer in time. Clients find out by
-        themselves whether it still takes requests.
+        """Returns the state that a replica reports, or `before` if it does not answer in time. Clients find
+        out for themselves whether it still accepts requests.
         """
         try:
             async with asyncio.timeout(_ANSWER_WITHIN):

@@ -1,4 +1,4 @@
-"""Deploys a repository to Ray."""
+"""Deploys model repositories to a Ray cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backline.ray.spec import ReplicaSpec, ReplicaState
 
 log = logging.getLogger("backline.ray")
 
-#: Seconds that an old controller may take to end, and that a controller may take to answer.
+#: Maximum time, in seconds, for an old controller to end, and for a controller to answer.
 _END_WITHIN = 30.0
 _TIMEOUT = 10.0
 
@@ -33,18 +33,19 @@ class Deployment:
         return f"ray://{self.name}"
 
     def urls(self) -> Sequence[str]:
-        """The URLs of the replicas that take requests."""
+        """Returns the URLs of the replicas that accept requests."""
         return replica_urls(self.name)
 
     def states(self) -> Sequence[ReplicaState]:
-        """The replicas that take requests and have the current specification."""
+        """Returns the states of the replicas that accept requests and have the current specification."""
         states: Sequence[ReplicaState] = self._ask("states")
         return states
 
     def wait_ready(self, timeout: float = 60.0) -> None:
-        """Waits until all replicas have the current specification and take requests.
+        """Waits until all replicas have the current specification and accept requests.
 
-        Raises DeadlineExceeded, for example if the cluster has no room for another replica.
+        Raises DeadlineExceeded after `timeout` seconds, for example if the cluster has no room for another
+        replica.
         """
         end = time.monotonic() + timeout
         while time.monotonic() < end:
@@ -58,7 +59,7 @@ class Deployment:
         )
 
     def delete(self) -> None:
-        """Stops all replicas once they have completed their requests, and the controller."""
+        """Stops all replicas once they have completed their requests, and then the controller."""
         ray = require_ray()
         controller = ray.get_actor(controller_name(self.name), namespace=NAMESPACE)
         ray.get(controller.stop.remote())
@@ -82,13 +83,13 @@ def deployment(
 ) -> Deployment:
     """Deploys repositories to Ray: `replicas` servers, or up to `max_replicas` if the load needs them.
 
-    If a deployment named `name` exists, its replicas are replaced one by one, without losing a request; if
-    only the numbers of replicas differ, they stay. A repository is a URL, or a path that exists on every
-    node. `ray_actor_options` are Ray's actor options for each replica: num_cpus (1 by default), num_gpus,
-    memory, resources. `address` is the address of the cluster, by default RAY_ADDRESS or a cluster on this
-    machine. Pass a new `revision` to replace the replicas when nothing else has changed.
+    If a deployment named `name` exists, its replicas are replaced one by one, without losing a request. If
+    only the number of replicas changes, existing replicas are kept. A repository is a URL, or a path that
+    exists on every node. `ray_actor_options` are Ray's actor options for each replica: num_cpus (1 by
+    default), num_gpus, memory, resources. `address` is the address of the cluster, by default RAY_ADDRESS or
+    a cluster on this machine. Pass a new `revision` to replace the replicas when nothing else has changed.
 
-    Raises InvalidArgument for wrong arguments, Unavailable if Ray cannot be reached.
+    Raises InvalidArgument for invalid arguments, and Unavailable if Ray cannot be reached.
     """
     most = replicas if max_replicas is None else max_replicas
     if not repositories:
@@ -119,24 +120,26 @@ def deployment(
 
 
 def _end_controller(name: str) -> None:
-    """Ends the controller of a deployment. The replicas stay, for the next deployment of that name."""
+    """Ends the controller of a deployment. The replicas keep running for the next deployment of that name."""
     ray = require_ray()
     end = time.monotonic() + _END_WITHIN
-    with suppress(ValueError):  # there is none, or it has ended
+    with suppress(ValueError):  # it does not exist, or has ended
         while time.monotonic() < end:
             ray.kill(ray.get_actor(controller_name(name), namespace=NAMESPACE), no_restart=True)
             time.sleep(0.05)
 
 
 def open_ports_warning() -> str:
-    """A warning if Ray takes commands from anyone who can reach its ports; empty if it requires a token."""
+    """Returns a warning if Ray accepts commands from anyone who can reach its ports; empty if it requires a
+    token.
+    """
     import os
 
     try:
         from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
         closed = is_token_auth_enabled()
-    except ImportError:  # private in Ray, and absent before 2.52
+    except ImportError:  # the module is private in Ray, and absent before 2.52
         closed = os.environ.get("RAY_AUTH_MODE") == "token"
     if closed:
         return ""

@@ -1,4 +1,4 @@
-"""A server in front of a deployment, which has all models of the replicas as remote models."""
+"""A server in front of a deployment. It serves all models of the replicas as remote models."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from backline.engine.errors import BacklineError
 from backline.ray.deployment import Deployment
 from backline.server import ServerOptions
 
-#: Seconds between two checks of the replicas' models, and between two scans of the repository made from them.
+#: Seconds between two checks of the replicas' models, and between two scans of the repository generated from
+#: them.
 _LOOK = 2.0
-#: The most requests in flight to one model.
+#: The maximum number of requests in flight to one model.
 _MAX_IN_FLIGHT = 256
 
 
 class Front:
-    """The repository of a server in front of a deployment. It follows the models of the replicas."""
+    """Maintains the repository of a server in front of a deployment, which contains the models of the
+    replicas.
+    """
 
     def __init__(self, deployment: Deployment) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="backline-front-"))
@@ -36,12 +39,12 @@ class Front:
         self._thread.start()
 
     def options(self, options: ServerOptions) -> ServerOptions:
-        """The options of the server in front, derived from those for the replicas."""
+        """Returns the options of the server in front, derived from the options for the replicas."""
         lifecycle = replace(options.lifecycle, mode="poll", poll_seconds=_LOOK)
         return replace(options, repositories=(self.folder,), lifecycle=lifecycle)
 
     def close(self) -> None:
-        """Stops following the models, and removes the repository. The deployment keeps running."""
+        """Stops following the replicas' models, and removes the repository. The deployment keeps running."""
         self._ended.set()
         self._thread.join()
         self._client.close()
@@ -52,10 +55,10 @@ class Front:
             try:
                 self._write(self._client.models())
             except BacklineError:
-                continue  # no replica answers at the moment: the models stay as they are
+                continue  # no replica answers at the moment: keep the models as they are
 
     def _write(self, models: Sequence[ModelIndex]) -> None:
-        """Adds a folder for each new version, and removes those of versions that are gone."""
+        """Adds a folder for each new version, and removes the folders of versions that no longer exist."""
         wanted = frozenset((one.name, one.version) for one in models if one.ready and one.version)
         if not wanted:
             return  # replicas that have just started may have no ready models yet

@@ -1,4 +1,4 @@
-"""Decides which replicas to start and which to stop. No I/O."""
+"""Decides which replicas to start and which to stop, without any I/O."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from backline.ray.spec import ReplicaState
 @dataclass(frozen=True, slots=True)
 class ReplicaMember:
     """An existing replica. `current` says whether it has the current specification. `state` is its last
-    report; None while the replica starts, or if its actor is gone.
+    report, or None while the replica starts or if its actor has disappeared.
     """
 
     name: str
@@ -26,14 +26,14 @@ class ReplicaMember:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """How many replicas to start, and the names of those to stop."""
+    """The number of replicas to start, and the names of those to stop."""
 
     start: int
     stop: tuple[str, ...]
 
 
 def wanted_replicas(members: Sequence[ReplicaMember], least: int, most: int) -> int:
-    """How many replicas the load needs, according to the states that they report.
+    """Returns how many replicas the load needs, according to the states that the replicas report.
 
     The number is not lowered while some replicas do not answer, because their share of the load is unknown.
     """
@@ -47,10 +47,10 @@ def wanted_replicas(members: Sequence[ReplicaMember], least: int, most: int) -> 
 
 
 def next_steps(members: Sequence[ReplicaMember], wanted: int) -> Steps:
-    """The next steps towards `wanted` replicas with the current specification.
+    """Returns the next steps towards `wanted` replicas with the current specification.
 
-    Old replicas are replaced one by one. One more than `wanted` may run meanwhile. A replica that takes
-    requests is stopped only if at least `wanted` others take requests.
+    Old replicas are replaced one by one, while at most one more than `wanted` runs. A replica that accepts
+    requests is stopped only if at least `wanted` others accept requests.
     """
     new = [one for one in members if one.current]
     old = [one for one in members if not one.current]
@@ -63,7 +63,7 @@ def next_steps(members: Sequence[ReplicaMember], wanted: int) -> Steps:
     elif any(one.ready for one in old) and ready > wanted:
         stop.append(next(one.name for one in old if one.ready))
     if not old and len(new) > wanted:
-        # Replicas that take no requests are stopped first.
+        # Replicas that do not accept requests are stopped first.
         spare = sorted(new, key=lambda one: one.ready)
         stop += [one.name for one in spare[: len(new) - wanted]]
     return Steps(start, tuple(stop))

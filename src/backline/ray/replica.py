@@ -1,4 +1,4 @@
-"""A replica: a server in a Ray actor."""
+"""A replica, which is a server in a Ray actor."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from backline.ray.spec import ReplicaSpec, ReplicaState
 from backline.server import Server, ServerOptions
 
 _METRIC = re.compile(rb"^(backline_utilisation|backline_desired_replicas) (\S+)$", re.MULTILINE)
-#: Seconds that the server may take to report its state.
+#: Maximum time, in seconds, for the server to report its state.
 _TIMEOUT = 1.0
 
 
 class Replica:
-    """Serves on a free port of its node. The server runs on a thread of the actor's process, so it ends with
-    the actor.
+    """Runs a server on a free port of its node. The server runs on a thread of the actor's process, so it
+    ends when the actor does.
     """
 
     def __init__(self, spec: ReplicaSpec) -> None:
@@ -43,7 +43,7 @@ class Replica:
         self._http = dict(self._server.urls)["HTTP"]
 
     def state(self) -> ReplicaState:
-        """The replica's address and scaling signal, for the controller."""
+        """Returns the address and the scaling signal of the replica, for the controller."""
         with urllib.request.urlopen(f"{self._http}/metrics", timeout=_TIMEOUT) as page:
             metrics = {name.decode(): float(value) for name, value in _METRIC.findall(page.read())}
         return ReplicaState(
@@ -56,5 +56,5 @@ class Replica:
         )
 
     def stop(self) -> None:
-        """Completes the requests in flight, refuses new ones, and closes the connections."""
+        """Completes the requests in flight while refusing new ones, then closes the connections."""
         self._loop.run(self._server.stop())

@@ -10,11 +10,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
-    """What each replica serves, and what Ray reserves for it.
+    """The repositories that each replica serves, and the resources that Ray reserves for it.
 
     `actor_options` are Ray's actor options, such as num_cpus, num_gpus, memory and resources. `revision` is
     any text: replicas with another revision are replaced even if nothing else here has changed, for example
-    because files in the repository have. `target_in_flight` is as for `backline serve`.
+    because files in the repository have changed. `target_in_flight` is as for `backline serve`.
     """
 
     repositories: tuple[str, ...]
@@ -24,7 +24,7 @@ class ReplicaSpec:
 
     @property
     def digest(self) -> str:
-        """A short hash, which differs between specifications."""
+        """A short hash that differs between specifications."""
         parts = (
             self.repositories,
             sorted((name, repr(value)) for name, value in self.actor_options.items()),
@@ -36,7 +36,7 @@ class ReplicaSpec:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
-    """What a replica reports: its address and its scaling signal."""
+    """The address and the scaling signal that a replica reports."""
 
     url: str
     ready: bool

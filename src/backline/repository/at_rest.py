@@ -1,21 +1,25 @@
-"""Decides when files that may still be written, such as those of a copy in progress, are complete."""
+"""Decides when files are complete that another program may still be writing, such as those of a copy in
+progress.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-#: Seconds for which a file must have been unchanged.
+#: The minimum time, in seconds, for which a file must have been unchanged.
 AT_REST = 1.0
 #: A file must have been unchanged for this many times the longest pause between its changes so far.
 _PAUSES = 3.0
-#: The longest time that a file must have been unchanged, in seconds; a longer pause ends a copy.
+#: The maximum time, in seconds, for which a file must have been unchanged. A longer pause ends a copy.
 LONGEST_REST = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A file as last seen: its path, what identifies its content, and the seconds since it was written."""
+    """A file when it was last checked: its path, what identifies its content, and the seconds since it was
+    written.
+    """
 
     path: str
     identity: str
@@ -26,7 +30,7 @@ class Seen:
 class _Growth:
     identity: str
     changed_at: float
-    #: The longest pause between two changes to a file whose copying may still be in progress, in seconds.
+    #: The longest pause, in seconds, between two changes to a file whose copy may still be in progress.
     pause: float = 0.0
 
     def complete_at(self) -> float:
@@ -36,14 +40,17 @@ class _Growth:
 class FilesAtRest:
     """Remembers how files grow, because a copy that pauses looks like one that has ended.
 
-    The slower a file has grown so far, the longer it must be unchanged. Times are seconds of one clock.
+    The slower a file has grown so far, the longer it must be unchanged. All times are in seconds of one
+    clock.
     """
 
     def __init__(self) -> None:
         self._growing: dict[str, _Growth] = {}
 
     def wait(self, files: Iterable[Seen], now: float) -> float:
-        """The seconds until all files are complete if none of them changes; 0 if they are."""
+        """Returns the number of seconds until all files are complete, provided that none of them changes; 0
+        if they are complete now.
+        """
         self._growing = {
             path: growth for path, growth in self._growing.items() if now - growth.changed_at <= LONGEST_REST
         }

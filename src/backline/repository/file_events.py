@@ -1,4 +1,4 @@
-"""Notices changes to files by file system events, or by polling where there are none."""
+"""Notices changes to files, using file system events where they exist, and polling elsewhere."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ log = logging.getLogger("backline.repository")
 #: A change counts as complete after this many seconds without an event, or at the latest after _LONGEST.
 _SETTLED = 0.25
 _LONGEST = 10.0
-#: Milliseconds for which the watcher collects events before it reports them.
+#: Milliseconds during which the watcher collects events before it reports them.
 _STEP_MS = 50
-#: Seconds between checks that a path still leads to the watched file or folder: a link may have changed.
+#: Seconds between checks that each path still leads to the watched file or folder: a link may have changed.
 _CHECK = 5.0
-#: Seconds after which a scan is due even without an event: the system drops events if too many arrive.
+#: Seconds after which a scan is due even without an event, because the system drops events if too many
+#: arrive.
 _LOST_EVENTS = 60.0
 #: Linux's table of mounts (proc(5)).
 MOUNTS = Path("/proc/self/mounts")
-#: File systems that other machines write to: Linux's names, then those of macOS and of desktop containers.
+#: File systems that other machines write to: first the names on Linux, then those on macOS and in containers
+#: on a desktop.
 _REMOTE = re.compile(
     r"nfs4?|cifs|smb2|smb3|smbfs|ncpfs|afs|9p|v9fs|ceph|glusterfs|lustre|gpfs|beegfs|fuse\..*"
     r"|virtiofs|vboxsf|prl_fs|vmhgfs|fakeowner|grpcfuse|afpfs|webdav|(osx|mac)fuse.*"
@@ -34,9 +36,10 @@ _REMOTE = re.compile(
 
 
 async def changes(places: Callable[[], Sequence[Path]], interval: float) -> AsyncGenerator[None, None]:
-    """Yields when one of `places()`, or anything below it, may have changed; once for a burst of changes.
+    """Yields when one of `places()`, or anything below it, may have changed. Yields once for a burst of
+    changes.
 
-    It yields every `interval` seconds where there are no events: on network file systems, without the extra
+    Where there are no events, yields every `interval` seconds: on network file systems, without the extra
     "watch", and when the system has no watches left.
     """
     watching = _can_watch(places())
@@ -63,7 +66,9 @@ async def changes(places: Callable[[], Sequence[Path]], interval: float) -> Asyn
 
 
 def _first(error: Exception) -> Exception:
-    """The first error in nested groups, which the watcher raises for file names that are not UTF-8."""
+    """Returns the first error in nested exception groups, which the watcher raises for file names that are
+    not UTF-8.
+    """
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error
@@ -82,10 +87,12 @@ def _can_watch(paths: Sequence[Path]) -> bool:
 
 
 async def _events(places: Callable[[], Sequence[Path]], interval: float) -> AsyncGenerator[None, None]:
-    """Yields after changes, until a place is replaced. Raises FileNotFoundError if a place is missing."""
+    """Yields after changes, until one of the places is replaced. Raises FileNotFoundError if a place is
+    missing.
+    """
     watched = _inodes(places())
     event = asyncio.Event()
-    event.set()  # so that changes from before the watch began cause a scan
+    event.set()  # changes from before the watch began must also cause a scan
     watch = asyncio.create_task(_watch(places(), event))
     try:
         last = time.monotonic()
@@ -108,7 +115,7 @@ async def _events(places: Callable[[], Sequence[Path]], interval: float) -> Asyn
 
 
 async def _watch(paths: Sequence[Path], event: asyncio.Event) -> None:
-    """Sets `event` on every change; a file that is being written causes several."""
+    """Sets `event` on every change. A file that is being written causes several changes."""
     from watchfiles import awatch
 
     try:
@@ -130,13 +137,17 @@ async def _wait(event: asyncio.Event, seconds: float) -> bool:
 
 
 def _inodes(paths: Sequence[Path]) -> list[tuple[Path, int, int]]:
-    """The current device and inode of each file or folder. Raises FileNotFoundError if one is missing."""
+    """Returns the current device and inode of each file or folder. Raises FileNotFoundError if one is
+    missing.
+    """
     found = [(path, os.stat(path)) for path in paths]
     return [(path, status.st_dev, status.st_ino) for path, status in found]
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a path, or its parent if it is missing, is on a file system that other machines write to."""
+    """Returns whether a path, or its parent if the path does not exist, is on a file system that other
+    machines write to.
+    """
     real = os.path.realpath(path)
     best, kind = "", ""
     for point, mounted in mounts():

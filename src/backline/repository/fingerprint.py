@@ -11,9 +11,9 @@ from backline.engine.config.instance_group import InstanceGroup
 from backline.engine.config.model_config import ModelConfig
 from backline.repository.listing import FileEntry
 
-#: Fields whose change causes no load: they apply to versions that are loaded, or decide only which versions
-#: are loaded and when. `declared` repeats other fields and adds fields without effect. A change to any field
-#: that is not listed causes a load.
+#: Fields that can change without a new load: they apply to versions that are loaded, or only decide which
+#: versions are loaded and when. `declared` repeats other fields, and adds fields without effect. A change to
+#: any field that is not listed here causes a load.
 _APPLIED_WITHOUT_LOAD = frozenset(
     {
         "version_policy",
@@ -41,7 +41,9 @@ _APPLIED_WITHOUT_LOAD = frozenset(
 
 
 def load_key(config: ModelConfig) -> str:
-    """A digest that is equal for two configurations if a change from one to the other needs no load."""
+    """Returns a digest of a configuration. Two configurations have the same digest if a change from one to
+    the other needs no load.
+    """
     relevant = [
         (field.name, _relevant(field.name, getattr(config, field.name)))
         for field in fields(config)
@@ -51,7 +53,7 @@ def load_key(config: ModelConfig) -> str:
 
 
 def fingerprint(files: Mapping[str, FileEntry], config: ModelConfig) -> str:
-    """The fingerprint of a version that needs `files`, keyed by path, and is loaded with `config`."""
+    """Returns the fingerprint of a version that needs `files`, keyed by path, and is loaded with `config`."""
     return _digest(repr([(path, files[path].identity) for path in sorted(files)]) + load_key(config))
 
 
@@ -62,7 +64,9 @@ def _relevant(name: str, value: object) -> object:
 
 
 def _of_groups(groups: Sequence[InstanceGroup]) -> object:
-    """The devices and resources of the instances. Their number is left out, as its change needs no load."""
+    """Returns the devices and resources of the instances, but not their number, which can change without a
+    load.
+    """
     where = dict.fromkeys(
         (group.kind, group.gpus) for group in groups or (InstanceGroup(0),) if not group.passive
     )
@@ -70,7 +74,7 @@ def _of_groups(groups: Sequence[InstanceGroup]) -> object:
 
 
 def _plain(value: object) -> object:
-    # Most values are of these types, and a check against an abstract class takes long.
+    # Most values have one of these types, and a check against an abstract class takes long.
     if type(value) in (str, int, bool, tuple, NoneType) or not isinstance(value, Mapping):
         return value
     return sorted(value.items())

@@ -1,4 +1,4 @@
-"""Describes the files of a repository: names, sizes and identities. Contents are read on demand."""
+"""Describes the files of a repository by their names, sizes and identities. Contents are read on demand."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """A file.
+    """A file in a repository.
 
-    `identity` changes when the content does: on disk it has modification time and inode, in an object store
-    the ETag. `problem` says why the file cannot be used (a link out of the repository, no permission); it is
-    empty if the file can be used.
+    `identity` changes when the content does: on disk it consists of modification time, size and inode, in an
+    object store of the ETag. `problem` says why the file cannot be used (a link to a place outside the
+    repository, no permission); it is empty if the file can be used.
     """
 
     size: int
@@ -21,7 +21,9 @@ class FileEntry:
 
 
 def place_below(location: str, path: str) -> str:
-    """The location of a path below a location; in an archive on a web server, `#` precedes the path."""
+    """Joins a location and a path below it. If the location is an archive on a web server, `#` precedes the
+    path.
+    """
     in_archive = location.startswith(("http://", "https://")) and "#" not in location
     return f"{location.rstrip('/')}{'#' if in_archive else '/'}{path}"
 
@@ -30,9 +32,9 @@ def place_below(location: str, path: str) -> str:
 class Listing:
     """All files below a folder or URL, `location`. Paths are relative, such as "add1/1/model.onnx".
 
-    `folders` has all folders, including empty ones, which object stores lack. A folder that cannot be read is
-    in `folders` and also, with its problem, in `files`. `read` returns the content of one small file; it may
-    block, and raises BacklineError.
+    `folders` has all folders, including empty ones, which do not exist in object stores. A folder that cannot
+    be read is in `folders` and also, with its problem, in `files`. `read` returns the content of one small
+    file; it may block, and raises BacklineError.
     """
 
     location: str
@@ -41,7 +43,9 @@ class Listing:
     read: Callable[[str], bytes]
 
     def below(self, folder: str) -> Listing:
-        """The listing of one folder, with paths relative to it; "" is the whole listing."""
+        """Returns the listing of one folder, with paths relative to that folder; "" returns the whole
+        listing.
+        """
         if not folder:
             return self
         prefix = folder + "/"
@@ -71,7 +75,9 @@ class Folder:
         return self.location.rstrip("/").rpartition("/")[2]
 
     def folders(self) -> dict[str, Folder]:
-        """The folders directly in this one, by name, except those whose name starts with a dot."""
+        """Returns the folders directly in this one, by name, except those with names that start with a
+        dot.
+        """
         files: dict[str, dict[str, FileEntry]] = {}
         folders: dict[str, set[str]] = {folder: set() for folder in self.listing.folders if "/" not in folder}
         for path, entry in self.listing.files.items():
@@ -86,7 +92,7 @@ class Folder:
         return {name: self._below(name, files.get(name, {}), folders.get(name, set())) for name in names}
 
     def below(self, path: str) -> Folder:
-        """The folder `path` below this one; "" is this folder itself."""
+        """Returns the folder `path` below this one; "" returns this folder itself."""
         return Folder(self.listing.below(path), self.join(path), self.namespace)
 
     def _below(self, name: str, files: Mapping[str, FileEntry], folders: set[str]) -> Folder:
@@ -100,7 +106,7 @@ class Folder:
         return Folder(listing, self.join(name), self.namespace)
 
     def problem(self, name: str) -> str:
-        """Why the entry `name` directly in this folder cannot be used; empty if it can."""
+        """Returns why the entry `name` directly in this folder cannot be used; empty if it can be used."""
         entry = self.listing.files.get(name)
         return entry.problem if entry is not None else ""
 

@@ -1,4 +1,6 @@
-"""Reads a repository on local disk: a folder in any layout, a model's file, or TensorFlow Serving's list."""
+"""Reads a repository on local disk: a folder in any layout, a model's file, or a list of models for
+TensorFlow Serving.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,15 @@ from backline.repository.walk import identity, reason, walk, walk_file
 
 #: A file larger than this, in bytes, is not a list of models.
 _MAX_LIST = 1024 * 1024
-#: Seconds between checks of files that differ from the last scan, until the next scan finds the change.
+#: Seconds between checks of files that have changed since the last scan, until the next scan finds the
+#: change.
 _LOOK = 0.25
 
 
 class LocalRepository:
-    """A Repository at a local path: a folder or a file. `name` overrides the name of a single model."""
+    """A Repository at a local path: a folder or a file. If it is a single model, `name` overrides the model's
+    name.
+    """
 
     def __init__(
         self,
@@ -51,10 +56,10 @@ class LocalRepository:
         self._name = name
         self._stable_inodes = not is_remote(self._path)
         self._known: Known = {}
-        #: The interval of the watch, in seconds; None without a watch.
+        #: The interval at which changes are looked for, in seconds; None if the repository is not watched.
         self._interval: float | None = None
         self._at_rest = FilesAtRest()
-        #: The paths to watch, as of the last scan.
+        #: The paths to watch, as determined by the last scan.
         self._watched: tuple[Path, ...] = (self._path,)
 
     @property
@@ -71,7 +76,7 @@ class LocalRepository:
     async def fetch(self, model: FoundModel, version: FoundVersion, on_bytes: OnBytes) -> FetchedVersion:
         """Returns the original files, not copies. Raises Unavailable if they have changed since the scan.
 
-        While the repository is watched, waits until no file is being written any more, as a copy may be in
+        If the repository is watched, waits until no file is being written any more, because a copy may be in
         progress. If a file changes meanwhile, the next scan finds a new version, and the caller cancels.
         """
         if self._interval is not None:
@@ -89,7 +94,7 @@ class LocalRepository:
         """Does nothing: the watch ends when the caller stops iterating over `changes`."""
 
     def scan_now(self) -> list[FoundModel]:
-        """Scans as `scan` does, on the calling thread."""
+        """Does the same as `scan`, on the calling thread."""
         self._watched = (self._path,)
         if self._path.is_file():
             return self._scan_file()
@@ -143,7 +148,9 @@ class LocalRepository:
             return ""
 
     def _read_listed(self, listed: ListedModel) -> FoundModel:
-        """A model in the list. Its paths are absolute, because its base path may be anywhere."""
+        """Returns a model in the list. The paths of the model are absolute, because its base path may be
+        anywhere.
+        """
         try:
             folder = folder_of(listed, self._path)
             if not folder.is_dir():
@@ -160,7 +167,7 @@ class LocalRepository:
         return self._path.parent if self._path.is_file() else self._path
 
     async def _until_at_rest(self, version: FoundVersion, interval: float) -> None:
-        give_up = time.monotonic() + 2 * interval + LONGEST_REST  # _check reports a change that no scan found
+        give_up = time.monotonic() + 2 * interval + LONGEST_REST  # _check reports a change that no scan finds
         while time.monotonic() < give_up:
             seen = await asyncio.to_thread(self._look_at, version)
             pause = self._at_rest.wait(seen, time.monotonic())

@@ -13,15 +13,15 @@ from backline.repository.configuration import ConfigFiles
 from backline.repository.local import LocalRepository
 from backline.repository.repository import Repository
 
-#: The scheme of a URL. It has at least two letters, as one letter is a drive of Windows.
+#: Matches the scheme of a URL, which has at least two letters, because one letter is a drive on Windows.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
-#: The name in NAME=URL, with the equals sign.
+#: Matches the name in NAME=URL, including the equals sign.
 _NAMED = re.compile(r"([\w.+-]+)=(?=[A-Za-z][A-Za-z0-9+.-]+:/|hf:)")
 #: "as" is Triton's scheme for Azure Blob Storage.
 _OBJECT_STORES = ("s3", "gs", "az", "as")
 _ARCHIVES = ("http", "https")
 _SCHEMES = (*_OBJECT_STORES, *_ARCHIVES, "hf")
-#: The names that other tools use for the supported schemes.
+#: Other tools' names for the supported schemes.
 _ALIASES = {
     "gcs": "gs",
     "s3a": "s3",
@@ -42,11 +42,12 @@ def open_repository(
     configs: ConfigFiles | None = None,
     name: str = "",
 ) -> Repository:
-    """The repository at `location`, a path, a URL or NAME=URL. Files of a URL are cached below `cache`.
+    """Opens the repository at `location`, which is a path, a URL or NAME=URL. Files from a URL are cached
+    below `cache`.
 
-    Opening a repository does not scan it. If the location is a single model, `name` or NAME replaces the last
-    part of the location as its name. Raises InvalidArgument if the location is neither a path nor a supported
-    URL.
+    Opening a repository does not scan it. If the location is a single model, `name` or NAME is the name of
+    the model; the default is the last part of the location. Raises InvalidArgument if the location is neither
+    a path nor a supported URL.
     """
     own_name, location = split_name(location)
     if name and own_name:
@@ -74,13 +75,17 @@ def open_repository(
 
 
 def split_name(location: str) -> tuple[str, str]:
-    """The name and the URL in NAME=URL. Any other location has no name, even a path that contains `=`."""
+    """Returns the name and the URL in NAME=URL. For any other location the name is empty, even if it is a
+    path with `=`.
+    """
     found = _NAMED.match(location)
     return (found[1], location[found.end() :]) if found is not None else ("", location)
 
 
 def _scheme(location: str) -> str:
-    """The scheme of a URL in lower case, "" for a path. Raises InvalidArgument for an unknown scheme."""
+    """Returns the scheme of a URL in lower case, or "" for a path. Raises InvalidArgument for an unknown
+    scheme.
+    """
     found = _SCHEME.match(location) or re.match(r"(hf):", location)
     if found is None:
         return ""

@@ -1,4 +1,4 @@
-"""Checks names of models and versions."""
+"""Checks the names of models and versions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SHOWN = 20
 
 
 def check_name(what: str, name: str, place: str) -> None:
-    """Raises InvalidArgument if a name found in a repository breaks the rule of engine.names.
+    """Raises InvalidArgument if a name found in a repository is not valid according to engine.names.
 
     `what` is "model" or "version"; `place` is the folder or file that the name comes from.
     """
@@ -21,6 +21,6 @@ def check_name(what: str, name: str, place: str) -> None:
 
 
 def some_of(names: Sequence[str]) -> str:
-    """The names for a message; a long list is shortened: "1, 2 and 998 more"."""
+    """Joins names for a message. A long list is shortened: "1, 2 and 998 more"."""
     shown = ", ".join(names[:_SHOWN])
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown

@@ -1,4 +1,6 @@
-"""Defines the seam to the places that models come from: folders, object stores, hubs and archives."""
+"""Defines the interface of repositories, the places that models come from: folders, object stores, hubs and
+archives.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ from typing import Final, Protocol
 from backline.engine.config.model_config import ModelConfig
 from backline.repository.listing import FileEntry
 
-#: A callback that receives the number of bytes present so far, and the number in all.
+#: A callback that receives the number of bytes that are present so far, and the total number.
 OnBytes = Callable[[int, int], None]
-#: The folder of examples, below the model's folder.
+#: The name of the folder with examples, in the model's folder.
 EXAMPLES: Final = "examples"
 
 
@@ -20,10 +22,10 @@ EXAMPLES: Final = "examples"
 class FoundVersion:
     """A version in a repository.
 
-    `path` is the model's file, or its folder for some formats, below the repository's root; it is None if the
-    version cannot be loaded, for the reason in `problem`. `files` are the files that a load needs, by path
-    below the root: those of the version, and those in the model's folder next to the versions.
-    `fingerprint` changes whenever the version needs another load. `examples` are the names of the files in
+    `path` is the model's file, or its folder for some formats, below the root of the repository. If the
+    version cannot be loaded, `path` is None, and `problem` says why. `files` are the files that a load needs,
+    by their paths below the root: those of the version, and those in the model's folder next to the versions.
+    `fingerprint` changes whenever the version must be loaded again. `examples` are the names of the files in
     the folder EXAMPLES next to the versions.
     """
 
@@ -39,11 +41,12 @@ class FoundVersion:
 class FoundModel:
     """A model in a repository.
 
-    `versions` has all versions, oldest first; the version policy decides later which are served. `folder` is
-    the model's folder below the repository's root, "" if the root is the model. `namespace` is the location
-    of the repository. `problem` says why no version can be served; it is empty if one can. `refused` is set
-    if Triton would report the problem of a version that it cannot create, not of a model that it cannot read:
-    that version, with the problem in Triton's words. `warnings` are for the author of the files.
+    `versions` has all versions, oldest first; the version policy decides later which of them are served.
+    `folder` is the model's folder below the root of the repository, or "" if the root is the model.
+    `namespace` is the location of the repository. `problem` says why no version can be served; it is empty if
+    one can. `refused` is set if Triton would report the problem for a version that it cannot create, rather
+    than for a model that it cannot read; it is that version, with the problem in Triton's words. `warnings`
+    are for the author of the files.
     """
 
     name: str
@@ -58,14 +61,14 @@ class FoundModel:
 
 @dataclass(frozen=True, slots=True)
 class FetchedVersion:
-    """A version on local disk: its model file or folder, and the model's folder (with warmup/, labels)."""
+    """A version on local disk: its model file or folder, and the model's folder (with warmup/ and labels)."""
 
     path: Path
     model_folder: Path
 
 
 class Repository(Protocol):
-    """A place that models come from. All methods are called on one event loop and do not block it."""
+    """A place that models come from. All methods are called on one event loop, and do not block it."""
 
     @property
     def location(self) -> str:
@@ -73,17 +76,19 @@ class Repository(Protocol):
 
     @property
     def name(self) -> str:
-        """The namespace of its models: a given name, or else one made from the location."""
+        """The namespace of the repository's models: a given name, or else one derived from the location."""
 
     async def scan(self) -> list[FoundModel]:
-        """The models that the repository holds now, sorted by name.
+        """Returns the models that the repository contains now, sorted by name.
 
-        A fault in one model is noted in its `problem` and does not affect the others. Raises BacklineError,
-        which says what to do, if the repository does not exist or cannot be reached.
+        A fault in one model is recorded in its `problem`, and does not affect other models. Raises
+        BacklineError, with advice on what to do, if the repository does not exist or cannot be reached.
         """
 
     async def fetch(self, model: FoundModel, version: FoundVersion, on_bytes: OnBytes) -> FetchedVersion:
-        """Brings the files of a version to local disk, complete and verified. Raises BacklineError."""
+        """Makes the files of a version available on local disk, complete and verified. Raises
+        BacklineError.
+        """
 
     def changes(self, interval: float) -> AsyncIterator[None]:
         """Yields when a scan may find changes: on file system events, or else every `interval` seconds."""

@@ -1,4 +1,4 @@
-"""Unpacks a model that is one archive, once for all processes that run it."""
+"""Unpacks a model that is a single archive. This is done once for all processes that run the model."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from backline.repository.remote.unpack import members
 from backline.system.archive_limits import UnpackLimits
 from backline.system.file_lock import try_lock
 
-#: Seconds for which an unpacked archive is kept after a load last used it.
+#: Seconds for which an unpacked archive is kept after the last load that used it.
 _KEPT = 24 * 3600.0
 _PIECE = 1 << 20
 
 
 def unpacked(archive: Path, cache: Path, root: str = "", limits: UnpackLimits | None = None) -> Path:
-    """The folder below `cache` with the unpacked archive (zip, gzipped tar), or with the folder `root` in it.
+    """Returns the folder below `cache` that contains the unpacked archive (zip or gzipped tar), or the folder
+    `root` of it.
 
-    An archive is unpacked on first use. Folders that were not used for a day, and that no process holds with
-    `file_lock.hold`, are removed then. Raises InvalidArgument for an archive that must not be unpacked (see
-    `unpack.members`), and Unavailable if the folder cannot be written.
+    An archive is unpacked on first use. At that time, folders are removed that were not used for a day and
+    that no process holds with `file_lock.hold`. Raises InvalidArgument for an archive that must not be
+    unpacked (see `unpack.members`), and Unavailable if the folder cannot be written.
     """
     status = archive.stat()
     identity = f"{archive.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}\n{root}"
@@ -64,7 +65,7 @@ def _unpack(archive: Path, folder: Path, root: str, limits: UnpackLimits) -> Non
         with contextlib.suppress(FileExistsError):
             place.rename(folder)
     except OSError:
-        if not folder.is_dir():  # otherwise another process was faster
+        if not folder.is_dir():  # otherwise another process has already unpacked it
             raise
     finally:
         shutil.rmtree(place, ignore_errors=True)

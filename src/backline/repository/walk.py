@@ -11,22 +11,23 @@ from backline.engine.errors import InvalidArgument, NotFound
 from backline.engine.names import IGNORED_FOLDERS, PYTHON_VERSION, printable
 from backline.repository.listing import FileEntry, Listing
 
-#: The most levels of nested folders; far more than any layout has.
+#: The maximum depth of nested folders; no layout needs nearly as many levels.
 MAX_DEPTH = 16
-#: The most files and folders in all. Scans repeat and must be quick, and a home folder is not a repository.
+#: The maximum number of files and folders in total. Scans are repeated and must be quick, and a home folder
+#: is not a repository.
 MAX_ENTRIES = 100_000
-#: The largest file, in bytes, that `Listing.read` reads; configurations and labels are far smaller.
+#: The maximum size, in bytes, of a file that `Listing.read` reads; configurations and labels are far smaller.
 MAX_READ = 16 * 1024 * 1024
 
 
 def walk(root: Path, *, location: str = "", stable_inodes: bool = True) -> Listing:
-    """All files and folders below `root`, following links.
+    """Lists all files and folders below `root`, following links.
 
     Names that start with a dot (except PYTHON_VERSION) and IGNORED_FOLDERS are left out. An entry that cannot
-    be used has a problem: a link that leads out of `root`, to nowhere or in a loop, a file that is
-    unreadable or not regular, or a name with characters that cannot be printed. Inodes are part of a file's
-    identity only with `stable_inodes`, as some network file systems change them. Raises NotFound or
-    InvalidArgument if `root` cannot be read.
+    be used has a problem: a link to a place outside `root`, a broken link or a link that is part of a loop; a
+    file that is unreadable or not regular; or a name with characters that cannot be printed. If
+    `stable_inodes` is set, inodes are part of a file's identity; some network file systems change them.
+    Raises NotFound or InvalidArgument if `root` cannot be read.
     """
     location = location or str(root)
     try:
@@ -52,7 +53,7 @@ def walk(root: Path, *, location: str = "", stable_inodes: bool = True) -> Listi
 
 
 def walk_file(file: Path, *, stable_inodes: bool = True) -> Listing:
-    """A listing with only the model `file` and the files next to it that belong to it.
+    """Lists only the model `file`, and the files next to it that belong to it.
 
     A file belongs to net.onnx if its name starts with "net" and ends with another suffix, like files with
     external weights (net.onnx.data, net_weights.bin). Links may lead anywhere, because the user named the
@@ -77,13 +78,15 @@ def walk_file(file: Path, *, stable_inodes: bool = True) -> Listing:
 
 
 def identity(status: os.stat_result, *, stable_inodes: bool = True) -> str:
-    """A text that changes when a file is written or replaced: its modification time, size and inode."""
+    """Returns a text that changes when a file is written or replaced: its modification time, size and
+    inode.
+    """
     inode = f"-{status.st_ino:x}" if stable_inodes else ""
     return f"{status.st_mtime_ns:x}-{status.st_size:x}{inode}"
 
 
 def reason(error: Exception) -> str:
-    """The system's reason for an error, without the path."""
+    """Returns the reason that the system gives for an error, without the path."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
@@ -102,7 +105,9 @@ class _Walk:
     folders: set[str] = field(default_factory=set)
 
     def enter(self, folder: str, prefix: str, chain: tuple[str, ...]) -> None:
-        """Records the entries of `folder`. `chain` has the real paths of the folders from the root to it."""
+        """Records the entries of `folder`. `chain` has the real paths of all folders from the root to
+        `folder`.
+        """
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name == PYTHON_VERSION or not (
@@ -113,7 +118,7 @@ class _Walk:
                         raise _TooMany
 
     def entry(self, entry: os.DirEntry[str], place: str) -> FileEntry:
-        """The FileEntry of a file, with a problem if the file cannot be used."""
+        """Returns the FileEntry of a file, with a problem if the file cannot be used."""
         status = entry.stat()
         problem = ""
         if not stat.S_ISREG(status.st_mode):
@@ -151,7 +156,9 @@ class _Walk:
             self.folders.add(path)
 
     def _target(self, entry: os.DirEntry[str], place: str, chain: tuple[str, ...]) -> str:
-        """The real path of an entry. Raises InvalidArgument for a link that cannot be followed."""
+        """Returns the real path of an entry. Raises InvalidArgument for a link that must not, or cannot, be
+        followed.
+        """
         here = os.path.join(chain[-1], entry.name)
         if not entry.is_symlink():
             return here
@@ -175,7 +182,7 @@ class _Walk:
 
 
 def _may_be_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder, or a broken link that may have led to one."""
+    """Returns whether an entry is a folder, or a broken link that may have led to one."""
     try:
         return entry.is_dir() or (entry.is_symlink() and not entry.is_file())
     except OSError:

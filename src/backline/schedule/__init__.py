@@ -1,1 +1,3 @@
-"""Decides what runs next: pure policies over plain data, and the drivers that carry out their decisions."""
+"""Decides which requests run next: policies that are pure functions of plain data, and the drivers that carry
+out their decisions.
+"""

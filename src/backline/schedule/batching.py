@@ -1,4 +1,6 @@
-"""The batching policy: which queued requests form the next batch. Pure decisions over plain data."""
+"""The batching policy: decides which queued requests form the next batch. It performs no I/O and reads no
+clock.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,17 @@ from backline.schedule.queues.queue import Queue
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """How batches are formed: at most `max_items` items; a request waits up to `delay_ns` for others to join,
-    even if an instance is free.
+    """How batches are formed. A batch has at most `max_items` items, and a request waits up to `delay_ns` for
+    others to join it, even if an instance is free.
 
-    Without `preferred` sizes and a delay the policy is work-conserving: a free instance takes whatever is
-    queued. With them it is Triton's dynamic batcher: the largest preferred size that the first requests add
-    up to runs at once; otherwise they wait until the oldest of them has waited `delay_ns`, or until the batch
-    cannot grow any more (core/src/dynamic_batch_scheduler.cc).
+    Without `preferred` sizes and a delay, the policy is work-conserving: a free instance takes whatever is
+    queued. With them it works like Triton's dynamic batcher: if the first requests add up to preferred sizes,
+    the largest of these runs at once; otherwise the requests wait until the oldest has waited `delay_ns`, or
+    until the batch cannot grow any more (core/src/dynamic_batch_scheduler.cc).
 
     With a `reach`, the requests of a batch need not be adjacent in the queue: up to `reach` requests with
-    other batch keys are skipped and keep their places. The first request in the queue is always taken, so
-    none is skipped forever.
+    other batch keys are skipped and keep their places. The first request in the queue is always taken, so no
+    request is skipped forever.
     """
 
     max_items: int = 1
@@ -31,7 +33,7 @@ class BatchPolicy:
 
     @property
     def takes_all(self) -> bool:
-        """Whether a batch is simply whatever is queued, up to `max_items`."""
+        """Whether a batch simply takes what is queued, up to `max_items`."""
         return (
             not self.delay_ns
             and (not self.preferred or self.preferred == (self.max_items,))
@@ -43,9 +45,9 @@ class BatchPolicy:
 class Formed:
     """The requests of the next batch, `items` in total.
 
-    Without requests, either the queue is empty or the first requests wait for others until `wait_until`
-    (nanoseconds). Before then, only `lacking` more items, or a request whose batch key is not `key`, can
-    change the decision.
+    If there are no requests, either the queue is empty, or the first requests wait for others until
+    `wait_until` (nanoseconds). Before then, only `lacking` more items, or a request whose batch key is not
+    `key`, can change the decision.
     """
 
     tickets: list[Ticket]
@@ -59,7 +61,7 @@ def form_batch(queue: Queue, policy: BatchPolicy, now_ns: int) -> Formed:
     """Takes the next batch out of `queue`: requests in queue order, with the same batch key, at most
     `policy.max_items` items.
 
-    A single request with more items than that runs alone. Requests that have expired by `now_ns` end up in
+    A request with more items than that runs alone. Requests that have expired by `now_ns` are moved to
     `queue.expired`.
     """
     now = now_ns / 1e9
@@ -82,12 +84,12 @@ def _draw(queue: Queue, now: float, seen: list[Ticket]) -> Iterator[Ticket]:
 
 
 def _choose(waiting: Iterable[Ticket], policy: BatchPolicy, now_ns: int) -> Formed:
-    """The next batch of the requests in `waiting`, which is read only as far as necessary."""
+    """Returns the next batch formed from `waiting`, which is read only as far as necessary."""
     sizes = policy.preferred or (policy.max_items,)
     largest = max(sizes)
     tickets: list[Ticket] = []
     items = 0
-    # The numbers of requests and items in the best batch that does not wait for more.
+    # The numbers of requests and items in the best batch that can run without waiting for more requests.
     best = best_items = 0
     complete = False
     oldest = now_ns
@@ -102,7 +104,7 @@ def _choose(waiting: Iterable[Ticket], policy: BatchPolicy, now_ns: int) -> Form
                 continue
             if not best and items + size > largest:
                 best, best_items = len(tickets), items
-            # A skipped request must not be overtaken by requests of a lower level.
+            # Requests of a lower level must not overtake a skipped request.
             if items + size > policy.max_items or other or (passed and ticket.level != first.level):
                 complete = True
                 break
@@ -125,9 +127,9 @@ def _choose(waiting: Iterable[Ticket], policy: BatchPolicy, now_ns: int) -> Form
 
 
 def _choose_another(formed: Formed, seen: list[Ticket], policy: BatchPolicy, now_ns: int) -> Formed:
-    """The next batch of requests with another batch key, which may run while the first requests wait.
+    """Returns the next batch of requests with another batch key, which may run while the first requests wait.
 
-    If there is none, any new request may change the decision.
+    If there is no such batch, any new request may change the decision.
     """
     others = seen
     until = formed.wait_until

@@ -1,4 +1,5 @@
-"""Queues that run nothing until enough requests are there, so that tests can decide what is batched together.
+"""Queues that start nothing until enough requests have arrived, so that tests can decide which requests form
+a batch.
 
 They implement Triton's debugging hooks, which only `backline tritonserver` has.
 """
@@ -13,7 +14,9 @@ from backline.schedule.sequences.table import LiveSequence
 
 
 class HoldingScheduler(Scheduler):
-    """A scheduler that starts its first batch when `hold` requests are queued; then it is like any other."""
+    """A scheduler that starts its first batch when `hold` requests are queued; from then on it is an ordinary
+    scheduler.
+    """
 
     __slots__ = ("_hold",)
 
@@ -34,8 +37,9 @@ class HoldingScheduler(Scheduler):
 
 
 class HoldingSequenceBatcher(SequenceBatcher):
-    """A batcher of sequences that starts when `hold` requests wait of sequences that have a place on an
-    instance, and `backlog` of sequences that have none. Then it is like any other.
+    """A batcher of sequences that starts once there are `hold` waiting requests of sequences with a place on
+    an instance, and `backlog` waiting requests of sequences without one. From then on it is an ordinary
+    batcher.
     """
 
     def __init__(self, *arguments: Any, hold: int, backlog: int, **settings: Any) -> None:
@@ -56,7 +60,7 @@ class HoldingSequenceBatcher(SequenceBatcher):
         super()._run_next(sequence)
 
     def _begin(self, except_for: LiveSequence | None = None) -> None:
-        """Ends the hold. The sequence whose request has just arrived is left to the caller."""
+        """Ends the hold. Leaves the sequence `except_for`, whose request has just arrived, to the caller."""
         held, self._hold = self._hold, 0
         if held:
             self._run_all([one for one in self._table.backlogged if one is not except_for])

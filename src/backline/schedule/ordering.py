@@ -1,4 +1,4 @@
-"""Sends responses in the order in which requests started, although batches may end in any order."""
+"""Sends responses in the order in which requests started, even if batches end in another order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from backline.engine.values.messages import InferResponse
 
 @dataclass(slots=True, eq=False)
 class HeldOutcome:
-    """The outcome of a request: a response or an error, or neither if its responses were sent one by one."""
+    """The outcome of a request: a response or an error. If its responses were sent one by one, it has
+    neither.
+    """
 
     ticket: Ticket
     response: InferResponse | None = None
@@ -36,7 +38,7 @@ class ResponseOrder:
         return len(self._answers)
 
     def start(self, tickets: Sequence[Ticket]) -> None:
-        """Adds requests that are about to run to the end of the order."""
+        """Appends requests that are about to run to the order."""
         for ticket in tickets:
             answer = self._places[ticket] = HeldOutcome(ticket)
             self._answers.append(answer)
@@ -44,13 +46,13 @@ class ResponseOrder:
     def finish(
         self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None
     ) -> list[HeldOutcome]:
-        """Records the outcome of a started request. Returns the outcomes that may be sent now, in order."""
+        """Records the outcome of a started request. Returns the outcomes that may now be sent, in order."""
         answer = self._places.pop(ticket)
         answer.response, answer.error, answer.done = response, error, True
         return self._due()
 
     def withdraw(self, ticket: Ticket) -> list[HeldOutcome]:
-        """Removes a started request that did not run. Returns the outcomes that may be sent now, in order."""
+        """Removes a started request that did not run. Returns the outcomes that may now be sent, in order."""
         self._answers.remove(self._places.pop(ticket))
         return self._due()
 

@@ -1,4 +1,6 @@
-"""The driver of one model version: a bounded queue, its free instances, and the runs in between."""
+"""The scheduler of one model version, which connects a bounded queue to the instances that run its
+requests.
+"""
 
 from __future__ import annotations
 
@@ -28,29 +30,34 @@ from backline.schedule.turn import LONGEST_NS, Alarm, Turn
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance, WaitsForTurn
 
-#: Minimum delay in seconds until the next check for expired requests: event loop timers may fire this early.
+#: Minimum delay in seconds until the next check for expired requests. Timers of the event loop may fire this
+#: early.
 _SHORTEST_WAIT = 0.001
-#: A check for expired requests scans the whole queue; the pause after it is this many times its duration.
+#: A check for expired requests scans the whole queue. The pause after a check is this many times the duration
+#: of the check.
 _SWEEP_PAUSE = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How one model version queues and batches requests. Can be replaced while requests are queued."""
+    """How one model version queues and batches requests. The settings can be replaced while requests are
+    queued.
+    """
 
     batch: BatchPolicy = field(default_factory=BatchPolicy)
     queue: QueueSettings = field(default_factory=QueueSettings)
 
 
 class Scheduler(Owner):
-    """Queues the requests of one model version and runs them on its instances. Lives on the event loop.
+    """Queues the requests of one model version and runs them on its instances. All methods must be called on
+    the event loop.
 
-    A free instance takes what has been queued by the end of the current turn of the loop, so requests that
-    arrive together run together. The next batch waits for the next turn, so that sockets are served between
-    the batches of an inline model. A request whose deadline passes in the queue is refused right then, even
-    while all instances are busy; a cancelled one leaves at once. A running batch is abandoned once all its
-    requests are cancelled. With `preserve_ordering`, responses are sent in the order in which requests
-    started.
+    A free instance takes what has been queued by the end of the current turn of the loop, so that requests
+    that arrive together run together. The next batch waits for the next turn, so that sockets are served
+    between the batches of an inline model. If the deadline of a queued request passes, the request is refused
+    immediately, even while all instances are busy; a cancelled request leaves at once. A running batch is
+    abandoned once all its requests are cancelled. With `preserve_ordering`, responses are sent in the order
+    in which requests started.
     """
 
     __slots__ = (
@@ -95,7 +102,7 @@ class Scheduler(Owner):
         self._queue = self._connected_queue(settings.queue)
         self._order = ResponseOrder() if preserve_ordering else None
         self._take_instances(instances)
-        #: Batches that run outside the event loop.
+        #: The batches that run outside the event loop.
         self._busy: set[Batch] = set()
         self._statistics = statistics
         self.tally = Tally(statistics)
@@ -104,31 +111,32 @@ class Scheduler(Owner):
         self._total = total if total is not None and total.limit is not None else None
         self._running = 0
         self._scheduled = False
-        #: While the first requests wait for a larger batch, how many items are missing; otherwise 0.
+        #: While the first requests wait for a larger batch, the number of items that are missing; otherwise
+        #: 0.
         self._lacking = 0
         #: The batch key of the requests that wait for a larger batch.
         self._key: object = None
         self._company = Alarm(self._dispatch, loop)
         self._expiry = Alarm(self._expire, loop, pause=_SHORTEST_WAIT)
         self._sweep_after = 0.0
-        #: Set during a drain; resolved once nothing is queued or running.
+        #: Set during a drain; resolved once no request is queued or running.
         self._rest: asyncio.Future[None] | None = None
 
     @property
     def pending(self) -> int:
-        """The number of queued requests, not counting those that run."""
+        """The number of queued requests, not counting those that are running."""
         return self._queue.size
 
     @property
     def running(self) -> int:
-        """The number of requests that run."""
+        """The number of requests that are running."""
         return self._running
 
     def submit(self, ticket: Ticket) -> None:
         """Queues a request that fits the model.
 
-        Raises Unavailable if the queue is full, or if the request would have to wait and all queues together
-        are full.
+        Raises Unavailable if the queue is full, or if the request would have to wait and the queues of all
+        models together are full.
         """
         total = self._total
         if total is not None and total.full and not self._runs_at_once():
@@ -151,13 +159,15 @@ class Scheduler(Owner):
             self._turn.soon(self._dispatch, self._loop)
 
     def _runs_at_once(self) -> bool:
-        """Whether the free instances would take one more request at the end of this turn."""
+        """Returns whether the free instances would take one more request at the end of this turn."""
         return self._queue.size < len(self._idle) * self._policy.max_items
 
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
-        """Switches to new settings and, if given, new instances. Running batches finish where they are.
+        """Switches to new settings and, if given, new instances. Running batches finish on their present
+        instances.
 
-        Queued requests stay, even if they exceed the new limits; those past the new timeout are refused.
+        Queued requests stay queued even if they exceed the new limits; those that have exceeded the new
+        timeout are refused.
         """
         if settings.queue != self._settings.queue:
             before, self._queue = self._queue, self._connected_queue(settings.queue)
@@ -172,7 +182,9 @@ class Scheduler(Owner):
         self._schedule()
 
     def replace_instances(self, instances: Sequence[Instance]) -> None:
-        """Runs all further batches on other instances. The present ones close after their current batches."""
+        """Runs all further batches on other instances. The present instances close after their current
+        batches.
+        """
         for instance in self._instances:
             instance.close()
         self._take_instances(instances)
@@ -186,12 +198,12 @@ class Scheduler(Owner):
                 instance.form_again = self._form_again
 
     async def drain(self, limit: float) -> None:
-        """Finishes queued and running requests within `limit` seconds, refuses what is still queued, and
-        closes.
+        """Finishes queued and running requests within `limit` seconds, refuses requests that are still queued
+        then, and closes the instances.
 
         Nothing may be submitted after this call.
         """
-        # Nothing else will arrive, so waiting for a larger batch is pointless.
+        # No more requests will arrive, so waiting for a larger batch is pointless.
         self._policy = replace(self._policy, delay_ns=0)
         self._dispatch()
         await self._until_rest(limit)
@@ -253,7 +265,7 @@ class Scheduler(Owner):
         elif formed.wait_until:
             self._lacking, self._key = formed.lacking, formed.key
             self._company.set(formed.wait_until / 1e9)
-        if queue.expired:  # after the start: completions may cancel other requests
+        if queue.expired:  # after the start, because completions may cancel other requests
             self._refuse_expired(now / 1e9)
         if self._rest is not None:
             self._look_at_rest()
@@ -261,8 +273,8 @@ class Scheduler(Owner):
     def _start_others(self, began: int) -> None:
         """Starts requests on all other free instances, for at most LONGEST_NS.
 
-        Only for requests that run alone and off the event loop. They gain nothing by waiting for the next
-        turn, and a remote lane sends all requests that start in one turn together.
+        This is only for requests that run alone and off the event loop. They gain nothing by waiting for the
+        next turn, and a remote lane sends all requests that start in one turn together.
         """
         now = began
         while self._idle and self._queue.size and now - began < LONGEST_NS:
@@ -291,13 +303,13 @@ class Scheduler(Owner):
         instance.run(batch, self._finished)
 
     def _form_again(self, batch: Batch) -> None:
-        """Lets a batch that waits for a permit choose from the queue once more; it may end up empty."""
+        """Chooses the requests of a batch that waits for a permit again. The batch may become empty."""
         now = monotonic_ns()
         before = batch.tickets
         live = [ticket for ticket in before if not ticket.cancelled]
         self.tally.gone([ticket for ticket in before if ticket.cancelled])
         if self._order is not None:
-            # The order of responses already includes this batch, so it cannot take other requests.
+            # The order of responses already includes this batch, so the batch cannot take other requests.
             late = [ticket for ticket in live if ticket.deadline is not None and ticket.deadline <= now / 1e9]
             self._leave_out(batch, late, lambda ticket: ticket.expire(self._expiry_of(ticket, now / 1e9)))
             return
@@ -308,14 +320,14 @@ class Scheduler(Owner):
             self._total.waiting += len(live) - len(formed.tickets)
         start_all(formed.tickets, self)
         batch.tickets, batch.items = formed.tickets, formed.items
-        for ticket in live:  # some may have to wait again after all
+        for ticket in live:  # some requests may have to wait again after all
             if ticket.deadline is not None and now / 1e9 < ticket.deadline < self._expiry.moment:
                 self._wait_for(ticket.deadline)
         if self._queue.expired:
             self._refuse_expired(now / 1e9)
 
     def _refuse_batch(self, batch: Batch) -> None:
-        """Refuses the requests of a batch that still waits for a permit when the model is unloaded."""
+        """Refuses the requests of a batch that is still waiting for a permit when the model is unloaded."""
         self.tally.gone([ticket for ticket in batch.tickets if ticket.cancelled])
         self._leave_out(batch, [ticket for ticket in batch.tickets if not ticket.cancelled], self._unloading)
 
@@ -339,22 +351,25 @@ class Scheduler(Owner):
     # from the instances to the callers
 
     def _vacated(self, instance: Instance, batch: Batch) -> None:
-        """Called when an instance can take its next batch while responses of this one are still to come."""
+        """Called when an instance can take its next batch although responses of this batch are still to
+        come.
+        """
         if instance in self._instances:
             self._idle.append(instance)
             self._schedule()
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
-        # The instance becomes idle unless it was replaced during the run, or `_vacated` made it idle before.
+        # The instance becomes idle, unless it was replaced during the run, or `_vacated` has already made it
+        # idle.
         if instance in self._instances and (batch.on_vacated is not None or not batch.off_loop):
             self._idle.append(instance)
         tickets = batch.tickets
         self._running -= len(tickets)
         if batch.off_loop:
             self._busy.discard(batch)
-            release_all(tickets)  # completing one request may cancel another, whose run is over
+            release_all(tickets)  # completing one request may cancel another request whose run is over
             if self._queue.size and not self._scheduled:
-                self._dispatch()  # the instance starts its next batch while we write these responses
+                self._dispatch()  # the instance starts its next batch while these responses are written
         self.tally.ran(batch)
         order = self._order
         first = self._turn.begin_completions()
@@ -380,14 +395,14 @@ class Scheduler(Owner):
         return queue_full(self._name, settings.policy_of(ticket.level).max_size, level)
 
     def _left(self, ticket: Ticket) -> None:
-        """Called when a queued request was cancelled."""
+        """Called when a queued request has been cancelled."""
         self.tally.cancelled(ticket)
         if self._total is not None:
             self._total.waiting -= 1
         self._look_at_rest()
 
     def _displaced(self, ticket: Ticket) -> None:
-        """Called when a queued request has made room for another caller's."""
+        """Called when a queued request has been displaced to make room for another caller's request."""
         self._statistics.rejected_full += 1
         if self._total is not None:
             self._total.waiting -= 1
@@ -403,14 +418,18 @@ class Scheduler(Owner):
                 return
 
     def _refuse(self, tickets: Sequence[Ticket], end: Callable[[Ticket], None]) -> None:
-        """Completes requests that have left the queue by calling `end`; each completion may cancel others."""
+        """Completes requests that have left the queue by calling `end`. Each completion may cancel other
+        requests.
+        """
         if self._total is not None:
             self._total.waiting -= len(tickets)
         for ticket in tickets:
             self._end(ticket, end)
 
     def _end(self, ticket: Ticket, end: Callable[[Ticket], None]) -> None:
-        """Completes a request that will not run, or counts it as cancelled if that happened meanwhile."""
+        """Completes a request that will not run, or counts it as cancelled if it was cancelled in the
+        meantime.
+        """
         if ticket.cancelled:
             self.tally.cancelled(ticket)
         else:
@@ -438,6 +457,6 @@ class Scheduler(Owner):
         self._refuse(expired, lambda ticket: ticket.expire(self._expiry_of(ticket, now)))
 
     def _expiry_of(self, ticket: Ticket, now: float) -> BacklineError:
-        """Counts a request that expired in the queue, and returns its error."""
+        """Counts a request that expired in the queue, and returns the error for it."""
         self._statistics.record_expired(ticket)
         return expired_in_queue(ticket, now, self._name, by_policy=self._queue.timed_out(ticket, now))

@@ -1,4 +1,6 @@
-"""Runs requests with more items than the largest batch in parts, and completes them as one."""
+"""Splits requests with more items than the largest batch into parts, runs the parts, and joins their
+responses.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,18 @@ if TYPE_CHECKING:
     from backline.workers.instance import Instance
 
 
-#: The maximum number of parts per request. Without it, items without elements, which cost a client nothing to
-#: send, could make any number of parts.
+#: The maximum number of parts per request. Without a limit, items without elements, which cost a client
+#: nothing to send, could result in any number of parts.
 MAX_PARTS = 4096
 
 
 class SplittingQueue:
-    """Passes requests on to a scheduler, splitting those with more than `limit` items. Lives on the event
-    loop.
+    """Passes requests on to a scheduler, splitting those with more than `limit` items. All methods must be
+    called on the event loop.
 
-    The parts are queued and batched like any other request, and their outputs concatenated in order. The
+    The parts are queued and batched like any other request, and their outputs are concatenated in order. The
     first part that fails, expires or is refused ends the whole request, and parts that have not started never
-    run. Statistics count one request, but each run of a part.
+    run. Statistics count a single request, but every run of a part.
     """
 
     def __init__(self, queue: Scheduler, limit: int, statistics: ModelStatistics) -> None:
@@ -40,7 +42,7 @@ class SplittingQueue:
 
     @property
     def pending(self) -> int:
-        """The number of queued requests, each part counted."""
+        """The number of queued requests, in which each part counts."""
         return self._queue.pending
 
     @property
@@ -50,8 +52,8 @@ class SplittingQueue:
     def submit(self, ticket: Ticket) -> None:
         """Queues a request or its parts.
 
-        Raises Unavailable if the queue has no room for all of them, InvalidArgument if there would be too
-        many parts.
+        Raises Unavailable if the queue has no room for all parts, and InvalidArgument if there would be too
+        many.
         """
         if ticket.batch_size <= self._limit:
             self._queue.submit(ticket)
@@ -87,7 +89,9 @@ class SplittingQueue:
 
 
 def split(ticket: Ticket, limit: int, on_complete: Completion) -> list[Ticket]:
-    """Stand-ins of `limit` items each, the last with the remainder. They share the original's memory."""
+    """Creates stand-ins for a ticket: each has `limit` items, the last one the remainder. They share the
+    memory of the original.
+    """
     parts: list[Ticket] = []
     for start in range(0, ticket.batch_size, limit):
         end = min(start + limit, ticket.batch_size)
@@ -169,7 +173,7 @@ class _Whole(Owner):
 
     def cancelled(self, ticket: Ticket) -> None:
         """Cancels the parts, because the split ticket is cancelled; see Owner."""
-        if not self._failed:  # otherwise already counted as failed, though not yet completed
+        if not self._failed:  # otherwise already counted as failed, though not completed yet
             self._statistics.record_cancelled(ticket)
         self.end()
 
@@ -180,6 +184,7 @@ class _Whole(Owner):
     def end(self) -> None:
         """Cancels the parts that have not completed."""
         self._over = True
-        # Backwards, as cancelling a running part can free its instance, which would start the next part.
+        # In reverse, because cancelling a running part can free its instance, which would start the next
+        # part.
         for part in reversed(self.parts):
-            part.cancel()  # no effect on completed ones
+            part.cancel()  # has no effect on completed parts

@@ -18,37 +18,39 @@ class Tally:
 
     def __init__(self, statistics: ModelStatistics) -> None:
         self._statistics = statistics
-        #: Requests that others count, and the callbacks that receive their batches.
+        #: Requests that are counted elsewhere, and the callbacks that receive their batches.
         self._aside: dict[Ticket, Callable[[Batch], None]] = {}
         #: Requests cancelled during their run; they are already counted.
         self._gone: set[Ticket] = set()
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is tracked, which holds whenever nothing is queued or running."""
+        """Whether no requests are tracked, which is always true when nothing is queued or running."""
         return not self._aside and not self._gone
 
     def set_aside(self, ticket: Ticket, ran: Callable[[Batch], None]) -> None:
-        """Leaves a request for the caller to count; `ran` receives its batch once that has run."""
+        """Leaves the counting of a request to the caller; `ran` receives the request's batch once the batch
+        has run.
+        """
         self._aside[ticket] = ran
 
     def take_back(self, ticket: Ticket) -> None:
-        """Forgets a request that may have been set aside and will not run."""
+        """Forgets a request that will not run, whether or not it had been set aside."""
         self._aside.pop(ticket, None)
 
     def cancelled(self, ticket: Ticket) -> None:
-        """Counts a request cancelled before its run."""
+        """Counts a request that was cancelled before its run."""
         if self._aside.pop(ticket, None) is None:
             self._statistics.record_cancelled(ticket)
 
     def cancelled_running(self, ticket: Ticket) -> None:
-        """Counts a request cancelled during its run, which continues."""
+        """Counts a request that was cancelled during its run, which continues."""
         if ticket not in self._aside:
             self._statistics.record_cancelled(ticket)
             self._gone.add(ticket)
 
     def gone(self, tickets: Iterable[Ticket]) -> None:
-        """Forgets cancelled requests whose batch no longer includes them."""
+        """Forgets cancelled requests that are no longer part of their batch."""
         for ticket in tickets:
             self._gone.discard(ticket)
             self._aside.pop(ticket, None)
@@ -94,7 +96,7 @@ class Tally:
 
 
 def record_failure(statistics: ModelStatistics, batch: Batch, tickets: Sequence[Ticket]) -> None:
-    """Counts failed requests of a batch, and the batch's execution if the model was called."""
+    """Counts the failed requests of a batch, and the execution of the batch if the model was called."""
     for ticket in tickets:
         statistics.fail.add(1, batch.ended_ns - ticket.request.arrived_ns)
     if batch.executed and not batch.shared:
@@ -102,8 +104,8 @@ def record_failure(statistics: ModelStatistics, batch: Batch, tickets: Sequence[
 
 
 def record_shared_execution(statistics: ModelStatistics, parts: Iterable[Batch]) -> None:
-    """Counts the execution that `parts` shared, if any. Its batch size includes failed requests, as in
-    Triton.
+    """Counts the execution that `parts` shared, if any. The recorded batch size includes failed requests, as
+    in Triton.
     """
     together = [part for part in parts if part.shared and part.executed]
     if together:

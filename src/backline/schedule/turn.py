@@ -10,16 +10,17 @@ from time import monotonic, monotonic_ns
 
 from backline.engine.ticket import Ticket
 
-#: Nanoseconds for which batches may follow one another before the sockets get their turn.
+#: Maximum time, in nanoseconds, for which batches may follow one another before the sockets are served.
 LONGEST_NS = 1_000_000
 
 
 class Turn:
-    """Forms batches at the end of the loop's turn, so that requests that arrive together run together.
+    """Forms batches at the end of a turn of the event loop, so that requests that arrive together run
+    together.
 
     When a batch of ensemble steps completes, it submits the steps that depended on it. Their batches follow
-    in the same turn, for at most LONGEST_NS. Lives on the event loop, which shares one Turn among all its
-    queues.
+    in the same turn, for at most LONGEST_NS. All methods must be called on the event loop, whose queues share
+    one Turn.
     """
 
     __slots__ = ("_answering", "_following", "_next")
@@ -30,7 +31,7 @@ class Turn:
         self._next: deque[Callable[[], None]] = deque()
 
     def soon(self, dispatch: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
-        """Calls `dispatch`, which forms a batch, at the end of this turn.
+        """Calls `dispatch`, which forms a batch, at the end of the current turn.
 
         While a step of an ensemble is submitted, `dispatch` is instead called right after the completions of
         the current batch.
@@ -51,13 +52,15 @@ class Turn:
     def begin_completions(self) -> bool:
         """Marks the start of a batch's completions.
 
-        If it returns True, the caller must call `end_completions` after them.
+        If this returns True, the caller must call `end_completions` after these completions.
         """
         begun, self._answering = self._answering, True
         return not begun
 
     def end_completions(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Marks the end of a batch's completions, and runs the batches that they have made ready."""
+        """Marks the end of a batch's completions, and runs the batches that have become ready because of
+        them.
+        """
         following = self._next
         try:
             if following:
@@ -73,9 +76,9 @@ class Turn:
 class Alarm:
     """A timer for the earliest of any number of times.
 
-    Calls `ring` at the earliest time set since the last ring, but no sooner than `pause` seconds after it was
-    set. Times are of time.monotonic(). `ring` handles what is due and sets the alarm again for the rest.
-    Lives on the event loop.
+    Calls `ring` at the earliest time that was set since the last call, but no sooner than `pause` seconds
+    after it was set. Times are in seconds of time.monotonic(). `ring` must handle what is due, and set the
+    alarm again for the rest. All methods must be called on the event loop.
     """
 
     __slots__ = ("_loop", "_pause", "_ring", "_timer", "moment")
@@ -87,7 +90,7 @@ class Alarm:
         self._loop = loop
         self._pause = pause
         self._timer: asyncio.TimerHandle | None = None
-        #: When the alarm will ring, or infinity.
+        #: When the alarm will ring; infinity if it is not set.
         self.moment = inf
 
     def set(self, moment: float, pause: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""The interfaces of the queues that take a version's requests, and a wrapper that adds a deadline."""
+"""The interfaces of the queues that receive the requests of a version, and a wrapper that adds a deadline."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class VersionQueue(RequestQueue, Protocol):
-    """The queue of a version: for instances or, in the case of an ensemble, for requests to other models."""
+    """The queue of a version, which sends requests to instances or, for an ensemble, to other models."""
 
     @property
     def running(self) -> int:
-        """The number of requests that run."""
+        """The number of requests that are running."""
 
     async def drain(self, limit: float) -> None:
-        """Finishes its requests within `limit` seconds, refuses the rest, and closes the instances.
+        """Finishes the queue's requests within `limit` seconds, refuses the rest, and closes the instances.
 
         Nothing may be submitted after this call.
         """
@@ -32,17 +32,19 @@ class InstancesQueue(VersionQueue, Protocol):
     """A queue whose requests run on instances, which can be replaced."""
 
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
-        """Switches to new settings and, if given, new instances. Running batches finish where they are."""
+        """Switches to new settings and, if given, new instances. Running batches finish on their present
+        instances.
+        """
 
     def replace_instances(self, instances: Sequence[Instance]) -> None:
         """Runs all further batches on other instances."""
 
 
 class DeadlineQueue:
-    """Passes requests on to `queue`, and ends those without a response `seconds` after arrival, or at an
+    """Passes requests on to `queue`. Ends requests without a response `seconds` after their arrival, or at an
     earlier deadline.
 
-    Lives on the event loop.
+    All methods must be called on the event loop.
     """
 
     def __init__(self, queue: RequestQueue, seconds: float) -> None:
@@ -60,5 +62,5 @@ class DeadlineQueue:
 
 
 def with_deadline(queue: RequestQueue, seconds: float | None) -> RequestQueue:
-    """`queue` with a deadline of `seconds` per request; `queue` itself if `seconds` is None."""
+    """Returns `queue` with a deadline of `seconds` per request, or `queue` itself if `seconds` is None."""
     return queue if seconds is None else DeadlineQueue(queue, seconds)

@@ -1,4 +1,6 @@
-"""Limits what an archive may unpack to, and checks zip files against the limits before listing members."""
+"""Limits the size of unpacked archives, and checks zip files against the limits before listing their
+members.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,10 @@ from backline.engine.errors import InvalidArgument
 
 @dataclass(frozen=True, slots=True)
 class UnpackLimits:
-    """Limits an archive to `files` members and `size` unpacked bytes.
+    """Allows an archive at most `files` members and `size` unpacked bytes.
 
-    If there are more than `harmless` bytes, they must also be at most `ratio` times the archive's size.
+    If the members have more than `harmless` bytes in total, they may also have at most `ratio` times the size
+    of the archive.
     """
 
     files: int = 100_000
@@ -24,13 +27,15 @@ class UnpackLimits:
     harmless: int = 1 << 30
 
     def bytes_of(self, archive_size: int) -> int:
-        """The most bytes to which an archive of this size may unpack."""
+        """Returns the maximum unpacked size, in bytes, of an archive of this size."""
         return min(self.size, max(self.harmless, self.ratio * archive_size))
 
 
-#: The most bytes for each allowed member in the list at the end of a zip file, which is read as a whole.
+#: A zip file ends with a list of its members, which is read as a whole. This is the list's maximum size, in
+#: bytes, per allowed member.
 _BYTES_PER_MEMBER: Final = 256
-#: The records that end a zip file (APPNOTE.TXT 4.3.14 to 4.3.16), and how far from the end the last begins.
+#: The records that end a zip file (APPNOTE.TXT 4.3.14 to 4.3.16), and the maximum distance of the last one's
+#: start from the end.
 _END: Final = struct.Struct("<4s4H2LH")
 _LOCATOR: Final = struct.Struct("<4sLQL")
 _END_64: Final = struct.Struct("<4sQ2H2L4Q")
@@ -38,7 +43,7 @@ _FARTHEST_END: Final = _END.size + 0xFFFF
 
 
 def check_zip_list(path: Path, place: str, limits: UnpackLimits) -> None:
-    """Raises InvalidArgument if the list of members of a zip file is too long to be read at all.
+    """Raises InvalidArgument if the list of members of a zip file is too long to be read.
 
     `place` is the name of the archive in errors.
     """
@@ -47,10 +52,10 @@ def check_zip_list(path: Path, place: str, limits: UnpackLimits) -> None:
 
 
 def check_zip(path: Path, limits: UnpackLimits) -> None:
-    """Raises InvalidArgument if a zip file has more members, or unpacks to more bytes, than it may.
+    """Raises InvalidArgument if a zip file has more members, or unpacks to more bytes, than the limits allow.
 
-    Listing the members of an archive that was made to have millions would take long and fill the memory, so
-    the size of the list is checked first. If the file is not a zip file, unpacking it will show that.
+    Listing a malicious archive with millions of members would take long and exhaust the memory, so the size
+    of the list is checked first. A file that is not a zip file is accepted here; unpacking it fails later.
     """
     check_zip_list(path, str(path), limits)
     try:
@@ -60,7 +65,7 @@ def check_zip(path: Path, limits: UnpackLimits) -> None:
         return
     if len(members) > limits.files:
         raise too_many_members(str(path), limits)
-    # zipfile never returns more of a member than it claims to have.
+    # zipfile never returns more bytes of a member than the member's header claims.
     check_unpacked_bytes(path, sum(member.file_size for member in members), limits)
 
 
@@ -75,12 +80,14 @@ def check_unpacked_bytes(path: Path, unpacked: int, limits: UnpackLimits) -> Non
 
 
 def too_many_members(place: str, limits: UnpackLimits) -> InvalidArgument:
-    """The error for an archive, called `place`, with more members than it may have."""
+    """Returns the error for an archive, called `place`, that has too many members."""
     return InvalidArgument(f"archive '{place}' has more than {limits.files:,} files and folders; split it")
 
 
 def _list_size(path: Path) -> int:
-    """The size of the list of members, as the end of a zip file gives it; 0 if it gives none."""
+    """Returns the size of the list of members according to the end of a zip file; 0 if the end does not
+    say.
+    """
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -91,7 +98,8 @@ def _list_size(path: Path) -> int:
                 return 0
             found = int(_END.unpack_from(tail, at)[5])
             if at >= _LOCATOR.size and tail[at - _LOCATOR.size :].startswith(b"PK\x06\x07"):
-                # zipfile looks for the 64-bit record directly before its locator, whatever the offset is.
+                # zipfile looks for the 64-bit record directly before its locator, and ignores the locator's
+                # offset.
                 file.seek(max(0, size - len(tail) + at - _LOCATOR.size - _END_64.size))
                 record = file.read(_END_64.size)
                 if len(record) == _END_64.size and record.startswith(b"PK\x06\x06"):

@@ -9,28 +9,32 @@ from time import perf_counter
 
 from backline.system.busy_poll_policy import CHECK_INTERVAL, LOST_CORE, WAKE_TIME, BusyPollPolicy
 
-#: The fourth field has the number of threads that run or are ready to run (proc(5)).
+#: The fourth field starts with the number of threads that run or are ready to run (proc(5)).
 _LOAD = Path("/proc/loadavg")
 
 
 def has_idle_core() -> bool:
-    """Whether the machine has a core for every thread that is ready to run; True if that is not known."""
+    """Returns whether the machine has a core for every thread that is ready to run; True if that is
+    unknown.
+    """
     try:
         running = _LOAD.read_text().split()[3].partition("/")[0]
-    except (OSError, IndexError):  # no Linux
+    except (OSError, IndexError):  # not Linux
         return True
     return int(running) <= (os.cpu_count() or 1)
 
 
 class BusyPoll:
-    """Polls for input before the event loop sleeps, for as long as its policy says. Off until `allow`.
+    """Polls for input before the event loop sleeps, for as long as its policy says. Polling is off until
+    `allow` is called.
 
     While polling, a callback runs in every iteration of the loop, so that the loop asks for events without
     waiting for them. This works with any event loop, and timers, threads and signals are served as usual.
 
-    Whoever reads input on the loop sets `arrived`, and calls `wake` if the poll is `asleep`. While a thread
-    computes for the loop there is no poll, since it would compete for the interpreter: see `hold`. Nor is
-    there one while all cores of the machine are busy: others need them, and a busy core wakes up at once.
+    Code that reads input on the loop must set `arrived`, and call `wake` if the poll is `asleep`. There is no
+    polling while a thread computes for the loop, because polling would compete with it for the interpreter:
+    see `hold`. Nor is there any while all cores of the machine are busy: other threads need them, and a busy
+    core wakes up at once anyway.
     """
 
     __slots__ = (
@@ -49,23 +53,25 @@ class BusyPoll:
         self.arrived = False
         #: Whether `wake` must be called when input arrives.
         self.asleep = False
-        #: When the loop last ran out of input; 0 while there is some, or if it is not known.
+        #: When the loop last ran out of input; 0 while it has input, or if the time is unknown.
         self._quiet_since = 0.0
         #: When the poll last looked for input.
         self._looked = 0.0
-        #: When to check next whether there is an idle core; 0 before the first poll after sleeps.
+        #: When to check next whether a core is idle; 0 before the first poll after a sleep.
         self._next_check = 0.0
         #: The number of threads that compute for the loop.
         self._holds = 0
 
     def allow(self, longest: float) -> None:
-        """Allows polls of at most `longest` seconds; 0 for none. Call it before input arrives."""
+        """Allows polls of at most `longest` seconds; 0 turns polling off. Must be called before input
+        arrives.
+        """
         self._policy = BusyPollPolicy(longest)
         self.asleep = longest > 0.0
 
     @property
     def longest(self) -> float:
-        """The most seconds of a poll; 0 if polls are off."""
+        """The maximum duration of a poll, in seconds; 0 if polling is off."""
         return self._policy.longest
 
     def hold(self) -> None:
@@ -74,11 +80,11 @@ class BusyPoll:
         self._quiet_since = 0.0
 
     def release(self) -> None:
-        """Ends one `hold`."""
+        """Cancels one call of `hold`."""
         self._holds -= 1
 
     def wake(self) -> None:
-        """Resumes after the loop has slept. Called on the loop, when input has arrived."""
+        """Resumes polling after the loop has slept. Must be called on the loop when input has arrived."""
         if self._holds:
             return
         self.asleep = False
@@ -98,7 +104,8 @@ class BusyPoll:
             if self._quiet_since:
                 policy.observe(now - self._quiet_since)
             if not policy.length:
-                # The rest of this turn's work counts as part of the gap, which saves another iteration.
+                # The gap includes the work that remains in this turn. An exact time would take another
+                # iteration.
                 self._quiet_since = now
                 self._next_check = 0.0
                 self.asleep = True

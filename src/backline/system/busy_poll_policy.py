@@ -1,29 +1,29 @@
-"""Decides how long to poll for input before sleeping, from the gaps between earlier inputs."""
+"""Decides how long to poll for input before sleeping, based on the gaps between earlier inputs."""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import Final
 
-#: Seconds from the arrival of input to the end of the sleep that it interrupts. A gap that ended a sleep
-#: was shorter by this time.
+#: Seconds between the arrival of input and the end of the sleep that it interrupts. A gap that ended with a
+#: sleep was shorter by this time than it seems.
 WAKE_TIME: Final = 30e-6
 #: If this many seconds pass between two checks for input during a poll, another thread or process must have
-#: had the core or the interpreter.
+#: used the core or the interpreter.
 LOST_CORE: Final = 100e-6
-#: Seconds between two checks, while polling, whether the machine has an idle core.
+#: While polling, seconds between two checks whether the machine has an idle core.
 CHECK_INTERVAL: Final = 0.01
 #: The weight of the latest gap in the averages.
 _WEIGHT: Final = 1 / 16
-#: Gaps count as regular if at least this share of them is short enough to poll for, and if the variance that
-#: their differences show is below this share of the square of their mean. For random arrivals the two are
-#: equal.
+#: Gaps count as regular if at least this share of them is short enough to poll for, and if their variance,
+#: computed from their differences, is below this share of their squared mean. For random arrivals, the
+#: variance equals the squared mean.
 _MOSTLY: Final = 0.9
 _REGULAR: Final = 0.25
-#: Requests with one, two, three or six gaps are recognised as regular.
+#: Requests that each have one, two, three or six gaps are recognised as regular.
 _PERIOD: Final = 6
-#: After losing the core, this many gaps pass without a poll; twice as many each time that it happens again
-#: within _PROBATION gaps, up to the second number.
+#: After losing the core, this many gaps pass without a poll. The number doubles each time that the core is
+#: lost again within _PROBATION gaps, up to the second number.
 _FIRST_REST: Final = 8
 _LONGEST_REST: Final = 1024
 _PROBATION: Final = 256
@@ -32,8 +32,9 @@ _PROBATION: Final = 256
 class BusyPollPolicy:
     """Learns from gaps whether polling for the next input pays off.
 
-    A gap is the time from when nothing is left to do until the next input. Polling takes CPU time for as long
-    as the gap lasts, at most `longest`, and saves the sleep and the wake-up if the gap ends within `longest`.
+    A gap is the time between finishing all work and receiving the next input. Polling takes CPU time for as
+    long as the gap lasts, at most `longest`, and saves the sleep and the wake-up if the gap ends within
+    `longest`.
 
     The policy polls if the gaps are short and regular, as with a client that sends its next request once it
     has a response. Each gap is compared with the one six gaps earlier, because a request to a worker process
@@ -57,12 +58,12 @@ class BusyPollPolicy:
     )
 
     def __init__(self, longest: float) -> None:
-        """`longest` is the most seconds to poll; 0 for never."""
+        """`longest` is the maximum duration of a poll, in seconds; 0 means never to poll."""
         self.longest = longest
-        #: Seconds to poll during the next gap; 0 to sleep at once.
+        #: Seconds to poll during the next gap; 0 means to sleep at once.
         self.length = 0.0
-        # Moving averages of the gaps, cut off at `longest`, of the squares of their differences, and of the
-        # share of shorter ones.
+        # Moving averages: of the gaps, each limited to `longest`; of their squared differences; and of the
+        # share of gaps that are no longer than `longest`.
         self._mean = longest
         self._differences = longest * longest
         self._hits = 0.0
@@ -94,7 +95,7 @@ class BusyPollPolicy:
             self.length = 0.0
 
     def lose_core(self) -> None:
-        """Pauses polling, because others need the core or the interpreter."""
+        """Pauses polling, because other threads or processes need the core or the interpreter."""
         again = self._since_loss < _PROBATION + self._rest
         self._rest = min(2 * self._rest, _LONGEST_REST) if again and self._rest else _FIRST_REST
         self._resting = self._rest

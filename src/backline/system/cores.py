@@ -1,4 +1,6 @@
-"""The cores that this process may use, pinning of threads to them (sched_setaffinity(2)), and CPU time."""
+"""Determines the cores that this process may use, pins threads to cores (sched_setaffinity(2)), and reads CPU
+time.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ _SCHEDULER_STATISTICS = Path("/proc/thread-self/schedstat")
 
 
 def usable_cores(quota: Path = _CGROUP_QUOTA) -> int:
-    """The number of cores that this process may use: its affinity, limited by its container's quota (cgroup
-    v2, rounded up).
+    """Returns the number of cores that this process may use: those of its affinity mask, but no more than the
+    quota of its container (cgroup v2, rounded up).
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -29,8 +31,8 @@ def usable_cores(quota: Path = _CGROUP_QUOTA) -> int:
 
 
 def cpu_seconds(pid: int) -> float:
-    """The CPU time that a process has used, in seconds (proc_pid_stat(5)); 0 if it has ended or there is no
-    /proc.
+    """Returns the CPU time that a process has used, in seconds (proc_pid_stat(5)); 0 if it has ended or there
+    is no /proc.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -42,9 +44,9 @@ def cpu_seconds(pid: int) -> float:
 
 
 def seconds_without_core() -> float:
-    """For how many seconds the calling thread has waited for a core, although it could have computed.
+    """Returns how many seconds the calling thread has spent waiting for a core although it was ready to run.
 
-    The number comes from Linux (schedstat in proc(5)) and is 0 elsewhere.
+    Linux reports the number (schedstat in proc(5)); elsewhere it is 0.
     """
     try:
         return int(_SCHEDULER_STATISTICS.read_bytes().split()[1]) / 1e9
@@ -53,7 +55,7 @@ def seconds_without_core() -> float:
 
 
 def check_cores(model: str, cores: Collection[int]) -> None:
-    """Raises InvalidArgument if threads of a model cannot be pinned to these cores."""
+    """Raises InvalidArgument if the threads of `model` cannot be pinned to these cores."""
     if not cores:
         return
     if not hasattr(os, "sched_setaffinity"):
@@ -72,8 +74,8 @@ def check_cores(model: str, cores: Collection[int]) -> None:
 
 
 def pin(cores: Collection[int]) -> None:
-    """Pins the calling thread, and threads that it starts from now on, to these cores; does nothing if
-    there are none.
+    """Pins the calling thread, and any thread that it starts later, to these cores; does nothing if `cores`
+    is empty.
     """
     if cores:
         os.sched_setaffinity(0, cores)
@@ -81,7 +83,7 @@ def pin(cores: Collection[int]) -> None:
 
 @contextmanager
 def pinned(cores: Collection[int]) -> Iterator[None]:
-    """Pins the calling thread to these cores within the context; processes started there inherit them."""
+    """Pins the calling thread to these cores in a `with` block. Processes started there inherit the cores."""
     if not cores:
         yield
         return
@@ -94,7 +96,7 @@ def pinned(cores: Collection[int]) -> Iterator[None]:
 
 
 def format_cores(cores: Collection[int]) -> str:
-    """Formats core numbers for messages, as "0-3, 6"."""
+    """Formats core numbers for messages, such as "0-3, 6"."""
     ranges: list[list[int]] = []
     for core in sorted(cores):
         if ranges and core == ranges[-1][1] + 1:

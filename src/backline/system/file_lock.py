@@ -1,4 +1,4 @@
-"""Locks on files and folders, shared by threads and processes."""
+"""Locks files and folders against other threads and processes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _POLL_SECONDS = 0.05
 
 
 class Stopped(Exception):
-    """Raised when the wait for a lock is stopped."""
+    """Raised when a wait for a lock is abandoned."""
 
 
 @contextlib.contextmanager
 def locked(file: Path, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Holds a lock that one thread of one process can hold at a time.
+    """Holds an exclusive lock in a `with` block: only one thread of one process can hold it at a time.
 
     Raises Stopped if `stop` returns true during the wait.
     """
@@ -31,7 +31,7 @@ def locked(file: Path, stop: Callable[[], bool] = lambda: False) -> Iterator[Non
         while not try_lock(descriptor):
             if stop():
                 raise Stopped
-            waiting.wait(_POLL_SECONDS)  # polls, because a wait in flock could not be stopped
+            waiting.wait(_POLL_SECONDS)  # a wait inside flock could not be stopped
         os.utime(descriptor)
         yield
     finally:
@@ -44,9 +44,9 @@ def open_lock(file: Path) -> int:
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:
-    """Takes the lock, exclusive or shared; returns False if another descriptor holds it."""
+    """Takes an exclusive or shared lock. Returns False if another descriptor holds a conflicting one."""
     if sys.platform == "win32":
-        return True  # without locks, work may be done twice, but results still appear atomically
+        return True  # without locks, work may be done twice, but files still appear atomically
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -55,8 +55,10 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
 
 
 def hold(folder: Path) -> int:
-    """Takes a shared lock on a folder, held until all copies of the descriptor are closed."""
+    """Takes a shared lock on a folder. The lock lasts until all copies of the returned descriptor are
+    closed.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # a file system without locks
+    with contextlib.suppress(OSError):  # the file system may not support locks
         try_lock(descriptor, shared=True)
     return descriptor

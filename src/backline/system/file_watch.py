@@ -17,8 +17,9 @@ _State: TypeAlias = tuple[int, int, int] | None
 class FileWatch:
     """Calls `changed` on the event loop after files have been written, replaced, created or removed.
 
-    With `settle`, files that belong together, such as a certificate and its key, are reported once they have
-    stayed the same for that many seconds, as a program cannot replace several files in one step.
+    With `settle`, a change is reported once the files have been unchanged for that many seconds. This serves
+    files that belong together, such as a certificate and its key: no program can replace several files in one
+    step.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class FileWatch:
         self._timer.cancel()
 
     def mark_read(self) -> None:
-        """Skips a change that has not been reported yet: the caller is about to read the files."""
+        """Discards a change that has not been reported yet, because the caller is about to read the files."""
         self._reported = self._seen = self._states()
 
     def _look(self) -> None:

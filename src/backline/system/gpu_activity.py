@@ -12,15 +12,17 @@ _NAME_SIZE = 96
 
 
 class _Utilization(ctypes.Structure):
-    """nvmlUtilization_t (nvml.h): the percentages of time in which the GPU and its memory were busy."""
+    """Mirrors nvmlUtilization_t (nvml.h): the percentages of time in which the GPU and its memory were
+    busy.
+    """
 
     _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
 
 
 @dataclass(frozen=True, slots=True)
 class GpuReading:
-    """The use of one GPU by all processes. Memory is in bytes; `busy` is the fraction of the last second in
-    which the GPU was busy, 0 to 1.
+    """The use of one GPU by all processes. Memory is in bytes; `busy` is the fraction of the last second,
+    from 0 to 1, in which the GPU was busy.
     """
 
     index: int
@@ -34,7 +36,7 @@ class GpuActivity:
     """Reads all GPUs that this process can see. Call it on a thread, because the driver may block."""
 
     def __init__(self) -> None:
-        """Raises OSError if the management library cannot be used; most machines have none."""
+        """Raises OSError if the management library cannot be used. Most machines do not have this library."""
         self._nvml = ctypes.CDLL(MANAGEMENT)
         check("nvmlInit", self._nvml.nvmlInit_v2())
         count = ctypes.c_uint()
@@ -51,12 +53,14 @@ class GpuActivity:
         return handle, name.value.decode(errors="replace")
 
     def __call__(self) -> Sequence[GpuReading]:
-        """The GPUs by index. Raises OSError if the driver no longer works."""
+        """Returns a reading for each GPU, in order of their indexes. Raises OSError if the driver no longer
+        works.
+        """
         return [self._read(index, handle, name) for index, (handle, name) in enumerate(self._gpus)]
 
     def _read(self, index: int, handle: ctypes.c_void_p, name: str) -> GpuReading:
         memory, busy = MemoryInfo(), _Utilization()
         check("nvmlDeviceGetMemoryInfo", self._nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)))
-        # Slices of a GPU (MIG) report no utilisation, but they do report their memory.
+        # The slices of a partitioned GPU (MIG) report no utilisation, but they do report their memory.
         self._nvml.nvmlDeviceGetUtilizationRates(handle, ctypes.byref(busy))
         return GpuReading(index, name, int(memory.used), int(memory.total), busy.gpu / 100)

@@ -1,4 +1,4 @@
-"""Reads how much memory of NVIDIA GPUs processes hold, from the driver's management library (NVML)."""
+"""Reads how much memory on NVIDIA GPUs each process holds, from the driver's management library (NVML)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Collection, Mapping
 _DRIVER = "libcuda.so.1"
 MANAGEMENT = "libnvidia-ml.so.1"
 _INSUFFICIENT_SIZE = 7
-#: The length of a PCI bus id such as "00000000:3B:00.0", with room to spare.
+#: The size of a buffer for a PCI bus id, such as "00000000:3B:00.0"; ids are shorter.
 _BUS_ID = 64
 
 
 class _ProcessInfo(ctypes.Structure):
-    """nvmlProcessInfo_t (nvml.h)."""
+    """Mirrors nvmlProcessInfo_t (nvml.h)."""
 
     _fields_ = (
         ("pid", ctypes.c_uint),
@@ -25,19 +25,21 @@ class _ProcessInfo(ctypes.Structure):
 
 
 class MemoryInfo(ctypes.Structure):
-    """nvmlMemory_t (nvml.h)."""
+    """Mirrors nvmlMemory_t (nvml.h)."""
 
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
 class GpuMemory:
-    """Reads the memory of GPUs, as CUDA numbers them. Call it on a thread, because the driver may block."""
+    """Reads the memory of GPUs, identified by CUDA's numbers. Call it on a thread, because the driver may
+    block.
+    """
 
     def __init__(self, indexes: Collection[int]) -> None:
         """Raises OSError, with the reason, if the driver or its management library cannot be used."""
         self._nvml = ctypes.CDLL(MANAGEMENT)
         check("nvmlInit", self._nvml.nvmlInit_v2())
-        # The two libraries number GPUs differently; a GPU's place on the bus is the same in both.
+        # CUDA and NVML number GPUs differently, but both report the same PCI bus id for a GPU.
         self._handles = {index: self._handle(bus_id) for index, bus_id in _bus_ids(indexes).items()}
 
     def _handle(self, bus_id: bytes) -> ctypes.c_void_p:
@@ -49,10 +51,11 @@ class GpuMemory:
         return handle
 
     def __call__(self, pids: Collection[int]) -> Mapping[int, Mapping[int, int]]:
-        """The bytes that this process and those with these ids hold on each GPU, by process.
+        """Returns, by process id and GPU, the bytes that this process and the processes `pids` hold on each
+        GPU.
 
-        In a container the driver may not know the ids of its processes. If it names none of them, all used
-        memory of the GPU counts as this process's.
+        In a container the driver may not know the ids of the processes in it. If it names none of them, all
+        used memory of the GPU is attributed to this process.
         """
         own = os.getpid()
         found: dict[int, Mapping[int, int]] = {}
@@ -67,7 +70,7 @@ class GpuMemory:
             infos = (_ProcessInfo * count.value)()
             code = self._nvml.nvmlDeviceGetComputeRunningProcesses_v3(handle, ctypes.byref(count), infos)
             if code == _INSUFFICIENT_SIZE:
-                count.value += 16  # further processes may start before the next call
+                count.value += 16  # more processes may start before the next call
                 continue
             check("nvmlDeviceGetComputeRunningProcesses", code)
             return {info.pid: info.bytes for info in infos[: count.value]}

@@ -1,4 +1,4 @@
-"""The resident memory of processes, and settings of glibc's allocator for this one."""
+"""Reads the resident memory of processes, and configures glibc's allocator for this process."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _M_ARENA_MAX = -8
 
 
 def resident_bytes(pid: int | None = None) -> int:
-    """A process's resident memory in bytes, this process's by default; 0 if it has ended."""
-    # Where /proc exists, this takes a tenth of psutil's time and needs no import.
+    """Returns the resident memory of a process in bytes, by default of this process; 0 if it has ended."""
+    # Where /proc exists, this takes a tenth of the time that psutil takes, and needs no import.
     with (
         suppress(OSError, ValueError, IndexError),
         open(f"/proc/{'self' if pid is None else pid}/statm", "rb") as file,
@@ -34,10 +34,11 @@ def resident_bytes(pid: int | None = None) -> int:
 
 
 def trim() -> bool:
-    """Returns freed memory to the system; False if the C library cannot.
+    """Returns freed memory to the system. Returns False if the C library does not support this.
 
-    glibc keeps freed memory in the arenas of the threads that allocated it; malloc_trim(3) returns it. This
-    takes milliseconds, in which other threads may wait for memory, but releases the GIL: call it on a thread.
+    glibc keeps freed memory in the arenas of the threads that allocated it; malloc_trim(3) returns it to the
+    system. The call takes milliseconds, during which other threads may wait for memory, but it releases the
+    GIL: call it on a thread.
     """
     trimming = _malloc_trim()
     if trimming is None:
@@ -47,36 +48,38 @@ def trim() -> bool:
 
 
 def return_large_blocks() -> bool:
-    """Makes blocks of LARGE_BLOCK bytes or more return to the system when freed, from now on; False if the C
-    library cannot.
+    """Makes freed blocks of at least LARGE_BLOCK bytes return to the system at once, from now on. Returns
+    False if the C library does not support this.
 
-    By default glibc raises this threshold to the largest block ever freed (mallopt(3), M_MMAP_THRESHOLD). The
-    next model's weights then go into thread arenas, fragmented so that no trim returns them. The price: every
-    large block starts with fresh pages. Applies to the whole process.
+    By default glibc raises this threshold to the size of the largest block ever freed (mallopt(3),
+    M_MMAP_THRESHOLD). The weights of the next model then go into thread arenas, so fragmented that no trim
+    can return them. The price of the fixed threshold is that every large block starts with fresh pages. The
+    setting applies to the whole process.
     """
     mallopt = _mallopt()
-    # Setting one threshold disables the adaptation of both; the default trim threshold would then cost a
-    # system call for every request above it.
+    # Setting one threshold turns off the adaptation of both; with the default trim threshold, every larger
+    # request would then cost a system call.
     return bool(mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK) and mallopt(_M_TRIM_THRESHOLD, 4 * LARGE_BLOCK))
 
 
 def share_arena() -> bool:
-    """Makes all threads allocate from one arena from now on; False if the C library cannot.
+    """Makes all threads allocate from one arena from now on. Returns False if the C library does not support
+    this.
 
     By default glibc gives threads separate arenas (mallopt(3), M_ARENA_MAX), and each thread that ever loaded
-    a model retains some memory: after 50 loads of one model, resident memory was 6 % above that of the first
-    load, and 0.3 % with one arena. Python threads seldom allocate at the same time, and runtimes bring their
-    own allocators: more arenas gained nothing measurable.
+    a model retains some memory. After 50 loads of one model, resident memory had grown by 6 % since the first
+    load; with one arena, by 0.3 %. Python threads seldom allocate at the same time, and runtimes have their
+    own allocators, so more arenas gained nothing measurable.
     """
     return bool(_mallopt()(_M_ARENA_MAX, 1))
 
 
 def fill_blocks(byte: int) -> bool:
-    """Fills blocks with a value when they are allocated or freed, from now on; 0 ends that. False if the C
-    library cannot.
+    """Fills blocks with a value whenever they are allocated or freed, from now on; 0 turns this off. Returns
+    False if the C library does not support this.
 
-    A program that reads memory which it has not written, or has freed, then reads this value instead of zeros
-    or what was there before (mallopt(3), M_PERTURB). Applies to the whole process.
+    A program that reads memory before writing to it, or after freeing it, then reads this value instead of
+    zeros or the earlier contents (mallopt(3), M_PERTURB). The setting applies to the whole process.
     """
     return bool(_mallopt()(_M_PERTURB, byte))
 

@@ -1,4 +1,4 @@
-"""Polls a blocking socket for a moment before it sleeps in the read."""
+"""Polls a blocking socket for a moment before a read sleeps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backline.system.busy_poll_policy import CHECK_INTERVAL, LOST_CORE, WAKE_TIM
 
 
 class PolledSocket:
-    """Reads from a blocking socket; before a read sleeps, it polls for as long as its policy says.
+    """Reads from a blocking socket. Before a read sleeps, it polls for as long as its policy says.
 
     Only one thread may call `recv`.
     """
@@ -24,11 +24,13 @@ class PolledSocket:
         self._look.register(connected, select.POLLIN)
 
     def allow(self, longest: float) -> None:
-        """Allows polls of at most `longest` seconds; 0 for none."""
+        """Allows polls of at most `longest` seconds; 0 turns polling off."""
         self._policy = BusyPollPolicy(longest)
 
     def recv(self, size: int) -> bytes:
-        """Waits for bytes, and returns at most `size` of them; none at the end of the stream."""
+        """Waits for bytes, and returns at most `size` of them; an empty result means the end of the
+        stream.
+        """
         policy = self._policy
         if not policy.longest:
             return self._socket.recv(size)
@@ -40,7 +42,7 @@ class PolledSocket:
         return received
 
     def _poll(self, began: float) -> bool:
-        """Polls until there is something to read (returns True), or no longer (returns False)."""
+        """Polls. Returns True once there is something to read, and False once it should poll no longer."""
         policy, look = self._policy, self._look.poll
         if began > self._next_check:
             self._next_check = began + CHECK_INTERVAL

@@ -1,4 +1,6 @@
-"""Keeps keys and state private: files that only their owner may read, environments without keys."""
+"""Keeps keys and state private: creates files that only their owner may read, and removes keys from
+environments.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ from pathlib import Path
 
 @contextmanager
 def replacement(path: Path) -> Iterator[Path]:
-    """A new, empty file with mode 0600, which takes the place of `path` at the end of a `with` block.
+    """Creates an empty file with mode 0600, which replaces `path` at the end of the `with` block.
 
-    If the block raises, `path` stays as it was. Nobody ever reads half of the file. Raises OSError.
+    If the block raises, `path` does not change. A reader never sees a partly written file. Raises OSError.
     """
     handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -27,12 +29,14 @@ def replacement(path: Path) -> Iterator[Path]:
 
 
 def private(path: str, flags: int) -> int:
-    """An `opener` for `open` that creates files with mode 0600. A file that exists keeps its mode."""
+    """Creates a file with mode 0600; serves as the `opener` of `open`. An existing file keeps its mode."""
     return os.open(path, flags, 0o600)
 
 
 def without_keys(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment without the keys of server and client, for processes that run models."""
+    """Returns a copy of the environment without the keys of server and client, for processes that run
+    models.
+    """
     return {
         name: value
         for name, value in environment.items()

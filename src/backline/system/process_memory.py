@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from backline.system.memory import resident_bytes
 
-#: Mapped files with fewer resident bytes than this are not listed one by one.
+#: Mapped files with fewer resident bytes than this are not listed individually.
 _SMALL_FILE = 1 << 20
 _MAPPING = re.compile(rb"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ (\d+) *(.*)\n((?:[A-Z]\w*: .*\n)+)", re.MULTILINE)
 _SIZE = re.compile(rb"^(\w+):\s+(\d+) kB", re.MULTILINE)
@@ -31,10 +31,10 @@ class PageCounts:
 
 
 def count_pages(pid: int | None = None) -> PageCounts:
-    """The resident bytes of a process, by default this one; zeros if it has ended.
+    """Returns the resident bytes of a process, by default this one; zeros if it has ended.
 
-    The kernel keeps these counters (proc_pid_status(5)), so the call takes microseconds. Where there is no
-    /proc, all resident memory counts as anonymous.
+    The kernel maintains these counters (proc_pid_status(5)), so the call takes microseconds. Where there is
+    no /proc, all resident memory counts as anonymous.
     """
     status = _read(pid, "status")
     if status is None:
@@ -43,20 +43,21 @@ def count_pages(pid: int | None = None) -> PageCounts:
 
 
 def proportional_bytes(pid: int | None = None) -> int:
-    """The proportional set size: a page that n processes map counts as 1/n of a page. 0 if it has ended.
+    """Returns the proportional set size, in which a page that n processes map counts as 1/n of a page; 0 if
+    the process has ended.
 
-    The kernel walks the process's pages, about 8 ms for each GiB: call it on a thread. Where there is no
-    smaps_rollup, returns the resident memory.
+    The kernel walks all pages of the process, which takes about 8 ms per GiB: call this on a thread. Where
+    there is no smaps_rollup, returns the resident memory.
     """
     rollup = _read(pid, "smaps_rollup")
     return resident_bytes(pid) if rollup is None else _sizes(rollup).get("Pss", 0)
 
 
 def mapped_files(pid: int | None = None) -> Mapping[str, int]:
-    """The files that a process maps, such as shared libraries, with the resident bytes of each.
+    """Returns the files that a process maps, such as shared libraries, with the resident bytes of each.
 
-    Leaves out files with less than 1 MiB, and copied pages, which are anonymous. As slow as
-    `proportional_bytes`. Empty where there is no smaps.
+    Leaves out files with less than 1 MiB, and copied pages, which count as anonymous. Takes as long as
+    `proportional_bytes`. Returns an empty mapping where there is no smaps.
     """
     text = _read(pid, "smaps")
     files: dict[str, int] = {}
@@ -71,7 +72,9 @@ def mapped_files(pid: int | None = None) -> Mapping[str, int]:
 
 
 def restart_peak() -> bool:
-    """Makes `peak_bytes` of this process count from now on; False where the system cannot do that."""
+    """Resets the peak that `peak_bytes` returns for this process. Returns False if the system cannot do
+    that.
+    """
     with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")
         return True
@@ -79,14 +82,17 @@ def restart_peak() -> bool:
 
 
 def peak_bytes(pid: int | None = None) -> int:
-    """The most resident memory that a process has ever had; 0 if it has ended, or if that is unknown."""
+    """Returns the peak resident memory of a process in bytes; 0 if the process has ended or the peak is
+    unknown.
+    """
     return _size(_read(pid, "status") or b"", b"VmHWM")
 
 
 def sessions(leaders: Iterable[int]) -> dict[int, list[int]]:
-    """The processes in the session of each leader, itself included; none for a leader that has ended.
+    """Returns the processes in the session of each leader, including the leader; none if the leader has
+    ended.
 
-    A process that a worker starts stays in the worker's session, unless it begins a new one.
+    A process that a worker starts belongs to the session of the worker, unless it begins a new one.
     """
     found: dict[int, list[int]] = {leader: [] for leader in leaders}
     if not found:
@@ -105,29 +111,29 @@ def sessions(leaders: Iterable[int]) -> dict[int, list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Memory in bytes: `own`, which no other process has, and the mapped `files`, which others may share."""
+    """Memory in bytes: `own` memory of a process, and the mapped `files`, which other processes may share."""
 
     own: int = 0
     files: Mapping[str, int] = field(default_factory=dict)
-    #: Of `own`, what another process may map as well: the blocks in which a worker receives tensors.
+    #: The part of `own` that another process may map as well: the blocks in which a worker receives tensors.
     shared: int = 0
 
 
 class Footprints:
-    """Reads the footprints of processes. Keeps the list of a process's files until its size changes.
+    """Reads the footprints of processes. Lists the files of a process again only if their size has changed.
 
-    For one thread at a time.
+    Only one thread may use it at a time.
     """
 
     def __init__(self) -> None:
-        #: For each process, the bytes of files when they were listed, and the list.
+        #: For each process, the list of its files, and their size in bytes when they were listed.
         self._files: dict[int, tuple[int, Mapping[str, int]]] = {}
 
     def read(self, pids: Iterable[int]) -> dict[int, Footprint]:
-        """The footprint of each of these processes, together with the others in its session.
+        """Returns the footprint of each of these processes, including all other processes in its session.
 
-        A process that was forked shares pages with its parent until one of them writes, so a session of
-        several processes counts by its proportional set size.
+        A forked process shares pages with its parent until one of them writes, so for a session of several
+        processes the footprint is the sum of their proportional set sizes.
         """
         found: dict[int, Footprint] = {}
         for leader, members in sessions(pids).items():
@@ -138,12 +144,12 @@ class Footprints:
         return found
 
     def forget_others(self, pids: Iterable[int]) -> None:
-        """Forgets the files of processes that are neither this one nor among these."""
+        """Forgets the files of all processes except this one and `pids`."""
         for gone in self._files.keys() - {os.getpid(), *pids}:
             del self._files[gone]
 
     def read_one(self, pid: int | None = None) -> Footprint:
-        """The footprint of one process, by default this one."""
+        """Returns the footprint of one process, by default this one."""
         pid = os.getpid() if pid is None else pid
         counts = count_pages(pid)
         before, files = self._files.get(pid, (0, {}))
@@ -154,12 +160,12 @@ class Footprints:
 
 
 def pause(pids: Iterable[int]) -> None:
-    """Suspends the sessions of these leaders, which then take no more memory; `resume` continues them."""
+    """Suspends the sessions of these leaders, so that they take no more memory; `resume` continues them."""
     _signal(pids, signal.SIGSTOP)
 
 
 def resume(pids: Iterable[int]) -> None:
-    """Continues what `pause` suspended."""
+    """Continues the sessions that `pause` suspended."""
     _signal(pids, signal.SIGCONT)
 
 
@@ -176,8 +182,8 @@ def _read(pid: int | None, name: str) -> bytes | None:
 
 
 def _size(status: bytes, name: bytes) -> int:
-    """The size in the line `name` of /proc/PID/status, in bytes; 0 if the line is missing. Parsing all lines
-    would take ten times as long.
+    """Returns the size in the line `name` of /proc/PID/status, in bytes; 0 if the line is missing. Parsing
+    all lines would take ten times as long.
     """
     _, found, rest = status.partition(b"\n" + name + b":")
     return int(rest.split(None, 1)[0]) * 1024 if found else 0

@@ -1,4 +1,5 @@
-"""The protocols of systemd for services: sockets that it opens, and reports of a service's state.
+"""Implements systemd's protocols for services: uses sockets that systemd opens, and reports the state of the
+service.
 
 See sd_listen_fds(3) and sd_notify(3). Other service managers use the same environment variables.
 """
@@ -11,7 +12,7 @@ from collections.abc import MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-#: The descriptor of the first passed socket.
+#: The file descriptor of the first passed socket.
 _FIRST = 3
 
 
@@ -24,15 +25,15 @@ class PassedSocket:
 
     @property
     def host(self) -> str:
-        """The IP address, "" for a Unix socket."""
+        """The IP address; empty for a Unix socket."""
         return "" if self.listening.family == socket.AF_UNIX else str(self.listening.getsockname()[0])
 
 
 def passed_sockets(environment: MutableMapping[str, str] = os.environ) -> list[PassedSocket]:
-    """The sockets that were passed to this process; none if it was started without.
+    """Returns the sockets that the service manager has passed to this process; none if there are none.
 
-    Removes the variables from the environment, so that worker processes do not take the sockets for theirs.
-    Raises OSError for a descriptor that is not a listening socket.
+    Removes the variables from the environment, so that worker processes do not mistake the sockets for their
+    own. Raises OSError for a descriptor that is not a listening socket.
     """
     pid, count, names = (environment.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
     if pid != str(os.getpid()) or not count.isdigit():
@@ -55,7 +56,7 @@ def notify(state: str) -> None:
         return
     if address.startswith("@"):  # in Linux's abstract namespace
         address = "\0" + address[1:]
-    # A service manager that is gone must not stop the server.
+    # A service manager that has gone away must not stop the server.
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
         connection.setblocking(False)
         connection.sendto(state.encode(), address)

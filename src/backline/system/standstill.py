@@ -1,19 +1,19 @@
 """Detects that this process, or its machine, was suspended.
 
-Timeouts that expire during a suspension mean nothing: the other side may have responded in time, with its
-response still unread in a socket.
+A timeout that expires during a suspension proves nothing: the other side may have responded in time, and its
+response may still be unread in a socket.
 """
 
 from __future__ import annotations
 
 import asyncio
 
-#: A timer later than this many seconds means a suspension; a busy event loop delays timers less.
+#: A timer that fires this many seconds late indicates a suspension; a busy event loop delays timers less.
 _LATE = 1.0
 
 
 def stood_still(timer: asyncio.Handle, loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether a timer that fires now is so late that this process must have been suspended."""
+    """Returns whether a timer that fires now is so late that this process must have been suspended."""
     # For delays below a millisecond uvloop returns a plain handle, which has no `when`.
     when = getattr(timer, "when", None)
     return when is not None and loop.time() - when() > _LATE

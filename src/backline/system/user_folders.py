@@ -1,4 +1,4 @@
-"""The user's default folders."""
+"""The default folders of the current user."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import platformdirs
 
 
 def user_cache() -> Path:
-    """The folder where remote files and environments are cached."""
+    """Returns the folder where remote files and environments are cached."""
     try:
         return platformdirs.user_cache_path("backline")
-    except RuntimeError:  # without HOME and a passwd entry, use / as the home, as container runtimes do
+    except RuntimeError:  # without HOME or a passwd entry, use / as the home, as container runtimes do
         return Path("/.cache/backline")
 
 
 def user_config() -> Path:
-    """The folder of the user's own files for the command line and the client, such as keys of servers."""
+    """Returns the folder of the user's files for the command line and the client, such as the keys of
+    servers.
+    """
     try:
         return platformdirs.user_config_path("backline")
     except RuntimeError:
@@ -24,7 +26,9 @@ def user_config() -> Path:
 
 
 def user_state() -> Path:
-    """The folder in which each server has a state folder, for what requests change, such as labels."""
+    """Returns the folder that contains a state folder for each server, with what requests have changed, such
+    as labels.
+    """
     try:
         return platformdirs.user_state_path("backline")
     except RuntimeError:

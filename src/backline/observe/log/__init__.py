@@ -1,1 +1,1 @@
-"""The server's log: settings, formats, and the thread that writes it."""
+"""The server's log: its settings, its formats, and the thread that writes it."""

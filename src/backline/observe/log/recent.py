@@ -1,4 +1,4 @@
-"""Keeps the last entries of the log in memory, for the console."""
+"""Keeps the latest entries of the log in memory, for the console."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Final
 
 from backline.engine.control import LogLine
 
-#: The most entries that are kept, and the most characters of each: at most 2 MiB of ASCII text.
+#: The maximum number of entries that are kept, and of characters in each: at most 2 MiB of ASCII text.
 KEPT: Final = 500
 LONGEST: Final = 4000
 _MASK: Final = "***"
-#: The server logs no secrets, but models and libraries may: API keys, JSON Web Tokens, HTTP fields with
-#: credentials, and user information and signatures in URLs.
+#: Matches secrets. The server logs none, but models and libraries may: API keys, JSON Web Tokens, HTTP fields
+#: with credentials, and user information and signatures in URLs.
 _SECRETS: Final = re.compile(
     r"(?P<key>\bbk_)[\w-]{8,}"
     r"|(?P<token>\beyJ)[\w-]{8,}\.[\w-]+\.[\w-]*"
@@ -28,12 +28,12 @@ _SECRETS: Final = re.compile(
 
 
 def masked(text: str) -> str:
-    """The text with `***` in place of anything that looks like a secret."""
+    """Returns the text with everything that looks like a secret replaced by `***`."""
     return _SECRETS.sub(lambda found: f"{found[found.lastgroup or 0]}{_MASK}", text)
 
 
 class RecentLines:
-    """The last entries of the log. `add` may be called on any thread."""
+    """The latest entries of the log. `add` may be called on any thread."""
 
     def __init__(self) -> None:
         self._lines: deque[LogLine] = deque(maxlen=KEPT)
@@ -41,7 +41,7 @@ class RecentLines:
         self._number = 0
 
     def add(self, record: logging.LogRecord, text: str) -> None:
-        """Keeps an entry. `text` is the line as it is written to the log."""
+        """Stores an entry. `text` is the line as it is written to the log."""
         if len(text) > LONGEST:
             text = f"{text[:LONGEST]}..."
         with self._lock:
@@ -51,7 +51,7 @@ class RecentLines:
             )
 
     def after(self, number: int) -> list[LogLine]:
-        """The entries with higher numbers, oldest first, with secrets masked."""
+        """Returns the entries with numbers above `number`, oldest first, with secrets masked."""
         with self._lock:
             found = [*takewhile(lambda line: line.number > number, reversed(self._lines))]
         return [

@@ -1,6 +1,6 @@
-"""Writes the line that a verbose log has for each request: model, outcome and times.
+"""Writes a line about each request to a verbose log: its model, outcome and times.
 
-The lines are made from the same notes as traces, and cost nothing while the log is not verbose.
+The lines are made from the data that traces are made from. They cost nothing while the log is not verbose.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from backline.observe.tracing.trace import UNKNOWN_VERSION, Exchange, Failure, R
 
 log = logging.getLogger(REQUESTS)
 
-#: The maximum number of characters shown of a text from a client or a model.
+#: The maximum length, in characters, of a text from a client or a model; longer ones are cut off.
 _LONGEST = 256
 #: The names of gRPC's status codes, by code (https://grpc.io/docs/guides/status-codes/).
 _GRPC_STATUSES = (
@@ -43,7 +43,9 @@ _GRPC_STATUSES = (
 
 
 class RequestLog:
-    """A TraceWriter that logs a line for each request of a client, but none for requests between models."""
+    """A TraceWriter that logs one line for each request from a client, and none for requests between
+    models.
+    """
 
     def arrived(self, exchange: Exchange[None]) -> None:
         """Logs nothing: the line is written when the request ends."""
@@ -62,13 +64,13 @@ class RequestLog:
             _log_line(_of_request(request))
 
     def answered(self, exchange: Exchange[Any]) -> None:
-        """Logs a message that could not be read, and so never became a request."""
+        """Logs a message that was refused because it could not be read as a request."""
         if not exchange.requests:
             took = exchange.sent_ns - exchange.began_ns
             _log_line(_fields(exchange.protocol, exchange.model, "", "", exchange.error, took))
 
     def flush(self) -> None:
-        """Does nothing: the thread of the log writes lines as they come."""
+        """Does nothing: the log's thread writes lines as they arrive."""
 
     async def close(self) -> None:
         """Does nothing; see `flush`."""
@@ -91,7 +93,7 @@ def _of_request(request: RequestTrace[Any]) -> dict[str, Any]:
 def _fields(
     protocol: TraceProtocol, model: str, version: str, id: str, error: Failure | None, took_ns: int
 ) -> dict[str, Any]:
-    """The fields of a log line in JSON; those without a value are left out."""
+    """Returns the fields of a log line in JSON. Fields without a value are left out."""
     fields = {"protocol": protocol, "model": _short(model), "version": _short(version), "id": _short(id)}
     known: dict[str, Any] = {name: value for name, value in fields.items() if value}
     known["status"] = _status(protocol, error)
@@ -106,7 +108,9 @@ def _log_line(fields: dict[str, Any]) -> None:
 
 
 def text(fields: dict[str, Any]) -> str:
-    """The line as text. Names and ids from clients are escaped, so it is always a single line."""
+    """Returns the log line as text. It is always a single line, because names and ids from clients are
+    escaped.
+    """
     asked = f"{fields['protocol']} {_plain(fields.get('model', '-'))}"
     if "version" in fields:
         asked += f" version {_plain(fields['version'])}"

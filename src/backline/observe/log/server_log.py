@@ -1,4 +1,6 @@
-"""The server's log: every record of the program, filtered and formatted as the settings say."""
+"""The server's log: receives every record that the program logs, and filters and formats it according to the
+settings.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,15 @@ from backline.observe.log.settings import LogFormat, LogSettings, LogStyle
 
 log = logging.getLogger("backline.observe")
 
-#: The most bytes that wait to be written; further lines are lost.
+#: The maximum size, in bytes, of the lines waiting to be written; further lines are lost.
 MOST_WAITING = 4 << 20
-#: Seconds to gather lines before writing them together.
+#: Seconds during which lines are collected, so that they are written together.
 _GATHER = 0.002
 #: Seconds between checks for a log file that rotation has moved or deleted.
 _LOOK = 1.0
-#: Seconds before writing again to a terminal or pipe that was full.
+#: Seconds before the next attempt to write to a terminal or pipe that was full.
 _PAUSE = 0.05
-#: The most seconds for writing the remaining lines when the server stops.
+#: Maximum time, in seconds, for writing the remaining lines when the server stops.
 _LAST = 2.0
 
 
@@ -66,7 +68,7 @@ class LogWriter:
         self._wake.set()
 
     def close(self) -> None:
-        """Writes the remaining lines, for at most _LAST seconds; later lines are lost."""
+        """Writes the remaining lines, for at most _LAST seconds. Lines that are logged later are lost."""
         self._ending = True
         self._wake.set()
         self._thread.join(_LAST)
@@ -104,11 +106,11 @@ class LogWriter:
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
-            except BlockingIOError:  # another program made the terminal or pipe non-blocking
+            except BlockingIOError:  # another program has made the terminal or pipe non-blocking
                 time.sleep(_PAUSE)
 
     def _look(self) -> None:
-        """Opens the log file again if log rotation has moved or deleted it."""
+        """Reopens the log file if log rotation has moved or deleted it."""
         now = time.monotonic()
         if self._file is None or now < self._looked + _LOOK:
             return
@@ -119,7 +121,7 @@ class LogWriter:
                 before, self._descriptor = self._descriptor, _open(self._file)
                 os.close(before)
         except OSError:
-            pass  # keep writing to the old file
+            pass  # continue with the old file
 
 
 def _open(file: Path) -> int:
@@ -127,11 +129,13 @@ def _open(file: Path) -> int:
 
 
 def _standard_error() -> int | None:
-    """The descriptor of stderr; None if it was closed at start, since its number may have been reused."""
+    """Returns the descriptor of stderr; None if stderr was closed at the start, since its number may belong
+    to another file now.
+    """
     return None if sys.__stderr__ is None else sys.__stderr__.fileno()
 
 
-#: DEBUG records of these loggers are shown from verbose level 1, those of others from level 2.
+#: DEBUG records of these loggers are shown from verbose level 1, those of other loggers from level 2.
 REQUESTS = "backline.requests"
 _VERBOSE = (REQUESTS, "backline.model")
 
@@ -151,7 +155,9 @@ class ServerLog(logging.Handler):
 
     @contextmanager
     def installed(self) -> Iterator[Self]:
-        """Makes this the program's log for a `with` block; writes the remaining lines at its end."""
+        """Makes this the program's log for the duration of a `with` block. Writes the remaining lines at its
+        end.
+        """
         root = logging.getLogger()
         before = root.level
         root.addHandler(self)
@@ -166,11 +172,11 @@ class ServerLog(logging.Handler):
             self.close()
 
     def settings(self) -> Mapping[str, LogValue]:
-        """The settings under Triton's names; see LogControl."""
+        """Returns the settings, with Triton's names; see LogControl."""
         return self._settings.shown()
 
     def update(self, changes: Mapping[str, object]) -> None:
-        """Changes settings, and logs the change; see LogControl."""
+        """Changes settings, and logs that they have changed; see LogControl."""
         before = self._settings
         self._settings = before.changed(changes)
         self._apply()
@@ -181,11 +187,11 @@ class ServerLog(logging.Handler):
             )
 
     def recent(self, after: int = 0) -> Sequence[LogLine]:
-        """The last entries; see LogControl."""
+        """Returns the latest entries; see LogControl."""
         return self._recent.after(after)
 
     def watch(self, listener: Callable[[LogSettings], None]) -> None:
-        """Calls `listener` with the settings now, and after every change."""
+        """Calls `listener` with the settings at once, and again after every change."""
         self._listeners.append(listener)
         listener(self._settings)
 
@@ -203,7 +209,7 @@ class ServerLog(logging.Handler):
             listener(settings)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to log a record. Loggers already drop records below their level."""
+        """Returns whether to log a record. Loggers have already dropped records below their level."""
         settings, level = self._settings, record.levelno
         if level < logging.INFO:
             return settings.verbose_level > (0 if record.name in _VERBOSE else 1)
@@ -219,7 +225,7 @@ class ServerLog(logging.Handler):
     def _text(self, record: logging.LogRecord) -> str:
         try:
             return self.format(record)
-        except Exception as error:  # the caller's fault: wrong arguments, or arguments without a text form
+        except Exception as error:  # the caller's mistake: wrong arguments, or ones without a text form
             return f"cannot format a record of {record.name}, {record.msg!r}: {error}"
 
     def _lost(self, count: int, reason: str) -> bytes:
@@ -250,8 +256,9 @@ def formatter(kind: LogFormat, style: LogStyle = "backline") -> logging.Formatte
 
 
 class TextFormatter(logging.Formatter):
-    """One line per record, and the lines of a traceback. A message may hold text from clients, so control
-    characters in it are escaped: they could forge lines, or command the terminal that shows the log.
+    """Writes one line per record, followed by the lines of any traceback. A message may contain text from
+    clients, so its control characters are escaped: they could forge lines, or control the terminal that shows
+    the log.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
@@ -273,8 +280,8 @@ class IsoFormatter(TextFormatter):
 class TritonFormatter(TextFormatter):
     """Writes lines as Triton does: `I1126 12:00:00.000000 4242 journal.py:99] "message"`, in local time.
 
-    With `iso`, a line begins with the time in UTC to the millisecond, and then the severity. A record may
-    have the attribute `table`, lines that follow it as they are.
+    With `iso`, a line begins with the time in UTC to the millisecond, followed by the severity. If a record
+    has the attribute `table`, these lines follow it unchanged.
     """
 
     def __init__(self, *, iso: bool) -> None:
@@ -298,7 +305,9 @@ class TritonFormatter(TextFormatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: `time`, `level`, `logger`, `message`, any `exception`, and any `fields`."""
+    """Writes one JSON object per line: `time`, `level`, `logger`, `message`, and if present `exception` and
+    `fields`.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         document: dict[str, Any] = {
@@ -316,7 +325,7 @@ class JsonFormatter(logging.Formatter):
             text = _encode(document).decode()
         except UnicodeEncodeError:  # an unpaired surrogate, which a client may send in an id
             text = _encode({name: _encodable(value) for name, value in document.items()}).decode()
-        # JSON escapes only ASCII's control characters; terminals also obey those of Latin-1.
+        # JSON escapes only the control characters of ASCII; terminals also obey those of Latin-1.
         return text if text.isprintable() else text.translate(_ESCAPES)
 
 

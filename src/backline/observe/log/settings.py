@@ -1,4 +1,4 @@
-"""The log settings, with the names that Triton's logging extension gives them.
+"""The log settings, with their names in Triton's logging extension.
 
 Source: docs/protocol/extension_logging.md of triton-inference-server/server.
 """
@@ -15,7 +15,7 @@ from backline.engine.spelling import nearest
 
 LogFormat: TypeAlias = Literal["default", "ISO8601", "json"]
 FORMATS: tuple[LogFormat, ...] = get_args(LogFormat)
-#: What lines in the formats default and ISO8601 look like.
+#: The appearance of lines in the formats default and ISO8601.
 LogStyle: TypeAlias = Literal["backline", "triton"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
@@ -25,10 +25,10 @@ _EXPECTED = {bool: "boolean", int: "int32", str: "string"}
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
-    """Which severities are logged, where to (`file` is empty for stderr), and in which format.
+    """Which severities are logged, in which format, and to which file (`file` is empty for stderr).
 
-    `verbose_level` 1 adds a line per request and verbose messages from models, 2 everything from the server
-    and its libraries.
+    `verbose_level` 1 adds a line per request and verbose messages from models; 2 adds all messages from the
+    server and its libraries.
     """
 
     file: str = ""
@@ -37,24 +37,27 @@ class LogSettings:
     error: bool = True
     verbose_level: int = 0
     format: LogFormat = "default"
-    #: Fixed at the start, and not shown to clients.
+    #: Fixed at the start of the server, and not shown to clients.
     style: LogStyle = "backline"
 
     @classmethod
     def of_level(cls, level: LogLevel, **others: Any) -> LogSettings:
-        """All severities from `level` up; "debug" is everything. `others` take precedence unless None."""
+        """Returns settings that log all severities from `level` up; "debug" logs everything. `others`
+        override them unless None.
+        """
         rank = LEVELS.index(level)
         settings = cls(info=rank <= 1, warning=rank <= 2, verbose_level=0 if rank else 2)
         return replace(settings, **{name: value for name, value in others.items() if value is not None})
 
     def shown(self) -> dict[str, LogValue]:
-        """The settings under Triton's names."""
+        """Returns the settings, with Triton's names."""
         return {f"log_{name}": value for name, value in asdict(self).items() if name != "style"}
 
     def changed(self, changes: Mapping[str, object]) -> LogSettings:
-        """A copy with changes, given under Triton's names.
+        """Returns a copy with `changes`, which use Triton's names.
 
-        Raises InvalidArgument for a wrong name or value, and Unsupported for the log file, as Triton does.
+        Raises InvalidArgument for a wrong name or value, and Unsupported for a change of the log file, as
+        Triton does.
         """
         shown = self.shown()
         for name, value in changes.items():

@@ -1,1 +1,1 @@
-"""Traces of single requests, in Triton's trace file or as OpenTelemetry spans."""
+"""Traces of single requests, written to a trace file like Triton's or sent as OpenTelemetry spans."""

@@ -1,4 +1,6 @@
-"""Trace settings, global and per model, with Triton's names and rules; parses Triton's --trace-config."""
+"""Trace settings, global and per model, with Triton's names and rules. Parses Triton's option
+--trace-config.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,10 @@ CHANGEABLE: Final = ("trace_level", *_RANGES)
 
 @dataclass(slots=True, eq=False)
 class TraceSetting:
-    """The settings of one model, or the global ones; decides which requests are traced.
+    """The trace settings of one model, or the global ones. Decides which requests are traced.
 
-    Of every `trace_rate` requests the last is traced, until `trace_count` were traced; -1 means no limit.
-    `specified` names the settings that were set here rather than inherited.
+    The last of every `trace_rate` requests is traced, until `trace_count` requests were traced; -1 means no
+    limit. `specified` names the settings that were set here rather than inherited.
     """
 
     trace_level: tuple[Level, ...] = ()
@@ -38,7 +40,7 @@ class TraceSetting:
     trace_count: int = -1
     log_frequency: int = 0
     specified: frozenset[str] = frozenset()
-    #: The number of requests considered for sampling, and that of completed traces.
+    #: The number of requests considered for sampling, and the number of completed traces.
     seen: int = 0
     collected: int = 0
 
@@ -47,7 +49,9 @@ class TraceSetting:
         return bool(self.trace_level)
 
     def sample(self, *, forced: bool = False) -> bool:
-        """Whether to trace the next request. A `forced` request is always traced while tracing is on."""
+        """Returns whether to trace the next request. A `forced` request is always traced while tracing is
+        on.
+        """
         if not self.on:
             return False
         hit = False
@@ -59,7 +63,7 @@ class TraceSetting:
         return hit or forced
 
     def shown(self) -> dict[str, SettingValue]:
-        """The settings as clients see them."""
+        """Returns the settings as clients see them."""
         levels: list[str] = [level for level in LEVELS if level in self.trace_level]
         return {"trace_level": levels or ["OFF"], **{name: str(getattr(self, name)) for name in _RANGES}}
 
@@ -67,7 +71,9 @@ class TraceSetting:
 def changed(
     current: TraceSetting | None, fallback: TraceSetting, changes: Mapping[str, object]
 ) -> TraceSetting:
-    """The settings after `changes`. A setting that is unset, or reset with None, comes from `fallback`."""
+    """Returns the settings after `changes`. Settings that are unset, or reset with None, come from
+    `fallback`.
+    """
     before = current.specified if current is not None else frozenset()
     cleared = {name for name, value in changes.items() if value is None}
     values = {name: getattr(current, name) for name in before - cleared}
@@ -76,7 +82,9 @@ def changed(
 
 
 class SettingTable:
-    """Settings at three levels: a model's override the global ones, which override those given at start."""
+    """The settings at three levels: those of a model override the global ones, which override those given at
+    the start.
+    """
 
     def __init__(self, start: TraceSetting, mode: Mode) -> None:
         self._start = start
@@ -92,7 +100,7 @@ class SettingTable:
         return self._models.get(model, self._all)
 
     def update(self, model: str, changes: Mapping[str, SettingValue | None], *, has_file: bool) -> None:
-        """Changes settings, all or none. Raises InvalidArgument or Unsupported; see TraceControl."""
+        """Changes all of the settings or none. Raises InvalidArgument or Unsupported; see TraceControl."""
         read = read_changes(changes, self._mode)
         if model:
             setting = changed(self._models.get(model), self._all, read)
@@ -112,7 +120,9 @@ class SettingTable:
             self._models.pop(model, None)
 
     def _check(self, setting: TraceSetting, *, has_file: bool) -> None:
-        """Raises InvalidArgument in Triton's words. Settings that trace nothing are not checked."""
+        """Raises InvalidArgument, with Triton's text, for invalid settings. Does not check settings that
+        trace nothing.
+        """
         if not setting.on:
             return
         reason = ""
@@ -125,13 +135,15 @@ class SettingTable:
 
 
 def read_changes(changes: Mapping[str, SettingValue | None], mode: Mode) -> dict[str, object]:
-    """Parses settings from a client. Raises InvalidArgument, or Unsupported for those fixed at start."""
+    """Parses settings from a client. Raises InvalidArgument, or Unsupported for settings that are fixed at
+    the start.
+    """
     read: dict[str, object] = {}
     for name, value in changes.items():
         if name == "trace_file":
             raise Unsupported("trace file location can not be updated through network protocol")
         if name == "trace_mode":
-            if value == mode:  # from a client that sends back all settings that it has read
+            if value == mode:  # the client sends back all settings that it has read
                 continue
             raise Unsupported(
                 "the trace mode cannot change while the server runs: start it with --trace-config mode=..."
@@ -150,7 +162,9 @@ def read_changes(changes: Mapping[str, SettingValue | None], mode: Mode) -> dict
 
 
 def read_levels(names: list[str], mode: Mode) -> tuple[Level, ...]:
-    """Parses trace levels. Raises InvalidArgument for unknown ones, and for TENSORS with opentelemetry."""
+    """Parses trace levels. Raises InvalidArgument for unknown levels, and for TENSORS in the mode
+    opentelemetry.
+    """
     if "OFF" in names:
         if len(names) > 1:
             raise InvalidArgument("Expect only one trace level 'OFF' is specified")
@@ -168,7 +182,7 @@ def read_levels(names: list[str], mode: Mode) -> tuple[Level, ...]:
 
 
 def read_number(name: str, value: SettingValue) -> int:
-    """Parses a setting that is a number. Raises InvalidArgument in Triton's words."""
+    """Parses a numeric setting. Raises InvalidArgument with Triton's text."""
     if not isinstance(value, str):
         raise InvalidArgument(f"expect only 1 value for '{name}'")
     if not re.fullmatch(r"\s*[-+]?[0-9]+\s*", value, re.ASCII):
@@ -187,18 +201,21 @@ def read_number(name: str, value: SettingValue) -> int:
 _GLOBAL: Final = ("level", "rate", "count", "mode")
 _TRITON: Final = ("file", "log-frequency")
 _SPANS: Final = ("url", "resource", "bsp_max_queue_size", "bsp_schedule_delay", "bsp_max_export_batch_size")
-#: Where an OpenTelemetry collector listens by default; environment variables may name another URL.
+#: The default address of an OpenTelemetry collector; environment variables may set another.
 DEFAULT_URL: Final = "http://localhost:4318/v1/traces"
 
 
 @dataclass(frozen=True, slots=True)
 class SpanOptions:
-    """Where and how spans are sent. For None, OpenTelemetry's environment variables or defaults apply."""
+    """Where and how spans are sent. An option that is None is set by OpenTelemetry's environment variables or
+    defaults.
+    """
 
     url: str | None = None
     #: Attributes of the OpenTelemetry resource.
     resource: tuple[tuple[str, str], ...] = ()
-    #: The maximum number of spans waiting to be sent, milliseconds between sends, and spans per send.
+    #: The maximum number of spans waiting to be sent, the milliseconds between sends, and the maximum number
+    #: of spans per send.
     max_queue_size: int | None = None
     schedule_delay_ms: int | None = None
     max_export_batch_size: int | None = None
@@ -206,7 +223,7 @@ class SpanOptions:
 
 @dataclass(frozen=True, slots=True)
 class TraceConfig:
-    """What is traced from the start, and where traces go."""
+    """Which requests are traced from the start, and where their traces are written."""
 
     levels: tuple[Level, ...] = ()
     rate: int = 1000

@@ -1,4 +1,6 @@
-"""Traces as OpenTelemetry spans, created and sent by its SDK (the extra `backline[otel]`)."""
+"""Records traces as OpenTelemetry spans. OpenTelemetry's SDK creates and sends them (the extra
+`backline[otel]`).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.trace import Span
 
-#: The most seconds for sending the remaining spans when the server stops.
+#: Maximum time, in seconds, for sending the remaining spans when the server stops.
 _FAREWELL = 2.0
 
 
@@ -34,7 +36,7 @@ class KeptSpan:
 
     def __init__(self, span: Span, offset_ns: int, id: int = 0) -> None:
         self.span = span
-        #: A serial number for Triton's attributes.
+        #: A serial number for the attributes that Triton sets.
         self.id = id
         self.offset_ns = offset_ns
 
@@ -42,13 +44,15 @@ class KeptSpan:
 class SpanWriter:
     """A TraceWriter that turns traces into spans.
 
-    A client's request is a span `InferRequest`. Its children are spans with models' names, one for each
-    request to a model. The children of these are `queue` and `compute`, and those of `compute` are `input`,
+    A client's request becomes a span `InferRequest`. It has a child for each request to a model, named after
+    the model. Such a child has the children `queue` and `compute`, and `compute` has the children `input`,
     `infer` and `output`. Spans that cannot be sent in time are lost.
     """
 
     def __init__(self, options: SpanOptions, processor: SpanProcessor | None = None) -> None:
-        """`processor` replaces the exporter to `options.url`. Raises Unsupported if the SDK is missing."""
+        """`processor` replaces the exporter that sends to `options.url`. Raises Unsupported if the SDK is
+        missing.
+        """
         try:
             from opentelemetry import trace
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -62,7 +66,7 @@ class SpanWriter:
                 f"trace mode opentelemetry needs OpenTelemetry's SDK ({error}): pip install 'backline[otel]'"
             ) from None
         resource = Resource.create(dict(options.resource))
-        # The SDK's default, if neither an option nor the environment names the service.
+        # The SDK uses this default if neither an option nor the environment names the service.
         if str(resource.attributes.get("service.name", "")).startswith("unknown_service"):
             resource = resource.merge(Resource({"service.name": "backline"}))
         self._provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
@@ -73,8 +77,8 @@ class SpanWriter:
                 schedule_delay_millis=options.schedule_delay_ms,
                 max_export_batch_size=options.max_export_batch_size,
             )
-            # The SDK would log every span that finds the queue full, which costs more than the span. Another
-            # logger reports failed sends.
+            # The SDK would log every span that does not fit into the queue, which costs more than the span
+            # itself. Another logger reports failed sends.
             logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.ERROR)
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("backline", __version__)
@@ -83,7 +87,9 @@ class SpanWriter:
         self._propagator = TraceContextTextMapPropagator()
 
     def read_parent(self, headers: Mapping[bytes, bytes]) -> Context | None:
-        """The client's trace context from `traceparent` and `tracestate`; None if absent or not sampled."""
+        """Returns the client's trace context from `traceparent` and `tracestate`; None if it is absent or not
+        sampled.
+        """
         carrier = {
             name: headers[name.encode()].decode("latin-1")
             for name in self._propagator.fields
@@ -158,7 +164,9 @@ class SpanWriter:
         self._end(exchange.kept, events, exchange.sent_ns, exchange.error)
 
     def _add_queue(self, request: RequestTrace[KeptSpan]) -> None:
-        """Adds the time in the queue, or marks a cache hit. Ensembles and refused requests have neither."""
+        """Adds the time in the queue, or marks a cache hit. Requests to ensembles and refused requests have
+        neither.
+        """
         if request.runs:
             self._add(request.kept, "queue", request.began_ns, request.runs[0].started_ns)
         elif request.error is None and not request.asked_others:
@@ -199,7 +207,9 @@ class SpanWriter:
         """Does nothing: the SDK sends in batches and at intervals."""
 
     async def close(self) -> None:
-        """Sends the remaining spans, for at most _FAREWELL seconds: a hung receiver must not block exit."""
+        """Sends the remaining spans, for at most _FAREWELL seconds: a hung receiver must not delay the exit
+        for longer.
+        """
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Records the course of a client's request, and of the requests that models make on its behalf."""
+"""Records what happens to a client's request, and to the requests that models make on its behalf."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from backline.engine.tracing import RunMoments, Trace, TraceProtocol
 from backline.engine.values.messages import InferRequest, InferResponse
 from backline.observe.tracing.settings import TraceSetting
 
-#: The object that a writer keeps with each exchange and request.
+#: The type of the object that a writer keeps with each exchange and request.
 Kept = TypeVar("Kept")
 #: Seconds by which a deadline timer may fire early.
 _EARLY = 0.002
 #: The version of a model that was not found, as in Triton's traces.
 UNKNOWN_VERSION = "-1"
-#: Triton's names for the start and the end of receiving a request, by protocol.
+#: Triton's names for the start and the end of receiving a request, for each protocol.
 RECEIVED = {
     "HTTP": ("HTTP_RECV_START", "HTTP_RECV_END"),
     "GRPC": ("GRPC_WAITREAD_START", "GRPC_WAITREAD_END"),
@@ -29,7 +29,7 @@ RECEIVED = {
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run that included the request: times in time.monotonic_ns(), and the items of the whole batch."""
+    """A run that included the request. Times are from time.monotonic_ns(); `items` counts the whole batch."""
 
     started_ns: int
     gathered_ns: int
@@ -40,7 +40,9 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The class and message of an error, whose traceback would keep the request's tensors alive."""
+    """The class and message of an error. The error itself is not kept, because its traceback would keep the
+    request's tensors alive.
+    """
 
     kind: str
     message: str
@@ -51,16 +53,18 @@ class Failure:
 
 
 class TraceWriter(Protocol[Kept]):
-    """Writes traces. Every method is called on the event loop and must not block."""
+    """Writes traces. All methods are called on the event loop and must not block."""
 
     def arrived(self, exchange: Exchange[Kept]) -> Kept:
         """Called when a client's request has arrived."""
 
     def began(self, trace: RequestTrace[Kept], request: InferRequest) -> Kept:
-        """Called before a ticket is submitted: that of a client's request, or of one made on its behalf."""
+        """Called before a ticket is submitted, either for a client's request or for one made on its
+        behalf.
+        """
 
     def context(self, kept: Kept) -> str:
-        """The trace context for models; see Trace.context."""
+        """Returns the trace context that is passed to models; see Trace.context."""
 
     def responded(self, request: RequestTrace[Kept], response: InferResponse) -> None:
         """Called when a request has a response, possibly one of many."""
@@ -79,7 +83,9 @@ class TraceWriter(Protocol[Kept]):
 
 
 class Exchange(Generic[Kept]):
-    """A client's request, from arrival to response; satisfies Trace. `parent` is the client's context."""
+    """A client's request, from its arrival to its response; implements Trace. `parent` is the client's trace
+    context.
+    """
 
     def __init__(
         self,
@@ -95,15 +101,15 @@ class Exchange(Generic[Kept]):
         self.engine = engine
         self.setting = setting
         self.protocol = protocol
-        #: The model in the route or call; empty if only the body names it.
+        #: The model in the route or call; empty if only the body names the model.
         self.model = model
         self.parent = parent
         self.began_ns = began_ns
-        #: When the request was read completely.
+        #: When the request had been read completely.
         self.read_ns = monotonic_ns()
         self.response_ns = self.send_ns = self.sent_ns = 0
         self.error: Failure | None = None
-        #: The number of requests made for this exchange so far, and of those in flight.
+        #: The number of requests made for this exchange so far, and the number of those in flight.
         self.requests = 0
         self._open = 0
         self._answered = False
@@ -137,7 +143,7 @@ class Exchange(Generic[Kept]):
         self._look_at_end()
 
     def answer(self, error: BacklineError | None) -> None:
-        """Records that the client has received its response or error, or has left."""
+        """Records that the client has received its response or error, or has disconnected."""
         if not self._answered:
             self._answered = True
             self.error = Failure.of(error)
@@ -153,8 +159,8 @@ class Exchange(Generic[Kept]):
 class RequestTrace(Listener, Generic[Kept]):
     """One request to a model: the client's, a step of an ensemble, or a call from another model.
 
-    Satisfies Trace and listens to its ticket. `parent` is the request on whose behalf this one was made,
-    `links` are further such requests.
+    Implements Trace, and listens to its ticket. `parent` is the request on whose behalf this one was made;
+    `links` are any further such requests.
     """
 
     def __init__(
@@ -180,7 +186,7 @@ class RequestTrace(Listener, Generic[Kept]):
         self.responses = 0
         self.first_response_ns = 0
         self.model_version, composed = _resolve(exchange.engine, request)
-        #: Whether the request waits in a queue; requests to ensembles and refused ones do not.
+        #: Whether the request waits in a queue; requests to ensembles and refused requests do not.
         self.queued = not composed
         #: Whether other requests were made on behalf of this one.
         self.asked_others = False
@@ -197,7 +203,7 @@ class RequestTrace(Listener, Generic[Kept]):
         return RequestTrace(self.exchange, ticket, self)
 
     def unreadable(self, error: BacklineError) -> None:
-        """Never called: only a client's exchange can be unreadable."""
+        """Never called: only the exchange of a client can be unreadable."""
 
     def shared_with(self, others: Sequence[Trace]) -> Trace:
         return _Shared(self, [other for other in others if isinstance(other, RequestTrace)])
@@ -212,9 +218,9 @@ class RequestTrace(Listener, Generic[Kept]):
             )
 
     def _is_of(self, ticket: Ticket) -> bool:
-        """Whether a ticket in a run is the one that this trace follows.
+        """Returns whether a ticket in a run is the one that this trace follows.
 
-        Requests made on behalf of that ticket after tracing was switched off carry the same trace.
+        Requests made on behalf of that ticket after tracing was switched off also have this trace.
         """
         return ticket.trace is self and ticket.request.model_name == self.model_name
 
@@ -254,7 +260,9 @@ class RequestTrace(Listener, Generic[Kept]):
             self.exchange.answer(error)
 
     def _end_all(self, ticket: Ticket, error: BacklineError) -> None:
-        """Records that a request failed without a completion. The client's request also ends the exchange."""
+        """Records that a request failed without a completion. If it is the client's request, the exchange
+        also ends.
+        """
         self._end(ticket, error)
         if self.parent is None:
             self.exchange.answer(error)
@@ -268,7 +276,7 @@ class RequestTrace(Listener, Generic[Kept]):
 
 
 class _Shared(Generic[Kept]):
-    """The trace of a request that is made for several others: a child of the first, linked to the rest."""
+    """The trace of a request made for several others: a child of the first, and linked to the rest."""
 
     def __init__(self, first: RequestTrace[Kept], others: Sequence[RequestTrace[Kept]]) -> None:
         self._first = first
@@ -283,21 +291,21 @@ class _Shared(Generic[Kept]):
         return self
 
     def ran(self, run: RunMoments) -> None:
-        """Never called: once submitted, the request has the trace that `follow` returned."""
+        """Never called: after its submission, the request has the trace that `follow` returned."""
 
     def unreadable(self, error: BacklineError) -> None:
-        """Never called, see `ran`."""
+        """Never called; see `ran`."""
 
 
 def _resolve(engine: Engine, request: InferRequest) -> tuple[str, bool]:
-    """The version that serves the request, and whether the model is an ensemble."""
+    """Returns the version that would serve the request, and whether the model is an ensemble."""
     try:
         model = engine.find(request.model_name, request.model_version)
-    except BacklineError:  # raised again when the request is submitted
+    except BacklineError:  # the error is raised again when the request is submitted
         return request.model_version or UNKNOWN_VERSION, False
     return model.version, model.config.ensemble is not None
 
 
 def numbered(version: str) -> int | str:
-    """A version as written in Triton's traces: as an integer if it is a number."""
+    """Formats a version as Triton's traces do: as an integer if it is a number."""
     return int(version) if version.removeprefix("-").isdecimal() else version

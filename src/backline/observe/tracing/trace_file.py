@@ -1,4 +1,4 @@
-"""Writes Triton's trace file: a JSON array with what was recorded about each request."""
+"""Writes Triton's trace file: a JSON array with the events recorded for each request."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from backline.engine.values.tensor import Tensor
 from backline.observe.tracing.settings import TraceSetting
 from backline.observe.tracing.trace import RECEIVED, Exchange, RequestTrace, numbered
 
-#: The most elements of a tensor that are written; the rest is left out.
+#: The maximum number of elements that are written of a tensor; the rest is left out.
 MAX_ELEMENTS = 16 * 1024
 
 
 def tensor_document(tensor: Tensor) -> dict[str, str]:
-    """A tensor's name, elements, shape and datatype, all as text.
+    """Returns a tensor's name, elements, shape and datatype, all as text.
 
-    Floats have six significant digits, as C++ prints them. BYTES are in double quotes, with invalid UTF-8
-    replaced. After MAX_ELEMENTS elements follows "...".
+    Floats have six significant digits, as in C++. BYTES are in double quotes, with invalid UTF-8 replaced. A
+    longer tensor ends with "..." after MAX_ELEMENTS elements.
     """
     elements = tensor.data.reshape(-1)
     first = elements[:MAX_ELEMENTS]
@@ -55,17 +55,19 @@ def _text(element: Any) -> str:
 
 log = logging.getLogger("backline.observe")
 
-#: Completed traces are written once there are more than this many bytes of them.
+#: Completed traces are written once they have more than this many bytes in total.
 _MAX_KEPT = 1 << 20
-#: The most writes that wait for the disk; further traces are lost.
+#: The maximum number of writes waiting for the disk; further traces are lost.
 _MAX_WRITES = 8
-#: The most seconds for writing the remaining traces when the server stops.
+#: Maximum time, in seconds, for writing the remaining traces when the server stops.
 _FAREWELL = 5.0
 _encode = msgspec.json.Encoder().encode
 
 
 class TraceEntry:
-    """The lines of one request in the file. `id` is a serial number; `entries` are all of the exchange."""
+    """The lines of one request in the file. `id` is a serial number; `entries` has all entries of the
+    exchange.
+    """
 
     __slots__ = ("entries", "id", "lines")
 
@@ -84,7 +86,7 @@ class TraceEntry:
 
 
 class TraceFile:
-    """A TraceWriter for Triton's file format.
+    """A TraceWriter for the format of Triton's trace file.
 
     With a `log_frequency` of n, every n traces go to a separate file: FILE.0, FILE.1 and so on. Other
     traces are appended to FILE, whose array is closed when the server stops. A thread does the writing.
@@ -102,7 +104,7 @@ class TraceFile:
         self._ids = count(1)
         self._indices = count()
         self._begun = False
-        #: Completed traces that are not written yet, by log frequency; and their size in bytes.
+        #: Completed traces that have not been written yet, by log frequency, and their size in bytes.
         self._pending: dict[int, list[bytes]] = {}
         self._bytes: dict[int, int] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trace-file")
@@ -205,7 +207,7 @@ class TraceFile:
         self._writes -= 1
 
     def _write_traces(self, traces: list[bytes], index: int | None) -> None:
-        """Writes traces, on the thread: to the new file FILE.index, or else to the end of FILE."""
+        """Writes traces, on the writing thread: to the new file FILE.index, or else to the end of FILE."""
         try:
             if index is not None:
                 self._path.with_name(f"{self._path.name}.{index}").write_bytes(b"[%b]" % b",".join(traces))

@@ -1,4 +1,4 @@
-"""Traces the server's requests: decides which of them are traced, and where their traces go."""
+"""Traces the server's requests: decides which requests are traced, and where the traces are written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TraceWriterPair(Generic[Kept]):
-    """Two TraceWriters as one. The second, the log, is notified only when requests end."""
+    """Combines two TraceWriters. The second one, the log, is notified only when requests end."""
 
     def __init__(self, writer: TraceWriter[Kept], second: TraceWriter[Any]) -> None:
         self._writer = writer
@@ -39,13 +39,16 @@ class TraceWriterPair(Generic[Kept]):
 
 
 class Tracing:
-    """Traces an engine's requests as the settings say; implements Tracer and TraceControl.
+    """Traces the requests to an engine as the settings say; implements Tracer and TraceControl.
 
-    Lives on the event loop. `Engine.tracer` refers to it only while there is something to trace.
+    All methods must be called on the event loop. `Engine.tracer` refers to this object only while there is
+    something to trace.
     """
 
     def __init__(self, engine: Engine, config: TraceConfig) -> None:
-        """Raises Unsupported without OpenTelemetry, InvalidArgument if the trace file cannot be written."""
+        """Raises Unsupported if OpenTelemetry is needed and missing, and InvalidArgument if the trace file
+        cannot be written.
+        """
         self._engine = engine
         self._config = config
         self._table = SettingTable(config.setting, config.mode)
@@ -59,11 +62,11 @@ class Tracing:
             from backline.observe.tracing.trace_file import TraceFile
 
             self._writer = TraceFile(config.file)
-        #: Traces requests for people who watch.
+        #: Traces requests for people who watch them in the console.
         self.watched = TraceWatch()
-        #: The log of all requests, traced or not.
+        #: The log, which gets all requests, whether they are traced or not.
         self._log: TraceWriter[Any] | None = None
-        #: The writer and the log as one, for traced requests.
+        #: Combines the trace writer and the log, for traced requests.
         self._both: TraceWriter[Any] | None = None
         engine.trace_control = self
         self._follow()
@@ -74,11 +77,11 @@ class Tracing:
         self._engine.tracer = self if wanted else None
 
     def recent(self) -> Sequence[Mapping[str, Any]]:
-        """The last traces that were watched; see TraceControl."""
+        """Returns the latest traces made for watchers; see TraceControl."""
         return tuple(self.watched.recent)
 
     def watch(self, watcher: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
-        """Passes traces of requests to `watcher` as they end; see TraceControl."""
+        """Calls `watcher` with the trace of each request that ends; see TraceControl."""
         self.watched.watchers.append(watcher)
         self._follow()
 
@@ -89,7 +92,7 @@ class Tracing:
         return stop
 
     def log_requests(self, log: TraceWriter[Any] | None) -> None:
-        """Reports every request to `log` from now on, traced or not; None stops it."""
+        """Reports every request to `log` from now on, whether it is traced or not; None stops this."""
         self._log = log
         self._both = None if self._writer is None or log is None else TraceWriterPair(self._writer, log)
         self._follow()
@@ -97,7 +100,7 @@ class Tracing:
     def arrived(
         self, protocol: TraceProtocol, model: str, headers: Mapping[bytes, bytes], began_ns: int
     ) -> Exchange[Any] | None:
-        """Traces a request if the client traces it, or if it is sampled; see Tracer."""
+        """Traces a request if the client asks for it, or if the request is sampled; see Tracer."""
         setting = self._table.of(model)
         parent = (
             self._spans.read_parent(headers)
@@ -113,7 +116,7 @@ class Tracing:
         return Exchange(writer, self._engine, setting, protocol, model, began_ns, parent)
 
     def settings(self, model: str) -> Mapping[str, SettingValue]:
-        """The settings of a model, or the global ones; see TraceControl."""
+        """Returns the settings of a model, or the global ones; see TraceControl."""
         self._check(model)
         shown = self._table.of(model).shown()
         config = self._config
@@ -140,7 +143,7 @@ class Tracing:
         self._follow()
 
     def _check(self, model: str) -> None:
-        """Raises InvalidArgument in Triton's words for an unknown model."""
+        """Raises InvalidArgument, with Triton's text, for an unknown model."""
         if not model:
             return
         try:

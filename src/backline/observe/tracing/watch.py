@@ -1,4 +1,6 @@
-"""Traces for people who watch: those of the last requests, in memory, and only while somebody watches."""
+"""Traces for people who watch requests in the console. The latest traces are kept in memory, but only while
+somebody watches.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,13 @@ from backline.engine.private_places import for_clients
 from backline.engine.values.messages import InferRequest, InferResponse
 from backline.observe.tracing.trace import UNKNOWN_VERSION, Exchange, RequestTrace
 
-#: The most requests traced in a second, apart from those that the console sends itself.
+#: The maximum number of requests traced per second, not counting those that the console sends itself.
 PER_SECOND = 20
-#: How many traces are kept.
+#: The number of traces that are kept.
 KEPT = 100
-#: The ids of requests that are traced whatever else is.
+#: While somebody watches, requests with ids that begin with this are always traced: the console sends them.
 OWN_ID = b"console-"
-#: The most requests to models that a trace holds: a pipeline may make any number.
+#: The maximum number of requests to models in one trace: a pipeline may make any number.
 _MAX_REQUESTS = 200
 
 
@@ -32,7 +34,7 @@ class TraceWatch:
         self._admitted = 0
 
     def admits(self, began_ns: int, id: bytes) -> bool:
-        """Whether to trace a request that arrived at `began_ns` with this id."""
+        """Returns whether to trace a request that arrived at `began_ns` with this id."""
         if not self.watchers:
             return False
         if id.startswith(OWN_ID):
@@ -46,16 +48,16 @@ class TraceWatch:
     # as a writer
 
     def arrived(self, exchange: Exchange[None]) -> None:
-        """Notes nothing: the document is made when the exchange ends."""
+        """Records nothing: the document is made when the exchange ends."""
 
     def began(self, trace: RequestTrace[None], request: InferRequest) -> None:
-        """Notes nothing, see `arrived`."""
+        """Records nothing; see `arrived`."""
 
     def context(self, kept: None) -> str:
         return "{}"
 
     def responded(self, request: RequestTrace[None], response: InferResponse) -> None:
-        """Notes nothing: the trace counts responses."""
+        """Records nothing: the trace counts responses."""
 
     def ended(self, request: RequestTrace[Any]) -> None:
         requests = self._open.setdefault(id(request.exchange), [])
@@ -70,14 +72,14 @@ class TraceWatch:
             watcher(document)
 
     def flush(self) -> None:
-        """Does nothing: documents are passed on as they come."""
+        """Does nothing: documents are passed on at once."""
 
     async def close(self) -> None:
-        """Does nothing, see `flush`."""
+        """Does nothing; see `flush`."""
 
 
 def _document(exchange: Exchange[Any], requests: list[RequestTrace[Any]]) -> dict[str, Any]:
-    """A trace as plain data. Times are in microseconds since the arrival of the request."""
+    """Returns a trace as plain data. Times are in microseconds from the arrival of the request."""
     start = exchange.began_ns
 
     def since(moment: int) -> int:

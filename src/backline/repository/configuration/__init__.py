@@ -1,7 +1,7 @@
 """Reads a model's configuration from config.pbtxt, model.toml or a load request into a ModelConfig.
 
-Each of these is first read into the message inference.ModelConfig, which is checked by Triton's rules. A
-setting for which the message has no field becomes one of its parameters, `backline.*`.
+Each source is first read into the message inference.ModelConfig, which is checked by Triton's rules. A
+setting for which the message has no field is stored as a parameter, `backline.*`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Checks a configuration for contradictions, in Triton's order and words (core/src/model_config_utils.cc)."""
+"""Checks a configuration for contradictions, in the order and words of Triton
+(core/src/model_config_utils.cc).
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,16 @@ from backline.repository.configuration.document import Document, data_type, sugg
 from backline.repository.configuration.ensemble_checks import ensemble_faults
 from backline.repository.configuration.sequences import sequence_faults, state_faults
 
-#: A description of what is wrong, and the path of the field.
+#: A description of the fault, and the path of the field.
 Fault = tuple[str, str]
 
 _DELAY = 1
-#: The allowed form of a metric tag, which becomes part of a label's name; Triton exits on any other.
+#: The valid form of a metric tag, which becomes part of a label's name; Triton exits if a tag has another
+#: form.
 _TAG = re.compile(r"[a-zA-Z0-9_]+")
 #: The numbers of TYPE_INT32 and TYPE_FP32.
 _BATCH_INPUT_TYPES = frozenset({8, 11})
-#: The platforms that Triton knows, which backends here may lack: the load reports those.
+#: The platforms that Triton knows. If this server has no backend for one of them, the load reports that.
 _PLATFORMS = frozenset(
     {
         "ensemble",
@@ -38,8 +41,8 @@ _OBJECTIVE = native.parameter("objective.p99_ms")
 def check(document: Document, name: str, *, whole: bool = True) -> None:
     """Raises InvalidArgument for the first rule that the configuration of the model `name` breaks.
 
-    It is a CreationFault for those that Triton checks once it has read the configuration. Unless it is
-    `whole`, tensors may lack a datatype or dims, which the model's code adds.
+    The error is a CreationFault if Triton checks the rule only after it has read the configuration. Unless
+    `whole` is set, tensors may lack a datatype or dims, which the model's code adds.
     """
     message = document.message
     for reason, path in chain(_unknown_values(message), _faults(message, name)):
@@ -49,7 +52,7 @@ def check(document: Document, name: str, *, whole: bool = True) -> None:
 
 
 def check_samples(document: Document, name: str) -> None:
-    """Raises CreationFault for the first warm-up sample or initial state that is wrong.
+    """Raises CreationFault for the first invalid warm-up sample or initial state.
 
     Triton checks these last, once it has read the label files.
     """
@@ -72,7 +75,7 @@ def check_complete(document: Document, name: str) -> None:
 def check_platform(document: Document, name: str, known: frozenset[str]) -> None:
     """Raises InvalidArgument for a platform that is neither one of `known` nor one of Triton's.
 
-    Triton checks the platform before all else.
+    Triton checks the platform first.
     """
     platform = document.message.platform
     if platform and not document.message.backend and platform not in known | _PLATFORMS:
@@ -82,7 +85,9 @@ def check_platform(document: Document, name: str, known: frozenset[str]) -> None
 
 
 def _unknown_values(section: Any, prefix: str = "") -> Iterator[Fault]:
-    """Yields fields with a number that their enumeration lacks, which the text format accepts."""
+    """Yields the fields whose number is not a value of their enumeration; the text format accepts such
+    numbers.
+    """
     for field, value in section.ListFields():
         path = prefix + field.name
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
@@ -102,7 +107,7 @@ def _unknown_values(section: Any, prefix: str = "") -> Iterator[Fault]:
 
 def _faults(message: Any, name: str) -> Iterator[Fault]:
     limit = message.max_batch_size
-    said = message.name or name  # Triton checks the name last, and until then uses it in its texts
+    said = message.name or name  # Triton checks the name last, and uses it in error texts before that
     if limit < 0:
         yield f"'max_batch_size' must be non-negative value for {said}", "max_batch_size"
     yield from _metric_faults(message, name)
@@ -223,7 +228,7 @@ def _tensor_faults(kind: str, path: str, tensor: Any, *, batched: bool, name: st
 
 
 def is_whole(tensor: Any) -> bool:
-    """Whether an input or output has a datatype and dims."""
+    """Returns whether an input or output has a datatype and dims."""
     return bool(tensor.data_type and tensor.dims)
 
 
@@ -249,7 +254,9 @@ def _reshape_faults(what: str, path: str, tensor: Any, *, batched: bool, name: s
 
 
 def _sizes_between_variable(dims: list[int]) -> list[int]:
-    """The numbers of elements before, between and after the variable dimensions. A reshape must keep each."""
+    """Returns the numbers of elements before, between and after the variable dimensions. A reshape must
+    preserve each of them.
+    """
     sizes = [1]
     for dim in dims:
         if dim == -1:
@@ -301,7 +308,7 @@ def _ensemble_faults(message: Any, name: str) -> Iterator[Fault]:
 
 
 def _objective_faults(message: Any, name: str) -> Iterator[Fault]:
-    """Yields the settings that conflict with a model's latency objective, if it has one."""
+    """Yields the settings that conflict with a model's latency objective, if the model has one."""
     if _OBJECTIVE not in message.parameters:
         return
     batching = message.dynamic_batching
@@ -363,14 +370,16 @@ def _instance_faults(message: Any, name: str) -> Iterator[Fault]:
 
 
 def _warm_up_faults(message: Any, name: str) -> Iterator[Fault]:
-    """Checks the rules of Triton that need no model; the others are checked when the warm-up runs."""
+    """Checks those of Triton's rules that do not need the model; the others are checked when the warm-up
+    runs.
+    """
     for index, sample in enumerate(message.model_warmup):
         for tensor, given in sorted(sample.inputs.items()):
             path = f"model_warmup[{index}].inputs[{tensor}]"
             if not given.data_type:
                 wanted = next((one for one in message.input if one.name == tensor), None)
                 reason = f"model warmup input '{tensor}' must specify 'data_type' for {name}"
-                if wanted is not None and wanted.data_type:  # Triton finds it when it runs the sample
+                if wanted is not None and wanted.data_type:  # Triton finds this when it runs the sample
                     reason = (
                         f"[request id: <id_unknown>] inference input '{tensor}' data-type is '<invalid>', but"
                         f" model '{name}' expects '{data_type(wanted).name}': {reason}"

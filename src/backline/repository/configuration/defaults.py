@@ -11,7 +11,9 @@ _ONE_SECOND: Final = 1_000_000
 
 
 def fill_defaults(config: Any, name: str, filename: str) -> None:
-    """Completes the inference.ModelConfig of model `name`; `filename` is the backend's usual model file."""
+    """Adds defaults to the inference.ModelConfig of the model `name`; `filename` is the backend's usual model
+    file.
+    """
     config.name = name
     if not config.HasField("version_policy"):
         config.version_policy.latest.num_versions = 1
@@ -26,7 +28,7 @@ def fill_defaults(config: Any, name: str, filename: str) -> None:
 
 
 def fill_places(config: Any, places: Places) -> None:
-    """Sets the devices of the inference.ModelConfig's instance groups; adds a group if there is none."""
+    """Sets the devices of the instance groups in an inference.ModelConfig; adds a group if there is none."""
     kinds = message("inference.ModelInstanceGroup")
     for placed in places.groups:
         group = (

@@ -1,4 +1,4 @@
-"""Holds a configuration as written: its message, and where the text sets each field."""
+"""Holds a configuration as it was written: its message, and the places where the text sets each field."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from backline.engine.names import printable
 from backline.engine.spelling import nearest
 from backline.engine.values.datatypes import DataType
 
-#: Line and column, both from 1.
+#: Line and column, both counted from 1.
 Place = tuple[int, int]
-#: Names of datatypes in other frameworks, and their names in a configuration.
+#: Other frameworks' names of datatypes, and the names to use in a configuration.
 _ALIASES = {
     "TYPE_FLOAT": "TYPE_FP32",
     "TYPE_FLOAT32": "TYPE_FP32",
@@ -26,15 +26,15 @@ _ALIASES = {
     "TYPE_BYTES": "TYPE_STRING",
     "TYPE_INT": "TYPE_INT32",
 }
-#: Valid values that are never suggested.
+#: Valid values that are never suggested in error messages.
 _NEVER_MEANT = frozenset({"TYPE_INVALID"})
 
 
 class CreationFault(InvalidArgument):
     """A fault in a configuration that Triton finds when it creates a version, not when it reads the file.
 
-    `reason` says what is wrong as Triton says it of the version: its kind and its text, then the place.
-    `versions` are those that the version policy names; None if it names none.
+    `reason` says what is wrong, as Triton reports it for the version: its kind and its text, then the place.
+    `versions` are the versions that the version policy names, or None if it names none.
     """
 
     versions: tuple[str, ...] | None = None
@@ -50,7 +50,7 @@ class Document:
 
     `message` is an inference.ModelConfig. `source` names the file or request that it came from, for errors.
     `places` has the path ("input[0].dims", "parameters[backline.lane]") of every field that the text sets,
-    even of one set to its default, which the message cannot tell from an unset field.
+    including fields set to their defaults, which the message cannot tell from unset fields.
     """
 
     source: str
@@ -58,7 +58,7 @@ class Document:
     places: Mapping[str, Place | None] = field(default_factory=lambda: MappingProxyType({}))
 
     def place(self, path: str) -> Place | None:
-        """The place of the field `path`, or of the nearest enclosing section whose place is known."""
+        """Returns the place of the field `path`, or of the nearest enclosing section whose place is known."""
         while path:
             if path in self.places:
                 return self.places[path]
@@ -66,11 +66,13 @@ class Document:
         return None
 
     def error(self, reason: str, path: str = "") -> InvalidArgument:
-        """An error that names the file and, if known, the line and column of the field `path`."""
+        """Returns an error that names the file and, if known, the line and column of the field `path`."""
         return InvalidArgument(f"{self._where(path)}: {printable(reason)}")
 
     def creation_fault(self, reason: str, path: str, kind: str = "Invalid argument") -> CreationFault:
-        """The error for a fault that Triton reports of a version; `kind` is Triton's word for its status."""
+        """Returns the error for a fault that Triton reports for a version; `kind` is Triton's word for its
+        status.
+        """
         where, reason = self._where(path), printable(reason)
         return CreationFault(f"{where}: {reason}", f"{kind}: {reason} ({where})")
 
@@ -80,13 +82,15 @@ class Document:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown `name`: ", did you mean 'x'?", or a list of the known names."""
+    """Returns the end of a message about an unknown `name`: ", did you mean 'x'?", or a list of the known
+    names.
+    """
     names = [known_name for known_name in known if known_name not in _NEVER_MEANT]
     near = [_ALIASES[name]] if _ALIASES.get(name) in names else nearest(name, names, 1)
     return f", did you mean '{near[0]}'?" if near else f"; expected one of {', '.join(names)}"
 
 
 def data_type(given: Any) -> DataType:
-    """The datatype in the field `data_type` of a message."""
+    """Returns the datatype in the field `data_type` of a message."""
     kinds = given.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
     return DataType.from_config_name(kinds[given.data_type].name)

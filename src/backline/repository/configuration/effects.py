@@ -1,4 +1,4 @@
-"""Lists the fields and settings of a configuration that have an effect; any other causes a warning."""
+"""Lists the fields and settings of a configuration that have an effect. All others cause a warning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from backline.engine.config.model_config import ModelConfig
 
-#: The fields that have an effect. A field listed without subfields is supported as a whole.
+#: The fields that have an effect. If a field is listed without subfields, all its subfields have an effect.
 SUPPORTED: Final = frozenset(
     {
         "name",
@@ -77,7 +77,7 @@ _OFF: Final = frozenset({"model_repository_agents"})
 Kind: TypeAlias = Literal["here", "worker", "process", "stream", "ensemble", "remote"]
 _OF_WORKERS: Final = ("python", "memory_limit_bytes")
 _OF_RUNS: Final = ("lane", "cpus", "execution_timeout_seconds")
-#: For each kind of model, why some native settings have no effect on it, and these settings.
+#: For each kind of model, the native settings that have no effect on it, and the reason.
 _IGNORED: Final[dict[Kind, tuple[str, tuple[str, ...]]]] = {
     "here": ("it is for models in worker processes", _OF_WORKERS),
     "worker": ("the model runs in worker processes", ("lane",)),
@@ -89,12 +89,12 @@ _IGNORED: Final[dict[Kind, tuple[str, tuple[str, ...]]]] = {
         (*_OF_RUNS, "idempotent", "batch_axis", "constant_input", *_OF_WORKERS),
     ),
 }
-#: The fields of ModelConfig for settings whose names differ from their field's.
+#: The fields of ModelConfig that differ in name from their settings.
 _FIELDS: Final = {"batch_axis": "batch_axes", "constant_input": "constant_inputs"}
 
 
 def without_effect(section: Any, prefix: str = "") -> Iterator[str]:
-    """The paths of fields that are set but have no effect, without list indexes."""
+    """Yields the paths, without list indexes, of fields that are set but have no effect."""
     for field, value in section.ListFields():
         path = prefix + field.name
         if path in SUPPORTED:
@@ -107,7 +107,7 @@ def without_effect(section: Any, prefix: str = "") -> Iterator[str]:
 
 
 def ignored_settings(config: ModelConfig, kind: Kind) -> tuple[str, ...]:
-    """A warning for each native setting that is set but has no effect on a model of this kind."""
+    """Returns a warning for each native setting that is set but has no effect on a model of this kind."""
     why, settings = _IGNORED[kind]
     given = [
         setting

@@ -9,7 +9,9 @@ Fault = tuple[str, str]
 
 
 def ensemble_faults(message: Any, name: str) -> Iterator[Fault]:
-    """Yields each fault in the ensemble_scheduling of an inference.ModelConfig, and its field's path."""
+    """Yields each fault in the ensemble_scheduling of an inference.ModelConfig, with the path of its
+    field.
+    """
     section = "ensemble_scheduling"
     platform = message.platform or message.backend
     if platform != "ensemble":
@@ -75,7 +77,9 @@ def _unused(message: Any, name: str, produced: dict[str, int], used: set[str]) -
 
 
 def _never_there(message: Any, name: str, produced: dict[str, int], inputs: set[str]) -> Iterator[Fault]:
-    """Yields a fault for each step that waits for a tensor that no step produces, or in a cycle."""
+    """Yields a fault for each step that waits for a tensor that no step produces, or that is part of a
+    cycle.
+    """
     there = set(inputs)
     waiting = dict(enumerate(message.ensemble_scheduling.step))
     while ready := [index for index, step in waiting.items() if there.issuperset(step.input_map.values())]:

@@ -19,8 +19,8 @@ MODEL_TOML = "model.toml"
 class ConfigFiles:
     """How to find and check a model's configuration file.
 
-    A model that has configs/<name>.pbtxt or .toml uses this file. A `complete` configuration must name inputs
-    and outputs. With `platforms`, a configuration may name no other platform.
+    If a model has the file configs/<name>.pbtxt or .toml, it is used. If `complete` is set, the configuration
+    must name inputs and outputs. If `platforms` is given, the configuration may name no other platform.
     """
 
     name: str = ""
@@ -36,14 +36,15 @@ def read(
     complete: bool = False,
     platforms: frozenset[str] = frozenset(),
 ) -> ModelConfig | None:
-    """The configuration of the model `name` in the folder `listing`; None if it has no configuration file.
+    """Returns the configuration of the model `name` in the folder `listing`; None if it has no configuration
+    file.
 
-    With `config_name`, the file is configs/<config_name>.pbtxt or .toml if there is one. A `complete`
-    configuration must name the inputs and outputs (Triton's --disable-auto-complete-config). With
-    `platforms`, it may name no other platform.
+    With `config_name`, the file is configs/<config_name>.pbtxt or .toml, if there is one. If `complete` is
+    set, the configuration must name the inputs and outputs (Triton's --disable-auto-complete-config). If
+    `platforms` is given, the configuration may name no other platform.
 
     Raises InvalidArgument if the file cannot be read, is not valid or contradicts itself. The error names the
-    file and, if known, line and column.
+    file and, if known, the line and column.
     """
     path = find(listing, config_name)
     if path is None:
@@ -59,14 +60,16 @@ def read(
 
 
 def missing(listing: Listing) -> InvalidArgument:
-    """The error for a model without a configuration file, if a complete configuration is required."""
+    """Returns the error for a model without a configuration file, if a complete configuration is required."""
     return InvalidArgument(
         f"'{listing.location}' holds no {CONFIG_PBTXT}, and configurations are not completed from the model"
     )
 
 
 def find(listing: Listing, config_name: str = "") -> str | None:
-    """The path of a model's configuration file, or None. Raises InvalidArgument if there are two."""
+    """Returns the path of a model's configuration file, or None. Raises InvalidArgument if there are two such
+    files.
+    """
     if "/" in config_name or "\\" in config_name or config_name.startswith("."):
         raise InvalidArgument(
             "the name of a configuration is the name of a file in configs/ without its suffix, not"
@@ -91,7 +94,9 @@ def find(listing: Listing, config_name: str = "") -> str | None:
 
 
 def parse(listing: Listing, path: str) -> Document:
-    """The document in the file `path` of a model's folder. Raises InvalidArgument if it cannot be read."""
+    """Returns the document in the file `path` of a model's folder. Raises InvalidArgument if it cannot be
+    read.
+    """
     source = f"{listing.location.rstrip('/')}/{path}"
     if problem := listing.files[path].problem:
         raise InvalidArgument(problem)

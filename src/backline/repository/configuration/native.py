@@ -1,4 +1,4 @@
-"""Defines the settings that Triton lacks: keys in model.toml, parameters `backline.*` in config.pbtxt."""
+"""Defines the settings that Triton lacks: keys in model.toml, and parameters `backline.*` in config.pbtxt."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from backline.repository.configuration.document import Document, suggest
 
 PREFIX: Final = "backline."
 _PYTHON: Final = re.compile(r"3\.[0-9]{1,3}(\.[0-9]{1,3})?")
-#: Parameters that the server adds to a configuration when it returns one. A configuration that a client sends
-#: back may contain them; they are ignored.
+#: Parameters that the server adds to a configuration when it returns it. A configuration that a client sends
+#: back may contain them; they are then ignored.
 PLACEMENT: Final = "backline.placement"
 SCHEDULING: Final = "backline.scheduling"
 
@@ -58,7 +58,7 @@ def _count(text: str) -> int:
 
 
 def _cores(text: str) -> tuple[int, ...]:
-    """Parses a list of cores in the form that taskset takes, such as 0,2 or 0-3,6."""
+    """Parses a list of cores in the form that taskset accepts, such as 0,2 or 0-3,6."""
     cores: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -143,12 +143,12 @@ _PLAIN_NAMES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A setting.
+    """A setting of the server.
 
-    `read` parses the value from a parameter's text; it raises ValueError with what it expects. In model.toml,
-    the value may have the types `plain`. If `by_key`, the setting is a table, and each entry of it is a
-    parameter `backline.<name>.<key>`; if `keys` are given, only these are valid. With `fields`, each entry is
-    a table as well, and its entries are parameters `backline.<name>.<key>.<field>`.
+    `read` parses the value from the text of a parameter; it raises ValueError, saying what is expected. In
+    model.toml, the value may have the types `plain`. If `by_key` is set, the setting is a table, and each
+    entry is a parameter `backline.<name>.<key>`; if `keys` are given, only these are valid. If there are
+    `fields`, each entry is a table as well, and its entries are parameters `backline.<name>.<key>.<field>`.
     """
 
     name: str
@@ -162,7 +162,7 @@ class Setting:
         return next((field for field in self.fields if field.name == name), None)
 
     def paths(self, entry: str = "KEY") -> list[str]:
-        """The paths of all parameters of this setting, with `entry` in place of a free key."""
+        """Returns the paths of all parameters of this setting, with `entry` in place of an arbitrary key."""
         if not self.by_key:
             return [self.name]
         names = [f"{self.name}.{key}" for key in self.keys or (entry,)]
@@ -170,7 +170,7 @@ class Setting:
 
     @property
     def expected(self) -> str:
-        """The types that the value may have in model.toml, in words, for an error."""
+        """The types that the value may have in model.toml, in words, for an error message."""
         return " or ".join(_PLAIN_NAMES[kind] for kind in self.plain)
 
 
@@ -227,7 +227,7 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
 )
 
 
-#: Settings that are fields of ModelConfig with the same name.
+#: Settings that are fields of ModelConfig with the same names.
 _AS_THEY_ARE: Final = (
     "lane",
     "cpus",
@@ -240,12 +240,12 @@ _AS_THEY_ARE: Final = (
     "python",
     "default_deadline_seconds",
 )
-#: Settings that cannot be combined with the lane `inline`, and why.
+#: The settings that cannot be combined with the lane `inline`, and the reasons.
 _NOT_INLINE: Final = (
     ("execution_timeout_seconds", "a run on the event loop cannot be abandoned"),
     ("cpus", "the event loop is not bound to cores"),
 )
-#: The settings that say how requests of different shapes are joined.
+#: The settings that define how requests of different shapes are joined.
 _OF_JOINING: Final = (
     "allowed_batch_sizes",
     "enable_large_batch_splitting",
@@ -256,19 +256,22 @@ _OF_JOINING: Final = (
 
 
 def parameter(path: str) -> str:
-    """The key of the parameter for a setting ("lane") or for an entry of a setting ("labels.stable")."""
+    """Returns the key of the parameter for a setting ("lane") or for an entry of a setting
+    ("labels.stable").
+    """
     return PREFIX + path
 
 
 def as_text(value: Any) -> str:
-    """Formats a value of model.toml as the text of a parameter."""
+    """Formats a value from model.toml as the text of a parameter."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def read_settings(document: Document) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The native settings of a document: fields of ModelConfig, and the settings for joining by name.
+    """Returns the native settings of a document: the fields of ModelConfig, and the settings for joining, by
+    name.
 
     Raises InvalidArgument for unknown settings and invalid values.
     """
@@ -306,8 +309,8 @@ def read_settings(document: Document) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _known(entry: str) -> list[str]:
-    """The keys of the `backline.*` parameters for all settings. `entry` stands for any key of a setting that
-    is a table.
+    """Returns the keys of the `backline.*` parameters for all settings. `entry` stands for any key of a
+    setting that is a table.
     """
     return [parameter(path) for setting in SETTINGS.values() for path in setting.paths(entry)]
 

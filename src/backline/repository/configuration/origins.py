@@ -1,4 +1,4 @@
-"""Tells where each value of a complete configuration comes from."""
+"""Determines the origin of each value in a complete configuration."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import FieldDescriptor
 
 Origin = Literal["file", "override", "model", "server", "default"]
-#: Fields that the server decides by measuring. All other fields that it fills in come from the model.
+#: Fields that the server sets on the basis of measurements. All other fields that it adds come from the
+#: model.
 _DECIDED = ("max_batch_size", "instance_group", "dynamic_batching", "parameters")
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value of the configuration and its origin. `where` is a file, with line and column if known."""
+    """A value of the configuration, and its origin. `where` is a file, with line and column if they are
+    known.
+    """
 
     path: str
     value: Any
@@ -29,7 +32,9 @@ class Value:
 
 
 def document_of(config: ModelConfig) -> Document | None:
-    """The document that a model's configuration was read from; None if the model has none."""
+    """Returns the document that a model's configuration was read from; None if the model has no such
+    document.
+    """
     if not config.declared and not config.places:
         return None
     declared = message("inference.ModelConfig").FromString(config.declared)
@@ -39,10 +44,10 @@ def document_of(config: ModelConfig) -> Document | None:
 def origins(
     document: Document | None, described: Any, complete: Any, *, model_file: str = "", override: bool = False
 ) -> list[Value]:
-    """The values of the message `complete`, in the order of its fields.
+    """Returns the values of the message `complete`, in the order of its fields.
 
-    `document` is the configuration as written. The message `described` also has what the server found in
-    `model_file` and what it decided.
+    `document` is the configuration as written. The message `described` also contains what the server found in
+    `model_file` and what it decided itself.
     """
     written = (
         set() if document is None else {path for path, _ in leaves(document.message)} | document.places.keys()
@@ -66,7 +71,7 @@ def origins(
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields the path ("input[0].dims") and value of each set field.
 
-    The value of an enumeration is its name, that of an empty section is {}.
+    The value of an enumeration is its name; the value of an empty section is {}.
     """
     fields = config.ListFields()
     if not fields and prefix:

@@ -1,4 +1,4 @@
-"""Reads the configuration in a load request, which is JSON and replaces the model's configuration file."""
+"""Reads the configuration in a load request. It is JSON, and replaces the configuration file of the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from backline.repository.configuration.reader import to_model_config
 from backline.repository.listing import Listing
 
 SOURCE = "load parameter 'config'"
-#: Triton's error about a configuration that it cannot read begins like this.
+#: The beginning of Triton's error about a configuration that it cannot read.
 _UNREADABLE = "Invalid config override"
 
 
@@ -66,7 +66,8 @@ def read_override(
     own: bytes = b"",
     may_name_servers: bool = False,
 ) -> ModelConfig:
-    """The configuration in the JSON `text` of a request to load the model `name` from the folder `listing`.
+    """Returns the configuration in the JSON `text` of a request to load the model `name` from the folder
+    `listing`.
 
     A `complete` configuration must name the inputs and outputs. `own` is the configuration that the model's
     files declare (ModelConfig.declared). With `may_name_servers`, a request may say where remote models run.
@@ -86,8 +87,8 @@ def read_override(
 def _check_places(document: Document, own: bytes) -> None:
     """Raises InvalidArgument if a request names files or programs for the server to read, write or run.
 
-    Only the model's own files may name them. A request may repeat the values in these files, so that a client
-    can change a configuration that it received and send it back.
+    Only the model's own files may name such things. A request may repeat the values in these files, so that a
+    client can change a configuration that it received and send it back.
     """
     allowed = _places(document.message.FromString(own))
     for path, value in _places(document.message).items():
@@ -127,7 +128,9 @@ def _servers(message: Any) -> dict[str, str]:
 
 
 def _places(message: Any) -> dict[str, str]:
-    """The values that name places on the server, by the path of their field."""
+    """Returns the values that name files, programs or addresses on the server, by the paths of their
+    fields.
+    """
     found = {
         f"parameters[{key}]": value.string_value
         for key, value in message.parameters.items()
@@ -145,7 +148,9 @@ def _places(message: Any) -> dict[str, str]:
 
 
 def parse(text: str) -> Document:
-    """The document in a JSON text. Raises InvalidArgument if the text is not a valid configuration."""
+    """Returns the document in a JSON text. Raises InvalidArgument if the text is not a valid
+    configuration.
+    """
     check_size(text, _UNREADABLE)
     try:
         table = json.loads(text, object_pairs_hook=_unique)
@@ -167,7 +172,7 @@ def parse(text: str) -> Document:
             f"{_UNREADABLE}: expected an object with the fields of a model configuration, not"
             f" {json.dumps(table)[:40]}"
         )
-    # Imported late, because it needs protobuf, and few servers get such requests.
+    # Imported late, because it needs protobuf, and few servers receive such requests.
     from backline.repository.configuration.plain import read_plain
 
     return replace(read_plain(table, _UNREADABLE, {}, is_json=True), source=SOURCE)

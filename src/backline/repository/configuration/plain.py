@@ -29,13 +29,13 @@ _FLOATS = frozenset({FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE})
 def read_plain(
     table: Mapping[str, Any], source: str, places: Mapping[Keys, Place], *, is_json: bool
 ) -> Document:
-    """The document in `table`, whose keys are names of fields and native settings.
+    """Returns the document in `table`, whose keys are the names of fields and native settings.
 
     A section with one field may be written as that field's value (`latest = 2`), a list of one element as
     that element, and an enumeration's value without its prefix ("FP32"). JSON may have camelCase names,
     numbers as strings, and null, as in protobuf's JSON form.
 
-    Raises InvalidArgument, with the place and what was expected there.
+    Raises InvalidArgument, which names the place of the fault and what was expected there.
     """
     reader = _PlainReader(source, places, is_json)
     parsed = message("inference.ModelConfig")()
@@ -51,7 +51,7 @@ class _PlainReader:
         self.found: dict[str, Place | None] = {}
 
     def message(self, target: Any, value: Any, keys: Keys, path: str) -> None:
-        """Fills the message `target` from a table, or from the value of its only field."""
+        """Fills the message `target` from a table, or from a value if the message has only one field."""
         descriptor: Descriptor = target.DESCRIPTOR
         if not isinstance(value, Mapping):
             if len(descriptor.fields) == 1:
@@ -138,11 +138,11 @@ class _PlainReader:
                 self.message(target[key], self._parameter(path, inner), inner_keys, inner_path)
 
     def _parameter(self, path: str, value: Any) -> Any:
-        """The value of a parameter, with a number converted to a string."""
+        """Returns the value of a parameter; converts a number to a string."""
         return repr(value) if path == "parameters" and type(value) in (int, float) else value
 
     def _setting(self, target: Any, setting: native.Setting, value: Any, keys: Keys) -> None:
-        """Sets the parameters `backline.*` that stand for a native setting in the message."""
+        """Sets the `backline.*` parameters for a native setting in the message."""
         if setting.by_key and not isinstance(value, Mapping):
             raise self._error(f"'{setting.name}' is {_shown(value)}, expected a table", keys, "")
         for key, inner in value.items() if setting.by_key else ():

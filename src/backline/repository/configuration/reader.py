@@ -34,9 +34,11 @@ from backline.repository.listing import Listing
 
 
 def read_joining(document: Document, name: str, settings: Mapping[str, Any]) -> Joining | None:
-    """The rules for joining requests to the model `name`; None if its configuration has no such rules.
+    """Returns the rules for joining requests to the model `name`; None if the configuration has no such
+    rules.
 
-    `settings` are the native settings for joining. Raises InvalidArgument if settings contradict each other.
+    `settings` are the native settings for joining. Raises InvalidArgument if the settings contradict each
+    other.
     """
     message = document.message
     joining = Joining(
@@ -57,11 +59,13 @@ def read_joining(document: Document, name: str, settings: Mapping[str, Any]) -> 
 
 
 def _scattered(message: Any) -> dict[str, str]:
-    """The input whose number of elements each scattered output shares."""
+    """Returns, for each output that is scattered over the requests of a batch, the input with the same number
+    of elements.
+    """
     scattered = {
         target: output.source_input[0] for output in message.batch_output for target in output.target_name
     }
-    if message.backend == "identity":  # it returns ragged inputs, which clients expect in their own parts
+    if message.backend == "identity":  # it returns ragged inputs, of which each client expects its own part
         pairs = zip(message.input, message.output, strict=False)
         scattered |= {output.name: given.name for given, output in pairs if given.allow_ragged_batch}
     return scattered
@@ -133,19 +137,21 @@ def _check(document: Document, name: str, joining: Joining, settings: Mapping[st
 
 
 def _path(document: Document, setting: str) -> str:
-    """The path of the first parameter of a setting; empty if the text has none."""
+    """Returns the path of the first parameter of a setting; empty if the text has no such parameter."""
     return next((path for path in document.places if path.startswith(f"parameters[{parameter(setting)}")), "")
 
 
-#: The most instances of a model. It exceeds the cores of any machine and keeps a typo from exhausting one.
+#: The maximum number of instances of a model. It exceeds the number of cores of any machine, and limits the
+#: damage of a typo.
 MAX_INSTANCES = 256
 
 
 def to_model_config(document: Document, name: str, listing: Listing) -> ModelConfig:
-    """The checked configuration of the model `name` in the folder `listing`, with its label files read.
+    """Returns the checked configuration of the model `name` in the folder `listing`, with its label files
+    read.
 
-    Its `warnings` name the fields without effect. Raises InvalidArgument, with the document's source and, if
-    known, line and column.
+    The `warnings` of the configuration name the fields without effect. Raises InvalidArgument, which names
+    the document's source and, if known, line and column.
     """
     reader = _Reader(document, name, listing)
     try:
@@ -224,10 +230,10 @@ class _Reader:
         return replace(config, warnings=config.warnings + ignored_settings(config, "ensemble"))
 
     def _dynamic_batching(self, of_joining: Mapping[str, Any], settings: Mapping[str, Any]) -> bool | None:
-        """Whether requests share runs; None if the server decides.
+        """Returns whether requests share runs; None if the server decides.
 
         As in Triton, a config.pbtxt with max_batch_size and without a scheduler asks for one request per run.
-        Settings that only this server knows, and model.toml, show that the author relies on its defaults.
+        If the author uses model.toml or settings that only this server knows, the server's defaults apply.
         """
         message = self._message
         if message.HasField("dynamic_batching"):
@@ -259,7 +265,9 @@ class _Reader:
             self._warn("instance_group.secondary_devices has no effect: no runtime here computes on NVDLA")
 
     def _first_response_bounds(self) -> tuple[float, ...]:
-        """The configured buckets of Triton's histogram of first responses; no other metric has any."""
+        """Returns the configured buckets of Triton's histogram of first responses. The buckets of other
+        metrics cannot be configured.
+        """
         bounds: tuple[float, ...] = ()
         for control in self._message.model_metrics.metric_control:
             family = control.metric_identifier.family
@@ -279,7 +287,7 @@ class _Reader:
         if "max_batch_size" in self._document.places:
             return int(self._message.max_batch_size)
         # A configuration that names tensors has Triton's default, 0, which means that the shapes in it are
-        # complete: with a batch dimension added, they would be wrong.
+        # complete: adding a batch dimension would make them wrong.
         return 0 if self._message.input or self._message.output else None
 
     def _input(self, tensor: Any) -> TensorSpec:
@@ -314,7 +322,9 @@ class _Reader:
         return f"'{self._listing.location.rstrip('/')}/{file}'"
 
     def _inside_folder(self, field: str, filename: str, path: str) -> str:
-        """The normalised path of a file, which must be inside the model's folder."""
+        """Returns the normalised path of a file. Raises InvalidArgument if it is outside the model's
+        folder.
+        """
         normal = posixpath.normpath(filename)
         if "\0" in filename or "\\" in filename or normal.startswith(("/", "..")) or normal == ".":
             raise self._document.error(
@@ -323,7 +333,9 @@ class _Reader:
         return normal
 
     def _present(self, what: str, folder: str, filename: str, path: str) -> str:
-        """The path of a file that must exist in the subfolder `folder` ("warmup/") of the model's folder."""
+        """Returns the path of a file in the subfolder `folder` ("warmup/") of the model's folder. Raises
+        CreationFault if there is no such file.
+        """
         file = folder + self._inside_folder(what, filename, path)
         entry = self._listing.files.get(file)
         if entry is None:
@@ -426,7 +438,7 @@ def _reshape(tensor: Any) -> Shape | None:
 
 
 def queue_policy(given: Any) -> QueuePolicy:
-    """The policy in an inference.ModelQueuePolicy."""
+    """Returns the policy in an inference.ModelQueuePolicy."""
     delay = given.timeout_action == given.TimeoutAction.Value("DELAY")
     return QueuePolicy(
         given.max_queue_size or None, given.default_timeout_microseconds, given.allow_timeout_override, delay

@@ -30,12 +30,12 @@ _EITHER = "'int32_false_true', 'fp32_false_true' or 'bool_false_true'"
 _CORRELATION = "CONTROL_SEQUENCE_CORRID"
 _CORRELATION_TYPES = ("TYPE_UINT64", "TYPE_INT64", "TYPE_UINT32", "TYPE_INT32", "TYPE_STRING")
 _SECTION = "sequence_batching"
-#: The most slots in a batch of sequences. A slot takes memory even while it is empty.
+#: The maximum number of slots in a batch of sequences. A slot takes memory even while it is empty.
 MAX_PLACES = 65_536
 
 
 def sequence_batching(message: Any) -> SequenceBatching | None:
-    """The sequence batching of a checked inference.ModelConfig; None if it has none."""
+    """Returns the sequence batching of a checked inference.ModelConfig; None if the model has none."""
     if not message.HasField("sequence_batching"):
         return None
     given = message.sequence_batching
@@ -82,7 +82,9 @@ def _state(state: Any) -> SequenceState:
 
 
 def sequence_faults(batching: Any, limit: int, name: str) -> Iterator[tuple[str, str]]:
-    """Yields each fault and its field's path, in Triton's order and words; `limit` is max_batch_size."""
+    """Yields each fault, with the path of its field, in the order and words of Triton; `limit` is
+    max_batch_size.
+    """
     if batching.HasField("oldest"):
         for size in batching.oldest.preferred_batch_size:
             path = f"{_SECTION}.oldest.preferred_batch_size"
@@ -111,7 +113,7 @@ def state_faults(batching: Any) -> Iterator[tuple[str, str]]:
 
 
 def _control_faults(batching: Any, kind: str, name: str) -> Iterator[tuple[str, str]]:
-    """Yields the faults of one kind of control: several tensors for it, or invalid values."""
+    """Yields the faults of one kind of control: more than one tensor for it, or invalid values."""
     seen = False
     for index, control_input in enumerate(batching.control_input):
         path = f"{_SECTION}.control_input[{index}]"

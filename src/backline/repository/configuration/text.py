@@ -1,4 +1,4 @@
-"""Reads config.pbtxt, with the place of every field, and writes it."""
+"""Reads config.pbtxt, including the place of every field, and writes it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from backline.repository.configuration.document import Document, Place, suggest
 
 
 def parse(text: str, source: str) -> Document:
-    """The document in `text`. Raises InvalidArgument, with file, line and column, if it is not valid."""
+    """Returns the document in `text`. Raises InvalidArgument, with file, line and column, if it is not
+    valid.
+    """
     parsed = parse_message("inference.ModelConfig", text, source)
     return Document(source, parsed, dict(_FieldPlaces(text).of(parsed.DESCRIPTOR)))
 
 
 def parse_message(kind: str, text: str, source: str) -> Any:
-    """The message of type `kind` in `text`. Raises InvalidArgument, with line and column, if not valid."""
+    """Returns the message of type `kind` in `text`. Raises InvalidArgument, with line and column, if it is
+    not valid.
+    """
     check_size(text, source)
     parsed = message(kind)()
     try:
@@ -41,12 +45,12 @@ def render(document: Document) -> str:
         )
     )
     if not document.message.max_batch_size and "max_batch_size" in document.places:
-        text = f"max_batch_size: 0\n{text}"  # an unset field would mean a measured limit, see reader.py
+        text = f"max_batch_size: 0\n{text}"  # an unset field would mean a measured limit; see reader.py
     return text
 
 
 def _explain(error: str) -> str:
-    """The parser's error in one line; for an unknown name, with the nearest known one."""
+    """Returns the parser's error as one line; for an unknown name, with the most similar known name."""
     reason = re.sub(r"^\d+:\d+ : ", "", error.replace("\n", " "))
     if found := re.fullmatch(r'Message type "([\w.]+)" has no field named "([^"]*)"\.', reason):
         descriptor = pool().FindMessageTypeByName(found[1])
@@ -58,7 +62,7 @@ def _explain(error: str) -> str:
 
 
 class _FieldPlaces:
-    """Finds the places of all fields in a valid text, as protobuf's parser does not report them."""
+    """Finds the places of all fields in a valid text, because protobuf's parser does not report them."""
 
     def __init__(self, text: str) -> None:
         self._tokens: Any = text_format.Tokenizer(text.split("\n"))
@@ -103,7 +107,9 @@ class _FieldPlaces:
         tokens.NextToken()
 
     def _entry(self, entry: Descriptor, path: str, close: str, place: Place) -> Iterator[tuple[str, Place]]:
-        """Yields the paths and places in an entry of a map. Its path has the key in place of an index."""
+        """Yields the paths and places in an entry of a map. In its path, the key takes the place of an
+        index.
+        """
         key = ""
         within: list[tuple[str, Place]] = []
         while self._tokens.token != close:

@@ -28,7 +28,9 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def parse(text: str, source: str) -> Document:
-    """The document in `text`. Raises InvalidArgument, with file, line and column, if it is not valid."""
+    """Returns the document in `text`. Raises InvalidArgument, with file, line and column, if it is not
+    valid.
+    """
     check_toml(text, source)
     try:
         table: dict[str, Any] = tomllib.loads(text)
@@ -46,7 +48,9 @@ def parse(text: str, source: str) -> Document:
 
 
 def render(document: Document) -> str:
-    """The text of a model.toml with the fields of `document`, in the message's order, and its settings."""
+    """Returns a model.toml with the fields of `document`, in the order of the message, and with its native
+    settings.
+    """
     message = document.message
     plain: list[str] = []
     sections: list[str] = []
@@ -67,7 +71,7 @@ def render(document: Document) -> str:
         else:
             sections.append(_table(f"[{field.name}]", _pairs(value)))
     if not message.max_batch_size and "max_batch_size" in document.places:
-        plain.append("max_batch_size = 0")  # an unset field would mean a measured limit, see reader.py
+        plain.append("max_batch_size = 0")  # an unset field would mean a measured limit; see reader.py
     settings, parameters = _settings(message.parameters)
     if parameters:
         sections.append(
@@ -77,7 +81,7 @@ def render(document: Document) -> str:
 
 
 def _settings(parameters: Any) -> tuple[list[str], dict[str, str]]:
-    """The lines that set the native settings, and all other parameters by key."""
+    """Returns the lines that set the native settings, and a dictionary of all other parameters."""
     others: dict[str, str] = {}
     lines = []
     tables: dict[str, dict[str, str | list[str]]] = {}
@@ -112,7 +116,7 @@ def _inline(pairs: list[str]) -> str:
 
 
 def _setting(setting: native.Setting, text: str) -> str:
-    """The value of a setting in TOML; `text` is that of its parameter."""
+    """Returns the value of a setting in TOML; `text` is the text of its parameter."""
     if list in setting.plain:
         parts = [part.strip() for part in text.split(",")]
         return (
@@ -130,7 +134,7 @@ def _table(header: str, lines: list[str]) -> str:
 
 
 def _pairs(message: Any) -> list[str]:
-    """A line `key = value` for each field that is set."""
+    """Returns a line `key = value` for each field that is set."""
     return [f"{field.name} = {_value(field, value)}" for field, value in _set_fields(message)]
 
 
@@ -191,15 +195,18 @@ def _string(text: str) -> str:
 
 
 class _KeyScanner:
-    """Finds line and column of every key and list element in a valid TOML text, as tomllib reports none."""
+    """Finds the line and column of every key and list element in a valid TOML text, because tomllib does not
+    report them.
+    """
 
     def __init__(self, text: str) -> None:
         self.places: dict[Keys, Place] = {}
         self._text = text
-        #: Offsets at which lines start; counting the line breaks before each key would take quadratic time.
+        #: The offsets at which lines start. Counting the line breaks before each key would take quadratic
+        #: time.
         self._lines = [0, *(found.end() for found in re.finditer(r"\n", text))]
         self._at = 0
-        #: The index of the newest element of each array of tables.
+        #: For each array of tables, the index of its newest element.
         self._newest: dict[Keys, int] = {}
         table: Keys = ()
         while self._skip_blank() < len(text):
@@ -225,7 +232,9 @@ class _KeyScanner:
         return found
 
     def _header(self) -> Keys:
-        """The path of the table that a header names. In an array of tables, this is its newest element."""
+        """Returns the path of the table that a header names. For an array of tables, this is the newest
+        element.
+        """
         self._skip_blank()
         path: Keys = ()
         for part, place in self._dotted():

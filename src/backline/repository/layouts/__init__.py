@@ -1,1 +1,1 @@
-"""Finds models, versions and their files in the layouts of repositories, Backline's and other servers'."""
+"""Finds models, versions and their files in the repository layouts of Backline and of other servers."""

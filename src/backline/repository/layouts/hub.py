@@ -1,7 +1,7 @@
-"""Finds the model in a repository of the Hugging Face hub, which holds files for many libraries.
+"""Finds the model in a repository of the Hugging Face hub, which contains files for many libraries.
 
-Usually there are `model.safetensors` and other weights at the top, and `onnx/model.onnx` with quantised
-variants next to it (`onnx/model_fp16.onnx`). All are the same model, so one file is served, with its data.
+Usually `model.safetensors` and other weights are at the top, and `onnx/model.onnx` is next to quantised
+variants (`onnx/model_fp16.onnx`). All of these are the same model, so only one file is served, with its data.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from backline.repository.layouts.model_files import find_by_suffix, named_models
 from backline.repository.layouts.model_settings import has_settings
 from backline.repository.listing import FileEntry, Folder, Listing
 
-#: Weights that no backend loads: they may be larger than the model, and are not downloaded with it.
+#: Weights that no backend loads. They may be larger than the model, and are not downloaded with it.
 _WEIGHTS_OF_LIBRARIES = re.compile(
     r".*\.(safetensors|gguf|h5|keras|msgpack|ot|ckpt|pth)|pytorch_model.*\.bin", re.IGNORECASE
 )
-#: The most files that a message lists.
+#: The maximum number of files that a message lists.
 _LISTED = 8
 
 
 def find_served(
     listing: Listing, formats: Sequence[ModelFormat], wanted: str = ""
 ) -> tuple[str, Mapping[str, FileEntry]]:
-    """The folder of the model, and the files in it that a load needs, by path below that folder.
+    """Returns the folder of the model, and the files in this folder that a load needs, by their paths below
+    it.
 
     `wanted` is the path of the model's file, or its name if only one folder has a file of this name. Without
-    it, the model is that of the first format of `formats` that is found at the top or in a folder. A listing
-    in another layout, such as a repository of many models, is returned as it is. Raises NotFound if there is
-    no such file, and InvalidArgument if no file, or several, could be the model.
+    `wanted`, the model is one in the first of the `formats` that is found, at the top or in a folder. A
+    listing in another layout, such as a repository of many models, is returned unchanged. Raises NotFound if
+    there is no such file, and InvalidArgument if no file, or more than one, could be the model.
     """
     if wanted:
         folder, _, file = _find(listing, formats, wanted).rpartition("/")
@@ -56,7 +57,7 @@ def find_served(
         )
     ):
         return "", listing.files
-    # The format decides before the place, because training leaves files such as optimizer.pt at the top.
+    # The format matters more than the place, because training leaves files such as optimizer.pt at the top.
     for form in sorted(formats, key=lambda form: form.folder):
         for place in (root, *folders.values()):
             if named_models(place.listing, [form]) or find_by_suffix(place.listing, [form]):
@@ -71,10 +72,10 @@ def find_served(
 
 
 def hub_name(repo: str, path: str, formats: Sequence[ModelFormat]) -> str:
-    """The name of the model at `path` in the repository owner/`repo`.
+    """Returns the name of the model at `path` in the repository owner/`repo`.
 
-    It is the last part of the path that does not just say which format, variant or version this is: the model
-    in `onnx/model_fp16.onnx` is named after the repository.
+    The name is the last part of the path that says more than the format, variant or version of the model: the
+    model in `onnx/model_fp16.onnx` is named after the repository.
     """
     words = {"model", *(form.backend for form in formats)}
     words |= {suffix.removeprefix(".") for form in formats for suffix in form.suffixes}
@@ -109,7 +110,9 @@ def _find(listing: Listing, formats: Sequence[ModelFormat], wanted: str) -> str:
 
 
 def _model_in(place: Folder, form: ModelFormat, formats: Sequence[ModelFormat]) -> Mapping[str, FileEntry]:
-    """The files of the model of this format. Raises InvalidArgument if there are several."""
+    """Returns the files of the model in this format. Raises InvalidArgument if there are several such
+    models.
+    """
     if named := named_models(place.listing, [form]):
         return place.listing.files if form.folder else _with_its_data(place.listing, named[0], formats)
     found = find_by_suffix(place.listing, [form])
@@ -122,12 +125,14 @@ def _model_in(place: Folder, form: ModelFormat, formats: Sequence[ModelFormat]) 
 
 
 def _with_its_data(listing: Listing, file: str, formats: Sequence[ModelFormat]) -> Mapping[str, FileEntry]:
-    """The model `file` and the other files of its folder, without other models, their data, and weights.
+    """Returns the model `file` and the other files of its folder, except other models, their data, and
+    weights.
 
-    Data have the name of their model as a prefix (`model_fp16.onnx_data`) or its stem (OpenVINO's .bin).
+    A data file has the name of its model as a prefix (`model_fp16.onnx_data`), or the stem of that name
+    (OpenVINO's .bin).
     """
     if not any(suffix_of(file) in form.suffixes for form in formats):
-        return listing.files  # such as model.py, which may read any file
+        return listing.files  # a file such as model.py, which may read any other file
     others = [path for path in listing.files if "/" not in path and path != file and _is_model(path, formats)]
     folders = {path.partition("/")[0] for path in listing.files if "/" in path and _is_model(path, formats)}
     stems = {_stem(other) for other in others} - {_stem(file)}
@@ -145,7 +150,7 @@ def _with_its_data(listing: Listing, file: str, formats: Sequence[ModelFormat]) 
 
 
 def _is_model(path: str, formats: Sequence[ModelFormat]) -> bool:
-    """Whether the name of a file is that of a model."""
+    """Returns whether a file, judged by its name, is a model."""
     name = path.rpartition("/")[2]
     return any(suffix_of(name) in form.suffixes or name in form.filenames for form in formats)
 

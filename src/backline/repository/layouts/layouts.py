@@ -38,23 +38,24 @@ from backline.repository.listing import FileEntry, Folder, Listing
 from backline.repository.names import check_name, some_of
 from backline.repository.repository import EXAMPLES, FoundModel, FoundVersion
 
-#: The configuration files, whose presence marks a model's folder.
+#: The configuration files. A folder that contains one is the folder of a model.
 CONFIG_FILES = ("config.pbtxt", "model.toml")
-#: The version of a model without version folders.
+#: The version number of a model without version folders.
 FIRST_VERSION = "1"
-#: Folders next to the versions that are not versions themselves; all but the last are Triton's. A load needs
-#: those in _NEEDED_FOLDERS.
+#: Folders next to the versions that are not versions themselves; all except the last are Triton's. A load
+#: needs those in _NEEDED_FOLDERS.
 _OTHER_FOLDERS = frozenset({"configs", "warmup", "initial_state", EXAMPLES})
 _NEEDED_FOLDERS = ("warmup/", "initial_state/")
-#: The most examples of a model, and the most bytes of each. Larger files, and files beyond this number, are
-#: left out.
+#: The maximum number of examples of a model, and their maximum size in bytes. Larger files, and any beyond
+#: this number, are left out.
 _MAX_EXAMPLES = 50
 _MAX_EXAMPLE = 16 << 20
-#: Folder names that are almost certainly versions: numbers, dotted numbers, dates.
+#: Matches folder names that are almost certainly versions: numbers, dotted numbers, dates.
 _PLAINLY_VERSION = re.compile(r"v?[0-9]+([._-][0-9]+)*")
 
 
-#: The models of a repository by folder; each has the files that it was read from and the folder's problem.
+#: The models of a repository by folder, each with the files that it was read from and the problem of the
+#: folder.
 Known = dict[str, tuple[Listing, str, FoundModel]]
 
 
@@ -65,10 +66,10 @@ def read_repository(
     configs: ConfigFiles,
     known: Known | None = None,
 ) -> list[FoundModel]:
-    """The models of a repository; each of `folders` is a model.
+    """Returns the models of a repository; each of `folders` is a model.
 
-    A model in `known` whose files have not changed is not read again, unless it had a problem, which may have
-    been temporary. `known` is updated.
+    If the files of a model in `known` have not changed, the model is not read again, unless it had a problem,
+    which may have been temporary. `known` is updated.
     """
     before = known or {}
     now: Known = {}
@@ -91,7 +92,7 @@ def read_repository(
 
 
 def _same(listing: Listing, other: Listing) -> bool:
-    """Whether two listings of one place have the same files with the same identities."""
+    """Returns whether two listings of one place contain the same files with the same identities."""
     return listing.files == other.files and listing.folders == other.folders
 
 
@@ -103,9 +104,11 @@ def read_model(
     problem: str = "",
     given: ModelConfig | None = None,
 ) -> FoundModel:
-    """The model in the folder `place`, which has a folder for each version and may hold a configuration.
+    """Returns the model in the folder `place`, which has a folder for each version and may contain a
+    configuration.
 
-    `problem` is a known problem of the folder itself. A `given` configuration replaces that of the folder.
+    `problem` is a known problem of the folder itself. If a configuration is `given`, it replaces that of the
+    folder.
     """
     model = FoundModel(printable(name), place.namespace, place.path, ModelConfig(printable(name)))
     try:
@@ -115,7 +118,7 @@ def read_model(
         config = _given_or_read(given, place.listing, name, configs)
         model = replace(model, config=config, warnings=config.warnings)
         versions, warnings = _read_versions(place, config, formats)
-        if not versions and config.ensemble is not None:  # object stores and git keep no empty folders
+        if not versions and config.ensemble is not None:  # object stores and git cannot store empty folders
             whole = FoundVersion(FIRST_VERSION, place.path, {}, fingerprint({}, config))
             versions = [_with_examples(whole, place, _examples(place))]
         if not versions:
@@ -148,7 +151,9 @@ def read_single(
     given: ModelConfig | None = None,
     version: str = FIRST_VERSION,
 ) -> FoundModel:
-    """The model whose only version is the folder `place` itself; it may also hold a configuration."""
+    """Returns the model whose only version is the folder `place` itself, which may also contain a
+    configuration.
+    """
     model = FoundModel(printable(name), place.namespace, place.path, ModelConfig(printable(name)))
     try:
         check_name("model", name, place.location)
@@ -163,12 +168,14 @@ def read_single(
         return replace(model, problem=error.message)
 
 
-#: The start of the problem of a model without versions, in Triton's words.
+#: The beginning, in Triton's words, of the error for a model without versions.
 UNAVAILABLE_VERSIONS = "at least one version must be available under the version policy of model"
 
 
 def read_config(listing: Listing, name: str, configs: ConfigFiles) -> ModelConfig:
-    """The configuration in a model's folder; an empty one if there is none. Raises InvalidArgument."""
+    """Returns the configuration in a model's folder, or an empty one. Raises InvalidArgument if it cannot be
+    read.
+    """
     config = configuration.read(
         listing,
         name,
@@ -194,7 +201,9 @@ def read_version(
     config: ModelConfig,
     formats: Sequence[ModelFormat],
 ) -> FoundVersion:
-    """The version in the folder `place`. A load also needs the files `needed`, by path below the root."""
+    """Returns the version in the folder `place`. A load also needs the files `needed`, given by their paths
+    below the root.
+    """
     listing = place.listing
     try:
         path = find_model(listing, formats, config)
@@ -211,7 +220,9 @@ def read_version(
 
 
 def is_model_folder(place: Folder, formats: Sequence[ModelFormat]) -> bool:
-    """Whether a folder is clearly a model's: it has a configuration, or holds versions and no model file."""
+    """Returns whether a folder is clearly that of a model: it has a configuration, or it contains versions
+    and no model file.
+    """
     if has_config(place):
         return True
     return not candidates(place.listing, formats) and any(
@@ -222,12 +233,12 @@ def is_model_folder(place: Folder, formats: Sequence[ModelFormat]) -> bool:
 
 
 def is_version_folder(name: str, place: Folder, formats: Sequence[ModelFormat]) -> bool:
-    """Whether a folder is clearly a version: its name is that of a version, and it holds a model."""
+    """Returns whether a folder is clearly a version: it is named like a version, and contains a model."""
     return is_version_name(name) and bool(candidates(place.listing, formats))
 
 
 def is_version_name(name: str) -> bool:
-    """Whether a name is almost certainly that of a version."""
+    """Returns whether a name is almost certainly that of a version."""
     return _PLAINLY_VERSION.fullmatch(name) is not None
 
 
@@ -265,9 +276,10 @@ def _read_versions(
 def _is_version(
     name: str, listing: Listing, config: ModelConfig, formats: Sequence[ModelFormat], suffixes: frozenset[str]
 ) -> bool:
-    """Whether a folder is a version. It may instead be a tokenizer that has a file with a model's suffix.
+    """Returns whether a folder is a version. It might instead be a tokenizer with a file that has the suffix
+    of a model.
 
-    `suffixes` are those of the model files in the folders that are clearly versions.
+    `suffixes` are the suffixes of the model files in folders that are clearly versions.
     """
     if wanted := config.default_model_filename:
         return wanted in listing.files or wanted in listing.folders
@@ -284,9 +296,11 @@ def _suffixes_of_versions(folders: Mapping[str, Folder], formats: Sequence[Model
 
 
 def _needed_next_to_versions(place: Folder) -> tuple[dict[str, FileEntry], list[str]]:
-    """The files next to the versions that a load may need, and warnings about those that cannot be used.
+    """Returns the files next to the versions that a load may need, and warnings about files there that cannot
+    be used.
 
-    The configuration is left out, because the fingerprint covers its fields, not its bytes (fingerprint.py).
+    The configuration is left out, because the fingerprint covers its fields rather than its bytes
+    (fingerprint.py).
     """
     needed: dict[str, FileEntry] = {}
     warnings: list[str] = []
@@ -305,7 +319,7 @@ def _needed_next_to_versions(place: Folder) -> tuple[dict[str, FileEntry], list[
 
 
 def _examples(place: Folder) -> dict[str, FileEntry]:
-    """The examples in a model's folder, by name."""
+    """Returns the examples in a model's folder, by file name."""
     found = {
         path.removeprefix(f"{EXAMPLES}/"): entry
         for path, entry in place.listing.files.items()
@@ -316,7 +330,9 @@ def _examples(place: Folder) -> dict[str, FileEntry]:
 
 
 def _with_examples(version: FoundVersion, place: Folder, examples: Mapping[str, FileEntry]) -> FoundVersion:
-    """The version with the examples, which are fetched with it. A change to the examples causes no load."""
+    """Returns a copy of `version` with the examples, which are fetched with it. A change to the examples
+    causes no load.
+    """
     if not examples or version.path is None:
         return version
     files = {place.join(f"{EXAMPLES}/{name}"): entry for name, entry in examples.items()}

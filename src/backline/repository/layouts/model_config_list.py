@@ -20,13 +20,13 @@ from backline.repository.listing import Folder
 from backline.repository.names import check_name
 from backline.repository.repository import FoundModel
 
-#: The platform of every SavedModel; it implies the backend.
+#: The platform of every SavedModel; the platform implies the backend.
 _SAVED_MODEL_PLATFORM = "tensorflow"
 
 
 @dataclass(frozen=True, slots=True)
 class ListedModel:
-    """An entry of the list. `base_path` is the folder with the versions, as the list has it."""
+    """An entry of the list. `base_path` is the folder with the versions, as written in the list."""
 
     name: str
     base_path: str
@@ -37,13 +37,15 @@ class ListedModel:
 
 
 def is_list(text: str) -> bool:
-    """Whether a file is clearly meant to be a list of models."""
+    """Returns whether a file is clearly meant to be a list of models."""
     return "model_config_list" in text
 
 
 def parse_list(text: str, source: str) -> list[ListedModel]:
-    """The models in the file `source`. Raises InvalidArgument, with file and line, if it is not valid."""
-    # Imported late, because it needs protobuf, and few repositories are such files.
+    """Returns the models in the file `source`. Raises InvalidArgument, with file and line, if it is not
+    valid.
+    """
+    # Imported late, because it needs protobuf, and few repositories are lists.
     from backline.repository.configuration.text import parse_message
 
     models = [
@@ -62,7 +64,8 @@ def parse_list(text: str, source: str) -> list[ListedModel]:
 
 
 def folder_of(model: ListedModel, source: Path) -> Path:
-    """The model's folder. A relative base path starts at the folder of the list `source`.
+    """Returns the folder of a listed model. A relative base path is relative to the folder of the list,
+    `source`.
 
     Raises InvalidArgument if the base path is not a path.
     """
@@ -81,7 +84,9 @@ def folder_of(model: ListedModel, source: Path) -> Path:
 def read_listed(
     place: Folder, listed: ListedModel, formats: Sequence[ModelFormat], configs: ConfigFiles
 ) -> FoundModel:
-    """The model with its versions in `place`. Policy and labels of the list override those of the folder."""
+    """Returns the model with its versions in `place`. The version policy and labels in the list override
+    those in the folder.
+    """
     try:
         check_name("model", listed.name, place.location)
         config = read_config(place.listing, listed.name, configs)

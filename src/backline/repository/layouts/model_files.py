@@ -11,15 +11,16 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.names import printable
 from backline.repository.listing import Listing
 
-#: The most names, or suffixes, that a message lists.
+#: The maximum number of names, or suffixes, that a message lists.
 _LISTED = 4
 
 
 def find_model(listing: Listing, formats: Sequence[ModelFormat], config: ModelConfig) -> str | None:
-    """The path of the model in a version's folder; "" for the folder itself, None if it has no model.
+    """Returns the path of the model in a version's folder: "" for the folder itself, None if there is no
+    model.
 
-    The model is the file that the configuration names, else a file with the file name of a format, else the
-    only file with the suffix of a format. Formats of the configured backend come first. Raises
+    The model is the file that the configuration names, or else a file with the file name of a format, or else
+    the only file with the suffix of a format. Formats of the configured backend come first. Raises
     InvalidArgument if several files could be the model, or if the model cannot be used.
     """
     if config.ensemble is not None:
@@ -47,8 +48,8 @@ def find_model(listing: Listing, formats: Sequence[ModelFormat], config: ModelCo
 
 
 def with_backend_of_name(config: ModelConfig, listing: Listing) -> ModelConfig:
-    """The configuration with the backend that a model name of the form `model.<backend>` implies, as in
-    Triton.
+    """Returns the configuration. If the name of the model has the form `model.<backend>`, adds the backend,
+    as Triton does.
 
     The name counts only if the configuration does not say what the model is, and no version in `listing` has
     files.
@@ -61,7 +62,9 @@ def with_backend_of_name(config: ModelConfig, listing: Listing) -> ModelConfig:
 
 
 def find_by_suffix(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
-    """The files directly in a folder with the suffixes of the first format that has any, sorted."""
+    """Returns the files directly in a folder, sorted, that have a suffix of the first format for which there
+    are any.
+    """
     loose = sorted(path for path in listing.files if "/" not in path)
     for form in formats:
         if found := [path for path in loose if suffix_of(path) in form.suffixes]:
@@ -70,17 +73,19 @@ def find_by_suffix(listing: Listing, formats: Sequence[ModelFormat]) -> list[str
 
 
 def named_models(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
-    """The files directly in a folder that have the file name of a format."""
+    """Returns the files directly in a folder that have the file name of a format."""
     return [filename for form in formats for filename in form.filenames if filename in listing.files]
 
 
 def candidates(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
-    """The files directly in a folder that could be its model, by file name or else by suffix."""
+    """Returns the files directly in a folder that could be its model, judged by their file names or else
+    their suffixes.
+    """
     return named_models(listing, formats) or find_by_suffix(listing, formats)
 
 
 def no_model_reason(listing: Listing, formats: Sequence[ModelFormat], config: ModelConfig) -> str:
-    """Why there is no model in a version's folder, and what the folder should hold."""
+    """Returns why a version's folder contains no model, and what it should contain."""
     if config.default_model_filename:
         return (
             f"'{listing.location}' does not hold '{config.default_model_filename}', the"
@@ -103,15 +108,17 @@ def no_model_reason(listing: Listing, formats: Sequence[ModelFormat], config: Mo
 
 
 def usual_file(formats: Sequence[ModelFormat], config: ModelConfig) -> str:
-    """The file name that a message suggests for the model."""
+    """Returns the file name that a message suggests for the model."""
     return config.default_model_filename or next(
         (form.filenames[0] for form in _likely(formats, config) if form.filenames), "model"
     )
 
 
 def _likely(formats: Sequence[ModelFormat], config: ModelConfig) -> list[ModelFormat]:
-    """The formats of the configured backend, or else all formats; single files come before folders."""
-    wanted = config.backend or config.platform  # a platform such as onnxruntime_onnx
+    """Returns the formats of the configured backend, or else all formats. Formats that are single files come
+    before folders.
+    """
+    wanted = config.backend or config.platform  # this may be a platform such as onnxruntime_onnx
     return sorted(
         [form for form in formats if wanted.startswith(form.backend)] or formats, key=lambda form: form.folder
     )
@@ -122,7 +129,9 @@ def _some(items: list[str]) -> list[str]:
 
 
 def suffix_of(path: str) -> str:
-    """The suffix of a file's name in lower case, with its dot (".onnx"); "" for a name without one."""
+    """Returns the suffix of a file name in lower case, with its dot (".onnx"); "" if the name has no
+    suffix.
+    """
     stem, dot, suffix = path.rpartition(".")
     return f".{suffix.lower()}" if stem and dot else ""
 

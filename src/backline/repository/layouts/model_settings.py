@@ -29,7 +29,7 @@ from backline.repository.names import check_name
 from backline.repository.repository import FoundModel, FoundVersion
 
 SETTINGS_FILE = "model-settings.json"
-#: The backend for each value of `implementation`.
+#: The backend for each `implementation`.
 _BACKENDS = {
     "mlserver_sklearn.SKLearnModel": "sklearn",
     "mlserver_xgboost.XGBoostModel": "xgboost",
@@ -40,12 +40,13 @@ _BACKENDS = {
 
 
 def has_settings(root: Folder) -> bool:
-    """Whether any folder of the repository has a model-settings.json."""
+    """Returns whether any folder of the repository contains a model-settings.json."""
     return any(path.rpartition("/")[2] == SETTINGS_FILE for path in root.listing.files)
 
 
 def read_settings(root: Folder, formats: Sequence[ModelFormat], configs: ConfigFiles) -> list[FoundModel]:
-    """The models of a repository with settings. Folders with the same model name are versions of one model.
+    """Returns the models of a repository with settings. Folders with the same model name are versions of that
+    model.
 
     A top-level folder without settings that is clearly a model is read as in any other repository. A
     configuration in a folder takes precedence over the folder's settings.
@@ -102,7 +103,9 @@ def _read_folder(place: Folder, formats: Sequence[ModelFormat], configs: ConfigF
 
 
 def _follow_uri(place: Folder, uri: str, config: ModelConfig) -> tuple[Folder, ModelConfig]:
-    """The folder of the version at `uri`, and its configuration. Raises InvalidArgument."""
+    """Returns the folder of the version to which `uri` refers, and its configuration. Raises
+    InvalidArgument.
+    """
     where = f"{place.location}/{SETTINGS_FILE}"
     path = posixpath.normpath(uri) if uri else "."
     if "://" in uri or path.startswith(("/", "..")) or not path.isprintable():
@@ -173,7 +176,9 @@ def _text(section: dict[str, Any], key: str, where: str) -> str:
 
 
 def _join(models: list[FoundModel]) -> FoundModel:
-    """Joins the folders of one model. A folder's problem becomes a warning if another folder is usable."""
+    """Joins the folders of one model. If a folder has a problem and another is usable, the problem becomes a
+    warning.
+    """
     if len(models) == 1:
         return models[0]
     versions: dict[str, list[tuple[FoundModel, FoundVersion]]] = {}

@@ -1,4 +1,4 @@
-"""Finds the models in a repository, whose layout it recognises by the files."""
+"""Finds the models in a repository. The files show which layout the repository has."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ def scan_listing(
     known: Known | None = None,
     nested: bool = False,
 ) -> list[FoundModel]:
-    """The models of a repository, sorted by name.
+    """Returns the models of a repository, sorted by name.
 
-    A fault in one model is noted in its `problem` and does not affect the others. `formats` are the formats
-    that can be loaded, in order of preference. If the repository is a single model, `name` is its name; the
-    default is the last part of the location. The caller keeps `known` between scans of a repository, so that
-    only changed models are read again. With `nested`, the repository may be the only folder of the listing,
-    as in an archive of a folder. Raises InvalidArgument if the files are not a repository.
+    A fault in one model is recorded in its `problem`, and does not affect other models. `formats` are the
+    formats that can be loaded, in order of preference. If the repository is a single model, `name` is its
+    name; the default is the last part of the location. The caller keeps `known` between scans of a
+    repository, so that only changed models are read again. If `nested` is set, the repository may be the only
+    folder in the listing, as in an archive of a folder. Raises InvalidArgument if the files are not a
+    repository.
     """
     root = Folder(listing, "", listing.location)
     if nested:
@@ -87,7 +88,7 @@ def scan_listing(
 
 
 def check_named(models: Sequence[FoundModel], name: str, location: str) -> None:
-    """Raises InvalidArgument if the user gave a `name`, but the repository is not a single model."""
+    """Raises InvalidArgument if the user gave a `name`, although the repository is not a single model."""
     if not name or [model.name for model in models] == [printable(name)]:
         return
     names = ", ".join(f"'{model.name}'" for model in models) or "no model"
@@ -98,7 +99,9 @@ def check_named(models: Sequence[FoundModel], name: str, location: str) -> None:
 
 
 def _innermost(root: Folder, formats: Sequence[ModelFormat]) -> Folder:
-    """The repository within folders that hold nothing but one folder; `root` itself if there is none."""
+    """Returns the repository inside folders that contain nothing but one folder; `root` itself if there is
+    none.
+    """
     place = root
     while len(folders := place.folders()) == 1 and not has_config(place):
         (place,) = folders.values()

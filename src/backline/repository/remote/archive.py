@@ -1,4 +1,4 @@
-"""Reads models in an archive, or a single model file, from a web server."""
+"""Reads models from an archive, or a single model file, on a web server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from backline.repository.remote.remote import RemoteRepository
 from backline.repository.remote.unpack import ARCHIVES, archive_kind, members
 from backline.system.archive_limits import UnpackLimits
 
-#: Statuses of HEAD after which GET is tried: the server may lack HEAD, or a signed URL may allow only GET.
+#: Status codes of HEAD after which GET is tried: the server may not support HEAD, or a signed URL may allow
+#: only GET.
 _NO_HEAD = frozenset({403, 405, 501})
 _DENIED = "put user and password into the URL (https://user:password@host/...), or use a signed URL"
 
@@ -28,8 +29,8 @@ _DENIED = "put user and password into the URL (https://user:password@host/...), 
 class ArchiveRepository(RemoteRepository):
     """The models in https://host/models.zip (or another of ARCHIVES), or the model https://host/model.onnx.
 
-    `#folder` after an archive's URL names the folder in it that is the repository; it is not needed if the
-    repository is the only folder, as in an archive of a folder. Raises InvalidArgument for an invalid URL.
+    `#folder` after the URL of an archive names the folder in the archive that is the repository. It is not
+    needed if the archive contains only this folder. Raises InvalidArgument for an invalid URL.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class ArchiveRepository(RemoteRepository):
 
 
 class _WebFile:
-    """The RemoteFiles of a URL that is a single file."""
+    """The RemoteFiles for a URL of a single file."""
 
     def __init__(self, location: str) -> None:
         parts = urlsplit(location)
@@ -86,7 +87,9 @@ class _WebFile:
         return {self._file: self.look()}
 
     def look(self) -> FileEntry:
-        """The file's current entry. Raises Unavailable when the server does not report its size."""
+        """Returns the current entry of the file. Raises Unavailable if the server does not report the file's
+        size.
+        """
         with self._client.request(self._url, method="HEAD", also=_NO_HEAD) as answer:
             if answer.status not in _NO_HEAD:
                 return self._entry(answer)
@@ -100,8 +103,8 @@ class _WebFile:
                 f"'{self._location}': the server does not report its size; use a server that sends"
                 " Content-Length"
             )
-        # Without an ETag or a date, a new file of the same size goes unnoticed. To download the file on every
-        # scan would be worse.
+        # If there is neither an ETag nor a date, a new file of the same size goes unnoticed. Downloading the
+        # file on every scan would be worse.
         return FileEntry(int(length), _identity(answer) or f"size:{length}")
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
@@ -120,7 +123,7 @@ class _WebFile:
 
 
 class _WebArchive(_WebFile):
-    """The RemoteFiles in an archive, which the first scan unpacks to learn what it holds."""
+    """The RemoteFiles in an archive. The first scan unpacks the archive to find out what it contains."""
 
     def __init__(self, location: str, kind: str, cache: ContentCache, limits: UnpackLimits) -> None:
         super().__init__(location)
@@ -143,7 +146,7 @@ class _WebArchive(_WebFile):
         return self._below(known[0] if known else self._unpack(entry))
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
-        """Unpacks the archive again, because the cache has lost the file."""
+        """Unpacks the archive again, because the file is no longer in the cache."""
         path = f"{self._folder}/{path}" if self._folder else path
         if self._unpack(self.look()).get(path) != FileEntry(entry.size, entry.identity):
             raise Unavailable(
@@ -191,7 +194,9 @@ class _WebArchive(_WebFile):
 
 
 def _identity(answer: WebResponse) -> str:
-    """A text that changes whenever the file does: ETag, or else date; empty if the response has neither."""
+    """Returns a text that changes whenever the file does: its ETag, or else its date; empty if the response
+    has neither.
+    """
     if etag := answer.headers.get("ETag", ""):
         return f"etag:{etag}"
     modified = answer.headers.get("Last-Modified", "")
@@ -203,7 +208,7 @@ def _path(location: str) -> str:
 
 
 def _basic(user: str | None, password: str | None) -> str:
-    """The Authorization header for the user and password in a URL; empty if there is no user."""
+    """Returns the Authorization header for the user and password in a URL; empty if the URL has no user."""
     if user is None:
         return ""
     return "Basic " + base64.b64encode(f"{unquote(user)}:{unquote(password or '')}".encode()).decode()

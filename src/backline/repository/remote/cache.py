@@ -6,9 +6,9 @@
     listings/<key>.json           what a location held when it was last reached
     partial/, locks/              work in progress, and its locks
 
-Several processes may share one cache: files and folders are renamed into place when they are complete, and
-long work holds a lock. The next use notices damage from a crash or a full disk by size and hash, and repairs
-it.
+Several processes may share one cache: files and folders are renamed into place when they are complete, and a
+lock is held during long work. Damage from a crash or a full disk is noticed, by size and hash, and repaired
+at the next use.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from backline.system.file_lock import locked
 
 log = logging.getLogger("backline.repository")
 
-#: Opening a repository removes the entries that were not used for this many seconds.
+#: Entries that were not used for this many seconds are removed when a repository is opened.
 KEEP_SECONDS = 30 * 24 * 3600
-#: A partial file to which nothing was written for this many seconds is left from a crash.
+#: A partial file that was not written to for this many seconds is left over from a crash.
 PARTIAL_SECONDS = 24 * 3600
 _USE_SECONDS = 3600
 _CHUNK = 1 << 20
@@ -57,8 +57,8 @@ class Readable(Protocol):
 
 
 class _Remembered(msgspec.Struct, frozen=True):
-    """The files of a location as they were at `seen`, in seconds since 1970. `files` has (size, identity,
-    problem) by path.
+    """The files of a location as they were at the time `seen`, in seconds since 1970. `files` has (size,
+    identity, problem) by path.
     """
 
     location: str
@@ -67,12 +67,12 @@ class _Remembered(msgspec.Struct, frozen=True):
     source: str = ""
 
 
-#: Made before any thread needs it: msgspec can crash when two threads are the first to decode a type.
+#: Created before any thread needs it: msgspec can crash if two threads are the first to decode a type.
 _decode = msgspec.json.Decoder(_Remembered).decode
 
 
 class ContentCache:
-    """The cache in one folder, as this module describes.
+    """The cache in one folder; the docstring of this module describes the folder.
 
     Methods may block, are thread-safe, and raise BacklineError.
     """
@@ -88,7 +88,7 @@ class ContentCache:
 
     @contextlib.contextmanager
     def explained(self, what: str) -> Iterator[None]:
-        """Turns a failure of the local disk into a BacklineError that says what to do."""
+        """Turns a failure of the local disk into a BacklineError with advice on what to do."""
         try:
             yield
         except OSError as error:
@@ -108,14 +108,14 @@ class ContentCache:
         )
 
     def check_space(self, needed: int) -> None:
-        """Raises Unavailable if the disk has no room for `needed` more bytes."""
+        """Raises Unavailable if the disk has no space for `needed` more bytes."""
         if needed > shutil.disk_usage(self.folder).free:
             raise self.full("hold the files of the version", needed)
 
     # -- contents of files
 
     def find(self, location: str, path: str, entry: FileEntry) -> CachedContent | None:
-        """The content of a remote file, if it is in the cache and intact."""
+        """Returns the content of a remote file if it is in the cache and intact, else None."""
         sha256 = (
             entry.identity.removeprefix(SHA256)
             if entry.identity.startswith(SHA256)
@@ -135,11 +135,11 @@ class ContentCache:
             return self._blob(content.sha256).read_bytes()
 
     def path(self, content: CachedContent) -> Path:
-        """The path of the cached file with this content. Callers must not modify the file."""
+        """Returns the path of the cached file with this content. Callers must not modify the file."""
         return self._blob(content.sha256)
 
     def take(self, source: Readable, name: str) -> CachedContent:
-        """Stores the bytes of a stream; `name` is its name in errors."""
+        """Stores the bytes of a stream; errors call the stream `name`."""
         with self.explained(f"store '{name}'"):
             descriptor, partial = tempfile.mkstemp(dir=self.folder / "partial")
             try:
@@ -155,7 +155,7 @@ class ContentCache:
         return content
 
     def discard(self, content: CachedContent) -> None:
-        """Removes cached content that is no longer needed, such as an archive once it is unpacked."""
+        """Removes cached content that is no longer needed, such as an archive that has been unpacked."""
         with self.explained("be tidied up"):
             self._blob(content.sha256).unlink(missing_ok=True)
 
@@ -179,7 +179,7 @@ class ContentCache:
         self._note(blob, content.sha256)
 
     def key(self, location: str, path: str, entry: FileEntry) -> str:
-        """The name of a remote file in the index, and the name of its lock."""
+        """Returns the name of a remote file in the index, which is also the name of its lock."""
         return _digest("\0".join((location, path, entry.identity, str(entry.size))))
 
     def _blob(self, sha256: str) -> Path:
@@ -189,11 +189,13 @@ class ContentCache:
         try:
             text = (self.folder / "index" / self.key(location, path, entry)).read_text("ascii", "replace")
         except OSError:
-            return ""  # the file is downloaded again, and a failure to write it is reported
+            return ""  # the file is downloaded again, which reports any failure to write it
         return text if len(text) == 64 and text.isalnum() else ""
 
     def _intact(self, file: Path, sha256: str, size: int) -> bool:
-        """Whether a file has this content. A process hashes it once, and again if time or size changes."""
+        """Returns whether a file has this content. A process hashes a file once, and again if its time or
+        size changes.
+        """
         try:
             status = file.stat()
         except FileNotFoundError:
@@ -215,7 +217,7 @@ class ContentCache:
     # -- folders to load models from
 
     def tree(self, files: Mapping[str, CachedContent]) -> Path:
-        """A folder with these files, by path. Their contents must be in the cache."""
+        """Returns a folder with these files, by path. The contents of the files must be in the cache."""
         name = _digest("".join(f"{path}\0{files[path].sha256}\n" for path in sorted(files)))
         tree = self.folder / "trees" / name
         with self.explained("link the files of a version"), self.lock(f"tree-{name}"):
@@ -225,7 +227,7 @@ class ContentCache:
         return tree
 
     def keep(self, tree: Path) -> None:
-        """Marks a tree as in use now."""
+        """Marks a tree as used now."""
         with contextlib.suppress(FileNotFoundError), self.explained("note which trees are used"):
             os.utime(tree)
 
@@ -240,7 +242,7 @@ class ContentCache:
                 file = made / path
                 file.parent.mkdir(parents=True, exist_ok=True)
                 _link(self._blob(content.sha256), file)
-            if tree.exists():  # the tree is damaged; files of it that are open stay usable
+            if tree.exists():  # the tree is damaged; files in it that are open remain usable
                 tree.rename(made.with_name(made.name + "-old"))
             made.rename(tree)
         finally:
@@ -254,7 +256,7 @@ class ContentCache:
 
     @contextlib.contextmanager
     def lock(self, name: str, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Holds the lock `name`; see `locked` for `stop`."""
+        """Holds the lock `name` in a `with` block; see `locked` for `stop`."""
         with contextlib.ExitStack() as held:
             with self.explained("be locked"):
                 held.enter_context(locked(self.folder / "locks" / name, stop))
@@ -271,17 +273,19 @@ class ContentCache:
             os.unlink(name)
             raise
 
-    # -- records of what locations hold
+    # -- records of the files at each location
 
     def remember(self, location: str, files: Mapping[str, FileEntry], source: str = "") -> None:
-        """Records the files of a location, or of the archive `source` there, for a start when offline."""
+        """Records the files of a location, or of the archive `source` there, so that a later start works
+        offline.
+        """
         plain = {path: (entry.size, entry.identity, entry.problem) for path, entry in files.items()}
         remembered = _Remembered(location, time.time(), plain, source)
         with self.explained("record what a repository holds"):
             self._write(self._listing(location, source), msgspec.json.encode(remembered))
 
     def recall(self, location: str, source: str = "") -> tuple[dict[str, FileEntry], float] | None:
-        """The recorded files and the time of the record; None if there is no usable record."""
+        """Returns the recorded files and the time of the record, or None if there is no usable record."""
         try:
             found = _decode(self._listing(location, source).read_bytes())
         except FileNotFoundError:
@@ -305,7 +309,7 @@ class ContentCache:
     # -- removing old entries
 
     def prune(self, now: float | None = None) -> None:
-        """Removes what was not used for KEEP_SECONDS: trees first, then contents that no tree links to."""
+        """Removes what was not used for KEEP_SECONDS: first trees, then contents to which no tree links."""
         now = time.time() if now is None else now
         with self.explained("be tidied up"):
             for tree in (self.folder / "trees").iterdir():
@@ -338,7 +342,7 @@ def _link(blob: Path, file: Path) -> None:
     except OSError as error:
         if error.errno in _FULL or isinstance(error, FileNotFoundError):
             raise
-        shutil.copyfile(blob, file)  # a file system without hard links, or too many links to one file
+        shutil.copyfile(blob, file)  # the file system has no hard links, or the file has too many
 
 
 def _older(path: Path, moment: float, links: int = 0) -> bool:
@@ -352,8 +356,8 @@ def _older(path: Path, moment: float, links: int = 0) -> bool:
 
 
 def _note_use(blob: Path) -> None:
-    """Updates the access time, at most hourly. A changed modification time would count as damage."""
+    """Updates the access time, at most once an hour. A changed modification time would count as damage."""
     status = blob.stat()
     if status.st_atime < time.time() - _USE_SECONDS:
-        with contextlib.suppress(OSError):  # only a file's owner may set its times
+        with contextlib.suppress(OSError):  # only the owner of a file may set its times
             os.utime(blob, ns=(time.time_ns(), status.st_mtime_ns))

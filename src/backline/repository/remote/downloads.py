@@ -1,4 +1,4 @@
-"""Downloads remote files into the cache. It verifies them, and resumes after a lost connection."""
+"""Downloads remote files into the cache, verifies them, and resumes after a lost connection."""
 
 from __future__ import annotations
 
@@ -19,27 +19,32 @@ from backline.repository.remote.files import GIT, MD5, SHA256, RemoteFiles, Unre
 from backline.repository.repository import OnBytes
 from backline.system.file_lock import Stopped
 
-#: A download fails after this many attempts in a row that received nothing.
+#: A download fails after this many consecutive attempts that received nothing.
 _ATTEMPTS = 4
 _FIRST_PAUSE_SECONDS = 0.2
 
-#: A callback for the number of bytes received since the last call; negative if bytes must be received again.
+#: A callback that gets the number of bytes received since its last call; negative if bytes must be received
+#: again.
 OnArrived = Callable[[int], None]
 
 
 class Downloads:
-    """Downloads files of one place into the cache. `fetch` blocks and may be called on several threads."""
+    """Downloads the files of one remote place into the cache. `fetch` blocks, and may be called on several
+    threads.
+    """
 
     def __init__(self, files: RemoteFiles, cache: ContentCache) -> None:
         self._files = files
         self._cache = cache
-        #: Whether the MD5s of this place have proved not to be those of the contents.
+        #: Whether the MD5s that this place reports have proved not to be those of the contents.
         self._md5_misleads = False
 
     def fetch(
         self, path: str, entry: FileEntry, on_arrived: OnArrived, stop: threading.Event
     ) -> CachedContent:
-        """Downloads a file into the cache. Raises Stopped once `stop` is set, BacklineError on failure."""
+        """Downloads a file into the cache. Raises Stopped once `stop` is set, and BacklineError on
+        failure.
+        """
         location = self._files.location
         key = (
             entry.identity.removeprefix(SHA256)
@@ -47,7 +52,7 @@ class Downloads:
             else self._cache.key(location, path, entry)
         )
         with self._cache.lock(key, stop.is_set):
-            # While this thread waited for the lock, another thread or process may have fetched the file.
+            # Another thread or process may have fetched the file while this thread waited for the lock.
             if found := self._cache.find(location, path, entry):
                 on_arrived(entry.size)
                 return found
@@ -71,7 +76,7 @@ class Downloads:
         if self._matches(entry, again):
             return again.content
         if entry.identity.startswith(MD5) and again.content == received.content:
-            # The ETag of an object that is encrypted with a customer's key only looks like an MD5.
+            # If an object is encrypted with a customer's key, its ETag looks like an MD5 but is not one.
             self._md5_misleads = True
             return again.content
         raise Unavailable(
@@ -87,7 +92,7 @@ class Downloads:
     def _receive(
         self, path: str, entry: FileEntry, partial: Path, on_arrived: OnArrived, stop: threading.Event
     ) -> _Received:
-        """Downloads the whole file to `partial`; after a lost connection, it resumes at the same place."""
+        """Downloads the whole file to `partial`. After a lost connection, resumes at the same position."""
         with self._cache.explained(f"store '{path}'"), partial.open("wb") as file:
             hashes = _Hashes(entry)
             failures = 0
@@ -142,7 +147,7 @@ class Downloads:
 
 
 class DownloadProgress:
-    """Counts bytes that arrive on threads, and reports them to `on_bytes` on the event loop."""
+    """Counts bytes that threads receive, and reports the counts to `on_bytes` on the event loop."""
 
     def __init__(self, total: int, on_bytes: OnBytes) -> None:
         self._loop = asyncio.get_running_loop()
@@ -153,13 +158,13 @@ class DownloadProgress:
         self._announced = False
 
     def add(self, count: int) -> None:
-        """Counts more bytes. Called on any thread."""
+        """Counts more bytes. May be called on any thread."""
         with self._lock:
             self._here += count
             if self._announced:
                 return
             self._announced = True
-        with contextlib.suppress(RuntimeError):  # the loop has ended, so there is nobody to report to
+        with contextlib.suppress(RuntimeError):  # the loop has ended, so nobody receives the report
             self._loop.call_soon_threadsafe(self._tell)
 
     def _tell(self) -> None:
@@ -169,7 +174,7 @@ class DownloadProgress:
         self._on_bytes(here, self._total)
 
     def end(self) -> None:
-        """Reports the final count immediately, and nothing afterwards."""
+        """Reports the final count immediately, and nothing after that."""
         with self._lock:
             on_bytes, self._on_bytes = self._on_bytes, _say_nothing
             here = self._here
@@ -195,7 +200,7 @@ class _Received:
 
 
 class _Hashes:
-    """Computes, while a file arrives, the digests that the file's identity can be compared with."""
+    """Computes, while a file arrives, the digests with which the file's identity can be compared."""
 
     def __init__(self, entry: FileEntry) -> None:
         self._entry = entry

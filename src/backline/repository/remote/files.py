@@ -1,4 +1,4 @@
-"""Defines the seam to remote files, which object stores, the hub and web servers implement."""
+"""Defines the interface of remote files, which object stores, the hub and web servers implement."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from backline.engine.errors import Unavailable
 from backline.engine.names import printable
 from backline.repository.listing import FileEntry
 
-#: Prefixes of identities that are checksums, such as "sha256:9f86...", against which contents are verified.
-#: "git:" precedes git's SHA-1 of a blob.
+#: Prefixes of identities that are checksums of the content, such as "sha256:9f86...". Contents are verified
+#: against them. "git:" precedes git's SHA-1 of a blob.
 SHA256, MD5, GIT = "sha256:", "md5:", "git:"
 
-#: The most bytes in a part of a path: each part becomes a file name on local disk.
+#: The maximum length, in bytes, of a part of a path: each part becomes a file name on local disk.
 _MAX_PART = 255
 
 
 class Unreachable(Unavailable):
-    """Raised when the remote place cannot be reached or has stopped answering. A retry may help."""
+    """Raised when a remote place cannot be reached or has stopped answering. A retry may help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The bytes of a file from `start` on; `start` is 0 if the remote place can only send whole files."""
+    """The bytes of a file from `start` on; `start` is 0 if the remote place can send only whole files."""
 
     start: int
     chunks: Iterator[bytes]
@@ -33,7 +33,7 @@ class Opened:
 class RemoteFiles(Protocol):
     """Files in a remote place. Methods block and may be called on several threads at once.
 
-    They raise Unreachable if a retry may help, and another BacklineError if it cannot.
+    They raise Unreachable if a retry may help, and another BacklineError if it would not.
     """
 
     @property
@@ -42,19 +42,21 @@ class RemoteFiles(Protocol):
 
     @property
     def name(self) -> str:
-        """The name of the model, if the place is a single model."""
+        """The name of the model, if the place contains a single model."""
 
     def files(self) -> Mapping[str, FileEntry]:
-        """All files by path."""
+        """Returns all files by path."""
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
-        """The content of a file from `offset` on. Raises Unavailable if the file differs from `entry`."""
+        """Returns the content of a file from `offset` on. Raises Unavailable if the file differs from
+        `entry`.
+        """
 
     def close(self) -> None: ...
 
 
 def name_problem(path: str) -> str:
-    """Why a remote path must not become a path on local disk; empty if it may."""
+    """Returns why a remote path must not be used as a path on local disk; empty if it may be used."""
     if not path or path.startswith("/"):
         return "its name is absolute or empty; give it a relative name"
     if "\0" in path:
@@ -72,7 +74,9 @@ def name_problem(path: str) -> str:
 
 
 def checked(location: str, files: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
-    """The files; those whose path must not, or cannot, exist on local disk have a problem."""
+    """Returns the files, with a problem added to each file whose path must not, or cannot, exist on local
+    disk.
+    """
     folders = {path[:cut] for path in files for cut in range(len(path)) if path[cut] == "/"}
     result = {}
     for path, entry in files.items():

@@ -1,4 +1,4 @@
-"""Reads files over HTTP with the standard library. Calls block, so they are made on threads."""
+"""Reads files over HTTP with the standard library. Calls block, so they must be made on threads."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _TIMEOUT_SECONDS: Final = 15
 _CHUNK: Final = 1 << 20
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-#: Statuses below 500 after which a retry may succeed.
+#: Status codes below 500 after which a retry may succeed.
 _TRANSIENT: Final = frozenset({408, 425, 429})
 
 
 @dataclass(frozen=True, slots=True)
 class WebResponse:
-    """The final response after redirects; lookups in `headers` ignore case."""
+    """The final response after all redirects. `headers` can be looked up in any case."""
 
     url: str
     status: int
@@ -40,10 +40,10 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class HttpClient:
-    """Sends GET and HEAD to one origin, and follows redirects.
+    """Sends GET and HEAD requests to one origin, and follows redirects.
 
-    `authorization` is sent only to this origin, never to another one that a redirect names. `denied` is the
-    advice in errors about denied access.
+    `authorization` is sent only to this origin, never to another origin to which a redirect leads. `denied`
+    is the advice that errors give if access is denied.
     """
 
     def __init__(self, url: str, *, authorization: str = "", denied: str = "check its permissions") -> None:
@@ -61,7 +61,9 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         also: Container[int] = (),
     ) -> Iterator[WebResponse]:
-        """The response after redirects. Raises BacklineError if its status is neither 2xx nor in `also`."""
+        """Yields the response after all redirects. Raises BacklineError if its status is neither 2xx nor in
+        `also`.
+        """
         asked = url
         for _ in range(_MAX_REDIRECTS + 1):
             response = self._open(url, method, headers or {})
@@ -79,7 +81,9 @@ class HttpClient:
         )
 
     def open_from(self, url: str, offset: int, check: Callable[[WebResponse], None]) -> Opened:
-        """The body from `offset`, or from 0 if the server cannot resume. `check` may refuse the response."""
+        """Opens the body from `offset`, or from 0 if the server cannot resume. `check` may reject the
+        response.
+        """
         stack = contextlib.ExitStack()
         try:
             answer = stack.enter_context(
@@ -160,7 +164,7 @@ def origin(url: str) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """The URL without user, password and query; the query may contain a signature."""
+    """Returns the URL without user, password and query, because the query may contain a signature."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", parts.fragment))
 

@@ -26,7 +26,8 @@ _FORM = (
     "expected hf://owner/repo, hf://owner/repo@revision, hf://owner/repo/path or hf://owner/repo:model.onnx"
 )
 _NAME = re.compile(r"[A-Za-z0-9][\w.\-]*")
-#: The most bytes in a page of a listing: a page describes at most 1,000 files in a few hundred bytes each.
+#: The maximum size, in bytes, of a page of a listing. A page describes at most 1,000 files in a few hundred
+#: bytes each.
 _MAX_PAGE = 64 << 20
 _MAX_FILES = 100_000
 _NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
@@ -36,8 +37,8 @@ class HuggingFaceRepository(RemoteRepository):
     """The models in hf://owner/repo[@revision][/path][:file].
 
     A revision is a branch, a tag or a commit; the default is "main", and a "/" in it is written "%2F". `file`
-    is the model's file, by its path or its name; `find_served` chooses one if the location does not. The
-    environment variable HF_TOKEN gives access to private repositories, HF_ENDPOINT names another server.
+    is the path or the name of the model's file; if it is left out, `find_served` chooses a file. The
+    environment variable HF_TOKEN gives access to private repositories, and HF_ENDPOINT names another server.
     Raises InvalidArgument for an invalid location.
     """
 
@@ -91,7 +92,7 @@ class HubFiles:
             " that may read it",
         )
         self._commit = ""
-        #: The folder that the paths of `files` are relative to.
+        #: The folder to which the paths of `files` are relative.
         self._base = path
 
     @property
@@ -108,7 +109,7 @@ class HubFiles:
         try:
             found = self._tree(base)
         except NotFound:
-            # The path may name a file, which only the listing of its folder shows.
+            # The path may name a file. Only the listing of its folder shows whether it does.
             base, _, wanted = base.rpartition("/")
             found = [] if self._wanted else self._tree(base)
             if not any(item["path"] == self._path for item in found):
@@ -127,7 +128,9 @@ class HubFiles:
         return served
 
     def _resolve(self) -> str:
-        """The revision's current commit: a listing and its files must come from the same commit."""
+        """Returns the current commit of the revision: a listing and its files must come from the same
+        commit.
+        """
         url = f"{self._endpoint}/api/models/{self._repo}/revision/{quote(self._revision, safe='')}"
         try:
             found, _ = self._json(url)
@@ -147,7 +150,7 @@ class HubFiles:
         items: list[dict[str, Any]] = []
         while url:
             page, following = self._json(url)
-            # A page without files that names another one could go on for ever.
+            # A page without files that names a next page could make this go on forever.
             if not isinstance(page, list) or not all(map(_is_item, page)) or (following and not page):
                 raise self._odd(url)
             items += page
@@ -161,7 +164,7 @@ class HubFiles:
         return items
 
     def _json(self, url: str) -> tuple[Any, str]:
-        """The document at a URL of the API, and the URL of the next page, if any."""
+        """Returns the document at a URL of the API, and the URL of the next page, if there is one."""
         with self._client.request(url) as answer:
             try:
                 body = answer.body.read(_MAX_PAGE + 1)
@@ -202,7 +205,9 @@ def _accept(answer: WebResponse) -> None:
 
 
 def _is_item(item: object) -> bool:
-    """Whether an element of a listing is as the hub sends them. `checked` judges its path later."""
+    """Returns whether an element of a listing has the form that the hub sends. `checked` checks its path
+    later.
+    """
     if not isinstance(item, dict):
         return False
     path, size, large = item.get("path"), item.get("size", 0), item.get("lfs") or {}
@@ -215,7 +220,9 @@ def _is_item(item: object) -> bool:
 
 
 def _entry(item: dict[str, Any]) -> FileEntry:
-    """The entry of a file. A large file is identified by the SHA-256 of its content, others by git's hash."""
+    """Returns the entry of a file. A large file is identified by the SHA-256 of its content, other files by
+    git's hash.
+    """
     large = item.get("lfs")
     if large and large.get("oid"):
         return FileEntry(
@@ -225,7 +232,9 @@ def _entry(item: dict[str, Any]) -> FileEntry:
 
 
 def _token(environment: Mapping[str, str]) -> str:
-    """The token in HF_TOKEN, or else the one that `hf auth login` saved; empty without either."""
+    """Returns the token in HF_TOKEN, or else the token that `hf auth login` has saved; empty if there is
+    neither.
+    """
     if token := environment.get("HF_TOKEN") or environment.get("HUGGING_FACE_HUB_TOKEN"):
         return token.strip()
     home = (

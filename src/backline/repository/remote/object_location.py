@@ -1,4 +1,6 @@
-"""Reads an object store's location and credentials from URL, environment and Triton's credentials file."""
+"""Reads the location and the credentials of an object store from the URL, the environment and Triton's
+credentials file.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from backline.engine.errors import InvalidArgument
 CREDENTIALS_FILE: Final = "TRITON_CLOUD_CREDENTIAL_PATH"
 
 _ENDPOINT: Final = re.compile(r"https?://[^/:@\s]+(:\d{1,5})?")
-#: The advice that errors give about credentials, by kind of store.
+#: The advice about credentials in error messages, for each kind of store.
 CREDENTIALS: Final = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN) or AWS_PROFILE, "
     "or AWS_SKIP_SIGNATURE=true for a public bucket",
@@ -30,7 +32,9 @@ CREDENTIALS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ObjectLocation:
-    """A prefix in a bucket or container of a store, and obstore's options. `kind` is "s3", "gs" or "az"."""
+    """A prefix in a bucket or container of a store, with options for obstore. `kind` is "s3", "gs" or
+    "az".
+    """
 
     kind: str
     bucket: str
@@ -39,7 +43,7 @@ class ObjectLocation:
 
 
 def parse_location(location: str, environment: Mapping[str, str] = os.environ) -> ObjectLocation:
-    """Parses the URL of a bucket or container. Raises InvalidArgument with the expected form.
+    """Parses the URL of a bucket or container. Raises InvalidArgument, which names the expected form.
 
     The forms are s3://bucket/prefix, s3://[https://]host:port/bucket/prefix, gs://bucket/prefix,
     az://container/prefix and as://account.blob.core.windows.net/container/prefix.
@@ -80,7 +84,7 @@ def _s3(location: str, rest: str, environment: Mapping[str, str]) -> ObjectLocat
             scheme, rest = candidate, rest.removeprefix(f"{candidate}://")
     host = rest.partition("/")[0]
     if scheme or ":" in host:
-        # Triton's form for a store other than Amazon's; without a scheme it means HTTP.
+        # Triton's form for a store other than Amazon's. If it has no scheme, HTTP is used.
         endpoint, rest = f"{scheme or 'http'}://{host}", rest.partition("/")[2]
         if not _ENDPOINT.fullmatch(endpoint):
             raise InvalidArgument(
@@ -107,10 +111,10 @@ def _s3(location: str, rest: str, environment: Mapping[str, str]) -> ObjectLocat
 
 
 def _aws_profile(profile: str, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Keys and region of a profile in AWS's credentials and config files.
+    """Returns the keys and region of a profile in AWS's credentials and config files.
 
-    Empty if `profile` is empty and the files have no default profile. Raises InvalidArgument if they lack
-    `profile` or cannot be read.
+    The result is empty if `profile` is empty and the files have no default profile. Raises InvalidArgument if
+    the files lack `profile` or cannot be read.
     """
     name = profile or "default"
     home = Path(environment.get("HOME", "~")).expanduser() / ".aws"
@@ -175,7 +179,7 @@ def _azure(location: str, scheme: str, rest: str, environment: Mapping[str, str]
         place = f"as://{container}/{prefix}"
     text = environment.get("AZURE_STORAGE_CONNECTION_STRING", "")
     connection = _connection_string(text) if text else {}
-    if connection and account in {"", connection["account_name"]}:  # not one for another account
+    if connection and account in {"", connection["account_name"]}:  # not for another account
         options |= connection
     elif given := _given("as", place, environment):
         options["account_name"] = given.get("account_str", options.get("account_name", ""))
@@ -222,7 +226,7 @@ def _connection_string(text: str) -> dict[str, Any]:
 
 
 def _given(kind: str, place: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The entry in Triton's credentials file whose prefix is the longest that `place` starts with."""
+    """Returns the entry in Triton's credentials file with the longest prefix with which `place` starts."""
     name = environment.get(CREDENTIALS_FILE)
     if not name:
         return {}

@@ -1,4 +1,4 @@
-"""Reads models from object stores: S3 and compatible ones, Google Cloud Storage, Azure Blob Storage."""
+"""Reads models from object stores: S3 and compatible stores, Google Cloud Storage, and Azure Blob Storage."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from backline.repository.remote.remote import RemoteRepository
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-#: These limits notice within seconds that a store does not answer; the next poll tries again.
+#: With these limits, a store that does not answer is noticed within seconds; the next poll tries again.
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 15
 _RETRIES = 2
 _RETRY_SECONDS = 10
-#: obstore's limit on the duration of a request, too high to matter, because large files may take long.
+#: obstore's limit for the duration of a request. It is so high that it never matters, because large files may
+#: take long.
 _REQUEST_DAYS = 7
 _CHUNK = 1 << 20
 #: A bucket with more objects than this is not a model repository.
 _MAX_OBJECTS = 200_000
-#: The form of an ETag that is an MD5; the ETag of a multipart upload has a dash.
+#: The form of an ETag that is an MD5. The ETag of a multipart upload contains a dash.
 _MD5_ETAG = re.compile(r"[0-9a-f]{32}")
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]+)</Code>")
@@ -45,7 +46,8 @@ _CAUSES = (
     re.compile(r'\berror: "([^"]+)"'),
     re.compile(r"\b(TimedOut)\b"),
 )
-#: Signs of missing credentials: without any, obstore asks the metadata service of a cloud, and names its URL.
+#: Signs of missing credentials in an error. Without credentials, obstore asks the metadata service of a
+#: cloud, and the error names the URL of that service.
 _NO_CREDENTIALS = (
     "/latest/api/token",
     "/latest/meta-data",
@@ -74,13 +76,13 @@ class ObjectStoreRepository(RemoteRepository):
 
 
 class ObjectReplaced(Exception):
-    """Raised when an object is no longer the one that its writer has read."""
+    """Raised when an object has changed since the writer read it."""
 
 
 class ObjectFiles:
-    """The RemoteFiles of a prefix: the objects below it, or the one object that it names.
+    """The RemoteFiles for a prefix: the objects below it, or the one object that it names.
 
-    `what` is what errors call the prefix.
+    Errors call the prefix `what`.
     """
 
     def __init__(self, location: str, what: str = "model repository") -> None:
@@ -113,7 +115,7 @@ class ObjectFiles:
                         f"'{self._location}' has more than {_MAX_OBJECTS:,} objects; add to the URL the"
                         f" prefix under which the {self._bucket} holds the models"
                     )
-        # Tools that show folders store a folder as an empty object, which is not a file.
+        # Tools that show folders store each folder as an empty object, which is not a file.
         folders = {path[:end] for path in files for end in range(len(path)) if path[end] == "/"}
         files = {
             path: entry for path, entry in files.items() if path and not (entry.size == 0 and path in folders)
@@ -162,9 +164,10 @@ class ObjectFiles:
         return f"{prefix}/{path}" if prefix else path
 
     def read(self, path: str, most: int) -> tuple[bytes, str] | None:
-        """A small object below the prefix, and the revision that `replace` takes; None if there is none.
+        """Returns a small object below the prefix, and the revision to pass to `replace`; None if it does not
+        exist.
 
-        Raises InvalidArgument if the object has more than `most` bytes, of which it reads hardly more.
+        Raises InvalidArgument if the object has more than `most` bytes; little more than this is read.
         """
         import obstore
 
@@ -182,15 +185,15 @@ class ObjectFiles:
                         )
                 return bytes(data), _revision(got.meta)
         except NotFound:
-            # A listing raises an error if not only the object but the whole bucket is missing.
+            # If the whole bucket is missing, rather than only the object, a listing raises an error.
             with self._explained(key):
                 next(iter(obstore.list(self._store, prefix=key, chunk_size=1)), None)
             return None
 
     def replace(self, path: str, data: bytes, revision: str) -> str:
-        """Writes an object if its revision still is `revision` ("": it must not exist yet).
+        """Writes an object if its revision is still `revision` ("" means that the object must not exist yet).
 
-        Returns the new revision, and raises ObjectReplaced if another writer was faster.
+        Returns the new revision. Raises ObjectReplaced if another writer was faster.
         """
         import obstore
         import obstore.exceptions as obstore_errors
@@ -213,7 +216,9 @@ class ObjectFiles:
 
     @contextlib.contextmanager
     def _explained(self, key: str, passed: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-        """Turns errors of obstore, but for those `passed`, into BacklineErrors that say what to do."""
+        """Turns errors of obstore, except those in `passed`, into BacklineErrors with advice on what to
+        do.
+        """
         import obstore.exceptions as obstore_errors
 
         try:
@@ -327,7 +332,8 @@ def _entry(found: Any) -> FileEntry:
     etag = (found["e_tag"] or "").strip('"')
     if _MD5_ETAG.fullmatch(etag):
         return FileEntry(found["size"], MD5 + etag)
-    # Without an ETag, the modification time serves; it distinguishes changes that are a second apart.
+    # If there is no ETag, the modification time is used, which distinguishes changes that are at least a
+    # second apart.
     return FileEntry(
         found["size"],
         f"etag:{etag}" if etag else f"modified:{found['last_modified'].replace(microsecond=0).isoformat()}",
@@ -335,11 +341,13 @@ def _entry(found: Any) -> FileEntry:
 
 
 def _revision(found: Any) -> str:
-    """The ETag and version of an object: Google compares versions, which others may not have."""
+    """Returns the ETag and version of an object. Google compares versions, which other stores may not
+    have.
+    """
     given = {name: found[name] for name in ("e_tag", "version") if found.get(name)}
     return json.dumps(given, sort_keys=True)
 
 
 def _last_line(text: str) -> str:
-    """The reason in an obstore message, with the queries of URLs removed, as they may contain signatures."""
+    """Returns the reason in an obstore message, without the queries of URLs, which may contain signatures."""
     return re.sub(r"\?\S+", "", text.strip().rpartition("\n")[2].rpartition(" - ")[2]).strip()

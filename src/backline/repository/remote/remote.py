@@ -1,4 +1,6 @@
-"""Implements a remote repository: lists files at the remote place, and loads them through the local cache."""
+"""Implements a remote repository: lists the files at a remote place, and loads them through the local
+cache.
+"""
 
 from __future__ import annotations
 
@@ -27,22 +29,24 @@ from backline.system.file_lock import Stopped
 log = logging.getLogger("backline.repository")
 T = TypeVar("T")
 
-#: The most parallel downloads of a repository: one rarely fills the link, and too many slow each other down.
+#: The maximum number of parallel downloads of a repository: one rarely uses the whole bandwidth, and too many
+#: slow each other down.
 PARALLEL = 8
 _THREADS = 4
-#: Files up to this size, in bytes, that a scan will read are fetched in advance.
+#: Files that a scan will read are fetched in advance if they have at most this many bytes.
 _SMALL = 1 << 20
 _READ_AT_SCAN = (".pbtxt", ".toml", "model-settings.json", "settings.json", ".config")
-#: Seconds after which the trees in use are marked as used again, far below the cache's KEEP_SECONDS.
+#: Seconds after which the trees in use are marked as used again. This is much shorter than the cache's
+#: KEEP_SECONDS.
 _KEEP_SECONDS = 3600.0
-#: Seconds between two records of the time when the place was last reached, while its files stay the same.
+#: While the files stay the same, seconds between two records of the time when the place was last reached.
 _REMEMBER_SECONDS = 60.0
 #: Seconds between two warnings that the place has been unreachable since the start.
 _WARN_SECONDS = 600.0
 
 
 class RemoteRepository:
-    """The repository at a remote place. Blocking work runs on threads that it owns."""
+    """A repository at a remote place. Blocking work runs on its own threads."""
 
     def __init__(
         self,
@@ -54,8 +58,8 @@ class RemoteRepository:
         name: str = "",
         nested: bool = False,
     ) -> None:
-        """`name` overrides the name of a single model. With `nested`, the repository may be the only folder
-        of the place; see scan_listing.
+        """If the place contains a single model, `name` overrides the model's name. If `nested` is set, the
+        repository may be the only folder of the place; see scan_listing.
         """
         self._files = files
         self._given_name = name
@@ -65,7 +69,8 @@ class RemoteRepository:
         self._configs = configs or ConfigFiles()
         self._downloads = Downloads(files, cache)
         self._transfers = ThreadPoolExecutor(PARALLEL, thread_name_prefix="download")
-        #: Threads for work that must not wait for downloads: scans, and versions that are in the cache.
+        #: Threads for work that must not wait for downloads: scans, and fetching versions that are in the
+        #: cache.
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="repository")
         self._scans = threading.Lock()
         self._closing = threading.Event()
@@ -73,7 +78,7 @@ class RemoteRepository:
         self._trees: set[Path] = set()
         self._kept = time.monotonic()
         self._known: Known = {}
-        #: The files of the last scan and the models in them; None if a file could not be read.
+        #: The files of the last scan, and the models found in them; None if a file could not be read.
         self._last: tuple[Mapping[str, FileEntry], list[FoundModel]] | None = None
         self._reached = False
         self._remembered_at = 0.0
@@ -143,7 +148,9 @@ class RemoteRepository:
         return files
 
     def _remembered(self, error: Unreachable) -> Mapping[str, FileEntry]:
-        """The files that the place held when it was last reached. Raises `error` if there is no record."""
+        """Returns the files that the place contained when it was last reached. Raises `error` if there is no
+        record of them.
+        """
         found = self._cache.recall(self.location)
         if found is None:
             raise error
@@ -157,7 +164,9 @@ class RemoteRepository:
         return files
 
     def _read_ahead(self, files: Mapping[str, FileEntry]) -> None:
-        """Fetches in parallel the files that the scan will read. Failures are left for the scan to report."""
+        """Fetches in parallel the files that the scan will read. If this fails, the scan reports the
+        failure.
+        """
         missing = [
             path
             for path, entry in files.items()
@@ -194,7 +203,7 @@ class RemoteRepository:
 
     @contextlib.contextmanager
     def _lenient(self) -> Iterator[None]:
-        """Logs a failure of the cache instead of raising it, for work that is not essential."""
+        """Logs a failure of the cache instead of raising it. This is for work that is not essential."""
         try:
             yield
         except BacklineError as error:
@@ -236,7 +245,9 @@ class RemoteRepository:
     async def _fetch_all(
         self, files: Mapping[str, FileEntry], progress: DownloadProgress, stop: threading.Event
     ) -> dict[str, CachedContent]:
-        """The contents of all files. Raises the first failure after the other downloads have stopped."""
+        """Returns the contents of all files. If a download fails, stops the others and raises the first
+        failure.
+        """
 
         def fetch(path: str, entry: FileEntry) -> CachedContent:
             try:
@@ -267,7 +278,9 @@ class RemoteRepository:
     # -- polling and closing
 
     async def changes(self, interval: float) -> AsyncIterator[None]:
-        """Yields every `interval` seconds, as stores do not report changes; an idle scan is one request."""
+        """Yields every `interval` seconds, because stores do not report changes. If nothing has changed, a
+        scan takes one request.
+        """
         while not self._closed.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closed.wait(), interval)
@@ -312,7 +325,7 @@ class _Either(threading.Event):
 
 
 def _ignore(count: int) -> None:
-    """The callback for downloads whose progress nobody follows."""
+    """Ignores the progress of downloads that nobody follows."""
 
 
 def _age(seconds: float) -> str:

@@ -1,4 +1,6 @@
-"""Reads untrusted archives. Names, kinds and sizes of members are checked before a byte is stored."""
+"""Reads untrusted archives. The name, kind and size of a member are checked before any of its bytes are
+stored.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ ARCHIVES: Final = {
     ".tar.xz": "xz",
     ".tar.zst": "zst",
 }
-#: The most bytes in the headers of a member, including its name; larger headers are an attack on memory.
+#: The maximum size, in bytes, of the headers of a member, including its name. Larger headers would be an
+#: attempt to exhaust the memory.
 _MAX_HEADER: Final = 1 << 20
 _DAMAGED: Final = (
     tarfile.TarError,
@@ -55,17 +58,19 @@ class Member:
 
 
 def archive_kind(path: str) -> str | None:
-    """The kind of an archive, by the suffix of its path; None if the file is not an archive."""
+    """Returns the kind of an archive, determined by the suffix of its path; None if the file is not an
+    archive.
+    """
     lower = path.lower()
     return next((kind for suffix, kind in ARCHIVES.items() if lower.endswith(suffix)), None)
 
 
 def members(archive: Path, kind: str, place: str, limits: UnpackLimits) -> Iterator[Member]:
-    """Yields the regular files in an archive; `place` is the name of the archive in errors.
+    """Yields the regular files in an archive; errors call the archive `place`.
 
-    Raises InvalidArgument, which names the member, if a name is absolute, leads outside or repeats another
-    (ignoring case), for links, devices and encrypted members, if the archive exceeds `limits`, or if it is
-    damaged.
+    Raises InvalidArgument, which names the member, if a name is absolute, leads outside the archive or
+    repeats another name (ignoring case); for links, devices and encrypted members; if the archive exceeds
+    `limits`; or if it is damaged.
     """
     if kind == "zip":
         check_zip_list(archive, place, limits)
@@ -76,7 +81,7 @@ def members(archive: Path, kind: str, place: str, limits: UnpackLimits) -> Itera
 
 @contextlib.contextmanager
 def _explained(place: str) -> Iterator[None]:
-    """Turns errors that the unpacking libraries raise for a damaged archive into InvalidArgument."""
+    """Turns the errors that the unpacking libraries raise for a damaged archive into InvalidArgument."""
     try:
         yield
     except BacklineError:
@@ -84,7 +89,7 @@ def _explained(place: str) -> Iterator[None]:
     except (OSError, *_DAMAGED) as error:
         if (
             isinstance(error, OSError) and error.errno is not None
-        ):  # a disk error; those of gzip have no errno
+        ):  # a disk error; gzip's own errors have no errno
             raise
         raise InvalidArgument(
             f"archive '{place}' is damaged, or not what its name says: {error}; upload it again"
@@ -112,14 +117,16 @@ class _Names:
         self._members = 0
         self._left = size
         self._size = size
-        #: Paths by their case-folded form: on many disks, names that differ only in case are one file.
+        #: Paths by their case-folded forms: on many disks, names that differ only in case mean the same file.
         self._seen: dict[str, str] = {}
 
     def error(self, name: str, reason: str) -> InvalidArgument:
         return InvalidArgument(f"archive '{self.place}': member '{printable(name)}' is refused: {reason}")
 
     def accept(self, name: str, size: int) -> str:
-        """The path to unpack a member to. Raises InvalidArgument if the member is not allowed."""
+        """Returns the path to which to unpack a member. Raises InvalidArgument if the member is not
+        allowed.
+        """
         path = name.removeprefix("./")
         if problem := name_problem(path):
             raise self.error(name, problem)
@@ -219,7 +226,9 @@ def _decompressed(archive: Path, kind: str, place: str) -> Iterator[IO[bytes]]:
 
 
 class _Forward:
-    """A forward-only stream for tarfile that refuses large headers, which would fill the memory."""
+    """A forward-only stream for tarfile, which rejects large headers because they could exhaust the
+    memory.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -227,7 +236,7 @@ class _Forward:
         self.allow_header()
 
     def allow_header(self) -> None:
-        """Allows tarfile to read _MAX_HEADER more bytes, which must hold all headers of a member."""
+        """Allows tarfile to read _MAX_HEADER more bytes. All headers of a member must fit into these."""
         self._left = _MAX_HEADER
 
     def read(self, size: int = -1) -> bytes:

@@ -1,1 +1,3 @@
-"""The response cache: where responses are kept, under which key, and the queue that looks there first."""
+"""The response cache: how responses are stored, how their keys are computed, and a queue that looks requests
+up before running them.
+"""

@@ -1,4 +1,6 @@
-"""The seam to a response cache, which keeps outputs by request key, and the cache in the server's memory."""
+"""The interface of a response cache, which stores outputs by request key, and the cache in the server's
+memory.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ import numpy as np
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Tensor
 
-#: Bytes of an entry without its tensors: its dictionary slot, key, tuple and numbers.
+#: The size in bytes of an entry without its tensors: its dictionary slot, key, tuple and numbers.
 _ENTRY_BYTES = 320
-#: Bytes of a tensor without its data: two array objects, the Tensor, its shape.
+#: The size in bytes of a tensor without its data: two array objects, the Tensor, and its shape.
 _TENSOR_BYTES = 400
-#: Called on the event loop with the outputs found, or None. Their data is read-only.
+#: A callback, called on the event loop with the outputs that were found, or None. Their data is read-only.
 Found: TypeAlias = Callable[[Sequence[Tensor] | None], None]
 
 
@@ -33,7 +35,7 @@ class ResponseCache(Protocol):
         """Looks up a key and calls `found` once, either before this method returns or later."""
 
     def insert(self, key: bytes, outputs: Sequence[Tensor]) -> None:
-        """Keeps a copy of the outputs, if there is room for one."""
+        """Stores a copy of the outputs if there is room for it."""
 
     async def close(self) -> None:
         """Releases connections and memory. Nothing may be looked up after this call."""
@@ -47,14 +49,17 @@ def read_only(tensor: Tensor) -> Tensor:
 
 
 class LocalCache:
-    """Keeps copies of outputs in at most `size` bytes, overhead included. Evicts the least recently used."""
+    """Stores copies of outputs in at most `size` bytes, overhead included. Evicts the least recently used
+    entries.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        #: The bytes of all entries, and the number of entries evicted so far.
+        #: The size of all entries in bytes, and the number of entries evicted so far.
         self.used = 0
         self.evictions = 0
-        #: Lookups that found an entry and that did not, and the nanoseconds of all lookups and insertions.
+        #: The number of lookups that found an entry, the number of those that did not, and the duration of
+        #: all lookups and insertions in nanoseconds.
         self.hits = 0
         self.misses = 0
         self.lookup_ns = 0
@@ -76,7 +81,9 @@ class LocalCache:
         found(None if entry is None else entry[1])
 
     def insert(self, key: bytes, outputs: Sequence[Tensor]) -> None:
-        """Keeps a copy, evicting other entries if necessary. Ignores outputs larger than the whole cache."""
+        """Stores a copy, and evicts other entries if necessary. Ignores outputs larger than the whole
+        cache.
+        """
         began = monotonic_ns()
         entries = self._entries
         before = entries.pop(key, None)

@@ -19,13 +19,13 @@ _KNOWN = {
         "tls_enabled", "cert", "key", "cacert",
     ),
 }  # fmt: skip
-#: The kinds of caches.
+#: The names of the available caches.
 CACHES: Final = tuple(_KNOWN)
 
 
 @dataclass(frozen=True, slots=True)
 class LocalOptions:
-    """A cache in the server's memory, of at most `size` bytes."""
+    """The options of a cache in the server's memory, which takes at most `size` bytes."""
 
     size: int
 
@@ -39,11 +39,11 @@ def open_cache(options: CacheOptions) -> ResponseCache:
 
 
 def parse_cache_config(texts: Sequence[str]) -> CacheOptions | None:
-    """Parses values of --cache-config: "local,size=64MiB" or "redis,host=127.0.0.1,port=6379", possibly over
-    several values.
+    """Parses the values of --cache-config, such as "local,size=64MiB" or "redis,host=127.0.0.1,port=6379".
+    The settings of one cache may be divided among several values.
 
-    Timeouts are in milliseconds, as in Triton; `ttl` is in seconds. Raises InvalidArgument, naming the
-    setting that is wrong.
+    Timeouts are in milliseconds, as in Triton; `ttl` is in seconds. Raises InvalidArgument, which names the
+    invalid setting.
     """
     if not texts:
         return None
@@ -58,7 +58,7 @@ def parse_cache_config(texts: Sequence[str]) -> CacheOptions | None:
     given: dict[str, str] = {}
     for part in (part for text in texts for part in text.split(",")[1:]):
         key, equals, value = part.strip().partition("=")
-        if not equals:  # its text may be the rest of a password with a comma
+        if not equals:  # the text may be the rest of a password that contains a comma
             raise InvalidArgument(
                 f"--cache-config {kind}: a part is not of the form NAME=VALUE; values cannot contain commas"
             )

@@ -1,4 +1,4 @@
-"""Joins identical requests in flight: computes the key that identifies them, and runs them as one."""
+"""Joins identical requests in flight: computes a key that identifies them, and runs them once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RequestKeys:
     A key is the SHA-256 of the model, its version, the fingerprint of what was loaded, each input's name,
     datatype, shape and bytes, the requested outputs, and the request's parameters, which a model may read.
     Triton uses a short checksum, with which a client could construct a request that collides with another
-    client's and poison its response. For the cost see docs/decisions/response-cache.md.
+    client's and poison its response. docs/decisions/response-cache.md states the cost.
     """
 
     __slots__ = ("_start",)
@@ -31,13 +31,15 @@ class RequestKeys:
         self._start = hashlib.sha256(repr((model, version, fingerprint)).encode("utf-8", "surrogatepass"))
 
     def of(self, ticket: Ticket) -> bytes:
-        """The key of a request, whatever the order of its inputs. May be called on any thread."""
+        """Returns the key of a request, which does not depend on the order of its inputs. May be called on
+        any thread.
+        """
         digest = self._start.copy()
         inputs = ticket.request.inputs
         for name in sorted(inputs) if len(inputs) > 1 else inputs:
             tensor = inputs[name]
             data = encode_tensor(tensor)
-            # Each part is preceded by its length, so that different requests never give the same bytes.
+            # Each part is preceded by its length, so that different requests never produce the same bytes.
             head = f"{name!r}:{tensor.datatype.name}:{tensor.shape}:{len(data)}|"
             digest.update(head.encode("utf-8", "surrogatepass"))
             digest.update(data)
@@ -49,7 +51,7 @@ class RequestKeys:
 
 
 def input_bytes(ticket: Ticket) -> int:
-    """The number of bytes that a key is computed from; an estimate for BYTES tensors."""
+    """Returns the number of bytes that a key is computed from; an estimate for BYTES tensors."""
     return sum(
         tensor.data.size * 32 if tensor.datatype is DataType.BYTES else tensor.data.nbytes
         for tensor in ticket.request.inputs.values()
@@ -57,7 +59,9 @@ def input_bytes(ticket: Ticket) -> int:
 
 
 class Flight(Owner):
-    """Requests with the same key, which share one lookup and one `run`. Times are of time.monotonic_ns()."""
+    """Requests with the same key, which share one lookup and one `run`. Times are from
+    time.monotonic_ns().
+    """
 
     __slots__ = (
         "_leave",
@@ -72,19 +76,19 @@ class Flight(Owner):
     )
 
     def __init__(self, ticket: Ticket, now_ns: int, leave: Callable[[Flight, Ticket], None]) -> None:
-        """`leave` is called with this flight and each of its tickets that is cancelled."""
+        """`leave` is called with this flight and a ticket when that ticket is cancelled."""
         self._leave = leave
         self.key = b""
         self.waiting = [ticket]
         self.began_ns = now_ns
-        #: How long the lookup took, in nanoseconds.
+        #: The duration of the lookup, in nanoseconds.
         self.lookup_ns = 0
         self.run: Ticket | None = None
-        #: Whether `submit` has yet to return for the first request.
+        #: Whether `submit` has not yet returned for the first request.
         self.submitting = True
         #: The error with which `submit` refuses the first request, if any.
         self.refusal: BacklineError | None = None
-        #: Timers that expire requests at their deadlines.
+        #: The timers that expire requests at their deadlines.
         self.timers: dict[Ticket, TimerHandle] = {}
 
     def cancelled(self, ticket: Ticket) -> None:
@@ -92,11 +96,13 @@ class Flight(Owner):
 
     @property
     def waits(self) -> bool:
-        """Whether the shared run has yet to start."""
+        """Whether the shared run has not started yet."""
         return self.run is None or self.run.state is QUEUED
 
     def admits(self, ticket: Ticket, settings: QueueSettings) -> bool:
-        """Whether a request may join. If the run is still queued, requests of a higher priority may not."""
+        """Returns whether a request may join. While the run is queued, requests of a higher priority may
+        not.
+        """
         run = self.run
         return (
             not settings.levels
@@ -106,7 +112,9 @@ class Flight(Owner):
         )
 
     def join(self, ticket: Ticket, settings: QueueSettings) -> None:
-        """Adds a request. A queued run gets the latest deadline of its requests."""
+        """Adds a request. If the run is still queued, its deadline becomes the latest one among its
+        requests.
+        """
         policy = settings.policy_of(settings.level_of(ticket))
         if not policy.delay:
             limit_wait(ticket, policy)
@@ -114,7 +122,7 @@ class Flight(Owner):
         if run is not None and self.waits:
             if run.deadline is not None:
                 first = self.waiting[0]
-                if first.deadline is None:  # the run's deadline is the queue's timeout
+                if first.deadline is None:  # the deadline of the run is the queue's timeout
                     first.deadline = run.deadline
                 run.postpone(latest((run.deadline, ticket.deadline)))
             run.waits_until = latest((run.waits_until, ticket.waits_until))
@@ -123,8 +131,8 @@ class Flight(Owner):
     def make_run(self, settings: QueueSettings, on_complete: Completion) -> Ticket:
         """Creates the stand-in that runs for all requests of this flight.
 
-        It has the inputs of the first request, the highest of their priorities and the latest of their
-        deadlines.
+        It has the inputs of the first request, and the highest priority and the latest deadline of all
+        requests.
         """
         first = self.waiting[0]
         priority = first.request.priority
@@ -136,6 +144,6 @@ class Flight(Owner):
 
 
 def latest(deadlines: Iterable[float | None]) -> float | None:
-    """The latest of some deadlines; None if any is None."""
+    """Returns the latest of some deadlines; None if any is None."""
     found = list(deadlines)
     return None if None in found else max(deadline for deadline in found if deadline is not None)

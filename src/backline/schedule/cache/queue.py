@@ -1,4 +1,6 @@
-"""A response cache in front of a queue: repeated requests do not run, identical ones in flight run once."""
+"""Puts a response cache in front of a queue: repeated requests are not run again, and identical requests in
+flight run once.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +27,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("backline.schedule")
 
-#: Requests with more bytes than this are hashed on a thread, as hashing takes longer than a fast model's run.
+#: Requests with more bytes than this are hashed on a thread, because hashing takes longer than a run of a
+#: fast model.
 LARGE = 512 * 1024
 
 
 class CachedQueue:
-    """Completes requests from a cache and passes the others on to `queue`. Lives on the event loop.
+    """Completes requests from a cache and passes the others on to `queue`. All methods must be called on the
+    event loop.
 
-    Identical requests in flight share one run. Each keeps its id and deadline and can be cancelled on its
-    own. The run waits for as long as the most patient of them, and is cancelled with the last of them. A
-    request of a higher priority than a queued run gets another run. Errors are not cached.
+    Identical requests in flight share one run. Each request keeps its own id and deadline, and can be
+    cancelled separately. The run expires at the latest deadline of its requests, and is cancelled once they
+    all are. A request of a higher priority than a queued run starts another run. Errors are not cached.
     """
 
     def __init__(
@@ -57,12 +61,12 @@ class CachedQueue:
         self._name = name
         self._version = version
         self._loop = loop
-        #: Whether the model is decoupled, so that no request is looked up.
+        #: Whether the model is decoupled, in which case no request is looked up.
         self._decoupled = False
         self._flights: dict[bytes, Flight] = {}
-        #: Flights replaced by one of a higher priority, which accept no more requests.
+        #: Flights replaced by a flight of a higher priority. They accept no more requests.
         self._passed: set[Flight] = set()
-        #: The number of requests being hashed or looked up.
+        #: The number of requests that are being hashed or looked up.
         self._looking = 0
         self._looked: asyncio.Future[None] | None = None
 
@@ -98,7 +102,7 @@ class CachedQueue:
             raise flight.refusal
 
     def answer_for(self, keys: RequestKeys, *, decoupled: bool) -> None:
-        """Switches to other keys, so that earlier responses are no longer found.
+        """Switches to keys of another load, so that earlier responses are no longer found.
 
         `decoupled` says whether the model is decoupled from now on. If so, the cache is not used, because it
         keeps one response per request.
@@ -107,7 +111,9 @@ class CachedQueue:
         self._decoupled = decoupled
 
     async def drain(self, limit: float) -> None:
-        """Waits for pending lookups, which take no longer than the cache's timeouts, and drains the queue."""
+        """Waits for pending lookups, which take no longer than the timeouts of the cache, then drains the
+        queue.
+        """
         began = monotonic()
         if self._looking:
             self._looked = self._loop.create_future()
@@ -160,7 +166,7 @@ class CachedQueue:
     def _done_looking(self) -> None:
         self._looking -= 1
         if self._looked is not None and not self._looking and not self._looked.done():
-            # At the end of the turn, so that requests that were not found are submitted first.
+            # At the end of the turn, so that requests that were not found in the cache are submitted first.
             self._loop.call_soon(_resolve, self._looked)
 
     def _answer_from_cache(self, flight: Flight, ticket: Ticket, outputs: Sequence[Tensor]) -> None:
@@ -197,7 +203,7 @@ class CachedQueue:
             return
         flight.run = run
 
-    # passing the outcome of a run on to its callers
+    # passing the outcome of a run to its callers
 
     def _ran(
         self, flight: Flight, run: Ticket, response: InferResponse | None, error: BacklineError | None
@@ -234,7 +240,9 @@ class CachedQueue:
     # cancelled and expired requests
 
     def _leave(self, flight: Flight, ticket: Ticket) -> None:
-        """Removes a cancelled request. If it was the last one, cancels the run, which the queue counts."""
+        """Removes a cancelled request. If no request is left, cancels the run, which the queue then counts as
+        cancelled.
+        """
         flight.waiting.remove(ticket)
         timer = flight.timers.pop(ticket, None)
         if timer is not None:
@@ -248,7 +256,8 @@ class CachedQueue:
 
     def _too_late(self, flight: Flight, ticket: Ticket) -> None:
         flight.timers.pop(ticket, None)
-        # A run that has started completes the request; the queue checks a request that has yet to enter it.
+        # A run that has started completes the request. The queue checks the deadline of a request that it has
+        # not received yet.
         if not flight.waits or (flight.run is None and len(flight.waiting) == 1):
             return
         flight.waiting.remove(ticket)
@@ -257,14 +266,14 @@ class CachedQueue:
             self._statistics.record_expired(ticket)
         elif flight.run is not None:
             self._forget(flight)
-            flight.run.waits_until = ticket.deadline  # so that its queue counts it as expired
+            flight.run.waits_until = ticket.deadline  # so that the queue counts the run as expired
             flight.run.cancel()
         now = monotonic()
         late = waited_too_long(ticket, self._settings.policy_of(self._settings.level_of(ticket)), now)
         ticket.expire(expired_in_queue(ticket, now, self._name, by_policy=late))
 
     def _forget(self, flight: Flight) -> None:
-        """Lets no more requests join a flight."""
+        """Stops further requests from joining a flight."""
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
         else:
@@ -275,7 +284,7 @@ class CachedQueue:
 
 
 class CachedInstances(CachedQueue):
-    """The response cache in front of a queue whose instances can be replaced."""
+    """Puts the response cache in front of a queue whose instances can be replaced."""
 
     _queue: InstancesQueue
 

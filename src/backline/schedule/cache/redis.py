@@ -1,4 +1,4 @@
-"""A response cache in Redis or Valkey, shared by servers. While it is down, requests simply run."""
+"""A response cache in Redis or Valkey that several servers share. While Redis is down, all requests run."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from backline.schedule.cache.cache import Found
 log = logging.getLogger("backline.schedule")
 
 _PREFIX = b"backline:response:"
-#: Larger entries are not stored: Redis takes at most 512 MB, and fetching one would take too long anyway.
+#: Larger entries are not stored: Redis accepts at most 512 MB, and fetching such an entry would take too long
+#: anyway.
 _LARGEST_ENTRY = 64 * 1024 * 1024
-#: Maximum number of bytes on their way to Redis. Entries beyond that are not stored.
+#: Maximum number of bytes in transit to Redis. Further entries are not stored.
 _MOST_UNDER_WAY = 128 * 1024 * 1024
-#: The pause in seconds before an unresponsive Redis is tried again: the first one, then doubled up to the
-#: longest.
+#: Seconds before an unresponsive Redis is tried again: the first pause, which doubles each time, and the
+#: maximum.
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 15.0
-#: The first bytes of an entry. The last one is the version of the format.
+#: The first bytes of an entry. The last of them is the version of the format.
 _MAGIC = b"BLRC\x02"
 
 
 @dataclass(frozen=True, slots=True)
 class RedisOptions:
-    """Where Redis is, and timeouts in seconds: `wait_timeout` for a free connection, `socket_timeout` for a
-    reply.
+    """The address of Redis, and timeouts in seconds: `wait_timeout` for a free connection, `socket_timeout`
+    for a reply.
 
-    Entries are kept for `ttl` seconds, or, if None, until Redis evicts them (maxmemory-policy allkeys-lru).
-    Certificates are given as paths of files.
+    Entries are kept for `ttl` seconds or, if it is None, until Redis evicts them (maxmemory-policy
+    allkeys-lru). Certificates are given as paths of files.
     """
 
     host: str
@@ -57,10 +58,14 @@ class RedisOptions:
 
 
 class RedisCache:
-    """Looks outputs up in Redis. While Redis does not respond, only one request after each pause tries it."""
+    """Looks outputs up in Redis. While Redis does not respond, only one request after each pause tries to
+    reach it.
+    """
 
     def __init__(self, options: RedisOptions) -> None:
-        """Connects at the first request. Raises InvalidArgument if the redis package is not installed."""
+        """Raises InvalidArgument if the redis package is not installed. The first request opens the
+        connection.
+        """
         try:
             from redis.asyncio import BlockingConnectionPool, Redis
             from redis.asyncio.connection import Connection, SSLConnection
@@ -94,7 +99,7 @@ class RedisCache:
         self._failures = (RedisError, OSError, TimeoutError)
         self._under_way = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        #: When the current pause ends, and its length in seconds; 0 while Redis responds.
+        #: When the current pause ends, and the length of the pause in seconds; 0 while Redis responds.
         self._quiet_until = 0.0
         self._pause = 0.0
         self._trying = False
@@ -121,13 +126,15 @@ class RedisCache:
             self._do(self._store(key, entry))
 
     async def close(self) -> None:
-        """Waits for operations in progress, which have timeouts."""
+        """Waits for the operations in progress, which end at the latest with their timeouts."""
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self._redis.aclose()
 
     def _left_alone(self) -> bool:
-        """Whether to skip Redis because it failed recently. After a pause, one request tries it again."""
+        """Returns whether to skip Redis because it failed recently. After a pause, a single request tries it
+        again.
+        """
         if not self._pause:
             return False
         if self._trying or monotonic() < self._quiet_until:
@@ -165,7 +172,7 @@ class RedisCache:
         try:
             return decode_entry(key, raw)
         except DamagedEntry as error:
-            if not self._damaged:  # log once: if one entry is damaged, others may be too
+            if not self._damaged:  # log only once: if one entry is damaged, others may be too
                 text = "the response cache at %s has an entry that cannot be read and is ignored: %s"
                 log.warning(text, self._where, error)
             self._damaged = True
@@ -202,7 +209,7 @@ class _StoredEntry(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 
 class DamagedEntry(Exception):
-    """Raised for bytes that are not the entry of a key. The message says why."""
+    """Raised for bytes that are not the entry of the key. The message says why."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -210,7 +217,7 @@ _decode = msgspec.msgpack.Decoder(_StoredEntry).decode
 
 
 def encode_entry(key: bytes, outputs: Sequence[Tensor]) -> bytes:
-    """The bytes that hold the outputs for a key; see `decode_entry`."""
+    """Encodes the outputs for a key as bytes; see `decode_entry`."""
     written = [
         _StoredTensor(tensor.name, tensor.datatype.name, tensor.shape, memoryview(encode_tensor(tensor)))
         for tensor in outputs
@@ -219,9 +226,9 @@ def encode_entry(key: bytes, outputs: Sequence[Tensor]) -> bytes:
 
 
 def decode_entry(key: bytes, raw: bytes) -> list[Tensor]:
-    """The outputs in an entry; their data is a read-only view of `raw`.
+    """Returns the outputs in an entry; their data is a read-only view of `raw`.
 
-    Raises DamagedEntry if the bytes are malformed, or the entry of another key: entries that were copied or
+    Raises DamagedEntry if the bytes are malformed, or belong to another key: an entry that was copied or
     renamed in the cache must not be returned.
     """
     if not raw.startswith(_MAGIC):

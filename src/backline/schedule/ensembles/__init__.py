@@ -1,1 +1,1 @@
-"""Ensembles: requests that fan out into requests to other models."""
+"""Ensembles: models whose requests become requests to other models."""

@@ -1,4 +1,6 @@
-"""Plans which steps of an ensemble a request needs, in what order, once per set of requested outputs."""
+"""Plans which steps of an ensemble a request needs, and in what order. A plan is made once for each set of
+requested outputs.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,10 @@ from backline.engine.values.tensor import Tensor
 
 @dataclass(frozen=True, slots=True)
 class StepModel:
-    """What an ensemble needs to know about the model of a step.
+    """The properties of a step's model that the ensemble needs to know.
 
     `ranks` has the number of dimensions of each tensor, including the batch dimension if the model is
-    `batched`; empty if the model has not been loaded yet.
+    `batched`; it is empty if the model has not been loaded yet.
     """
 
     decoupled: bool = False
@@ -25,7 +27,9 @@ class StepModel:
     ranks: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
     def fit(self, name: str, tensor: Tensor) -> Tensor:
-        """Adapts a tensor between models of which only one has batches: adds or removes a dimension of 1."""
+        """Adapts a tensor that passes between a model with a batch dimension and one without: adds or removes
+        a dimension of 1.
+        """
         rank, shape = self.ranks.get(name), tensor.shape
         if rank is None or rank == len(shape):
             fitting = shape
@@ -42,14 +46,14 @@ class StepModel:
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """A step to run, and what is needed from its model.
+    """A step to run, and what the ensemble needs from its model.
 
-    `index` is the step's place in the configuration. `names` are the model's outputs to request; `targets`
-    maps them to tensors of the ensemble, `outputs` lists the same pairs, and `answers` counts those that are
-    outputs of the ensemble. `inputs` pairs each input of the model with a tensor of the ensemble. `followers`
-    lists the steps (by number in the plan) that wait for this one, and for how many of its tensors. `level`
-    is the number of decoupled steps before this one: a step at level 0 runs once, and a step after a
-    decoupled one runs for each of its responses.
+    `index` is the step's place in the configuration. `names` are the outputs to request from the model;
+    `targets` maps them to tensors of the ensemble, `outputs` lists the same pairs, and `answers` counts those
+    that are outputs of the ensemble. `inputs` pairs each input of the model with a tensor of the ensemble.
+    `followers` lists the steps, by their numbers in the plan, that need tensors from this one, and the number
+    of these tensors. `level` is the number of decoupled steps before this one: a step at level 0 runs once,
+    and a step after a decoupled one runs for each of its responses.
     """
 
     index: int
@@ -66,12 +70,12 @@ class PlannedStep:
 
 @dataclass(frozen=True, slots=True)
 class EnsemblePlan:
-    """The steps needed for a set of outputs. `consumers` lists, by tensor, the numbers of the steps that wait
-    for it.
+    """The steps that a set of outputs needs. `consumers` lists, for each tensor, the numbers of the steps
+    that wait for it.
 
-    `waits` has the number of tensors from other steps that each step waits for; the steps with 0 are `first`.
-    `chain` has the numbers of the decoupled steps that the outputs depend on, in order. `made` is the number
-    of outputs that come from steps.
+    `waits` has, for each step, the number of tensors that it needs from other steps; the steps that need none
+    are `first`. `chain` has the numbers of the decoupled steps that the outputs depend on, in order. `made`
+    is the number of outputs that steps produce.
     """
 
     steps: tuple[PlannedStep, ...]
@@ -84,14 +88,15 @@ class EnsemblePlan:
 
     @property
     def depth(self) -> int:
-        """The level of the outputs; at 0 there is exactly one response."""
+        """The level of the outputs; at level 0 there is exactly one response."""
         return len(self.chain)
 
 
 def plan_ensemble(
     ensemble: Ensemble, outputs: Sequence[str], decoupled: Collection[int] = ()
 ) -> EnsemblePlan:
-    """The plan for some of the ensemble's outputs. As in Triton, steps that none of them needs are left out.
+    """Returns the plan for some of the ensemble's outputs. As in Triton, steps that no such output needs are
+    left out.
 
     `decoupled` has the indexes of the steps with decoupled models.
     """
@@ -155,10 +160,10 @@ def plan_ensemble(
 
 
 def origins(ensemble: Ensemble, decoupled: Collection[int]) -> dict[str, tuple[int, ...]]:
-    """For each tensor of a step, the indexes of the decoupled steps that it depends on, in order.
+    """Returns, for each tensor of a step, the indexes of the decoupled steps that it depends on, in order.
 
-    Raises InvalidArgument, in Triton's words, if a step takes tensors of different origins: nothing says
-    which of their responses belong together.
+    Raises InvalidArgument, in Triton's words, if the inputs of a step depend on different decoupled steps:
+    nothing says which of the responses belong together.
     """
     producers = {
         tensor: index for index, step in enumerate(ensemble.steps) for tensor in step.outputs.values()

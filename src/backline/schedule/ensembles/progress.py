@@ -1,10 +1,10 @@
-"""The progress of one request through an ensemble, and what runs next. A policy over plain data, without
-clock or I/O.
+"""Tracks the progress of one request through an ensemble, and decides what runs next. It performs no I/O and
+reads no clock.
 
-A decoupled step gives any number of responses. Each passes through the steps after it in what is called a
-round of their level. Rounds are numbered in the order of these responses, and the ensemble's responses are
-sent in the order of rounds, even if later rounds finish first. A decoupled step that follows another one
-takes one round after the other, so that its responses are ordered, too.
+A decoupled step sends any number of responses. Each response passes through the following steps in what is
+called a round of their level. Rounds are numbered in the order of these responses, and the ensemble's
+responses are sent in the order of the rounds, even if later rounds finish first. A decoupled step that
+follows another one processes one round after the other, so that its responses are in order, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Tensors = Mapping[str, Tensor | None]
 
 
 class Round:
-    """One pass through the steps of a level, with the tensors available so far."""
+    """One pass through the steps of a level, with the tensors that are available so far."""
 
     __slots__ = ("lacks", "level", "number", "tensors", "waits")
 
@@ -37,7 +37,7 @@ class Round:
 
 @dataclass(slots=True, eq=False)
 class _Rounds:
-    """The rounds of a level: how many have begun, how many are open, and whether no more will follow."""
+    """The rounds of a level: how many have begun, how many are open, and whether more may follow."""
 
     made: int = 0
     open: int = 0
@@ -48,7 +48,8 @@ class _Rounds:
 class _InTurn:
     """The rounds that a decoupled step still has to run, one after the other.
 
-    `number` is the round that is `busy` or comes next; `early` has later rounds whose inputs are available.
+    `number` is the round that is `busy` or comes next; `early` has the later rounds whose inputs are already
+    available.
     """
 
     number: int = 0
@@ -59,8 +60,8 @@ class _InTurn:
 class EnsembleProgress:
     """Receives events and decides which steps start and which rounds are sent as responses.
 
-    A step has at most `limit` rounds in flight, and a decoupled step only one. The limit is exceeded only if
-    a decoupled step keeps responding although its level is `full`.
+    A step has at most `limit` rounds in flight, a decoupled step only one. The limit is exceeded only if a
+    decoupled step keeps responding although its level is `full`.
     """
 
     def __init__(self, plan: EnsemblePlan, inputs: Tensors, limit: int) -> None:
@@ -70,11 +71,11 @@ class EnsembleProgress:
         self._levels = [_Rounds() for _ in range(plan.depth + 1)]
         self._under_way = [0] * len(plan.steps)
         self._waiting: dict[int, deque[Round]] = {}
-        #: The decoupled steps. Each begins the rounds of the next level.
+        #: The decoupled steps. Each of them begins the rounds of the next level.
         self._turns = {number: _InTurn() for number in plan.chain}
         self._complete: dict[int, Round] = {}
         self._answered = 0
-        #: Steps to start, in order, by their number in the plan. The caller removes them.
+        #: The steps to start, in order, by their numbers in the plan. The caller removes them.
         self.ready: deque[tuple[Round, int]] = deque()
         first = self._begin(0, inputs)
         self._levels[0].closed = True
@@ -86,16 +87,18 @@ class EnsembleProgress:
 
     @property
     def finished(self) -> bool:
-        """Whether all rounds have been sent, and there will be no more."""
+        """Whether all rounds have been sent and no more can follow."""
         level = self._levels[-1]
         return level.closed and self._answered == level.made
 
     def full(self, level: int) -> bool:
-        """Whether the decoupled step that begins the rounds of this level should pause."""
+        """Returns whether the decoupled step that begins the rounds of this level should pause."""
         return self._levels[level].open >= self._limit
 
     def next_answer(self) -> Round | None:
-        """The next round to send as a response, or None if its outputs are not complete."""
+        """Returns the next round to send as a response, or None if the outputs of that round are not
+        complete.
+        """
         complete = self._complete.pop(self._answered, None)
         if complete is not None:
             self._answered += 1
@@ -103,7 +106,7 @@ class EnsembleProgress:
         return complete
 
     def responded(self, asked: Round, number: int, tensors: Tensors) -> None:
-        """Receives a response of a step in the round `asked`, possibly one of many."""
+        """Processes a response, possibly one of many, that a step has sent in the round `asked`."""
         plan = self._plan
         planned = plan.steps[number]
         target = self._begin(asked.level + 1, {}) if planned.decoupled else asked
@@ -120,7 +123,7 @@ class EnsembleProgress:
                 self._complete[target.number] = target
 
     def ended(self, asked: Round, number: int) -> None:
-        """Records that a step gives no more responses in the round `asked`."""
+        """Records that a step will send no more responses in the round `asked`."""
         turn = self._turns.get(number)
         if turn is None:
             self._under_way[number] -= 1
@@ -159,7 +162,9 @@ class EnsembleProgress:
             self.ready.append((turn.early.pop(turn.number), number))
 
     def _close(self, level: int) -> None:
-        """Ends the next level, and those after it, once the decoupled step that feeds them has finished."""
+        """Closes the next level, and those after it, once the decoupled step that begins their rounds has
+        finished.
+        """
         for number in self._plan.chain[level:]:
             rounds = self._levels[level]
             if not rounds.closed or self._turns[number].number < rounds.made:

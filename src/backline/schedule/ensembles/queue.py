@@ -1,4 +1,4 @@
-"""The queue of an ensemble, in which each request becomes requests to other models."""
+"""The queue of an ensemble, which turns each request into requests to other models."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from backline.schedule.ensembles.stream import StreamRun
 from backline.schedule.queues.queue import being_unloaded
 from backline.schedule.turn import Turn
 
-#: The number of plans kept, one per set of outputs; clients request few different sets.
+#: The maximum number of plans kept, one per set of outputs; clients request only a few different sets.
 _KEPT_PLANS = 64
-#: The default limit of requests in flight, per request, to a step after a decoupled one.
+#: The default limit for the requests to a step after a decoupled one that are in flight for one request to
+#: the ensemble.
 _MAX_INFLIGHT = 64
 
 
 class EnsembleQueue:
-    """Runs the requests of one version of an ensemble. Lives on the event loop.
+    """Runs the requests of one version of an ensemble. All methods must be called on the event loop.
 
-    Requests wait here only for their turn after a decoupled step; otherwise each step waits in the queue of
-    its model, batched with that model's other requests. `submit` is Engine.submit. Tensors pass between steps
-    without copies. Each step's request has the id, parameters, priority, sequence, timeout and deadline of
-    the ensemble's request.
+    A request waits here only for its turn after a decoupled step. Otherwise each step waits in the queue of
+    its model, where it is batched with other requests to that model. `submit` is Engine.submit. Tensors pass
+    between steps without copies. The request of each step has the id, parameters, priority, sequence, timeout
+    and deadline of the ensemble's request.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class EnsembleQueue:
         batched: bool,
         turn: Turn | None = None,
     ) -> None:
-        """`signature` has the ensemble's inputs and outputs. `update` sets the models of its steps."""
+        """`signature` has the ensemble's inputs and outputs. `update` sets the models of the steps."""
         self.name = name
         self.version = version
         self.submit_step = submit
@@ -52,7 +53,8 @@ class EnsembleQueue:
         self.calls = tuple(statistics.calls[step.model] for step in ensemble.steps)
         self.models: tuple[StepModel, ...] = (StepModel(),) * len(ensemble.steps)
         self.max_inflight = ensemble.max_inflight or _MAX_INFLIGHT
-        #: The ensemble, described like the model of a step, so that its outputs can be adapted like a step's.
+        #: Describes the ensemble like the model of a step, so that the outputs of the ensemble can be adapted
+        #: like those of a step.
         self.itself = StepModel(
             batched=batched, ranks={spec.name: len(spec.shape) for spec in signature.outputs}
         )
@@ -68,24 +70,24 @@ class EnsembleQueue:
 
     @property
     def pending(self) -> int:
-        """The number of queued requests: always 0, as steps wait in their models' queues."""
+        """The number of queued requests: always 0, because steps wait in the queues of their models."""
         return 0
 
     @property
     def running(self) -> int:
-        """The number of requests with steps that run or wait."""
+        """The number of requests that have steps running or waiting."""
         return len(self._runs)
 
     def update(self, models: tuple[StepModel, ...]) -> None:
-        """Plans new requests for these models. Requests in flight continue as planned."""
+        """Plans new requests with these models. Requests in flight keep their plans."""
         self.models = models
         self.mixed = len({model.batched for model in (*models, self.itself)}) > 1
         self._decoupled = frozenset(index for index, model in enumerate(models) if model.decoupled)
         self._plans.clear()
 
     def submit(self, ticket: Ticket) -> None:
-        """Starts the first steps of a request. Raises BacklineError if one is refused at once, for example
-        by a full queue.
+        """Starts the first steps of a request. Raises BacklineError if a step is refused at once, for example
+        because a queue is full.
         """
         outputs = ticket.request.outputs or self._outputs
         kind, plan = self._plans.get(outputs) or self._plan(outputs)
@@ -94,7 +96,7 @@ class EnsembleQueue:
         run.start()
 
     async def drain(self, limit: float) -> None:
-        """Lets running requests end within `limit` seconds, then fails the rest.
+        """Lets running requests finish within `limit` seconds, then fails the rest.
 
         Nothing may be submitted after this call.
         """

@@ -1,4 +1,4 @@
-"""One request on its way through an ensemble: the base of all runs, and runs without decoupled steps."""
+"""Runs one request through an ensemble: the base of all runs, and runs without decoupled steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 class EnsembleRun(Owner):
-    """The base of all runs: one request, until it completes or is given up. Lives on the event loop."""
+    """The base of all runs. A run carries one request until it completes or fails. All methods must be called
+    on the event loop.
+    """
 
     __slots__ = ("_compute", "_over", "_plan", "_queue", "_started_ns", "_ticket")
 
@@ -30,8 +32,8 @@ class EnsembleRun(Owner):
         self._started_ns = monotonic_ns()
 
     def start(self) -> None:
-        """Starts the steps that depend on no other. If one is refused, cancels the others and raises its
-        error.
+        """Starts the steps that need no tensors from other steps. If a step is refused, cancels the others
+        and raises its error.
         """
         self._ticket.enqueue(self)
         try:
@@ -43,7 +45,7 @@ class EnsembleRun(Owner):
                 raise
 
     def _begin(self) -> None:
-        """Submits the first steps. Raises the error of a step that is refused."""
+        """Submits the first steps. If a step is refused, raises its error."""
         raise NotImplementedError
 
     def _under_way(self) -> list[tuple[Ticket, PlannedStep]]:
@@ -78,13 +80,13 @@ class EnsembleRun(Owner):
         return ticket
 
     def _answered(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
-        """The completion callback of a step's request."""
+        """Handles the completion of a step's request."""
         raise NotImplementedError
 
     # responses to the caller
 
     def _response(self, tensors: dict[str, Tensor | None]) -> InferResponse:
-        """The ensemble's outputs as a response."""
+        """Returns a response with the ensemble's outputs."""
         queue = self._queue
         outputs = []
         for name in self._plan.outputs:
@@ -103,7 +105,7 @@ class EnsembleRun(Owner):
 
     @property
     def _next_response(self) -> tuple[int, int]:
-        """The index of the next response of the request, and when the previous one was available."""
+        """The index of the next response of the request, and the time when the previous one was available."""
         return 0, self._started_ns
 
     def _count_response(self, response: InferResponse) -> None:
@@ -116,7 +118,7 @@ class EnsembleRun(Owner):
             )
 
     def fail(self, error: BacklineError) -> None:
-        """Completes the request with an error, and gives up the steps in flight."""
+        """Completes the request with an error, and cancels the steps in flight."""
         if self._over:
             return
         self._count_failure()
@@ -129,7 +131,7 @@ class EnsembleRun(Owner):
             statistics.responses.failed(*self._next_response, now)
 
     def cancelled(self, _: Ticket) -> None:
-        """Cancels the steps in flight and starts no further ones; see Owner."""
+        """Cancels the steps in flight and starts no more steps; see Owner."""
         if not self._over:
             statistics = self._queue.statistics
             statistics.record_cancelled(self._ticket)
@@ -153,7 +155,9 @@ class EnsembleRun(Owner):
         self._queue.ended(self)
 
     def _failed(self, ticket: Ticket, planned: PlannedStep, error: BacklineError) -> BacklineError:
-        """Counts the failure of a step. Returns its error, which then names the ensemble and the model."""
+        """Counts the failure of a step. Returns the step's error, extended by the names of the ensemble and
+        the model.
+        """
         self._queue.calls[planned.index].fail.add(1, monotonic_ns() - ticket.request.arrived_ns)
         model = planned.step.model
         reason = error.message if f"'{model}'" in error.message else f"model '{model}': {error.message}"
@@ -163,7 +167,7 @@ class EnsembleRun(Owner):
 
 
 class UnaryRun(EnsembleRun):
-    """A run whose steps respond once each, so that nothing needs pacing or ordering."""
+    """A run in which each step responds once, so that nothing needs to be paced or ordered."""
 
     __slots__ = ("_left", "_open", "_tensors", "_waits")
 
@@ -172,7 +176,7 @@ class UnaryRun(EnsembleRun):
         self._tensors: dict[str, Tensor | None] = dict(ticket.request.inputs)
         self._waits = list(plan.waits)
         self._left = len(plan.steps)
-        #: The requests to models in flight.
+        #: The requests to models that are in flight.
         self._open: set[Ticket] = set()
 
     def _begin(self) -> None:
@@ -184,7 +188,7 @@ class UnaryRun(EnsembleRun):
             self._finish(self._response(self._tensors))
 
     def _submit(self, planned: PlannedStep) -> None:
-        """Submits a step. Raises the error of a refused one, with the step's name."""
+        """Submits a step. If it is refused, raises its error, extended by the name of the step."""
         queue = self._queue
         ticket = self._ask(planned, self._inputs(planned))
         self._open.add(ticket)
@@ -199,8 +203,8 @@ class UnaryRun(EnsembleRun):
         inputs = {}
         for name, source in planned.inputs:
             tensor = tensors.get(source)
-            # None is an optional input of the ensemble, or an output that a step omitted. The step's model
-            # checks whether it is required.
+            # None stands for an optional input of the ensemble, or an output that a step omitted. The step's
+            # model checks whether it is required.
             if tensor is not None:
                 inputs[name] = Tensor(name, tensor.datatype, tensor.shape, tensor.data)
         return inputs
@@ -213,7 +217,7 @@ class UnaryRun(EnsembleRun):
         if response is None:
             self.fail(self._failed(ticket, planned, error or no_response(planned)))
             return
-        # A step may omit outputs, as in Triton: the following steps and the caller then do without them.
+        # A step may omit outputs, as in Triton: the following steps and the caller then do not get them.
         targets, tensors = planned.targets, self._tensors
         for tensor in response.outputs:
             target = targets.get(tensor.name)
@@ -241,7 +245,7 @@ class UnaryRun(EnsembleRun):
 
 
 class FittedRun(UnaryRun):
-    """A UnaryRun that adapts tensors between models with and without batches."""
+    """A UnaryRun that adapts tensors between models with and without a batch dimension."""
 
     __slots__ = ()
 
@@ -252,5 +256,5 @@ class FittedRun(UnaryRun):
 
 
 def no_response(planned: PlannedStep) -> Internal:
-    """The error for a step whose model completed with neither a response nor an error."""
+    """Returns the error for a step whose model completed with neither a response nor an error."""
     return Internal(f"model '{planned.step.model}' gave no response")

@@ -1,4 +1,4 @@
-"""One request on its way through an ensemble with decoupled steps."""
+"""Runs one request through an ensemble with decoupled steps."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class StreamRun(EnsembleRun):
         self._progress = EnsembleProgress(plan, ticket.request.inputs, queue.max_inflight)
         #: The requests to models in flight, with the round and the number of the step in the plan.
         self._open: dict[Ticket, tuple[Round, int]] = {}
-        #: By level, the flow of the decoupled step that begins its rounds.
+        #: For each level, the flow of the decoupled step that begins the rounds of the level.
         self._flows: dict[int, ResponseFlow] = {}
         self._advancing = False
-        #: The number of responses sent, and when the last one was.
+        #: The number of responses sent, and when the last one was sent.
         self._answers = 0
         self._responded_ns = self._started_ns
 
@@ -40,7 +40,9 @@ class StreamRun(EnsembleRun):
         self._advance()
 
     def _advance(self) -> None:
-        """Does what EnsembleProgress has decided. Raises the error of a refused step, with its name."""
+        """Carries out what EnsembleProgress has decided. If a step is refused, raises its error, extended by
+        the name of the step.
+        """
         if self._advancing:  # a step completed while it was submitted; the outer call continues
             return
         self._advancing = True
@@ -71,8 +73,8 @@ class StreamRun(EnsembleRun):
         inputs = {}
         for name, source in planned.inputs:
             given = begun.tensors.get(source)
-            # None is an optional input of the ensemble, or an output that a step omitted. The step's model
-            # checks whether it is required.
+            # None stands for an optional input of the ensemble, or an output that a step omitted. The step's
+            # model checks whether it is required.
             if given is not None:
                 inputs[name] = (
                     model.fit(name, given) if mixed else Tensor(name, given.datatype, given.shape, given.data)
@@ -91,7 +93,7 @@ class StreamRun(EnsembleRun):
             raise self._failed(ticket, planned, error) from None
 
     def _pace(self) -> None:
-        """Pauses decoupled steps while the steps after them, or the caller, cannot keep up."""
+        """Pauses decoupled steps while the following steps, or the caller, cannot keep up."""
         if not self._flows:
             return
         asked = self._ticket.flow
@@ -104,7 +106,7 @@ class StreamRun(EnsembleRun):
     # responses of steps
 
     def _responded(self, ticket: Ticket, response: InferResponse) -> None:
-        """Receives one of many responses of a step."""
+        """Processes one of possibly many responses of a step."""
         open_request = self._open.get(ticket)
         if open_request is not None:
             self._take(*open_request, response)

@@ -1,1 +1,1 @@
-"""Scheduling under a latency objective: learned run times, batch sizes, and early refusals."""
+"""Scheduling with a latency objective: learned run times, batch sizes, and early refusals."""

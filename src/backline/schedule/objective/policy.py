@@ -1,6 +1,6 @@
-"""The policy of a latency objective: learned run times, expected completion times, and batch sizes.
+"""The policy for a latency objective: learns run times, predicts completion times, and chooses batch sizes.
 
-Pure decisions over plain data. Times are in seconds of the caller's clock.
+It performs no I/O and reads no clock. Times are in seconds of the caller's clock.
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ from math import log2
 
 from backline.engine.ticket import Ticket
 
-#: The weight of the newest run: in effect the last 20 runs count.
+#: The weight of the newest run: in effect, the last 20 runs count.
 _RATE = 0.05
-#: A run whose error exceeds this many times the usual error is an outlier, and is clipped to that.
+#: A run whose error exceeds the usual error by more than this factor is an outlier, and its error is limited
+#: to that.
 _OUTLIER = 3.0
 #: The usual error is assumed to be at least this fraction of the run time.
 _LEAST_ERROR = 0.02
-#: The weight of the prior slope: as much as that of the runs when their sizes differ by a tenth.
+#: The weight of the prior slope: as large as that of runs whose sizes differ by a tenth.
 _PRIOR_WEIGHT = 0.01
-#: Buckets per doubling of the item size.
+#: The number of buckets per doubling of the item size.
 _PER_OCTAVE = 2
 
 
 class Line:
-    """The seconds that a run of n items of similar size takes: `a * n + b`.
+    """The duration, in seconds, of a run of n items of similar size: `a * n + b`.
 
-    A least-squares fit to recent runs, in which older ones fade. The fit is regularised towards the slope of
-    the prior, scaled to the current speed: if all batches have the same size, the runs alone say nothing
-    about other sizes.
+    It is a least-squares fit to recent runs, in which older runs have less weight. The fit is regularised
+    towards the slope of the prior, scaled to the current speed: if all batches have the same size, the runs
+    alone say nothing about other sizes.
     """
 
     __slots__ = ("_error", "_n", "_nn", "_ny", "_prior", "_w", "_x", "_y", "a", "b")
@@ -38,16 +39,18 @@ class Line:
         self.b = b
         self._prior = (a, b)
         self._error = 0.1 * (a + b)
-        #: Fading sums over the runs: weights, items, items squared, seconds, items times seconds, prior
-        #: estimates.
+        #: Sums over the runs, in which older runs have less weight: weights, items, items squared, seconds,
+        #: items times seconds, and prior estimates.
         self._w = self._n = self._nn = self._y = self._ny = self._x = 0.0
 
     def seconds(self, items: float) -> float:
-        """The expected duration of a run of `items` items."""
+        """Returns the expected duration of a run of `items` items."""
         return self.a * items + self.b
 
     def largest(self, seconds: float, most: int) -> int:
-        """The largest number of items, up to `most`, that run within `seconds`; 0 if not even one does."""
+        """Returns the largest number of items, up to `most`, that run within `seconds`; 0 if not even one
+        item does.
+        """
         left = seconds - self.b
         if left < self.a or left < 0:
             return 0
@@ -83,13 +86,13 @@ class Line:
 class LatencyModel:
     """One Line for each bucket of item sizes.
 
-    An item's size is its number of elements, or 0 for models whose items all have the same number. A size
-    without runs is extrapolated from the nearest one, in proportion. Before the first run of any size, runs
-    are expected to take no time.
+    An item's size is its number of elements, or 0 for models whose items all have the same number. The times
+    of a size without runs are extrapolated, in proportion, from the nearest size with runs. Before the first
+    run of any size, runs are expected to take no time.
     """
 
     def __init__(self, seconds: Mapping[int, float] | None = None, size: int = 0) -> None:
-        """`seconds` are run times by batch size, measured earlier with items of `size`."""
+        """`seconds` are run times by batch size, measured earlier with items of size `size`."""
         self._lines: dict[int, tuple[int, Line]] = {}
         if seconds:
             most = max(seconds)
@@ -98,7 +101,7 @@ class LatencyModel:
             self._lines[_bucket(size)] = (size, Line(a, seconds[1] - a))
 
     def line(self, size: int) -> Line:
-        """The Line for items of a size."""
+        """Returns the Line for items of this size."""
         bucket = _bucket(size) if size else 0
         known = self._lines.get(bucket)
         if known is not None:
@@ -123,7 +126,7 @@ class LatencyModel:
 class Quantile:
     """An online estimate of a quantile: the value below which a `share` of observations lies.
 
-    Each observation moves it by a step proportional to their spread.
+    Each observation moves the estimate by a step proportional to the spread of the observations.
     """
 
     __slots__ = ("_share", "_spread", "value")
@@ -147,25 +150,25 @@ def _bucket(size: int) -> int:
     return round(_PER_OCTAVE * log2(size)) if size > 0 else 0
 
 
-#: The fraction of batches that should end no later than expected plus the margin.
+#: The fraction of batches that should end no later than the expected time plus the margin.
 _SURE = 0.995
-#: The fraction of the objective that a batch may take. At half, every request that arrives during a run can
-#: be served by the next run. Longer batches have a higher throughput under overload, but only requests that
-#: arrive late in a run can be served by the next one.
+#: The fraction of the objective that a batch may take: minimum, maximum and step. At half, every request that
+#: arrives during a run can be served by the next run. Longer batches have a higher throughput under overload,
+#: but then the next run can serve only requests that arrive late in a run.
 _LEAST_SHARE, _MOST_SHARE, _SHARE_STEP = 0.5, 0.85, 0.01
-#: A batch counts as full from this fraction of the usual size.
+#: A batch counts as full if it has at least this fraction of the usual size.
 _FULL = 0.9
-#: The maximum fraction of the objective kept as a margin for late responses.
+#: The maximum fraction of the objective that is reserved as a margin for late responses.
 _MOST_MARGIN = 0.25
 #: The weight of the newest batch in the mean size of batches that the next request could not join.
 _JOINED_RATE = 0.1
 
 
 def finish(line: Line, free: Sequence[float], ahead: int, size: int, *, usual: int, first: int) -> float:
-    """When a request of `size` items will complete if `ahead` items are queued before it.
+    """Returns when a request of `size` items will complete if `ahead` items are queued before it.
 
     `free` lists, in order, when the instances become free. The next batch has at most `first` items, later
-    ones `usual`. The first request of a batch must expect others to join it.
+    batches have at most `usual`. The estimate assumes that others join the first request of a batch.
     """
     start = free[0]
     if ahead + size <= first or not ahead:
@@ -185,25 +188,27 @@ def finish(line: Line, free: Sequence[float], ahead: int, size: int, *, usual: i
 
 
 class Outlook:
-    """Estimates how long batches take and when running ones will end, and tracks the estimates' error."""
+    """Estimates how long batches take and when running batches will end, and tracks the error of these
+    estimates.
+    """
 
     __slots__ = ("_ends", "_slip", "latency")
 
     def __init__(self, seconds: Mapping[int, float] | None = None, size: int = 0) -> None:
-        """Arguments as for LatencyModel."""
+        """The arguments are those of LatencyModel."""
         self.latency = LatencyModel(seconds, size)
         self._ends: dict[object, float] = {}
         self._slip = Quantile(_SURE)
 
     @property
     def margin(self) -> float:
-        """By how many seconds a response may be later than expected."""
+        """How many seconds later than expected a response may be."""
         return max(0.0, self._slip.value)
 
     def free(self, now: float, idle: int) -> list[float]:
-        """When the instances become free, in order; `idle` of them are free now.
+        """Returns when the instances will be free, in order; `idle` of them are free now.
 
-        An instance whose batch is overdue is expected to need as long again as the batch is late.
+        If a batch is overdue, its instance is expected to need as much time again as the batch is late.
         """
         if idle:
             moments = [now] * idle
@@ -216,16 +221,20 @@ class Outlook:
         self._ends[instance] = now + self.latency.line(size).seconds(items)
 
     def ended(self, instance: object) -> float | None:
-        """Records the end of a batch. Returns when the batch was expected to end."""
+        """Records the end of a batch. Returns the time at which the batch was expected to end."""
         return self._ends.pop(instance, None)
 
     def slipped(self, seconds: float) -> None:
-        """Learns that the responses of a batch were sent `seconds` later than expected at its start."""
+        """Records that the responses of a batch were sent `seconds` later than expected when the batch
+        started.
+        """
         self._slip.learn(seconds)
 
 
 def item_size(ticket: Ticket) -> int:
-    """The number of elements of one item, for models where it varies between requests; otherwise 0."""
+    """Returns the number of elements of one item, for models in which it varies between requests; otherwise
+    0.
+    """
     if ticket.batch_key is None:
         return 0
     return max(
@@ -234,28 +243,30 @@ def item_size(ticket: Ticket) -> int:
 
 
 class BatchSizing:
-    """Learns from past batches how large the next ones should be to complete within `objective` seconds."""
+    """Learns from past batches how large the next batches should be to complete within `objective`
+    seconds.
+    """
 
     def __init__(self, objective: float, outlook: Outlook) -> None:
         self._objective = objective
         self._outlook = outlook
-        #: The mean number of items of batches that the next request in the queue could not join.
+        #: The mean number of items in batches that the next request in the queue could not join.
         self._joined = 0.0
         self._share = _LEAST_SHARE
         #: Whether a request was refused since the last batch was formed.
         self.refused = False
-        #: The Line that the current plan is for; None between a batch and the next request.
+        #: The Line that the current plan is based on; None between a batch and the next request.
         self.planned: Line | None = None
-        #: The most items that a batch has unless its first request has time for more.
+        #: The maximum number of items in a batch, unless its first request has time for more.
         self.usual = 1
-        #: By how many seconds responses may be late.
+        #: How many seconds later than expected responses may be.
         self.margin = 0.0
-        #: The time that the largest possible batch takes, including the margin.
+        #: The duration of the largest possible batch in seconds, including the margin.
         self._longest = 0.0
         self._max_items = 1
 
     def plan(self, line: Line, max_items: int) -> None:
-        """Plans batches for the item size of `line`, until the next batch is formed."""
+        """Plans the batches with items of the size of `line`, until the next batch is formed."""
         self.planned = line
         self._max_items = max_items
         self.margin = min(self._outlook.margin, _MOST_MARGIN * self._objective)
@@ -264,17 +275,23 @@ class BatchSizing:
         self._longest = line.seconds(max_items) + self.margin
 
     def largest(self, line: Line, left: float) -> int:
-        """The maximum number of items in the next batch if its first request is due in `left` seconds."""
+        """Returns the maximum number of items in the next batch if its first request is due in `left`
+        seconds.
+        """
         if left >= self._longest:
             return self._max_items
         return self.within(line, left, min(self.usual, line.largest(left, self._max_items)))
 
     def within(self, line: Line, left: float, items: int) -> int:
-        """The most items that complete in `left` seconds with the margin, but at least `items` or 1."""
+        """Returns the maximum number of items that complete in `left` seconds including the margin, but at
+        least `items` or 1.
+        """
         return max(1, items, line.largest(left - self.margin, self._max_items))
 
     def formed(self, items: int) -> None:
-        """Lets batches grow while they are full and requests are refused, and shrink otherwise."""
+        """Adapts the batch size: batches grow while they are full and requests are refused, and shrink
+        otherwise.
+        """
         self.planned = None
         if items < _FULL * self.usual:
             self._share = max(_LEAST_SHARE, self._share - 2 * _SHARE_STEP)
@@ -283,5 +300,7 @@ class BatchSizing:
         self.refused = False
 
     def complete(self, items: int) -> None:
-        """Learns that a batch of `items` items was complete: the next request in the queue could not join."""
+        """Records that a batch of `items` items was complete: the next request in the queue could not join
+        it.
+        """
         self._joined = items if not self._joined else self._joined + _JOINED_RATE * (items - self._joined)

@@ -1,4 +1,6 @@
-"""The queue of a model with a latency objective: within each priority level, the earliest due comes first."""
+"""The queue of a model with a latency objective. Within each priority level, the request that is due first
+comes first.
+"""
 
 from __future__ import annotations
 
@@ -46,17 +48,17 @@ class DueList:
                 break
             index += 1
         else:
-            index = self.waiting.index(ticket)  # its deadline changed in the queue
+            index = self.waiting.index(ticket)  # its deadline changed while it was queued
         self.take(index, index + 1)
 
 
 class ObjectiveQueue(Owner):
     """A Queue in which a request is due `objective` seconds after arrival, or at its deadline if earlier.
 
-    Higher levels come first, as in every queue; within a level, the request due first does. A batch is as
-    large as its first request allows. When a batch is formed, requests that cannot complete in time are
-    refused as long as others can. An estimate alone never refuses a request while there is nothing better to
-    run: it may be wrong, and only a run can correct it.
+    Higher levels come first, as in every queue; within a level, the request that is due first comes first. A
+    batch is as large as its first request allows. When a batch is formed, requests that cannot complete in
+    time are refused, as long as other requests can. If there is no other request to run, none is refused
+    because of an estimate: the estimate may be wrong, and only a run can correct it.
     """
 
     def __init__(self, settings: QueueSettings, objective: float, outlook: Outlook) -> None:
@@ -75,14 +77,14 @@ class ObjectiveQueue(Owner):
         return self._size
 
     def due(self, ticket: Ticket) -> float:
-        """When a request is due, by time.monotonic()."""
+        """Returns when a request is due, in seconds of time.monotonic()."""
         due = ticket.request.arrived_ns / 1e9 + self._objective
         deadline = ticket.deadline
         return due if deadline is None or deadline > due else deadline
 
     def lateness(self, ticket: Ticket, free: Sequence[float], max_items: int) -> float:
-        """By how many seconds a request would be late if added now; negative if in time. `free` as in
-        `finish`.
+        """Returns how many seconds late a request would be if it were added now; negative if it would be in
+        time. `free` is as in `finish`.
         """
         number = self._settings.level_of(ticket)
         self._limit_wait(ticket, number)
@@ -107,7 +109,7 @@ class ObjectiveQueue(Owner):
             after = own.items * (len(own.dues) - bisect_right(own.dues, due)) // len(own.dues)
         size = ticket.batch_size
         late = finish(line, free, ahead - after, size, usual=sizing.usual, first=first) + sizing.margin - due
-        # The new request must not make those after it late.
+        # The new request must not make the requests after it late.
         if after and own is not None and late <= 0:
             last = finish(line, free, ahead, size, usual=sizing.usual, first=first)
             late = last + sizing.margin - own.dues[-1]
@@ -159,7 +161,7 @@ class ObjectiveQueue(Owner):
         return taken, items
 
     def _limit(self, level: DueList, now: float, max_items: int) -> int:
-        """The maximum number of items in the next batch."""
+        """Returns the maximum number of items in the next batch."""
         line = self._outlook.latency.line(item_size(level.waiting[0]))
         dues = level.dues
         sizing = self._sizing
@@ -168,7 +170,8 @@ class ObjectiveQueue(Owner):
         left = dues[0] - now
         limit = line.largest(left, max_items)
         if limit < wanted and limit < len(dues):
-            # A smaller batch would be in time for the first requests. Would a second one be for the others?
+            # A smaller batch would be in time for its requests. Would a second batch be in time for the
+            # others?
             if limit and dues[limit] >= now + line.seconds(limit) + line.seconds(
                 min(wanted, level.items - limit)
             ):
@@ -205,7 +208,7 @@ class ObjectiveQueue(Owner):
         return waited_too_long(ticket, self._settings.policy_of(ticket.level), now)
 
     def _refuse_overdue(self, now: float) -> None:
-        """Removes requests whose due time has passed."""
+        """Removes requests that were due before `now`."""
         for level in tuple(self._levels.ordered):
             over = bisect_right(level.dues, now)
             if over:
@@ -213,7 +216,9 @@ class ObjectiveQueue(Owner):
                 self._drop_empty(level)
 
     def _refuse_late(self, now: float) -> None:
-        """Removes overdue requests and, if any other can still be in time, those that will be late."""
+        """Removes overdue requests and, if any other request can still be in time, also those that will be
+        late.
+        """
         self._refuse_overdue(now)
         late: list[tuple[DueList, int]] = []
         others = False
@@ -231,7 +236,9 @@ class ObjectiveQueue(Owner):
                 self._drop_empty(level)
 
     def _expire(self, level: DueList, count: int) -> None:
-        """Expires the first requests of a level, except those whose deadline was postponed while queued."""
+        """Expires the first `count` requests of a level, except those whose deadline was postponed while they
+        were queued.
+        """
         dues = level.dues[:count]
         for ticket, due in zip(level.take(0, count), dues, strict=True):
             later = self.due(ticket)

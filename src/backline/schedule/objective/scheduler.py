@@ -1,4 +1,4 @@
-"""The driver for a latency objective: learns how long batches take, and refuses requests that would be
+"""The scheduler for a latency objective: learns how long batches take, and refuses requests that would be
 late.
 """
 
@@ -21,7 +21,8 @@ from backline.schedule.turn import Turn
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance
 
-#: The fraction of the objective to plan with; the rest is for the network between client and server.
+#: The fraction of the objective that is available for scheduling; the rest is for the network between client
+#: and server.
 _PLANNED = 0.95
 
 
@@ -63,7 +64,7 @@ class ObjectiveScheduler(Scheduler):
         )
 
     def submit(self, ticket: Ticket) -> None:
-        """Queues a request. Raises Unavailable if the queue is full, or the request would be late."""
+        """Queues a request. Raises Unavailable if the queue is full, or if the request would be late."""
         queue: ObjectiveQueue = self._queue  # type: ignore[assignment]  # see `_make_queue`
         idle = len(self._idle)
         late = queue.lateness(ticket, self._outlook.free(monotonic(), idle), self._policy.max_items)
@@ -100,7 +101,8 @@ class ObjectiveScheduler(Scheduler):
             self._outlook.latency.learn(_size(batch.tickets), batch.items, now - batch.started_ns / 1e9)
         super()._finished(instance, batch)
         if learns:
-            # If the loop noticed the end of the run late, it read requests as late, which no timestamp shows.
+            # If the loop was late to notice the end of the run, it also read new requests late, which no
+            # timestamp shows.
             late = now - batch.ended_ns / 1e9
             self._outlook.slipped(monotonic() - expected + late)  # type: ignore[operator]  # see `learns`
 
@@ -111,7 +113,7 @@ class ObjectiveScheduler(Scheduler):
         return self._too_late(ticket, 0.0)
 
     def _too_late(self, ticket: Ticket, late: float) -> Unavailable:
-        """The error for a request that would be `late` seconds late."""
+        """Returns the error for a request that would be `late` seconds late."""
         bound = f"its objective of {self._objective * 1000:g} ms"
         due = ticket.request.arrived_ns / 1e9 + self._objective
         if ticket.deadline is not None and ticket.deadline < due:
@@ -122,7 +124,9 @@ class ObjectiveScheduler(Scheduler):
 
 
 def _size(tickets: Sequence[Ticket]) -> int:
-    """The largest item size among a batch's requests, in elements; 0 if the model's items do not vary."""
+    """Returns the size of the largest item in a batch's requests, in elements; 0 if the model's items do not
+    vary in size.
+    """
     if tickets[0].batch_key is None:
         return 0
     return max(map(item_size, tickets))

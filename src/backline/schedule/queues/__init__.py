@@ -1,1 +1,1 @@
-"""Queues, which hold the waiting requests of a version and decide which comes next."""
+"""Queues, which hold the waiting requests of a version and decide which request comes next."""

@@ -1,4 +1,4 @@
-"""A queue in which callers take turns, so that none can make the others wait by sending more requests."""
+"""A queue in which callers take turns, so that no caller can make others wait by sending more requests."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from backline.engine.ticket import Ticket
 from backline.schedule.queues.plain import PlainQueue
 from backline.schedule.queues.queue import limit_wait, nobody_asks, waited_too_long
 
-#: The most callers whose requests are considered when a batch is filled out of turn.
+#: The maximum number of callers whose requests are considered when a batch is filled out of turn.
 _REACH = 64
-#: How many flows without requests may stay.
+#: The maximum number of flows without requests that are kept.
 _KEPT = 16
 
 
 class _Flow:
-    """The queued requests of one caller, and its debt: how many turns it has to pass.
+    """The queued requests of one caller, and its debt: the number of turns that it must skip.
 
-    A request costs as many turns as it has items. The first is the turn in which it is taken, unless it
-    joined a batch out of turn; the others become debt.
+    A request costs as many turns as it has items. The first of these is the turn in which the request is
+    taken, unless it joined a batch out of turn; the others become debt.
     """
 
     __slots__ = ("debt", "line", "name")
@@ -35,12 +35,12 @@ class _Flow:
 
 class FairQueue:
     """A Queue that serves its callers in turn, one item each: deficit round robin with a quantum of one item
-    (Shreedhar and Varghese, 1995), except that a caller pays for a large request after it is taken, not
-    before. A caller that joins is served before those that have had a turn while it was away, as new flows
-    are in FQ-CoDel (RFC 8290). So a caller with few requests need not wait for one with thousands.
+    (Shreedhar and Varghese, 1995), except that the cost of a large request is charged after it is taken, not
+    before. A caller that joins is served before those that have had a turn in its absence, like new flows in
+    FQ-CoDel (RFC 8290). So a caller with few requests need not wait for one with thousands.
 
     Invariant: between two turns of a waiting caller, each other caller has at most one. A caller that is
-    served goes to the end of the ring, and can join again only after the ring has turned.
+    served goes to the end of the ring, and can join again only after a full round of the ring.
 
     `Ticket.identity` identifies the caller. Each caller's own requests stay in order. A full queue admits
     a request of a caller with fewer queued requests than another by displacing the last request of the caller
@@ -67,9 +67,9 @@ class FairQueue:
         self.limit = policy.max_size or inf
         self._size = 0
         self._flows: dict[str, _Flow] = {}
-        #: The flows in the order of their turns: those with requests, and those with debts.
+        #: The flows in the order of their turns: flows with requests, and flows with debts.
         self._ring: deque[_Flow] = deque()
-        #: How many flows, the first in the ring, have not had a turn since they joined.
+        #: The number of flows at the start of the ring that have not had a turn since they joined.
         self._joined = 0
         self.on_left: Callable[[Ticket], None] = nobody_asks
         self.on_displaced: Callable[[Ticket], None] = nobody_asks
@@ -82,7 +82,7 @@ class FairQueue:
     def add(self, ticket: Ticket, *, anyway: bool = False) -> bool:
         if self._size >= self.limit and not anyway:
             self.make_room(ticket)
-            if self._size >= self.limit:  # completing the displaced request may have added another
+            if self._size >= self.limit:  # the completion of the displaced request may have added another
                 return False
         policy = self.policy
         if ticket.request.timeout is not None or policy.timeout_us:
@@ -96,7 +96,7 @@ class FairQueue:
         return True
 
     def append(self, ticket: Ticket) -> None:
-        """Adds a ticket at the end of its caller's requests, whatever the limits are."""
+        """Adds a ticket at the end of its caller's requests, regardless of any limits."""
         flow = self._flows.get(ticket.identity)
         if flow is None:
             flow = self._join(ticket.identity)
@@ -129,7 +129,7 @@ class FairQueue:
     def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
         taken: list[Ticket] = []
         items = 0
-        if self._size and self._ring[0].line.size == self._size:  # nobody else waits
+        if self._size and self._ring[0].line.size == self._size:  # no other caller waits
             return self._take_all_from(self._ring[0], max_items, now)
         while items < max_items and (flow := self._whose_turn()) is not None:
             ticket = self._from(flow, now)
@@ -153,11 +153,11 @@ class FairQueue:
         return taken, items
 
     def _fill(self, taken: list[Ticket], items: int, max_items: int, now: float) -> tuple[list[Ticket], int]:
-        """Fills a batch that the caller whose turn it is cannot join.
+        """Fills a batch with requests of other callers if those of the caller whose turn it is cannot join.
 
-        That caller is still first in the next batch, and callers that join this one pay with later turns.
-        Otherwise callers whose requests have different batch keys would keep each other from running in
-        batches.
+        That caller is still first in the next batch, and callers that join this batch are charged later
+        turns. Otherwise, callers with different batch keys would prevent each other's requests from running
+        in batches.
         """
         waiting = list(islice(self._ring, 1, 1 + _REACH))
         while waiting and items < max_items:
@@ -207,14 +207,16 @@ class FairQueue:
         return waited_too_long(ticket, self.policy, now)
 
     def _join(self, name: str) -> _Flow:
-        """Creates the flow of a caller that has none; the calling method must add it to the ring."""
+        """Creates the flow of a caller that has none. The calling method must add the flow to the ring."""
         line = PlainQueue(self.policy)
         line.on_left = self._left
         flow = self._flows[name] = _Flow(name, line)
         return flow
 
     def _whose_turn(self) -> _Flow | None:
-        """The flow whose turn it is, skipping flows that are in debt or empty; None if all are empty."""
+        """Returns the flow whose turn it is, skipping flows that are in debt or empty; None if all flows are
+        empty.
+        """
         ring = self._ring
         if not self._size:
             self._forget()
@@ -232,7 +234,7 @@ class FairQueue:
                 flow.debt -= 1
                 self._turn()
                 passed += 1
-            else:  # all owe turns; this is as many rounds as it takes until one does not
+            else:  # all flows are in debt: skip as many rounds as it takes until one is not
                 rounds = min(other.debt for other in ring)
                 for other in ring:
                     other.debt -= rounds
@@ -245,7 +247,7 @@ class FairQueue:
             self._joined -= 1
 
     def _forget(self) -> None:
-        """Forgets all debts. Keeps the flows unless there are many, because creating one takes time."""
+        """Forgets all debts. Keeps the flows, unless there are many, because creating one takes time."""
         if len(self._ring) > _KEPT:
             self._flows.clear()
             self._ring.clear()
@@ -267,7 +269,7 @@ class FairQueue:
         return ticket
 
     def _return(self, flow: _Flow, ticket: Ticket, now: float) -> None:
-        """Puts a request back to the front of its flow."""
+        """Puts a request back at the front of its flow."""
         flow.line.put_back([ticket], now)
         self._size += 1
 
@@ -280,6 +282,6 @@ class FairQueue:
             line.expired = []
 
     def _left(self, ticket: Ticket) -> None:
-        """Called when a queued request is cancelled."""
+        """Called when a queued request has been cancelled."""
         self._size -= 1
         self.on_left(ticket)

@@ -10,12 +10,14 @@ from backline.engine.config.model_config import QueuePolicy
 from backline.engine.ticket import QUEUED, Owner, Ticket, release_all
 from backline.schedule.queues.queue import limit_wait, nobody_asks, waited_too_long
 
-#: The queue is rebuilt once it holds more cancelled requests than this, and more than live ones.
+#: The queue is rebuilt once it holds more cancelled requests than this, and more cancelled than live ones.
 FEW = 16
 
 
 class PlainQueue(Owner):
-    """A first-in, first-out Queue. Cancelled tickets do not count, but stay in the deque until their turn."""
+    """A first-in, first-out Queue. Cancelled tickets do not count, but remain in the deque until they reach
+    its front.
+    """
 
     __slots__ = ("_gone", "_waiting", "expired", "limit", "on_displaced", "on_left", "policy", "rank")
 
@@ -46,12 +48,12 @@ class PlainQueue(Owner):
         return True
 
     def append(self, ticket: Ticket) -> None:
-        """Adds a ticket at the end, whatever the limits are."""
+        """Adds a ticket at the end, regardless of any limits."""
         ticket.enqueue(self)
         self._waiting.append(ticket)
 
     def make_room(self, ticket: Ticket) -> None:
-        """Displaces no request: those that came first stay."""
+        """Displaces no request: those that arrived first are kept."""
 
     def remove_last(self) -> Ticket | None:
         """Removes and returns the request at the end."""
@@ -77,7 +79,8 @@ class PlainQueue(Owner):
         return None
 
     def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
-        # Does not use `next`: a call per request would take a tenth of the total cost of scheduling one.
+        # This does not use `next`: one call per request would take a tenth of the total cost of scheduling a
+        # request.
         waiting = self._waiting
         taken: list[Ticket] = []
         items = 0
@@ -133,7 +136,7 @@ class PlainQueue(Owner):
         return waited_too_long(ticket, self.policy, now)
 
     def _skip(self, ticket: Ticket) -> None:
-        """Handles a ticket that was taken out and is cancelled or expired."""
+        """Handles a ticket that has been removed from the deque and is cancelled or expired."""
         if ticket.state is not QUEUED:
             self._gone -= 1
             return
@@ -143,7 +146,7 @@ class PlainQueue(Owner):
     def cancelled(self, ticket: Ticket) -> None:
         self._gone += 1
         if self._gone == len(self._waiting):
-            # Nobody may come for the next one: a queue at rest keeps no request.
+            # There may be no further call of `next`, and an idle queue should keep no requests in memory.
             self._waiting.clear()
             self._gone = 0
         elif self._gone > FEW and self._gone > len(self._waiting) // 2:

@@ -1,6 +1,6 @@
 """Creates the queue of a model: a PlainQueue or FairQueue if one line is enough, else a PriorityQueue.
 
-A PriorityQueue has a line per priority level, and keeps expired requests if the configuration says so.
+A PriorityQueue has one line per priority level, and keeps expired requests if the configuration says so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _by_rank = attrgetter("rank")
 
 
 class Level(Protocol):
-    """The requests of one rank. Ranks are comparable; the lowest is served first."""
+    """The requests of one rank. Ranks are comparable; the lowest rank is served first."""
 
     @property
     def rank(self) -> Any: ...
@@ -30,9 +30,9 @@ L = TypeVar("L", bound=Level)
 
 
 class Levels(dict[Any, L], Generic[L]):
-    """Levels by rank. A level is created for the first request of its rank and dropped once empty.
+    """Levels by rank. A level is created for the first request of its rank and removed once empty.
 
-    There may be any number of ranks, and those without requests cost nothing.
+    There may be any number of ranks, and ranks without requests cost nothing.
     """
 
     __slots__ = ("_make", "ordered")
@@ -40,7 +40,7 @@ class Levels(dict[Any, L], Generic[L]):
     def __init__(self, make: Callable[[Any], L]) -> None:
         super().__init__()
         self._make = make
-        #: The levels, sorted by rank, the lowest first.
+        #: The levels in ascending order of their ranks.
         self.ordered: list[L] = []
 
     def __missing__(self, rank: Any) -> L:
@@ -59,7 +59,7 @@ class Levels(dict[Any, L], Generic[L]):
 
 
 def make_queue(settings: QueueSettings) -> Queue:
-    """An empty queue with these settings: one without levels if that is enough."""
+    """Returns an empty queue with these settings: a queue without levels if that is enough."""
     if settings.levels or settings.policy.delay:
         return PriorityQueue(settings)
     return FairQueue(settings.policy) if settings.fair else PlainQueue(settings.policy)
@@ -69,7 +69,7 @@ Line: TypeAlias = PlainQueue | FairQueue
 
 
 class PriorityQueue:
-    """A Queue with one line per level, each followed by one for the level's late requests if those stay
+    """A Queue with one line per level, each followed by a line for the level's late requests if those remain
     queued. A line is a PlainQueue, or a FairQueue if callers take turns.
     """
 
@@ -77,7 +77,7 @@ class PriorityQueue:
 
     def __init__(self, settings: QueueSettings) -> None:
         self._settings = settings
-        #: The lines by rank: the priority level, and whether the requests are late.
+        #: The lines by rank. A rank consists of the priority level, and whether the requests are late.
         self._lines = Levels(self._make_line)
         self._size = 0
         self.on_left: Callable[[Ticket], None] = nobody_asks
@@ -172,11 +172,11 @@ class PriorityQueue:
         line.expired = []
 
     def _left(self, ticket: Ticket) -> None:
-        """Called when a ticket in one of the lines is cancelled."""
+        """Called when a ticket in one of the lines has been cancelled."""
         self._size -= 1
         self.on_left(ticket)
 
     def _displaced(self, ticket: Ticket) -> None:
-        """Called when a ticket in one of the lines has made room for another."""
+        """Called when a ticket in one of the lines has been displaced to make room for another."""
         self._size -= 1
         self.on_displaced(ticket)

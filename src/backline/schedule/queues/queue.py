@@ -1,4 +1,6 @@
-"""The interface of all queues, with their settings, time limits, errors, and the limit across models."""
+"""The interface of all queues; also their settings, time limits and errors, and the limit for all models
+together.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ _ANY = QueuePolicy()
 
 @dataclass(frozen=True, slots=True)
 class QueueSettings:
-    """Settings of one model's queue. `policy` applies to all levels that have none in `policies`.
+    """Settings of one model's queue. `policy` applies to all levels that have no policy in `policies`.
 
-    With `levels` 0 there is a single level. Otherwise requests have levels from 1 (the highest) to `levels`;
-    as in Triton, those that set none or one out of range get `default_level`. Levels are strict: no request
-    is taken while one of a higher level waits.
+    If `levels` is 0, there is a single level. Otherwise requests have levels from 1 (the highest) to
+    `levels`; as in Triton, requests without a level or with one out of range get `default_level`. Levels are
+    strict: no request is taken while one of a higher level waits.
     """
 
     policy: QueuePolicy = _ANY
@@ -30,28 +32,29 @@ class QueueSettings:
     fair: bool = False
 
     def level_of(self, ticket: Ticket) -> int:
-        """The priority level of a request."""
+        """Returns the priority level of a request."""
         priority = ticket.request.priority
         return priority if 1 <= priority <= self.levels else self.default_level
 
     def policy_of(self, level: int) -> QueuePolicy:
-        """The policy of a level, or of all requests if there are no levels."""
+        """Returns the policy of a level, or the policy of all requests if there are no levels."""
         return self.policies.get(level, self.policy) if self.levels else self.policy
 
 
 class Queue(Protocol):
     """Holds queued requests. Reads no clock: callers pass the current time, in seconds of time.monotonic().
 
-    The queue owns the tickets in it, so that cancelled ones leave at once. Tickets it has handed out, or put
-    into `expired`, have no owner.
+    The queue owns the tickets in it, so that cancelled tickets leave at once. Tickets that it has handed out,
+    or put into `expired`, have no owner.
     """
 
-    #: Called with a request that was cancelled, after it has left the queue.
+    #: Called with a request that was cancelled, after the request has left the queue.
     on_left: Callable[[Ticket], None]
     #: Called with a request that was removed from a full queue to make room for another caller's. It must
     #: complete the removed request.
     on_displaced: Callable[[Ticket], None]
-    #: Requests removed as expired. Callers of `next`, `take` and `sweep` complete them and clear the list.
+    #: Requests removed because they expired. Callers of `next`, `take` and `sweep` complete them and clear
+    #: the list.
     expired: list[Ticket]
 
     @property
@@ -59,9 +62,9 @@ class Queue(Protocol):
         """The number of queued requests."""
 
     def add(self, ticket: Ticket, *, anyway: bool = False) -> bool:
-        """Adds a request to the end of its level, setting its deadline by the queue's timeout.
+        """Adds a request to the end of its level, and sets its deadline according to the queue's timeout.
 
-        Returns False if the level is full and no request is displaced, unless `anyway`.
+        Returns False if the level is full and no request can be displaced, unless `anyway` is set.
         """
 
     def next(self, now: float) -> Ticket | None:
@@ -70,28 +73,31 @@ class Queue(Protocol):
     def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
         """Removes and returns the next requests that may run together at `now`, and their number of items.
 
-        They share a batch key and have at most `max_items` items; a request with more is taken alone.
+        The requests share a batch key and have at most `max_items` items; a request with more items is taken
+        alone.
         """
 
     def put_back(self, tickets: list[Ticket], now: float) -> None:
         """Puts back the last requests that `next` returned at `now`, in the same order and places."""
 
     def sweep(self, now: float) -> float:
-        """Removes expired requests. Returns the nearest deadline of the others, or infinity."""
+        """Removes expired requests. Returns the nearest deadline of the remaining requests, or infinity."""
 
     def clear(self) -> list[Ticket]:
         """Removes and returns all requests, in order."""
 
     def timed_out(self, ticket: Ticket, now: float) -> bool:
-        """Whether an expired request ran into the queue's timeout rather than its caller's deadline."""
+        """Returns whether a request expired because of the queue's timeout rather than its caller's
+        deadline.
+        """
 
 
 def nobody_asks(ticket: Ticket) -> None:
-    """The default `on_left` and `on_displaced`, which do nothing."""
+    """Does nothing; the default for `on_left` and `on_displaced`."""
 
 
 def limit_wait(ticket: Ticket, policy: QueuePolicy) -> None:
-    """Limits the deadline of a request to the end of its time in the queue."""
+    """Limits the deadline of a request to the end of its allowed time in the queue."""
     timeout = policy.timeout(ticket.request.timeout)
     if timeout is None:
         return
@@ -101,16 +107,17 @@ def limit_wait(ticket: Ticket, policy: QueuePolicy) -> None:
 
 
 def waited_too_long(ticket: Ticket, policy: QueuePolicy, now: float) -> bool:
-    """Whether a request has used up its time in the queue."""
+    """Returns whether a request has used up its allowed time in the queue."""
     timeout = policy.timeout(ticket.request.timeout)
     return timeout is not None and ticket.request.arrived_ns / 1e9 + timeout <= now
 
 
 @dataclass(slots=True, eq=False)
 class QueueTotal:
-    """Counts the requests waiting in the queues of all models together; `limit` is their maximum, or None.
+    """Counts the requests waiting in the queues of all models together; `limit` is their maximum number, or
+    None.
 
-    The owner of a queue adds a request to `waiting` when it is queued, and subtracts it when it leaves.
+    The owner of a queue adds 1 to `waiting` when a request is queued, and subtracts 1 when it leaves.
     """
 
     limit: int | None = None
@@ -122,7 +129,7 @@ class QueueTotal:
         return self.limit is not None and self.waiting >= self.limit
 
     def refusal(self, model: str) -> Unavailable:
-        """The error for a request over the limit."""
+        """Returns the error for a request that exceeds the limit."""
         return Unavailable(
             f"Exceeds maximum queue size of {self.limit} requests for all models;"
             f" this one is for model '{model}', try again later",
@@ -131,21 +138,21 @@ class QueueTotal:
 
 
 def queue_full(model: str, limit: int | None, where: str = "") -> Unavailable:
-    """The error for a request that finds the queue full; `limit` is the number of requests it holds."""
+    """Returns the error for a request to a full queue; `limit` is the maximum number of queued requests."""
     return Unavailable(
         f"Exceeds maximum queue size of {limit} for model '{model}'{where}, try again later", retry_after=1
     )
 
 
 def being_unloaded(model: str) -> Unavailable:
-    """The error for requests of a model that is being unloaded."""
+    """Returns the error for requests of a model that is being unloaded."""
     return Unavailable(f"model '{model}' is being unloaded, try again later", retry_after=1)
 
 
 def expired_in_queue(ticket: Ticket, now: float, model: str, *, by_policy: bool) -> BacklineError:
-    """The error for a request that expired in a queue at `now` (of time.monotonic()).
+    """Returns the error for a request that expired in a queue at `now` (in seconds of time.monotonic()).
 
-    `by_policy` says whether the queue's timeout has passed, or the caller's deadline.
+    `by_policy` says whether the queue's timeout has passed, rather than the caller's deadline.
     """
     waited = f"after {(now - ticket.request.arrived_ns / 1e9) * 1000:.0f} ms in the queue of model '{model}'"
     if by_policy:

@@ -2,13 +2,13 @@
 
 This is the policy of Triton's rate limiter. It reads no clock.
 
-An instance with work is staged. Staged instances are granted in order of their pass, the lowest first. A run
-adds the instance's priority to its pass, so an instance of priority 2 runs half as often as one of priority
-1. An instance that was idle resumes at the pass of the running ones, so that it cannot save up turns
+An instance with work is staged. Staged instances are granted in the order of their passes, the lowest first.
+A run adds the instance's priority to its pass, so an instance of priority 2 runs half as often as one of
+priority 1. An instance that was idle resumes at the pass of the running ones, so that it cannot save up turns
 (start-time fair queueing; Goyal, Vin and Cheng 1996).
 
-Instances may overtake one that waits for a resource, but may not take any of the resources it needs, so each
-gets its turn.
+Instances may overtake an instance that waits for a resource, but may not take any resource that it needs, so
+that each instance gets its turn.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Final, TypeAlias
 from backline.engine.config.instance_group import InstanceGroup
 from backline.engine.errors import InvalidArgument
 
-#: The device of resources that belong to the whole server.
+#: The device of resources that the whole server shares.
 EVERYWHERE: Final = "GLOBAL"
-#: In the server's options: a resource that every device has.
+#: In the server's options, the device of a resource that every device has.
 EACH_DEVICE: Final = ""
 #: The device of models that run on the CPU.
 PROCESSOR: Final = "0"
@@ -39,14 +39,14 @@ Key: TypeAlias = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The resources that an instance holds during a run, and what a run adds to its pass."""
+    """The resources that an instance holds during a run, and the amount by which a run increases its pass."""
 
     resources: Mapping[Key, int] = field(default_factory=lambda: MappingProxyType({}))
     priority: int = 1
 
 
 def claim_of(group: InstanceGroup, device: str = PROCESSOR) -> Claim:
-    """The claim of each instance in a group."""
+    """Returns the claim of each instance in a group."""
     resources = {
         (EVERYWHERE if resource.everywhere else device, resource.name): resource.count
         for resource in group.resources
@@ -57,14 +57,14 @@ def claim_of(group: InstanceGroup, device: str = PROCESSOR) -> Claim:
 
 @dataclass(slots=True, eq=False)
 class Claimant:
-    """An instance that may want to run, and its place in the order."""
+    """An instance that may have work, and its place in the order."""
 
     claim: Claim
     #: The model that the instance belongs to.
     owner: Owner | None = None
-    #: The instance's pass, see the top of this file.
+    #: The instance's pass; see the top of this file.
     passed: int = 0
-    #: Orders instances with equal passes: the one staged first comes first.
+    #: Orders instances with equal passes: the instance that was staged first comes first.
     number: int = 0
 
     def __lt__(self, other: Claimant) -> bool:
@@ -74,7 +74,8 @@ class Claimant:
 class RateLimits:
     """Counts resources and decides which instances run.
 
-    `given` are the server's resources; if empty, there is as much of each as the largest claim needs.
+    `given` are the server's resources. If it is empty, there is as much of each resource as the largest claim
+    needs.
     """
 
     def __init__(self, given: Mapping[Key, int] | None = None) -> None:
@@ -85,13 +86,13 @@ class RateLimits:
         #: The staged instances, sorted by pass.
         self._staged: list[Claimant] = []
         self._numbers = count()
-        #: The pass of the instance granted last, before that run.
+        #: The pass of the latest granted instance, before that run increased it.
         self._now = 0
 
     def register(self, claims: list[Claim], owner: Owner | None = None) -> list[Claimant]:
         """Adds the instances of a model (`owner`).
 
-        Raises InvalidArgument, in Triton's words, if one could never run.
+        Raises InvalidArgument, in Triton's words, if one of them could never run.
         """
         claimants = [Claimant(claim, owner) for claim in claims]
         self._limits = self._limits_for(self._claimants + claimants)
@@ -114,7 +115,9 @@ class RateLimits:
         self._staged.remove(claimant)
 
     def grant(self) -> list[Claimant]:
-        """Takes resources for the instances whose turn it is. They hold them until `release`."""
+        """Takes resources for the instances whose turn it is. The instances hold them until `release` is
+        called.
+        """
         granted: list[Claimant] = []
         kept: list[Claimant] = []
         kept_back: set[Key] = set()
@@ -135,18 +138,20 @@ class RateLimits:
         return granted
 
     def release(self, claimant: Claimant, *, ran: bool = True) -> None:
-        """Releases the resources of an instance. The turn does not count if the instance did not run."""
+        """Releases the resources of an instance. If the instance did not run, its turn does not count."""
         for key, wanted in claimant.claim.resources.items():
             self._taken[key] -= wanted
         if not ran:
             claimant.passed -= claimant.claim.priority
 
     def wanting(self, waits: Mapping[Owner, Collection[Owner]], waiting: Owner) -> str:
-        """The resources over which a model that calls others might deadlock, as text; empty if none.
+        """Returns the resources over which a model that calls others might deadlock, as text; empty if there
+        are none.
 
-        `waits` maps each model to those that it waits for. A waiting model holds what its instances claim. A
-        model that waits only for models that are certain to get their resources will finish and release its
-        own; repeat until no other can, as in the banker's algorithm (Dijkstra 1965).
+        `waits` maps each model to the models that it waits for. A waiting model holds what its instances
+        claim. A model that waits only for models that are certain to get their resources will finish and
+        release its own resources; this is repeated until no other model can finish, as in the banker's
+        algorithm (Dijkstra 1965).
         """
         stuck = set(waits)
         while waiting in stuck:
@@ -163,7 +168,7 @@ class RateLimits:
         return ""
 
     def _short(self, holders: Collection[Owner]) -> set[Key]:
-        """The resources that may run short while the `holders` hold what they claim."""
+        """Returns the resources that may run short while the `holders` hold the resources that they claim."""
         held: Counter[Key] = Counter()
         # The largest claim of any other instance.
         most: Counter[Key] = Counter()
@@ -206,7 +211,9 @@ class RateLimits:
         return limits
 
     def _there(self, device: str, name: str) -> int:
-        """How much of a resource a device has. As in Triton, 0 unless given for it or for every device."""
+        """Returns how much of a resource a device has. As in Triton, this is 0 unless the resource is given
+        for this device or for every device.
+        """
         wanted = name.casefold()
         devices = (device, EACH_DEVICE)
         fitting = (

@@ -1,4 +1,4 @@
-"""Permits that instances need to run where the server limits the rate of executions."""
+"""Permits, which instances need in order to run if the server limits the rate of executions."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from backline.schedule.rate_limit.limits import Claim, Claimant, Owner, RateLimi
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished, Instance
 
-#: How many seconds after a deadline to check for it, since event loop timers may fire early.
+#: How many seconds after a deadline to check for expired requests, since event loop timers may fire early.
 _LATE = 0.001
 
 
 class Permits:
-    """Grants permits to the instances of all models, in the order that RateLimits decides. Lives on the event
-    loop.
+    """Grants permits to the instances of all models, in the order that RateLimits decides. All methods must
+    be called on the event loop.
 
     Released resources are granted at the end of the loop's turn: the instance that has just run may have more
-    work, and may be next.
+    work, and it may be next.
     """
 
     def __init__(self, limits: RateLimits) -> None:
@@ -30,9 +30,9 @@ class Permits:
         self._permits: dict[Claimant, Permit] = {}
 
     def register(self, claims: list[Claim], owner: Owner) -> list[Permit]:
-        """The permits of a model's instances (`owner` is the model).
+        """Returns the permits for the instances of a model (`owner`).
 
-        Raises InvalidArgument if one could never run.
+        Raises InvalidArgument if one of them could never run.
         """
         permits = [Permit(self, claimant) for claimant in self._limits.register(claims, owner)]
         for permit in permits:
@@ -51,7 +51,7 @@ class Permits:
         self._grant_later()  # the instance may have blocked others
 
     def release(self, permit: Permit, *, ran: bool) -> None:
-        """Takes back the resources of an instance that has stopped running, or did not run after all."""
+        """Releases the resources of an instance that has stopped running, or that did not run after all."""
         self._limits.release(permit.claimant, ran=ran)
         self._grant_later()
 
@@ -61,7 +61,7 @@ class Permits:
         self._limits.unregister(permit.claimant)
 
     def wanting(self, waits: Mapping[Owner, Collection[Owner]], waiting: Owner) -> str:
-        """The resources over which models might deadlock; see RateLimits.wanting."""
+        """Returns the resources over which models might deadlock; see RateLimits.wanting."""
         return self._limits.wanting(waits, waiting)
 
     def _grant_later(self) -> None:
@@ -80,7 +80,7 @@ class Permits:
 
 
 class Permit:
-    """What an instance needs to run: requested before each run, given back after it."""
+    """The permission for an instance to run: requested before each run, and released after it."""
 
     __slots__ = ("_held", "_on_granted", "_permits", "claimant")
 
@@ -100,13 +100,13 @@ class Permit:
         self._held = True
 
     def begin(self) -> None:
-        """Notifies the instance that it may run, unless it has given the permit back meanwhile."""
+        """Notifies the instance that it may run, unless it has released the permit in the meantime."""
         on_granted, self._on_granted = self._on_granted, None
         if on_granted is not None:
             on_granted()
 
     def give_back(self, *, ran: bool = True) -> None:
-        """Gives the permit back after the run, or because the instance no longer wants to run."""
+        """Releases the permit after the run, or because the instance no longer wants to run."""
         asked, self._on_granted = self._on_granted is not None, None
         if self._held:
             self._held = False
@@ -115,17 +115,17 @@ class Permit:
             self._permits.withdraw(self)
 
     def close(self) -> None:
-        """Removes the instance. If it still runs, its permit is given back when the run ends."""
+        """Removes the instance. If it is still running, its permit is released when the run ends."""
         self._permits.unregister(self)
 
 
 class PermittedInstance:
-    """An instance whose batches wait for a permit. Lives on the event loop.
+    """An instance whose batches wait for a permit. All methods must be called on the event loop.
 
-    A batch leaves at once if all its requests are cancelled. Any other batch that had to wait is formed again
-    (see WaitsForTurn) when the permit is granted, and when a deadline passes meanwhile. An instance that can
-    take its next batch before all responses are sent gives its permit back at that point, and requests
-    another.
+    A batch is removed at once if all its requests are cancelled. Any other batch that had to wait is formed
+    again (see WaitsForTurn) when the permit is granted, and when a deadline passes in the meantime. An
+    instance that can take its next batch before all responses are sent releases its permit at that point, and
+    requests another.
     """
 
     off_loop: ClassVar[bool] = True
@@ -141,7 +141,7 @@ class PermittedInstance:
 
     @property
     def memory(self) -> object:
-        """What the wrapped instance remembers of sequences, if anything; see Remembers."""
+        """What the wrapped instance remembers about sequences, if anything; see Remembers."""
         return self._instance.memory  # type: ignore[attr-defined]
 
     def run(self, batch: Batch, finished: Finished) -> None:
@@ -175,9 +175,9 @@ class PermittedInstance:
         self._instance.run(batch, finished)
 
     def free(self, *, ran: bool) -> None:
-        """Gives the permit back, after a run or without one."""
+        """Releases the permit, whether or not the batch has run."""
         self._busy = False
-        self._waiting = None  # an idle instance would keep the tensors and connections of its last requests
+        self._waiting = None  # an idle instance would keep tensors and connections of past requests
         self._permit.give_back(ran=ran)
         if self._closing:
             self._close()
@@ -202,7 +202,7 @@ class _PermittedRun:
         self._over = False
 
     def waits(self) -> None:
-        """Called after the permit was requested; sets a timer if the permit was not granted at once."""
+        """Called after the permit was requested. Sets a timer if the permit was not granted at once."""
         if self._begun:
             return
         self._has_waited = True
@@ -216,11 +216,11 @@ class _PermittedRun:
             self._timer = asyncio.get_running_loop().call_later(delay, self.look_again)
 
     def look_again(self) -> None:
-        """Forms the batch again without expired requests, unless `_begin` is about to do so."""
+        """Forms the batch again without its expired requests, unless `_begin` is about to do so."""
         if self._granted:
             return
         self._form_again()
-        # The completion of a refused request may have abandoned the batch.
+        # The batch may have been abandoned when a refused request completed.
         if self._batch.abandoned:
             return
         if self._batch.tickets:
@@ -253,10 +253,10 @@ class _PermittedRun:
         self._begun = True
         if self._has_waited and not batch.abandoned:
             self._form_again()
-            # The completion of a refused request may have cancelled others.
+            # The completion of a refused request may have cancelled other requests.
             while not batch.abandoned and any(ticket.cancelled for ticket in batch.tickets):
                 self._form_again()
-        # The batch may have been abandoned since the grant, or by the completion of a refused request.
+        # The batch may have been abandoned since the permit was granted, or when a refused request completed.
         if batch.abandoned:
             return
         batch.on_abandon = None
@@ -272,13 +272,15 @@ class _PermittedRun:
         batch = self._batch
         batch.ended_ns = batch.ended_ns or monotonic_ns()
         if not batch.tickets:
-            batch.parts = []  # nothing to count
+            batch.parts = []  # there is nothing to count
         if not self._over:
             self._instance.free(ran=ran)
         self._finished(self._instance, batch)
 
     def _vacated(self, instance: Instance, batch: Batch) -> None:
-        """Called when the instance can take its next batch while responses of this one are still to come."""
+        """Called when the instance can take its next batch although responses of this batch are still to
+        come.
+        """
         self._over = True
         self._instance.free(ran=True)
         if self._on_vacated is not None:

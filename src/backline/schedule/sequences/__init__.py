@@ -1,1 +1,1 @@
-"""Sequences: the order, places and state of requests that share an id."""
+"""Sequences of requests with the same id: their order, places and states."""

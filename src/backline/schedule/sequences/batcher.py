@@ -1,4 +1,6 @@
-"""The queue of a model with sequences: orders requests, assigns places and passes states on."""
+"""The queue of a model with sequences. It orders requests, assigns places, and passes states from one request
+to the next.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +45,13 @@ from backline.workers.instance import Instance, remembers
 
 log = logging.getLogger("backline.schedule")
 
-#: Minimum delay in seconds until the next check for deadlines and idle sequences; one check handles many.
+#: Minimum delay in seconds until the next check for deadlines and idle sequences. One check handles many of
+#: them.
 _SHORTEST_WAIT = 0.002
 
 
 class _SequenceBacklog(Owner):
-    """Owns the tickets of one sequence that wait for a place, or for the previous request."""
+    """Owns the tickets of one sequence that wait for a place, or for the previous request to complete."""
 
     __slots__ = ("_batcher", "_sequence")
 
@@ -61,16 +64,16 @@ class _SequenceBacklog(Owner):
 
 
 class SequenceBatcher:
-    """Queues the requests of one model version by sequence. Lives on the event loop.
+    """Queues the requests of one model version by sequence. All methods must be called on the event loop.
 
     A sequence has a place on an instance from its first request to its last, and runs one request at a time,
-    in order. A request handed to an instance runs even if it is cancelled, since the following ones need the
-    state that it leaves. A failed request leaves the state unchanged. State inside a model may be lost with
-    its process; then its sequences end, and the next request of each gets an error. `make_lane` creates the
-    lane of an instance, with `slots` places.
+    in order. A request that was handed to an instance runs even if it is cancelled, since the following
+    requests need the state that it leaves. A failed request leaves the state unchanged. State inside a model
+    may be lost with the process of the model; then its sequences end, and the next request of each gets an
+    error. `make_lane` creates the lane of an instance, with `slots` places.
 
-    While a version drains, its open sequences continue for as long as the drain may take. Their states stay
-    in `store`, under this `version`, where the next load of the same version takes them over.
+    While a version drains, its open sequences continue for as long as the drain may take. Their states remain
+    in `store`, under this `version`, so that the next load of the same version can continue them.
     """
 
     def __init__(
@@ -107,28 +110,30 @@ class SequenceBatcher:
         self._alarm = Alarm(self._look, loop, pause=_SHORTEST_WAIT)
         self._ended: asyncio.Future[None] | None = None
         self._closed = False
-        #: Ids for requests that are whole sequences.
+        #: Ids for requests that are complete sequences.
         self._ids = count(1)
         #: Tasks that drain replaced lanes or fetch states.
         self._tasks: set[asyncio.Future[object]] = set()
 
     @property
     def pending(self) -> int:
-        """The number of requests that wait for a place, for the request before them, or in a lane."""
+        """The number of requests that wait for a place, for the previous request of their sequence, or in a
+        lane.
+        """
         return self._table.waiting + sum(lane.pending for lane in self._lanes)
 
     @property
     def running(self) -> int:
-        """The number of requests handed to the instances."""
+        """The number of requests that have been handed to the instances."""
         return self._table.running
 
     @property
     def open_sequences(self) -> int:
-        """The number of sequences that have begun and not ended."""
+        """The number of sequences that have begun and not yet ended."""
         return len(self._table.open)
 
     def holds(self, request: InferRequest) -> bool:
-        """Whether the sequence of a request is open here."""
+        """Returns whether the sequence of a request is open in this batcher."""
         return not self._closed and request.sequence is not None and request.sequence.id in self._table.open
 
     # submitting and running requests
@@ -196,7 +201,7 @@ class SequenceBatcher:
         self._look_at_rest()
 
     def _wait(self, sequence: LiveSequence, ticket: Ticket) -> None:
-        """Queues a request that waits for a place, or for the request before it."""
+        """Queues a request that waits for a place, or for the previous request of its sequence."""
         ticket.enqueue(_SequenceBacklog(self, sequence))
         if ticket.deadline is not None:
             self._look_at(ticket.deadline)
@@ -228,7 +233,7 @@ class SequenceBatcher:
         self._hand_on(sequence, ticket, step_of(ticket))
 
     def _hand_on(self, sequence: LiveSequence, ticket: Ticket, step: SequenceStep) -> None:
-        """Submits a stand-in for a request to the lane of its sequence, as the given step."""
+        """Submits a stand-in for a request, as step `step`, to the lane of its sequence."""
         on_response = self._responded if ticket.takes_many else None
         inputs = dict(ticket.request.inputs)
         self._tensors.add(inputs, step, sequence.state)
@@ -270,7 +275,7 @@ class SequenceBatcher:
                 self._states.take_out(sequence, response, ticket.request.outputs)
             except Internal as failure:
                 response, error = None, failure
-        # Each request to an iterative model is a whole sequence.
+        # Each request to an iterative model is a complete sequence.
         if self._tensors.iterative and not sequence.waiting:
             self._table.end(sequence)
         runnable = self._table.finish(sequence, monotonic_ns())
@@ -292,7 +297,7 @@ class SequenceBatcher:
         if sequence.place is not None:
             self._hand_on(sequence, ticket, step)
             return
-        # The sequence lost its place, because there are fewer now.
+        # The sequence lost its place, because there are fewer places now.
         ticket.request = derive(ticket.request, sequence=step)
         self._table.put_back(sequence)
         if self._total is not None:
@@ -300,7 +305,9 @@ class SequenceBatcher:
         self._wait(sequence, ticket)
 
     def _responded(self, inner: Ticket, response: InferResponse) -> None:
-        """Passes on one of many responses. The sequence keeps the state of the latest one that has any."""
+        """Passes on one of possibly many responses. The sequence keeps the state of the latest response that
+        has one.
+        """
         passage = passage_of(inner)
         ticket = passage.ticket
         with suppress(Internal):
@@ -308,8 +315,8 @@ class SequenceBatcher:
         ticket.respond(response)
 
     def _lose_beginning(self, sequence: LiveSequence, error: BacklineError | None = None) -> None:
-        """Refuses the requests of a sequence whose first request did not run or is unknown here, with `error`
-        or, by default, the advice to start the sequence.
+        """Refuses the requests of a sequence whose first request did not run or is unknown here. They get
+        `error` or, by default, the advice to start the sequence.
         """
         self._refuse_orphans(*self._table.lose_beginning(sequence), error)
 
@@ -346,7 +353,7 @@ class SequenceBatcher:
             self._total.waiting -= count
 
     def _refuse(self, tickets: Sequence[Ticket], why: Callable[[Ticket], BacklineError]) -> None:
-        """Completes waiting requests with an error. A completion may cancel others of them."""
+        """Completes waiting requests with an error. Each completion may cancel others of these requests."""
         self._leave(len(tickets))
         release_all(tickets)
         for ticket in tickets:
@@ -356,7 +363,7 @@ class SequenceBatcher:
                 ticket.complete(None, why(ticket))
 
     def cancelled_waiting(self, sequence: LiveSequence, ticket: Ticket) -> None:
-        """Counts and removes a waiting request that was cancelled."""
+        """Counts and removes a waiting request that has been cancelled."""
         self._statistics.record_cancelled(ticket)
         self._drop(sequence, ticket)
 
@@ -375,7 +382,9 @@ class SequenceBatcher:
     # expired requests and idle sequences
 
     def _look_at(self, moment: float) -> None:
-        """Looks for expired requests and idle sequences at `moment` (of time.monotonic()), or earlier."""
+        """Schedules a check for expired requests and idle sequences at `moment` (in seconds of
+        time.monotonic()), or earlier.
+        """
         if not self._closed:
             self._alarm.set(moment)
 
@@ -401,7 +410,9 @@ class SequenceBatcher:
         self._look_at_rest()
 
     def _reject(self, sequence: LiveSequence, late: Ticket, now: float) -> None:
-        """Refuses all requests of a sequence, because one has waited too long for the sequence's place."""
+        """Refuses all requests of a sequence, because one of them has waited too long for the sequence to get
+        a place.
+        """
         waited = f"{(now - late.request.arrived_ns / 1e9) * 1000:.0f} ms"
 
         def why(ticket: Ticket) -> BacklineError:
@@ -425,7 +436,7 @@ class SequenceBatcher:
             self.replace_instances(instances)
 
     def replace_instances(self, instances: Sequence[Instance]) -> None:
-        """Runs all further requests on other instances. The present ones close once drained."""
+        """Runs all further requests on other instances. The present instances close once they are drained."""
         for lane in self._lanes:
             self._in_background(lane.drain(inf))
         self._take_instances(instances)
@@ -442,10 +453,10 @@ class SequenceBatcher:
         task.add_done_callback(self._tasks.discard)
 
     async def drain(self, limit: float) -> None:
-        """Continues until all sequences have ended, for at most `limit` seconds; then refuses waiting
-        requests and closes the instances.
+        """Continues to run requests until all sequences have ended, for at most `limit` seconds. Then refuses
+        waiting requests and closes the instances.
 
-        States of sequences that have not ended stay in the store.
+        The states of sequences that have not ended remain in the store.
         """
         end = self._loop.time() + limit
         if not self._table.empty and limit > 0:

@@ -1,4 +1,4 @@
-"""Lanes run sequences on one instance: in fixed slots of its batches (direct), or batched as usual
+"""Lanes, which run sequences on one instance: in fixed slots of its batches (direct), or batched as usual
 (oldest).
 """
 
@@ -24,9 +24,9 @@ from backline.schedule.turn import Alarm
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance, Remembers, WaitsForTurn
 
-#: How many seconds after a given time to look for what is due, since event loop timers may fire early.
+#: How many seconds after a deadline to check for what is due, since event loop timers may fire early.
 _LATER = 0.0001
-#: The queue policy of lanes: as in Triton, timeouts count only while a sequence waits for its place.
+#: The queue policy of lanes: as in Triton, timeouts count only while a sequence waits for a place.
 UNTIMED = QueuePolicy(timed=False)
 #: The context of a ticket that fills an empty slot.
 _FILLER = object()
@@ -37,20 +37,20 @@ class Lane(Protocol):
 
     @property
     def pending(self) -> int:
-        """The number of queued requests, not counting those that run."""
+        """The number of queued requests, not counting those that are running."""
 
     def submit(self, ticket: Ticket) -> None:
-        """Queues a request. A sequence has at most one at a time."""
+        """Queues a request. A sequence has at most one request in the lane at a time."""
 
     async def drain(self, limit: float) -> None:
-        """Finishes its requests within `limit` seconds, refuses the rest, and closes the instance."""
+        """Finishes the lane's requests within `limit` seconds, refuses the rest, and closes the instance."""
 
 
 @dataclass(slots=True, eq=False)
 class Passage:
     """Links the stand-in that runs on an instance to the original ticket and its sequence.
 
-    `instance` is set if the model keeps state of the sequence that may be lost.
+    `instance` is set if the model itself keeps state of the sequence, which may be lost.
     """
 
     sequence: LiveSequence
@@ -58,7 +58,9 @@ class Passage:
     instance: Remembers | None
 
     def is_remembered(self, *, begins: bool) -> bool:
-        """Whether the model still has the state of the sequence; a request that `begins` it needs none."""
+        """Returns whether the model still has the state of the sequence. If the request `begins` the
+        sequence, no state is needed.
+        """
         if self.instance is None:
             return True
         memory = self.instance.memory
@@ -68,21 +70,21 @@ class Passage:
 
 
 def passage_of(ticket: Ticket) -> Passage:
-    """The Passage of a stand-in handed to an instance."""
+    """Returns the Passage of a stand-in that was handed to an instance."""
     passage: Passage = ticket.context
     return passage
 
 
 def slot_of(ticket: Ticket) -> int:
-    """The slot of a stand-in handed to an instance."""
+    """Returns the slot of a stand-in that was handed to an instance."""
     place = passage_of(ticket).sequence.place
     assert place is not None, "a running request has a place"
     return place[0]
 
 
 class SequenceLane(Scheduler):
-    """A Scheduler that forms its next batch only after the completions of the current one, which submit the
-    next requests of the same sequences.
+    """A Scheduler that forms its next batch only after the requests of the current batch have completed,
+    because their completions submit the next requests of the same sequences.
     """
 
     __slots__ = ()
@@ -95,8 +97,8 @@ class SequenceLane(Scheduler):
 
 @dataclass(frozen=True, slots=True)
 class SlotPolicy:
-    """When the slots of an instance run: as soon as the fraction `minimum` of them have a request, or the
-    oldest request has waited for `delay_ns`. Without a delay, at once.
+    """When the slots of an instance run: as soon as at least the fraction `minimum` of them have a request,
+    or once the oldest request has waited for `delay_ns`. Without a delay, they run at once.
     """
 
     slots: int = 1
@@ -104,8 +106,8 @@ class SlotPolicy:
     delay_ns: int = 0
 
     def wait_until(self, ready: int, oldest_ns: int, now_ns: int) -> int:
-        """Until when `ready` requests wait for others, the oldest of which arrived at `oldest_ns`; 0 for
-        no wait.
+        """Returns until when `ready` requests, the oldest of which arrived at `oldest_ns`, wait for others; 0
+        if they do not wait.
         """
         if not self.delay_ns or ready / self.slots >= self.minimum or now_ns - oldest_ns >= self.delay_ns:
             return 0
@@ -113,7 +115,9 @@ class SlotPolicy:
 
 
 def choose(ready: list[Ticket | None]) -> list[Ticket | None]:
-    """The slots of the next batch: requests with the oldest one's batch key, without trailing empty slots."""
+    """Returns the slots of the next batch: requests with the batch key of the oldest one, without trailing
+    empty slots.
+    """
     first = min(
         (ticket for ticket in ready if ticket is not None), key=lambda ticket: ticket.request.arrived_ns
     )
@@ -126,9 +130,10 @@ def choose(ready: list[Ticket | None]) -> list[Ticket | None]:
 
 
 class SlotLane(Owner):
-    """Runs the slots of one instance. A slot takes one request at a time. Lives on the event loop.
+    """Runs the slots of one instance. A slot takes one request at a time. All methods must be called on the
+    event loop.
 
-    `empty` makes the inputs of an empty slot from the inputs of another request in the batch.
+    `empty` creates the inputs of an empty slot from the inputs of another request in the batch.
     """
 
     def __init__(
@@ -167,10 +172,12 @@ class SlotLane(Owner):
         self._schedule()
 
     def cancelled(self, ticket: Ticket) -> None:
-        """Does nothing: a cancelled request in a slot runs, as later ones need the state it leaves."""
+        """Does nothing: a cancelled request in a slot still runs, because later requests need the state that
+        it leaves.
+        """
 
     async def drain(self, limit: float) -> None:
-        """Finishes its requests within `limit` seconds, refuses the rest, and closes the instance."""
+        """Finishes the lane's requests within `limit` seconds, refuses the rest, and closes the instance."""
         self._policy = SlotPolicy(self._policy.slots)
         self._schedule()
         if self._batch is not None or self.pending:
@@ -219,7 +226,7 @@ class SlotLane(Owner):
                 ticket.complete(None, being_unloaded(self._name))
 
     def _refuse_batch(self, batch: Batch) -> None:
-        """Refuses the requests of a batch that still waits for a permit when the model is unloaded."""
+        """Refuses the requests of a batch that is still waiting for a permit when the model is unloaded."""
         self._put_back(batch)
         self._refuse_all()
         batch.items = 0
@@ -232,7 +239,9 @@ class SlotLane(Owner):
         batch.tickets = []
 
     def _form_again(self, batch: Batch) -> None:
-        """Lets a batch that waits for a permit take what the slots now hold; it may end up empty."""
+        """Fills a batch that waits for a permit again with the requests that are in the slots now. The batch
+        may become empty.
+        """
         self._put_back(batch)
         self._refuse_late(monotonic_ns() / 1e9)
         if self.pending:
@@ -263,7 +272,7 @@ class SlotLane(Owner):
             if ticket and ticket.deadline is not None and ticket.deadline <= now
         ]:
             self._ready = [None if ticket in late else ticket for ticket in self._ready]
-            # Completions free the slots. The requests that take them may be late, too.
+            # Completions free the slots. The requests that then enter them may also be late.
             for ticket in late:
                 self._statistics.record_expired(ticket)
                 ticket.expire(expired_in_queue(ticket, now, self._name, by_policy=False))
@@ -287,7 +296,7 @@ class SlotLane(Owner):
             self._rest.set_result(None)
 
     def _record(self, batch: Batch) -> None:
-        """Counts a run. The batch size includes empty slots."""
+        """Counts a run. The recorded batch size includes empty slots."""
         for part in batch.parts or (batch,):
             asked = [ticket for ticket in part.tickets if ticket.context is not _FILLER]
             if not asked:
@@ -303,4 +312,4 @@ class SlotLane(Owner):
 
 
 def _ignore(ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
-    """The completion callback of the filler in an empty slot: nobody awaits its response."""
+    """Ignores the completion of a filler in an empty slot, because nobody awaits its response."""

@@ -1,4 +1,4 @@
-"""Stores the states of sequences, so that they outlive a load of the version."""
+"""Stores the states of sequences, so that sequences can continue after their version is loaded again."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Protocol, TypeAlias
 
 from backline.engine.values.tensor import Tensor
 
-#: The state tensors of a sequence, by input; with a batch dimension of 1 if the model has batches.
+#: The state tensors of a sequence, by input name; with a batch dimension of 1 if the model has batches.
 State: TypeAlias = Mapping[str, Tensor]
-#: The store looks for expired states once it holds more than this many.
+#: The store looks for expired states only if it holds more states than this.
 _FEW = 256
 
 
@@ -30,20 +30,21 @@ class StateStore(Protocol):
     """Keeps the last state of every open sequence.
 
     The batcher that runs a sequence also holds its state, and writes it here after each request. A batcher
-    that receives a request of an unknown sequence takes its state over from here. Lives on the event loop.
+    that receives a request of an unknown sequence takes the state from here. All methods must be called on
+    the event loop.
     """
 
     def put(self, key: StateKey, state: State, seconds: float) -> None:
         """Stores a state for at most `seconds`.
 
-        Returns at once; a remote store writes later, in the order of the calls.
+        Returns at once. A remote store writes the states later, in the order of the calls.
         """
 
     async def take(self, key: StateKey) -> State | None:
         """Removes and returns a state, or None. Raises BacklineError if the store does not respond."""
 
     def drop(self, key: StateKey) -> None:
-        """Forgets a state, if there is one, because its sequence has ended."""
+        """Forgets a state, if there is one, because the sequence has ended."""
 
 
 class MemoryStateStore:

@@ -1,4 +1,6 @@
-"""The policy of sequences: which are open, their places, and the next request of each; no clock, no I/O."""
+"""The policy of sequences: which sequences are open, their places, and the next request of each. It performs
+no I/O and reads no clock.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +21,25 @@ class LiveSequence:
     """A sequence that is open, or that has ended but still has requests to run."""
 
     id: int | str
-    #: When it last had a request or a run, by time.monotonic_ns().
+    #: When the sequence last had a request or a run, in nanoseconds of time.monotonic_ns().
     last_ns: int
     #: `Ticket.identity` of the caller that began it.
     holder: str = ""
     #: The place as (slot, lane); None while the sequence has none.
     place: tuple[int, int] | None = None
-    #: Requests after the running one, in order.
+    #: The requests that wait for the running one, in order.
     waiting: deque[Ticket] = field(default_factory=deque)
     running: Ticket | None = None
-    #: Whether its last request has arrived.
+    #: Whether the last request of the sequence has arrived.
     ended: bool = False
-    #: The state that its last request left; None before the first.
+    #: The state that the previous request left; None before the first request.
     state: State | None = None
     #: The identity of the worker that holds the model's own state of the sequence; None if that state cannot
     #: be lost.
     memory: object = None
     #: Whether a waiting request may have a timeout, which counts only while the sequence has no place.
     timed: bool = False
-    #: Whether its state is still being fetched. None of its requests run until the state is there.
+    #: Whether the state is still being fetched. No request of the sequence runs until it has been received.
     arriving: bool = False
 
     @property
@@ -51,39 +53,39 @@ class SequenceTable:
 
     There are `lanes` with `slots` places each. A sequence has a place from its first request to its end. If
     none is free, it waits for one, and so do its requests; the sequence that began first gets the next place.
-    One request of a sequence runs at a time. A sequence ends with a request that says so, or after `idle_ns`
-    without any.
+    Only one request of a sequence runs at a time. A sequence ends with a request that says so, or after
+    `idle_ns` without a request.
     """
 
     def __init__(
         self, lanes: int, slots: int, idle_ns: int, works: Callable[[int], bool] = lambda _: True
     ) -> None:
-        """`works` says whether a lane can currently run anything: places on such lanes are assigned first."""
+        """`works` says whether a lane can currently run requests: places on such lanes are assigned first."""
         self.idle_ns = idle_ns
         self._works = works
-        #: The open sequences by id, the one idle for longest first.
+        #: The open sequences by id. The sequence that has been idle for longest is first.
         self.open: dict[int | str, LiveSequence] = {}
         #: Sequences with waiting requests.
         self.backlogged: dict[LiveSequence, None] = {}
-        #: The number of waiting requests, not counting those that run.
+        #: The number of waiting requests, not counting those that are running.
         self.waiting = 0
-        #: The number of requests taken and not finished.
+        #: The number of requests that have been taken and have not finished.
         self.running = 0
         self._placed: dict[LiveSequence, None] = {}
         self._unplaced: dict[LiveSequence, None] = {}
-        #: A heap of free places. Those of a slot are added once all lower slots are taken, since there may be
-        #: far more places than sequences.
+        #: A heap of free places. The places of a slot are added once all lower slots are taken, since there
+        #: may be far more places than sequences.
         self._free: list[tuple[int, int]] = []
         self._later: Iterator[list[tuple[int, int]]] = iter(())
         self.resize(lanes, slots)
 
     @property
     def empty(self) -> bool:
-        """Whether no sequence is left, open or ending."""
+        """Whether there are no sequences left, neither open nor ending."""
         return not self.open and not self._placed and not self._unplaced
 
     def resize(self, lanes: int, slots: int) -> list[LiveSequence]:
-        """Changes the number of places, and assigns them again, first to the sequences that had one.
+        """Changes the number of places, and assigns the places again, first to the sequences that had one.
 
         Returns the sequences that have a place now.
         """
@@ -97,7 +99,9 @@ class SequenceTable:
         return self._fill()
 
     def runs_at_once(self, step: SequenceStep) -> bool:
-        """Whether a request would not wait: its sequence has or gets a place, and nothing else to run."""
+        """Returns whether a request would run at once: its sequence has or gets a place, and has no other
+        request to run.
+        """
         sequence = self.open.get(step.id)
         if sequence is None:
             return bool(self._free) and not self._unplaced
@@ -109,8 +113,8 @@ class SequenceTable:
         return sequence is not None and sequence.holder != ticket.identity
 
     def accept(self, ticket: Ticket, now_ns: int) -> LiveSequence | None:
-        """Queues a request in its sequence. Returns None if the sequence is not open and the
-        request does not start it.
+        """Queues a request in its sequence. Returns None if the sequence is not open and the request does not
+        start one.
         """
         step = step_of(ticket)
         sequence = self.open.get(step.id)
@@ -122,7 +126,7 @@ class SequenceTable:
         return sequence
 
     def adopt(self, ticket: Ticket, now_ns: int) -> LiveSequence:
-        """Opens a sequence that began elsewhere.
+        """Opens a sequence that began in another load or server.
 
         None of its requests run while it is `arriving`, that is, while its state is fetched.
         """
@@ -151,7 +155,7 @@ class SequenceTable:
 
     def _heard(self, sequence: LiveSequence, now_ns: int) -> None:
         sequence.last_ns = now_ns
-        # Move the sequence to the end, after those idle for longer.
+        # Move the sequence to the end, after those that have been idle for longer.
         if self.open.get(sequence.id) is sequence:
             del self.open[sequence.id]
             self.open[sequence.id] = sequence
@@ -169,7 +173,7 @@ class SequenceTable:
         return ticket
 
     def put_back(self, sequence: LiveSequence) -> None:
-        """Makes the running request the next one of its sequence again."""
+        """Makes the running request the next request of its sequence again."""
         assert sequence.running is not None, "called for a running request"
         sequence.waiting.appendleft(sequence.running)
         sequence.running = None
@@ -178,14 +182,16 @@ class SequenceTable:
         self.running -= 1
 
     def finish(self, sequence: LiveSequence, now_ns: int) -> list[LiveSequence]:
-        """Marks the running request as finished. Returns the sequences that may have something to run now."""
+        """Marks the running request as finished. Returns the sequences that may have a request to run now."""
         sequence.running = None
         self.running -= 1
         self._heard(sequence, now_ns)
         return [sequence] if sequence.waiting else self._release_if_over(sequence)
 
     def drop(self, sequence: LiveSequence, ticket: Ticket) -> tuple[list[Ticket], list[LiveSequence]]:
-        """Removes a waiting request and, if it begins the sequence, those after it; see `lose_beginning`."""
+        """Removes a waiting request and, if it begins the sequence, the requests that depend on it; see
+        `lose_beginning`.
+        """
         index = sequence.waiting.index(ticket)
         self._take_out(sequence, [ticket])
         if step_of(ticket).start:
@@ -195,10 +201,11 @@ class SequenceTable:
     def lose_beginning(
         self, sequence: LiveSequence, index: int = 0
     ) -> tuple[list[Ticket], list[LiveSequence]]:
-        """Removes requests that cannot run because the one that begins their sequence did not.
+        """Removes requests that cannot run because the request that begins their sequence did not run.
 
-        These are the waiting ones from `index` up to the next one that begins the sequence; if none does, the
-        sequence ends. Returns the removed requests, and the sequences that may have something to run now.
+        These are the waiting requests from `index` up to the next one that begins the sequence. If there is
+        no such request, the sequence ends. Returns the removed requests, and the sequences that may have a
+        request to run now.
         """
         following = list(islice(sequence.waiting, index, None))
         orphans = list(takewhile(lambda ticket: not step_of(ticket).start, following))
@@ -215,7 +222,7 @@ class SequenceTable:
             self.backlogged.pop(sequence, None)
 
     def reject(self, sequence: LiveSequence) -> list[Ticket]:
-        """Ends a sequence that still waits for a place. Removes and returns its requests."""
+        """Ends a sequence that is still waiting for a place. Removes and returns its requests."""
         tickets = self.clear(sequence)
         self.end(sequence)
         self._release_if_over(sequence)
@@ -228,9 +235,9 @@ class SequenceTable:
         return tickets
 
     def end_idle(self, now_ns: int) -> tuple[list[LiveSequence], list[LiveSequence]]:
-        """Ends the sequences that were idle for too long.
+        """Ends the sequences that have been idle for too long.
 
-        Returns them, and those that may have something to run now.
+        Returns these sequences, and those that may have a request to run now.
         """
         ended: list[LiveSequence] = []
         runnable: list[LiveSequence] = []
@@ -250,11 +257,13 @@ class SequenceTable:
             yield sequence
 
     def next_idle_ns(self) -> float:
-        """When the next sequence will have been idle for too long, or infinity."""
+        """Returns when the next sequence will have been idle for too long, in nanoseconds, or infinity."""
         return next((sequence.last_ns + self.idle_ns for sequence in self.open.values()), inf)
 
     def expired(self, now: float) -> tuple[list[tuple[LiveSequence, Ticket]], float]:
-        """The waiting requests that have expired, and the nearest deadline of the others, or infinity."""
+        """Returns the waiting requests that have expired, and the nearest deadline of the other waiting
+        requests, or infinity.
+        """
         over: list[tuple[LiveSequence, Ticket]] = []
         nearest = inf
         for sequence in self.backlogged:
@@ -277,7 +286,7 @@ class SequenceTable:
         return self._release(sequence) if sequence.over else []
 
     def _release(self, sequence: LiveSequence) -> list[LiveSequence]:
-        """Passes the place of a finished sequence on to the next one."""
+        """Passes the place of a finished sequence on to the next sequence."""
         self._unplaced.pop(sequence, None)
         if sequence.place is None:
             return []
@@ -303,7 +312,7 @@ class SequenceTable:
         free = self._free
         if not self._works(free[0][1]):
             if not any(self._works(lane) for _, lane in free):
-                free += next(self._later, [])  # one on each lane
+                free += next(self._later, [])  # one place on each lane
             if others := [place for place in free if self._works(place[1])]:
                 place = min(others)
                 free.remove(place)
@@ -317,7 +326,7 @@ class SequenceTable:
 
 
 def step_of(ticket: Ticket) -> SequenceStep:
-    """The place of a request in its sequence."""
+    """Returns the place of a request in its sequence."""
     step = ticket.request.sequence
     assert step is not None, "the batcher has checked it"
     return step

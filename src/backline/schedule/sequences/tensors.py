@@ -1,4 +1,6 @@
-"""The tensors added to requests of a sequence and removed from the responses: controls and states."""
+"""The tensors that are added to the requests of a sequence and removed from the responses: controls and
+states.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,14 @@ from backline.schedule.sequences.table import LiveSequence, SequenceTable
 class SequenceTensors:
     """The controls and states of one model.
 
-    `initial` are the states at the start of a sequence, by input. `batched` says whether tensors have a batch
-    dimension, which is 1 here. `served` are the outputs that clients may see.
+    `initial` has the states at the start of a sequence, by input name. `batched` says whether tensors have a
+    batch dimension, which is 1 here. `served` has the outputs that clients may see.
     """
 
     def __init__(
         self, model: str, batching: SequenceBatching, initial: State, *, batched: bool, served: frozenset[str]
     ) -> None:
-        #: Whether each request is a whole sequence, with as many runs as the model asks for.
+        #: Whether each request is a complete sequence, with as many runs as the model asks for.
         self.iterative = batching.iterative
         self._model = model
         self._initial = initial
@@ -47,7 +49,7 @@ class SequenceTensors:
         return bool(self._outputs)
 
     def check_id(self, step: SequenceStep) -> None:
-        """Raises InvalidArgument if the model's input for the id cannot hold it."""
+        """Raises InvalidArgument if the datatype of the model's input for the id cannot represent the id."""
         for control, _ in self._ids:
             if control.datatype is DataType.BYTES:
                 continue
@@ -60,7 +62,7 @@ class SequenceTensors:
                 raise InvalidArgument(f"the sequence ID {step.id} is too large for {kind}")
 
     def add(self, inputs: dict[str, Tensor], step: SequenceStep, state: State | None) -> None:
-        """Adds the controls and `state`, which the previous request left, to the inputs of a request."""
+        """Adds the controls, and the `state` that the previous request left, to the inputs of a request."""
         for kind, name, no, yes in self._flags:
             applies = kind == "ready" or (kind == "start" and step.start) or (kind == "end" and step.end)
             inputs[name] = yes if applies else no
@@ -71,19 +73,23 @@ class SequenceTensors:
             inputs.update(self._initial if state is None or step.start else state)
 
     def outputs(self, wanted: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        """The outputs to request from the model: those the caller wants, and the states."""
+        """Returns the outputs to request from the model: those that the caller wants, and the states."""
         if wanted is None:
             return None
         return (*wanted, *(name for name in self._outputs if name not in wanted))
 
     def batch_key(self, key: object, inputs: Mapping[str, Tensor]) -> object:
-        """The batch key of a request including its states: those of different shapes cannot share a batch."""
+        """Returns the batch key of a request including its states, because states of different shapes cannot
+        share a batch.
+        """
         if not self._state_shapes_vary:
             return key
         return key, tuple(inputs[name].shape for name in self._outputs.values())
 
     def empty(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs of an empty slot: zeros in the shapes of another request, and not ready."""
+        """Returns the inputs of an empty slot: zeros with the shapes of another request, marked as not
+        ready.
+        """
         zeros = {
             name: Tensor(name, tensor.datatype, tensor.shape, _blank(tensor.datatype, tensor.shape))
             for name, tensor in like.items()
@@ -102,7 +108,7 @@ class SequenceTensors:
         for tensor in response.outputs:
             name = self._outputs.get(tensor.name)
             if name is not None:
-                # A copy: the response is a view of a whole batch, which the sequence may outlive.
+                # A copy, because the response is a view of a whole batch, which the sequence may outlive.
                 data = np.array(tensor.data)
                 state[name] = Tensor(name, tensor.datatype, data.shape, data)
             if tensor.name in self._served if wanted is None else tensor.name in wanted:
@@ -115,10 +121,12 @@ class SequenceTensors:
 
 
 class SequenceStates:
-    """What each request of a sequence leaves for the next one. Lives on the event loop.
+    """The state that each request of a sequence leaves for the next one. All methods must be called on the
+    event loop.
 
-    A sequence holds its state. While it is open, so does `store`, for `seconds` after each request, so that
-    another load or server can continue it. Nothing is stored for models without states.
+    A sequence holds its state. While the sequence is open, `store` also keeps the state, for `seconds` after
+    each request, so that another load or server can continue the sequence. Nothing is stored for models
+    without states.
     """
 
     def __init__(
@@ -159,13 +167,13 @@ class SequenceStates:
         Raises BacklineError if the store does not respond.
         """
         state = sequence.state = await self._store.take(self._key(sequence))
-        # Put it back while the sequence is open, because none of its requests may run here.
+        # Put it back while the sequence is open, because no request of the sequence may run here.
         if state is not None and (sequence.waiting or not sequence.ended):
             self._store.put(self._key(sequence), state, self._seconds)
 
     def forget(self, sequence: LiveSequence) -> None:
-        """Drops the state of a sequence that has ended or starts over, but not that of a newer one with
-        its id.
+        """Drops the state of a sequence that has ended or starts over, but not the state of a newer sequence
+        with the same id.
         """
         if self._tensors.has_states and (self._is_open(sequence) or sequence.id not in self._table.open):
             self._store.drop(self._key(sequence))
@@ -183,7 +191,9 @@ class SequenceStates:
 
 
 def initial_state(batching: SequenceBatching, files: Mapping[str, np.ndarray], *, batched: bool) -> State:
-    """The states at the start of a sequence. `files` has the contents of those read from a file, by input."""
+    """Returns the states at the start of a sequence. `files` has the contents of the files with initial
+    states, by input name.
+    """
     states = {}
     for state in batching.states:
         data = files.get(state.input)
