@@ -237,7 +237,7 @@ def _is_module(model: Any) -> bool:
 
 
 def _is_fitted(estimator: Any) -> bool:
-    """Whether an estimator has learned something: `fit` leaves attributes that are not parameters."""
+    """Returns whether an estimator has learned something: `fit` leaves attributes that are not parameters."""
     if not vars(estimator).keys() <= estimator.get_params(deep=False).keys():
         return True
     try:
@@ -342,7 +342,7 @@ def adopted_function(key: str, module: str) -> FunctionType:
 
 
 def adopted_class(key: str) -> type:
-    """A class that creates the served object whenever it is called."""
+    """Returns a class that creates the served object whenever it is called."""
     given = _ADOPTED[key]
     members: dict[str, Any] = {"__new__": lambda cls: given, "predict": type(given).predict}
     return type("Model", (), members)

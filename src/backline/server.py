@@ -170,7 +170,7 @@ class ServerOptions:
 
 
 def _access(options: ServerOptions) -> Access | None:
-    """The Access that limits what callers may do; None if every caller may do everything.
+    """Returns the Access that limits what callers may do; None if every caller may do everything.
 
     Without keys, only this machine's programs and holders of a client certificate may change anything. Raises
     InvalidArgument if the file is not valid.
@@ -196,7 +196,7 @@ def _restricted(options: ServerOptions) -> RestrictedApis | None:
 
 
 async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
-    """The policy for requests from web pages, which must use a known name of this server.
+    """Returns the policy for requests from web pages, which must use a known name of this server.
 
     Known are `allowed_hosts`, the host that the server listens on, the machine's name and, unless only the
     loopback is served, the machine's fully qualified name. Raises InvalidArgument for an invalid host name or

@@ -61,7 +61,7 @@ UNCONFIGURED = Policy(anonymous((Scope.INFER, Scope.READ, Scope.METRICS), cure=_
 
 
 def _of_websocket(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """The key or token among the subprotocols that a WebSocket handshake offers."""
+    """Returns the key or token among the subprotocols that a WebSocket handshake offers."""
     for one in headers[_SUBPROTOCOLS].split(b","):
         if one.strip().startswith(_SUBPROTOCOL):
             return b"Bearer " + one.strip().removeprefix(_SUBPROTOCOL)
@@ -150,7 +150,7 @@ class Access:
                 identity.meter = now.meter
 
     def identify(self, headers: Mapping[bytes, bytes], caller: Certified = REMOTE) -> Identity:
-        """The identity of a request with these fields.
+        """Returns the identity of a request with these fields.
 
         Raises Unauthenticated if its key or token is not valid: a request with a wrong key never passes as
         one without a key. Raises Unavailable while the keys that verify a token are being fetched.
@@ -185,7 +185,7 @@ class Access:
         return self._known.keep(given, identity)
 
     def _holder(self, certificate: Certificate | None) -> Identity:
-        """The identity of a client with this certificate."""
+        """Returns the identity of a client with this certificate."""
         if certificate is None:
             return self._policy.anonymous
         known = self._holders.get(certificate)
@@ -207,13 +207,13 @@ class Access:
         return unknown
 
     def _issue(self, credential: Certificate | Claims) -> Identity | None:
-        """The identity that a credential now stands for; None if it would no longer be accepted."""
+        """Returns the identity that a credential now stands for; None if it would no longer be accepted."""
         if isinstance(credential, Certificate):
             return self._of_certificate(credential) if self._policy.certificates else self._policy.anonymous
         return self._of_token(credential)
 
     def _of_token(self, claims: Claims) -> Identity | None:
-        """The identity of a token's holder; None if the token would no longer be accepted."""
+        """Returns the identity of a token's holder; None if the token would no longer be accepted."""
         identity = None if self._verifier is None else self._verifier.identify(claims)
         return None if identity is None else self._metered(identity, f"{claims.issuer} {claims.subject}")
 

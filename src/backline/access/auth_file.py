@@ -228,7 +228,7 @@ def _certificate_rule(entry: CertificateEntry) -> CertificateRule:
 
 
 def _token_rules(entries: Sequence[TokenEntry], folder: Path) -> dict[str, TokenRule]:
-    """The rules for tokens, by issuer."""
+    """Returns the rules for tokens, by issuer."""
     if not entries:
         return {}
     try:
@@ -273,7 +273,7 @@ def _timestamp(moment: datetime | None) -> float | None:
 
 
 def environment_has_keys(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether an environment variable holds a key."""
+    """Returns whether an environment variable holds a key."""
     return any(variable in environment for variable in ENVIRONMENT_KEYS)
 
 

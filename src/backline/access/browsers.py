@@ -78,7 +78,7 @@ class HostNames:
 
 
 def host_name(host: bytes) -> str | None:
-    """The name or address in a Host field, in lower case; None if malformed."""
+    """Returns the name or address in a Host field, in lower case; None if malformed."""
     found = _HOST(host.decode("latin-1").strip().lower())
     if found is None:
         return None
@@ -135,7 +135,7 @@ class BrowserPolicy:
         return cls(HostNames.of(named), allowed, any_host_for_programs=ANY_HOST in hosts)
 
     def refusal(self, scope: Scope, headers: Mapping[bytes, bytes], *, local: bool) -> str | None:
-        """Why a request is refused; None if it is allowed.
+        """Returns why a request is refused; None if it is allowed.
 
         `headers` has lower-case names; `local` means that the connection is over a Unix socket.
 
@@ -186,7 +186,7 @@ class BrowserPolicy:
 
 
 def parse_origin(text: str) -> str:
-    """An origin as browsers write it: in lower case, without its scheme's default port.
+    """Returns an origin as browsers write it: in lower case, without its scheme's default port.
 
     Raises InvalidArgument if `text` is not an origin.
     """
@@ -209,7 +209,7 @@ def _host_refusal(host: bytes) -> str:
 
 
 def _page_refusal(name: str, value: bytes, origin: bytes | None) -> str:
-    """The error text for a page of another origin, which is `origin` if known."""
+    """Returns the error text for a page of another origin, which is `origin` if known."""
     allowed = "ORIGIN" if origin in (None, b"null") else _shown(origin or b"")
     return (
         f"{name} '{_shown(value)}' belongs to a web page of another origin, which may not use this route;"
@@ -218,7 +218,7 @@ def _page_refusal(name: str, value: bytes, origin: bytes | None) -> str:
 
 
 def _from_browser(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a request may come from a web page.
+    """Returns whether a request may come from a web page.
 
     Browsers send Accept-Language with every request, and a page can change but not remove it (Fetch standard,
     "HTTP-network-or-cache fetch"). This covers a GET of a page that rebinds DNS, which has no Origin.

@@ -31,7 +31,7 @@ class CertificateRule:
     quotas: tuple[Quota, ...] = ()
 
     def identify(self, certificate: Certificate) -> Identity | None:
-        """The identity of a certificate's holder; None if the rule does not apply."""
+        """Returns the identity of a certificate's holder; None if the rule does not apply."""
         if not (self.subject <= certificate.subject and self.names <= certificate.names):
             return None
         expires = certificate.expires if self.expires is None else min(self.expires, certificate.expires)
@@ -50,7 +50,7 @@ def parse_subject(text: str) -> frozenset[str]:
 
 
 def parse_alternative_name(text: str) -> str:
-    """A subject alternative name such as "DNS:app.example.org", spelt as the wire does.
+    """Returns a subject alternative name such as "DNS:app.example.org", spelt as the wire does.
 
     Raises InvalidArgument if its kind is unknown.
     """
@@ -65,6 +65,6 @@ def parse_alternative_name(text: str) -> str:
 
 
 def describe(certificate: Certificate) -> str:
-    """The names in a certificate, for error texts."""
+    """Returns the names in a certificate, for error texts."""
     told = ", ".join((*sorted(certificate.subject), *sorted(certificate.names)))
     return told[:200] or "without a name"

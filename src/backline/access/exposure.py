@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address.
+    """Returns whether only this machine can reach an address.
 
     Names other than localhost may resolve to any address.
     """

@@ -38,7 +38,7 @@ METRICS_ONLY = "this port serves only metrics and health checks, as it does not 
 
 
 def route_of(method: bytes, path: bytes) -> str:
-    """A route as error texts and the log show it: "GET /v2/models"."""
+    """Returns a route as error texts and the log show it: "GET /v2/models"."""
     return f"{method[:32].decode('latin-1')} {path[:512].decode(errors='replace')}"
 
 

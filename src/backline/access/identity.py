@@ -128,7 +128,7 @@ class Identity:
             self.meter.follow(ticket)
 
     def may(self, scope: Scope, model: str | None) -> bool:
-        """Whether one of the grants allows `scope` on `model`; see Grant.covers."""
+        """Returns whether one of the grants allows `scope` on `model`; see Grant.covers."""
         known = self._allowed.get((scope, model))
         if known is None:
             known = any(grant.covers(scope, model) for grant in self.grants)
@@ -164,7 +164,7 @@ def anonymous(scopes: Iterable[Scope], cure: str = "", quotas: tuple[Quota, ...]
 
 
 def _granted(grants: Iterable[Grant]) -> str:
-    """What a key may do, for error texts."""
+    """Returns what a key may do, for error texts."""
     told = []
     for grant in grants:
         models = "" if "*" in grant.models else " for models " + ", ".join(grant.models)

@@ -38,7 +38,7 @@ _METADATA = "/.well-known/openid-configuration"
 
 
 def metadata_url(issuer: str) -> str:
-    """The URL of an issuer's metadata. Raises InvalidArgument for an issuer that is not a URL."""
+    """Returns the URL of an issuer's metadata. Raises InvalidArgument for an issuer that is not a URL."""
     if "://" not in issuer:
         raise InvalidArgument("it is not a URL that leads to its keys: set jwks to their URL or file")
     return issuer.rstrip("/") + _METADATA

@@ -14,12 +14,12 @@ MAX_LENGTH = 512
 
 
 def generate_key() -> str:
-    """A new key with 256 random bits."""
+    """Returns a new key with 256 random bits."""
     return PREFIX + secrets.token_urlsafe(32)
 
 
 def hash_key(key: str | bytes) -> str:
-    """The SHA-256 of a key in hex.
+    """Returns the SHA-256 of a key in hex.
 
     No slow password hash is needed: nobody can try 2**256 random keys. The time that a lookup takes reveals
     nothing about the known keys, since a caller cannot choose the hash of what it sends.

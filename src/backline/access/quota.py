@@ -67,11 +67,11 @@ class TokenBucket:
         self.room = burst / rate + self.slack
 
     def level(self, now: float) -> float:
-        """The number of tokens; negative if it owes some."""
+        """Returns the number of tokens; negative if it owes some."""
         return self.burst - max(0.0, self.full_at - now) * self.rate
 
     def wait(self, amount: float, now: float) -> float:
-        """The seconds until `amount` may be taken; 0 if it may be taken now."""
+        """Returns the seconds until `amount` may be taken; 0 if it may be taken now."""
         lacking = self.full_at - now + min(amount, self.burst) * self.token - self.room
         return lacking + self.slack if lacking > 0 else 0.0
 

@@ -95,7 +95,7 @@ def api_of_route(pattern: Sequence[str]) -> Api | None:
 
 
 def api_of_method(path: bytes) -> Api:
-    """The group of a gRPC method, given its path; reflection counts as metadata."""
+    """Returns the group of a gRPC method, given its path; reflection counts as metadata."""
     service, _, method = path.decode().strip("/").partition("/")
     if service.startswith("grpc.health."):
         return Api.HEALTH
@@ -122,7 +122,7 @@ class RestrictedApis:
     grpc: Mapping[Api, Requirement]
 
     def refusal(self, api: Api | None, headers: Mapping[bytes, bytes], *, grpc: bool) -> str | None:
-        """Why a request is refused, in Triton's words; None if it is allowed."""
+        """Returns why a request is refused, in Triton's words; None if it is allowed."""
         if api is None:
             return None
         required = (self.grpc if grpc else self.http).get(api)

@@ -148,7 +148,7 @@ def _is_time(value: object) -> TypeGuard[float]:
 
 
 def _read_object(part: bytes) -> dict[str, Any]:
-    """The JSON object in a part of a token."""
+    """Returns the JSON object in a part of a token."""
     try:
         return msgspec.json.decode(_decode(part), type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

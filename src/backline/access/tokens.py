@@ -52,7 +52,7 @@ class TokenRule:
     quotas: tuple[Quota, ...] = ()
 
     def identify(self, claims: Claims) -> Identity | None:
-        """The identity of a token's holder; None if the token is not for this server."""
+        """Returns the identity of a token's holder; None if the token is not for this server."""
         if not self.audiences & claims.audiences or claims.algorithm not in self.algorithms:
             return None
         granted = frozenset(
@@ -63,7 +63,7 @@ class TokenRule:
         return Identity(claims.subject, grants, expires, kind="token", quotas=self.quotas)
 
     def _values(self, payload: Mapping[str, Any]) -> list[str]:
-        """The strings in the claim: a list, or words separated by spaces (RFC 8693, section 4.2)."""
+        """Returns the strings in the claim: a list, or words separated by spaces (RFC 8693, section 4.2)."""
         found: Any = payload.get(self.claim)
         if found is None:
             found = payload

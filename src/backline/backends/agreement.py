@@ -14,7 +14,7 @@ from backline.engine.values.tensor import Shape
 
 
 def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
-    """The signature to serve: that of the model file (`file`), restricted by the configuration.
+    """Returns the signature to serve: that of the model file (`file`), restricted by the configuration.
 
     Shapes include the batch dimension. The configuration may fix variable dimensions, and outputs that it
     does not list are not served. Raises InvalidArgument, quoting both, where the two contradict each other.
@@ -49,7 +49,7 @@ def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
 
 
 def _other_axis(spec: TensorSpec) -> str:
-    """A hint for the error text, which says how to configure another dimension as the batch."""
+    """Returns a hint for the error text, which says how to configure another dimension as the batch."""
     axis = next((index for index, dim in enumerate(spec.shape) if dim == -1), None)
     return (
         "" if axis is None else f", or name the batch dimension, as backline.batch_axis.{spec.name} = {axis}"

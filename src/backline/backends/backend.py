@@ -138,7 +138,7 @@ BackendModel: TypeAlias = LoadedModel | StreamingModel | HostedModel | RemoteMod
 
 
 def runs_here(model: BackendModel) -> TypeGuard[LoadedModel]:
-    """Whether the model is in this process's memory and gives one response to each request."""
+    """Returns whether the model is in this process's memory and gives one response to each request."""
     return not isinstance(model, HostedModel | StreamingModel | RemoteModel)
 
 
@@ -188,11 +188,11 @@ class GpuBackend(Protocol):
     """A Backend that can compute on GPUs."""
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """The GPUs that this model can run on, or why there are none. Raises the errors of `load`."""
+        """Returns the GPUs that this model can run on, or why there are none. Raises the errors of `load`."""
 
 
 def gpus_of(backend: Backend, path: Path, config: ModelConfig) -> Gpus:
-    """The GPUs that a backend can run a model on, or the reason why there are none."""
+    """Returns the GPUs that a backend can run a model on, or the reason why there are none."""
     if isinstance(backend, GpuBackend):
         return backend.gpus(path, config)
     return Gpus(reason=f"models of the {backend.name} backend run on the CPU")

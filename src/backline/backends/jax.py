@@ -38,7 +38,7 @@ class Jax:
     name: ClassVar[str] = "jax"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """The GPUs that JAX can use, if the function was exported for GPUs; see GpuBackend."""
+        """Returns the GPUs that JAX can use, if the function was exported for GPUs; see GpuBackend."""
         jax = _import()
         exported = _read(jax, path)
         if not _GPU_PLATFORMS.intersection(exported.platforms):
@@ -113,7 +113,7 @@ def _read(jax: Any, path: Path) -> Any:
 
 
 def _place(jax: Any, device: Device) -> Any:
-    """The JAX device to move inputs to; None for JAX's default device, which needs no move."""
+    """Returns the JAX device to move inputs to; None for JAX's default device, which needs no move."""
     if device.kind == "model":
         return None
     found = jax.devices(device.kind)[device.index]
@@ -169,7 +169,7 @@ class JaxModel:
 
 
 def _names(tree: Any, structure: Any, prefix: str) -> list[str]:
-    """A name for each tensor of an argument tree: the keys that lead to it, or else its index."""
+    """Returns a name for each tensor of an argument tree: the keys that lead to it, or else its index."""
     leaves = tree.tree_flatten_with_path(tree.tree_unflatten(structure, list(range(structure.num_leaves))))[0]
     names = []
     for index, (path, _) in enumerate(leaves):

@@ -146,7 +146,7 @@ def _by_name(details: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any
 
 
 def _choose_signature(path: Path, keys: Sequence[str], wanted: str) -> str | None:
-    """The signature to serve; None if the file has none."""
+    """Returns the signature to serve; None if the file has none."""
     if wanted and wanted not in keys:
         held = ", ".join(f"'{key}'" for key in keys) or "none"
         raise InvalidArgument(f"'{path}' has no signature '{wanted}'; it has {held}")

@@ -35,7 +35,7 @@ class MlFlow:
     name: ClassVar[str] = "mlflow"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """The GPUs that the flavour's backend can use, see GpuBackend."""
+        """Returns the GPUs that the flavour's backend can use, see GpuBackend."""
         backend, file = _served(path)
         return gpus_of(backend, file, replace(config, backend=backend.name))
 
@@ -51,12 +51,12 @@ class MlFlow:
 
 
 def flavour_backend(path: Path) -> str:
-    """The name of the backend that serves an MLflow folder. Raises InvalidArgument if none can."""
+    """Returns the name of the backend that serves an MLflow folder. Raises InvalidArgument if none can."""
     return _served(path)[0].name
 
 
 def _served(path: Path) -> tuple[Backend, Path]:
-    """The backend of the first flavour that can be served, and its model file."""
+    """Returns the backend of the first flavour that can be served, and its model file."""
     folder = next((f for f in (path, path / "model", path.parent) if (f / _FILE).is_file()), path)
     flavours = _read(folder / _FILE)
     for flavour, keys, backend_name in _FLAVOURS:

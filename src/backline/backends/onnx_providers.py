@@ -48,7 +48,7 @@ _GRAPHS = ("enable_cuda_graph", "trt_cuda_graph_enable")
 def read_providers(
     config: ModelConfig, installed: Sequence[str], device: Device, why_no_gpu: Callable[[], str]
 ) -> list[Provider]:
-    """The providers for a session on a device, in order.
+    """Returns the providers for a session on a device, in order.
 
     `installed` names the providers of the installed ONNX Runtime; `why_no_gpu` returns why it cannot use a
     GPU, "" if it can. As in Triton, accelerators for GPUs only apply to instances on GPUs. Raises
@@ -81,7 +81,7 @@ def read_providers(
 
 
 def why_on_no_gpu(config: ModelConfig, installed: Sequence[str]) -> str:
-    """Why sessions of a model cannot use any GPU; "" if they can."""
+    """Returns why sessions of a model cannot use any GPU; "" if they can."""
     if PARAMETER in config.parameters and not any(name in _ON_GPUS for name, _ in _of_parameter(config)):
         return f"its parameter {PARAMETER} is '{config.parameters[PARAMETER]}'"
     if CUDA not in installed:
@@ -93,7 +93,7 @@ def why_on_no_gpu(config: ModelConfig, installed: Sequence[str]) -> str:
 
 
 def idle_accelerators(config: ModelConfig) -> str:
-    """The names of accelerators configured for GPUs, which have no effect on the CPU; "" if none."""
+    """Returns the names of accelerators configured for GPUs, which have no effect on the CPU; "" if none."""
     return "" if PARAMETER in config.parameters else ", ".join(name for name, _ in _accelerators(config)[0])
 
 
@@ -120,7 +120,7 @@ def _of_parameter(config: ModelConfig) -> list[Provider]:
 
 
 def _accelerators(config: ModelConfig) -> tuple[list[Provider], list[Provider]]:
-    """The accelerators for GPUs, and those for the CPU."""
+    """Returns the accelerators for GPUs, and those for the CPU."""
     if not config.declared:
         return [], []
     from backline.protos import message  # imported late: only for models with a configuration
@@ -171,7 +171,7 @@ _TINY = bytes.fromhex(
 
 @cache
 def usable_gpus(runtime: Any) -> Gpus:
-    """The GPUs, if a test session on the first one works: CUDA's libraries may be missing."""
+    """Returns the GPUs, if a test session on the first one works: CUDA's libraries may be missing."""
     gpus = cuda_gpus()
     if gpus.indexes and (preload := getattr(runtime, "preload_dlls", None)) is not None:
         preload()  # loads CUDA from its Python packages, which are outside the system's search path

@@ -316,7 +316,7 @@ def _check_no_strings(path: Path, file: Signature) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    """The reason in a runtime's error, without error codes, source files and line breaks."""
+    """Returns the reason in a runtime's error, without error codes, source files and line breaks."""
     reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
     reason = re.sub(
         r"\S*onnxruntime\S*\.(?:cc|h|cpp):\d+ .*?\)(?: const)?(?=\s|$)(?: \[[^\]]*\])?\s*", "", reason

@@ -172,7 +172,7 @@ def _import() -> Any:
 
 
 def gpu_indexes(available: Sequence[str]) -> tuple[int, ...]:
-    """The indexes of the GPUs among OpenVINO's devices: "GPU" is 0, "GPU.1" is 1."""
+    """Returns the indexes of the GPUs among OpenVINO's devices: "GPU" is 0, "GPU.1" is 1."""
     found = [name for name in available if name.partition(".")[0] == "GPU"]
     return tuple(int(name.partition(".")[2] or 0) for name in found)
 

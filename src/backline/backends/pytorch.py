@@ -188,7 +188,7 @@ def _innermost(error: Exception) -> str:
 def _name_inputs(
     path: Path, kind: PytorchKind, program: Program, config: ModelConfig
 ) -> tuple[list[tuple[str, Argument]], tuple[TensorSpec, ...]]:
-    """The inputs in the order of the program's arguments, and their specifications.
+    """Returns the inputs in the order of the program's arguments, and their specifications.
 
     As in Triton, a configuration may name inputs after arguments, by index (INPUT__0), or list them in order.
     """
@@ -224,7 +224,7 @@ def _name_inputs(
 def _name_outputs(
     path: Path, kind: PytorchKind, program: Program, config: ModelConfig
 ) -> list[tuple[TensorSpec, int]]:
-    """The outputs, each with its index in the flattened result of the program."""
+    """Returns the outputs, each with its index in the flattened result of the program."""
     given = config.outputs
     if not given:
         if program.outputs is None:
@@ -247,7 +247,7 @@ def _name_outputs(
 
 
 def _indexes(names: Sequence[str]) -> list[int]:
-    """The indexes in names such as INPUT__0; 0, 1, 2 and so on if any name has no index."""
+    """Returns the indexes in names such as INPUT__0; 0, 1, 2 and so on if any name has no index."""
     matches = [_INDEXED.fullmatch(name) for name in names]
     if all(matches):
         return [int(match[1]) for match in matches if match]

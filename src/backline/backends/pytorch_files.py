@@ -41,7 +41,7 @@ class PytorchKind(Enum):
 
 
 def identify(path: Path) -> PytorchKind:
-    """The kind of model in a file.
+    """Returns the kind of model in a file.
 
     Raises InvalidArgument, saying what to do, for a checkpoint (weights without a network) and for files not
     written by PyTorch.
@@ -158,12 +158,12 @@ def check_graphs(path: Path, module: Any, *, inlined: bool) -> None:
 
 
 def _tokens(text: str) -> list[str]:
-    """The tokens of a source file, without comments."""
+    """Returns the tokens of a source file, without comments."""
     return [match[0] for match in _TOKEN.finditer(text) if match[0][0] != "#"]
 
 
 def _declared(tokens: list[str]) -> Iterator[str]:
-    """The forbidden names that a source file declares as methods or attributes."""
+    """Yields the forbidden names that a source file declares as methods or attributes."""
     for before, token, after in zip(["", *tokens], tokens, [*tokens[1:], ""], strict=False):
         if token in _FORBIDDEN and (before == "def" or (before != "." and after == ":")):
             yield token

@@ -150,7 +150,7 @@ def _import_compiler() -> None:
 
 
 def output_names(torch: Any, out_spec: Any, count: int) -> list[str]:
-    """The names of a program's outputs: the keys if it returns a dict, else OUTPUT__0 and so on."""
+    """Returns the names of a program's outputs: the keys if it returns a dict, else OUTPUT__0 and so on."""
     keys = list(out_spec.context) if out_spec is not None and out_spec.type is dict else []
     if len(keys) == count and all(isinstance(key, str) for key in keys):
         return keys
@@ -158,7 +158,7 @@ def output_names(torch: Any, out_spec: Any, count: int) -> list[str]:
 
 
 def flatten(value: Any) -> Iterator[Any]:
-    """The tensors in a program's result, from left to right."""
+    """Yields the tensors in a program's result, from left to right."""
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, (tuple, list)) or (value and isinstance(value[0], str)):
@@ -192,13 +192,13 @@ def _spec(path: Path, kind: str, name: str, value: Any) -> TensorSpec:
 
 
 def _is_elsewhere(exported: Any) -> bool:
-    """Whether a program was exported on a GPU."""
+    """Returns whether a program was exported on a GPU."""
     tensors = (*exported.state_dict.values(), *exported.constants.values())
     return any(getattr(tensor, "is_cuda", False) for tensor in tensors)
 
 
 def usable_gpus(torch: Any) -> Gpus:
-    """The GPUs that PyTorch can use, with CUDA or ROCm (which PyTorch also calls CUDA)."""
+    """Returns the GPUs that PyTorch can use, with CUDA or ROCm (which PyTorch also calls CUDA)."""
     if not (torch.version.cuda or torch.version.hip):
         return Gpus(
             reason=f"the installed PyTorch {torch.__version__} supports only the CPU:"

@@ -147,7 +147,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
 
 
 def choose(config: ModelConfig, path: Path) -> BackendEntry:
-    """The backend for the model in the file or folder `path`: as configured, otherwise by its format.
+    """Returns the backend for the model in the file or folder `path`: as configured, otherwise by its format.
 
     Does not import the backend's module. Raises InvalidArgument if no backend has that name or format.
     """
@@ -163,7 +163,7 @@ def choose(config: ModelConfig, path: Path) -> BackendEntry:
 
 
 def describe_runtime(entry: BackendEntry) -> str:
-    """The runtime of a backend with its version, for messages: "LightGBM 4.7.0"."""
+    """Returns the runtime of a backend with its version, for messages: "LightGBM 4.7.0"."""
     from importlib.metadata import PackageNotFoundError, version  # slow to import, and for errors only
 
     for suffix in ("", "-gpu", "-cpu"):
@@ -198,7 +198,7 @@ def _names() -> str:
 
 
 def _is_in(folder: Path, filename: str) -> bool:
-    """Whether a folder holds a file; `filename` may begin with the name of the folder itself."""
+    """Returns whether a folder holds a file; `filename` may begin with the name of the folder itself."""
     return (folder / filename).is_file() or (folder / filename.rpartition("/")[2]).is_file()
 
 

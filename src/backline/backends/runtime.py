@@ -59,7 +59,7 @@ _IMPORTS = _Imports()
 
 
 def grown_by_imports() -> int:
-    """The bytes by which imports of runtimes have grown this process so far."""
+    """Returns the bytes by which imports of runtimes have grown this process so far."""
     return _IMPORTS.grown
 
 
@@ -69,7 +69,7 @@ LLVM_IMPORT = Lock()
 
 
 def one_line(error: object) -> str:
-    """The text of an error without line breaks, cut to 300 characters."""
+    """Returns the text of an error without line breaks, cut to 300 characters."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return reason if len(reason) <= _MAX_REASON else reason[: _MAX_REASON - 3] + "..."
 
@@ -93,7 +93,7 @@ def failed_run(model: str, reason: str, *, refused: bool) -> BacklineError:
 
 
 def unservable(path: Path, kind: str, name: str, what: str) -> InvalidArgument:
-    """The error for an input or output whose datatype the protocols do not have."""
+    """Returns the error for an input or output whose datatype the protocols do not have."""
     return InvalidArgument(
         f"'{path}' cannot be served: {kind} '{name}' is {what}, which no request can carry"
     )
@@ -103,7 +103,7 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 def read_start(path: Path, size: int = 64) -> bytes:
-    """The first `size` bytes of a model file.
+    """Returns the first `size` bytes of a model file.
 
     Raises InvalidArgument for a file that is not regular (a pipe would block), cannot be read, is empty, or
     is a Git LFS pointer, which runtimes would report as a parse error.

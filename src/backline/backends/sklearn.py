@@ -194,7 +194,7 @@ def _unpickle(path: Path, model: str, what: str, *, trusted: bool) -> Any:
 
 
 def _inputs(path: Path, estimator: Any, config: ModelConfig) -> TensorSpec:
-    """The model's input: strings, or rows of features in the configured precision.
+    """Returns the model's input: strings, or rows of features in the configured precision.
 
     If the estimator does not say how many features it takes, the input is the configured one. Raises
     InvalidArgument if none is configured.

@@ -26,7 +26,7 @@ Predict = Callable[..., np.ndarray]
 
 
 def features(count: int, datatype: DataType, config: ModelConfig) -> TensorSpec:
-    """The input for `count` features: of `datatype`, unless the configuration has FP32 or FP64."""
+    """Returns the input for `count` features: of `datatype`, unless the configuration has FP32 or FP64."""
     given = next((spec.datatype for spec in config.inputs if spec.name == INPUT), None)
     return TensorSpec(INPUT, given if given in (DataType.FP32, DataType.FP64) else datatype, (-1, count))
 
@@ -82,7 +82,7 @@ def _zeros(spec: TensorSpec) -> np.ndarray:
 
 
 def reason(error: Exception) -> str:
-    """The text of a library's error, without C++ stack trace and timestamp."""
+    """Returns the text of a library's error, without C++ stack trace and timestamp."""
     text = str(error).partition("Stack trace")[0]
     head, bracket, rest = text.partition("] ")
     return one_line(rest if bracket and head.startswith("[") else text)

@@ -43,7 +43,7 @@ class TorchServe:
                 pass
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """All GPUs of the machine, because handlers decide how to use them; see GpuBackend."""
+        """Returns all GPUs of the machine, because handlers decide how to use them; see GpuBackend."""
         return cuda_gpus()
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> HostedModel:
@@ -71,7 +71,7 @@ class TorchServe:
 
 
 def _groups(settings: Mapping[str, Any]) -> tuple[InstanceGroup, ...]:
-    """The instance groups of model-config.yaml. Raises InvalidArgument for invalid devices."""
+    """Returns the instance groups of model-config.yaml. Raises InvalidArgument for invalid devices."""
     kind, ids = settings.get("deviceType"), settings.get("deviceIds", [])
     if kind is None and not ids:
         return ()
@@ -218,6 +218,6 @@ class MarFile:
 
 
 def is_tar(path: Path) -> bool:
-    """Whether a file begins with the signature of gzip."""
+    """Returns whether a file begins with the signature of gzip."""
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"

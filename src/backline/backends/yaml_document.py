@@ -16,7 +16,7 @@ _NUMBERS: Final = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def read_yaml(content: bytes, source: str, *, what: str, extra: str) -> Any:
-    """The value of a YAML document, as from yaml.safe_load; `source` names it in errors.
+    """Returns the value of a YAML document, as from yaml.safe_load; `source` names it in errors.
 
     `what` and `extra` are for the error if PyYAML is missing, see import_runtime. Raises InvalidArgument for
     malformed YAML, and for too many bytes, levels or values (aliases expanded).

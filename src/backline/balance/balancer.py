@@ -94,14 +94,14 @@ class Balancer:
         self._hedges = min(self._hedges + policy.hedge_share, policy.hedge_burst)
 
     def take_retry(self) -> bool:
-        """Whether a request that failed may be sent again; if so, counts it."""
+        """Returns whether a request that failed may be sent again; if so, counts it."""
         if self._retries < 1:
             return False
         self._retries -= 1
         return True
 
     def take_hedge(self) -> bool:
-        """Whether a late request may be sent to a second server; if so, counts it."""
+        """Returns whether a late request may be sent to a second server; if so, counts it."""
         if self._hedges < 1:
             return False
         self._hedges -= 1

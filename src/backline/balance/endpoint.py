@@ -40,7 +40,7 @@ class Endpoint:
     turn: int = 0
 
     def waiting(self, now: float) -> float:
-        """How long its oldest request has waited."""
+        """Returns how long its oldest request has waited."""
         oldest = next(iter(self.attempts), None)
         return 0.0 if oldest is None else now - oldest.started
 

@@ -32,7 +32,7 @@ _CLIENT = re.compile(r"[A-Za-z0-9_][\w.@+-]{0,63}", re.ASCII)
 
 
 def _host_name(text: str) -> str:
-    """An IP address or host name in its usual spelling. Raises InvalidArgument."""
+    """Returns an IP address or host name in its usual spelling. Raises InvalidArgument."""
     try:
         return str(ip_address(text.strip("[]")))
     except ValueError:
@@ -40,7 +40,7 @@ def _host_name(text: str) -> str:
 
 
 def _machine_names() -> list[str]:
-    """The machine's name, short and fully qualified, where it is a host name."""
+    """Returns the machine's name, short and fully qualified, where it is a host name."""
     names = []
     for name in (socket.gethostname(), socket.getfqdn()):
         try:
@@ -114,7 +114,7 @@ class _Folder:
         self._key, self._name = key, certificate.subject
 
     def server_names(self) -> list[str]:
-        """The names in the server's certificate; empty if there is none yet."""
+        """Returns the names in the server's certificate; empty if there is none yet."""
         from cryptography import x509
 
         try:

@@ -109,7 +109,7 @@ def _network() -> Path:
 
 
 def notes() -> Iterator[HeardNote]:
-    """The notes of the melody, as they are played."""
+    """Yields the notes of the melody, as they are played."""
     words = MELODY.split()
     start = 0.2
     for pitch, length in zip(words[::2], words[1::2], strict=True):
@@ -119,7 +119,7 @@ def notes() -> Iterator[HeardNote]:
 
 
 def melody(played: Sequence[HeardNote]) -> np.ndarray:
-    """The sound of the notes: float32 [samples] at 16 kHz, each a sum of decaying partials."""
+    """Returns the sound of the notes: float32 [samples] at 16 kHz, each a sum of decaying partials."""
     samples = np.zeros(int((played[-1].end + 0.3) * _RATE))
     for note in played:
         time = np.arange(int((note.end - note.start) * _RATE)) / _RATE
@@ -144,7 +144,7 @@ def _write_example(folder: Path) -> None:
 
 
 def transcribe(pitch: np.ndarray, confidence: np.ndarray) -> list[HeardNote]:
-    """The notes in a series of estimates: runs of one pitch for which the network is confident."""
+    """Returns the notes in a series of estimates: runs of one pitch for which the network is confident."""
     midi = np.where(confidence > _CONFIDENT, np.round(69 + 12 * np.log2(np.maximum(pitch, 1) / 440)), -1)
     heard = []
     at = 0

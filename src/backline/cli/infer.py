@@ -80,7 +80,7 @@ def command(
 
 
 def _config(model: Model) -> dict[str, Any]:
-    """The model's configuration; empty if the server does not provide it."""
+    """Returns the model's configuration; empty if the server does not provide it."""
     try:
         return model.config()
     except BacklineError:

@@ -39,7 +39,7 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def read_inputs_from(metadata: ModelMetadata, path: Path) -> dict[str, Any]:
-    """Inputs from a file or folder given without an input's name.
+    """Returns inputs from a file or folder given without an input's name.
 
     A folder holds a file for each input, named after it, with any suffix; a .npz or a JSON object holds
     inputs by name; any other file is for the only required input. Raises InvalidArgument, which says what
@@ -90,19 +90,19 @@ def _check_names(metadata: ModelMetadata, path: Path, found: Iterable[str]) -> N
 
 
 def required_inputs(metadata: ModelMetadata) -> Sequence[TensorSpec]:
-    """The inputs that a request must have; all inputs if it needs none of them."""
+    """Returns the inputs that a request must have; all inputs if it needs none of them."""
     return [spec for spec in metadata.inputs if not spec.optional] or metadata.inputs
 
 
 def filled(spec: TensorSpec, element: str | bytes) -> np.ndarray:
-    """A BYTES tensor of one element, repeated if the model has a fixed larger shape."""
+    """Returns a BYTES tensor of one element, repeated if the model has a fixed larger shape."""
     array = np.empty(tuple(1 if dim < 0 else dim for dim in spec.shape), object)
     array.fill(element)  # np.full would go through a fixed-width string, which drops trailing zero bytes
     return array
 
 
 def with_bytes(spec: TensorSpec, value: Any) -> Any:
-    """A JSON value, in which {"b64": "..."} stands for bytes if the input is of strings."""
+    """Returns a JSON value, in which {"b64": "..."} stands for bytes if the input is of strings."""
     if spec.datatype is not DataType.BYTES:
         return value
     if isinstance(value, list):
@@ -120,7 +120,7 @@ def _is_encoded(value: Any) -> bool:
 
 
 def read_file(spec: TensorSpec, path: Path) -> Any:
-    """The value of one input, read from a file. Raises InvalidArgument, naming both."""
+    """Returns the value of one input, read from a file. Raises InvalidArgument, naming both."""
     suffix = path.suffix.lower()
     where = f"'{path}' for input '{spec.name}'"
     try:
@@ -147,7 +147,7 @@ def read_file(spec: TensorSpec, path: Path) -> Any:
 
 
 def _why(error: Exception) -> str:
-    """The reason for an error, without the error number and file name of an OSError."""
+    """Returns the reason for an error, without the error number and file name of an OSError."""
     if "allow_pickle" in str(error):
         return (
             "it is an array of Python objects, which only pickle can read. Write strings as an array of"
@@ -157,7 +157,7 @@ def _why(error: Exception) -> str:
 
 
 def _is_json_itself(spec: TensorSpec) -> bool:
-    """Whether the model takes the JSON text itself: its input is a single string."""
+    """Returns whether the model takes the JSON text itself: its input is a single string."""
     return spec.datatype is DataType.BYTES and spec.shape in ((1,), (-1,), ())
 
 

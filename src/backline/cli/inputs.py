@@ -25,7 +25,7 @@ FORMS = (
 
 
 def read_inputs(metadata: ModelMetadata, given: Sequence[str]) -> dict[str, Any]:
-    """The values of `given_inputs`. Raises InvalidArgument, also if a required input is missing."""
+    """Returns the values of `given_inputs`. Raises InvalidArgument, also if a required input is missing."""
     values = given_inputs(metadata, given)
     missing = [spec.name for spec in metadata.inputs if spec.name not in values and not spec.optional]
     if missing:
@@ -57,7 +57,7 @@ def given_inputs(metadata: ModelMetadata, given: Sequence[str]) -> dict[str, Any
 
 
 def _is_path(item: str) -> bool:
-    """Whether an item is a file or a folder rather than a value."""
+    """Returns whether an item is a file or a folder rather than a value."""
     path = Path(item.removeprefix("@"))
     try:
         return path.is_file() or (item.startswith("@") and path.is_dir())
@@ -66,7 +66,7 @@ def _is_path(item: str) -> bool:
 
 
 def usage(metadata: ModelMetadata) -> str:
-    """How to write the inputs of a model."""
+    """Returns how to write the inputs of a model."""
     inputs = ", ".join(map(str, metadata.inputs))
     example = " ".join(f"--input {spec.name}={_example(spec)}" for spec in required_inputs(metadata))
     return f"It expects {inputs}. For example {example}"
@@ -174,7 +174,7 @@ def shape_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def lone_parameters(config: Mapping[str, Any]) -> dict[str, int | bool]:
-    """The parameters of a single request. For a sequence model, they make it a complete sequence."""
+    """Returns the parameters of a single request. For a sequence model, they make it a complete sequence."""
     batching = config.get("sequence_batching")
     if not batching or batching.get("iterative_sequence"):
         return {}
@@ -184,7 +184,7 @@ def lone_parameters(config: Mapping[str, Any]) -> dict[str, int | bool]:
 def request_inputs(
     metadata: ModelMetadata, shapes: Sequence[str], given: Sequence[str]
 ) -> tuple[Tensor, ...]:
-    """The inputs: those given, and random values for the others that are required or have a shape."""
+    """Returns the inputs: those given, and random values for the others that are required or have a shape."""
     values = given_inputs(metadata, given)
     chosen: dict[str, tuple[int, ...]] = {}
     for item in shapes:

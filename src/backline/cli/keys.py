@@ -93,7 +93,7 @@ class _KeyFile:
         return [entry.name for entry in self.content.keys]
 
     def table(self, name: str) -> Any:
-        """The [[keys]] table of this name. Raises NotFound."""
+        """Returns the [[keys]] table of this name. Raises NotFound."""
         for table in self._keys:
             if table["name"] == name:
                 return table

@@ -59,7 +59,7 @@ def command(url: str, options: ClientOptions) -> None:
 
 
 def server_address(url: str) -> Address:
-    """The address of a server. Raises BadParameter for the URL of a repository."""
+    """Returns the address of a server. Raises BadParameter for the URL of a repository."""
     address = Address.parse(url)
     if address.protocol == "inproc":
         raise click.BadParameter(f"'{url}' is a repository in this process, which needs no key")
@@ -67,7 +67,7 @@ def server_address(url: str) -> Address:
 
 
 def _ask(address: Address) -> str:
-    """The key that the user types, which is not shown, or the first line of stdin."""
+    """Returns the key that the user types, which is not shown, or the first line of stdin."""
     if not sys.stdin.isatty():
         return sys.stdin.readline().strip()
     asked: str = click.prompt(f"Key of {address.server}", hide_input=True, err=True)

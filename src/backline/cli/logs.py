@@ -86,7 +86,7 @@ def command(
 
 
 async def _log_file(url: str, options: ClientOptions) -> Path:
-    """The log file of a server. Raises InvalidArgument if it has none."""
+    """Returns the log file of a server. Raises InvalidArgument if it has none."""
     async with AsyncClient(url, options) as client:
         transport = await client.transport()
         if not isinstance(transport, HttpTransport):
@@ -114,7 +114,7 @@ def _found(path: Path, url: str) -> Path:
 
 
 def entries(lines: Iterable[str]) -> Iterator[LogEntry]:
-    """The entries in the lines of a log of any format. An empty line flushes the entry before it."""
+    """Yields the entries in the lines of a log of any format. An empty line flushes the entry before it."""
     level, text = "", ""
     for line in lines:
         found = _level(line)

@@ -169,7 +169,7 @@ async def _served_model(folder: ModelFolder) -> Model:
 
 
 def unloaded_model(name: str, config: ModelConfig, version: str = "") -> Model:
-    """The model as its configuration alone describes it."""
+    """Returns the model as its configuration alone describes it."""
     model = Model(name, version, config)
     model.max_batch_size = config.max_batch_size or 0
     return model

@@ -9,7 +9,7 @@ import click
 
 
 def _allowed(kind: click.IntRange | click.FloatRange) -> str:
-    """The range of a type, to follow "a number"."""
+    """Returns the range of a type, to follow "a number"."""
     least = "" if kind.min is None else f" {'above' if kind.min_open else 'of at least'} {kind.min}"
     most = "" if kind.max is None else f" {'below' if kind.max_open else 'of at most'} {kind.max}"
     if least and most and not (kind.min_open or kind.max_open):

@@ -81,7 +81,7 @@ def quick_dataclass(cls: type, **options: Any) -> type:
 def _init_of(
     made: Any, fields: Sequence[dataclasses.Field[Any]], *, frozen: bool, slots: bool
 ) -> Callable[..., None]:
-    """An `__init__` that compiles the final one, puts it in its own place and calls it."""
+    """Returns an `__init__` that compiles the final one, puts it in its own place and calls it."""
 
     def initialise(self: Any, *arguments: Any, **named: Any) -> None:
         made.__init__ = _compiled_init(made, fields, frozen=frozen, slots=slots)
@@ -122,7 +122,7 @@ def _compiled_init(
 
 
 def _values_of(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
-    """A function that returns the attributes `names` of an object."""
+    """Returns a function that returns the attributes `names` of an object."""
     if len(names) > 1:
         return attrgetter(*names)
     return lambda it: tuple(getattr(it, name) for name in names)

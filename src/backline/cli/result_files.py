@@ -36,7 +36,7 @@ def present(results: Sequence[InferResult], destination: Path | None, *, as_json
 
 
 def summary(results: Sequence[InferResult], version: str) -> tuple[str, str]:
-    """The version that ran, and "responded" or, for any other number than one, "gave 3 responses"."""
+    """Returns the version that ran, and "responded" or, for any other number than one, "gave 3 responses"."""
     responses = "responded" if len(results) == 1 else f"gave {len(results)} responses"
     return (results[0].model_version if results else version) or "?", responses
 
@@ -83,7 +83,7 @@ def _storable(array: np.ndarray) -> np.ndarray:
 
 
 def documents(results: Sequence[InferResult]) -> dict[str, Any] | list[dict[str, Any]]:
-    """The responses as JSON: a list, or the response itself if there is exactly one."""
+    """Returns the responses as JSON: a list, or the response itself if there is exactly one."""
     found = [document(result) for result in results]
     return found[0] if len(found) == 1 else found
 

@@ -150,7 +150,7 @@ class _Run:
 
 
 def find_model(model: str, *, whole: bool) -> tuple[str, str]:
-    """The repository to open, and the name of the model in it, which is "" for a URL.
+    """Returns the repository to open, and the name of the model in it, which is "" for a URL.
 
     With `whole`, and for ensembles, the repository is the folder that contains the model's folder, so that
     other models are found. Raises BacklineError if there is no such model.
@@ -230,7 +230,7 @@ def _with_hint(error: NotFound) -> NotFound:
 
 
 async def _only(client: AsyncClient, repository: str, cache: Path) -> str:
-    """The name of the only model. Raises InvalidArgument if the repository has several, or none."""
+    """Returns the name of the only model. Raises InvalidArgument if the repository has several, or none."""
     names = sorted({entry.name for entry in await client.models()})
     if len(names) == 1:
         return names[0]

@@ -45,7 +45,7 @@ def plain_table(
 
 
 def origin_row(path: str, value: object, origin: str, where: str) -> tuple[str, str, str, str]:
-    """A configuration value and its origin, as a row of a table."""
+    """Returns a configuration value and its origin, as a row of a table."""
     shown = json.dumps(value, ensure_ascii=False)
     if len(shown) > _LONGEST_VALUE:
         shown = f"{shown[: _LONGEST_VALUE - 3]}..."
@@ -53,7 +53,7 @@ def origin_row(path: str, value: object, origin: str, where: str) -> tuple[str, 
 
 
 def _lines(cell: str) -> str:
-    """The cell with control characters escaped, except ends of lines."""
+    """Returns the cell with control characters escaped, except ends of lines."""
     return "\n".join(map(printable, cell.split("\n")))
 
 

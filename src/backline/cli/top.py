@@ -144,7 +144,7 @@ async def _read(client: AsyncClient, options: ClientOptions) -> Reading:
 
 
 def with_metrics(reading: Reading, page: str) -> Reading:
-    """The reading, with what a metrics page adds."""
+    """Returns the reading, with what a metrics page adds."""
     from prometheus_client.parser import text_string_to_metric_families
 
     latencies: dict[Key, dict[float, float]] = {}
@@ -163,7 +163,7 @@ def with_metrics(reading: Reading, page: str) -> Reading:
 
 
 def activities(before: Reading, after: Reading) -> list[VersionActivity]:
-    """What each model version did between two readings, the busiest first."""
+    """Returns what each model version did between two readings, the busiest first."""
     seconds = max(after.moment - before.moment, 1e-9)
     found = []
     for entry in after.index:

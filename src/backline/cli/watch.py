@@ -73,7 +73,7 @@ def _concerns(trace: Mapping[str, Any], model: str) -> bool:
 
 
 def line(trace: Mapping[str, Any]) -> str:
-    """A trace as one line: time, model, protocol, duration, and what the duration consists of."""
+    """Returns a trace as one line: time, model, protocol, duration, and what the duration consists of."""
     when = time.strftime("%H:%M:%S", time.localtime(trace["time"]))
     requests = trace["requests"]
     version = f" {requests[0]['version']}" if requests and requests[0]["version"] else ""

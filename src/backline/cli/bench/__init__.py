@@ -204,7 +204,7 @@ async def _step(
 
 
 async def _reported(asked: Awaitable[Reported], otherwise: Reported) -> Reported:
-    """What the server reports about a model, or `otherwise` if it does not."""
+    """Returns what the server reports about a model, or `otherwise` if it does not."""
     try:
         return await asked
     except BacklineError:

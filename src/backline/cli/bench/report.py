@@ -41,7 +41,7 @@ class BenchReport:
         return "concurrency" if self.steps[0].concurrency is not None else "rate"
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """The columns and rows. Times are in milliseconds; queue and compute come from the server."""
+        """Returns the columns and rows. Times are in milliseconds; queue and compute come from the server."""
         columns = [
             "in flight" if self.kind == "concurrency" else self.kind,
             "requests/s",
@@ -74,7 +74,7 @@ class BenchReport:
         ]
 
     def notes(self) -> list[str]:
-        """The caveats that apply to the numbers, each as a sentence."""
+        """Returns the caveats that apply to the numbers, each as a sentence."""
         notes = []
         embedded = self.url.startswith("inproc:")
         busy = [step.label for step in self.steps if step.generator_cpu > BUSY_GENERATOR]

@@ -265,14 +265,14 @@ def read_files(options: ServerOptions) -> ServerFiles:
 
 
 def _place(what: str, path: Path) -> ServerPath:
-    """A file or folder. One that does not exist can be written if its nearest existing parent can."""
+    """Returns a file or folder. One that does not exist can be written if its nearest existing parent can."""
     above = next((each for each in (path, *path.absolute().parents) if each.exists()), Path("/"))
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
     return ServerPath(what, path, mode, os.access(above, os.W_OK), shutil.disk_usage(above).free)
 
 
 def _auth(options: ServerOptions) -> tuple[AuthDocument, str]:
-    """The file of keys, and what is wrong with it."""
+    """Returns the file of keys, and what is wrong with it."""
     if options.auth is None:
         return AuthDocument(), ""
     try:
@@ -284,7 +284,7 @@ def _auth(options: ServerOptions) -> tuple[AuthDocument, str]:
 
 
 def _expiries(document: AuthDocument) -> dict[str, float]:
-    """When each key and rule for certificates expires; a time without a zone is in UTC."""
+    """Returns when each key and rule for certificates expires; a time without a zone is in UTC."""
     entries: tuple[KeyEntry | CertificateEntry, ...] = (*document.keys, *document.certificates)
     return {
         entry.name: entry.expires.replace(tzinfo=entry.expires.tzinfo or UTC).timestamp()
@@ -294,7 +294,7 @@ def _expiries(document: AuthDocument) -> dict[str, float]:
 
 
 def _tls(files: TlsFiles | None) -> tuple[str, float | None]:
-    """What is wrong with the TLS files, and when the certificate expires."""
+    """Returns what is wrong with the TLS files, and when the certificate expires."""
     if files is None:
         return "", None
     try:
@@ -336,7 +336,7 @@ def certificate_end(files: TlsFiles) -> float | None:
 
 
 def _unfinished(folder: Path) -> Iterator[Path]:
-    """What downloads left in a cache, if it is too old to belong to one in progress."""
+    """Yields what downloads left in a cache, if it is too old to belong to one in progress."""
     with suppress(OSError):
         for path in sorted(folder.iterdir()):
             if time.time() - path.lstat().st_mtime > PARTIAL_SECONDS:

@@ -87,7 +87,7 @@ class Diagnosis:
     finding: Finding
 
     def document(self) -> dict[str, Any]:
-        """The diagnosis as JSON."""
+        """Returns the diagnosis as JSON."""
         finding = self.finding
         return {
             "group": self.group,

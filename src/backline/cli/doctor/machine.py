@@ -283,7 +283,7 @@ def read_machine(
 
 
 def _text(file: Path) -> str:
-    """The content of a file of the kernel; empty if there is none."""
+    """Returns the content of a file of the kernel; empty if there is none."""
     try:
         return file.read_text()
     except (OSError, UnicodeDecodeError):
@@ -291,13 +291,13 @@ def _text(file: Path) -> str:
 
 
 def _number(file: Path) -> int | None:
-    """The number in a file of the kernel; None if there is no file or it says "max"."""
+    """Returns the number in a file of the kernel; None if there is no file or it says "max"."""
     text = _text(file).strip()
     return int(text) if text.isdecimal() else None
 
 
 def _quota(file: Path) -> float | None:
-    """The quota in a cgroup's cpu.max, in cores."""
+    """Returns the quota in a cgroup's cpu.max, in cores."""
     allowed, _, period = _text(file).strip().partition(" ")
     if not allowed.isdecimal() or not period.isdecimal() or not int(period):
         return None
@@ -305,7 +305,7 @@ def _quota(file: Path) -> float | None:
 
 
 def _throttled(file: Path) -> float:
-    """The share of periods with throttling in a cgroup's cpu.stat."""
+    """Returns the share of periods with throttling in a cgroup's cpu.stat."""
     counts = dict(line.split(" ", 1) for line in _text(file).splitlines() if " " in line)
     periods = int(counts.get("nr_periods", 0))
     return int(counts.get("nr_throttled", 0)) / periods if periods else 0.0

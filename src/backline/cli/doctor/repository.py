@@ -201,7 +201,7 @@ def threads(found: Repositories) -> Iterator[Finding]:
 
 
 def _threads(config: ModelConfig) -> int:
-    """The threads of each run, as far as the configuration sets them; 0 if it does not."""
+    """Returns the threads of each run, as far as the configuration sets them; 0 if it does not."""
     values = [config.parameters.get(key, "") for key in _THREAD_PARAMETERS]
     return max((int(value) for value in values if value.isdecimal()), default=0)
 
@@ -370,7 +370,7 @@ def _describe(
     root: Path | None,
     options: ServerOptions,
 ) -> DescribedModel:
-    """A model; `root` is the folder of a local repository."""
+    """Returns a model; `root` is the folder of a local repository."""
     files = {path: entry for version in found.versions for path, entry in version.files.items()}
     loadable = next((one for one in reversed(found.versions) if one.path is not None), None)
     backend, installed, needs = "", True, False

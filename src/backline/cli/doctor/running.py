@@ -275,7 +275,7 @@ RUNNING: Mapping[str, Callable[[ServerFacts], Iterator[Finding]]] = {
 
 
 def checks_of(server: ServerFacts) -> Mapping[str, Callable[[ServerFacts], Iterator[Finding]]]:
-    """The checks that apply: only the first one to a server that does not respond."""
+    """Returns the checks that apply: only the first one to a server that does not respond."""
     return {"answers": answers} if server.problem else RUNNING
 
 
@@ -335,7 +335,7 @@ async def read_running(url: str, options: ClientOptions) -> ServerFacts:
 
 
 async def _told(asked: Awaitable[Answer], otherwise: Answer) -> Answer:
-    """What the server answers, or `otherwise` if it does not."""
+    """Returns what the server answers, or `otherwise` if it does not."""
     try:
         return await asked
     except BacklineError:
@@ -363,7 +363,7 @@ async def _over_http(server: ServerFacts, transport: HttpTransport, options: Cli
 
 
 async def _is_open(url: str, options: ClientOptions) -> bool:
-    """Whether a caller without any credential may read."""
+    """Returns whether a caller without any credential may read."""
     nobody = replace(options, headers={"authorization": "none"}, api_key=None, certificate=None, key=None)
     try:
         async with AsyncClient(url, nobody) as client:
@@ -374,7 +374,7 @@ async def _is_open(url: str, options: ClientOptions) -> bool:
 
 
 def _certificate_end(host: str, port: int, options: ClientOptions) -> float | None:
-    """When the certificate that a server presents expires; None if it cannot be verified."""
+    """Returns when the certificate that a server presents expires; None if it cannot be verified."""
     try:
         context = options.ssl_context()
         with (

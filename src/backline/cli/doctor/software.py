@@ -226,13 +226,13 @@ def _protobuf() -> str:
 
 
 def _required(requirements: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The packages in a list of requirements, each with its least version."""
+    """Yields the packages in a list of requirements, each with its least version."""
     for text in requirements:
         if found := _REQUIREMENT.match(text):
             yield found[1].lower().replace("_", "-"), found[2]
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The numbers at the start of a version: (1, 20) of "1.20rc1" and of "1.20+cpu"."""
+    """Returns the numbers at the start of a version: (1, 20) of "1.20rc1" and of "1.20+cpu"."""
     found = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(map(int, found[0].split("."))) if found else ()

@@ -181,7 +181,7 @@ def _build(program: str, tag: str, folder: Path) -> None:
 
 
 def _size(program: str, tag: str) -> str:
-    """The size of an image as the end of a list, "" if the program does not report it."""
+    """Returns the size of an image as the end of a list, "" if the program does not report it."""
     command: Sequence[str] = (program, "image", "inspect", "--format", "{{.Size}}", tag)
     shown = subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
     return f", {format_bytes(int(shown))}" if shown.isdigit() else ""

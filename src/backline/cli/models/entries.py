@@ -14,7 +14,7 @@ from backline.engine.spelling import nearest
 
 
 def document(entry: ModelIndex) -> dict[str, Any]:
-    """An entry as JSON. It has `progress` only while a load is in progress."""
+    """Returns an entry as JSON. It has `progress` only while a load is in progress."""
     plain = asdict(entry)
     if plain["progress"] is None:
         del plain["progress"]
@@ -36,7 +36,7 @@ def labels_text(entry: ModelIndex, index: Sequence[ModelIndex]) -> str:
 
 
 def state_text(entry: ModelIndex) -> str:
-    """The state, such as "READY" or "ON DEMAND"."""
+    """Returns the state, such as "READY" or "ON DEMAND"."""
     return entry.state.replace("_", " ") or "not loaded"
 
 
@@ -45,12 +45,12 @@ def memory_text(entry: ModelIndex) -> str:
 
 
 def reason_text(entry: ModelIndex) -> str:
-    """The progress of a load, or the reason for the state if no load is in progress."""
+    """Returns the progress of a load, or the reason for the state if no load is in progress."""
     return progress_text(entry.progress) if entry.progress is not None else entry.reason
 
 
 def progress_text(progress: Progress) -> str:
-    """The progress of a load, such as "fetch, 12 MiB of 90 MiB, 3 s"."""
+    """Returns the progress of a load, such as "fetch, 12 MiB of 90 MiB, 3 s"."""
     parts = [progress.phase]
     if progress.bytes_done < progress.bytes_total:  # otherwise everything is fetched
         parts.append(f"{format_bytes(progress.bytes_done)} of {format_bytes(progress.bytes_total)}")

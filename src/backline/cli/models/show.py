@@ -101,7 +101,7 @@ def _ask(url: str, options: ClientOptions) -> _Listing | BacklineError:
 
 
 def _listed(client: Client) -> _Listing:
-    """The index of a server, and the counters by model and version."""
+    """Returns the index of a server, and the counters by model and version."""
     index = client.models()
     try:
         return index, {(entry["name"], str(entry["version"])): entry for entry in client.statistics()}
@@ -125,7 +125,7 @@ def _row(
 
 
 def every_server(url: str) -> list[str]:
-    """The URLs of the servers that `url` stands for, in order and without repetition.
+    """Returns the URLs of the servers that `url` stands for, in order and without repetition.
 
     `url` lists URLs with commas. A host name stands for all its addresses, such as those of the pods behind a
     headless service; with TLS it stands for itself, since certificates name it. Raises InvalidArgument for a
@@ -195,7 +195,7 @@ def show_model(
 
 
 async def _origins(url: str, options: ClientOptions, name: str, version: str) -> list[dict[str, Any]]:
-    """The values of a model's configuration, each with its origin."""
+    """Returns the values of a model's configuration, each with its origin."""
     async with AsyncClient(url, options) as client:
         transport = await client.transport()
         if not isinstance(transport, HttpTransport):
@@ -229,7 +229,7 @@ def _index(client: Client) -> list[ModelIndex]:
 
 
 def _optional(model: Model) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The model's configuration and counters; both are empty if the server does not provide them."""
+    """Returns the model's configuration and counters; both are empty if the server does not provide them."""
     try:
         return model.config(explained=True), model.statistics()
     except BacklineError:
@@ -312,7 +312,7 @@ def _instances(group: dict[str, Any]) -> int:
 
 
 def _devices(group: dict[str, Any]) -> list[str]:
-    """The devices on which the server placed an instance group."""
+    """Returns the devices on which the server placed an instance group."""
     if group.get("passive"):
         return []
     if group.get("gpus"):
@@ -321,7 +321,7 @@ def _devices(group: dict[str, Any]) -> list[str]:
 
 
 def _calls(entry: dict[str, Any]) -> list[tuple[str, ...]]:
-    """A row for each model that a version calls, such as the steps of a pipeline."""
+    """Returns a row for each model that a version calls, such as the steps of a pipeline."""
     rows: list[tuple[str, ...]] = []
     for called, counts in entry.get("call_stats", {}).items():
         succeeded = int(counts["success"]["count"])

@@ -160,7 +160,7 @@ def lasting_output() -> Iterator[None]:
 
 
 def _lasting(stream: TextIO | None) -> TextIO:
-    """A stream that writes like `stream` but never raises.
+    """Returns a stream that writes like `stream` but never raises.
 
     If `stream` is closed, output is discarded. Streams that are not files, as in tests, are returned as is.
     """
@@ -397,7 +397,7 @@ async def serve(
 
 
 def _has_terminal() -> bool:
-    """Whether this process has a controlling terminal. It has none once the terminal has closed."""
+    """Returns whether this process has a controlling terminal. It has none once the terminal has closed."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
     except OSError:

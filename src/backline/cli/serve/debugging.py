@@ -77,7 +77,7 @@ def check_debugged(engine: Engine, name: str) -> None:
 
 
 def banner(name: str) -> str:
-    """The text printed once the server is ready."""
+    """Returns the text printed once the server is ready."""
     text = (
         f"Debugging {name}: it runs in this process, breakpoint() stops in this terminal, nothing times out,"
         " and editing its files reloads it."

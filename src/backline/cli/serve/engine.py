@@ -137,6 +137,6 @@ def in_front(options: ServerOptions, engine: RayOptions | None) -> Iterator[Serv
 
 
 def _everywhere(repository: str | Path) -> str:
-    """A repository as a URL or an absolute path, which every node of a cluster can resolve."""
+    """Returns a repository as a URL or an absolute path, which every node of a cluster can resolve."""
     path = Path(repository)
     return str(path.absolute()) if path.exists() else str(repository)

@@ -45,7 +45,7 @@ def option(name: str, *alternatives: str, **settings: Any) -> Decorator:
 
 
 def unknown_variables(command: click.Command, environment: Mapping[str, str]) -> list[str]:
-    """A warning for each environment variable that has the options' prefix but sets none of them."""
+    """Returns a warning for each environment variable that has the options' prefix but sets none of them."""
     known = {str(param.envvar) for param in command.params if param.envvar} | _OTHERS
     warnings = []
     for name in sorted(name for name in environment if name.startswith(_PREFIX) and name not in known):
@@ -144,7 +144,7 @@ class Size(click.ParamType):
 def parsed(
     parse: Callable[[str], str],
 ) -> Callable[[click.Context, click.Parameter, Sequence[str]], tuple[str, ...]]:
-    """A callback that parses each value of a repeatable option."""
+    """Returns a callback that parses each value of a repeatable option."""
 
     def convert(context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> tuple[str, ...]:
         try:

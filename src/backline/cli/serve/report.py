@@ -176,7 +176,7 @@ class LoadReport:
 
 
 def _phase(progress: LoadProgress) -> str:
-    """The phase of a load and the state of its download, such as "environment, 12 MiB of 90 MiB"."""
+    """Returns the phase of a load and the state of its download, such as "environment, 12 MiB of 90 MiB"."""
     if progress.bytes_done >= progress.bytes_total:
         return progress.phase
     return f"{progress.phase}, {format_bytes(progress.bytes_done)} of {format_bytes(progress.bytes_total)}"
@@ -357,7 +357,7 @@ def _printable(model: Model) -> bool:
 
 
 def curl_line(model: Model, url: str, certificate: str | None = None, *, keyed: bool = False) -> str:
-    """A curl command to try with the model; if `keyed`, with KEY where a key belongs.
+    """Returns a curl command to try with the model; if `keyed`, with KEY where a key belongs.
 
     It sends FILE to a model of pictures or sounds. To others it sends JSON if that is short, or else zeros in
     binary form if there is a single input of fixed shape.
@@ -400,7 +400,7 @@ def _json_input(model: Model, spec: TensorSpec) -> str:
 
 
 def python_line(model: Model, url: str, certificate: str | None = None, *, keyed: bool = False) -> str:
-    """A shell command that runs the model from Python; if `keyed`, with KEY where a key belongs."""
+    """Returns a shell command that runs the model from Python; if `keyed`, with KEY where a key belongs."""
     inputs = ", ".join(f"{spec.name!r}: {_numpy(model, spec)}" for spec in model.signature.inputs)
     if len(model.signature.inputs) == 1:
         inputs = _numpy(model, model.signature.inputs[0])

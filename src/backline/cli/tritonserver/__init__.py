@@ -186,7 +186,7 @@ def command(arguments: tuple[str, ...]) -> int:
 
 
 def _writable(settings: LogSettings) -> tuple[LogSettings, str]:
-    """The log settings without a file that cannot be opened, and what is wrong with it.
+    """Returns the log settings without a file that cannot be opened, and what is wrong with it.
 
     Triton starts all the same, and logs to stderr.
     """
@@ -201,7 +201,7 @@ def _writable(settings: LogSettings) -> tuple[LogSettings, str]:
 
 
 def _program() -> str:
-    """The program's name in front of its errors: its path where it is linked as tritonserver."""
+    """Returns the program's name in front of its errors: its path where it is linked as tritonserver."""
     return sys.argv[0] if "tritonserver" in Path(sys.argv[0]).name else "backline tritonserver"
 
 
@@ -228,7 +228,7 @@ def _is_missing(repository: str | Path) -> bool:
 
 
 def _takes_value(name: str) -> bool | None:
-    """Whether an option of `backline serve` takes a value; None if there is no such option."""
+    """Returns whether an option of `backline serve` takes a value; None if there is no such option."""
     for param in _parse.params:
         if isinstance(param, click.Option) and name in (*param.opts, *param.secondary_opts):
             return not param.is_flag

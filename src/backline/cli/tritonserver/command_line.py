@@ -122,7 +122,7 @@ def _bad_option(name: str, error: InvalidArgument) -> BadCommandLine:
 
 
 def _find(name: str, argument: str) -> TritonOption | None:
-    """The option of a name, which may be shortened as long as it is unique, as getopt_long allows."""
+    """Returns the option of a name, which may be shortened as long as it is unique, as getopt_long allows."""
     if name in _BY_NAME:
         return _BY_NAME[name]
     found = [option for option in OPTIONS if option.name.startswith(name)] if name else []
@@ -140,7 +140,7 @@ def _told(values: Mapping[str, Sequence[str]], outcome: str) -> Iterator[str]:
 
 
 def _translated(values: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """The options of `backline serve` for checked values of Triton's options."""
+    """Yields the options of `backline serve` for checked values of Triton's options."""
     last = {name: given[-1] for name, given in values.items()}
     for name, given in values.items():
         match _BY_NAME[name].carried:
@@ -213,7 +213,7 @@ def _cache(values: Mapping[str, Sequence[str]], last: Mapping[str, str]) -> Iter
 
 
 def _traces(values: Mapping[str, Sequence[str]], last: Mapping[str, str]) -> tuple[list[str], str]:
-    """The values of --trace-config, and a sentence about a level that has no effect."""
+    """Returns the values of --trace-config, and a sentence about a level that has no effect."""
     old = ("trace-file", "trace-level", "trace-rate", "trace-count", "trace-log-frequency")
     given = [name for name in old if name in values]
     if given and "trace-config" in values:

@@ -12,7 +12,7 @@ from backline.server import Server
 
 
 def model_table(engine: Engine) -> str:
-    """The versions of all models; those that failed with the reason."""
+    """Returns the versions of all models; those that failed with the reason."""
     rows = [
         (
             model.name,
@@ -25,7 +25,7 @@ def model_table(engine: Engine) -> str:
 
 
 def option_table(server: Server) -> str:
-    """The options that Triton shows and that also exist here."""
+    """Returns the options that Triton shows and that also exist here."""
     options = server.options
     lifecycle = options.lifecycle
     metadata = server_metadata(server.engine)
@@ -50,7 +50,7 @@ def option_table(server: Server) -> str:
 
 
 def render(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with borders. A cell may have several lines."""
+    """Returns a table with borders. A cell may have several lines."""
     cells = [[[printable(line) for line in cell.split("\n")] for cell in row] for row in (headers, *rows)]
     widths = [max(len(line) for row in cells for line in row[column]) for column in range(len(headers))]
     border = "+" + "+".join("-" * (width + 2) for width in widths) + "+"

@@ -166,7 +166,7 @@ async def _tune(
 
 
 def _recorded(data: str | None, state: Path | None, repository: str, name: str) -> Path | None:
-    """The file of recorded requests that --data means; None if it means something else."""
+    """Returns the file of recorded requests that --data means; None if it means something else."""
     if data == RECORDED:
         where = Path(repository)
         # A server usually serves the folder above the model's.
@@ -209,7 +209,7 @@ def write_configuration(folder: Path, config: Any, header: str) -> Iterator[str]
 
 
 def open_problem(folder: Path) -> str:
-    """Why the model in a folder cannot be served; empty if it can, as far as its files tell."""
+    """Returns why the model in a folder cannot be served; empty if it can, as far as its files tell."""
     try:
         open_model(folder)
     except InvalidArgument as error:

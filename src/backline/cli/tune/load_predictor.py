@@ -32,7 +32,7 @@ class BatchTimes:
         return cls(tuple(sorted(seconds.items())))
 
     def seconds(self, batch: float) -> float:
-        """The seconds of a run, interpolated. Beyond the largest batch, time grows in proportion."""
+        """Returns the seconds of a run, interpolated. Beyond the largest batch, time grows in proportion."""
         first, last = self.points[0], self.points[-1]
         if batch <= first[0]:
             return first[1]
@@ -71,7 +71,7 @@ class LoadPredictor:
     tail: float = 1.5
 
     def run_seconds(self, settings: TunedSettings, batch: float) -> float:
-        """The predicted duration of a run."""
+        """Returns the predicted duration of a run."""
         nearest = min(self.times, key=lambda threads: abs(threads - settings.threads))
         factor = self.factors.get((settings.optimization, settings.arena))
         if factor is None:  # the two options were measured one at a time
@@ -98,7 +98,7 @@ class LoadPredictor:
 
 
 def _blended(*limits: float) -> float:
-    """A value below the lowest of the limits: the closer the other limits are, the further below."""
+    """Returns a value below the lowest of the limits: the closer the other limits are, the further below."""
     return float(sum(limit**-_SHARPNESS for limit in limits) ** (-1 / _SHARPNESS))
 
 

@@ -43,7 +43,7 @@ def print_outcome(outcome: Outcome, goal: Goal) -> None:
 
 
 def verdict(outcome: Outcome, goal: Goal) -> str:
-    """The result in one sentence."""
+    """Returns the result in one sentence."""
     base, best = outcome.base, outcome.best
     limit = "" if goal.p99 is None else f" with a p99 of at most {goal.p99 * 1000:g} ms"
     if goal.of(best) < 0:
@@ -77,7 +77,7 @@ def _text(value: object) -> str:
 
 
 def document(outcome: Outcome, goal: Goal, name: str, inputs: str) -> dict[str, Any]:
-    """The result as JSON."""
+    """Returns the result as JSON."""
 
     def entry(one: LoadMeasurement) -> dict[str, Any]:
         settings = one.settings
@@ -121,7 +121,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def comment(outcome: Outcome, goal: Goal, inputs: str) -> str:
-    """What the written configuration says about itself, as lines that start with "#"."""
+    """Returns what the written configuration says about itself, as lines that start with "#"."""
     best = outcome.best
     aim = (
         "most throughput" if goal.p99 is None else f"most throughput with p99 at most {goal.p99 * 1000:g} ms"

@@ -146,7 +146,7 @@ class Search:
         )
 
     async def _try(self, settings: TunedSettings, level: int, seconds: float) -> LoadMeasurement | None:
-        """A measurement; None if these settings do not work."""
+        """Returns a measurement; None if these settings do not work."""
         try:
             measured = await self._measure(settings, level, seconds * self._pace)
         except BacklineError as error:
@@ -236,7 +236,7 @@ class Search:
     def _ranked(
         self, candidates: Sequence[TunedSettings], model: LoadPredictor
     ) -> list[tuple[TunedSettings, int]]:
-        """The promising candidates, best first, each with the concurrency to measure it at."""
+        """Returns the promising candidates, best first, each with the concurrency to measure it at."""
         predicted: list[tuple[float, TunedSettings, int]] = []
         for settings in candidates:
             best: tuple[float, int] | None = None
@@ -287,7 +287,7 @@ class Search:
     async def _decide(
         self, base: LoadMeasurement, finalists: Sequence[LoadMeasurement]
     ) -> tuple[LoadMeasurement, LoadMeasurement]:
-        """The current settings and the best of all, both measured in turn with the best finalists.
+        """Returns the current settings and the best of all, both measured in turn with the best finalists.
 
         The current settings win unless another combination is noticeably better.
         """
@@ -342,7 +342,7 @@ class Search:
 
 
 def _mean(results: Sequence[LoadMeasurement]) -> LoadMeasurement:
-    """The mean of several measurements of the same settings at the same concurrency."""
+    """Returns the mean of several measurements of the same settings at the same concurrency."""
     count = len(results)
     return replace(
         results[0],
@@ -356,7 +356,7 @@ def _mean(results: Sequence[LoadMeasurement]) -> LoadMeasurement:
 def _diverse(
     ranked: Sequence[tuple[float, TunedSettings, int]], most: int
 ) -> list[tuple[float, TunedSettings, int]]:
-    """The first two of each kind before further ones, because predictions rank best within a kind.
+    """Returns the first two of each kind before further ones, because predictions rank best within a kind.
 
     A kind is a placement, with or without a delay: how full batches get is hard to predict.
     """

@@ -58,7 +58,7 @@ class TunedSettings:
     buckets: Buckets = ()
 
     def changes(self, base: TunedSettings) -> list[tuple[str, Any, Any]]:
-        """The settings that differ from those of `base`: name, value there, value here."""
+        """Returns the settings that differ from those of `base`: name, value there, value here."""
         return [
             (field.name, before, after)
             for field in fields(self)
@@ -117,7 +117,7 @@ def _combinations(tunable: Tunable, cores: int) -> Iterator[TunedSettings]:
 
 
 def _placements(tunable: Tunable, cores: int) -> Iterator[tuple[AnyLane, int, int]]:
-    """The lanes, numbers of instances and threads of each run."""
+    """Yields the lanes, numbers of instances and threads of each run."""
     threads = _powers(cores) if tunable.options.threads else [1]
     if tunable.placed:
         yield tunable.base.lane, tunable.base.instances, tunable.base.threads
@@ -135,7 +135,7 @@ def _placements(tunable: Tunable, cores: int) -> Iterator[tuple[AnyLane, int, in
 
 
 def _powers(most: int) -> list[int]:
-    """The powers of two below `most`, and `most`."""
+    """Returns the powers of two below `most`, and `most`."""
     found = [1]
     while found[-1] * 2 < most:
         found.append(found[-1] * 2)
@@ -143,7 +143,7 @@ def _powers(most: int) -> list[int]:
 
 
 def configured(declared: Any, settings: TunedSettings, tunable: Tunable) -> Any:
-    """A copy of the configuration `declared`, an inference.ModelConfig, with these settings.
+    """Returns a copy of the configuration `declared`, an inference.ModelConfig, with these settings.
 
     Values that the server would choose anyway are written too, so that the result does not depend on later
     measurements. Options of the runtime are written only where they differ from its defaults.
@@ -173,7 +173,7 @@ def configured(declared: Any, settings: TunedSettings, tunable: Tunable) -> Any:
 def bucket_choices(
     lengths: Mapping[str, Sequence[int]], now: Mapping[str, tuple[int, ...]]
 ) -> tuple[Buckets, ...]:
-    """Buckets for inputs of these lengths, which divide the requests into parts of equal size.
+    """Returns buckets for inputs of these lengths, which divide the requests into parts of equal size.
 
     `now` has the buckets in the configuration, by input. There is no choice without different lengths.
     """
@@ -196,5 +196,5 @@ def _set(config: Any, key: str, value: str, default: str) -> None:
 
 
 def without(settings: TunedSettings, base: TunedSettings, name: str) -> TunedSettings:
-    """The settings, with the one called `name` changed back to its value in `base`."""
+    """Returns the settings, with the one called `name` changed back to its value in `base`."""
     return replace(settings, **{name: getattr(base, name)})

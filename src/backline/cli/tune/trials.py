@@ -103,7 +103,7 @@ class Trials:
         return described if recorded is None else f"{len(calls)} recorded requests", self._tunable
 
     def _padding(self) -> dict[str, tuple[int, ...]]:
-        """The buckets of each input that is padded along its first dimension after the batch."""
+        """Returns the buckets of each input that is padded along its first dimension after the batch."""
         joining = self._embedded.engine.find_ready(self._name).config.joining
         if joining is None:
             return {}
@@ -150,7 +150,7 @@ class Trials:
             await closed_loop(self._send, max(settings.batch, settings.instances), _WARM_UP)
 
     async def _batches(self) -> Mapping[int, tuple[int, int]]:
-        """The number of runs and their total nanoseconds so far, by batch size."""
+        """Returns the number of runs and their total nanoseconds so far, by batch size."""
         assert self._transport is not None, "within the context"
         entries = await self._transport.statistics(self._name, "", 60.0)
         return {
@@ -164,7 +164,7 @@ class Trials:
 
 
 def padded_lengths(calls: Sequence[InferCall], padded: Iterable[str]) -> dict[str, list[int]]:
-    """The length of each padded input in each request that has it."""
+    """Returns the length of each padded input in each request that has it."""
     found: dict[str, list[int]] = {name: [] for name in padded}
     for call in calls:
         for tensor in call.inputs:
@@ -185,7 +185,7 @@ def _mean_runs(
 
 
 def tunable_of(model: Model) -> Tunable:
-    """What can be varied of a loaded model. Raises InvalidArgument if nothing can."""
+    """Returns what can be varied of a loaded model. Raises InvalidArgument if nothing can."""
     config = model.config
     kinds = (
         (config.ensemble is not None, "is an ensemble: tune the models that it calls"),
@@ -225,13 +225,13 @@ def tunable_of(model: Model) -> Tunable:
 
 
 def override(config: Any) -> str:
-    """A configuration as the JSON of a load request, without fields that are not set."""
+    """Returns a configuration as the JSON of a load request, without fields that are not set."""
     plain = {key: value for key, value in to_plain(config).items() if value not in ("", 0, [], {}, False)}
     return json.dumps(plain)
 
 
 def recorded_inputs(file: Path) -> list[tuple[Any, ...]]:
-    """The inputs of the first requests in a recording. Raises InvalidArgument if there are none."""
+    """Returns the inputs of the first requests in a recording. Raises InvalidArgument if there are none."""
     if not file.exists():
         raise InvalidArgument(
             f"no requests are recorded in '{file}': run 'backline models record NAME' on the server that gets"
