@@ -35,8 +35,8 @@ _MAX_REMEMBERED = 4096
 class Policy:
     """The identities that a server knows.
 
-    `keys` maps the hash of each key to its identity, and `tokens` each issuer to its rule. The first of
-    `certificates` that applies decides.
+    `keys` maps the hash of each key to its identity, and `tokens` maps each issuer to its rule. The first
+    rule in `certificates` that applies to a client's certificate decides.
     """
 
     anonymous: Identity
@@ -52,7 +52,7 @@ class Certified(Protocol):
     def certificate(self) -> Certificate | None: ...
 
 
-#: The end of error texts if no identity is configured and other machines can reach the server's address.
+#: Appended to error texts if no identity is configured and other machines can reach the server's address.
 _CLOSED = (
     ", as the server listens on a network without knowing any keys; give it some with --auth FILE (see"
     " 'backline keys create --help'), or allow everything to everybody with --insecure-open"
@@ -71,10 +71,10 @@ def _of_websocket(headers: Mapping[bytes, bytes]) -> bytes | None:
 class Access:
     """Maps the header fields or metadata of a request to its identity. Lives on the event loop.
 
-    The first credential found decides: a key or token in the header, then the client's certificate.
+    A key or token in the header decides; without one, the client's certificate does.
 
-    Invariant: a changed policy also applies to the identities that open streams already carry. Each either
-    takes over its new permissions or is revoked.
+    Invariant: a changed policy also applies to the identities of streams that are already open. Each identity
+    either gets its new permissions or is revoked.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -83,8 +83,8 @@ class Access:
         self._holders: Memo[Certificate, Identity] = Memo(_MAX_REMEMBERED)
         #: Identities of certificates and tokens that are still in use, and what they were made from.
         self._issued: WeakKeyDictionary[Identity, Certificate | Claims] = WeakKeyDictionary()
-        #: The meters of the holders of certificates and tokens, each kept while an identity of its holder is
-        #: in use. All certificates of a rule use up the same quotas, and so do all tokens of a subject.
+        #: The meters of certificate and token holders, each kept while an identity of its holder is in use.
+        #: All certificates that match a rule share its quotas, and all tokens of a subject share theirs.
         self._meters: WeakValueDictionary[str, Meter] = WeakValueDictionary()
         self._verifier: TokenVerifier | None = None
         self._use_tokens(policy)
@@ -94,9 +94,9 @@ class Access:
 
     @property
     def remembered(self) -> Callable[[bytes], Identity | None]:
-        """Finds the identity of an Authorization field that `identify` has accepted, None for any other.
+        """A function that returns the identity for an Authorization field that `identify` has accepted.
 
-        For hot paths, which then need not call `identify`.
+        It returns None for any other field. Hot paths call it first, because it is faster than `identify`.
         """
         return self._known.get
 
@@ -105,7 +105,7 @@ class Access:
         return self._policy
 
     def close(self) -> None:
-        """Stops following the keys of token issuers."""
+        """Stops updating the keys of token issuers."""
         if self._verifier is not None:
             self._verifier.close()
 
@@ -145,15 +145,15 @@ class Access:
             if now is None:
                 identity.revoke()
             else:
-                identity.meter = None  # it may be shared with identities that other rules now apply to
+                identity.meter = None  # other rules may now apply to identities that share this meter
                 identity.become(now)
                 identity.meter = now.meter
 
     def identify(self, headers: Mapping[bytes, bytes], caller: Certified = REMOTE) -> Identity:
-        """Returns the identity of a request with these fields.
+        """Returns the identity of the caller that sent these header fields.
 
-        Raises Unauthenticated if its key or token is not valid: a request with a wrong key never passes as
-        one without a key. Raises Unavailable while the keys that verify a token are being fetched.
+        Raises Unauthenticated if the key or token is not valid: a request with a wrong key is never treated
+        as one without a key. Raises Unavailable while the keys that verify a token are being fetched.
         """
         given = headers.get(AUTHORIZATION)
         if given is None:
@@ -169,7 +169,7 @@ class Access:
     def _identify(self, given: bytes) -> Identity:
         scheme, separator, rest = given.strip().partition(b" ")
         if separator and scheme.lower() != b"bearer":
-            # The scheme is not shown, as it may be a key that was sent without one.
+            # The error does not quote the scheme, which may be a key that was sent without a scheme.
             raise Unauthenticated(
                 "the authorization scheme is not supported; send 'Authorization: Bearer KEY'"
             )
@@ -207,7 +207,7 @@ class Access:
         return unknown
 
     def _issue(self, credential: Certificate | Claims) -> Identity | None:
-        """Returns the identity that a credential now stands for; None if it would no longer be accepted."""
+        """Returns the identity for a credential; None if the credential would no longer be accepted."""
         if isinstance(credential, Certificate):
             return self._of_certificate(credential) if self._policy.certificates else self._policy.anonymous
         return self._of_token(credential)
@@ -218,7 +218,7 @@ class Access:
         return None if identity is None else self._metered(identity, f"{claims.issuer} {claims.subject}")
 
     def _metered(self, identity: Identity, holder: str) -> Identity:
-        """Counts what an identity uses against the quotas of `holder`, who may have other identities too."""
+        """Makes an identity share the meter of its `holder`, who may have other identities too."""
         if identity.meter is not None:
             known = self._meters.setdefault(holder, identity.meter)
             if known is not identity.meter:

@@ -1,4 +1,4 @@
-"""Tells which addresses other machines can reach."""
+"""Determines which addresses other machines can reach."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ipaddress import ip_address
 def is_loopback(host: str) -> bool:
     """Returns whether only this machine can reach an address.
 
-    Names other than localhost may resolve to any address.
+    Host names other than localhost count as reachable, since they may resolve to any address.
     """
     if host.lower() == "localhost":
         return True

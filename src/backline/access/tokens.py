@@ -10,9 +10,9 @@ from backline.access.identity import Grant, Identity
 from backline.access.quota import Quota
 from backline.access.scope import Scope
 
-#: Signatures that a token may have (RFC 7518, section 3.1; RFC 8037). All are asymmetric: with a symmetric
-#: one, whoever knows the public key could sign. Curves above 256 bits are missing because a verification
-#: would take more than a millisecond of the event loop.
+#: Signature algorithms that a token may use (RFC 7518, section 3.1; RFC 8037). All are asymmetric: with a
+#: symmetric one, anyone who knows the public key could sign. Curves above 256 bits are missing because
+#: verifying a signature would block the event loop for more than a millisecond.
 Algorithm: TypeAlias = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "EdDSA"]
 
 
@@ -36,9 +36,9 @@ class Claims:
 class TokenRule:
     """Which tokens of one issuer are accepted, and what they allow.
 
-    `jwks` is the file or URL of the issuer's keys. The values of `claim` are looked up in `scopes`; a dot in
-    it leads into an object, unless a claim has that very name. `leeway` is in seconds. Each subject has the
-    `quotas`, whichever of its tokens it sends.
+    `jwks` is the file or URL of the issuer's keys. The values of `claim` are looked up in `scopes`. A dot in
+    `claim` selects a member of an object, unless a claim has exactly that name. `leeway` is in seconds. The
+    `quotas` apply to each subject, across all of its tokens.
     """
 
     issuer: str
