@@ -1,7 +1,7 @@
-"""Checks that a file is an ONNX model, and that it takes external data (weights) only from its own folder.
+"""Checks that a file is an ONNX model, and that its external data (weights) is in the file's own folder.
 
-Recent versions of ONNX Runtime check this too, but older ones do not resolve links. The file is parsed by its
-protobuf wire format (onnx.proto), skipping the weights.
+Recent versions of ONNX Runtime check this too, but older ones do not resolve links. The parser reads the
+protobuf wire format (onnx.proto) and skips the weights.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PATHS: Final[dict[str, dict[int, str]]] = {
 }
 _KEY, _VALUE = 1, 2
 _GRAPH: Final = 7
-#: The first byte of a model: the tag of the version of its format, which is field 1, a number.
+#: The first byte of a model: the protobuf tag of field 1, the version of the format.
 _BEGIN: Final = 0x08
 _DEEPEST: Final = 100
 _Bytes: TypeAlias = bytes | mmap.mmap
@@ -44,8 +44,10 @@ def check_external_data(path: Path) -> None:
 
 
 def check_structure(path: Path) -> None:
-    """Raises InvalidArgument for a file that is not an ONNX model or is cut off. Reads only its outer
-    fields."""
+    """Raises InvalidArgument for a file that is not an ONNX model or is cut off.
+
+    Reads only the fields at the top level.
+    """
     read_start(path)
     fields: set[int] = set()
     whole = True
@@ -96,7 +98,10 @@ def _locations(content: _Bytes) -> Iterator[str]:
 
 
 def _fields(content: _Bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, start and end of each length-delimited field. Raises ValueError or IndexError if malformed."""
+    """Yields the number, start and end of each length-delimited field.
+
+    Raises ValueError or IndexError if the content is malformed.
+    """
     while at < end:
         tag, at = _varint(content, at)
         kind = tag & 7

@@ -63,7 +63,7 @@ class OpenVino:
     name: ClassVar[str] = "openvino"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend. GPUs are used only if configured, because most are integrated and no faster."""
+        """Returns the GPUs. They are used only if configured, since most are integrated and no faster."""
         core = _import().Core()
         indexes = gpu_indexes(core.available_devices)
         if not indexes:
@@ -76,7 +76,7 @@ class OpenVino:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> OpenVinoModel:
         """Loads a model and compiles it for a device; with KIND_MODEL, OpenVINO chooses the device (AUTO).
 
-        A run on the CPU uses one core unless INFERENCE_NUM_THREADS is set. It computes in FP32 unless
+        A run on the CPU uses one core unless INFERENCE_NUM_THREADS is set. A run computes in FP32 unless
         INFERENCE_PRECISION_HINT is set, because OpenVINO's default, BF16 where supported, gives results that
         differ from those of other runtimes.
         """
@@ -88,7 +88,7 @@ class OpenVino:
             weights = path.with_suffix(".bin")
             if path.suffix == ".xml" and not weights.exists():
                 raise InvalidArgument(f"'{path}' needs its weights next to it: '{weights}' does not exist")
-        # A stream computes one request at a time; OpenVINO's thread count is for all streams together.
+        # A stream computes one request at a time. OpenVINO's thread count is the total of all streams.
         streams = int(parameters.threads("NUM_STREAMS", max(1, (os.cpu_count() or 1) // threads)))
         properties = {
             "INFERENCE_PRECISION_HINT": "f32",
@@ -166,7 +166,7 @@ class OpenVinoModel:
 
 
 def _import() -> Any:
-    # Blocks OpenVINO's telemetry, which would fork this process on import and send reports to its makers.
+    # Blocks OpenVINO's telemetry, which would fork this process on import and send reports to its developers.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return import_runtime("openvino", what="This model needs OpenVINO", extra="openvino")
 

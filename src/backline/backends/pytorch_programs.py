@@ -1,4 +1,4 @@
-"""Loads all kinds of PyTorch programs as functions of flat arguments that return a tensor, tuple or dict."""
+"""Loads all kinds of PyTorch programs as functions that take a flat list of arguments."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ _weights_only_lock = Lock()
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """An argument of a program, `required` if it has no default. `type` is a type as TorchScript writes it:
-    "Tensor", "List[str]" or "int".
+    """An argument of a program, which is `required` if it has no default.
+
+    `type` is its type as TorchScript writes it, such as "Tensor", "List[str]" or "int".
     """
 
     name: str
@@ -63,9 +64,9 @@ class Program:
 
 
 def load_script(torch: Any, path: Path, device: str | None) -> Program:
-    """Loads TorchScript onto a device; with None, tensors stay on the devices that the file names.
+    """Loads TorchScript onto a device; None means the devices that the file names.
 
-    The code can reach neither Python nor files, see `check_source`.
+    The code can access neither Python nor files: see `check_source`.
     """
     own_names = check_source(path)
     with loading(path, f"PyTorch {torch.__version__}"):
@@ -86,7 +87,7 @@ def load_script(torch: Any, path: Path, device: str | None) -> Program:
 
 
 def load_exported(torch: Any, path: Path, device: str | None) -> Program:
-    """Loads a torch.export program onto a device; None is the device that it was exported on."""
+    """Loads a torch.export program onto a device; None means the device that it was exported on."""
     # Imported late, because these modules are slow to import.
     pytree = import_module("torch.utils._pytree")
     _import_compiler()
@@ -127,8 +128,9 @@ def load_exported(torch: Any, path: Path, device: str | None) -> Program:
 
 
 def load_compiled(torch: Any, path: Path, device: str | None) -> Program:
-    """Loads an AOTInductor package, which is machine code: the caller must trust the file. Raises
-    InvalidArgument if the package was compiled for another kind of device.
+    """Loads an AOTInductor package. It is machine code, so the caller must trust the file.
+
+    Raises InvalidArgument if the package was compiled for another kind of device.
     """
     wanted, kind = torch.device(device or "cpu"), compiled_for(path)
     if device is not None and kind not in ("", wanted.type):
@@ -170,7 +172,7 @@ def flatten(value: Any) -> Iterator[Any]:
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """Keeps torch.load, to which torch.export.load may fall back, from executing pickles."""
+    """Prevents torch.load, which torch.export.load may call, from executing pickles."""
     with _weights_only_lock:
         before = os.environ.get(_WEIGHTS_ONLY)
         os.environ[_WEIGHTS_ONLY] = "1"
@@ -198,7 +200,7 @@ def _is_elsewhere(exported: Any) -> bool:
 
 
 def usable_gpus(torch: Any) -> Gpus:
-    """Returns the GPUs that PyTorch can use, with CUDA or ROCm (which PyTorch also calls CUDA)."""
+    """Returns the GPUs that PyTorch can use through CUDA or ROCm (which PyTorch also calls CUDA)."""
     if not (torch.version.cuda or torch.version.hip):
         return Gpus(
             reason=f"the installed PyTorch {torch.__version__} supports only the CPU:"
@@ -220,7 +222,7 @@ def moving(torch: Any, call: Callable[..., Any], name: str) -> Callable[..., Any
     device = torch.device(name)
 
     def current() -> AbstractContextManager[Any]:
-        # Makes the device the current GPU, on which the program may create tensors.
+        # Makes the device the current GPU, where the program may create tensors.
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def run(*values: Any) -> Any:

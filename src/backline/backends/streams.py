@@ -1,4 +1,4 @@
-"""Triton's repeat and square backends, which need no file and send several responses, to try out clients."""
+"""Triton's repeat and square backends, for trying out clients: their models send several responses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from backline.engine.values.tensor import fits
 def check_tensors(
     config: ModelConfig, backend: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> None:
-    """Raises InvalidArgument unless the configuration is decoupled, unbatched, and names these tensors."""
+    """Raises InvalidArgument unless the configuration is decoupled, unbatched, and lists these tensors."""
     where = f"{config.source or config.name}: the {backend} backend"
     if not config.decoupled:
         raise InvalidArgument(
@@ -85,7 +85,7 @@ class Repeat:
 class RepeatModel(DeclaredModel):
     """Repeats the elements of its input. WAIT, which delays the next request in Triton, has no effect."""
 
-    #: Many, because streams mostly sleep.
+    #: This number is high because streams mostly sleep.
     streams_at_once = 16
 
     def stream(
