@@ -178,7 +178,7 @@ def _own(array: np.ndarray) -> np.ndarray:
 
 
 def _innermost(error: Exception) -> str:
-    """Returns the reason for an error: the end of a TorchScript traceback, or the text without C++ details."""
+    """Returns the reason in an error: the end of a TorchScript traceback, or the text without C++ details."""
     text = str(error)
     if "Traceback of TorchScript" in text:
         text = text.strip().splitlines()[-1]

@@ -187,7 +187,7 @@ def _load(session: Any, folder: Path, tag: str) -> Any:
 
 
 def _place(config: Any, device: Device) -> None:
-    """Hides GPUs from models on the CPU. Lets models on GPUs allocate memory on demand and use the CPU too."""
+    """Hides GPUs from models on the CPU. Models on GPUs allocate memory on demand and may use the CPU too."""
     if device == CPU:
         config.device_count["GPU"] = 0
     else:
