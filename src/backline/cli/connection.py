@@ -1,4 +1,4 @@
-"""Adds the options to connect to a server, and hints for model names that the server does not know."""
+"""Adds options for connecting to a server to commands, and hints to errors about unknown model names."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def build_environments(store: Environments, paths: tuple[Path, ...], rebuild: bo
 
 
 def _needed(path: Path, model: FoundModel) -> Iterator[tuple[User, Requirements]]:
-    if model.config.ensemble is not None:  # an ensemble runs in no backend
+    if model.config.ensemble is not None:  # an ensemble has no backend
         return
     root = path if path.is_dir() else path.parent
     seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""`backline login`: keeps the API key of a server for the commands and programs of this user."""
+"""`backline login`: stores the API key of a server for the commands and programs of this user."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def command(url: str, options: ClientOptions) -> None:
                 f"{address.server} refuses the key, which was not kept: {error.message}"
             ) from None
         except PermissionDenied:
-            pass  # the key is valid, but does not permit this request
+            pass  # the key is valid, although it does not permit this request
     keys = StoredKeys()
     keys.put(address.server, key)
     print(f"Kept the key of {address.server} in '{keys.path}'")
@@ -67,7 +67,7 @@ def server_address(url: str) -> Address:
 
 
 def _ask(address: Address) -> str:
-    """Returns the key that the user types, which is not shown, or the first line of stdin."""
+    """Returns the key that the user types without seeing it, or the first line of stdin."""
     if not sys.stdin.isatty():
         return sys.stdin.readline().strip()
     asked: str = click.prompt(f"Key of {address.server}", hide_input=True, err=True)

@@ -41,7 +41,7 @@ class BenchReport:
         return "concurrency" if self.steps[0].concurrency is not None else "rate"
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Returns the columns and rows. Times are in milliseconds; queue and compute come from the server."""
+        """Returns the columns and rows. Times are in milliseconds; the server measures queue and compute."""
         columns = [
             "in flight" if self.kind == "concurrency" else self.kind,
             "requests/s",
@@ -130,7 +130,7 @@ class BenchReport:
 
 
 def print_bench(report: BenchReport) -> None:
-    """Prints the table and its notes, and bars on a terminal."""
+    """Prints the table and its notes; on a terminal, also prints bars."""
     columns, rows = report.table()
     print(_UNITS)
     print_table(columns, rows, right=columns[:-1])

@@ -1,4 +1,4 @@
-"""What `backline doctor` finds: a severity, what it saw, why that matters, and what to do."""
+"""The findings of `backline doctor`: the severity, what was found, why it matters, and what to do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Severity(StrEnum):
     """How bad a finding is. Only an ERROR makes the command fail."""
 
     OK = "ok"
-    #: Worth knowing, and possibly intended.
+    #: Something is worth knowing, but may be intended.
     NOTE = "note"
     #: The server works, but slower, less safely or less reliably than it could.
     WARNING = "warning"
@@ -80,7 +80,7 @@ def error(what: str, why: str, advice: str, repair: Repair | None = None) -> Fin
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """A finding, with the check that made it and the group of this check."""
+    """A finding, the check that produced it, and the group of that check."""
 
     group: str
     check: str

@@ -22,7 +22,7 @@ def document(entry: ModelIndex) -> dict[str, Any]:
 
 
 def labels_text(entry: ModelIndex, index: Sequence[ModelIndex]) -> str:
-    """The labels of a version; "(default)" marks which of several versions serves requests that name none."""
+    """Formats the labels of a version. "(default)" marks the version that serves requests without one."""
     others = any(other.ready for other in index if other.name == entry.name and other is not entry)
     return (
         ", ".join(
@@ -36,7 +36,7 @@ def labels_text(entry: ModelIndex, index: Sequence[ModelIndex]) -> str:
 
 
 def state_text(entry: ModelIndex) -> str:
-    """Returns the state, such as "READY" or "ON DEMAND"."""
+    """Formats the state, such as "READY" or "ON DEMAND"."""
     return entry.state.replace("_", " ") or "not loaded"
 
 
@@ -50,9 +50,9 @@ def reason_text(entry: ModelIndex) -> str:
 
 
 def progress_text(progress: Progress) -> str:
-    """Returns the progress of a load, such as "fetch, 12 MiB of 90 MiB, 3 s"."""
+    """Formats the progress of a load, such as "fetch, 12 MiB of 90 MiB, 3 s"."""
     parts = [progress.phase]
-    if progress.bytes_done < progress.bytes_total:  # otherwise everything is fetched
+    if progress.bytes_done < progress.bytes_total:  # otherwise, all bytes have been fetched
         parts.append(f"{format_bytes(progress.bytes_done)} of {format_bytes(progress.bytes_total)}")
     return ", ".join([*parts, f"{progress.seconds:.0f} s"])
 

@@ -15,8 +15,8 @@ from backline.client.records import ModelIndex
 from backline.engine.errors import BacklineError
 from backline.engine.names import printable
 
-#: Seconds before the first request for the progress, which is early because many loads are short, and seconds
-#: between further requests.
+#: Seconds before the first request for the progress, and between further requests. The first one comes early
+#: because many loads are short.
 FIRST_POLL, POLL = 0.05, 0.25
 Result = TypeVar("Result")
 
@@ -38,7 +38,7 @@ def run_change(
     version: str = "",
     quiet: bool = False,
 ) -> tuple[Result, list[ModelIndex]]:
-    """Runs a change on the server; returns its result, and then the entries of `model`, or of all models.
+    """Runs a change on the server; returns its result, and the resulting entries of `model` or all models.
 
     Unless `quiet`, the loads of the model are shown on stderr meanwhile. An error about an unknown name
     suggests the nearest name.
@@ -55,7 +55,7 @@ async def _run_change(
     display: Display | None,
 ) -> tuple[Result, list[ModelIndex]]:
     async with AsyncClient(url, options) as client:
-        await client.transport()  # for an inproc:// URL, this loads the models
+        await client.transport()  # loads the models, if the URL is inproc://
         try:
             result = await _shown(client, change(client), model, display)
         except BacklineError as error:
@@ -85,7 +85,7 @@ async def _shown(
             pause = POLL
             try:
                 index = await client.models()
-            except BacklineError:  # only the display is affected; the change continues
+            except BacklineError:  # affects only the display; the change continues
                 continue
             display.update(
                 [entry for entry in index if entry.progress is not None and model in ("", entry.name)]
@@ -116,7 +116,7 @@ class Lines:
                 print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Does nothing: the printed lines stay."""
+        """Does nothing, since the printed lines remain."""
 
 
 class Bars:
@@ -144,7 +144,7 @@ class Bars:
             total = progress.bytes_total if progress.bytes_done < progress.bytes_total else None
             key = (entry.name, entry.version, progress.phase, total)
             seen.add(key)
-            # The bar of an unknown total pulses. The total is unknown once everything is fetched, too.
+            # A bar without a known total pulses. After the fetch, the total is unknown again.
             if key not in self._tasks:
                 self._tasks[key] = self.progress.add_task(
                     f"{entry.name} {entry.version}: {progress.phase}", total=None

@@ -101,11 +101,11 @@ def _ask(url: str, options: ClientOptions) -> _Listing | BacklineError:
 
 
 def _listed(client: Client) -> _Listing:
-    """Returns the index of a server, and the counters by model and version."""
+    """Returns the model list of a server, and the counters by model and version."""
     index = client.models()
     try:
         return index, {(entry["name"], str(entry["version"])): entry for entry in client.statistics()}
-    except BacklineError:  # not every server has this extension
+    except BacklineError:  # not every server has the statistics extension
         return index, {}
 
 
@@ -125,11 +125,11 @@ def _row(
 
 
 def every_server(url: str) -> list[str]:
-    """Returns the URLs of the servers that `url` stands for, in order and without repetition.
+    """Returns the URLs of all servers that `url` means, in order and without duplicates.
 
-    `url` lists URLs with commas. A host name stands for all its addresses, such as those of the pods behind a
-    headless service; with TLS it stands for itself, since certificates name it. Raises InvalidArgument for a
-    host that has no address.
+    `url` is a list of URLs, separated by commas. A host name means all of its addresses, such as those of the
+    pods behind a headless service. With TLS, the host name is kept, since certificates contain it. Raises
+    InvalidArgument for a host that has no address.
     """
     found: dict[str, None] = {}
     for one in filter(None, map(str.strip, url.split(","))):
@@ -145,7 +145,7 @@ def every_server(url: str) -> list[str]:
             host = f"[{where[0]}]" if family == socket.AF_INET6 else where[0]
             found[f"{address.protocol}://{host}:{address.port}{address.path}"] = None
     if not found:
-        Address.parse("")  # raises, with examples
+        Address.parse("")  # raises an error that shows examples
     return list(found)
 
 
@@ -214,14 +214,14 @@ def _show_origins(values: Sequence[Mapping[str, Any]], as_json: bool) -> None:
 
 
 def _give_reason(client: Client, name: str, error: BacklineError) -> None:
-    """Adds to the error why the model is not ready, as the server's list says."""
+    """Adds to the error the reason why the model is not ready, from the server's list."""
     for entry in client.models():
         if entry.name == name and entry.reason and entry.reason not in error.message:
             error.message = f"{error.message} ({state_text(entry)}: {entry.reason})"
 
 
 def _index(client: Client) -> list[ModelIndex]:
-    """The server's list of models; empty for a key that is limited to some models, which may not see it."""
+    """Returns the server's list of models; empty if the key is limited to some models."""
     try:
         return client.models()
     except PermissionDenied:

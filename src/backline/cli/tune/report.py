@@ -17,7 +17,7 @@ _UNITS = "Throughput is in requests per second, latency in ms, both with as many
 
 
 def print_outcome(outcome: Outcome, goal: Goal) -> None:
-    """Prints what was found, how it compares, and what each setting brought."""
+    """Prints the best settings, compares them with the current ones, and shows the effect of each setting."""
     base, best = outcome.base, outcome.best
     tried = len({one.settings for one in outcome.measured})
     print(
@@ -69,7 +69,7 @@ def _row(kind: str, one: LoadMeasurement) -> tuple[str, ...]:
 
 
 def _text(value: object) -> str:
-    if isinstance(value, tuple):  # buckets
+    if isinstance(value, tuple):  # the value is a choice of buckets
         return (
             "; ".join(f"{name} {'/'.join(map(str, lengths))}" for name, lengths in value) or "as configured"
         )
@@ -121,7 +121,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def comment(outcome: Outcome, goal: Goal, inputs: str) -> str:
-    """Returns what the written configuration says about itself, as lines that start with "#"."""
+    """Returns the comment for the start of the written configuration, as lines that begin with "#"."""
     best = outcome.best
     aim = (
         "most throughput" if goal.p99 is None else f"most throughput with p99 at most {goal.p99 * 1000:g} ms"
