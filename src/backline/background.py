@@ -122,11 +122,10 @@ class RunningServer:
         return f"<server of {self._name or 'a repository'} at {self.url}>"
 
     def _repr_html_(self) -> str:
-        """Returns the HTML that a notebook shows: the server's address, a form to try the model, and Python
-        calls.
+        """Returns the HTML that a notebook shows: the server's address, a form to try the model, and code.
 
-        The form is a frame with a page of the server. If the browser and the server run on different
-        machines, the frame is empty, but the address and the calls are still shown.
+        The code calls each model from Python. The form is a frame with a page of the server. If the browser
+        and the server run on different machines, the frame is empty, but the rest is still shown.
         """
         if self._stopped:
             return f"<p>The server at {html.escape(self.url)} has stopped.</p>"
@@ -228,7 +227,7 @@ def serve(
 
 def _name_of(model: Any) -> str:
     name = getattr(model, "__name__", "") or type(model).__name__
-    return name if name.isidentifier() else "model"  # "<lambda>"
+    return name if name.isidentifier() else "model"  # the name may be "<lambda>"
 
 
 def _is_module(model: Any) -> bool:
@@ -299,7 +298,7 @@ def _save_estimator(estimator: Any, version: Path) -> tuple[str, ...]:
         file = version / "model.skops"
         skops.dump(estimator, file)
         return tuple(skops.get_untrusted_types(file=file))
-    except Exception:  # skops is not installed, or does not support the estimator
+    except Exception:  # skops may not be installed, or may not support the estimator
         (version / "model.skops").unlink(missing_ok=True)
     joblib = import_module("joblib")  # a dependency of scikit-learn
     try:

@@ -79,7 +79,7 @@ class OpenPort:
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """What a server serves, and where it listens.
+    """The options of a server: what to serve, where to listen, and what to allow.
 
     `repositories` are paths or URLs. A port of None is not opened; 0 means any free port. Every port speaks
     all protocols.

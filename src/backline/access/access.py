@@ -169,7 +169,7 @@ class Access:
     def _identify(self, given: bytes) -> Identity:
         scheme, separator, rest = given.strip().partition(b" ")
         if separator and scheme.lower() != b"bearer":
-            # The error does not quote the scheme, which may be a key that was sent without a scheme.
+            # The error does not quote the scheme, which may in fact be a key that was sent without a scheme.
             raise Unauthenticated(
                 "the authorization scheme is not supported; send 'Authorization: Bearer KEY'"
             )

@@ -184,8 +184,8 @@ def make_policy(
 
     Relative paths in the file start from `folder`.
 
-    Raises InvalidArgument for two keys with one name or hash, a key that is too short, or an invalid quota,
-    certificate or issuer.
+    Raises InvalidArgument for two keys with the same name or hash, a key that is too short, or an invalid
+    quota, certificate or issuer.
     """
     identities: dict[str, Identity] = {}
     names: set[str] = set()
@@ -294,7 +294,7 @@ class AuthFileWatch:
         loop: asyncio.AbstractEventLoop,
         on_reload: Callable[[str], None] = lambda error: None,
     ) -> None:
-        """`on_reload` is called after each reload with the error, which is empty if it succeeded."""
+        """`on_reload` is called after each reload with an error text, which is empty after a success."""
         self._on_reload = on_reload
         self._path = path
         self._access = access

@@ -113,7 +113,7 @@ class ScopeGate(Gate):
         self._on_refused(denial, route_of(method, path), None if target is None else target.model, peer)
 
     def _learn(self, host: bytes) -> None:
-        """Adds a Host to `own_hosts` if it names this server."""
+        """Adds the value of a Host field to `own_hosts` if it names this server."""
         if host not in self.own_hosts and host not in self._others:
             known = self.own_hosts if self._policy.hosts.include(host) else self._others
             if len(known) >= _MAX_HOSTS:

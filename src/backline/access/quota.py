@@ -17,7 +17,7 @@ from backline.memo import Memo
 
 #: The allowed rounding error, in seconds or as a share of a burst, because times are sums of floats.
 _ROUNDING = 1e-9
-#: Seconds after which a client should retry if too many requests are in flight. When one will end is unknown.
+#: Seconds after which to retry if too many requests are in flight. When one of them will end is unknown.
 _IN_FLIGHT_RETRY = 0.1
 #: The maximum number of models whose limits a meter remembers; clients choose the names.
 _MAX_REMEMBERED = 1024

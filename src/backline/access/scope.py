@@ -19,7 +19,7 @@ class Scope(StrEnum):
     METRICS = "metrics"
     #: Change which models and versions are served, and register shared memory.
     MANAGE = "manage"
-    #: Change the server: its log, its traces, its recordings of requests.
+    #: Change the settings of the server: log, traces and recordings of requests.
     ADMIN = "admin"
 
 

@@ -34,7 +34,7 @@ class Claims:
 
 @dataclass(frozen=True, slots=True)
 class TokenRule:
-    """Which tokens of one issuer are accepted, and what they allow.
+    """A rule that says which tokens of one issuer are accepted, and what they allow.
 
     `jwks` is the file or URL of the issuer's keys. The values of `claim` are looked up in `scopes`. A dot in
     `claim` selects a member of an object, unless a claim has exactly that name. `leeway` is in seconds. The

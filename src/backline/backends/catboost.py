@@ -36,9 +36,9 @@ class CatBoost:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
         """Loads a model. `output__0` is the result of `predict`.
 
-        By default classifiers return probabilities and other models plain values; the parameter
-        `prediction_type` selects another result. The input `input__0` holds the numerical features and
-        `categorical__0` the categorical ones as strings, each in the model's order. A run uses one thread
+        By default, classifiers return probabilities, and other models return plain values; the parameter
+        `prediction_type` selects another result. The input `input__0` has the numerical features, and
+        `categorical__0` has the categorical ones as strings, each in the model's order. A run uses one thread
         unless the parameter `thread_count` is set.
         """
         parameters = Parameters(config, self.name, _KNOWN)

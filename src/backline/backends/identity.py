@@ -91,7 +91,7 @@ class IdentityModel:
         return np.zeros(dims, spec.datatype.dtype)
 
     def close(self) -> None:
-        """Does nothing: the model holds no memory. See LoadedModel."""
+        """Does nothing, since the model has no memory to free. See LoadedModel."""
 
 
 def _full(specs: Sequence[TensorSpec], config: ModelConfig) -> tuple[TensorSpec, ...]:

@@ -33,7 +33,7 @@ _CALLBACK = re.compile(rb"xla_(?:ffi_)?(?:partitioned_)?python_\w*callback")
 
 
 class Jax:
-    """The backend for `*.jax` files, which hold the result of `jax.export.export(...)(...).serialize()`."""
+    """The backend for `*.jax` files, the output of `jax.export.export(...)(...).serialize()`."""
 
     name: ClassVar[str] = "jax"
 

@@ -65,7 +65,7 @@ class LiteRt:
 
 
 class _Program:
-    """An interpreter that runs the signature `key`, or the main graph for None, one batch at a time."""
+    """An interpreter that runs the signature `key` (None: the main graph), one batch at a time."""
 
     def __init__(self, interpreter: Any, key: str | None) -> None:
         self._interpreter = interpreter

@@ -16,7 +16,7 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.values.device import Gpus
 
 _FILE = "MLmodel"
-#: The flavours in order of preference, each with the settings that may name the model's file, and a backend.
+#: The flavours in order of preference, with the settings that may name the model's file, and the backends.
 _FLAVOURS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("onnx", ("data",), "onnxruntime"),
     ("tensorflow", ("saved_model_dir",), "tensorflow"),

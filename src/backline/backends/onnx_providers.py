@@ -123,7 +123,7 @@ def _accelerators(config: ModelConfig) -> tuple[list[Provider], list[Provider]]:
     """Returns the accelerators for GPUs, and those for the CPU."""
     if not config.declared:
         return [], []
-    from backline.protos import message  # imported late: only for models with a configuration
+    from backline.protos import message  # imported late, as only models with a configuration need it
 
     declared: Any = message("inference.ModelConfig").FromString(config.declared)
     given = declared.optimization.execution_accelerators

@@ -144,7 +144,7 @@ class OpenVinoModel:
             request = self._compiled.create_infer_request()
         try:
             request.infer(feed, share_inputs=True)
-            # Copied, because the next run overwrites the tensors of the infer request.
+            # Outputs are copied, because the next run overwrites the tensors of the infer request.
             return [self._read(request, self._outputs[name]) for name in outputs]
         except Exception as error:
             reason = one_line(error)

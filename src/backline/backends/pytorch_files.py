@@ -123,7 +123,7 @@ def check_source(path: Path) -> bool:
             members = archive.infolist()
             names = [member.filename for member in members]
             if len(set(names)) != len(names):
-                # PyTorch might run one while this function checks the other.
+                # PyTorch might run one of the two members while this function checks the other.
                 raise InvalidArgument(f"'{path}' holds two members of the same name; save the script again")
             if any(name.lower().endswith("/model.json") for name in names):
                 raise InvalidArgument(f"'{path}' has the format of PyTorch before 1.0; save the script again")

@@ -52,7 +52,7 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A loaded program. `call` takes values for `arguments`, in order; optional ones may be left out.
+    """A loaded program. `call` takes the values of `arguments`, in order; optional ones may be omitted.
 
     `inputs` and `outputs` are None if the file does not describe them.
     """
@@ -213,7 +213,7 @@ def usable_gpus(torch: Any) -> Gpus:
 
 
 def device_name(device: Device) -> str | None:
-    """PyTorch's name of a device; None if the file decides (KIND_MODEL)."""
+    """Returns PyTorch's name for a device; None if the file chooses the device (KIND_MODEL)."""
     return {"cpu": "cpu", "gpu": f"cuda:{device.index}", "model": None}[device.kind]
 
 

@@ -57,7 +57,7 @@ class DeclaredModel:
         self.warnings = Parameters(config, backend, ()).warnings
 
     def close(self) -> None:
-        """Does nothing: the model holds no memory. See StreamingModel."""
+        """Does nothing, since the model has no memory to free. See StreamingModel."""
 
 
 _REPEAT_INPUTS = (

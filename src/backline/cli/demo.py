@@ -98,7 +98,7 @@ def command(once: bool, port: int) -> None:
 
 
 def _network() -> Path:
-    """Returns the network's file. Raises InvalidArgument, which names the extra, without its package."""
+    """Returns the network's file. Raises InvalidArgument, which names the extra, if it is not installed."""
     found = importlib.util.find_spec(_PACKAGE)
     if found is None or not found.origin or importlib.util.find_spec("onnxruntime") is None:
         raise InvalidArgument(

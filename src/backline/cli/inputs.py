@@ -99,7 +99,7 @@ def read_value(spec: TensorSpec, text: str) -> Any:
 
 
 def parse_shape(name: str, dims: str) -> tuple[int, ...]:
-    """Parses a shape such as "1,16" or "1x16" for the input `name`. Raises InvalidArgument."""
+    """Parses a shape such as "1,16" or "1x16" for the input `name`. Raises InvalidArgument if malformed."""
     try:
         shape = tuple(int(part) for part in dims.replace("x", ",").split(",") if part.strip())
     except ValueError:
@@ -174,7 +174,7 @@ def shape_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def lone_parameters(config: Mapping[str, Any]) -> dict[str, int | bool]:
-    """Returns parameters for a single request. A sequence model needs ones that make it a whole sequence."""
+    """Returns parameters for a single request; for a sequence model, those of a complete sequence."""
     batching = config.get("sequence_batching")
     if not batching or batching.get("iterative_sequence"):
         return {}

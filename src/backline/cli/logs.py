@@ -48,7 +48,7 @@ class LogEntry:
     text: str
 
     def concerns(self, level: str, model: str) -> bool:
-        """Returns whether the entry is at least this severe, and names the model. Empty arguments match."""
+        """Returns whether the entry is severe enough and names the model. An empty argument matches all."""
         severities = (*LEVELS, "critical")
         severe = not level or self.level not in severities
         severe = severe or severities.index(self.level) >= severities.index(level)

@@ -48,7 +48,7 @@ class ModelFolder:
 
 
 def open_models(path: Path, config_name: str = "") -> list[FoundModel]:
-    """Returns the models at a path: a repository, a model's folder, or a model's file."""
+    """Returns the models at a path: a repository, or a model's folder or file. Raises BacklineError."""
     return LocalRepository(
         path, formats=FORMATS, configs=configuration.ConfigFiles(config_name, platforms=PLATFORMS)
     ).scan_now()

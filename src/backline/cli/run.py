@@ -141,7 +141,7 @@ def command(
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """The responses of the model `name`, and the seconds that loading and the request took."""
+    """The responses of the model `name`, and the durations of the load and the request in seconds."""
 
     name: str
     results: list[InferResult]

@@ -152,7 +152,7 @@ def command(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What a benchmark measures. Each step has a number of requests in flight, or of requests per second."""
+    """The plan of a benchmark. Each step has a number of requests in flight, or of requests per second."""
 
     model: str
     version: str

@@ -139,7 +139,7 @@ ADDRESSES: Mapping[str, Callable[[Exposure], Iterator[Finding]]] = {
 
 
 def read_exposure(options: ServerOptions) -> Exposure:
-    """Reads the facts, and tries to listen on each port."""
+    """Collects the facts for the checks, and tries to listen on each port."""
     given = (
         ("--http-port", options.http_port),
         ("--grpc-port", options.grpc_port),

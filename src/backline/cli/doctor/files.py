@@ -227,7 +227,7 @@ def _date(moment: float) -> str:
 
 
 def read_files(options: ServerOptions) -> ServerFiles:
-    """Reads the facts about the files that a server with these options uses."""
+    """Collects the facts about the files that a server with these options uses."""
     lifecycle = options.lifecycle
     cache = lifecycle.cache_folder or user_cache()
     state = lifecycle.state_folder or default_state_folder(

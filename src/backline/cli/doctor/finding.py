@@ -13,7 +13,7 @@ Facts = TypeVar("Facts")
 
 
 class Severity(StrEnum):
-    """How bad a finding is. Only an ERROR makes the command fail."""
+    """The severity of a finding. Only an ERROR makes the command fail."""
 
     OK = "ok"
     #: Something is worth knowing, but may be intended.

@@ -251,7 +251,7 @@ def read_machine(
     environment: Mapping[str, str] = os.environ,
     system: Path = Path("/sys"),
 ) -> Machine:
-    """Reads the facts; `system` is the mount point of sysfs."""
+    """Collects the facts for the checks. `system` is the mount point of sysfs."""
     group = system / "fs" / "cgroup"
     memory = psutil.virtual_memory()
     limit = _number(group / "memory.max")

@@ -186,7 +186,7 @@ SOFTWARE: Mapping[str, Callable[[Software], Iterator[Finding]]] = {
 
 
 def read_software(variables: Sequence[str]) -> Software:
-    """Reads the facts; `variables` is what `unknown_variables` says of this process's environment."""
+    """Collects the facts. `variables` are the warnings from `unknown_variables` for this environment."""
     packages = {
         name.lower().replace("_", "-"): one.version
         for one in metadata.distributions()

@@ -1,4 +1,4 @@
-"""What an image must contain to serve the models of a repository."""
+"""Determines what an image must contain to serve the models of a repository."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ _MAX_SIZE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The extras to install, sorted, and the small files that describe the models' environments, as paths
-    below the repository's root.
+    """What to install in an image: sorted `extras`, and `files` that describe the models' environments.
+
+    The files are small; their paths are relative to the repository's root.
     """
 
     extras: tuple[str, ...]

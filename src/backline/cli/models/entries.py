@@ -22,7 +22,7 @@ def document(entry: ModelIndex) -> dict[str, Any]:
 
 
 def labels_text(entry: ModelIndex, index: Sequence[ModelIndex]) -> str:
-    """Formats the labels of a version. "(default)" marks the version that serves requests without one."""
+    """Formats the labels of a version. "(default)" marks the one that serves requests without a version."""
     others = any(other.ready for other in index if other.name == entry.name and other is not entry)
     return (
         ", ".join(

@@ -38,9 +38,9 @@ def run_change(
     version: str = "",
     quiet: bool = False,
 ) -> tuple[Result, list[ModelIndex]]:
-    """Runs a change on the server; returns its result, and the resulting entries of `model` or all models.
+    """Runs a change on the server; returns its result, and then the list entries of `model` or all models.
 
-    Unless `quiet`, the loads of the model are shown on stderr meanwhile. An error about an unknown name
+    Unless `quiet`, the progress of the model's loads is shown on stderr. An error about an unknown name
     suggests the nearest name.
     """
     return run(_run_change(url, options, change, model, version, None if quiet else _display()))

@@ -323,8 +323,8 @@ async def serve(
 ) -> bool:
     """Serves until a signal arrives; returns whether all runs have ended.
 
-    `on_started` is called when all models have loaded or failed. A second signal ends the process. SIGHUP
-    reloads certificates and keys, unless there are none or it reports that the terminal has closed.
+    `on_started` is called when all models have loaded or failed to load. A second signal ends the process.
+    SIGHUP reloads certificates and keys; it stops the server if there are none, or the terminal has closed.
     """
     began = monotonic()
     server = Server(options, server_log)

@@ -109,7 +109,7 @@ def _parse(options: ServerOptions, debug: str | None, log: LogSettings) -> Parse
 
 
 def read_arguments(arguments: Sequence[str]) -> tuple[Parsed, Translation]:
-    """Reads a command line of tritonserver. Raises StartFailed for one that Triton refuses too."""
+    """Reads a command line of tritonserver. Raises StartFailed if Triton would refuse it too."""
     try:
         translation = translate(arguments, _takes_value)
         parsed: Parsed = _parse.main(
@@ -136,8 +136,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Parsed, Translation]:
 
 
 def _as_in_triton(parsed: Parsed) -> Parsed:
-    """Adds what no option can set: Triton's defaults for ONNX models, its rules for readiness, and its
-    debugging hooks.
+    """Adds settings without an option: Triton's ONNX defaults, readiness rules and debugging hooks.
 
     The hooks are environment variables. Raises StartFailed if one of them has an invalid value.
     """

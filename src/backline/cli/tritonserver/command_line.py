@@ -78,7 +78,7 @@ def translate(arguments: Sequence[str], takes_value: Callable[[str], bool | None
 def _read(
     arguments: Sequence[str], takes_value: Callable[[str], bool | None]
 ) -> Iterator[Given | tuple[str, ...]]:
-    """Yields Triton's options as Given, and others as the arguments that form them."""
+    """Yields each option of Triton as a Given, and each other option as a tuple of its arguments."""
     rest = list(reversed(arguments))
     while rest:
         argument = rest.pop()

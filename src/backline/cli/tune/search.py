@@ -88,8 +88,9 @@ class Share:
 
 @dataclass(slots=True)
 class Outcome:
-    """The result of a search. `candidates` counts the settings that were considered; `measured` holds all
-    measurements, in order.
+    """The result of a search.
+
+    `candidates` is the number of settings that were considered; `measured` has all measurements, in order.
     """
 
     base: LoadMeasurement

@@ -42,7 +42,7 @@ _MOST_REQUESTS = 200
 
 
 class Trials:
-    """Loads a model with one combination of settings at a time. An asynchronous context manager."""
+    """An asynchronous context manager that loads a model with one combination of settings at a time."""
 
     def __init__(self, repository: str, name: str, options: LifecycleOptions) -> None:
         self._name = name
