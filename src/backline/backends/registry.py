@@ -198,7 +198,7 @@ def _names() -> str:
 
 
 def _is_in(folder: Path, filename: str) -> bool:
-    """Returns whether a folder holds a file; `filename` may begin with the name of the folder itself."""
+    """Returns whether a folder contains a file; `filename` may begin with the name of the folder itself."""
     return (folder / filename).is_file() or (folder / filename.rpartition("/")[2]).is_file()
 
 

@@ -83,7 +83,7 @@ class Repeat:
 
 
 class RepeatModel(DeclaredModel):
-    """Repeats the elements of its input. WAIT, which delays the next request in Triton, has no effect."""
+    """A model that repeats the elements of its input. WAIT, a delay in Triton, is ignored."""
 
     #: This number is high because streams mostly sleep.
     streams_at_once = 16
@@ -121,7 +121,7 @@ class Square:
 
 
 class SquareModel(DeclaredModel):
-    """Sends the number n of its input n times."""
+    """A model that sends its input, a number n, n times."""
 
     streams_at_once = 1
 

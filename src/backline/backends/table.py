@@ -1,6 +1,6 @@
 """Models that take rows of features and return a prediction for each (XGBoost, LightGBM, CatBoost).
 
-The tensors are named as in Triton's FIL backend: `input__0` holds the rows, `output__0` the predictions.
+The tensors are named as in Triton's FIL backend: `input__0` has the rows, and `output__0` the predictions.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ _DAMAGED = (
 
 
 class MarFile:
-    """An open folder, zip or tar file. `root` is the folder in it ("name/") that holds all files, or ""."""
+    """An open folder, zip or tar file. `root` is its subfolder ("name/") with all files, or "" if none."""
 
     def __init__(self, path: Path, packed: zipfile.ZipFile | tarfile.TarFile | None) -> None:
         self.path = path

@@ -17,7 +17,7 @@ _STEP = 16
 
 
 class Verdict(Enum):
-    """What the outcome of an attempt says about the server."""
+    """The outcome of an attempt, as far as it says something about the server."""
 
     #: The server responded, if only to say that the request is invalid.
     ANSWERED = "answered"
@@ -64,7 +64,7 @@ class Balancer:
         self.endpoints = [endpoint for endpoint in self.endpoints if endpoint.url in wanted] + added
         return added, removed
 
-    # choosing
+    # Choosing a server.
 
     def choose(self, now: float, tried: Collection[Endpoint] = ()) -> Endpoint | None:
         """Returns the server for a request, other than those `tried` already; None if there is no other."""
@@ -85,7 +85,7 @@ class Balancer:
         slow = fastest and latency > self.policy.slow_factor * fastest
         return (endpoint.in_flight + 1) * (latency / fastest if slow else 1.0)
 
-    # following requests
+    # Counting requests and attempts.
 
     def arrived(self) -> None:
         """Counts a new request, which raises the number of retries that are allowed."""
@@ -145,8 +145,8 @@ class Balancer:
             if endpoint.failures >= policy.failures:
                 self.eject(endpoint, now)
         elif attempt.timed and taken > endpoint.latency:
-            # The caller got a response from another server first. This server would have taken at least as
-            # long as this.
+            # The caller got a response from another server first. This server would have taken at least this
+            # long.
             endpoint.measure(taken, now, policy.forget_after)
 
     def _add_time(self, taken: float) -> None:
@@ -158,7 +158,7 @@ class Balancer:
             limit = ordered[int(len(ordered) * self.policy.hedge_quantile)]
             self._late_after = max(limit, self.policy.hedge_least)
 
-    # ejecting and readmitting
+    # Ejecting and readmitting servers.
 
     def eject(self, endpoint: Endpoint, now: float) -> None:
         """Stops sending requests to a server until a probe finds it alive."""

@@ -45,7 +45,7 @@ class Endpoint:
         return 0.0 if oldest is None else now - oldest.started
 
     def measure(self, taken: float, now: float, forget_after: float) -> None:
-        """Adds a response time to the average, which starts anew if it is `forget_after` seconds old.
+        """Adds a response time to the average, or restarts an average that is `forget_after` seconds old.
 
         The weight of the past is chosen so that the average follows a change within about five responses.
         """

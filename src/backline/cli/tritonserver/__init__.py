@@ -57,7 +57,7 @@ _HOLDS = {
 
 
 class StartFailed(click.ClickException):
-    """Ends the command with status 1, as Triton does for any reason. Only the message is printed."""
+    """An error that ends the command with status 1, as any error ends Triton. Only its message is printed."""
 
     exit_code = 1
 

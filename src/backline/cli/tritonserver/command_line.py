@@ -213,7 +213,7 @@ def _cache(values: Mapping[str, Sequence[str]], last: Mapping[str, str]) -> Iter
 
 
 def _traces(values: Mapping[str, Sequence[str]], last: Mapping[str, str]) -> tuple[list[str], str]:
-    """Returns the values of --trace-config, and a sentence about a level that has no effect."""
+    """Returns the values of --trace-config, and a warning if the trace level has no effect; else ""."""
     old = ("trace-file", "trace-level", "trace-rate", "trace-count", "trace-log-frequency")
     given = [name for name in old if name in values]
     if given and "trace-config" in values:

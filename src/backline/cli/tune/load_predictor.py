@@ -46,7 +46,7 @@ class BatchTimes:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Requests per second, and the 99th percentile of latency in seconds."""
+    """The predicted throughput in requests per second, and 99th percentile of latency in seconds."""
 
     throughput: float
     p99: float
@@ -104,7 +104,7 @@ def _blended(*limits: float) -> float:
 
 
 def levels_of(settings: TunedSettings, levels: Sequence[int]) -> list[int]:
-    """Returns the concurrencies to measure settings at: up to about two full batches per instance."""
+    """Returns the concurrencies at which to measure settings: up to about two full batches per instance."""
     most = 2 * settings.instances * max(settings.batch, 1)
     useful = [level for level in levels if level <= most]
     return [*useful, next((level for level in levels if level > most), levels[-1])][: len(useful) + 1]

@@ -65,7 +65,7 @@ class Goal:
     p99: float | None = None
 
     def score(self, throughput: float, p99: float, errors: int = 0) -> float:
-        """Returns a score, where higher is better. The more a result misses the limit, the more negative."""
+        """Returns a score, where higher is better. Results that miss the limit get negative scores."""
         if errors:
             return -1e9
         if self.p99 is not None and p99 > self.p99:
@@ -277,7 +277,7 @@ class Search:
         return scored
 
     def _next_level(self, measured: LoadMeasurement) -> int:
-        """Returns the concurrency for the next round: lower if latency was above the limit, else higher."""
+        """Returns the concurrency for the next round, which is lower if the latency was above the limit."""
         limit = self._goal.p99
         if limit is None or not measured.p99:
             return measured.concurrency
