@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 class Memo(Generic[Key, Value]):
-    """Remembers results by keys that clients choose. When it is full, it forgets everything.
+    """A store of results by keys that clients choose. When it is full, it forgets everything.
 
     Therefore lookups need no bookkeeping: `get` is just `dict.get`. A client that keeps sending new keys
     slows other clients down, but cannot use more memory than `limit` entries take.

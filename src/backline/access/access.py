@@ -46,7 +46,7 @@ class Policy:
 
 
 class Certified(Protocol):
-    """Anything that knows the client's certificate: a request, a call or a connection."""
+    """An object that knows the client's certificate: a request, a call or a connection."""
 
     @property
     def certificate(self) -> Certificate | None: ...
@@ -69,7 +69,7 @@ def _of_websocket(headers: Mapping[bytes, bytes]) -> bytes | None:
 
 
 class Access:
-    """Maps the header fields or metadata of a request to its identity. Lives on the event loop.
+    """A map from a request's header fields or metadata to its identity. Used only on the event loop.
 
     A key or token in the header decides; without one, the client's certificate does.
 

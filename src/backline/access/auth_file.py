@@ -285,7 +285,7 @@ def environment_has_keys(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 class AuthFileWatch:
-    """Applies changes of the file while the server runs. A file that is not valid is ignored."""
+    """A watch that applies changes of the file while the server runs. A file that is not valid is ignored."""
 
     def __init__(
         self,

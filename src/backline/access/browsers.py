@@ -35,7 +35,7 @@ _NAME = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*").fullmatch
 
 @dataclass(frozen=True, slots=True)
 class HostNames:
-    """Decides whether a Host field names this server.
+    """The host names of this server, against which Host fields are checked.
 
     In DNS rebinding, a page is loaded from the attacker's host name, which then resolves to this server's
     address. The browser sees one origin, so only the Host field shows that this server was not meant. Names
@@ -117,7 +117,7 @@ def _is_address(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class BrowserPolicy:
-    """Decides what web pages may do. `hosts` are the server's names, `origins` the allowed origins."""
+    """The rules for web pages. `hosts` are the server's names, and `origins` the allowed origins."""
 
     hosts: HostNames = field(default_factory=HostNames)
     origins: frozenset[bytes] = frozenset()

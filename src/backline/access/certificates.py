@@ -19,7 +19,7 @@ _SEPARATOR = re.compile(r"(?<!\\),")
 
 @dataclass(frozen=True, slots=True)
 class CertificateRule:
-    """Identifies the holders of the certificates that have all of `subject` and all of `names`."""
+    """A rule that identifies the holders of certificates with all of `subject` and all of `names`."""
 
     name: str
     subject: frozenset[str]

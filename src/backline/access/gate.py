@@ -57,7 +57,7 @@ def _nobody_asks(denial: Denial, route: str, model: str | None, peer: str) -> No
 
 
 class ScopeGate(Gate):
-    """Checks whether a request may use its route. A request for an unknown route passes, and gets status 404.
+    """A gate that checks whether a request may use its route. An unknown route passes, and gets status 404.
 
     Without `access`, every caller may use every route, and only web pages are kept out. With `access`, a
     request with a key or token may come from any page and have any Host, because a page can only send a
@@ -122,7 +122,7 @@ class ScopeGate(Gate):
 
 
 class CrossOrigin:
-    """Wraps the HTTP handler `http` so that web pages of the allowed `origins` can use it.
+    """A wrapper of the HTTP handler `http` that lets web pages of the allowed `origins` use it.
 
     Responds to preflight requests and adds access-control fields to responses (Fetch standard, "HTTP-CORS
     protocol"). Credentials are not allowed, so "*" exposes all response fields, such as those that say where
@@ -154,7 +154,7 @@ class CrossOrigin:
 
 
 class WrappedRequest(HttpRequest):
-    """Wraps a request, so that a subclass can change its response."""
+    """A wrapper of a request, whose subclasses can change the response."""
 
     __slots__ = ("_inner",)
 

@@ -30,7 +30,7 @@ _RENEWAL = {
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Scopes, and shell patterns of the models that they are limited to; "*" means every model."""
+    """A set of scopes, limited to models that match the given shell patterns; "*" means every model."""
 
     scopes: frozenset[Scope]
     models: tuple[str, ...] = ("*",)

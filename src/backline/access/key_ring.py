@@ -140,7 +140,7 @@ def _fetch(url: str) -> bytes:
 
 
 class KeyRing:
-    """The keys of an issuer. Lives on the event loop, but fetches a URL on a thread, so no request waits.
+    """The keys of an issuer. Used on the event loop, but a URL is fetched on a thread, so no request waits.
 
     Invariant: if a fetch fails, the previous keys remain valid, so an issuer that is down locks nobody out.
     """

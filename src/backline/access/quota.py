@@ -25,7 +25,7 @@ _MAX_REMEMBERED = 1024
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """Limits on the requests to the models that match one of the patterns `models`; None means no limit.
+    """A set of limits on requests to models that match one of the patterns `models`; None means no limit.
 
     A `burst` of requests may arrive at once after a pause; None means the number allowed in one second. Bytes
     are those of request bodies and messages.
@@ -108,7 +108,7 @@ class Limit(InFlight):
 
 
 class Further(Listener):
-    """Counts a ticket against additional limits, since `Ticket.counted` holds only one."""
+    """A listener that counts a ticket against additional limits, since `Ticket.counted` is only one limit."""
 
     __slots__ = ("_limits",)
 
@@ -146,7 +146,7 @@ def _changed(
 
 
 class Meter:
-    """Measures what one identity uses, and refuses requests that exceed its quotas. `whose` begins errors."""
+    """A meter of what one identity uses. It refuses requests that exceed a quota; `whose` begins errors."""
 
     __slots__ = ("__weakref__", "_limits", "_limits_flight", "_of", "by_model", "low", "only", "whose")
 

@@ -23,7 +23,7 @@ _BASE64URL = bytes.maketrans(b"-_+/=", b"+/\0\0\0")
 
 
 class TokenVerifier:
-    """Verifies tokens with the keys of the issuers that a server trusts. Lives on the event loop.
+    """A verifier of tokens, with the keys of trusted issuers. Used only on the event loop.
 
     The signature is checked last, because it takes the longest: about 50 us with RSA and 100 us with elliptic
     curves. Claims of a token whose signature is wrong are used only in error texts.

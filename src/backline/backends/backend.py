@@ -93,7 +93,7 @@ class StreamingModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HostedModel:
-    """What a worker process needs to load a model. Backends whose models run in workers return this.
+    """The data that a worker process needs to load a model. Backends whose models run in workers return this.
 
     `adapter` names the code that loads the model in the worker, such as "python". `python` is the path of an
     interpreter; None means that of the model's environment, or else the server's. `environment` holds
@@ -162,7 +162,7 @@ DEFAULT_OPTIONS: Final = LoadOptions()
 
 
 class Backend(Protocol):
-    """Loads models with one runtime."""
+    """An object that loads models with one runtime."""
 
     #: The name of the backend in configurations, such as "onnxruntime".
     name: ClassVar[str]

@@ -220,7 +220,7 @@ class Bfloat16Model(StringModel):
 
 
 class _Bits:
-    """Exposes the memory of a BF16 tensor to numpy as uint16; arrays made from it keep the tensor alive."""
+    """The memory of a BF16 tensor, which numpy reads as uint16. Arrays made from it keep the tensor alive."""
 
     def __init__(self, value: Any) -> None:
         self._value = value

@@ -38,7 +38,7 @@ def import_runtime(module: str, *, what: str, extra: str) -> Any:
 
 
 class _Imports:
-    """Imports modules, and measures by how much the memory of the process grows."""
+    """An importer of modules that measures by how much the memory of the process grows."""
 
     def __init__(self) -> None:
         self._lock = RLock()

@@ -166,7 +166,7 @@ def _integers(values: Mapping[str, Any], key: str) -> np.ndarray:
 
 
 class _Ubjson:
-    """Parses UBJSON; arrays of numbers become numpy views of `content`. Raises Damaged if malformed."""
+    """A parser of UBJSON, which makes numpy views of arrays of numbers. Malformed input raises Damaged."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content

@@ -40,7 +40,7 @@ def read_yaml(content: bytes, source: str, *, what: str, extra: str) -> Any:
 
 
 class _Measure:
-    """Counts the values of a document before they are constructed."""
+    """A counter of a document's values, which runs before the values are constructed."""
 
     def __init__(self, yaml: Any, source: str) -> None:
         self._yaml = yaml

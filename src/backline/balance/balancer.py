@@ -32,7 +32,7 @@ class Verdict(Enum):
 
 
 class Balancer:
-    """Chooses the server with the fewest requests in flight.
+    """A policy that chooses the server with the fewest requests in flight.
 
     - For a server that is much slower than the fastest, each request in flight counts several times.
     - A server that refuses a request because it is busy gets the next requests only if all servers are busy.

@@ -53,7 +53,7 @@ class DurationType(click.ParamType):
 
 
 class Numbers(click.ParamType):
-    """Comma-separated positive numbers."""
+    """A list of positive numbers, separated by commas."""
 
     name = "numbers"
 

@@ -27,7 +27,7 @@ MAX_BEHIND = 20_000
 
 @dataclass
 class LoadResult:
-    """Measurements of one step.
+    """The measurements of one step.
 
     `latencies` (of successful requests) and `lateness` are in nanoseconds. `lateness` is how late an open
     loop sent each request, and is included in the latency. `seconds` is the time until the last response.

@@ -23,7 +23,7 @@ _MAX_SIZE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What to install in an image: sorted `extras`, and `files` that describe the models' environments.
+    """The contents of an image: sorted `extras`, and `files` that describe the models' environments.
 
     The files are small; their paths are relative to the repository's root.
     """

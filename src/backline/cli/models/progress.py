@@ -100,7 +100,7 @@ def _display() -> Display:
 
 
 class Lines:
-    """Prints a line for each phase of a load, and for each tenth of a download."""
+    """A display that prints a line for each phase of a load, and for each tenth of a download."""
 
     def __init__(self) -> None:
         self._shown: dict[tuple[str, str], tuple[str, int]] = {}
@@ -120,7 +120,7 @@ class Lines:
 
 
 class Bars:
-    """Draws a bar for each phase of each version that is loading; `close` removes the bars."""
+    """A display with a bar for each phase of each version that is loading. `close` removes the bars."""
 
     def __init__(self) -> None:
         from rich.console import Console

@@ -77,15 +77,15 @@ MAX_PRINTED = 32
 
 
 class LoadReport:
-    """Prints a line for each model that has loaded or failed, and for each environment being built.
+    """A report with a line for each model that has loaded or failed, and for each environment being built.
 
     On a terminal, a bar shows the phases of loads that take long.
     """
 
     def __init__(self, engine: Engine, *, bar: bool = True, failures: bool = True) -> None:
-        """`bar=False` prints only lines, so that a debugger can use the terminal.
+        """With `bar=False`, prints only lines, so that a debugger can use the terminal.
 
-        `failures=False` does not print failed loads, because a log on the same terminal shows them.
+        With `failures=False`, does not print failed loads, because a log on the same terminal shows them.
         """
         self._engine = engine
         self._failures = failures

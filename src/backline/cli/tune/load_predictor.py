@@ -54,7 +54,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class LoadPredictor:
-    """Predicts the performance of all settings from the measurements of a few.
+    """A predictor of the performance of all settings, based on the measurements of a few.
 
     `times` contains the run times by number of threads. `factors` says how much longer a run takes with
     another optimisation level or without the arena. `tail` is the ratio of the 99th percentile of latency to
