@@ -1,4 +1,4 @@
-"""`python -m backline`."""
+"""Runs the command line for `python -m backline`."""
 
 from __future__ import annotations
 

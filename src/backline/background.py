@@ -1,7 +1,7 @@
 """`backline.serve`: serves an object of the running program, such as a fitted estimator, in the background.
 
-The server runs on a thread of this process. It saves an estimator or a network to a temporary repository. A
-function cannot be saved, so it stays where it is: the repository holds a `model.py` that takes it from here.
+The server runs on a thread of this process. An estimator or a network is saved to a temporary repository. A
+function cannot be saved, so the repository contains a `model.py` that gets the function from this module.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from backline.engine.errors import AlreadyExists, InvalidArgument
 from backline.lifecycle.options import LifecycleOptions
 from backline.server import PortNotOpened, Server, ServerOptions
 
-#: Objects that are served without being saved, by the key in their model.py.
+#: Objects that are served without being saved. Their keys are written into model.py files.
 _ADOPTED: Final[dict[str, Any]] = {}
 _FRAME: Final = "width: 100%; height: 620px; border: 1px solid #8884; border-radius: 8px"
 _NUMBERS: Final = itertools.count(1)
@@ -52,11 +52,11 @@ Model = adopted_class({key!r})
 
 
 class RunningServer:
-    """A server in the background of this program. It ends with `stop`, at the end of a `with` block, or with
-    the program.
+    """A server in the background of this program.
 
-    `url` is its address, `client` a client of it, and `model` the model that was given to `serve`, as a
-    function; None if a repository was served.
+    The server runs until `stop` is called, its `with` block ends, or the program ends. `url` is its address,
+    and `client` a client for it. `model` calls the model that was given to `serve`; it is None if a
+    repository is served.
     """
 
     def __init__(self, options: ServerOptions, name: str, folder: Path | None, key: str) -> None:
@@ -88,7 +88,7 @@ class RunningServer:
         for entry in self.client.models():
             if entry.name == self._name and not entry.ready:
                 reason = entry.reason.removeprefix("Internal: ")
-                if self._key:  # the program has no such file
+                if self._key:  # the caller has never seen the generated file
                     reason = reason.removeprefix("model.py, ")
                 raise InvalidArgument(f"'{self._name}' cannot be served: {reason}")
 
@@ -122,11 +122,10 @@ class RunningServer:
         return f"<server of {self._name or 'a repository'} at {self.url}>"
 
     def _repr_html_(self) -> str:
-        """The HTML that a notebook shows: the server's address, a form to try the model, and the Python call
-        of each model.
+        """Returns the HTML that a notebook shows: the server's address, a form to try the model, and code.
 
-        The form is a page of the server in a frame. If the browser runs on another machine than the server,
-        the frame stays empty; the address and the calls are still shown.
+        The code calls each model from Python. The form is a frame with a page of the server. If the browser
+        and the server run on different machines, the frame is empty, but the rest is still shown.
         """
         if self._stopped:
             return f"<p>The server at {html.escape(self.url)} has stopped.</p>"
@@ -170,12 +169,12 @@ def serve(
     - a fitted estimator with scikit-learn's interface,
     - a torch module, with an `example` of its input, or a tuple of them; the first dimension is the batch,
     - a function whose parameters and result have type hints, or an object with such a method `predict`
-      (docs/python-models.md). It runs on a thread of this program and sees its current state,
+      (docs/python-models.md). It runs on a thread of this program and can use the program's variables,
     - a path or URL of a model or a repository, as for `backline serve`.
 
-    `name` is the model's name; by default, that of the function or class. `port` 0 takes any free port. Only
-    this machine can reach the default `host`. Raises InvalidArgument for a model of another kind, and
-    BacklineError if it cannot be loaded, with the reason.
+    `name` is the model's name; the default is the name of the function or class. A `port` of 0 means any free
+    port. Only this machine can reach the default `host`. Raises InvalidArgument for any other model, and
+    BacklineError, with the reason, if the model cannot be loaded.
     """
     key, debugged = "", ""
     trusted: tuple[str, ...] = ()
@@ -228,7 +227,7 @@ def serve(
 
 def _name_of(model: Any) -> str:
     name = getattr(model, "__name__", "") or type(model).__name__
-    return name if name.isidentifier() else "model"  # "<lambda>"
+    return name if name.isidentifier() else "model"  # the name may be "<lambda>"
 
 
 def _is_module(model: Any) -> bool:
@@ -237,11 +236,11 @@ def _is_module(model: Any) -> bool:
 
 
 def _is_fitted(estimator: Any) -> bool:
-    """Whether an estimator has learned something: `fit` leaves attributes that are not parameters."""
+    """Returns whether an estimator is fitted, that is, has attributes that are not parameters."""
     if not vars(estimator).keys() <= estimator.get_params(deep=False).keys():
         return True
     try:
-        import_module("sklearn.utils.validation").check_is_fitted(estimator)  # knows pipelines
+        import_module("sklearn.utils.validation").check_is_fitted(estimator)  # also supports pipelines
     except import_module("sklearn.exceptions").NotFittedError:
         return False
     return True
@@ -263,7 +262,7 @@ def _export(module: Any, example: Any, file: Path) -> None:
             " for each input"
         )
     batched = tuple({0: torch.export.Dim.AUTO} if one.ndim else None for one in examples)
-    # Exported with two items, because torch takes a dimension of size 1 for a constant.
+    # The example has two items, because torch treats a dimension of size 1 as a constant.
     doubled = tuple(torch.cat([one, one]) if one.ndim and one.shape[0] == 1 else one for one in examples)
     was_training = module.training
     module.eval()
@@ -293,13 +292,13 @@ def _first_line(error: Exception) -> str:
 
 
 def _save_estimator(estimator: Any, version: Path) -> tuple[str, ...]:
-    """Saves an estimator, if possible without a pickle; returns the types in it that skops does not know."""
+    """Saves an estimator, without a pickle if possible. Returns the types in it that skops does not trust."""
     try:
         skops = import_module("skops.io")
         file = version / "model.skops"
         skops.dump(estimator, file)
         return tuple(skops.get_untrusted_types(file=file))
-    except Exception:  # skops is not installed, or does not support the estimator
+    except Exception:  # skops may not be installed, or may not support the estimator
         (version / "model.skops").unlink(missing_ok=True)
     joblib = import_module("joblib")  # a dependency of scikit-learn
     try:
@@ -313,7 +312,7 @@ def _save_estimator(estimator: Any, version: Path) -> tuple[str, ...]:
 
 
 def _adopt(model: Any, key: str) -> str:
-    """Keeps a function or an object for its model.py, and returns the text of that file."""
+    """Stores a function or an object under `key`, and returns the text of a model.py that serves it."""
     predict = model if inspect.isfunction(model) else getattr(model, "predict", None)
     if not (inspect.isfunction(predict) or inspect.ismethod(predict)):
         raise InvalidArgument(
@@ -330,7 +329,7 @@ def _adopt(model: Any, key: str) -> str:
 
 
 def adopted_function(key: str, module: str) -> FunctionType:
-    """A copy of a served function that appears to be defined in `module`, where a model is looked for."""
+    """Returns a copy of a served function that appears to be defined in `module`, as a model must be."""
     given: FunctionType = _ADOPTED[key]
     copy = FunctionType(
         given.__code__, given.__globals__, given.__name__, given.__defaults__, given.__closure__
@@ -342,7 +341,7 @@ def adopted_function(key: str, module: str) -> FunctionType:
 
 
 def adopted_class(key: str) -> type:
-    """A class that creates the served object whenever it is called."""
+    """Returns a class that creates the served object whenever it is called."""
     given = _ADOPTED[key]
     members: dict[str, Any] = {"__new__": lambda cls: given, "predict": type(given).predict}
     return type("Model", (), members)

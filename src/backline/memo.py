@@ -10,10 +10,10 @@ Value = TypeVar("Value")
 
 
 class Memo(Generic[Key, Value]):
-    """Remembers results under keys that clients choose. A full memo forgets everything.
+    """A store of results by keys that clients choose. When it is full, it forgets everything.
 
-    Forgetting everything keeps lookups free of bookkeeping: `get` is the plain `dict.get`. A client that
-    keeps sending new keys slows other clients down, but cannot use more memory than `limit` entries take.
+    Therefore lookups need no bookkeeping: `get` is just `dict.get`. A client that keeps sending new keys
+    slows other clients down, but cannot use more memory than `limit` entries take.
     """
 
     __slots__ = ("_known", "_limit", "get")
@@ -21,7 +21,7 @@ class Memo(Generic[Key, Value]):
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._known: dict[Key, Value] = {}
-        #: The value of a key, None if it is not known.
+        #: Returns the value of a key; None if the key is not known.
         self.get: Callable[[Key], Value | None] = self._known.get
 
     def keep(self, key: Key, value: Value) -> Value:

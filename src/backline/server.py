@@ -1,4 +1,4 @@
-"""Puts a server together: an engine with the models of repositories, and the sockets that serve it."""
+"""Assembles a server from an engine with the models of repositories, and the sockets that clients use."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ from backline.wire.tls import TlsFiles
 
 log = logging.getLogger("backline.server")
 
-#: The names of the ports in the log. They are Triton's, as scripts that wait for a server look for them.
+#: The names of the ports in the log. They are Triton's, because scripts that wait for a server look for them.
 _SERVICES = {"HTTP": "HTTPService", "gRPC": "GRPCInferenceService", "metrics": "Metrics Service"}
-#: Seconds that a thread may hold the GIL while another waits. With Python's default of 5 ms, the event loop
-#: waits for threads that compute (docs/decisions/switch-interval.md).
+#: Seconds for which a thread may hold the GIL while another waits. Python's default of 5 ms would make the
+#: event loop wait for computing threads (docs/decisions/switch-interval.md).
 SWITCH_INTERVAL = 0.0002
 #: Seconds to wait for the machine's fully qualified name at the start.
 FQDN_TIMEOUT = 2.0
@@ -63,33 +63,33 @@ FQDN_TIMEOUT = 2.0
 
 @dataclass(frozen=True, slots=True)
 class OpenPort:
-    """A TCP port to open: its label ("HTTP", "gRPC" or "metrics"), address and number; 0 for any free one."""
+    """A TCP port to open: its label ("HTTP", "gRPC" or "metrics"), address and number (0: any free port)."""
 
     label: str
     host: str
     port: int
-    #: Whether other servers may listen on it too.
+    #: Whether other servers may listen on the same port.
     reuse: bool = False
 
     @property
     def url_host(self) -> str:
-        """The address as URLs write it."""
+        """The address as it is written in URLs."""
         return f"[{self.host}]" if ":" in self.host else self.host
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """What a server serves, and where it listens.
+    """The options of a server: what to serve, where to listen, and what to allow.
 
-    `repositories` are paths or URLs. A port of None is not opened; 0 takes any free port. Every port speaks
+    `repositories` are paths or URLs. A port of None is not opened; 0 means any free port. Every port speaks
     all protocols.
     """
 
     repositories: tuple[str | Path, ...]
     lifecycle: LifecycleOptions = field(default_factory=LifecycleOptions)
-    #: Models are configured by their configs/<config_name>.pbtxt, or by config.pbtxt if this is empty.
+    #: Each model is configured by its configs/<config_name>.pbtxt; if this is empty, by its config.pbtxt.
     config_name: str = ""
-    #: The name of the model, if the only repository is a single model; empty to take it from the path.
+    #: The name of the model, if the only repository is a single model. If this is empty, the path names it.
     model_name: str = ""
     #: Whether the server fails to start if any model fails to load.
     exit_on_error: bool = False
@@ -102,41 +102,42 @@ class ServerOptions:
     http_port: int | None = 8000
     grpc_port: int | None = 8001
     metrics_port: int | None = 8002
-    #: Whether other servers may listen on the same port; the kernel spreads connections over them.
+    #: Whether other servers may listen on the same port; the kernel then distributes the connections.
     reuse_http_port: bool = False
     reuse_grpc_port: bool = False
     reuse_metrics_port: bool = False
     unix_socket: Path | None = None
     tls: TlsFiles | None = None
-    #: Whether the metrics port does without TLS; it then serves only metrics and health checks.
+    #: Whether the metrics port uses no TLS; it then serves only metrics and health checks.
     metrics_plain: bool = False
     #: Whether only the gRPC port speaks TLS.
     tls_grpc_only: bool = False
     limits: Limits = field(default_factory=Limits)
-    #: The most microseconds for which the event loop polls for input before it sleeps; 0 for none.
+    #: The maximum time for which the event loop polls for input before it sleeps, in microseconds; 0 disables
+    #: polling.
     busy_poll_usecs: int = 200
     #: Origins of web pages that may use the server, such as "https://console.example.org".
     cors_origins: tuple[str, ...] = ()
-    #: A file of keys and what each allows; None to admit only keys from environment variables, if any.
+    #: A file of keys and their permissions; if None, only keys in environment variables are accepted.
     auth: Path | None = None
-    #: Whether callers without a key may do everything on any address, if no key is configured.
+    #: Whether callers without a key may do everything, on any address, if no key is configured.
     insecure_open: bool = False
-    #: Further host names of the server; "*.example.org" is any name below example.org.
+    #: Additional host names of the server; "*.example.org" means any name below example.org.
     allowed_hosts: tuple[str, ...] = ()
     #: The HTTP status of a failed health check: 503, or Triton's 400.
     not_ready_status: int = 503
-    #: Whether clients may pass inputs and outputs in this machine's shared memory.
+    #: Whether clients may exchange inputs and outputs through this machine's shared memory.
     allow_client_shm: bool = False
     #: The requests in flight at which the server counts as fully used; None for two per core.
     target_in_flight: float | None = None
-    #: Which latency metrics there are.
+    #: The latency metrics to provide.
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
-    #: Whether browsers get the console.
+    #: Whether to serve the console for browsers.
     console: bool = True
     #: Origins of pages that may show the console in a frame, as sources of a content security policy; none by
     #: default.
     frame_ancestors: tuple[str, ...] = ()
-    #: Groups of routes that need a header field, as of Triton's options: "health,metadata:key=value".
+    #: Groups of routes that need a header field, in the form of Triton's options: "health,metadata:key=value"
     http_restricted_apis: tuple[str, ...] = ()
     grpc_restricted_protocols: tuple[str, ...] = ()
     #: Regular expressions for names of header fields that models see as parameters; empty for none.
@@ -170,10 +171,10 @@ class ServerOptions:
 
 
 def _access(options: ServerOptions) -> Access | None:
-    """The Access that limits what callers may do; None if every caller may do everything.
+    """Returns the Access that limits what callers may do; None if every caller may do everything.
 
-    Without keys, only this machine's programs and holders of a client certificate may change anything. Raises
-    InvalidArgument if the file is not valid.
+    If no keys are configured, only programs on this machine and holders of a client certificate may change
+    anything. Raises InvalidArgument if the file of keys is not valid.
     """
     if options.auth is not None:
         return Access(make_policy(read_auth_file(options.auth), folder=options.auth.parent))
@@ -189,18 +190,18 @@ def _scaling(options: ServerOptions) -> ScalingPolicy | None:
 
 
 def _restricted(options: ServerOptions) -> RestrictedApis | None:
-    """The restricted APIs; None if there are none. Raises InvalidArgument for an invalid restriction."""
+    """Returns the restricted APIs, None if there are none. Raises InvalidArgument if one is invalid."""
     http = parse_restrictions("--http-restricted-api", options.http_restricted_apis)
     grpc = parse_restrictions("--grpc-restricted-protocol", options.grpc_restricted_protocols, GRPC_PREFIX)
     return RestrictedApis(http, grpc) if http or grpc else None
 
 
 async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
-    """The policy for requests from web pages, which must use a known name of this server.
+    """Returns the policy for requests from web pages, which must use a known name of this server.
 
-    Known are `allowed_hosts`, the host that the server listens on, the machine's name and, unless only the
-    loopback is served, the machine's fully qualified name. Raises InvalidArgument for an invalid host name or
-    origin.
+    The known names are `allowed_hosts`, the host that the server listens on, the machine's name and, unless
+    the server listens only on the loopback, the machine's fully qualified name. Raises InvalidArgument for an
+    invalid host name or origin.
     """
     addresses = {options.host, *(one.host for one in options.ports)}
     names = (addresses | {socket.gethostname()}) - {""}
@@ -226,7 +227,7 @@ class Server:
     """A model server: an engine, and the listeners through which clients reach it."""
 
     def __init__(self, options: ServerOptions, log: ServerLog | None = None) -> None:
-        """`log` is the program's log; pass it to let clients change its settings."""
+        """If `log`, the program's log, is given, clients may change its settings."""
         self.options = options
         lifecycle = options.lifecycle
         if options.auth is not None or environment_has_keys():
@@ -268,12 +269,11 @@ class Server:
         keep_private(self._embedded.state_folder, "state folder")
         keep_private(options.lifecycle.cache_folder or user_cache(), "cache folder")
         keep_private(Path(sys.prefix), "python")
-        with suppress(RuntimeError):  # the user has no home folder
+        with suppress(RuntimeError):  # raised if the user has no home folder
             keep_private(Path.home(), "~")
 
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
-        """Opens the listeners, then loads all models; until they are loaded, the server is live but not
-        ready.
+        """Opens the listeners, then loads all models. Until all are loaded, the server is live but not ready.
 
         Raises OSError if an address cannot be opened, TlsFileError for an invalid TLS file, and BacklineError
         if a repository cannot be read or traces cannot be written.
@@ -317,7 +317,7 @@ class Server:
         self._heap = Heap(wire)
         await self._open(self._listeners)
         await self._embedded.start(on_event)
-        # Not before, although the ports have long been open: scripts take these lines for readiness.
+        # These lines are logged last, although the ports are open: scripts take them as a sign of readiness.
         for port, number in self._opened:
             log.info("Started %s at %s:%d", _SERVICES[port.label], port.url_host, number)
 
@@ -329,9 +329,9 @@ class Server:
             self.engine.control.note(Attempt(time.time(), outcome, route, detail=error))
 
     def _take_passed_sockets(self) -> None:
-        """Takes the sockets of a service manager, whose addresses then replace those of the options.
+        """Takes the sockets that a service manager passes. Their addresses replace those in the options.
 
-        Invariant: this precedes `_access`, which allows more on addresses that only this machine can reach.
+        Invariant: this runs before `_access`, which allows more if only this machine can reach the addresses.
         """
         self._passed = passed_sockets()
         hosts = [one.host for one in self._passed if one.host]
@@ -373,14 +373,14 @@ class Server:
         return self.options.tls is not None or self.options.auth is not None
 
     def reload(self) -> None:
-        """Reads certificates and the file of keys again. Whichever is not valid stays as it was."""
+        """Reads the certificates and the file of keys again. Files that are not valid are ignored."""
         if self._listeners is not None:
             self._listeners.reload()
         if self._auth_watch is not None:
             self._auth_watch.reload()
 
     async def stop(self) -> None:
-        """Refuses new requests, drains those in flight until the drain timeout, closes all connections and
+        """Refuses new requests, waits for those in flight until the drain timeout, closes all connections and
         unloads the models.
         """
         self._embedded.stopping()
@@ -394,6 +394,6 @@ class Server:
             if self._listeners is not None:
                 await self._listeners.close(self.options.limits.drain_timeout)
             await self._embedded.stop()
-        finally:  # even if the caller is cancelled because a run never ends
+        finally:  # runs even if this coroutine is cancelled because a run never ends
             if self._tracing is not None:
                 await self._tracing.close()

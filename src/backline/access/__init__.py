@@ -1,1 +1,1 @@
-"""Authorisation: pure policies, and the scope that each route requires."""
+"""Authorisation: decides who may send which requests."""

@@ -35,8 +35,8 @@ _MAX_REMEMBERED = 4096
 class Policy:
     """The identities that a server knows.
 
-    `keys` maps the hash of each key to its identity, and `tokens` each issuer to its rule. The first of
-    `certificates` that applies decides.
+    `keys` maps the hash of each key to its identity, and `tokens` maps each issuer to its rule. The first
+    rule in `certificates` that applies to a client's certificate decides.
     """
 
     anonymous: Identity
@@ -46,13 +46,13 @@ class Policy:
 
 
 class Certified(Protocol):
-    """Anything that knows the client's certificate: a request, a call or a connection."""
+    """An object that knows the client's certificate: a request, a call or a connection."""
 
     @property
     def certificate(self) -> Certificate | None: ...
 
 
-#: The end of error texts if no identity is configured and other machines can reach the server's address.
+#: Appended to error texts if no identity is configured and other machines can reach the server's address.
 _CLOSED = (
     ", as the server listens on a network without knowing any keys; give it some with --auth FILE (see"
     " 'backline keys create --help'), or allow everything to everybody with --insecure-open"
@@ -61,7 +61,7 @@ UNCONFIGURED = Policy(anonymous((Scope.INFER, Scope.READ, Scope.METRICS), cure=_
 
 
 def _of_websocket(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """The key or token among the subprotocols that a WebSocket handshake offers."""
+    """Returns the key or token among the subprotocols that a WebSocket handshake offers."""
     for one in headers[_SUBPROTOCOLS].split(b","):
         if one.strip().startswith(_SUBPROTOCOL):
             return b"Bearer " + one.strip().removeprefix(_SUBPROTOCOL)
@@ -69,12 +69,12 @@ def _of_websocket(headers: Mapping[bytes, bytes]) -> bytes | None:
 
 
 class Access:
-    """Maps the header fields or metadata of a request to its identity. Lives on the event loop.
+    """A map from a request's header fields or metadata to its identity. Used only on the event loop.
 
-    The first credential found decides: a key or token in the header, then the client's certificate.
+    A key or token in the header decides; without one, the client's certificate does.
 
-    Invariant: a changed policy also applies to the identities that open streams already carry. Each either
-    takes over its new permissions or is revoked.
+    Invariant: a changed policy also applies to the identities of streams that are already open. Each identity
+    either gets its new permissions or is revoked.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -98,9 +98,9 @@ class Access:
 
     @property
     def remembered(self) -> Callable[[bytes], Identity | None]:
-        """Finds the identity of an Authorization field that `identify` has accepted, None for any other.
+        """A function that returns the identity for an Authorization field that `identify` has accepted.
 
-        For hot paths, which then need not call `identify`.
+        It returns None for any other field. Hot paths call it first, because it is faster than `identify`.
         """
         return self._known.get
 
@@ -109,7 +109,7 @@ class Access:
         return self._policy
 
     def close(self) -> None:
-        """Stops following the keys of token issuers."""
+        """Stops updating the keys of token issuers."""
         if self._verifier is not None:
             self._verifier.close()
 
@@ -149,15 +149,15 @@ class Access:
             if now is None:
                 identity.revoke()
             else:
-                identity.meter = None  # it may be shared with identities that other rules now apply to
+                identity.meter = None  # other rules may now apply to identities that share this meter
                 identity.become(now)
                 identity.meter = now.meter
 
     def identify(self, headers: Mapping[bytes, bytes], caller: Certified = REMOTE) -> Identity:
-        """The identity of a request with these fields.
+        """Returns the identity of the caller that sent these header fields.
 
-        Raises Unauthenticated if its key or token is not valid: a request with a wrong key never passes as
-        one without a key. Raises Unavailable while the keys that verify a token are being fetched.
+        Raises Unauthenticated if the key or token is not valid: a request with a wrong key is never treated
+        as one without a key. Raises Unavailable while the keys that verify a token are being fetched.
         """
         given = headers.get(AUTHORIZATION)
         if given is None:
@@ -173,7 +173,7 @@ class Access:
     def _identify(self, given: bytes) -> Identity:
         scheme, separator, rest = given.strip().partition(b" ")
         if separator and scheme.lower() != b"bearer":
-            # The scheme is not shown, as it may be a key that was sent without one.
+            # The error does not quote the scheme, which may in fact be a key that was sent without a scheme.
             raise Unauthenticated(
                 "the authorization scheme is not supported; send 'Authorization: Bearer KEY'"
             )
@@ -189,7 +189,7 @@ class Access:
         return self._known.keep(given, identity)
 
     def _holder(self, certificate: Certificate | None) -> Identity:
-        """The identity of a client with this certificate."""
+        """Returns the identity of a client with this certificate."""
         if certificate is None:
             return self._policy.anonymous
         known = self._holders.get(certificate)
@@ -212,13 +212,13 @@ class Access:
         return unknown
 
     def _issue(self, credential: Certificate | Claims) -> Identity | None:
-        """The identity that a credential now stands for; None if it would no longer be accepted."""
+        """Returns the identity for a credential; None if the credential would no longer be accepted."""
         if isinstance(credential, Certificate):
             return self._of_certificate(credential) if self._policy.certificates else self._policy.anonymous
         return self._of_token(credential)
 
     def _of_token(self, claims: Claims) -> Identity | None:
-        """The identity of a token's holder; None if the token would no longer be accepted."""
+        """Returns the identity of a token's holder; None if the token would no longer be accepted."""
         identity = None if self._verifier is None else self._verifier.identify(claims)
         return None if identity is None else self._held(identity, f"token {claims.issuer} {claims.subject!r}")
 

@@ -25,7 +25,7 @@ from backline.engine.document_limits import check_toml
 from backline.engine.errors import InvalidArgument
 from backline.system.file_watch import FileWatch
 
-#: Environment variables that each hold one key, for containers, and what it may do.
+#: Environment variables, meant for containers, that each hold one key; and the scopes of that key.
 ENVIRONMENT_KEYS: Mapping[str, frozenset[Scope]] = {
     "BACKLINE_API_KEY": frozenset((Scope.INFER, Scope.READ, Scope.METRICS)),
     "BACKLINE_ADMIN_KEY": frozenset(Scope),
@@ -44,7 +44,7 @@ _Count = Annotated[int, Meta(ge=1)]
 
 
 class QuotaEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A [keys.quota] or [anonymous.quota] table: limits on all requests together."""
+    """A [keys.quota] or [anonymous.quota] table, which limits the total of all requests."""
 
     requests_per_second: _Rate | None = None
     burst: _Count | None = None
@@ -52,8 +52,10 @@ class QuotaEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes_per_second: _Rate | None = None
 
     def quota(self, whose: str, models: Sequence[str] = ("*",)) -> Quota:
-        """The Quota of the table. Raises InvalidArgument for a burst without a rate, or a table without
-        limits."""
+        """Returns the table as a Quota.
+
+        Raises InvalidArgument for a burst without a rate, or a table without limits.
+        """
         if self.burst is not None and self.requests_per_second is None:
             raise InvalidArgument(f"--auth: the quota of {whose} has a burst but no requests_per_second")
         if (self.requests_per_second, self.max_in_flight, self.bytes_per_second) == (None, None, None):
@@ -67,13 +69,16 @@ class QuotaEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelQuotaEntry(QuotaEntry, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A [[keys.quotas]] or [[anonymous.quotas]] table: limits on the requests to some models together."""
+    """A [[keys.quotas]] or [[anonymous.quotas]] table, which limits the total of requests to some models."""
 
     models: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)]
 
 
 def _quotas(whose: str, quota: QuotaEntry | None, by_model: Sequence[ModelQuotaEntry]) -> tuple[Quota, ...]:
-    """The quotas of one caller. Raises InvalidArgument for an invalid one, or two for the same models."""
+    """Returns the quotas of one caller.
+
+    Raises InvalidArgument for an invalid quota, or two quotas for the same models.
+    """
     found = [] if quota is None else [quota.quota(whose)]
     found += [entry.quota(whose, entry.models) for entry in by_model]
     if len({one.models for one in found}) < len(found):
@@ -112,7 +117,7 @@ class CertificateEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TokenEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A [[tokens]] table: an issuer whose tokens are accepted. See TokenRule for the fields.
 
-    Without `jwks`, the issuer's own metadata say where its keys are (OpenID Connect Discovery).
+    Without `jwks`, the issuer's metadata is fetched to find its keys (OpenID Connect Discovery).
     """
 
     issuer: _Text
@@ -164,7 +169,7 @@ def read_auth_file(path: Path) -> AuthDocument:
 
 
 def _with_times(document: dict[str, Any]) -> dict[str, Any]:
-    """The document, with each expiry that is a plain date replaced by the start of that day in UTC."""
+    """Returns the document with each plain date of expiry replaced by the start of that day in UTC."""
     for tables in (document.get("keys"), document.get("certificates")):
         for entry in tables if isinstance(tables, list) else ():
             if isinstance(entry, dict) and type(entry.get("expires")) is date:
@@ -175,10 +180,12 @@ def _with_times(document: dict[str, Any]) -> dict[str, Any]:
 def make_policy(
     document: AuthDocument, environment: Mapping[str, str] = os.environ, folder: Path = Path()
 ) -> Policy:
-    """The policy of a file and of the keys in environment variables. Paths in the file start from `folder`.
+    """Returns the policy defined by a file and the keys in environment variables.
 
-    Raises InvalidArgument for two keys with one name or hash, a key that is too short, or an invalid quota,
-    certificate or issuer.
+    Relative paths in the file start from `folder`.
+
+    Raises InvalidArgument for two keys with the same name or hash, a key that is too short, or an invalid
+    quota, certificate or issuer.
     """
     identities: dict[str, Identity] = {}
     names: set[str] = set()
@@ -228,7 +235,7 @@ def _certificate_rule(entry: CertificateEntry) -> CertificateRule:
 
 
 def _token_rules(entries: Sequence[TokenEntry], folder: Path) -> dict[str, TokenRule]:
-    """The rules for tokens, by issuer."""
+    """Returns the rules for tokens, by issuer."""
     if not entries:
         return {}
     try:
@@ -266,19 +273,19 @@ def _token_rules(entries: Sequence[TokenEntry], folder: Path) -> dict[str, Token
 
 
 def _timestamp(moment: datetime | None) -> float | None:
-    """Converts a moment to seconds of time.time(). A moment without a time zone is in UTC."""
+    """Converts a time to seconds since 1970. A time without a time zone is taken as UTC."""
     if moment is None:
         return None
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def environment_has_keys(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether an environment variable holds a key."""
+    """Returns whether an environment variable holds a key."""
     return any(variable in environment for variable in ENVIRONMENT_KEYS)
 
 
 class AuthFileWatch:
-    """Applies changes to the file while the server runs. A file that is not valid changes nothing."""
+    """A watch that applies changes of the file while the server runs. A file that is not valid is ignored."""
 
     def __init__(
         self,
@@ -287,7 +294,7 @@ class AuthFileWatch:
         loop: asyncio.AbstractEventLoop,
         on_reload: Callable[[str], None] = lambda error: None,
     ) -> None:
-        """`on_reload` is called after each reload with the error, which is empty if it succeeded."""
+        """`on_reload` is called after each reload with an error text, which is empty after a success."""
         self._on_reload = on_reload
         self._path = path
         self._access = access
@@ -297,7 +304,7 @@ class AuthFileWatch:
         self._watch.close()
 
     def reload(self) -> None:
-        """Reads the file again, changed or not."""
+        """Reads the file again, whether or not it has changed."""
         self._watch.mark_read()
         self._apply()
 

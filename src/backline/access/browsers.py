@@ -1,8 +1,8 @@
-"""Decides which requests of web pages to admit, from the route's scope and the request's header fields.
+"""Decides which requests from web pages to admit, based on the route's scope and the header fields.
 
-Every page in a developer's browser can reach a server on the developer's machine: it cannot read responses
-from another origin, unless it rebinds DNS, but it can send requests. As clients need no keys, only the header
-fields set by the browser distinguish the page from the developer.
+Any page in a developer's browser can send requests to a server on the developer's machine. It cannot read the
+responses, unless it rebinds DNS. If clients need no keys, only the header fields set by the browser
+distinguish the page from the developer.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from ipaddress import ip_address
 from backline.access.scope import CHANGING, GUARDED, Scope
 from backline.engine.errors import InvalidArgument
 
-#: Types that a form, or a script without a preflight, can send (Fetch standard, "CORS-safelisted
-#: request-header").
+#: Content types that a form can send, or a script without a preflight request (Fetch standard,
+#: "CORS-safelisted request-header").
 _FORM_TYPES = frozenset((b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data"))
 _SENT_BY_PAGES = frozenset((b"origin", b"referer", b"sec-fetch-site", b"accept-language"))
-#: Given in place of a host name: programs may reach the server under any name.
+#: Used in place of a host name: programs may address the server by any name.
 ANY_HOST = "*"
 _OWN_SITES = frozenset((b"same-origin", b"none"))
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?").fullmatch
@@ -27,21 +27,21 @@ _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 #: RFC 9110, section 7.2: a host with an optional port; IPv6 in brackets, with the optional zone that some
 #: clients send.
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)(?:%[a-z0-9._~-]+)?\]|([^\s\[\]:/@,]+))(?::[0-9]*)?").fullmatch
-#: Top-level domains that nobody can register, and the one of services in Kubernetes: RFC 6762, ICANN's
-#: resolution 2024.07.29.06.
+#: Top-level domains in which nobody can register a name (RFC 6762, ICANN's resolution 2024.07.29.06), and the
+#: domain of services in Kubernetes.
 _PRIVATE = (".internal", ".local", ".svc")
 _NAME = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
 class HostNames:
-    """Decides whether a Host field names this server.
+    """The host names of this server, against which Host fields are checked.
 
-    In DNS rebinding, a page is served under the attacker's name, which then resolves to this server's
-    address. The browser sees one origin, and only the Host field tells them apart. Names whose address an
-    attacker cannot choose are safe: those of the loopback (RFC 6761, section 6.3), and addresses, which are
-    not resolved at all. All others must be known: in `names`, in lower case, or below one of `suffixes`, such
-    as ".example.org".
+    In DNS rebinding, a page is loaded from the attacker's host name, which then resolves to this server's
+    address. The browser sees one origin, so only the Host field shows that this server was not meant. Names
+    whose address an attacker cannot choose are safe: those of the loopback (RFC 6761, section 6.3), and IP
+    addresses, which are not resolved at all. All others must be known: in `names`, in lower case, or below
+    one of `suffixes`, such as ".example.org".
     """
 
     names: frozenset[str] = frozenset()
@@ -49,7 +49,7 @@ class HostNames:
 
     @classmethod
     def of(cls, names: Iterable[str]) -> HostNames:
-        """Builds it from host names given on the command line. Raises InvalidArgument for an invalid one."""
+        """Builds a HostNames from the command line. Raises InvalidArgument for an invalid host name."""
         known = [parse_host_name(name) for name in names]
         return cls(
             frozenset(name for name in known if name[0] != "*"),
@@ -57,7 +57,7 @@ class HostNames:
         )
 
     def include(self, host: bytes) -> bool:
-        """Whether a Host field names this server. The port is ignored, as port forwarding changes it."""
+        """Returns whether a Host field names this server. Ports are ignored: port forwarding changes them."""
         name = host_name(host)
         if name is None:
             return False
@@ -66,10 +66,10 @@ class HostNames:
         return _is_address(name)
 
     def may_read(self, host: bytes) -> bool:
-        """Whether a Host field names this server, or at least cannot be the name of a page on the internet.
+        """Returns whether a Host field names this server, or cannot be that of a page on the internet.
 
-        Attackers need a name that they can register, so a single label and private domains are let in:
-        programs reach servers by such names in containers and clusters.
+        Attackers need a name that they can register, so names of a single label and names in private domains
+        are admitted: programs in containers and clusters use such names.
         """
         if self.include(host):
             return True
@@ -78,7 +78,7 @@ class HostNames:
 
 
 def host_name(host: bytes) -> str | None:
-    """The name or address in a Host field, in lower case; None if malformed."""
+    """Returns the name or address in a Host field, in lower case; None if malformed."""
     found = _HOST(host.decode("latin-1").strip().lower())
     if found is None:
         return None
@@ -117,37 +117,38 @@ def _is_address(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class BrowserPolicy:
-    """Decides what web pages may do. `hosts` are the server's names, `origins` the origins allowed."""
+    """The rules for web pages. `hosts` are the server's names, and `origins` the allowed origins."""
 
     hosts: HostNames = field(default_factory=HostNames)
     origins: frozenset[bytes] = frozenset()
-    #: Whether programs may use any Host; browsers still need one that names this server.
+    #: Whether programs may send any Host field; a browser's Host field must still name this server.
     any_host_for_programs: bool = False
 
     @classmethod
     def of(cls, *, hosts: Collection[str] = (), origins: Iterable[str] = ()) -> BrowserPolicy:
-        """Builds a policy from host names, perhaps ANY_HOST, and origins given on the command line.
+        """Builds a policy from the host names (or ANY_HOST) and the origins given on the command line.
 
-        Raises InvalidArgument.
+        Raises InvalidArgument if one of them is invalid.
         """
         named = [host for host in hosts if host != ANY_HOST]
         allowed = frozenset(parse_origin(origin).encode() for origin in origins)
         return cls(HostNames.of(named), allowed, any_host_for_programs=ANY_HOST in hosts)
 
     def refusal(self, scope: Scope, headers: Mapping[bytes, bytes], *, local: bool) -> str | None:
-        """Why a request is refused; None if it is allowed.
+        """Returns why a request is refused; None if it is allowed.
 
         `headers` has lower-case names; `local` means that the connection is over a Unix socket.
 
         The rules rely on fields that browsers always send and scripts cannot set: Origin on every request
         that is not GET or HEAD (Fetch standard, "append a request `Origin` header") and on every WebSocket
-        handshake, which is the only GET on a guarded route that runs a model; and Sec-Fetch-Site on requests
-        to the loopback address or over TLS. Other clients send neither of these, nor Referer. They need only
-        a known Host, and only to change something: `curl -d`, which labels JSON as a form, is allowed.
+        handshake, which is the only kind of GET that runs a model; and Sec-Fetch-Site on requests to the
+        loopback address or over TLS. Other clients send neither of these fields, nor Referer. They need a
+        known Host, and only for requests that change something. `curl -d` is allowed, although it labels JSON
+        as a form.
 
-        A page that rebinds DNS may send a GET without any of these fields and read the response. On a route
-        that is not guarded, every client therefore needs a known Host, and no other field counts; health
-        checks need none. Browsers themselves keep pages from reading responses of other origins.
+        A page that rebinds DNS may send a GET without any of these fields and read the response. Therefore,
+        on routes that are not guarded, every client needs a known Host, and no other field matters. Health
+        checks need no known Host. Browsers themselves keep pages from reading responses of other origins.
         """
         if scope is Scope.HEALTH:
             return None
@@ -170,12 +171,12 @@ class BrowserPolicy:
         if not own and not local:
             return _host_refusal(host or b"")
         if origin not in self.origins:
-            # Schemes are not compared, as a proxy may terminate TLS; if they differ, Sec-Fetch-Site shows it.
+            # Schemes are not compared, as a proxy may terminate TLS. Sec-Fetch-Site shows if they differ.
             if origin is not None and not (own and _authority(origin) == (host or b"").lower()):
                 return _page_refusal("Origin", origin, origin)
             if site is not None and site not in _OWN_SITES:
                 return _page_refusal("Sec-Fetch-Site", site, origin)
-        # Browsers before 2020 omit Origin when they submit a form; Referer then tells them from curl.
+        # Browsers before 2020 omit Origin when they submit a form, but unlike curl they send Referer.
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if browser and kind in _FORM_TYPES:
             return (
@@ -186,7 +187,7 @@ class BrowserPolicy:
 
 
 def parse_origin(text: str) -> str:
-    """An origin as browsers write it: in lower case, without its scheme's default port.
+    """Returns an origin as browsers write it: in lower case, without its scheme's default port.
 
     Raises InvalidArgument if `text` is not an origin.
     """
@@ -209,7 +210,7 @@ def _host_refusal(host: bytes) -> str:
 
 
 def _page_refusal(name: str, value: bytes, origin: bytes | None) -> str:
-    """The error text for a page of another origin, which is `origin` if known."""
+    """Returns the error text for a page from another origin: `origin`, or None if unknown."""
     allowed = "ORIGIN" if origin in (None, b"null") else _shown(origin or b"")
     return (
         f"{name} '{_shown(value)}' belongs to a web page of another origin, which may not use this route;"
@@ -218,10 +219,10 @@ def _page_refusal(name: str, value: bytes, origin: bytes | None) -> str:
 
 
 def _from_browser(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a request may come from a web page.
+    """Returns whether a request may come from a web page.
 
     Browsers send Accept-Language with every request, and a page can change but not remove it (Fetch standard,
-    "HTTP-network-or-cache fetch"). This covers a GET of a page that rebinds DNS, which has no Origin.
+    "HTTP-network-or-cache fetch"). This also detects a page that rebinds DNS, whose GET has no Origin.
     """
     if not _SENT_BY_PAGES.isdisjoint(headers):
         return True

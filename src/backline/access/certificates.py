@@ -10,7 +10,7 @@ from backline.access.quota import Quota
 from backline.engine.errors import InvalidArgument
 from backline.wire.application import Certificate
 
-#: The kinds of subject alternative names, and how the wire spells them.
+#: The kinds of subject alternative names, in lower case and as the ssl module spells them.
 _KINDS = {"dns": "DNS", "email": "email", "uri": "URI", "ip": "IP Address"}
 _ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9.]*=.+", re.DOTALL).fullmatch
 #: A comma that does not separate attributes has a backslash before it (RFC 4514, section 2.4).
@@ -19,7 +19,7 @@ _SEPARATOR = re.compile(r"(?<!\\),")
 
 @dataclass(frozen=True, slots=True)
 class CertificateRule:
-    """Identifies the holders of the certificates that have all of `subject` and all of `names`."""
+    """A rule that identifies the holders of certificates with all of `subject` and all of `names`."""
 
     name: str
     subject: frozenset[str]
@@ -27,11 +27,11 @@ class CertificateRule:
     grant: Grant
     #: When the rule expires, in seconds of time.time(); None for never.
     expires: float | None = None
-    #: For all certificates to which the rule applies, together.
+    #: Quotas that all certificates to which the rule applies share.
     quotas: tuple[Quota, ...] = ()
 
     def identify(self, certificate: Certificate) -> Identity | None:
-        """The identity of a certificate's holder; None if the rule does not apply."""
+        """Returns the identity of a certificate's holder; None if the rule does not apply."""
         if not (self.subject <= certificate.subject and self.names <= certificate.names):
             return None
         expires = certificate.expires if self.expires is None else min(self.expires, certificate.expires)
@@ -39,7 +39,10 @@ class CertificateRule:
 
 
 def parse_subject(text: str) -> frozenset[str]:
-    """The attributes in "CN=app, O=Example". Raises InvalidArgument if there is none, or one is malformed."""
+    """Returns the attributes of a subject such as "CN=app, O=Example".
+
+    Raises InvalidArgument if there are none, or one is malformed.
+    """
     attributes = [part.strip().replace("\\,", ",") for part in _SEPARATOR.split(text)]
     for attribute in attributes:
         if _ATTRIBUTE(attribute) is None:
@@ -50,7 +53,7 @@ def parse_subject(text: str) -> frozenset[str]:
 
 
 def parse_alternative_name(text: str) -> str:
-    """A subject alternative name such as "DNS:app.example.org", spelt as the wire does.
+    """Returns a subject alternative name such as "DNS:app.example.org", spelt as the ssl module spells it.
 
     Raises InvalidArgument if its kind is unknown.
     """
@@ -65,6 +68,6 @@ def parse_alternative_name(text: str) -> str:
 
 
 def describe(certificate: Certificate) -> str:
-    """The names in a certificate, for error texts."""
+    """Returns the names in a certificate, for error texts."""
     told = ", ".join((*sorted(certificate.subject), *sorted(certificate.names)))
     return told[:200] or "without a name"

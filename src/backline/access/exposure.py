@@ -1,4 +1,4 @@
-"""Tells which addresses other machines can reach."""
+"""Determines which addresses other machines can reach."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from ipaddress import ip_address
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address.
+    """Returns whether only this machine can reach an address.
 
-    Names other than localhost may resolve to any address.
+    Host names other than localhost count as reachable, since they may resolve to any address.
     """
     if host.lower() == "localhost":
         return True

@@ -1,4 +1,4 @@
-"""The gate between the wire and the dialects: refuses requests based on their header, and implements CORS."""
+"""Refuses requests based on their header before they reach a protocol's handlers, and implements CORS."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from backline.wire.application import (
 )
 from backline.wire.connection import RETRY_AFTER
 
-#: The maximum number of Host values cached as known, and as unknown. Clients may send any number of values.
+#: The maximum number of Host values cached as known, and also as unknown. Clients may send any values.
 _MAX_HOSTS = 64
 #: How many seconds a browser may cache a preflight response.
 _MAX_AGE = b"600"
@@ -38,29 +38,29 @@ METRICS_ONLY = "this port serves only metrics and health checks, as it does not 
 
 
 def route_of(method: bytes, path: bytes) -> str:
-    """A route as error texts and the log show it: "GET /v2/models"."""
+    """Formats a route for error texts and the log, such as "GET /v2/models"."""
     return f"{method[:32].decode('latin-1')} {path[:512].decode(errors='replace')}"
 
 
 class AccessTarget(NamedTuple):
-    """What a route or gRPC method needs: a scope, and the model that it concerns, None if more than one."""
+    """The scope that a route or gRPC method requires, and its model; None if it concerns several models."""
 
     scope: Scope
     model: str | None = None
-    #: The group by which Triton's options restrict it.
+    #: The group to which the route belongs in Triton's options for restricted APIs.
     api: Api | None = None
     grpc: bool = False
 
 
 def _nobody_asks(denial: Denial, route: str, model: str | None, peer: str) -> None:
-    """The default of `on_refused`."""
+    """Does nothing: the default of `on_refused`."""
 
 
 class ScopeGate(Gate):
-    """Applies the policies to the route's target. A request without a route passes and gets its 404.
+    """A gate that checks whether a request may use its route. An unknown route passes, and gets status 404.
 
-    Without `access`, every caller may use every route, and only web pages are kept out. With it, a request
-    that carries a key or token may come from any page and under any Host, because a page can only send a
+    Without `access`, every caller may use every route, and only web pages are kept out. With `access`, a
+    request with a key or token may come from any page and have any Host, because a page can only send a
     credential that it knows.
     """
 
@@ -113,7 +113,7 @@ class ScopeGate(Gate):
         self._on_refused(denial, route_of(method, path), None if target is None else target.model, peer)
 
     def _learn(self, host: bytes) -> None:
-        """Adds a Host to `own_hosts` if it names this server."""
+        """Adds the value of a Host field to `own_hosts` if it names this server."""
         if host not in self.own_hosts and host not in self._others:
             known = self.own_hosts if self._policy.hosts.include(host) else self._others
             if len(known) >= _MAX_HOSTS:
@@ -122,11 +122,11 @@ class ScopeGate(Gate):
 
 
 class CrossOrigin:
-    """Wraps the HTTP handler `http` so that web pages of the allowed `origins` can use it.
+    """A wrapper of the HTTP handler `http` that lets web pages of the allowed `origins` use it.
 
-    It responds to preflight requests and adds access-control fields to responses (Fetch standard, "HTTP-CORS
-    protocol"). Credentials are not allowed, so "*" exposes all response fields, such as those that separate
-    binary tensors from JSON.
+    Responds to preflight requests and adds access-control fields to responses (Fetch standard, "HTTP-CORS
+    protocol"). Credentials are not allowed, so "*" exposes all response fields, such as those that say where
+    binary tensors begin.
     """
 
     def __init__(self, http: Callable[[HttpRequest], None], origins: frozenset[bytes]) -> None:
@@ -154,7 +154,7 @@ class CrossOrigin:
 
 
 class WrappedRequest(HttpRequest):
-    """A request whose response passes through a subclass."""
+    """A wrapper of a request, whose subclasses can change the response."""
 
     __slots__ = ("_inner",)
 
@@ -162,7 +162,7 @@ class WrappedRequest(HttpRequest):
         self._inner = inner
         super().__init__(inner.method, inner.path, inner.query, inner.headers, inner.body)
         self.identity = inner.identity
-        inner.body = b""  # leaves one reference to the body, which the handler may drop
+        inner.body = b""  # so that the handler can free the body by dropping its only reference
         inner.on_abandon = self._disconnected
 
     def _disconnected(self) -> None:

@@ -1,4 +1,4 @@
-"""Identities, on whose behalf requests are sent, and what each may do. Pure decisions over plain values."""
+"""The callers on whose behalf requests are sent, and what each may do. This module does no I/O."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from backline.engine.errors import Forbidden, Unauthenticated
 from backline.engine.ticket import Ticket
 from backline.memo import Memo
 
-#: A model whose name is in the part of the message that is still unread; allowed if any model is.
+#: Stands for a model whose name has not been read yet; allowed if the caller may use any model at all.
 ANY_MODEL = ""
 #: How many decisions an identity remembers; clients choose the model names.
 _MAX_REMEMBERED = 1024
 
 
-#: What the holder of an expired credential can do.
+#: For each kind of credential, what its holder can do when it has expired.
 _RENEWAL = {
     "key": "ask the server's operator for a new one",
     "certificate": "connect again with a renewed one",
@@ -30,13 +30,13 @@ _RENEWAL = {
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Scopes, and patterns of the models they are limited to: shell patterns, "*" for every model."""
+    """A set of scopes, limited to models that match the given shell patterns; "*" means every model."""
 
     scopes: frozenset[Scope]
     models: tuple[str, ...] = ("*",)
 
     def covers(self, scope: Scope, model: str | None) -> bool:
-        """Whether the grant allows `scope` on `model`, which is None for the server or every model."""
+        """Returns whether the grant allows `scope` on `model`; None means the server, or every model."""
         if scope not in self.scopes:
             return False
         if "*" in self.models or model == ANY_MODEL:
@@ -48,29 +48,28 @@ class Grant:
 class Identity:
     """A caller with a name, such as the holder of an API key.
 
-    Requests and calls refer to their identity, so `revoked` also stops streams that are already open.
+    Requests and calls refer to their identity, so setting `revoked` also stops open streams.
     """
 
     name: str
     grants: tuple[Grant, ...]
     #: When the identity expires, in seconds of time.time(); None for never.
     expires: float | None = None
-    #: What to do about a missing permission, appended to the error.
+    #: Advice about a missing permission, appended to the error.
     cure: str = ""
-    #: What identifies it: a key, a client certificate or a token; for error texts.
+    #: The kind of credential (a key, a client certificate or a token), for error texts.
     kind: str = "key"
     revoked: bool = False
     #: What tells this caller from all others. Of two callers with the same name, one may have a key and the
     #: other a token, or their tokens may have different issuers.
     holder: str = field(default="", init=False, repr=False)
     quotas: tuple[Quota, ...] = ()
-    #: Whether it may run every model.
+    #: Whether this identity may run every model.
     infers_all: bool = field(default=False, init=False, repr=False)
-    #: Permissions of this identity that the application has cached. Only an identity that `lasts` has
-    #: entries, and they are dropped when it is revoked or changed, so an entry that is found needs no further
-    #: check.
+    #: Permissions of this identity that the application has cached. There are entries only if `lasts` is
+    #: true, and they are dropped when the identity is revoked or changed, so an entry needs no further check.
     passes: Memo[Any, Any] = field(default_factory=lambda: Memo(_MAX_REMEMBERED), init=False, repr=False)
-    #: Measures what it uses; None without quotas.
+    #: Measures what this identity uses; None if it has no quotas.
     meter: Meter | None = field(default=None, init=False, repr=False)
     _allowed: Memo[tuple[Scope, str | None], bool] = field(
         default_factory=lambda: Memo(_MAX_REMEMBERED), init=False, repr=False
@@ -99,14 +98,14 @@ class Identity:
 
     @property
     def ambient(self) -> bool:
-        """Whether any web page can make a browser send requests with this identity, which needs no secret.
+        """Whether any web page can make a browser send requests with this identity without knowing a secret.
 
-        Browsers present a client certificate to its server whichever page has caused the request.
+        Browsers present a client certificate to the server no matter which page causes the request.
         """
         return not self.name or self.kind == "certificate"
 
     def become(self, other: Identity) -> None:
-        """Takes over the permissions of `other`, because the configuration has changed."""
+        """Copies the permissions of `other`, after a change of the configuration."""
         self.name, self.kind, self.grants = other.name, other.kind, other.grants
         self.expires, self.cure = other.expires, other.cure
         self.holder = other.holder
@@ -114,7 +113,7 @@ class Identity:
         self._changed()
 
     def revoke(self) -> None:
-        """Refuses everything from now on, also to streams that are already open."""
+        """Makes all further requests fail, including those on streams that are already open."""
         self.revoked = True
         self.passes.clear()
 
@@ -126,14 +125,14 @@ class Identity:
     def follow(self, ticket: Ticket) -> None:
         """Marks a ticket as this identity's, and counts it as in flight until it ends.
 
-        Must be called before the ticket is submitted. Raises QuotaExceeded.
+        Must be called before the ticket is submitted. Raises QuotaExceeded if too many are in flight.
         """
         ticket.identity = self.holder
         if self.meter is not None:
             self.meter.follow(ticket)
 
     def may(self, scope: Scope, model: str | None) -> bool:
-        """Whether one of the grants allows `scope` on `model`; see Grant.covers."""
+        """Returns whether one of the grants allows `scope` on `model`; see Grant.covers."""
         known = self._allowed.get((scope, model))
         if known is None:
             known = any(grant.covers(scope, model) for grant in self.grants)
@@ -143,8 +142,8 @@ class Identity:
     def require(self, scope: Scope, model: str | None) -> None:
         """Raises Unauthenticated if the identity is no longer valid, Forbidden if it lacks the permission.
 
-        An anonymous caller that lacks a permission is asked for a key: Unauthenticated. Every valid identity
-        has the scopes of EVERYBODY.
+        For an anonymous caller that lacks the permission, the error is Unauthenticated, which asks for a key.
+        Every valid identity has the scopes in EVERYBODY.
         """
         if self.revoked:
             raise Unauthenticated(
@@ -164,12 +163,12 @@ class Identity:
 
 
 def anonymous(scopes: Iterable[Scope], cure: str = "", quotas: tuple[Quota, ...] = ()) -> Identity:
-    """The identity of requests without credentials. `cure` is appended to errors about permissions."""
+    """Returns the identity for requests without credentials. `cure` is appended to permission errors."""
     return Identity("", (Grant(frozenset(scopes)),), cure=cure, quotas=quotas)
 
 
 def _granted(grants: Iterable[Grant]) -> str:
-    """What a key may do, for error texts."""
+    """Returns what a key may do, for error texts."""
     told = []
     for grant in grants:
         models = "" if "*" in grant.models else " for models " + ", ".join(grant.models)

@@ -11,15 +11,15 @@ import msgspec
 
 from backline.engine.errors import InvalidArgument
 
-#: The largest set of keys that is read, in bytes.
+#: The maximum size of a key set in bytes.
 MAX_SIZE = 1024 * 1024
 #: Sizes of RSA keys in bits. Larger ones would take too long to verify with, smaller ones are too weak.
 _RSA_BITS = range(2048, 4097)
-#: The time to verify grows with the exponent too; nearly all keys have 65537.
+#: The maximum size of an RSA exponent in bits. Larger ones take longer to verify with; nearly all are 65537.
 _EXPONENT_BITS = 33
 #: The members of a key that its thumbprint covers (RFC 7638, section 3.2; RFC 8037, section 2), in order.
 _MEMBERS = {"RSA": ("e", "kty", "n"), "EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x")}
-#: The algorithms of each type of key, and the curve that it must have.
+#: The algorithms that each type of key and curve supports.
 _ALGORITHMS = {
     ("RSA", None): ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
     ("EC", "P-256"): ("ES256",),
@@ -37,14 +37,17 @@ class SigningKey:
     key: Any
 
     def verify(self, algorithm: str, signed: bytes, signature: bytes) -> bool:
-        """Whether `signature` is this key's signature of `signed`. The algorithm must be one of the key's."""
+        """Returns whether `signature` is this key's signature of `signed`.
+
+        The key must support the algorithm.
+        """
         return bool(jwt.get_algorithm_by_name(algorithm).verify(signed, self.key, signature))
 
 
 def read_key_set(content: bytes, where: str) -> tuple[SigningKey, ...]:
-    """The usable keys of a set; keys for other purposes are left out. `where` names the set in errors.
+    """Returns the usable keys of a set; keys for other purposes are left out. `where` names it in errors.
 
-    Raises InvalidArgument if it is not a set, contains a private key, or has no usable key.
+    Raises InvalidArgument if `content` is not a key set, contains a private key, or has no usable key.
     """
     try:
         entries = msgspec.json.decode(content, type=dict[str, Any])["keys"]
@@ -64,7 +67,7 @@ def read_key_set(content: bytes, where: str) -> tuple[SigningKey, ...]:
 
 
 class _Entry(msgspec.Struct, frozen=True):
-    """The members of a key that all types have. PyJWT reads those that only some types have."""
+    """The members that all types of keys have. PyJWT reads those that only some types have."""
 
     kty: str
     kid: str = ""
@@ -75,7 +78,7 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 def _read_key(given: dict[str, Any]) -> SigningKey | None:
-    """Reads one key; None if it is of an unsupported type, malformed, or not for signatures."""
+    """Reads one key; returns None if its type is unsupported, or it is malformed or not for signatures."""
     try:
         entry = msgspec.convert(given, _Entry)
     except msgspec.ValidationError:

@@ -24,9 +24,9 @@ log = logging.getLogger("backline.access")
 
 #: Seconds after which keys are fetched again.
 REFRESH = 300.0
-#: Seconds to the next attempt after the first failure; each further failure doubles them, up to REFRESH.
+#: Seconds until the next attempt after a first failure; doubled by each further failure, up to REFRESH.
 RETRY = 5.0
-#: Seconds between fetches that unknown keys cause. Anybody can name a key that does not exist.
+#: Minimum number of seconds between fetches caused by unknown keys. Anybody can make up the name of a key.
 UNKNOWN_KEY_PAUSE = 10.0
 #: Seconds that a response may take.
 FETCH_TIMEOUT = 10.0
@@ -41,7 +41,7 @@ _METADATA = "/.well-known/openid-configuration"
 
 
 def metadata_url(issuer: str) -> str:
-    """The URL of an issuer's metadata. Raises InvalidArgument for an issuer that is not a URL."""
+    """Returns the URL of an issuer's metadata. Raises InvalidArgument for an issuer that is not a URL."""
     if "://" not in issuer:
         raise InvalidArgument("it is not a URL that leads to its keys: set jwks to their URL or file")
     return issuer.rstrip("/") + _METADATA
@@ -50,7 +50,7 @@ def metadata_url(issuer: str) -> str:
 def check_location(location: str) -> None:
     """Raises InvalidArgument for a URL from which keys must not be fetched.
 
-    Whoever can answer for the issuer can sign tokens, so only https and the loopback are safe.
+    Anyone who can impersonate the issuer can sign tokens, so only https and the loopback are safe.
     """
     if "://" not in location:
         return
@@ -65,7 +65,7 @@ def check_location(location: str) -> None:
 
 
 def read_key_file(path: Path) -> tuple[SigningKey, ...]:
-    """Reads a set of keys. Raises InvalidArgument if the file cannot be read or is not such a set."""
+    """Reads a set of keys. Raises InvalidArgument if the file cannot be read or is not a key set."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_SIZE + 1)
@@ -77,7 +77,7 @@ def read_key_file(path: Path) -> tuple[SigningKey, ...]:
 
 
 def fetch_keys(url: str) -> tuple[SigningKey, ...]:
-    """Fetches a set of keys, or an issuer's metadata and then the keys that they point to.
+    """Fetches a set of keys, or an issuer's metadata and then the keys at the URL in it.
 
     Each of the two takes at most about FETCH_TIMEOUT seconds, unless the server sends its header byte by
     byte. Raises InvalidArgument.
@@ -88,7 +88,10 @@ def fetch_keys(url: str) -> tuple[SigningKey, ...]:
 
 
 def _read_metadata(content: bytes, url: str) -> str:
-    """The URL of the keys. Raises InvalidArgument if it is missing or not safe, or for another issuer."""
+    """Returns the URL of the keys.
+
+    Raises InvalidArgument if the URL is missing or not safe, or the metadata is that of another issuer.
+    """
     try:
         found = msgspec.json.decode(content, type=dict[str, Any])
         issuer, location = found["issuer"], found["jwks_uri"]
@@ -141,9 +144,9 @@ def _fetch(url: str) -> bytes:
 
 
 class KeyRing:
-    """Keys by their id. Lives on the event loop; a URL is fetched on a thread, so no request waits for it.
+    """The keys of an issuer. Used on the event loop, but a URL is fetched on a thread, so no request waits.
 
-    Invariant: keys that cannot be replaced stay in force, so an issuer that is down locks nobody out.
+    Invariant: if a fetch fails, the previous keys remain valid, so an issuer that is down locks nobody out.
     """
 
     def __init__(self, location: str, loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> None:
@@ -180,7 +183,10 @@ class KeyRing:
             self._watch.close()
 
     def find(self, key: str, algorithm: str) -> SigningKey | None:
-        """The key with this id for an algorithm. Without an id, the only one for the algorithm, if any."""
+        """Returns the key with this id for an algorithm; None if there is none.
+
+        If `key` is empty, returns the only key for the algorithm, or None if there are several.
+        """
         fitting = [one for one in self._keys if algorithm in one.algorithms and (not key or one.id == key)]
         return fitting[0] if (key and fitting) or len(fitting) == 1 else None
 
@@ -188,9 +194,9 @@ class KeyRing:
         return any(key.thumbprint == thumbprint for key in self._keys)
 
     def look_again(self) -> bool:
-        """Fetches the keys because one is unknown, unless that was done moments ago.
+        """Fetches the keys because a token names an unknown one, unless they were fetched moments ago.
 
-        Returns whether a fetch is in progress, after which the key may be known.
+        Returns whether a fetch is in progress, which may find the key.
         """
         rested = self._loop.time() - self._fetched_at >= UNKNOWN_KEY_PAUSE
         if self._watch is None and not self.fetching and rested:
@@ -206,7 +212,7 @@ class KeyRing:
         self._replace(keys)
 
     def _fetch(self) -> None:
-        """Starts a fetch on a thread. It is a daemon, so that a server which stops does not wait for it."""
+        """Starts a fetch on a daemon thread, for which a stopping server does not wait."""
         if self._timer is not None:
             self._timer.cancel()
         self.fetching = True

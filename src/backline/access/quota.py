@@ -1,6 +1,6 @@
 """Limits how much an identity may use: requests per second, bytes per second, and requests in flight.
 
-Pure state and decisions: callers pass the current time, in seconds of time.monotonic().
+This module reads no clock: callers pass the current time, in seconds of time.monotonic().
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from backline.engine.ticket import InFlight, Listener, Ticket
 from backline.engine.values.messages import InferResponse
 from backline.memo import Memo
 
-#: The rounding error allowed, in seconds or as a share of a burst, because times are sums of floats.
+#: The allowed rounding error, in seconds or as a share of a burst, because times are sums of floats.
 _ROUNDING = 1e-9
-#: Seconds after which to try again when too many requests are in flight: nobody knows when one will be done.
+#: Seconds after which to retry if too many requests are in flight. When one of them will end is unknown.
 _IN_FLIGHT_RETRY = 0.1
-#: How many models a meter remembers the limits of; clients choose the names.
+#: The maximum number of models whose limits a meter remembers; clients choose the names.
 _MAX_REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """Limits on the requests to the models that match one of the patterns `models`; None means no limit.
+    """A set of limits on requests to models that match one of the patterns `models`; None means no limit.
 
-    A `burst` of requests may arrive at once after a pause; None allows one second's worth. Bytes are those of
-    request bodies and messages.
+    A `burst` of requests may arrive at once after a pause; None means the number allowed in one second. Bytes
+    are those of request bodies and messages.
     """
 
     requests_per_second: float | None = None
@@ -38,7 +38,7 @@ class Quota:
     models: tuple[str, ...] = ("*",)
 
     def covers(self, model: str | None) -> bool:
-        """Whether the quota limits requests to `model`; None means a request about more than one model."""
+        """Returns whether the quota limits requests to `model`, which is None if there are several models."""
         if "*" in self.models:
             return True
         return model is not None and any(fnmatchcase(model, pattern) for pattern in self.models)
@@ -47,31 +47,31 @@ class Quota:
 class TokenBucket:
     """A token bucket that fills at `rate` tokens per second, up to `burst`.
 
-    An amount above `burst` may be taken from a full bucket. The bucket then owes tokens, so that even large
-    requests pass and the average still holds.
+    An amount above `burst` may be taken from a full bucket, whose level then becomes negative. So large
+    requests pass too, and the average rate is still limited.
     """
 
     __slots__ = ("burst", "full_at", "rate", "room", "slack", "token")
 
     def __init__(self, rate: float, burst: float, now: float) -> None:
-        #: When it will be full if nothing more is taken: the only state, as in the generic cell rate
-        #: algorithm (ITU-T I.371). What is taken moves it into the future.
+        #: When the bucket will be full if nothing more is taken. This is the only state, as in the generic
+        #: cell rate algorithm (ITU-T I.371). Taking tokens moves it into the future.
         self.full_at = now
         self._set(rate, burst)
 
     def _set(self, rate: float, burst: float) -> None:
         self.rate, self.burst = rate, burst
-        #: Seconds in which one token, and the whole burst, fill up; `slack` is added for rounding.
+        #: Seconds in which one token, and the whole burst, are refilled; `slack` allows for rounding.
         self.token = 1 / rate
         self.slack = _ROUNDING * (1 + burst / rate)
         self.room = burst / rate + self.slack
 
     def level(self, now: float) -> float:
-        """The number of tokens; negative if it owes some."""
+        """Returns the number of tokens; negative if more than a full bucket was taken."""
         return self.burst - max(0.0, self.full_at - now) * self.rate
 
     def wait(self, amount: float, now: float) -> float:
-        """The seconds until `amount` may be taken; 0 if it may be taken now."""
+        """Returns the seconds until `amount` may be taken; 0 if it may be taken now."""
         lacking = self.full_at - now + min(amount, self.burst) * self.token - self.room
         return lacking + self.slack if lacking > 0 else 0.0
 
@@ -80,14 +80,14 @@ class TokenBucket:
         self.full_at = max(self.full_at, now) + amount * self.token
 
     def change(self, rate: float, burst: float, now: float) -> None:
-        """Switches to another rate and burst. What was taken stays taken."""
+        """Switches to another rate and burst. Tokens already taken still count."""
         taken = self.burst - self.level(now)
         self._set(rate, burst)
         self.full_at = now + taken * self.token
 
 
 class Limit(InFlight):
-    """A quota, and how much of it is used."""
+    """A quota, and how much of it has been used."""
 
     __slots__ = ("bytes", "most", "quota", "requests")
 
@@ -98,7 +98,7 @@ class Limit(InFlight):
         self.change(quota, now)
 
     def change(self, quota: Quota, now: float) -> None:
-        """Switches to another quota. What was used counts against it, and requests in flight stay counted."""
+        """Switches to another quota, against which past use and requests in flight still count."""
         self.quota = quota
         self.most = inf if quota.max_in_flight is None else quota.max_in_flight
         rate = quota.requests_per_second
@@ -108,7 +108,7 @@ class Limit(InFlight):
 
 
 class Further(Listener):
-    """Counts a ticket against further limits, as `Ticket.counted` holds only one."""
+    """A listener that counts a ticket against additional limits, since `Ticket.counted` is only one limit."""
 
     __slots__ = ("_limits",)
 
@@ -146,7 +146,7 @@ def _changed(
 
 
 class Meter:
-    """Measures what one identity uses, and refuses what exceeds its quotas. `whose` begins error texts."""
+    """A meter of what one identity uses. It refuses requests that exceed a quota; `whose` begins errors."""
 
     __slots__ = ("__weakref__", "_limits", "_limits_flight", "_of", "by_model", "low", "only", "whose")
 
@@ -160,7 +160,7 @@ class Meter:
         return [limit.quota for limit in self._limits]
 
     def change(self, quotas: Sequence[Quota], whose: str, now: float) -> None:
-        """Switches to other quotas. What was used of a quota counts against the one for the same models."""
+        """Switches to other quotas. Past use of a quota counts against the new quota for the same models."""
         before = {limit.quota.models: limit for limit in self._limits}
         self._limits = []
         for quota in quotas:
@@ -172,12 +172,12 @@ class Meter:
             self._limits.append(limit)
         self.whose = whose
         self._of.clear()
-        #: Whether the model of a request matters.
+        #: Whether any quota is limited to some models.
         self.by_model = any("*" not in quota.models for quota in quotas)
         self._limits_flight = any(quota.max_in_flight is not None for quota in quotas)
         #: Whether some quota limits the rate of requests; otherwise `standing` always returns None.
         self.low = any(quota.requests_per_second is not None for quota in quotas)
-        #: The only limit, if it applies to every model.
+        #: The limit, if there is only one and it applies to every model; otherwise None.
         self.only = self._limits[0] if len(self._limits) == 1 and not self.by_model else None
 
     def rests(self, now: float) -> bool:
@@ -189,11 +189,12 @@ class Meter:
         )
 
     def charge(self, model: str | None, size: int, now: float) -> None:
-        """Counts a request with a body of `size` bytes. Raises QuotaExceeded, and counts nothing, if it
-        exceeds a quota.
+        """Counts a request with a body of `size` bytes.
+
+        Raises QuotaExceeded, and counts nothing, if the request exceeds a quota.
         """
         only = self.only
-        if only is not None:  # without calls, as this is a notable part of what a small request costs
+        if only is not None:  # calls no functions, because this is a notable share of a small request's time
             if only.in_flight >= only.most:
                 raise self._too_many(only)
             requests, received = only.requests, only.bytes
@@ -256,11 +257,11 @@ class Meter:
         return self._of.keep(model, [limit for limit in self._limits if limit.quota.covers(model)])
 
     def standing(self, now: float) -> tuple[int, int, int, int] | None:
-        """The state of the request rate for all models, for header fields; None if it is not limited, or if
-        more than half of the burst is left.
+        """Returns the state of the rate limit on requests to all models, for header fields.
 
-        Returns the burst, the seconds in which it refills, how many requests are left, and the seconds until
-        the whole burst is available again.
+        The values are the burst, the seconds in which it refills, the requests that are left, and the seconds
+        until the whole burst is available again. Returns None without such a limit, or if more than half of
+        the burst is left.
         """
         for limit in self._limits:
             bucket = limit.requests

@@ -1,7 +1,7 @@
 """Restricted APIs: groups of routes that need a header field with a given value, as in Triton.
 
 The groups and their names are Triton's (src/restricted_features.h of triton-inference-server/server). They
-restrict what keys and scopes already allow; without keys they are the only check.
+apply in addition to keys and scopes; if no keys are configured, they are the only check.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _OF_MODELS = {
     "record": Api.TRACE,
     "recorded": Api.TRACE,
 }
-#: The groups of the methods of GRPCInferenceService, by the start of their names; the longest start counts.
+#: The groups of the methods of GRPCInferenceService, by the start of their names; the longest match counts.
 _OF_METHODS = {
     "ServerLive": Api.HEALTH,
     "ServerReady": Api.HEALTH,
@@ -81,7 +81,7 @@ _OF_METHODS = {
 
 
 def api_of_route(pattern: Sequence[str]) -> Api | None:
-    """The group of an HTTP route, given the segments of its pattern; None for metrics, which have none."""
+    """Returns the group of an HTTP route, given the segments of its pattern; None for metrics."""
     if pattern == ("metrics",):
         return None
     if pattern[0] == "models":  # runs a model
@@ -95,7 +95,7 @@ def api_of_route(pattern: Sequence[str]) -> Api | None:
 
 
 def api_of_method(path: bytes) -> Api:
-    """The group of a gRPC method, given its path; reflection counts as metadata."""
+    """Returns the group of a gRPC method, given its path; reflection counts as metadata."""
     service, _, method = path.decode().strip("/").partition("/")
     if service.startswith("grpc.health."):
         return Api.HEALTH
@@ -116,13 +116,13 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class RestrictedApis:
-    """What each restricted group requires, over HTTP and over gRPC."""
+    """The header field that each restricted group requires, over HTTP and over gRPC."""
 
     http: Mapping[Api, Requirement]
     grpc: Mapping[Api, Requirement]
 
     def refusal(self, api: Api | None, headers: Mapping[bytes, bytes], *, grpc: bool) -> str | None:
-        """Why a request is refused, in Triton's words; None if it is allowed."""
+        """Returns why a request is refused, in Triton's words; None if it is allowed."""
         if api is None:
             return None
         required = (self.grpc if grpc else self.http).get(api)

@@ -1,4 +1,4 @@
-"""The scopes, which say what a route or gRPC method lets its caller do. Each is registered with one."""
+"""The scopes: permissions that callers need. Each route and gRPC method is registered with one scope."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from enum import StrEnum
 
 
 class Scope(StrEnum):
-    """A permission. A route needs the scope of the most powerful thing it can do: if it writes, not READ."""
+    """A permission. A route needs the scope of its most powerful effect: a route that writes is not READ."""
 
-    #: Ask whether the server lives and is ready. Every caller may: orchestrators' probes have no keys.
+    #: Ask whether the server is live and ready. Every caller may, since probes of orchestrators have no keys.
     HEALTH = "health"
-    #: Fetch what is the same for every caller and holds no data, such as the files of the console.
+    #: Fetch content that is the same for every caller and contains no data, such as the console's files.
     PUBLIC = "public"
     #: Run models.
     INFER = "infer"
@@ -19,7 +19,7 @@ class Scope(StrEnum):
     METRICS = "metrics"
     #: Change which models and versions are served, and register shared memory.
     MANAGE = "manage"
-    #: Change the server: its log, its traces, its recordings of requests.
+    #: Change the settings of the server: log, traces and recordings of requests.
     ADMIN = "admin"
 
 

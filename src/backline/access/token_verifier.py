@@ -1,4 +1,4 @@
-"""Verifies tokens: JSON Web Tokens (RFC 7519) with the signatures of known issuers, by RFC 8725."""
+"""Verifies JSON Web Tokens (RFC 7519) that known issuers have signed, following RFC 8725."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from backline.access.key_ring import KeyRing
 from backline.access.tokens import Claims, TokenRule
 from backline.engine.errors import Unauthenticated, Unavailable
 
-#: The longest token in bytes, so that no token takes long to read.
+#: The maximum length of a token in bytes, so that no token takes long to read.
 MAX_TOKEN = 8 * 1024
 _MAX_NAME = 255
 #: A time in seconds that no token needs, even if its issuer counts in milliseconds.
@@ -25,10 +25,10 @@ _BASE64URL = bytes.maketrans(b"-_+/=", b"+/\0\0\0")
 
 
 class TokenVerifier:
-    """The issuers that a server trusts, and their keys. Lives on the event loop.
+    """A verifier of tokens, with the keys of trusted issuers. Used only on the event loop.
 
-    Everything cheap is checked first, the signature last: it takes about 50 us with RSA and 100 us with
-    elliptic curves. The claims of a token whose signature is wrong are used for nothing but error texts.
+    The signature is checked last, because it takes the longest: about 50 us with RSA and 100 us with elliptic
+    curves. Claims of a token whose signature is wrong are used only in error texts.
     """
 
     def __init__(self, changed: Callable[[], None], loop: asyncio.AbstractEventLoop | None = None) -> None:
@@ -40,9 +40,9 @@ class TokenVerifier:
         self._rings: dict[str, KeyRing] = {}
 
     def use(self, rules: Mapping[str, TokenRule]) -> None:
-        """Replaces the rules, which are by issuer. The keys of issuers that stay are kept.
+        """Replaces the rules, given by issuer. Keys of issuers that still have a rule are kept.
 
-        Raises InvalidArgument if keys are in a file that is not valid; then nothing has changed.
+        Raises InvalidArgument if a file of keys is not valid; then nothing changes.
         """
         wanted = {rule.jwks for rule in rules.values()}
         new = {}
@@ -63,7 +63,7 @@ class TokenVerifier:
             ring.close()
 
     def identify(self, claims: Claims) -> Identity | None:
-        """The identity that verified claims now stand for; None if the token would no longer be accepted."""
+        """Returns the identity for verified claims; None if the token would no longer be accepted."""
         rule = self._rules.get(claims.issuer)
         if rule is None or not self._rings[rule.jwks].holds(claims.key):
             return None
@@ -72,7 +72,7 @@ class TokenVerifier:
     def verify(self, token: bytes) -> Claims:
         """Returns the claims of a valid token.
 
-        Raises Unauthenticated for any other, and Unavailable while the keys that may verify it are fetched.
+        Raises Unauthenticated for any other token, and Unavailable while its issuer's keys are being fetched.
         """
         if len(token) > MAX_TOKEN:
             raise _refused(f"is longer than {MAX_TOKEN} bytes")
@@ -112,7 +112,7 @@ class TokenVerifier:
 
 
 def _check_times(rule: TokenRule, payload: Mapping[str, Any]) -> None:
-    """Checks the validity in time (RFC 7519, sections 4.1.4 and 4.1.5). Raises Unauthenticated."""
+    """Raises Unauthenticated if a token is expired or not valid yet (RFC 7519, sections 4.1.4 and 4.1.5)."""
     now = time.time()
     expires, begins = payload.get("exp"), payload.get("nbf", 0)
     if not _is_time(expires):
@@ -126,7 +126,10 @@ def _check_times(rule: TokenRule, payload: Mapping[str, Any]) -> None:
 
 
 def _read_audiences(rule: TokenRule, payload: Mapping[str, Any]) -> frozenset[str]:
-    """A token's audiences. Raises Unauthenticated if this server is not one (RFC 7519, section 4.1.3)."""
+    """Returns a token's audiences (RFC 7519, section 4.1.3).
+
+    Raises Unauthenticated if this server is not among them.
+    """
     given = payload.get("aud")
     audiences = frozenset(
         name for name in (given if isinstance(given, list) else [given]) if isinstance(name, str)
@@ -150,7 +153,7 @@ def _is_time(value: object) -> TypeGuard[float]:
 
 
 def _read_object(part: bytes) -> dict[str, Any]:
-    """The JSON object in a part of a token."""
+    """Returns the JSON object in a part of a token."""
     try:
         return msgspec.json.decode(_decode(part), type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -158,9 +161,9 @@ def _read_object(part: bytes) -> dict[str, Any]:
 
 
 def _decode(part: bytes) -> bytes:
-    """Base64url without padding (RFC 7515, section 2)."""
+    """Decodes base64url without padding (RFC 7515, section 2)."""
     try:
-        # Translated to the standard alphabet, whose own last two characters and padding become invalid.
+        # Translates to the standard alphabet; "+", "/" and "=" in a token become invalid characters.
         return binascii.a2b_base64(part.translate(_BASE64URL) + b"=" * (-len(part) % 4), strict_mode=True)
     except binascii.Error:
         raise _malformed() from None

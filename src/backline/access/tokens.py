@@ -10,9 +10,9 @@ from backline.access.identity import Grant, Identity
 from backline.access.quota import Quota
 from backline.access.scope import Scope
 
-#: Signatures that a token may have (RFC 7518, section 3.1; RFC 8037). All are asymmetric: with a symmetric
-#: one, whoever knows the public key could sign. Curves above 256 bits are missing because a verification
-#: would take more than a millisecond of the event loop.
+#: Signature algorithms that a token may use (RFC 7518, section 3.1; RFC 8037). All are asymmetric: with a
+#: symmetric one, anyone who knows the public key could sign. Curves above 256 bits are missing because
+#: verifying a signature would block the event loop for more than a millisecond.
 Algorithm: TypeAlias = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "EdDSA"]
 
 
@@ -34,11 +34,11 @@ class Claims:
 
 @dataclass(frozen=True, slots=True)
 class TokenRule:
-    """Which tokens of one issuer are accepted, and what they allow.
+    """A rule that says which tokens of one issuer are accepted, and what they allow.
 
-    `jwks` is the file or URL of the issuer's keys. The values of `claim` are looked up in `scopes`; a dot in
-    it leads into an object, unless a claim has that very name. `leeway` is in seconds. Each subject has the
-    `quotas`, whichever of its tokens it sends.
+    `jwks` is the file or URL of the issuer's keys. The values of `claim` are looked up in `scopes`. A dot in
+    `claim` selects a member of an object, unless a claim has exactly that name. `leeway` is in seconds. The
+    `quotas` apply to each subject, across all of its tokens.
     """
 
     issuer: str
@@ -52,7 +52,7 @@ class TokenRule:
     quotas: tuple[Quota, ...] = ()
 
     def identify(self, claims: Claims) -> Identity | None:
-        """The identity of a token's holder; None if the token is not for this server."""
+        """Returns the identity of a token's holder; None if the token is not for this server."""
         if not self.audiences & claims.audiences or claims.algorithm not in self.algorithms:
             return None
         granted = frozenset(
@@ -63,7 +63,7 @@ class TokenRule:
         return Identity(claims.subject, grants, expires, kind="token", quotas=self.quotas)
 
     def _values(self, payload: Mapping[str, Any]) -> list[str]:
-        """The strings in the claim: a list, or words separated by spaces (RFC 8693, section 4.2)."""
+        """Returns the strings in the claim: a list, or words separated by spaces (RFC 8693, section 4.2)."""
         found: Any = payload.get(self.claim)
         if found is None:
             found = payload

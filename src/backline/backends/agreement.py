@@ -14,10 +14,11 @@ from backline.engine.values.tensor import Shape
 
 
 def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
-    """The signature to serve: that of the model file (`file`), restricted by the configuration.
+    """Returns the signature to serve: that of the model file (`file`), restricted by the configuration.
 
     Shapes include the batch dimension. The configuration may fix variable dimensions, and outputs that it
-    does not list are not served. Raises InvalidArgument, quoting both, where the two contradict each other.
+    does not list are not served. Raises InvalidArgument if the configuration contradicts the file; the error
+    quotes both.
     """
     where = f"model '{config.name}'"
     batch = config.max_batch_size or 0
@@ -49,7 +50,7 @@ def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
 
 
 def _other_axis(spec: TensorSpec) -> str:
-    """A hint for the error text, which says how to configure another dimension as the batch."""
+    """Returns a hint for the error text, which says how to configure another dimension as the batch."""
     axis = next((index for index, dim in enumerate(spec.shape) if dim == -1), None)
     return (
         "" if axis is None else f", or name the batch dimension, as backline.batch_axis.{spec.name} = {axis}"
@@ -69,7 +70,7 @@ def _merge(
     hidden = config.joining.hidden_inputs if config.joining is not None and kind == "input" else frozenset()
     for spec in given:
         actual = by_name.get(spec.name)
-        if spec.name in hidden:  # the server creates hidden inputs to fit the model
+        if spec.name in hidden:  # the server creates the values of hidden inputs, in the model's shape
             continue
         if actual is None:
             raise InvalidArgument(
@@ -103,14 +104,14 @@ def _merge(
 
 
 def _flat(kind: str, config: ModelConfig) -> frozenset[str]:
-    """The ragged inputs or scattered outputs, which are flat in the model, whatever shape clients see."""
+    """Returns the names of ragged inputs or scattered outputs, which are one-dimensional in the model."""
     if config.joining is None:
         return frozenset()
     return frozenset(config.joining.ragged if kind == "input" else config.joining.scattered)
 
 
 def _check_flat(where: str, path: Path, kind: str, actual: TensorSpec) -> None:
-    """Raises InvalidArgument if a ragged input is not flat (Triton's text, onnxruntime_backend)."""
+    """Raises InvalidArgument if a ragged input is not flat, with the text of Triton's onnxruntime_backend."""
     if kind == "input" and actual.shape != (-1,):
         raise InvalidArgument(
             f"{where}: configuration expects model provides input with shape [-1] for ragged input"

@@ -1,4 +1,4 @@
-"""The seam to the runtimes, which inspect, load and run model files."""
+"""The interface to the runtimes, which inspect, load and run model files."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class LoadedModel(Protocol):
 
     @property
     def signature(self) -> Signature:
-        """Inputs and outputs as in the file, with all dimensions, including the batch dimension."""
+        """The inputs and outputs as in the file, with all dimensions, including the batch dimension."""
 
     @property
     def threads_per_run(self) -> int:
-        """The number of cores that one run occupies; 0 means all."""
+        """The number of cores that one run uses; 0 means all."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings for users, for example of settings that have no effect."""
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """Runs one batch: takes arrays by input name, returns arrays in the order of `outputs`.
+        """Runs one batch, given arrays by input name. Returns arrays in the order of `outputs`.
 
         Arrays have the numpy dtype of their DataType. Raises InvalidArgument if the runtime rejects the
-        input, Internal if the run fails.
+        input, and Internal if the run fails otherwise.
         """
 
     def close(self) -> None:
@@ -48,15 +48,16 @@ class LoadedModel(Protocol):
 
 
 class CancellableModel(Protocol):
-    """A LoadedModel whose runs can be cancelled. Use getattr to check for it, which works for wrapped models
-    too; isinstance does not.
+    """A LoadedModel whose runs can be cancelled.
+
+    Use getattr to check for `cancellable`, because isinstance does not work for wrapped models.
     """
 
     def cancellable(self) -> tuple[Run, Callable[[], None]]:
-        """Returns a `run` to be called once, and a function that cancels this call.
+        """Returns a `run` function to be called once, and a function that cancels that call.
 
-        The function may be called on any thread, even before or after the run. A cancelled run raises an
-        error as soon as the runtime notices, usually at the next node of the graph.
+        The second function may be called on any thread, even before or after the run. A cancelled run raises
+        an error as soon as the runtime notices, usually at the next node of the graph.
         """
 
 
@@ -74,11 +75,11 @@ class CompilingModel(Protocol):
 
 @runtime_checkable
 class StreamingModel(Protocol):
-    """A model in memory that gives any number of responses: a LoadedModel with `stream` instead of `run`."""
+    """A model in memory that sends any number of responses: a LoadedModel with `stream` instead of `run`."""
 
     @property
     def signature(self) -> Signature:
-        """Inputs and outputs; see LoadedModel."""
+        """The inputs and outputs; see LoadedModel."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -86,15 +87,15 @@ class StreamingModel(Protocol):
 
     @property
     def streams_at_once(self) -> int:
-        """How many streams to compute at once, each on a thread, unless the configuration sets a number."""
+        """The number of streams to compute at once, each on a thread, if the configuration sets no number."""
 
     def stream(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], parameters: Mapping[str, Parameter]
     ) -> Generator[Mapping[str, np.ndarray], None, None]:
         """Yields the responses to one request: arrays by output name, for all of `outputs`, some, or none.
 
-        The generator runs on a thread. While its client reads slowly, the generator is suspended between
-        responses and the thread works on other streams; when the client is gone, the generator is closed.
+        The generator runs on a thread. While the client reads slowly, the generator is suspended between
+        responses, and the thread works on other streams. When the client is gone, the generator is closed.
         Raises the errors of LoadedModel.run, before or between responses.
         """
 
@@ -104,36 +105,36 @@ class StreamingModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HostedModel:
-    """What a worker process needs in order to load a model. Backends whose models run in workers return it.
+    """The data that a worker process needs to load a model. Backends whose models run in workers return this.
 
-    `adapter` names the code that loads the model there, such as "python". `python` is the path of an
-    interpreter, None for that of the model's environment or the server; `environment` holds environment
-    variables to add to the server's.
+    `adapter` names the code that loads the model in the worker, such as "python". `python` is the path of an
+    interpreter; None means that of the model's environment, or else the server's. `environment` holds
+    environment variables to add to the server's.
     """
 
     path: Path
     adapter: str
     python: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
-    #: For an archive: the folder in it to unpack ("" for all), which then replaces `path`.
+    #: For an archive, the folder in it to unpack ("" for all); the unpacked folder then replaces `path`.
     packed: str | None = None
-    #: Parameters for the adapter, in addition to those of the configuration.
+    #: Parameters for the adapter, in addition to those in the configuration.
     parameters: Mapping[str, str] = field(default_factory=dict)
     #: Instance groups from the model's own files, used if the configuration has none.
     groups: tuple[InstanceGroup, ...] = ()
-    #: Whether a requirements.txt adds to the server's packages; otherwise it lists all that the model needs.
+    #: Whether requirements.txt lists only packages to add to the server's; otherwise it lists all packages.
     on_top: bool = False
-    #: For a file that a runtime loads inside the worker: the encoded RuntimeJob. Such a worker runs in the
-    #: server's own environment and can call no other models.
+    #: For a file that a runtime loads inside the worker, the encoded RuntimeJob. Such a worker uses the
+    #: server's own environment and cannot call other models.
     job: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteModel:
-    """Where other servers serve a model: their URLs, separated by commas, and the model's name there.
+    """A model on other servers: their URLs, separated by commas, and the model's name there.
 
-    At most `max_in_flight` requests are sent at once. `ca` is the PEM file of an authority that signs the
-    servers' certificates, `api_key` the key to send; both may be None.
+    At most `max_in_flight` requests are in flight at once. `ca` is the PEM file of the authority that signed
+    the servers' certificates, and `api_key` the key to send; both may be None.
     """
 
     urls: str
@@ -145,27 +146,27 @@ class RemoteModel:
     warnings: tuple[str, ...] = ()
 
 
-#: What a backend may return for a model.
+#: The types that a backend's `load` may return.
 BackendModel: TypeAlias = LoadedModel | StreamingModel | HostedModel | RemoteModel
 
 
 def runs_here(model: BackendModel) -> TypeGuard[LoadedModel]:
-    """Whether the model is in this process's memory and gives one response to each request."""
+    """Returns whether the model is in this process's memory and gives one response to each request."""
     return not isinstance(model, HostedModel | StreamingModel | RemoteModel)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """Options of a load that the server sets, not the model's configuration."""
+    """Options of a load that come from the server and not from the model's configuration."""
 
     device: Device = CPU
-    #: Whether to load files that can execute anything when loaded: pickles, machine code.
+    #: Whether to load files that can execute arbitrary code when loaded: pickles and machine code.
     trust_pickle: bool = False
-    #: Types that a skops file may have, besides those that skops trusts.
+    #: Types that a skops file may contain, in addition to those that skops trusts.
     trust_skops_types: frozenset[str] = frozenset()
     #: Whether code in the model's files may run: they are local, or the server trusts remote code.
     may_run_code: bool = False
-    #: Whether a GPU that cannot be used is an error; otherwise the model runs on the CPU.
+    #: Whether the load fails if a GPU cannot be used; otherwise the model runs on the CPU.
     strict_devices: bool = False
 
 
@@ -173,26 +174,26 @@ DEFAULT_OPTIONS: Final = LoadOptions()
 
 
 class Backend(Protocol):
-    """Loads models with one runtime."""
+    """An object that loads models with one runtime."""
 
-    #: The name in configurations ("onnxruntime").
+    #: The name of the backend in configurations, such as "onnxruntime".
     name: ClassVar[str]
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> BackendModel:
         """Loads the model file, with the backend's own options from `config.parameters`.
 
-        `options.device` is the CPU or one that `gpus` returned; worker processes get their devices when they
-        start. Raises BacklineError with the path and the reason, or with the extra to install if the runtime
-        is missing.
+        `options.device` is the CPU or a device that `gpus` returned; worker processes get their devices when
+        they start. Raises BacklineError, which names the path and the reason, or the extra to install if the
+        runtime is missing.
         """
 
 
 @runtime_checkable
 class FileCheck(Protocol):
-    """A Backend that can cheaply reject some files that are not models, without loading its runtime."""
+    """A Backend that can detect some files that are not models, without importing its runtime."""
 
     def check_file(self, path: Path) -> None:
-        """Raises InvalidArgument, saying what is wrong, for a file that cannot be a model, or is cut off."""
+        """Raises InvalidArgument, which says what is wrong, if a file is cut off or cannot be a model."""
 
 
 @runtime_checkable
@@ -200,11 +201,11 @@ class GpuBackend(Protocol):
     """A Backend that can compute on GPUs."""
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """The GPUs that this model can run on, or why there are none. Raises the errors of `load`."""
+        """Returns the GPUs that this model can run on, or why there are none. Raises as `load` does."""
 
 
 def gpus_of(backend: Backend, path: Path, config: ModelConfig) -> Gpus:
-    """The GPUs that a backend can run a model on, or the reason why there are none."""
+    """Returns the GPUs that a backend can run a model on, or the reason why there are none."""
     if isinstance(backend, GpuBackend):
         return backend.gpus(path, config)
     return Gpus(reason=f"models of the {backend.name} backend run on the CPU")

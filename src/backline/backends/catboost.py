@@ -36,10 +36,10 @@ class CatBoost:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
         """Loads a model. `output__0` is the result of `predict`.
 
-        By default classifiers return probabilities and other models plain values; the parameter
-        `prediction_type` selects another result. The input `input__0` holds the numerical features and
-        `categorical__0` the categories as strings, each in the model's order. A run uses one thread unless
-        the parameter `thread_count` is set.
+        By default, classifiers return probabilities, and other models return plain values; the parameter
+        `prediction_type` selects another result. The input `input__0` has the numerical features, and
+        `categorical__0` has the categorical ones as strings, each in the model's order. A run uses one thread
+        unless the parameter `thread_count` is set.
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("thread_count", 1)
@@ -80,7 +80,7 @@ class CatBoost:
 
 
 def _mix(model: str, arrays: tuple[np.ndarray, ...], numbers: list[int], categories: list[int]) -> np.ndarray:
-    """Merges numbers and categories into rows of features in the model's order."""
+    """Merges numerical and categorical features into rows, in the model's order of features."""
     rows = np.empty((len(arrays[-1]), len(numbers) + len(categories)), np.object_)
     if numbers:
         rows[:, numbers] = arrays[0]

@@ -1,4 +1,4 @@
-"""Triton's identity backend, which returns its inputs and needs no file, for trying out clients."""
+"""Triton's identity backend, whose models return their inputs and have no file: for trying out clients."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import Signature, TensorSpec
 
-#: Parameters of Triton's identity backend: how long a run takes at least, in milliseconds, and a load, in
-#: seconds.
+#: Parameters of Triton's identity backend: a delay of each run in milliseconds, and of the load in seconds.
 _DELAY = "execute_delay_ms"
 _CREATION_DELAY = "creation_delay_sec"
 _KNOWN = (_DELAY, _CREATION_DELAY)
@@ -32,7 +31,7 @@ class Identity:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> IdentityModel:
         """Loads a model that returns its n-th input as its n-th output, after `execute_delay_ms`.
 
-        An output whose input is optional and absent is zeros. The load takes `creation_delay_sec`.
+        If an optional input is absent, its output is zeros. The load takes `creation_delay_sec`.
 
         Raises InvalidArgument if the configuration does not pair inputs with outputs.
         """
@@ -58,7 +57,7 @@ class Identity:
 
 
 class IdentityModel:
-    """Returns inputs as outputs. The delay occupies an instance, but no core."""
+    """A model that returns its inputs as outputs. The delay occupies an instance, but no core."""
 
     threads_per_run = 1
 
@@ -82,7 +81,7 @@ class IdentityModel:
         ]
 
     def _zeros(self, output: str, rows: int | None) -> np.ndarray:
-        """The output of an absent input: zeros or empty strings, with 1 for each variable dimension."""
+        """Returns the output for an absent input: zeros or empty strings. Variable dimensions become 1."""
         spec = self._outputs[output]
         dims = [abs(dim) for dim in spec.shape]
         if rows is not None:
@@ -92,7 +91,7 @@ class IdentityModel:
         return np.zeros(dims, spec.datatype.dtype)
 
     def close(self) -> None:
-        """Does nothing: the model holds no memory. See LoadedModel."""
+        """Does nothing, since the model has no memory to free. See LoadedModel."""
 
 
 def _full(specs: Sequence[TensorSpec], config: ModelConfig) -> tuple[TensorSpec, ...]:
@@ -108,7 +107,7 @@ def _is_ragged(config: ModelConfig, name: str) -> bool:
 
 
 def _delay(config: ModelConfig, parameters: Parameters, key: str, unit: str, per_second: int) -> float:
-    """A delay in seconds. Raises InvalidArgument unless the parameter is a whole number of the unit."""
+    """Reads a delay, in seconds. Raises InvalidArgument if the parameter is not a whole number."""
     text = parameters.text(key, "0").strip()
     most = _MAX_DELAY_SECONDS * per_second
     if not (text.isascii() and text.isdigit() and int(text) <= most):

@@ -21,7 +21,7 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.device import CPU, Device, Gpus
 from backline.engine.values.signature import Signature, TensorSpec
 
-#: The environment variable with the number of XLA's threads, one per core by default. XLA reads it once.
+#: The environment variable that sets the number of XLA's threads (default: one per core). XLA reads it once.
 _THREADS = "NPROC"
 _WHAT = "JAX models need JAX"
 #: The environment variable that, when false, keeps JAX from reserving most of a GPU's memory at first use.
@@ -29,17 +29,17 @@ _PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
 #: The platforms of functions that run on GPUs.
 _GPU_PLATFORMS = frozenset({"cuda", "rocm"})
 #: Custom calls that jump to an address given by the file (jax.pure_callback). jax.export refuses to write
-#: such calls, but an attacker could craft a file with one. The bytecode has their names as plain text.
+#: such calls, but an attacker could craft a file with one. Their names are plain text in the bytecode.
 _CALLBACK = re.compile(rb"xla_(?:ffi_)?(?:partitioned_)?python_\w*callback")
 
 
 class Jax:
-    """The backend for `*.jax` files, which hold the result of `jax.export.export(...)(...).serialize()`."""
+    """The backend for `*.jax` files, the output of `jax.export.export(...)(...).serialize()`."""
 
     name: ClassVar[str] = "jax"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """The GPUs that JAX can use, if the function was exported for GPUs; see GpuBackend."""
+        """Returns the GPUs that JAX can use, if the function was exported for GPUs. See GpuBackend."""
         jax = _import()
         exported = _read(jax, path)
         if not _GPU_PLATFORMS.intersection(exported.platforms):
@@ -58,8 +58,8 @@ class Jax:
         """Loads an exported function.
 
         Keyword arguments and dict entries keep their names; other inputs and outputs are named INPUT__0,
-        OUTPUT__0 and so on. The function is compiled for each size of a symbolic dimension on first use. A
-        run uses one core unless the environment variable NPROC is set.
+        OUTPUT__0 and so on. For each size of a symbolic dimension, the function is compiled when that size is
+        first used. A run uses one core unless the environment variable NPROC is set.
         """
         parameters = Parameters(config, self.name, ())
         jax = _import()
@@ -125,7 +125,7 @@ def _parse(program: bytes) -> None:
 
 
 def _place(jax: Any, device: Device) -> Any:
-    """The JAX device to move inputs to; None for JAX's default device, which needs no move."""
+    """Returns the JAX device to move inputs to; None for JAX's default device, where they already are."""
     if device.kind == "model":
         return None
     found = jax.devices(device.kind)[device.index]
@@ -133,7 +133,7 @@ def _place(jax: Any, device: Device) -> Any:
 
 
 class JaxModel:
-    """An exported function, compiled for the shapes of its inputs."""
+    """An exported function, which is compiled for each combination of input shapes."""
 
     threads_per_run = 1
     #: See CompilingModel.
@@ -174,7 +174,7 @@ class JaxModel:
             answers = tree.tree_leaves(self._call(*arguments, **keywords))
             arrays = [np.asarray(answers[self._positions[name]]) for name in outputs]
         except Exception as error:
-            refused = isinstance(error, (ValueError, TypeError))  # for shapes that do not match the export
+            refused = isinstance(error, (ValueError, TypeError))  # raised if shapes do not match the export
             raise failed_run(self._name, one_line(error), refused=refused) from None
         return [array.view(np.uint16) if array.dtype.name == "bfloat16" else array for array in arrays]
 
@@ -183,7 +183,7 @@ class JaxModel:
 
 
 def _names(tree: Any, structure: Any, prefix: str) -> list[str]:
-    """A name for each tensor of an argument tree: the keys that lead to it, or else its index."""
+    """Returns a name for each tensor of an argument tree: the keys on its path, or else its index."""
     leaves = tree.tree_flatten_with_path(tree.tree_unflatten(structure, list(range(structure.num_leaves))))[0]
     names = []
     for index, (path, _) in enumerate(leaves):

@@ -1,4 +1,4 @@
-"""LightGBM models. Files are checked first, because LightGBM uses the numbers in them unchecked."""
+"""LightGBM models. Files are checked first, because LightGBM does not validate the numbers in them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class LightGbm:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
         """Loads a booster. The output `output__0` is the result of Booster.predict.
 
-        For classifiers it holds probabilities, of shape [N] or [N, classes]. A run uses one thread unless the
-        parameter `num_threads` is set.
+        For classifiers it contains probabilities, of shape [N] or [N, classes]. A run uses one thread unless
+        the parameter `num_threads` is set.
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("num_threads", 1)
@@ -55,14 +55,14 @@ class LightGbm:
 
 
 _END: Final = b"end of trees"
-#: Required fields with one value for each split, and optional fields with one for each split or leaf.
+#: Required fields with one value per split, then optional fields with one value per split or per leaf.
 _OF_SPLITS: Final = ("split_feature", "threshold", "decision_type", "left_child", "right_child")
 _MORE_OF_SPLITS: Final = ("split_gain", "internal_value", "internal_weight", "internal_count")
 _MORE_OF_LEAVES: Final = ("leaf_weight", "leaf_count")
 _CATEGORICAL: Final = 1
-#: Fields of floating-point numbers; LightGBM ends the process when it reads anything else there.
+#: Fields of floating-point numbers. LightGBM terminates the process if they contain anything else.
 _NUMBERS: Final = ("threshold", "leaf_value", "leaf_const", "leaf_coeff", "shrinkage")
-#: The parameters of the training, which LightGBM parses without looking for their end.
+#: The section of training parameters. LightGBM's parser does not check that the section ends.
 _PARAMETERS: Final = re.compile(rb"(?:\[\w+: [^\n]*\]\n|\n)*end of parameters\n")
 
 
@@ -77,7 +77,7 @@ def _check_start(path: Path) -> None:
 def check_trees(path: Path) -> None:
     """Raises InvalidArgument for an incomplete file, or one with inconsistent numbers.
 
-    LightGBM would read out of bounds, loop for ever, or abort the process.
+    LightGBM would read out of bounds, loop forever, or abort the process.
     """
     with damaged(path):
         content = path.read_bytes()
@@ -156,7 +156,7 @@ def _check_tree(tree: Mapping[str, str], features: int) -> None:
                 _count(tree, name, count)
     check_range("split_feature", _integers(tree, "split_feature"), 0, features)
     left, right = _integers(tree, "left_child"), _integers(tree, "right_child")
-    # A negative child is the leaf with the index ~child. Here leaves are numbered after the splits.
+    # A negative child is the leaf with the index ~child. Leaves are renumbered to follow the splits.
     joined = [np.where(child < 0, leaves - 2 - child, child) for child in (left, right)]
     check_children(np.arange(leaves - 1), joined[0], joined[1], 2 * leaves - 1)
     by_category = (_integers(tree, "decision_type") & _CATEGORICAL) != 0
@@ -193,7 +193,7 @@ def _check_numbers(values: Mapping[str, str], key: str) -> None:
         np.array(text.split(), np.float64)
     except ValueError:
         raise Damaged(f"a value of {key} is not a number") from None
-    if "_" in text:  # which Python allows in numbers
+    if "_" in text:  # Python allows underscores in numbers, but LightGBM does not
         raise Damaged(f"a value of {key} is not a number")
 
 

@@ -1,4 +1,4 @@
-"""LiteRT models (`*.tflite`) on the CPU, with batches of any size if the model allows it."""
+"""LiteRT models (`*.tflite`) on the CPU, with batches of any size if the model allows them."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class LiteRt:
             )
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> LiteRtModel:
-        """Loads a model. Its signature names inputs and outputs; without one, the tensors' names are used.
+        """Loads a model. Inputs and outputs are named by its signature or, without one, by its tensors.
 
-        The parameter `signature` selects one of several. A run uses one thread unless the parameter
-        `num_threads` is set.
+        The parameter `signature` selects one of several signatures. A run uses one thread unless the
+        parameter `num_threads` is set.
         """
         runtime = import_runtime(
             "ai_edge_litert.interpreter", what="LiteRT models need LiteRT", extra="litert"
@@ -57,7 +57,7 @@ class LiteRt:
             first = _Program(interpreter(), key)
             file = Signature(_specs(path, "input", first.inputs()), _specs(path, "output", first.outputs()))
         file = _with_batch(first, file)
-        first = _Program(interpreter(), key)  # again, because a failed resize may have broken the interpreter
+        first = _Program(interpreter(), key)  # a new one, as a failed resize may have broken the interpreter
         signature = agree(path, file, config)
         return LiteRtModel(
             config.name, lambda: _Program(interpreter(), key), first, signature, threads, parameters.warnings
@@ -65,7 +65,7 @@ class LiteRt:
 
 
 class _Program:
-    """An interpreter that runs the signature `key`, or the main graph for None, one batch at a time."""
+    """An interpreter that runs the signature `key` (None: the main graph), one batch at a time."""
 
     def __init__(self, interpreter: Any, key: str | None) -> None:
         self._interpreter = interpreter
@@ -90,7 +90,7 @@ class _Program:
             return [answers[name] for name in outputs]
         shapes = {name: array.shape for name, array in inputs.items()}
         if shapes != self._shapes:
-            self._shapes = {}  # if the resize fails, the sizes are unknown
+            self._shapes = {}  # because the sizes are unknown if the resize fails
             for name, shape in shapes.items():
                 self._interpreter.resize_tensor_input(self._indexes[name], shape)
             self._interpreter.allocate_tensors()
@@ -102,7 +102,7 @@ class _Program:
 
 
 class LiteRtModel:
-    """A model with a pool of idle programs, because an interpreter runs only one batch at a time."""
+    """A model. It has a pool of idle programs, because an interpreter runs only one batch at a time."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ def _by_name(details: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any
 
 
 def _choose_signature(path: Path, keys: Sequence[str], wanted: str) -> str | None:
-    """The signature to serve; None if the file has none."""
+    """Returns the key of the signature to serve; None if the file has no signature."""
     if wanted and wanted not in keys:
         held = ", ".join(f"'{key}'" for key in keys) or "none"
         raise InvalidArgument(f"'{path}' has no signature '{wanted}'; it has {held}")
@@ -175,10 +175,10 @@ def _specs(path: Path, kind: str, details: Sequence[tuple[str, dict[str, Any]]])
 
 
 def _with_batch(program: _Program, file: Signature) -> Signature:
-    """Makes first dimensions of size 1 variable if the model accepts other sizes too.
+    """Makes a first dimension of size 1 variable if the model also accepts other sizes.
 
-    Converters fix the batch dimension to 1 by default. This check shows only that the number of items may
-    vary, not that items are independent.
+    Converters fix the batch dimension to 1 by default. A trial run shows only that the number of items may
+    vary, and not that items are independent of each other.
     """
     if not all(spec.shape[:1] == (1,) and -1 not in spec.shape for spec in file.inputs):
         return file
@@ -190,7 +190,7 @@ def _with_batch(program: _Program, file: Signature) -> Signature:
             }
             if any(array.shape[:1] != (rows,) for array in program.run(zeros, names)):
                 return file
-    except Exception:  # whatever LiteRT reports, the model does not accept two rows
+    except Exception:  # any error means that the model does not accept two rows
         return file
     return Signature(
         tuple(replace(spec, shape=(-1, *spec.shape[1:])) for spec in file.inputs),

@@ -16,7 +16,7 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.values.device import Gpus
 
 _FILE = "MLmodel"
-#: Flavours in order of preference, the settings that may name the model's file, and the backends.
+#: The flavours in order of preference, with the settings that may name the model's file, and the backends.
 _FLAVOURS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("onnx", ("data",), "onnxruntime"),
     ("tensorflow", ("saved_model_dir",), "tensorflow"),
@@ -35,14 +35,14 @@ class MlFlow:
     name: ClassVar[str] = "mlflow"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """The GPUs that the flavour's backend can use, see GpuBackend."""
+        """Returns the GPUs that the flavour's backend can use. See GpuBackend."""
         backend, file = _served(path)
         return gpus_of(backend, file, replace(config, backend=backend.name))
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> LoadedModel:
-        """Loads the model with its flavour's backend, whose names and options apply.
+        """Loads the model with its flavour's backend, which decides the names of tensors and the options.
 
-        Raises InvalidArgument if no flavour of the folder can be served; pickles need `trust_pickle`.
+        Raises InvalidArgument if no flavour in the folder can be served; pickles need `trust_pickle`.
         """
         backend, file = _served(path)
         config = replace(config, backend=backend.name)
@@ -51,12 +51,12 @@ class MlFlow:
 
 
 def flavour_backend(path: Path) -> str:
-    """The name of the backend that serves an MLflow folder. Raises InvalidArgument if none can."""
+    """Returns the name of the backend that serves an MLflow folder. Raises InvalidArgument if none can."""
     return _served(path)[0].name
 
 
 def _served(path: Path) -> tuple[Backend, Path]:
-    """The backend of the first flavour that can be served, and its model file."""
+    """Returns the backend of the first flavour that can be served, and its model file."""
     folder = next((f for f in (path, path / "model", path.parent) if (f / _FILE).is_file()), path)
     flavours = _read(folder / _FILE)
     for flavour, keys, backend_name in _FLAVOURS:

@@ -1,4 +1,4 @@
-"""Checks that a file is an ONNX model, and that it takes external data (weights) only from its own folder.
+"""Checks that a file is an ONNX model, and that its external data (weights) is in the file's own folder.
 
 Recent versions of ONNX Runtime check this too, but older ones do not resolve links. The file is parsed by its
 protobuf wire format (onnx.proto), skipping the weights. Loops are found on the way.
@@ -28,7 +28,7 @@ _PATHS: Final[dict[str, dict[int, str]]] = {
 _KEY, _VALUE = 1, 2
 _OP_TYPE = 4
 _GRAPH: Final = 7
-#: The first byte of a model: the tag of the version of its format, which is field 1, a number.
+#: The first byte of a model: the protobuf tag of field 1, the version of the format.
 _BEGIN: Final = 0x08
 _DEEPEST: Final = 100
 _Bytes: TypeAlias = bytes | mmap.mmap
@@ -58,8 +58,10 @@ def check_graph(path: Path) -> bool:
 
 
 def check_structure(path: Path) -> None:
-    """Raises InvalidArgument for a file that is not an ONNX model or is cut off. Reads only its outer
-    fields."""
+    """Raises InvalidArgument for a file that is not an ONNX model or is cut off.
+
+    Reads only the fields at the top level.
+    """
     read_start(path)
     fields: set[int] = set()
     whole = True
@@ -111,7 +113,10 @@ def _parts(content: _Bytes) -> Iterator[tuple[str, int, int, int]]:
 
 
 def _fields(content: _Bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, start and end of each length-delimited field. Raises ValueError or IndexError if malformed."""
+    """Yields the number, start and end of each length-delimited field.
+
+    Raises ValueError or IndexError if the content is malformed.
+    """
     while at < end:
         tag, at = _varint(content, at)
         kind = tag & 7

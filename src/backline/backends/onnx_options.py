@@ -15,10 +15,10 @@ from backline.engine.spelling import nearest
 
 Value = TypeVar("Value")
 
-#: Prefixes of parameters that are passed unchanged to the session (onnxruntime_session_options_config_keys.h)
+#: Prefixes of parameters that are passed to the session unchanged (onnxruntime_session_options_config_keys.h)
 _SESSION_PREFIXES = ("session.", "optimization.", "mlas.")
-#: The session options that a model may set: they only change how a run is computed. Others read or write
-#: files with the server's rights (collect_node_memory_stats_to_file, optimized_model_filepath,
+#: The session options that a model may set, which only change how a run is computed. Other options read or
+#: write files with the server's permissions (collect_node_memory_stats_to_file, optimized_model_filepath,
 #: node_partition_config_file, moe.offload.*). This is an allow-list because every release adds options.
 _SESSION_KEYS = frozenset(
     {
@@ -92,8 +92,8 @@ _KEYS = (
 class SessionSettings:
     """The settings of a session.
 
-    A run uses one thread by default, because parallel runs use cores better than one run on all of them. Idle
-    threads do not spin, which would take cores from the server.
+    A run uses one thread by default, because several parallel runs use the cores better than one run on all
+    cores. Idle threads do not spin, because spinning would take CPU time from the server.
     """
 
     intra_op_threads: int = 1
@@ -108,7 +108,7 @@ class SessionSettings:
 
 
 def read_settings(config: ModelConfig) -> SessionSettings:
-    """Reads the settings from `config.parameters`; `warnings` reports unknown keys.
+    """Reads the settings from `config.parameters`. Unknown keys lead to warnings.
 
     Raises InvalidArgument for an invalid value, and for a session option that a model may not set.
     """
@@ -162,7 +162,7 @@ def read_settings(config: ModelConfig) -> SessionSettings:
 
 
 def _affinities(cores: Sequence[int], threads: int) -> dict[str, str]:
-    """Pins the helper threads of a run to cores, which ONNX Runtime counts from 1."""
+    """Returns options that pin the helper threads of a run to cores, which ONNX Runtime counts from 1."""
     if not cores or threads < 2:
         return {}
     group = ",".join(str(core + 1) for core in cores)

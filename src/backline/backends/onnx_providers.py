@@ -2,7 +2,7 @@
 
 Each part of a network runs on the first provider that supports it. Providers are configured by Triton's
 `optimization.execution_accelerators`, or by the parameter `execution_providers`, a list of names in order
-("openvino, cpu"). The default is CUDA on a GPU. The provider of the CPU always comes last.
+("openvino, cpu"). The default for instances on GPUs is CUDA. The CPU's provider always comes last.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CUDA = "CUDAExecutionProvider"
 Provider = tuple[str, dict[str, str]]
 
 
-#: For each name in configurations, ONNX Runtime's name of the provider, and the package that contains it.
+#: For each name used in configurations, ONNX Runtime's name of the provider and the package that contains it.
 _PROVIDERS: Mapping[str, tuple[str, str]] = {
     "cpu": (CPU, "onnxruntime"),
     "cuda": (CUDA, "onnxruntime-gpu"),
@@ -41,19 +41,19 @@ _TENSORRT_PRECISIONS: Mapping[str, dict[str, str]] = {
     "INT8": {"trt_int8_enable": "1"},
 }
 _DEVICE = "device_id"
-#: Options that need tensors at the same addresses in every run, which requests cannot offer.
+#: Options that need tensors at the same addresses in every run, which requests cannot guarantee.
 _GRAPHS = ("enable_cuda_graph", "trt_cuda_graph_enable")
 
 
 def read_providers(
     config: ModelConfig, installed: Sequence[str], device: Device, why_no_gpu: Callable[[], str]
 ) -> list[Provider]:
-    """The providers for a session on a device, in order.
+    """Returns the providers for a session on a device, in order of preference.
 
     `installed` names the providers of the installed ONNX Runtime; `why_no_gpu` returns why it cannot use a
     GPU, "" if it can. As in Triton, accelerators for GPUs only apply to instances on GPUs. Raises
-    InvalidArgument for a provider that is unknown, is not installed (naming its package), or computes on
-    another device.
+    InvalidArgument for a provider that is unknown, is not installed (the error names its package), or
+    computes on another device.
     """
     providers: list[Provider] = []
     for name, options in _wanted(config, device):
@@ -81,7 +81,7 @@ def read_providers(
 
 
 def why_on_no_gpu(config: ModelConfig, installed: Sequence[str]) -> str:
-    """Why sessions of a model cannot use any GPU; "" if they can."""
+    """Returns why sessions of a model cannot use any GPU; "" if they can."""
     if PARAMETER in config.parameters and not any(name in _ON_GPUS for name, _ in _of_parameter(config)):
         return f"its parameter {PARAMETER} is '{config.parameters[PARAMETER]}'"
     if CUDA not in installed:
@@ -93,7 +93,7 @@ def why_on_no_gpu(config: ModelConfig, installed: Sequence[str]) -> str:
 
 
 def idle_accelerators(config: ModelConfig) -> str:
-    """The names of accelerators configured for GPUs, which have no effect on the CPU; "" if none."""
+    """Returns the names of accelerators configured for GPUs, which have no effect on the CPU; "" if none."""
     return "" if PARAMETER in config.parameters else ", ".join(name for name, _ in _accelerators(config)[0])
 
 
@@ -120,10 +120,10 @@ def _of_parameter(config: ModelConfig) -> list[Provider]:
 
 
 def _accelerators(config: ModelConfig) -> tuple[list[Provider], list[Provider]]:
-    """The accelerators for GPUs, and those for the CPU."""
+    """Returns the accelerators for GPUs, and those for the CPU."""
     if not config.declared:
         return [], []
-    from backline.protos import message  # imported late: only for models with a configuration
+    from backline.protos import message  # imported late, as only models with a configuration need it
 
     declared: Any = message("inference.ModelConfig").FromString(config.declared)
     given = declared.optimization.execution_accelerators
@@ -135,7 +135,7 @@ def _accelerators(config: ModelConfig) -> tuple[list[Provider], list[Provider]]:
 
 
 def _options(config: ModelConfig, name: str, given: Mapping[str, str], device: Device) -> dict[str, str]:
-    """A provider's options under ONNX Runtime's names. OpenVINO uses one core unless configured otherwise."""
+    """Returns a provider's options under ONNX Runtime's names. OpenVINO uses one core by default."""
     options = {"device_type": "CPU", "num_of_threads": "1"} if name == "openvino" else {}
     if name in _ON_GPUS and device.kind == "gpu":
         if _DEVICE in given:
@@ -171,7 +171,7 @@ _TINY = bytes.fromhex(
 
 @cache
 def usable_gpus(runtime: Any) -> Gpus:
-    """The GPUs, if a test session on the first one works: CUDA's libraries may be missing."""
+    """Returns the GPUs if a session on the first one works. It does not if CUDA's libraries are missing."""
     gpus = cuda_gpus()
     if gpus.indexes and (preload := getattr(runtime, "preload_dlls", None)) is not None:
         preload()  # loads CUDA from its Python packages, which are outside the system's search path
@@ -185,7 +185,7 @@ def usable_gpus(runtime: Any) -> Gpus:
 
 
 def can_use(runtime: Any, provider: Provider) -> bool:
-    """Whether a session can use a provider. Otherwise ONNX Runtime would use the CPU and only log that."""
+    """Returns whether a session can use a provider; if not, ONNX Runtime uses the CPU and only logs this."""
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # fatal
     try:

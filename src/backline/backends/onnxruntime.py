@@ -57,11 +57,11 @@ _DATATYPES = {
 }
 #: TensorProto.BFLOAT16 of the ONNX specification (onnx.proto).
 _ONNX_BFLOAT16 = 16
-#: ONNX Runtime's log level "fatal": errors are raised, so they need not be logged too.
+#: ONNX Runtime's log level "fatal". Errors are raised as exceptions, so they need not be logged too.
 _SILENT = 4
 _NewOptions: TypeAlias = Callable[[], Any]
-#: Runs with at least this many bytes of input shrink ONNX Runtime's memory arena afterwards; otherwise the
-#: memory of the largest request would stay allocated.
+#: After runs with at least this many bytes of input, ONNX Runtime's memory arena is shrunk; otherwise the
+#: memory for the largest request would stay allocated.
 LARGE_RUN = 8 * 1024 * 1024
 _SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 
@@ -83,8 +83,8 @@ class OnnxRuntime:
         """Loads a file and its external data.
 
         A run uses one thread unless parameters say otherwise (see onnx_options.py). Raises Internal if ONNX
-        Runtime is not installed, InvalidArgument for an invalid parameter, and for a file that is not a
-        model, has tensors of unsupported types, or contradicts the configuration.
+        Runtime is not installed. Raises InvalidArgument for an invalid parameter, and for a file that is not
+        a model, has tensors of unsupported types, or contradicts the configuration.
         """
         runtime = import_onnxruntime()
         settings = read_settings(config)
@@ -150,7 +150,7 @@ class OnnxModel:
     def run(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], options: Any = None
     ) -> list[np.ndarray]:
-        """See LoadedModel. `options` apply to this run only."""
+        """Runs one batch; see LoadedModel. `options` apply to this run only."""
         size = 0
         for array in inputs.values():
             size += array.nbytes
@@ -189,7 +189,7 @@ class OnnxModel:
 
 
 class StringModel(OnnxModel):
-    """A model with strings, which are text in ONNX Runtime and bytes in the protocols."""
+    """A model with string tensors, which are str in ONNX Runtime and bytes in the protocols."""
 
     def run(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], options: Any = None
@@ -203,7 +203,7 @@ class StringModel(OnnxModel):
 
 
 class Bfloat16Model(StringModel):
-    """A model with BF16 tensors, which are uint16 arrays of their bits, as numpy has no such type."""
+    """A model with BF16 tensors. In numpy, which lacks the type, they are uint16 arrays of the same bits."""
 
     def _runner(self) -> Callable[..., Any]:
         inputs = self.signature.inputs
@@ -220,12 +220,12 @@ class Bfloat16Model(StringModel):
     def _value(self, name: str, array: np.ndarray) -> Any:
         if name not in self._bfloat16_inputs:
             return self._value_of.ortvalue_from_numpy(array)
-        # Not ascontiguousarray, which turns a scalar into an array of shape [1].
+        # np.ascontiguousarray would turn a scalar into an array of shape [1].
         return self._value_of.ortvalue_from_numpy_with_onnx_type(np.asarray(array, order="C"), _ONNX_BFLOAT16)
 
 
 class _Bits:
-    """Exposes the memory of a BF16 tensor to numpy as uint16; arrays made from it keep the tensor alive."""
+    """The memory of a BF16 tensor, which numpy reads as uint16. Arrays made from it keep the tensor alive."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -293,7 +293,7 @@ def _without_accelerators(
 
 
 def _check_providers(config: ModelConfig, wanted: Sequence[Provider], used: Sequence[str]) -> None:
-    """Raises InvalidArgument if a wanted provider is not used; ONNX Runtime would only log the fallback."""
+    """Raises InvalidArgument if a configured provider is not used; ONNX Runtime only logs the fallback."""
     for name, _ in wanted:
         if name not in used:
             raise InvalidArgument(
@@ -306,14 +306,14 @@ def _spec(path: Path, kind: str, node: Any) -> TensorSpec:
     datatype = _DATATYPES.get(node.type)
     if datatype is None:
         raise unservable(path, kind, node.name, f"a {node.type}")
-    # Shape inference may give an output the size 0 where it loses track of a dimension: a run returns more.
+    # Shape inference may report size 0 for an output dimension that it cannot determine. Runs return more.
     least = 1 if kind == "output" else 0
     shape = tuple(dim if isinstance(dim, int) and dim >= least else -1 for dim in node.shape)
     return TensorSpec(node.name, datatype, shape)
 
 
 def _check_no_strings(path: Path, file: Signature) -> None:
-    """Raises InvalidArgument for string inputs: ONNX Runtime's Python API cannot combine them with BF16."""
+    """Raises InvalidArgument for string inputs, which ONNX Runtime's Python API cannot combine with BF16."""
     for spec in file.inputs:
         if spec.datatype is DataType.BYTES:
             raise InvalidArgument(
@@ -322,7 +322,7 @@ def _check_no_strings(path: Path, file: Signature) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    """The reason in a runtime's error, without error codes, source files and line breaks."""
+    """Returns the reason in a runtime's error, without error codes, source files and line breaks."""
     reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
     reason = re.sub(
         r"\S*onnxruntime\S*\.(?:cc|h|cpp):\d+ .*?\)(?: const)?(?=\s|$)(?: \[[^\]]*\])?\s*", "", reason
@@ -332,19 +332,19 @@ def _one_line(error: Exception) -> str:
 
 #: ArenaOutputs counts only outputs of at least this many bytes.
 LARGE = 1 << 18
-#: Bytes of outputs that may stay in the arena at once.
+#: The maximum size of all outputs in the arena that are still in use, in bytes.
 MAX_HELD = 1 << 24
 
 
 class ArenaOutputs:
-    """Copies outputs out of ONNX Runtime's memory arena while too many of its bytes are in use.
+    """Copies outputs out of ONNX Runtime's memory arena when too many of its bytes are in use.
 
-    The arena grows for outputs that are still in use, and stays that large: a burst of large responses to
-    slow clients would occupy memory until the model is unloaded. The memory of a copy returns to the system
-    when the copy is freed. Nothing is copied while clients keep up.
+    The arena grows for outputs that are still in use, and never shrinks again: memory for a burst of large
+    responses to slow clients would stay allocated until the model is unloaded. The memory of a copy is
+    returned to the system when the copy is freed. Nothing is copied as long as clients read fast enough.
 
-    Outputs are freed on any thread, whenever the garbage collector runs, so nothing here may take a lock:
-    single operations on the dictionary are atomic.
+    Outputs may be freed on any thread, at any time, so this class must not take a lock. It relies on single
+    operations on the dictionary being atomic.
     """
 
     def __init__(self) -> None:
@@ -352,7 +352,7 @@ class ArenaOutputs:
 
     @property
     def held(self) -> int:
-        """Bytes of outputs in the arena that are in use."""
+        """The total size of the outputs in the arena that are in use, in bytes."""
         return sum(size for _, size in tuple(self._held.values()))
 
     def limit(self, outputs: list[np.ndarray]) -> list[np.ndarray]:

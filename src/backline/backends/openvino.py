@@ -76,7 +76,7 @@ class OpenVino:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> OpenVinoModel:
         """Loads a model and compiles it for a device; with KIND_MODEL, OpenVINO chooses the device (AUTO).
 
-        A run on the CPU uses one core unless INFERENCE_NUM_THREADS is set. It computes in FP32 unless
+        A run on the CPU uses one core unless INFERENCE_NUM_THREADS is set. A run computes in FP32 unless
         INFERENCE_PRECISION_HINT is set, because OpenVINO's default, BF16 where supported, gives results that
         differ from those of other runtimes.
         """
@@ -88,7 +88,7 @@ class OpenVino:
             weights = path.with_suffix(".bin")
             if path.suffix == ".xml" and not weights.exists():
                 raise InvalidArgument(f"'{path}' needs its weights next to it: '{weights}' does not exist")
-        # A stream computes one request at a time; OpenVINO's thread count is for all streams together.
+        # A stream computes one request at a time. OpenVINO's thread count is the total of all streams.
         streams = int(parameters.threads("NUM_STREAMS", max(1, (os.cpu_count() or 1) // threads)))
         properties = {
             "INFERENCE_PRECISION_HINT": "f32",
@@ -144,7 +144,7 @@ class OpenVinoModel:
             request = self._compiled.create_infer_request()
         try:
             request.infer(feed, share_inputs=True)
-            # Copied, because the next run overwrites the tensors of the infer request.
+            # Outputs are copied, because the next run overwrites the tensors of the infer request.
             return [self._read(request, self._outputs[name]) for name in outputs]
         except Exception as error:
             reason = one_line(error)
@@ -173,7 +173,7 @@ def import_openvino() -> Any:
 
 
 def gpu_indexes(available: Sequence[str]) -> tuple[int, ...]:
-    """The indexes of the GPUs among OpenVINO's devices: "GPU" is 0, "GPU.1" is 1."""
+    """Returns the indexes of the GPUs among OpenVINO's devices: "GPU" is 0, "GPU.1" is 1."""
     found = [name for name in available if name.partition(".")[0] == "GPU"]
     return tuple(int(name.partition(".")[2] or 0) for name in found)
 

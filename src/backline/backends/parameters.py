@@ -13,7 +13,7 @@ MAX_THREADS = 1024
 
 
 class Parameters:
-    """A model's parameters. Methods raise InvalidArgument for bad values; `warnings` reports unknown keys."""
+    """A model's parameters. Methods raise InvalidArgument for invalid values; unknown keys cause warnings."""
 
     def __init__(self, config: ModelConfig, backend: str, known: Sequence[str]) -> None:
         self._model = config.name
@@ -28,7 +28,7 @@ class Parameters:
         return self._given.get(key, default)
 
     def threads(self, key: str, default: int) -> int:
-        """A number of threads, from 1 to MAX_THREADS."""
+        """Reads a number of threads, from 1 to MAX_THREADS."""
         if key not in self._given:
             return default
         text = self._given[key].strip()
@@ -59,7 +59,7 @@ class Parameters:
 
 
 def unknown_parameter(model: str, backend: str, key: str, known: Sequence[str]) -> str:
-    """The warning about a parameter that a backend does not know."""
+    """Returns the warning about a parameter that a backend does not know."""
     near = nearest(key, known, 1)
     hint = f", did you mean '{near[0]}'?" if near else ""
     return (

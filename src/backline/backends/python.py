@@ -17,11 +17,11 @@ class Python:
     name: ClassVar[str] = "python"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """All GPUs of the machine, because the model's code decides how to use them; see GpuBackend."""
+        """Returns all GPUs, because the model's code decides how to use them. See GpuBackend."""
         return cuda_gpus()
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> HostedModel:
-        """Describes how to run the model. Its file is only imported in worker processes."""
+        """Describes how to run the model, whose file is imported only in worker processes."""
         require_trust(path, config, options)
         read_start(path)
         return HostedModel(path, "python")

@@ -39,7 +39,7 @@ class Pytorch:
         identify(path)
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend. An AOTInductor package runs only on the kind of device that it is compiled for."""
+        """Returns the GPUs; none for an AOTInductor package compiled for another device. See GpuBackend."""
         if identify(path) is PytorchKind.COMPILED and (kind := compiled_for(path)) != "cuda":
             return Gpus(reason=f"'{path}' was compiled for {kind or 'the CPU'}")
         return usable_gpus(import_runtime("torch", what=_WHAT, extra="torch"))
@@ -47,13 +47,13 @@ class Pytorch:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> PytorchModel:
         """Loads a file without executing pickles.
 
-        All kinds of files are code: a script can compute anything, an AOTInductor package is machine code,
-        and torch.export evaluates symbolic sizes and guards as Python. So the server must trust the code of
-        remote files, and packages also need `trust_pickle`.
+        All kinds of files contain code: a script can compute anything, an AOTInductor package is machine
+        code, and torch.export evaluates symbolic sizes and guards as Python. So remote files can be loaded
+        only if the server trusts remote code, and packages also need `trust_pickle`.
 
         A run uses one thread unless INTRA_OP_THREAD_COUNT is set, which applies to all PyTorch models of the
         process. Raises InvalidArgument for code that is not trusted, a script with file operations, a
-        checkpoint, and if neither the file nor the configuration describes inputs and outputs.
+        checkpoint, and a model whose inputs and outputs neither the file nor the configuration describes.
         """
         require_trust(path, config, options)
         torch = import_runtime("torch", what=_WHAT, extra="torch")
@@ -87,7 +87,7 @@ class Pytorch:
 
 
 class PytorchModel:
-    """A loaded program. Outputs are found by key in a dict result, otherwise by position."""
+    """A loaded program. If it returns a dict, outputs are found by key, otherwise by position."""
 
     def __init__(
         self,
@@ -174,12 +174,12 @@ class PytorchModel:
 
 
 def _own(array: np.ndarray) -> np.ndarray:
-    """The array, or a copy of a read-only one, such as a request's: PyTorch has no read-only tensors."""
+    """Returns the array, or a copy if it is read-only, because PyTorch has no read-only tensors."""
     return array if array.flags.writeable else array.copy()
 
 
 def _innermost(error: Exception) -> str:
-    """The reason in an error: the last line of a TorchScript traceback, or the text without C++ details."""
+    """Returns the reason in an error: the end of a TorchScript traceback, or the text without C++ details."""
     text = str(error)
     if "Traceback of TorchScript" in text:
         text = text.strip().splitlines()[-1]
@@ -189,9 +189,10 @@ def _innermost(error: Exception) -> str:
 def _name_inputs(
     path: Path, kind: PytorchKind, program: Program, config: ModelConfig
 ) -> tuple[list[tuple[str, Argument]], tuple[TensorSpec, ...]]:
-    """The inputs in the order of the program's arguments, and their specifications.
+    """Returns the inputs in the order of the program's arguments, and their specifications.
 
-    As in Triton, a configuration may name inputs after arguments, by index (INPUT__0), or list them in order.
+    As in Triton, a configuration may name inputs after the arguments, number them (INPUT__0), or list them in
+    order.
     """
     arguments, given = program.arguments, config.inputs
     if not given:
@@ -225,7 +226,7 @@ def _name_inputs(
 def _name_outputs(
     path: Path, kind: PytorchKind, program: Program, config: ModelConfig
 ) -> list[tuple[TensorSpec, int]]:
-    """The outputs, each with its index in the flattened result of the program."""
+    """Returns the outputs, each with its index in the flattened result of the program."""
     given = config.outputs
     if not given:
         if program.outputs is None:
@@ -248,7 +249,7 @@ def _name_outputs(
 
 
 def _indexes(names: Sequence[str]) -> list[int]:
-    """The indexes in names such as INPUT__0; 0, 1, 2 and so on if any name has no index."""
+    """Returns the indexes in names such as INPUT__0; 0, 1, 2 and so on if any name has no index."""
     matches = [_INDEXED.fullmatch(name) for name in names]
     if all(matches):
         return [int(match[1]) for match in matches if match]

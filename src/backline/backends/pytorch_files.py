@@ -20,7 +20,7 @@ _EXPORT = "torch.export.save(torch.export.export(model, example_inputs), 'model.
 #: Prefixes of files that torch.export.load would unpickle (torch/export/pt2_archive/constants.py).
 _PICKLED_CONSTANTS = ("data/constants/custom_obj_", "data/constants/opaque_obj_")
 
-#: What reading a member of a damaged archive can raise.
+#: Exceptions that reading a member of a damaged archive can raise.
 _BROKEN: Final = (
     BadZipFile,
     OSError,
@@ -41,10 +41,10 @@ class PytorchKind(Enum):
 
 
 def identify(path: Path) -> PytorchKind:
-    """The kind of model in a file.
+    """Returns the kind of model in a file.
 
-    Raises InvalidArgument, saying what to do, for a checkpoint (weights without a network) and for files not
-    written by PyTorch.
+    Raises InvalidArgument, which says what to do, for a checkpoint (weights without a network), and for files
+    that PyTorch did not write.
     """
     start = read_start(path)
     if start[:1] == b"\x80":  # the format of torch.save before PyTorch 1.6: a bare pickle
@@ -54,7 +54,7 @@ def identify(path: Path) -> PytorchKind:
     check_zip(path, UnpackLimits())
     try:
         with ZipFile(path) as archive:
-            # Without the top folder, which is named after the file as it was first saved.
+            # Removes the top folder, which is named after the file as it was first saved.
             names = [name.partition("/")[2] for name in archive.namelist()]
     except (BadZipFile, OSError, UnicodeDecodeError) as error:
         raise InvalidArgument(f"'{path}' is a broken archive ({error}); was it copied completely?") from None
@@ -76,7 +76,7 @@ def identify(path: Path) -> PytorchKind:
 
 
 def compiled_for(path: Path) -> str:
-    """The kind of device that an AOTInductor package is compiled for ("cpu", "cuda"); "" if unknown."""
+    """Returns the type of device that an AOTInductor package is compiled for ("cpu"); "" if unknown."""
     with ZipFile(path) as archive:
         for name in archive.namelist():
             if name.endswith("_metadata.json") and "/data/aotinductor/" in name:
@@ -93,9 +93,9 @@ def _checkpoint(path: Path) -> InvalidArgument:
 
 #: The `aten::` operations that take a file name, chosen from torch._C._jit_get_all_schemas().
 _FORBIDDEN: Final = frozenset({"from_file", "save"})
-#: The most source code in one archive, in bytes; the largest networks have far less.
+#: The maximum size of the source code in one archive, in bytes. The largest networks have far less.
 _MOST_SOURCE: Final = 64 << 20
-#: Tokens as in PyTorch's lexer (torch/csrc/jit/frontend/lexer.cpp): strings, comments, names, others.
+#: Tokens as in PyTorch's lexer (torch/csrc/jit/frontend/lexer.cpp): strings, comments, names, other tokens.
 _TOKEN: Final = re.compile(
     r'"""(?:[^\\]|\\.)*?"""' r"|'''(?:[^\\]|\\.)*?'''" r'|"(?:[^"\\\n]|\\.)*"' r"|'(?:[^'\\\n]|\\.)*'"
     r"|#[^\n]*|[A-Za-z_][A-Za-z0-9_]*|\S",
@@ -103,7 +103,7 @@ _TOKEN: Final = re.compile(
 )  # fmt: skip
 
 
-#: Names in a source that is run while it is loaded, or whose calls are not all visible in the graphs.
+#: Names that show that source code runs while it is loaded, or that the graphs do not show all of its calls.
 _OPAQUE: Final = frozenset(
     {"__setstate__", "__forward_hooks__", "__forward_pre_hooks__", "Interface", "ModuleInterface"}
 )
@@ -112,17 +112,18 @@ _OPAQUE: Final = frozenset(
 def check_source(path: Path) -> bool:
     """Raises InvalidArgument if TorchScript source may call a forbidden operation.
 
-    Call this before loading, which already runs code (`__setstate__`). Any call must contain the operation's
-    name (`torch.save`, a method, an alias), or have it as a string (`getattr`), so these are searched for.
-    Attributes and methods of that name which the source itself declares are allowed if loading runs no code.
-    Returns whether there are any; then only `check_graphs` can tell which ones are meant.
+    Call this before loading, because loading already runs code (`__setstate__`). Any call must contain the
+    operation's name (`torch.save`, a method, an alias) or have it as a string (`getattr`), so the source is
+    searched for both. If loading runs no code, attributes and methods with such a name that the source itself
+    declares are allowed. Returns whether there are any; if so, call `check_graphs` to tell them from the
+    operations.
     """
     try:
         with ZipFile(path) as archive:
             members = archive.infolist()
             names = [member.filename for member in members]
             if len(set(names)) != len(names):
-                # PyTorch might run one while this function checks the other.
+                # PyTorch might run one of the two members while this function checks the other.
                 raise InvalidArgument(f"'{path}' holds two members of the same name; save the script again")
             if any(name.lower().endswith("/model.json") for name in names):
                 raise InvalidArgument(f"'{path}' has the format of PyTorch before 1.0; save the script again")
@@ -146,8 +147,8 @@ def check_source(path: Path) -> bool:
 def check_graphs(path: Path, module: Any, *, inlined: bool) -> None:
     """Raises InvalidArgument if a graph of a loaded module calls a forbidden operation.
 
-    The graphs show how PyTorch understood the source, in case `check_source` understood it differently.
-    `inlined` graphs show what functions and methods of other classes call, too.
+    The graphs show how PyTorch has parsed the source, in case `check_source` has parsed it differently.
+    `inlined` graphs also show what functions and methods of other classes call.
     """
     for part in module.modules():
         for name in part._c._method_names():
@@ -163,19 +164,19 @@ def has_loop(module: Any) -> bool:
 
 
 def _tokens(text: str) -> list[str]:
-    """The tokens of a source file, without comments."""
+    """Returns the tokens of a source file, without comments."""
     return [match[0] for match in _TOKEN.finditer(text) if match[0][0] != "#"]
 
 
 def _declared(tokens: list[str]) -> Iterator[str]:
-    """The forbidden names that a source file declares as methods or attributes."""
+    """Yields the forbidden names that a source file declares as methods or attributes."""
     for before, token, after in zip(["", *tokens], tokens, [*tokens[1:], ""], strict=False):
         if token in _FORBIDDEN and (before == "def" or (before != "." and after == ":")):
             yield token
 
 
 def _named(tokens: list[str], declared: frozenset[str]) -> Iterator[str]:
-    """The forbidden operations that a source file mentions, except those that may be `declared` methods."""
+    """Yields the forbidden operations that a source file names, unless `declared` methods may be meant."""
     by_text = "getattr" in tokens
     before, receiver, literal = "", "", ""
     for token in tokens:
@@ -185,7 +186,7 @@ def _named(tokens: list[str], declared: frozenset[str]) -> Iterator[str]:
         if by_text and literal in _FORBIDDEN:
             yield literal
         if token in _FORBIDDEN and before != "def":  # defining a method of that name is harmless
-            # Only a dot makes it an operation: of `torch`, of `ops.aten` or as a method of a tensor.
+            # An operation always follows a dot: after `torch`, after `ops.aten` or as a method of a tensor.
             own = token in declared and (before != "." or receiver not in ("torch", "aten"))
             if not own:
                 yield token

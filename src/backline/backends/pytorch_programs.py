@@ -1,4 +1,4 @@
-"""Loads all kinds of PyTorch programs as functions of flat arguments that return a tensor, tuple or dict."""
+"""Loads all kinds of PyTorch programs as functions that take a flat list of arguments."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ _weights_only_lock = Lock()
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """An argument of a program, `required` if it has no default. `type` is a type as TorchScript writes it:
-    "Tensor", "List[str]" or "int".
+    """An argument of a program, which is `required` if it has no default.
+
+    `type` is its type as TorchScript writes it, such as "Tensor", "List[str]" or "int".
     """
 
     name: str
@@ -51,7 +52,7 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A loaded program. `call` takes values for `arguments`, in order; optional ones may be left out.
+    """A loaded program. `call` takes the values of `arguments`, in order; optional ones may be omitted.
 
     `inputs` and `outputs` are None if the file does not describe them. With `loops`, a value of an argument
     may decide how long a call takes.
@@ -65,9 +66,9 @@ class Program:
 
 
 def load_script(torch: Any, path: Path, device: str | None) -> Program:
-    """Loads TorchScript onto a device; with None, tensors stay on the devices that the file names.
+    """Loads TorchScript onto a device; None means the devices that the file names.
 
-    The code can reach neither Python nor files, see `check_source`.
+    The code can access neither Python nor files: see `check_source`.
     """
     own_names = check_source(path)
     with loading(path, f"PyTorch {torch.__version__}"):
@@ -133,8 +134,9 @@ def load_exported(torch: Any, path: Path, device: str | None) -> Program:
 
 
 def load_compiled(torch: Any, path: Path, device: str | None) -> Program:
-    """Loads an AOTInductor package, which is machine code: the caller must trust the file. Raises
-    InvalidArgument if the package was compiled for another kind of device.
+    """Loads an AOTInductor package. It is machine code, so the caller must trust the file.
+
+    Raises InvalidArgument if the package was compiled for another kind of device.
     """
     wanted, kind = torch.device(device or "cpu"), compiled_for(path)
     if device is not None and kind not in ("", wanted.type):
@@ -162,7 +164,7 @@ def _import_compiler() -> None:
 
 
 def output_names(torch: Any, out_spec: Any, count: int) -> list[str]:
-    """The names of a program's outputs: the keys if it returns a dict, else OUTPUT__0 and so on."""
+    """Returns the names of a program's outputs: the keys if it returns a dict, else OUTPUT__0 and so on."""
     keys = list(out_spec.context) if out_spec is not None and out_spec.type is dict else []
     if len(keys) == count and all(isinstance(key, str) for key in keys):
         return keys
@@ -170,7 +172,7 @@ def output_names(torch: Any, out_spec: Any, count: int) -> list[str]:
 
 
 def flatten(value: Any) -> Iterator[Any]:
-    """The tensors in a program's result, from left to right."""
+    """Yields the tensors in a program's result, from left to right."""
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, (tuple, list)) or (value and isinstance(value[0], str)):
@@ -182,7 +184,7 @@ def flatten(value: Any) -> Iterator[Any]:
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """Keeps torch.load, to which torch.export.load may fall back, from executing pickles."""
+    """Prevents torch.load, which torch.export.load may call, from executing pickles."""
     with _weights_only_lock:
         before = os.environ.get(_WEIGHTS_ONLY)
         os.environ[_WEIGHTS_ONLY] = "1"
@@ -204,13 +206,13 @@ def _spec(path: Path, kind: str, name: str, value: Any) -> TensorSpec:
 
 
 def _is_elsewhere(exported: Any) -> bool:
-    """Whether a program was exported on a GPU."""
+    """Returns whether a program was exported on a GPU."""
     tensors = (*exported.state_dict.values(), *exported.constants.values())
     return any(getattr(tensor, "is_cuda", False) for tensor in tensors)
 
 
 def usable_gpus(torch: Any) -> Gpus:
-    """The GPUs that PyTorch can use, with CUDA or ROCm (which PyTorch also calls CUDA)."""
+    """Returns the GPUs that PyTorch can use through CUDA or ROCm (which PyTorch also calls CUDA)."""
     if not (torch.version.cuda or torch.version.hip):
         return Gpus(
             reason=f"the installed PyTorch {torch.__version__} supports only the CPU:"
@@ -223,7 +225,7 @@ def usable_gpus(torch: Any) -> Gpus:
 
 
 def device_name(device: Device) -> str | None:
-    """PyTorch's name of a device; None if the file decides (KIND_MODEL)."""
+    """Returns PyTorch's name for a device; None if the file chooses the device (KIND_MODEL)."""
     return {"cpu": "cpu", "gpu": f"cuda:{device.index}", "model": None}[device.kind]
 
 
@@ -232,7 +234,7 @@ def moving(torch: Any, call: Callable[..., Any], name: str) -> Callable[..., Any
     device = torch.device(name)
 
     def current() -> AbstractContextManager[Any]:
-        # Makes the device the current GPU, on which the program may create tensors.
+        # Makes the device the current GPU, where the program may create tensors.
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def run(*values: Any) -> Any:

@@ -28,10 +28,10 @@ class BackendEntry:
     platform: str
     module: str
     class_name: str
-    #: Whether its models run in worker processes, which may have environments with other packages.
+    #: Whether the models run in worker processes, whose environments may have other packages.
     hosted: bool = False
-    #: What runs its models in the server's process, and the package with its version, if it has one. Empty
-    #: for a backend that reads no files there.
+    #: The name of the runtime that loads the models in the server's process, and the package that has its
+    #: version. Both are empty for a backend that reads no files in the server's process.
     runtime: str = ""
     package: str = ""
     #: What a process may import before it forks for trials: modules of the runtime, or functions
@@ -159,7 +159,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
 
 
 def choose(config: ModelConfig, path: Path) -> BackendEntry:
-    """The backend for the model in the file or folder `path`: as configured, otherwise by its format.
+    """Returns the backend for the model in the file or folder `path`: as configured, otherwise by its format.
 
     Does not import the backend's module. Raises InvalidArgument if no backend has that name or format.
     """
@@ -175,8 +175,8 @@ def choose(config: ModelConfig, path: Path) -> BackendEntry:
 
 
 def describe_runtime(entry: BackendEntry) -> str:
-    """The runtime of a backend with its version, for messages: "LightGBM 4.7.0"."""
-    from importlib.metadata import PackageNotFoundError, version  # slow to import, and for errors only
+    """Returns the runtime of a backend with its version, for messages: "LightGBM 4.7.0"."""
+    from importlib.metadata import PackageNotFoundError, version  # slow to import, and only errors need it
 
     for suffix in ("", "-gpu", "-cpu"):
         with suppress(PackageNotFoundError):
@@ -185,7 +185,7 @@ def describe_runtime(entry: BackendEntry) -> str:
     return entry.runtime
 
 
-#: What may stand as a model's platform in its configuration: the name or the platform of a backend.
+#: The values that `platform` may have in a configuration: the name or the platform of any backend.
 PLATFORMS: Final = frozenset(name for entry in BACKENDS for name in (entry.name, entry.platform) if name)
 
 
@@ -210,12 +210,12 @@ def _names() -> str:
 
 
 def _is_in(folder: Path, filename: str) -> bool:
-    """Whether a folder holds a file; `filename` may begin with the name of the folder itself."""
+    """Returns whether a folder contains a file; `filename` may begin with the name of the folder itself."""
     return (folder / filename).is_file() or (folder / filename.rpartition("/")[2]).is_file()
 
 
 def _format_of(path: Path) -> ModelFormat | None:
-    """The format of a file or folder, if known. Full names, which are more specific, precede suffixes."""
+    """Returns the format of a file or folder, if known. Full names take precedence over suffixes."""
     if path.is_dir():
         return next((f for f in FORMATS if f.folder and any(_is_in(path, one) for one in f.filenames)), None)
     for format in FORMATS:
@@ -226,8 +226,8 @@ def _format_of(path: Path) -> ModelFormat | None:
 
 ONNX = ModelFormat("onnxruntime", ("model.onnx",), (".onnx",))
 
-#: The formats to look for if a configuration names no backend, in this order. Formats of folders precede the
-#: formats of files that such folders contain.
+#: The formats to look for if a configuration names no backend, in this order. The format of a folder precedes
+#: the formats of files in such folders.
 FORMATS: tuple[ModelFormat, ...] = (
     ModelFormat("torchserve", ("MAR-INF/MANIFEST.json",), folder=True),
     ModelFormat("mlflow", ("MLmodel", "model/MLmodel"), folder=True),
@@ -245,7 +245,7 @@ FORMATS: tuple[ModelFormat, ...] = (
     ),
     ModelFormat("python", ("model.py",)),
     ModelFormat("torchserve", ("model.mar", "model.tar.gz", "model.tgz"), (".mar",)),
-    # Formats without files: the model is the version's folder. They are used only if configured.
+    # Formats without a file, where the version's folder is the model. They are used only if configured.
     ModelFormat("remote", (), folder=True),
     ModelFormat("identity", (), folder=True),
     ModelFormat("repeat", (), folder=True),

@@ -20,10 +20,10 @@ class Remote:
     name: ClassVar[str] = "remote"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> RemoteModel:
-        """Describes where the model is, from the parameters. Connects to no server.
+        """Describes where the model is, based on the parameters. Does not connect to a server.
 
-        Raises InvalidArgument for wrong parameters, and for files of a remote repository or a load request,
-        which could otherwise make this server send requests to any address that it reaches.
+        Raises InvalidArgument for invalid parameters, and for models from a remote repository or a load
+        request, which could otherwise make this server send requests to any address that it can reach.
         """
         if not options.may_run_code:
             raise InvalidArgument(

@@ -26,7 +26,7 @@ _MAX_REASON = 300
 
 
 def import_runtime(module: str, *, what: str, extra: str) -> Any:
-    """Imports a runtime. Raises Internal, naming the extra to install, if it is missing or broken.
+    """Imports a runtime. Raises Internal, which names the extra to install, if it is missing or broken.
 
     `what` begins the error text, such as "TensorFlow models need TensorFlow".
     """
@@ -58,7 +58,7 @@ def _uncollected() -> Iterator[None]:
 
 
 class _Imports:
-    """Imports modules, and measures by how much that grows the process."""
+    """An importer of modules that measures by how much the memory of the process grows."""
 
     def __init__(self) -> None:
         self._lock = RLock()
@@ -67,7 +67,7 @@ class _Imports:
     def load(self, module: str) -> Any:
         if module in sys.modules:
             return import_module(module)
-        with self._lock:  # one at a time, so that each grows the process by itself
+        with self._lock:  # one import at a time, so that its growth can be measured
             before = count_pages().total
             try:
                 with _uncollected():
@@ -80,7 +80,7 @@ _IMPORTS = _Imports()
 
 
 def grown_by_imports() -> int:
-    """The bytes by which imports of runtimes have grown this process so far."""
+    """Returns the number of bytes by which imports of runtimes have grown this process so far."""
     return _IMPORTS.grown
 
 
@@ -90,14 +90,14 @@ LLVM_IMPORT = Lock()
 
 
 def one_line(error: object) -> str:
-    """The text of an error without line breaks, cut to 300 characters."""
+    """Returns the text of an error without line breaks, cut to 300 characters."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return reason if len(reason) <= _MAX_REASON else reason[: _MAX_REASON - 3] + "..."
 
 
 @contextmanager
 def loading(path: Path, by: str, reason: Callable[[Exception], str] = one_line) -> Iterator[None]:
-    """Turns exceptions of a runtime into InvalidArgument; `by` names the runtime and its version."""
+    """Turns a runtime's exceptions into InvalidArgument; `by` is the runtime's name and version."""
     try:
         yield
     except BacklineError:
@@ -107,14 +107,14 @@ def loading(path: Path, by: str, reason: Callable[[Exception], str] = one_line) 
 
 
 def failed_run(model: str, reason: str, *, refused: bool) -> BacklineError:
-    """The error for a failed run: InvalidArgument if the model `refused` the input, otherwise Internal."""
+    """Returns the error for a failed run: InvalidArgument if the input was `refused`, else Internal."""
     if refused:
         return InvalidArgument(f"model '{model}' refuses the input: {reason}")
     return Internal(f"model '{model}' failed: {reason}")
 
 
 def unservable(path: Path, kind: str, name: str, what: str) -> InvalidArgument:
-    """The error for an input or output whose datatype the protocols do not have."""
+    """Returns the error for an input or output whose datatype does not exist in the protocols."""
     return InvalidArgument(
         f"'{path}' cannot be served: {kind} '{name}' is {what}, which no request can carry"
     )
@@ -124,7 +124,7 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 def read_start(path: Path, size: int = 64) -> bytes:
-    """The first `size` bytes of a model file.
+    """Returns the first `size` bytes of a model file.
 
     Raises InvalidArgument for a file that is not regular (a pipe would block), cannot be read, is empty, or
     is a Git LFS pointer, which runtimes would report as a parse error.
@@ -146,7 +146,7 @@ def read_start(path: Path, size: int = 64) -> bytes:
 def require_trust(path: Path, config: ModelConfig, options: LoadOptions) -> None:
     """Raises InvalidArgument for a remote or uploaded model, unless the server trusts remote code.
 
-    A backend whose models are code calls this before it reads any of the model's files.
+    A backend whose models contain code must call this before it reads any of the model's files.
     """
     if not options.may_run_code:
         raise InvalidArgument(
@@ -183,7 +183,7 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @cache
 def cuda_gpus() -> Gpus:
-    """The GPUs that the NVIDIA driver reports, within CUDA_VISIBLE_DEVICES. Asks the driver only once."""
+    """Returns the GPUs that the NVIDIA driver reports, limited to CUDA_VISIBLE_DEVICES. Asks only once."""
     try:
         driver = ctypes.CDLL(_DRIVER)
     except OSError:

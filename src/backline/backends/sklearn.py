@@ -21,7 +21,7 @@ from backline.engine.values.signature import Signature, TensorSpec
 from backline.system.archive_limits import UnpackLimits, check_zip
 
 INPUT = "input__0"
-#: The methods that are served, each as an output of that name; `transform` if an estimator cannot predict.
+#: The methods that are served, each as an output of that name. Without any of them, `transform` is served.
 _METHODS = ("predict", "predict_proba")
 _PICKLES = (".pkl", ".pickle", ".joblib")
 
@@ -45,7 +45,7 @@ class Sklearn:
         The input `input__0` has a row of features for each item, or strings if the estimator begins with a
         vectoriser. Outputs are named after the methods: `predict` and `predict_proba`, or `transform`. A run
         uses one core. Unless `trust_pickle` is set, raises InvalidArgument for a pickle, and for a skops file
-        with types that neither skops nor `trust_skops_types` trusts.
+        with types that are trusted neither by skops nor by `trust_skops_types`.
         """
         parameters = Parameters(config, self.name, ())
         read_start(path)
@@ -74,7 +74,7 @@ class Sklearn:
 
 
 class SklearnModel:
-    """A loaded estimator. Its runs hold the GIL for part of the time, so threads gain little."""
+    """A loaded estimator. Its runs hold the GIL for part of the time, so running on threads gains little."""
 
     threads_per_run = 1
 
@@ -98,7 +98,7 @@ class SklearnModel:
             else np.zeros((2, *spec.shape[1:]), spec.datatype.dtype)
         )
         outputs = []
-        for method in methods:  # run with two rows, because an estimator does not describe its outputs
+        for method in methods:  # trial runs with two rows, because an estimator does not describe its outputs
             try:
                 (answer,) = self.run({spec.name: rows}, [method])
             except BacklineError as error:
@@ -132,7 +132,7 @@ _limited = threading.local()
 
 
 def limit_threads() -> None:
-    """Limits numerical libraries to one core for runs on this thread: OpenMP has a limit for each thread."""
+    """Limits numerical libraries to one core for runs on this thread, since OpenMP's limit is per thread."""
     if not getattr(_limited, "done", False):
         from threadpoolctl import threadpool_limits  # a dependency of scikit-learn
 
@@ -147,9 +147,9 @@ def _use_one_core(estimator: Any) -> None:
 
 
 def _forget_names(estimator: Any) -> None:
-    """Forgets the columns of the table that an estimator was fitted with, also in its parts.
+    """Removes the column names of the training data from an estimator and its parts.
 
-    Requests are arrays without names. An estimator that knows names warns of that in every run.
+    Requests are arrays without names. An estimator that knows column names would warn in every run.
     """
     waiting, seen = [estimator], set()
     while waiting:
@@ -194,10 +194,10 @@ def _unpickle(path: Path, model: str, what: str, *, trusted: bool) -> Any:
 
 
 def _inputs(path: Path, estimator: Any, config: ModelConfig) -> TensorSpec:
-    """The model's input: strings, or rows of features in the configured precision.
+    """Returns the model's input: strings, or rows of features in the configured precision.
 
-    If the estimator does not say how many features it takes, the input is the configured one. Raises
-    InvalidArgument if none is configured.
+    If the estimator does not say how many features it takes, the configuration must describe the input;
+    otherwise raises InvalidArgument.
     """
     given = config.inputs[0] if len(config.inputs) == 1 else None
     count = getattr(estimator, "n_features_in_", None)

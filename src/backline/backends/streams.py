@@ -1,4 +1,4 @@
-"""Triton's repeat and square backends, which need no file and send several responses, to try out clients."""
+"""Triton's repeat and square backends, for trying out clients: their models send several responses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from backline.engine.values.tensor import fits
 def check_tensors(
     config: ModelConfig, backend: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> None:
-    """Raises InvalidArgument unless the configuration is decoupled, unbatched, and names these tensors."""
+    """Raises InvalidArgument unless the configuration is decoupled, unbatched, and lists these tensors."""
     where = f"{config.source or config.name}: the {backend} backend"
     if not config.decoupled:
         raise InvalidArgument(
@@ -57,7 +57,7 @@ class DeclaredModel:
         self.warnings = Parameters(config, backend, ()).warnings
 
     def close(self) -> None:
-        """Does nothing: the model holds no memory. See StreamingModel."""
+        """Does nothing, since the model has no memory to free. See StreamingModel."""
 
 
 _REPEAT_INPUTS = (
@@ -83,9 +83,9 @@ class Repeat:
 
 
 class RepeatModel(DeclaredModel):
-    """Repeats the elements of its input. WAIT, which delays the next request in Triton, has no effect."""
+    """A model that repeats the elements of its input. WAIT, a delay in Triton, is ignored."""
 
-    #: Many, because streams mostly sleep.
+    #: This number is high because streams mostly sleep.
     streams_at_once = 16
 
     def stream(
@@ -121,7 +121,7 @@ class Square:
 
 
 class SquareModel(DeclaredModel):
-    """Sends the number n of its input n times."""
+    """A model that sends its input, a number n, n times."""
 
     streams_at_once = 1
 

@@ -1,6 +1,6 @@
 """Models that take rows of features and return a prediction for each (XGBoost, LightGBM, CatBoost).
 
-The tensors are named as in Triton's FIL backend: `input__0` holds the rows, `output__0` the predictions.
+The tensors are named as in Triton's FIL backend: `input__0` has the rows, and `output__0` the predictions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Predict = Callable[..., np.ndarray]
 
 
 def features(count: int, datatype: DataType, config: ModelConfig) -> TensorSpec:
-    """The input for `count` features: of `datatype`, unless the configuration has FP32 or FP64."""
+    """Returns the input for `count` features, of type `datatype` unless FP32 or FP64 is configured."""
     given = next((spec.datatype for spec in config.inputs if spec.name == INPUT), None)
     return TensorSpec(INPUT, given if given in (DataType.FP32, DataType.FP64) else datatype, (-1, count))
 
@@ -67,7 +67,7 @@ class TableModel:
         self._predict = None
 
     def _try(self, inputs: Sequence[TensorSpec]) -> TensorSpec:
-        """The specification of the output. Files lack it, so it is found by a run on two rows of zeros."""
+        """Runs the model on two rows of zeros to find the shape and type of its output."""
         zeros = {spec.name: _zeros(spec) for spec in inputs}
         (answer,) = self.run(zeros, [OUTPUT])
         datatype = DataType.BYTES if answer.dtype.kind in "OSU" else DataType.from_dtype(answer.dtype)
@@ -82,7 +82,7 @@ def _zeros(spec: TensorSpec) -> np.ndarray:
 
 
 def reason(error: Exception) -> str:
-    """The text of a library's error, without C++ stack trace and timestamp."""
+    """Returns the text of a library's error, without the C++ stack trace and the timestamp."""
     text = str(error).partition("Stack trace")[0]
     head, bracket, rest = text.partition("] ")
     return one_line(rest if bracket and head.startswith("[") else text)

@@ -30,7 +30,7 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.device import CPU, Device, Gpus
 from backline.engine.values.signature import Signature, TensorSpec
 
-#: Datatypes by their number in tensorflow/core/framework/types.proto.
+#: Datatypes by their numbers in tensorflow/core/framework/types.proto.
 _DATATYPES = {
     1: DataType.FP32,
     2: DataType.FP64,
@@ -76,10 +76,10 @@ class TensorFlow:
     ) -> TensorFlowModel:
         """Loads a signature of a SavedModel.
 
-        The signature is the one that the parameter TF_SIGNATURE_DEF names, else the only one, else
-        "serving_default". `path` is the folder of a SavedModel, or a folder that contains model.savedmodel. A
-        run computes on the thread that calls it, or on several with TF_NUM_INTRA_THREADS (the first model
-        decides for all models of the process).
+        The signature is the one that the parameter TF_SIGNATURE_DEF names; without it, the only signature, or
+        "serving_default" if there are several. `path` is the folder of a SavedModel, or a folder that
+        contains model.savedmodel. A run computes on the calling thread, or on several threads if the
+        parameter TF_NUM_INTRA_THREADS is set (the first model's value applies to the whole process).
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("TF_NUM_INTRA_THREADS", 1)
@@ -87,7 +87,7 @@ class TensorFlow:
         runtime = import_tensorflow()
         v1 = runtime.compat.v1
         graph = runtime.Graph()
-        # -1: operations run on the calling thread, so that parallel runs use one core each.
+        # -1 means that operations run on the calling thread, so that parallel runs use one core each.
         session_config = v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=-1)
         device = options.device
         _place(session_config, device)
@@ -181,14 +181,14 @@ def import_tensorflow() -> Any:
 
 
 def _load(session: Any, folder: Path, tag: str) -> Any:
-    """Loads like v1.saved_model.load, but checks the graph first: only a checked graph runs."""
+    """Loads a model as v1.saved_model.load does, but checks the graph first, before any of it runs."""
     loader = import_module("tensorflow.python.saved_model.loader_impl").SavedModelLoader(str(folder))
     check_operations(folder, loader.get_meta_graph_def_from_tags([tag]))
     return loader.load(session, [tag])
 
 
 def _place(config: Any, device: Device) -> None:
-    """Hides GPUs from models on the CPU. On GPUs, memory grows on demand, and operations may use the CPU."""
+    """Hides GPUs from models on the CPU. Models on GPUs allocate memory on demand and may use the CPU too."""
     if device == CPU:
         config.device_count["GPU"] = 0
     else:
@@ -197,7 +197,7 @@ def _place(config: Any, device: Device) -> None:
 
 
 def _folder(path: Path) -> Path:
-    """The folder that contains saved_model.pb: `path`, its subfolder model.savedmodel, or its parent."""
+    """Returns the folder of saved_model.pb: `path`, its subfolder model.savedmodel, or its parent."""
     for folder in (path, path / "model.savedmodel", path.parent):
         if (folder / _FILE).is_file():
             return folder
@@ -217,7 +217,7 @@ def _choose_signature(folder: Path, signatures: Mapping[str, Any], wanted: str) 
 
 def _specs(folder: Path, kind: str, key: str, tensors: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
     specs = []
-    for name in sorted(tensors):  # signatures have no order
+    for name in sorted(tensors):  # sorted because the tensors of a signature have no order
         info = tensors[name]
         datatype = _DATATYPES.get(info.dtype)
         if info.WhichOneof("encoding") != "name" or datatype is None:

@@ -1,8 +1,8 @@
-"""Refuses SavedModels whose operations reach files, the network or Python, except to restore the model.
+"""Refuses SavedModels whose operations access files, the network or Python, except to restore the model.
 
-The graph of a SavedModel also contains operations for saving, so only those that can run are checked: those
-needed by signatures (which may not read files), by initialisation (which may read tables from the model's own
-assets), and by the restore operation (which may read the model's own variables).
+The graph of a SavedModel also contains operations for saving, so only operations that can run are checked:
+those needed by signatures (which may not read files), by initialisation (which may read tables from the
+model's own assets), and by the restore operation (which may read the model's own variables).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, Final
 from backline.engine.errors import InvalidArgument
 
 #: Operations (from tensorflow/core/ops and kernels) that access files, input pipelines, summaries, protobuf
-#: descriptors in files, dumps, the network or Python. Dataset operations are included because they contain
-#: graphs that optimisers rewrite, which cannot be checked.
+#: descriptors in files, dumps, the network or Python. Dataset operations are included because optimisers
+#: rewrite the graphs in them, so checking these graphs would prove nothing.
 _FORBIDDEN: Final = re.compile(
     r"""
     (Read|Write)File|MatchingFiles|FileSystemSetConfiguration|Save.*|Restore.*|DTensorRestoreV2
@@ -35,8 +35,8 @@ _LOGS: Final = frozenset({"", "stderr", "stdout", "log(info)", "log(warning)", "
 #: Operations that may read the model's own files, and the index of the input that names the file.
 _RESTORES: Final = {"RestoreV2": 0}
 _TABLES: Final = {"InitializeTableFromTextFile": 1, "InitializeTableFromTextFileV2": 1}
-#: Operations that pass their inputs to their function one to one. For others (If, While), no argument of the
-#: function counts as a file name given by the load.
+#: Operations that pass their inputs one to one to the function that they call. In functions called by other
+#: operations (If, While), no argument counts as a file name set by TensorFlow.
 _CALLS: Final = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 _INIT_SIGNATURE: Final = "__saved_model_init_op"
 _INIT_COLLECTIONS: Final = ("saved_model_main_op", "legacy_init_op")
@@ -44,7 +44,7 @@ _Names = frozenset[str]
 
 
 def check_operations(folder: Path, meta: Any) -> None:
-    """Raises InvalidArgument, naming the operation, if a MetaGraphDef has a forbidden operation."""
+    """Raises InvalidArgument, which names the operation, if a MetaGraphDef has a forbidden operation."""
     graph = _Graph(folder, meta.graph_def)
     assets = frozenset(asset.tensor_info.name for asset in meta.asset_file_def)
     for asset in meta.asset_file_def:
@@ -70,7 +70,7 @@ def check_operations(folder: Path, meta: Any) -> None:
 
 
 class _Graph:
-    """A graph and its function library. Tensors are named "node:index", with the index of the output."""
+    """A graph and its function library. A tensor's name is "node:index", with the index of the output."""
 
     def __init__(self, folder: Path, graph_def: Any) -> None:
         self._folder = folder
@@ -84,8 +84,8 @@ class _Graph:
     def check(self, roots: set[str], *, allowed: Mapping[str, int], given: _Names) -> None:
         """Raises InvalidArgument if a node that `roots` depend on is a forbidden operation.
 
-        An operation in `allowed` may run if the tensor with its file name is one of `given`, whose values
-        TensorFlow sets to files of the model.
+        An operation in `allowed` may run if its file name is one of the tensors `given`, which TensorFlow
+        sets to the names of files of the model.
         """
         todo = [(self._nodes, frozenset(map(_node, roots)), frozenset(map(_node, given)), "")]
         seen: set[tuple[str, _Names]] = set()
@@ -112,7 +112,7 @@ class _Graph:
                         todo.append((body, frozenset(body), inner, name))
 
     def _functions_of(self, node: Any) -> Iterator[str]:
-        """The functions that a node calls, or that the optimiser may substitute (same `api_implements`)."""
+        """Yields the functions that a node calls, or that optimisers may substitute (`api_implements`)."""
         for name in (node.op, *_called(node)):
             if name in self._functions:
                 yield name
@@ -120,7 +120,7 @@ class _Graph:
                 yield from (other for other in self._implementations.get(key, ()) if other != name)
 
     def _is_given(self, nodes: Mapping[str, Any], tensor: str, given: _Names) -> bool:
-        """Whether a tensor is one of `given`, passed on directly or through a variable for such tensors."""
+        """Returns whether a tensor always has the value of one of `given`, perhaps through a variable."""
         for _ in range(len(nodes) + 1):
             name = _node(tensor)
             if name in given:
@@ -136,7 +136,7 @@ class _Graph:
         return False
 
     def _holds_given(self, handle: str, given: _Names) -> bool:
-        """Whether a variable is only assigned tensors of `given`, and has no other handles or users."""
+        """Returns whether a variable is assigned only tensors of `given`, and has no other handle or use."""
         node = self._nodes.get(handle)
         if node is None or node.op != "VarHandleOp":
             return False
@@ -167,7 +167,7 @@ def _needed(nodes: Mapping[str, Any], wanted: _Names) -> Iterator[Any]:
     todo, seen = [*wanted], set(wanted)
     while todo:
         node = nodes.get(todo.pop())
-        if node is None:  # an argument of the function
+        if node is None:  # the tensor is an argument of the function
             continue
         yield node
         for name in map(_node, node.input):

@@ -33,17 +33,17 @@ class TorchServe:
     """The backend for model archives: zip and gzipped tar files, or folders with MAR-INF/MANIFEST.json."""
 
     name: ClassVar[str] = "torchserve"
-    #: As in TorchServe, a model's requirements are added to the packages that handlers run on.
+    #: As in TorchServe, a model's requirements are added to the packages that handlers need.
     on_top: ClassVar[bool] = True
 
     def check_file(self, path: Path) -> None:
         read_start(path)
-        if not is_tar(path):  # listing a compressed archive means reading all of it
+        if not is_tar(path):  # listing a compressed archive would mean reading all of it
             with MarFile.opened(path):
                 pass
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """All GPUs of the machine, because handlers decide how to use them; see GpuBackend."""
+        """Returns all GPUs, because handlers decide how to use them. See GpuBackend."""
         return cuda_gpus()
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> HostedModel:
@@ -71,7 +71,7 @@ class TorchServe:
 
 
 def _groups(settings: Mapping[str, Any]) -> tuple[InstanceGroup, ...]:
-    """The instance groups of model-config.yaml. Raises InvalidArgument for invalid devices."""
+    """Returns the instance groups of model-config.yaml. Raises InvalidArgument for invalid devices."""
     kind, ids = settings.get("deviceType"), settings.get("deviceIds", [])
     if kind is None and not ids:
         return ()
@@ -84,7 +84,10 @@ def _groups(settings: Mapping[str, Any]) -> tuple[InstanceGroup, ...]:
 
 
 def _model_of(archive: MarFile) -> Mapping[str, Any]:
-    """The manifest's entry `model`. Raises InvalidArgument if it is invalid or names missing files."""
+    """Returns the entry `model` of the manifest.
+
+    Raises InvalidArgument if the entry is invalid or names missing files.
+    """
     try:
         manifest = json.loads(archive.read(MANIFEST))
     except (ValueError, RecursionError) as error:
@@ -105,7 +108,10 @@ def _model_of(archive: MarFile) -> Mapping[str, Any]:
 
 
 def _settings(archive: MarFile, name: str | None) -> dict[str, Any]:
-    """The contents of model-config.yaml, {} without such a file. Raises InvalidArgument if malformed."""
+    """Returns the contents of model-config.yaml; {} if there is no such file.
+
+    Raises InvalidArgument if the file is malformed.
+    """
     if name is None:
         return {}
     what = "The settings of model archives need PyYAML"
@@ -130,12 +136,12 @@ _DAMAGED = (
     EOFError,
     NotImplementedError,
     RuntimeError,
-    UnicodeDecodeError,  # the name of a member is flagged as UTF-8 but is not
+    UnicodeDecodeError,  # the name of a member is flagged as UTF-8 but is not valid UTF-8
 )
 
 
 class MarFile:
-    """An open folder, zip or tar file. `root` is the folder in it ("name/") that holds all files, or ""."""
+    """An open folder, zip or tar file. `root` is its subfolder ("name/") with all files, or "" if none."""
 
     def __init__(self, path: Path, packed: zipfile.ZipFile | tarfile.TarFile | None) -> None:
         self.path = path
@@ -170,7 +176,7 @@ class MarFile:
             raise InvalidArgument(f"'{path}' is damaged: {error}") from None
 
     def _list(self) -> dict[str, tarfile.TarInfo | None]:
-        """The members of a zip or tar file by name, with the entries of a tar file; empty for a folder."""
+        """Returns the members by name, with their entries if it is a tar file; empty for a folder."""
         if isinstance(self._packed, zipfile.ZipFile):
             return dict.fromkeys(self._packed.namelist())
         if isinstance(self._packed, tarfile.TarFile):
@@ -183,7 +189,7 @@ class MarFile:
         for count, member in enumerate(packed, 1):
             if count > ARCHIVE_LIMITS.files:
                 raise too_many_members(str(self.path), ARCHIVE_LIMITS)
-            # Checked here, because all bytes of a member are unpacked to find the next.
+            # The size is checked here, because finding the next member unpacks all bytes of this one.
             size += member.size
             check_unpacked_bytes(self.path, size, ARCHIVE_LIMITS)
             if member.isreg():
@@ -218,6 +224,6 @@ class MarFile:
 
 
 def is_tar(path: Path) -> bool:
-    """Whether a file begins with the signature of gzip."""
+    """Returns whether a file begins with the signature of gzip."""
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"

@@ -1,4 +1,4 @@
-"""Checks the files of tree ensembles, whose runtimes use numbers in them as indices without bounds checks."""
+"""Checks files of tree ensembles, because their runtimes use numbers in them as indices without checks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Damaged(Exception):
 
 @contextmanager
 def damaged(path: Path) -> Iterator[None]:
-    """Turns exceptions raised by checks of a file into InvalidArgument, saying that the file is damaged."""
+    """Turns exceptions from the checks of a file into InvalidArgument, which says that it is damaged."""
     try:
         yield
     except KeyError as error:
@@ -45,7 +45,7 @@ def check_range(name: str, values: np.ndarray, low: int, high: int) -> None:
 def check_children(parents: np.ndarray, left: np.ndarray, right: np.ndarray, nodes: int) -> None:
     """Raises Damaged unless each child of `parents` is a node other than the root 0, with only one parent.
 
-    This makes the nodes reachable from the root a tree, in which every walk ends.
+    Then the nodes that are reachable from the root form a tree, in which every walk ends.
     """
     if not len(left) == len(right) == len(parents):
         raise Damaged("a split does not have two children")

@@ -1,4 +1,4 @@
-"""XGBoost models in JSON or UBJSON. Files are checked first: XGBoost uses the numbers in them unchecked."""
+"""XGBoost models in JSON or UBJSON. Files are checked first: XGBoost does not validate numbers in them."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class XgBoost:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
         """Loads a booster. The output `output__0` is the result of Booster.inplace_predict.
 
-        For classifiers it holds probabilities, of shape [N] or [N, classes]. A run uses one thread unless the
-        parameter `nthread` is set.
+        For classifiers it contains probabilities, of shape [N] or [N, classes]. A run uses one thread unless
+        the parameter `nthread` is set.
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("nthread", 1)
@@ -79,11 +79,11 @@ def _check_start(path: Path) -> None:
 def check_trees(path: Path) -> None:
     """Raises InvalidArgument for an incomplete file, or one with inconsistent numbers.
 
-    XGBoost would read out of bounds or loop for ever.
+    XGBoost would read out of bounds or loop forever.
     """
     with damaged(path):
         content = path.read_bytes()
-        # Both formats begin with a brace; in UBJSON the type marker of a length follows.
+        # Both formats begin with a brace. In UBJSON, the type marker of a length follows.
         model = _Ubjson(content).document() if content[1:2] in _NUMBERS else json.loads(content)
         learner = model["learner"]
         parameters = learner["learner_model_param"]
@@ -133,7 +133,7 @@ def _check_tree(tree: Mapping[str, Any], features: int) -> None:
         raise Damaged("base_weights does not have one value for each node")
     splits = left != -1
     leaves = right[~splits]
-    if len(tree.get("leaf_weights", ())):  # several outputs: a leaf's right child is the index of its vector
+    if len(tree.get("leaf_weights", ())):  # with several outputs, a leaf's right child is its vector's index
         check_range("a leaf's vector", leaves, -1, len(tree["leaf_weights"]) // max(width, 1))
     elif (leaves != -1).any():
         raise Damaged("a node has one child")
@@ -166,7 +166,7 @@ def _integers(values: Mapping[str, Any], key: str) -> np.ndarray:
 
 
 class _Ubjson:
-    """Parses UBJSON; arrays of numbers become numpy views of `content`. Raises Damaged if malformed."""
+    """A parser of UBJSON, which makes numpy views of arrays of numbers. Malformed input raises Damaged."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content

@@ -1,4 +1,4 @@
-"""Reads YAML files of models (MLflow's MLmodel, TorchServe's model-config.yaml) within limits."""
+"""Reads the YAML files of models (MLflow's MLmodel, TorchServe's model-config.yaml), with limits on size."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from backline.backends.runtime import import_runtime, one_line
 from backline.engine.document_limits import MAX_NESTING, check_size
 from backline.engine.errors import InvalidArgument
 
-#: The most values in a document, counted with its aliases expanded, because nested aliases multiply.
+#: The maximum number of values in a document. Aliases count as if expanded, because nested ones multiply.
 _MAX_VALUES: Final = 50_000
-#: The most characters of a number, because PyYAML parses base-60 numbers in quadratic time.
+#: The maximum length of a number in characters, because PyYAML parses base-60 numbers in quadratic time.
 _MAX_NUMBER: Final = 100
 _NUMBERS: Final = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def read_yaml(content: bytes, source: str, *, what: str, extra: str) -> Any:
-    """The value of a YAML document, as from yaml.safe_load; `source` names it in errors.
+    """Returns the value of a YAML document, as yaml.safe_load does; `source` names it in errors.
 
-    `what` and `extra` are for the error if PyYAML is missing, see import_runtime. Raises InvalidArgument for
-    malformed YAML, and for too many bytes, levels or values (aliases expanded).
+    `what` and `extra` are used in the error if PyYAML is missing: see import_runtime. Raises InvalidArgument
+    for malformed YAML, and for too many bytes, levels or values (with aliases expanded).
     """
     yaml = import_runtime("yaml", what=what, extra=extra)
     check_size(content, source)
@@ -40,12 +40,12 @@ def read_yaml(content: bytes, source: str, *, what: str, extra: str) -> Any:
 
 
 class _Measure:
-    """Counts the values of a document before they are constructed."""
+    """A counter of a document's values, which runs before the values are constructed."""
 
     def __init__(self, yaml: Any, source: str) -> None:
         self._yaml = yaml
         self._source = source
-        #: The number of values by id of the node; None while a node is being counted.
+        #: The number of values in each node, by the node's id; None while the node is being counted.
         self._sizes: dict[int, int | None] = {}
 
     def of(self, node: Any, depth: int) -> int:

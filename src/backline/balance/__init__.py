@@ -1,1 +1,1 @@
-"""Chooses one of several equal servers for each request: the policy of the client and of the remote lane."""
+"""Chooses one of several equivalent servers for each request, for the client and for remote models."""

@@ -1,4 +1,4 @@
-"""The policy that chooses servers. It has no clock and does no I/O: each method receives the time."""
+"""The policy that chooses servers. It reads no clock and does no I/O: callers pass the current time."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from enum import Enum
 from backline.balance.endpoint import Endpoint, RequestAttempt
 from backline.balance.policy import DEFAULT_POLICY, BalancePolicy
 
-#: How many of the latest response times say which request is late, how many are needed at least, and after
-#: how many new ones the limit is computed again.
+#: To find when a request counts as late: the number of latest response times that are used, the minimum
+#: number that is needed, and the number of new ones after which the limit is computed again.
 _WINDOW = 128
 _NEEDED = 32
 _STEP = 16
 
 
 class Verdict(Enum):
-    """What the end of an attempt says about its server."""
+    """The outcome of an attempt, as far as it says something about the server."""
 
-    #: It responded, if only to say that the request is invalid.
+    #: The server responded, if only to say that the request is invalid.
     ANSWERED = "answered"
-    #: It refused the request because it has too many.
+    #: The server refused the request because it has too many.
     BUSY = "busy"
     #: The connection could not be opened, or broke.
     LOST = "lost"
-    #: It failed, or gave no response in time.
+    #: The server failed, or did not respond in time.
     FAILED = "failed"
-    #: The caller needs no response any more.
+    #: The caller no longer needs a response.
     ABANDONED = "abandoned"
 
 
 class Balancer:
-    """Chooses the server with the fewest requests in flight.
+    """A policy that chooses the server with the fewest requests in flight.
 
-    - A server that is slower than the fastest counts each of its requests several times.
-    - A server that refuses a request as too busy gets the next ones only if all are busy.
-    - A server that is lost, or fails repeatedly, is ejected until a probe finds it alive. If all are ejected,
-      all get requests, as one may be back.
+    - For a server that is much slower than the fastest, each request in flight counts several times.
+    - A server that refuses a request because it is busy gets the next requests only if all servers are busy.
+    - A server that cannot be reached, or fails repeatedly, is ejected until a probe finds it alive. If all
+      servers are ejected, all of them get requests, as one may have recovered.
     - A server whose oldest request has waited long is probed too, because its machine may have stopped
       without closing a connection.
 
-    Requests that are sent again, for whatever reason, are limited to a share of all requests: otherwise they
-    would multiply the load just when servers fail.
+    Retries, for whatever reason, are limited to a share of all requests: otherwise they would multiply the
+    load just when servers fail.
     """
 
     def __init__(self, urls: Iterable[str], policy: BalancePolicy = DEFAULT_POLICY) -> None:
@@ -56,7 +56,7 @@ class Balancer:
         self._late_after: float | None = None
 
     def update(self, urls: Iterable[str]) -> tuple[list[Endpoint], list[Endpoint]]:
-        """Replaces the servers; those that stay keep their state. Returns the new and the removed ones."""
+        """Replaces the servers; known ones keep their state. Returns the added and the removed servers."""
         wanted = dict.fromkeys(urls)
         known = {endpoint.url for endpoint in self.endpoints}
         added = [Endpoint(url) for url in wanted if url not in known]
@@ -64,10 +64,10 @@ class Balancer:
         self.endpoints = [endpoint for endpoint in self.endpoints if endpoint.url in wanted] + added
         return added, removed
 
-    # choosing
+    # Choosing a server.
 
     def choose(self, now: float, tried: Collection[Endpoint] = ()) -> Endpoint | None:
-        """The server for a request that was already sent to those `tried`; None if there is no other."""
+        """Returns the server for a request, other than those `tried` already; None if there is no other."""
         if not tried and len(self.endpoints) == 1:
             return self.endpoints[0]
         left = [endpoint for endpoint in self.endpoints if endpoint not in tried]
@@ -85,23 +85,23 @@ class Balancer:
         slow = fastest and latency > self.policy.slow_factor * fastest
         return (endpoint.in_flight + 1) * (latency / fastest if slow else 1.0)
 
-    # following requests
+    # Counting requests and attempts.
 
     def arrived(self) -> None:
-        """Counts a new request, which adds to what may be sent again."""
+        """Counts a new request, which raises the number of retries that are allowed."""
         policy = self.policy
         self._retries = min(self._retries + policy.retry_share, policy.retry_burst)
         self._hedges = min(self._hedges + policy.hedge_share, policy.hedge_burst)
 
     def take_retry(self) -> bool:
-        """Whether a request that failed may be sent again; if so, counts it."""
+        """Returns whether a failed request may be sent again; if so, counts the retry."""
         if self._retries < 1:
             return False
         self._retries -= 1
         return True
 
     def take_hedge(self) -> bool:
-        """Whether a late request may be sent to a second server; if so, counts it."""
+        """Returns whether a late request may also be sent to a second server; if so, counts that."""
         if self._hedges < 1:
             return False
         self._hedges -= 1
@@ -109,7 +109,7 @@ class Balancer:
 
     @property
     def late_after(self) -> float | None:
-        """After how many seconds a request is late; None if that is unknown, or there is one server only."""
+        """The seconds after which a request is late; None if unknown, or if there is only one server."""
         return self._late_after if len(self.endpoints) > 1 else None
 
     def started(self, endpoint: Endpoint, now: float, *, timed: bool = True) -> RequestAttempt:
@@ -125,7 +125,7 @@ class Balancer:
     def finished(
         self, attempt: RequestAttempt, verdict: Verdict, now: float, *, busy_for: float | None = None
     ) -> None:
-        """Counts the end of an attempt. `busy_for` is how many seconds a busy server wants to be avoided."""
+        """Counts the end of an attempt. A busy server asks not to get requests for `busy_for` seconds."""
         endpoint, policy = attempt.endpoint, self.policy
         endpoint.in_flight -= 1
         endpoint.attempts.pop(attempt, None)
@@ -145,8 +145,8 @@ class Balancer:
             if endpoint.failures >= policy.failures:
                 self.eject(endpoint, now)
         elif attempt.timed and taken > endpoint.latency:
-            # The caller got a response elsewhere first. How long this server would have taken is unknown, but
-            # at least as long as this.
+            # The caller got a response from another server first. This server would have taken at least this
+            # long.
             endpoint.measure(taken, now, policy.forget_after)
 
     def _add_time(self, taken: float) -> None:
@@ -158,19 +158,19 @@ class Balancer:
             limit = ordered[int(len(ordered) * self.policy.hedge_quantile)]
             self._late_after = max(limit, self.policy.hedge_least)
 
-    # ejecting and readmitting
+    # Ejecting and readmitting servers.
 
     def eject(self, endpoint: Endpoint, now: float) -> None:
-        """Sends no more requests to a server until a probe finds it alive."""
+        """Stops sending requests to a server until a probe finds it alive."""
         if endpoint.ejected and endpoint.probe_at > now:
-            return  # several requests may report the same loss
+            return  # several requests may report the same lost server
         policy = self.policy
         endpoint.ejected = True
         endpoint.probe_at = now + min(policy.ejection * 2**endpoint.ejections, policy.longest_ejection)
         endpoint.ejections = min(endpoint.ejections + 1, 16)
 
     def to_probe(self, now: float) -> list[Endpoint]:
-        """The servers to ask whether they are alive. Each is returned once; then its answer is awaited."""
+        """Returns the servers to probe now. Each is returned only once until its probe ends."""
         policy = self.policy
         due = [
             endpoint
@@ -178,11 +178,11 @@ class Balancer:
             if endpoint.probe_at <= now and (endpoint.ejected or endpoint.waiting(now) > policy.stall)
         ]
         for endpoint in due:
-            endpoint.probe_at = now + policy.longest_ejection  # until the answer
+            endpoint.probe_at = now + policy.longest_ejection  # replaced when the probe ends
         return due
 
     def probed(self, endpoint: Endpoint, now: float, *, alive: bool) -> None:
-        """Takes the result of a probe: readmits an ejected server that is alive, ejects one that is not."""
+        """Handles the result of a probe: readmits an ejected server that is alive, ejects one that is not."""
         endpoint.probe_at = now
         if not alive:
             self.eject(endpoint, now)

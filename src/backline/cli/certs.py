@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 _AUTHORITY = "ca"
 _SERVER = "server"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-#: How long the authority is valid. It must be replaced on all clients, so it lasts longer than the rest.
+#: Days for which the authority is valid: longer than certificates, because all clients must replace it.
 _AUTHORITY_DAYS = 3650
 _CLIENT = re.compile(r"[A-Za-z0-9_][\w.@+-]{0,63}", re.ASCII)
 
 
 def _host_name(text: str) -> str:
-    """An IP address or host name in its usual spelling. Raises InvalidArgument."""
+    """Returns an IP address or host name in its usual spelling. Raises InvalidArgument for other texts."""
     try:
         return str(ip_address(text.strip("[]")))
     except ValueError:
@@ -40,7 +40,7 @@ def _host_name(text: str) -> str:
 
 
 def _machine_names() -> list[str]:
-    """The machine's name, short and fully qualified, where it is a host name."""
+    """Returns the machine's short and fully qualified names, leaving out any that is not a host name."""
     names = []
     for name in (socket.gethostname(), socket.getfqdn()):
         try:
@@ -51,12 +51,13 @@ def _machine_names() -> list[str]:
 
 
 class _Folder:
-    """The certificates in a folder: an authority, and what it has signed."""
+    """The certificates in a folder: an authority, and the certificates that it has signed."""
 
     def __init__(self, folder: Path) -> None:
         """Opens or creates the folder and its authority.
 
-        Raises InvalidArgument if the authority cannot be used, and Unsupported without cryptography.
+        Raises InvalidArgument if the authority cannot be used, and Unsupported if the package cryptography is
+        missing.
         """
         try:
             import cryptography  # noqa: F401
@@ -114,7 +115,7 @@ class _Folder:
         self._key, self._name = key, certificate.subject
 
     def server_names(self) -> list[str]:
-        """The names in the server's certificate; empty if there is none yet."""
+        """Returns the names in the server's certificate; empty if there is none yet."""
         from cryptography import x509
 
         try:
@@ -227,7 +228,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))  # clocks differ
+        .not_valid_before(now - timedelta(minutes=5))  # allows for clocks that differ
         .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )

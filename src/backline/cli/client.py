@@ -1,4 +1,4 @@
-"""`backline client`: writes typed clients of models."""
+"""`backline client`: writes typed clients for models."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class CommandGroup(click.Group):
         return list(self.commands)
 
     def help_lines(self) -> list[tuple[str, str]]:
-        """The name and help text of each command. The text is complete, whereas click would truncate it."""
+        """Returns the name and the help text of each command. Click itself would truncate the text."""
         return [(name, command.get_short_help_str(limit=200)) for name, command in self.commands.items()]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -143,7 +143,7 @@ def validate(paths: tuple[Path, ...], load: bool, as_json: bool, config_name: st
     checked = [
         check_model(path, found, load=load) for path in paths for found in open_models(path, config_name)
     ]
-    # The steps of an ensemble cannot be checked if it was given as a single model, without its repository.
+    # The steps of an ensemble can be checked only if its repository was given, and not just the ensemble.
     if all(one.found.folder for one in checked):
         check_ensembles(checked)
     if as_json:
@@ -210,9 +210,9 @@ def convert(path: Path, to: str | None, output: Path | None, as_json: bool) -> N
 
 
 def _configurations(folder: ModelFolder, inspect: bool) -> tuple[Any, Any, tuple[str, ...]]:
-    """The configuration, the same configuration with defaults filled in, and the warnings of the load.
+    """Returns the configuration, the same with defaults filled in, and the warnings of the load.
 
-    With `inspect`, the model is loaded, and both are completed with what the load found.
+    With `inspect`, the model is loaded, and both configurations include what the load has found.
     """
     model, warnings = (
         loaded_model(folder) if inspect else (unloaded_model(folder.found.name, folder.found.config), ())

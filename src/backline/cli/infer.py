@@ -68,7 +68,7 @@ def command(
             began = perf_counter()
             try:
                 results = [handle(values, outputs=outputs or None, parameters=parameters)]
-            except Unsupported:  # the model is decoupled
+            except Unsupported:  # raised if the model is decoupled
                 results = list(handle.stream(values, outputs=outputs or None, parameters=parameters))
         except NotFound as error:
             raise with_suggestion(client, model, error) from None
@@ -80,7 +80,7 @@ def command(
 
 
 def _config(model: Model) -> dict[str, Any]:
-    """The model's configuration; empty if the server does not provide it."""
+    """Returns the model's configuration; empty if the server does not provide it."""
     try:
         return model.config()
     except BacklineError:

@@ -1,4 +1,4 @@
-"""Reads inputs from files given on a command line: arrays, JSON, text, images, audio, or folders of them."""
+"""Reads inputs from files given on a command line: arrays, JSON, text, images, audio, or folders of such."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def read_inputs_from(metadata: ModelMetadata, path: Path) -> dict[str, Any]:
-    """Inputs from a file or folder given without an input's name.
+    """Reads inputs from a file or folder that was given without an input's name.
 
-    A folder holds a file for each input, named after it, with any suffix; a .npz or a JSON object holds
-    inputs by name; any other file is for the only required input. Raises InvalidArgument, which says what
-    the model expects.
+    In a folder, each file is named after its input, with any suffix. A .npz file or a JSON object contains
+    inputs by name. Any other file is for the only required input. Raises InvalidArgument, which says what the
+    model expects.
     """
     specs = {spec.name: spec for spec in metadata.inputs}
     if path.is_dir():
@@ -90,19 +90,19 @@ def _check_names(metadata: ModelMetadata, path: Path, found: Iterable[str]) -> N
 
 
 def required_inputs(metadata: ModelMetadata) -> Sequence[TensorSpec]:
-    """The inputs that a request must have; all inputs if it needs none of them."""
+    """Returns the inputs that a request must have; all inputs if none is required."""
     return [spec for spec in metadata.inputs if not spec.optional] or metadata.inputs
 
 
 def filled(spec: TensorSpec, element: str | bytes) -> np.ndarray:
-    """A BYTES tensor of one element, repeated if the model has a fixed larger shape."""
+    """Returns a BYTES tensor of one element, which is repeated if the model's fixed shape is larger."""
     array = np.empty(tuple(1 if dim < 0 else dim for dim in spec.shape), object)
-    array.fill(element)  # np.full would go through a fixed-width string, which drops trailing zero bytes
+    array.fill(element)  # np.full would make a fixed-width string, which loses trailing zero bytes
     return array
 
 
 def with_bytes(spec: TensorSpec, value: Any) -> Any:
-    """A JSON value, in which {"b64": "..."} stands for bytes if the input is of strings."""
+    """Returns a JSON value; for an input of strings, replaces each {"b64": "..."} in it by the bytes."""
     if spec.datatype is not DataType.BYTES:
         return value
     if isinstance(value, list):
@@ -120,7 +120,7 @@ def _is_encoded(value: Any) -> bool:
 
 
 def read_file(spec: TensorSpec, path: Path) -> Any:
-    """The value of one input, read from a file. Raises InvalidArgument, naming both."""
+    """Reads the value of one input from a file. Raises InvalidArgument, which names file and input."""
     suffix = path.suffix.lower()
     where = f"'{path}' for input '{spec.name}'"
     try:
@@ -147,7 +147,7 @@ def read_file(spec: TensorSpec, path: Path) -> Any:
 
 
 def _why(error: Exception) -> str:
-    """The reason for an error, without the error number and file name of an OSError."""
+    """Returns the text of an error; for an OSError, without the number and the file name."""
     if "allow_pickle" in str(error):
         return (
             "it is an array of Python objects, which only pickle can read. Write strings as an array of"
@@ -157,7 +157,7 @@ def _why(error: Exception) -> str:
 
 
 def _is_json_itself(spec: TensorSpec) -> bool:
-    """Whether the model takes the JSON text itself: its input is a single string."""
+    """Returns whether the model takes the JSON text itself, because its input is a single string."""
     return spec.datatype is DataType.BYTES and spec.shape in ((1,), (-1,), ())
 
 

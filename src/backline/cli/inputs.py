@@ -25,7 +25,7 @@ FORMS = (
 
 
 def read_inputs(metadata: ModelMetadata, given: Sequence[str]) -> dict[str, Any]:
-    """The values of `given_inputs`. Raises InvalidArgument, also if a required input is missing."""
+    """Parses items as `given_inputs` does. Also raises InvalidArgument if a required input is missing."""
     values = given_inputs(metadata, given)
     missing = [spec.name for spec in metadata.inputs if spec.name not in values and not spec.optional]
     if missing:
@@ -34,9 +34,9 @@ def read_inputs(metadata: ModelMetadata, given: Sequence[str]) -> dict[str, Any]
 
 
 def given_inputs(metadata: ModelMetadata, given: Sequence[str]) -> dict[str, Any]:
-    """Parses NAME=VALUE items to values by input name; with a single required input, NAME= may be omitted.
+    """Parses NAME=VALUE items to values by input name. NAME= may be omitted for the only required input.
 
-    An item may also be a file or a folder, see `read_inputs_from`. Raises InvalidArgument.
+    An item may also be a file or a folder: see `read_inputs_from`. Raises InvalidArgument if one is invalid.
     """
     specs = {spec.name: spec for spec in metadata.inputs}
     required = required_inputs(metadata)
@@ -57,7 +57,7 @@ def given_inputs(metadata: ModelMetadata, given: Sequence[str]) -> dict[str, Any
 
 
 def _is_path(item: str) -> bool:
-    """Whether an item is a file or a folder rather than a value."""
+    """Returns whether an item is a file or a folder rather than a value."""
     path = Path(item.removeprefix("@"))
     try:
         return path.is_file() or (item.startswith("@") and path.is_dir())
@@ -66,7 +66,7 @@ def _is_path(item: str) -> bool:
 
 
 def usage(metadata: ModelMetadata) -> str:
-    """How to write the inputs of a model."""
+    """Explains, for error texts, how to write the inputs of a model."""
     inputs = ", ".join(map(str, metadata.inputs))
     example = " ".join(f"--input {spec.name}={_example(spec)}" for spec in required_inputs(metadata))
     return f"It expects {inputs}. For example {example}"
@@ -81,7 +81,7 @@ def _example(spec: TensorSpec) -> str:
 
 
 def read_value(spec: TensorSpec, text: str) -> Any:
-    """The value of one input. Raises InvalidArgument, which names the input and the accepted forms."""
+    """Parses the value of one input. Raises InvalidArgument, which names the input and the valid forms."""
     kind, _, dims = text.partition(":")
     if kind in ("random", "zeros"):
         return generate(spec, kind, _shape(spec, dims))
@@ -91,7 +91,7 @@ def read_value(spec: TensorSpec, text: str) -> Any:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         if spec.datatype is DataType.BYTES:
-            return filled(spec, text)  # a bare word is taken as a string
+            return filled(spec, text)  # a word without quotes is taken as a string
         raise InvalidArgument(
             f"the value of input '{spec.name}' is not JSON ({error}). Write {FORMS}"
         ) from None
@@ -99,7 +99,7 @@ def read_value(spec: TensorSpec, text: str) -> Any:
 
 
 def parse_shape(name: str, dims: str) -> tuple[int, ...]:
-    """Parses a shape such as "1,16" or "1x16" for the input `name`. Raises InvalidArgument."""
+    """Parses a shape such as "1,16" or "1x16" for the input `name`. Raises InvalidArgument if malformed."""
     try:
         shape = tuple(int(part) for part in dims.replace("x", ",").split(",") if part.strip())
     except ValueError:
@@ -124,7 +124,7 @@ def _shape(spec: TensorSpec, dims: str) -> tuple[int, ...]:
 
 
 def generate(spec: TensorSpec, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Zeros, or reproducible random values: floats from 0 to 1, integers from 0 to 9, or short strings."""
+    """Returns zeros or reproducible random values: floats from 0 to 1, integers from 0 to 9, or strings."""
     try:
         return _generate(spec.datatype, kind, shape)
     except (MemoryError, ValueError) as error:
@@ -174,7 +174,7 @@ def shape_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def lone_parameters(config: Mapping[str, Any]) -> dict[str, int | bool]:
-    """The parameters of a single request. For a sequence model, they make it a complete sequence."""
+    """Returns parameters for a single request; for a sequence model, those of a complete sequence."""
     batching = config.get("sequence_batching")
     if not batching or batching.get("iterative_sequence"):
         return {}
@@ -184,7 +184,7 @@ def lone_parameters(config: Mapping[str, Any]) -> dict[str, int | bool]:
 def request_inputs(
     metadata: ModelMetadata, shapes: Sequence[str], given: Sequence[str]
 ) -> tuple[Tensor, ...]:
-    """The inputs: those given, and random values for the others that are required or have a shape."""
+    """Returns the given inputs, and random values for other inputs that are required or have a shape."""
     values = given_inputs(metadata, given)
     chosen: dict[str, tuple[int, ...]] = {}
     for item in shapes:

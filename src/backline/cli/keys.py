@@ -70,7 +70,7 @@ class _KeyFile:
     """An auth file opened for editing, which keeps its comments and its order."""
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
-        """Raises NotFound if there is no such file, unless `create`; InvalidArgument if it is not valid."""
+        """Raises NotFound if the file does not exist, unless `create`; InvalidArgument if it is not valid."""
         try:
             import tomlkit
         except ImportError:
@@ -93,7 +93,7 @@ class _KeyFile:
         return [entry.name for entry in self.content.keys]
 
     def table(self, name: str) -> Any:
-        """The [[keys]] table of this name. Raises NotFound."""
+        """Returns the [[keys]] table with this name. Raises NotFound if there is none."""
         for table in self._keys:
             if table["name"] == name:
                 return table
@@ -117,7 +117,7 @@ class _KeyFile:
         self._keys.remove(self.table(name))
 
     def save(self) -> None:
-        """Replaces the file, readable by its owner only. Raises InvalidArgument if a value is invalid."""
+        """Replaces the file; only its owner can read it. Raises InvalidArgument if a value is invalid."""
         with replacement(self.path) as new:
             new.write_text(self._document.as_string())
             make_policy(read_auth_file(new), {}, new.parent)

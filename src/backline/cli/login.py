@@ -1,4 +1,4 @@
-"""`backline login`: keeps the API key of a server for the commands and programs of this user."""
+"""`backline login`: stores the API key of a server for the commands and programs of this user."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def command(url: str, options: ClientOptions) -> None:
                 f"{address.server} refuses the key, which was not kept: {error.message}"
             ) from None
         except PermissionDenied:
-            pass  # the key is valid, but does not permit this request
+            pass  # the key is valid, although it does not permit this request
     keys = StoredKeys()
     keys.put(address.server, key)
     print(f"Kept the key of {address.server} in '{keys.path}'")
 
 
 def server_address(url: str) -> Address:
-    """The address of a server. Raises BadParameter for the URL of a repository."""
+    """Returns the address of a server. Raises BadParameter for the URL of a repository."""
     address = Address.parse(url)
     if address.protocol == "inproc":
         raise click.BadParameter(f"'{url}' is a repository in this process, which needs no key")
@@ -67,7 +67,7 @@ def server_address(url: str) -> Address:
 
 
 def _ask(address: Address) -> str:
-    """The key that the user types, which is not shown, or the first line of stdin."""
+    """Returns the key that the user types without seeing it, or the first line of stdin."""
     if not sys.stdin.isatty():
         return sys.stdin.readline().strip()
     asked: str = click.prompt(f"Key of {address.server}", hide_input=True, err=True)

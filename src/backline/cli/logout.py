@@ -1,4 +1,4 @@
-"""`backline logout`: forgets the API key of a server."""
+"""`backline logout`: deletes the stored API key of a server."""
 
 from __future__ import annotations
 

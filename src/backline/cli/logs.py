@@ -42,17 +42,17 @@ Asks the server for its log file, which must be on this machine. A server withou
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One entry, with the lines of its traceback. `level` is in lower case; empty if it is unknown."""
+    """One entry, with the lines of its traceback. `level` is in lower case; empty if unknown."""
 
     level: str
     text: str
 
     def concerns(self, level: str, model: str) -> bool:
-        """Whether the entry is at least this severe, and names the model. Empty arguments admit all."""
+        """Returns whether the entry is severe enough and names the model. An empty argument matches all."""
         severities = (*LEVELS, "critical")
         severe = not level or self.level not in severities
         severe = severe or severities.index(self.level) >= severities.index(level)
-        # Whole names only: add1 is not a part of add10 or my-add1.
+        # Only whole names match: add1 matches neither add10 nor my-add1.
         named = not model or re.search(rf"(?<![\w.-]){re.escape(model)}(?![\w-]|\.\w)", self.text)
         return severe and bool(named)
 
@@ -86,7 +86,7 @@ def command(
 
 
 async def _log_file(url: str, options: ClientOptions) -> Path:
-    """The log file of a server. Raises InvalidArgument if it has none."""
+    """Returns the log file of a server. Raises InvalidArgument if it has none."""
     async with AsyncClient(url, options) as client:
         transport = await client.transport()
         if not isinstance(transport, HttpTransport):
@@ -114,7 +114,7 @@ def _found(path: Path, url: str) -> Path:
 
 
 def entries(lines: Iterable[str]) -> Iterator[LogEntry]:
-    """The entries in the lines of a log of any format. An empty line flushes the entry before it."""
+    """Yields the entries in the lines of a log of any format. An empty line ends the current entry."""
     level, text = "", ""
     for line in lines:
         found = _level(line)
@@ -130,7 +130,7 @@ def entries(lines: Iterable[str]) -> Iterator[LogEntry]:
 
 
 def _level(line: str) -> str | None:
-    """The severity of the entry that starts with this line; None if the line continues another entry."""
+    """Returns the severity of the entry that starts with this line; None if the line continues an entry."""
     if found := _START.match(line):
         return found[1].lower()
     if line.startswith("{"):
@@ -143,7 +143,7 @@ def _level(line: str) -> str | None:
 
 
 def _new_lines(path: Path, opened: TextIO) -> Iterator[str]:
-    """Yields lines as they are written, from a new file if the log is moved away. Yields "" when it waits."""
+    """Yields lines as they are written, from a new file if the log was moved. Yields "" before it waits."""
     kept = ""
     while True:
         line = opened.readline()
@@ -155,7 +155,7 @@ def _new_lines(path: Path, opened: TextIO) -> Iterator[str]:
             continue
         yield ""
         if _is_moved(path, opened):
-            yield from opened  # what was written since the last check
+            yield from opened  # lines that were written since the last check
             opened.close()
             opened = path.open(encoding="utf-8", errors="replace")
         else:

@@ -19,7 +19,7 @@ from backline.engine.errors import BacklineError
 from backline.engine.names import printable
 from backline.engine.spelling import nearest
 
-#: What each command does. A command is the object `command` in the module backline.cli.NAME.
+#: The help text of each command. A command is the object `command` in the module backline.cli.NAME.
 COMMANDS = {
     "serve": "Serve the models of one or more repositories.",
     "demo": "Serve a small network, and let it transcribe a melody.",
@@ -59,13 +59,13 @@ class LazyCommands(CommandGroup):
             return None
         with quick_dataclasses(), one_blas_thread():
             found: click.Command = import_module(f"backline.cli.{cmd_name}").command
-        if not gc.isenabled():  # main() disabled it
+        if not gc.isenabled():  # main() has disabled the garbage collector
             gc.freeze()
             gc.enable()
         return found
 
     def help_lines(self) -> list[tuple[str, str]]:
-        # Read from COMMANDS, so that --help imports no command.
+        # The texts come from COMMANDS, so that --help imports no command.
         return list(COMMANDS.items())
 
 
@@ -89,10 +89,10 @@ def command() -> None:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """A context manager in which numpy is imported without threads for linear algebra.
+    """Keeps numpy from starting threads for linear algebra, if it is imported in the `with` block.
 
     Nothing in this process uses these threads. OpenBLAS would start one per core, and each would spin for a
-    while before it sleeps. On two cores, that takes a tenth of the CPU time of a start, and more on larger
+    while before it sleeps. On two cores, this takes a tenth of the CPU time of a start, and more on larger
     machines. The environment variable is removed afterwards, because worker processes inherit the
     environment.
     """
@@ -118,8 +118,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """
     _open_standard_streams()
     debug = os.environ.get("BACKLINE_DEBUG", "") not in ("", "0")
-    # Objects that imports create live forever. While the garbage collector scanned them again and again, it
-    # took a tenth of the start-up time and later delayed requests. LazyCommands freezes these objects and
+    # Objects that imports create live forever. If the garbage collector scanned them again and again, this
+    # would take a tenth of the start-up time and later delay requests. LazyCommands freezes these objects and
     # then enables the collector.
     gc.disable()
     try:
@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         print(file=sys.stderr)
         status = 130
-    except BrokenPipeError:  # `backline models list | head`
+    except BrokenPipeError:  # as in `backline models list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except (BacklineError, OSError) as error:
@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _printable_lines(text: str) -> str:
-    """The text of an error, without control sequences for the terminal: the text may come from a server."""
+    """Escapes control characters in an error text, which may come from a server, except ends of lines."""
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -173,7 +173,7 @@ def _explain(error: click.ClickException) -> click.ClickException:
 
 
 def _open_standard_streams() -> None:
-    """Opens closed standard streams on /dev/null: what is printed could otherwise go to a socket."""
+    """Opens closed standard streams on /dev/null; otherwise, printed text could be written to a socket."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

@@ -27,7 +27,7 @@ from backline.repository.walk import walk
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """One model: what a scan finds at its path, and its configuration as written (None without a file)."""
+    """A model: what a scan finds at its path, and its configuration as written (None if there is no file)."""
 
     path: Path
     found: FoundModel
@@ -48,14 +48,14 @@ class ModelFolder:
 
 
 def open_models(path: Path, config_name: str = "") -> list[FoundModel]:
-    """The models at a path: a repository, a model's folder, or a model's file. Raises BacklineError."""
+    """Returns the models at a path: a repository, or a model's folder or file. Raises BacklineError."""
     return LocalRepository(
         path, formats=FORMATS, configs=configuration.ConfigFiles(config_name, platforms=PLATFORMS)
     ).scan_now()
 
 
 def open_model(path: Path, config_name: str = "", overriding: Path | None = None) -> ModelFolder:
-    """The model at a path. If the file `overriding` is given, the JSON in it replaces the configuration.
+    """Returns the model at a path. The JSON in the file `overriding`, if given, replaces the configuration.
 
     Raises BacklineError if there is no such model, or its configuration is invalid.
     """
@@ -144,7 +144,7 @@ def _in_processes(*_: object) -> NoReturn:
 
 
 async def _served_model(folder: ModelFolder) -> Model:
-    """Loads the model in a temporary embedded server, for models that need worker processes."""
+    """Loads a model that needs worker processes, in a temporary embedded server."""
     from backline.embedded.embedded import Embedded
     from backline.lifecycle.options import LifecycleOptions
 
@@ -154,7 +154,7 @@ async def _served_model(folder: ModelFolder) -> Model:
         )
     logging.getLogger("backline").setLevel(logging.CRITICAL)  # the caller reports all errors
     with TemporaryDirectory() as state:
-        # This process serves nobody whom a crash of the model's runtime could harm.
+        # This process has no clients that would suffer from a crash of the model's runtime.
         options = LifecycleOptions(state_folder=Path(state), isolate="never")
         embedded = Embedded([folder.path / folder.found.folder], options)
         try:
@@ -169,7 +169,7 @@ async def _served_model(folder: ModelFolder) -> Model:
 
 
 def unloaded_model(name: str, config: ModelConfig, version: str = "") -> Model:
-    """The model as its configuration alone describes it."""
+    """Returns the model without loading it, as described by its configuration."""
     model = Model(name, version, config)
     model.max_batch_size = config.max_batch_size or 0
     return model
@@ -177,7 +177,7 @@ def unloaded_model(name: str, config: ModelConfig, version: str = "") -> Model:
 
 @dataclass(slots=True)
 class CheckedModel:
-    """A model, with the errors and warnings that were found. `loaded` is None unless the model was loaded."""
+    """A model, and the errors and warnings that were found. `loaded` is None if the model was not loaded."""
 
     found: FoundModel
     errors: list[str]
@@ -186,7 +186,7 @@ class CheckedModel:
 
 
 def check_model(path: Path, found: FoundModel, *, load: bool) -> CheckedModel:
-    """Checks the configuration and the files of a model found at `path`; with `load`, also loads it."""
+    """Checks the configuration and the files of a model at `path`; if `load` is true, also loads it."""
     if found.problem:
         errors = [found.problem]
     else:
@@ -203,7 +203,7 @@ def check_model(path: Path, found: FoundModel, *, load: bool) -> CheckedModel:
 
 
 def _file_problem(path: Path, found: FoundModel, version: FoundVersion) -> str:
-    """Why the file of a version cannot be a model, as far as its backend can tell without loading it."""
+    """Returns why the file of a version cannot be a model, if its backend can tell without loading it."""
     file = (path if path.is_dir() else path.parent) / (version.path or "")
     if found.config.ensemble is not None or not file.is_file():
         return ""
@@ -227,7 +227,7 @@ def _label_problems(found: FoundModel) -> list[str]:
 
 
 def check_ensembles(checked: Sequence[CheckedModel]) -> None:
-    """Adds an error to each ensemble that has a missing step, or a tensor that does not fit a loaded step."""
+    """Adds an error to each ensemble that lacks a step, or has a tensor that does not fit a loaded step."""
     from backline.lifecycle.composed import check_steps, composed_signature, unanswered_step
 
     engine = Engine()
@@ -238,7 +238,7 @@ def check_ensembles(checked: Sequence[CheckedModel]) -> None:
             waiting.append(one)
         else:
             _make_known(engine, one)
-    while waiting:  # an ensemble is checked after the ensembles that it calls
+    while waiting:  # each ensemble is checked after the ensembles that it calls
         reasons = [unanswered_step(engine, one.found.config) for one in waiting]
         if all(reasons):
             for one, reason in zip(waiting, reasons, strict=True):

@@ -13,20 +13,20 @@ import click
 from backline.engine.errors import AlreadyExists, InvalidArgument
 
 _TEMPLATES = Path(__file__).with_name("templates")
-#: Stands for the model's name in the paths of a template.
+#: The placeholder for the model's name in the paths of a template.
 _NAME = "NAME"
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A template: what it is for, and the last part of the URL and the body of an example request."""
+    """A template: its purpose, and the last part of the URL and the body of an example request."""
 
     what: str
     method: str
     body: str
-    #: The extra that its models need.
+    #: The extra that the models need.
     extra: str = ""
-    #: An example of a file that clients may send, to replace the tiny one in `body`.
+    #: The name of an example file, such as a user would send instead of the tiny one in `body`.
     file: str = ""
 
 
@@ -126,11 +126,11 @@ def command(path: Path, template: str, requires: tuple[str, ...]) -> None:
 
 
 def _files(template: str, name: str) -> Iterator[tuple[Path, str]]:
-    """Yields the path below the new folder, and the content, of each file."""
+    """Yields the path (below the new folder) and the content of each file."""
     root = _TEMPLATES / template
     for file in sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc"):
         relative = file.relative_to(root)
-        # Test modules get unique names, so that the tests of many models can run together.
+        # Test modules get unique names, so that the tests of several models can run together.
         file_name = relative.name.replace(_NAME, re.sub(r"\W", "_", name))
         yield (
             Path(*(name if part == _NAME else part for part in relative.parts[:-1]), file_name),

@@ -1,4 +1,4 @@
-"""Types for options whose values are numbers; an error says which numbers are allowed."""
+"""Types for options whose values are numbers. Errors say which numbers are allowed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 
 def _allowed(kind: click.IntRange | click.FloatRange) -> str:
-    """The range of a type, to follow "a number"."""
+    """Describes the range of a type, in words that follow "a number", such as " from 1 to 9"."""
     least = "" if kind.min is None else f" {'above' if kind.min_open else 'of at least'} {kind.min}"
     most = "" if kind.max is None else f" {'below' if kind.max_open else 'of at most'} {kind.max}"
     if least and most and not (kind.min_open or kind.max_open):
@@ -38,7 +38,7 @@ class Number(click.FloatRange):
 
 
 class DurationType(click.ParamType):
-    """A duration above 0 with its unit, such as 20ms; converted to seconds."""
+    """A positive duration with a unit, such as 20ms. It is converted to seconds."""
 
     name = "duration"
     _UNITS: ClassVar = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
@@ -53,7 +53,7 @@ class DurationType(click.ParamType):
 
 
 class Numbers(click.ParamType):
-    """Comma-separated positive numbers."""
+    """A list of positive numbers, separated by commas."""
 
     name = "numbers"
 

@@ -2,8 +2,8 @@
 
 For each class, `dataclasses.dataclass` writes and compiles the source of up to eight methods. The server has
 more than 150 such classes. Compiling their methods took a quarter of its start-up time, although most of the
-methods are never called. Here, `__init__` is compiled when the first object is created, and the other methods
-are closures, compiled once with this module (docs/decisions/a-quick-start.md).
+methods are never called. In this module, `__init__` is compiled when the first object is created, and the
+other methods are closures, which need no compilation per class (docs/decisions/a-quick-start.md).
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from reprlib import recursive_repr
 from typing import Any, Final
 
 _dataclass: Final[Callable[..., Any]] = dataclasses.dataclass
-#: The supported options of `dataclass`. A class with any other option gets its methods from the standard
-#: library.
+#: The supported options of `dataclass`. The standard library handles classes with any other option.
 _OPTIONS: Final = frozenset({"eq", "frozen", "kw_only", "repr", "slots"})
-#: A class that defines any of these methods is left to the standard library, which would generate other code
-#: for it.
+#: The standard library also handles classes that define any of these methods, because it generates different
+#: code for them.
 _SPECIAL: Final = ("__eq__", "__hash__", "__setattr__", "__delattr__", "__getstate__", "__setstate__")
 
 
 @contextmanager
 def quick_dataclasses() -> Iterator[None]:
-    """While the block runs, `quick_dataclass` defines the dataclasses in Backline's modules."""
+    """Defines the dataclasses in Backline's modules with `quick_dataclass` during a `with` block."""
     dataclasses.dataclass = _for_our_modules
     try:
         yield
@@ -42,9 +41,9 @@ def _for_our_modules(cls: type | None = None, /, **options: Any) -> Any:
 
 
 def quick_dataclass(cls: type, **options: Any) -> type:
-    """Like `dataclasses.dataclass(cls, **options)`, except for the signature that `inspect` shows.
+    """Does what `dataclasses.dataclass(cls, **options)` does, but `inspect` shows another signature.
 
-    Classes that inherit from a dataclass, and rare options, are left to the standard library.
+    The standard library handles classes that inherit from a dataclass, and rare options.
     """
     own = vars(cls)
     annotations = map(str, own.get("__annotations__", {}).values())
@@ -58,9 +57,9 @@ def quick_dataclass(cls: type, **options: Any) -> type:
     frozen, eq, shown = options.get("frozen", False), options.get("eq", True), options.get("repr", True)
     slots, kw_only = options.get("slots", False), options.get("kw_only", False)
     if not cls.__doc__:
-        cls.__doc__ = cls.__name__  # without a docstring, `dataclass` would inspect the signature to make one
+        cls.__doc__ = cls.__name__  # if there is no docstring, `dataclass` makes one, which is slow
     made: Any = _dataclass(init=False, repr=False, eq=False, slots=slots, kw_only=kw_only)(cls)
-    for option in ("init", "repr", "eq", "frozen"):  # subclasses read these attributes
+    for option in ("init", "repr", "eq", "frozen"):  # `dataclass` reads these attributes for subclasses
         setattr(made.__dataclass_params__, option, options.get(option, option != "frozen"))
     fields: Sequence[dataclasses.Field[Any]] = dataclasses.fields(made)
     if "__init__" not in own:
@@ -81,7 +80,7 @@ def quick_dataclass(cls: type, **options: Any) -> type:
 def _init_of(
     made: Any, fields: Sequence[dataclasses.Field[Any]], *, frozen: bool, slots: bool
 ) -> Callable[..., None]:
-    """An `__init__` that compiles the final one, puts it in its own place and calls it."""
+    """Returns an `__init__` that compiles the final `__init__`, replaces itself with it, and calls it."""
 
     def initialise(self: Any, *arguments: Any, **named: Any) -> None:
         made.__init__ = _compiled_init(made, fields, frozen=frozen, slots=slots)
@@ -122,7 +121,7 @@ def _compiled_init(
 
 
 def _values_of(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
-    """A function that returns the attributes `names` of an object."""
+    """Returns a function that returns the attributes `names` of an object."""
     if len(names) > 1:
         return attrgetter(*names)
     return lambda it: tuple(getattr(it, name) for name in names)

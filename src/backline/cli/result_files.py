@@ -19,7 +19,7 @@ SUFFIXES = (".npz", ".npy", ".json")
 
 
 def check_destination(path: Path | None, param_hint: str, *, folders: bool = False) -> None:
-    """Raises BadParameter if `path` is not of a type that results can be saved as."""
+    """Raises BadParameter if results cannot be saved in a file of this type."""
     if path is None or path.suffix in SUFFIXES or (folders and not path.suffix):
         return
     others = " or a folder" if folders else ""
@@ -37,21 +37,21 @@ def present(results: Sequence[InferResult], destination: Path | None, *, as_json
 
 
 def summary(results: Sequence[InferResult], version: str) -> tuple[str, str]:
-    """The version that ran, and "responded" or, for any other number than one, "gave 3 responses"."""
+    """Returns the version that ran, and "responded" or, unless there is one response, "gave 3 responses"."""
     responses = "responded" if len(results) == 1 else f"gave {len(results)} responses"
     return (results[0].model_version if results else version) or "?", responses
 
 
 def save_all(path: Path, results: Sequence[InferResult]) -> None:
-    """Saves each response with `save`: to outputs.npz, outputs-1.npz, and so on."""
+    """Saves each response with `save`, for example to outputs.npz, outputs-1.npz, and so on."""
     for index, result in enumerate(results):
         save(path.with_name(f"{path.stem}-{index}{path.suffix}") if index else path, result)
 
 
 def save(path: Path, result: InferResult) -> None:
-    """Saves all outputs to a .npz or .json file, a single output to a .npy file, or all to a folder.
+    """Saves all outputs to a .npz file, a .json file or a folder, or a single output to a .npy file.
 
-    In a folder, each output is a file <name>.npy. Raises UsageError if `path` is a .npy file and there are
+    In a folder, each output is saved as <name>.npy. Raises UsageError if `path` is a .npy file and there are
     several outputs.
     """
     if path.suffix == ".npz":
@@ -76,7 +76,7 @@ def save(path: Path, result: InferResult) -> None:
 
 
 def _storable(array: np.ndarray) -> np.ndarray:
-    """The array to save. An array of BYTES is converted to fixed-width bytes, which need no pickle."""
+    """Returns the array to save. BYTES are converted to fixed-width bytes, which can be saved unpickled."""
     return (
         array.astype("S")
         if array.dtype == object and array.size
@@ -87,7 +87,7 @@ def _storable(array: np.ndarray) -> np.ndarray:
 
 
 def documents(results: Sequence[InferResult]) -> dict[str, Any] | list[dict[str, Any]]:
-    """The responses as JSON: a list, or the response itself if there is exactly one."""
+    """Returns the responses as JSON: a list, or a single object if there is exactly one response."""
     found = [document(result) for result in results]
     return found[0] if len(found) == 1 else found
 

@@ -35,7 +35,7 @@ from backline.repository.location import open_repository
 from backline.system.user_folders import user_cache
 
 _URL = "inproc:once"
-#: Seconds that unloading may take after Ctrl-C, as a run cannot be interrupted.
+#: The maximum time for unloading after Ctrl-C, in seconds, because a run cannot be interrupted.
 _REST_WITHIN = 1.0
 _EPILOG = """\b
 Examples:
@@ -112,7 +112,7 @@ def command(
     repository, name = find_model(model, whole=bool(others))
     with tempfile.TemporaryDirectory(prefix="backline-") as state:
         options = LifecycleOptions(
-            isolate="never",  # this process serves nobody else
+            isolate="never",  # this process has no other clients
             mode="explicit",
             trust_pickle=trust_pickle,
             trust_skops_types=trust_skops_types,
@@ -129,7 +129,7 @@ def command(
             ran = None
     if ran is None:
         print(file=sys.stderr, flush=True)
-        os._exit(130)  # an orderly exit would wait for the threads of a load or a run in progress
+        os._exit(130)  # a normal exit would wait for the threads of a load or a run in progress
     present(ran.results, destination, as_json=as_json)
     version, responses = summary(ran.results, model_version)
     print(
@@ -141,7 +141,7 @@ def command(
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """The responses of the model `name`, and the seconds that loading and the request took."""
+    """The responses of the model `name`, and the durations of the load and the request in seconds."""
 
     name: str
     results: list[InferResult]
@@ -150,10 +150,10 @@ class _Run:
 
 
 def find_model(model: str, *, whole: bool) -> tuple[str, str]:
-    """The repository to open, and the name of the model in it, which is "" for a URL.
+    """Returns the repository to open, and the name of the model in it, which is "" for a URL.
 
-    With `whole`, and for ensembles, the repository is the folder that contains the model's folder, so that
-    other models are found. Raises BacklineError if there is no such model.
+    If `whole` is true, and for ensembles, the repository is the folder that contains the model's folder, so
+    that other models are found too. Raises BacklineError if there is no such model.
     """
     if "://" in model or model.startswith("hf:"):
         return model, ""
@@ -162,7 +162,7 @@ def find_model(model: str, *, whole: bool) -> tuple[str, str]:
         raise NotFound(f"'{model}' does not exist{_near(path)}")
     try:
         found = open_models(path)
-    except InvalidArgument:  # an ensemble may consist of a configuration alone
+    except InvalidArgument:  # the folder may be an ensemble, which can consist of a configuration alone
         if all(one.config.ensemble is None for one in open_models(path.parent) if one.folder == path.name):
             raise
         return str(path.parent), path.name
@@ -224,13 +224,13 @@ async def _run(
 
 
 def _with_hint(error: NotFound) -> NotFound:
-    """Adds to the error which option loads the missing model, one that the running model calls."""
+    """Adds to the error a hint on the option that loads the missing model, which the running model calls."""
     missing = re.match(r"Request for unknown model: '([^']+)' is not found", error.message)
     return error if missing is None else NotFound(f"{error.message}; to load it too, add --with {missing[1]}")
 
 
 async def _only(client: AsyncClient, repository: str, cache: Path) -> str:
-    """The name of the only model. Raises InvalidArgument if the repository has several, or none."""
+    """Returns the name of the only model. Raises InvalidArgument if there are several models, or none."""
     names = sorted({entry.name for entry in await client.models()})
     if len(names) == 1:
         return names[0]

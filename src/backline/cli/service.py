@@ -1,4 +1,4 @@
-"""`backline service`: installs a server as a systemd service of the current user."""
+"""`backline service`: installs a server as the current user's systemd service."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import click
 from backline.cli.command import CommandGroup
 from backline.engine.errors import AlreadyExists, NotFound, Unavailable
 
-#: The first line of every unit that this command writes. The command replaces or removes no other units.
+#: The first line of every unit that this command writes. The command never replaces or removes other units.
 _MARK = "# Written by `backline service install --user`."
 _UNIT = """\
 {mark}
@@ -176,7 +176,7 @@ def _installed(name: str) -> UserUnit:
 
 
 def _systemctl(*arguments: str) -> str:
-    """The output of `systemctl --user`. If the command fails, raises Unavailable with its error output."""
+    """Returns the output of `systemctl --user`. Raises Unavailable, with the error output, if it fails."""
     program = shutil.which("systemctl")
     if program is None:
         raise Unavailable("systemctl was not found: services are run by systemd, on Linux")

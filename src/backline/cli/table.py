@@ -12,12 +12,12 @@ from backline.engine.names import printable
 #: The colours of model states.
 STYLES = {"READY": "green", "UNAVAILABLE": "bold red", "LOADING": "yellow", "UNLOADING": "yellow"}
 
-#: Configuration values are cut to this many characters in a table; --json prints them in full.
+#: The maximum length of a configuration value in a table, in characters; --json prints values in full.
 _LONGEST_VALUE = 60
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Prints a table; columns named in `right` are right-aligned."""
+    """Prints a table. Columns named in `right` are right-aligned."""
     if sys.stdout.isatty() and _fits(columns, rows):
         _print_rich(columns, rows, right)
     else:
@@ -28,7 +28,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 def plain_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()
 ) -> list[str]:
-    """The lines of a plain table. Control characters are escaped, as cells may hold text from clients."""
+    """Returns the lines of a plain table. Control characters are escaped: cells may contain clients' text."""
     cells = [
         list(columns),
         *([printable(" ".join(cell.split()) if "\n" in cell else cell) for cell in row] for row in rows),
@@ -45,7 +45,7 @@ def plain_table(
 
 
 def origin_row(path: str, value: object, origin: str, where: str) -> tuple[str, str, str, str]:
-    """A configuration value and its origin, as a row of a table."""
+    """Returns a configuration value and its origin, as a row of a table."""
     shown = json.dumps(value, ensure_ascii=False)
     if len(shown) > _LONGEST_VALUE:
         shown = f"{shown[: _LONGEST_VALUE - 3]}..."
@@ -53,12 +53,12 @@ def origin_row(path: str, value: object, origin: str, where: str) -> tuple[str, 
 
 
 def _lines(cell: str) -> str:
-    """The cell with control characters escaped, except ends of lines."""
+    """Escapes the control characters in a cell, except line breaks."""
     return "\n".join(map(printable, cell.split("\n")))
 
 
 def _fits(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether all columns fit the terminal, if the last one wraps; otherwise, rich would truncate numbers."""
+    """Returns whether all columns fit the terminal if the last one wraps; if not, rich truncates numbers."""
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     return sum(widths[:-1]) + 2 * len(widths) + min(widths[-1], 16) <= shutil.get_terminal_size().columns
 

@@ -1,4 +1,4 @@
-"""`backline top`: what the models on a server are doing now."""
+"""`backline top`: shows what the models on a server are doing now."""
 
 from __future__ import annotations
 
@@ -47,25 +47,25 @@ Examples:
 
 Times are in ms, over the last interval. Over gRPC, and without the scope `metrics`, p99 and the number of
 waiting requests are unknown."""
-#: A model version: its name and its version.
+#: A model version: the model's name and the version.
 Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The counters of a server at one moment, in seconds of time.monotonic()."""
+    """The counters of a server at one moment. `moment` is in seconds of time.monotonic()."""
 
     moment: float
     index: tuple[ModelIndex, ...] = ()
     statistics: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)
-    #: By upper bound in seconds: the number of requests so far that took at most that long.
+    #: For each upper bound in seconds, the number of requests so far that took at most that long.
     latencies: Mapping[Key, Mapping[float, float]] = field(default_factory=dict)
     waiting: Mapping[Key, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class VersionActivity:
-    """What a model version did between two readings. Times are in milliseconds; None if unknown."""
+    """The activity of a model version between two readings. Times are in milliseconds; None if unknown."""
 
     model: str
     version: str
@@ -144,7 +144,7 @@ async def _read(client: AsyncClient, options: ClientOptions) -> Reading:
 
 
 def with_metrics(reading: Reading, page: str) -> Reading:
-    """The reading, with what a metrics page adds."""
+    """Returns the reading, with the latencies and queue lengths from a metrics page added."""
     from prometheus_client.parser import text_string_to_metric_families
 
     latencies: dict[Key, dict[float, float]] = {}
@@ -158,19 +158,19 @@ def with_metrics(reading: Reading, page: str) -> Reading:
                 elif sample.name == _PENDING:
                     waiting[key] = sample.value
     except (ValueError, LookupError, TypeError, AttributeError):
-        return reading  # what the parser raises for a page that contains no metrics
+        return reading  # the parser raises these errors if the page contains no metrics
     return Reading(reading.moment, reading.index, reading.statistics, latencies, waiting)
 
 
 def activities(before: Reading, after: Reading) -> list[VersionActivity]:
-    """What each model version did between two readings, the busiest first."""
+    """Returns what each model version did between two readings, the busiest first."""
     seconds = max(after.moment - before.moment, 1e-9)
     found = []
     for entry in after.index:
         key = entry.name, entry.version
         now, then = after.statistics.get(key, {}), before.statistics.get(key, {})
         succeeded, failed = (_grown(then, now, name, "count") for name in ("success", "fail"))
-        if succeeded < 0:  # loaded again, with new counters
+        if succeeded < 0:  # the model was loaded again, so its counters started at 0
             then, succeeded, failed = (
                 {},
                 _grown({}, now, "success", "count"),
@@ -205,9 +205,9 @@ def _grown(then: Mapping[str, Any], now: Mapping[str, Any], name: str, part: str
 
 
 def percentile(before: Mapping[float, float], after: Mapping[float, float], share: float) -> float | None:
-    """A percentile in milliseconds, from cumulative buckets: the upper bound of the bucket that holds it.
+    """Estimates a percentile from cumulative buckets, in milliseconds: the upper bound of its bucket.
 
-    None if there was no request, or if it took longer than the largest bound.
+    Returns None if there was no request, or if the percentile is above the largest bound.
     """
     counts = [(bound, count - before.get(bound, 0.0)) for bound, count in sorted(after.items())]
     total = counts[-1][1] if counts else 0.0

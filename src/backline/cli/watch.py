@@ -1,4 +1,4 @@
-"""`backline watch`: the requests to a server as they end, and where their time went."""
+"""`backline watch`: shows the requests to a server as they end, and how their time was spent."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _concerns(trace: Mapping[str, Any], model: str) -> bool:
 
 
 def line(trace: Mapping[str, Any]) -> str:
-    """A trace as one line: time, model, protocol, duration, and what the duration consists of."""
+    """Formats a trace as one line: time, model, protocol, duration, and the parts of the duration."""
     when = time.strftime("%H:%M:%S", time.localtime(trace["time"]))
     requests = trace["requests"]
     version = f" {requests[0]['version']}" if requests and requests[0]["version"] else ""

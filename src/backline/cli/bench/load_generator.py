@@ -19,18 +19,18 @@ Send = Callable[[], Awaitable[None]]
 Arrivals = Literal["poisson", "constant"]
 
 SECOND = 1_000_000_000
-#: A request's last nanoseconds before it is due are spent polling the clock, because timers are less precise.
+#: Nanoseconds for which the clock is polled before a request is due, because timers are less precise.
 SPIN_NS = 1_200_000
-#: The most requests in flight in an open loop. If the server falls so far behind, the step ends.
+#: The maximum number of requests in flight in an open loop. The step ends when there are more.
 MAX_BEHIND = 20_000
 
 
 @dataclass
 class LoadResult:
-    """Measurements of one step.
+    """The measurements of one step.
 
-    `latencies` of successful requests and `lateness` are in nanoseconds. `lateness` is how late an open loop
-    sent each request; it is part of the request's latency. `seconds` lasts until the last response.
+    `latencies` (of successful requests) and `lateness` are in nanoseconds. `lateness` is how late an open
+    loop sent each request, and is included in the latency. `seconds` is the time until the last response.
     """
 
     seconds: float = 0.0
@@ -38,7 +38,7 @@ class LoadResult:
     lateness: array[int] = field(default_factory=lambda: array("q"))
     errors: Counter[str] = field(default_factory=Counter)
     last_error: BacklineError | None = None
-    #: The share of one core that this program used. Near 1, the load generator may be the bottleneck.
+    #: The share of one core that this program used. If near 1, the load generator may be the bottleneck.
     generator_cpu: float = 0.0
     fell_behind: bool = False
 
@@ -48,7 +48,7 @@ class LoadResult:
 
 
 async def closed_loop(send: Send, concurrency: int, seconds: float) -> LoadResult:
-    """Runs `concurrency` callers for `seconds`; each sends its next request when its last one is done."""
+    """Runs `concurrency` callers for `seconds`. Each sends its next request when the previous one is done."""
     load = LoadResult()
     began, cpu = perf_counter_ns(), process_time_ns()
     end = began + int(seconds * SECOND)
@@ -61,7 +61,7 @@ async def closed_loop(send: Send, concurrency: int, seconds: float) -> LoadResul
                 await send()
             except BacklineError as error:
                 load.fail(error)
-                await asyncio.sleep(0.001)  # so that a server that refuses requests is not flooded
+                await asyncio.sleep(0.001)  # avoids flooding a server that refuses requests
                 now = perf_counter_ns()
             else:
                 done = perf_counter_ns()
@@ -75,8 +75,8 @@ async def closed_loop(send: Send, concurrency: int, seconds: float) -> LoadResul
 async def open_loop(send: Send, rate: float, seconds: float, arrivals: Arrivals) -> LoadResult:
     """Sends `rate` requests per second for `seconds`, regardless of responses.
 
-    Latency counts from when a request was due, so that a stall of the server counts for each request that it
-    delays.
+    Latency is measured from the time when a request was due, so that a stall of the server counts for each
+    request that it delays.
     """
     load = LoadResult()
     tasks: set[asyncio.Task[None]] = set()
@@ -135,10 +135,10 @@ PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 
 @dataclass(frozen=True, slots=True)
 class ServerShare:
-    """The server's own counts for a step: mean microseconds per request in the queue and in the model.
+    """The server's own measurements of a step: mean microseconds per request in the queue and in the model.
 
-    `batch` is the mean number of items per run, 0 without any run. `cached` is the number of responses from
-    the response cache.
+    `batch` is the mean number of items per run, or 0 if there was no run. `cached` is the number of responses
+    from the response cache.
     """
 
     queue_us: float
@@ -148,7 +148,7 @@ class ServerShare:
 
     @classmethod
     def between(cls, before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> ServerShare | None:
-        """The difference between two readings of the statistics; None without a request between them."""
+        """Returns the difference between two readings of the statistics; None if no request came between."""
 
         def total(entries: Sequence[dict[str, Any]], *path: str) -> int:
             values = []

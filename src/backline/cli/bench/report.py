@@ -41,7 +41,7 @@ class BenchReport:
         return "concurrency" if self.steps[0].concurrency is not None else "rate"
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """The columns and rows. Times are in milliseconds; queue and compute come from the server."""
+        """Returns the columns and rows. Times are in milliseconds; the server measures queue and compute."""
         columns = [
             "in flight" if self.kind == "concurrency" else self.kind,
             "requests/s",
@@ -74,7 +74,7 @@ class BenchReport:
         ]
 
     def notes(self) -> list[str]:
-        """The caveats that apply to the numbers, each as a sentence."""
+        """Returns the caveats that apply to the numbers, each as a sentence."""
         notes = []
         embedded = self.url.startswith("inproc:")
         busy = [step.label for step in self.steps if step.generator_cpu > BUSY_GENERATOR]
@@ -130,7 +130,7 @@ class BenchReport:
 
 
 def print_bench(report: BenchReport) -> None:
-    """Prints the table and its notes, and bars on a terminal."""
+    """Prints the table and its notes; on a terminal, also prints bars."""
     columns, rows = report.table()
     print(_UNITS)
     print_table(columns, rows, right=columns[:-1])

@@ -43,7 +43,7 @@ checked for a server with these options. Exit status 1 means that there are erro
 
 
 class DoctorCommand(click.Command):
-    """A command whose help leaves out the options of `backline serve` and of connections."""
+    """A command whose help omits the options of `backline serve` and those for connections."""
 
     _OWN = frozenset({"fix", "verbose", "as_json", "help", "api_key", "ca", "timeout"})
 
@@ -61,7 +61,7 @@ class DoctorCommand(click.Command):
 
 
 def _as_connection(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Renames the argument of `client_options`, because `server_options` has one of the same name."""
+    """Renames the argument of `client_options`, because `server_options` uses the same name."""
 
     @wraps(function)
     def renamed(options: ClientOptions, **others: Any) -> Any:
@@ -130,7 +130,7 @@ def _diagnoses(options: ServerOptions, connection: ClientOptions) -> Iterator[Di
 
 
 def is_server(location: str) -> bool:
-    """Whether a location is the URL of a server, rather than of an archive or model file on a web server."""
+    """Returns whether a location is the URL of a server, and not of an archive or model file to download."""
     if location.startswith(("http://", "https://")):
         path = urlsplit(location).path.lower()
         suffixes = (suffix for format in FORMATS for suffix in format.suffixes)

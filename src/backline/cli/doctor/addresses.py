@@ -1,4 +1,4 @@
-"""Checks of where a server would listen, and of who may then change it."""
+"""Checks of the addresses on which a server would listen, and of who could change the server there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backline.server import ServerOptions
 
 @dataclass(frozen=True, slots=True)
 class TriedPort:
-    """A port of the server, and the errno of an attempt to listen on it; 0 if it succeeded."""
+    """A port of the server, and the errno of an attempt to listen on the port; 0 if it succeeded."""
 
     option: str
     number: int
@@ -24,7 +24,7 @@ class TriedPort:
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """Where a server would listen, and what protects it."""
+    """The addresses on which a server would listen, and what protects them."""
 
     host: str
     ports: tuple[TriedPort, ...] = ()
@@ -139,7 +139,7 @@ ADDRESSES: Mapping[str, Callable[[Exposure], Iterator[Finding]]] = {
 
 
 def read_exposure(options: ServerOptions) -> Exposure:
-    """Reads the facts, and tries to listen on each port."""
+    """Collects the facts for the checks, and tries to listen on each port."""
     given = (
         ("--http-port", options.http_port),
         ("--grpc-port", options.grpc_port),
@@ -161,7 +161,7 @@ def read_exposure(options: ServerOptions) -> Exposure:
 
 
 def _tried(host: str, port: int) -> int:
-    """Listens on a port for a moment. Returns the errno if that fails, else 0."""
+    """Listens on a port for a moment. Returns the errno if listening fails, else 0."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as tried:

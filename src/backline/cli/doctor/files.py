@@ -1,4 +1,4 @@
-"""Checks of the server's own files: folders, keys, certificates, and what crashes left in caches."""
+"""Checks of the server's own files: folders, keys, certificates, and remains of crashes in caches."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MUCH = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class ServerPath:
-    """A file or folder of the server. `mode` is None if there is none; `free` is the free space there."""
+    """A file or folder of the server. `mode` is None if it does not exist; `free` is the free space there."""
 
     what: str
     path: Path
@@ -45,7 +45,7 @@ class ServerPath:
 
 @dataclass(frozen=True, slots=True)
 class ServerFiles:
-    """The server's own files, as its options name them."""
+    """The facts about the server's own files, whose paths come from its options."""
 
     #: The folders that the server writes to.
     folders: tuple[ServerPath, ...] = ()
@@ -227,7 +227,7 @@ def _date(moment: float) -> str:
 
 
 def read_files(options: ServerOptions) -> ServerFiles:
-    """Reads the facts about the files that a server with these options uses."""
+    """Collects the facts about the files that a server with these options uses."""
     lifecycle = options.lifecycle
     cache = lifecycle.cache_folder or user_cache()
     state = lifecycle.state_folder or default_state_folder(
@@ -265,14 +265,14 @@ def read_files(options: ServerOptions) -> ServerFiles:
 
 
 def _place(what: str, path: Path) -> ServerPath:
-    """A file or folder. One that does not exist can be written if its nearest existing parent can."""
+    """Returns the facts about a path. A missing one counts as writable if its nearest existing parent is."""
     above = next((each for each in (path, *path.absolute().parents) if each.exists()), Path("/"))
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
     return ServerPath(what, path, mode, os.access(above, os.W_OK), shutil.disk_usage(above).free)
 
 
 def _auth(options: ServerOptions) -> tuple[AuthDocument, str]:
-    """The file of keys, and what is wrong with it."""
+    """Returns the contents of the file of keys, and what is wrong with the file."""
     if options.auth is None:
         return AuthDocument(), ""
     try:
@@ -284,7 +284,7 @@ def _auth(options: ServerOptions) -> tuple[AuthDocument, str]:
 
 
 def _expiries(document: AuthDocument) -> dict[str, float]:
-    """When each key and rule for certificates expires; a time without a zone is in UTC."""
+    """Returns when each key and certificate rule expires. A time without a time zone is in UTC."""
     entries: tuple[KeyEntry | CertificateEntry, ...] = (*document.keys, *document.certificates)
     return {
         entry.name: entry.expires.replace(tzinfo=entry.expires.tzinfo or UTC).timestamp()
@@ -294,7 +294,7 @@ def _expiries(document: AuthDocument) -> dict[str, float]:
 
 
 def _tls(files: TlsFiles | None) -> tuple[str, float | None]:
-    """What is wrong with the TLS files, and when the certificate expires."""
+    """Returns what is wrong with the TLS files, and when the certificate expires."""
     if files is None:
         return "", None
     try:
@@ -305,10 +305,10 @@ def _tls(files: TlsFiles | None) -> tuple[str, float | None]:
 
 
 def certificate_end(files: TlsFiles) -> float | None:
-    """When a certificate expires, in seconds since 1970; 0.0 for one that has expired; None if unknown.
+    """Returns when a certificate expires, in seconds since 1970; 0.0 if it has expired; None if unknown.
 
-    The ssl module shows only certificates that a peer has presented, so a client and a server shake hands in
-    memory. Certificates that have expired fail the handshake.
+    The ssl module reads only certificates that a peer presents, so this function connects a client to a
+    server in memory. The handshake fails if the certificate has expired.
     """
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     server.load_cert_chain(files.certificate, files.key)
@@ -336,7 +336,7 @@ def certificate_end(files: TlsFiles) -> float | None:
 
 
 def _unfinished(folder: Path) -> Iterator[Path]:
-    """What downloads left in a cache, if it is too old to belong to one in progress."""
+    """Yields partial downloads in a cache that are too old to be in progress."""
     with suppress(OSError):
         for path in sorted(folder.iterdir()):
             if time.time() - path.lstat().st_mtime > PARTIAL_SECONDS:

@@ -1,4 +1,4 @@
-"""What `backline doctor` finds: a severity, what it saw, why that matters, and what to do."""
+"""The findings of `backline doctor`: the severity, what was found, why it matters, and what to do."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Facts = TypeVar("Facts")
 
 
 class Severity(StrEnum):
-    """How bad a finding is. Only an ERROR makes the command fail."""
+    """The severity of a finding. Only an ERROR makes the command fail."""
 
     OK = "ok"
-    #: Worth knowing, and possibly intended.
+    #: Something is worth knowing, but may be intended.
     NOTE = "note"
     #: The server works, but slower, less safely or less reliably than it could.
     WARNING = "warning"
@@ -80,14 +80,14 @@ def error(what: str, why: str, advice: str, repair: Repair | None = None) -> Fin
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """A finding, with the check that made it and the group of this check."""
+    """A finding, the check that produced it, and the group of that check."""
 
     group: str
     check: str
     finding: Finding
 
     def document(self) -> dict[str, Any]:
-        """The diagnosis as JSON."""
+        """Returns the diagnosis as JSON."""
         finding = self.finding
         return {
             "group": self.group,

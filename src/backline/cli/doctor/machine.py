@@ -1,4 +1,4 @@
-"""Checks of the machine or container: cores, memory, limits of the system, the clock."""
+"""Checks of the machine or container: cores, memory, system limits and the clock."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from backline.engine.byte_size import format_bytes
 
 #: Descriptors that `backline serve` reserves for models, worker processes and the log.
 RESERVED_FILES = 256
-#: A moment before this program was written, in seconds since 1970: a clock that is earlier is wrong.
+#: A time before this program was written, in seconds since 1970: a clock that shows an earlier time is wrong.
 EARLIEST = 1_767_225_600.0
-#: Throttling in more than this share of the scheduling periods is reported, because latency suffers.
+#: Throttling in more than this share of the scheduling periods is reported, because it increases latency.
 _THROTTLED = 0.05
 _LITTLE_MEMORY = 512 << 20
 _LITTLE_SHARED_MEMORY = 64 << 20
-#: Environment variables by which libraries of numerical code choose their number of threads.
+#: Environment variables that set the number of threads of numerical libraries.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the operating system gives this process. Sizes are in bytes; None means no limit or unknown."""
+    """The resources and limits of this process. Sizes are in bytes; None means unlimited or unknown."""
 
     #: The cores in this process's affinity.
     cores: int
     #: The container's quota, in cores.
     quota: float | None
-    #: The share of the quota's periods in which the container was stopped.
+    #: The share of the scheduling periods in which the container was throttled.
     throttled: float
     threads: Mapping[str, str]
     memory_total: int
@@ -49,16 +49,16 @@ class Machine:
     shared_memory: int | None
     #: The clock, in seconds since 1970.
     now: float
-    #: How the cores' frequency is governed, such as "powersave".
+    #: The frequency governors of the cores, such as "powersave".
     governors: frozenset[str] = frozenset()
-    #: From the server's options.
+    #: Values from the server's options.
     max_connections: int = 0
     compute_threads: int | None = None
     allow_client_shm: bool = False
 
     @property
     def usable_cores(self) -> int:
-        """The cores that can compute at once: the affinity, limited by the quota rounded up."""
+        """The number of cores that can compute at once, limited by the affinity and the rounded-up quota."""
         return self.cores if self.quota is None else max(1, min(self.cores, -int(-self.quota // 1)))
 
 
@@ -251,7 +251,7 @@ def read_machine(
     environment: Mapping[str, str] = os.environ,
     system: Path = Path("/sys"),
 ) -> Machine:
-    """Reads the facts; `system` is the mount point of sysfs."""
+    """Collects the facts for the checks. `system` is the mount point of sysfs."""
     group = system / "fs" / "cgroup"
     memory = psutil.virtual_memory()
     limit = _number(group / "memory.max")
@@ -283,7 +283,7 @@ def read_machine(
 
 
 def _text(file: Path) -> str:
-    """The content of a file of the kernel; empty if there is none."""
+    """Returns the content of a kernel file; empty if there is no such file."""
     try:
         return file.read_text()
     except (OSError, UnicodeDecodeError):
@@ -291,13 +291,13 @@ def _text(file: Path) -> str:
 
 
 def _number(file: Path) -> int | None:
-    """The number in a file of the kernel; None if there is no file or it says "max"."""
+    """Returns the number in a kernel file; None if there is no such file or it says "max"."""
     text = _text(file).strip()
     return int(text) if text.isdecimal() else None
 
 
 def _quota(file: Path) -> float | None:
-    """The quota in a cgroup's cpu.max, in cores."""
+    """Returns the quota in a cgroup's cpu.max, in cores."""
     allowed, _, period = _text(file).strip().partition(" ")
     if not allowed.isdecimal() or not period.isdecimal() or not int(period):
         return None
@@ -305,7 +305,7 @@ def _quota(file: Path) -> float | None:
 
 
 def _throttled(file: Path) -> float:
-    """The share of periods with throttling in a cgroup's cpu.stat."""
+    """Returns the share of scheduling periods with throttling, from a cgroup's cpu.stat."""
     counts = dict(line.split(" ", 1) for line in _text(file).splitlines() if " " in line)
     periods = int(counts.get("nr_periods", 0))
     return int(counts.get("nr_throttled", 0)) / periods if periods else 0.0

@@ -27,23 +27,23 @@ from backline.repository.repository import FoundModel
 from backline.server import ServerOptions
 from backline.system.user_folders import user_cache
 
-#: The extras of backends whose extra has another name than the backend.
+#: The extras of backends that have a different name than their extra.
 _EXTRAS = {"onnxruntime": "onnx", "pytorch": "torch"}
 #: File names of models that execute code when they are loaded.
 _PICKLES = (".pkl", ".pickle", ".joblib")
-#: Git LFS puts a text that begins like this in place of a file that was not fetched.
+#: The start of the text that Git LFS puts in place of a file that was not fetched.
 _LFS = b"version https://git-lfs.github.com/spec/"
 _LONG_DELAY_US = 100_000
-#: If neighbouring buckets differ by more than this factor, padding can waste over half of the longer one.
+#: If adjacent buckets differ by more than this factor, padding can waste over half of the larger one.
 _WIDE = 2.0
-#: Sizes of batches are reported if padding can take more than this share of a batch.
+#: Batch sizes are reported if padding can make up more than this share of a batch.
 _WASTE = 0.5
 _THREAD_PARAMETERS = ("intra_op_thread_count", "INTRA_OP_THREAD_COUNT", "thread_count", "OMP_NUM_THREADS")
 
 
 @dataclass(frozen=True, slots=True)
 class DescribedModel:
-    """A model as its files describe it. `backend` is empty if it is unknown."""
+    """A model as its files describe it. `backend` is empty if unknown."""
 
     name: str
     config: ModelConfig
@@ -53,7 +53,7 @@ class DescribedModel:
     #: Whether the backend's runtime is installed.
     installed: bool = True
     size: int = 0
-    #: Files that are present only as Git LFS pointers.
+    #: Files that are only Git LFS pointers.
     pointers: tuple[str, ...] = ()
     #: Files that can execute code when they are loaded, and are not trusted.
     pickles: tuple[str, ...] = ()
@@ -201,7 +201,7 @@ def threads(found: Repositories) -> Iterator[Finding]:
 
 
 def _threads(config: ModelConfig) -> int:
-    """The threads of each run, as far as the configuration sets them; 0 if it does not."""
+    """Returns the number of threads of each run; 0 if the configuration does not set it."""
     values = [config.parameters.get(key, "") for key in _THREAD_PARAMETERS]
     return max((int(value) for value in values if value.isdecimal()), default=0)
 
@@ -314,7 +314,7 @@ REPOSITORY: Mapping[str, Callable[[Repositories], Iterator[Finding]]] = {
 def read_repositories(
     options: ServerOptions, *, cores: int, memory_available: int, gpu: bool
 ) -> Repositories:
-    """Reads the repositories of a server with these options. Of remote ones, only the lists are read."""
+    """Reads the repositories of a server with these options; only lists files in remote repositories."""
     models: list[DescribedModel] = []
     problems: dict[str, str] = {}
     for location in map(str, options.repositories):
@@ -370,7 +370,7 @@ def _describe(
     root: Path | None,
     options: ServerOptions,
 ) -> DescribedModel:
-    """A model; `root` is the folder of a local repository."""
+    """Describes a model. `root` is the folder of a local repository; None if the repository is remote."""
     files = {path: entry for version in found.versions for path, entry in version.files.items()}
     loadable = next((one for one in reversed(found.versions) if one.path is not None), None)
     backend, installed, needs = "", True, False

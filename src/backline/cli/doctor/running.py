@@ -24,7 +24,7 @@ from backline.system.cores import usable_cores
 
 Answer = TypeVar("Answer")
 
-#: The fewest requests for which rates and means say something about a model.
+#: The minimum number of requests for rates and means to be meaningful.
 _ENOUGH = 20
 _FAILED_SHARE = 0.01
 _SLOW_LOAD = 30.0
@@ -33,16 +33,16 @@ _SKEW = 30.0
 _LONG_QUEUE = 3.0
 _LOAD_SECONDS = "nv_model_load_duration_secs"
 _STUCK = "backline_stuck_runs"
-#: A model version: its name and its version.
+#: A model version: the model's name and the version.
 Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What a server says about itself and its models.
+    """The facts that a server reports about itself and its models.
 
     `problem` says why the server does not respond; all other fields are then empty. `statistics` and
-    `configurations` have what the server, and the scopes of the caller's key, let the caller see.
+    `configurations` contain what the server provides and the scopes of the caller's key permit.
     """
 
     url: str
@@ -56,13 +56,13 @@ class ServerFacts:
     configurations: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)
     load_seconds: Mapping[Key, float] = field(default_factory=dict)
     stuck: Mapping[Key, float] = field(default_factory=dict)
-    #: How much later the server's clock is than this machine's, in seconds; None if it does not say.
+    #: By how many seconds the server's clock is ahead of this machine's; None if unknown.
     skew: float | None = None
     certificate_expires: float | None = None
     now: float = 0.0
-    #: Whether a caller without a key may read, over an address that other machines can reach.
+    #: Whether a caller without a key may read, through an address that other machines can reach.
     open_to_all: bool = False
-    #: The cores of the server if it runs on this machine.
+    #: The number of cores of the server, if it runs on this machine.
     cores: int | None = None
 
 
@@ -275,7 +275,7 @@ RUNNING: Mapping[str, Callable[[ServerFacts], Iterator[Finding]]] = {
 
 
 def checks_of(server: ServerFacts) -> Mapping[str, Callable[[ServerFacts], Iterator[Finding]]]:
-    """The checks that apply: only the first one to a server that does not respond."""
+    """Returns the checks that apply. If the server does not respond, only the first one applies."""
     return {"answers": answers} if server.problem else RUNNING
 
 
@@ -294,7 +294,7 @@ def _mean_us(counts: Mapping[str, Any], name: str) -> float:
 
 
 async def read_running(url: str, options: ClientOptions) -> ServerFacts:
-    """Asks a server for the facts. Facts that it refuses to disclose are left out."""
+    """Asks a server for the facts. Facts that the server does not disclose are left out."""
     server = ServerFacts(url, now=time.time())
     try:
         async with AsyncClient(url, options) as client:
@@ -335,7 +335,7 @@ async def read_running(url: str, options: ClientOptions) -> ServerFacts:
 
 
 async def _told(asked: Awaitable[Answer], otherwise: Answer) -> Answer:
-    """What the server answers, or `otherwise` if it does not."""
+    """Returns the server's answer, or `otherwise` if the request fails."""
     try:
         return await asked
     except BacklineError:
@@ -343,7 +343,7 @@ async def _told(asked: Awaitable[Answer], otherwise: Answer) -> Answer:
 
 
 async def _over_http(server: ServerFacts, transport: HttpTransport, options: ClientOptions) -> ServerFacts:
-    """Adds the facts that only HTTP provides: the clock and the metrics."""
+    """Adds the facts that are available only over HTTP: the clock and the metrics."""
     from prometheus_client.parser import text_string_to_metric_families
 
     answer = await transport.exchange(b"GET", b"/metrics", options.timeout)
@@ -363,7 +363,7 @@ async def _over_http(server: ServerFacts, transport: HttpTransport, options: Cli
 
 
 async def _is_open(url: str, options: ClientOptions) -> bool:
-    """Whether a caller without any credential may read."""
+    """Returns whether a caller without any credential may read."""
     nobody = replace(options, headers={"authorization": "none"}, api_key=None, certificate=None, key=None)
     try:
         async with AsyncClient(url, nobody) as client:
@@ -374,7 +374,7 @@ async def _is_open(url: str, options: ClientOptions) -> bool:
 
 
 def _certificate_end(host: str, port: int, options: ClientOptions) -> float | None:
-    """When the certificate that a server presents expires; None if it cannot be verified."""
+    """Returns when the certificate that a server presents expires; None if it cannot be verified."""
     try:
         context = options.ssl_context()
         with (

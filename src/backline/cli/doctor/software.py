@@ -16,7 +16,7 @@ from backline.cli.doctor.finding import Finding, error, note, ok, warning
 
 #: The newest Python that Backline is tested with.
 NEWEST_PYTHON = (3, 14)
-#: Packages of runtimes that cannot use a GPU, and what replaces them on a machine that has one.
+#: Packages of runtimes that cannot use a GPU, and the commands that replace them on a machine with a GPU.
 _WITHOUT_GPU = {
     "onnxruntime": "pip uninstall onnxruntime && pip install 'backline[onnx-gpu]'",
     "tensorflow-cpu": "pip uninstall tensorflow-cpu && pip install 'tensorflow[and-cuda]'",
@@ -29,8 +29,8 @@ _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?>=([0-9][0-9.]*)")
 class Software:
     """The interpreter and the packages that a server started by this command would use.
 
-    `packages` maps the names of installed packages to their versions, and `least` the names of packages to
-    the lowest version that Backline works with.
+    `packages` maps the names of installed packages to their versions. `least` maps the names of packages to
+    the lowest versions that Backline works with.
     """
 
     python: tuple[int, int]
@@ -186,7 +186,7 @@ SOFTWARE: Mapping[str, Callable[[Software], Iterator[Finding]]] = {
 
 
 def read_software(variables: Sequence[str]) -> Software:
-    """Reads the facts; `variables` is what `unknown_variables` says of this process's environment."""
+    """Collects the facts. `variables` are the warnings from `unknown_variables` for this environment."""
     packages = {
         name.lower().replace("_", "-"): one.version
         for one in metadata.distributions()
@@ -226,13 +226,13 @@ def _protobuf() -> str:
 
 
 def _required(requirements: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The packages in a list of requirements, each with its least version."""
+    """Yields the packages in a list of requirements, each with its lowest version."""
     for text in requirements:
         if found := _REQUIREMENT.match(text):
             yield found[1].lower().replace("_", "-"), found[2]
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The numbers at the start of a version: (1, 20) of "1.20rc1" and of "1.20+cpu"."""
+    """Returns the numbers at the start of a version: (1, 20) for "1.20rc1" and "1.20+cpu"."""
     found = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(map(int, found[0].split("."))) if found else ()

@@ -1,4 +1,4 @@
-"""`backline image`: builds a container image with what the models of a repository need."""
+"""`backline image`: builds a container image with the software that the models of a repository need."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def write_context(
 ) -> None:
     """Writes the Containerfile, with `arguments` as the defaults of its ARGs, and the folders that it copies.
 
-    `root` is the folder of the models, None if they are remote.
+    `root` is the folder of the models; None if they are remote.
     """
     for name in _FOLDERS:
         (folder / name).mkdir(parents=True)
@@ -149,7 +149,7 @@ def write_context(
     if root is None:
         return
     base = root if root.is_dir() else root.parent
-    # A single model keeps its folder's name, by which a scan of the copied files finds it again.
+    # A single model keeps its folder's name, so that a scan of the copied files finds the model.
     for name in recipe.files:
         target = folder / "requirements" / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +172,7 @@ def _builder(wanted: str | None) -> str:
 
 
 def _build(program: str, tag: str, folder: Path) -> None:
-    # Only the format of Docker can hold a health check.
+    # Only Docker's image format can contain a health check.
     form = [] if Path(program).name == "docker" else ["--format", "docker"]
     command = [program, "build", *form, "--tag", tag, "--file", str(folder / "Containerfile"), str(folder)]
     status = subprocess.run(command, check=False, stdout=sys.stderr).returncode
@@ -181,7 +181,7 @@ def _build(program: str, tag: str, folder: Path) -> None:
 
 
 def _size(program: str, tag: str) -> str:
-    """The size of an image as the end of a list, "" if the program does not report it."""
+    """Returns the size of an image, as text that continues a list; "" if the program does not report it."""
     command: Sequence[str] = (program, "image", "inspect", "--format", "{{.Size}}", tag)
     shown = subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
     return f", {format_bytes(int(shown))}" if shown.isdigit() else ""

@@ -1,4 +1,4 @@
-"""What an image must contain to serve the models of a repository."""
+"""Determines what an image must contain to serve the models of a repository."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from backline.repository.repository import FoundModel
 
 #: The extras for repositories in object stores, by scheme.
 _OF_SCHEMES = {"s3": "cloud", "gs": "cloud", "az": "cloud", "as": "cloud"}
-#: The files that may say what a Python model requires, or by which a repository is recognised. Weights have
-#: none of these names.
+#: The files that may say what a Python model requires, or that identify a repository. Files of weights do not
+#: have such names.
 _SUFFIXES = (".py", ".txt", ".toml", ".pbtxt")
 _NAMES = ("uv.lock", ".python-version", "PYTHON_VERSION")
-#: A larger file, in bytes, is not copied into the image.
+#: The maximum size in bytes of a file that is copied into the image.
 _MAX_SIZE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The extras to install, sorted, and the small files that describe the models' environments, as paths
-    below the repository's root.
+    """The contents of an image: sorted `extras`, and `files` that describe the models' environments.
+
+    The files are small; their paths are relative to the repository's root.
     """
 
     extras: tuple[str, ...]
@@ -32,9 +33,9 @@ class Recipe:
 
 
 def recipe_of(location: str, models: Iterable[FoundModel], root: Path | None) -> Recipe:
-    """The recipe for the models found at `location`. `root` is its folder, None for a remote repository.
+    """Returns the recipe for the models at `location`. `root` is its folder; None if it is remote.
 
-    The environments of a remote repository's models are not part of it, as its files are not at hand.
+    For a remote repository, the recipe lacks the models' environments, because the files are not available.
     Raises InvalidArgument for a model whose format is unknown.
     """
     extras = {extra for scheme, extra in _OF_SCHEMES.items() if location.startswith(f"{scheme}://")}

@@ -102,7 +102,7 @@ class ServerRecording:
         self._version = f"/versions/{quote(version, safe='')}" if version else ""
 
     async def run(self, limits: dict[str, int], wait: float) -> dict[str, Any]:
-        """Records until the recording is done, or for `wait` seconds; returns its final state."""
+        """Records until the recording is complete, or for `wait` seconds; returns the final state."""
         async with AsyncClient(self._url, self._options) as client:
             transport = await client.transport()
             if not isinstance(transport, HttpTransport):
@@ -115,7 +115,7 @@ class ServerRecording:
                     while state["state"] in ("recording", "writing"):
                         await asyncio.sleep(_POLL_SECONDS)
                         state = await self._ask(transport, b"GET")
-            except (TimeoutError, asyncio.CancelledError):  # CancelledError: Ctrl-C
+            except (TimeoutError, asyncio.CancelledError):  # Ctrl-C raises CancelledError
                 state = await self._ask(transport, b"DELETE")
             return state
 

@@ -14,7 +14,7 @@ from backline.engine.spelling import nearest
 
 
 def document(entry: ModelIndex) -> dict[str, Any]:
-    """An entry as JSON. It has `progress` only while a load is in progress."""
+    """Returns an entry as JSON. It has `progress` only while a load is in progress."""
     plain = asdict(entry)
     if plain["progress"] is None:
         del plain["progress"]
@@ -22,7 +22,7 @@ def document(entry: ModelIndex) -> dict[str, Any]:
 
 
 def labels_text(entry: ModelIndex, index: Sequence[ModelIndex]) -> str:
-    """The labels of a version; "(default)" marks which of several versions serves requests that name none."""
+    """Formats the labels of a version. "(default)" marks the one that serves requests without a version."""
     others = any(other.ready for other in index if other.name == entry.name and other is not entry)
     return (
         ", ".join(
@@ -36,7 +36,7 @@ def labels_text(entry: ModelIndex, index: Sequence[ModelIndex]) -> str:
 
 
 def state_text(entry: ModelIndex) -> str:
-    """The state, such as "READY" or "ON DEMAND"."""
+    """Formats the state, such as "READY" or "ON DEMAND"."""
     return entry.state.replace("_", " ") or "not loaded"
 
 
@@ -45,14 +45,14 @@ def memory_text(entry: ModelIndex) -> str:
 
 
 def reason_text(entry: ModelIndex) -> str:
-    """The progress of a load, or the reason for the state if no load is in progress."""
+    """Returns the progress of a load, or the reason for the state if no load is in progress."""
     return progress_text(entry.progress) if entry.progress is not None else entry.reason
 
 
 def progress_text(progress: Progress) -> str:
-    """The progress of a load, such as "fetch, 12 MiB of 90 MiB, 3 s"."""
+    """Formats the progress of a load, such as "fetch, 12 MiB of 90 MiB, 3 s"."""
     parts = [progress.phase]
-    if progress.bytes_done < progress.bytes_total:  # otherwise everything is fetched
+    if progress.bytes_done < progress.bytes_total:  # otherwise, all bytes have been fetched
         parts.append(f"{format_bytes(progress.bytes_done)} of {format_bytes(progress.bytes_total)}")
     return ", ".join([*parts, f"{progress.seconds:.0f} s"])
 

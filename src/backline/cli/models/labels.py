@@ -123,7 +123,7 @@ def roll_back(url: str, options: ClientOptions, name: str, label: str, wait: flo
 
 
 def move_text(change: Change) -> str:
-    """The versions before and after a move, such as "3 -> 4"; "(none)" stands for no version."""
+    """Formats the versions before and after a move, such as "3 -> 4"; "(none)" means no version."""
     return f"{change.before or '(none)'} -> {change.version or '(none)'}"
 
 

@@ -15,8 +15,8 @@ from backline.client.records import ModelIndex
 from backline.engine.errors import BacklineError
 from backline.engine.names import printable
 
-#: Seconds before the first request for the progress, which is early because many loads are short, and seconds
-#: between further requests.
+#: Seconds before the first request for the progress, and between further requests. The first one comes early
+#: because many loads are short.
 FIRST_POLL, POLL = 0.05, 0.25
 Result = TypeVar("Result")
 
@@ -38,9 +38,9 @@ def run_change(
     version: str = "",
     quiet: bool = False,
 ) -> tuple[Result, list[ModelIndex]]:
-    """Runs a change on the server; returns its result, and then the entries of `model`, or of all models.
+    """Runs a change on the server; returns its result, and then the list entries of `model` or all models.
 
-    Unless `quiet`, the loads of the model are shown on stderr meanwhile. An error about an unknown name
+    Unless `quiet`, the progress of the model's loads is shown on stderr. An error about an unknown name
     suggests the nearest name.
     """
     return run(_run_change(url, options, change, model, version, None if quiet else _display()))
@@ -55,7 +55,7 @@ async def _run_change(
     display: Display | None,
 ) -> tuple[Result, list[ModelIndex]]:
     async with AsyncClient(url, options) as client:
-        await client.transport()  # for an inproc:// URL, this loads the models
+        await client.transport()  # loads the models, if the URL is inproc://
         try:
             result = await _shown(client, change(client), model, display)
         except BacklineError as error:
@@ -85,7 +85,7 @@ async def _shown(
             pause = POLL
             try:
                 index = await client.models()
-            except BacklineError:  # only the display is affected; the change continues
+            except BacklineError:  # affects only the display; the change continues
                 continue
             display.update(
                 [entry for entry in index if entry.progress is not None and model in ("", entry.name)]
@@ -100,7 +100,7 @@ def _display() -> Display:
 
 
 class Lines:
-    """Prints a line for each phase of a load, and for each tenth of a download."""
+    """A display that prints a line for each phase of a load, and for each tenth of a download."""
 
     def __init__(self) -> None:
         self._shown: dict[tuple[str, str], tuple[str, int]] = {}
@@ -116,11 +116,11 @@ class Lines:
                 print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Does nothing: the printed lines stay."""
+        """Does nothing, since the printed lines remain."""
 
 
 class Bars:
-    """Draws a bar for each phase of each version that is loading; `close` removes the bars."""
+    """A display with a bar for each phase of each version that is loading. `close` removes the bars."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -144,7 +144,7 @@ class Bars:
             total = progress.bytes_total if progress.bytes_done < progress.bytes_total else None
             key = (entry.name, entry.version, progress.phase, total)
             seen.add(key)
-            # The bar of an unknown total pulses. The total is unknown once everything is fetched, too.
+            # A bar without a known total pulses. After the fetch, the total is unknown again.
             if key not in self._tasks:
                 self._tasks[key] = self.progress.add_task(
                     f"{entry.name} {entry.version}: {progress.phase}", total=None

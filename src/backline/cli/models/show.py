@@ -101,11 +101,11 @@ def _ask(url: str, options: ClientOptions) -> _Listing | BacklineError:
 
 
 def _listed(client: Client) -> _Listing:
-    """The index of a server, and the counters by model and version."""
+    """Returns the model list of a server, and the counters by model and version."""
     index = client.models()
     try:
         return index, {(entry["name"], str(entry["version"])): entry for entry in client.statistics()}
-    except BacklineError:  # not every server has this extension
+    except BacklineError:  # not every server has the statistics extension
         return index, {}
 
 
@@ -125,11 +125,11 @@ def _row(
 
 
 def every_server(url: str) -> list[str]:
-    """The URLs of the servers that `url` stands for, in order and without repetition.
+    """Returns the URLs of all servers that `url` means, in order and without duplicates.
 
-    `url` lists URLs with commas. A host name stands for all its addresses, such as those of the pods behind a
-    headless service; with TLS it stands for itself, since certificates name it. Raises InvalidArgument for a
-    host that has no address.
+    `url` is a list of URLs, separated by commas. A host name means all of its addresses, such as those of the
+    pods behind a headless service. With TLS, the host name is kept, since certificates contain it. Raises
+    InvalidArgument for a host that has no address.
     """
     found: dict[str, None] = {}
     for one in filter(None, map(str.strip, url.split(","))):
@@ -145,7 +145,7 @@ def every_server(url: str) -> list[str]:
             host = f"[{where[0]}]" if family == socket.AF_INET6 else where[0]
             found[f"{address.protocol}://{host}:{address.port}{address.path}"] = None
     if not found:
-        Address.parse("")  # raises, with examples
+        Address.parse("")  # raises an error that shows examples
     return list(found)
 
 
@@ -195,7 +195,7 @@ def show_model(
 
 
 async def _origins(url: str, options: ClientOptions, name: str, version: str) -> list[dict[str, Any]]:
-    """The values of a model's configuration, each with its origin."""
+    """Returns the values of a model's configuration, each with its origin."""
     async with AsyncClient(url, options) as client:
         transport = await client.transport()
         if not isinstance(transport, HttpTransport):
@@ -214,14 +214,14 @@ def _show_origins(values: Sequence[Mapping[str, Any]], as_json: bool) -> None:
 
 
 def _give_reason(client: Client, name: str, error: BacklineError) -> None:
-    """Adds to the error why the model is not ready, as the server's list says."""
+    """Adds to the error the reason why the model is not ready, from the server's list."""
     for entry in client.models():
         if entry.name == name and entry.reason and entry.reason not in error.message:
             error.message = f"{error.message} ({state_text(entry)}: {entry.reason})"
 
 
 def _index(client: Client) -> list[ModelIndex]:
-    """The server's list of models; empty for a key that is limited to some models, which may not see it."""
+    """Returns the server's list of models; empty if the key is limited to some models."""
     try:
         return client.models()
     except PermissionDenied:
@@ -229,7 +229,7 @@ def _index(client: Client) -> list[ModelIndex]:
 
 
 def _optional(model: Model) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The model's configuration and counters; both are empty if the server does not provide them."""
+    """Returns the model's configuration and counters; both are empty if the server does not provide them."""
     try:
         return model.config(explained=True), model.statistics()
     except BacklineError:
@@ -312,7 +312,7 @@ def _instances(group: dict[str, Any]) -> int:
 
 
 def _devices(group: dict[str, Any]) -> list[str]:
-    """The devices on which the server placed an instance group."""
+    """Returns the devices on which the server placed an instance group."""
     if group.get("passive"):
         return []
     if group.get("gpus"):
@@ -321,7 +321,7 @@ def _devices(group: dict[str, Any]) -> list[str]:
 
 
 def _calls(entry: dict[str, Any]) -> list[tuple[str, ...]]:
-    """A row for each model that a version calls, such as the steps of a pipeline."""
+    """Returns a row for each model that a version calls, such as the steps of a pipeline."""
     rows: list[tuple[str, ...]] = []
     for called, counts in entry.get("call_stats", {}).items():
         succeeded = int(counts["success"]["count"])

@@ -83,7 +83,7 @@ _OPTIONS: tuple[Decorator, ...] = (
 
 
 def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the log options to a command, which receives `log`, a LogSettings."""
+    """Adds the log options to a command. The command receives `log`, a LogSettings."""
 
     @wraps(command)
     def with_settings(
@@ -124,7 +124,7 @@ def installed_log(settings: LogSettings) -> Iterator[ServerLog]:
 
 
 class LastingOutput(io.RawIOBase):
-    """A stream on a descriptor that drops output if the disk is full or the pipe is closed."""
+    """A stream to a file descriptor. It drops output if the disk is full or the pipe is closed."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -147,7 +147,7 @@ class LastingOutput(io.RawIOBase):
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Makes printing safe during a `with` block: output that cannot be written is dropped."""
+    """Makes printing never fail during a `with` block: output that cannot be written is dropped."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_lasting, before)
     try:
@@ -160,9 +160,9 @@ def lasting_output() -> Iterator[None]:
 
 
 def _lasting(stream: TextIO | None) -> TextIO:
-    """A stream that writes like `stream` but never raises.
+    """Returns a stream that writes like `stream` but never raises.
 
-    If `stream` is closed, output is discarded. Streams that are not files, as in tests, are returned as is.
+    If `stream` is closed, output is discarded. A stream that is not a file, as in tests, is returned as is.
     """
     if stream is None:
         return io.TextIOWrapper(io.BufferedWriter(LastingOutput(-1)))
@@ -183,9 +183,9 @@ RESERVED = 256
 
 
 def within_open_files(limits: Limits) -> Limits:
-    """Raises the limit on open files if possible; returns `limits` with as many connections as it allows.
+    """Raises the limit on open files if possible. Returns `limits` with as many connections as that allows.
 
-    Without a free descriptor, a connection could not even be refused, and no model could be read.
+    Without a free file descriptor, the server could not even refuse a connection, or read a model.
     """
     if sys.platform == "win32":
         return limits
@@ -198,7 +198,7 @@ def within_open_files(limits: Limits) -> Limits:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
-        except (OSError, ValueError):  # macOS allows less than it reports
+        except (OSError, ValueError):  # macOS allows fewer files than it reports
             pass
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return limits
@@ -214,10 +214,10 @@ def within_open_files(limits: Limits) -> Limits:
     return replace(limits, max_connections=fitting)
 
 
-#: Signals that stop the server: from a service manager, by Ctrl-C, by closing the terminal. SIGHUP may also
-#: mean that certificates and keys are to be read again.
+#: Signals that stop the server: a service manager, Ctrl-C and closing the terminal send them. SIGHUP may also
+#: be a request to read certificates and keys again.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-#: Seconds for which runs and unloading may continue once all connections are closed.
+#: Maximum number of seconds that runs and unloading may continue after all connections are closed.
 REST_WITHIN = 5.0
 
 _EPILOG = """\b
@@ -277,7 +277,7 @@ def command(options: ServerOptions, engine: RayOptions | None, debug: str | None
 
 
 def _nothing_to_say(server: Server | None = None) -> None:
-    """The default of the hooks of `serve_until_stopped`."""
+    """Does nothing: the default of the hooks of `serve_until_stopped`."""
 
 
 def serve_until_stopped(
@@ -289,9 +289,9 @@ def serve_until_stopped(
     on_started: Callable[[Server], None] = _nothing_to_say,
     abandoned: int = 0,
 ) -> int:
-    """Serves until a signal arrives; returns the exit status, `abandoned` if a run or load has not ended.
+    """Serves until a signal arrives. Returns the exit status: `abandoned` if a run or load has not ended.
 
-    `on_log` is called when the log is open, and `on_started` when all models have loaded or failed.
+    `on_log` is called when the log is open, and `on_started` when all models have loaded or failed to load.
     """
     if debug is not None:
         options = debugged_options(options, debug)
@@ -307,7 +307,7 @@ def serve_until_stopped(
         options = replace(options, limits=within_open_files(options.limits))
         rested = run(serve(options, server_log, on_started))
     if debug is not None:
-        os._exit(0)  # a thread may be at a breakpoint, which cannot be interrupted
+        os._exit(0)  # a thread that is stopped at a breakpoint cannot be interrupted
     if loads_running() or not rested:
         print(
             f"A {'run' if not rested else 'load'} is still in progress and is abandoned",
@@ -323,8 +323,8 @@ async def serve(
 ) -> bool:
     """Serves until a signal arrives; returns whether all runs have ended.
 
-    `on_started` is called when all models have loaded or failed. A second signal ends the process. SIGHUP
-    reloads certificates and keys, unless there are none or it reports that the terminal has closed.
+    `on_started` is called when all models have loaded or failed to load. A second signal ends the process.
+    SIGHUP reloads certificates and keys; it stops the server if there are none, or the terminal has closed.
     """
     began = monotonic()
     server = Server(options, server_log)
@@ -346,8 +346,8 @@ async def serve(
         else:
             stop(signal.SIGHUP)
 
-    # SIGINT and SIGTERM stop the server even if they were ignored when it started, as SIGINT is in the
-    # background jobs of a shell script. SIGHUP stays ignored, because nohup asks for that.
+    # SIGINT and SIGTERM stop the server even if they were ignored when it started: background jobs of a shell
+    # script ignore SIGINT. An ignored SIGHUP remains ignored, because that is the purpose of nohup.
     heard = [
         number
         for number in _SIGNALS
@@ -397,7 +397,7 @@ async def serve(
 
 
 def _has_terminal() -> bool:
-    """Whether this process has a controlling terminal. It has none once the terminal has closed."""
+    """Returns whether this process has a controlling terminal. It has none once the terminal has closed."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
     except OSError:
@@ -406,7 +406,7 @@ def _has_terminal() -> bool:
 
 
 async def _stop(server: Server, options: ServerOptions) -> bool:
-    """Stops the server; returns whether all runs have ended. No client waits for those that have not."""
+    """Stops the server. Returns whether all runs have ended. No client waits for a run that has not ended."""
     # A request at a breakpoint may never end.
     limit = STOPPED_WITHIN if options.lifecycle.debugged_model else options.limits.drain_timeout + REST_WITHIN
     try:

@@ -19,15 +19,15 @@ from backline.server import ServerOptions
 
 #: Seconds between scans of the files, if the system does not report changes.
 _LOOK = 1.0
-#: Seconds to wait for requests of a replaced version, in effect forever: they may be at a breakpoint.
+#: Seconds to wait for requests to a replaced version, in effect forever: they may be at a breakpoint.
 _ANY_TIME = 1e8
-#: Seconds that a stopping server waits for requests in flight, and that the whole stop may take.
+#: Seconds for which a stopping server waits for requests in flight, and the maximum for stopping altogether.
 _MOMENT = 0.5
 STOPPED_WITHIN = 2.0
 
 
 def debugged_options(options: ServerOptions, model: str) -> ServerOptions:
-    """The options for debugging `model`: its name or, without a repository, the path of its folder or file.
+    """Returns the options for debugging a model, which is given by name or, without a repository, by path.
 
     Raises UsageError for contradictory options.
     """
@@ -77,7 +77,7 @@ def check_debugged(engine: Engine, name: str) -> None:
 
 
 def banner(name: str) -> str:
-    """The text printed once the server is ready."""
+    """Returns the text printed once the server is ready."""
     text = (
         f"Debugging {name}: it runs in this process, breakpoint() stops in this terminal, nothing times out,"
         " and editing its files reloads it."
@@ -89,7 +89,7 @@ def banner(name: str) -> str:
 
 @contextlib.contextmanager
 def kept_terminal() -> Iterator[None]:
-    """Restores the settings of the terminal after the block: a debugger that waits for input changes them."""
+    """Restores the terminal settings after a `with` block: a debugger that waits for input changes them."""
     if not sys.stdin.isatty():
         yield
         return

@@ -1,4 +1,4 @@
-"""The options of `backline serve --engine ray`: the replicas, and the server in front of them."""
+"""The options of `backline serve --engine ray`, which deploys replicas and a server in front of them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from backline.cli.numbers import WholeNumber
 from backline.cli.serve.option import Decorator, decorated, option
 from backline.server import ServerOptions
 
-#: Seconds that the replicas may take to start and load their models.
+#: The maximum time for the replicas to start and load their models, in seconds.
 _READY_WITHIN = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class RayOptions:
-    """What is deployed to Ray, and where Ray is. `most` is None if the number of replicas is fixed."""
+    """Options of the deployment to Ray, and the address of Ray. `most` is the maximum number of replicas.
+
+    If `most` is None, the number of replicas is fixed.
+    """
 
     name: str
     address: str | None
@@ -79,9 +82,7 @@ _OPTIONS: tuple[Decorator, ...] = (
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options to a command. The command receives `engine`: a RayOptions, or None if no engine is
-    chosen.
-    """
+    """Adds the options to a command. The command receives `engine`, which is None if no engine is chosen."""
 
     @wraps(command)
     def with_engine(
@@ -105,9 +106,9 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def in_front(options: ServerOptions, engine: RayOptions | None) -> Iterator[ServerOptions]:
-    """The options of the server to run: `options`, or those of a server in front of a new deployment.
+    """Yields the options of the server to run: `options`, or those of a server in front of a new deployment.
 
-    The deployment keeps running when the server ends. Raises BacklineError if Ray cannot run it.
+    The deployment keeps running after the server ends. Raises BacklineError if Ray cannot run the deployment.
     """
     if engine is None:
         yield options
@@ -137,6 +138,6 @@ def in_front(options: ServerOptions, engine: RayOptions | None) -> Iterator[Serv
 
 
 def _everywhere(repository: str | Path) -> str:
-    """A repository as a URL or an absolute path, which every node of a cluster can resolve."""
+    """Returns a repository as a URL or an absolute path, which every node of a cluster can resolve."""
     path = Path(repository)
     return str(path.absolute()) if path.exists() else str(repository)

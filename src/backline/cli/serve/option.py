@@ -1,4 +1,4 @@
-"""Builds the options of `backline serve`; each can also be set by an environment variable."""
+"""Builds the options of `backline serve`. Each can also be set by an environment variable."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ Decorator: TypeAlias = Callable[[Function], Function]
 
 
 _PREFIX = "BACKLINE_"
-#: Environment variables that are read by other code than the options of `backline serve`.
+#: Environment variables that are not read by the options of `backline serve` but by other code.
 _OTHERS = frozenset({"BACKLINE_DEBUG", "BACKLINE_KEY", "BACKLINE_URL", *ENVIRONMENT_KEYS})
-#: Variables that Kubernetes sets in every container if a service is called backline or backline-something.
+#: Variables that Kubernetes sets in every container if a service has the name backline or backline-something.
 _OF_KUBERNETES = re.compile(
     r"BACKLINE_(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
-#: The beginnings of what Kubernetes sets as the port of a service, which is a URL and not a number.
+#: The starts of the values that Kubernetes sets as the port of a service: a URL instead of a number.
 _LINKS = ("tcp://", "udp://", "sctp://")
 
 
 def option(name: str, *alternatives: str, **settings: Any) -> Decorator:
-    """An option that can also be set by an environment variable: --http-port by BACKLINE_HTTP_PORT."""
+    """Returns an option that an environment variable can set too: --http-port by BACKLINE_HTTP_PORT."""
     variable = _PREFIX + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
     shown = settings.get("default") not in (None, "")
     return click.option(
@@ -45,7 +45,7 @@ def option(name: str, *alternatives: str, **settings: Any) -> Decorator:
 
 
 def unknown_variables(command: click.Command, environment: Mapping[str, str]) -> list[str]:
-    """A warning for each environment variable that has the options' prefix but sets none of them."""
+    """Returns a warning for each environment variable that has the options' prefix but sets no option."""
     known = {str(param.envvar) for param in command.params if param.envvar} | _OTHERS
     warnings = []
     for name in sorted(name for name in environment if name.startswith(_PREFIX) and name not in known):
@@ -78,7 +78,10 @@ _DEFAULTS = {
 
 
 def fills(name: str, field: str, *alternatives: str, **settings: Any) -> Decorator:
-    """An option that sets a field of ServerOptions, LifecycleOptions or Limits, and has its default."""
+    """Returns an option that sets a field of ServerOptions, LifecycleOptions or Limits.
+
+    The field's default is also the default of the option.
+    """
     default = _DEFAULTS[field]
     return option(
         name, *alternatives, field, **{"default": None if default is MISSING else default, **settings}
@@ -90,11 +93,11 @@ def flag(name: str, field: str, text: str) -> Decorator:
 
 
 class PortOption(click.Option):
-    """A port, whose variable may hold something else: Kubernetes sets BACKLINE_GRPC_PORT=tcp://10.0.0.1:8001
-    in every container if a service is called backline-grpc. Such a value is ignored.
+    """An option for a port. It ignores environment variables that Kubernetes sets for services.
 
-    Serverless platforms that follow Knative's container contract choose the HTTP port: they set PORT, and
-    also K_SERVICE, by which the contract is recognised.
+    For a service called backline-grpc, Kubernetes sets BACKLINE_GRPC_PORT=tcp://10.0.0.1:8001 in every
+    container. Serverless platforms that follow Knative's container contract choose the HTTP port: they set
+    PORT, and also K_SERVICE, which shows that the contract applies.
     """
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
@@ -144,7 +147,7 @@ class Size(click.ParamType):
 def parsed(
     parse: Callable[[str], str],
 ) -> Callable[[click.Context, click.Parameter, Sequence[str]], tuple[str, ...]]:
-    """A callback that parses each value of a repeatable option."""
+    """Returns a callback that parses each value of a repeatable option."""
 
     def convert(context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> tuple[str, ...]:
         try:

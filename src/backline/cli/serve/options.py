@@ -508,7 +508,7 @@ _OPTIONS: tuple[Decorator, ...] = (
 
 
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of a server to a command, which receives `options`, a ServerOptions.
+    """Adds the options of a server to a command. The command receives `options`, a ServerOptions.
 
     The list of repositories may be empty. Raises UsageError for contradictory options.
     """
@@ -555,7 +555,7 @@ def _filled(kind: Any, given: dict[str, Any]) -> Any:
 
 
 class SamePort(click.UsageError):
-    """Raised if two ports of the server, with these labels, have the same address and number."""
+    """Raised if two ports of the server have the same address and number."""
 
     def __init__(self, one: OpenPort, other: OpenPort) -> None:
         first, second = (f"--{port.label.lower()}-port" for port in (one, other))

@@ -1,4 +1,4 @@
-"""Prints the progress of loads, and then the models, the addresses and commands to try."""
+"""Prints the progress of loads, and then the models, the server's addresses and sample commands."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 
 def exposure(options: ServerOptions) -> str:
-    """A warning if other machines can reach the server without a key or a client certificate; else empty.
+    """Returns a warning if other machines can use the server without a key or client certificate; else "".
 
-    A Unix socket needs no warning, as the permissions of its folder protect it.
+    A Unix socket needs no warning, because the permissions of its folder protect it.
     """
     addresses = options.reachable
     if not addresses or options.only_certified:
@@ -64,28 +64,28 @@ def _keyed(options: ServerOptions) -> bool:
 
 log = logging.getLogger("backline.serve")
 
-#: Seconds after which a progress bar appears on a terminal. A faster start need not import rich.
+#: Seconds after which a progress bar appears on a terminal. A faster start does not import rich.
 PROGRESS_AFTER = 0.7
 #: Seconds between updates of the progress.
 PROGRESS_EVERY = 0.2
-#: The most loads whose phase is shown next to the bar.
+#: The maximum number of loads whose phase is shown next to the bar.
 MAX_PHASES = 2
 #: Seconds after which a line reports that a load is still running, because it may hang.
 LONG_LOAD = 30.0
-#: A sample request with more elements is not printed as JSON.
+#: The maximum number of elements of a sample request that is printed as JSON.
 MAX_PRINTED = 32
 
 
 class LoadReport:
-    """Prints a line for each model that has loaded or failed, and for each environment being built.
+    """A report with a line for each model that has loaded or failed, and for each environment being built.
 
-    On a terminal, if loads take long, a bar shows their phases.
+    On a terminal, a bar shows the phases of loads that take long.
     """
 
     def __init__(self, engine: Engine, *, bar: bool = True, failures: bool = True) -> None:
-        """`bar=False` prints lines only, so that a debugger can use the terminal.
+        """With `bar=False`, prints only lines, so that a debugger can use the terminal.
 
-        `failures=False` leaves failed loads to the log, for a log that goes to the same terminal.
+        With `failures=False`, does not print failed loads, because a log on the same terminal shows them.
         """
         self._engine = engine
         self._failures = failures
@@ -166,7 +166,7 @@ class LoadReport:
         self._bar.start()
 
     def close(self) -> None:
-        """Ends the updates and removes the bar."""
+        """Stops the updates and removes the bar."""
         self._next_update.cancel()
         if self._timer is not None:
             self._timer.cancel()
@@ -176,14 +176,14 @@ class LoadReport:
 
 
 def _phase(progress: LoadProgress) -> str:
-    """The phase of a load and the state of its download, such as "environment, 12 MiB of 90 MiB"."""
+    """Formats the phase of a load and the state of its download, as in "environment, 12 MiB of 90 MiB"."""
     if progress.bytes_done >= progress.bytes_total:
         return progress.phase
     return f"{progress.phase}, {format_bytes(progress.bytes_done)} of {format_bytes(progress.bytes_total)}"
 
 
 def say(line: str = "") -> None:
-    """Prints a line. Its colours are kept only on a terminal, and unless NO_COLOR is set."""
+    """Prints a line. Its colours are removed if stdout is not a terminal, or if NO_COLOR is set."""
     click.echo(line, color=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
 
 
@@ -210,7 +210,7 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
             "batch",
         )
         headers += ("scheduling or reason" if any(model.reason for model in models) else "scheduling",)
-        # A column without information is left out: labels if there are none, devices if all are the CPU.
+        # A column without information is omitted: labels if there are none, devices if all are the CPU.
         for name, nothing in (("device", ("CPU", "-")), ("labels", ("", "-"))):
             column = headers.index(name)
             if all(row[column] in nothing for row in rows):
@@ -335,8 +335,9 @@ def _print_samples(server: Server, options: ServerOptions, models: list[Model]) 
 
 
 def _effort(model: Model) -> tuple[bool, bool, bool, bool, int]:
-    """A sort key for the sample model, which should have fixed shapes and a short but not empty request of no
-    files.
+    """Returns a sort key that chooses the model for the sample commands.
+
+    The best model has fixed shapes, and its request is short but not empty, and needs no files.
     """
     shapes = [_shape(model, spec) for spec in model.signature.inputs]
     varies = any(-1 in spec.shape[1 if model.max_batch_size else 0 :] for spec in model.signature.inputs)
@@ -357,11 +358,11 @@ def _printable(model: Model) -> bool:
 
 
 def curl_line(model: Model, url: str, certificate: str | None = None, *, keyed: bool = False) -> str:
-    """A curl command to try with the model; if `keyed`, with KEY where a key belongs.
+    """Returns a curl command to try with the model; if `keyed`, with KEY as a placeholder for the key.
 
-    It sends FILE to a model of pictures or sounds. To others it sends JSON if that is short, or else zeros in
-    binary form if there is a single input of fixed shape.
-    For any other model, it gets the metadata.
+    The command sends FILE to a model of pictures or sounds. To other models it sends JSON if that is short,
+    or else zeros in binary form if there is a single input of fixed shape. For any other model, the command
+    gets the metadata.
     """
     curl = "curl" if certificate is None else f"curl --cacert {shlex.quote(certificate)}"
     if keyed:
@@ -400,7 +401,7 @@ def _json_input(model: Model, spec: TensorSpec) -> str:
 
 
 def python_line(model: Model, url: str, certificate: str | None = None, *, keyed: bool = False) -> str:
-    """A shell command that runs the model from Python; if `keyed`, with KEY where a key belongs."""
+    """Returns a shell command that runs the model from Python; if `keyed`, with KEY in place of the key."""
     inputs = ", ".join(f"{spec.name!r}: {_numpy(model, spec)}" for spec in model.signature.inputs)
     if len(model.signature.inputs) == 1:
         inputs = _numpy(model, model.signature.inputs[0])
@@ -412,7 +413,8 @@ def python_line(model: Model, url: str, certificate: str | None = None, *, keyed
     model_text = f"backline.connect({url!r}{ca}{key})[{model.name!r}]"
     answer = f"*map(dict, {model_text}.stream{call})" if model.decoupled else f"dict({model_text}{call})"
     code = f"import backline, numpy as np; print({answer})"
-    # Double quotes read better around code with single quotes; they are used if the shell expands nothing.
+    # Double quotes are more readable around code with single quotes. They are used if the shell then expands
+    # nothing in the code.
     quoted = shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
     return f"{shlex.quote(sys.executable)} -c {quoted}"
 

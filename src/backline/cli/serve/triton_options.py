@@ -1,11 +1,11 @@
-"""Accepts command lines written for tritonserver, and says what replaces options that are missing here."""
+"""Accepts command lines written for tritonserver, and suggests replacements for missing options."""
 
 from __future__ import annotations
 
 import click
 
-#: What to do instead of each option of tritonserver that `backline serve` lacks. This table is also in
-#: docs/configuration.md.
+#: A replacement for each option of tritonserver that `backline serve` lacks. docs/configuration.md has the
+#: same table.
 ELSEWHERE = {
     "--model-store": "`--model-repository`",
     "--allow-http": "`--no-http` for `false`; leave out `true`",
@@ -52,7 +52,7 @@ _SECTIONS = {
 
 
 class ServeCommand(click.Command):
-    """A command that accepts flags with a value, `--exit-on-error=false`; it refuses those in ELSEWHERE."""
+    """A command that accepts flags with a value (`--exit-on-error=false`), but no options in ELSEWHERE."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -90,7 +90,7 @@ class ServeCommand(click.Command):
                 kept.append(arg)
         if (
             switched.get("exit_on_error") is False
-        ):  # in Triton, an explicit false also tolerates missing repositories
+        ):  # in Triton, an explicit `false` also allows missing repositories
             switched.setdefault("await_repositories", True)
         rest = super().parse_args(ctx, kept)
         ctx.params.update(switched)  # the command line takes precedence over the environment

@@ -1,7 +1,7 @@
 """`backline tritonserver`: a server that takes the command line of Triton, with its defaults.
 
-The command line is translated into one of `backline serve`, so there is only one server. As the entry point
-`backline-tritonserver` it can be linked as `tritonserver`.
+The command line is translated into one of `backline serve`, so both commands run the same server. The entry
+point `backline-tritonserver` can be linked as `tritonserver`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from backline.server import Server, ServerOptions
 
 log = logging.getLogger("backline.tritonserver")
 
-#: Triton's defaults where those of `backline serve` differ. Environment variables take precedence.
+#: Triton's defaults that differ from those of `backline serve`. Environment variables take precedence.
 DEFAULTS: dict[str, Any] = {
     "name": "triton",
     "host": "0.0.0.0",  # as in Triton; the start-up report warns about it
@@ -57,7 +57,7 @@ _HOLDS = {
 
 
 class StartFailed(click.ClickException):
-    """Ends the command with status 1, as Triton ends, whatever the reason. The message is all it prints."""
+    """An error that ends the command with status 1, as any error ends Triton. Only its message is printed."""
 
     exit_code = 1
 
@@ -66,7 +66,7 @@ class StartFailed(click.ClickException):
 
 
 class TritonCommand(click.Command):
-    """Leaves its arguments as they are. The help lists Triton's options, and what becomes of each."""
+    """A command that does not parse its arguments. The help lists Triton's options and their effects."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "--help" in args or "-h" in args:
@@ -93,7 +93,7 @@ class TritonCommand(click.Command):
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What a command line asks for."""
+    """The options and settings that a command line sets."""
 
     options: ServerOptions
     debug: str | None
@@ -109,7 +109,7 @@ def _parse(options: ServerOptions, debug: str | None, log: LogSettings) -> Parse
 
 
 def read_arguments(arguments: Sequence[str]) -> tuple[Parsed, Translation]:
-    """Reads a command line of tritonserver. Raises StartFailed for one that Triton refuses too."""
+    """Reads a command line of tritonserver. Raises StartFailed if Triton would refuse it too."""
     try:
         translation = translate(arguments, _takes_value)
         parsed: Parsed = _parse.main(
@@ -136,9 +136,9 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Parsed, Translation]:
 
 
 def _as_in_triton(parsed: Parsed) -> Parsed:
-    """Adds what no option sets: Triton's defaults for ONNX models, its readiness, and its debugging hooks.
+    """Adds settings without an option: Triton's ONNX defaults, readiness rules and debugging hooks.
 
-    The hooks are environment variables. Raises StartFailed if one has an invalid value.
+    The hooks are environment variables. Raises StartFailed if one of them has an invalid value.
     """
     held: dict[str, Any] = {"onnx_as_triton": True, "failed_loads_end_readiness": True}
     for name, field in _HOLDS.items():
@@ -186,9 +186,9 @@ def command(arguments: tuple[str, ...]) -> int:
 
 
 def _writable(settings: LogSettings) -> tuple[LogSettings, str]:
-    """The log settings without a file that cannot be opened, and what is wrong with it.
+    """Returns the log settings, without the file if it cannot be opened, and what is wrong with the file.
 
-    Triton starts all the same, and logs to stderr.
+    In this case, Triton starts too, and logs to stderr.
     """
     if settings.file:
         try:
@@ -201,12 +201,12 @@ def _writable(settings: LogSettings) -> tuple[LogSettings, str]:
 
 
 def _program() -> str:
-    """The program's name in front of its errors: its path where it is linked as tritonserver."""
+    """Returns the program's name for error texts: the path, if the program is linked as tritonserver."""
     return sys.argv[0] if "tritonserver" in Path(sys.argv[0]).name else "backline tritonserver"
 
 
 def _fail(error: BacklineError, repositories: Sequence[str | Path]) -> NoReturn:
-    """Raises StartFailed with Triton's words for the error, and what Backline knows beyond them."""
+    """Raises StartFailed with Triton's text for the error, followed by Backline's details."""
     message = error.message.rstrip("\n").removesuffix(";")
     if isinstance(error, NotListening):
         port = error.port
@@ -228,7 +228,7 @@ def _is_missing(repository: str | Path) -> bool:
 
 
 def _takes_value(name: str) -> bool | None:
-    """Whether an option of `backline serve` takes a value; None if there is no such option."""
+    """Returns whether an option of `backline serve` takes a value; None if there is no such option."""
     for param in _parse.params:
         if isinstance(param, click.Option) and name in (*param.opts, *param.secondary_opts):
             return not param.is_flag

@@ -14,26 +14,26 @@ _BY_NAME: Mapping[str, TritonOption] = {option.name: option for option in OPTION
 
 
 class BadCommandLine(BacklineError):
-    """Raised for a command line that Triton refuses too; the message begins with Triton's."""
+    """Raised for a command line that Triton refuses too. The message begins with Triton's message."""
 
 
 class BadOption(BadCommandLine):
-    """Raised for an option that getopt refuses in Triton, with the program's path before the message."""
+    """Raised for an option that getopt refuses in Triton, where the program's path precedes the message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """A command line of `backline serve`, and remarks about options that have no counterpart."""
+    """A command line of `backline serve`, and remarks about options without an equivalent."""
 
     arguments: tuple[str, ...]
-    #: One sentence for each option without effect, and for each that asks for something missing.
+    #: One sentence for each option that has no effect, and one for each that needs a missing feature.
     without_effect: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """An option on the command line, with its checked value; flags have an empty one."""
+    """An option on the command line, with its checked value, which is empty for flags."""
 
     name: str
     value: str
@@ -43,7 +43,7 @@ def translate(arguments: Sequence[str], takes_value: Callable[[str], bool | None
     """Translates a command line of tritonserver.
 
     `takes_value(name)` says whether an option of `backline serve` such as "--auth" needs a value; None if
-    there is no such option. Those are passed on. Raises BadCommandLine.
+    there is no such option. Options of `backline serve` are passed on. Raises BadCommandLine.
     """
     own: list[Given] = []
     passed: list[str] = []
@@ -78,7 +78,7 @@ def translate(arguments: Sequence[str], takes_value: Callable[[str], bool | None
 def _read(
     arguments: Sequence[str], takes_value: Callable[[str], bool | None]
 ) -> Iterator[Given | tuple[str, ...]]:
-    """Yields Triton's options as Given, and others as the arguments that form them."""
+    """Yields each option of Triton as a Given, and each other option as a tuple of its arguments."""
     rest = list(reversed(arguments))
     while rest:
         argument = rest.pop()
@@ -116,13 +116,13 @@ def _read(
 
 
 def _bad_option(name: str, error: InvalidArgument) -> BadCommandLine:
-    if error.message.startswith("error: "):  # found in Triton only once it has read the command line
+    if error.message.startswith("error: "):  # Triton reports such errors after it has read the command line
         return BadCommandLine(error.message)
     return BadCommandLine(f'Bad option: "--{name}".\n{error.message}')
 
 
 def _find(name: str, argument: str) -> TritonOption | None:
-    """The option of a name, which may be shortened as long as it is unique, as getopt_long allows."""
+    """Returns the option with a name. As with getopt_long, any unique start of the name is enough."""
     if name in _BY_NAME:
         return _BY_NAME[name]
     found = [option for option in OPTIONS if option.name.startswith(name)] if name else []
@@ -140,11 +140,11 @@ def _told(values: Mapping[str, Sequence[str]], outcome: str) -> Iterator[str]:
 
 
 def _translated(values: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """The options of `backline serve` for checked values of Triton's options."""
+    """Yields the options of `backline serve` for checked values of Triton's options."""
     last = {name: given[-1] for name, given in values.items()}
     for name, given in values.items():
         match _BY_NAME[name].carried:
-            case "once":  # the last value counts
+            case "once":  # only the last value counts
                 yield f"--{name}={last[name]}"
             case "each":
                 yield from (f"--{name}={value}" for value in given)
@@ -213,7 +213,7 @@ def _cache(values: Mapping[str, Sequence[str]], last: Mapping[str, str]) -> Iter
 
 
 def _traces(values: Mapping[str, Sequence[str]], last: Mapping[str, str]) -> tuple[list[str], str]:
-    """The values of --trace-config, and a sentence about a level that has no effect."""
+    """Returns the values of --trace-config, and a warning if the trace level has no effect; else ""."""
     old = ("trace-file", "trace-level", "trace-rate", "trace-count", "trace-log-frequency")
     given = [name for name in old if name in values]
     if given and "trace-config" in values:
@@ -239,7 +239,7 @@ def _traces(values: Mapping[str, Sequence[str]], last: Mapping[str, str]) -> tup
     )
     if not levels or goes_somewhere:
         return settings, ""
-    # Triton starts all the same, and writes no traces.
+    # In this case, Triton starts too, and writes no traces.
     return [setting for setting in settings if setting not in levels], (
         f"the trace setting {levels[0]} has no effect: say where traces go, by triton,file=PATH"
     )

@@ -1,4 +1,4 @@
-"""The options of tritonserver 2.51 and of newer releases, and what becomes of each here.
+"""The options of tritonserver 2.51 and of newer releases, and the effect of each in Backline.
 
 The names and the accepted values are Triton's (src/command_line_parser.cc of triton-inference-server/server).
 docs/from-triton.md shows this table.
@@ -14,11 +14,11 @@ from backline.access.restricted import GRPC_PREFIX, parse_restrictions
 from backline.engine.errors import InvalidArgument
 from backline.schedule.cache.config import CACHES
 
-#: "taken": the option means the same here. "no effect": nothing here corresponds to it, and nothing is lost.
-#: "missing": what it asks for does not exist here.
+#: "taken": the option means the same in Backline. "no effect": Backline has no equivalent and needs none.
+#: "missing": Backline lacks the feature.
 Outcome: TypeAlias = Literal["taken", "no effect", "missing"]
-#: Checks a value as Triton does, and returns it in the form that the translation expects. Raises
-#: InvalidArgument in Triton's words.
+#: Checks a value as Triton does, and returns the value in the form that the translation expects. Raises
+#: InvalidArgument with Triton's text.
 Check: TypeAlias = Callable[[str], str]
 
 
@@ -51,7 +51,7 @@ def boolean(value: str) -> str:
 
 
 def one_of(name: str, *allowed: str) -> Check:
-    """Accepts some words in any case."""
+    """Returns a check that accepts the allowed words in upper or lower case."""
 
     def check(value: str) -> str:
         if value.lower() not in allowed:
@@ -72,7 +72,7 @@ def pair(value: str) -> str:
 
 
 def setting(name: str, form: str) -> Check:
-    """Accepts a value with "=", of the given form."""
+    """Returns a check that accepts values with "=". Errors quote the expected form."""
 
     def check(value: str) -> str:
         if "=" not in value:
@@ -83,7 +83,7 @@ def setting(name: str, form: str) -> Check:
 
 
 def restriction(option: str, prefix: str = "") -> Check:
-    """Accepts restricted APIs with the header field that they need."""
+    """Returns a check that accepts restricted APIs with the header field that they need."""
 
     def check(value: str) -> str:
         parse_restrictions(option, [value], prefix)
@@ -147,10 +147,10 @@ class TritonOption:
     name: str
     check: Check | None
     outcome: Outcome
-    #: What it does here, or why it does nothing; for the documentation and the log.
+    #: What the option does in Backline, or why it has no effect; for the documentation and the log.
     becomes: str
-    #: Whether `backline serve` has an option of this name for the last value, or for each; empty if the
-    #: translation has a special rule.
+    #: Whether an option of `backline serve` with the same name takes the last value, or each value; empty if
+    #: the translation has a special rule.
     carried: Literal["once", "each", ""] = ""
 
 

@@ -1,4 +1,4 @@
-"""The tables that Triton logs when it has started: the models with their states, and the options."""
+"""The tables that Triton logs after it has started: the models with their states, and the options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from backline.server import Server
 
 
 def model_table(engine: Engine) -> str:
-    """The versions of all models; those that failed with the reason."""
+    """Returns a table of the versions of all models, with the reason for each failure."""
     rows = [
         (
             model.name,
@@ -25,7 +25,7 @@ def model_table(engine: Engine) -> str:
 
 
 def option_table(server: Server) -> str:
-    """The options that Triton shows and that also exist here."""
+    """Returns a table of those options that Triton shows and that Backline also has."""
     options = server.options
     lifecycle = options.lifecycle
     metadata = server_metadata(server.engine)
@@ -50,7 +50,7 @@ def option_table(server: Server) -> str:
 
 
 def render(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with borders. A cell may have several lines."""
+    """Formats a table with borders. A cell may have several lines."""
     cells = [[[printable(line) for line in cell.split("\n")] for cell in row] for row in (headers, *rows)]
     widths = [max(len(line) for row in cells for line in row[column]) for column in range(len(headers))]
     border = "+" + "+".join("-" * (width + 2) for width in widths) + "+"

@@ -166,10 +166,10 @@ async def _tune(
 
 
 def _recorded(data: str | None, state: Path | None, repository: str, name: str) -> Path | None:
-    """The file of recorded requests that --data means; None if it means something else."""
+    """Returns the file of recorded requests to which --data refers; None if it refers to something else."""
     if data == RECORDED:
         where = Path(repository)
-        # A server usually serves the folder above the model's.
+        # The repository of a server is usually the folder that contains the model's folder.
         folders = [state] if state is not None else [*map(_state_folder, (where.parent, where))]
         files = [recorded_file(folder, name) for folder in folders]
         return next((file for file in files if file.exists()), files[0])
@@ -181,10 +181,10 @@ def _state_folder(repository: Path) -> Path:
 
 
 def write_configuration(folder: Path, config: Any, header: str) -> Iterator[str]:
-    """Writes the configuration of the model in a folder, in the format of the file that is there.
+    """Writes a model's configuration into its folder, in the format of the existing file.
 
-    Yields what was done. The old file gets another name, which no server reads. Raises InvalidArgument if the
-    new file could not be read again; nothing is changed then.
+    Yields a description of each change. The old file is renamed, so that no server reads it. Raises
+    InvalidArgument if the new file cannot be read back; then nothing changes.
     """
     pbtxt, native = folder / CONFIG_PBTXT, folder / MODEL_TOML
     file = pbtxt if pbtxt.exists() else native
@@ -209,7 +209,7 @@ def write_configuration(folder: Path, config: Any, header: str) -> Iterator[str]
 
 
 def open_problem(folder: Path) -> str:
-    """Why the model in a folder cannot be served; empty if it can, as far as its files tell."""
+    """Returns why the model in a folder cannot be served; empty if its files show no problem."""
     try:
         open_model(folder)
     except InvalidArgument as error:
@@ -219,7 +219,7 @@ def open_problem(folder: Path) -> str:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, float], None]]:
-    """A bar on stderr if that is a terminal. Yields the function that moves it."""
+    """Shows a progress bar on stderr if it is a terminal. Yields the function that updates the bar."""
     if not sys.stderr.isatty():
         yield lambda what, share: None
         return

@@ -1,9 +1,9 @@
-"""Predicts throughput and latency of settings from measured run times, to leave out those that cannot win.
+"""Predicts throughput and latency from measured run times, to exclude settings that cannot win.
 
-The model is that of a closed system: `concurrency` callers wait for each response, so the mean latency is
+The prediction assumes a closed system: `concurrency` callers wait for each response, so the mean latency is
 the concurrency divided by the throughput (Little's law). Throughput is limited by the instances, by the
-cores, and by the event loop. The limits blend into each other, so that of two settings with the same lowest
-limit, the one further away from the other limits is predicted to be faster.
+cores, and by the event loop. The limits are blended, so that of two settings with the same lowest limit, the
+one further away from its other limits is predicted to be faster.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from itertools import pairwise
 
 from backline.cli.tune.settings import TunedSettings
 
-#: Seconds to hand a batch to an instance and get it back, by lane.
+#: Seconds for passing a batch to an instance and getting the result back, for each lane.
 _HOP = {"inline": 0.000004, "thread": 0.00004, "process": 0.00025}
 
-#: How closely the lowest of several limits is approached.
+#: The exponent by which limits are blended: the larger it is, the closer to the lowest limit is the result.
 _SHARPNESS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class BatchTimes:
-    """Mean seconds of a run, by batch size: at least one, ascending."""
+    """The mean duration of a run in seconds for each measured batch size, in ascending order of size."""
 
     points: tuple[tuple[int, float], ...]
 
@@ -32,7 +32,7 @@ class BatchTimes:
         return cls(tuple(sorted(seconds.items())))
 
     def seconds(self, batch: float) -> float:
-        """The seconds of a run, interpolated. Beyond the largest batch, time grows in proportion."""
+        """Returns the duration of a run in seconds: interpolated, or proportional above the largest batch."""
         first, last = self.points[0], self.points[-1]
         if batch <= first[0]:
             return first[1]
@@ -46,7 +46,7 @@ class BatchTimes:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Requests per second, and the 99th percentile of latency in seconds."""
+    """The predicted throughput in requests per second, and 99th percentile of latency in seconds."""
 
     throughput: float
     p99: float
@@ -54,13 +54,14 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class LoadPredictor:
-    """What the measurements of a few settings say about all others.
+    """A predictor of the performance of all settings, based on the measurements of a few.
 
-    `times` has the run times by number of threads, and `factors` how much longer a run takes with another
-    optimisation level or without the arena. `tail` is the ratio of the 99th percentile to the mean latency.
+    `times` contains the run times by number of threads. `factors` says how much longer a run takes with
+    another optimisation level or without the arena. `tail` is the ratio of the 99th percentile of latency to
+    its mean.
 
-    The event loop spends `alone` seconds on a request that is alone, and `overhead` seconds on each of many
-    that arrive together.
+    The event loop spends `alone` seconds on a request that arrives alone, and `overhead` seconds on each of
+    many requests that arrive together.
     """
 
     cores: int
@@ -71,10 +72,10 @@ class LoadPredictor:
     tail: float = 1.5
 
     def run_seconds(self, settings: TunedSettings, batch: float) -> float:
-        """The predicted duration of a run."""
+        """Returns the predicted duration of a run."""
         nearest = min(self.times, key=lambda threads: abs(threads - settings.threads))
         factor = self.factors.get((settings.optimization, settings.arena))
-        if factor is None:  # the two options were measured one at a time
+        if factor is None:  # the two options were only measured separately
             factor = self.factors.get((settings.optimization, True), 1.0) * self.factors.get(
                 ("all", settings.arena), 1.0
             )
@@ -84,7 +85,7 @@ class LoadPredictor:
         parallel = 1 if settings.lane == "inline" else min(settings.instances, concurrency)
         batch = min(max(settings.batch, 1), max(1.0, concurrency / parallel))
         run = self.run_seconds(settings, batch)
-        # A batch that is not full waits for the delay before it runs.
+        # A batch that is not full runs only after the delay.
         waits = settings.delay_us / 1e6 if concurrency / parallel < settings.batch else 0.0
         cycle = run + waits + _HOP[settings.lane]
         overhead = self.overhead + (self.alone - self.overhead) / concurrency
@@ -98,12 +99,12 @@ class LoadPredictor:
 
 
 def _blended(*limits: float) -> float:
-    """A value below the lowest of the limits: the closer the other limits are, the further below."""
+    """Returns a value below the lowest of the limits: the closer the other limits are, the further below."""
     return float(sum(limit**-_SHARPNESS for limit in limits) ** (-1 / _SHARPNESS))
 
 
 def levels_of(settings: TunedSettings, levels: Sequence[int]) -> list[int]:
-    """The concurrencies at which settings can show what they can do: up to two full batches per instance."""
+    """Returns the concurrencies at which to measure settings: up to about two full batches per instance."""
     most = 2 * settings.instances * max(settings.batch, 1)
     useful = [level for level in levels if level <= most]
     return [*useful, next((level for level in levels if level > most), levels[-1])][: len(useful) + 1]

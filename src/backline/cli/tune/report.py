@@ -17,7 +17,7 @@ _UNITS = "Throughput is in requests per second, latency in ms, both with as many
 
 
 def print_outcome(outcome: Outcome, goal: Goal) -> None:
-    """Prints what was found, how it compares, and what each setting brought."""
+    """Prints the best settings, compares them with the current ones, and shows the effect of each setting."""
     base, best = outcome.base, outcome.best
     tried = len({one.settings for one in outcome.measured})
     print(
@@ -43,7 +43,7 @@ def print_outcome(outcome: Outcome, goal: Goal) -> None:
 
 
 def verdict(outcome: Outcome, goal: Goal) -> str:
-    """The result in one sentence."""
+    """Returns the result in one sentence."""
     base, best = outcome.base, outcome.best
     limit = "" if goal.p99 is None else f" with a p99 of at most {goal.p99 * 1000:g} ms"
     if goal.of(best) < 0:
@@ -69,7 +69,7 @@ def _row(kind: str, one: LoadMeasurement) -> tuple[str, ...]:
 
 
 def _text(value: object) -> str:
-    if isinstance(value, tuple):  # buckets
+    if isinstance(value, tuple):  # the value is a choice of buckets
         return (
             "; ".join(f"{name} {'/'.join(map(str, lengths))}" for name, lengths in value) or "as configured"
         )
@@ -77,7 +77,7 @@ def _text(value: object) -> str:
 
 
 def document(outcome: Outcome, goal: Goal, name: str, inputs: str) -> dict[str, Any]:
-    """The result as JSON."""
+    """Returns the result as JSON."""
 
     def entry(one: LoadMeasurement) -> dict[str, Any]:
         settings = one.settings
@@ -121,7 +121,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def comment(outcome: Outcome, goal: Goal, inputs: str) -> str:
-    """What the written configuration says about itself, as lines that start with "#"."""
+    """Returns the comment for the start of the written configuration, as lines that begin with "#"."""
     best = outcome.best
     aim = (
         "most throughput" if goal.p99 is None else f"most throughput with p99 at most {goal.p99 * 1000:g} ms"

@@ -1,7 +1,8 @@
 """Searches for the best settings: measures a few, predicts the others, and lets the most promising compete.
 
-The competition is successive halving: all finalists are measured briefly, the better part of them longer, and
-so on. It knows nothing of servers: a Measure is a function that measures settings at a concurrency.
+The competition is successive halving: all candidates are measured briefly, the better part of them longer,
+and so on. This module does not depend on a server: it calls a Measure, a function that measures settings at a
+concurrency.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ from backline.engine.errors import BacklineError
 
 #: The concurrencies that are tried.
 LEVELS = (1, 2, 4, 8, 16, 32, 64, 128)
-#: The seconds for which each round measures its candidates, and how many it has at most.
+#: For each round, the seconds for which candidates are measured, and the maximum number of candidates.
 ROUNDS = ((0.1, 16), (0.25, 6))
-#: Seconds of each measurement that only feeds the prediction.
+#: The duration of a measurement that is used only for predictions, in seconds.
 PROBE_SECONDS = 0.08
-#: Candidates whose prediction is worse than this share of the best prediction are left out.
+#: Candidates whose prediction is worse than this share of the best prediction are not measured.
 _PROMISING = 0.6
-#: How many finalists are compared with the current settings, and how often, in turn.
+#: The number of finalists that are compared with the current settings, in turn, and the number of turns.
 _RIVALS = 3
 _TURNS = 2
 _TURN_SECONDS = 0.5
-#: Seconds of each measurement that tells what one change brings.
+#: The duration of a measurement of the effect of one change, in seconds.
 SHARE_SECONDS = 0.3
-#: The share of a throughput below which a difference is taken for noise.
+#: Differences below this share of the throughput are treated as noise.
 _NOISE = 0.02
-#: The longest run on the event loop that is considered, in seconds. During the run, all other requests wait.
+#: The maximum duration of a run on the event loop, in seconds, because all other requests wait for the run.
 LONGEST_INLINE = 0.002
-#: Predictions of run times with other runtime options count only if they save this share.
+#: Other runtime options are considered faster only if they save this share of the run time.
 _NOTICEABLE = 0.03
 
 
@@ -59,12 +60,12 @@ Measure: TypeAlias = Callable[[TunedSettings, int, float], Awaitable[LoadMeasure
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """The most throughput, with a 99th percentile of at most `p99` seconds if that is given."""
+    """The goal of a search: maximum throughput, with a 99th percentile of at most `p99` seconds if given."""
 
     p99: float | None = None
 
     def score(self, throughput: float, p99: float, errors: int = 0) -> float:
-        """Higher is better. Results that miss the limit are negative, and worse the more they miss it."""
+        """Returns a score, where higher is better. Results that miss the limit get negative scores."""
         if errors:
             return -1e9
         if self.p99 is not None and p99 > self.p99:
@@ -77,7 +78,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one setting brought: the throughput without it, as a share of that of the best settings."""
+    """The effect of one setting: the throughput without it, as a share of that of the best settings."""
 
     name: str
     before: object
@@ -87,8 +88,9 @@ class Share:
 
 @dataclass(slots=True)
 class Outcome:
-    """The result of a search. `candidates` counts the settings that were considered; `measured` holds all
-    measurements, in order.
+    """The result of a search.
+
+    `candidates` is the number of settings that were considered; `measured` has all measurements, in order.
     """
 
     base: LoadMeasurement
@@ -114,7 +116,7 @@ class Search:
         pace: float = 1.0,
         progress: Callable[[str, float], None] = lambda what, share: None,
     ) -> None:
-        """`pace` multiplies the duration of every measurement. `progress` gets a text and the share done."""
+        """`pace` multiplies the duration of every measurement. `progress` gets a text and a fraction."""
         self._tunable = tunable
         self._cores = cores
         self._goal = goal
@@ -126,7 +128,7 @@ class Search:
         self._failed: dict[TunedSettings, str] = {}
 
     async def run(self) -> Outcome:
-        """Raises BacklineError if the model does not run with the settings that the server chooses."""
+        """Runs the search. Raises BacklineError if the model does not run with the server's own settings."""
         began = perf_counter()
         base = await self._best_level_of_base()
         model = await self._probe(base)
@@ -137,7 +139,7 @@ class Search:
         best = await self._choose_buckets(best)
         simplest, shares = await self._simplify(best, base)
         if simplest.settings != best.settings:
-            # They were measured later than the current ones, when the machine may have been slower or faster.
+            # The two were measured at different times, and the machine's speed may have changed in between.
             base, best = await self._decide(base, [simplest, best])
         changed = {name for name, _, _ in best.settings.changes(base.settings)}
         shares = [share for share in shares if share.name in changed]
@@ -146,7 +148,7 @@ class Search:
         )
 
     async def _try(self, settings: TunedSettings, level: int, seconds: float) -> LoadMeasurement | None:
-        """A measurement; None if these settings do not work."""
+        """Measures settings; returns None if they do not work."""
         try:
             measured = await self._measure(settings, level, seconds * self._pace)
         except BacklineError as error:
@@ -168,7 +170,7 @@ class Search:
         return max(found, key=self._goal.of)
 
     async def _probe(self, base: LoadMeasurement) -> LoadPredictor:
-        """Measures run times by batch size for each number of threads, and the effect of other options."""
+        """Measures run times for batch sizes and numbers of threads, and the effect of other options."""
         tunable = self._tunable
         largest = min(tunable.largest_batch or 1, 64)
         lane = "thread" if tunable.base.lane == "inline" else tunable.base.lane
@@ -207,7 +209,7 @@ class Search:
         return LoadPredictor(self._cores, times, factors, alone, min(alone, together), max(tail, 1.0))
 
     async def _factors(self, plain: TunedSettings, largest: int) -> dict[tuple[str, bool], float]:
-        """How much longer a run takes with each other option of the runtime, measured one at a time."""
+        """Measures by which factor each other option of the runtime, one at a time, lengthens a run."""
         factors = {("all", True): 1.0}
         others = {
             (one.optimization, one.arena)
@@ -226,7 +228,7 @@ class Search:
                 factors[option] = 10.0
                 continue
             factor = usual.throughput / measured.throughput
-            # A difference within the noise counts as none, and the default is preferred.
+            # Differences within the noise are ignored, and the default is preferred.
             factors[option] = factor if factor < 1 - _NOTICEABLE else max(factor, 1.0 + _NOTICEABLE)
         return factors
 
@@ -236,7 +238,7 @@ class Search:
     def _ranked(
         self, candidates: Sequence[TunedSettings], model: LoadPredictor
     ) -> list[tuple[TunedSettings, int]]:
-        """The promising candidates, best first, each with the concurrency to measure it at."""
+        """Returns the promising candidates, best first, each with the concurrency for its measurement."""
         predicted: list[tuple[float, TunedSettings, int]] = []
         for settings in candidates:
             best: tuple[float, int] | None = None
@@ -257,7 +259,7 @@ class Search:
         return [(settings, level) for _, settings, level in _diverse(kept, ROUNDS[0][1])]
 
     async def _compete(self, ranked: Sequence[tuple[TunedSettings, int]]) -> list[LoadMeasurement]:
-        """Successive halving; returns the measurements of the last round."""
+        """Runs the rounds of successive halving; returns the measurements of the last round."""
         field = list(ranked)
         scored: list[LoadMeasurement] = []
         total = sum(min(most, len(ranked)) * seconds for seconds, most in ROUNDS)
@@ -275,7 +277,7 @@ class Search:
         return scored
 
     def _next_level(self, measured: LoadMeasurement) -> int:
-        """The concurrency for the next round: lower if the limit was missed, higher if it is far away."""
+        """Returns the concurrency for the next round, which is lower if the latency was above the limit."""
         limit = self._goal.p99
         if limit is None or not measured.p99:
             return measured.concurrency
@@ -287,7 +289,7 @@ class Search:
     async def _decide(
         self, base: LoadMeasurement, finalists: Sequence[LoadMeasurement]
     ) -> tuple[LoadMeasurement, LoadMeasurement]:
-        """The current settings and the best of all, both measured in turn with the best finalists.
+        """Measures the current settings and the best finalists in turn; returns the current and the best.
 
         The current settings win unless another combination is noticeably better.
         """
@@ -307,7 +309,7 @@ class Search:
         return now, best if self._goal.of(best) > least + _NOISE * abs(least) else now
 
     async def _choose_buckets(self, best: LoadMeasurement) -> LoadMeasurement:
-        """The best settings with the best buckets. How inputs share batches is not predicted but measured."""
+        """Returns the best settings with the best padding buckets, which are measured and not predicted."""
         for buckets in self._tunable.buckets:
             self._progress("measuring padding buckets", 0.9)
             other = replace(best.settings, buckets=buckets)
@@ -319,7 +321,7 @@ class Search:
     async def _simplify(
         self, best: LoadMeasurement, base: LoadMeasurement
     ) -> tuple[LoadMeasurement, list[Share]]:
-        """Undoes each change that brings nothing, and measures what the others bring.
+        """Reverts each change that has no benefit, and measures the benefit of the others.
 
         The settings with and without a change are measured in turn, because the machine may be faster or
         slower than a moment ago.
@@ -342,7 +344,7 @@ class Search:
 
 
 def _mean(results: Sequence[LoadMeasurement]) -> LoadMeasurement:
-    """The mean of several measurements of the same settings at the same concurrency."""
+    """Returns the mean of several measurements of the same settings at the same concurrency."""
     count = len(results)
     return replace(
         results[0],
@@ -356,9 +358,10 @@ def _mean(results: Sequence[LoadMeasurement]) -> LoadMeasurement:
 def _diverse(
     ranked: Sequence[tuple[float, TunedSettings, int]], most: int
 ) -> list[tuple[float, TunedSettings, int]]:
-    """The first two of each kind before further ones, because predictions rank best within a kind.
+    """Orders settings so that the first two of each kind come first, then the next two, and so on.
 
-    A kind is a placement, with or without a delay: how full batches get is hard to predict.
+    Predictions are most reliable within a kind. A kind is a placement, with or without a delay: how full
+    batches get is hard to predict.
     """
     rounds: dict[tuple[str, int, int, bool], int] = {}
     keyed = []
@@ -370,7 +373,7 @@ def _diverse(
 
 
 def pareto(measured: Sequence[LoadMeasurement]) -> list[LoadMeasurement]:
-    """The measurements that no other one beats in both throughput and 99th percentile, fastest first."""
+    """Returns the measurements that no other beats in both throughput and 99th percentile, fastest first."""
     front: list[LoadMeasurement] = []
     for one in sorted(measured, key=lambda each: (-each.throughput, each.p99)):
         if not one.errors and (not front or one.p99 < front[-1].p99):

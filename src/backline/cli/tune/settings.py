@@ -14,11 +14,11 @@ from backline.engine.config.model_config import AnyLane
 from backline.protos import message
 from backline.repository.configuration.native import parameter
 
-#: The largest batch that is tried.
+#: The maximum batch size that is tried.
 LARGEST_BATCH = 64
 #: The numbers of padding buckets that are tried.
 BUCKET_COUNTS = (2, 4, 8)
-#: The lengths that each padded input is padded to, by input.
+#: For each padded input, the lengths to which it is padded.
 Buckets: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 #: The queue delays that are tried, in microseconds.
 DELAYS_US = (0, 500, 2000)
@@ -26,14 +26,14 @@ DELAYS_US = (0, 500, 2000)
 
 @dataclass(frozen=True, slots=True)
 class RuntimeOptions:
-    """The names of a backend's parameters for the options that are tried; empty if it has no such option."""
+    """The names of a backend's parameters for options that are tried; empty if there is no such option."""
 
     threads: str = ""
     optimization: str = ""
     arena: str = ""
 
 
-#: The options of each backend that has any.
+#: The runtime options of each backend that has any.
 RUNTIME_OPTIONS = {
     "onnxruntime": RuntimeOptions("intra_op_thread_count", "graph_optimization_level", "enable_mem_arena"),
     "pytorch": RuntimeOptions("INTRA_OP_THREAD_COUNT"),
@@ -42,23 +42,23 @@ RUNTIME_OPTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class TunedSettings:
-    """One combination. `batch` is max_batch_size, 0 for a model that is not batched."""
+    """One combination of settings. `batch` is max_batch_size; 0 for a model that is not batched."""
 
     lane: AnyLane = "thread"
     instances: int = 1
     batch: int = 0
     delay_us: int = 0
-    #: Threads of each run.
+    #: The number of threads of each run.
     threads: int = 1
     #: The level of graph optimisation.
     optimization: str = "all"
     #: Whether the runtime keeps memory between runs.
     arena: bool = True
-    #: Empty to keep the buckets in the configuration.
+    #: The padding buckets; empty to keep those in the configuration.
     buckets: Buckets = ()
 
     def changes(self, base: TunedSettings) -> list[tuple[str, Any, Any]]:
-        """The settings that differ from those of `base`: name, value there, value here."""
+        """Returns the settings that differ from `base`: the name, the value in `base`, and the value here."""
         return [
             (field.name, before, after)
             for field in fields(self)
@@ -83,25 +83,24 @@ class TunedSettings:
 
 @dataclass(frozen=True, slots=True)
 class Tunable:
-    """What may be varied of a model: `base` is how the server runs it by default."""
+    """The settings of a model that may be varied. `base` has the settings that the server uses by default."""
 
     base: TunedSettings
-    #: The most items of a batch; 0 if the model cannot be batched.
+    #: The maximum number of items in a batch; 0 if the model cannot be batched.
     largest_batch: int = 0
     options: RuntimeOptions = RuntimeOptions()
     #: Whether the instances run in worker processes.
     hosted: bool = False
-    #: Whether the configuration places the instances on GPUs, so that their number stays as it is.
+    #: Whether the configuration places the instances on GPUs; if so, their number is not varied.
     placed: bool = False
-    #: Whether the server found runs short enough for the event loop.
+    #: Whether the server found that runs are short enough for the event loop.
     inline: bool = False
-    #: The choices of padding buckets, apart from those in the configuration.
+    #: The choices of padding buckets, in addition to those in the configuration.
     buckets: tuple[Buckets, ...] = ()
 
 
 def space(tunable: Tunable, cores: int) -> list[TunedSettings]:
-    """All combinations to consider. No combination computes with more threads in this process than there are
-    cores."""
+    """Returns all combinations to consider. None uses more threads in this process than there are cores."""
     return list(dict.fromkeys([tunable.base, *_combinations(tunable, cores)]))
 
 
@@ -117,7 +116,7 @@ def _combinations(tunable: Tunable, cores: int) -> Iterator[TunedSettings]:
 
 
 def _placements(tunable: Tunable, cores: int) -> Iterator[tuple[AnyLane, int, int]]:
-    """The lanes, numbers of instances and threads of each run."""
+    """Yields combinations of a lane, a number of instances, and a number of threads of each run."""
     threads = _powers(cores) if tunable.options.threads else [1]
     if tunable.placed:
         yield tunable.base.lane, tunable.base.instances, tunable.base.threads
@@ -135,7 +134,7 @@ def _placements(tunable: Tunable, cores: int) -> Iterator[tuple[AnyLane, int, in
 
 
 def _powers(most: int) -> list[int]:
-    """The powers of two below `most`, and `most`."""
+    """Returns the powers of two below `most`, and `most`."""
     found = [1]
     while found[-1] * 2 < most:
         found.append(found[-1] * 2)
@@ -143,10 +142,10 @@ def _powers(most: int) -> list[int]:
 
 
 def configured(declared: Any, settings: TunedSettings, tunable: Tunable) -> Any:
-    """A copy of the configuration `declared`, an inference.ModelConfig, with these settings.
+    """Returns a copy of the configuration `declared`, an inference.ModelConfig, with these settings.
 
-    Values that the server would choose anyway are written too, so that the result does not depend on later
-    measurements. Options of the runtime are written only where they differ from its defaults.
+    Values that the server would choose anyway are written too, so that later measurements do not change them.
+    Options of the runtime are written only if they differ from the runtime's defaults.
     """
     config = message("inference.ModelConfig").FromString(declared.SerializeToString())
     if settings.batch:
@@ -173,9 +172,9 @@ def configured(declared: Any, settings: TunedSettings, tunable: Tunable) -> Any:
 def bucket_choices(
     lengths: Mapping[str, Sequence[int]], now: Mapping[str, tuple[int, ...]]
 ) -> tuple[Buckets, ...]:
-    """Buckets for inputs of these lengths, which divide the requests into parts of equal size.
+    """Returns choices of buckets for inputs of these lengths, which divide the requests into equal parts.
 
-    `now` has the buckets in the configuration, by input. There is no choice without different lengths.
+    `now` has the buckets in the configuration, by input. If all lengths are equal, there is no choice.
     """
     choices: list[Buckets] = []
     for count in BUCKET_COUNTS:
@@ -196,5 +195,5 @@ def _set(config: Any, key: str, value: str, default: str) -> None:
 
 
 def without(settings: TunedSettings, base: TunedSettings, name: str) -> TunedSettings:
-    """The settings, with the one called `name` changed back to its value in `base`."""
+    """Returns the settings, with the setting `name` changed back to its value in `base`."""
     return replace(settings, **{name: getattr(base, name)})

@@ -35,14 +35,14 @@ from backline.observe.prediction_log import read_log
 from backline.protos import message, to_plain
 
 _URL = "inproc:tune"
-#: Seconds of load that are not measured after the settings have changed.
+#: Seconds of load after a change of settings that are not measured.
 _WARM_UP = 0.03
-#: Requests of a recording that are sent in turn.
+#: The maximum number of recorded requests that are sent in turn.
 _MOST_REQUESTS = 200
 
 
 class Trials:
-    """One model, loaded with one combination of settings at a time. An asynchronous context manager."""
+    """An asynchronous context manager that loads a model with one combination of settings at a time."""
 
     def __init__(self, repository: str, name: str, options: LifecycleOptions) -> None:
         self._name = name
@@ -66,9 +66,9 @@ class Trials:
         await self._client.close()
 
     async def inspect(self) -> Tunable:
-        """Loads the model as a server would, and says what can be varied.
+        """Loads the model as a server would, and returns what can be varied.
 
-        Raises InvalidArgument for models that cannot be tuned: ensembles, decoupled models, sequences.
+        Raises InvalidArgument for models that cannot be tuned: ensembles, decoupled and sequence models.
         """
         await self._client.load(self._name)
         model = self._embedded.engine.find_ready(self._name)
@@ -80,10 +80,10 @@ class Trials:
     async def prepare(
         self, shapes: Sequence[str], given: Sequence[str], recorded: Path | None
     ) -> tuple[str, Tunable]:
-        """Makes the requests, from a recording or from inputs as `backline bench` takes them.
+        """Prepares the requests, from a recording or from the same inputs as for `backline bench`.
 
-        Returns a description of them, and what can be varied: recorded requests of different lengths add
-        padding buckets. Sends one request, so that an error is raised before the measurements.
+        Returns a description of the requests, and what can be varied: recorded requests of different lengths
+        add choices of padding buckets. Sends one request, so that errors occur before the measurements.
         """
         assert self._transport is not None, "within the context"
         assert self._tunable is not None, "inspected before"
@@ -103,7 +103,7 @@ class Trials:
         return described if recorded is None else f"{len(calls)} recorded requests", self._tunable
 
     def _padding(self) -> dict[str, tuple[int, ...]]:
-        """The buckets of each input that is padded along its first dimension after the batch."""
+        """Returns the buckets of each input that is padded along its first dimension after the batch."""
         joining = self._embedded.engine.find_ready(self._name).config.joining
         if joining is None:
             return {}
@@ -115,7 +115,7 @@ class Trials:
         return request_inputs(metadata, shapes, given)
 
     async def measure(self, settings: TunedSettings, concurrency: int, seconds: float) -> LoadMeasurement:
-        """Measures settings under the load of `concurrency` callers; see Measure."""
+        """Measures settings under the load of `concurrency` callers. See Measure."""
         await self._load(settings)
         before = await self._batches()
         load = await closed_loop(self._send, concurrency, seconds)
@@ -150,7 +150,7 @@ class Trials:
             await closed_loop(self._send, max(settings.batch, settings.instances), _WARM_UP)
 
     async def _batches(self) -> Mapping[int, tuple[int, int]]:
-        """The number of runs and their total nanoseconds so far, by batch size."""
+        """Returns the number of runs so far and their total time in nanoseconds, by batch size."""
         assert self._transport is not None, "within the context"
         entries = await self._transport.statistics(self._name, "", 60.0)
         return {
@@ -164,7 +164,7 @@ class Trials:
 
 
 def padded_lengths(calls: Sequence[InferCall], padded: Iterable[str]) -> dict[str, list[int]]:
-    """The length of each padded input in each request that has it."""
+    """Returns the length of each padded input in each request that has it."""
     found: dict[str, list[int]] = {name: [] for name in padded}
     for call in calls:
         for tensor in call.inputs:
@@ -185,7 +185,7 @@ def _mean_runs(
 
 
 def tunable_of(model: Model) -> Tunable:
-    """What can be varied of a loaded model. Raises InvalidArgument if nothing can."""
+    """Returns what can be varied in a loaded model. Raises InvalidArgument if nothing can."""
     config = model.config
     kinds = (
         (config.ensemble is not None, "is an ensemble: tune the models that it calls"),
@@ -225,13 +225,13 @@ def tunable_of(model: Model) -> Tunable:
 
 
 def override(config: Any) -> str:
-    """A configuration as the JSON of a load request, without fields that are not set."""
+    """Returns a configuration as the JSON of a load request, without fields that are not set."""
     plain = {key: value for key, value in to_plain(config).items() if value not in ("", 0, [], {}, False)}
     return json.dumps(plain)
 
 
 def recorded_inputs(file: Path) -> list[tuple[Any, ...]]:
-    """The inputs of the first requests in a recording. Raises InvalidArgument if there are none."""
+    """Returns the inputs of the first requests in a recording. Raises InvalidArgument if there are none."""
     if not file.exists():
         raise InvalidArgument(
             f"no requests are recorded in '{file}': run 'backline models record NAME' on the server that gets"
