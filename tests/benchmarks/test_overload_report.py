@@ -91,5 +91,5 @@ def test_the_page_states_which_claims_hold(tmp_path: Path) -> None:
     )
     page = (tmp_path / "overload.md").read_text()
     assert "- **no**: http, 1.1 times: 94.0% of the best goodput (at least 95%)" in page
-    assert "- yes: http, 1.1 times: p99 of the answered 50 ms (at most 100 ms)" in page
+    assert "- yes: http, 1.1 times: p99 of the responses 50 ms (at most 100 ms)" in page
     assert (tmp_path / "overload.png").read_bytes().startswith(b"\x89PNG")

@@ -121,7 +121,7 @@ def test_the_first_response_decides_the_status(streaming: ServerProcess) -> None
             "The schema can not convert input 'WAIT' to tensor with proper shape",
         ),
         ({**repeat([1]), "IN": ["a"]}, 400, "Unable to parse 'data': attempt to access JSON non-"),
-        ({**repeat([1]), "IN": {"a": 1}}, 400, "Unable to parse 'data' of input 'IN'"),
+        ({**repeat([1]), "IN": {"a": 1}}, 400, "can not convert input 'IN' to tensor with proper shape"),
         (
             {**repeat([1]), "other": {"a": 1}},
             400,

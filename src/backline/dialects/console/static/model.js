@@ -17,7 +17,7 @@ const ORIGINS = {
 
 // The reason alone, without the protocol's wording for a version that is not ready.
 function whyNot(error) {
-  return error.message.replace(/^Request for unknown model: '.*?' version (\S+) is not at ready state: /, "Version $1 does not serve: ");
+  return error.message.replace(/^Request for unknown model: '.*?' (?:has no available versions: )?version (\S+) is not at ready state: /, "Version $1 does not serve: ");
 }
 
 export function inWords(spec, batched) {
