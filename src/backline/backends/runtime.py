@@ -68,6 +68,8 @@ class _Imports:
         if module in sys.modules:
             return import_module(module)
         with self._lock:  # one import at a time, so that its growth can be measured
+            if module in sys.modules:  # what other loads allocate meanwhile would be taken for the import's
+                return import_module(module)
             before = count_pages().total
             try:
                 with _uncollected():
