@@ -85,7 +85,7 @@ class Arms:
 
 
 def make_certificate(certificate: Path, private: Path) -> None:
-    """A certificate for 127.0.0.1, made by openssl."""
+    """Returns a certificate for 127.0.0.1, made by openssl."""
     made = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
     files = ("-keyout", str(private), "-out", str(certificate))
     subprocess.run(
@@ -219,7 +219,7 @@ def run(
     results: list[Result] = []
 
     def one(target: Target, name: str, *, last: bool = True) -> bool:
-        """Whether the result counts: that of the last try, or one without a miss."""
+        """Returns whether the result counts: that of the last try, or one without a miss."""
         weapon = WEAPONS[name]
         if weapon.connections not in controls:
             controls[weapon.connections] = valid_p99(target, weapon.connections, min(duration, 2.0))

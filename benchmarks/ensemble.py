@@ -69,7 +69,7 @@ def write_repository(folder: Path, *, python: bool) -> Path:
 
 
 def asked() -> Model:
-    """A model that does all steps at once; its request and answer are those expected of the ensemble."""
+    """Returns a model that does all steps at once; its request and answer are those expected of the ensemble."""
     whole = BENCH / "ensembles" / "whole.onnx"
     write_model(whole, "Add", [16], float(sum(range(1, len(STEPS) + 1))))
     return Model("chain", whole, "INPUT0", (1, 16), 0.03)

@@ -75,7 +75,7 @@ class Side:
 
 
 def create_key(name: str, *options: str) -> dict[str, str]:
-    """The header field with a new key."""
+    """Returns the header field with a new key."""
     command = [sys.executable, "-m", "backline", "keys", "create", name, "--auth", str(AUTH), *options]
     key = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     return {"authorization": f"Bearer {key}"}
@@ -104,7 +104,9 @@ def served(
 
 
 def code_of(revision: str) -> Path:
-    """The source folder of a revision of this repository; its dependencies are those of this environment."""
+    """Returns the source folder of a revision of this repository; its dependencies are those of this
+    environment.
+    """
     folder = FOLDER / "before"
     folder.mkdir()
     packed = subprocess.run(
@@ -181,7 +183,7 @@ Found = dict[str, list[tuple[float, float]]]
 def compare(
     measure: Callable[[Side, int], Measurement], sides: list[Side], clients: int, rounds: int
 ) -> Found:
-    """The request rate, and the requests per CPU second, of each server in each round."""
+    """Returns the request rate, and the requests per CPU second, of each server in each round."""
     found: Found = {side.name: [] for side in sides}
     for number in range(rounds + 1):
         for side in sides if number % 2 else reversed(sides):
@@ -195,7 +197,7 @@ def compare(
 
 
 def ratios(found: Found, one: str, other: str) -> tuple[list[float], list[float]]:
-    """The ratios of rates, and of requests per CPU second, in each round."""
+    """Returns the ratios of rates, and of requests per CPU second, in each round."""
     pairs = list(zip(found[one], found[other], strict=True))
     return [a[0] / b[0] for a, b in pairs], [a[1] / b[1] for a, b in pairs]
 
@@ -295,7 +297,7 @@ def fairness(rounds: int, seconds: float) -> None:
 def turns(
     protocol: str, side: Side, keys: dict[str, dict[str, str]], rounds: int, seconds: float
 ) -> tuple[float, float]:
-    """The p99 of the steady clients in milliseconds, without and with the flood."""
+    """Returns the p99 of the steady clients in milliseconds, without and with the flood."""
     alone: list[float] = []
     flooded: list[float] = []
     for _ in range(rounds):
@@ -314,7 +316,7 @@ def turns(
 
 
 def stretch(protocol: str, side: Side, keys: dict[str, dict[str, str]], seconds: float) -> list[float]:
-    """The milliseconds that the requests of the steady clients took."""
+    """Returns the milliseconds that the requests of the steady clients took."""
     clients = [
         Steady(lambda name=name: ASKERS[protocol](side, keys[name]), seconds, number / RATE / len(STEADY))  # type: ignore[misc]
         for number, name in enumerate(STEADY)
@@ -327,7 +329,9 @@ def stretch(protocol: str, side: Side, keys: dict[str, dict[str, str]], seconds:
 
 
 def within_quota(protocol: str, side: Side, fields: dict[str, str], seconds: float) -> bool:
-    """Whether a client that sends as fast as it can gets what its quota admits, and refusals for the rest."""
+    """Returns whether a client that sends as fast as it can gets what its quota admits, and refusals for the
+    rest.
+    """
     ask = ASKERS[protocol](side, fields)
     time.sleep(BURST / QUOTA)  # the whole burst is available again
     began = time.perf_counter()

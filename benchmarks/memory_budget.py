@@ -54,7 +54,7 @@ class Model:
 
 
 def make_models(repository: Path, count: int) -> list[Model]:
-    """The models of the repository; those that are missing are created."""
+    """Returns the models of the repository; those that are missing are created."""
     models = []
     for number in range(count):
         side = 708 + (number * 37) % 292  # 2 to 4 MB
@@ -131,7 +131,7 @@ def start(repository: Path, *options: str) -> tuple[ServerProcess, int]:
 
 
 def base_memory() -> int:
-    """The fixed cost of a server: its resident memory after a response from one small model."""
+    """Returns the fixed cost of a server: its resident memory after a response from one small model."""
     models = make_models(FOLDER / "one", 1)
     process, port = start(FOLDER / "one")
     try:

@@ -76,7 +76,7 @@ class Model:
 
 
 def make_models(folder: Path, count: int, largest: int, chosen: Sequence[str]) -> list[Model]:
-    """The models, with weights of up to `largest` bytes; files are kept between runs.
+    """Returns the models, with weights of up to `largest` bytes; files are kept between runs.
 
     Models in the server's process are smaller than those in workers, because ONNX Runtime and PyTorch hold
     the weights twice while they load them.
@@ -173,7 +173,7 @@ class Client:
         return {entry["name"]: entry for entry in json.loads(self.get("/v2/models"))["versions"]}
 
     def load_seconds(self, model: Model) -> float:
-        """How long the server says that the last load of a model took."""
+        """Returns how long the server says that the last load of a model took."""
         pattern = rf'^nv_model_load_duration_secs\{{model="{model.name}".*\}} (\S+)$'
         found = re.search(pattern, self.get("/metrics").decode(), re.MULTILINE)
         if found is None:
@@ -232,7 +232,7 @@ def start(repository: Path, state: Path, *options: str) -> tuple[ServerProcess, 
 
 
 def base_memory(folder: Path, kinds: Sequence[str]) -> int:
-    """The memory of a server that has imported the runtimes, without any weights or workers."""
+    """Returns the memory of a server that has imported the runtimes, without any weights or workers."""
     models = make_models(folder / "small", 10, 4096, [kind for kind in kinds if "python" not in kind])
     shutil.rmtree(folder / "small_state", ignore_errors=True)
     process, port = start(folder / "small", folder / "small_state")
@@ -274,7 +274,9 @@ def reloads(models: list[Model], port: int, count: int) -> list[tuple[float, flo
 
 
 def evictions(state: Path) -> tuple[int, list[str]]:
-    """The number of evictions in the audit log, and those whose beneficiary was not loaded afterwards."""
+    """Returns the number of evictions in the audit log, and those whose beneficiary was not loaded
+    afterwards.
+    """
     entries = [json.loads(line) for line in (state / "audit.jsonl").read_text().splitlines()]
     in_vain, open_evictions, count = [], {}, 0
     for entry in entries:
@@ -293,7 +295,7 @@ def evictions(state: Path) -> tuple[int, list[str]]:
 
 
 def steps_around(state: Path, peak: Sample) -> list[str]:
-    """What the audit log says of the seconds around a sample, with the seconds from the sample."""
+    """Returns what the audit log says of the seconds around a sample, with the seconds from the sample."""
     entries = [json.loads(line) for line in (state / "audit.jsonl").read_text().splitlines()]
     return [
         f"{entry['time'] - peak.time:+.2f} s: {entry['action']} {entry['model']} {entry.get('detail', '')}"

@@ -81,7 +81,7 @@ async def offer(peer: Peer, model: Model, protocol: str, rate: float, seconds: f
 
 
 async def closed_loop(peer: Peer, model: Model, seconds: float) -> float:
-    """The number of answers per second to 32 closed-loop clients, which keep batches full."""
+    """Returns the number of answers per second to 32 closed-loop clients, which keep batches full."""
     clients = Clients(peer.http_port, model.http_request())
     rate = await clients.closed_loop(32, seconds)
     clients.close()
@@ -97,7 +97,9 @@ def repository(mode: str, objective: float) -> Model:
 
 
 def tune(model: Model, capacity: float, objective: float, seconds: float) -> tuple[TunedTriton, list[str]]:
-    """The Triton with the best sum of goodputs at 1.1 and 4 times the capacity, and a line per policy."""
+    """Returns the Triton with the best sum of goodputs at 1.1 and 4 times the capacity, and a line per
+    policy.
+    """
     fit = capacity * objective
     policies = [(0.5, None), (0.65, None), (0.8, None), (None, 0.5), (None, 0.75), (0.65, 0.75)]
     tried: list[tuple[float, TunedTriton]] = []
@@ -214,7 +216,7 @@ def main(
 
 
 def capacity_of(peer: Peer, model: Model) -> float:
-    """The closed-loop capacity of a server outside its turn, in requests per second."""
+    """Returns the closed-loop capacity of a server outside its turn, in requests per second."""
     peer.resume()
     capacity = asyncio.run(closed_loop(peer, model, 4.0))
     peer.pause()

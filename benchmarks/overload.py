@@ -52,7 +52,7 @@ class Report:
 
 
 def slow_model(milliseconds: float) -> Model:
-    """A model that takes about `milliseconds` on one core, with layers that take about 15 us each."""
+    """Returns a model that takes about `milliseconds` on one core, with layers that take about 15 us each."""
     layers = max(2, round(milliseconds / 0.015))
     path = BENCH / "overload" / f"slow{layers}" / "slow" / "1" / "model.onnx"
     if not path.exists():
@@ -61,7 +61,7 @@ def slow_model(milliseconds: float) -> Model:
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
-    """The p50, p99 and maximum in milliseconds; NaN without values."""
+    """Returns the p50, p99 and maximum in milliseconds; NaN without values."""
     if not seconds:
         return dict.fromkeys(("p50", "p99", "max"), float("nan"))
     return {
@@ -79,7 +79,7 @@ def took(fates: list[Fate]) -> list[float]:
 
 
 def answered(server: Backline, model: Model) -> int:
-    """The server's own count of successful requests."""
+    """Returns the server's own count of successful requests."""
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
     try:
         connection.request("GET", f"/v2/models/{model.name}/stats")

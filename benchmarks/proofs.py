@@ -85,7 +85,7 @@ def measure_goal(goal: Goal, proofs: Path, *, rounds: int, seconds: float) -> li
 
 
 def verdicts(goal: Goal, rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """A line per number of clients, with "reached", "aim reached", "MISSED" or "NOT MEASURED".
+    """Returns a line per number of clients, with "reached", "aim reached", "MISSED" or "NOT MEASURED".
 
     Lines that are only for comparison have "no goal".
     """
@@ -133,7 +133,7 @@ def verdicts(goal: Goal, rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def _cpu_share(row: Row, against: str) -> float | None:
-    """The server's CPU time per request as a multiple of that of `against`; None if not measured."""
+    """Returns the server's CPU time per request as a multiple of that of `against`, or None if not measured."""
     mine, theirs = row.median("backline"), row.median(against)
     if mine is None or theirs is None or math.isnan(mine.cpu_us) or math.isnan(theirs.cpu_us):
         return None

@@ -46,7 +46,7 @@ def write(repository: Path, name: str, config: str) -> Path:
 
 
 def start(name: str, repository: Path) -> tuple[ServerProcess, str, str]:
-    """A server, and its URLs over HTTP and gRPC."""
+    """Returns a server, and its URLs over HTTP and gRPC."""
     http, grpc, metrics = free_ports(3)
     process = ServerProcess(name, serve_command(repository, http, grpc, metrics))
     process.wait_until(lambda: answers_200(f"http://127.0.0.1:{http}/v2/health/ready"))
@@ -60,7 +60,7 @@ def front_of(urls: str, name: str) -> tuple[ServerProcess, str, str]:
 
 
 def post(protocol: str, port: int) -> tuple[h2load.Post, list[str]]:
-    """The request for add1, and the options of h2load for the protocol."""
+    """Returns the request for add1, and the options of h2load for the protocol."""
     asked = model("add1")
     if protocol == "grpc":
         return h2load.grpc_post(port, asked.grpc_request()), []

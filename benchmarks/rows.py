@@ -117,7 +117,7 @@ def loaded(name: str, shape: tuple[int, ...], clients: int, protocol: str) -> Ca
 
 
 def first_token(side: Side, seconds: float) -> Values:
-    """The time from sending a request to generate_stream to its first event, with one client."""
+    """Returns the time from sending a request to generate_stream to its first event, with one client."""
     body = b'{"x":[1.0]}'
     head = (
         f"POST /v2/models/stream/generate_stream HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -143,7 +143,7 @@ def first_token(side: Side, seconds: float) -> Values:
 
 
 def startup(repository: Path) -> Callable[[Side, float], Values]:
-    """The seconds from the command to ready, their CPU time, and the resident memory then."""
+    """Returns the seconds from the command to ready, their CPU time, and the resident memory then."""
 
     def measure(side: Side, seconds: float) -> Values:
         began = time.perf_counter()
@@ -220,7 +220,7 @@ def save(folder: Path, operator: str, dims: list[int], constant: float | None = 
 def compare(
     rows: list[Row], before: Path, rounds: int, seconds: float
 ) -> dict[str, list[tuple[Values, Values]]]:
-    """The values of each row in each round: of the earlier checkout, and of this one."""
+    """Returns the values of each row in each round: of the earlier checkout, and of this one."""
     sides = [start("before", before, REPOSITORY), start("now", ROOT, REPOSITORY)]
     found: dict[str, list[tuple[Values, Values]]] = {row.name: [] for row in rows}
     try:
@@ -243,7 +243,9 @@ def compare(
 
 
 def table(found: dict[str, list[tuple[Values, Values]]]) -> list[str]:
-    """A line for each value of each row: medians before and now, and the median of the rounds' ratios."""
+    """Returns a line for each value of each row: medians before and now, and the median of the rounds'
+    ratios.
+    """
     lines = ["| row | value | before | now | ratio |", "| --- | --- | --- | --- | --- |"]
     for name, pairs in found.items():
         for column in COLUMNS:

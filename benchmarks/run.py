@@ -97,7 +97,7 @@ def cases_of(
 
 
 def ways_of(asked: Model, ways: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """The ways to call this model: large gRPC requests use h2load if it is installed."""
+    """Returns the ways to call this model: large gRPC requests use h2load if it is installed."""
     if not asked.large or not h2load.available():
         return ways
     others = [way for way in ways if way[0] != "grpc"]

@@ -82,7 +82,7 @@ def by_signal(servers: list[SimulatedServer], second: int) -> int:
 
 
 def by_cpu() -> Callable[[list[SimulatedServer], int], int]:
-    """The rule of the HorizontalPodAutoscaler, with its default tolerance and stabilization."""
+    """Returns the rule of the HorizontalPodAutoscaler, with its default tolerance and stabilization."""
     wanted: list[tuple[int, int]] = []
 
     def look(servers: list[SimulatedServer], second: int) -> int:

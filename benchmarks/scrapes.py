@@ -44,7 +44,7 @@ def put_models(repository: Path, count: int) -> None:
 
 
 def ask(port: int, seconds: float) -> list[float]:
-    """The latency of each request in milliseconds."""
+    """Returns the latency of each request in milliseconds."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
     took = []
     end = time.perf_counter() + seconds

@@ -108,7 +108,7 @@ STEPS = {"openvino": openvino_step, "onnxruntime": onnxruntime_step}
 
 
 def one_by_one(backend: str, sound: np.ndarray) -> np.ndarray:
-    """The answers of the runtime, run on one stream after another without a server."""
+    """Returns the answers of the runtime, run on one stream after another without a server."""
     step = STEPS[backend]()
     answers = np.empty(sound.shape[:2], np.float32)
     for stream, chunks in enumerate(sound):
@@ -151,7 +151,7 @@ def grpc_request(sequence: int, chunk: np.ndarray, *, start: bool, end: bool) ->
 
 
 def streams_of(sound: np.ndarray) -> list[Stream]:
-    """A stream per row of sound, alternating between HTTP and gRPC."""
+    """Returns a stream per row of sound, alternating between HTTP and gRPC."""
     last = sound.shape[1] - 1
     made = []
     for number, chunks in enumerate(sound):

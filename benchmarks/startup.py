@@ -42,7 +42,7 @@ def is_ready(port: int) -> bool:
 
 
 def seconds_to_ready() -> float:
-    """The seconds from starting the command to the first 200."""
+    """Returns the seconds from starting the command to the first 200."""
     http_port, grpc_port, metrics_port = free_ports(3)
     started = time.perf_counter()
     process = ServerProcess("startup", serve_command(REPOSITORY, http_port, grpc_port, metrics_port))
@@ -59,7 +59,7 @@ def seconds_to_ready() -> float:
 
 
 def answered(connection: http.client.HTTPConnection, name: str) -> int:
-    """The server's own count of successful requests to the model `name`."""
+    """Returns the server's own count of successful requests to the model `name`."""
     connection.request("GET", f"/v2/models/{name}/stats")
     return sum(
         version["inference_stats"]["success"]["count"]

@@ -43,7 +43,7 @@ class Spoils:
 
 
 def goaway(tail: bytes) -> str | None:
-    """The error code of a GOAWAY frame at the end of the received bytes."""
+    """Returns the error code of a GOAWAY frame at the end of the received bytes."""
     at = tail.rfind(b"\x07\x00\x00\x00\x00\x00")
     if at < 3 or len(tail) < at + 14:
         return None

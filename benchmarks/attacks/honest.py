@@ -41,7 +41,7 @@ class Log:
         return [call for call in self.calls if call.error]
 
     def quantile(self, share: float) -> float:
-        """A quantile in milliseconds; 0 without calls. A failed call counts with its time to failure."""
+        """Returns a quantile in milliseconds; 0 without calls. A failed call counts with its time to failure."""
         times = sorted(call.seconds for call in self.calls)
         return 1000 * times[min(len(times) - 1, int(share * len(times)))] if times else 0.0
 

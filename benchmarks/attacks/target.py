@@ -34,7 +34,7 @@ class Target:
         return None if self.certificate is None else ssl.create_default_context(cafile=self.certificate)
 
     def connect(self, timeout: float | None = None) -> socket.socket:
-        """A connection, after the TLS handshake."""
+        """Returns a connection, after the TLS handshake."""
         connection = socket.create_connection(self.address, timeout)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         context = self.tls()

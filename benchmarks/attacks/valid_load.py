@@ -38,7 +38,7 @@ def _take_turns(target: Target, connections: int, duration: float, control: Conn
 
 
 def valid_p99(target: Target, connections: int, duration: float) -> float:
-    """The honest client's p99 in milliseconds while `connections` other clients send valid requests."""
+    """Returns the honest client's p99 in milliseconds while `connections` other clients send valid requests."""
     count = min(connections, CONNECTIONS)
     process, load = in_process(_take_turns, target, count, duration)
     with honest_client(target) as client:

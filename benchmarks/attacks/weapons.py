@@ -137,7 +137,7 @@ def empty_continuation() -> Ammunition:
 
 
 def continuation_flood() -> Ammunition:
-    """A header block that never ends: literals without indexing, 16 KiB per frame."""
+    """Returns a header block that never ends: literals without indexing, 16 KiB per frame."""
     literal = b"\x00\x03x-a\x7f\x81\x7f" + b"y" * 256
     return Ammunition(
         greeting() + frame(wire.HEADERS, 0, 1, hpack.Encoder().encode(wire.GRPC_FIELDS)),
@@ -183,7 +183,9 @@ def unread_http2() -> Ammunition:
 
 
 def header_bomb() -> Ammunition:
-    """A field of 4,000 bytes in the dynamic table, then blocks with 16,000 references to it, 64 MB each."""
+    """Returns a field of 4,000 bytes in the dynamic table, then blocks with 16,000 references to it, 64 MB
+    each.
+    """
     encoder = hpack.Encoder()
     first = encoder.encode(wire.fields("GET", "/", ("x-bomb", "b" * 3900)))
     blocks = [frame(wire.HEADERS, wire.END_HEADERS | wire.END_STREAM, 1, first)]
@@ -213,7 +215,7 @@ def gzip_bomb_http() -> Ammunition:
 
 
 def gzip_bomb_grpc() -> Ammunition:
-    """A message of 64 KB, small enough for the first window, that decompresses to 64 MB."""
+    """Returns a message of 64 KB, small enough for the first window, that decompresses to 64 MB."""
     encoder = hpack.Encoder()
     what = [*wire.GRPC_FIELDS, ("grpc-encoding", "gzip")]
     body = wire.grpc_message(wire.bomb(size=63 * MIB), compressed=True)
@@ -250,7 +252,7 @@ def endless_body() -> Ammunition:
 
 
 def endless_body_http2() -> Ammunition:
-    """A body of unknown size that heeds no window."""
+    """Returns a body of unknown size that heeds no window."""
     begun = headers(hpack.Encoder(), 1, wire.fields("POST", wire.ADD1), end=False)
     return Ammunition(greeting() + begun, repeated(wire.data(1, bytes(65536), end=False)))
 
@@ -261,7 +263,7 @@ def large_request() -> Ammunition:
 
 
 def large_message() -> Ammunition:
-    """A gRPC message of almost the permitted 64 MiB that heeds no window."""
+    """Returns a gRPC message of almost the permitted 64 MiB that heeds no window."""
     begun = headers(hpack.Encoder(), 1, wire.GRPC_FIELDS, end=False)
     prefix = wire.data(1, b"\0" + (63 * MIB).to_bytes(4, "big"), end=False)
     return Ammunition(greeting() + begun + prefix, repeated(wire.data(1, bytes(65536), end=False)))

@@ -110,7 +110,7 @@ def parse(output: str, durations_us: list[float]) -> Measurement:
 
 
 def unfinished(output: str) -> int:
-    """The number of requests without a complete answer. Raises CannotRun if `output` has no report."""
+    """Returns the number of requests without a complete answer. Raises CannotRun if `output` has no report."""
     requests = REQUESTS.search(output)
     if requests is None:
         raise CannotRun(f"h2load has no result: {output.strip()[-200:] or 'no output'}")

@@ -96,7 +96,7 @@ class Model:
         }
 
     def http_request(self) -> bytes:
-        """The whole HTTP/1.1 request with binary tensors both ways."""
+        """Returns the whole HTTP/1.1 request with binary tensors both ways."""
         body, headers = self.binary_request()
         lines = [
             f"POST /v2/models/{self.name}/infer HTTP/1.1",
@@ -118,7 +118,7 @@ class Model:
         return self.binary_request() if encoding == "binary" else self.json_request()
 
     def grpc_request(self) -> bytes:
-        """The serialised ModelInferRequest with raw contents."""
+        """Returns the serialised ModelInferRequest with raw contents."""
         from tritonclient.grpc import service_pb2
 
         return service_pb2.ModelInferRequest(
@@ -197,7 +197,7 @@ def scheduled_add1() -> Model:
 
 
 def model(name: str, repository: Path = REPOSITORY) -> Model:
-    """The model `name` in `repository`, created if missing."""
+    """Returns the model `name` in `repository`, created if missing."""
     path = repository / name / "1" / "model.onnx"
     if name == "add1":
         if not path.exists():

@@ -21,7 +21,7 @@ CLOSE = re.compile(rb"\r\nconnection: *close\r\n", re.IGNORECASE)
 
 
 def poisson(rate: float, seconds: float, seed: int) -> list[float]:
-    """The times of a Poisson process with `rate` events per second, from 0 to `seconds`."""
+    """Returns the times of a Poisson process with `rate` events per second, from 0 to `seconds`."""
     chance = random.Random(seed)
     moments: list[float] = []
     moment = chance.expovariate(rate)
@@ -197,7 +197,7 @@ class Clients:
         connection.send(self.request, due)
 
     async def closed_loop(self, clients: int, seconds: float) -> float:
-        """The number of answers with status 200 that `clients` closed-loop clients get per second."""
+        """Returns the number of answers with status 200 that `clients` closed-loop clients get per second."""
         before = len(self.fates.all)
         started = monotonic()
         self.looping = True

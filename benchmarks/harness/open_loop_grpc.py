@@ -48,7 +48,7 @@ class GrpcClients:
         task.add_done_callback(self.tasks.discard)
 
     async def closed_loop(self, clients: int, seconds: float) -> float:
-        """The number of successful calls that `clients` closed-loop clients make per second."""
+        """Returns the number of successful calls that `clients` closed-loop clients make per second."""
         started = monotonic()
         done = 0
 

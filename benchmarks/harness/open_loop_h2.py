@@ -163,7 +163,7 @@ class H2Clients:
             await connection.ready
 
     def decode(self, block: bytes) -> dict[bytes, bytes]:
-        """The decoded fields of a header block."""
+        """Returns the decoded fields of a header block."""
         fields = self._fields.get(block)
         if fields is None:
             fields = {bytes(name): bytes(value) for name, value in self._decoder.decode(block, raw=True)}

@@ -66,7 +66,7 @@ class Outcome:
 
 
 def outcome_of(turns: Sequence[Turn], objective: float) -> Outcome:
-    """The outcome of these turns; `objective` is in seconds."""
+    """Returns the outcome of these turns; `objective` is in seconds."""
     fates = [fate for turn in turns for fate in turn.fates]
     answered = [fate.ended - fate.due for fate in fates if fate.what in ANSWERED]
     refused = [fate.ended - fate.due for fate in fates if fate.what in REFUSED]
@@ -116,7 +116,7 @@ class Report:
         return sorted({times for other, times, _ in self.outcomes if other == protocol})
 
     def best(self, protocol: str) -> float:
-        """The best goodput of any server at any load."""
+        """Returns the best goodput of any server at any load."""
         return max(outcome.goodput for (other, _, _), outcome in self.outcomes.items() if other == protocol)
 
     def claims(self, mode: str, loads: Sequence[float]) -> list[tuple[bool, str]]:

@@ -35,7 +35,7 @@ class Stream:
         self.answers: list[bytes] = []
 
     def take(self, answer: bytes) -> bytes | None:
-        """Records an answer and returns the next request; None after the last."""
+        """Records an answer and returns the next request; returns None after the last."""
         self.answers.append(answer[-self.kept :])
         return self.requests[len(self.answers)] if len(self.answers) < len(self.requests) else None
 
@@ -171,7 +171,7 @@ def _frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
 
 
 def _head(path: str) -> bytes:
-    """The header block of a call, in literals without indexing (RFC 7541, 6.2.2)."""
+    """Returns the header block of a call, in literals without indexing (RFC 7541, 6.2.2)."""
     fields = (
         (":method", "POST"),
         (":scheme", "http"),

@@ -44,12 +44,12 @@ class Finding:
     reason: str = ""
 
     def answer(self) -> dict[str, Any]:
-        """The fields that are not empty, for JSON; `value` always."""
+        """Returns the fields that are not empty, for JSON; `value` always."""
         return {name: value for name, value in asdict(self).items() if value or name == "value"}
 
 
 async def analyse(client: AsyncClient, recording: bytes) -> dict[str, Finding]:
-    """What each model finds in a recording, a file of any format that the models read.
+    """Returns what each model finds in a recording, a file of any format that the models read.
 
     Raises InvalidArgument if the file is not a recording.
     """
@@ -72,7 +72,7 @@ async def _find(client: AsyncClient, question: Question, recording: bytes) -> Fi
 
 
 async def _ask(client: AsyncClient, model: str, recording: bytes, seconds: float) -> tuple[Any, str]:
-    """A model's answer and version. The client itself moves requests from lost servers to others."""
+    """Returns a model's answer and version. The client itself moves requests from lost servers to others."""
     end = monotonic() + seconds
     left = _ATTEMPTS
     while True:

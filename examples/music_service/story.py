@@ -153,7 +153,7 @@ def _first_recording(url: str) -> None:
 
 
 def _clip() -> Path:
-    """The first seconds of the recording."""
+    """Returns the first seconds of the recording."""
     samples, rate = soundfile.read(_WORK / "ode_to_joy.wav", frames=_CLIP_SECONDS * melody.RATE)
     clip = _WORK / "clip.flac"
     soundfile.write(clip, samples, rate)

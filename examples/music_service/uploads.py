@@ -23,7 +23,7 @@ class UploadError(Exception):
 
 
 def upload(url: str, recording: Path) -> dict[str, Any]:
-    """The application's findings about a recording, by name. Raises UploadError if there are none."""
+    """Returns the application's findings about a recording, by name. Raises UploadError if there are none."""
     boundary = uuid.uuid4().hex
     head = (
         f"--{boundary}\r\n"
@@ -80,7 +80,7 @@ class Listeners:
                 raise UploadError(f"not seen within {seconds} s; answers so far: {dict(self.answers)}")
 
     def versions(self, name: str) -> dict[str, int]:
-        """How many answers about `name` came from each model and version, such as {"tempo 1": 20}."""
+        """Returns how many answers about `name` came from each model and version, such as {"tempo 1": 20}."""
         return {f"{model} {version}": n for (key, model, version), n in self.answers.items() if key == name}
 
     def _listen(self) -> None:

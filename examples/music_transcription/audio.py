@@ -31,7 +31,7 @@ class Recording:
         return len(self.samples) / self.rate
 
     def at(self, rate: int) -> np.ndarray:
-        """The samples resampled to another rate, float32 [m]."""
+        """Returns the samples resampled to another rate, float32 [m]."""
         return soxr.resample(self.samples, self.rate, rate)
 
 

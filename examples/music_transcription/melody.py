@@ -35,7 +35,7 @@ _SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 
 
 def notes() -> list[Note]:
-    """The true notes in time order."""
+    """Returns the true notes in time order."""
     return sorted([*_voice(_RIGHT, loudness=0.85), *_voice(_LEFT, loudness=0.6)])
 
 
@@ -75,7 +75,7 @@ def _midi(pitch: str) -> int:
 
 @lru_cache
 def _piano_tone(midi: int, held: float, loudness: float) -> np.ndarray:
-    """The sound of one key held for `held` seconds, float32 [samples] at 44,100 Hz.
+    """Returns the sound of one key held for `held` seconds, float32 [samples] at 44,100 Hz.
 
     It is a sum of partials and a knock. Stiff strings make the partials slightly sharp; higher partials decay
     faster.

@@ -59,7 +59,8 @@ class Thresholds:
 def decode(
     sounding: np.ndarray, onset: np.ndarray, frame_rate: float, thresholds: Thresholds | None = None
 ) -> list[Note]:
-    """The notes in the network's outputs [frames, 88], whose lowest pitch is A0 (MIDI 21), in time order.
+    """Returns the notes in the network's outputs [frames, 88], whose lowest pitch is A0 (MIDI 21), in time
+    order.
 
     A note starts at an onset peak and ends where it fades or where the same pitch starts again.
     """
@@ -79,14 +80,18 @@ def decode(
 
 
 def _peaks(picture: np.ndarray, least: float) -> np.ndarray:
-    """A mask of the local maxima of at least `least` in each column; the first and last row can be maxima."""
+    """Returns a mask of the local maxima of at least `least` in each column; the first and last row can be
+    maxima.
+    """
     edge = np.full((1, picture.shape[1]), -np.inf, picture.dtype)
     padded = np.concatenate((edge, picture, edge))
     return (picture >= least) & (picture > padded[:-2]) & (picture >= padded[2:])
 
 
 def _shaken(sounding: np.ndarray, onset: np.ndarray, thresholds: Thresholds) -> np.ndarray:
-    """A mask of the frames where a pitch already sounds and its onset is weak compared with the strongest."""
+    """Returns a mask of the frames where a pitch already sounds and its onset is weak compared with the
+    strongest.
+    """
     strongest = onset.max(axis=1)
     padded = np.pad(strongest, _STROKE_FRAMES)
     strongest_near = np.lib.stride_tricks.sliding_window_view(padded, 2 * _STROKE_FRAMES + 1).max(axis=1)

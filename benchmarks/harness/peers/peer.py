@@ -42,7 +42,7 @@ class Peer(ABC):
         """Installs the server if needed and starts it with `models`; returns when it is ready."""
 
     def measures(self, case: Case) -> bool:
-        """Whether the server supports the case."""
+        """Returns whether the server supports the case."""
         return (case.protocol, case.encoding) in self.ways and (
             case.generator != "perf_analyzer" or self.perf_analyzer
         )
@@ -54,14 +54,14 @@ class Peer(ABC):
         return f"http://127.0.0.1:{self.http_port}{self.infer_path(model)}"
 
     def http_post(self, model: Model) -> h2load.Post:
-        """The request with binary tensors, in the form that h2load sends."""
+        """Returns the request with binary tensors, in the form that h2load sends."""
         return h2load.Post(self.infer_url(model), *model.binary_request())
 
     def grpc_post(self, model: Model) -> h2load.Post:
         return h2load.grpc_post(self.grpc_port, model.grpc_request())
 
     def batched(self, model: Model) -> bool:
-        """Whether the server reports that it adds the batch dimension."""
+        """Returns whether the server reports that it adds the batch dimension."""
         try:
             connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=10)
             connection.request("GET", f"/v2/models/{model.name}/config")

@@ -131,7 +131,7 @@ class WebSocket(ABC):
 
     @abstractmethod
     async def receive(self) -> str | bytes | None:
-        """The next message; None once the client or the server has ended the connection.
+        """Returns the next message, or None once the client or the server has ended the connection.
 
         Nothing is read from the client until `receive` is called, so a client can send no faster than the
         application receives.
@@ -214,7 +214,9 @@ class StreamCall(Call):
 
     @abstractmethod
     async def receive(self) -> Buffer | None:
-        """The next request message; None after the last. Raises CancelledError if the call was cancelled."""
+        """Returns the next request message, or None after the last. Raises CancelledError if the call was
+        cancelled.
+        """
 
     @abstractmethod
     async def send(self, message: Buffer) -> None:
@@ -280,7 +282,7 @@ class Gate(ABC):
     def refusal(
         self, method: bytes, path: bytes, headers: Mapping[bytes, bytes], ingress: Ingress
     ) -> Denial | None:
-        """Why the request is refused; None to admit it."""
+        """Returns why the request is refused; None to admit it."""
 
     @abstractmethod
     def refused(self, denial: Denial, method: bytes, path: bytes, peer: str) -> None:

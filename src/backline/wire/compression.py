@@ -93,7 +93,9 @@ class Inflater:
         return False
 
     def _next_member(self) -> bool:
-        """Continues with the next member of a gzip body (RFC 1952, section 2.2); True if there is none."""
+        """Continues with the next member of a gzip body (RFC 1952, section 2.2); returns True if there is
+        none.
+        """
         self._tail = self._inflate.unused_data
         if not self._tail and self._position >= len(self._input):
             return True
@@ -105,7 +107,7 @@ class Inflater:
 
 
 def _has_zlib_header(body: Buffer) -> bool:
-    """Whether the method is 8 and the first two bytes are a multiple of 31 (RFC 1950, section 2.2)."""
+    """Returns whether the method is 8 and the first two bytes are a multiple of 31 (RFC 1950, 2.2)."""
     return len(body) >= 2 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0
 
 
@@ -129,7 +131,7 @@ GRPC_CODINGS = {b"gzip": GZIP, b"deflate": DEFLATE}
 
 
 def negotiate(accept_encoding: bytes, fields: Fields = ()) -> ResponseCoding | None:
-    """The coding for a response (RFC 9110, section 12.5.3).
+    """Returns the coding for a response (RFC 9110, section 12.5.3).
 
     Returns None if the client prefers no coding, or if `fields` already include a content-encoding.
     """
@@ -148,7 +150,7 @@ def negotiate(accept_encoding: bytes, fields: Fields = ()) -> ResponseCoding | N
 
 
 def parse_weights(value: bytes) -> dict[bytes, float]:
-    """The codings in an Accept-Encoding field with their q-values; a malformed q-value counts as 0."""
+    """Returns the codings in an Accept-Encoding field with their q-values. A malformed q-value is 0."""
     weights: dict[bytes, float] = {}
     for member in value.lower().split(b",", 32)[:32]:
         name, *parameters = member.split(b";")
@@ -222,7 +224,7 @@ class Inflation:
     async def inflate(
         self, coding: bytes, body: Buffer, reserve: Callable[[int], bool], wanted: Callable[[], bool]
     ) -> Buffer | None:
-        """The inflated body; None if `wanted` returns False meanwhile.
+        """Returns the inflated body, or None if `wanted` returns False meanwhile.
 
         `reserve(size)` counts bytes against the server's limits before they are allocated, and returns False
         if a limit is exceeded. Raises CodingError 400 for a malformed body, 413 if it is too large or its
@@ -262,7 +264,7 @@ class Inflation:
         reserve: Callable[[int], bool],
         wanted: Callable[[], bool],
     ) -> Buffer | None:
-        """The inflated body; None if it is no longer wanted, or turns out larger than `size`."""
+        """Returns the inflated body, or None if it is no longer wanted, or turns out larger than `size`."""
         self._check_ratio(size, body)
         if not wanted():
             return None
@@ -297,7 +299,9 @@ def _too_large(limit: int) -> CodingError:
 
 
 def inflate_small(coding: bytes, body: Buffer, limit: int) -> Buffer | None:
-    """The inflated body, or None if it is so large that it must wait for `Inflation`. Raises CodingError."""
+    """Returns the inflated body, or None if it is so large that it must wait for `Inflation`. Raises
+    CodingError.
+    """
     size = announced_size(coding, body)
     if len(body) > INLINE or (size is not None and size > STEP):
         return None
@@ -306,7 +310,9 @@ def inflate_small(coding: bytes, body: Buffer, limit: int) -> Buffer | None:
 
 
 def announced_size(coding: bytes, body: Buffer) -> int | None:
-    """The inflated size that a gzip body announces; None for other codings, or if it is implausible."""
+    """Returns the inflated size that a gzip body announces, or None for other codings, or if it is
+    implausible.
+    """
     if coding.strip().lower() not in (b"gzip", b"x-gzip") or len(body) < _GZIP_MIN:
         return None
     size = int.from_bytes(body[-4:], "little")

@@ -86,7 +86,7 @@ class Wire:
         self.inflation = Inflation(self)
 
     def may_connect(self, transport: asyncio.BaseTransport, spared: int = 0) -> bool:
-        """Whether the limits allow this connection and `spared` more, in total and for its peer."""
+        """Returns whether the limits allow this connection and `spared` more, in total and for its peer."""
         peers = self.peers
         return (
             len(self.connections) < self.limits.max_connections - spared
@@ -116,7 +116,8 @@ class Connection(asyncio.Protocol):
         self.max_requests = -1
 
     def overload(self, path: bytes) -> str | None:
-        """What the server has too many of, such as "requests in flight"; None if the request is acceptable.
+        """Returns what the server has too many of, such as "requests in flight", or None if the request is
+        acceptable.
 
         Call this if `wire.requests` exceeds `max_requests`; otherwise no peer can exceed its share.
         """
@@ -149,7 +150,9 @@ class Connection(asyncio.Protocol):
         """Closes immediately, dropping whatever is in flight."""
 
     def unsent(self) -> tuple[int, int]:
-        """The bytes of responses that the client has not read, and how many of them the transport buffers."""
+        """Returns the bytes of responses that the client has not read, and how many of them the transport
+        buffers.
+        """
         return 0, 0
 
 
@@ -165,7 +168,7 @@ def join_writelines(transport: asyncio.Transport) -> None:
 
 
 def ingress_of(transport: asyncio.BaseTransport, *, metrics_only: bool) -> Ingress:
-    """How a connection reached the server.
+    """Returns how a connection reached the server.
 
     A Unix socket is recognised by its family: a missing peer address may also mean that a TCP client has
     disconnected.
@@ -179,7 +182,7 @@ def ingress_of(transport: asyncio.BaseTransport, *, metrics_only: bool) -> Ingre
 
 
 def peer_address(transport: asyncio.BaseTransport) -> str:
-    """The client's address without its port, such as "10.0.0.7"; "local" over a Unix socket."""
+    """Returns the client's address without its port, such as "10.0.0.7"; "local" over a Unix socket."""
     peer = transport.get_extra_info("peername")
     return str(peer[0]) if isinstance(peer, tuple) else "local"
 
@@ -192,7 +195,7 @@ _formatted = (0, b"")
 
 
 def http_date() -> bytes:
-    """The current date in the format of RFC 9110, section 5.6.7; formatted once a second."""
+    """Returns the current date in the format of RFC 9110, section 5.6.7; formatted once a second."""
     global _formatted  # noqa: PLW0603
     now = int(time.time())
     if _formatted[0] != now:

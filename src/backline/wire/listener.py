@@ -204,7 +204,7 @@ class Listeners:
 def _bind_tcp(
     family: int, kind: int, protocol: int, address: tuple[object, ...], *, reuse: bool
 ) -> socket.socket | None:
-    """A bound socket; None if this machine does not support the address family."""
+    """Returns a bound socket, or None if this machine does not support the address family."""
     try:
         listening = socket.socket(family, kind, protocol)
     except OSError:

@@ -55,7 +55,7 @@ class Peers:
             del self._known[peer.address]
 
     def connections(self, transport: asyncio.BaseTransport) -> int:
-        """The number of connections of this transport's peer."""
+        """Returns the number of connections of this transport's peer."""
         peer = self._known.get(_address(transport))
         return 0 if peer is None else peer.connections
 

@@ -49,7 +49,9 @@ class TlsFiles:
         return self.client_ca is not None and self.client_auth == "required"
 
     def context(self) -> ssl.SSLContext:
-        """A server context: TLS 1.2 or later, ALPN h2 and http/1.1. Raises TlsFileError for a bad file."""
+        """Returns a server context: TLS 1.2 or later, ALPN h2 and http/1.1. Raises TlsFileError for a bad
+        file.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_ciphers(CIPHERS)

@@ -61,7 +61,9 @@ class Turns:
 
 
 def peer_is_gone(transport: asyncio.Transport) -> bool:
-    """Whether the client has closed at least its sending half, even if earlier bytes are still unread."""
+    """Returns whether the client has closed at least its sending half, even if earlier bytes are still
+    unread.
+    """
     connected = transport.get_extra_info("socket")
     if connected is None:
         return False

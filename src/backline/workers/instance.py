@@ -48,7 +48,7 @@ class Remembers(Protocol):
 
 
 def remembers(instance: Instance) -> TypeGuard[Remembers]:
-    """Whether an instance, or the one that it wraps, implements `Remembers`.
+    """Returns whether an instance, or the one that it wraps, implements `Remembers`.
 
     isinstance cannot be used: since Python 3.12, it ignores the attributes that a wrapper forwards.
     """

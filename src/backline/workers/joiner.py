@@ -26,14 +26,14 @@ Describe: TypeAlias = Callable[[Sequence[Arrays], Sequence[int], Arrays], np.nda
 def lengths(
     name: str, axis: int, dtype: np.dtype, requests: Sequence[Arrays], rows: Sequence[int], _: Arrays
 ) -> np.ndarray:
-    """The batch input with the length of each item of an input along an axis."""
+    """Returns the batch input with the length of each item of an input along an axis."""
     return np.repeat(np.array([request[name].shape[axis] for request in requests], dtype), rows)
 
 
 def mask(
     name: str, axis: int, dtype: np.dtype, requests: Sequence[Arrays], rows: Sequence[int], inputs: Arrays
 ) -> np.ndarray:
-    """The batch input that marks which elements of each item are not padding; padded as in `inputs`."""
+    """Returns the batch input that marks which elements of each item are not padding; padded as in `inputs`."""
     real = lengths(name, axis, np.dtype(np.int64), requests, rows, inputs)
     return (np.arange(inputs[name].shape[axis]) < real[:, np.newaxis]).astype(dtype)
 
@@ -43,7 +43,7 @@ def _counts(sources: Sequence[np.ndarray]) -> list[int]:
 
 
 def _item_shape(sources: Sequence[np.ndarray]) -> np.ndarray:
-    """The shape of each item, with one row per item of the batch rather than per request."""
+    """Returns the shape of each item, with one row per item of the batch rather than per request."""
     return np.concatenate([np.tile(source.shape[1:], (len(source), 1)) for source in sources])
 
 
@@ -154,7 +154,7 @@ class Joiner:
         return [*requests, *[row] * missing], [*rows, *[1] * missing]
 
     def run_size(self, rows: Sequence[int]) -> int:
-        """The number of rows in a run of these requests, including those that only fill it up."""
+        """Returns the number of rows in a run of these requests, including those that only fill it up."""
         return self.joining.batch_size(sum(rows))
 
     def split(
@@ -283,7 +283,7 @@ def _check_names(where: str, joining: Joining, signature: Signature) -> None:
 
 
 def _padding(where: str, joining: Joining, signature: Signature) -> dict[str, Padding]:
-    """The padding of each padded input by name, with the axes filled in."""
+    """Returns the padding of each padded input by name, with the axes filled in."""
     given: dict[str, Padding] = {}
     hidden = joining.hidden_inputs
     for spec in signature.inputs:
@@ -319,8 +319,8 @@ def _padding(where: str, joining: Joining, signature: Signature) -> dict[str, Pa
 
 
 def _to_fixed_length(padding: Padding, shape: Shape) -> Padding | None:
-    """The padding for an input of this shape, with the length that the model requires if it is fixed; None
-    if the input cannot be padded.
+    """Returns the padding for an input of this shape, with the length that the model requires if it is fixed,
+    or None if the input cannot be padded.
     """
     varying = {axis for axis, dim in enumerate(shape) if dim < 0 and axis}
     if set(padding.axes or varying) <= varying:
@@ -342,8 +342,8 @@ def _vary(axes: Sequence[int]) -> str:
 
 
 def _described_dtype(where: str, spec: TensorSpec, rank: int, datatype: DataType | None = None) -> np.dtype:
-    """The dtype of a hidden input with this many dimensions. Raises InvalidArgument if the model declares
-    another rank, another datatype, or one that is not a number.
+    """Returns the dtype of a hidden input with this many dimensions. Raises InvalidArgument if the model
+    declares another rank, another datatype, or one that is not a number.
     """
     if datatype is not None and spec.datatype is not datatype:
         raise InvalidArgument(
@@ -359,7 +359,7 @@ def _described_dtype(where: str, spec: TensorSpec, rank: int, datatype: DataType
 
 
 def _fill_value(where: str, spec: TensorSpec, text: str) -> object:
-    """The value that an input is padded with."""
+    """Returns the value that an input is padded with."""
     if spec.datatype is DataType.BYTES:
         return text.encode()
     try:

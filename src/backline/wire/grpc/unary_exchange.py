@@ -89,7 +89,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             return
         assembler = self._assembler
         if assembler is not None and not ended and assembler.missing > end - begin:
-            # The middle of a large message, of which most of its frames are.
+            # In the middle of a large message, as most of its frames are.
             if self.buffer(end - begin):
                 assembler.fill(data, begin, end)
             else:

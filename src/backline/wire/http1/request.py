@@ -124,7 +124,9 @@ class Http1Request(HttpRequest):
         body: Sequence[Buffer],
         size: int,
     ) -> bool:
-        """Sends the response compressed, on a thread if it is large; False if it must not be compressed."""
+        """Sends the response compressed, on a thread if it is large; returns False if it must not be
+        compressed.
+        """
         if has_no_body(status) or self.method == b"HEAD":
             return False
         coded = (*fields, (b"content-encoding", coding.name), (b"vary", b"accept-encoding"))
@@ -302,7 +304,7 @@ async def _inflate_in_turn(pipeline: Pipeline, request: Http1Request, coding: by
 
 
 def _reserve(pipeline: Pipeline, request: Http1Request, size: int) -> bool:
-    """Counts `size` bytes instead of the compressed body; False if that exceeds max_buffered_bytes."""
+    """Counts `size` bytes instead of the compressed body. Returns False above max_buffered_bytes."""
     wire = pipeline.wire
     counted = wire.buffered_bytes - request.counted_bytes + size
     if counted > wire.limits.max_buffered_bytes:

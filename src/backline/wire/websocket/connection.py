@@ -263,7 +263,7 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
 
 
 def _is_valid(payload: bytes) -> bool:
-    """Whether the payload of a close frame starts with a code that a client may send (section 7.4)."""
+    """Returns whether a close frame's payload starts with a code that clients may send (section 7.4)."""
     if len(payload) < 2:
         return False
     code = int.from_bytes(payload[:2], "big")

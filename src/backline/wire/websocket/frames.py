@@ -55,7 +55,8 @@ class Received:
 
 
 def accept_key(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """The value of Sec-WebSocket-Accept for a handshake; None if the handshake is invalid (section 4.2.1).
+    """Returns the value of Sec-WebSocket-Accept for a handshake, or None if the handshake is invalid (section
+    4.2.1).
 
     The version must be 13, and the key must encode 16 bytes in base64.
     """
@@ -70,7 +71,7 @@ def accept_key(headers: Mapping[bytes, bytes]) -> bytes | None:
 
 
 def frame(opcode: Opcode, size: int) -> bytes:
-    """The header of a server's unfragmented frame with a payload of `size` bytes."""
+    """Returns the header of a server's unfragmented frame with a payload of `size` bytes."""
     first = bytes((_FIN | opcode,))
     if size <= _LONGEST_CONTROL:
         return first + bytes((size,))
@@ -80,7 +81,7 @@ def frame(opcode: Opcode, size: int) -> bytes:
 
 
 def close_payload(code: CloseCode, reason: str) -> bytes:
-    """The payload of a close frame. The reason is truncated to fit into a control frame."""
+    """Returns the payload of a close frame. The reason is truncated to fit into a control frame."""
     text = reason.encode()[: _LONGEST_CONTROL - 2].decode(errors="ignore")
     return code.to_bytes(2, "big") + text.encode()
 
@@ -118,7 +119,7 @@ class MessageReader:
         self._data += data
 
     def next(self) -> Received | None:
-        """The next message or control frame; None if more bytes are needed.
+        """Returns the next message or control frame, or None if more bytes are needed.
 
         Raises WebSocketError if the bytes break a rule.
         """
@@ -141,7 +142,7 @@ class MessageReader:
                 return complete
 
     def _begin(self) -> bool:
-        """Parses the header of a frame; False if the header is incomplete."""
+        """Parses the header of a frame; returns False if the header is incomplete."""
         data = self._data
         if len(data) < 2:
             return False
@@ -178,7 +179,9 @@ class MessageReader:
         return True
 
     def _complete(self) -> Received | None:
-        """The message or control frame that a complete frame ends; None if further fragments follow."""
+        """Returns the message or control frame that a complete frame ends, or None if further fragments
+        follow.
+        """
         if self._opcode >= Opcode.CLOSE:
             found = Received(self._opcode, bytes(self._control))
             self._control.clear()
@@ -196,8 +199,8 @@ class MessageReader:
 
 
 def _unmasked(data: bytearray, mask: bytes) -> bytes:
-    """The payload, with each byte XORed with the mask. Payload and mask are converted to integers, so that
-    one operation suffices.
+    """Returns the payload, with each byte XORed with the mask. Payload and mask are converted to integers, so
+    that one operation suffices.
     """
     size = len(data)
     key = (mask * (size // 4 + 1))[:size]

@@ -113,7 +113,9 @@ class Arena:
             self._map.madvise(mmap.MADV_REMOVE, at, size)
 
     def read(self, at: int, size: int, *, writable: bool = False) -> np.ndarray:
-        """A view of bytes in the other side's half. Raises ValueError for a range outside of that half."""
+        """Returns a view of bytes in the other side's half. Raises ValueError for a range outside of that
+        half.
+        """
         start = HALF - self._start
         if not (start <= at and size >= 0 and at + size <= start + HALF):
             raise ValueError(f"{size} bytes at {at} are outside the other side's half of the shared memory")

@@ -23,10 +23,12 @@ class Calls(Protocol):
         """Reports that a call ended after `ns` nanoseconds."""
 
     def is_ready(self, model: str, version: str) -> bool:
-        """Whether a model can serve; for an empty name, whether the server is ready."""
+        """Returns whether a model can serve; for an empty name, whether the server is ready."""
 
     async def describe(self, model: str, version: str) -> Described:
-        """A model's inputs and outputs, with full shapes, and serving versions. Loads an on-demand model."""
+        """Returns a model's inputs and outputs, with full shapes, and serving versions. Loads an on-demand
+        model.
+        """
 
     async def load(self, model: str, version: str, config: str | None, files: Mapping[str, bytes]) -> None:
         """Loads a model, see Control.load. `config` is JSON, `files` are file contents by path."""

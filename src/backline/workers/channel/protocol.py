@@ -415,7 +415,7 @@ Message = TypeVar("Message", bound=msgspec.Struct)
 
 
 def failure_of(message: RequestFailure | Ended) -> BacklineError:
-    """The error that a message describes; Internal for an unknown kind."""
+    """Returns the error that a message describes; Internal for an unknown kind."""
     kind = getattr(errors, message.kind, None)
     if not (isinstance(kind, type) and issubclass(kind, BacklineError)):
         kind = Internal

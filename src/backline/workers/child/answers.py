@@ -48,7 +48,7 @@ class Mailbox:
         return self._queue.empty()
 
     def get(self, timeout: float) -> Heard:
-        """The next item. Raises DeadlineExceeded if none arrives within `timeout` seconds."""
+        """Returns the next item. Raises DeadlineExceeded if none arrives within `timeout` seconds."""
         try:
             return self._queue.get(timeout=timeout if isfinite(timeout) else None)
         except Empty:
@@ -68,7 +68,7 @@ class AsyncMailbox:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, heard)
 
     async def get(self, timeout: float) -> Heard:
-        """The next item. Raises DeadlineExceeded if none arrives within `timeout` seconds."""
+        """Returns the next item. Raises DeadlineExceeded if none arrives within `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout if isfinite(timeout) else None):
                 return await self._queue.get()
@@ -77,15 +77,15 @@ class AsyncMailbox:
 
 
 def response_of(heard: Heard) -> InferResponse:
-    """The response of a model that is not decoupled. Raises the BacklineError that arrived instead."""
+    """Returns the response of a model that is not decoupled. Raises the BacklineError that arrived instead."""
     if isinstance(heard, InferResponse):
         return heard
     raise heard if isinstance(heard, BacklineError) else Internal("the called model ended without a response")
 
 
 def value_of(heard: Heard) -> Any:
-    """The value that the server sent as the result of a `Question`. Raises the BacklineError that it sent
-    instead.
+    """Returns the value that the server sent as the result of a `Question`. Raises the BacklineError that it
+    sent instead.
     """
     if isinstance(heard, End):
         return heard.value
@@ -176,7 +176,7 @@ class CallStream:
         return response
 
     def take(self, timeout: float = inf) -> InferResponse | None:
-        """The next response, None after the last. Raises DeadlineExceeded after `timeout` seconds."""
+        """Returns the next response, None after the last. Raises DeadlineExceeded after `timeout` seconds."""
         return None if self._credit.over else self._credit.taken(self._heard.get(timeout))
 
     def close(self) -> None:
@@ -207,7 +207,7 @@ class AsyncCallStream:
         return response
 
     async def take(self, timeout: float = inf) -> InferResponse | None:
-        """The next response, None after the last. Raises DeadlineExceeded after `timeout` seconds."""
+        """Returns the next response, None after the last. Raises DeadlineExceeded after `timeout` seconds."""
         return None if self._credit.over else self._credit.taken(await self._heard.get(timeout))
 
     def close(self) -> None:

@@ -342,7 +342,7 @@ class Measures:
         self._tell(Measure(action, name, dict(labels), list(bounds), value))
 
     def value(self, name: str, labels: Mapping[str, str]) -> float:
-        """The metric's current value, summed over all workers by the server. Waits for the server."""
+        """Returns the metric's current value, summed over all workers by the server. Waits for the server."""
         value: Any = self._caller.measure(Measure("value", name, dict(labels)))
         return float(value)
 

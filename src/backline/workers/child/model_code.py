@@ -43,7 +43,9 @@ class ModelCode:
     owner: type | None = None
 
     def setting(self, name: str) -> Any:
-        """One of the model's settings; None if it is not set. Raises InvalidArgument for an invalid value."""
+        """One of the model's settings; returns None if it is not set. Raises InvalidArgument for an invalid
+        value.
+        """
         value = getattr(self.settings, name, None)
         types, expected, fits = _SETTINGS[name]
         if value is None or (type(value) in types and fits(value)):
@@ -90,8 +92,8 @@ def import_file(path: Path, folder: Path) -> ModuleType:
 
 
 def find_model(module: ModuleType, path: str) -> ModelCode:
-    """The class `Model`, or the only class in the file with a method `predict`; without such a class, the
-    function `predict`, or the only public function with a return annotation.
+    """Returns the class `Model`, or the only class in the file with a method `predict`; without such a class,
+    the function `predict`, or the only public function with a return annotation.
 
     Raises InvalidArgument if the file has none, or more than one.
     """
@@ -150,7 +152,7 @@ else:
 
 
 def _only(found: dict[str, Any], name: str, named: Any, path: str) -> Any:
-    """The candidate called `name`, or the only one; None if there is none."""
+    """Returns the candidate called `name`, or the only one, or None if there is none."""
     if callable(named) and (not isinstance(named, type) or callable(getattr(named, "predict", None))):
         return named
     if len(found) > 1:

@@ -41,11 +41,11 @@ class ModelsOfServer:
         self._base = AsyncClient(_URL, _OPTIONS)
 
     def blocking(self, requests: Sequence[WorkerRequest]) -> Client:
-        """The client for a function, usable on any thread."""
+        """Returns the client for a function, usable on any thread."""
         return Client.over(self._base.through(BlockingTransport(self._caller, requests)), CallingThread())
 
     def awaitable(self, requests: Sequence[WorkerRequest]) -> AsyncClient:
-        """The client for a coroutine."""
+        """Returns the client for a coroutine."""
         return self._base.through(WorkerTransport(self._caller, requests))
 
 
@@ -125,7 +125,7 @@ class WorkerTransport(Transport):
         return send
 
     async def ask(self, question: Question, timeout: float) -> Any:
-        """The server's answer to a question. Raises DeadlineExceeded after `timeout` seconds."""
+        """Returns the server's answer to a question. Raises DeadlineExceeded after `timeout` seconds."""
         return await self._caller.ask_async(replace(question, requests=self._requests), timeout)
 
     async def server_live(self, timeout: float) -> bool:

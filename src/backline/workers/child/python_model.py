@@ -118,7 +118,7 @@ class PythonModel:
         )
 
     def _make_joiner(self, message: WorkerLoad) -> Joiner | None:
-        """The joiner of the model's requests; None if the configuration has no rules for joining.
+        """Returns the joiner of the model's requests, or None if the configuration has no rules for joining.
 
         The hint of a hidden input describes the whole input rather than one item.
         """
@@ -184,7 +184,9 @@ class PythonModel:
             )
 
     def _read_outputs(self, answer: Any) -> tuple[list[TypedValue], bool]:
-        """The outputs in the return hint `answer`, and whether the hint is a single value, not a class."""
+        """Returns the outputs in the return hint `answer`, and whether the hint is a single value, not a
+        class.
+        """
         is_class = (
             typing.is_typeddict(answer) or dataclasses.is_dataclass(answer) or hasattr(answer, "_fields")
         )
@@ -209,7 +211,7 @@ class PythonModel:
         return None
 
     def _takes_all(self, batch: RequestBatch) -> bool:
-        """Whether the requests of a batch are run together, by one call of the model."""
+        """Returns whether the requests of a batch are run together, by one call of the model."""
         return self._joiner is not None or (self._batched and batch.columns is not None)
 
     def _batch_arguments(self, batch: RequestBatch) -> dict[str, Any]:

@@ -24,12 +24,14 @@ class Shapes:
 
 
 def is_reshaped(load: WorkerLoad) -> bool:
-    """Whether the configuration reshapes any tensor."""
+    """Returns whether the configuration reshapes any tensor."""
     return any(spec.reshape is not None for spec in (*load.inputs, *load.outputs))
 
 
 def shapes_of(load: WorkerLoad, loaded: WorkerLoaded) -> tuple[Shapes, Shapes]:
-    """A model's inputs and outputs. Raises InvalidArgument if their shapes contradict the configuration."""
+    """Returns a model's inputs and outputs. Raises InvalidArgument if their shapes contradict the
+    configuration.
+    """
     batch = (-1,) if loaded.max_batch_size else ()
     joining = load.joining if loaded.joins else None
     # A ragged input is flat in the model, whose batch inputs still describe the shape before flattening.

@@ -133,7 +133,7 @@ def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
 
 
 def _handler(name: str, folder: Path, context: Context) -> Handle:
-    """The initialised function that handles batches: the module's, or a method of its only class."""
+    """Returns the initialised function that handles batches: the module's, or a method of its only class."""
     module_name, _, function = name.partition(":")
     module_name = module_name.rpartition("/")[2].removesuffix(".py")
     if (folder / f"{module_name}.py").is_file() or (folder / module_name).is_dir():
@@ -262,7 +262,9 @@ class TorchServeModel:
             start = end
 
     def _fields(self, tensor: Tensor, row: int, header: Mapping[str, str]) -> Sequence[tuple[str, Any]]:
-        """The fields of a row, as (name, value): text is decoded by its content type, numbers are arrays."""
+        """Returns the fields of a row, as (name, value): text is decoded by its content type, numbers are
+        arrays.
+        """
         data = tensor.data[row] if self._batched else tensor.data
         if tensor.datatype is not DataType.BYTES:
             return [(tensor.name, data)]

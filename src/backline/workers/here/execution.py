@@ -143,7 +143,7 @@ class Execution:
         return run
 
     def _wanted(self, tickets: Sequence[Ticket]) -> tuple[str, ...]:
-        """The names of the outputs to compute: all that any request of the batch asks for."""
+        """Returns the names of the outputs to compute: all that any request of the batch asks for."""
         wanted = tickets[0].request.outputs
         if wanted is None:
             return self._outputs
@@ -201,7 +201,9 @@ class Execution:
 
 
 def outcome_of(model: str, version: str, error: Exception) -> BacklineError:
-    """The outcome of a request whose run raised `error`, which is logged unless it is a BacklineError."""
+    """Returns the outcome of a request whose run raised `error`, which is logged unless it is a
+    BacklineError.
+    """
     if isinstance(error, BacklineError):
         return error
     log.error("model '%s' version %s failed", model, version, exc_info=error)

@@ -196,7 +196,7 @@ class GeneratorStream:
         return Tensor(name, datatype, array.shape, array)
 
     def _must_wait(self) -> bool:
-        """Whether the client or the event loop is not keeping up. Called with the lock held."""
+        """Returns whether the client or the event loop is not keeping up. Called with the lock held."""
         if self._early is not None:
             return False
         if len(self._handed) >= MAX_HANDED or self._handed_bytes >= MAX_HANDED_BYTES:

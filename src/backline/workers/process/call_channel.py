@@ -198,8 +198,8 @@ class CallChannel:
     def _request(
         self, message: WorkerCall, inputs: dict[str, Tensor], asked: Sequence[Ticket]
     ) -> InferRequest:
-        """The engine's request for a call. If the call is made for several requests, the latest deadline and
-        the most urgent priority apply.
+        """Returns the engine's request for a call. If the call is made for several requests, the latest
+        deadline and the most urgent priority apply.
         """
         note = message.note
         limits = [monotonic() + note.timeout] if note.timeout else []
@@ -357,5 +357,7 @@ class CallChannel:
 
 
 def _is_for_nobody(asked: Sequence[Ticket]) -> bool:
-    """Whether all these requests are cancelled; false if there are none, as for a call without requests."""
+    """Returns whether all these requests are cancelled; false if there are none, as for a call without
+    requests.
+    """
     return bool(asked) and all(request.cancelled for request in asked)

@@ -56,7 +56,7 @@ class BatchRun:
         self.remaining = len(batch.tickets)
 
     def has_responses(self, position: int) -> bool:
-        """Whether the request at a position has had any response."""
+        """Returns whether the request at a position has had any response."""
         return position in self._given
 
     def respond(self, position: int, response: InferResponse) -> None:

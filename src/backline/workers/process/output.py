@@ -98,7 +98,7 @@ class WorkerOutput:
             self._log(text)
 
     def _continues(self, line: str) -> bool:
-        """Whether a line belongs to the traceback before it."""
+        """Returns whether a line belongs to the traceback before it."""
         if _TRACEBACK in line or line in _CONNECTING:
             self._named = False
         elif line and not line.startswith((" ", "\t")):
@@ -151,7 +151,7 @@ def describe_exit(status: int, *, out_of_memory: bool = False) -> str:
 
 
 def signal_name(number: int) -> str:
-    """The name of a signal, such as SIGSEGV."""
+    """Returns the name of a signal, such as SIGSEGV."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -159,7 +159,9 @@ def signal_name(number: int) -> str:
 
 
 def fault_place(lines: Sequence[str], folder: str) -> str:
-    """Where the model crashed, from faulthandler's output: "model.py, line 12, in predict"; "" if unknown."""
+    """Returns where the model crashed, from faulthandler's output: "model.py, line 12, in predict", or "" if
+    unknown.
+    """
     for line in lines:
         found = _FAULT_LINE.match(line)
         if found and found[1].startswith(folder):
@@ -168,7 +170,7 @@ def fault_place(lines: Sequence[str], folder: str) -> str:
 
 
 def last_words(lines: Sequence[str]) -> str:
-    """The last lines that a process printed, joined into one. Leaves out the stacks that Python and
+    """Returns the last lines that a process printed, joined into one. Leaves out the stacks that Python and
     faulthandler printed, which are in the log.
     """
     printed: list[str] = []
@@ -181,7 +183,9 @@ def last_words(lines: Sequence[str]) -> str:
 
 
 def out_of_memory_kills() -> int:
-    """The number of processes that the kernel has killed for lack of memory; 0 if it does not report that."""
+    """Returns the number of processes that the kernel has killed for lack of memory, or 0 if it does not
+    report that.
+    """
     for path in _OOM_COUNTERS:
         try:
             text = path.read_text()

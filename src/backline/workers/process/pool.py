@@ -247,7 +247,7 @@ class WorkerPool(ModelInWorkers):
             del self._retiring[seat]
 
     def command_for(self, place: Place) -> WorkerCommand:
-        """The command that starts the worker of one seat."""
+        """Returns the command that starts the worker of one seat."""
         load = msgspec.structs.replace(
             self.command.load,
             instance=place.name,
@@ -272,7 +272,7 @@ class WorkerPool(ModelInWorkers):
             self._waiting.append(job)
 
     def next_number(self) -> int:
-        """A new request number, unique in this pool."""
+        """Returns a new request number, unique in this pool."""
         return next(self._numbers)
 
     def has_room(self, seat: Seat) -> None:
@@ -458,12 +458,12 @@ class WorkerPool(ModelInWorkers):
 
 
 def _without_group(place: Place) -> Place:
-    """What a worker depends on: its device and name. Its group also has settings of the scheduler."""
+    """Returns what a worker depends on: its device and name. Its group also has settings of the scheduler."""
     return replace(place, group=_ANY_GROUP)
 
 
 def _first(configured: Value | None, declared: Value | None, default: Value) -> Value:
-    """The first value that is set: the configuration's, the model's, or the default."""
+    """Returns the first value that is set: the configuration's, the model's, or the default."""
     if configured is not None:
         return configured
     return declared if declared is not None else default

@@ -275,7 +275,9 @@ class Seat:
             self.process.credit(number, owed)
 
     def _open_requests(self, numbers: Sequence[int]) -> list[Ticket]:
-        """The open requests with these numbers. Ignores unknown numbers, because workers are not trusted."""
+        """Returns the open requests with these numbers. Ignores unknown numbers, because workers are not
+        trusted.
+        """
         jobs = self._open
         return [jobs[one].run.batch.tickets[jobs[one].by_number[one]] for one in numbers if one in jobs]
 

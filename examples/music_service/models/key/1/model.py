@@ -31,7 +31,7 @@ def predict(recording: Audio[_RATE]) -> dict:
 
 
 def _pitch_classes(samples: np.ndarray) -> np.ndarray:
-    """How much of each pitch class from C to B the recording has, float64 [12]."""
+    """Returns how much of each pitch class from C to B the recording has, float64 [12]."""
     padded = np.pad(samples, (0, _FRAME))
     frames = np.lib.stride_tricks.sliding_window_view(padded, _FRAME)[:: _FRAME // 2]
     loudness = np.abs(np.fft.rfft(frames * np.hanning(_FRAME))).sum(axis=0)

@@ -21,7 +21,7 @@ def predict(recording: Audio[_RATE]) -> dict:
 
 
 def _changes(samples: np.ndarray) -> np.ndarray:
-    """How much louder each frame is than the one before it, summed over all frequencies."""
+    """Returns how much louder each frame is than the one before it, summed over all frequencies."""
     padded = np.pad(samples, (_FRAME, 2 * _FRAME))
     frames = np.lib.stride_tricks.sliding_window_view(padded, _FRAME)[::_HOP]
     spectrum = np.log1p(100 * np.abs(np.fft.rfft(frames * np.hanning(_FRAME))))

@@ -26,14 +26,14 @@ def predict(recording: Audio[_RATE]) -> dict:
 
 
 def _shift(around: np.ndarray) -> float:
-    """Where the parabola through a peak and its two neighbours has its top, relative to the peak."""
+    """Returns where the parabola through a peak and its two neighbours has its top, relative to the peak."""
     if len(around) < 3 or (curve := around[0] - 2 * around[1] + around[2]) >= 0:
         return 0.0
     return float((around[0] - around[2]) / (2 * curve))
 
 
 def _changes(samples: np.ndarray) -> np.ndarray:
-    """How much louder each frame is than the one before it, summed over all frequencies."""
+    """Returns how much louder each frame is than the one before it, summed over all frequencies."""
     padded = np.pad(samples, (_FRAME, 2 * _FRAME))
     frames = np.lib.stride_tricks.sliding_window_view(padded, _FRAME)[::_HOP]
     spectrum = np.log1p(100 * np.abs(np.fft.rfft(frames * np.hanning(_FRAME))))

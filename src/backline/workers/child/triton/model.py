@@ -41,7 +41,7 @@ def load_class(model: Any, message: WorkerLoad) -> WorkerModel:
 
 
 def _is_asked(is_ready: Any) -> bool:
-    """Whether an attribute `is_ready` is Triton's hook: a callable without required arguments."""
+    """Returns whether an attribute `is_ready` is Triton's hook: a callable without required arguments."""
     return callable(is_ready) and not any(
         one.default is one.empty for one in signature(is_ready).parameters.values()
     )
@@ -222,7 +222,7 @@ class _Returned(Exception):
 
 
 def _arguments(message: WorkerLoad) -> dict[str, str]:
-    """The arguments of `initialize`, with Triton's names; all are strings."""
+    """Returns the arguments of `initialize`, with Triton's names; all are strings."""
     return {
         "model_config": message.configuration,
         "model_instance_kind": message.device_kind.upper(),

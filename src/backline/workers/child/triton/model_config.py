@@ -126,17 +126,17 @@ class ModelConfig:
 
 
 def get_input_config_by_name(model_config: Mapping[str, Any], name: str) -> Any:
-    """The section of an input in a configuration; None if the input is missing."""
+    """Returns the section of an input in a configuration, or None if the input is missing."""
     return _named(model_config.get("input", ()), name)
 
 
 def get_output_config_by_name(model_config: Mapping[str, Any], name: str) -> Any:
-    """The section of an output in a configuration; None if the output is missing."""
+    """Returns the section of an output in a configuration, or None if the output is missing."""
     return _named(model_config.get("output", ()), name)
 
 
 def using_decoupled_model_transaction_policy(model_config: Mapping[str, Any]) -> bool:
-    """Whether a configuration declares the model decoupled."""
+    """Returns whether a configuration declares the model decoupled."""
     policy = model_config.get("model_transaction_policy")
     return bool(policy["decoupled"]) if policy is not None else False
 

@@ -79,7 +79,7 @@ def unload_model(model_name: str, unload_dependents: bool = False) -> None:
 
 
 def is_model_ready(model_name: str, model_version: str = "") -> bool:
-    """Whether a model can serve."""
+    """Returns whether a model can serve."""
     return bool(_ask(Question("ready", model_name, model_version)))
 
 
@@ -138,7 +138,7 @@ class InferenceTrace:
         self._number = request.number if request is not None and request.trace else 0
 
     def get_context(self) -> str | None:
-        """The OpenTelemetry context as JSON, with `traceparent`; None if the request has none."""
+        """Returns the OpenTelemetry context as JSON, with `traceparent`, or None if the request has none."""
         return None if self._context in ("", _NOWHERE) else self._context
 
     @property
@@ -293,40 +293,42 @@ class InferenceRequest:
         return self._correlation_id
 
     def flags(self) -> int:
-        """The bitwise OR of the flags TRITONSERVER_REQUEST_FLAG_SEQUENCE_START and _END that are set."""
+        """Returns the bitwise OR of the flags TRITONSERVER_REQUEST_FLAG_SEQUENCE_START and _END that are set."""
         return self._flags
 
     def set_flags(self, flags: int) -> None:
         self._flags = flags
 
     def timeout(self) -> int:
-        """The longest time that the request may wait in a queue, in microseconds; 0 for no limit."""
+        """Returns the longest time that the request may wait in a queue, in microseconds, or 0 for no limit."""
         return self._timeout
 
     def parameters(self) -> str:
-        """The parameters as a JSON object; "" if this request was made here without any, as in Triton."""
+        """Returns the parameters as a JSON object, or "" if this request was made here without any, as in
+        Triton.
+        """
         return as_json(self._parameters) or ("" if self._request is None else "{}")
 
     def trace(self) -> InferenceTrace:
         return self._trace
 
     def requested_output_names(self) -> set[str]:
-        """The names of the requested outputs; of all outputs if the request names none."""
+        """Returns the names of the requested outputs; of all outputs if the request names none."""
         return set(self._outputs)
 
     def model_name(self) -> str:
         return self._model_name
 
     def get_response_sender(self) -> InferenceResponseSender:
-        """The sender for responses that are not returned from `execute`. Raises TritonModelException for a
-        request that the model has made itself.
+        """Returns the sender for responses that are not returned from `execute`. Raises TritonModelException
+        for a request that the model has made itself.
         """
         if self._sender is None:
             raise TritonModelException("only a request that `execute` was called with has a response sender")
         return self._sender
 
     def is_cancelled(self) -> bool:
-        """Whether the request is cancelled."""
+        """Returns whether the request is cancelled."""
         return self._request is not None and self._request.cancelled
 
     # calling another model
@@ -388,5 +390,5 @@ class InferenceRequest:
 
 
 def get_input_tensor_by_name(inference_request: InferenceRequest, name: str) -> Tensor | None:
-    """The input of this name in a request; None if it is missing."""
+    """Returns the input of this name in a request, or None if it is missing."""
     return next((tensor for tensor in inference_request.inputs() if tensor.name() == name), None)

@@ -53,7 +53,7 @@ class InferenceResponse:
         return self._error
 
     def parameters(self) -> str:
-        """The parameters as a JSON object; "" if there are none."""
+        """Returns the parameters as a JSON object, or "" if there are none."""
         return as_json(self._parameters)
 
 
@@ -80,7 +80,7 @@ class InferenceResponseSender:
         return self._closed
 
     def is_cancelled(self) -> bool:
-        """Whether the request is cancelled."""
+        """Returns whether the request is cancelled."""
         return self._request.cancelled
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
@@ -132,7 +132,7 @@ class InferenceResponseSender:
             raise TritonModelException("Unable to send response. Response sender has been closed.")
 
     def _tensors(self, response: InferenceResponse) -> list[engine.Tensor]:
-        """The outputs of a response that the request asks for."""
+        """Returns the outputs of a response that the request asks for."""
         return [tensor.to_engine() for tensor in response._outputs if tensor.name() in self._outputs]
 
     def reschedule(self) -> None:
@@ -158,7 +158,7 @@ class InferenceResponseSender:
 
 
 def get_output_tensor_by_name(inference_response: InferenceResponse, name: str) -> Tensor | None:
-    """The output of this name in a response; None if it is missing."""
+    """Returns the output of this name in a response, or None if it is missing."""
     return next((tensor for tensor in inference_response.output_tensors() if tensor.name() == name), None)
 
 

@@ -29,14 +29,14 @@ def begin(load: WorkerLoad, caller: Caller) -> None:
 
 
 def current() -> WorkerLoad:
-    """The LOAD message of this worker. Raises RuntimeError outside of a worker."""
+    """Returns the LOAD message of this worker. Raises RuntimeError outside of a worker."""
     if _Worker.load is None:
         raise RuntimeError(_OUTSIDE)
     return _Worker.load
 
 
 def caller() -> Caller:
-    """The channel to the server. Raises RuntimeError outside of a worker."""
+    """Returns the channel to the server. Raises RuntimeError outside of a worker."""
     if _Worker.caller is None:
         raise RuntimeError(_OUTSIDE)
     return _Worker.caller
@@ -48,12 +48,12 @@ def name_instance(name: str) -> None:
 
 
 def instance() -> str:
-    """The instance name for Triton's error texts."""
+    """Returns the instance name for Triton's error texts."""
     return _Worker.instance
 
 
 def get_model_dir() -> str:
-    """The folder of the model's version, with its files."""
+    """Returns the folder of the model's version, with its files."""
     return str(Path(current().path).parent)
 
 
