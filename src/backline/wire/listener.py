@@ -1,4 +1,4 @@
-"""The open addresses of a server: TCP and Unix sockets, plain or TLS, and the connections they accept."""
+"""A server's open addresses (TCP and Unix sockets, plain or TLS), and the connections they accept."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ from backline.wire.tls import LiveTls, TlsFiles
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between checks of the time limits of all connections; the shorter interval applies if a time limit
+#: Seconds between checks of the time limits of all connections. The shorter interval applies if a time limit
 #: is below SHORT_LIMIT.
 SWEEP_INTERVAL = 1.0
 SHORT_SWEEP_INTERVAL = 0.25
 SHORT_LIMIT = 4.0
-#: Connections checked per iteration of the event loop.
+#: The number of connections checked per iteration of the event loop.
 SWEEP_SLICE = 256
 #: Seconds between checks for remaining connections while the server stops.
 DRAIN_POLL = 0.01
 
 
 class Listeners:
-    """Accepts connections for one `Wire`. Every address serves every protocol: the first bytes decide."""
+    """Accepts connections for one `Wire`. Every address serves every protocol: the first bytes of a
+    connection determine which one.
+    """
 
     def __init__(self, wire: Wire, tls: TlsFiles | None = None) -> None:
         """Raises TlsFileError if a TLS file is missing or invalid."""
@@ -65,8 +67,8 @@ class Listeners:
 
         "" and "::" mean all addresses of this machine, IPv4 included. With `metrics_only`, the port speaks no
         TLS and serves only metrics and health checks; with `plain`, it speaks no TLS and serves everything.
-        With `reuse`, other servers that ask for the same may listen on the port too. Raises OSError naming
-        host and port.
+        With `reuse`, other servers that also set it may listen on the same port. Raises OSError naming the
+        host and the port.
         """
         try:
             name = None if host == "::" else host or None
@@ -81,7 +83,7 @@ class Listeners:
                 listening = _bind_tcp(family, kind, protocol, (address[0], port, *address[2:]), reuse=reuse)
                 if listening is not None:
                     sockets.append(listening)
-                    # The other addresses use the port that the first one got.
+                    # The other addresses use the port that was selected for the first one.
                     port = listening.getsockname()[1]
             if not sockets:
                 raise OSError(errno.EADDRNOTAVAIL, "the host has no address that this machine can listen on")
@@ -113,7 +115,7 @@ class Listeners:
     async def open_unix(self, path: Path) -> None:
         """Listens on a Unix socket without TLS, replacing a stale socket file.
 
-        The permissions of its folder protect it. Raises OSError naming the path.
+        The permissions of the socket's folder protect it. Raises OSError naming the path.
         """
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -171,7 +173,7 @@ class Listeners:
     async def _gone(self, timeout: float) -> None:
         """Waits until no connection is left.
 
-        Polls a plain set: an asyncio.Event would add work to every closing connection.
+        It polls a plain set, because an asyncio.Event would add work to every closing connection.
         """
         deadline = monotonic() + timeout
         while self._wire.connections and monotonic() < deadline:  # noqa: ASYNC110
@@ -248,29 +250,33 @@ def _remove_stale(path: Path) -> None:
             raise OSError(errno.EADDRINUSE, "another server is listening on it")
 
 
-#: Connections accepted per iteration of the event loop.
+#: The number of connections accepted per iteration of the event loop.
 ACCEPTS_PER_TURN = 64
-#: Handshakes begun per iteration of the event loop. Each takes about a millisecond of it, in two steps.
+#: The number of handshakes begun per iteration of the event loop. Each takes about a millisecond of CPU time,
+#: in two steps.
 HANDSHAKES_PER_TURN = 2
 #: Seconds for which accepting stops when the process has run out of file descriptors.
 EXHAUSTED_PAUSE = 0.5
 
 
 class TlsAcceptor:
-    """Accepts TLS connections on one socket, and counts those in their handshake toward max_connections.
+    """Accepts TLS connections on one socket, and counts connections in their handshake toward
+    max_connections.
 
     asyncio's own server does not report a connection until its handshake, the most expensive part, is done.
-    A handshake begins once the client has sent something, so that silent connections take next to no memory,
-    and few begin at a time, so that connections which arrive together do not delay the requests of others.
+    Here, a handshake begins only once the client has sent something, so that silent connections take almost
+    no memory. Only a few handshakes begin at a time, so that many connections that arrive together do not
+    delay the requests of others.
     """
 
     def __init__(self, wire: Wire, listening: socket.socket, tls: LiveTls) -> None:
         self._wire = wire
         self._listening = listening
         self._tls = tls
-        #: Connections whose clients have sent nothing yet, with the timers that close them.
+        #: Connections whose clients have sent nothing yet, each with the timer that closes it.
         self._silent: dict[socket.socket, asyncio.TimerHandle] = {}
-        #: Connections whose handshake can begin, with the time (of the loop) by which it must have ended.
+        #: Connections whose handshake can begin, each with the time (of the loop) by which the handshake must
+        #: have ended.
         self._greeted: deque[tuple[socket.socket, float]] = deque()
         self._handshakes: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
@@ -328,7 +334,7 @@ class TlsAcceptor:
         silent.close()
 
     def _hear(self, silent: socket.socket) -> None:
-        """Queues the handshake of a client that has sent something, or closes a connection that has ended."""
+        """Queues the handshake of a client that has sent something. Closes the connection if it has ended."""
         end = self._forget(silent)
         try:
             heard = silent.recv(1, socket.MSG_PEEK)
@@ -362,6 +368,7 @@ class TlsAcceptor:
                 ssl_shutdown_timeout=1.0,
             )
         except (TimeoutError, OSError) as error:
-            # The client speaks no TLS, has no certificate, or has disconnected: no fault of the server.
+            # The client speaks no TLS, has no certificate or has disconnected, which is no fault of the
+            # server.
             logger.debug("TLS handshake failed: %s", error)
             accepted.close()

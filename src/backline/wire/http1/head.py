@@ -17,7 +17,9 @@ _heads: dict[int, bytes] = {}
 
 
 def response_head(status: int) -> bytes:
-    """Returns the status line and the date field (RFC 9110, section 6.6.1), cached until `refresh_date`."""
+    """Returns the status line and the date field (RFC 9110, section 6.6.1). They are cached until
+    `refresh_date` is called.
+    """
     head = _heads.get(status)
     if head is None:
         head = _heads[status] = b"HTTP/1.1 %d %b\r\ndate: %b\r\n" % (
@@ -28,8 +30,8 @@ def response_head(status: int) -> bytes:
     return head
 
 
-#: The most response heads that are cached per second. There is a limit because clients can influence the
-#: sizes of responses.
+#: The maximum number of response heads that are cached per second. There is a limit because clients can
+#: influence the sizes of responses.
 _MAX_HEADS = 1024
 _whole_heads: dict[tuple[Fields, int], bytes] = {}
 
@@ -37,7 +39,7 @@ _whole_heads: dict[tuple[Fields, int], bytes] = {}
 def whole_head(fields: Fields, size: int) -> bytes:
     """Returns the head of a 200 response with these fields and `size` bytes, on a connection that stays open.
 
-    Cached until `refresh_date` is called; `fields` must be hashable.
+    The head is cached until `refresh_date` is called; `fields` must be hashable.
     """
     head = _whole_heads.get((fields, size))
     if head is None:
@@ -50,7 +52,7 @@ def whole_head(fields: Fields, size: int) -> bytes:
 
 
 def refresh_date() -> None:
-    """Clears the cached heads, whose date is stale. Call it about once a second."""
+    """Clears the cached heads, whose date is out of date. Call it about once a second."""
     _heads.clear()
     _whole_heads.clear()
 
@@ -64,8 +66,8 @@ def has_no_body(status: int) -> bool:
 class Refusal:
     """The response to a request that does not reach the application.
 
-    `close` ends the connection after it. `head_only` leaves out the body, which a client that sent HEAD would
-    take for the start of the next response (RFC 9112, section 6.3).
+    `close` ends the connection after the response. `head_only` leaves out the body, which a client that sent
+    HEAD would take for the start of the next response (RFC 9112, section 6.3).
     """
 
     status: int
@@ -86,7 +88,7 @@ class Refusal:
         return b"".join(lines)
 
 
-#: A request with any of these fields takes the slow path.
+#: Requests with any of these fields take the slow path.
 SPECIAL_FIELDS = BROWSER_FIELDS | {
     b"connection",
     b"proxy-connection",

@@ -43,7 +43,7 @@ class FrameHandler(Protocol):
         """Handles a complete frame of any type but DATA, HEADERS and CONTINUATION."""
 
     def spend(self, cost: float) -> None:
-        """Charges the client for a frame that carries nothing. Raises ConnectionFailure if it sends too many."""
+        """Charges the client for a frame that carries nothing. Raises ConnectionFailure for too many."""
 
     def send_reset(self, number: int, code: int) -> None: ...
 

@@ -137,7 +137,7 @@ class Stream:
         return wire.buffered_bytes <= wire.limits.max_buffered_bytes
 
     def reserve(self, size: int) -> bool:
-        """Counts body bytes in advance. Returns False if the server holds too many or the stream is closed."""
+        """Counts body bytes in advance. Returns False above the limit, or if the stream is closed."""
         return not self.closed and self.buffer(size)
 
     def wanted(self) -> bool:

@@ -1,4 +1,4 @@
-"""WebSocket frames (RFC 6455, section 5): parses those of clients and builds those of a server."""
+"""WebSocket frames (RFC 6455, section 5): parses those of clients, and builds those of a server."""
 
 from __future__ import annotations
 
@@ -55,8 +55,7 @@ class Received:
 
 
 def accept_key(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """Returns the value of Sec-WebSocket-Accept for a handshake, or None if the handshake is invalid (section
-    4.2.1).
+    """Returns the value of Sec-WebSocket-Accept for a handshake, or None for an invalid one (section 4.2.1).
 
     The version must be 13, and the key must encode 16 bytes in base64.
     """
@@ -98,8 +97,8 @@ class MessageReader:
         #: The opcode of the message that has partly arrived; None between messages.
         self._kind: Opcode | None = None
         #: The frame whose payload is arriving: its opcode, whether it is the last of its message, its mask
-        #: (rotated as bytes arrive), and the number of missing bytes. If that number is negative, no frame
-        #: has begun.
+        #: (rotated as bytes arrive), and the number of bytes still missing. A negative number means that no
+        #: frame has begun.
         self._opcode = Opcode.CONTINUATION
         self._final = False
         self._mask = b""
@@ -147,8 +146,8 @@ class MessageReader:
         if len(data) < 2:
             return False
         opcode, size = data[0] & 0x0F, data[1] & 0x7F
-        # Checked before the rest of the header arrives, so that a client that speaks another protocol is
-        # refused at its first bytes.
+        # This is checked before the rest of the header arrives, so that a client that speaks another protocol
+        # is refused at its first bytes.
         if data[0] & _RESERVED:
             raise WebSocketError(
                 CloseCode.PROTOCOL_ERROR, "a reserved bit is set, but no extension was agreed on"
