@@ -228,7 +228,7 @@ class StreamCall(Call):
 class UnaryMethod:
     """A unary gRPC method: `handler(call, message)` replies through the call, immediately or later.
 
-    The handler may raise RpcError. The other fields are for the gate: `scope` is the permission that the
+    The handler may raise RpcError. The wire does not use the other fields: `scope` is the permission that the
     method needs, and `model_of` reads the name of the model from a message about a single model. A message
     that names no model concerns every model or, with `lists`, the models that its sender may use.
     """
@@ -287,7 +287,7 @@ class Gate(ABC):
 
     @abstractmethod
     def refused(self, denial: Denial, method: bytes, path: bytes, peer: str) -> None:
-        """Called for every refused request, including those with a repeated head."""
+        """Called for every refused request, whereas `refusal` is not called for repeated heads."""
 
 
 @dataclass(frozen=True, slots=True)

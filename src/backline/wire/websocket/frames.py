@@ -55,7 +55,7 @@ class Received:
 
 
 def accept_key(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """Returns the value of Sec-WebSocket-Accept for a handshake, or None for an invalid one (section 4.2.1).
+    """Returns the value of Sec-WebSocket-Accept for a handshake, or None if it is invalid (section 4.2.1).
 
     The version must be 13, and the key must encode 16 bytes in base64.
     """

@@ -33,7 +33,7 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Tensor, decode_tensor, element_count, encode_tensor
 from backline.workers.channel.protocol import Buffer, Column
 
-#: The size of each side's half of the address space, in bytes.
+#: The size of each half in bytes (of address space, not of memory).
 HALF = 1 << 35
 #: The size in bytes below which a batch travels in its frame, because two copies through the socket then cost
 #: no more than lending a block. The break-even point depends on the machine, and was higher on all measured
@@ -117,7 +117,7 @@ class Arena:
             self._map.madvise(mmap.MADV_REMOVE, at, size)
 
     def read(self, at: int, size: int, *, writable: bool = False) -> np.ndarray:
-        """Returns a view of bytes in the other side's half. Raises ValueError for a range outside that half."""
+        """Returns a view of bytes in the other side's half. Raises ValueError for a range outside it."""
         start = HALF - self._start
         if not (start <= at and size >= 0 and at + size <= start + HALF):
             raise ValueError(f"{size} bytes at {at} are outside the other side's half of the shared memory")

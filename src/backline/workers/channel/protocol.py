@@ -349,7 +349,7 @@ class Readiness(msgspec.Struct, array_like=True):
 
 
 class Response(msgspec.Struct, array_like=True):
-    """RESPONSE: a response to a call. `returned` lists blocks of the worker that the server no longer holds."""
+    """RESPONSE: a response to a call. `returned` lists blocks of the worker that the server has released."""
 
     number: int
     model: str
@@ -453,7 +453,7 @@ class FrameSplitter:
         self._needed = 0
 
     def feed(self, data: bytes | bytearray) -> list[tuple[Kind, Any, memoryview]]:
-        """Returns the frames that `data` completes, as (kind, header, payload). Raises WorkerProtocolError."""
+        """Returns the frames that `data` completes (kind, header, payload). Raises WorkerProtocolError."""
         if self._rest:
             self._rest += data
             if len(self._rest) < self._needed:

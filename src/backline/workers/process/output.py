@@ -15,7 +15,7 @@ from backline.workers.channel.protocol import CONNECTION_LOST
 
 log = logging.getLogger("backline.model")
 
-#: The longest line in bytes; longer ones are split.
+#: The maximum length of a line in bytes; longer lines are split.
 _LONGEST_LINE = 8192
 #: The number of last lines kept for the error after a crash.
 _KEPT = 40
@@ -30,7 +30,7 @@ _FAULT_LINE = re.compile(r'^\s*File "(.*)", line (\d+) in (.*)$')
 _OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
-#: What the first line of a traceback contains, and the lines that connect two of them (traceback.py).
+#: The text in the first line of a traceback, and the lines that connect two tracebacks (traceback.py).
 _TRACEBACK = "Traceback (most recent call last):"
 _CONNECTING = (
     "During handling of the above exception, another exception occurred:",
@@ -54,7 +54,8 @@ class WorkerOutput:
         self._level = level
         self._loop = loop
         self._rest = b""
-        #: The lines of a traceback that has begun, and whether its exception has been named.
+        #: The lines of a traceback that has begun, and whether the line that names its exception has been
+        #: read.
         self._traceback: list[str] = []
         self._named = False
         self._waiting: asyncio.TimerHandle | None = None
@@ -102,7 +103,8 @@ class WorkerOutput:
         if _TRACEBACK in line or line in _CONNECTING:
             self._named = False
         elif line and not line.startswith((" ", "\t")):
-            # The first line without an indent names the exception. A second one is not part of the traceback.
+            # The first line without an indent names the exception. A second such line is not part of the
+            # traceback.
             before, self._named = self._named, True
             return not before
         return True
@@ -132,7 +134,7 @@ class WorkerOutput:
 
 
 def describe_exit(status: int, *, out_of_memory: bool = False) -> str:
-    """Says how a process ended, from its return code: "ended with exit status 3", "was killed by SIGSEGV
+    """Describes how a process ended, from its return code: "ended with exit status 3", "was killed by SIGSEGV
     (...)". The text completes "its worker process ...".
     """
     if status == CONNECTION_LOST:
@@ -159,8 +161,8 @@ def signal_name(number: int) -> str:
 
 
 def fault_place(lines: Sequence[str], folder: str) -> str:
-    """Returns where the model crashed, from faulthandler's output: "model.py, line 12, in predict", or "" if
-    unknown.
+    """Returns where the model crashed, such as "model.py, line 12, in predict", or "" if that is unknown.
+    `lines` are from faulthandler's output.
     """
     for line in lines:
         found = _FAULT_LINE.match(line)
@@ -183,8 +185,8 @@ def last_words(lines: Sequence[str]) -> str:
 
 
 def out_of_memory_kills() -> int:
-    """Returns the number of processes that the kernel has killed for lack of memory, or 0 if it does not
-    report that.
+    """Returns the number of processes that the kernel has killed for lack of memory, or 0 if the kernel does
+    not report it.
     """
     for path in _OOM_COUNTERS:
         try:
