@@ -1,4 +1,4 @@
-"""The seam between schedulers and the places where batches run."""
+"""The interface between schedulers and the places where batches run."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ class Instance(Protocol):
     off_loop: ClassVar[bool]
 
     def run(self, batch: Batch, finished: Finished) -> None:
-        """Starts a batch; the instance must be free. May call `finished` before it returns."""
+        """Starts a batch. The instance must be free. May call `finished` before it returns."""
 
     def close(self) -> None:
-        """Releases what the instance holds, once its batch has ended."""
+        """Releases the resources of the instance, once its batch has ended."""
 
 
 @runtime_checkable
 class WaitsForTurn(Protocol):
-    """An instance whose batch may have to wait for a permit.
+    """An instance whose batch may have to wait for a permit before it runs.
 
-    While the batch waits, `form_again`, which the scheduler sets, removes its expired and cancelled requests
-    and fills it up with newer ones. The batch may become empty.
+    While the batch waits, `form_again`, which the scheduler sets, removes expired and cancelled requests from
+    the batch and fills it up with newer ones. The batch may become empty.
     """
 
     form_again: Callable[[Batch], None] | None
@@ -39,8 +39,8 @@ class WaitsForTurn(Protocol):
 
 
 class Remembers(Protocol):
-    """An instance whose model may keep the state of sequences. `memory` becomes a new object when that
-    state is lost, and is None while there is no worker.
+    """An instance whose model may keep the state of sequences. `memory` becomes a new object when that state
+    is lost, and is None while there is no worker.
     """
 
     @property

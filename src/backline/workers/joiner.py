@@ -19,7 +19,7 @@ from backline.engine.values.signature import Signature, TensorSpec
 from backline.engine.values.tensor import Shape, element_count
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
-#: Computes a hidden input from the requests, their numbers of rows, and the joined inputs.
+#: A function that computes a hidden input from the requests, their numbers of rows, and the joined inputs.
 Describe: TypeAlias = Callable[[Sequence[Arrays], Sequence[int], Arrays], np.ndarray]
 
 
@@ -33,7 +33,7 @@ def lengths(
 def mask(
     name: str, axis: int, dtype: np.dtype, requests: Sequence[Arrays], rows: Sequence[int], inputs: Arrays
 ) -> np.ndarray:
-    """Returns the batch input that marks which elements of each item are not padding; padded as in `inputs`."""
+    """Returns the batch input that marks the elements of each item that are not padding in `inputs`."""
     real = lengths(name, axis, np.dtype(np.int64), requests, rows, inputs)
     return (np.arange(inputs[name].shape[axis]) < real[:, np.newaxis]).astype(dtype)
 
@@ -47,12 +47,13 @@ def _item_shape(sources: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.tile(source.shape[1:], (len(source), 1)) for source in sources])
 
 
-#: Triton's kinds of batch inputs as functions of the requests' source arrays (backend_input_collector.cc).
+#: Triton's kinds of batch inputs, as functions of the source arrays of the requests
+#: (backend_input_collector.cc).
 BATCH_INPUTS: Mapping[str, Callable[[Sequence[np.ndarray]], object]] = {
     "BATCH_ELEMENT_COUNT": _counts,
     "BATCH_ACCUMULATED_ELEMENT_COUNT": lambda sources: np.cumsum(_counts(sources)),
     "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO": lambda sources: [0, *accumulate(_counts(sources))],
-    # The model reads only the shape: as many elements as the largest request has.
+    # The model reads only the shape, which has as many elements as the largest request.
     "BATCH_MAX_ELEMENT_COUNT_AS_SHAPE": lambda sources: np.zeros(max(_counts(sources))),
     "BATCH_ITEM_SHAPE": _item_shape,
     "BATCH_ITEM_SHAPE_FLATTEN": lambda sources: _item_shape(sources).reshape(-1),
@@ -66,17 +67,17 @@ def _batch_input(
     return np.asarray(BATCH_INPUTS[batch_input.kind](sources), dtype)
 
 
-#: Combines the arrays of one input of all requests.
+#: A function that combines the arrays that all requests have for one input.
 Column: TypeAlias = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 class Joiner:
     """Joins requests and splits outputs by the rules of a `joining`. Thread-safe, because it is stateless.
 
-    `signature` is the model's, with hidden inputs and with the batch as first dimension. `scattered` has the
-    shapes of scattered outputs as clients see them. `reshapes` maps inputs to their shapes in the model;
-    batch inputs describe those shapes. A model that is not `batched` gets one request at a time, and its
-    outputs are not split by rows.
+    `signature` is the model's signature, with hidden inputs and with the batch as first dimension.
+    `scattered` has the shapes of scattered outputs as clients see them. `reshapes` maps inputs to their
+    shapes in the model; batch inputs describe those shapes. A model that is not `batched` gets one request at
+    a time, and its outputs are not split by rows.
 
     Raises InvalidArgument, prefixed with `where`, if the model does not fit the rules.
     """
@@ -119,7 +120,7 @@ class Joiner:
         self._cuts = {name: (cut, self.joining.padding[cut.to].axes[0]) for name, cut in joining.cuts.items()}
 
     def not_filled_up(self) -> Joiner:
-        """Returns a joiner that neither pads to buckets nor fills up batches: one request stays unchanged."""
+        """Returns a joiner that neither pads to buckets nor fills up batches: one request is left unchanged."""
         where, signature, scattered, reshapes = self._made_of
         padding = {
             name: replace(padding, buckets=padding.buckets if padding.most else ())
@@ -129,8 +130,8 @@ class Joiner:
         return Joiner(where, joining, signature, scattered, batched=self._batched, reshapes=reshapes)
 
     def join(self, requests: Sequence[Arrays], rows: Sequence[int]) -> dict[str, np.ndarray]:
-        """Joins requests into the inputs of the model; `rows` has the number of rows of each. JoiningCheck
-        decides which requests may be joined.
+        """Joins requests into the inputs of the model; `rows` has the number of rows of each request.
+        JoiningCheck decides which requests may be joined.
         """
         requests, rows = self._filled_up(requests, rows)
         inputs = {
@@ -145,7 +146,9 @@ class Joiner:
     def _filled_up(
         self, requests: Sequence[Arrays], rows: Sequence[int]
     ) -> tuple[Sequence[Arrays], Sequence[int]]:
-        """Appends copies of the first row up to an allowed batch size; their outputs are discarded."""
+        """Appends copies of the first row up to an allowed batch size. The outputs for these copies are
+        discarded.
+        """
         items = sum(rows)
         missing = self.joining.batch_size(items) - items
         if not missing:
@@ -164,8 +167,8 @@ class Joiner:
         names: Sequence[str],
         arrays: Sequence[np.ndarray],
     ) -> list[list[np.ndarray]]:
-        """Splits a run's outputs `arrays`, called `names`, into those of each request. Raises Internal if
-        they are too short or too long.
+        """Splits the outputs `arrays` of a run, whose names are `names`, into the outputs of each request.
+        Raises Internal if they are too short or too long.
         """
         outputs: list[list[np.ndarray]] = [[] for _ in requests]
         for name, array in zip(names, arrays, strict=True):
@@ -211,7 +214,9 @@ class Joiner:
         ends = list(accumulate(map(element_count, shapes)))
         flat = array.reshape(-1)
         rows = [len(request[source]) for request in requests]
-        surplus = self.run_size(rows) > sum(rows)  # the outputs of filled-up rows follow
+        surplus = self.run_size(rows) > sum(
+            rows
+        )  # the outputs for the rows that only fill up the batch follow
         if flat.size < ends[-1] or (flat.size > ends[-1] and not surplus):
             raise Internal(
                 f"output '{name}' has {flat.size} elements,"
@@ -283,7 +288,7 @@ def _check_names(where: str, joining: Joining, signature: Signature) -> None:
 
 
 def _padding(where: str, joining: Joining, signature: Signature) -> dict[str, Padding]:
-    """Returns the padding of each padded input by name, with the axes filled in."""
+    """Returns the padding of each padded input by name, with all axes set."""
     given: dict[str, Padding] = {}
     hidden = joining.hidden_inputs
     for spec in signature.inputs:
@@ -319,8 +324,8 @@ def _padding(where: str, joining: Joining, signature: Signature) -> dict[str, Pa
 
 
 def _to_fixed_length(padding: Padding, shape: Shape) -> Padding | None:
-    """Returns the padding for an input of this shape, with the length that the model requires if it is fixed,
-    or None if the input cannot be padded.
+    """Returns the padding for an input of this shape, or None if the input cannot be padded. If the model
+    requires a fixed length, the padding has that length.
     """
     varying = {axis for axis, dim in enumerate(shape) if dim < 0 and axis}
     if set(padding.axes or varying) <= varying:
@@ -359,7 +364,7 @@ def _described_dtype(where: str, spec: TensorSpec, rank: int, datatype: DataType
 
 
 def _fill_value(where: str, spec: TensorSpec, text: str) -> object:
-    """Returns the value that an input is padded with."""
+    """Returns the value with which an input is padded."""
     if spec.datatype is DataType.BYTES:
         return text.encode()
     try:

@@ -173,7 +173,7 @@ class Job:
     def once_more(self, ended: str, *, idempotent: bool | None, hung: bool, remembers: bool) -> Iterator[Job]:
         """Yields a job for each request that may be retried, and fails the others.
 
-        `ended` says how the worker ended, and `hung` whether the job may have hung. If the worker
+        `ended` says how the worker ended, and `hung` means that the job did not finish in time. If the worker
         `remembers`, it held the state of sequences, which is lost.
         """
         tickets = self.run.batch.tickets

@@ -219,7 +219,7 @@ class WorkerPool(ModelInWorkers):
         return [seat.process for seat in self._seats if seat.process is not None and seat.process.alive]
 
     async def resize(self, placed: Places, places: tuple[Place, ...]) -> None:
-        """Changes the workers to those of `places`. New workers start before workers without a place finish.
+        """Changes the workers to those of `places`. New workers start before those without a place finish.
 
         Raises Internal, and changes nothing, if a worker cannot be started. Not for pools that `remember`.
         """
@@ -263,7 +263,7 @@ class WorkerPool(ModelInWorkers):
     # placing batches
 
     def place(self, run: BatchRun, seat: Seat) -> None:
-        """Gives a batch to the worker of its seat, or to any free worker if that seat has none at the moment."""
+        """Gives a batch to the worker of its seat, or to any free worker if that seat has none now."""
         job = Job(run, range(len(run.batch.tickets)), seat)
         if seat.free:
             seat.send(job)

@@ -309,7 +309,7 @@ class WorkerProcess:
         self._later("heartbeat", HEARTBEAT, self._beat)
 
     def says_ready(self, reason: str) -> None:
-        """Records the readiness that the model reports: empty if it is ready, otherwise the reason why not."""
+        """Records whether the model reports that it is ready: "" if it is, otherwise the reason why not."""
         self.unready = reason
         self.on_ready()
 
@@ -359,7 +359,7 @@ class WorkerProcess:
                 os.kill(self._process.pid, number)
 
     async def stop(self) -> None:
-        """Lets the model finish and unload for up to `farewell` seconds. Returns once the process has ended."""
+        """Lets the model finish and unload, for up to `farewell` seconds. Returns when the process has ended."""
         if not self.alive:
             return
         self._why = self._why or "was stopped"
