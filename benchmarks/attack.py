@@ -1,11 +1,11 @@
 """Attacks a server while an honest client measures it: `python benchmarks/attack.py`.
 
-Each attack lasts 2 s (`--duration`). Before, during and after it, an honest client in another process calls
-add1 over HTTP and gRPC every 50 ms. The server passes if the honest client gets no error, its p99 is at most
-100 ms above the p99 under valid load, the server takes at most 64 MB more memory and releases it, and the
-server is idle again within 1 s. The exit status is 1 if any attack fails. Only servers on the loopback
-interface are attacked. On a busy machine, `--tries 3` repeats an attack that misses a limit, on a fresh
-server and after another measurement of the valid load. The row shows the last try.
+Each attack lasts 2 s (`--duration`). Before, during and after the attack, an honest client in another process
+calls add1 over HTTP and gRPC every 50 ms. The server passes if the honest client gets no error, its p99 is at
+most 100 ms above the p99 under valid load, the server takes at most 64 MB more memory and releases it, and
+the server is idle again within 1 s. The exit status is 1 if the server fails any attack. Only servers on the
+loopback interface are attacked. On a busy machine, `--tries 3` repeats an attack that misses a limit, on a
+new server and after another measurement of the valid load. The row shows the last try.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Arms:
-    """How the attacked server is protected. Its files are in `folder`."""
+    """How the attacked server is protected. The files for that are in `folder`."""
 
     folder: Path
     keys: bool
@@ -59,7 +59,7 @@ class Arms:
 
     @contextmanager
     def server(self) -> Iterator[Target]:
-        """A fresh server with add1 and ident."""
+        """Runs a new server with add1 and ident during the block."""
         port, *others = free_ports(3)
         command = serve_command(self.folder / "models", port, *others)
         key = ""
@@ -85,7 +85,7 @@ class Arms:
 
 
 def make_certificate(certificate: Path, private: Path) -> None:
-    """Returns a certificate for 127.0.0.1, made by openssl."""
+    """Creates a certificate for 127.0.0.1, with openssl."""
     made = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
     files = ("-keyout", str(private), "-out", str(certificate))
     subprocess.run(
@@ -219,7 +219,7 @@ def run(
     results: list[Result] = []
 
     def one(target: Target, name: str, *, last: bool = True) -> bool:
-        """Returns whether the result counts: that of the last try, or one without a miss."""
+        """Runs one attack. Returns False if it misses a limit and is not the last try."""
         weapon = WEAPONS[name]
         if weapon.connections not in controls:
             controls[weapon.connections] = valid_p99(target, weapon.connections, min(duration, 2.0))

@@ -1,8 +1,8 @@
 """Measures Backline's startup time and memory use: `python benchmarks/startup.py`.
 
-The time is from the start of the command to the first 200 of /v2/health/ready. The memory is the resident
-memory of the server's processes with the model add1, once after a number of requests and once after ten times
-that number.
+The time is measured from the start of the command to the first 200 of /v2/health/ready. The memory is the
+resident memory of the server's processes with the model add1, measured once after a number of requests and
+again after ten times that number.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from harness.server_process import ServerProcess, free_ports
 
 REPOSITORY = BENCH / "startup"
 CLIENTS = 16
-#: Allowed growth in MB between the two readings, because some pages are touched late whatever the load. It is
-#: less than a byte per request.
+#: The allowed growth in MB between the two readings, because some pages are first used late, whatever the
+#: load. It is less than a byte per request.
 PAGES_MB = 0.1
 
 
@@ -68,7 +68,8 @@ def answered(connection: http.client.HTTPConnection, name: str) -> int:
 
 
 def memory_after(requests: int, protocol: str, say: Callable[[str], None]) -> list[tuple[int, float]]:
-    """Answered requests and resident MB (10**6 bytes) at start, after `requests`, after ten times as many.
+    """Returns pairs of answered requests and resident MB (10**6 bytes): at the start, after `requests`, and
+    after ten times as many.
 
     All requests share the same connections, because memory for connections is not a cost of requests.
     """

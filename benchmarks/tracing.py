@@ -50,7 +50,7 @@ class Request(HttpRequest):
 
 
 async def measure(settings: Sequence[str]) -> tuple[float, float]:
-    """Microseconds per request, of the process and of the event loop's thread."""
+    """Returns the microseconds of CPU time per request, for the process and for the event loop's thread."""
     loop = asyncio.get_running_loop()
     asked = model("add1", REPOSITORY)
     body, headers = asked.binary_request()

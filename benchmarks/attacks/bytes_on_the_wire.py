@@ -1,4 +1,4 @@
-"""Builds what attacks send (HTTP/1.1 requests, HTTP/2 frames, gRPC messages) as bytes for large writes."""
+"""Builds the bytes that attacks send (HTTP/1.1 requests, HTTP/2 frames, gRPC messages), for large writes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def headers(encoder: hpack.Encoder, stream: int, what: Sequence[tuple[str, str]]
 
 
 def data(stream: int, payload: bytes, *, end: bool) -> bytes:
-    """DATA frames of at most 16 KiB each."""
+    """Returns the payload in DATA frames of at most 16 KiB each."""
     pieces = [payload[at : at + 16384] for at in range(0, len(payload), 16384)] or [b""]
     last = len(pieces) - 1
     return b"".join(
@@ -116,7 +116,7 @@ def add1_request(*extra: str) -> bytes:
 
 @cache
 def zipped_ident_message() -> bytes:
-    """Returns a gRPC message for ident whose 600 compressed bytes decompress to a tensor of 602,112 bytes."""
+    """Returns a gRPC message for ident with 600 compressed bytes that decompress to a tensor of 602,112."""
     return grpc_message(
         gzip.compress(infer_message("ident", (1, 3, 224, 224), bytes(602112))), compressed=True
     )
@@ -136,7 +136,7 @@ def zipped_ident_request() -> bytes:
 
 @cache
 def bomb(wrapper: int = 31, size: int = 256 * MIB) -> bytes:
-    """`size` spaces, compressed about a thousandfold; `wrapper` is 31 for gzip or 15 for zlib."""
+    """Returns `size` spaces, compressed about a thousandfold. `wrapper` is 31 for gzip or 15 for zlib."""
     packer = zlib.compressobj(9, zlib.DEFLATED, wrapper)
     blank = b" " * MIB
     return b"".join(packer.compress(blank) for _ in range(size // MIB)) + packer.flush()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server on the loopback interface. Honest clients send the `key` if there is one; attackers do not.
+    """A server on the loopback interface. Honest clients send the `key`, if there is one; attackers do not.
 
     `certificate` is the server's own, in PEM, if the server speaks TLS.
     """

@@ -22,8 +22,8 @@ class Row:
         return median_measurement(self.runs[peer]) if self.runs.get(peer) else None
 
     def ratio(self, base: str, peer: str) -> float | None:
-        """Returns the requests per second of `base` as a multiple of those of `peer`; None without runs of
-        both.
+        """Returns the ratio of the requests per second of `base` to those of `peer`, or None if either has no
+        runs.
         """
         return (
             ratio(self.runs[base], self.runs[peer]) if self.runs.get(base) and self.runs.get(peer) else None

@@ -1,4 +1,4 @@
-"""Creates the peers' virtual environments, on first use and when their requirements change."""
+"""Creates the virtual environments of the peers, on first use and whenever their requirements change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from harness.folders import BENCH, ENVIRONMENTS
 
 
 class CannotRun(Exception):
-    """A peer, a generator or a case cannot be measured here; the message is the reason shown in the table."""
+    """Raised when a peer, a generator or a case cannot be measured here. The message is the reason shown in
+    the table.
+    """
 
 
 def environment(name: str, requirements: list[str]) -> Path:

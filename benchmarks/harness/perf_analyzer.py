@@ -20,7 +20,7 @@ FAILED = re.compile(r"Failed Request Count: (\d+)", re.IGNORECASE)
 
 
 def executable() -> str | None:
-    """Returns the path of perf_analyzer, from the running environment or else PATH."""
+    """Returns the path of perf_analyzer in the running environment or, failing that, on PATH."""
     installed = Path(sys.executable).parent / "perf_analyzer"
     return str(installed) if installed.exists() else shutil.which("perf_analyzer")
 

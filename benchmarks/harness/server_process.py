@@ -20,7 +20,7 @@ from harness.folders import BENCH
 
 
 def free_ports(count: int) -> list[int]:
-    """`count` TCP ports that are currently free."""
+    """Returns `count` TCP ports that are currently free."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:
@@ -48,8 +48,8 @@ def accepts(port: int) -> bool:
 
 
 def _environment(changes: dict[str, str]) -> dict[str, str]:
-    """Returns the environment of a server; it may store compiled modules, so that not each start compiles
-    them.
+    """Returns the environment variables of a server. They allow it to store compiled modules, so that it does
+    not compile them at every start.
     """
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {**kept, **changes}
@@ -136,7 +136,7 @@ class ServerProcess:
         return total
 
     def resident_bytes(self) -> int:
-        """Returns the group's resident memory; shared pages count once per process."""
+        """Returns the resident memory of the group. Shared pages count once per process."""
         total = 0
         for process in self.tree():
             with contextlib.suppress(psutil.Error):

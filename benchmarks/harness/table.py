@@ -13,12 +13,12 @@ BASE = "backline"
 
 
 def rate(value: float) -> str:
-    """Requests per second with at least three significant digits."""
+    """Formats requests per second with at least three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def duration(microseconds: float) -> str:
-    """Returns a latency with its unit, us, ms or s; a dash if unknown."""
+    """Formats a latency with its unit (us, ms or s), or as a dash if it is unknown."""
     if math.isnan(microseconds):
         return "-"
     if microseconds < 1000:
@@ -27,13 +27,13 @@ def duration(microseconds: float) -> str:
 
 
 def multiple(times: float) -> str:
-    """Returns a ratio with two decimals, or two significant digits if small."""
+    """Formats a ratio with two decimals, or with two significant digits if it is small."""
     return f"{times:.2f}x" if times >= 0.1 else f"{times:.2g}x"
 
 
 def cell(median: Measurement | None, times: float | None, reason: str | None) -> str:
-    """Returns a peer's cell: its rate and latencies, and the base's multiple in bold; or the reason for no
-    result.
+    """Returns the text of a peer's cell: its rate and latencies, and in bold the ratio of the base to the
+    peer; or the reason why there is no result.
     """
     if median is None:
         return f"none: {reason}" if reason else ""

@@ -120,7 +120,7 @@ class Joiner:
         self._cuts = {name: (cut, self.joining.padding[cut.to].axes[0]) for name, cut in joining.cuts.items()}
 
     def not_filled_up(self) -> Joiner:
-        """Returns a joiner that neither pads to buckets nor fills up batches: one request is left unchanged."""
+        """Returns a joiner without padding to buckets and filling up: single requests are unchanged."""
         where, signature, scattered, reshapes = self._made_of
         padding = {
             name: replace(padding, buckets=padding.buckets if padding.most else ())

@@ -1,4 +1,4 @@
-"""Clients inside a worker process: a model with a parameter `Models` calls other models through them. Their
+"""Clients inside a worker process, through which a model with a parameter `Models` calls other models. Their
 transport is the worker's channel.
 """
 
@@ -28,7 +28,7 @@ from backline.workers.child.caller import Caller, ModelCall, Question
 from backline.workers.child.requests import WorkerRequest
 
 T = TypeVar("T")
-#: Without a timeout from the model, a call has the deadline of the request that it is made for.
+#: If the model sets no timeout, a call has the deadline of the request for which it is made.
 _OPTIONS = ClientOptions(timeout=inf)
 _URL = "inproc:server"
 
@@ -41,7 +41,7 @@ class ModelsOfServer:
         self._base = AsyncClient(_URL, _OPTIONS)
 
     def blocking(self, requests: Sequence[WorkerRequest]) -> Client:
-        """Returns the client for a function, usable on any thread."""
+        """Returns the client for a plain function. It may be used on any thread."""
         return Client.over(self._base.through(BlockingTransport(self._caller, requests)), CallingThread())
 
     def awaitable(self, requests: Sequence[WorkerRequest]) -> AsyncClient:
@@ -63,7 +63,7 @@ class CallingThread:
 
 
 def _for_clients(what: str) -> Callable[..., Coroutine[Any, Any, NoReturn]]:
-    """Makes a method that raises Unsupported: `what` is not available to models in workers."""
+    """Returns a method that raises Unsupported, because `what` is not available to models in workers."""
 
     async def refuse(*_: object) -> NoReturn:
         raise Unsupported(
@@ -75,7 +75,7 @@ def _for_clients(what: str) -> Callable[..., Coroutine[Any, Any, NoReturn]]:
 
 
 class WorkerTransport(Transport):
-    """The transport for coroutines. `requests` are the worker's requests that the calls are made for."""
+    """The transport for coroutines. `requests` are the worker's requests for which the calls are made."""
 
     def __init__(self, caller: Caller, requests: Sequence[WorkerRequest]) -> None:
         self._caller = caller
@@ -87,7 +87,7 @@ class WorkerTransport(Transport):
         return self._control
 
     async def close(self) -> None:
-        """Does nothing: the channel belongs to the worker, and stays open."""
+        """Does nothing: the channel belongs to the worker, and must remain open."""
 
     async def infer(self, call: InferCall) -> InferResponse:
         return await self._caller.infer_async(self._call(call))
@@ -101,7 +101,9 @@ class WorkerTransport(Transport):
             responses.close()
 
     def _call(self, call: InferCall, *, whole: bool = True) -> ModelCall:
-        """Converts a call. With `whole`, the timeout covers the whole call, otherwise each response."""
+        """Converts a call. With `whole`, the timeout covers the whole call, otherwise each response
+        separately.
+        """
         parameters = read_parameters(call.parameters or {})
         step = parameters.sequence or SequenceStep(0)
         note = RequestNote(
@@ -168,7 +170,7 @@ class BlockingTransport(WorkerTransport):
 
 
 class WorkerControl(ModelControl):
-    """Lets a model load and unload other models; other changes raise an error."""
+    """Lets a model load and unload other models. Other kinds of changes raise an error."""
 
     def __init__(self, transport: WorkerTransport) -> None:
         self._transport = transport

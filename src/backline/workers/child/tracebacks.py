@@ -1,4 +1,4 @@
-"""Describes exceptions of a model's code: one line for the client, the whole traceback for the log."""
+"""Describes exceptions raised by a model's code: one line for the client, the whole traceback for the log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LONGEST_TRITON = 2000
 
 
 def reason(error: BaseException, folder: str) -> str:
-    """Returns the exception and its line in the model: "ValueError: too loud (model.py, line 12, in
+    """Describes the exception and its line in the model: "ValueError: too loud (model.py, line 12, in
     predict)".
     """
     if isinstance(error, BacklineError):
@@ -42,7 +42,8 @@ def details(error: BaseException) -> str:
 
 
 def triton_text(error: BaseException, folder: str) -> str:
-    """Returns the exception in Triton's format, with stack frames in the model's files only, innermost first.
+    """Describes the exception in Triton's format, with only the stack frames in the model's files, innermost
+    first.
 
     "ValueError: too loud", an empty line, "At:", and for each frame " 1/model.py(12): execute".
     """

@@ -1,4 +1,4 @@
-"""Converts tensors to Python values and back, by type hints: arrays, text, bytes, numbers, JSON, media."""
+"""Converts tensors to Python values and back by type hints: arrays, text, bytes, numbers, JSON, media."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _SINGLE: Mapping[type, DataType] = {
 
 @dataclass(frozen=True, slots=True)
 class TypedValue:
-    """An input or output with the type of its hint. `kind` is the Python type of a single value; None for an
-    array.
+    """An input or output with the type of its hint. `kind` is the Python type of a single value, or None for
+    an array.
 
-    `media` decodes and encodes image and sound files; `limit` is the largest decoded size in bytes.
+    `media` decodes and encodes image and sound files. `limit` is the maximum decoded size in bytes.
     """
 
     name: str
@@ -113,7 +113,7 @@ class TypedValue:
             raise InvalidArgument(f"input '{self.name}' is not {expected}: {error}") from None
 
     def to_tensor(self, value: Any, rows: int | None) -> Tensor:
-        """Returns the tensor for a value that the model returned; `rows` is the batch size, None without a
+        """Returns the tensor for a value that the model returned. `rows` is the batch size, or None without a
         batch. Raises TypeError or ValueError if the value contradicts the hint.
         """
         if self.kind is None:

@@ -144,7 +144,7 @@ class Execution:
         return run
 
     def _wanted(self, tickets: Sequence[Ticket]) -> tuple[str, ...]:
-        """Returns the names of the outputs to compute: every output for which any request of the batch asks."""
+        """Returns the names of the outputs to compute: all outputs that any request of the batch asks for."""
         wanted = tickets[0].request.outputs
         if wanted is None:
             return self._outputs
@@ -202,7 +202,7 @@ class Execution:
 
 
 def outcome_of(model: str, version: str, error: Exception) -> BacklineError:
-    """Returns the outcome of a request whose run raised `error`. Logs the error unless it is a BacklineError."""
+    """Returns the outcome of a request whose run raised `error`. Logs errors other than BacklineError."""
     if isinstance(error, BacklineError):
         return error
     log.error("model '%s' version %s failed", model, version, exc_info=error)
@@ -281,6 +281,6 @@ class BudgetedExecution:
             self.release(batch)
 
     def release(self, batch: Batch) -> None:
-        """Frees the cores of a batch that has ended or whose thread was abandoned. Thread-safe, idempotent."""
+        """Frees the cores of a batch that ended or whose thread was abandoned. Thread-safe, idempotent."""
         if self._held.pop(batch, batch) is None:
             self._budget.give(self._cores)

@@ -359,7 +359,7 @@ class WorkerProcess:
                 os.kill(self._process.pid, number)
 
     async def stop(self) -> None:
-        """Lets the model finish and unload, for up to `farewell` seconds. Returns when the process has ended."""
+        """Gives the model `farewell` seconds to finish and unload, and waits for the process to end."""
         if not self.alive:
             return
         self._why = self._why or "was stopped"

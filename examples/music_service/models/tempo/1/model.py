@@ -15,7 +15,7 @@ def predict(recording: Audio[_RATE]) -> dict:
     power = np.abs(np.fft.rfft(changes - changes.mean(), 2 * len(changes))) ** 2
     repeats = np.fft.irfft(power)[1 : len(changes)]
     tempo = 60 * _RATE / _HOP / np.arange(1, len(changes))
-    # Half and double tempo repeat as well: people hear the one that is closest to 120 beats per minute.
+    # Half and double the tempo repeat as well: people hear the one that is closest to 120 beats per minute.
     likely = np.exp(-((np.log2(tempo / 120) / 0.7) ** 2))
     return {"bpm": round(float(tempo[np.argmax(repeats * likely)]), 1)}
 

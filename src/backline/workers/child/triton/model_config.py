@@ -18,7 +18,7 @@ class ModelConfig:
         self._model_config: dict[str, Any] = json.loads(model_config)
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields. Change them only with the methods of this class."""
+        """Returns all fields. Change them only with the methods of this class."""
         return self._model_config
 
     def set_max_batch_size(self, max_batch_size: int) -> None:
@@ -45,10 +45,11 @@ class ModelConfig:
         config.setdefault("dynamic_batching", {})
 
     def add_input(self, input: Mapping[str, Any]) -> None:
-        """Adds an input with `name`, `data_type`, `dims` and optionally `optional`, or completes the one
-        of that name.
+        """Adds an input with `name`, `data_type`, `dims` and optionally `optional`, or completes the input of
+        that name.
 
-        Raises ValueError for unknown or missing properties, and if they contradict the configuration.
+        Raises ValueError for unknown or missing properties, and for properties that contradict the
+        configuration.
         """
         self._add(
             "input",
@@ -58,7 +59,7 @@ class ModelConfig:
         )
 
     def add_output(self, output: Mapping[str, Any]) -> None:
-        """Adds an output with `name`, `data_type` and `dims`, or completes the one of that name. Raises
+        """Adds an output with `name`, `data_type` and `dims`, or completes the output of that name. Raises
         ValueError as `add_input` does.
         """
         self._add("output", output, ("name", "data_type", "dims"), "'name', 'data_type' and 'dims'")

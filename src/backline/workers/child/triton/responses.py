@@ -136,7 +136,7 @@ class InferenceResponseSender:
         return [tensor.to_engine() for tensor in response._outputs if tensor.name() in self._outputs]
 
     def reschedule(self) -> None:
-        """Closes the sender without a last response, so that the request runs once more."""
+        """Closes the sender without a last response, so that the request is run once more."""
         with self._lock:
             closed, self._closed = self._closed, True
         if not closed and not self._request.answered:
@@ -181,5 +181,5 @@ def read_parameters(given: Any) -> dict[str, Parameter]:
 
 
 def as_json(parameters: Mapping[str, Parameter]) -> str:
-    """Encodes parameters as a JSON object; "" if there are none."""
+    """Encodes parameters as a JSON object, or as "" if there are none."""
     return json.dumps(parameters, ensure_ascii=False, separators=(",", ":")) if parameters else ""

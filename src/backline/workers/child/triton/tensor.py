@@ -1,4 +1,4 @@
-"""Named tensors as models create and receive them, their exchange by DLPack, and Triton's datatypes."""
+"""Named tensors that models create and receive, their exchange by DLPack, and Triton's datatypes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from backline.engine.values import tensor as engine
 from backline.engine.values.datatypes import DataType
 from backline.workers.child.triton.errors import TritonModelException
 
-#: DLPack's device of tensors in CPU memory: the type kDLCPU, and the index.
+#: DLPack's device for tensors in CPU memory: the type kDLCPU and the index.
 CPU: Final = (1, 0)
 _CODES: Final = {"i": 0, "u": 1, "f": 2, "b": 6}
 _UNSIGNED, _BFLOAT = 1, 4
@@ -195,7 +195,7 @@ def numpy_datatype(data_type: Any) -> DataType | None:
 
 
 def triton_string_to_numpy(triton_type_string: str) -> Any:
-    """Returns the NumPy type of a configuration's datatype ("TYPE_FP32"). Raises KeyError if NumPy has none."""
+    """Returns the NumPy type of a configuration's datatype ("TYPE_FP32"). Raises KeyError without one."""
     return TRITON_STRING_TO_NUMPY[triton_type_string]
 
 
@@ -247,7 +247,7 @@ class Tensor:
         return self._array
 
     def triton_dtype(self) -> int:
-        """Returns the number of the datatype, as from `numpy_to_triton_type`; 14 for BF16."""
+        """Returns the number of the datatype, as `numpy_to_triton_type` does, but 14 for BF16."""
         return NUMBERS[self._datatype]
 
     def shape(self) -> list[int]:
@@ -276,8 +276,8 @@ class Tensor:
 
 
 def serialize_byte_tensor(input_tensor: np.ndarray) -> bytes | tuple[()] | None:
-    """Encodes the elements in C order, each after its length in 4 bytes. As in Triton, returns () for an
-    empty array, and None for an array of another datatype.
+    """Encodes the elements in C order, each preceded by its length in 4 bytes. As in Triton, returns () for
+    an empty array, and None for an array of another datatype.
     """
     if input_tensor.size == 0:
         return ()

@@ -1,4 +1,4 @@
-"""State of the worker process for `triton_python_backend_utils`: its model, its channel and its log."""
+"""The state of the worker process for `triton_python_backend_utils`: its model, its channel and its log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Worker:
 
 
 def begin(load: WorkerLoad, caller: Caller) -> None:
-    """Sets the load and the channel of this worker, before its model is imported."""
+    """Sets the LOAD message and the channel of this worker, before its model is imported."""
     _Worker.load, _Worker.caller = load, caller
 
 
@@ -75,7 +75,7 @@ _LEVELS = {
 
 
 class Logger:
-    """Writes to the server's log, with the model, its version, and the file and line of the caller."""
+    """Writes to the server's log, with the model, its version, and the caller's file and line."""
 
     INFO: ClassVar = LogLevel.INFO
     WARNING: ClassVar = LogLevel.WARNING
@@ -113,5 +113,5 @@ def _log(message: str, level: LogLevel) -> None:
         caller().tell(Kind.LOG, Log(_LEVELS[LogLevel(level)], text))
 
 
-# An attribute, as in Triton. In the class body it would shadow the enum in annotations.
+# This is an attribute, as in Triton. In the class body, it would hide the enum from annotations.
 Logger.LogLevel = LogLevel  # type: ignore[attr-defined]
