@@ -28,7 +28,7 @@ REQUEST = b"GET /v2/activity HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: text/event-s
 
 
 class Tab(threading.Thread):
-    """Receives the events about the server's activity until the tab is closed."""
+    """A tab with the console, which receives events about the server's activity until it is closed."""
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)

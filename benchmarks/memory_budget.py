@@ -104,7 +104,7 @@ class Client:
 
 
 class Watch:
-    """Samples a server's resident memory until stopped."""
+    """A sampler of a server's resident memory, which runs until it is stopped."""
 
     def __init__(self, process: ServerProcess) -> None:
         self.highest = 0

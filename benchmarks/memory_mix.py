@@ -204,7 +204,7 @@ def sample(process: ServerProcess) -> Sample:
 
 
 class Watch:
-    """Samples the memory of a server and its workers until stopped."""
+    """A sampler of the memory of a server and its workers, which runs until it is stopped."""
 
     def __init__(self, process: ServerProcess) -> None:
         self.samples: list[Sample] = []

@@ -80,7 +80,7 @@ async def measure(settings: Sequence[str]) -> tuple[float, float]:
 
 
 class _Receiver(http.server.BaseHTTPRequestHandler):
-    """Receives spans and discards them."""
+    """A receiver that discards spans."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))

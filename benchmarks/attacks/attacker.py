@@ -85,7 +85,7 @@ class Shooter:
 
 
 class Attacker:
-    """Runs a weapon against an address until its time is up."""
+    """An attacker that uses a weapon against an address until its time is up."""
 
     def __init__(self, target: Target, weapon: Weapon) -> None:
         self._target = target

@@ -190,7 +190,9 @@ def fetch_basic_pitch(path: Path) -> None:
 
 
 def scheduled_add1() -> Model:
-    """add1 with dynamic batching, priorities and queue policies; requests set a priority and a timeout."""
+    """Returns add1 with dynamic batching, priorities and queue policies. Its requests set a priority and a
+    timeout.
+    """
     plain = model("add1", SCHEDULED)
     (SCHEDULED / "add1" / "config.pbtxt").write_text(SCHEDULING)
     return replace(plain, parameters=(("priority", 1), ("timeout", 500_000)))

@@ -16,7 +16,9 @@ CALLS_PER_CONNECTION = 100
 
 
 class GrpcClients:
-    """Spreads ModelInfer calls over several connections. An outcome is the name of the call's status code."""
+    """Clients that spread ModelInfer calls over several connections. An outcome is the name of a call's
+    status code.
+    """
 
     def __init__(self, port: int, message: bytes, *, connections: int = 48) -> None:
         # Without this option, all channels to one address share a connection.

@@ -122,7 +122,9 @@ class Connection(asyncio.Protocol):
 
 
 class H2Clients:
-    """Makes ModelInfer calls on several connections in turn. An outcome is the name of the call's status."""
+    """Clients that make ModelInfer calls on several connections in turn. An outcome is the name of a call's
+    status.
+    """
 
     def __init__(self, port: int, message: bytes, *, connections: int = 16) -> None:
         self.port = port

@@ -36,7 +36,9 @@ app = FastAPI(title="Music service", lifespan=_connected)
 
 @app.post("/analyse")
 async def analyse_recording(request: Request, response: Response, recording: UploadFile) -> dict[str, Any]:
-    """Notes, key, tempo, and whether it is speech or music. What no model could say is null, and says why."""
+    """Returns notes, key and tempo, and whether it is speech or music. A value that no model could give is
+    null, with the reason.
+    """
     if recording.size is None or recording.size > _MAX_BYTES:
         raise HTTPException(413, f"the recording is larger than {_MAX_BYTES >> 20} MiB")
     try:

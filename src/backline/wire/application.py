@@ -269,7 +269,8 @@ BROWSER_FIELDS = frozenset((b"origin", b"sec-fetch-site", b"referer"))
 
 
 class Gate(ABC):
-    """Decides from the head of a request whether it may reach the application, before its body is received.
+    """A gate that decides whether a request may reach the application: from its head, before its body is
+    received.
 
     Admission must depend only on the head and the ingress, since the wire then admits identical heads on the
     same connection without asking again. The application checks again everything that may change in the

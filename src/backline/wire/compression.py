@@ -43,7 +43,7 @@ class CodingError(Exception):
 
 
 class Inflater:
-    """Inflates one body in steps, to at most `limit` bytes (RFC 1950, 1951 and 1952)."""
+    """A decompressor that inflates one body in steps, to at most `limit` bytes (RFC 1950, 1951 and 1952)."""
 
     def __init__(self, coding: bytes, body: Buffer, limit: int) -> None:
         """Raises CodingError with status 415 for a coding that is neither gzip nor deflate."""

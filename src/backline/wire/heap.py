@@ -14,7 +14,7 @@ IDLE_BYTES = 1024 * 1024
 
 
 class Heap:
-    """Watches the resident memory of the process while a server runs, and trims it after peaks."""
+    """A watch on the resident memory of the process while a server runs. It trims the heap after peaks."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire

@@ -34,7 +34,7 @@ DRAIN_POLL = 0.01
 
 
 class Listeners:
-    """Accepts connections for one `Wire`. Every address serves every protocol: the first bytes of a
+    """The listening sockets of one `Wire`. Every address serves every protocol: the first bytes of a
     connection determine which one.
     """
 
@@ -260,7 +260,7 @@ EXHAUSTED_PAUSE = 0.5
 
 
 class TlsAcceptor:
-    """Accepts TLS connections on one socket, and counts connections in their handshake toward
+    """An acceptor of TLS connections on one socket. It counts connections in their handshake toward
     max_connections.
 
     asyncio's own server does not report a connection until its handshake, the most expensive part, is done.

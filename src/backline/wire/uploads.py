@@ -110,7 +110,7 @@ class Uploads:
 
 
 class Pace:
-    """Pauses reading on a connection while its large body has no room in `Uploads`.
+    """A control that pauses reading on a connection while its large body has no room in `Uploads`.
 
     Without HTTP/2, not reading is the only way to slow a client down. `update` is called whenever `waits` has
     changed.
@@ -127,7 +127,7 @@ class Pace:
         self.waits = False
 
     def grew(self, size: int) -> None:
-        """Called when `size` bytes of the body have arrived, more than FREE."""
+        """Called when `size` bytes of the body, which is more than FREE, have arrived."""
         self._size = size
         if size > self._room:
             self.proceed()

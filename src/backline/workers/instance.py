@@ -12,7 +12,7 @@ Finished: TypeAlias = Callable[["Instance", Batch], None]
 
 
 class Instance(Protocol):
-    """Runs one batch at a time: on the event loop, on a thread, or in a worker process."""
+    """An instance, which runs one batch at a time: on the event loop, on a thread, or in a worker process."""
 
     #: Whether `run` returns at once and the batch runs off the event loop.
     off_loop: ClassVar[bool]

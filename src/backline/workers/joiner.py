@@ -72,7 +72,8 @@ Column: TypeAlias = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 class Joiner:
-    """Joins requests and splits outputs by the rules of a `joining`. Thread-safe, because it is stateless.
+    """A joiner, which joins requests and splits outputs by the rules of a `joining`. Thread-safe, because it
+    is stateless.
 
     `signature` is the model's signature, with hidden inputs and with the batch as first dimension.
     `scattered` has the shapes of scattered outputs as clients see them. `reshapes` maps inputs to their

@@ -74,9 +74,9 @@ PREFIX_SIZE = 5
 
 
 class MessageAssembler:
-    """Assembles messages from pieces of DATA.
+    """An assembler of messages from pieces of DATA.
 
-    As soon as the length of a message is known, and before any of it is stored, the assembler calls
+    As soon as the length of a message is known, and before any of the message is stored, the assembler calls
     `announced(size, at_hand)`, which may raise RpcError. `at_hand` is the number of bytes that follow the
     prefix in the same piece; they may include later messages.
     """

@@ -35,7 +35,7 @@ class Expiring(Protocol):
 
 
 class Deadlines:
-    """Calls `expire` on each entry that is still open at its deadline.
+    """A timer that calls `expire` on each entry that is still open at its deadline.
 
     Invariant: the size of the heap is proportional to the number of open entries, which `live` returns.
     Closed entries are removed as the heap grows.

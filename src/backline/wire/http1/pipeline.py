@@ -32,7 +32,7 @@ Entry: TypeAlias = Http1Request | Refusal | Continue
 
 
 class Pipeline:
-    """Dispatches one request at a time, while the others wait.
+    """The queue of a connection's requests, which are dispatched one at a time.
 
     Invariant: while the client leaves responses unread (`write_paused`), no request is dispatched, so the
     client cannot make the server queue further responses.

@@ -44,11 +44,13 @@ Head: TypeAlias = tuple[bytes, bytes, bytes, Mapping[bytes, bytes], int]
 
 
 class Refused(Exception):
-    """Stops the parser. The parser may replace exceptions, so the response is in the receiver's `_fault`."""
+    """Raised to stop the parser. The parser may replace exceptions, so the response is in the receiver's
+    `_fault`.
+    """
 
 
 class Receiver:
-    """Assembles requests and passes them to the pipeline, or refuses them.
+    """The part of a connection that assembles requests, and passes them to the pipeline or refuses them.
 
     The parser (llhttp in strict mode) rejects malformed messages; the receiver rejects what the parser
     accepts but RFC 9112 or a limit forbids. The parser calls the methods named `on_...`.

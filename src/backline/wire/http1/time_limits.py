@@ -32,8 +32,8 @@ class Awaited(Enum):
 
 
 class TimeLimits:
-    """Compares a connection with its state at the previous check, and ends the connection if it makes no
-    progress.
+    """A periodic check that compares a connection with its state at the previous check, and ends it if there
+    is no progress.
     """
 
     __slots__ = ("_mark", "_since")

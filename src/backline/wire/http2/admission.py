@@ -23,7 +23,7 @@ _UNKNOWN = 16
 
 
 class Admission:
-    """Bounds the responses of one connection: further requests wait until its client reads.
+    """The limit on the responses of one connection: further requests wait until its client reads.
 
     The size of a response is unknown in advance. It is predicted from recent responses to requests of the
     same kind, on this connection or, if there are none, on any connection. If there are none at all, up to 16

@@ -25,7 +25,7 @@ REPLENISH_AT = OUR_CONNECTION_WINDOW // 2
 
 
 class DataReceiver:
-    """Passes payloads to their streams as they arrive, and drops payloads that no stream takes.
+    """A receiver that passes payloads to their streams as they arrive, and drops those that no stream takes.
 
     `FrameReader` handles a complete DATA frame of an open stream inline, on the hot path; any other DATA
     frame starts with `begin` and continues with `read`.

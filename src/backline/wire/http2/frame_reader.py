@@ -58,7 +58,7 @@ class FrameHandler(Protocol):
 
 
 class FrameReader:
-    """Splits received bytes into frames. DATA goes to its stream in pieces, everything else to the handler.
+    """A reader that splits received bytes into frames. DATA goes to its stream, all else to the handler.
 
     The reader stops reading the socket while the client leaves responses unread, and while other connections
     have their turn.

@@ -69,11 +69,11 @@ class _Failure(Exception):
 
 
 class ConnectionFailure(_Failure):
-    """Ends the connection with GOAWAY and this error code (RFC 9113, section 5.4.1)."""
+    """Raised to end the connection with GOAWAY and this error code (RFC 9113, section 5.4.1)."""
 
 
 class StreamFailure(_Failure):
-    """Ends the stream with RST_STREAM and this error code (RFC 9113, section 5.4.2)."""
+    """Raised to end the stream with RST_STREAM and this error code (RFC 9113, section 5.4.2)."""
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -154,7 +154,8 @@ PER_DATA_FRAME = 4
 
 
 class FrameAllowance:
-    """Limits the frames without content that a client may send: a token bucket that useful work refills.
+    """The limit on the frames without content that a client may send: a token bucket that useful work
+    refills.
 
     The clock is read only when no tokens are left, so an honest client's frame costs one subtraction.
     """

@@ -125,7 +125,7 @@ class _BoundedDecoder(Decoder):
 
 
 class FieldBlocks(Generic[Head]):
-    """Decodes the header blocks of one connection, in the order in which they arrive.
+    """A decoder for the header blocks of one connection, in the order in which they arrive.
 
     Invariant of the memo `known`: it contains a block only if decoding the block left the dynamic table
     unchanged, and every block that changes the table clears the memo. So a lookup returns what decoding would
@@ -173,7 +173,7 @@ class FieldBlocks(Generic[Head]):
 
 
 class HeaderBlocks(FieldBlocks[RequestHead]):
-    """Decodes the header blocks of requests.
+    """A decoder for the header blocks of requests.
 
     Heads are immutable, so requests may share them, along with the gate's decision to admit them, which
     depends only on the head.

@@ -24,7 +24,7 @@ _CRUMB = 1 * KIB
 
 
 class Output:
-    """Sends frames and response bodies.
+    """The sender of a connection's frames and response bodies.
 
     Invariants: DATA never exceeds the peer's windows for the connection and the stream. Bytes waiting for
     windows or the socket are counted in `held` and in the server's totals (`_hold`) until they are sent or
@@ -59,7 +59,9 @@ class Output:
         finished: Callable[[Stream], None],
         relieved: Callable[[], None],
     ) -> None:
-        """`finished` is called with a stream whose response was sent, `relieved` when `held` decreases."""
+        """`finished` is called with each stream whose response has been sent, and `relieved` when `held`
+        decreases.
+        """
         self._transport = transport
         self._loop = loop
         self._max_unsent = max_unsent

@@ -90,7 +90,7 @@ class Stream:
         return NO_ROOM
 
     def placed(self, size: int, ended: int) -> None:
-        """Like `feed`, for bytes that were received into `room`. Raises StreamFailure."""
+        """Takes bytes as `feed` does, after they were received into `room`. Raises StreamFailure."""
         raise NotImplementedError(f"{type(self).__name__} has no room")
 
     def dispatch(self) -> None:

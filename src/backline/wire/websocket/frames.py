@@ -86,7 +86,7 @@ def close_payload(code: CloseCode, reason: str) -> bytes:
 
 
 class MessageReader:
-    """Assembles frames into messages of at most `max_size` bytes. Does no I/O."""
+    """A reader that assembles frames into messages of at most `max_size` bytes. Does no I/O."""
 
     def __init__(self, max_size: int) -> None:
         self._max_size = max_size

@@ -442,7 +442,7 @@ def frame(kind: Kind, header: msgspec.Struct, payload: Sequence[Buffer] = ()) ->
 
 
 class FrameSplitter:
-    """Splits received bytes into frames."""
+    """A parser that splits received bytes into frames."""
 
     __slots__ = ("_needed", "_rest")
 

@@ -93,8 +93,8 @@ def value_of(heard: Heard) -> Any:
 
 
 class ChannelReader:
-    """Reads the calls channel. If only one thread waits, that thread reads, which saves a thread switch;
-    otherwise a dedicated thread does.
+    """The reader of the calls channel. If only one thread waits, that thread reads, which saves a thread
+    switch; otherwise a dedicated thread does.
 
     `take` is called with each frame, `on_end` when no more frames can arrive, and `awaited` returns whether
     any thread waits. All three are called on the thread that reads.
@@ -217,7 +217,7 @@ class AsyncCallStream:
 
 
 class _Credit:
-    """Counts the responses that were read, and grants credit for as many more, half a window at a time."""
+    """A counter of the responses read. It grants credit for as many more, half a window at a time."""
 
     def __init__(self, caller: Caller, number: int) -> None:
         self._caller = caller

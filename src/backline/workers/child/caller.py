@@ -323,8 +323,8 @@ class Caller:
 
 
 class Measures:
-    """Sends the model's metrics to the server, from any thread. The server records a value before it handles
-    responses that the model sends later.
+    """The model's metrics, which are sent to the server from any thread. The server records a value before it
+    handles responses that the model sends later.
     """
 
     def __init__(self, caller: Caller) -> None:

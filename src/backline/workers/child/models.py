@@ -34,7 +34,7 @@ _URL = "inproc:server"
 
 
 class ModelsOfServer:
-    """Creates the model's clients, one per request or batch. They share a cache of model metadata."""
+    """A factory of clients for the model, one per request or batch. They share a cache of metadata."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -50,7 +50,7 @@ class ModelsOfServer:
 
 
 class CallingThread:
-    """Runs a client's coroutines on the calling thread. A BlockingTransport never waits for an event loop."""
+    """The calling thread, which runs a client's coroutines. A BlockingTransport needs no event loop."""
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine to its end. Raises Unsupported if it waits."""
@@ -170,7 +170,7 @@ class BlockingTransport(WorkerTransport):
 
 
 class WorkerControl(ModelControl):
-    """Lets a model load and unload other models. Other kinds of changes raise an error."""
+    """The part of a client by which a model loads and unloads others. Other changes raise an error."""
 
     def __init__(self, transport: WorkerTransport) -> None:
         self._transport = transport

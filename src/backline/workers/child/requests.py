@@ -214,7 +214,7 @@ _AGAIN = _Again()
 
 @dataclass(slots=True)
 class _Outcome:
-    """Collects the content of the next RESULT message."""
+    """The content collected for the next RESULT message."""
 
     answers: list[_QueuedResponse] = field(default_factory=list)
     failures: list[RequestFailure] = field(default_factory=list)

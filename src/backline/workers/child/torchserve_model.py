@@ -174,7 +174,9 @@ def _built_in(name: str) -> Any:
 
 
 class TorchServeModel:
-    """Runs a handler on rows made from input tensors. The handler's results become the output tensor."""
+    """A model that runs a handler on rows made from input tensors. The handler's results become the output
+    tensor.
+    """
 
     def __init__(
         self, handle: Handle, context: Context, message: WorkerLoad, settings: ArchiveSettings, batch: int

@@ -83,7 +83,7 @@ def _forked(*descriptors: int) -> None:
 
 
 def end_with_parent() -> None:
-    """On Linux, has the kernel kill this process when the thread that started it ends (PR_SET_PDEATHSIG)."""
+    """Makes the Linux kernel kill this process when the thread that started it ends (PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
         import ctypes
 
@@ -91,7 +91,7 @@ def end_with_parent() -> None:
 
 
 class ControlChannel:
-    """Reads the control channel, on a separate thread."""
+    """The worker's end of the control channel, which is read on a separate thread."""
 
     def __init__(
         self, control: socket, connection: DataChannel, stop: Callable[[], None], on_end: Callable[[], None]
@@ -127,7 +127,7 @@ class ControlChannel:
 
 
 class Worker:
-    """Serves the data channel: loads the model, and then runs one batch after another."""
+    """A worker, which serves the data channel: it loads the model, and then runs one batch after another."""
 
     def __init__(self, data: socket, connection: DataChannel, caller: Caller) -> None:
         self._socket = data

@@ -36,7 +36,7 @@ class _NotABatch(Internal):
 
 
 class Execution:
-    """Runs the batches of one model version. Thread-safe.
+    """The execution of the batches of one model version. Thread-safe.
 
     `joiner` joins and splits requests; without a joiner, they are concatenated along the first dimension.
     `outputs` are returned for requests that name none; the default is all outputs of the model.
@@ -221,7 +221,7 @@ class _WaitingRun:
 
 
 class CoreBudget:
-    """Limits the number of cores in use. Runs get cores in the order in which they ask. The methods are
+    """A limit on the number of cores in use. Runs get cores in the order in which they ask. The methods are
     called on the threads of the runs.
 
     A run that has waited for PATIENCE starts anyway, so that a model with long runs does not block the
@@ -260,8 +260,8 @@ class CoreBudget:
 
 
 class BudgetedExecution:
-    """Runs batches within a budget of cores. A run on `threads` threads (0 for one per core) takes half as
-    many cores, because its threads are rarely all busy.
+    """The execution of batches within a budget of cores. A run on `threads` threads (0 for one per core)
+    takes half as many cores, because its threads are rarely all busy.
     """
 
     def __init__(self, execute: Callable[[Batch], None], budget: CoreBudget, threads: int) -> None:

@@ -32,8 +32,8 @@ MAX_STUCK = 8
 
 
 class InlineInstance:
-    """Runs batches on the event loop. This is for models that take well below a millisecond, for which
-    switching to a thread would take longer.
+    """An instance that runs batches on the event loop. It is for models that take well below a millisecond,
+    for which switching to a thread would take longer.
 
     A model that was fast when measured may get far larger requests, and would then block the event loop.
     `on_slow` is called once, between batches, if runs keep exceeding LONG_RUN_NS. Because other programs may
@@ -83,7 +83,9 @@ class InlineInstance:
 
 
 class ThreadInstance:
-    """Runs batches on a dedicated thread, for runtimes that release the GIL while they compute."""
+    """An instance that runs batches on a dedicated thread, for runtimes that release the GIL while they
+    compute.
+    """
 
     off_loop: ClassVar[bool] = True
 
@@ -205,7 +207,9 @@ class RunLimit:
 
 
 class TimedInstance:
-    """Runs batches on a thread, which is replaced if a run exceeds the limit and cannot be interrupted."""
+    """An instance that runs batches on a thread, which is replaced if a run exceeds the limit and cannot be
+    interrupted.
+    """
 
     off_loop: ClassVar[bool] = True
 

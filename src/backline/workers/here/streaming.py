@@ -230,7 +230,7 @@ class GeneratorStream:
 
 
 class StreamPool:
-    """Runs the streams of one model version on at most `threads` threads, which are started on demand.
+    """A pool of at most `threads` threads, started on demand, that runs the streams of one model version.
 
     A stream whose client is paused releases its thread, so that a slow client blocks only itself. Streams
     that can continue take turns, one response each. Use this only on the event loop, where responses are

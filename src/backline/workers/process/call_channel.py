@@ -59,7 +59,7 @@ class _Open:
 
 
 class CallChannel:
-    """Serves the calls of one worker. Use it only on the event loop.
+    """The server's end of the calls channel of one worker. Use it only on the event loop.
 
     `open_requests` returns the open requests with the given numbers. It ignores unknown numbers, which come
     from the worker, so that a worker cannot attach a call to requests that it does not have.

@@ -18,7 +18,7 @@ OnFrame: TypeAlias = Callable[[Kind, Any, memoryview], None]
 
 
 class ChannelEnd:
-    """Sends and receives frames over a socket on the event loop.
+    """One end of a channel, which sends and receives frames over a socket on the event loop.
 
     `on_frame` is called with each frame. If it raises, or a frame is invalid, `on_broken` is called with the
     reason. `on_end` is called once, when the other end is closed. `poll` is notified when bytes arrive.

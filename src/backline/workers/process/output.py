@@ -41,7 +41,7 @@ _REST_WITHIN = 0.1
 
 
 class WorkerOutput:
-    """Reads one of a worker's two output streams, and logs each line, or each traceback, as one record.
+    """A reader for one of a worker's two output streams. It logs each line, or each traceback, as one record.
 
     Use only on the event loop.
     """

@@ -71,7 +71,7 @@ class CompletedModel:
 
 
 class TritonModel:
-    """Runs a class TritonPythonModel, one batch at a time. Responses may come after their batch has ended."""
+    """A model of a class TritonPythonModel. It runs one batch at a time; responses may come later."""
 
     def __init__(self, model: Any, message: WorkerLoad) -> None:
         """Raises ModelFailed with the model's exception if it cannot be initialised."""
@@ -237,7 +237,7 @@ def _arguments(message: WorkerLoad) -> dict[str, str]:
 
 
 class ReadinessWatch:
-    """Polls a model's `is_ready` and reports changes: "" if the model is ready, otherwise the reason why not.
+    """A poll of a model's `is_ready` that reports changes: "" if the model is ready, otherwise why not.
 
     The polls run on a separate thread, so that a busy model does not count as unready. Only one poll runs at
     a time; while it hangs, no other poll starts.

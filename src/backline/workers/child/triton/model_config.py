@@ -14,7 +14,7 @@ class ModelConfig:
     """A model's configuration: a dict with the fields of inference.ModelConfig."""
 
     def __init__(self, model_config: str) -> None:
-        """`model_config` is the configuration as JSON."""
+        """Reads the configuration, which is given as JSON."""
         self._model_config: dict[str, Any] = json.loads(model_config)
 
     def as_dict(self) -> dict[str, Any]:

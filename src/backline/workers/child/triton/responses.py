@@ -58,7 +58,7 @@ class InferenceResponse:
 
 
 class InferenceResponseSender:
-    """Sends responses to one request, on any thread, even after `execute` has returned.
+    """The sender of responses to one request. Works on any thread, even after `execute` has returned.
 
     The request is open until its last response. If the sender is garbage-collected before that, the request
     fails, because nothing can respond to it any more.

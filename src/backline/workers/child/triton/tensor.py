@@ -48,7 +48,7 @@ _is_valid.restype, _is_valid.argtypes = ctypes.c_int, (ctypes.py_object, ctypes.
 
 
 class _Capsule:
-    """Wraps a capsule in an object that np.from_dlpack accepts."""
+    """An object around a capsule, because np.from_dlpack does not accept a capsule itself."""
 
     def __init__(self, capsule: Any) -> None:
         self._capsule = capsule

@@ -75,7 +75,7 @@ _LEVELS = {
 
 
 class Logger:
-    """Writes to the server's log, with the model, its version, and the caller's file and line."""
+    """The server's log. Lines include the model, its version, and the caller's file and line."""
 
     INFO: ClassVar = LogLevel.INFO
     WARNING: ClassVar = LogLevel.WARNING
