@@ -67,7 +67,8 @@ class GrowingBuffer:
 
 
 def _map(size: int) -> mmap.mmap:
-    # Private, since a shared map (the default) cannot grow: writing beyond its initial size raises SIGBUS.
+    # The map is private, since a shared map (the default) cannot grow: writing beyond its initial size raises
+    # SIGBUS.
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 

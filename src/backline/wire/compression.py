@@ -80,7 +80,7 @@ class Inflater:
             self._position += len(self._tail)
         room = self._limit - len(self.output)
         try:
-            # One byte more than there is room for, to detect that the limit is exceeded.
+            # This asks for one byte more than there is room for, to detect that the limit is exceeded.
             piece = self._inflate.decompress(self._tail, min(STEP, room + 1))
         except zlib.error as error:
             raise CodingError(400, f"The request body is not valid {self._coding}: {error}") from None

@@ -72,7 +72,8 @@ class Sniffer(Connection):
             self._become(Http1Connection)
 
     def _become_http2(self) -> None:
-        # Imported late: a server that only has HTTP/1.1 clients starts sooner and needs less memory.
+        # This is imported late: a server with only HTTP/1.1 clients starts sooner and needs less memory
+        # without it.
         from backline.wire.http2.connection import Http2Connection
 
         self._become(Http2Connection)

@@ -56,7 +56,7 @@ class Batch:
         self.executed = False
         #: Whether the batch is part of a larger run, which counts as one execution.
         self.shared = False
-        #: Whether all its requests are cancelled.
+        #: Whether all requests of the batch are cancelled.
         self.abandoned = False
         #: A function that ends the run early. The instance sets it, on its thread, if the runtime can
         #: interrupt a run.

@@ -14,7 +14,7 @@ Finished: TypeAlias = Callable[["Instance", Batch], None]
 class Instance(Protocol):
     """An instance, which runs one batch at a time: on the event loop, on a thread, or in a worker process."""
 
-    #: Whether `run` returns at once and the batch runs off the event loop.
+    #: Whether `run` returns at once, and the batch runs outside the event loop.
     off_loop: ClassVar[bool]
 
     def run(self, batch: Batch, finished: Finished) -> None:

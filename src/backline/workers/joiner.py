@@ -215,9 +215,7 @@ class Joiner:
         ends = list(accumulate(map(element_count, shapes)))
         flat = array.reshape(-1)
         rows = [len(request[source]) for request in requests]
-        surplus = self.run_size(rows) > sum(
-            rows
-        )  # the outputs for the rows that only fill up the batch follow
+        surplus = self.run_size(rows) > sum(rows)  # outputs for rows that only fill up the batch follow
         if flat.size < ends[-1] or (flat.size > ends[-1] and not surplus):
             raise Internal(
                 f"output '{name}' has {flat.size} elements,"

@@ -29,7 +29,7 @@ class ModelInWorkers(ABC):
     #: The devices of the model, and the place of each of its workers.
     placed: Places
     places: tuple[Place, ...]
-    #: Counts the responses of a decoupled model; None for others.
+    #: The counts of a decoupled model's responses; None for other models.
     responses: ResponseStatistics | None
     #: Called with the reason when no worker has been running for a while, and with "" when a worker runs
     #: again.

@@ -27,7 +27,7 @@ UNAVAILABLE = 14
 #: limit of clients (8 KiB in grpcio).
 MAX_MESSAGE = 4096
 
-#: The header blocks before the first message of a response and, on success, after the last.
+#: The header blocks that precede the first message of a response and, on success, follow the last one.
 RESPONSE_BLOCK = frames.encode_fields([(b":status", b"200"), (b"content-type", b"application/grpc")])
 COMPRESSED_RESPONSE_BLOCKS = {
     name: frames.encode_fields(

@@ -96,7 +96,7 @@ SPECIAL_FIELDS = BROWSER_FIELDS | {
     b"expect",
     b"transfer-encoding",
 }
-#: Fields that ask for another protocol.
+#: Header fields that ask for a switch to another protocol.
 _UPGRADE_FIELDS = frozenset((b"upgrade", b"connection", b"proxy-connection", b"http2-settings"))
 
 

@@ -39,7 +39,7 @@ LARGE = 64 * KIB
 UNCOUNTED = 4 * KIB
 #: The framing of chunks may take as many bytes as the body itself, plus this number.
 CHUNK_OVERHEAD = 65_536 * 4 + 8 * KIB
-#: Method, path, query, header fields and length of the body.
+#: The head of a request: method, path, query, header fields and length of the body.
 Head: TypeAlias = tuple[bytes, bytes, bytes, Mapping[bytes, bytes], int]
 
 

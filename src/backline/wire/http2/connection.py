@@ -60,7 +60,7 @@ class Http2Connection(Connection):
         #: table, the block must resize the table (RFC 7541, section 4.2). The new size is 0, since the server
         #: does not use the table.
         self.block_prefix = b""
-        #: Held while the handler of a streaming call waits for a large message.
+        #: The lock that is held while the handler of a streaming call waits for a large message.
         self.large_messages = asyncio.Lock()
         self._allowance = FrameAllowance(wire.limits)
         self.max_requests = wire.peers.max_requests

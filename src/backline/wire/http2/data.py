@@ -53,16 +53,16 @@ class DataReceiver:
         self._handler = handler
         self._output = output
         self._streams = streams
-        #: Bytes that the client may still send on the connection.
+        #: The number of bytes that the client may still send on the connection.
         self.window_in = OUR_CONNECTION_WINDOW
-        #: The largest frame that the client may send.
+        #: The maximum size of a frame that the client may send.
         self.max_frame_size = frames.MIN_MAX_FRAME_SIZE
         #: The number of bytes that remain of the current payload and its padding.
         self.left = 0
         self.padding_left = 0
         #: The stream that receives the payload; None if it is dropped.
         self.stream: Stream | None = None
-        #: The payload length and the END_STREAM flag of the current frame.
+        #: The payload length of the current frame, and its END_STREAM flag.
         self.length = 0
         self.ends = 0
 

@@ -115,7 +115,7 @@ LARGE_BODY = 64 * KIB
 OUR_STREAM_WINDOW = 1 * MIB
 #: The receive window of a connection.
 OUR_CONNECTION_WINDOW = 16 * MIB
-#: The largest SETTINGS frame accepted; the RFC defines only six settings of six octets.
+#: The maximum size of a SETTINGS frame; the RFC defines only six settings of six octets.
 MAX_SETTINGS_FRAME = 4 * KIB
 
 

@@ -79,9 +79,10 @@ class Output:
         self.paused = False
         self.parts: list[Buffer] = []
         self.scheduled = False
-        #: Streams with data and room in their own window.
+        #: The streams that have data and room in their own window.
         self.ready: deque[Stream] = deque()
-        #: DATA frames sent so far; each earns the peer some WINDOW_UPDATE and PING frames.
+        #: The number of DATA frames sent so far. Each of them allows the peer some WINDOW_UPDATE and PING
+        #: frames.
         self.data_frames = 0
         #: Bytes of responses that wait for windows or the socket, or are being compressed.
         self.held = 0

@@ -36,7 +36,7 @@ class Stream:
     answered = False
     #: Whether the stream was removed from its connection.
     closed = False
-    #: Bytes that the client may still send on this stream.
+    #: The number of bytes that the client may still send on this stream.
     window_in = OUR_STREAM_WINDOW
     #: The send window minus the peer's INITIAL_WINDOW_SIZE.
     credit = 0
@@ -64,7 +64,7 @@ class Stream:
     compressing = 0
     #: Whether the stream is in `Output.ready`.
     queued = False
-    #: Completed when at most HIGH_WATER bytes are pending; None if no sender waits for that.
+    #: A future that completes when at most HIGH_WATER bytes are pending, or None if no sender waits for that.
     drained: asyncio.Future[None] | None = None
     #: The number of bytes sent and received as of the last check of time limits, and the time when that
     #: number last changed.

@@ -44,7 +44,7 @@ _SMALLEST = 1 << 16
 #: The maximum number of free bytes kept for reuse. The pages of further returned blocks go back to the
 #: system.
 _KEPT = 1 << 28
-#: The alignment of columns in shared memory in bytes, as vector instructions need.
+#: The alignment of columns in shared memory, in bytes, which suits vector instructions.
 _ALIGNMENT: Final = 64
 
 

@@ -28,7 +28,8 @@ from backline.workers.child.caller import Caller, ModelCall, Question
 from backline.workers.child.requests import WorkerRequest
 
 T = TypeVar("T")
-#: If the model sets no timeout, a call has the deadline of the request for which it is made.
+#: Options without a timeout: unless the model sets one, a call has the deadline of the request for which it
+#: is made.
 _OPTIONS = ClientOptions(timeout=inf)
 _URL = "inproc:server"
 

@@ -162,7 +162,7 @@ class Worker:
             received = self._polled.recv(_RECEIVE)
             if not received:
                 return []
-            # A bytearray, so that a model may write to its inputs.
+            # The bytes are copied to a bytearray, so that a model may write to its inputs.
             frames = self._reader.feed(bytearray(received))
             if frames:
                 return frames

@@ -62,8 +62,8 @@ class GeneratorStream:
         self._ticket: Ticket = batch.tickets[0]
         self._flow = self._ticket.flow
         self._responses: Generator[Mapping[str, np.ndarray], None, None] | None = None
-        #: Guards the state that the thread and the event loop check before one of them waits or wakes the
-        #: other.
+        #: The lock for the state that the thread and the event loop check before one of them waits or wakes
+        #: the other.
         self._lock = threading.Lock()
         self._parked = False
         self._handed: list[_Handed] = []

@@ -47,7 +47,8 @@ class BatchRun:
     ) -> None:
         self.batch = batch
         self._statistics = statistics
-        #: The number of responses of each request, and the time of its last one, by position in the batch.
+        #: The number of responses that each request has had, and the time of the last one, by position in the
+        #: batch.
         self._given: dict[int, int] = {}
         self._last_ns: dict[int, int] = {}
         self._instance = instance

@@ -17,7 +17,7 @@ log = logging.getLogger("backline.model")
 
 #: The maximum length of a line in bytes; longer lines are split.
 _LONGEST_LINE = 8192
-#: The number of last lines kept for the error after a crash.
+#: The number of last output lines that are kept for the error after a crash.
 _KEPT = 40
 _SAID = {
     signal.SIGSEGV: "a segmentation fault: native code used memory that it may not use",
@@ -59,7 +59,7 @@ class WorkerOutput:
         self._traceback: list[str] = []
         self._named = False
         self._waiting: asyncio.TimerHandle | None = None
-        #: The last lines, without line ends.
+        #: The last output lines, without line ends.
         self.tail: deque[str] = deque(maxlen=_KEPT)
         loop.add_reader(descriptor, self.read)
 

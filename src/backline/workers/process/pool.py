@@ -391,9 +391,7 @@ class WorkerPool(ModelInWorkers):
         if not any(other.usable for other in self._seats):
             self._set_unavailable(reason)
         for job in [job for job in self._waiting if job.seat is seat and self.options.remembers]:
-            self._waiting.remove(
-                job
-            )  # only its own worker could run the job, and that worker may never start
+            self._waiting.remove(job)  # only its own worker could run it, and that worker may never start
             job.fail(Unavailable(reason, retry_after=1))
         self._start_again(seat, reason)
 

@@ -76,7 +76,7 @@ class WorkerCommand:
     #: The resident memory in bytes above which the worker is killed; None for the limit that the model sets,
     #: if any.
     memory_limit_bytes: int | None = None
-    #: The cores to which the worker is pinned; empty for no pinning.
+    #: The cores to which the worker is pinned, or none for no pinning.
     cores: tuple[int, ...] = ()
 
     @property
@@ -298,7 +298,7 @@ class WorkerProcess:
     # watching the worker's health
 
     def _beat(self) -> None:
-        # After the server was suspended, a silent worker is not a sign of anything.
+        # After the server itself was suspended, silence of the worker does not mean that it is frozen.
         if stood_still(self._timers["heartbeat"], self._loop):
             self._heard = monotonic()
         silent = monotonic() - self._heard

@@ -62,7 +62,7 @@ class Seat:
         #: Why the last worker ended.
         self.reason = ""
         self._batches = 0
-        #: The job, the shared memory with the inputs, and the start time of each batch, by batch number.
+        #: The job, the shared memory with its inputs, and the start time of each batch, by batch number.
         self._jobs: dict[int, Job] = {}
         self._blocks: dict[int, int] = {}
         self._started: dict[int, float] = {}

@@ -115,7 +115,7 @@ def _failure(call: ModelCall, error: BacklineError) -> InferenceResponse:
     if error.refused:
         why = said.message()
         if why.startswith(f"Request for unknown model: '{call.model}' "):
-            # The server's text for clients. The text for calling models, which is Triton's, precedes it.
+            # This is the text that clients get, preceded by the text that Triton gives calling models.
             why = f"Failed for execute the inference request. Model '{call.model}' is not ready. {why}"
         said = TritonError(f"Model {call.model} - Error when running inference: {why}", said.code())
     return InferenceResponse(error=said)
