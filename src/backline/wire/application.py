@@ -33,7 +33,7 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Ingress:
-    """How a connection reached the server; the same for all of its requests.
+    """How a connection reached the server, which is the same for all of its requests.
 
     `local` means over a Unix socket, and `metrics_only` that its port serves nothing but metrics and health
     checks. `certificate` is None if the client has presented none.
@@ -83,7 +83,7 @@ class HttpRequest(ABC):
 
     @property
     def peer(self) -> str:
-        """The client's address; "local" over a Unix socket, empty if it is no longer known."""
+        """The client's address, "local" for a Unix socket, or "" if the address is no longer known."""
         return ""
 
     @property
@@ -179,7 +179,7 @@ class Call(ABC):
 
     @property
     def peer(self) -> str:
-        """The client's address; "local" over a Unix socket, empty if it is no longer known."""
+        """The client's address, "local" for a Unix socket, or "" if the address is no longer known."""
         return ""
 
     @property
@@ -254,7 +254,7 @@ class StreamMethod:
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """Why the gate refuses a request: the HTTP status and further fields, or the gRPC status code."""
+    """The reason why the gate refuses a request: the HTTP status and fields, or the gRPC status code."""
 
     status: int
     grpc_code: int

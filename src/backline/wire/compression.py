@@ -314,8 +314,8 @@ def inflate_small(coding: bytes, body: Buffer, limit: int) -> Buffer | None:
 
 
 def announced_size(coding: bytes, body: Buffer) -> int | None:
-    """Returns the inflated size that a gzip body announces, or None if it is implausible or for other
-    codings.
+    """Returns the inflated size that a gzip body announces. Returns None for other codings, or if the size is
+    implausible.
     """
     if coding.strip().lower() not in (b"gzip", b"x-gzip") or len(body) < _GZIP_MIN:
         return None

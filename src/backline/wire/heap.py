@@ -1,4 +1,4 @@
-"""Returns memory that the C library keeps after large requests and responses to the operating system."""
+"""Returns memory to the operating system that the C library keeps after large requests and responses."""
 
 from __future__ import annotations
 

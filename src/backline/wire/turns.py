@@ -66,9 +66,7 @@ class Turns:
 
 
 def peer_is_gone(transport: asyncio.Transport) -> bool:
-    """Returns whether the client has closed at least its sending half, even if earlier bytes are still
-    unread.
-    """
+    """Returns whether the client has closed at least its sending half, even if earlier bytes are unread."""
     connected = transport.get_extra_info("socket")
     if connected is None:
         return False

@@ -17,9 +17,9 @@ class Batch:
     """Requests that an instance runs together, and their outcomes.
 
     `items` is the sum of the requests' batch sizes. `outcomes` has one entry per request, in order, once the
-    batch has run; an entry is None if its responses were sent one by one. Timestamps are of
-    time.monotonic_ns(): `started_ns` when the batch was taken from the queue, `gathered_ns` when its inputs
-    had been gathered, `ran_ns` when the run had ended, and `ended_ns` when the outputs had been split.
+    batch has run; an entry is None if its responses were sent one by one. The timestamps, of
+    time.monotonic_ns(), are `started_ns` when the batch was taken from the queue, `gathered_ns` when its
+    inputs had been gathered, `ran_ns` when the run had ended, and `ended_ns` when the outputs had been split.
     `parts` has a batch for each request if the whole batch failed and its requests ran alone, or if only some
     of them failed.
     """

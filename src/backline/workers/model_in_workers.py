@@ -57,7 +57,7 @@ class ModelInWorkers(ABC):
     @property
     @abstractmethod
     def debugged(self) -> bool:
-        """Whether the model runs in this process, for a debugger."""
+        """Whether the model runs in the server's process, for a debugger."""
 
     @property
     @abstractmethod

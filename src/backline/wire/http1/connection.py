@@ -328,7 +328,7 @@ class Http1Connection(Connection):
         """Pauses reading while bytes are held, responses are unread, a large body has to wait for others, or
         other connections have their turn.
 
-        Bytes after a refusal are read in any case, to be dropped, but in turns as well.
+        Bytes after a refusal are read in any case, in order to be dropped, but also in turns.
         """
         reading = not self._resting and (
             self.lingering or not (self.held is not None or self.receiver.waits or self.pipeline.write_paused)

@@ -52,7 +52,7 @@ def whole_head(fields: Fields, size: int) -> bytes:
 
 
 def refresh_date() -> None:
-    """Clears the cached heads, whose date is out of date. Call it about once a second."""
+    """Clears the cached heads, whose date field is stale. Call it about once a second."""
     _heads.clear()
     _whole_heads.clear()
 

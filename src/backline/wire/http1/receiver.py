@@ -108,7 +108,7 @@ class Receiver:
             pace.ended()
 
     def enter(self, ingress: Ingress) -> None:
-        """Sets how the connection reached the server."""
+        """Records how the connection reached the server."""
         self._ingress = ingress
         if ingress.metrics_only:
             # Security: `own_hosts` holds hosts that were admitted on the other ports.

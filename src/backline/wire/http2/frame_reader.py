@@ -143,11 +143,13 @@ class FrameReader:
 
     @property
     def mid_frame(self) -> bool:
-        """Whether the client owes the rest of a frame or header block."""
+        """Whether the client has sent only part of a frame or header block."""
         return not self.preface_done or self._block is not None or bool(self._pending)
 
     def stop(self) -> None:
-        """Reads and drops all further bytes: closing with unread bytes would reset the connection."""
+        """Makes the reader drop all further bytes instead of leaving them unread, as closing with unread
+        bytes would reset the connection.
+        """
         self._stopped = True
         self._update_reading()
 
@@ -224,7 +226,7 @@ class FrameReader:
         self._read_safely(b"", 0, size)
 
     def _read_ahead(self) -> None:
-        """Receives what the socket holds of a large message that has begun to arrive."""
+        """Receives the part of a large message that has already reached the socket."""
         stream = self.data.stream
         if stream is None or self._pending or self._held is not None or self._resting:
             return

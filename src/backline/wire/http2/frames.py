@@ -157,7 +157,7 @@ class FrameAllowance:
     """The limit on the frames without content that a client may send: a token bucket that useful work
     refills.
 
-    The clock is read only when no tokens are left, so an honest client's frame costs one subtraction.
+    The clock is read only when no tokens are left, so a frame of an honest client takes only a subtraction.
     """
 
     __slots__ = ("_burst", "_credited", "_last", "_rate", "_tokens")

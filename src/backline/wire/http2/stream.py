@@ -83,7 +83,7 @@ class Stream:
 
     @abstractmethod
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
-        """Takes data[begin:end], a piece of the body; `ended` marks the last. Raises StreamFailure."""
+        """Takes data[begin:end], a piece of the body; `ended` marks the last piece. Raises StreamFailure."""
 
     def room(self) -> memoryview:
         """Returns the part of a large message's buffer for the next bytes of the body, which may be empty."""
@@ -103,7 +103,7 @@ class Stream:
 
     @abstractmethod
     def awaits_client(self) -> bool:
-        """Returns whether the client owes part of the body, so that progress_timeout applies."""
+        """Returns whether the client must still send part of the body, so that progress_timeout applies."""
 
     @abstractmethod
     def timed_out(self) -> None:
@@ -149,7 +149,9 @@ class Stream:
         self.connection.wire.buffered_bytes -= size
 
     async def wait_drained(self) -> None:
-        """Waits until at most HIGH_WATER bytes are queued. Raises ConnectionResetError when closed."""
+        """Waits until at most HIGH_WATER bytes are queued. Raises ConnectionResetError if the stream is
+        closed.
+        """
         while self.pending_bytes > HIGH_WATER and not self.closed:
             if self.drained is None:
                 self.drained = self.connection.wire.loop.create_future()

@@ -26,7 +26,7 @@ class Opcode(IntEnum):
 
 
 class CloseCode(IntEnum):
-    """Why a connection ends (section 7.4.1)."""
+    """The reasons why a connection ends (section 7.4.1)."""
 
     NORMAL = 1000
     GOING_AWAY = 1001

@@ -49,7 +49,7 @@ _ALIGNMENT: Final = 64
 
 
 def create() -> int:
-    """Creates an arena; returns its file descriptor, which the worker inherits."""
+    """Creates an arena. Returns its file descriptor, which the worker inherits."""
     if hasattr(os, "memfd_create"):
         import fcntl
 
@@ -88,7 +88,7 @@ class Arena:
         return sum(self._sizes.values())
 
     def borrow(self, size: int) -> tuple[int, np.ndarray]:
-        """Lends a block of at least `size` bytes; returns its offset, and its bytes to write to. Raises
+        """Lends a block of at least `size` bytes. Returns its offset, and its bytes to write to. Raises
         MemoryError if this side's half is full.
         """
         whole = max(_SMALLEST, 1 << (size - 1).bit_length())

@@ -37,7 +37,7 @@ Deliver: TypeAlias = Callable[[Heard], object]
 
 
 class Mailbox:
-    """A queue in which one thread waits for answers that another thread puts."""
+    """A queue in which one thread waits for answers that another thread adds."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[Heard] = SimpleQueue()
@@ -56,7 +56,7 @@ class Mailbox:
 
 
 class AsyncMailbox:
-    """A queue in which one coroutine waits for answers that any thread puts."""
+    """A queue in which one coroutine waits for answers that any thread adds."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -176,7 +176,7 @@ class CallStream:
         return response
 
     def take(self, timeout: float = inf) -> InferResponse | None:
-        """Returns the next response, None after the last. Raises DeadlineExceeded after `timeout` seconds."""
+        """Returns the next response, or None after the last. Raises DeadlineExceeded after `timeout` seconds."""
         return None if self._credit.over else self._credit.taken(self._heard.get(timeout))
 
     def close(self) -> None:
@@ -207,7 +207,7 @@ class AsyncCallStream:
         return response
 
     async def take(self, timeout: float = inf) -> InferResponse | None:
-        """Returns the next response, None after the last. Raises DeadlineExceeded after `timeout` seconds."""
+        """Returns the next response, or None after the last. Raises DeadlineExceeded after `timeout` seconds."""
         return None if self._credit.over else self._credit.taken(await self._heard.get(timeout))
 
     def close(self) -> None:

@@ -66,7 +66,7 @@ class DataChannel:
             self._data.sendall(message)
 
     def cancel(self, numbers: Sequence[int]) -> None:
-        """Cancels requests, even before they arrive: they come on another channel than their cancellation."""
+        """Cancels requests, possibly before they arrive: requests and cancellations use separate channels."""
         for number in numbers:
             with self._arrival:
                 request = self.open.get(number)
@@ -95,8 +95,8 @@ class DataChannel:
                 self.arena.give_back(at)
 
     def take_let_go(self) -> list[int]:
-        """Returns the blocks to send back to the server with the next message, and clears the list. Called on
-        several threads.
+        """Removes and returns the blocks to send back to the server with the next message. Called on several
+        threads.
         """
         taken: list[int] = []
         with suppress(IndexError):

@@ -54,7 +54,7 @@ class CallingThread:
     """The calling thread, which runs a client's coroutines. A BlockingTransport needs no event loop."""
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine to its end. Raises Unsupported if it waits."""
+        """Runs a coroutine to completion. Raises Unsupported if the coroutine waits."""
         try:
             coroutine.send(None)
         except StopIteration as stop:

@@ -79,7 +79,7 @@ def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
 
 
 class PythonModel:
-    """A model that is a class with `predict`, and optionally `load` and `unload`; or a function."""
+    """A model that is either a class with `predict`, and optionally `load` and `unload`, or a function."""
 
     def __init__(self, code: ModelCode, message: WorkerLoad, caller: Caller) -> None:
         self._where = f"{Path(message.path).name}, {code.name}"

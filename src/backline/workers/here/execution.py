@@ -250,7 +250,7 @@ class CoreBudget:
         return True
 
     def give(self, cores: int) -> None:
-        """Returns cores that the caller took to the budget."""
+        """Gives the cores that the caller took back to the budget."""
         with self._lock:
             self._free += cores
             waiting = self._waiting

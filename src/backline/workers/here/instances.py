@@ -1,4 +1,4 @@
-"""Instances that run one batch at a time in this process: on the event loop, or on a thread."""
+"""Instances that run one batch at a time in the server's process: on the event loop, or on a thread."""
 
 from __future__ import annotations
 

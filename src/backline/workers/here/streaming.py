@@ -248,7 +248,7 @@ class StreamPool:
         statistics: ResponseStatistics,
         poll: BusyPoll | None = None,
     ) -> None:
-        """`poll` pauses while streams are open."""
+        """The busy poll `poll` pauses while streams are open."""
         self.name = name
         self._poll = poll or BusyPoll()
         self.version = version

@@ -47,7 +47,7 @@ class WorkerOutput:
     """
 
     def __init__(self, descriptor: int, label: str, level: int, loop: asyncio.AbstractEventLoop) -> None:
-        """Takes ownership of the descriptor; `label` begins each logged line."""
+        """Takes ownership of the descriptor. Each logged line begins with `label`."""
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
         self._label = label

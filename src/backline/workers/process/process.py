@@ -252,7 +252,7 @@ class WorkerProcess:
         return self._held
 
     def take_unused(self) -> list[int]:
-        """Returns the blocks to send back to the worker with the next message, and clears the list."""
+        """Removes and returns the blocks to send back to the worker with the next message."""
         taken = [self._unused.popleft() for _ in range(len(self._unused))]
         self._held -= sum(size for _, size in taken)
         return [at for at, _ in taken]

@@ -1,4 +1,4 @@
-"""The seats of a worker pool. A seat remains when its worker process is replaced."""
+"""The seats of a worker pool. A seat keeps its place in the pool when its worker process is replaced."""
 
 from __future__ import annotations
 

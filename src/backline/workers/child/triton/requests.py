@@ -62,8 +62,8 @@ class ResponseIterator:
 
 
 def load_model(model_name: str, config: str = "", files: Mapping[str, bytes] | None = None) -> None:
-    """Loads or reloads a model. `config` (JSON) and `files` (contents by "file:1/model.onnx") replace those
-    of the repository.
+    """Loads or reloads a model. `config` (JSON) and `files` (contents by names such as "file:1/model.onnx")
+    replace those of the repository.
 
     Returns once the model is loaded. Raises TritonModelException with the reason if that fails.
     """

@@ -24,7 +24,7 @@ class _Worker:
 
 
 def begin(load: WorkerLoad, caller: Caller) -> None:
-    """Sets the LOAD message and the channel of this worker, before its model is imported."""
+    """Stores the LOAD message and the channel of this worker, before its model is imported."""
     _Worker.load, _Worker.caller = load, caller
 
 
@@ -43,7 +43,7 @@ def caller() -> Caller:
 
 
 def name_instance(name: str) -> None:
-    """Sets the instance name for Triton's error texts."""
+    """Stores the instance name for Triton's error texts."""
     _Worker.instance = name
 
 
