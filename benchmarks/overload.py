@@ -80,7 +80,7 @@ def took(fates: list[Fate]) -> list[float]:
 
 
 def answered(server: Backline, model: Model) -> int:
-    """Returns the server's own count of successful requests."""
+    """Returns the number of successful requests that the server has counted."""
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
     try:
         connection.request("GET", f"/v2/models/{model.name}/stats")

@@ -246,8 +246,8 @@ def compare(
 
 
 def table(found: dict[str, list[tuple[Values, Values]]]) -> list[str]:
-    """Returns a line for each value of each row: the medians before and now, and the median of the rounds'
-    ratios.
+    """Returns a line for each value of each row: the earlier and the current median, and the median of the
+    rounds' ratios.
     """
     lines = ["| row | value | before | now | ratio |", "| --- | --- | --- | --- | --- |"]
     for name, pairs in found.items():

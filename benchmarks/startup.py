@@ -59,7 +59,7 @@ def seconds_to_ready() -> float:
 
 
 def answered(connection: http.client.HTTPConnection, name: str) -> int:
-    """Returns the server's own count of successful requests to the model `name`."""
+    """Returns the number of successful requests to the model `name` that the server has counted."""
     connection.request("GET", f"/v2/models/{name}/stats")
     return sum(
         version["inference_stats"]["success"]["count"]
@@ -71,7 +71,8 @@ def memory_after(requests: int, protocol: str, say: Callable[[str], None]) -> li
     """Returns pairs of answered requests and resident MB (10**6 bytes): at the start, after `requests`, and
     after ten times as many.
 
-    All requests share the same connections, because memory for connections is not a cost of requests.
+    All requests share the same connections, so that memory for connections is not counted as memory for
+    requests.
     """
     asked = model("add1", REPOSITORY)
     server = Backline()

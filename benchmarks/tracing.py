@@ -2,8 +2,8 @@
 
 The script calls `add1` through the server's application, without sockets, one request after another. It
 prints microseconds of CPU time per request, for the whole process (including the thread that sends or writes
-traces) and for the event loop's thread. Each number is the minimum of many stretches, because other programs
-can only make a stretch longer. Settings alternate, in separate processes.
+traces) and for the event loop's thread. Each number is the minimum of many measurements, because other
+programs can only make a measurement longer. Settings alternate, in separate processes.
 """
 
 from __future__ import annotations

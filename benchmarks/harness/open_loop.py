@@ -132,7 +132,7 @@ class Connection(asyncio.Protocol):
 
 
 class Clients:
-    """Connections to one server. A new connection is opened whenever none is idle."""
+    """The connections to one server. A new connection is opened whenever none is idle."""
 
     def __init__(self, port: int, request: bytes, *, most: int = 8000) -> None:
         self.port = port

@@ -176,7 +176,7 @@ class CallStream:
         return response
 
     def take(self, timeout: float = inf) -> InferResponse | None:
-        """Returns the next response, or None after the last. Raises DeadlineExceeded after `timeout` seconds."""
+        """Returns the next response, or None at the end. Raises DeadlineExceeded after `timeout` seconds."""
         return None if self._credit.over else self._credit.taken(self._heard.get(timeout))
 
     def close(self) -> None:
@@ -207,7 +207,7 @@ class AsyncCallStream:
         return response
 
     async def take(self, timeout: float = inf) -> InferResponse | None:
-        """Returns the next response, or None after the last. Raises DeadlineExceeded after `timeout` seconds."""
+        """Returns the next response, or None at the end. Raises DeadlineExceeded after `timeout` seconds."""
         return None if self._credit.over else self._credit.taken(await self._heard.get(timeout))
 
     def close(self) -> None:
