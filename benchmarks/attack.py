@@ -1,11 +1,11 @@
 """Attacks a server while an honest client measures it: `python benchmarks/attack.py`.
 
-Each attack lasts 2 s (`--duration`). Before, during and after the attack, an honest client in another process
-calls add1 over HTTP and gRPC every 50 ms. The server passes if the honest client gets no error, its p99 is at
-most 100 ms above the p99 under valid load, the server takes at most 64 MB more memory and releases it, and
-the server is idle again within 1 s. The exit status is 1 if the server fails any attack. Only servers on the
-loopback interface are attacked. On a busy machine, `--tries 3` repeats an attack that misses a limit, on a
-new server and after another measurement of the valid load. The row shows the last try.
+Each attack lasts 2 s (`--duration`). Before, during and after it, an honest client in another process calls
+add1 over HTTP and gRPC every 50 ms. The server passes if the honest client gets no error, its p99 is at most
+100 ms above the p99 under valid load, the server takes at most 64 MB more memory and releases it, and the
+server is idle again within 1 s. The exit status is 1 if any attack fails. Only servers on the loopback
+interface are attacked. On a busy machine, `--tries 3` repeats an attack that misses a limit, on a fresh
+server and after another measurement of the valid load. The row shows the last try.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measures the overhead of Backline's and of Triton's worker processes: `python benchmarks/process_lane.py`.
+"""Measures the overhead of a worker process, and that of Triton's: `python benchmarks/process_lane.py`.
 
 wrk sends 64 bytes and 602,112 bytes over 1, 16 and 64 connections to three models that return their input:
 `python` (a model.py in a worker process), `inside` (the identity backend on the server's event loop), and a
