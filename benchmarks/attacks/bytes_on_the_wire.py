@@ -116,7 +116,7 @@ def add1_request(*extra: str) -> bytes:
 
 @cache
 def zipped_ident_message() -> bytes:
-    """Returns a gRPC message of 600 compressed bytes for ident, which inflate to a tensor of 602,112 bytes."""
+    """Returns a gRPC message of 600 bytes for ident, which decompress to a tensor of 602,112 bytes."""
     return grpc_message(
         gzip.compress(infer_message("ident", (1, 3, 224, 224), bytes(602112))), compressed=True
     )
