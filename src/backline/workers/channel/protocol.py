@@ -109,7 +109,7 @@ class WorkerLoad(msgspec.Struct, array_like=True):
     defaults, as the JSON of an inference.ModelConfig.
 
     With `complete`, a model that can complete its own configuration does only that, and another worker then
-    loads it. With `joining`, each request arrives as a separate part; a model whose requests must be joined
+    loads it. With `joining`, each request arrives as a separate part; a model that takes requests together
     joins them by these rules and sets WorkerLoaded.joins.
 
     The worker may poll for up to `busy_poll` seconds before it sleeps.
