@@ -51,7 +51,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Arms:
-    """How the attacked server is protected. Its files are in `folder`."""
+    """How the attacked server is protected. The files for that are in `folder`."""
 
     folder: Path
     keys: bool
@@ -59,7 +59,7 @@ class Arms:
 
     @contextmanager
     def server(self) -> Iterator[Target]:
-        """A fresh server with add1 and ident."""
+        """Runs a new server with add1 and ident during the block."""
         port, *others = free_ports(3)
         command = serve_command(self.folder / "models", port, *others)
         key = ""
@@ -85,7 +85,7 @@ class Arms:
 
 
 def make_certificate(certificate: Path, private: Path) -> None:
-    """A certificate for 127.0.0.1, made by openssl."""
+    """Creates a certificate for 127.0.0.1, with openssl."""
     made = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
     files = ("-keyout", str(private), "-out", str(certificate))
     subprocess.run(
@@ -219,7 +219,7 @@ def run(
     results: list[Result] = []
 
     def one(target: Target, name: str, *, last: bool = True) -> bool:
-        """Whether the result counts: that of the last try, or one without a miss."""
+        """Runs one attack. Returns False if it misses a limit and is not the last try."""
         weapon = WEAPONS[name]
         if weapon.connections not in controls:
             controls[weapon.connections] = valid_p99(target, weapon.connections, min(duration, 2.0))

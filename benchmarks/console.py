@@ -1,8 +1,9 @@
-"""Measures what open consoles cost the clients of a server: `python benchmarks/console.py`.
+"""Measures how open consoles slow down the clients of a server: `python benchmarks/console.py`.
 
-Stretches of load on add1 alternate: without a reader of the server's activity, and with ten, each of which
-receives an event a second as a tab with the console does. The script prints the ratios of requests per
-second, and of requests per CPU second of the server, which other programs on the machine disturb less.
+Periods of load on add1 alternate: without any reader of the server's activity, and with ten readers. Each of
+them receives one event per second, like a browser tab with the console. The script prints the ratios of
+requests per second, and of requests per CPU second of the server, which other programs on the machine disturb
+less.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ REQUEST = b"GET /v2/activity HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: text/event-s
 
 
 class Tab(threading.Thread):
-    """Receives the events of the server's activity until it is closed."""
+    """A tab with the console, which receives events about the server's activity until it is closed."""
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)

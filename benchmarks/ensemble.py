@@ -2,10 +2,10 @@
 
 Each step adds a number to 16 floats with ONNX Runtime, so that the overhead between steps dominates.
 `backline` runs the ONNX files with its own backend. The Triton wheel has no such backend, so `triton` runs
-them in `model.py` of its Python backend, one process per step, with dynamic batching. `backline, model.py`
-serves the same repository as Triton, also in worker processes. wrk sends HTTP and h2load sends gRPC, on 1, 16
-and 64 connections. Each ratio compares two servers within one round; the median of the ratios is printed. The
-exit status is 1 if `backline` misses its claim.
+them in a `model.py` for its Python backend, with one process per step and dynamic batching. `backline,
+model.py` serves the same repository as Triton, also in worker processes. wrk sends HTTP and h2load sends
+gRPC, over 1, 16 and 64 connections. Each ratio compares two servers within one round; the median of the
+ratios is printed. The exit status is 1 if `backline` misses its claim.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from harness.peers.triton import Triton
 
 STEPS = ("add1", "add2", "add3")
 CONNECTIONS = (1, 16, 64)
-#: The repository of ONNX files, and the one shared with Triton.
+#: The servers of the two repositories: the repository of ONNX files, and the one shared with Triton.
 OWN, SAME = "backline", "backline, model.py"
-#: The claimed ratio of OWN's requests per second to Triton's, for either protocol and any number of
+#: The claimed ratio of OWN's requests per second to Triton's, for both protocols and any number of
 #: connections.
 LEAST = 1.0
 _TENSORS = """
@@ -69,7 +69,7 @@ def write_repository(folder: Path, *, python: bool) -> Path:
 
 
 def asked() -> Model:
-    """A model that does all steps at once; its request and answer are those expected of the ensemble."""
+    """Returns a model that does all steps at once. Its request and answer are those of the ensemble."""
     whole = BENCH / "ensembles" / "whole.onnx"
     write_model(whole, "Add", [16], float(sum(range(1, len(STEPS) + 1))))
     return Model("chain", whole, "INPUT0", (1, 16), 0.03)
@@ -97,7 +97,7 @@ def end(peers: Mapping[str, Peer]) -> None:
 
 
 def tell(rows: list[Row]) -> bool:
-    """Prints a line per case; returns whether all claims hold."""
+    """Prints a line per case. Returns whether all claims hold."""
     columns = ("backline/s", "model.py/s", "triton/s", "p99 ms", "cpu us", "failed")
     print(f"\n{'':5} {'connections':>12} {' '.join(f'{column:>11}' for column in columns)}  times Triton")
     holds = True

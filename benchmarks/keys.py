@@ -1,9 +1,10 @@
 """Measures keys, quotas and turns: `python benchmarks/keys.py cost` and `python benchmarks/keys.py fairness`.
 
 `cost` sends the same requests to a server without keys, to one that checks a key with quotas, and with
-`--before REVISION` to the server of an earlier revision, in many short rounds in turn. `fairness` measures
-the latency of four clients of a model that takes 5 ms, with and without a fifth that sends 50 times its
-share, and what a client gets that sends more than its quota. The exit status is 1 if a claim fails.
+`--before REVISION` also to the server of an earlier revision, in many short rounds in turn. `fairness`
+measures the latency of four clients of a model that takes 5 ms, with and without a fifth client that sends 50
+times its share. It also measures how many requests are admitted from a client that exceeds its quota. The
+exit status is 1 if a claim fails.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ class Model:
         time.sleep(0.005)
         return x
 """
-#: What `cost` claims: the least request rate with keys and quotas, as a share of that without, and the least
-#: rate without, as a share of that of the earlier revision.
+#: The claims of `cost`: the minimum request rate with keys and quotas, as a share of the rate without, and
+#: the minimum rate without, as a share of the rate of the earlier revision.
 LEAST_WITH_KEYS = 0.95
 LEAST_OF_BEFORE = 0.99
-#: What `fairness` claims: the most that the fifth client may multiply the p99 of the others by, and the most
-#: that the admitted requests may differ from the quota, as a share of it.
+#: The claims of `fairness`: the maximum factor by which the fifth client may increase the p99 of the others,
+#: and the maximum difference between the admitted requests and the quota, as a share of the quota.
 MOST_TIMES_P99 = 2.0
 QUOTA_TOLERANCE = 0.02
 STEADY = ("ada", "bob", "cy", "di")
-#: Requests per second of a steady client: half its share of the 200 that the model can serve.
+#: The requests per second of a steady client: half its share of the 200 that the model can serve.
 RATE = 20
 SHARE = 40
 FLOOD = 50 * SHARE
@@ -65,7 +66,7 @@ Asker = Callable[[], int | str]
 
 @dataclass(frozen=True)
 class Side:
-    """A server, and the header fields of requests to it."""
+    """A server, and the header fields of the requests to it."""
 
     name: str
     process: ServerProcess
@@ -75,7 +76,7 @@ class Side:
 
 
 def create_key(name: str, *options: str) -> dict[str, str]:
-    """The header field with a new key."""
+    """Creates a key and returns the header field with it."""
     command = [sys.executable, "-m", "backline", "keys", "create", name, "--auth", str(AUTH), *options]
     key = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     return {"authorization": f"Bearer {key}"}
@@ -89,7 +90,7 @@ def served(
     fields: dict[str, str] | None = None,
     source: Path | None = None,
 ) -> Iterator[Side]:
-    """Serves a repository, by default with this checkout's code."""
+    """Serves a repository, by default with the code of this checkout."""
     http_port, grpc_port = free_ports(2)
     command = [sys.executable, "-m", "backline", "serve", str(repository)]
     command += ["--http-port", str(http_port), "--grpc-port", str(grpc_port), "--no-metrics"]
@@ -104,7 +105,9 @@ def served(
 
 
 def code_of(revision: str) -> Path:
-    """The source folder of a revision of this repository; its dependencies are those of this environment."""
+    """Returns the source folder of a revision of this repository. Its dependencies are those of this
+    environment.
+    """
     folder = FOLDER / "before"
     folder.mkdir()
     packed = subprocess.run(
@@ -181,7 +184,7 @@ Found = dict[str, list[tuple[float, float]]]
 def compare(
     measure: Callable[[Side, int], Measurement], sides: list[Side], clients: int, rounds: int
 ) -> Found:
-    """The request rate, and the requests per CPU second, of each server in each round."""
+    """Returns the request rate, and the requests per CPU second, of each server in each round."""
     found: Found = {side.name: [] for side in sides}
     for number in range(rounds + 1):
         for side in sides if number % 2 else reversed(sides):
@@ -195,7 +198,7 @@ def compare(
 
 
 def ratios(found: Found, one: str, other: str) -> tuple[list[float], list[float]]:
-    """The ratios of rates, and of requests per CPU second, in each round."""
+    """Returns the ratios of rates, and of requests per CPU second, in each round."""
     pairs = list(zip(found[one], found[other], strict=True))
     return [a[0] / b[0] for a, b in pairs], [a[1] / b[1] for a, b in pairs]
 
@@ -208,7 +211,7 @@ class Steady(threading.Thread):
         self._asker = asker
         self._seconds = seconds
         self._phase = phase
-        #: The milliseconds that each request took; infinity if it was refused.
+        #: The milliseconds that each request took, or infinity if it was refused.
         self.took: list[float] = []
 
     def run(self) -> None:
@@ -225,14 +228,14 @@ class Steady(threading.Thread):
 
 
 def http_asker(side: Side, fields: dict[str, str]) -> Asker:
-    """Calls the model with tritonclient; returns the status. Use it on the thread that made it."""
+    """Calls the model with tritonclient and returns the status. Use this on the thread that created it."""
     client = tritonclient.http.InferenceServerClient(f"127.0.0.1:{side.http_port}")
     given = tritonclient.http.InferInput("x", [1], "FP32")
     given.set_data_from_numpy(np.ones(1, np.float32))
 
     def ask() -> int | str:
         try:
-            client.infer("sleeper", [given], headers=dict(fields))  # it adds fields
+            client.infer("sleeper", [given], headers=dict(fields))  # the client adds fields to it
         except InferenceServerException as error:
             if error.status() not in ("429", "503"):
                 raise
@@ -243,7 +246,7 @@ def http_asker(side: Side, fields: dict[str, str]) -> Asker:
 
 
 def grpc_asker(side: Side, fields: dict[str, str]) -> Asker:
-    """Calls the model with tritonclient; returns 200 or the name of the gRPC status."""
+    """Calls the model with tritonclient, and returns 200 or the name of the gRPC status."""
     client = tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{side.grpc_port}")
     given = tritonclient.grpc.InferInput("x", [1], "FP32")
     given.set_data_from_numpy(np.ones(1, np.float32))
@@ -295,7 +298,7 @@ def fairness(rounds: int, seconds: float) -> None:
 def turns(
     protocol: str, side: Side, keys: dict[str, dict[str, str]], rounds: int, seconds: float
 ) -> tuple[float, float]:
-    """The p99 of the steady clients in milliseconds, without and with the flood."""
+    """Returns the p99 of the steady clients in milliseconds, without and with the flood."""
     alone: list[float] = []
     flooded: list[float] = []
     for _ in range(rounds):
@@ -314,7 +317,7 @@ def turns(
 
 
 def stretch(protocol: str, side: Side, keys: dict[str, dict[str, str]], seconds: float) -> list[float]:
-    """The milliseconds that the requests of the steady clients took."""
+    """Returns the milliseconds that the requests of the steady clients took."""
     clients = [
         Steady(lambda name=name: ASKERS[protocol](side, keys[name]), seconds, number / RATE / len(STEADY))  # type: ignore[misc]
         for number, name in enumerate(STEADY)
@@ -327,7 +330,9 @@ def stretch(protocol: str, side: Side, keys: dict[str, dict[str, str]], seconds:
 
 
 def within_quota(protocol: str, side: Side, fields: dict[str, str], seconds: float) -> bool:
-    """Whether a client that sends as fast as it can gets what its quota admits, and refusals for the rest."""
+    """Returns whether a client that sends as fast as it can has as many requests admitted as its quota
+    allows, and the rest refused.
+    """
     ask = ASKERS[protocol](side, fields)
     time.sleep(BURST / QUOTA)  # the whole burst is available again
     began = time.perf_counter()
@@ -350,11 +355,11 @@ def within_quota(protocol: str, side: Side, fields: dict[str, str], seconds: flo
 
 @contextlib.contextmanager
 def flood(protocol: str, side: Side, fields: dict[str, str], seconds: float) -> Iterator[None]:
-    """A client that sends FLOOD requests per second, whatever becomes of them."""
+    """Runs a client that sends FLOOD requests per second, whatever their outcome."""
     if protocol == "HTTP":
         body = json.dumps({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]}).encode()
         post = h2load.Post(f"http://127.0.0.1:{side.http_port}/v2/models/sleeper/infer", body, fields)
-        # h2load lets all clients of a process send at the same moments, so several processes are started one
+        # In h2load, all clients of a process send at the same moments, so several processes are started one
         # after another. Otherwise bursts of 1,200 requests would be measured.
         processes, clients, options = 12, 100, ["--h1", "-m1"]
     else:

@@ -34,7 +34,7 @@ CLIENTS = 4
 
 @dataclass(frozen=True)
 class Model:
-    """A matrix product. Its request is a row of ones, so the answer is the sums of the columns of weights."""
+    """A matrix product. Its request is a row of ones, so the answer is the sum of each column of weights."""
 
     name: str
     file: Path
@@ -54,7 +54,7 @@ class Model:
 
 
 def make_models(repository: Path, count: int) -> list[Model]:
-    """The models of the repository; those that are missing are created."""
+    """Returns the models of the repository, after creating those that are missing."""
     models = []
     for number in range(count):
         side = 708 + (number * 37) % 292  # 2 to 4 MB
@@ -84,7 +84,7 @@ class Client:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
     def ask(self, model: Model) -> float:
-        """Sends one request and returns its seconds. Raises CannotRun if the answer is wrong."""
+        """Sends one request and returns the seconds it took. Raises CannotRun if the answer is wrong."""
         body, headers = model.request()
         began = time.perf_counter()
         self.connection.request("POST", f"/v2/models/{model.name}/infer", body, headers)
@@ -104,7 +104,7 @@ class Client:
 
 
 class Watch:
-    """Samples a server's resident memory until stopped."""
+    """A sampler of a server's resident memory, which runs until it is stopped."""
 
     def __init__(self, process: ServerProcess) -> None:
         self.highest = 0
@@ -131,7 +131,7 @@ def start(repository: Path, *options: str) -> tuple[ServerProcess, int]:
 
 
 def base_memory() -> int:
-    """The fixed cost of a server: its resident memory after a response from one small model."""
+    """Returns the fixed memory use of a server: its resident memory after one response from a small model."""
     models = make_models(FOLDER / "one", 1)
     process, port = start(FOLDER / "one")
     try:
@@ -142,7 +142,7 @@ def base_memory() -> int:
 
 
 def spread(models: list[Model], port: int, requests: int, skew: float) -> list[float]:
-    """Sends Zipf-distributed requests from several clients; returns the seconds of each."""
+    """Sends Zipf-distributed requests from several clients. Returns the seconds that each request took."""
     random = np.random.default_rng(7)
     order = random.permutation(len(models))
     weights = 1 / np.arange(1, len(models) + 1) ** skew
@@ -166,7 +166,9 @@ def session_seconds(model: Model) -> float:
 
 
 def reloads(models: list[Model], port: int, count: int) -> list[tuple[float, float, float]]:
-    """Per reload, the seconds of the request that causes it, of the next request, and to create a session."""
+    """Returns, for each reload, three times in seconds: of the request that causes it, of the next request,
+    and of creating a session.
+    """
     client = Client(port)
     by_name = {model.name: model for model in models}
     seen: list[tuple[float, float, float]] = []
@@ -225,7 +227,7 @@ def main(
             watch = Watch(process)
             ready = sum(state == "READY" for state in Client(port).states().values())
             seconds = spread(models, port, requests, skew)
-            # Loads every model once, so that later loads are reloads.
+            # This loads every model once, so that later loads are reloads.
             with ThreadPoolExecutor(CLIENTS) as threads:
                 list(threads.map(lambda model: Client(port).ask(model), models))
             timed = reloads(models, port, reload_count)

@@ -1,12 +1,12 @@
-"""Models of three runtimes that need five times the memory budget: `python benchmarks/memory_mix.py`.
+"""Serves models of three runtimes that need five times the memory budget: `python benchmarks/memory_mix.py`.
 
 A server has 30 models: ONNX and TorchScript models, which run in the server's process, and Python models,
-which run in worker processes. Half of the Python models read their weights from a file, half make them.
-Together they need five times the memory budget. Clients call them at random and check every answer, while
-the memory of the server and its workers is sampled: the sum of their proportional set sizes, in which a page
-that several processes map counts once. The audit log then shows for each eviction which load it made room
-for, and whether that load succeeded. Finally, requests to unloaded models are timed one by one, and compared
-with the time that the server reports for the load.
+which run in worker processes. Half of the Python models read their weights from a file, and the others create
+them. Together, all models need five times the memory budget. Clients call them at random and check every
+answer, while the memory of the server and its workers is sampled: the sum of their proportional set sizes, in
+which a page that several processes map counts once. The audit log then shows, for each eviction, the load for
+which it made room, and whether that load succeeded. Finally, requests to unloaded models are timed one by
+one, and compared with the time that the server reports for the load.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from harness.machine import machine
 from harness.peers.backline import serve_command
 from harness.server_process import ServerProcess, answers_200, free_ports
 
-#: How many of ten models are of each kind.
+#: The number of models of each kind, out of every ten.
 KINDS = {"onnx": 3, "torchscript": 3, "python": 2, "python_made": 2}
 PYTHON_MODEL = """
 import numpy as np
@@ -76,7 +76,7 @@ class Model:
 
 
 def make_models(folder: Path, count: int, largest: int, chosen: Sequence[str]) -> list[Model]:
-    """The models, with weights of up to `largest` bytes; files are kept between runs.
+    """Returns the models, which have weights of up to `largest` bytes. Their files are kept between runs.
 
     Models in the server's process are smaller than those in workers, because ONNX Runtime and PyTorch hold
     the weights twice while they load them.
@@ -152,7 +152,7 @@ class Client:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
 
     def ask(self, model: Model) -> float:
-        """Sends one request and returns its seconds. Raises CannotRun if the answer is wrong."""
+        """Sends one request and returns the seconds it took. Raises CannotRun if the answer is wrong."""
         body = model.request()
         began = time.perf_counter()
         self.connection.request("POST", f"/v2/models/{model.name}/infer", body)
@@ -173,7 +173,7 @@ class Client:
         return {entry["name"]: entry for entry in json.loads(self.get("/v2/models"))["versions"]}
 
     def load_seconds(self, model: Model) -> float:
-        """How long the server says that the last load of a model took."""
+        """Returns the seconds that the last load of a model took, as reported by the server."""
         pattern = rf'^nv_model_load_duration_secs\{{model="{model.name}".*\}} (\S+)$'
         found = re.search(pattern, self.get("/metrics").decode(), re.MULTILINE)
         if found is None:
@@ -183,7 +183,7 @@ class Client:
 
 @dataclass(frozen=True)
 class Sample:
-    """The proportional set sizes of a server and its workers, by process id, at `time` (time.time())."""
+    """The proportional set sizes of a server and its workers at `time` (time.time()), by process id."""
 
     time: float
     processes: dict[int, int]
@@ -204,7 +204,7 @@ def sample(process: ServerProcess) -> Sample:
 
 
 class Watch:
-    """Samples the memory of a server and its workers until stopped."""
+    """A sampler of the memory of a server and its workers, which runs until it is stopped."""
 
     def __init__(self, process: ServerProcess) -> None:
         self.samples: list[Sample] = []
@@ -232,7 +232,7 @@ def start(repository: Path, state: Path, *options: str) -> tuple[ServerProcess, 
 
 
 def base_memory(folder: Path, kinds: Sequence[str]) -> int:
-    """The memory of a server that has imported the runtimes, without any weights or workers."""
+    """Returns the memory of a server that has imported the runtimes, without any weights or workers."""
     models = make_models(folder / "small", 10, 4096, [kind for kind in kinds if "python" not in kind])
     shutil.rmtree(folder / "small_state", ignore_errors=True)
     process, port = start(folder / "small", folder / "small_state")
@@ -245,7 +245,7 @@ def base_memory(folder: Path, kinds: Sequence[str]) -> int:
 
 
 def call_at_random(models: list[Model], port: int, seconds: float, clients: int) -> list[float]:
-    """Calls random models from several clients; returns the seconds of each request."""
+    """Calls random models from several clients. Returns the seconds that each request took."""
     until = time.monotonic() + seconds
 
     def call(number: int) -> list[float]:
@@ -260,7 +260,9 @@ def call_at_random(models: list[Model], port: int, seconds: float, clients: int)
 
 
 def reloads(models: list[Model], port: int, count: int) -> list[tuple[float, float]]:
-    """For requests that reload a model: milliseconds beyond its load and its run, and of the load."""
+    """Returns two times in milliseconds for each request that reloads a model: what the request took beyond
+    the load and the run, and the load itself.
+    """
     client, seen = Client(port), []
     while len(seen) < count:
         versions = client.versions()
@@ -274,7 +276,7 @@ def reloads(models: list[Model], port: int, count: int) -> list[tuple[float, flo
 
 
 def evictions(state: Path) -> tuple[int, list[str]]:
-    """The number of evictions in the audit log, and those whose beneficiary was not loaded afterwards."""
+    """Returns the number of evictions in the audit log, and the models evicted for no successful load."""
     entries = [json.loads(line) for line in (state / "audit.jsonl").read_text().splitlines()]
     in_vain, open_evictions, count = [], {}, 0
     for entry in entries:
@@ -293,7 +295,7 @@ def evictions(state: Path) -> tuple[int, list[str]]:
 
 
 def steps_around(state: Path, peak: Sample) -> list[str]:
-    """What the audit log says of the seconds around a sample, with the seconds from the sample."""
+    """Returns the lines of the audit log from the seconds around a sample, with their time relative to it."""
     entries = [json.loads(line) for line in (state / "audit.jsonl").read_text().splitlines()]
     return [
         f"{entry['time'] - peak.time:+.2f} s: {entry['action']} {entry['model']} {entry.get('detail', '')}"
@@ -360,7 +362,7 @@ def main(
             "--memory-budget",
             str(budget),
             "--model-control-mode",
-            "poll",  # the audit log then has every step
+            "poll",  # so the audit log has every step
         )
         try:
             watch = Watch(process)

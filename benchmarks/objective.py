@@ -2,7 +2,7 @@
 
 A network that gains from batching gets open-loop Poisson load over HTTP and gRPC, at multiples of its
 capacity. Three servers take turns over several rounds: plain Backline, Backline with an objective, and Triton
-with the best queue policy found. Latency counts from when a request was due. The script writes
+with the best queue policy found. Latency counts from the time at which a request was due. The script writes
 docs/benchmarks/overload.md and overload.png.
 """
 
@@ -33,9 +33,10 @@ from harness.voice_encoder import NAME, write_voice_encoder
 REPORT = ROOT / "docs" / "benchmarks" / "overload.md"
 MAX_BATCH = 8
 PLAIN, OBJECTIVE, TRITON = "plain", "objective", "triton"
-#: One instance leaves one core of a machine with two to the server's front end and the load generator.
+#: The configuration has one instance, which leaves one core of a two-core machine to the server's front end
+#: and the load generator.
 CONFIGURATION = f"max_batch_size = {MAX_BATCH}\n\n[instance_group]\ncount = 1\n\n[dynamic_batching]\n"
-#: Seconds at the start of each load that do not count; also the wait for the last answers.
+#: Seconds at the start of each load that are not counted, and seconds to wait for the last answers.
 LEAD, SETTLE = 1.0, 20.0
 
 
@@ -62,14 +63,14 @@ class TunedTriton(Triton):
 
 
 async def offer(peer: Peer, model: Model, protocol: str, rate: float, seconds: float, seed: int) -> Turn:
-    """Sends `rate` requests a second for `seconds`, after a second that does not count."""
+    """Sends `rate` requests per second for `seconds`, after a second that is not counted."""
     clients: Clients | H2Clients
     if protocol == "http":
         clients = Clients(peer.http_port, model.http_request())
     else:
         clients = H2Clients(peer.grpc_port, model.grpc_request())
         await clients.open()
-    gc.disable()  # a collection would interrupt the load
+    gc.disable()  # garbage collection would interrupt the load
     try:
         began = monotonic() + 0.1
         await clients.send_at([began + moment for moment in poisson(rate, LEAD + seconds, seed)])
@@ -81,7 +82,7 @@ async def offer(peer: Peer, model: Model, protocol: str, rate: float, seconds: f
 
 
 async def closed_loop(peer: Peer, model: Model, seconds: float) -> float:
-    """The number of answers per second to 32 closed-loop clients, which keep batches full."""
+    """Returns the number of answers per second to 32 closed-loop clients, which keep batches full."""
     clients = Clients(peer.http_port, model.http_request())
     rate = await clients.closed_loop(32, seconds)
     clients.close()
@@ -97,7 +98,9 @@ def repository(mode: str, objective: float) -> Model:
 
 
 def tune(model: Model, capacity: float, objective: float, seconds: float) -> tuple[TunedTriton, list[str]]:
-    """The Triton with the best sum of goodputs at 1.1 and 4 times the capacity, and a line per policy."""
+    """Returns the Triton server with the highest sum of goodputs at 1.1 and 4 times the capacity, and a line
+    per policy.
+    """
     fit = capacity * objective
     policies = [(0.5, None), (0.65, None), (0.8, None), (None, 0.5), (None, 0.75), (0.65, 0.75)]
     tried: list[tuple[float, TunedTriton]] = []
@@ -214,7 +217,7 @@ def main(
 
 
 def capacity_of(peer: Peer, model: Model) -> float:
-    """The closed-loop capacity of a server outside its turn, in requests per second."""
+    """Returns the closed-loop capacity of a server outside its turn, in requests per second."""
     peer.resume()
     capacity = asyncio.run(closed_loop(peer, model, 4.0))
     peer.pause()

@@ -1,8 +1,9 @@
 """Overloads a server at three times its capacity, then sends SIGTERM: `python benchmarks/overload.py`.
 
-A closed loop first finds the best throughput of a slow model that cannot be batched; then an open loop sends
-a multiple of that. h2load, a C program, sends the load, because it takes little of the CPU that it shares
-with the server; this process sends a few probes per second. The number of answers is the server's own count.
+A closed loop first finds the maximum throughput of a slow model that cannot be batched; then an open loop
+sends a multiple of that. h2load, a C program, sends the load, because it takes little of the CPU time that it
+shares with the server; this process sends only a few probes per second. The number of answers is the server's
+own count.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ from harness.peers.backline import Backline
 SUCCESS = ("200", "OK")
 REFUSALS = ("503", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
 WIDTH = 512
-#: Default limit of queued requests per model version.
+#: The default limit of queued requests per model version.
 QUEUE = 1024
-#: Connections of h2load over gRPC, enough to carry a full queue and all refusals in flight.
+#: The number of h2load's gRPC connections, which are enough to carry a full queue and all refusals in flight.
 GRPC_CONNECTIONS = 32
-#: Probes per second; unlike h2load, this process records every outcome of a probe.
+#: The number of probes per second. Unlike h2load, this process records every outcome of a probe.
 PROBES_PER_SECOND = 20
 
 
 @dataclass
 class Report:
-    """What was observed, and whether each claim holds."""
+    """The observations, and whether each claim holds."""
 
     numbers: dict[str, object] = field(default_factory=dict)
     claims: list[tuple[bool, str]] = field(default_factory=list)
@@ -52,7 +53,7 @@ class Report:
 
 
 def slow_model(milliseconds: float) -> Model:
-    """A model that takes about `milliseconds` on one core, with layers that take about 15 us each."""
+    """Returns a model that takes about `milliseconds` on one core. Each of its layers takes about 15 us."""
     layers = max(2, round(milliseconds / 0.015))
     path = BENCH / "overload" / f"slow{layers}" / "slow" / "1" / "model.onnx"
     if not path.exists():
@@ -61,7 +62,7 @@ def slow_model(milliseconds: float) -> Model:
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
-    """The p50, p99 and maximum in milliseconds; NaN without values."""
+    """Returns the p50, p99 and maximum in milliseconds, or NaN without values."""
     if not seconds:
         return dict.fromkeys(("p50", "p99", "max"), float("nan"))
     return {
@@ -79,7 +80,7 @@ def took(fates: list[Fate]) -> list[float]:
 
 
 def answered(server: Backline, model: Model) -> int:
-    """The server's own count of successful requests."""
+    """Returns the number of successful requests that the server has counted."""
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
     try:
         connection.request("GET", f"/v2/models/{model.name}/stats")
@@ -90,7 +91,7 @@ def answered(server: Backline, model: Model) -> int:
 
 
 async def count_answered(server: Backline, model: Model, seconds: float) -> float:
-    """Successful requests per second over the next `seconds`."""
+    """Returns the successful requests per second over the next `seconds`."""
     before, started = await asyncio.to_thread(answered, server, model), monotonic()
     await asyncio.sleep(seconds)
     after = await asyncio.to_thread(answered, server, model)
@@ -102,7 +103,9 @@ def post_of(server: Backline, model: Model, protocol: str) -> h2load.Post:
 
 
 async def closed_loop(server: Backline, model: Model, protocol: str, clients: int, seconds: float) -> float:
-    """Successful requests per second of `clients` closed-loop clients, without the first half second."""
+    """Returns the successful requests per second of `clients` closed-loop clients. Ignores the first half
+    second.
+    """
     options = [f"-c{clients}", "-m1", f"-D{round(seconds) + 2}", *(["--h1"] if protocol == "http" else [])]
     load = h2load.Load(post_of(server, model, protocol), options)
     try:
@@ -115,9 +118,10 @@ async def closed_loop(server: Backline, model: Model, protocol: str, clients: in
 
 
 def open_loop(server: Backline, model: Model, protocol: str, rate: float, requests: int) -> h2load.Load:
-    """Starts h2load at `rate` requests per second; it ends when about `requests` have an outcome."""
+    """Starts h2load at `rate` requests per second. It ends when about `requests` have an outcome."""
     if protocol == "http":
-        # An HTTP/1.1 request occupies its connection, so each request gets a new one, opened every 20 ms.
+        # An HTTP/1.1 request occupies its connection, so each request gets a new connection. Connections are
+        # opened every 20 ms.
         pulse = max(1, round(rate * 0.02))
         options = [
             "--h1",
@@ -138,7 +142,7 @@ def open_loop(server: Backline, model: Model, protocol: str, rate: float, reques
 
 
 async def watch_memory(server: Backline, samples: list[float]) -> None:
-    """Samples the server's resident memory in MB twice a second."""
+    """Samples the server's resident memory in MB, twice a second."""
     while True:
         samples.append(server.running().resident_bytes() / 1e6)
         await asyncio.sleep(0.5)
@@ -169,7 +173,7 @@ async def first_refusal(fates: Fates, seconds: float) -> None:
 async def overload(
     server: Backline, model: Model, protocol: str, times: float, seconds: float, report: Report
 ) -> float:
-    """Runs the closed loop, then the open loop; returns the best throughput in requests per second."""
+    """Runs the closed loop, and then the open loop. Returns the maximum throughput in requests per second."""
     best = max([await closed_loop(server, model, protocol, number, 4.0) for number in (4, 16, 64)])
     rate = best * times
     filling = QUEUE / (rate - best)
@@ -194,13 +198,13 @@ async def overload(
         requests = load.requests()
     finally:
         load.end()
-    # The closed loop is repeated to tell a machine that has become slower from a slower server.
+    # The closed loop is repeated to distinguish a slower server from a machine that has become slower.
     again = await closed_loop(server, model, protocol, 16, 4.0)
     await close(probes)
     offered = sum(began <= request.ended < ended for request in requests) / (ended - began)
     statuses = Counter(request.status for request in requests)
     refused = probes.fates.of(*REFUSALS)
-    # Over gRPC, h2load takes refusals for status 200, so only the probes can time refusals.
+    # Over gRPC, h2load counts refusals as status 200, so only the probes can time refusals.
     times_of = {"probes": took(refused)}
     if protocol == "http":
         times_of["h2load"] = [request.took for request in requests if request.status == 503]
@@ -260,7 +264,7 @@ async def overload(
 async def terminate_under_load(
     server: Backline, model: Model, protocol: str, rate: float, report: Report
 ) -> None:
-    """Sends SIGTERM under load: earlier requests must be answered, and no answer may be truncated."""
+    """Sends SIGTERM under load. Earlier requests must be answered, and no answer may be truncated."""
     clients = clients_of(server, model, protocol)
     sending = asyncio.create_task(clients.open_loop(rate, 4.0))
     await asyncio.sleep(2.0)
@@ -283,8 +287,8 @@ async def terminate_under_load(
         f" sent before {dict(before.count())}, sent after {dict(after.count())}"
     )
     bad_before = [fate.what for fate in before.all if fate.what not in SUCCESS]
-    # A request sent just as its connection closes gets no byte and may be retried (RFC 9112, section 9.3.1);
-    # a truncated answer is never allowed.
+    # A request sent just as its connection closes gets no byte of an answer and may be retried (RFC 9112,
+    # section 9.3.1), but a truncated answer is never allowed.
     bad_after = [
         fate.what
         for fate in after.all

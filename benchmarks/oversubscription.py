@@ -1,8 +1,9 @@
 """Measures many busy models on few cores: `python benchmarks/oversubscription.py`.
 
-Each model takes some milliseconds of one core, cannot be batched, and has an instance thread per core. Closed
-loops call all models. Measurements with and without a limit on the threads that compute at once alternate,
-each in a separate process. Results are medians over the rounds; ratios are medians of the rounds' ratios.
+Each model takes some milliseconds on one core, cannot be batched, and has one instance thread per core.
+Closed-loop clients call all models. Measurements with and without a limit on the number of threads that
+compute at once alternate, each in a separate process. Results are medians over the rounds; ratios are medians
+of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from harness.machine import machine
 from harness.model import write_slow_model
 
 WIDTH = 512
-#: The number of products of a vector with a matrix, roughly 15 us each.
+#: The number of products of a vector and a matrix, which take roughly 15 us each.
 LAYERS = 200
-#: Requests in flight per model.
+#: The number of requests in flight per model.
 AT_ONCE = 4
 
 
@@ -45,7 +46,9 @@ def put_models(repository: Path, count: int, threads: int) -> None:
 
 
 async def measure(repository: Path, seconds: float, compute_threads: int | None) -> dict[str, float]:
-    """Requests per second, CPU milliseconds per request, and the p50 and p99 of latency in milliseconds."""
+    """Returns the requests per second, the CPU time per request, and the p50 and p99 of the latency; times
+    are in milliseconds.
+    """
     from backline.embedded.embedded import Embedded
     from backline.engine.values.datatypes import DataType
     from backline.engine.values.messages import InferRequest

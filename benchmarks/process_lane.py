@@ -1,11 +1,11 @@
 """Measures the overhead of a worker process, and that of Triton's: `python benchmarks/process_lane.py`.
 
 wrk sends 64 bytes and 602,112 bytes over 1, 16 and 64 connections to three models that return their input:
-`python` (a model.py in a worker process), `inside` (the identity backend on the server's event loop) and
-Triton's Python backend. `python` and Triton have one instance with dynamic batching. Each turn takes
-`--seconds` while the other servers are suspended. Ratios compare servers within a round; their median is
-printed. The exit status is 1 if `python` misses its claim: at least Triton's request rate with 64 bytes, and
-1.3 times that rate with 602,112 bytes and 16 connections.
+`python` (a model.py in a worker process), `inside` (the identity backend on the server's event loop), and a
+model for Triton's Python backend. `python` and Triton have one instance with dynamic batching. Each turn
+takes `--seconds`, while the other servers are suspended. Each ratio compares two servers within one round;
+the median of the ratios is printed. The exit status is 1 if `python` misses its claim: at least Triton's
+request rate with 64 bytes, and 1.3 times that rate with 602,112 bytes and 16 connections.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ instance_group [ {{ kind: KIND_CPU count: 1 }} ]
 """
 SIZES = (64, 602_112)
 CONNECTIONS = (1, 16, 64)
-#: The claimed multiple of Triton's requests per second, by bytes and connections.
+#: The claimed ratio to Triton's requests per second, by bytes and connections.
 CLAIMED = {(64, 1): 1.0, (64, 16): 1.0, (64, 64): 1.0, (602_112, 16): 1.3}
 
 
@@ -107,7 +107,7 @@ def start_backline(repository: Path) -> tuple[ServerProcess, int]:
 
 
 def request(size: int) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of a request with binary tensors both ways."""
+    """Returns the body and headers of a request with binary tensors in both directions."""
     parameters = {"binary_data_size": size}
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, size // 4], "parameters": parameters}
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
@@ -121,7 +121,7 @@ def request(size: int) -> tuple[bytes, dict[str, str]]:
 def check(url: str, body: bytes, headers: dict[str, str], size: int) -> None:
     """Raises CannotRun unless the answer equals the input.
 
-    It retries for a while, because some servers first finish requests that a load generator abandoned.
+    It retries for a while, because some servers first finish requests that a load generator has abandoned.
     """
     deadline = time.monotonic() + 30
     while True:
@@ -166,7 +166,7 @@ def take_turns(
 def measure(
     own: list[Side], triton: Triton, repository: Path, sizes: list[int], seconds: float, rounds: int
 ) -> bool:
-    """Prints a row per case; returns whether all claims hold. Restarts Triton per case, as it may crash."""
+    """Prints a row per case. Returns whether all claims hold. Restarts Triton per case, as it may crash."""
     names = [*(side.name for side in own), "triton"]
     print(
         f"{'bytes':>8} {'connections':>12} "

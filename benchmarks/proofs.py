@@ -1,8 +1,8 @@
 """Compares Backline with the speed proofs: `python benchmarks/proofs.py DIR_OF_PROOFS`.
 
 DIR_OF_PROOFS contains `http1_inline.py` and `grpc_hpack.py`, minimal programs started with `MODEL.onnx PORT`.
-They are not part of this project. They show how fast a Python server can be that only reads, runs and
-responds; Backline, which does much more, should stay close to them.
+They are not part of this project. They show how fast a Python server can be that does nothing but read
+requests, run the model and respond. Backline does much more, but should be almost as fast.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ IN_PROCESS = "in-process"
 
 @dataclass(frozen=True)
 class Goal:
-    """The share of the rate of `against` that Backline should reach, for each number of clients."""
+    """The share of the request rate of `against` that Backline should reach, for each number of clients."""
 
     against: str
     model: str
@@ -54,7 +54,8 @@ GOALS = {
     "http-ident": Goal("proof", "ident", "http", (16,), 0.90, 1.0),
     "http-basic_pitch": Goal(ONE_CALLER, "basic_pitch", "http", (8,), 0.97, 1.0),
 }
-#: The most CPU time per request, as a multiple of the proof's, with all scheduling on and the most clients.
+#: The maximum CPU time per request, as a multiple of the proof's, with all scheduling features enabled and
+#: the largest number of clients.
 CPU_SHARE = 20 / 13
 PROGRAMS = {"http": "http1_inline.py", "grpc": "grpc_hpack.py"}
 
@@ -85,9 +86,10 @@ def measure_goal(goal: Goal, proofs: Path, *, rounds: int, seconds: float) -> li
 
 
 def verdicts(goal: Goal, rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """A line per number of clients, with "reached", "aim reached", "MISSED" or "NOT MEASURED".
+    """Returns a line per number of clients, with its verdict: "reached", "aim reached", "MISSED" or "NOT
+    MEASURED".
 
-    Lines that are only for comparison have "no goal".
+    Lines that are only for comparison have "no goal" instead.
     """
     lines = []
     for row in rows:
@@ -133,7 +135,7 @@ def verdicts(goal: Goal, rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def _cpu_share(row: Row, against: str) -> float | None:
-    """The server's CPU time per request as a multiple of that of `against`; None if not measured."""
+    """Returns the server's CPU time per request divided by that of `against`, or None if not measured."""
     mine, theirs = row.median("backline"), row.median(against)
     if mine is None or theirs is None or math.isnan(mine.cpu_us) or math.isnan(theirs.cpu_us):
         return None

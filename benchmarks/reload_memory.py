@@ -1,6 +1,6 @@
 """Checks that unloading a model releases its memory: `python benchmarks/reload_memory.py`.
 
-A server loads and unloads a model of 100 MB many times, with a request in between. The script compares the
+A server loads and unloads a model of 100 MB many times, with a request each time. The script compares the
 server's resident memory after the last unload with that after the first.
 """
 
@@ -26,7 +26,7 @@ SIDE = 5000
 
 
 def make_model() -> Path:
-    """The file of a model with 100 MB of weights, created on first use."""
+    """Returns the path of a model file with 100 MB of weights, which is created on first use."""
     file = REPOSITORY / "large" / "1" / "model.onnx"
     if not file.exists():
         weights = np.random.default_rng(1).standard_normal((SIDE, SIDE)).astype(np.float32)
@@ -67,7 +67,9 @@ def infer(url: str) -> None:
 
 
 def settled(process: ServerProcess, seconds: float = 5.0) -> int:
-    """The resident memory once it stops falling: the server releases memory after it answered the unload."""
+    """Returns the resident memory once it stops falling: the server releases memory after it has responded to
+    the unload.
+    """
     lowest = process.resident_bytes()
     quiet_since = time.monotonic()
     end = quiet_since + seconds

@@ -1,9 +1,10 @@
-"""Measures the remote lane: what a server in front of others costs, and what their failures do.
+"""Measures the remote lane: the overhead of a server in front of others, and the effects of their failures.
 
 `python benchmarks/remote_lane.py` calls the model add1 directly and through a server in front, in turn, over
-HTTP and gRPC; the model is served by Backline and by Triton. Then one of the two servers of a model fails.
-All processes share the cores of this machine, so the throughput through a second server is lower than with a
-machine for each: the CPU time per request says what each server costs. h2load sends the requests.
+HTTP and gRPC. The model is served by Backline and by Triton. Then one of the two servers of a model fails.
+All processes share the cores of this machine, so the throughput through a second server is lower than it
+would be with a machine for each. The CPU time per request shows how much work each server does. h2load sends
+the requests.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ from backline.client import connect, connect_async
 from backline.client.errors import BacklineError
 
 ROUNDS = 3
-#: Seconds per run of the load generator.
+#: Seconds for which the load generator runs each time.
 SECONDS = 2
 FRONT = BENCH / "remote_lane"
-#: The model of the failures: four instances, each of which takes this many milliseconds.
+#: The time in milliseconds that each of the four instances takes in the model for the failures, normally and
+#: while slow.
 RUN_MS, SLOW_MS = 5, 200
 
 
@@ -46,7 +48,7 @@ def write(repository: Path, name: str, config: str) -> Path:
 
 
 def start(name: str, repository: Path) -> tuple[ServerProcess, str, str]:
-    """A server, and its URLs over HTTP and gRPC."""
+    """Starts a server. Returns it with its URLs for HTTP and gRPC."""
     http, grpc, metrics = free_ports(3)
     process = ServerProcess(name, serve_command(repository, http, grpc, metrics))
     process.wait_until(lambda: answers_200(f"http://127.0.0.1:{http}/v2/health/ready"))
@@ -60,7 +62,7 @@ def front_of(urls: str, name: str) -> tuple[ServerProcess, str, str]:
 
 
 def post(protocol: str, port: int) -> tuple[h2load.Post, list[str]]:
-    """The request for add1, and the options of h2load for the protocol."""
+    """Returns the request for add1, and h2load's options for the protocol."""
     asked = model("add1")
     if protocol == "grpc":
         return h2load.grpc_post(port, asked.grpc_request()), []
@@ -131,8 +133,9 @@ def show_costs(peer: Peer, protocols: Sequence[str]) -> None:
 
 
 async def fail(url: str, what: str, victim: ServerProcess, seconds: float) -> tuple[int, int, float]:
-    """Sends requests for some seconds; the failure begins after one. Returns responses, failures and the
-    longest wait."""
+    """Sends requests for some seconds, with a failure after the first second. Returns the numbers of
+    responses and failures, and the maximum wait.
+    """
     answered = failed = 0
     longest = 0.0
     end = time.perf_counter() + seconds
@@ -170,7 +173,7 @@ def show_failures() -> None:
         servers = [start(name, write(FRONT / name, "echo", _echo(name == "b", what))) for name in ("a", "b")]
         front, url, _ = front_of(",".join(one[2] for one in servers), "echo")
         try:
-            if what == "slow":  # it was slow for two seconds when the share is counted
+            if what == "slow":  # the server has been slow for two seconds when the share is counted
                 asyncio.run(fail(url, what, servers[1][0], 2))
             before = [0, 0] if what in ("killed", "frozen") else [served(one[1]) for one in servers]
             answered, failed, longest = asyncio.run(fail(url, what, servers[1][0], 4))

@@ -1,7 +1,7 @@
 """Compares this checkout with an earlier one, row by row: `python benchmarks/rows.py --before ../earlier`.
 
-The two servers take turns in every round, so that both see the same state of the machine; the ratios are
-medians of the rounds. Each row is a way to load a server, or a cost of starting one.
+The two servers take turns in every round, so that the state of the machine is the same for both. The ratios
+are medians over the rounds. Each row is a way to load a server, or one measure of its start.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from harness.server_process import ServerProcess, answers_200, free_ports
 REPOSITORY = BENCH / "rows"
 MANY = BENCH / "rows-many"
 MANY_MODELS = 1_000
-#: The p50 and p99 are in microseconds, `cpu` in microseconds per request, `mb` in 10**6 bytes.
+#: The measured values. The p50 and p99 are in microseconds, `cpu` is in microseconds per request, and `mb` in
+#: 10**6 bytes.
 COLUMNS = ("rate", "p50", "p99", "cpu", "seconds", "mb")
 PYTHON_MODEL = """\
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Row:
-    """A measurement of a running server, or of a separate start if `starts`."""
+    """A measurement of a running server or, if `starts` is set, of a separate start."""
 
     name: str
     measure: Callable[[Side, float], Values]
@@ -94,7 +95,7 @@ def model(name: str, shape: tuple[int, ...]) -> Model:
 
 
 def loaded(name: str, shape: tuple[int, ...], clients: int, protocol: str) -> Callable[[Side, float], Values]:
-    """Measures a closed loop of clients that each wait for their response."""
+    """Returns a function that measures closed-loop clients, each of which waits for its response."""
 
     def measure(side: Side, seconds: float) -> Values:
         asked = model(name, shape)
@@ -117,7 +118,7 @@ def loaded(name: str, shape: tuple[int, ...], clients: int, protocol: str) -> Ca
 
 
 def first_token(side: Side, seconds: float) -> Values:
-    """The time from sending a request to generate_stream to its first event, with one client."""
+    """Returns the time from sending a request to generate_stream to its first event, with one client."""
     body = b'{"x":[1.0]}'
     head = (
         f"POST /v2/models/stream/generate_stream HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -143,7 +144,9 @@ def first_token(side: Side, seconds: float) -> Values:
 
 
 def startup(repository: Path) -> Callable[[Side, float], Values]:
-    """The seconds from the command to ready, their CPU time, and the resident memory then."""
+    """Returns a function that measures a start: the seconds until the server is ready, their CPU time, and
+    the resident memory then.
+    """
 
     def measure(side: Side, seconds: float) -> Values:
         began = time.perf_counter()
@@ -220,7 +223,7 @@ def save(folder: Path, operator: str, dims: list[int], constant: float | None = 
 def compare(
     rows: list[Row], before: Path, rounds: int, seconds: float
 ) -> dict[str, list[tuple[Values, Values]]]:
-    """The values of each row in each round: of the earlier checkout, and of this one."""
+    """Returns, for each row and round, the values of the earlier checkout and of this one."""
     sides = [start("before", before, REPOSITORY), start("now", ROOT, REPOSITORY)]
     found: dict[str, list[tuple[Values, Values]]] = {row.name: [] for row in rows}
     try:
@@ -243,7 +246,9 @@ def compare(
 
 
 def table(found: dict[str, list[tuple[Values, Values]]]) -> list[str]:
-    """A line for each value of each row: medians before and now, and the median of the rounds' ratios."""
+    """Returns a line for each value of each row: the earlier and the current median, and the median of the
+    rounds' ratios.
+    """
     lines = ["| row | value | before | now | ratio |", "| --- | --- | --- | --- | --- |"]
     for name, pairs in found.items():
         for column in COLUMNS:

@@ -53,9 +53,9 @@ class Numbers(click.ParamType):
 def cases_of(
     models: list[Model], protocols: list[str], concurrency: list[int], peers: list[Peer], remarks: list[str]
 ) -> list[Case]:
-    """All ways to call each model that a load generator and at least two peers support.
+    """Returns all ways to call each model that a load generator and at least two peers support.
 
-    Adds a line to `remarks` about every way that is left out or measured with another load generator.
+    Adds a line to `remarks` about every way that is left out, or is measured with another load generator.
     """
     ways: list[tuple[str, str, str]] = []
     if "http" in protocols:
@@ -97,7 +97,7 @@ def cases_of(
 
 
 def ways_of(asked: Model, ways: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """The ways to call this model: large gRPC requests use h2load if it is installed."""
+    """Returns the ways to call this model. Large gRPC requests use h2load if it is installed."""
     if not asked.large or not h2load.available():
         return ways
     others = [way for way in ways if way[0] != "grpc"]

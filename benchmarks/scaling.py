@@ -2,8 +2,8 @@
 
 `python benchmarks/scaling.py` prints a table for several loads; `--plot scaling.png` also draws them. A
 simulated server has eight instances of a model that takes 50 ms, and a queue of 400 requests. The autoscaler
-looks every 15 s, and a new server is ready after 20 s. Nothing is measured, so the table is the same on every
-machine.
+checks the load every 15 s, and a new server is ready after 20 s. Nothing is measured, so the table is the
+same on every machine.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import click
 
 from backline.observe.scaling import DemandCounters, Scaling, ScalingPolicy, replicas
 
-#: Requests per second that a server runs, and how many run at once.
+#: The number of requests that a server runs at once, and the seconds that each takes.
 INSTANCES, RUN_SECONDS = 8, 0.05
 CAPACITY = INSTANCES / RUN_SECONDS
-#: Seconds of a step of the simulation, between looks of the autoscaler, until a new server is ready, in all.
+#: Times in seconds: of a simulation step, between two checks of the autoscaler, until a new server is ready,
+#: and of the whole simulation.
 STEP, LOOK, START, DURATION = 1, 15, 20, 3600
 MOST = 40
 LONGEST_QUEUE = 400
-#: The autoscaler of Kubernetes by CPU: the target, the tolerance, and how long a smaller number has to wait.
+#: The autoscaler of Kubernetes by CPU: the target, the tolerance, and the seconds before a smaller number of
+#: servers takes effect.
 CPU_TARGET, CPU_TOLERANCE, CPU_STABILIZATION = 0.8, 0.1, 300
 
 LOADS: dict[str, Callable[[int], float]] = {
@@ -39,7 +41,9 @@ LOADS: dict[str, Callable[[int], float]] = {
 
 @dataclass
 class SimulatedServer:
-    """A server with a queue in front of its instances. `ready_at` is in seconds."""
+    """A server with a queue in front of its instances. `ready_at` is the time in seconds at which it is
+    ready.
+    """
 
     ready_at: int
     scaling: Scaling = field(default_factory=lambda: Scaling(ScalingPolicy(INSTANCES * 0.8)))
@@ -48,28 +52,31 @@ class SimulatedServer:
     busy: float = 0.0
 
     def run(self, arrived: float) -> float:
-        """Runs one step; returns how many requests it had to refuse."""
+        """Runs one step. Returns how many requests the server had to refuse."""
         self.waiting += arrived
         done = min(self.waiting, CAPACITY * STEP)
         self.waiting -= done
         refused = max(self.waiting - LONGEST_QUEUE, 0.0)
         self.waiting -= refused
         self.busy = done / (CAPACITY * STEP)
-        # A request spends its run in the server, and each one that waits spends this step.
+        # Each request that has run spent the time of its run in the server; each waiting request spent this
+        # step.
         self.request_seconds += done * RUN_SECONDS + self.waiting * STEP
         return refused
 
 
 @dataclass
 class Outcome:
-    """What an hour cost: server hours, those beyond need, the longest wait in seconds, refused requests."""
+    """The results of an hour: the server hours, those beyond need, the maximum wait in seconds, and the
+    number of refused requests.
+    """
 
     hours: float = 0.0
     spare_hours: float = 0.0
     longest_wait: float = 0.0
     refused: float = 0.0
     changes: int = 0
-    #: How many servers were needed, and how many there were, at each step.
+    #: The number of servers that were needed, and that were running, at each step.
     needed: list[int] = field(default_factory=list)
     servers: list[int] = field(default_factory=list)
 
@@ -82,7 +89,7 @@ def by_signal(servers: list[SimulatedServer], second: int) -> int:
 
 
 def by_cpu() -> Callable[[list[SimulatedServer], int], int]:
-    """The rule of the HorizontalPodAutoscaler, with its default tolerance and stabilization."""
+    """Returns the rule of the HorizontalPodAutoscaler with its default tolerance and stabilization."""
     wanted: list[tuple[int, int]] = []
 
     def look(servers: list[SimulatedServer], second: int) -> int:
@@ -124,7 +131,7 @@ def simulate(load: Callable[[int], float], decide: Callable[[list[SimulatedServe
 
 
 def outcomes() -> Iterator[tuple[str, str, Outcome]]:
-    """The name of each load, the rule, and what became of it."""
+    """Yields the name of each load, the rule, and the outcome."""
     for name, load in LOADS.items():
         for rule, decide in (("signal", by_signal), ("CPU", by_cpu())):
             yield name, rule, simulate(load, decide)
@@ -139,7 +146,9 @@ def rows() -> Iterator[str]:
 
 
 def draw(path: Path) -> None:
-    """Writes a picture with a panel for each load: how many servers were needed, and how many there were."""
+    """Writes a picture with a panel for each load, which shows how many servers were needed and how many were
+    running.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")

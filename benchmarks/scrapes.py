@@ -1,8 +1,8 @@
 """Measures how scraping a server with many models affects its clients: `python benchmarks/scrapes.py`.
 
-One client calls one of the models, pausing a millisecond after each answer. Stretches without scrapes
-alternate with stretches of back-to-back scrapes, far more than Prometheus makes. The script prints the
-client's latency in milliseconds.
+One client calls one of the models, and pauses for a millisecond after each answer. Periods without scrapes
+alternate with periods of back-to-back scrapes, far more than Prometheus makes. The script prints the client's
+latency in milliseconds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def put_models(repository: Path, count: int) -> None:
 
 
 def ask(port: int, seconds: float) -> list[float]:
-    """The latency of each request in milliseconds."""
+    """Returns the latency of each request in milliseconds."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
     took = []
     end = time.perf_counter() + seconds

@@ -1,11 +1,11 @@
 """Measures what batching gains for stateful speech detection (silero_vad): `python benchmarks/sequences.py`.
 
-Half of the streams use HTTP and half use gRPC. Every stream sends its next chunk, whose bytes are prepared,
-after the last answer. The answers are compared bit by bit with those that the same runtime gives for one
-stream after another without a server. The script prints throughput, average batch size, the server's CPU time
-and the machine. The exit status is 1 unless the answers are equal, batches have at least 8 items on average,
-and throughput is at least 4 times that without batching. These claims are for OpenVINO, where eight rows cost
-little more than one; with `--backend onnxruntime`, batching this network gains less.
+Half of the streams use HTTP and half use gRPC. Each stream sends its next chunk, whose bytes are prepared in
+advance, after the last answer. The answers are compared bit by bit with those that the same runtime gives for
+one stream after another without a server. The script prints throughput, average batch size, the server's CPU
+time and the machine. The exit status is 1 unless the answers are equal, batches have at least 8 items on
+average, and throughput is at least 4 times that without batching. These claims are for OpenVINO, where eight
+rows take little longer than one; with `--backend onnxruntime`, batching this network gains less.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ output_name = "stateN"
 data_type = "TYPE_FP32"
 dims = [2, 128]
 """
-#: Samples per request: 32 ms of audio at 16 kHz, preceded by the 64 samples before them.
+#: The number of samples per request: 32 ms of audio at 16 kHz, preceded by the 64 samples before them.
 CHUNK = 576
 LEAST_BATCH = 8
 LEAST_RATIO = 4.0
@@ -108,7 +108,7 @@ STEPS = {"openvino": openvino_step, "onnxruntime": onnxruntime_step}
 
 
 def one_by_one(backend: str, sound: np.ndarray) -> np.ndarray:
-    """The answers of the runtime, run on one stream after another without a server."""
+    """Returns the answers of the runtime when it processes one stream after another without a server."""
     step = STEPS[backend]()
     answers = np.empty(sound.shape[:2], np.float32)
     for stream, chunks in enumerate(sound):
@@ -151,7 +151,7 @@ def grpc_request(sequence: int, chunk: np.ndarray, *, start: bool, end: bool) ->
 
 
 def streams_of(sound: np.ndarray) -> list[Stream]:
-    """A stream per row of sound, alternating between HTTP and gRPC."""
+    """Returns a stream per row of sound, alternating between HTTP and gRPC."""
     last = sound.shape[1] - 1
     made = []
     for number, chunks in enumerate(sound):

@@ -35,7 +35,7 @@ NAME = "ident"
 
 
 def microseconds(step: Callable[[], object], size: int) -> float:
-    """Microseconds of one `step`, the best of five measurements."""
+    """Returns the microseconds that one `step` takes, as the minimum of five measurements."""
     count = max(5, min(20_000, (1 << 28) // size))
     runs = []
     for _ in range(5):
@@ -47,7 +47,7 @@ def microseconds(step: Callable[[], object], size: int) -> float:
 
 
 def copies(size: int) -> dict[str, float]:
-    """Microseconds for `size` bytes, by way of access."""
+    """Returns the microseconds for `size` bytes by each way of access."""
     path = Path("/dev/shm") / f"backline-bench-{os.getpid()}"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     try:

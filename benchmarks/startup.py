@@ -1,8 +1,8 @@
 """Measures Backline's startup time and memory use: `python benchmarks/startup.py`.
 
-The time is from the start of the command to the first 200 of /v2/health/ready. The memory is the resident
-memory of the server's processes with the model add1, once after a number of requests and once after ten times
-that number.
+The time is measured from the start of the command to the first 200 of /v2/health/ready. The memory is the
+resident memory of the server's processes with the model add1, measured once after a number of requests and
+again after ten times that number.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from harness.server_process import ServerProcess, free_ports
 
 REPOSITORY = BENCH / "startup"
 CLIENTS = 16
-#: Allowed growth in MB between the two readings, because some pages are touched late whatever the load. It is
-#: less than a byte per request.
+#: The allowed growth in MB between the two readings, because some pages are first used late, whatever the
+#: load. It is less than a byte per request.
 PAGES_MB = 0.1
 
 
@@ -42,7 +42,7 @@ def is_ready(port: int) -> bool:
 
 
 def seconds_to_ready() -> float:
-    """The seconds from starting the command to the first 200."""
+    """Returns the seconds from starting the command to the first 200."""
     http_port, grpc_port, metrics_port = free_ports(3)
     started = time.perf_counter()
     process = ServerProcess("startup", serve_command(REPOSITORY, http_port, grpc_port, metrics_port))
@@ -59,7 +59,7 @@ def seconds_to_ready() -> float:
 
 
 def answered(connection: http.client.HTTPConnection, name: str) -> int:
-    """The server's own count of successful requests to the model `name`."""
+    """Returns the number of successful requests to the model `name` that the server has counted."""
     connection.request("GET", f"/v2/models/{name}/stats")
     return sum(
         version["inference_stats"]["success"]["count"]
@@ -68,9 +68,11 @@ def answered(connection: http.client.HTTPConnection, name: str) -> int:
 
 
 def memory_after(requests: int, protocol: str, say: Callable[[str], None]) -> list[tuple[int, float]]:
-    """Answered requests and resident MB (10**6 bytes) at start, after `requests`, after ten times as many.
+    """Returns pairs of answered requests and resident MB (10**6 bytes): at the start, after `requests`, and
+    after ten times as many.
 
-    All requests share the same connections, because memory for connections is not a cost of requests.
+    All requests share the same connections, so that memory for connections is not counted as memory for
+    requests.
     """
     asked = model("add1", REPOSITORY)
     server = Backline()

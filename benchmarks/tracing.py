@@ -2,8 +2,8 @@
 
 The script calls `add1` through the server's application, without sockets, one request after another. It
 prints microseconds of CPU time per request, for the whole process (including the thread that sends or writes
-traces) and for the event loop's thread. Each number is the minimum of many stretches, because other programs
-can only make a stretch longer. Settings alternate, in separate processes.
+traces) and for the event loop's thread. Each number is the minimum of many measurements, because other
+programs can only make a measurement longer. Settings alternate, in separate processes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Request(HttpRequest):
 
 
 async def measure(settings: Sequence[str]) -> tuple[float, float]:
-    """Microseconds per request, of the process and of the event loop's thread."""
+    """Returns the microseconds of CPU time per request, for the process and for the event loop's thread."""
     loop = asyncio.get_running_loop()
     asked = model("add1", REPOSITORY)
     body, headers = asked.binary_request()
@@ -80,7 +80,7 @@ async def measure(settings: Sequence[str]) -> tuple[float, float]:
 
 
 class _Receiver(http.server.BaseHTTPRequestHandler):
-    """Receives spans and discards them."""
+    """A receiver that discards spans."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))

@@ -1,9 +1,10 @@
 """Compares `backline tune` with exhaustive search: `python benchmarks/tuning.py`.
 
-For each of three networks both look for the most throughput: the search of `backline tune`, and a measurement
-of every combination of settings at every useful concurrency. Each measurement of the exhaustive search is
-as short as those by which `backline tune` picks its finalists. Then the winner of each is measured several
-times, in turn, so that noise in one measurement does not decide. The script prints a table in Markdown.
+For each of three networks, two methods look for the maximum throughput: the search of `backline tune`, and a
+measurement of every combination of settings at every useful concurrency. Each measurement of the exhaustive
+search is as short as those by which `backline tune` picks its finalists. Then the winner of each method is
+measured several times, in turn, so that noise in one measurement does not decide. The script prints a table
+in Markdown.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from backline.cli.tune.trials import Trials
 from backline.lifecycle.options import LifecycleOptions
 from backline.system.cores import usable_cores
 
-#: The networks: their number of layers, and the width of each. None: x + 1 on 16 numbers.
+#: The networks, with the number and the width of their layers; None means x + 1 on 16 numbers.
 NETWORKS: dict[str, tuple[int, int] | None] = {"add1": None, "narrow": (4, 128), "wide": (8, 512)}
 LEVELS = (8, 32, 128)
 ROUNDS = 5
@@ -33,7 +34,7 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Comparison:
-    """The time of both searches in seconds, and the throughput of what each found."""
+    """The time that each search took in seconds, and the throughput of the settings that it found."""
 
     network: str
     combinations: int
@@ -41,9 +42,11 @@ class Comparison:
     exhaustive_seconds: float
     tuned: LoadMeasurement
     best: LoadMeasurement
-    #: The throughput of what tune found, divided by that of exhaustive search: the median over rounds.
+    #: The throughput with tune's settings, divided by that with the settings of exhaustive search: the median
+    #: over the rounds.
     ratio: float
-    #: The same, divided by that of the server's own choice.
+    #: The throughput with tune's settings, divided by that with the server's own choice: the median over the
+    #: rounds.
     gain: float
 
     def row(self) -> str:

@@ -1,9 +1,10 @@
 """Kills a worker process every second under constant load: `python benchmarks/worker_chaos.py`.
 
-A Python model with two instances gets 200 requests per second, and 50 other models of the same server get 50
-per second together. In the first phase nothing is killed; in the second, a worker gets SIGKILL every second.
-The script prints failures and latencies of both phases; latency counts from when a request was due. Claims:
-no request fails, and p99 is below 1 s. The exit status is 1 if a claim fails.
+A Python model with two instances gets 200 requests per second, and 50 other models of the same server
+together get 50. In the first phase, no worker is killed; in the second, a worker is killed with SIGKILL every
+second. The script prints failures and latencies of both phases; latency counts from the time at which a
+request was due. The claims are that no request fails and that p99 is below 1 s. The exit status is 1 if a
+claim fails.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ async def ask(client: AsyncClient, model: str, due: float, seen: Seen) -> None:
 
 
 async def load(client: AsyncClient, models: list[str], rate: float, seconds: float, seen: Seen) -> None:
-    """Sends `rate` requests per second, each to a random model and when it is due."""
+    """Sends `rate` requests per second, each at its due time and to a random model."""
     began = monotonic()
     tasks = []
     for number in range(round(rate * seconds)):
@@ -98,7 +99,7 @@ async def load(client: AsyncClient, models: list[str], rate: float, seconds: flo
 
 
 async def kill(server: psutil.Process, seconds: float) -> int:
-    """Kills a worker every second; returns how many."""
+    """Kills a worker every second. Returns how many it killed."""
     killed = 0
     for _ in range(int(seconds)):
         await asyncio.sleep(1)

@@ -22,7 +22,7 @@ MIB = 1 << 20
 #: Seconds of honest calls before and after the attack.
 QUIET = 1.0
 IDLE_WITHIN = 1.0
-#: A server that uses less than this share of a core counts as idle, as the honest client keeps calling it.
+#: The share of a core below which a server counts as idle, because the honest client keeps calling it.
 IDLE_SHARE = 0.25
 
 _context = multiprocessing.get_context("spawn")
@@ -36,7 +36,7 @@ class Watch:
     peak: float = 0.0
     after: float = 0.0
     cpu: float = 0.0
-    #: Seconds from the end of the attack until the server was idle; None if it never was in time.
+    #: Seconds from the end of the attack until the server was idle, or None if it was not idle in time.
     idle_after: float | None = None
     alive: bool = True
 
@@ -54,7 +54,9 @@ class Result:
     misses: list[str] = field(default_factory=list)
 
     def judge(self, slack: float) -> None:
-        """Records the missed limits. `slack` is how many ms p99 may exceed that under valid load."""
+        """Records the missed limits. `slack` is how many milliseconds p99 may exceed the p99 under valid
+        load.
+        """
         if not self.watch.alive:
             self.misses.append("the server died")
         if self.errors:
@@ -135,7 +137,7 @@ class Sampler:
 
 @contextmanager
 def honest_client(target: Target) -> Iterator[Connection]:
-    """Runs an honest client in another process during the block; `collect` returns its calls."""
+    """Runs an honest client in another process during the block. `collect` returns its calls."""
     try:
         process, ours = in_process(honest.run, target)
     except EOFError:

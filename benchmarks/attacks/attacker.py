@@ -15,7 +15,7 @@ from attacks.weapons import Ammunition, Weapon
 
 PIECE = 1 << 18
 TAIL = 4096
-#: Seconds for the TCP connection of a TLS session.
+#: The maximum number of seconds to open the TCP connection of a TLS session.
 CONNECT_WITHIN = 5.0
 GOAWAY_CODES = {
     0x0: "NO_ERROR",
@@ -31,7 +31,7 @@ GOAWAY_CODES = {
 
 @dataclass
 class Spoils:
-    """What the attacker sent and received."""
+    """The counts of what the attacker has sent and received."""
 
     connections: int = 0
     sent: int = 0
@@ -43,7 +43,7 @@ class Spoils:
 
 
 def goaway(tail: bytes) -> str | None:
-    """The error code of a GOAWAY frame at the end of the received bytes."""
+    """Returns the error code of a GOAWAY frame at the end of the received bytes."""
     at = tail.rfind(b"\x07\x00\x00\x00\x00\x00")
     if at < 3 or len(tail) < at + 14:
         return None
@@ -70,7 +70,7 @@ class Shooter:
             plain.settimeout(CONNECT_WITHIN)
             plain.connect(target.address)
             plain.setblocking(False)
-            # The first bytes sent bring about the handshake.
+            # The handshake takes place when the first bytes are sent.
             self.socket = tls.wrap_socket(plain, server_hostname=target.host, do_handshake_on_connect=False)
         self.opening = True
         self.blob = memoryview(ammunition.opening or ammunition.blob)
@@ -80,12 +80,12 @@ class Shooter:
         self.closed = False
         self.first = True
         self.events = 0
-        #: Whether it waits for the server's part of the TLS handshake.
+        #: Whether the connection waits for the server's part of the TLS handshake.
         self.waits = False
 
 
 class Attacker:
-    """Runs a weapon against an address until its time is up."""
+    """An attacker that uses a weapon against an address until its time is up."""
 
     def __init__(self, target: Target, weapon: Weapon) -> None:
         self._target = target
@@ -171,18 +171,20 @@ class Attacker:
                 self._watch(shooter, writing=False)
         elif not self.ammunition.endless:
             shooter.opening = False
-            # Everything is sent: close, wait for the server to close, or stay connected without reading.
+            # Everything has been sent. Now close, wait for the server to close, or stay connected without
+            # reading.
             self._watch(shooter, writing=False)
             if self.weapon.leaves:
                 self._drop(shooter, "all sent")
             elif self.weapon.reads and shooter.blob:
-                socket.socket.shutdown(shooter.socket, socket.SHUT_WR)  # without an end of the TLS session
+                socket.socket.shutdown(shooter.socket, socket.SHUT_WR)  # without ending the TLS session
         else:
             shooter.opening = False
 
     def _await_handshake(self, shooter: Shooter) -> None:
-        """Sends again once the server has answered. Even an attacker that reads nothing must wait for
-        this."""
+        """Resumes sending once the server has responded to the handshake. Even an attacker that reads nothing
+        must wait for this.
+        """
         if not self.weapon.trickle:
             self._selector.modify(shooter.socket, selectors.EVENT_READ, shooter)
             shooter.events = selectors.EVENT_READ
@@ -217,7 +219,7 @@ class Attacker:
             self.spoils.got["HTTP " + shooter.head[9:12].decode("latin-1")] += 1
 
     def _last_words(self, shooter: Shooter) -> None:
-        """Reads what the server sent before it closed, after a write has failed."""
+        """Reads the bytes that the server sent before it closed the connection, after a write has failed."""
         while True:
             try:
                 received = shooter.socket.recv(1 << 18)

@@ -1,4 +1,4 @@
-"""Builds what attacks send (HTTP/1.1 requests, HTTP/2 frames, gRPC messages) as bytes for large writes."""
+"""Builds the bytes that attacks send (HTTP/1.1 requests, HTTP/2 frames, gRPC messages), for large writes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def settings(*pairs: tuple[int, int]) -> bytes:
 
 
 def greeting(*pairs: tuple[int, int]) -> bytes:
-    """The start of an HTTP/2 connection: the preface and SETTINGS."""
+    """Returns the start of an HTTP/2 connection: the preface and SETTINGS."""
     return PREFACE + settings(*pairs) + frame(SETTINGS, 1, 0)
 
 
@@ -53,7 +53,7 @@ def headers(encoder: hpack.Encoder, stream: int, what: Sequence[tuple[str, str]]
 
 
 def data(stream: int, payload: bytes, *, end: bool) -> bytes:
-    """DATA frames of at most 16 KiB each."""
+    """Returns the payload in DATA frames of at most 16 KiB each."""
     pieces = [payload[at : at + 16384] for at in range(0, len(payload), 16384)] or [b""]
     last = len(pieces) - 1
     return b"".join(
@@ -75,7 +75,7 @@ def _field(number: int, value: bytes) -> bytes:
 
 
 def infer_message(model: str, shape: Sequence[int], raw: bytes) -> bytes:
-    """An inference.ModelInferRequest with one FP32 input, INPUT0."""
+    """Returns an inference.ModelInferRequest with one FP32 input, INPUT0."""
     tensor = _field(1, b"INPUT0") + _field(2, b"FP32") + _field(3, b"".join(map(_varint, shape)))
     return _field(1, model.encode()) + _field(5, tensor) + _field(7, raw)
 
@@ -94,7 +94,7 @@ def post(path: str, body: bytes, *extra: str) -> bytes:
 
 
 def binary_request(model: str, shape: Sequence[int], raw: bytes, *extra: str) -> bytes:
-    """An HTTP inference request with a binary input and a binary output."""
+    """Returns an HTTP inference request with a binary input and a binary output."""
     dimensions = ",".join(map(str, shape))
     document = (
         f'{{"inputs":[{{"name":"INPUT0","datatype":"FP32","shape":[{dimensions}],'
@@ -110,13 +110,13 @@ def binary_request(model: str, shape: Sequence[int], raw: bytes, *extra: str) ->
 
 
 def add1_request(*extra: str) -> bytes:
-    """An inference request over HTTP, with further header fields."""
+    """Returns an inference request over HTTP, with further header fields."""
     return binary_request("add1", (1, 16), bytes(64), *extra)
 
 
 @cache
 def zipped_ident_message() -> bytes:
-    """A gRPC message for ident whose 600 compressed bytes decompress to a tensor of 602,112 bytes."""
+    """Returns a gRPC message of 600 bytes for ident, which decompress to a tensor of 602,112 bytes."""
     return grpc_message(
         gzip.compress(infer_message("ident", (1, 3, 224, 224), bytes(602112))), compressed=True
     )
@@ -136,7 +136,7 @@ def zipped_ident_request() -> bytes:
 
 @cache
 def bomb(wrapper: int = 31, size: int = 256 * MIB) -> bytes:
-    """`size` spaces, compressed about a thousandfold; `wrapper` is 31 for gzip or 15 for zlib."""
+    """Returns `size` spaces, compressed about a thousandfold. `wrapper` is 31 for gzip or 15 for zlib."""
     packer = zlib.compressobj(9, zlib.DEFLATED, wrapper)
     blank = b" " * MIB
     return b"".join(packer.compress(blank) for _ in range(size // MIB)) + packer.flush()

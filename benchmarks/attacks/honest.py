@@ -15,13 +15,13 @@ from attacks.target import Target
 
 PERIOD = 0.05
 TIMEOUT = 3.0
-#: Seconds to wait for the first calls.
+#: Seconds to wait for the first calls to succeed.
 PATIENCE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call: its start on the monotonic clock, its duration in seconds, and its error if it failed."""
+    """One call: its start on the monotonic clock, its duration in seconds, and its error, if it failed."""
 
     protocol: str
     began: float
@@ -41,7 +41,9 @@ class Log:
         return [call for call in self.calls if call.error]
 
     def quantile(self, share: float) -> float:
-        """A quantile in milliseconds; 0 without calls. A failed call counts with its time to failure."""
+        """Returns a quantile in milliseconds, or 0 without calls. A failed call counts with its time to
+        failure.
+        """
         times = sorted(call.seconds for call in self.calls)
         return 1000 * times[min(len(times) - 1, int(share * len(times)))] if times else 0.0
 
@@ -95,7 +97,7 @@ class GrpcCaller:
 
 
 def _first_call(caller: HttpCaller | GrpcCaller) -> None:
-    """Calls until a call succeeds: the server may still have to recover from an earlier attack."""
+    """Repeats a call until it succeeds: the server may still have to recover from an earlier attack."""
     until = monotonic() + PATIENCE
     while True:
         try:
@@ -109,7 +111,9 @@ def _first_call(caller: HttpCaller | GrpcCaller) -> None:
 
 
 def run(target: Target, control: Connection) -> None:
-    """Reports on `control` when ready, calls until a message arrives there, then sends all calls there."""
+    """Reports on `control` that it is ready, calls the server until a message arrives on `control`, and then
+    sends all calls there.
+    """
     callers = (HttpCaller(target), GrpcCaller(target))
     for caller in callers:
         _first_call(caller)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server on the loopback interface. Honest clients send the `key` if there is one; attackers do not.
+    """A server on the loopback interface. Honest clients send the `key`, if there is one; attackers do not.
 
     `certificate` is the server's own, in PEM, if the server speaks TLS.
     """
@@ -34,7 +34,7 @@ class Target:
         return None if self.certificate is None else ssl.create_default_context(cafile=self.certificate)
 
     def connect(self, timeout: float | None = None) -> socket.socket:
-        """A connection, after the TLS handshake."""
+        """Returns a connection, after the TLS handshake."""
         connection = socket.create_connection(self.address, timeout)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         context = self.tls()

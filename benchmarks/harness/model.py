@@ -18,7 +18,7 @@ from harness.folders import BENCH
 
 NAMES = ("add1", "ident", "basic_pitch")
 REPOSITORY = BENCH / "models"
-#: The repository, and the configuration, of add1 with every scheduling feature enabled.
+#: The folder of the repository of add1 with every scheduling feature enabled, and its configuration.
 SCHEDULED = BENCH / "scheduled"
 SCHEDULING = """
 max_batch_size: 64
@@ -37,16 +37,16 @@ dynamic_batching {
 
 @dataclass(frozen=True)
 class Model:
-    """A model with one FP32 input, and the one-item request that every load generator sends."""
+    """A model with one FP32 input, and the request with one item that every load generator sends."""
 
     name: str
     file: Path
     input_name: str
     #: The shape of the request's tensor, including the batch dimension of 1.
     shape: tuple[int, ...]
-    #: Approximate milliseconds per execution: slow models need longer measurements.
+    #: The approximate time per execution in milliseconds: slow models need longer measurements.
     run_ms: float
-    #: The request's parameters, all of them numbers.
+    #: The parameters of the request, which are all numbers.
     parameters: tuple[tuple[str, int], ...] = ()
 
     @property
@@ -80,7 +80,7 @@ class Model:
         return dict(zip(names, session.run(names, {self.input_name: self.input}), strict=True))
 
     def binary_request(self) -> tuple[bytes, dict[str, str]]:
-        """Body and headers of the v2 request with binary input and output tensors."""
+        """Returns body and headers of the v2 request with binary input and output tensors."""
         raw = self.input.tobytes()
         tensor = {
             "name": self.input_name,
@@ -96,7 +96,7 @@ class Model:
         }
 
     def http_request(self) -> bytes:
-        """The whole HTTP/1.1 request with binary tensors both ways."""
+        """Returns the whole HTTP/1.1 request, with binary tensors in both directions."""
         body, headers = self.binary_request()
         lines = [
             f"POST /v2/models/{self.name}/infer HTTP/1.1",
@@ -107,7 +107,7 @@ class Model:
         return "\r\n".join([*lines, "", ""]).encode() + body
 
     def json_request(self) -> tuple[bytes, dict[str, str]]:
-        """Body and headers of the v2 request with JSON input and output tensors."""
+        """Returns body and headers of the v2 request with JSON input and output tensors."""
         data = [float(f"{value:.6g}") for value in self.input.ravel()]
         tensor = {"name": self.input_name, "shape": self.shape, "datatype": "FP32", "data": data}
         return json.dumps({"inputs": [tensor]}, separators=(",", ":")).encode(), {
@@ -118,7 +118,7 @@ class Model:
         return self.binary_request() if encoding == "binary" else self.json_request()
 
     def grpc_request(self) -> bytes:
-        """The serialised ModelInferRequest with raw contents."""
+        """Returns the serialised ModelInferRequest with raw contents."""
         from tritonclient.grpc import service_pb2
 
         return service_pb2.ModelInferRequest(
@@ -135,7 +135,7 @@ class Model:
         ).SerializeToString()
 
     def check(self, answer: dict[str, np.ndarray]) -> None:
-        """Raises CannotRun if the answer is wrong, so that no fast but wrong server is listed."""
+        """Raises CannotRun if the answer is wrong, so that no server that is fast but wrong is listed."""
         for name, right in self.outputs.items():
             got = answer.get(name)
             if got is None:
@@ -152,7 +152,7 @@ class Model:
 
 
 def write_model(path: Path, operator: str, dims: list[int], constant: float | None = None) -> None:
-    """Writes a model with one operator on a tensor [N, *dims], and with `constant` as its second operand."""
+    """Writes a model with one operator on a tensor [N, *dims]; `constant` is its second operand."""
     x = helper.make_tensor_value_info("INPUT0", TensorProto.FLOAT, ["N", *dims])
     y = helper.make_tensor_value_info("OUTPUT0", TensorProto.FLOAT, ["N", *dims])
     constants = (
@@ -167,7 +167,7 @@ def write_model(path: Path, operator: str, dims: list[int], constant: float | No
 
 
 def write_slow_model(path: Path, layers: int, width: int = 512, batch: int | str = 1) -> None:
-    """Writes `layers` matrix products, one after another, on a [batch, width]: "N" for any batch size."""
+    """Writes a model of `layers` successive matrix products on a [batch, width]; "N" is any batch size."""
     x = helper.make_tensor_value_info("INPUT0", TensorProto.FLOAT, [batch, width])
     y = helper.make_tensor_value_info("OUTPUT0", TensorProto.FLOAT, [batch, width])
     weights = helper.make_tensor(
@@ -190,14 +190,16 @@ def fetch_basic_pitch(path: Path) -> None:
 
 
 def scheduled_add1() -> Model:
-    """add1 with dynamic batching, priorities and queue policies; requests set a priority and a timeout."""
+    """Returns add1 with dynamic batching, priorities and queue policies. Its requests set a priority and a
+    timeout.
+    """
     plain = model("add1", SCHEDULED)
     (SCHEDULED / "add1" / "config.pbtxt").write_text(SCHEDULING)
     return replace(plain, parameters=(("priority", 1), ("timeout", 500_000)))
 
 
 def model(name: str, repository: Path = REPOSITORY) -> Model:
-    """The model `name` in `repository`, created if missing."""
+    """Returns the model `name` in `repository`, and creates it if it is missing."""
     path = repository / name / "1" / "model.onnx"
     if name == "add1":
         if not path.exists():

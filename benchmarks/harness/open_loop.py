@@ -1,8 +1,8 @@
 """Runs HTTP/1.1 clients that record each request's outcome: answered, refused, truncated or unanswered.
 
-A closed loop, in which each client waits for its answer, finds a server's capacity. An open loop sends at a
-fixed rate whatever the server does, so it can overload the server. Its latencies count from when a request
-was due.
+A closed loop, in which each client waits for its answer, finds the capacity of a server. An open loop sends
+at a fixed rate whatever the server does, so it can overload the server. Its latencies count from the time at
+which a request was due.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CLOSE = re.compile(rb"\r\nconnection: *close\r\n", re.IGNORECASE)
 
 
 def poisson(rate: float, seconds: float, seed: int) -> list[float]:
-    """The times of a Poisson process with `rate` events per second, from 0 to `seconds`."""
+    """Returns the times of a Poisson process with `rate` events per second, from 0 to `seconds`."""
     chance = random.Random(seed)
     moments: list[float] = []
     moment = chance.expovariate(rate)
@@ -34,13 +34,13 @@ def poisson(rate: float, seconds: float, seed: int) -> list[float]:
 async def send_at(send: Callable[[float], None], dues: Iterable[float]) -> None:
     """Calls `send` once at each time in `dues` (of time.monotonic(), ascending), with that time."""
     for due in dues:
-        # Sleep even when late, so that arrived data is handled; waking slightly early does not matter.
+        # This sleeps even when late, so that received data is handled. Waking slightly early does not matter.
         await asyncio.sleep(max(0.0, due - monotonic()))
         send(due)
 
 
 async def send_steadily(send: Callable[[float], None], rate: float, seconds: float) -> None:
-    """Calls `send` `rate` times per second for `seconds`, with the time at which the call was due."""
+    """Calls `send` `rate` times per second for `seconds`, each time with the time when the call was due."""
     started = monotonic()
     sent = 0
     total = round(rate * seconds)
@@ -57,7 +57,7 @@ class Fate:
     """The outcome of one request.
 
     `what` is the status of a complete answer, "partial" for a truncated one, "unanswered" if the connection
-    was closed without a byte, or "no connection". Times are those of time.monotonic().
+    was closed without a byte of an answer, or "no connection". Times are those of time.monotonic().
     """
 
     what: str
@@ -132,7 +132,7 @@ class Connection(asyncio.Protocol):
 
 
 class Clients:
-    """Connections to one server, opened whenever none is idle."""
+    """The connections to one server. A new connection is opened whenever none is idle."""
 
     def __init__(self, port: int, request: bytes, *, most: int = 8000) -> None:
         self.port = port
@@ -197,7 +197,7 @@ class Clients:
         connection.send(self.request, due)
 
     async def closed_loop(self, clients: int, seconds: float) -> float:
-        """The number of answers with status 200 that `clients` closed-loop clients get per second."""
+        """Returns the number of answers with status 200 that `clients` closed-loop clients get per second."""
         before = len(self.fates.all)
         started = monotonic()
         self.looping = True
@@ -211,7 +211,7 @@ class Clients:
         return done / took
 
     async def open_loop(self, rate: float, seconds: float) -> None:
-        """Sends `rate` requests per second for `seconds`; returns after sending the last one."""
+        """Sends `rate` requests per second for `seconds`. Returns after sending the last one."""
         await send_steadily(self.send, rate, seconds)
 
     async def send_at(self, dues: Iterable[float]) -> None:
@@ -219,7 +219,7 @@ class Clients:
         await send_at(self.send, dues)
 
     async def settle(self, seconds: float) -> int:
-        """Waits up to `seconds` until every request has an outcome; returns how many have none."""
+        """Waits up to `seconds` until every request has an outcome. Returns how many have none."""
         try:
             await asyncio.wait_for(self.quiet.wait(), seconds)
         except TimeoutError:

@@ -10,12 +10,15 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from harness.open_loop import Fate, Fates, send_steadily
 
-#: Calls in flight per connection, below the limits of servers: grpcio silently queues calls above the limit.
+#: The number of calls in flight per connection. It is below the limits of servers, because grpcio silently
+#: queues calls above those limits.
 CALLS_PER_CONNECTION = 100
 
 
 class GrpcClients:
-    """ModelInfer calls spread over connections. An outcome is the name of the call's status code."""
+    """Clients that spread ModelInfer calls over several connections. An outcome is the name of a call's
+    status code.
+    """
 
     def __init__(self, port: int, message: bytes, *, connections: int = 48) -> None:
         # Without this option, all channels to one address share a connection.
@@ -48,7 +51,7 @@ class GrpcClients:
         task.add_done_callback(self.tasks.discard)
 
     async def closed_loop(self, clients: int, seconds: float) -> float:
-        """The number of successful calls that `clients` closed-loop clients make per second."""
+        """Returns the number of successful calls that `clients` closed-loop clients make per second."""
         started = monotonic()
         done = 0
 
@@ -62,11 +65,11 @@ class GrpcClients:
         return done / (monotonic() - started)
 
     async def open_loop(self, rate: float, seconds: float) -> None:
-        """Sends `rate` calls per second for `seconds`; returns after sending the last one."""
+        """Sends `rate` calls per second for `seconds`. Returns after sending the last one."""
         await send_steadily(self.send, rate, seconds)
 
     async def settle(self, seconds: float) -> int:
-        """Waits up to `seconds` for all calls to end; returns how many have not."""
+        """Waits up to `seconds` for all calls to end. Returns how many have not ended."""
         if self.tasks:
             await asyncio.wait(set(self.tasks), timeout=seconds)
         return len(self.tasks)

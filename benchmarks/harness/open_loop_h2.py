@@ -1,4 +1,5 @@
-"""Runs an open loop over gRPC on hand-written HTTP/2, which takes a tenth of grpcio's CPU time per call.
+"""Runs an open loop of gRPC calls over hand-written HTTP/2, which takes a tenth of grpcio's CPU time per
+call.
 
 The client disables the server's dynamic header table. Equal header blocks then mean equal fields, so each
 distinct block is decoded only once.
@@ -44,7 +45,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.received = b""
         self.next_stream = 1
-        #: For each stream with a call in flight: when the call was due, and when it was sent.
+        #: The times at which each call in flight was due and was sent, by stream.
         self.calls: dict[int, tuple[float, float]] = {}
         self.window = 65535
         self.waiting: deque[float] = deque()
@@ -121,7 +122,9 @@ class Connection(asyncio.Protocol):
 
 
 class H2Clients:
-    """Makes ModelInfer calls on several connections in turn. An outcome is the name of the call's status."""
+    """Clients that make ModelInfer calls on several connections in turn. An outcome is the name of a call's
+    status.
+    """
 
     def __init__(self, port: int, message: bytes, *, connections: int = 16) -> None:
         self.port = port
@@ -149,7 +152,7 @@ class H2Clients:
         encoder.header_table_size = 0
         head = encoder.encode(fields)
         pieces = [body[at : at + MAX_FRAME] for at in range(0, len(body), MAX_FRAME)]
-        #: The frames of a call, each as the bytes before and the bytes after its stream id.
+        #: The frames of a call, each split into the bytes before and the bytes after its stream id.
         self.frames = [(frame(HEADERS, END_HEADERS, 0, head)[:5], head)]
         self.frames += [
             (frame(DATA, END_STREAM if piece is pieces[-1] else 0, 0, piece)[:5], piece) for piece in pieces
@@ -163,7 +166,7 @@ class H2Clients:
             await connection.ready
 
     def decode(self, block: bytes) -> dict[bytes, bytes]:
-        """The decoded fields of a header block."""
+        """Returns the decoded fields of a header block."""
         fields = self._fields.get(block)
         if fields is None:
             fields = {bytes(name): bytes(value) for name, value in self._decoder.decode(block, raw=True)}
@@ -189,7 +192,7 @@ class H2Clients:
         await send_at(self.send, dues)
 
     async def settle(self, seconds: float) -> int:
-        """Waits up to `seconds` for all calls to end; returns how many have not."""
+        """Waits up to `seconds` for all calls to end. Returns how many have not ended."""
         try:
             await asyncio.wait_for(self.quiet.wait(), seconds)
         except TimeoutError:

@@ -14,21 +14,26 @@ import numpy as np
 from harness.open_loop import Fate
 
 ANSWERED = ("200", "OK")
-#: Outcomes that count as refusals. They include errors of passed deadlines, which cost the client no more.
+#: The outcomes that count as refusals. They include errors of passed deadlines, which cost the client no more
+#: than a refusal.
 REFUSED = ("503", "504", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
 NAMES = {"plain": "Backline", "objective": "Backline, objective", "triton": "Triton, tuned"}
 
 
 @dataclass(frozen=True)
 class Turn:
-    """The outcomes of one server's requests at one load for `seconds`; `lost` counts requests without one."""
+    """The outcomes of one server's requests at one load for `seconds`. `lost` counts requests without an
+    outcome.
+    """
 
     fates: Sequence[Fate]
     lost: int
     seconds: float
 
     def rate(self, what: Sequence[str], within: float = float("inf")) -> float:
-        """Requests per second with one of these outcomes, at most `within` seconds after they were due."""
+        """Returns the requests per second that had one of these outcomes within `within` seconds of being
+        due.
+        """
         return (
             sum(fate.what in what and fate.ended - fate.due <= within for fate in self.fates) / self.seconds
         )
@@ -40,7 +45,8 @@ class Outcome:
 
     Rates (offered, answered, refused, answered within the objective) are medians over the turns, in requests
     per second; goodput also has its minimum and maximum. Latencies in milliseconds are over all requests of
-    all turns. `refusal_p99` is the time to a refusal, `lateness_p99` how late the generator sent.
+    all turns. `refusal_p99` is the time until a refusal, and `lateness_p99` the delay with which the
+    generator sent requests.
     """
 
     offered: float
@@ -66,7 +72,7 @@ class Outcome:
 
 
 def outcome_of(turns: Sequence[Turn], objective: float) -> Outcome:
-    """The outcome of these turns; `objective` is in seconds."""
+    """Returns the outcome of these turns; `objective` is in seconds."""
     fates = [fate for turn in turns for fate in turn.fates]
     answered = [fate.ended - fate.due for fate in fates if fate.what in ANSWERED]
     refused = [fate.ended - fate.due for fate in fates if fate.what in REFUSED]
@@ -116,11 +122,11 @@ class Report:
         return sorted({times for other, times, _ in self.outcomes if other == protocol})
 
     def best(self, protocol: str) -> float:
-        """The best goodput of any server at any load."""
+        """Returns the best goodput of any server at any load."""
         return max(outcome.goodput for (other, _, _), outcome in self.outcomes.items() if other == protocol)
 
     def claims(self, mode: str, loads: Sequence[float]) -> list[tuple[bool, str]]:
-        """Claims about a mode: its goodput is near the best, and its answers meet the objective."""
+        """Checks the claims about a mode: its goodput is near the best, its answers meet the objective."""
         made = []
         for protocol in self.protocols:
             best = self.best(protocol)
@@ -260,7 +266,7 @@ class Report:
         return lines
 
     def draw(self, path: Path) -> None:
-        """Writes a PNG of goodput and the p99 of answers over the load, per protocol."""
+        """Writes a PNG of the goodput and of the p99 of answers by load, for each protocol."""
         import matplotlib as mpl
 
         mpl.use("Agg")

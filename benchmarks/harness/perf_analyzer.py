@@ -20,13 +20,13 @@ FAILED = re.compile(r"Failed Request Count: (\d+)", re.IGNORECASE)
 
 
 def executable() -> str | None:
-    """The path of perf_analyzer, from the running environment or else PATH."""
+    """Returns the path of perf_analyzer in the running environment or, failing that, on PATH."""
     installed = Path(sys.executable).parent / "perf_analyzer"
     return str(installed) if installed.exists() else shutil.which("perf_analyzer")
 
 
 def installed_version() -> str:
-    """The version of the package, since the program reports 0.0.0."""
+    """Returns the version of the package, since the program reports 0.0.0."""
     try:
         return version("perf-analyzer")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Draws the results: requests per second over the number of clients, in a panel per model and protocol."""
+"""Draws the results: requests per second by number of clients, with a panel per model and protocol."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from harness.comparison import Row
 
-#: The name of the peer that computes without a server.
+#: The name of the peer that runs the model without a server.
 CEILING = "in-process"
 
 
 def draw(rows: Sequence[Row], peers: Sequence[str], path: Path) -> None:
-    """Writes a PNG. Bars are medians; thin lines span the rounds."""
+    """Writes a PNG file, in which bars are medians and thin lines span the rounds."""
     import matplotlib as mpl
 
     mpl.use("Agg")

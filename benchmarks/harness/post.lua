@@ -1,4 +1,4 @@
--- wrk script: POSTs one fixed body. Arguments after "--": a file of "Name: value" header lines, a file with the body.
+-- A script for wrk that POSTs one fixed body. Arguments after "--": a file of "Name: value" headers, a file with the body.
 function init(arguments)
    for line in io.lines(arguments[1]) do
       local name, value = line:match("^([^:]+): (.*)$")
@@ -10,7 +10,7 @@ function init(arguments)
    wrk.method = "POST"
 end
 
--- One line that a program can read; latencies and the duration are in microseconds.
+-- Prints one line that a program can read. Latencies and the duration are in microseconds.
 function done(summary, latency, requests)
    local errors = summary.errors
    io.write(string.format(

@@ -1,8 +1,8 @@
-"""Sends streams of prepared requests: each stream sends its next request when the last one is answered.
+"""Sends streams of prepared requests. Each stream sends its next request when the previous one is answered.
 
-This is for servers that answer faster than a client library can send; one thread serves all streams. A stream
-uses HTTP/1.1 on a separate connection, or gRPC on a connection shared with other streams. Answers are only
-checked for success, and their last bytes are kept.
+This is for servers that answer faster than a client library can send. One thread serves all streams. A stream
+uses HTTP/1.1 on its own connection, or gRPC on a connection shared with other streams. Answers are only
+checked for success, and the last bytes of each are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LARGEST_WINDOW = (1 << 31) - 1
 
 
 class BadAnswer(Exception):
-    """The server answered with an error."""
+    """Raised when the server answers with an error."""
 
 
 class Stream:
@@ -35,7 +35,7 @@ class Stream:
         self.answers: list[bytes] = []
 
     def take(self, answer: bytes) -> bytes | None:
-        """Records an answer and returns the next request; None after the last."""
+        """Records an answer. Returns the next request, or None after the last."""
         self.answers.append(answer[-self.kept :])
         return self.requests[len(self.answers)] if len(self.answers) < len(self.requests) else None
 
@@ -49,11 +49,11 @@ class Connection(Protocol):
         """Sends the first requests."""
 
     def readable(self) -> bool:
-        """Receives what has arrived and sends the next requests; returns whether all are answered."""
+        """Receives what has arrived, and sends the next requests. Returns whether all are answered."""
 
 
 class Http:
-    """One stream over HTTP/1.1; its requests are complete HTTP requests."""
+    """One stream over HTTP/1.1. Its requests are complete HTTP requests."""
 
     def __init__(self, port: int, stream: Stream) -> None:
         self.socket = _connect(port)
@@ -85,7 +85,7 @@ class Http:
 
 
 class Grpc:
-    """Several streams over one HTTP/2 connection; their requests are gRPC messages for one method."""
+    """Several streams over one HTTP/2 connection. Their requests are gRPC messages for one method."""
 
     def __init__(self, port: int, path: str, streams: Sequence[Stream]) -> None:
         self.socket = _connect(port)
@@ -171,7 +171,7 @@ def _frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
 
 
 def _head(path: str) -> bytes:
-    """The header block of a call, in literals without indexing (RFC 7541, 6.2.2)."""
+    """Returns the header block of a call, encoded in literals without indexing (RFC 7541, 6.2.2)."""
     fields = (
         (":method", "POST"),
         (":scheme", "http"),
@@ -187,7 +187,7 @@ def _head(path: str) -> bytes:
 
 
 def run(connections: Sequence[Connection], timeout: float = 300.0) -> float:
-    """Sends all requests of all connections; returns the seconds taken. Raises BadAnswer and TimeoutError."""
+    """Sends all requests on all connections. Returns the seconds taken. Raises BadAnswer and TimeoutError."""
     selector = selectors.DefaultSelector()
     for connection in connections:
         selector.register(connection.socket, selectors.EVENT_READ, connection)

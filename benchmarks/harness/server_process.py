@@ -20,7 +20,7 @@ from harness.folders import BENCH
 
 
 def free_ports(count: int) -> list[int]:
-    """`count` TCP ports that are currently free."""
+    """Returns `count` TCP ports that are currently free."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:
@@ -32,7 +32,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def answers_200(url: str, timeout: float = 2.0, context: ssl.SSLContext | None = None) -> bool:
-    """Whether a GET of `url` returns 200. An https URL needs a `context`."""
+    """Returns whether a GET of `url` returns 200. An https URL needs a `context`."""
     try:
         with urllib.request.urlopen(url, timeout=timeout, context=context) as answer:
             return answer.status == 200
@@ -41,14 +41,16 @@ def answers_200(url: str, timeout: float = 2.0, context: ssl.SSLContext | None =
 
 
 def accepts(port: int) -> bool:
-    """Whether the port accepts connections."""
+    """Returns whether the port accepts connections."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False
 
 
 def _environment(changes: dict[str, str]) -> dict[str, str]:
-    """The environment of a server; it may store compiled modules, so that not each start compiles them."""
+    """Returns the environment variables of a server. They allow it to store compiled modules, so that it does
+    not compile them at every start.
+    """
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {**kept, **changes}
 
@@ -125,7 +127,7 @@ class ServerProcess:
             return []
 
     def cpu_seconds(self) -> float:
-        """The group's processor time so far, user and system."""
+        """Returns the group's processor time so far, user and system."""
         total = 0.0
         for process in self.tree():
             with contextlib.suppress(psutil.Error):
@@ -134,7 +136,7 @@ class ServerProcess:
         return total
 
     def resident_bytes(self) -> int:
-        """The group's resident memory; shared pages count once per process."""
+        """Returns the resident memory of the group. Shared pages count once per process."""
         total = 0
         for process in self.tree():
             with contextlib.suppress(psutil.Error):

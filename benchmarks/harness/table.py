@@ -13,12 +13,12 @@ BASE = "backline"
 
 
 def rate(value: float) -> str:
-    """Requests per second with at least three significant digits."""
+    """Formats requests per second with at least three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def duration(microseconds: float) -> str:
-    """A latency with its unit, us, ms or s; a dash if unknown."""
+    """Formats a latency with its unit (us, ms or s), or as a dash if it is unknown."""
     if math.isnan(microseconds):
         return "-"
     if microseconds < 1000:
@@ -27,12 +27,14 @@ def duration(microseconds: float) -> str:
 
 
 def multiple(times: float) -> str:
-    """A ratio with two decimals, or two significant digits if small."""
+    """Formats a ratio with two decimals, or with two significant digits if it is small."""
     return f"{times:.2f}x" if times >= 0.1 else f"{times:.2g}x"
 
 
 def cell(median: Measurement | None, times: float | None, reason: str | None) -> str:
-    """A peer's cell: its rate and latencies, and the base's multiple in bold; or the reason for no result."""
+    """Returns the text of a peer's cell: its rate and latencies, and in bold the ratio of the base to the
+    peer; or the reason why there is no result.
+    """
     if median is None:
         return f"none: {reason}" if reason else ""
     words = rate(median.requests_per_second)
@@ -48,7 +50,7 @@ def cell(median: Measurement | None, times: float | None, reason: str | None) ->
 
 
 def table(rows: Sequence[Row], peers: Sequence[str], base: str = BASE) -> str:
-    """A Markdown table with a row per case and a column per peer."""
+    """Returns a Markdown table with a row per case and a column per peer."""
     head = ["model", "asked by", "clients", *peers]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in rows:
@@ -77,7 +79,9 @@ def document(
     remarks: Sequence[str],
     base: str = BASE,
 ) -> str:
-    """The whole report: machine, versions, the peers' settings, skipped peers with reasons, and the table."""
+    """Returns the whole report: machine, versions, the peers' settings, skipped peers with reasons, and the
+    table.
+    """
     lines = ["# Benchmark", ""]
     lines += [f"- {name}: {value}" for name, value in machine.items()]
     lines += ["", "Peers:", ""]
@@ -106,7 +110,7 @@ def as_json(
     settings: Mapping[str, Any],
     base: str = BASE,
 ) -> dict[str, Any]:
-    """The report as plain data, with every run."""
+    """Returns the report as plain data, with every run."""
     cases = []
     for row in rows:
         case = row.case

@@ -40,7 +40,7 @@ def write_request(name: str, body: bytes, headers: dict[str, str]) -> tuple[Path
 def run(
     url: str, name: str, body: bytes, headers: dict[str, str], *, concurrency: int, seconds: float
 ) -> Measurement:
-    """POSTs `body` to `url` for `seconds`, rounded to whole seconds since wrk supports no others."""
+    """Sends `body` to `url` by POST for `seconds`, rounded to whole seconds since wrk supports no others."""
     files = write_request(name, body, headers)
     duration = max(1, round(seconds))
     command = [

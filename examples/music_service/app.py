@@ -3,8 +3,8 @@
     BACKLINE_URL=http://127.0.0.1:8000 uvicorn app:app
     curl -F recording=@song.ogg http://127.0.0.1:8080/analyse
 
-It has no model and no runtime in it. It knows the names of models (`findings.py`), and where servers are:
-BACKLINE_URL may name one server, several, or a DNS name for all of them.
+The application contains no model and no runtime. It knows the names of models (`findings.py`) and the
+addresses of servers: BACKLINE_URL may name one server, several, or a DNS name for all of them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ app = FastAPI(title="Music service", lifespan=_connected)
 
 @app.post("/analyse")
 async def analyse_recording(request: Request, response: Response, recording: UploadFile) -> dict[str, Any]:
-    """Notes, key, tempo, and whether it is speech or music. What no model could say is null, and says why."""
+    """Returns notes, key and tempo, and whether it is speech or music. A value that no model could give is
+    null, with the reason.
+    """
     if recording.size is None or recording.size > _MAX_BYTES:
         raise HTTPException(413, f"the recording is larger than {_MAX_BYTES >> 20} MiB")
     try:
@@ -50,13 +52,13 @@ async def analyse_recording(request: Request, response: Response, recording: Upl
 
 @app.get("/live")
 async def live() -> dict[str, str]:
-    """Answers while the process works, whether or not there are models."""
+    """Answers 200 while the process works, whether or not there are models."""
     return {"status": "live"}
 
 
 @app.get("/ready")
 async def ready(request: Request) -> dict[str, str]:
-    """Answers 200 while a model server can be reached."""
+    """Answers 200 if a model server can be reached."""
     try:
         await request.app.state.models.live(timeout=2)
     except BacklineError as error:

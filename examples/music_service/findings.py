@@ -16,7 +16,7 @@ from backline.client.errors import BacklineError, InvalidArgument, Unavailable
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A model to ask, the seconds that its answer may take, and the model to ask if it gives none."""
+    """A model to ask, the seconds that its answer may take, and the model to ask if it does not answer."""
 
     model: str
     seconds: float
@@ -29,14 +29,14 @@ QUESTIONS = {
     "tempo": Question("tempo", 10),
     "kind": Question("speech", 20),
 }
-#: Requests to a model that refuses them as busy or not ready, and the seconds between them.
+#: The number of requests to a model that refuses them as busy or not ready, and the seconds between them.
 _ATTEMPTS = 3
 _PAUSE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a model found, and which version of it; or None, and why."""
+    """The result of a model and the version that gave it; or None, and the reason why there is no result."""
 
     value: Any
     model: str
@@ -44,12 +44,12 @@ class Finding:
     reason: str = ""
 
     def answer(self) -> dict[str, Any]:
-        """The fields that are not empty, for JSON; `value` always."""
+        """Returns the fields that are not empty, for JSON. `value` is always included."""
         return {name: value for name, value in asdict(self).items() if value or name == "value"}
 
 
 async def analyse(client: AsyncClient, recording: bytes) -> dict[str, Finding]:
-    """What each model finds in a recording, a file of any format that the models read.
+    """Returns what each model finds in a recording, a file of any format that the models read.
 
     Raises InvalidArgument if the file is not a recording.
     """
@@ -72,7 +72,7 @@ async def _find(client: AsyncClient, question: Question, recording: bytes) -> Fi
 
 
 async def _ask(client: AsyncClient, model: str, recording: bytes, seconds: float) -> tuple[Any, str]:
-    """A model's answer and version. The client itself moves requests from lost servers to others."""
+    """Returns a model's answer and version. The client itself sends requests of lost servers to others."""
     end = monotonic() + seconds
     left = _ATTEMPTS
     while True:

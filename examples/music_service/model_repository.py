@@ -1,7 +1,6 @@
 """Builds the repository of the music service: two networks from packages, and five Python models.
 
-The networks are those of the example music_transcription, and so are the modules that `notes` and `speech`
-import.
+The networks, and the modules that `notes` and `speech` import, are those of the example music_transcription.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _UNCOMPILED = shutil.ignore_patterns("__pycache__")
 
 
 def build(repository: Path) -> list[str]:
-    """Writes the repository afresh; returns a line about each network, to print.
+    """Writes a new repository. Returns a line about each network, to print.
 
     Raises FileNotFoundError if a package is missing, or another OSError if the folder cannot be written.
     """
@@ -42,7 +41,7 @@ def release(repository: Path, model: str, version: str) -> None:
 
 
 def withdraw(repository: Path, model: str) -> None:
-    """Takes a model out of a repository that servers are reading."""
+    """Removes a model from a repository that servers are reading."""
     (repository / model).rename(repository / f".{model}")
 
 

@@ -1,8 +1,8 @@
 """Runs the whole example: `make music-service`.
 
-Two servers with the same models and one application start, and a recording is uploaded. Then clients upload
-again and again, while a new version of a model is promoted, a server is killed, and a model is withdrawn. The
-exit status is 0 if no request was lost and the answers are right.
+The script starts two servers with the same models and one application, and uploads a recording. Then clients
+upload repeatedly, while a new version of a model is promoted, a server is killed, and a model is withdrawn.
+The exit status is 0 if no request was lost and the answers are right.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _WORK = Path("build/music_service")
 _REPOSITORY = _WORK / "models"
 _CLIENTS = 2
 _CLIP_SECONDS = 3
-#: Answers to wait for after each change.
+#: The number of answers to wait for after each change.
 _ANSWERS = 4
 _TRUE_TEMPO = 112
 
 
 class StoryError(Exception):
-    """Something did not happen as it should; the message says what."""
+    """Raised when something did not happen as it should. The message says what."""
 
 
 class Application(Process):
-    """The application, run by uvicorn, which ends itself by SIGTERM once it has shut down."""
+    """The application, run by uvicorn, which kills itself with SIGTERM once it has shut down."""
 
     statuses = (0, -signal.SIGTERM)
 
@@ -52,7 +52,7 @@ def main() -> int:
             try:
                 _tell(stack)
             except (StoryError, UploadError, BacklineError) as error:
-                # Now, because an error while the processes stop would hide this one.
+                # The error is reported now, because an error while the processes stop would hide it.
                 status = _failed(error)
     except (ProcessError, OSError) as error:
         status = _failed(error)
@@ -67,7 +67,7 @@ def _failed(error: Exception) -> int:
 
 
 def _tell(stack: ExitStack) -> None:
-    # With the labels and the state that an earlier run left.
+    # This also removes the labels and the state that an earlier run left.
     shutil.rmtree(_WORK, ignore_errors=True)
     for line in model_repository.build(_REPOSITORY):
         _say("repository", line)
@@ -75,7 +75,7 @@ def _tell(stack: ExitStack) -> None:
     for server in servers:
         _say("server", server.wait_ready())
     with backline.connect(servers[0].url) as operator:
-        # From now on a new version serves requests only when somebody promotes it.
+        # From now on, a new version serves requests only when it is promoted.
         operator.promote("tempo", 1)
         url = _started_application(stack, servers)
         _first_recording(url)
@@ -125,7 +125,7 @@ def _responds(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5):
             return True
-    except OSError:  # it is not listening yet
+    except OSError:  # the application is not listening yet
         return False
 
 
@@ -153,7 +153,7 @@ def _first_recording(url: str) -> None:
 
 
 def _clip() -> Path:
-    """The first seconds of the recording."""
+    """Returns the first seconds of the recording."""
     samples, rate = soundfile.read(_WORK / "ode_to_joy.wav", frames=_CLIP_SECONDS * melody.RATE)
     clip = _WORK / "clip.flac"
     soundfile.write(clip, samples, rate)

@@ -1,4 +1,4 @@
-"""What this example takes from music_transcription: its networks, its melody, and processes of servers."""
+"""The parts of music_transcription that this example uses: networks, melody, and server processes."""
 
 from __future__ import annotations
 

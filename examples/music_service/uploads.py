@@ -19,11 +19,11 @@ _SECONDS = 60
 
 
 class UploadError(Exception):
-    """The application did not answer with findings; the message says what it did."""
+    """Raised when the application does not answer with findings. The message says what it did instead."""
 
 
 def upload(url: str, recording: Path) -> dict[str, Any]:
-    """The application's findings about a recording, by name. Raises UploadError if there are none."""
+    """Returns the application's findings about a recording, by name. Raises UploadError if there are none."""
     boundary = uuid.uuid4().hex
     head = (
         f"--{boundary}\r\n"
@@ -46,7 +46,7 @@ def upload(url: str, recording: Path) -> dict[str, Any]:
 
 
 class Listeners:
-    """Several clients that upload a recording again and again, until the block ends."""
+    """Several clients that upload a recording repeatedly, until the block ends."""
 
     def __init__(self, url: str, recording: Path, clients: int) -> None:
         self._url = url
@@ -55,7 +55,7 @@ class Listeners:
         self._pool = ThreadPoolExecutor(clients, thread_name_prefix="listener")
         self._stopping = threading.Event()
         self._answered = threading.Condition()
-        #: How many answers came from each version of each model: (finding, model, version).
+        #: The number of answers from each version of each model: (finding, model, version).
         self.answers: Counter[tuple[str, str, str]] = Counter()
         #: The findings of the last answer.
         self.latest: dict[str, Any] = {}
@@ -80,7 +80,7 @@ class Listeners:
                 raise UploadError(f"not seen within {seconds} s; answers so far: {dict(self.answers)}")
 
     def versions(self, name: str) -> dict[str, int]:
-        """How many answers about `name` came from each model and version, such as {"tempo 1": 20}."""
+        """Returns how many answers about `name` came from each model and version, such as {"tempo 1": 20}."""
         return {f"{model} {version}": n for (key, model, version), n in self.answers.items() if key == name}
 
     def _listen(self) -> None:
@@ -104,4 +104,4 @@ class Listeners:
                     self.answers[name, finding["model"], finding.get("version", "")] += 1
                 self._answered.notify_all()
             if failure:
-                time.sleep(0.05)  # a server that is gone refuses at once: do not fill the list
+                time.sleep(0.05)  # a server that has ended refuses at once, which would fill the list

@@ -13,7 +13,7 @@ _BLOCK_SECONDS = 10
 
 
 class AudioError(Exception):
-    """A file cannot be read as audio; the message names the file and the reason."""
+    """Raised when a file cannot be read as audio. The message names the file and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,14 @@ class Recording:
         return len(self.samples) / self.rate
 
     def at(self, rate: int) -> np.ndarray:
-        """The samples resampled to another rate, float32 [m]."""
+        """Returns the samples resampled to another rate, float32 [m]."""
         return soxr.resample(self.samples, self.rate, rate)
 
 
 def load(path: Path, rate: int) -> Recording:
     """Decodes WAV, FLAC, OGG, Opus or MP3, mixes the channels down to one and resamples to `rate`.
 
-    It works block by block, so that even hours of stereo need no more memory than the result.
+    The file is decoded block by block, so that even hours of stereo need no more memory than the result.
 
     Raises AudioError if the file cannot be read or has no samples.
     """
@@ -74,5 +74,5 @@ def _resampled(file: soundfile.SoundFile, rate: int) -> np.ndarray:
 
 
 def _reason(error: Exception) -> str:
-    # The message of libsndfile, without the path that Python's binding puts in front.
+    # This is libsndfile's message without the path that Python's binding puts in front of it.
     return str(getattr(error, "error_string", error)).rstrip(".").strip()

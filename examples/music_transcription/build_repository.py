@@ -37,9 +37,10 @@ _REQUIREMENTS = Path(__file__).with_name("requirements-models.txt")
 
 
 def build(repository: Path) -> list[str]:
-    """Copies missing or changed files into `repository`; returns a line about each model, to print.
+    """Copies missing or changed files into `repository`. Returns a line about each model, to print.
 
-    Raises FileNotFoundError, with what to install, or another OSError if the repository cannot be written.
+    Raises FileNotFoundError, whose message says what to install, or another OSError if the repository cannot
+    be written.
     """
     lines = [_add(source, repository) for source in SOURCES]
     _add_melody(repository / "basic_pitch" / "examples" / "melody.wav")
@@ -88,7 +89,7 @@ def _add(source: Source, repository: Path) -> str:
 
 
 def _copy(origin: Path, target: Path) -> None:
-    # A server may be reading the repository, so the file appears only when it is complete.
+    # A server may be reading the repository, so the file must appear only when it is complete.
     partial = target.with_name(target.name + ".partial")
     shutil.copyfile(origin, partial)
     partial.replace(target)

@@ -35,7 +35,7 @@ _SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 
 
 def notes() -> list[Note]:
-    """The true notes in time order."""
+    """Returns the true notes in time order."""
     return sorted([*_voice(_RIGHT, loudness=0.85), *_voice(_LEFT, loudness=0.6)])
 
 
@@ -48,7 +48,7 @@ def render(path: Path) -> list[Note]:
         tone = _piano_tone(note.midi, round(note.length, 3), note.strength)
         start = round(note.start * RATE)
         tone = tone[: length - start]
-        place = (note.midi - 40) / 60  # low notes on the left, as a player hears them
+        place = (note.midi - 40) / 60  # low notes on the left, where a pianist hears them
         left[start : start + len(tone)] += tone * np.cos(place * np.pi / 2)
         right[start : start + len(tone)] += tone * np.sin(place * np.pi / 2)
     stereo = np.stack((left, right), axis=1)
@@ -75,10 +75,10 @@ def _midi(pitch: str) -> int:
 
 @lru_cache
 def _piano_tone(midi: int, held: float, loudness: float) -> np.ndarray:
-    """The sound of one key held for `held` seconds, float32 [samples] at 44,100 Hz.
+    """Returns the sound of one key held for `held` seconds, float32 [samples] at 44,100 Hz.
 
-    It is a sum of partials and a knock. Stiff strings make the partials slightly sharp; higher partials decay
-    faster.
+    The sound is a sum of partials and a knock. Stiff strings make the partials slightly sharp; higher
+    partials decay faster.
     """
     fundamental = 440 * 2 ** ((midi - 69) / 12)
     time = np.arange(int((held + 0.4) * RATE), dtype=np.float32) / np.float32(RATE)

@@ -25,7 +25,8 @@ Network = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 class Heard:
     """The probabilities that each of 88 pitches sounds or starts, float32 [frames, 88].
 
-    The other fields say what they cost: the number of windows, of requests in flight, and of seconds.
+    The other fields say how they were computed: the number of windows and of requests in flight, and the
+    seconds taken.
     """
 
     sounding: np.ndarray
@@ -59,7 +60,7 @@ def _answers(
         waiting: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque()
         try:
             for window in cut:
-                if len(waiting) > in_flight:  # keeps one window ready to send
+                if len(waiting) > in_flight:  # one more window is kept ready to send
                     yield waiting.popleft().result()
                 waiting.append(pool.submit(ask, window))
             while waiting:

@@ -1,4 +1,4 @@
-"""Decodes notes from the network's outputs: how probably each pitch sounds, or starts, in each frame."""
+"""Decodes notes from the network's outputs, the probabilities that a pitch sounds, or starts, in a frame."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 LOWEST_MIDI = 21
 #: Semitones from a note to its overtones two to eight, rounded to the piano's keys.
 _OVERTONES = frozenset((12, 19, 24, 28, 31, 34, 36))
-#: Onsets within this many frames belong to one stroke.
+#: The number of frames within which onsets belong to one stroke.
 _STROKE_FRAMES = 3
-#: A pitch was held before an onset if it sounded this many frames earlier: the network may hear a new note
-#: sooner than its onset.
+#: A pitch counts as held at an onset if it sounded this many frames earlier: the network may detect a new
+#: note before its onset.
 _BEFORE_FRAMES = 12
 _STROKE_SECONDS = 0.04
 _NEIGHBOURS = 64
@@ -49,17 +49,19 @@ class Thresholds:
     shortest_frames: int = 11
     #: Number of frames below `sounding` that end a note; shorter dips do not.
     dip_frames: int = 11
-    #: A pitch that already sounds is struck again only if its onset is at least this fraction of the
-    #: strongest onset at that time, because every stroke slightly raises the onsets of held pitches.
+    #: The minimum onset with which a pitch that already sounds is struck again, as a fraction of the
+    #: strongest onset at that time: every stroke slightly raises the onsets of held pitches.
     restrike: float = 0.85
-    #: A note at an overtone of another note is dropped if its strength is below this fraction of the other's.
+    #: The strength below which a note at an overtone of another note is dropped, as a fraction of the other
+    #: note's strength.
     overtone: float = 0.6
 
 
 def decode(
     sounding: np.ndarray, onset: np.ndarray, frame_rate: float, thresholds: Thresholds | None = None
 ) -> list[Note]:
-    """The notes in the network's outputs [frames, 88], whose lowest pitch is A0 (MIDI 21), in time order.
+    """Returns the notes in the network's outputs [frames, 88], whose lowest pitch is A0 (MIDI 21), in time
+    order.
 
     A note starts at an onset peak and ends where it fades or where the same pitch starts again.
     """
@@ -79,14 +81,18 @@ def decode(
 
 
 def _peaks(picture: np.ndarray, least: float) -> np.ndarray:
-    """A mask of the local maxima of at least `least` in each column; the first and last row can be maxima."""
+    """Returns a mask of the local maxima in each column that are at least `least`. Maxima may be in the first
+    and last row.
+    """
     edge = np.full((1, picture.shape[1]), -np.inf, picture.dtype)
     padded = np.concatenate((edge, picture, edge))
     return (picture >= least) & (picture > padded[:-2]) & (picture >= padded[2:])
 
 
 def _shaken(sounding: np.ndarray, onset: np.ndarray, thresholds: Thresholds) -> np.ndarray:
-    """A mask of the frames where a pitch already sounds and its onset is weak compared with the strongest."""
+    """Returns a mask of the frames in which a pitch already sounds and its onset is weak compared with the
+    strongest onset.
+    """
     strongest = onset.max(axis=1)
     padded = np.pad(strongest, _STROKE_FRAMES)
     strongest_near = np.lib.stride_tricks.sliding_window_view(padded, 2 * _STROKE_FRAMES + 1).max(axis=1)
@@ -96,7 +102,7 @@ def _shaken(sounding: np.ndarray, onset: np.ndarray, thresholds: Thresholds) -> 
 
 
 def _without_overtones(found: list[Note], part: float) -> list[Note]:
-    """Drops notes that are weak overtones of a note that sounds when they start."""
+    """Drops notes that are weak overtones of a note that is sounding when they start."""
     # The list is sorted by time, so only near neighbours can sound at the same time.
     return [
         note
@@ -113,10 +119,12 @@ def _shadows(other: Note, note: Note, part: float) -> bool:
 
 
 def _fading(quiet: np.ndarray, dip_frames: int) -> np.ndarray:
-    """For each frame and pitch, the next frame that starts a quiet run of `dip_frames`, or one to the end."""
+    """Returns, for each frame and pitch, the start of the next quiet run of `dip_frames`, or of a quiet run
+    that lasts to the end.
+    """
     frames, pitches = quiet.shape
     ends = np.empty((frames, pitches), np.int64)
-    run = np.full(pitches, dip_frames)  # after the recording there is silence
+    run = np.full(pitches, dip_frames)  # there is silence after the recording
     end = np.full(pitches, frames)
     for frame in range(frames - 1, -1, -1):
         run = np.where(quiet[frame], run + 1, 0)

@@ -30,7 +30,7 @@ _KEY_HEIGHT = 0.135  # inches
 
 @dataclass(frozen=True, slots=True)
 class Transcription:
-    """What the picture shows.
+    """The data that the picture shows.
 
     `sounding` is the network's output [frames, 88]. `true` and `score` are set only if the notes are known.
     """

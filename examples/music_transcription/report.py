@@ -43,7 +43,9 @@ def speech_line(speech: Speech, seconds: float) -> str:
 
 
 def note_lines(found: Sequence[Note], score: Score | None, most: int) -> list[str]:
-    """The first `most` notes in columns, to be read downwards. With a score, an x marks false notes."""
+    """Returns the first `most` notes in columns, to be read downwards. An x marks notes that the score counts
+    as false.
+    """
     if not found:
         return ["no notes were found"]
     right = set(range(len(found))) if score is None else {index for _, index in score.pairs}

@@ -36,7 +36,8 @@ def compare(true: Sequence[Note], found: Sequence[Note], tolerance: float = ONSE
     """Matches notes of equal pitch that start within `tolerance` seconds of each other, one to one.
 
     This is the onset rule of MIREX and mir_eval, which ignores lengths, with pitches rounded to semitones. As
-    both lists are in time order, matching each true note with the earliest free one finds the most pairs.
+    both lists are in order of time, matching each true note with the earliest note still free finds the
+    maximum number of pairs.
     """
     pairs: list[tuple[int, int]] = []
     for midi in {note.midi for note in true}:

@@ -19,13 +19,13 @@ _STOP_SECONDS = 15
 
 
 class ProcessError(Exception):
-    """A process failed; the message says how, for the user, and shows the end of its log."""
+    """Raised when a process has failed. The message says how, for the user, and shows the end of the log."""
 
 
 class Process:
     """A process that writes its output to a log."""
 
-    #: The statuses with which it may exit after SIGTERM.
+    #: The exit statuses that the process may have after SIGTERM.
     statuses: tuple[int, ...] = (0,)
 
     def __init__(self, name: str, command: Sequence[str], log: Path, **environment: str) -> None:
@@ -44,11 +44,11 @@ class Process:
 
     @property
     def age(self) -> float:
-        """Seconds since the process was started."""
+        """The number of seconds since the process was started."""
         return time.monotonic() - self.started
 
     def pause(self) -> None:
-        """Waits a moment for the process to start. Raises ProcessError if it ended, or takes too long."""
+        """Waits a moment for the process to start. Raises ProcessError if it has ended or takes too long."""
         if self.age > _START_SECONDS:
             raise ProcessError(f"{self.name} was not ready within {_START_SECONDS} s. {self.last_words()}")
         try:
@@ -58,9 +58,9 @@ class Process:
         raise ProcessError(f"{self.name} exited with status {status} during startup. {self.last_words()}")
 
     def stop(self) -> str:
-        """Stops the process with SIGTERM, unless it has ended; returns a line to print.
+        """Stops the process with SIGTERM, unless it has ended. Returns a line to print.
 
-        Raises ProcessError if it hangs, or exits with another status than `statuses`.
+        Raises ProcessError if the process hangs, or exits with a status that is not in `statuses`.
         """
         started = time.monotonic()
         self.process.terminate()
@@ -90,7 +90,7 @@ class Process:
 
 
 class Server(Process):
-    """A server of the models in a repository; `options` are further options of `backline serve`."""
+    """A server for the models in a repository. `options` are further options of `backline serve`."""
 
     def __init__(self, repository: Path, log: Path, *options: str) -> None:
         http, grpc, metrics = free_ports(3)
@@ -103,7 +103,7 @@ class Server(Process):
         self.metrics_port = metrics
 
     def wait_ready(self) -> str:
-        """Waits until all models are loaded; returns a line to print. Raises ProcessError if one fails."""
+        """Waits until all models are loaded. Returns a line to print. Raises ProcessError if one fails."""
         with backline.connect(self.url, retries=0) as client:
             while not _is_ready(client):
                 self.pause()
@@ -114,7 +114,7 @@ class Server(Process):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that no process uses now."""
+    """Returns ports of this machine that no process uses now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
@@ -131,7 +131,7 @@ def _is_ready(client: Client) -> bool:
             for model in client.models()
             if model.state == "UNAVAILABLE" and model.reason
         ]
-    except Unavailable:  # it is not listening yet
+    except Unavailable:  # the server is not listening yet
         return False
     if failed:
         raise ProcessError(f"a model could not be loaded: {'; '.join(failed)}")

@@ -1,4 +1,5 @@
-"""Transcribes a recording with two networks on a Backline server; of Backline, it needs only the client.
+"""Transcribes a recording with two networks on a Backline server. The only part of Backline it needs is the
+client.
 
 python transcribe.py song.ogg     transcribes a file
 python transcribe.py              transcribes a built-in melody, and counts how many of its notes were found

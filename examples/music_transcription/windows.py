@@ -31,7 +31,7 @@ def window_count(sample_count: int) -> int:
 
 
 def cut(samples: np.ndarray) -> Iterator[np.ndarray]:
-    """The windows of samples [n] at 22,050 Hz, each float32 [1, 43844, 1]; silence fills both ends."""
+    """Yields the windows of samples [n] at 22,050 Hz, each float32 [1, 43844, 1]. Silence fills both ends."""
     for index in range(window_count(len(samples))):
         start = index * STRIDE_SAMPLES - MARGIN_FRAMES * FRAME_SAMPLES
         window = np.zeros(WINDOW_SAMPLES, np.float32)

@@ -13,7 +13,7 @@ from harness.server_process import ServerProcess, answers_200, free_ports
 
 
 def serve_command(repository: Path, http_port: int, grpc_port: int, metrics_port: int) -> list[str]:
-    """The command line of `backline serve` on 127.0.0.1."""
+    """Returns the command line of `backline serve` on 127.0.0.1."""
     executable = Path(sys.executable).parent / "backline"
     if not executable.exists():
         raise CannotRun(f"{executable} is missing: install Backline into this environment (make install)")

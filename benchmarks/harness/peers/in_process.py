@@ -1,4 +1,4 @@
-"""Runs ONNX Runtime without a server at its best batch size and thread count: the upper bound here."""
+"""Runs ONNX Runtime without a server, at its best batch size and thread count, as an upper bound."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ Setting = tuple[int, int, int]
 
 
 class InProcess(Peer):
-    """A sweep finds each model's best settings; the best two run in every round, and the better one counts.
+    """ONNX Runtime in a process without a server. A sweep finds the best settings for each model; the best
+    two run in every round, and the better one counts.
 
-    With `one_caller`, runs are not concurrent: only batch size and threads vary.
+    With `one_caller`, runs are not concurrent: only the batch size and the number of threads vary.
     """
 
     name = "in-process"

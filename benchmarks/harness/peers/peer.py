@@ -26,7 +26,8 @@ class Peer(ABC):
     name: ClassVar[str]
     #: Supported pairs of protocol and encoding.
     ways: ClassVar[frozenset[tuple[str, str]]]
-    #: Whether perf_analyzer can drive the server, which must return a model's configuration and statistics.
+    #: Whether perf_analyzer can be used with the server, for which the server must return a model's
+    #: configuration and statistics.
     perf_analyzer: ClassVar[bool] = True
     #: The server's settings, for the reader of the table.
     setup: ClassVar[str]
@@ -39,10 +40,10 @@ class Peer(ABC):
 
     @abstractmethod
     def start(self, models: list[Model]) -> None:
-        """Installs the server if needed and starts it with `models`; returns when it is ready."""
+        """Installs the server if needed and starts it with `models`. Returns when it is ready."""
 
     def measures(self, case: Case) -> bool:
-        """Whether the server supports the case."""
+        """Returns whether the server supports the case."""
         return (case.protocol, case.encoding) in self.ways and (
             case.generator != "perf_analyzer" or self.perf_analyzer
         )
@@ -54,14 +55,14 @@ class Peer(ABC):
         return f"http://127.0.0.1:{self.http_port}{self.infer_path(model)}"
 
     def http_post(self, model: Model) -> h2load.Post:
-        """The request with binary tensors, in the form that h2load sends."""
+        """Returns the request with binary tensors, in the form that h2load sends."""
         return h2load.Post(self.infer_url(model), *model.binary_request())
 
     def grpc_post(self, model: Model) -> h2load.Post:
         return h2load.grpc_post(self.grpc_port, model.grpc_request())
 
     def batched(self, model: Model) -> bool:
-        """Whether the server reports that it adds the batch dimension."""
+        """Returns whether the server reports that it adds the batch dimension."""
         try:
             connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=10)
             connection.request("GET", f"/v2/models/{model.name}/config")
@@ -70,7 +71,7 @@ class Peer(ABC):
             raise CannotRun(f"it does not return the configuration of {model.name}: {error}") from error
 
     def check(self, case: Case) -> None:
-        """Sends one request like the load generators; raises CannotRun if the answer is wrong."""
+        """Sends one request as the load generators do. Raises CannotRun if the answer is wrong."""
         case.model.check(
             self.ask_grpc(case.model) if case.protocol == "grpc" else self.ask_http(case.model, case.encoding)
         )
@@ -114,7 +115,7 @@ class Peer(ABC):
         return {tensor.name: array for tensor, array in zip(answer.outputs, data, strict=True)}
 
     def measure(self, case: Case, seconds: float) -> Measurement:
-        """One run of the case's load generator, including the server's processor time per request."""
+        """Runs the case's load generator once. Also measures the server's processor time per request."""
         process = self.running()
         before = process.cpu_seconds()
         if case.generator == "wrk":
@@ -132,8 +133,7 @@ class Peer(ABC):
         return replace(result, cpu_us=spent / result.requests * 1e6) if result.requests else result
 
     def settle(self, case: Case) -> None:
-        """Waits until the server is idle: some servers continue with requests whose client has
-        disconnected."""
+        """Waits until the server is idle: some servers continue after the client has disconnected."""
         deadline = time.monotonic() + 120
         while True:
             try:
@@ -145,7 +145,7 @@ class Peer(ABC):
                 return
 
     def remarks(self) -> list[str]:
-        """Remarks for the reader of the table."""
+        """Returns remarks for the reader of the table."""
         return []
 
     def pause(self) -> None:

@@ -14,7 +14,7 @@ REQUIREMENTS = ["uvloop", "httptools", "hpack", "orjson", "numpy", "onnxruntime"
 
 
 class Proof(Peer):
-    """A proof that serves one model. It has no health route, so it counts as ready when it listens."""
+    """A proof that serves one model. It has no health route, so it is considered ready when it listens."""
 
     name = "proof"
     ways = frozenset({("http", "binary"), ("grpc", "binary")})

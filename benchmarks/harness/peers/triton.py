@@ -15,7 +15,7 @@ from harness.model import Model
 from harness.peers.peer import Peer
 from harness.server_process import ServerProcess, answers_200, free_ports
 
-#: numpy 2 silently corrupts tensors in the Python backend of this release.
+#: With numpy 2, the Python backend of this release silently corrupts tensors.
 REQUIREMENTS = ["nvidia-pytriton==0.7.0", "numpy<2", "onnxruntime"]
 
 

@@ -1,1 +1,3 @@
-"""Sockets, TLS, HTTP/1.1, HTTP/2 and gRPC framing, with their limits. Knows no models and no tensors."""
+"""Sockets, TLS, HTTP/1.1, HTTP/2 and gRPC framing, with their limits. Contains nothing about models or
+tensors.
+"""

@@ -1,4 +1,5 @@
-"""The seam between `wire/` and `dialects/`: what the wire passes to an application and expects back.
+"""The interface between `wire/` and `dialects/`: what the wire passes to an application and expects in
+return.
 
 There are two kinds of exchange: an HTTP request (over HTTP/1.1 or HTTP/2) and a gRPC call. Handlers run on
 the event loop. Unary handlers are plain functions that respond through the exchange, immediately or later;
@@ -32,7 +33,7 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Ingress:
-    """How a connection reached the server; the same for all of its requests.
+    """How a connection reached the server, which is the same for all of its requests.
 
     `local` means over a Unix socket, and `metrics_only` that its port serves nothing but metrics and health
     checks. `certificate` is None if the client has presented none.
@@ -48,7 +49,7 @@ REMOTE = Ingress()
 
 
 class SpelledFields(dict[bytes, bytes]):
-    """Header fields that also know how the client spelled their names; see Application.keeps_spelling."""
+    """Header fields that also record how the client spelled their names; see Application.keeps_spelling."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class HttpRequest(ABC):
     """
 
     __slots__ = ("body", "headers", "identity", "method", "on_abandon", "path", "query")
-    #: Who sends it, for the application's use; the wire leaves it alone.
+    #: The sender of the request, for the application's use; the wire does not touch this attribute.
     identity: Any
 
     def __init__(
@@ -82,7 +83,7 @@ class HttpRequest(ABC):
 
     @property
     def peer(self) -> str:
-        """The client's address; "local" over a Unix socket, empty if it is no longer known."""
+        """The client's address, "local" for a Unix socket, or "" if the address is no longer known."""
         return ""
 
     @property
@@ -96,13 +97,13 @@ class HttpRequest(ABC):
     ) -> None:
         """Sends a response whose body is the concatenation of `body`, without copying large buffers.
 
-        Call it once. The wire adds content-length and date, compresses a `compressible` body if the client
+        Call this once. The wire adds content-length and date, compresses a `compressible` body if the client
         accepts that, and omits the body for HEAD.
         """
 
     @abstractmethod
     def stream(self, status: int, fields: Fields) -> ResponseStream:
-        """Starts a response of unknown length (chunked in HTTP/1.1). Call it once, instead of `respond`."""
+        """Starts a response of unknown length (chunked in HTTP/1.1). Call this once, instead of `respond`."""
 
     def accept_websocket(self, protocol: bytes = b"") -> WebSocket | None:
         """Accepts a WebSocket handshake, in place of `respond`. `protocol` is one of the offered
@@ -119,7 +120,7 @@ class ResponseStream(ABC):
 
     @abstractmethod
     async def send(self, chunk: Buffer) -> None:
-        """Sends a chunk; waits while the client does not read. Raises ConnectionResetError on disconnect."""
+        """Sends a chunk. Waits while the client does not read. Raises ConnectionResetError on disconnect."""
 
     @abstractmethod
     def close(self) -> None:
@@ -131,7 +132,7 @@ class WebSocket(ABC):
 
     @abstractmethod
     async def receive(self) -> str | bytes | None:
-        """The next message; None once the client or the server has ended the connection.
+        """Returns the next message, or None once the client or the server has ended the connection.
 
         Nothing is read from the client until `receive` is called, so a client can send no faster than the
         application receives.
@@ -139,7 +140,7 @@ class WebSocket(ABC):
 
     @abstractmethod
     async def send(self, message: str | Buffer) -> None:
-        """Sends a message; waits while the client does not read. Raises ConnectionResetError if the client
+        """Sends a message. Waits while the client does not read. Raises ConnectionResetError if the client
         has disconnected.
         """
 
@@ -167,7 +168,7 @@ class Call(ABC):
     """
 
     __slots__ = ("deadline", "identity", "metadata", "on_abandon")
-    #: Who calls, for the application's use; the wire leaves it alone.
+    #: The caller, for the application's use; the wire does not touch this attribute.
     identity: Any
 
     def __init__(self, metadata: Mapping[bytes, bytes], deadline: float | None) -> None:
@@ -178,7 +179,7 @@ class Call(ABC):
 
     @property
     def peer(self) -> str:
-        """The client's address; "local" over a Unix socket, empty if it is no longer known."""
+        """The client's address, "local" for a Unix socket, or "" if the address is no longer known."""
         return ""
 
     @property
@@ -194,11 +195,11 @@ class UnaryCall(Call):
 
     @abstractmethod
     def reply(self, message: Buffer, *rest: Buffer) -> None:
-        """Ends the call with OK and this message, which continues in `rest`. Call it once."""
+        """Ends the call with OK and a message, which consists of `message` and `rest`. Call this once."""
 
     @abstractmethod
     def fail(self, code: int, message: str, trailers: Fields = ()) -> None:
-        """Ends the call with a status. Call it once.
+        """Ends the call with a status. Call this once.
 
         `trailers` is additional trailing metadata, such as grpc-status-details-bin.
         """
@@ -214,11 +215,13 @@ class StreamCall(Call):
 
     @abstractmethod
     async def receive(self) -> Buffer | None:
-        """The next request message; None after the last. Raises CancelledError if the call was cancelled."""
+        """Returns the next request message, or None after the last. Raises CancelledError if the call was
+        cancelled.
+        """
 
     @abstractmethod
     async def send(self, message: Buffer) -> None:
-        """Sends a response message; waits for flow control and for the socket."""
+        """Sends a response message. Waits for flow control and for the socket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +229,8 @@ class UnaryMethod:
     """A unary gRPC method: `handler(call, message)` replies through the call, immediately or later.
 
     The handler may raise RpcError. The wire does not use the other fields: `scope` is the permission that the
-    method needs, and `model_of` reads the name of the model from a message that concerns one. A message that
-    names no model concerns every model, or with `lists` those that its sender may use.
+    method needs, and `model_of` reads the name of the model from a message about a single model. A message
+    that names no model concerns every model or, with `lists`, the models that its sender may use.
     """
 
     handler: Callable[[UnaryCall, Buffer], None]
@@ -240,8 +243,8 @@ class UnaryMethod:
 class StreamMethod:
     """A streaming gRPC method: a coroutine that takes a StreamCall. Callers need the permission `scope`.
 
-    The permission is needed for every model, or with `lists` for any: the method then shows only models that
-    the caller may use.
+    The caller needs the permission for every model or, with `lists`, for any model: the method then shows
+    only the models that the caller may use.
     """
 
     handler: Callable[[StreamCall], Awaitable[None]]
@@ -251,27 +254,28 @@ class StreamMethod:
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """Why the gate refuses a request: the HTTP status and further fields, or the gRPC status code."""
+    """The reason why the gate refuses a request: the HTTP status and fields, or the gRPC status code."""
 
     status: int
     grpc_code: int
     message: str
     fields: Fields = ()
-    #: Who is refused, for the application's use.
+    #: The refused client, for the application's use.
     identity: str = ""
 
 
-#: Fields that only browsers send. A request with any of them must pass the gate.
+#: Header fields that only browsers send. A request with any of them must pass the gate.
 BROWSER_FIELDS = frozenset((b"origin", b"sec-fetch-site", b"referer"))
 
 
 class Gate(ABC):
-    """Decides from the head of a request whether it may reach the application, before its body is received.
+    """A gate that decides whether a request may reach the application: from its head, before its body is
+    received.
 
-    Admission must depend on the head and the ingress alone, since the wire then admits identical heads of the
-    connection without asking. The application checks again whatever may change meanwhile, such as a key. A
-    refusal is not reused. Over HTTP/1.1 the wire skips the gate if Host is in `own_hosts` and no
-    field is in BROWSER_FIELDS, unless the port serves only metrics.
+    Admission must depend only on the head and the ingress, since the wire then admits identical heads on the
+    same connection without asking again. The application checks again everything that may change in the
+    meantime, such as a key. A refusal is not reused. Over HTTP/1.1 the wire skips the gate if Host is in
+    `own_hosts` and no field is in BROWSER_FIELDS, unless the port serves only metrics.
     """
 
     own_hosts: set[bytes]
@@ -280,11 +284,11 @@ class Gate(ABC):
     def refusal(
         self, method: bytes, path: bytes, headers: Mapping[bytes, bytes], ingress: Ingress
     ) -> Denial | None:
-        """Why the request is refused; None to admit it."""
+        """Returns why the request is refused, or None to admit it."""
 
     @abstractmethod
     def refused(self, denial: Denial, method: bytes, path: bytes, peer: str) -> None:
-        """Called for every request that is refused, as `refusal` is not called for repeated heads."""
+        """Called for every refused request, whereas `refusal` is not called for repeated heads."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import numpy as np
 from backline.wire.application import Buffer
 from backline.wire.limits import KIB
 
-#: Bodies up to this size stay in a bytearray; larger ones move to a memory map.
+#: Bodies up to this size are held in a bytearray; larger ones are moved to a memory map.
 SMALL = 64 * KIB
 #: The initial size of the memory map.
 FIRST_MAP = 256 * KIB
@@ -26,7 +26,8 @@ class GrowingBuffer:
       `size` are never touched.
     * No view of the map exists while it grows (a map with exported buffers cannot be resized): `take` is the
       last call.
-    * The system gets a map back as soon as its last view is gone; the C library's allocator is not involved.
+    * A map is returned to the system as soon as its last view is freed; the C library's allocator is not
+      involved.
     """
 
     __slots__ = ("_map", "_small", "size")
@@ -66,12 +67,13 @@ class GrowingBuffer:
 
 
 def _map(size: int) -> mmap.mmap:
-    # Private, since a shared map (the default) cannot grow: writing beyond its initial size raises SIGBUS.
+    # The map is private, since a shared map (the default) cannot grow: writing beyond its initial size raises
+    # SIGBUS.
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def _power_of_two(size: int) -> int:
-    """The smallest power of two that is at least `size`."""
+    """Returns the smallest power of two that is at least `size`."""
     return 1 << (size - 1).bit_length()
 
 
@@ -86,7 +88,7 @@ class Body:
         self._buffer = GrowingBuffer() if size is None else np.empty(size, np.uint8).data
 
     def add(self, data: Buffer, begin: int, end: int) -> None:
-        """Appends data[begin:end], which must fit."""
+        """Appends data[begin:end], which must fit into the body."""
         piece = memoryview(data)[begin:end]
         buffer = self._buffer
         if isinstance(buffer, GrowingBuffer):
@@ -97,7 +99,7 @@ class Body:
 
     @property
     def room(self) -> memoryview:
-        """The unfilled rest of the buffer; empty if the size of the body is unknown."""
+        """The unfilled rest of the buffer, or an empty view if the size of the body is unknown."""
         buffer = self._buffer
         return NO_ROOM if isinstance(buffer, GrowingBuffer) else buffer[self.filled :]
 
@@ -107,7 +109,7 @@ class Body:
 
     @property
     def missing(self) -> int:
-        """Bytes still to come; 0 if the size is unknown."""
+        """The number of bytes still to come, or 0 if the size is unknown."""
         return 0 if self.size is None else self.size - self.filled
 
     @property

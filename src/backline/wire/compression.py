@@ -1,4 +1,4 @@
-"""gzip and deflate (RFC 9110, section 8.4): inflates request bodies within limits, compresses responses."""
+"""gzip and deflate (RFC 9110, section 8.4): inflating request bodies within limits, compressing responses."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 #: Bodies up to this size (bytes) are compressed or inflated on the event loop; larger ones on a thread.
 INLINE = 64 * KIB
-#: Bytes of input per step. At each step zlib copies the input that is left over: small pieces keep the total
-#: time linear in the size of the body.
+#: The number of input bytes per step. At each step zlib copies the input that is left over, so small pieces
+#: keep the total time linear in the size of the body.
 PIECE = 64 * KIB
-#: Bytes of output per step.
+#: The number of output bytes per step.
 STEP = 256 * KIB
-#: The most members per gzip body: each needs a new decompressor, yet an empty member is only 20 bytes long.
+#: The maximum number of members per gzip body: each member needs a new decompressor, yet an empty one is only
+#: 20 bytes long.
 MAX_MEMBERS = 64
-#: zlib's level. Clients are usually nearby: speed matters more than the last percent of size.
+#: zlib's compression level. Clients are usually nearby, so speed matters more than the last percent of size.
 LEVEL = 1
 #: Responses below this many bytes are not worth compressing.
 WORTH_COMPRESSING = 1024
@@ -42,15 +43,16 @@ class CodingError(Exception):
 
 
 class Inflater:
-    """Inflates one body in steps, to at most `limit` bytes (RFC 1950, 1951 and 1952)."""
+    """A decompressor that inflates one body in steps, to at most `limit` bytes (RFC 1950, 1951 and 1952)."""
 
     def __init__(self, coding: bytes, body: Buffer, limit: int) -> None:
-        """Raises CodingError 415 for a coding that is not gzip or deflate."""
+        """Raises CodingError with status 415 for a coding that is neither gzip nor deflate."""
         name = coding.strip().lower()
         if name in (b"gzip", b"x-gzip"):
             self._window = 16 + zlib.MAX_WBITS
         elif name == b"deflate":
-            # "deflate" means zlib's format, but some clients send raw deflate; the first two bytes differ.
+            # "deflate" means zlib's format, but some clients send raw deflate. The first two bytes tell the
+            # two apart.
             self._window = zlib.MAX_WBITS if _has_zlib_header(body) else -zlib.MAX_WBITS
         else:
             shown = coding.decode("latin-1")[:64]
@@ -71,14 +73,14 @@ class Inflater:
     def step(self) -> bool:
         """Appends up to STEP bytes to `output`. Returns True when the body is complete.
 
-        Raises CodingError 400 if the body is malformed, 413 if it is too large.
+        Raises CodingError with status 400 if the body is malformed, or 413 if it is too large.
         """
         if not self._tail:
             self._tail = self._input[self._position : self._position + PIECE]
             self._position += len(self._tail)
         room = self._limit - len(self.output)
         try:
-            # One byte more than there is room for, to detect that the limit is exceeded.
+            # This asks for one byte more than there is room for, to detect that the limit is exceeded.
             piece = self._inflate.decompress(self._tail, min(STEP, room + 1))
         except zlib.error as error:
             raise CodingError(400, f"The request body is not valid {self._coding}: {error}") from None
@@ -93,7 +95,9 @@ class Inflater:
         return False
 
     def _next_member(self) -> bool:
-        """Continues with the next member of a gzip body (RFC 1952, section 2.2); True if there is none."""
+        """Continues with the next member of a gzip body (RFC 1952, section 2.2). Returns True if there is
+        none.
+        """
         self._tail = self._inflate.unused_data
         if not self._tail and self._position >= len(self._input):
             return True
@@ -105,7 +109,7 @@ class Inflater:
 
 
 def _has_zlib_header(body: Buffer) -> bool:
-    """Whether the method is 8 and the first two bytes are a multiple of 31 (RFC 1950, section 2.2)."""
+    """Returns whether the method is 8 and the first two bytes are a multiple of 31 (RFC 1950, 2.2)."""
     return len(body) >= 2 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0
 
 
@@ -124,12 +128,12 @@ class ResponseCoding:
 
 GZIP = ResponseCoding(b"gzip", 16 + zlib.MAX_WBITS)
 DEFLATE = ResponseCoding(b"deflate", zlib.MAX_WBITS)
-#: The codings of gRPC messages, by the names in grpc-encoding.
+#: The codings of gRPC messages, by their names in grpc-encoding.
 GRPC_CODINGS = {b"gzip": GZIP, b"deflate": DEFLATE}
 
 
 def negotiate(accept_encoding: bytes, fields: Fields = ()) -> ResponseCoding | None:
-    """The coding for a response (RFC 9110, section 12.5.3).
+    """Returns the coding to use for a response (RFC 9110, section 12.5.3).
 
     Returns None if the client prefers no coding, or if `fields` already include a content-encoding.
     """
@@ -140,7 +144,7 @@ def negotiate(accept_encoding: bytes, fields: Fields = ()) -> ResponseCoding | N
     anything = weights.get(b"*", 0.0)
     gzip = weights.get(b"gzip", weights.get(b"x-gzip", anything))
     deflate = weights.get(b"deflate", anything)
-    # Identity is always acceptable, but preferred only if the client gives it a higher weight.
+    # Identity is always acceptable, but is preferred only if the client gives it a higher weight.
     best = max(gzip, deflate)
     if best <= 0.0 or weights.get(b"identity", 0.0) > best:
         return None
@@ -148,7 +152,7 @@ def negotiate(accept_encoding: bytes, fields: Fields = ()) -> ResponseCoding | N
 
 
 def parse_weights(value: bytes) -> dict[bytes, float]:
-    """The codings in an Accept-Encoding field with their q-values; a malformed q-value counts as 0."""
+    """Returns the codings in an Accept-Encoding field with their q-values. A malformed q-value is 0."""
     weights: dict[bytes, float] = {}
     for member in value.lower().split(b",", 32)[:32]:
         name, *parameters = member.split(b";")
@@ -194,19 +198,20 @@ def _slices(body: Sequence[Buffer]) -> Iterator[memoryview]:
             yield view[start : start + STEP]
 
 
-#: Bytes that a thread inflates before it checks whether the request is still alive.
+#: The number of bytes that a thread inflates before it checks whether the request is still wanted.
 SLICE = 4 * MIB
 #: `limits.max_inflation_ratio` applies to bodies that inflate to more than this.
 RATIO_FROM = 32 * MIB
-#: The least size of a gzip member; its last four bytes are the size of the original data (RFC 1952, section
-#: 2.3.1).
+#: The minimum size of a gzip member, whose last four bytes are the size of the original data (RFC 1952,
+#: section 2.3.1).
 _GZIP_MIN = 18
-#: The best ratio that deflate can reach: 258 bytes from two bits.
+#: The maximum ratio that deflate can reach: 258 bytes from two bits.
 _MAX_RATIO = 1032
 
 
 class Inflation:
-    """The queue of bodies too large to be inflated on the event loop; one at a time for the whole server.
+    """The queue of bodies that are too large to be inflated on the event loop. The whole server inflates one
+    of them at a time.
 
     Invariant: memory for an inflated body is allocated only in that body's turn, after the inflated size was
     counted against the limits. A gzip body announces its inflated size; any other body is inflated twice, the
@@ -222,11 +227,12 @@ class Inflation:
     async def inflate(
         self, coding: bytes, body: Buffer, reserve: Callable[[int], bool], wanted: Callable[[], bool]
     ) -> Buffer | None:
-        """The inflated body; None if `wanted` returns False meanwhile.
+        """Returns the inflated body, or None if `wanted` returns False in the meantime.
 
         `reserve(size)` counts bytes against the server's limits before they are allocated, and returns False
-        if a limit is exceeded. Raises CodingError 400 for a malformed body, 413 if it is too large or its
-        compression ratio implausible, 415 for an unknown coding, 503 if the server holds too many bytes.
+        if a limit is exceeded. Raises CodingError with status 400 for a malformed body, 413 if the body is
+        too large or its compression ratio implausible, 415 for an unknown coding, and 503 if the server holds
+        too many bytes.
         """
         async with self._slot:
             if not wanted():
@@ -262,7 +268,7 @@ class Inflation:
         reserve: Callable[[int], bool],
         wanted: Callable[[], bool],
     ) -> Buffer | None:
-        """The inflated body; None if it is no longer wanted, or turns out larger than `size`."""
+        """Returns the inflated body, or None if it is no longer wanted or turns out larger than `size`."""
         self._check_ratio(size, body)
         if not wanted():
             return None
@@ -297,7 +303,9 @@ def _too_large(limit: int) -> CodingError:
 
 
 def inflate_small(coding: bytes, body: Buffer, limit: int) -> Buffer | None:
-    """The inflated body, or None if it is so large that it must wait for `Inflation`. Raises CodingError."""
+    """Returns the inflated body, or None if it is so large that it must wait for `Inflation`. Raises
+    CodingError.
+    """
     size = announced_size(coding, body)
     if len(body) > INLINE or (size is not None and size > STEP):
         return None
@@ -306,7 +314,9 @@ def inflate_small(coding: bytes, body: Buffer, limit: int) -> Buffer | None:
 
 
 def announced_size(coding: bytes, body: Buffer) -> int | None:
-    """The inflated size that a gzip body announces; None for other codings, or if it is implausible."""
+    """Returns the inflated size that a gzip body announces. Returns None for other codings, or if the size is
+    implausible.
+    """
     if coding.strip().lower() not in (b"gzip", b"x-gzip") or len(body) < _GZIP_MIN:
         return None
     size = int.from_bytes(body[-4:], "little")
@@ -327,7 +337,7 @@ def _count(inflater: Inflater) -> tuple[int, bool]:
 def _fill(inflater: Inflater, room: memoryview, filled: int) -> tuple[int, bool]:
     """Inflates up to SLICE bytes into `room`, starting at `filled`.
 
-    Returns the end of what is filled and whether the body is complete; an end beyond `room` means that the
+    Returns the end of the filled part, and whether the body is complete. An end beyond `room` means that the
     body does not fit.
     """
     end = filled + SLICE

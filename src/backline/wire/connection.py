@@ -56,26 +56,28 @@ class Wire:
         poll: BusyPoll | None = None,
     ) -> None:
         self.application = application
-        #: Informed when bytes arrive.
+        #: The busy poll, which is notified when bytes arrive.
         self.poll = poll or BusyPoll()
         self.limits = limits
         self.loop = loop
         #: Open connections of all listeners and protocols.
         self.connections: set[Connection] = set()
-        #: Requests and unary calls being received or not yet answered.
+        #: The number of requests and unary calls being received or not yet answered.
         self.requests = 0
-        #: Open streaming calls.
+        #: The number of open streaming calls.
         self.streams = 0
         self.peers = Peers(limits)
-        #: Bytes of bodies of unanswered requests, and of responses waiting to be sent (see `Unsent`).
+        #: The total size of the bodies of unanswered requests and of responses waiting to be sent (see
+        #: `Unsent`).
         self.buffered_bytes = 0
-        #: Bytes of HTTP/2 responses waiting to be sent.
+        #: The total size of HTTP/2 responses waiting to be sent.
         self.held_answer_bytes = 0
         #: Sizes of recent HTTP/2 responses by kind of request, from which `Admission` predicts the first
         #: responses of a connection.
         self.answer_sizes: dict[int, int] = {}
         self.draining = False
-        #: A shared buffer, for connections that receive large messages in place: all other bytes arrive here.
+        #: A buffer shared by the connections that receive large messages in place; their other bytes arrive
+        #: here.
         self.read_buffer = bytearray(READ_BUFFER)
         #: Connections whose received bytes wait while others are served.
         self.turns = Turns(loop)
@@ -86,7 +88,9 @@ class Wire:
         self.inflation = Inflation(self)
 
     def may_connect(self, transport: asyncio.BaseTransport, spared: int = 0) -> bool:
-        """Whether the limits allow this connection and `spared` more, in total and for its peer."""
+        """Returns whether the limits allow this connection and `spared` further ones, in total and for its
+        peer.
+        """
         peers = self.peers
         address = address_of(transport.get_extra_info("peername"))
         return (
@@ -98,13 +102,14 @@ class Wire:
 class Connection(asyncio.Protocol):
     """A connection that speaks one protocol. The sniffer detects which, and calls `attach`.
 
-    A connection adds itself to `wire.connections` in `attach` and leaves in `connection_lost`.
+    A connection adds itself to `wire.connections` in `attach`, and removes itself in `connection_lost`.
     """
 
     wire: Wire
     peer: Peer
     ingress: Ingress = REMOTE
-    #: While more requests than this are in flight on the server, `overload` must check each new one.
+    #: While more requests than this number are in flight on the server, `overload` must check each new
+    #: request.
     max_requests: int
     #: Whether this is one of the last free connections, which accept only vital requests.
     reserved = False
@@ -117,9 +122,10 @@ class Connection(asyncio.Protocol):
         self.max_requests = -1
 
     def overload(self, path: bytes) -> str | None:
-        """What the server has too many of, such as "requests in flight"; None if the request is acceptable.
+        """Returns what the server has too many of, such as "requests in flight", or None if the request is
+        acceptable.
 
-        Call this if `wire.requests` exceeds `max_requests`; otherwise no peer can exceed its share.
+        Call this if `wire.requests` exceeds `max_requests`; below that number, no peer can exceed its share.
         """
         wire = self.wire
         if self.reserved:
@@ -143,14 +149,14 @@ class Connection(asyncio.Protocol):
 
     @abstractmethod
     def drain(self) -> None:
-        """Accepts no new requests, as the server shuts down; closes once those in flight are answered."""
+        """Stops accepting requests, as the server shuts down. Closes once those in flight are answered."""
 
     @abstractmethod
     def abort(self) -> None:
-        """Closes immediately, dropping whatever is in flight."""
+        """Closes the connection immediately, and drops everything that is in flight."""
 
     def unsent(self) -> tuple[int, int]:
-        """The bytes of responses that the client has not read, and how many of them the transport buffers."""
+        """Returns how many bytes of responses the client has not read, and how many the transport buffers."""
         return 0, 0
 
 
@@ -166,7 +172,7 @@ def join_writelines(transport: asyncio.Transport) -> None:
 
 
 def ingress_of(transport: asyncio.BaseTransport, *, metrics_only: bool) -> Ingress:
-    """How a connection reached the server.
+    """Returns how a connection reached the server.
 
     A Unix socket is recognised by its family: a missing peer address may also mean that a TCP client has
     disconnected.
@@ -180,12 +186,12 @@ def ingress_of(transport: asyncio.BaseTransport, *, metrics_only: bool) -> Ingre
 
 
 def peer_address(transport: asyncio.BaseTransport) -> str:
-    """The client's address without its port, such as "10.0.0.7"; "local" over a Unix socket."""
+    """Returns the client's address without its port, such as "10.0.0.7", or "local" for a Unix socket."""
     peer = transport.get_extra_info("peername")
     return str(peer[0]) if isinstance(peer, tuple) else "local"
 
 
-# HTTP dates are always English; time.strftime depends on the locale.
+# HTTP dates are always in English, but time.strftime depends on the locale.
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -193,7 +199,7 @@ _formatted = (0, b"")
 
 
 def http_date() -> bytes:
-    """The current date in the format of RFC 9110, section 5.6.7; formatted once a second."""
+    """Returns the current date in the format of RFC 9110, section 5.6.7. It is formatted once a second."""
     global _formatted  # noqa: PLW0603
     now = int(time.time())
     if _formatted[0] != now:

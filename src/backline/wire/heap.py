@@ -1,4 +1,4 @@
-"""Returns memory that the C library keeps after large requests and responses to the operating system."""
+"""Returns memory to the operating system that the C library keeps after large requests and responses."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from backline.wire.connection import Wire
 
 #: Seconds between two checks.
 INTERVAL = 0.5
-#: Growth, in bytes, that is worth the milliseconds a trim takes.
+#: The growth in bytes for which a trim, which takes milliseconds, is worthwhile.
 WORTH_TRIMMING = 16 * 1024 * 1024
 #: The server counts as idle while it holds fewer bytes of bodies and responses than this.
 IDLE_BYTES = 1024 * 1024
 
 
 class Heap:
-    """Watches the resident memory of the process while a server runs, and trims it after peaks."""
+    """A watch on the resident memory of the process while a server runs. It trims the heap after peaks."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        #: The most bytes of bodies and responses held at once since the last trim.
+        #: The maximum number of bytes of bodies and responses held at once since the last trim.
         self._peak = 0
-        #: The least resident memory seen; after a trim, without the bodies and responses held at that time.
+        #: The minimum resident memory seen so far. A trim sets it to the memory after the trim, less the
+        #: bodies and responses held at that time.
         self._lowest = resident_bytes()
         self._timer = wire.loop.call_later(INTERVAL, self._look)
 
@@ -43,6 +44,6 @@ class Heap:
     def _give_back(self) -> None:
         """Trims the heap, on a thread: trimming blocks the C library's allocator, but not the interpreter."""
         trim()
-        # The memory that could not be returned is in use. What models use becomes the new baseline; what
-        # bodies and responses use is worth another trim once they are gone.
+        # Memory that could not be returned is in use. The part that models use becomes the new baseline; for
+        # the part that bodies and responses use, another trim is worthwhile once they are gone.
         self._lowest = max(0, resident_bytes() - self._wire.buffered_bytes)

@@ -1,4 +1,4 @@
-"""The open addresses of a server: TCP and Unix sockets, plain or TLS, and the connections they accept."""
+"""A server's open addresses (TCP and Unix sockets, plain or TLS), and the connections they accept."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ from backline.wire.tls import LiveTls, TlsFiles
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between checks of the time limits of all connections; the shorter interval applies if a time limit
+#: Seconds between checks of the time limits of all connections. The shorter interval applies if a time limit
 #: is below SHORT_LIMIT.
 SWEEP_INTERVAL = 1.0
 SHORT_SWEEP_INTERVAL = 0.25
 SHORT_LIMIT = 4.0
-#: Connections checked per iteration of the event loop.
+#: The number of connections checked per iteration of the event loop.
 SWEEP_SLICE = 256
 #: Seconds between checks for remaining connections while the server stops.
 DRAIN_POLL = 0.01
 
 
 class Listeners:
-    """Accepts connections for one `Wire`. Every address serves every protocol: the first bytes decide."""
+    """The listening sockets of one `Wire`. Every address serves every protocol: the first bytes of a
+    connection determine which one.
+    """
 
     def __init__(self, wire: Wire, tls: TlsFiles | None = None) -> None:
         """Raises TlsFileError if a TLS file is missing or invalid."""
@@ -66,8 +68,8 @@ class Listeners:
 
         "" and "::" mean all addresses of this machine, IPv4 included. With `metrics_only`, the port speaks no
         TLS and serves only metrics and health checks; with `plain`, it speaks no TLS and serves everything.
-        With `reuse`, other servers that ask for the same may listen on the port too. Raises OSError naming
-        host and port.
+        With `reuse`, other servers that also set it may listen on the same port. Raises OSError naming the
+        host and the port.
         """
         try:
             name = None if host == "::" else host or None
@@ -82,7 +84,7 @@ class Listeners:
                 listening = _bind_tcp(family, kind, protocol, (address[0], port, *address[2:]), reuse=reuse)
                 if listening is not None:
                     sockets.append(listening)
-                    # The other addresses use the port that the first one got.
+                    # The other addresses use the port that was selected for the first one.
                     port = listening.getsockname()[1]
             if not sockets:
                 raise OSError(errno.EADDRNOTAVAIL, "the host has no address that this machine can listen on")
@@ -114,7 +116,7 @@ class Listeners:
     async def open_unix(self, path: Path) -> None:
         """Listens on a Unix socket without TLS, replacing a stale socket file.
 
-        The permissions of its folder protect it. Raises OSError naming the path.
+        The permissions of the socket's folder protect it. Raises OSError naming the path.
         """
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -172,7 +174,7 @@ class Listeners:
     async def _gone(self, timeout: float) -> None:
         """Waits until no connection is left.
 
-        Polls a plain set: an asyncio.Event would add work to every closing connection.
+        It polls a plain set, because an asyncio.Event would add work to every closing connection.
         """
         deadline = monotonic() + timeout
         while self._wire.connections and monotonic() < deadline:  # noqa: ASYNC110
@@ -205,7 +207,7 @@ class Listeners:
 def _bind_tcp(
     family: int, kind: int, protocol: int, address: tuple[object, ...], *, reuse: bool
 ) -> socket.socket | None:
-    """A bound socket; None if this machine does not support the address family."""
+    """Returns a bound socket, or None if this machine does not support the address family."""
     try:
         listening = socket.socket(family, kind, protocol)
     except OSError:
@@ -249,16 +251,18 @@ def _remove_stale(path: Path) -> None:
             raise OSError(errno.EADDRINUSE, "another server is listening on it")
 
 
-#: Connections accepted per iteration of the event loop.
+#: The number of connections accepted per iteration of the event loop.
 ACCEPTS_PER_TURN = 64
-#: Handshakes begun per iteration of the event loop. Each takes about a millisecond of it, in two steps.
+#: The number of handshakes begun per iteration of the event loop. Each takes about a millisecond of CPU time,
+#: in two steps.
 HANDSHAKES_PER_TURN = 2
 #: Seconds for which accepting stops when the process has run out of file descriptors.
 EXHAUSTED_PAUSE = 0.5
 
 
 class TlsAcceptor:
-    """Accepts TLS connections on one socket, and counts those in their handshake toward max_connections.
+    """An acceptor of TLS connections on one socket. It counts connections in their handshake toward
+    max_connections.
 
     They also count toward the share of their peer. asyncio's own server does not report a connection until
     its handshake, the most expensive part, is done.
@@ -270,9 +274,10 @@ class TlsAcceptor:
         self._wire = wire
         self._listening = listening
         self._tls = tls
-        #: Connections whose clients have sent nothing yet, with the timers that close them.
+        #: Connections whose clients have sent nothing yet, each with the timer that closes it.
         self._silent: dict[socket.socket, asyncio.TimerHandle] = {}
-        #: Connections whose handshake can begin, with the time (of the loop) by which it must have ended.
+        #: Connections whose handshake can begin, each with the time (of the loop) by which the handshake must
+        #: have ended.
         self._greeted: deque[tuple[socket.socket, float]] = deque()
         self._handshakes: set[asyncio.Task[None]] = set()
         #: The peer of each connection in these three states, and the number of such connections by peer.
@@ -354,7 +359,7 @@ class TlsAcceptor:
         self._drop(silent)
 
     def _hear(self, silent: socket.socket) -> None:
-        """Queues the handshake of a client that has sent something, or closes a connection that has ended."""
+        """Queues the handshake of a client that has sent something. Closes the connection if it has ended."""
         end = self._forget(silent)
         try:
             heard = silent.recv(1, socket.MSG_PEEK)
@@ -388,7 +393,8 @@ class TlsAcceptor:
                 ssl_shutdown_timeout=1.0,
             )
         except (TimeoutError, OSError) as error:
-            # The client speaks no TLS, has no certificate, or has disconnected: no fault of the server.
+            # The client speaks no TLS, has no certificate or has disconnected, which is no fault of the
+            # server.
             logger.debug("TLS handshake failed: %s", error)
             accepted.close()
         finally:

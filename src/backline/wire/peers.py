@@ -8,7 +8,8 @@ from math import ceil
 
 from backline.wire.limits import Limits
 
-#: Leading bytes of an IPv6 address that identify a peer: a host commonly gets a whole /64 (RFC 6177).
+#: The number of leading bytes of an IPv6 address that identify a peer: a host is commonly given a whole /64
+#: (RFC 6177).
 _IPV6_PREFIX = 8
 
 
@@ -27,11 +28,11 @@ class Peer:
 
 
 class Peers:
-    """All connected peers, and the share of each limit that one of them may use.
+    """All connected peers, and the share of each limit that a single peer may use.
 
-    Invariant: a peer at its share leaves `1 - max_peer_share` of the limit (rounded down) to others, so that
-    no address can lock out the rest. Clients that share an address, such as that of a proxy, count as one
-    peer.
+    Invariant: a peer that uses its whole share leaves `1 - max_peer_share` of the limit (rounded down) to
+    others, so that no address can lock the others out. Clients that share an address, such as that of a
+    proxy, count as one peer.
     """
 
     def __init__(self, limits: Limits) -> None:

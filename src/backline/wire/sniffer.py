@@ -15,8 +15,8 @@ from backline.wire.peers import Peer
 #: The first byte of a TLS handshake record (RFC 8446, section 5.1), sent to a plaintext port by mistake.
 TLS_HANDSHAKE = 0x16
 #: The last RESERVE connections below max_connections, and below each peer's share, accept only vital
-#: requests, so that health probes are answered while all other connections are in use. At most 1 connection
-#: in RESERVE_PART is reserved.
+#: requests, so that health probes are answered while all other connections are in use. At most one in
+#: RESERVE_PART connections is reserved.
 RESERVE = 16
 RESERVE_PART = 64
 #: Seconds after which a reserved connection is closed.
@@ -24,7 +24,7 @@ RESERVED_TIME = 5.0
 
 
 class Sniffer(Connection):
-    """A connection whose first bytes, which determine the protocol, have not all arrived."""
+    """A connection that has not yet received all of the first bytes, which determine the protocol."""
 
     __slots__ = ("_metrics_only", "_opened", "_peer", "_received", "_transport", "_wire")
 
@@ -34,7 +34,7 @@ class Sniffer(Connection):
         self._transport: asyncio.Transport | None = None
         self._peer: Peer | None = None
         self._received = b""
-        #: The time of the first sweep that saw this connection.
+        #: The time of the first check of time limits that included this connection.
         self._opened: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -72,7 +72,8 @@ class Sniffer(Connection):
             self._become(Http1Connection)
 
     def _become_http2(self) -> None:
-        # Imported late: a server that only has HTTP/1.1 clients starts sooner and needs less memory.
+        # This is imported late: a server with only HTTP/1.1 clients starts sooner and needs less memory
+        # without it.
         from backline.wire.http2.connection import Http2Connection
 
         self._become(Http2Connection)
@@ -113,7 +114,7 @@ class Sniffer(Connection):
 
 
 def refuse_connection(wire: Wire, transport: asyncio.Transport) -> None:
-    """Responds 503 without reading a request, which is the cheapest refusal, and closes."""
+    """Responds with 503 without reading a request, the cheapest refusal, and closes the connection."""
     kind, body = wire.application.render_error(503, "The server has too many connections; try again later")
     transport.write(
         b"%bcontent-type: %b\r\ncontent-length: %d\r\nretry-after: 1\r\nconnection: close\r\n\r\n%b"

@@ -1,4 +1,4 @@
-"""TLS configuration of listeners: certificate, key, client certificates, ALPN."""
+"""The TLS configuration of listeners: certificate, key, client certificates and ALPN."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ log = logging.getLogger("backline.wire")
 #: All suites of TLS 1.3 are of this kind. Security level 2 rules out SHA-1 signatures and keys that are too
 #: short.
 CIPHERS = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20"
-#: Seconds for which certificate and key must stay the same before they are read again.
+#: Seconds for which the files of certificate and key must be unchanged before they are read again.
 SETTLE = 0.2
 
 
-#: Whether clients must present a certificate, or may.
+#: Whether a client certificate is required or optional.
 ClientAuth: TypeAlias = Literal["required", "optional"]
 
 
@@ -35,7 +35,7 @@ class TlsFileError(ValueError):
 class TlsFiles:
     """Paths of PEM files. With `client_ca`, clients present a certificate signed by it (mutual TLS).
 
-    With `client_auth` optional, clients without a certificate are admitted as well.
+    If `client_auth` is "optional", clients without a certificate are admitted as well.
     """
 
     certificate: Path
@@ -45,11 +45,13 @@ class TlsFiles:
 
     @property
     def only_certified(self) -> bool:
-        """Whether every client has a certificate."""
+        """Whether every client must have a certificate."""
         return self.client_ca is not None and self.client_auth == "required"
 
     def context(self) -> ssl.SSLContext:
-        """A server context: TLS 1.2 or later, ALPN h2 and http/1.1. Raises TlsFileError for a bad file."""
+        """Returns a context for a server: TLS 1.2 or later, ALPN h2 and http/1.1. Raises TlsFileError for a
+        bad file.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_ciphers(CIPHERS)
@@ -73,7 +75,7 @@ class TlsFiles:
         return context
 
 
-#: The short names of the attributes of a subject (RFC 4519, section 2); Python has the long ones.
+#: The short names of the attributes of a subject (RFC 4519, section 2), by the long names that Python uses.
 ATTRIBUTES = {
     "commonName": "CN",
     "organizationName": "O",
@@ -87,7 +89,7 @@ ATTRIBUTES = {
 
 
 def read_certificate(presented: Mapping[str, Any]) -> Certificate:
-    """Reads what `SSLSocket.getpeercert` returns."""
+    """Reads a certificate in the form that `SSLSocket.getpeercert` returns."""
     subject = (pair for relative in presented.get("subject", ()) for pair in relative)
     return Certificate(
         frozenset(f"{ATTRIBUTES.get(name, name)}={value}" for name, value in subject),
@@ -102,15 +104,15 @@ def read_certificate(presented: Mapping[str, Any]) -> Certificate:
 class LiveTls:
     """The TLS context for new handshakes, which follows changes to the files while the server runs.
 
-    Each change makes a new context: the old one must stay usable if the new files do not fit together, and
-    handshakes in progress continue with theirs. Open connections are not affected.
+    Each change creates a new context: the old one must remain usable in case the new files do not fit
+    together, and handshakes in progress continue with their own context. Open connections are not affected.
     """
 
     def __init__(self, files: TlsFiles, loop: asyncio.AbstractEventLoop) -> None:
         """Raises TlsFileError if a file is missing or invalid."""
         self._files = files
         paths = [path for path in (files.certificate, files.key, files.client_ca) if path is not None]
-        # Created first, so that no change is missed that follows the reading.
+        # The watch is created before the files are read, so that no later change is missed.
         self._watch = FileWatch(paths, self._apply, loop, settle=SETTLE)
         try:
             self.context = files.context()
@@ -122,7 +124,9 @@ class LiveTls:
         self._watch.close()
 
     def reload(self) -> None:
-        """Reads the files again, changed or not. If they are not valid, the context stays as it is."""
+        """Reads the files again, whether or not they have changed. If they are not valid, the context is kept
+        as it is.
+        """
         self._watch.mark_read()
         self._apply()
 

@@ -1,4 +1,4 @@
-"""Shares the event loop fairly between connections that have sent more than one turn should handle."""
+"""Shares the event loop fairly between connections with more received bytes than fit in one turn."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from collections import OrderedDict
 from time import perf_counter
 from typing import Protocol
 
-#: Seconds per round, for all waiting connections together, before the event loop polls the sockets again.
+#: Seconds that one round takes, for all waiting connections together, before the event loop polls the sockets
+#: again.
 SECONDS_PER_ROUND = 0.005
-#: Connections that resume reading per round. The event loop reads from all readable sockets before it runs
-#: anything else, so this bounds how long a hundred simultaneous uploads can delay other clients.
+#: The number of connections that resume reading per round. The event loop reads from all readable sockets
+#: before it runs anything else, so this bounds how long a hundred simultaneous uploads can delay other
+#: clients.
 READS_PER_ROUND = 4
-#: A connection that receives this much in one read pauses until its turn: otherwise the transport reads a
-#: full socket up to 32 times in a row (libuv).
+#: A connection that receives this many bytes in one read pauses until its turn. Otherwise the transport reads
+#: a full socket up to 32 times in a row (libuv).
 LARGE_READ = 64 * 1024
 
 _GONE = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
@@ -26,7 +28,8 @@ class TakesTurns(Protocol):
 
 
 class Turns:
-    """A round-robin queue of connections with bytes to handle or read; others are served between rounds.
+    """A round-robin queue of connections that have bytes to handle or read. Other connections are served
+    between rounds.
 
     Each connection limits its own turn in bytes and time. A round is limited in total time and in the number
     of sockets that resume reading, however many connections wait.
@@ -40,7 +43,9 @@ class Turns:
         self._scheduled = False
 
     def wait(self, connection: TakesTurns) -> None:
-        """Enqueues a call of `take_turn`. A connection that is already queued keeps its place."""
+        """Queues a connection for a call of its `take_turn`. A connection that is already queued keeps its
+        place.
+        """
         self._waiting[connection] = None
         if not self._scheduled:
             self._scheduled = True
@@ -61,7 +66,7 @@ class Turns:
 
 
 def peer_is_gone(transport: asyncio.Transport) -> bool:
-    """Whether the client has closed at least its sending half, even if earlier bytes are still unread."""
+    """Returns whether the client has closed at least its sending half, even if earlier bytes are unread."""
     connected = transport.get_extra_info("socket")
     if connected is None:
         return False

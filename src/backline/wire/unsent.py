@@ -26,7 +26,7 @@ class _Backlog:
 
 
 class Unsent:
-    """The ledger of unsent responses, which count toward `limits.max_buffered_bytes`.
+    """The account of unsent responses, which count toward `limits.max_buffered_bytes`.
 
     Invariants:
 
@@ -34,9 +34,9 @@ class Unsent:
       (`Output.held`), and of the sizes of the transports' write buffers as last observed: after a large
       write, when a transport pauses or resumes writing, and once per sweep. Between observations a connection
       can add small responses up to `max_unsent_bytes`, where its transport pauses it.
-    * When the sum exceeds the limit, connections are closed until it is at most 7/8 of the limit. Those whose
-      clients have read nothing for the longest time go first, so a slow reader of a large response outlives
-      an idle client.
+    * When the sum exceeds the limit, connections are closed until it is at most 7/8 of the limit. Connections
+      whose clients have read nothing for the longest time are closed first, so that an idle client is cut off
+      before a slow reader of a large response.
     * Write buffers are observed after the transport has tried to send: what the kernel accepts immediately
       never counts.
     """
@@ -50,7 +50,7 @@ class Unsent:
         self._to_see: set[Connection] = set()
 
     def watch(self, connection: Connection) -> None:
-        """Observes a connection with much to send, once its transport has tried to send it."""
+        """Observes a connection that has much to send, once its transport has tried to send it."""
         if not self._to_see:
             self._wire.loop.call_soon(self._see)
         self._to_see.add(connection)

@@ -1,4 +1,4 @@
-"""Bounds the memory of large bodies that are being received: those that arrive fast wait for each other."""
+"""Bounds the memory of large bodies that are being received, by making bodies that arrive fast take turns."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from backline.wire.limits import KIB, MIB
 
 #: Bodies up to this many bytes never wait.
 FREE = 1 * MIB
-#: A body may always arrive at this average rate, in bytes per second.
+#: The average rate at which any body may always arrive, in bytes per second.
 LEAST_RATE = 4 * MIB
-#: The most bytes that a connection reads at once.
+#: The maximum number of bytes that a connection reads at once.
 READ = 256 * KIB
-#: Seconds until bodies that wait may have earned more room by `LEAST_RATE`.
+#: Seconds until waiting bodies may have gained more room by `LEAST_RATE`.
 RECHECK = 0.25
 
 
 class Upload(Protocol):
-    """A request that receives a large body. Objects are compared by identity."""
+    """A request whose large body is being received. Objects are compared by identity."""
 
     def proceed(self) -> None:
-        """Calls `Uploads.room` again, and receives as much as the result allows."""
+        """Calls `Uploads.room` again, and receives as many bytes as the result allows."""
 
 
 @dataclass(slots=True)
 class _Place:
-    """The room of one body in bytes, and when it joined the line."""
+    """The room of one body in bytes, and the time at which the body joined the line."""
 
     since: float
     size: int = 0
@@ -38,14 +38,15 @@ class _Place:
 class Uploads:
     """The large bodies that are being received, in the order in which they became large.
 
-    Clients on a fast network lose nothing by waiting. The last of their bodies arrives no sooner if all are
-    received at once, but then all are in memory at once. Slow clients would lose time, because each could
-    have used its own network, and they fill the memory slowly. So only fast bodies wait.
+    Clients on a fast network lose nothing by waiting: the last of their bodies would arrive no sooner if all
+    were received at once, but then all would be in memory at once. Slow clients would lose time, because each
+    could have used its own network in the meantime, and their bodies fill the memory only slowly. So only
+    fast bodies wait.
 
     Invariants:
 
-    * Together, the bodies in the line have room for `limit` bytes, plus one whole body, plus what
-      `LEAST_RATE` allows to bodies that wait.
+    * Together, the bodies in the line have room for `limit` bytes, plus one whole body, plus the bytes that
+      `LEAST_RATE` allows to waiting bodies.
     * The first body in the line never waits. A body waits for at most its size divided by `LEAST_RATE`,
       however slow the bodies before it are.
     """
@@ -53,18 +54,18 @@ class Uploads:
     def __init__(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
         self._limit = limit
         self._loop = loop
-        #: Dictionaries keep the order of insertion.
+        #: The place of each body, in the order of the line (dictionaries keep the order of insertion).
         self._line: dict[Upload, _Place] = {}
-        #: The room of all bodies in the line.
+        #: The total room of all bodies in the line.
         self._taken = 0
         #: The bodies that have less room than they asked for.
         self.waiting: set[Upload] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def room(self, upload: Upload, size: int) -> int:
-        """Gives a body room for up to `size` bytes in total, and returns how many it has.
+        """Gives a body room for up to `size` bytes in total, and returns how many bytes of room it has.
 
-        If it has fewer than `size`, `upload.proceed` is called when there may be more.
+        If that is less than `size`, `upload.proceed` is called when there may be more.
         """
         place = self._line.get(upload)
         if place is None:
@@ -94,7 +95,7 @@ class Uploads:
             self._loop.call_soon(self._pass_on)
 
     def _pass_on(self) -> None:
-        """Lets bodies proceed, in order, until one has to wait again."""
+        """Lets bodies proceed in order, until one of them has to wait again."""
         for upload in [one for one in self._line if one in self.waiting]:
             upload.proceed()
             if upload in self.waiting:
@@ -109,9 +110,9 @@ class Uploads:
 
 
 class Pace:
-    """Pauses reading on a connection while its large body has no room in `Uploads`.
+    """A control that pauses reading on a connection while its large body has no room in `Uploads`.
 
-    Without HTTP/2, not reading is the only way to slow a client down. `update` is called when `waits` has
+    Without HTTP/2, not reading is the only way to slow a client down. `update` is called whenever `waits` has
     changed.
     """
 
@@ -126,7 +127,7 @@ class Pace:
         self.waits = False
 
     def grew(self, size: int) -> None:
-        """Called when `size` bytes of the body have arrived, more than FREE."""
+        """Called when `size` bytes of the body, which is more than FREE, have arrived."""
         self._size = size
         if size > self._room:
             self.proceed()

@@ -1,1 +1,3 @@
-"""Instances run batches: in this process (`here/`) or in workers (`process/`); see `instance.Instance`."""
+"""Instances run batches, in the server's process (`here/`) or in workers (`process/`); see
+`instance.Instance`.
+"""

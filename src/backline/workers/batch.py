@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 class Batch:
     """Requests that an instance runs together, and their outcomes.
 
-    `items` is the sum of their batch sizes. `outcomes` has one entry per request, in order, once the batch
-    has run; an entry is None if its responses were sent one by one. Timestamps are of time.monotonic_ns():
-    `started_ns` when the batch was taken from the queue, then `gathered_ns` for its inputs, `ran_ns` for the
-    end of the run, and `ended_ns` when the outputs were split. `parts` has a batch for each request if the
-    whole batch failed and its requests ran alone, or if only some of them failed.
+    `items` is the sum of the requests' batch sizes. `outcomes` has one entry per request, in order, once the
+    batch has run; an entry is None if its responses were sent one by one. The timestamps, of
+    time.monotonic_ns(), are `started_ns` when the batch was taken from the queue, `gathered_ns` when its
+    inputs had been gathered, `ran_ns` when the run had ended, and `ended_ns` when the outputs had been split.
+    `parts` has a batch for each request if the whole batch failed and its requests ran alone, or if only some
+    of them failed.
     """
 
     __slots__ = (
@@ -44,7 +45,7 @@ class Batch:
         self.tickets = tickets
         self.items = items
         self.started_ns = started_ns
-        #: Whether the batch runs off the event loop, so that it can be abandoned meanwhile.
+        #: Whether the batch runs outside the event loop, so that it can be abandoned while it runs.
         self.off_loop = off_loop
         self.gathered_ns = 0
         self.ran_ns = 0
@@ -55,17 +56,19 @@ class Batch:
         self.executed = False
         #: Whether the batch is part of a larger run, which counts as one execution.
         self.shared = False
-        #: Whether all its requests are cancelled.
+        #: Whether all requests of the batch are cancelled.
         self.abandoned = False
-        #: Ends the run early. The instance sets it, on its thread, if the runtime can interrupt a run.
+        #: A function that ends the run early. The instance sets it, on its thread, if the runtime can
+        #: interrupt a run.
         self.on_abandon: Callable[[], object] | None = None
-        #: Called once, then cleared, if the instance can take a batch before this one has all outcomes.
+        #: Called once, and then cleared, if the instance can take another batch before this one has all its
+        #: outcomes.
         self.on_vacated: Callable[[Instance, Batch], None] | None = None
 
     def abandon(self) -> None:
         """Stops the run if possible, because all requests are cancelled. Called on the event loop."""
         self.abandoned = True
-        # No lock: the running thread sets `on_abandon` before it reads `abandoned`, and this writes
-        # `abandoned` before it reads `on_abandon`, so at least one side sees the other's write.
+        # No lock is needed: the running thread sets `on_abandon` before it reads `abandoned`, and this method
+        # writes `abandoned` before it reads `on_abandon`, so at least one side sees the other's write.
         if self.on_abandon is not None:
             self.on_abandon()

@@ -14,17 +14,17 @@ from backline.model import metrics
 from backline.workers.child.worker import make_worker
 from backline.workers.process.process import WorkerProcess
 
-#: Modules and sys.path before any model was imported; `forget_modules` keeps these.
+#: The modules and sys.path before any model was imported, which `forget_modules` keeps.
 _OWN_MODULES = frozenset(sys.modules)
 _OWN_PATH = frozenset(sys.path)
 
 
 class DebuggedWorker(WorkerProcess):
-    """A worker without a process: it has no heartbeat and no timeout, cannot be killed, and shares the
-    server's output. Use only on the event loop.
+    """A worker without a process. It has no heartbeat and no timeout, cannot be killed, and shares the
+    server's output. Use it only on the event loop.
 
-    A thread cannot be killed. If it is at a breakpoint when the worker is stopped, it is abandoned after a
-    short wait.
+    The worker's thread cannot be killed. If it is at a breakpoint when the worker is stopped, it is abandoned
+    after a short wait.
     """
 
     farewell: ClassVar[float] = 0.5
@@ -56,7 +56,7 @@ class DebuggedWorker(WorkerProcess):
         try:
             make_worker(data, control, calls, arena, on_end=lambda: None).serve()
         finally:
-            metrics.disconnect()  # this process lives on, unlike that of another worker
+            metrics.disconnect()  # this process continues, unlike that of an ordinary worker
             with suppress(RuntimeError):  # the server has ended, and its loop is closed
                 self._loop.call_soon_threadsafe(self._finish)
 
@@ -86,9 +86,9 @@ class DebuggedWorker(WorkerProcess):
 
 
 def forget_modules(folder: Path) -> None:
-    """Forgets the modules imported from a folder, so that their next import reads the files again."""
-    # Python reuses cached bytecode if the source still has the same size and the same modification time in
-    # whole seconds, and a quick edit may change neither.
+    """Removes the modules imported from a folder, so that their next import reads the files again."""
+    # Bytecode must not be cached: Python reuses it if the source still has the same size and the same
+    # modification time in whole seconds, and a quick edit may change neither.
     sys.dont_write_bytecode = True
     root = str(folder.resolve()) + os.sep
     for name, module in list(sys.modules.items()):

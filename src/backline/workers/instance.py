@@ -1,4 +1,4 @@
-"""The seam between schedulers and the places where batches run."""
+"""The interface between schedulers and the places where batches run."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ Finished: TypeAlias = Callable[["Instance", Batch], None]
 
 
 class Instance(Protocol):
-    """Runs one batch at a time: on the event loop, on a thread, or in a worker process."""
+    """An instance, which runs one batch at a time: on the event loop, on a thread, or in a worker process."""
 
-    #: Whether `run` returns at once and the batch runs off the event loop.
+    #: Whether `run` returns at once, and the batch runs outside the event loop.
     off_loop: ClassVar[bool]
 
     def run(self, batch: Batch, finished: Finished) -> None:
-        """Starts a batch; the instance must be free. May call `finished` before it returns."""
+        """Starts a batch. The instance must be free. May call `finished` before it returns."""
 
     def close(self) -> None:
-        """Releases what the instance holds, once its batch has ended."""
+        """Releases the resources of the instance, once its batch has ended."""
 
 
 @runtime_checkable
 class WaitsForTurn(Protocol):
-    """An instance whose batch may have to wait for a permit.
+    """An instance whose batch may have to wait for a permit before it runs.
 
-    While the batch waits, `form_again`, which the scheduler sets, removes its expired and cancelled requests
-    and fills it up with newer ones. The batch may become empty.
+    While the batch waits, `form_again`, which the scheduler sets, removes expired and cancelled requests from
+    the batch and fills it up with newer ones. The batch may become empty.
     """
 
     form_again: Callable[[Batch], None] | None
@@ -39,8 +39,8 @@ class WaitsForTurn(Protocol):
 
 
 class Remembers(Protocol):
-    """An instance whose model may keep the state of sequences. `memory` becomes a new object when that
-    state is lost, and is None while there is no worker.
+    """An instance whose model may keep the state of sequences. `memory` becomes a new object when that state
+    is lost, and is None while there is no worker.
     """
 
     @property
@@ -48,7 +48,7 @@ class Remembers(Protocol):
 
 
 def remembers(instance: Instance) -> TypeGuard[Remembers]:
-    """Whether an instance, or the one that it wraps, implements `Remembers`.
+    """Returns whether an instance, or the one that it wraps, implements `Remembers`.
 
     isinstance cannot be used: since Python 3.12, it ignores the attributes that a wrapper forwards.
     """

@@ -19,21 +19,21 @@ from backline.engine.values.signature import Signature, TensorSpec
 from backline.engine.values.tensor import Shape, element_count
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
-#: Computes a hidden input from the requests, their numbers of rows, and the joined inputs.
+#: A function that computes a hidden input from the requests, their numbers of rows, and the joined inputs.
 Describe: TypeAlias = Callable[[Sequence[Arrays], Sequence[int], Arrays], np.ndarray]
 
 
 def lengths(
     name: str, axis: int, dtype: np.dtype, requests: Sequence[Arrays], rows: Sequence[int], _: Arrays
 ) -> np.ndarray:
-    """The batch input with the length of each item of an input along an axis."""
+    """Returns the batch input with the length of each item of an input along an axis."""
     return np.repeat(np.array([request[name].shape[axis] for request in requests], dtype), rows)
 
 
 def mask(
     name: str, axis: int, dtype: np.dtype, requests: Sequence[Arrays], rows: Sequence[int], inputs: Arrays
 ) -> np.ndarray:
-    """The batch input that marks which elements of each item are not padding; padded as in `inputs`."""
+    """Returns the batch input that marks the elements of each item that are not padding in `inputs`."""
     real = lengths(name, axis, np.dtype(np.int64), requests, rows, inputs)
     return (np.arange(inputs[name].shape[axis]) < real[:, np.newaxis]).astype(dtype)
 
@@ -43,16 +43,17 @@ def _counts(sources: Sequence[np.ndarray]) -> list[int]:
 
 
 def _item_shape(sources: Sequence[np.ndarray]) -> np.ndarray:
-    """The shape of each item, with one row per item of the batch rather than per request."""
+    """Returns the shape of each item, with one row per item of the batch rather than per request."""
     return np.concatenate([np.tile(source.shape[1:], (len(source), 1)) for source in sources])
 
 
-#: Triton's kinds of batch inputs as functions of the requests' source arrays (backend_input_collector.cc).
+#: Triton's kinds of batch inputs, as functions of the source arrays of the requests
+#: (backend_input_collector.cc).
 BATCH_INPUTS: Mapping[str, Callable[[Sequence[np.ndarray]], object]] = {
     "BATCH_ELEMENT_COUNT": _counts,
     "BATCH_ACCUMULATED_ELEMENT_COUNT": lambda sources: np.cumsum(_counts(sources)),
     "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO": lambda sources: [0, *accumulate(_counts(sources))],
-    # The model reads only the shape: as many elements as the largest request has.
+    # The model reads only the shape, which has as many elements as the largest request.
     "BATCH_MAX_ELEMENT_COUNT_AS_SHAPE": lambda sources: np.zeros(max(_counts(sources))),
     "BATCH_ITEM_SHAPE": _item_shape,
     "BATCH_ITEM_SHAPE_FLATTEN": lambda sources: _item_shape(sources).reshape(-1),
@@ -66,17 +67,18 @@ def _batch_input(
     return np.asarray(BATCH_INPUTS[batch_input.kind](sources), dtype)
 
 
-#: Combines the arrays of one input of all requests.
+#: A function that combines the arrays that all requests have for one input.
 Column: TypeAlias = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 class Joiner:
-    """Joins requests and splits outputs by the rules of a `joining`. Thread-safe, because it is stateless.
+    """A joiner, which joins requests and splits outputs by the rules of a `joining`. Thread-safe, because it
+    is stateless.
 
-    `signature` is the model's, with hidden inputs and with the batch as first dimension. `scattered` has the
-    shapes of scattered outputs as clients see them. `reshapes` maps inputs to their shapes in the model;
-    batch inputs describe those shapes. A model that is not `batched` gets one request at a time, and its
-    outputs are not split by rows.
+    `signature` is the model's signature, with hidden inputs and with the batch as first dimension.
+    `scattered` has the shapes of scattered outputs as clients see them. `reshapes` maps inputs to their
+    shapes in the model; batch inputs describe those shapes. A model that is not `batched` gets one request at
+    a time, and its outputs are not split by rows.
 
     Raises InvalidArgument, prefixed with `where`, if the model does not fit the rules.
     """
@@ -119,7 +121,7 @@ class Joiner:
         self._cuts = {name: (cut, self.joining.padding[cut.to].axes[0]) for name, cut in joining.cuts.items()}
 
     def not_filled_up(self) -> Joiner:
-        """Returns a joiner that neither pads to buckets nor fills up batches: one request stays unchanged."""
+        """Returns a joiner without padding to buckets and filling up: single requests are unchanged."""
         where, signature, scattered, reshapes = self._made_of
         padding = {
             name: replace(padding, buckets=padding.buckets if padding.most else ())
@@ -129,8 +131,8 @@ class Joiner:
         return Joiner(where, joining, signature, scattered, batched=self._batched, reshapes=reshapes)
 
     def join(self, requests: Sequence[Arrays], rows: Sequence[int]) -> dict[str, np.ndarray]:
-        """Joins requests into the inputs of the model; `rows` has the number of rows of each. JoiningCheck
-        decides which requests may be joined.
+        """Joins requests into the inputs of the model; `rows` has the number of rows of each request.
+        JoiningCheck decides which requests may be joined.
         """
         requests, rows = self._filled_up(requests, rows)
         inputs = {
@@ -145,7 +147,9 @@ class Joiner:
     def _filled_up(
         self, requests: Sequence[Arrays], rows: Sequence[int]
     ) -> tuple[Sequence[Arrays], Sequence[int]]:
-        """Appends copies of the first row up to an allowed batch size; their outputs are discarded."""
+        """Appends copies of the first row up to an allowed batch size. The outputs for these copies are
+        discarded.
+        """
         items = sum(rows)
         missing = self.joining.batch_size(items) - items
         if not missing:
@@ -154,7 +158,7 @@ class Joiner:
         return [*requests, *[row] * missing], [*rows, *[1] * missing]
 
     def run_size(self, rows: Sequence[int]) -> int:
-        """The number of rows in a run of these requests, including those that only fill it up."""
+        """Returns the number of rows in a run of these requests, including those that only fill it up."""
         return self.joining.batch_size(sum(rows))
 
     def split(
@@ -164,8 +168,8 @@ class Joiner:
         names: Sequence[str],
         arrays: Sequence[np.ndarray],
     ) -> list[list[np.ndarray]]:
-        """Splits a run's outputs `arrays`, called `names`, into those of each request. Raises Internal if
-        they are too short or too long.
+        """Splits the outputs `arrays` of a run, whose names are `names`, into the outputs of each request.
+        Raises Internal if they are too short or too long.
         """
         outputs: list[list[np.ndarray]] = [[] for _ in requests]
         for name, array in zip(names, arrays, strict=True):
@@ -211,7 +215,7 @@ class Joiner:
         ends = list(accumulate(map(element_count, shapes)))
         flat = array.reshape(-1)
         rows = [len(request[source]) for request in requests]
-        surplus = self.run_size(rows) > sum(rows)  # the outputs of filled-up rows follow
+        surplus = self.run_size(rows) > sum(rows)  # outputs for rows that only fill up the batch follow
         if flat.size < ends[-1] or (flat.size > ends[-1] and not surplus):
             raise Internal(
                 f"output '{name}' has {flat.size} elements,"
@@ -283,7 +287,7 @@ def _check_names(where: str, joining: Joining, signature: Signature) -> None:
 
 
 def _padding(where: str, joining: Joining, signature: Signature) -> dict[str, Padding]:
-    """The padding of each padded input by name, with the axes filled in."""
+    """Returns the padding of each padded input by name, with all axes set."""
     given: dict[str, Padding] = {}
     hidden = joining.hidden_inputs
     for spec in signature.inputs:
@@ -319,8 +323,8 @@ def _padding(where: str, joining: Joining, signature: Signature) -> dict[str, Pa
 
 
 def _to_fixed_length(padding: Padding, shape: Shape) -> Padding | None:
-    """The padding for an input of this shape, with the length that the model requires if it is fixed; None
-    if the input cannot be padded.
+    """Returns the padding for an input of this shape, or None if the input cannot be padded. If the model
+    requires a fixed length, the padding has that length.
     """
     varying = {axis for axis, dim in enumerate(shape) if dim < 0 and axis}
     if set(padding.axes or varying) <= varying:
@@ -342,8 +346,8 @@ def _vary(axes: Sequence[int]) -> str:
 
 
 def _described_dtype(where: str, spec: TensorSpec, rank: int, datatype: DataType | None = None) -> np.dtype:
-    """The dtype of a hidden input with this many dimensions. Raises InvalidArgument if the model declares
-    another rank, another datatype, or one that is not a number.
+    """Returns the dtype of a hidden input with this many dimensions. Raises InvalidArgument if the model
+    declares another rank, another datatype, or one that is not a number.
     """
     if datatype is not None and spec.datatype is not datatype:
         raise InvalidArgument(
@@ -359,7 +363,7 @@ def _described_dtype(where: str, spec: TensorSpec, rank: int, datatype: DataType
 
 
 def _fill_value(where: str, spec: TensorSpec, text: str) -> object:
-    """The value that an input is padded with."""
+    """Returns the value with which an input is padded."""
     if spec.datatype is DataType.BYTES:
         return text.encode()
     try:

@@ -18,22 +18,23 @@ if TYPE_CHECKING:
 
 
 class ModelInWorkers(ABC):
-    """The counterpart of `LoadedModel` for models in worker processes. Use only on the event loop, except
-    `run`, which is for other threads, and `close`, which is for any thread.
+    """The counterpart of `LoadedModel` for models in worker processes. Use it only on the event loop, except
+    `run`, which is for other threads, and `close`, which may be called on any thread.
     """
 
     #: The worker's description of the model.
     loaded: WorkerLoaded
     signature: Signature
     warnings: tuple[str, ...]
-    #: The devices of the model, and the place of each worker.
+    #: The devices of the model, and the place of each of its workers.
     placed: Places
     places: tuple[Place, ...]
-    #: Counts the responses of a decoupled model; None for others.
+    #: The counts of a decoupled model's responses; None for other models.
     responses: ResponseStatistics | None
-    #: Called with the reason when no worker has run for a while, and with "" when one runs again.
+    #: Called with the reason when no worker has been running for a while, and with "" when a worker runs
+    #: again.
     on_available: Callable[[str], None]
-    #: Called with `unready` whenever that changes.
+    #: Called with `unready` whenever `unready` changes.
     on_ready: Callable[[str], None]
     #: Why the model reports that it is not ready; empty if it is ready.
     unready: str
@@ -51,12 +52,12 @@ class ModelInWorkers(ABC):
     @property
     @abstractmethod
     def where(self) -> str:
-        """Where the model runs, as text for messages."""
+        """The place where the model runs, as text for messages."""
 
     @property
     @abstractmethod
     def debugged(self) -> bool:
-        """Whether the model runs in this process, for a debugger."""
+        """Whether the model runs in the server's process, for a debugger."""
 
     @property
     @abstractmethod
@@ -65,21 +66,23 @@ class ModelInWorkers(ABC):
 
     @abstractmethod
     async def resize(self, placed: Places, places: tuple[Place, ...]) -> None:
-        """Adds and ends workers while the model serves, until there is one for each of `places`.
+        """Starts and ends workers while the model serves, until there is one for each of `places`.
 
-        Raises BacklineError if one cannot be started; then the workers stay as they are.
+        Raises BacklineError, and keeps the workers as they are, if a worker cannot be started.
         """
 
     @abstractmethod
     def instances(self) -> Sequence[Instance]:
-        """One instance for each batch that the workers take at once."""
+        """Returns one instance for each batch that the workers take at once."""
 
     @abstractmethod
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """Runs the model as LoadedModel.run does, on any thread but the event loop's. For a decoupled model,
-        returns the last response.
+        """Runs the model as LoadedModel.run does, on any thread except the event loop's. For a decoupled
+        model, returns the last response.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Stops the workers. Returns at once on the event loop, and on other threads once they have ended."""
+        """Stops the workers. Returns at once when called on the event loop; on other threads, once they have
+        ended.
+        """

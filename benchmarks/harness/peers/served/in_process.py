@@ -1,4 +1,4 @@
-"""Measures how many items per second ONNX Runtime computes; prints a JSON list with a number per setting.
+"""Measures how many items per second ONNX Runtime computes. Prints a JSON list with a number per setting.
 
 Usage: `in_process.py MODEL.onnx INPUT SHAPE SECONDS BATCH,THREADS,CALLERS...`
 

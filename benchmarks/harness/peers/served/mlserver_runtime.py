@@ -10,7 +10,7 @@ from mlserver import MLModel
 from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceRequest, InferenceResponse
 
-#: Models with larger inputs than this run on a thread, to keep the event loop free.
+#: Models whose input has more items than this run on a thread, to keep the event loop free.
 INLINE_ITEMS = 1000
 
 

@@ -84,7 +84,9 @@ class GrpcExchange(Stream):
                 self.connection.deadlines.add(self.deadline, self)
 
     def _overload(self) -> str | None:
-        """What the server has too many of, such as "requests in flight"; None if the call is acceptable."""
+        """Returns what the server has too many of, such as "requests in flight", or None if the call is
+        acceptable.
+        """
         connection = self.connection
         wire = connection.wire
         if not self.streaming:
@@ -95,7 +97,7 @@ class GrpcExchange(Stream):
         return "streams open" if full else None
 
     def end(self, code: int, message: str, trailers: Fields = ()) -> None:
-        """Ends the call with a status, after messages that are already queued."""
+        """Ends the call with a status, which follows any messages that are already queued."""
         if self.answered or self.closed:
             return
         self.answered = True

@@ -23,10 +23,11 @@ UNIMPLEMENTED = 12
 INTERNAL = 13
 UNAVAILABLE = 14
 
-#: Bytes after which status messages are cut, so that trailers fit the limit of clients (8 KiB in grpcio).
+#: The maximum length of a status message in bytes. Longer messages are cut, so that the trailers fit the
+#: limit of clients (8 KiB in grpcio).
 MAX_MESSAGE = 4096
 
-#: The header blocks before the first message of a response and, on success, after the last.
+#: The header blocks that precede the first message of a response and, on success, follow the last one.
 RESPONSE_BLOCK = frames.encode_fields([(b":status", b"200"), (b"content-type", b"application/grpc")])
 COMPRESSED_RESPONSE_BLOCKS = {
     name: frames.encode_fields(
@@ -52,7 +53,9 @@ def escape(message: str) -> bytes:
 
 
 def status_block(code: int, message: str, trailers: Fields, started: bool) -> bytes:
-    """The header block that ends a call; with the response headers (Trailers-Only) if not `started`."""
+    """Returns the header block that ends a call. If not `started`, it includes the response headers
+    (Trailers-Only).
+    """
     if trailers:
         return _status_block(code, message, started) + frames.encode_fields(trailers)
     return _status_block(code, message, started)
@@ -71,9 +74,9 @@ PREFIX_SIZE = 5
 
 
 class MessageAssembler:
-    """Assembles messages from pieces of DATA.
+    """An assembler of messages from pieces of DATA.
 
-    As soon as the length of a message is known, and before any of it is stored, the assembler calls
+    As soon as the length of a message is known, and before any of the message is stored, the assembler calls
     `announced(size, at_hand)`, which may raise RpcError. `at_hand` is the number of bytes that follow the
     prefix in the same piece; they may include later messages.
     """
@@ -98,13 +101,13 @@ class MessageAssembler:
 
     @property
     def missing(self) -> int:
-        """Bytes that the current message still lacks; 0 if its length is unknown."""
+        """The number of bytes that the current message still lacks, or 0 if its length is unknown."""
         body = self._body
         return 0 if body is None or body.size is None else body.size - body.filled
 
     @property
     def room(self) -> memoryview:
-        """The unfilled rest of the current message's buffer; empty if there is no buffer."""
+        """The unfilled rest of the current message's buffer, or an empty view if there is no buffer."""
         body = self._body
         return NO_ROOM if body is None else body.room
 
@@ -121,7 +124,7 @@ class MessageAssembler:
         self._body.placed(size)
 
     def fill(self, data: Buffer, begin: int, end: int) -> None:
-        """Stores data[begin:end], which must be shorter than `missing`."""
+        """Stores data[begin:end], which must be shorter than the number of bytes in `missing`."""
         assert self._body is not None, "bytes of it are missing"
         self._body.add(data, begin, end)
 
@@ -155,7 +158,7 @@ class MessageAssembler:
 
 
 def check_prefix(flag: int, size: int, encoding: bytes, limit: int) -> None:
-    """Raises RpcError if the prefix is invalid or the message too large."""
+    """Raises RpcError if the prefix is invalid or announces a message that is too large."""
     if flag > 1:
         raise RpcError(INTERNAL, f"a message has compressed flag {flag}; it must be 0 or 1")
     if flag and encoding == b"identity":
@@ -173,7 +176,7 @@ def overfull() -> RpcError:
 
 
 def as_rpc_error(error: CodingError) -> RpcError:
-    """The gRPC status for a message that cannot be inflated."""
+    """Returns the gRPC status for a message that cannot be inflated."""
     if error.status == 413:
         return RpcError(RESOURCE_EXHAUSTED, error.message.replace("request body", "message"))
     if error.status == 503:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
     from backline.wire.http2.request_head import RequestHead
 
-#: The most buffers that a handler queues before it yields to the event loop.
+#: The maximum number of buffers that a handler queues before it yields to the event loop.
 _PARTS_WITHOUT_PAUSE = 128
 
 
@@ -51,8 +51,8 @@ class StreamExchange(GrpcExchange, StreamCall):
         self._assembler = MessageAssembler(
             head.encoding, connection.wire.limits.max_body_size, self._announced
         )
-        #: Bytes granted beyond the ordinary window for a large message; they are not granted again when the
-        #: handler takes the message.
+        #: Bytes granted in advance, beyond the ordinary window, for a large message. When the handler takes
+        #: the message, they are not granted a second time.
         self._borrowed = 0
         self._consumed = 0
         self._receiver: asyncio.Future[None] | None = None
@@ -111,7 +111,7 @@ class StreamExchange(GrpcExchange, StreamCall):
         if ended:
             self.remote_open = False
         if self.answered:
-            # The call has ended: the data is dropped, and the stream is reset once the response is sent.
+            # The call has ended: the data is dropped. The stream is reset once the response has been sent.
             return
         try:
             self._take(data, begin, end, ended)
@@ -188,7 +188,8 @@ class StreamExchange(GrpcExchange, StreamCall):
         borrowed = min(size, self._borrowed)
         self._borrowed -= borrowed
         self._consumed += size - borrowed
-        # Small messages are granted together: a WINDOW_UPDATE for each would be as large as the message.
+        # Bytes of small messages are granted together: a WINDOW_UPDATE for each message would be as large as
+        # the message.
         if self._consumed >= 128 * 1024:
             self.connection.reader.data.grant(self, self._consumed)
             self._consumed = 0
@@ -208,7 +209,7 @@ class StreamExchange(GrpcExchange, StreamCall):
         return inflated
 
     def _has_room_for(self, size: int) -> bool:
-        # The bytes are not counted, because the handler owns the message as soon as it is inflated.
+        # The inflated bytes are not counted, because the handler owns the message as soon as it is inflated.
         wire = self.connection.wire
         return wire.buffered_bytes + size <= wire.limits.max_buffered_bytes
 

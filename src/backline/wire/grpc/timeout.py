@@ -18,7 +18,7 @@ class InvalidTimeout(ValueError):
 
 
 def parse_timeout(value: bytes) -> float:
-    """The seconds in a grpc-timeout such as b"250m". Raises InvalidTimeout."""
+    """Returns the seconds in a grpc-timeout such as b"250m". Raises InvalidTimeout."""
     match = _TIMEOUT(value)
     if match is None:
         raise InvalidTimeout(
@@ -35,10 +35,10 @@ class Expiring(Protocol):
 
 
 class Deadlines:
-    """Calls `expire` on entries that are still open at their deadline.
+    """A timer that calls `expire` on each entry that is still open at its deadline.
 
-    Invariant: the size of the heap stays proportional to the number of open entries, which `live` returns:
-    closed entries are purged as the heap grows.
+    Invariant: the size of the heap is proportional to the number of open entries, which `live` returns.
+    Closed entries are removed as the heap grows.
     """
 
     __slots__ = ("_count", "_heap", "_live", "_loop", "_timer", "_timer_at")

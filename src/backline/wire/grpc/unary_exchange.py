@@ -89,7 +89,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             return
         assembler = self._assembler
         if assembler is not None and not ended and assembler.missing > end - begin:
-            # The middle of a large message, of which most of its frames are.
+            # This frame is in the middle of a large message, like most frames of such a message.
             if self.buffer(end - begin):
                 assembler.fill(data, begin, end)
             else:

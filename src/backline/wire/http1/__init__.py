@@ -1,1 +1,1 @@
-"""HTTP/1.1 (RFC 9112) on httptools."""
+"""HTTP/1.1 (RFC 9112), with the parser of httptools."""

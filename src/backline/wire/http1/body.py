@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from backline.wire.http1.receiver import Receiver
 
 
-#: Bytes per read. A socket may hold megabytes, and copying them at once would block the event loop.
+#: The number of bytes per read. A socket may hold megabytes, and copying them at once would block the event
+#: loop.
 READ = 256 * 1024
 
 

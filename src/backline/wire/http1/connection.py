@@ -17,13 +17,16 @@ from backline.wire.peers import Peer
 from backline.wire.turns import LARGE_READ
 from backline.wire.websocket.connection import WebSocketConnection
 
-#: Bytes per call of the parser. The parser cannot be paused, so this bounds the requests that a call yields.
+#: The number of bytes per call of the parser. The parser cannot be paused, so this bounds the number of
+#: requests that one call yields.
 SLICE = 4 * KIB
-#: A connection that used up its turn defers reads above this size to its next turn.
+#: A connection that has used up its turn defers reads above this size to its next turn.
 SMALL_READ = 8 * KIB
-#: Bytes to read and drop after a refusal, so that a client that is still sending receives the response.
+#: The number of bytes to read and drop after a refusal, so that a client that is still sending receives the
+#: response.
 LINGER_BYTES = 16 * KIB * KIB
-#: Seconds that an idle connection stays open while draining, for a request that is already in transit.
+#: Seconds for which an idle connection remains open while the server drains, for a request that is already in
+#: transit.
 DRAIN_GRACE = 0.1
 #: After this many heads in a row that were not repeated, the connection stops remembering heads.
 IN_VAIN = 8
@@ -33,16 +36,17 @@ NO_HEAD: Head = (b"", b"", b"", {}, 0)
 class Http1Connection(Connection):
     """A server's HTTP/1.1 or HTTP/1.0 connection (RFC 9112).
 
-    The receiver turns bytes into requests, and the pipeline gets them answered in order. While requests or
+    The receiver turns bytes into requests, and the pipeline has them answered in order. While requests or
     bytes wait for their turn, the socket is not read.
 
-    Clients that keep a connection open mostly repeat the same head, so the connection remembers the last one.
+    Clients that keep a connection open mostly send the same head again, so the connection remembers the last
+    one.
 
     Invariants of the memo: it holds the bytes of a head that the parser accepted, that had nothing unusual (a
     repeated field, Connection, Upgrade, Expect, Transfer-Encoding, a browser's fields), that the gate
-    admitted, and that arrived in one read with its complete body. Data matches only if it starts with those
-    bytes, has exactly the same size, and begins a request. The head includes Content-Length, so the parser
-    would produce the same request with another body.
+    admitted, and that arrived in one read with its complete body. Received data matches the memo only if it
+    starts with those bytes, has exactly the same size as the earlier request, and begins a request. The head
+    includes Content-Length, so the parser would produce the same request with another body.
     """
 
     def __init__(self, wire: Wire) -> None:
@@ -55,15 +59,15 @@ class Http1Connection(Connection):
         self.receiver = receiver(self, wire, self.pipeline)
         self._time_limits = TimeLimits()
         self._slice = min(SLICE, wire.limits.max_header_size)
-        #: The size of a request with the remembered head; 0 if there is none or the next byte does not begin
-        #: a request.
+        #: The size of a request with the remembered head, or 0 if there is no such head or the next byte does
+        #: not begin a request.
         self._same_size = 0
         self._head_bytes = b""
         self._head = NO_HEAD
         self._in_vain = 0
-        #: `pipeline.answers` when a head was last remembered.
+        #: The value of `pipeline.answers` when a head was last remembered.
         self._remembered_at = 0
-        #: Received bytes waiting for their turn.
+        #: Received bytes that wait for their turn.
         self.held: memoryview | None = None
         #: Whether the connection used up its previous turn.
         self._used_up = False
@@ -76,7 +80,7 @@ class Http1Connection(Connection):
         #: Whether arriving bytes are dropped, so that the client receives the last response.
         self.lingering = False
         self._linger_bytes = 0
-        #: Takes over the transport after a WebSocket handshake.
+        #: The object that takes over the transport after a WebSocket handshake, or None.
         self.websocket: WebSocketConnection | None = None
 
     # opening and closing
@@ -96,7 +100,7 @@ class Http1Connection(Connection):
         """Closes the connection and cancels its request in flight; earlier responses are still sent.
 
         A client that only closes its sending half looks like one that has disconnected: both send a FIN.
-        Cancelling work that nobody waits for matters more, and proxies such as nginx do the same.
+        Cancelling work whose result is no longer wanted matters more, and proxies such as nginx do the same.
         """
         return None
 
@@ -115,7 +119,7 @@ class Http1Connection(Connection):
         self.transport.abort()
 
     def close(self) -> None:
-        """Closes once everything written has been sent."""
+        """Closes the connection once everything written has been sent."""
         self.close_input()
         self.transport.close()
 
@@ -186,7 +190,7 @@ class Http1Connection(Connection):
             self._same_size = len(data)
 
     def _receive_much(self, data: bytes) -> None:
-        """Takes a large read, or any read while bytes are held; defers it if the last turn was used up."""
+        """Takes a large read, or any read while bytes are held. Defers it if the last turn was used up."""
         first = self.held is None
         self.held = memoryview(data if self.held is None else b"".join((self.held, data)))
         rests = len(data) >= LARGE_READ
@@ -196,8 +200,8 @@ class Http1Connection(Connection):
         elif first:
             self._used_up = False
             self._feed_held()
-            # While a large body arrives, the receiver pauses reading after every READ bytes: another pause
-            # here would cost every upload a turn of the loop.
+            # While a large body arrives, the receiver pauses reading after every READ bytes. Another pause
+            # here would delay every upload by an iteration of the event loop.
             rests = rests and (self.receiver.large is None or self.held is not None)
         if rests or self._resting:
             self.rest()
@@ -276,7 +280,9 @@ class Http1Connection(Connection):
         self.update_reading()
 
     def refuse(self, refusal: Refusal) -> None:
-        """Refuses the request being received and accepts no more; the refusal follows earlier responses."""
+        """Refuses the request being received, and accepts no more. The refusal is sent after earlier
+        responses.
+        """
         if self.input_closed:
             return
         if self.receiver.large is not None:
@@ -286,7 +292,7 @@ class Http1Connection(Connection):
         self.pipeline.put(refusal)
 
     def last_answered(self) -> None:
-        """Closes after a response with `connection: close`."""
+        """Closes the connection after a response with `connection: close`."""
         self.receiver.abandon()
         if self.pipeline.last_answer:
             self.linger()
@@ -323,10 +329,10 @@ class Http1Connection(Connection):
         self.pipeline.resume()
 
     def update_reading(self) -> None:
-        """Pauses reading while bytes are held, responses are unread, a large body waits for others, or other
-        connections have their turn.
+        """Pauses reading while bytes are held, responses are unread, a large body has to wait for others, or
+        other connections have their turn.
 
-        Bytes after a refusal are read in any case, to be dropped, but in turns as well.
+        Bytes after a refusal are read in any case, in order to be dropped, but also in turns.
         """
         reading = not self._resting and (
             self.lingering or not (self.held is not None or self.receiver.waits or self.pipeline.write_paused)

@@ -17,7 +17,9 @@ _heads: dict[int, bytes] = {}
 
 
 def response_head(status: int) -> bytes:
-    """The status line and the date field (RFC 9110, section 6.6.1), cached until `refresh_date`."""
+    """Returns the status line and the date field (RFC 9110, section 6.6.1). They are cached until
+    `refresh_date` is called.
+    """
     head = _heads.get(status)
     if head is None:
         head = _heads[status] = b"HTTP/1.1 %d %b\r\ndate: %b\r\n" % (
@@ -28,16 +30,16 @@ def response_head(status: int) -> bytes:
     return head
 
 
-#: The most response heads that are cached per second. There is a limit because clients can influence the
-#: sizes of responses.
+#: The maximum number of response heads that are cached per second. There is a limit because clients can
+#: influence the sizes of responses.
 _MAX_HEADS = 1024
 _whole_heads: dict[tuple[Fields, int], bytes] = {}
 
 
 def whole_head(fields: Fields, size: int) -> bytes:
-    """The head of a 200 response with these fields and `size` bytes, on a connection that stays open.
+    """Returns the head of a 200 response with these fields and `size` bytes, on a connection that stays open.
 
-    Cached until `refresh_date` is called; `fields` must be hashable.
+    The head is cached until `refresh_date` is called; `fields` must be hashable.
     """
     head = _whole_heads.get((fields, size))
     if head is None:
@@ -50,13 +52,13 @@ def whole_head(fields: Fields, size: int) -> bytes:
 
 
 def refresh_date() -> None:
-    """Clears the cached heads, whose date is stale. Call it about once a second."""
+    """Clears the cached heads, whose date field is stale. Call it about once a second."""
     _heads.clear()
     _whole_heads.clear()
 
 
 def has_no_body(status: int) -> bool:
-    """Whether responses with this status have no body (RFC 9112, section 6.3)."""
+    """Returns whether responses with this status have no body (RFC 9112, section 6.3)."""
     return status in {204, 304} or status < 200
 
 
@@ -64,8 +66,8 @@ def has_no_body(status: int) -> bool:
 class Refusal:
     """The response to a request that does not reach the application.
 
-    `close` ends the connection after it. `head_only` leaves out the body, which a client that sent HEAD would
-    take for the start of the next response (RFC 9112, section 6.3).
+    `close` ends the connection after the response. `head_only` leaves out the body, which a client that sent
+    HEAD would take for the start of the next response (RFC 9112, section 6.3).
     """
 
     status: int
@@ -86,7 +88,7 @@ class Refusal:
         return b"".join(lines)
 
 
-#: A request with any of these fields takes the slow path.
+#: Requests with any of these fields take the slow path.
 SPECIAL_FIELDS = BROWSER_FIELDS | {
     b"connection",
     b"proxy-connection",
@@ -94,12 +96,12 @@ SPECIAL_FIELDS = BROWSER_FIELDS | {
     b"expect",
     b"transfer-encoding",
 }
-#: Fields that ask for another protocol.
+#: Header fields that ask for a switch to another protocol.
 _UPGRADE_FIELDS = frozenset((b"upgrade", b"connection", b"proxy-connection", b"http2-settings"))
 
 
 def check_size(limits: Limits, size: int, fields: int) -> Refusal | None:
-    """The refusal of a head of `size` bytes and `fields` fields; None if it is within the limits."""
+    """Returns the refusal of a head of this size and number of fields, or None if it is within the limits."""
     if size > limits.max_header_size:
         return Refusal(431, f"The request's header exceeds the maximum of {limits.max_header_size} bytes")
     if fields > limits.max_header_fields:
@@ -108,7 +110,9 @@ def check_size(limits: Limits, size: int, fields: int) -> Refusal | None:
 
 
 def find_path(method: bytes, target: bytes) -> bytes | Refusal:
-    """The path and query within a request target (RFC 9112, section 3.2), or the refusal of the target."""
+    """Returns the path and query within a request target (RFC 9112, section 3.2), or the refusal of the
+    target.
+    """
     if b"#" in target:
         return Refusal(400, "The request's target must not have a fragment ('#')")
     if method == b"CONNECT":
@@ -123,7 +127,7 @@ def find_path(method: bytes, target: bytes) -> bytes | Refusal:
 
 
 def is_websocket(method: bytes, version: str, headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a head is a WebSocket handshake (RFC 6455, section 4.2.1), which has no body."""
+    """Returns whether a head is a WebSocket handshake (RFC 6455, section 4.2.1), which has no body."""
     return (
         headers.get(b"upgrade", b"").strip().lower() == b"websocket"
         and (method, version) == (b"GET", "1.1")
@@ -133,7 +137,8 @@ def is_websocket(method: bytes, version: str, headers: Mapping[bytes, bytes]) ->
 
 
 def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -> Refusal | None:
-    """The refusal of a head whose version, Host or special fields are invalid; None if they are valid.
+    """Returns the refusal of a head whose version, Host or special fields are invalid, or None if they are
+    valid.
 
     `upgrade` tells whether the head asks for a protocol other than WebSocket.
     """
@@ -157,7 +162,9 @@ def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -
 
 
 def head_without_upgrade(method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> bytes:
-    """The head without its request for another protocol, which servers may ignore (RFC 9110, section 7.8)."""
+    """Returns the head without its request for another protocol, which servers may ignore (RFC 9110, section
+    7.8).
+    """
     fields = [field for field in headers.items() if field[0] not in _UPGRADE_FIELDS]
     if b"close" in headers.get(b"connection", b"").lower():
         fields.append((b"connection", b"close"))
@@ -165,6 +172,6 @@ def head_without_upgrade(method: bytes, target: bytes, headers: Mapping[bytes, b
 
 
 def speaks_http(data: Buffer) -> bool:
-    """Whether the third word of the first line starts with "HTTP/"."""
+    """Returns whether the third word of the first line starts with "HTTP/"."""
     words = bytes(data[:8192]).split(b"\n", 1)[0].split()
     return len(words) >= 3 and words[2].startswith(b"HTTP/")

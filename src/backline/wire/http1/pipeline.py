@@ -32,7 +32,7 @@ Entry: TypeAlias = Http1Request | Refusal | Continue
 
 
 class Pipeline:
-    """Dispatches one request at a time; the others wait.
+    """The queue of a connection's requests, which are dispatched one at a time.
 
     Invariant: while the client leaves responses unread (`write_paused`), no request is dispatched, so the
     client cannot make the server queue further responses.
@@ -47,13 +47,13 @@ class Pipeline:
         self.peer: Peer = None  # type: ignore[assignment]
         #: The request that the application is working on.
         self.current: Http1Request | None = None
-        #: The response to the current request, if it is streamed.
+        #: The response to the current request if the response is streamed, otherwise None.
         self.open_stream: Http1Stream | None = None
         self.waiting: deque[Entry] = deque()
         self._running = False
         #: Whether the connection closes after the next response.
         self.last_answer = False
-        #: Responses and chunks sent so far: a measure of progress.
+        #: The number of responses and chunks sent so far, as a measure of progress.
         self.answers = 0
         self.sent_chunks = 0
         self.write_paused = False
@@ -68,7 +68,7 @@ class Pipeline:
     # requests
 
     def put(self, entry: Entry) -> None:
-        """Dispatches an entry, or queues it if others come first."""
+        """Dispatches an entry, or queues it if others come before it."""
         if (
             self.current is None
             and not self.waiting
@@ -96,7 +96,7 @@ class Pipeline:
         self._running = True
         end_of_turn = 0.0
         while self.waiting and self.current is None and not self.write_paused:
-            # The common case, a single entry, does not read the clock.
+            # In the common case of a single entry, the clock is not read.
             if not end_of_turn:
                 end_of_turn = perf_counter() + self.wire.limits.seconds_per_turn
             elif perf_counter() > end_of_turn:
@@ -136,14 +136,16 @@ class Pipeline:
             self.transport.abort()
 
     def release(self, request: Http1Request) -> None:
-        """Stops counting the request toward the limits of the server and its peer."""
+        """Stops counting a request toward the limits of the server and its peer."""
         self.wire.requests -= 1
         self.peer.requests -= 1
         self.wire.buffered_bytes -= request.counted_bytes
         request.counted_bytes = 0
 
     def lost(self) -> None:
-        """Called when the client has disconnected: cancels the current request and drops those waiting."""
+        """Called when the client has disconnected. Cancels the current request, and drops the requests that
+        wait.
+        """
         current, self.current = self.current, None
         stream, self.open_stream = self.open_stream, None
         if current is not None:
@@ -185,8 +187,8 @@ class Pipeline:
     def upgrade(self, request: Http1Request, head: bytes) -> WebSocketConnection:
         """Answers the current request with `head`, and lets the WebSocket take over the transport.
 
-        The request stays current, so that the connection counts as busy, but counts as a stream from now on.
-        Raises ConnectionRefusedError if too many streams are open.
+        The request remains the current one, so that the connection counts as busy, but it counts as a stream
+        from now on. Raises ConnectionRefusedError if too many streams are open.
         """
         wire, peer = self.wire, self.peer
         if wire.streams >= wire.limits.max_streams or peer.streams >= wire.peers.max_streams:
@@ -241,7 +243,7 @@ class Pipeline:
         self.advance()
 
     async def writable(self, sent: int) -> None:
-        """Waits while the client leaves responses unread; yields to others after `bytes_per_turn`."""
+        """Waits while the client leaves responses unread. Yields to other connections from time to time."""
         self._sent_in_turn += sent
         if self._sent_in_turn >= self.wire.limits.bytes_per_turn:
             self._sent_in_turn = 0

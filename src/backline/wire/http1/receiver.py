@@ -37,18 +37,20 @@ logger = logging.getLogger(__name__)
 LARGE = 64 * KIB
 #: Bodies up to this size do not count toward max_buffered_bytes: max_concurrent_requests bounds their sum.
 UNCOUNTED = 4 * KIB
-#: Chunk framing may take as many bytes as the body itself, plus this.
+#: The framing of chunks may take as many bytes as the body itself, plus this number.
 CHUNK_OVERHEAD = 65_536 * 4 + 8 * KIB
-#: Method, path, query, header fields and length of the body.
+#: The head of a request: method, path, query, header fields and length of the body.
 Head: TypeAlias = tuple[bytes, bytes, bytes, Mapping[bytes, bytes], int]
 
 
 class Refused(Exception):
-    """Stops the parser. The parser may replace exceptions, so the response is in the receiver's `_fault`."""
+    """Raised to stop the parser. The parser may replace exceptions, so the response is in the receiver's
+    `_fault`.
+    """
 
 
 class Receiver:
-    """Assembles requests and passes them to the pipeline, or refuses them.
+    """The part of a connection that assembles requests, and passes them to the pipeline or refuses them.
 
     The parser (llhttp in strict mode) rejects malformed messages; the receiver rejects what the parser
     accepts but RFC 9112 or a limit forbids. The parser calls the methods named `on_...`.
@@ -56,7 +58,7 @@ class Receiver:
     Invariant: heads, bodies and chunk framing are checked against their limits as they arrive.
     """
 
-    #: Paces the reading of a large body; None while there is none.
+    #: Limits the pace at which a large body is read; None while there is no large body.
     _pace: Pace | None = None
 
     def __init__(self, connection: Http1Connection, wire: Wire, pipeline: Pipeline) -> None:
@@ -71,10 +73,10 @@ class Receiver:
         #: The size of the piece being parsed.
         self._fed = 0
         #: Whether this piece has already completed a request. A piece can hold a hundred pipelined requests,
-        #: and the parser cannot be paused: the first is dispatched at once, the others are queued and
-        #: dispatched within turns.
+        #: and the parser cannot be paused. The first request is dispatched at once; the others are queued and
+        #: dispatched in turns.
         self._put = False
-        #: Why the parser was stopped.
+        #: The refusal because of which the parser was stopped, or None.
         self._fault: Refusal | None = None
         #: The head of the last request parsed, if nothing about it was unusual.
         self.last_head: Head | None = None
@@ -82,20 +84,20 @@ class Receiver:
 
     def _forget(self) -> None:
         """Resets the state for the next request."""
-        #: The request target; not empty from the first bytes of a request to its last.
+        #: The request target. It is not empty from the first bytes of a request to the last.
         self.target = b""
         self._headers = self._new_headers()
         #: The number of repeated header fields.
         self._repeated = 0
-        #: Bytes of the incomplete head so far.
+        #: The number of bytes of the incomplete head so far.
         self._head_size = 0
         #: The request whose body is being received, or a refusal if the body is to be dropped.
         self._entry: Http1Request | Refusal | None = None
         self._body: bytes | GrowingBuffer | None = None
-        #: The announced size of the body, or the bytes of a chunked body so far.
+        #: The announced size of the body, or the number of bytes of a chunked body so far.
         self._length = 0
         self._chunked = False
-        #: Bytes of a chunked body and its framing so far.
+        #: The number of bytes of a chunked body and its framing so far.
         self._raw_size = 0
         self.large: LargeBody | None = None
         self._upgrade = False
@@ -106,10 +108,10 @@ class Receiver:
             pace.ended()
 
     def enter(self, ingress: Ingress) -> None:
-        """Sets how the connection reached the server."""
+        """Records how the connection reached the server."""
         self._ingress = ingress
         if ingress.metrics_only:
-            # Security: `own_hosts` holds hosts that were admitted to the other ports.
+            # Security: `own_hosts` holds hosts that were admitted on the other ports.
             self._own_hosts = set()
 
     def close(self) -> None:
@@ -136,7 +138,7 @@ class Receiver:
 
     @property
     def announced(self) -> int:
-        """The size announced for the body being received; 0 if there is no body or no announced size."""
+        """The size announced for the body being received, or 0 if there is no body or no announced size."""
         return 0 if self._chunked or self._entry is None else self._length
 
     @property
@@ -157,7 +159,7 @@ class Receiver:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # The parser raises this also after CONNECT was refused.
+            # The parser also raises this exception after CONNECT was refused.
             if self._upgrade:
                 self._parse_without_upgrade(memoryview(data)[upgrade.args[0] :])
             else:
@@ -206,7 +208,8 @@ class Receiver:
             if context is not None and not isinstance(context, (Refused, httptools.HttpParserUpgrade)):
                 logger.error("reading a request failed", exc_info=context)
             if self._pipeline.answers == 0 and not self.target and not speaks_http(data):
-                # Not HTTP at all, such as a malformed HTTP/2 preface: no response would be understood.
+                # The bytes are not HTTP at all, such as a malformed HTTP/2 preface: no response would be
+                # understood.
                 connection.close_input()
                 connection.abort()
                 return
@@ -266,15 +269,16 @@ class Receiver:
         self._entry = request
         wire.requests += 1
         self._connection.peer.requests += 1
-        # Security: trailer fields must not pass as header fields. They go to another dict, which is dropped.
+        # Security: trailer fields must not be taken for header fields. They go to another dict, which is
+        # dropped.
         self._headers = self._new_headers()
         if b"host" not in headers or not parser.should_keep_alive() or not SPECIAL_FIELDS.isdisjoint(headers):
             self._unusual = True
             self._special(request)
             if self._upgrade:
                 return  # the request is parsed again without Upgrade
-        # Security: the memo skips this check for repeated heads. That is safe because the gate admits by the
-        # head alone and a refused head is unusual, so it is never remembered.
+        # Security: repeated heads that match the memo skip this check. That is safe because the gate's
+        # admission depends only on the head, and a refused head counts as unusual, so it is never remembered.
         if (self._unusual or headers[b"host"] not in self._own_hosts) and (
             denial := self._gate.refusal(method, path, headers, self._ingress)
         ) is not None:
@@ -313,7 +317,7 @@ class Receiver:
                 self._complete(entry)
             return
         if self._body is not None:
-            # `entry` is not a Refusal here, since those are unusual.
+            # `entry` is not a Refusal here, since a refusal counts as unusual.
             body = self._body
             entry.body = body if type(body) is bytes else body.take()  # type: ignore[union-attr]
             self._body = None
@@ -329,7 +333,7 @@ class Receiver:
     # unusual requests
 
     def _special(self, request: Http1Request) -> None:
-        """Handles HTTP/1.0, and fields about the connection or the framing of the body."""
+        """Handles HTTP/1.0, and header fields about the connection or the framing of the body."""
         parser = self._parser
         version = parser.get_http_version()
         upgrades = parser.should_upgrade()
@@ -418,7 +422,7 @@ class Receiver:
             self._unusual = True
 
     def _overfull(self) -> Refused:
-        # Unread responses may be taking up the memory.
+        # Unread responses may be using up the memory.
         self._wire.unsent.watch(self._connection)
         return self._refused(
             Refusal(503, "The server holds too many request bodies; try again later", fields=RETRY_AFTER)

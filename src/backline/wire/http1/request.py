@@ -51,10 +51,10 @@ class Http1Request(HttpRequest):
         self.on_abandon = None
         #: None once the request is answered or the client has disconnected.
         self._pipeline: Pipeline | None = pipeline
-        #: False if the connection closes after the response.
+        #: False if the connection is to be closed after the response.
         self.keep_alive = True
         self.version_1_0 = False
-        #: Bytes of the body that count toward max_buffered_bytes.
+        #: The number of bytes of the body that count toward max_buffered_bytes.
         self.counted_bytes = 0
 
     @property
@@ -124,7 +124,9 @@ class Http1Request(HttpRequest):
         body: Sequence[Buffer],
         size: int,
     ) -> bool:
-        """Sends the response compressed, on a thread if it is large; False if it must not be compressed."""
+        """Sends the response compressed, on a thread if it is large. Returns False if it must not be
+        compressed.
+        """
         if has_no_body(status) or self.method == b"HEAD":
             return False
         coded = (*fields, (b"content-encoding", coding.name), (b"vary", b"accept-encoding"))
@@ -154,7 +156,7 @@ class Http1Request(HttpRequest):
             return stream
         lines = [response_head(status), *(b"%b: %b\r\n" % field for field in fields)]
         if self.version_1_0:
-            # HTTP/1.0 has no chunks: closing the connection ends the body.
+            # HTTP/1.0 has no chunks: the end of the connection marks the end of the body.
             self.keep_alive = False
         elif not has_no_body(status):
             lines.append(b"transfer-encoding: chunked\r\n")
@@ -200,14 +202,14 @@ class Http1Stream(ResponseStream):
         #: None once the body has ended or the client has disconnected.
         self._pipeline = pipeline
         self._request = request
-        #: The response head until it is sent; then empty.
+        #: The response head until it is sent, and empty afterwards.
         self._head = b""
         #: Whether the response has no body, as for HEAD, so that chunks are dropped.
         self.bodiless = False
 
     def begin(self, head: bytes) -> None:
-        """Sends the head together with the first chunk if the chunk comes within this turn of the loop,
-        otherwise alone at the end of the turn.
+        """Sends the head together with the first chunk if the chunk comes within this iteration of the event
+        loop, otherwise alone at the end of the iteration.
         """
         assert self._pipeline is not None, "it has not ended"
         self._head = head
@@ -279,9 +281,9 @@ def inflate(pipeline: Pipeline, request: Http1Request) -> None:
 
 
 async def _inflate_in_turn(pipeline: Pipeline, request: Http1Request, coding: bytes) -> None:
-    """Inflates a large body; cancelled when the connection is lost.
+    """Inflates a large body in its turn. The coroutine is cancelled when the connection is lost.
 
-    While bytes are unread, the transport does not notice a disconnect, so `wanted` asks the socket.
+    While there are unread bytes, the transport does not notice a disconnect, so `wanted` asks the socket.
     """
 
     def wanted() -> bool:
@@ -302,7 +304,7 @@ async def _inflate_in_turn(pipeline: Pipeline, request: Http1Request, coding: by
 
 
 def _reserve(pipeline: Pipeline, request: Http1Request, size: int) -> bool:
-    """Counts `size` bytes instead of the compressed body; False if that exceeds max_buffered_bytes."""
+    """Counts `size` bytes instead of the compressed body. Returns False above max_buffered_bytes."""
     wire = pipeline.wire
     counted = wire.buffered_bytes - request.counted_bytes + size
     if counted > wire.limits.max_buffered_bytes:

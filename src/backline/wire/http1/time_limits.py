@@ -11,10 +11,10 @@ from backline.wire.http1.head import Refusal
 if TYPE_CHECKING:
     from backline.wire.http1.connection import Http1Connection
 
-#: Seconds for which bytes that arrive after a refusal are still read and dropped.
+#: Seconds for which bytes that arrive after a refusal are read and dropped.
 LINGER_TIME = 2.0
-#: After a check, an idle connection is not checked for this share of its time limit, and for at most this
-#: many seconds.
+#: An idle connection is not checked again for this share of its time limit, or for LONGEST_REST seconds if
+#: that is shorter.
 REST = 1 / 8
 LONGEST_REST = 10.0
 
@@ -32,7 +32,9 @@ class Awaited(Enum):
 
 
 class TimeLimits:
-    """Compares the connection with its state at the previous check, and ends it if it makes no progress."""
+    """A periodic check that compares a connection with its state at the previous check, and ends it if there
+    is no progress.
+    """
 
     __slots__ = ("_mark", "_since")
 
@@ -49,8 +51,8 @@ class TimeLimits:
         elif now - self._since >= limit:
             _end(connection, awaited)
         elif awaited is Awaited.REQUEST:
-            # With 10,000 idle connections, checking each of them every second would take 2 % of a core. In
-            # return, the time limit of a request that begins in between counts from the next check.
+            # With 10,000 idle connections, checking each of them every second would take 2 % of a core. The
+            # drawback is that the time limit of a request that begins in between counts from the next check.
             connection.rests_until = min(now + min(limit * REST, LONGEST_REST), self._since + limit)
 
 
@@ -62,7 +64,8 @@ def _look(connection: Http1Connection) -> tuple[Awaited, object, float]:
     unsent = connection.transport.get_write_buffer_size()
     if unsent:
         if unsent > limits.max_unsent_bytes:
-            # A byte read now and then is not progress: the quotient changes only at `min_taking_rate`.
+            # An occasional byte that the client reads does not count as progress: the quotient changes only
+            # if the client reads at `min_taking_rate`.
             unsent = int(unsent // max(1.0, limits.min_taking_rate * limits.progress_timeout))
         return Awaited.READING, (unsent, pipeline.answers, pipeline.sent_chunks), limits.progress_timeout
     if connection.lingering:

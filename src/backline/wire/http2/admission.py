@@ -1,4 +1,4 @@
-"""Limits the requests of a connection in flight by the memory that their responses are expected to take."""
+"""Limits a connection's requests in flight by the memory that their responses are expected to take."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from backline.wire.http2.stream import Stream
 if TYPE_CHECKING:
     from backline.wire.connection import Wire
 
-#: Kinds from this number on are for compressed requests, whose size says little about their content.
+#: Kinds with this number or a higher one are for compressed requests, whose size says little about their
+#: content.
 _COMPRESSED = 64
-#: Until a response to a request of this kind has been seen, the expected size is the budget divided by this.
-#: Several requests are admitted then, since a server's first requests may be slow or wait for a batch.
+#: Until a response to a request of the same kind has been seen, the expected size is the budget divided by
+#: this number. Several requests are then admitted at once, since a server's first requests may be slow or
+#: wait for a batch.
 _UNKNOWN = 16
 
 
 class Admission:
-    """Bounds the responses of one connection: further requests wait until its client reads.
+    """The limit on the responses of one connection: further requests wait until its client reads.
 
     The size of a response is unknown in advance. It is predicted from recent responses to requests of the
-    same kind, on this connection or else on any; until there is one, up to 16 requests are in flight. The
-    kind of a request follows from its size, because clients mix small and large calls.
+    same kind, on this connection or, if there are none, on any connection. If there are none at all, up to 16
+    requests may be in flight. The kind of a request follows from its size, because clients mix small and
+    large calls.
 
-    Invariant: expected responses in flight plus held ones stay within the budget, except that a single
-    response may be larger. Requests up to the size `passes` bypass the count, which is safe while their
-    responses are so small that all concurrent streams together fit the budget; otherwise `passes` is -1.
+    Invariant: the expected responses of requests in flight, plus the responses that are held, do not exceed
+    the budget, except that a single response may. Requests up to the size `passes` bypass the count. That is
+    safe while their responses are so small that all concurrent streams together fit the budget; otherwise
+    `passes` is -1.
     """
 
     __slots__ = (
@@ -50,7 +54,7 @@ class Admission:
         self._streams = streams
         self._output = output
         self._budget = wire.limits.max_held_answer_bytes
-        #: The budget suffices for a response of this size on every concurrent stream.
+        #: The size of a response for which the budget suffices on every concurrent stream at once.
         self._small = self._budget // wire.limits.max_concurrent_streams
         #: The size of the largest recent response by kind of request, decaying slowly.
         self._sizes: dict[int, int] = {}
@@ -61,7 +65,7 @@ class Admission:
         self.passes = -1
 
     def offer(self, stream: Stream, size: int, compressed: bool) -> None:
-        """Dispatches a stream whose complete request has this size, immediately or later."""
+        """Dispatches a stream whose complete request has this size, either immediately or later."""
         stream.kind = (
             _COMPRESSED + size.bit_length() if compressed else size.bit_length() if size > self._small else 0
         )
@@ -82,7 +86,7 @@ class Admission:
         self.stir()
 
     def stir(self) -> None:
-        """Schedules a check for room for waiting requests."""
+        """Schedules a check whether there is room for waiting requests."""
         if (self.waiting or self._pausing) and not self._scheduled:
             self._scheduled = True
             self._wire.loop.call_soon(self._admit)

@@ -21,7 +21,8 @@ from backline.wire.http2.stream import Stream, StreamTable
 
 log = logging.getLogger("backline.wire")
 
-#: Seconds for which bytes are read and dropped after GOAWAY: unread bytes would reset the connection.
+#: For this many seconds after GOAWAY, received bytes are read and dropped: unread bytes would reset the
+#: connection.
 _LINGER = 0.5
 #: Seconds between the two GOAWAYs of a drain, unless the client acknowledges a PING earlier.
 _DRAIN_GRACE = 0.5
@@ -30,10 +31,10 @@ _KEEPALIVE_PING = b"standing"
 
 
 class Http2Connection(Connection):
-    """Owns the parts of a connection, and handles what `FrameReader` reads.
+    """A connection with its parts. It handles everything that `FrameReader` reads except DATA.
 
-    The reader calls this object with everything but DATA, which goes directly to the streams. Streams respond
-    through `output`, which calls `finished` when a response has been sent.
+    DATA goes from the reader directly to the streams. Streams respond through `output`, which calls
+    `finished` when a response has been sent.
 
     Invariant: each stream in `streams.open` counts once toward the server's and its peer's totals, from
     `open` to `remove`.
@@ -55,21 +56,23 @@ class Http2Connection(Connection):
         #: The number of requests whose response has been sent.
         self.answered = 0
         self.deadlines = Deadlines(wire.loop, self.streams.open.__len__)
-        #: Starts the next header block sent: once the client has chosen a smaller dynamic table, it must be
-        #: resized (RFC 7541, section 4.2). The size is set to 0, since the server does not use the table.
+        #: Bytes with which the next header block must start. Once the client has chosen a smaller dynamic
+        #: table, the block must resize the table (RFC 7541, section 4.2). The new size is 0, since the server
+        #: does not use the table.
         self.block_prefix = b""
-        #: Held while the handler of a streaming call waits for a large message.
+        #: The lock that is held while the handler of a streaming call waits for a large message.
         self.large_messages = asyncio.Lock()
         self._allowance = FrameAllowance(wire.limits)
         self.max_requests = wire.peers.max_requests
-        #: SETTINGS frames that the client has not acknowledged, and since when.
+        #: The number of SETTINGS frames that the client has not acknowledged, and the time since when.
         self._unacknowledged = 0
         self._unacknowledged_since = 0.0
         self._draining = False
-        #: The last stream to be served, once the final GOAWAY is sent.
+        #: The number of the last stream to be served; None until the final GOAWAY is sent.
         self._final_stream: int | None = None
         self._swept_reads = -1
-        #: `output.sent` when the client was last found to read fast enough, at the time `_took_enough`.
+        #: The value of `output.sent` when the client was last found to read fast enough, which was at
+        #: `_took_enough`.
         self._swept_sent = 0
         self._quiet_since = self._idle_since = self._opened = self._took_enough = time.monotonic()
         self._keepalive_sent = False
@@ -97,7 +100,7 @@ class Http2Connection(Connection):
         self.reader.data_received(data)
 
     def receive_directly(self) -> None:
-        """From now on, receives large messages directly into their buffers, unless the connection is
+        """Makes the connection receive large messages directly into their buffers from now on, unless it is
         encrypted.
         """
         connected = self.transport.get_extra_info("socket")
@@ -152,7 +155,8 @@ class Http2Connection(Connection):
         if not self.reader.preface_done:
             self._close()
             return
-        # Requests in transit are still served: they have arrived once the client acknowledges the PING.
+        # Requests in transit are still served: all of them have arrived once the client acknowledges the
+        # PING.
         self.output.write(
             frames.goaway(frames.MAX_WINDOW, frames.NO_ERROR) + frames.frame(frames.PING, 0, 0, _DRAIN_PING)
         )
@@ -166,7 +170,7 @@ class Http2Connection(Connection):
                 self._close()
 
     def _close(self) -> None:
-        """Closes once everything written has been sent."""
+        """Closes the connection once everything written has been sent."""
         if self._closing:
             return
         self.output.flush()
@@ -251,7 +255,9 @@ class Http2Connection(Connection):
                     stream.idle_too_long()
 
     def _reads_too_slowly(self, now: float) -> bool:
-        """Whether the client reads too slowly; opening windows a few bytes at a time is not progress."""
+        """Returns whether the client reads too slowly. Opening windows a few bytes at a time does not count
+        as progress.
+        """
         limits = self.wire.limits
         output = self.output
         if (
@@ -316,7 +322,7 @@ class Http2Connection(Connection):
             stream.feed(b"", 0, 0, 1)
 
     def header_frames(self, number: int, block: bytes, flags: int = 0) -> bytes:
-        """The frames of a response's header block."""
+        """Returns the frames of a response's header block."""
         if self.block_prefix:
             block = self.block_prefix + block
             self.block_prefix = b""
@@ -368,7 +374,7 @@ class Http2Connection(Connection):
         self.output.write(frames.rst_stream(number, code))
 
     def fail_stream(self, number: int, failure: StreamFailure) -> None:
-        # Security: provoking stream errors must not be a free way to make the server work and reset.
+        # Security: provoking stream errors must not be a free way to make the server work.
         self.spend(1)
         stream = self.streams.open.get(number)
         if stream is not None:
@@ -466,12 +472,15 @@ class Http2Connection(Connection):
                 output.max_frame_size = value
             elif key == frames.HEADER_TABLE_SIZE and value < 4096:
                 self.block_prefix = b"\x20"
-        # The client enforces the old windows until it reads the acknowledgement, so DATA must come after it.
+        # The client enforces the old windows until it reads the acknowledgement, so DATA must be sent after
+        # it.
         output.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
         output.pump()
 
     def _change_windows(self, initial: int) -> None:
-        """Applies INITIAL_WINDOW_SIZE to all open streams, and charges the client for each of them."""
+        """Applies INITIAL_WINDOW_SIZE to all open streams, and charges the client's frame allowance for each
+        stream.
+        """
         self.spend(len(self.streams.open) / 8)
         output = self.output
         output.initial_window = initial

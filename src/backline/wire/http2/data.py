@@ -25,15 +25,15 @@ REPLENISH_AT = OUR_CONNECTION_WINDOW // 2
 
 
 class DataReceiver:
-    """Passes payloads to their streams as they arrive, and drops those that no stream takes.
+    """A receiver that passes payloads to their streams as they arrive, and drops those that no stream takes.
 
     `FrameReader` handles a complete DATA frame of an open stream inline, on the hot path; any other DATA
     frame starts with `begin` and continues with `read`.
 
-    Invariant: each DATA frame is subtracted from the connection's window, and from its stream's if that is
-    open, before its payload is used. The connection's window is replenished as bytes arrive; a stream's only
-    by `grant`, so that each stream bounds what it holds, and by `promise`, so that large bodies wait for each
-    other.
+    Invariant: each DATA frame is subtracted from the connection's window, and from its stream's window if the
+    stream is open, before its payload is used. The connection's window is replenished as bytes arrive. A
+    stream's window is replenished only by `grant`, so that each stream bounds what it holds, and by
+    `promise`, so that large bodies wait for each other.
     """
 
     __slots__ = (
@@ -53,16 +53,16 @@ class DataReceiver:
         self._handler = handler
         self._output = output
         self._streams = streams
-        #: Bytes that the client may still send on the connection.
+        #: The number of bytes that the client may still send on the connection.
         self.window_in = OUR_CONNECTION_WINDOW
-        #: The largest frame that the client may send.
+        #: The maximum size of a frame that the client may send.
         self.max_frame_size = frames.MIN_MAX_FRAME_SIZE
-        #: What remains of the current payload and its padding.
+        #: The number of bytes that remain of the current payload and its padding.
         self.left = 0
         self.padding_left = 0
         #: The stream that receives the payload; None if it is dropped.
         self.stream: Stream | None = None
-        #: The payload length and the END_STREAM flag of the current frame.
+        #: The payload length of the current frame, and its END_STREAM flag.
         self.length = 0
         self.ends = 0
 
@@ -81,10 +81,10 @@ class DataReceiver:
             raise StreamFailure(frames.FLOW_CONTROL_ERROR, "DATA exceeds the stream's window")
 
     def begin(self, data: bytes, begin: int, length: int, flags: int, number: int) -> int:
-        """Starts a DATA frame that is padded, empty, incomplete or for no open stream.
+        """Starts a DATA frame that is padded, empty or incomplete, or belongs to no open stream.
 
-        Returns where its data begins. The whole frame, padding included, counts toward both windows, even if
-        it is dropped (RFC 9113, section 6.1).
+        Returns the position at which its data begins. The whole frame, padding included, counts toward both
+        windows, even if it is dropped (RFC 9113, section 6.1).
         """
         padding = 0
         payload = length
@@ -135,7 +135,7 @@ class DataReceiver:
         self.ends = 0
 
     def read(self, data: bytes, at: int, size: int) -> int:
-        """Takes the part of the current payload in data[at:size]. Returns the position after it."""
+        """Consumes the part of the current payload in data[at:size]. Returns the position after it."""
         if self.left:
             take = min(self.left, size - at)
             self.left -= take
@@ -165,7 +165,7 @@ class DataReceiver:
             self._handler.fail_stream(stream.number, failure)
 
     def continues(self, length: int, ends: int) -> None:
-        """Accounts for frames of the current stream that follow a complete one, as if they were a single
+        """Accounts for frames of the current stream that follow a complete frame, as if they were a single
         frame.
 
         `placed` checks the flow-control windows.
@@ -179,7 +179,7 @@ class DataReceiver:
     def expect(self, stream: Stream, size: int) -> None:
         """Lets an announced body of `size` bytes arrive in large frames.
 
-        The client need not wait for windows either, unless the body must wait for other large bodies.
+        The client need not wait for windows either, unless the body has to wait for other large bodies.
         """
         if size > LARGE_BODY and self.max_frame_size < LARGE_MAX_FRAME_SIZE:
             self.max_frame_size = LARGE_MAX_FRAME_SIZE
@@ -188,9 +188,10 @@ class DataReceiver:
         self.promise(stream, size, size - OUR_STREAM_WINDOW)
 
     def promise(self, stream: Stream, size: int, more: int) -> None:
-        """Lets the client send `more` bytes, the last of a body of `size` bytes.
+        """Lets the client send the last `more` bytes of a body of `size` bytes.
 
-        If the body is large, this happens as far as other large bodies leave room.
+        For a large body, only as many bytes are granted as other large bodies leave room for; the rest
+        follows later.
         """
         if size <= FREE:
             self.grant(stream, more)
@@ -200,7 +201,7 @@ class DataReceiver:
             self.grant_room(stream)
 
     def grant_room(self, stream: Stream) -> None:
-        """Grants what was promised, as far as there is room."""
+        """Grants as many of the promised bytes as there is room for."""
         room = stream.connection.wire.uploads.room(stream, stream.upload_size)
         more = room - (stream.upload_size - stream.ungranted)
         if more > 0:

@@ -22,9 +22,9 @@ from backline.wire.turns import LARGE_READ, peer_is_gone
 
 log = logging.getLogger("backline.wire")
 
-#: The most CONTINUATION frames per header block.
+#: The maximum number of CONTINUATION frames per header block.
 _MAX_CONTINUATIONS = 8
-#: A connection that used up its turn defers reads above this size to its next turn.
+#: A connection that has used up its turn defers reads above this size to its next turn.
 _SMALL_READ = 8 * KIB
 #: After a read of this many bytes or more, the reader checks whether the client has already disconnected.
 _ASK_FROM = 32 * KIB
@@ -43,7 +43,7 @@ class FrameHandler(Protocol):
         """Handles a complete frame of any type but DATA, HEADERS and CONTINUATION."""
 
     def spend(self, cost: float) -> None:
-        """Charges for a frame that carries nothing. Raises ConnectionFailure when the client floods."""
+        """Charges the client for a frame that carries nothing. Raises ConnectionFailure for too many."""
 
     def send_reset(self, number: int, code: int) -> None: ...
 
@@ -58,13 +58,13 @@ class FrameHandler(Protocol):
 
 
 class FrameReader:
-    """Splits received bytes into frames: DATA goes to its stream in pieces, everything else to the handler.
+    """A reader that splits received bytes into frames. DATA goes to its stream, all else to the handler.
 
-    The reader pauses the socket while the client leaves responses unread, and while other connections have
-    their turn.
+    The reader stops reading the socket while the client leaves responses unread, and while other connections
+    have their turn.
 
-    Invariants: a DATA frame is never assembled (its payload is passed on as it arrives), and of any other
-    frame at most one is buffered, up to the limit for its type.
+    Invariants: a DATA frame is never assembled, since its payload is passed on as it arrives. At most one
+    frame of any other type is buffered, up to the size limit for its type.
     """
 
     __slots__ = (
@@ -114,16 +114,16 @@ class FrameReader:
         self._blocks = blocks
         self.data = DataReceiver(handler, output, streams)
         self.preface_done = False
-        #: An incomplete frame, and the size at which it can be handled.
+        #: An incomplete frame, and the number of bytes at which it can be handled.
         self._pending = bytearray()
         self._needed = 0
-        #: Bytes waiting for the next turn of this connection: (data, position).
+        #: Bytes that wait for this connection's next turn: (data, position).
         self._held: tuple[bytes, int] | None = None
         #: Whether the previous turn ended with bytes left over.
         self._busy = False
         #: Whether reading is paused until the next turn.
         self._resting = False
-        #: A header block that continues in CONTINUATION frames of this stream.
+        #: A header block that is continued in CONTINUATION frames, and its stream.
         self._block: bytearray | None = None
         self._block_stream = 0
         self._block_ends = 0
@@ -134,24 +134,27 @@ class FrameReader:
         #: Whether arriving bytes are dropped.
         self._stopped = False
         self._lost = False
-        #: The socket from which large messages are received directly; -1 if they are received like everything
-        #: else.
+        #: The descriptor of the socket from which large messages are received directly, or -1 if they are
+        #: received like everything else.
         self.descriptor = -1
-        #: How often bytes have arrived. The sweep compares this number to detect progress.
+        #: The number of reads that delivered bytes. The periodic check of time limits compares it to detect
+        #: progress.
         self.reads = 0
 
     @property
     def mid_frame(self) -> bool:
-        """Whether the client owes the rest of a frame or header block."""
+        """Whether the client has sent only part of a frame or header block."""
         return not self.preface_done or self._block is not None or bool(self._pending)
 
     def stop(self) -> None:
-        """Reads and drops all further bytes: closing with unread bytes would reset the connection."""
+        """Makes the reader drop all further bytes instead of leaving them unread, as closing with unread
+        bytes would reset the connection.
+        """
         self._stopped = True
         self._update_reading()
 
     def lose(self) -> None:
-        """Frees memory when the connection is closed, rather than leaving it to the cycle collector."""
+        """Frees memory when the connection is closed, instead of leaving that to the cycle collector."""
         self._lost = self._stopped = True
         self._held = None
         self._pending = bytearray()
@@ -159,7 +162,7 @@ class FrameReader:
         self._block = None
 
     def pause_for_writes(self) -> None:
-        """Accepts no requests while the client leaves responses unread."""
+        """Stops accepting requests while the client leaves responses unread."""
         self.write_blocked = True
         self._update_reading()
 
@@ -167,7 +170,9 @@ class FrameReader:
         self.write_blocked = False
 
     def resume(self) -> None:
-        """Resumes reading after `end_write_pause`, unless sending what was queued has blocked again."""
+        """Resumes reading after `end_write_pause`, unless sending what was queued has filled the socket
+        again.
+        """
         self._update_reading()
         if self._held is not None and not self.write_blocked:
             self._turns.wait(self)
@@ -179,7 +184,7 @@ class FrameReader:
             return
         self.reads += 1
         if type(data) is not bytes:
-            # TLS may deliver other types of buffer, but header blocks are used as dictionary keys.
+            # TLS may deliver buffers of other types, but header blocks are used as dictionary keys.
             data = bytes(data)
         if self._held is not None:
             held, at = self._held
@@ -204,7 +209,9 @@ class FrameReader:
         self._read_safely(data, 0)
 
     def room(self) -> memoryview:
-        """The place for the next bytes, if the transport can write them directly into a large message."""
+        """Returns the buffer for the next bytes, if the transport can write them directly into a large
+        message.
+        """
         payload = self.data
         stream = payload.stream
         if stream is None or not payload.left or self._stopped or self._held is not None:
@@ -219,7 +226,7 @@ class FrameReader:
         self._read_safely(b"", 0, size)
 
     def _read_ahead(self) -> None:
-        """Receives what the socket holds of a large message that has begun to arrive."""
+        """Receives the part of a large message that has already reached the socket."""
         stream = self.data.stream
         if stream is None or self._pending or self._held is not None or self._resting:
             return
@@ -257,7 +264,7 @@ class FrameReader:
             poll.wake()
 
     def _read(self, data: bytes, at: int) -> None:
-        """Handles the frames in `data` from `at` on, within one turn."""
+        """Handles the frames in data[at:], within one turn."""
         size = len(data)
         if not self.preface_done:
             at = self._read_preface(data, size)
@@ -270,7 +277,7 @@ class FrameReader:
         payload = self.data
         budget = self._limits.frames_per_turn
         limit = at + self._limits.bytes_per_turn
-        # The clock is read every fourth frame: most reads hold fewer.
+        # The clock is read only at every fourth frame: most reads contain fewer.
         end_of_turn = 0.0
         unpack = FRAME_HEADER.unpack_from
         needed = 9
@@ -339,7 +346,7 @@ class FrameReader:
                         handler.open(number, head, flags & 1)
                     else:
                         self._handler.headers(number, block, flags & 1)
-                        # Decoding can be expensive: read the clock at the next frame.
+                        # Decoding can be expensive, so the clock is read at the next frame.
                         if budget > 3:
                             budget = budget & ~3 | 1
                 elif kind == frames.HEADERS:
@@ -387,7 +394,7 @@ class FrameReader:
         reads = False
         if self._held is not None and not self._stopped and not self.write_blocked:
             if peer_is_gone(self._transport):
-                # Nobody would read the responses.
+                # The client has disconnected, so the responses would not be read.
                 self._handler.abort()
                 return False
             data, at = self._held
@@ -409,7 +416,7 @@ class FrameReader:
                 self._transport.resume_reading()
 
     def _is_dropped(self, kind: int, length: int) -> bool:
-        """Whether the payload of a frame of an unknown type is dropped as it arrives.
+        """Returns whether the payload of a frame is dropped as it arrives, because its type is unknown.
 
         Raises ConnectionFailure if a frame of a known type, which would be buffered, is too large.
         """

@@ -69,11 +69,11 @@ class _Failure(Exception):
 
 
 class ConnectionFailure(_Failure):
-    """Ends the connection with GOAWAY and this error code (RFC 9113, section 5.4.1)."""
+    """Raised to end the connection with GOAWAY and this error code (RFC 9113, section 5.4.1)."""
 
 
 class StreamFailure(_Failure):
-    """Ends the stream with RST_STREAM and this error code (RFC 9113, section 5.4.2)."""
+    """Raised to end the stream with RST_STREAM and this error code (RFC 9113, section 5.4.2)."""
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -97,7 +97,7 @@ def goaway(last_stream: int, code: int, reason: bytes = b"") -> bytes:
 
 
 def header_frames(stream: int, block: bytes, flags: int, max_frame_size: int) -> bytes:
-    """A header block as a HEADERS frame, and CONTINUATION frames if it exceeds the peer's frame size."""
+    """Encodes a header block as a HEADERS frame, with CONTINUATION frames if it exceeds the frame size."""
     if len(block) <= max_frame_size:
         return frame(HEADERS, flags | END_HEADERS, stream, block)
     pieces = [block[at : at + max_frame_size] for at in range(0, len(block), max_frame_size)]
@@ -107,20 +107,20 @@ def header_frames(stream: int, block: bytes, flags: int, max_frame_size: int) ->
     return b"".join(out)
 
 
-#: The MAX_FRAME_SIZE announced when a body above LARGE_BODY bytes arrives, so that it needs few frames. It
-#: is not announced earlier, since it also applies to HEADERS.
+#: The MAX_FRAME_SIZE announced when a body above LARGE_BODY bytes arrives, so that the client needs few
+#: frames. It is not announced earlier, since it also applies to HEADERS.
 LARGE_MAX_FRAME_SIZE = 1 * MIB
 LARGE_BODY = 64 * KIB
-#: The receive window of a stream until the length of its message is known and granted.
+#: The receive window of a stream until the length of its message is known and a larger window granted.
 OUR_STREAM_WINDOW = 1 * MIB
 #: The receive window of a connection.
 OUR_CONNECTION_WINDOW = 16 * MIB
-#: The largest SETTINGS frame accepted; the RFC defines only six settings of six octets.
+#: The maximum size of a SETTINGS frame; the RFC defines only six settings of six octets.
 MAX_SETTINGS_FRAME = 4 * KIB
 
 
 def server_preface(limits: Limits) -> bytes:
-    """The first frames a server sends: its SETTINGS and the connection's window."""
+    """Returns the first frames that a server sends: its SETTINGS and the window of the connection."""
     announced = settings(
         {
             MAX_CONCURRENT_STREAMS: limits.max_concurrent_streams,
@@ -132,7 +132,7 @@ def server_preface(limits: Limits) -> bytes:
 
 
 def parse_settings(payload: bytes) -> list[tuple[int, int]]:
-    """The settings in a frame, in order. Raises ConnectionFailure for values out of bounds."""
+    """Returns the settings in a frame, in order. Raises ConnectionFailure for values out of bounds."""
     if len(payload) % 6:
         raise ConnectionFailure(FRAME_SIZE_ERROR, "the length of SETTINGS is not a multiple of 6")
     known = []
@@ -147,16 +147,17 @@ def parse_settings(payload: bytes) -> list[tuple[int, int]]:
     return known
 
 
-#: Idle frames that a client earns per answered request and per DATA frame sent to it: clients acknowledge
-#: DATA with WINDOW_UPDATE for stream and connection, and probe the bandwidth with PING.
+#: Idle frames that a client may send in return for each answered request, and for each DATA frame sent to it:
+#: clients acknowledge DATA with WINDOW_UPDATE for stream and connection, and probe the bandwidth with PING.
 PER_REQUEST = 6
 PER_DATA_FRAME = 4
 
 
 class FrameAllowance:
-    """Limits the frames without content that a client may send: a token bucket that useful work refills.
+    """The limit on the frames without content that a client may send: a token bucket that useful work
+    refills.
 
-    The clock is read only when no tokens are left, so an honest client's frame costs one subtraction.
+    The clock is read only when no tokens are left, so a frame of an honest client takes only a subtraction.
     """
 
     __slots__ = ("_burst", "_credited", "_last", "_rate", "_tokens")
@@ -169,7 +170,7 @@ class FrameAllowance:
         self._credited = 0
 
     def spend(self, cost: float, requests: int, data_frames: int) -> None:
-        """Takes tokens. Raises ConnectionFailure if the client floods.
+        """Takes tokens. Raises ConnectionFailure if the client sends too many idle frames.
 
         `requests` counts the requests answered so far, and `data_frames` the DATA frames sent.
         """
@@ -200,7 +201,7 @@ for _index, _field in enumerate(HeaderTable.STATIC_TABLE, 1):
 
 
 def encode_fields(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Encodes fields; names must be lower-case."""
+    """Encodes header fields, whose names must be in lower case."""
     return b"".join([_encode_field(name, value) for name, value in fields])
 
 
@@ -219,7 +220,7 @@ def _encode_field(name: bytes, value: bytes) -> bytes:
 
 
 def _integer(value: int, prefix_bits: int, pattern: int) -> bytes:
-    """An HPACK integer (RFC 7541, section 5.1)."""
+    """Encodes an HPACK integer (RFC 7541, section 5.1)."""
     limit = (1 << prefix_bits) - 1
     if value < limit:
         return bytes((pattern | value,))

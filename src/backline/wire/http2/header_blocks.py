@@ -26,25 +26,26 @@ from backline.wire.limits import Limits
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
 
-# Security: at DEBUG it logs every header field, and so the keys of all callers.
+# Security: at DEBUG, hpack logs every header field, including the keys of all callers.
 logging.getLogger("hpack").setLevel(logging.INFO)
 
 Head = TypeVar("Head")
 
 _CACHED_BLOCKS = 64
 _CACHED_BLOCK_SIZE = 1024
-#: Header lists up to this multiple of the limit are decoded, so that the request gets a response and the
-#: connection survives.
+#: Header lists up to this multiple of the limit are still decoded, so that the request gets a response and
+#: the connection survives.
 _DECODED = 2
-#: Blocks with up to this multiple of the limit on fields, counted in instructions, are decoded for the same
-#: reason.
+#: Blocks with up to this multiple of the limit on fields, counted in instructions, are still decoded, for the
+#: same reason.
 _INSTRUCTIONS = 4
-#: Bytes of Huffman-coded strings in a block that hpack decodes; the table for long strings decodes the rest.
+#: The number of bytes of Huffman-coded strings in a block that hpack decodes; the table for long strings
+#: decodes the rest.
 _SHORT_STRINGS = 2048
 
 
 class _WatchedTable(HeaderTable):
-    """HPACK's dynamic table, recording whether it changed."""
+    """HPACK's dynamic table, which records whether it has changed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,8 +70,8 @@ class _WatchedTable(HeaderTable):
 class _BoundedDecoder(Decoder):
     """An HPACK decoder with a limit on the instructions of a block: fields, and changes to the table's size.
 
-    An instruction takes a byte to send but microseconds to decode, and the size of the header list does not
-    bound those that change the table's size.
+    An instruction takes only a byte to send but microseconds to decode, and the limit on the size of the
+    header list does not cover instructions that change the table's size.
     """
 
     def __init__(self, max_header_list_size: int, max_instructions: int) -> None:
@@ -107,7 +108,7 @@ class _BoundedDecoder(Decoder):
         return HeaderTuple(name, value), end
 
     def _string(self, data: bytes | memoryview, start: int) -> tuple[bytes, int]:
-        """The string that starts at `start`, and where it ends."""
+        """Returns the string that starts at `start`, and the position where it ends."""
         length, size = decode_integer(data[start:], 7)
         end = start + size + length
         if end > len(data):
@@ -124,11 +125,12 @@ class _BoundedDecoder(Decoder):
 
 
 class FieldBlocks(Generic[Head]):
-    """Decodes the header blocks of one connection, in the order in which they arrive.
+    """A decoder for the header blocks of one connection, in the order in which they arrive.
 
-    Invariant of the memo `known`: it contains a block only if decoding left the dynamic table unchanged, and
-    every block that changes the table clears it. So a lookup returns what decoding would return, and skipping
-    the decoder leaves the table as decoding would. The memo is bounded in entries and in bytes per entry.
+    Invariant of the memo `known`: it contains a block only if decoding the block left the dynamic table
+    unchanged, and every block that changes the table clears the memo. So a lookup returns what decoding would
+    return, and skipping the decoder leaves the table as decoding would. The number of entries and the size of
+    each entry are bounded.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -141,7 +143,7 @@ class FieldBlocks(Generic[Head]):
 
     def keep(self, block: bytes, head: Head) -> None:
         """Caches the meaning of the last decoded block, provided that an identical block would decode to the
-        same.
+        same fields.
         """
         if not self._table.changed and len(block) <= _CACHED_BLOCK_SIZE:
             if len(self.known) >= _CACHED_BLOCKS:
@@ -149,7 +151,7 @@ class FieldBlocks(Generic[Head]):
             self.known[block] = head
 
     def fields(self, block: bytes) -> Sequence[tuple[bytes, bytes]]:
-        """Decodes any block.
+        """Decodes any header block.
 
         Raises ConnectionFailure if decoding fails, since the dynamic tables of both sides would then differ.
         """
@@ -171,10 +173,10 @@ class FieldBlocks(Generic[Head]):
 
 
 class HeaderBlocks(FieldBlocks[RequestHead]):
-    """Decodes the header blocks of requests.
+    """A decoder for the header blocks of requests.
 
     Heads are immutable, so requests may share them, along with the gate's decision to admit them, which
-    depends on the head alone.
+    depends only on the head.
     """
 
     def __init__(self, application: Application, limits: Limits, ingress: Ingress) -> None:
@@ -188,14 +190,14 @@ class HeaderBlocks(FieldBlocks[RequestHead]):
         head = parse_head(self.fields(block), self._application, self._limits)
         head.refusal = self._application.gate.refusal(head.method, head.path, head.headers, self._ingress)
         head.exchange, head.prompt = exchange_for(head)
-        # Refusals are not cached: a key that is unknown now can be valid a second later.
+        # Refusals are not cached: a key that is unknown now may be valid a second later.
         if head.refusal is None:
             self.keep(block, head)
         return head
 
 
 def exchange_for(head: RequestHead) -> tuple[Callable[[Http2Connection, int, RequestHead], Stream], bool]:
-    """The Stream subclass for this head, and whether its `begin` must run before the body arrives."""
+    """Returns the Stream subclass for this head, and whether its `begin` must run before the body arrives."""
     if not head.is_grpc or head.method != b"POST":
         return HttpExchange, True
     if head.rpc is None or head.too_large is not None or head.refusal is not None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("backline.wire")
 
-#: Fields that an application may set for HTTP/1.1, but that HTTP/2 forbids or the wire sets.
+#: Fields that an application may set for HTTP/1.1, but that HTTP/2 forbids or the wire sets itself.
 _NOT_IN_HTTP2 = frozenset(
     (
         b"connection",
@@ -51,7 +51,7 @@ class HttpExchange(Stream, HttpRequest):
     body: Buffer
     _gathered: Body | None = None
     _responding = False
-    #: Keeps the task alive: the event loop has only a weak reference.
+    #: This reference keeps the task alive: the event loop has only a weak one.
     _task: asyncio.Task[None] | None = None
 
     def __init__(self, connection: Http2Connection, number: int, head: RequestHead) -> None:
@@ -235,7 +235,7 @@ class HttpExchange(Stream, HttpRequest):
         self._responding = True
         if self.closed:
             return HttpBody(self)
-        # Sending waits for the client to read, so nothing accumulates.
+        # Sending waits for the client to read, so no responses accumulate.
         self.connection.admission.learn(self, 0)
         return self._start(status, fields)
 
@@ -247,7 +247,7 @@ class HttpExchange(Stream, HttpRequest):
         return HttpBody(self)
 
     def refuse(self, status: int, message: str, fields: Fields = ()) -> None:
-        """Responds with an error detected by the wire."""
+        """Responds with an error that the wire has detected."""
         if self._responding or self.closed:
             return
         self._responding = True

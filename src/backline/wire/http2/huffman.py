@@ -1,8 +1,8 @@
 """Decodes long Huffman-coded strings of header blocks (RFC 7541, section 5.2) a byte at a time.
 
 hpack's decoder takes two steps in Python for each byte, 10 ms for the longest header block. The table here
-takes one short step, a fifth of the time, but is large and takes 10 ms to build. So the first long string
-builds the table, and short strings are left to hpack.
+needs one short step for each byte, a fifth of the time, but is large and takes 10 ms to build. So the first
+long string builds the table, and short strings are decoded by hpack.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 from hpack.exceptions import HPACKDecodingError
 from hpack.huffman_table import HUFFMAN_COMPLETE, HUFFMAN_EMIT_SYMBOL, HUFFMAN_FAIL, HUFFMAN_TABLE
 
-#: What follows from one byte: the row for the next byte, the decoded characters, and whether the string may
-#: end here. A row has 256 such entries; mypy cannot name the recursive type.
+#: The effect of one byte: the row for the next byte, the decoded characters, and whether the string may end
+#: here. A row has 256 such entries; mypy cannot express the recursive type.
 _Entry: TypeAlias = tuple[list[Any], bytes, int]
 
 
@@ -31,7 +31,7 @@ def decode_long(coded: bytes) -> bytes:
 def _first_row() -> list[_Entry]:
     """Builds the table by joining pairs of steps of hpack's table, which takes four bits in each step."""
     rows: list[list[_Entry]] = [[] for _ in range(256)]
-    # A malformed string stays in this row until it ends.
+    # Once a string is malformed, decoding remains in this row until the string ends.
     malformed: list[_Entry] = []
     failed: _Entry = (malformed, b"", 0)
     malformed += [failed] * 256

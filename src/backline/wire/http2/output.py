@@ -1,4 +1,4 @@
-"""The sending half of an HTTP/2 connection: batches writes, and schedules streams within the windows."""
+"""The sending half of an HTTP/2 connection. It batches writes, and schedules streams within their windows."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from backline.wire.http2.frames import FRAME_HEADER, ConnectionFailure
 from backline.wire.http2.stream import HIGH_WATER, Stream
 from backline.wire.limits import KIB
 
-#: Bytes that a stream sends before the next one gets its turn.
+#: The number of bytes that a stream sends before the next stream gets its turn.
 _QUANTUM = 128 * KIB
-#: The most bytes that a stream sends in one go while no other stream has data.
+#: The maximum number of bytes that a stream sends in one turn while no other stream has data.
 _ALONE = 512 * KIB
-#: Above this, bytes are written immediately rather than at the end of the event loop's iteration.
+#: More queued bytes than this are written immediately rather than at the end of the event loop's iteration.
 _WRITE_AT = 64 * KIB
-#: A DATA frame smaller than this counts as work (see `FrameAllowance`) only if it sends all that is queued.
+#: A DATA frame smaller than this counts as work (see `FrameAllowance`) only if no data remains queued after
+#: it.
 _CRUMB = 1 * KIB
 
 
 class Output:
-    """Sends frames and response bodies.
+    """The sender of a connection's frames and response bodies.
 
     Invariants: DATA never exceeds the peer's windows for the connection and the stream. Bytes waiting for
     windows or the socket are counted in `held` and in the server's totals (`_hold`) until they are sent or
@@ -58,12 +59,14 @@ class Output:
         finished: Callable[[Stream], None],
         relieved: Callable[[], None],
     ) -> None:
-        """`finished` is called with a stream whose response was sent, `relieved` when `held` decreases."""
+        """`finished` is called with each stream whose response has been sent, and `relieved` when `held`
+        decreases.
+        """
         self._transport = transport
         self._loop = loop
         self._max_unsent = max_unsent
-        #: At most `max_unsent`, because more bytes in one turn would look like those of a client that does
-        #: not read.
+        #: At most `max_unsent`: if the server wrote more in one turn, the client would appear not to read its
+        #: responses.
         self._alone = max(_QUANTUM, min(_ALONE, max_unsent))
         self._finished = finished
         self._relieved = relieved
@@ -76,13 +79,14 @@ class Output:
         self.paused = False
         self.parts: list[Buffer] = []
         self.scheduled = False
-        #: Streams with data and room in their own window.
+        #: The streams that have data and room in their own window.
         self.ready: deque[Stream] = deque()
-        #: DATA frames sent so far; each earns the peer some WINDOW_UPDATE and PING frames.
+        #: The number of DATA frames sent so far. Each of them allows the peer some WINDOW_UPDATE and PING
+        #: frames.
         self.data_frames = 0
-        #: Bytes of responses waiting for windows or the socket, or being compressed.
+        #: Bytes of responses that wait for windows or the socket, or are being compressed.
         self.held = 0
-        #: Bytes sent so far of responses that had to wait.
+        #: The number of bytes sent so far of responses that had to wait.
         self.sent = 0
 
     def write(self, frame: Buffer) -> None:
@@ -110,7 +114,7 @@ class Output:
             self._transport.abort()
 
     def has_room(self, stream: Stream, size: int) -> bool:
-        """Whether a DATA frame of this size can be sent immediately."""
+        """Returns whether a DATA frame of this size can be sent immediately."""
         return (
             size <= self.window
             and size <= self.initial_window + stream.credit
@@ -147,7 +151,9 @@ class Output:
         self.pump()
 
     def finish(self, stream: Stream) -> None:
-        """Ends a complete response after its queued data: with `stream.tail`, or with the last DATA frame."""
+        """Ends a complete response after its queued data, either with `stream.tail` or with the last DATA
+        frame.
+        """
         if stream.pending_bytes:
             self.enqueue(stream)
         else:
@@ -156,7 +162,7 @@ class Output:
                 self.schedule()
 
     def pump(self) -> None:
-        """Sends what the windows and the socket allow, one quantum per stream in turn."""
+        """Sends as much as the windows and the socket allow; streams take turns, one quantum each."""
         ready = self.ready
         sent = self.sent
         unwritten = 0
@@ -198,7 +204,7 @@ class Output:
         stream.pending_bytes = stream.compressing = 0
 
     def compressing(self, stream: Stream, size: int) -> None:
-        """Counts a response of `size` bytes while it is compressed; call it with 0 afterwards."""
+        """Counts a response of `size` bytes while it is being compressed. Call it again with 0 afterwards."""
         if not stream.closed:
             self._hold(stream, size - stream.compressing)
             stream.compressing = size
@@ -220,7 +226,7 @@ class Output:
         full = FRAME_HEADER.pack(longest << 8, 0, stream.number)
         while left:
             view = pending[0]
-            # The middle of a large buffer goes out in frames of full length, none of which is the last of the
+            # The middle of a large buffer is sent in frames of full length, none of which is the last of the
             # stream.
             whole = (min(left, view.nbytes) - 1) // longest
             if whole > 0:
@@ -267,7 +273,7 @@ class Output:
         self.parts = []
 
     def widen(self, increment: int) -> None:
-        """Handles WINDOW_UPDATE for the connection."""
+        """Handles a WINDOW_UPDATE frame for the connection."""
         self.window += increment
         if self.window > frames.MAX_WINDOW:
             raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "the connection's window is above 2^31-1")

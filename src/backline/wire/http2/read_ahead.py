@@ -14,17 +14,20 @@ if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
     from backline.wire.http2.frame_reader import FrameReader
 
-#: The most bytes of a message per read: receiving more at once would block the event loop for too long.
+#: The maximum number of bytes of a message per read: receiving more at once would block the event loop for
+#: too long.
 READ = 256 * KIB
-#: For frames shorter than this, describing each to the kernel costs more than copying it.
+#: The minimum frame size in bytes for direct reads: describing shorter frames to the kernel costs more than
+#: copying them.
 _SHORTEST = 4 * KIB
 
 
 class DirectProtocol(asyncio.BufferedProtocol):
     """The transport's asyncio protocol once the client has announced a large message.
 
-    While such a message arrives, the transport writes into the message's buffer. All other bytes go through
-    `wire.read_buffer`. That buffer is short, so that little of a message that begins there has to be copied.
+    While a large message arrives, the transport writes into the message's buffer. All other bytes go through
+    `wire.read_buffer`. That buffer is short, so that only a little of a message that begins in it has to be
+    copied.
     """
 
     __slots__ = ("_connection", "_direct", "_pieces", "_reader")
@@ -33,7 +36,7 @@ class DirectProtocol(asyncio.BufferedProtocol):
         self._connection = connection
         self._reader = reader
         self._pieces = memoryview(connection.wire.read_buffer)
-        #: Whether the transport currently writes into the buffer of a message.
+        #: Whether the transport currently writes into a message's buffer.
         self._direct = False
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -64,10 +67,10 @@ def read_ahead(descriptor: int, payload: DataReceiver) -> tuple[bool, bytes]:
     """Reads the rest of the current DATA frame from a non-blocking socket, and the frames that follow.
 
     The payloads go to their places in the message, and the frame headers between them to a separate buffer.
-    This relies on a guess: the message continues in frames of the same length, and the last of them ends the
-    stream. Returns the bytes from the first header that does not match the guess, which are then handled as
-    usual, and whether the socket may have more. Errors and the end of the connection are left for the
-    transport to find.
+    This relies on a guess: that the message continues in frames of the same length, the last of which ends
+    the stream. Returns the bytes from the first header that does not match the guess, which are then handled
+    as usual, and whether the socket may have more bytes. Errors and the end of the connection are left for
+    the transport to detect.
 
     Raises ConnectionFailure if a flow-control window is exceeded.
     """

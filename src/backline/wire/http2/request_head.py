@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from backline.wire.http2.stream import Stream
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
-#: No control characters except tab, no whitespace at either end (RFC 9113, section 8.2.1; RFC 9110, section
-#: 5.5).
+#: A valid value: no control characters except tab, and no whitespace at either end (RFC 9113, section 8.2.1;
+#: RFC 9110, section 5.5).
 _VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?").fullmatch
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _PATH = re.compile(rb"/[\x21-\x22\x24-\x7e\x80-\xff]*").fullmatch
 _BLANKS = (b" ", b"\t")
-#: The most bytes of a repeated field's values together.
+#: The maximum total size of the values of a repeated field, in bytes.
 _MAX_JOINED = 2048
 _DIGITS = re.compile(rb"[0-9]{1,19}").fullmatch
 _PSEUDO = frozenset((b":method", b":scheme", b":path", b":authority"))
@@ -65,7 +65,7 @@ class RequestHead:
         self.headers = headers
         self.metadata: Mapping[bytes, bytes] = MappingProxyType(headers)
         self.content_length = _content_length(headers)
-        #: Content-Encoding of the body; empty for identity.
+        #: The Content-Encoding of the body, or empty for identity.
         self.coding = headers.get(b"content-encoding", b"").strip().lower()
         if self.coding == b"identity":
             self.coding = b""
@@ -76,13 +76,13 @@ class RequestHead:
         self.accept_encoding = frozenset(
             name.strip().lower() for name in headers.get(b"grpc-accept-encoding", b"").split(b",")
         )
-        #: The Stream subclass to use, and whether its `begin` runs before the body arrives. `HeaderBlocks`
-        #: sets both.
+        #: The Stream subclass that handles the request, and whether its `begin` runs before the body arrives.
+        #: `HeaderBlocks` sets both.
         self.exchange: Callable[[Http2Connection, int, RequestHead], Stream]
         self.prompt = True
-        #: Why the header list is too large, if it is.
+        #: Why the header list is too large, or None if it is not.
         self.too_large: str | None = None
-        #: Why the gate refuses the request, if it does.
+        #: Why the gate refuses the request, or None if it does not.
         self.refusal: Denial | None = None
         self.timeout: float | None = None
         self.timeout_error: str | None = None
@@ -101,10 +101,11 @@ def parse_head(
     If the header list is too large, the head contains only the first fields and gives the reason in
     `too_large`, so that the request gets a response (section 10.5.1).
 
-    Security: a byte that refers to the decompression table can stand for a field of 4 KiB. Such fields share
-    the table's memory, but joining repeated ones takes new memory, which a client could make the server hold
-    for the price of a byte by leaving the response unread. So joined values are short, and cookies, which are
-    meant to be repeated and which this server does not use, are dropped.
+    Security: a single byte that refers to the decompression table can decode to a field of 4 KiB. Such fields
+    share the table's memory, but joining repeated fields allocates new memory. A client that leaves its
+    response unread could make the server hold that memory at the cost of a byte per field. So joined values
+    are kept short, and cookies, which are meant to be repeated and which this server does not use, are
+    dropped.
     """
     pseudo: dict[bytes, bytes] = {}
     headers: dict[bytes, bytes] = {}
@@ -127,8 +128,9 @@ def parse_head(
                 raise _malformed("an unknown or repeated pseudo-header field")
             pseudo[name] = value
             continue
-        # RFC 9113 calls whitespace around a value malformed, but clients pass on metadata that ends with a
-        # blank, which gRPC's own servers take. Nothing here forwards it, so stripping it is safe.
+        # RFC 9113 calls whitespace around a value malformed, but clients send metadata that ends with a
+        # blank, and gRPC's own servers accept it. The field is not forwarded, so stripping the whitespace is
+        # safe.
         if value[-1:] in _BLANKS or value[:1] in _BLANKS:
             value = value.strip(b" \t")
         _check_field(name, value)

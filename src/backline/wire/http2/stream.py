@@ -16,7 +16,7 @@ from backline.wire.http2.request_head import RequestHead
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
 
-#: Pieces of a body below this many bytes, unless they are the last, are charged like empty frames.
+#: A piece of a body with fewer bytes than this is charged like an empty frame, unless it is the last piece.
 CRUMB = 64
 #: A sender waits while its stream has more bytes than this queued.
 HIGH_WATER = 64 * 1024
@@ -25,7 +25,7 @@ HIGH_WATER = 64 * 1024
 class Stream:
     """A stream that a client opened.
 
-    Attributes that most streams never change are class attributes, which keeps the object of a call small.
+    Attributes that most streams never change are class attributes, which keeps each stream object small.
     """
 
     #: Whether the stream counts toward `wire.streams` rather than `wire.requests`.
@@ -36,37 +36,38 @@ class Stream:
     answered = False
     #: Whether the stream was removed from its connection.
     closed = False
-    #: Bytes that the client may still send on this stream.
+    #: The number of bytes that the client may still send on this stream.
     window_in = OUR_STREAM_WINDOW
     #: The send window minus the peer's INITIAL_WINDOW_SIZE.
     credit = 0
-    #: Bytes of this stream in `wire.buffered_bytes`.
+    #: The number of bytes that this stream contributes to `wire.buffered_bytes`.
     buffered = 0
-    #: Bytes of DATA received, for content-length and progress.
+    #: The number of DATA bytes received, to check content-length and progress.
     received = 0
     #: The size of a large body, while it is in `wire.uploads`; 0 otherwise.
     upload_size = 0
-    #: Bytes of the large body for which the client has no window yet.
+    #: The number of bytes of the large body that the client may not send yet, for lack of window.
     ungranted = 0
-    #: Response data waiting for windows or the socket.
+    #: Response data that waits for windows or the socket.
     pending: deque[memoryview] | None = None
     pending_bytes = 0
     #: Frames that end the stream after the pending data.
     tail: bytes | None = None
-    #: Whether the last DATA frame ends the stream, rather than `tail`.
+    #: Whether the last DATA frame, rather than `tail`, ends the stream.
     ends_with_data = False
     end_sent = False
-    #: Whether the complete request waits in `Admission`.
+    #: Whether the request is complete and waits in `Admission`.
     waiting = False
     #: The kind of request, from which `Admission` predicts the size of the response.
     kind = 0
-    #: Bytes of a response being compressed; part of `Output.held`.
+    #: The size in bytes of a response that is being compressed; part of `Output.held`.
     compressing = 0
     #: Whether the stream is in `Output.ready`.
     queued = False
-    #: Completed when at most HIGH_WATER bytes are pending; None if no sender waits for that.
+    #: A future that completes when at most HIGH_WATER bytes are pending, or None if no sender waits for that.
     drained: asyncio.Future[None] | None = None
-    #: Bytes sent and received as of the last sweep, and when their sum last changed.
+    #: The number of bytes sent and received as of the last check of time limits, and the time when that
+    #: number last changed.
     swept = -1
     progressed = 0.0
     sent = 0
@@ -78,18 +79,18 @@ class Stream:
 
     @abstractmethod
     def begin(self) -> None:
-        """Called when the head has arrived. May respond immediately."""
+        """Called when the head has arrived. The method may respond immediately."""
 
     @abstractmethod
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
-        """Takes data[begin:end], a piece of the body; `ended` marks the last. Raises StreamFailure."""
+        """Takes data[begin:end], a piece of the body; `ended` marks the last piece. Raises StreamFailure."""
 
     def room(self) -> memoryview:
-        """The part of a large message's buffer for the next bytes of the body; may be empty."""
+        """Returns the part of a large message's buffer for the next bytes of the body, which may be empty."""
         return NO_ROOM
 
     def placed(self, size: int, ended: int) -> None:
-        """Like `feed`, for bytes that were received into `room`. Raises StreamFailure."""
+        """Takes bytes as `feed` does, after they were received into `room`. Raises StreamFailure."""
         raise NotImplementedError(f"{type(self).__name__} has no room")
 
     def dispatch(self) -> None:
@@ -102,7 +103,7 @@ class Stream:
 
     @abstractmethod
     def awaits_client(self) -> bool:
-        """Whether the client owes part of the body, so that progress_timeout applies."""
+        """Returns whether the client must still send part of the body, so that progress_timeout applies."""
 
     @abstractmethod
     def timed_out(self) -> None:
@@ -120,27 +121,27 @@ class Stream:
             raise StreamFailure(frames.PROTOCOL_ERROR, "the length of the body differs from content-length")
 
     def proceed(self) -> None:
-        """Grants the client as much of a large body as other large bodies leave room for."""
+        """Lets the client send as much of a large body as the other large bodies leave room for."""
         self.connection.reader.data.grant_room(self)
 
     def leave_line(self) -> None:
-        """Leaves `wire.uploads` once the large body is complete or no longer received."""
+        """Removes the large body from `wire.uploads` once it is complete or no longer received."""
         self.upload_size = self.ungranted = 0
         self.connection.wire.uploads.ended(self)
 
     def buffer(self, size: int) -> bool:
-        """Counts body bytes that are held. Returns False if the server holds too many."""
+        """Counts body bytes that the server holds. Returns False if it holds too many."""
         wire = self.connection.wire
         self.buffered += size
         wire.buffered_bytes += size
         return wire.buffered_bytes <= wire.limits.max_buffered_bytes
 
     def reserve(self, size: int) -> bool:
-        """Counts body bytes in advance; False if the server holds too many or the stream is closed."""
+        """Counts body bytes in advance. Returns False above the limit, or if the stream is closed."""
         return not self.closed and self.buffer(size)
 
     def wanted(self) -> bool:
-        """Whether the client still waits for a response."""
+        """Returns whether the client still waits for a response."""
         return not (self.answered or self.closed)
 
     def release(self, size: int) -> None:
@@ -148,7 +149,9 @@ class Stream:
         self.connection.wire.buffered_bytes -= size
 
     async def wait_drained(self) -> None:
-        """Waits until at most HIGH_WATER bytes are queued. Raises ConnectionResetError when closed."""
+        """Waits until at most HIGH_WATER bytes are queued. Raises ConnectionResetError if the stream is
+        closed.
+        """
         while self.pending_bytes > HIGH_WATER and not self.closed:
             if self.drained is None:
                 self.drained = self.connection.wire.loop.create_future()
@@ -162,17 +165,17 @@ class Stream:
             drained.set_result(None)
 
 
-#: How many reset and how many skipped streams a connection remembers.
+#: The number of reset streams, and of skipped streams, that a connection remembers.
 _REMEMBERED = 512
 
 
 class StreamTable:
-    """The streams of one connection: those open, and what is known about the others.
+    """The streams of one connection: the open ones, and what is known about the others.
 
-    Frames for a stream that the server reset are dropped, since the client may have sent them before it knew.
-    Frames for a stream that the client reset or ended are an error of the client (RFC 9113, section 5.1). A
-    number below `last` that is neither open, reset nor skipped belongs to a stream that ended normally. Only
-    the latest resets and skipped numbers are remembered.
+    Frames for a stream that the server reset are dropped, since the client may have sent them before it
+    received the reset. Frames for a stream that the client reset or ended are an error of the client (RFC
+    9113, section 5.1). A number below `last` that is neither open, reset nor skipped belongs to a stream that
+    ended normally. Only the latest resets and skipped numbers are remembered.
     """
 
     __slots__ = ("_resets", "_skipped", "last", "open")
@@ -181,12 +184,14 @@ class StreamTable:
         self.open: dict[int, Stream] = {}
         #: The highest stream number that the client has used.
         self.last = 0
-        #: Reset streams, and whether the client reset them.
+        #: Reset streams by number, and whether the client reset them.
         self._resets: dict[int, bool] = {}
         self._skipped: list[range] = []
 
     def note(self, number: int) -> None:
-        """Records that the client opened `number`; lower numbers that it skipped can no longer be used."""
+        """Records that the client opened the stream `number`. Lower numbers that it skipped can no longer be
+        used.
+        """
         if number > self.last + 2:
             self._skipped.append(range(self.last + 1, number))
             del self._skipped[:-_REMEMBERED]

@@ -24,19 +24,20 @@ if TYPE_CHECKING:
     from backline.wire.http1.connection import Http1Connection
     from backline.wire.http1.request import Http1Request
 
-#: The most control frames that a client may send without a message in between.
+#: The maximum number of control frames that a client may send without a message in between.
 _MOST_CONTROL = 1000
-#: Seconds that a client has to answer a close frame.
+#: Seconds that a client has to respond to a close frame.
 _CLOSE_TIME = 2.0
 #: Messages up to this size, in bytes, are joined with their frame header into one write.
 _JOINED_SIZE = 16 * 1024
 
 
 class WebSocketConnection(asyncio.Protocol, WebSocket):
-    """The transport's protocol after the handshake. The HTTP/1.1 connection stays registered with the wire.
+    """The transport's asyncio protocol after the handshake. The HTTP/1.1 connection stays registered with the
+    wire.
 
     Invariant of backpressure: the socket is not read while a message waits for the application, or while the
-    client leaves messages unread. So the server holds at most one message and one read's worth of bytes for a
+    client leaves messages unread. So the server holds at most one message and the bytes of one read for a
     client.
     """
 
@@ -57,11 +58,12 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         self._lost = False
         self._draining = False
         self._control = 0
-        #: Paces the reading of a large message; None while there is none.
+        #: Limits the pace at which a large message is read; None while there is no large message.
         self._pace: Pace | None = None
         #: This connection's share of `wire.buffered_bytes`.
         self._counted = 0
-        #: When a message was last received or sent, and since when a message is incomplete.
+        #: The time at which a message was last received or sent, and the time since when a message is
+        #: incomplete.
         self._active = monotonic()
         self._incomplete: tuple[float, int] | None = None
 
@@ -100,8 +102,8 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         if self._draining and code == CloseCode.NORMAL:
             code = CloseCode.GOING_AWAY
         self._send_close(close_payload(CloseCode(code), reason))
-        # Reading continues until the client's own close frame: closing with unread bytes would reset the
-        # connection.
+        # Reading continues until the client sends its own close frame: closing with unread bytes would reset
+        # the connection.
         self._wire.loop.call_later(_CLOSE_TIME, self._transport.close)
 
     def _send_close(self, payload: bytes) -> None:
@@ -244,12 +246,14 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
     # called by the wire
 
     def drain(self) -> None:
-        """Lets the application finish the current request, and then ends the connection."""
+        """Lets the application finish the current request, and then closes the connection."""
         self._draining = True
         self._wake()
 
     def sweep(self, now: float) -> None:
-        """Ends the connection if it is idle or a message is stuck halfway. `now` is time.monotonic()."""
+        """Ends the connection if it has been idle, or a message incomplete, for too long. `now` is
+        time.monotonic().
+        """
         limits = self._wire.limits
         if not self._reading and peer_is_gone(self._transport):
             self._transport.abort()  # while reading is paused, the transport does not notice a disconnect
@@ -263,7 +267,7 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
 
 
 def _is_valid(payload: bytes) -> bool:
-    """Whether the payload of a close frame starts with a code that a client may send (section 7.4)."""
+    """Returns whether a close frame's payload starts with a code that clients may send (section 7.4)."""
     if len(payload) < 2:
         return False
     code = int.from_bytes(payload[:2], "big")

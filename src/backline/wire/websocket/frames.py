@@ -1,4 +1,4 @@
-"""WebSocket frames (RFC 6455, section 5): parses those of clients and builds those of a server."""
+"""WebSocket frames (RFC 6455, section 5): parses those of clients, and builds those of a server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Opcode(IntEnum):
 
 
 class CloseCode(IntEnum):
-    """Why a connection ends (section 7.4.1)."""
+    """The reasons why a connection ends (section 7.4.1)."""
 
     NORMAL = 1000
     GOING_AWAY = 1001
@@ -55,7 +55,7 @@ class Received:
 
 
 def accept_key(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """The value of Sec-WebSocket-Accept for a handshake; None if the handshake is invalid (section 4.2.1).
+    """Returns the value of Sec-WebSocket-Accept for a handshake, or None if it is invalid (section 4.2.1).
 
     The version must be 13, and the key must encode 16 bytes in base64.
     """
@@ -70,7 +70,7 @@ def accept_key(headers: Mapping[bytes, bytes]) -> bytes | None:
 
 
 def frame(opcode: Opcode, size: int) -> bytes:
-    """The header of a server's unfragmented frame with a payload of `size` bytes."""
+    """Returns the header of a server's unfragmented frame with a payload of `size` bytes."""
     first = bytes((_FIN | opcode,))
     if size <= _LONGEST_CONTROL:
         return first + bytes((size,))
@@ -80,13 +80,13 @@ def frame(opcode: Opcode, size: int) -> bytes:
 
 
 def close_payload(code: CloseCode, reason: str) -> bytes:
-    """The payload of a close frame. The reason is truncated to fit into a control frame."""
+    """Returns the payload of a close frame. The reason is truncated to fit into a control frame."""
     text = reason.encode()[: _LONGEST_CONTROL - 2].decode(errors="ignore")
     return code.to_bytes(2, "big") + text.encode()
 
 
 class MessageReader:
-    """Assembles frames into messages of at most `max_size` bytes. Does no I/O."""
+    """A reader that assembles frames into messages of at most `max_size` bytes. Does no I/O."""
 
     def __init__(self, max_size: int) -> None:
         self._max_size = max_size
@@ -97,8 +97,8 @@ class MessageReader:
         #: The opcode of the message that has partly arrived; None between messages.
         self._kind: Opcode | None = None
         #: The frame whose payload is arriving: its opcode, whether it is the last of its message, its mask
-        #: (rotated as bytes arrive), and the number of missing bytes. If that number is negative, no frame
-        #: has begun.
+        #: (rotated as bytes arrive), and the number of bytes still missing. A negative number means that no
+        #: frame has begun.
         self._opcode = Opcode.CONTINUATION
         self._final = False
         self._mask = b""
@@ -118,7 +118,7 @@ class MessageReader:
         self._data += data
 
     def next(self) -> Received | None:
-        """The next message or control frame; None if more bytes are needed.
+        """Returns the next message or control frame, or None if more bytes are needed.
 
         Raises WebSocketError if the bytes break a rule.
         """
@@ -141,13 +141,13 @@ class MessageReader:
                 return complete
 
     def _begin(self) -> bool:
-        """Parses the header of a frame; False if the header is incomplete."""
+        """Parses the header of a frame; returns False if the header is incomplete."""
         data = self._data
         if len(data) < 2:
             return False
         opcode, size = data[0] & 0x0F, data[1] & 0x7F
-        # Checked before the rest of the header arrives, so that a client that speaks another protocol is
-        # refused at its first bytes.
+        # This is checked before the rest of the header arrives, so that a client that speaks another protocol
+        # is refused at its first bytes.
         if data[0] & _RESERVED:
             raise WebSocketError(
                 CloseCode.PROTOCOL_ERROR, "a reserved bit is set, but no extension was agreed on"
@@ -178,7 +178,9 @@ class MessageReader:
         return True
 
     def _complete(self) -> Received | None:
-        """The message or control frame that a complete frame ends; None if further fragments follow."""
+        """Returns the message or control frame that a complete frame ends, or None if further fragments
+        follow.
+        """
         if self._opcode >= Opcode.CLOSE:
             found = Received(self._opcode, bytes(self._control))
             self._control.clear()
@@ -196,8 +198,8 @@ class MessageReader:
 
 
 def _unmasked(data: bytearray, mask: bytes) -> bytes:
-    """The payload, with each byte XORed with the mask. Payload and mask are converted to integers, so that
-    one operation suffices.
+    """Returns the payload, with each byte XORed with the mask. Payload and mask are converted to integers, so
+    that one operation suffices.
     """
     size = len(data)
     key = (mask * (size // 4 + 1))[:size]

@@ -1,19 +1,18 @@
 """Memory shared by the server and one worker (an anonymous in-memory file that both map), and the columns of
 tensors in it.
 
-Each side writes only to its own half. It lends blocks of that half to the other side by naming their offset
-in a message, and reuses a block once the other side has returned it. The messages that lend and return
-blocks:
+Each side writes only to its own half. It lends blocks of that half to the other side by sending their offset
+in a message, and reuses a block once the other side has returned it. These messages lend and return blocks:
 
     server's block  lent by EXECUTE, returned by RESULT, or by PONG or CALL if the model kept views
                     lent by RESPONSE, returned by PONG or CALL
     worker's block  lent by RESULT or CALL, returned by EXECUTE, RESPONSE or PING
 
-A returned block keeps its pages, so the next batch finds them warm. The file is sparse: pages never written
-take no memory. When a worker ends, its server drops the mapping; the memory lives on until the last array in
-it is freed.
+A returned block keeps its pages, so the next batch can use them at once. The file is sparse: pages that were
+never written take no memory. When a worker ends, its server drops the mapping; the memory is freed with the
+last array in it.
 
-Neither side trusts offsets: `read` checks that they lie in the other half, and `give_back` ignores a block
+Neither side trusts offsets: `read` checks that they are in the other half, and `give_back` ignores a block
 that is not lent. On Linux the file is sealed against truncation. A worker can still change a block while the
 server reads it, so the server must treat tensor contents as untrusted input, like any output of a model.
 """
@@ -34,28 +33,31 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Tensor, decode_tensor, element_count, encode_tensor
 from backline.workers.channel.protocol import Buffer, Column
 
-#: Bytes of address space for each side.
+#: The size of each half in bytes (of address space, not of memory).
 HALF = 1 << 35
-#: Bytes below which a batch travels in its frame, because two copies through the socket then cost no more
-#: than lending a block. The break-even point depends on the machine, and was higher on all measured ones.
+#: The size in bytes below which a batch travels in its frame, because two copies through the socket then cost
+#: no more than lending a block. The break-even point depends on the machine, and was higher on all measured
+#: ones.
 INLINE_LIMIT = 1 << 15
 #: The size of the smallest block, in bytes.
 _SMALLEST = 1 << 16
-#: Free bytes kept for reuse; the pages of further returned blocks go back to the system.
+#: The maximum number of free bytes kept for reuse. The pages of further returned blocks go back to the
+#: system.
 _KEPT = 1 << 28
-#: Alignment of columns in shared memory, in bytes, for vector instructions.
+#: The alignment of columns in shared memory, in bytes, which suits vector instructions.
 _ALIGNMENT: Final = 64
 
 
 def create() -> int:
-    """Creates an arena; returns its file descriptor, which the worker inherits."""
+    """Creates an arena. Returns its file descriptor, which the worker inherits."""
     if hasattr(os, "memfd_create"):
         import fcntl
 
         descriptor = os.memfd_create("backline", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(descriptor, 2 * HALF)
-        # The worker may write to the file, and so could truncate it: the server's next access to its mapping
-        # would raise SIGBUS. F_SEAL_SEAL keeps the worker from adding seals that would forbid MADV_REMOVE.
+        # The worker may write to the file and could therefore truncate it; the server's next access to its
+        # mapping would then raise SIGBUS. F_SEAL_SEAL keeps the worker from adding seals that would forbid
+        # MADV_REMOVE.
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
         return descriptor
     import tempfile
@@ -66,7 +68,9 @@ def create() -> int:
 
 
 class Arena:
-    """One side's view of the shared memory. `lower` selects the half that it writes to. Not thread-safe."""
+    """One side's view of the shared memory. `lower` selects the half to which this side writes. Not
+    thread-safe.
+    """
 
     def __init__(self, descriptor: int, *, lower: bool) -> None:
         """Maps the shared memory; the caller may then close the descriptor."""
@@ -80,11 +84,11 @@ class Arena:
 
     @property
     def lent(self) -> int:
-        """The bytes of all blocks that are lent out."""
+        """The total size in bytes of all blocks that are lent out."""
         return sum(self._sizes.values())
 
     def borrow(self, size: int) -> tuple[int, np.ndarray]:
-        """Lends a block of at least `size` bytes; returns its offset, and its bytes to write to. Raises
+        """Lends a block of at least `size` bytes. Returns its offset, and its bytes to write to. Raises
         MemoryError if this side's half is full.
         """
         whole = max(_SMALLEST, 1 << (size - 1).bit_length())
@@ -102,7 +106,7 @@ class Arena:
 
     def give_back(self, at: int) -> None:
         """Takes back a block of this side. Ignores an offset that is not lent: if the other side returned a
-        block twice, two batches would otherwise get it.
+        block twice, two batches would otherwise get the same block.
         """
         size = self._sizes.pop(at, 0)
         if not size:
@@ -113,7 +117,7 @@ class Arena:
             self._map.madvise(mmap.MADV_REMOVE, at, size)
 
     def read(self, at: int, size: int, *, writable: bool = False) -> np.ndarray:
-        """A view of bytes in the other side's half. Raises ValueError for a range outside of that half."""
+        """Returns a view of bytes in the other side's half. Raises ValueError for a range outside it."""
         start = HALF - self._start
         if not (start <= at and size >= 0 and at + size <= start + HALF):
             raise ValueError(f"{size} bytes at {at} are outside the other side's half of the shared memory")
@@ -203,9 +207,9 @@ def unpack_columns(
 ) -> tuple[dict[str, Tensor], int]:
     """Returns the tensors of one part by name, as views, and the payload offset where the next part begins.
 
-    `offset` is where this part begins in the payload; `block` is the shared memory from `start` on. Raises
-    InvalidArgument or ValueError if a column, which comes from the other process, has a wrong size or lies
-    outside of its block.
+    `offset` is where this part begins in the payload, and `block` is the shared memory from `start` on.
+    Raises InvalidArgument or ValueError if a column, which comes from the other process, has a wrong size or
+    is outside its block.
     """
     tensors: dict[str, Tensor] = {}
     for name, type_name, dims, size, at in ((c.name, c.datatype, c.shape, c.size, c.at) for c in columns):
@@ -226,6 +230,7 @@ def unpack_columns(
             raise InvalidArgument(
                 f"column '{name}' has {size} bytes for shape {list(shape)} of {datatype.name}"
             )
-        # A NumPy view, not a memoryview: it keeps `block` alive, so that `when_unused` notices its last use.
+        # This is a NumPy view rather than a memoryview: it keeps `block` alive, so that `when_unused` notices
+        # its last use.
         tensors[name] = Tensor(name, datatype, shape, place.view(datatype.dtype).reshape(shape))
     return tensors, offset

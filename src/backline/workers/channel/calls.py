@@ -1,4 +1,4 @@
-"""The seam through which a worker's model calls the server."""
+"""The interface through which a worker's model calls the server."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Outcome: TypeAlias = Literal["success", "fail", "cancel"]
 
 
 class Calls(Protocol):
-    """The server's functions that a model in a worker process may call. Use only on the event loop. All
-    methods may raise BacklineError.
+    """The functions of the server that a model in a worker process may call. Use them only on the event loop.
+    All methods may raise BacklineError.
     """
 
     def submit(self, ticket: Ticket) -> None:
@@ -23,19 +23,21 @@ class Calls(Protocol):
         """Reports that a call ended after `ns` nanoseconds."""
 
     def is_ready(self, model: str, version: str) -> bool:
-        """Whether a model can serve; for an empty name, whether the server is ready."""
+        """Returns whether a model can serve or, for an empty name, whether the server is ready."""
 
     async def describe(self, model: str, version: str) -> Described:
-        """A model's inputs and outputs, with full shapes, and serving versions. Loads an on-demand model."""
+        """Describes a model: its inputs and outputs with full shapes, and the versions that serve. Loads an
+        on-demand model.
+        """
 
     async def load(self, model: str, version: str, config: str | None, files: Mapping[str, bytes]) -> None:
-        """Loads a model, see Control.load. `config` is JSON, `files` are file contents by path."""
+        """Loads a model; see Control.load. `config` is JSON, and `files` maps paths to file contents."""
 
     async def unload(self, model: str, version: str, *, dependents: bool) -> None:
-        """Unloads a model, see Control.unload."""
+        """Unloads a model; see Control.unload."""
 
     def measure(self, message: Measure) -> float | None:
-        """Records or reads a metric of the model; returns the value if `message` asks for it."""
+        """Records or reads a metric of the model. Returns the value if `message` asks for it."""
 
     def forget(self) -> None:
         """Removes the model's metrics, because it is unloaded."""

@@ -15,18 +15,19 @@ A worker has three channels.
 
 - Data: the server sends LOAD once and then EXECUTE; the worker responds with LOADED or FAILED, and then
   RESULT.
-- Control: the worker reads it on a separate thread, so that it works while the model computes. It carries
-  PING and PONG (both return blocks of shared memory), CANCEL, STOP, and CREDIT for further responses.
-- Calls: the worker sends, from any thread. CALL calls another model of the server, ASK asks about models. The
-  server sends RESPONSE, flagged if it is the last, or ENDED if no response follows. For calls, DROP and MORE
-  do what CANCEL and CREDIT do for requests. A call belongs to open requests of the worker: it inherits
-  their deadline and priority, and is cancelled when all of them are. MEASURE, LOG, LIMIT and READY are
-  one-way notices.
+- Control: the worker reads this channel on a separate thread, so that it is served while the model computes.
+  It carries PING and PONG (both return blocks of shared memory), CANCEL, STOP, and CREDIT for further
+  responses.
+- Calls: the worker sends on this channel from any thread. CALL calls another model of the server, and ASK
+  asks about models. The server sends RESPONSE, with a flag on the last one, or ENDED if no response follows.
+  DROP and MORE do for calls what CANCEL and CREDIT do for requests. A call belongs to open requests of the
+  worker: it inherits their deadline and priority, and is cancelled when all of them are. MEASURE, LOG, LIMIT
+  and READY are one-way notices.
 
 Tensors travel in parts. A part joins requests whose tensors agree in name, datatype and all dimensions but
-the first. The tensors of one name form a column, so that a model that takes batches gets them without a copy.
-Elements are in the row-major little-endian form of the Open Inference Protocol (BYTES: a 4-byte length before
-each element). A column lies in the payload of its frame, or in shared memory, see `arena`.
+the first. The tensors with the same name form a column, so that a model that takes batches gets them without
+a copy. Elements are in the row-major little-endian form of the Open Inference Protocol (BYTES: a 4-byte
+length before each element). A column is in the payload of its frame, or in shared memory (see `arena`).
 
 A worker runs code that the server does not trust. No message can execute anything (there is no pickle), and
 the server validates what a worker sends as it validates what a client sends.
@@ -49,11 +50,12 @@ Parameter: TypeAlias = str | int | float | bool
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 PREFIX = struct.Struct("<B3xII")
-#: Responses that a decoupled model may send for one request before the server grants further credit.
+#: The number of responses that a decoupled model may send for one request before the server grants further
+#: credit.
 WINDOW = 16
-#: The largest legal frame, in bytes. Larger tensors travel in shared memory.
+#: The maximum size of a frame in bytes. Larger tensors travel in shared memory.
 MAX_FRAME = 1 << 30
-#: The exit status of a worker that lost its channel to the server (EX_PROTOCOL of sysexits.h).
+#: The exit status of a worker that has lost its channel to the server (EX_PROTOCOL of sysexits.h).
 CONNECTION_LOST = 76
 
 
@@ -83,8 +85,8 @@ class Kind(IntEnum):
 
 
 class Spec(msgspec.Struct, array_like=True):
-    """An input or output. `shape` excludes the batch dimension, with -1 where it varies; `reshape` is the
-    shape that the model sees instead, if it differs. `json` and `media` are as in TensorSpec.
+    """An input or output. `shape` excludes the batch dimension, with -1 where it varies. `reshape` is the
+    shape that the model sees instead, if different. `json` and `media` are as in TensorSpec.
     """
 
     name: str
@@ -106,8 +108,8 @@ class WorkerLoad(msgspec.Struct, array_like=True):
     configuration; `max_batch_size` is None if not configured. `configuration` is the whole configuration with
     defaults, as the JSON of an inference.ModelConfig.
 
-    With `complete`, a model that can complete its own configuration only does that, and another worker then
-    loads it. With `joining`, each request arrives as a separate part; a model that wants requests joined
+    With `complete`, a model that can complete its own configuration does only that, and another worker then
+    loads it. With `joining`, each request arrives as a separate part; a model that takes requests together
     joins them by these rules and sets WorkerLoaded.joins.
 
     The worker may poll for up to `busy_poll` seconds before it sleeps.
@@ -135,12 +137,12 @@ class WorkerLoad(msgspec.Struct, array_like=True):
 class WorkerLoaded(msgspec.Struct, array_like=True):
     """LOADED: describes the loaded model. Shapes exclude the batch dimension if `max_batch_size` is above 0.
 
-    A `decoupled` model sends any number of responses. `concurrency` is how many batches the worker takes at
-    once. A `deferred` model may respond to requests after it returned from their batch, while it runs the
-    next one. `completed` is the completed configuration, if LOAD asked for one; the worker then runs nothing.
-    Requests to a `joined_if_asked` model run together only if its configuration has `dynamic_batching`.
-    `threads_per_run` is the number of cores that one run occupies, 0 for all.
-    Fields that may be None are settings in the model's code, None if it leaves them to the server.
+    A `decoupled` model sends any number of responses. `concurrency` is the number of batches that the worker
+    takes at once. A `deferred` model may respond to requests after it has returned from their batch, while it
+    runs the next one. `completed` is the completed configuration, if LOAD asked for one; the worker then runs
+    nothing. Requests to a `joined_if_asked` model run together only if its configuration has
+    `dynamic_batching`. `threads_per_run` is the number of cores that one run occupies, or 0 for all. Fields
+    that may be None are settings in the model's code; None means that the model leaves them to the server.
     """
 
     inputs: list[Spec]
@@ -185,8 +187,9 @@ class Column(msgspec.Struct, array_like=True):
 class RequestNote(msgspec.Struct, array_like=True, omit_defaults=True):
     """A request without its tensors.
 
-    `timeout` is the seconds until its deadline, 0 for none. `queue_timeout_us` is the longest time that it
-    may wait in a queue, in microseconds, 0 for no limit. `trace` is its trace context (Trace.context).
+    `timeout` is the number of seconds until the request's deadline, or 0 for none. `queue_timeout_us` is the
+    maximum time that the request may wait in a queue, in microseconds, or 0 for no limit. `trace` is its
+    trace context (Trace.context).
     """
 
     id: str = ""
@@ -218,8 +221,9 @@ class Part(msgspec.Struct, array_like=True):
 class Execute(msgspec.Struct, array_like=True):
     """EXECUTE: requests to run together. Their numbers are unique for the lifetime of the worker.
 
-    `notes` is empty if all would have default values. `block` is the offset of the shared memory that holds
-    the columns, -1 for none. `returned` are blocks of the worker that the server no longer holds.
+    `notes` is empty if all notes would have default values. `block` is the offset of the block of shared
+    memory that holds the columns, or -1 for none. `returned` lists blocks of the worker that the server no
+    longer holds.
     """
 
     batch: int
@@ -239,13 +243,13 @@ class RequestFailure(msgspec.Struct, array_like=True):
 
 
 class Result(msgspec.Struct, array_like=True):
-    """RESULT: responses. `done` means that the worker is free for the next batch; missing responses come in
-    later RESULTs.
+    """RESULT: responses. `done` means that the worker is free for the next batch; responses still missing
+    come in later RESULTs.
 
-    `ended` are requests that get no further response, `rescheduled` are requests of iterative sequences that
-    the model wants to run again. `block` is as in EXECUTE. `kept` means that the model still holds inputs in
-    the block of the EXECUTE; a PONG or CALL returns that block later. `began_ns` and `ran_ns` are when the
-    run began and ended, by the system's monotonic clock.
+    `ended` lists requests that get no further response, and `rescheduled` lists requests of iterative
+    sequences that the model wants to run again. `block` is as in EXECUTE. `kept` means that the model still
+    holds inputs in the block of the EXECUTE; a PONG or CALL returns that block later. `began_ns` and `ran_ns`
+    are the times when the run began and ended, by the system's monotonic clock.
     """
 
     batch: int
@@ -265,8 +269,8 @@ class NumberList(msgspec.Struct, array_like=True):
 
     CANCEL: cancelled requests. PING and PONG: returned blocks of the other side's half. CREDIT: a request,
     and how many further responses it may have on top of the initial WINDOW. DROP: calls that the worker has
-    abandoned. MORE: a call, and how many further responses the server may send to it. LIMIT: the resident
-    bytes that the model allows its worker, sent before LOADED.
+    abandoned. MORE: a call, and how many further responses the server may send to it. LIMIT: the limit that
+    the model sets for its worker's resident memory in bytes, sent before LOADED.
     """
 
     numbers: list[int]
@@ -275,10 +279,10 @@ class NumberList(msgspec.Struct, array_like=True):
 class WorkerCall(msgspec.Struct, array_like=True):
     """CALL: a call of another model of the server. `number` is unique for the lifetime of the worker.
 
-    `requests` are the worker's requests that the call is made for, empty if unknown. With `stream`, the call
-    may get any number of responses. `note` describes the call itself. `queue_timeout` is in seconds, 0 for
-    the model's default. `returned` are blocks of the server that the worker no longer holds. `traced` are the
-    requests whose traces the call belongs to, if it is not made for `requests`.
+    `requests` are the worker's requests for which the call is made, empty if unknown. With `stream`, the call
+    may get any number of responses. `note` describes the call itself. `queue_timeout` is in seconds, or 0 for
+    the model's default. `returned` lists blocks of the server that the worker no longer holds. `traced` lists
+    the requests to whose traces the call belongs, if it is not made for `requests`.
     """
 
     number: int
@@ -295,12 +299,12 @@ class WorkerCall(msgspec.Struct, array_like=True):
 
 
 class Ask(msgspec.Struct, array_like=True):
-    """ASK: asks about a model, or for a load or unload; ENDED answers it.
+    """ASK: asks about a model, or for a load or unload. ENDED carries the answer.
 
-    `what` is "ready" (of a model, or without a name of the server), "describe", "load" or "unload". For a
-    load, `config` replaces the configuration, and `files` are UINT8 columns, named by path, with the contents
-    of all files of the model. `requests` are as in WorkerCall: once all of them are cancelled, the worker
-    stops waiting, but a load or unload that has begun still completes.
+    `what` is "ready", "describe", "load" or "unload". "ready" asks about a model or, without a name, about
+    the server. For a load, `config` replaces the configuration, and `files` are UINT8 columns, named by path,
+    with the contents of all files of the model. `requests` are as in WorkerCall: once all of them are
+    cancelled, the worker stops waiting, but a load or unload that has begun still completes.
     """
 
     number: int
@@ -318,7 +322,7 @@ class Measure(msgspec.Struct, array_like=True):
     """MEASURE: a change or query of a metric that the model defines. `action` is "declare", "create",
     "increment", "set", "observe" or "value".
 
-    If `number` is not 0, ENDED answers it. `bounds` are the upper bounds of a histogram's buckets.
+    If `number` is not 0, ENDED carries the answer. `bounds` are the upper bounds of a histogram's buckets.
     """
 
     action: str
@@ -345,7 +349,7 @@ class Readiness(msgspec.Struct, array_like=True):
 
 
 class Response(msgspec.Struct, array_like=True):
-    """RESPONSE: a response to a call. `returned` are blocks of the worker that the server no longer holds."""
+    """RESPONSE: a response to a call. `returned` lists blocks of the worker that the server has released."""
 
     number: int
     model: str
@@ -415,7 +419,7 @@ Message = TypeVar("Message", bound=msgspec.Struct)
 
 
 def failure_of(message: RequestFailure | Ended) -> BacklineError:
-    """The error that a message describes; Internal for an unknown kind."""
+    """Returns the error that a message describes, or Internal if its kind is unknown."""
     kind = getattr(errors, message.kind, None)
     if not (isinstance(kind, type) and issubclass(kind, BacklineError)):
         kind = Internal
@@ -426,7 +430,7 @@ def failure_of(message: RequestFailure | Ended) -> BacklineError:
 
 
 class WorkerProtocolError(Exception):
-    """Raised when the other side sends an invalid frame, or one that it may not send."""
+    """Raised when the other side sends an invalid frame, or a frame that it may not send."""
 
 
 def frame(kind: Kind, header: msgspec.Struct, payload: Sequence[Buffer] = ()) -> bytes:
@@ -438,17 +442,18 @@ def frame(kind: Kind, header: msgspec.Struct, payload: Sequence[Buffer] = ()) ->
 
 
 class FrameSplitter:
-    """Splits received bytes into frames."""
+    """A parser that splits received bytes into frames."""
 
     __slots__ = ("_needed", "_rest")
 
     def __init__(self) -> None:
         self._rest = bytearray()
-        #: Bytes that the first frame in `_rest` needs to be complete; 0 while its prefix is incomplete.
+        #: The number of bytes that the first frame in `_rest` needs to be complete, or 0 while its prefix is
+        #: incomplete.
         self._needed = 0
 
     def feed(self, data: bytes | bytearray) -> list[tuple[Kind, Any, memoryview]]:
-        """Returns the frames that `data` completes: kind, header, payload. Raises WorkerProtocolError."""
+        """Returns the frames that `data` completes (kind, header, payload). Raises WorkerProtocolError."""
         if self._rest:
             self._rest += data
             if len(self._rest) < self._needed:

@@ -1,1 +1,1 @@
-"""The program in a worker process: loads a model and runs its batches. Needs only NumPy and msgspec."""
+"""The program of a worker process, which loads a model and runs batches. Needs only NumPy and msgspec."""

@@ -1,5 +1,5 @@
-"""Reads from the channel what the server sends in response to a model's calls and questions, and delivers
-each message to the thread or coroutine that waits for it.
+"""Reads what the server sends in response to a model's calls and questions, and delivers each message to the
+thread or coroutine that waits for it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Deliver: TypeAlias = Callable[[Heard], object]
 
 
 class Mailbox:
-    """A queue in which one thread waits for answers that another thread puts."""
+    """A queue in which one thread waits for answers that another thread adds."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[Heard] = SimpleQueue()
@@ -48,7 +48,7 @@ class Mailbox:
         return self._queue.empty()
 
     def get(self, timeout: float) -> Heard:
-        """The next item. Raises DeadlineExceeded if none arrives within `timeout` seconds."""
+        """Returns the next item. Raises DeadlineExceeded if none arrives within `timeout` seconds."""
         try:
             return self._queue.get(timeout=timeout if isfinite(timeout) else None)
         except Empty:
@@ -56,7 +56,7 @@ class Mailbox:
 
 
 class AsyncMailbox:
-    """A queue in which one coroutine waits for answers that any thread puts."""
+    """A queue in which one coroutine waits for answers that any thread adds."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -68,7 +68,7 @@ class AsyncMailbox:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, heard)
 
     async def get(self, timeout: float) -> Heard:
-        """The next item. Raises DeadlineExceeded if none arrives within `timeout` seconds."""
+        """Returns the next item. Raises DeadlineExceeded if none arrives within `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout if isfinite(timeout) else None):
                 return await self._queue.get()
@@ -77,15 +77,15 @@ class AsyncMailbox:
 
 
 def response_of(heard: Heard) -> InferResponse:
-    """The response of a model that is not decoupled. Raises the BacklineError that arrived instead."""
+    """Returns the response of a model that is not decoupled. Raises a BacklineError that arrived instead."""
     if isinstance(heard, InferResponse):
         return heard
     raise heard if isinstance(heard, BacklineError) else Internal("the called model ended without a response")
 
 
 def value_of(heard: Heard) -> Any:
-    """The value that the server sent as the result of a `Question`. Raises the BacklineError that it sent
-    instead.
+    """Returns the value that the server sent as the result of a `Question`. Raises the BacklineError if the
+    server sent one instead.
     """
     if isinstance(heard, End):
         return heard.value
@@ -93,11 +93,11 @@ def value_of(heard: Heard) -> Any:
 
 
 class ChannelReader:
-    """Reads the calls channel: on the waiting thread if only one waits, which saves a thread switch;
-    otherwise on a dedicated thread.
+    """The reader of the calls channel. If only one thread waits, that thread reads, which saves a thread
+    switch; otherwise a dedicated thread does.
 
-    `take` gets each frame, `on_end` is called when no more can arrive, and `awaited` returns whether any
-    thread waits. The thread that reads calls all three.
+    `take` is called with each frame, `on_end` when no more frames can arrive, and `awaited` returns whether
+    any thread waits. All three are called on the thread that reads.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class ChannelReader:
         self._on_end = on_end
         self._awaited = awaited
         self._frames = FrameSplitter()
-        #: Held by the thread that reads the channel.
+        #: The lock that is held by the thread that reads the channel.
         self._reading = threading.Lock()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -123,7 +123,7 @@ class ChannelReader:
                 self._read()
         finally:
             self._reading.release()
-            if self._awaited():  # other threads relied on this one to read their answers
+            if self._awaited():  # other threads relied on this thread to read their answers
                 self.listen()
 
     def listen(self) -> None:
@@ -141,7 +141,7 @@ class ChannelReader:
     def _read(self) -> None:
         try:
             received = self._channel.recv(_RECEIVE)
-            # A bytearray, so that a model may write to the arrays it gets.
+            # The bytes are copied to a bytearray, so that a model may write to the arrays it gets.
             for kind, message, payload in self._frames.feed(bytearray(received)):
                 self._take(kind, message, payload)
         except OSError:
@@ -158,8 +158,8 @@ class ChannelReader:
 
 
 class CallStream:
-    """An iterator over the responses to a call. The called model waits while its responses are not read;
-    close the stream to stop early.
+    """An iterator over the responses to a call. The called model waits while its responses are not read. To
+    stop early, close the stream.
     """
 
     def __init__(self, caller: Caller, number: int, heard: Mailbox) -> None:
@@ -176,7 +176,7 @@ class CallStream:
         return response
 
     def take(self, timeout: float = inf) -> InferResponse | None:
-        """The next response, None after the last. Raises DeadlineExceeded after `timeout` seconds."""
+        """Returns the next response, or None at the end. Raises DeadlineExceeded after `timeout` seconds."""
         return None if self._credit.over else self._credit.taken(self._heard.get(timeout))
 
     def close(self) -> None:
@@ -186,7 +186,7 @@ class CallStream:
 
     @property
     def ended_alone(self) -> bool:
-        """Whether the end came in a separate message, after the last response."""
+        """Whether the end of the stream came in a separate message, after the last response."""
         return self._credit.ended_alone
 
 
@@ -207,7 +207,7 @@ class AsyncCallStream:
         return response
 
     async def take(self, timeout: float = inf) -> InferResponse | None:
-        """The next response, None after the last. Raises DeadlineExceeded after `timeout` seconds."""
+        """Returns the next response, or None at the end. Raises DeadlineExceeded after `timeout` seconds."""
         return None if self._credit.over else self._credit.taken(await self._heard.get(timeout))
 
     def close(self) -> None:
@@ -217,7 +217,7 @@ class AsyncCallStream:
 
 
 class _Credit:
-    """Counts the responses that are read, and grants credit for as many new ones, half a window at a time."""
+    """A counter of the responses read. It grants credit for as many more, half a window at a time."""
 
     def __init__(self, caller: Caller, number: int) -> None:
         self._caller = caller

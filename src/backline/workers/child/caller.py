@@ -1,5 +1,5 @@
-"""Requests of a model in a worker process to the server, from any thread or coroutine: calls of other models,
-questions about them, and metrics.
+"""What a model in a worker process may request of the server, from any thread or coroutine: calls of other
+models, questions about models, and metrics.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ _CLOSED = "the connection of this worker to the server is closed"
 class ModelCall:
     """A call of another model of the server.
 
-    `requests` are those that the call is made for, if known: it inherits their deadline and priority, and is
-    cancelled when all of them are. `note` has the call's own properties, with `timeout` in seconds.
-    `queue_timeout` is in seconds, 0 for the called model's default. `version` may be a label, or empty for
-    the server's choice. `traced` are the numbers of the requests whose traces the call belongs to, if it has
-    no `requests`.
+    `requests` are the requests for which the call is made, if known: the call inherits their deadline and
+    priority, and is cancelled when all of them are. `note` has the call's own properties, with `timeout` in
+    seconds. `queue_timeout` is in seconds, or 0 for the called model's default. `version` may be a label, or
+    empty for the server's choice. `traced` lists the numbers of the requests to whose traces the call
+    belongs, if it has no `requests`.
     """
 
     model: str
@@ -79,12 +79,12 @@ class ModelCall:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a model asks the server about its models, or to do with them, for `Caller.ask`.
+    """A question to the server about its models, or a request to load or unload one; see `Caller.ask`.
 
-    "ready" returns whether the model, or for an empty name the server, can serve; "describe" returns
-    protocol.Described as plain lists; "load" and "unload" return None once done. `config` (a configuration as
-    JSON) and `files` (contents by path below the model's folder) replace the repository's; `dependents`
-    unloads an ensemble's steps, too. `requests` are as in ModelCall.
+    "ready" returns whether the model or, for an empty name, the server can serve. "describe" returns
+    protocol.Described as plain lists. "load" and "unload" return None once done. `config` (a configuration as
+    JSON) and `files` (contents by path below the model's folder) replace those of the repository.
+    `dependents` also unloads the steps of an ensemble. `requests` are as in ModelCall.
     """
 
     what: Literal["ready", "describe", "load", "unload"]
@@ -98,21 +98,22 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class _PendingCall:
-    """A call in flight: where to deliver its answers, and the requests that it is for."""
+    """A call in flight: where to deliver its answers, and the requests for which it is made."""
 
     deliver: Deliver
     requests: Sequence[WorkerRequest] = ()
 
 
 class Caller:
-    """The worker's end of the calls channel, for any thread. Methods may raise BacklineError."""
+    """The worker's end of the calls channel. Thread-safe. Methods may raise BacklineError."""
 
     def __init__(self, channel: socket, connection: DataChannel) -> None:
         self._channel = channel
         self._connection = connection
         self._numbers = count(1)
         self._waiting: dict[int, _PendingCall] = {}
-        #: Held while a frame is written, so that frames of several threads do not interleave.
+        #: The lock that is held while a frame is written, so that frames of several threads do not
+        #: interleave.
         self._lock = threading.Lock()
         self._reader = ChannelReader(channel, self._take, self._ended, lambda: bool(self._waiting))
 
@@ -129,7 +130,7 @@ class Caller:
             self.drop(number)
 
     async def infer_async(self, call: ModelCall) -> InferResponse:
-        """`infer` for coroutines. Cancelling the coroutine cancels the call."""
+        """Calls a model as `infer` does, for coroutines. Cancelling the coroutine cancels the call."""
         self._reader.listen()
         heard = AsyncMailbox()
         number = self._call(call, heard.put)
@@ -145,7 +146,7 @@ class Caller:
         return CallStream(self, self._call(call, heard.put, stream=True), heard)
 
     def stream_async(self, call: ModelCall) -> AsyncCallStream:
-        """`stream` for coroutines."""
+        """Calls a model as `stream` does, for coroutines."""
         self._reader.listen()
         heard = AsyncMailbox()
         return AsyncCallStream(self, self._call(call, heard.put, stream=True), heard)
@@ -169,7 +170,9 @@ class Caller:
             self.drop(number)
 
     async def ask_async(self, question: Question, timeout: float = inf) -> Any:
-        """`ask` for coroutines. A load or unload completes even if the coroutine is cancelled."""
+        """Sends a question as `ask` does, for coroutines. A load or unload completes even if the coroutine is
+        cancelled.
+        """
         self._reader.listen()
         heard = AsyncMailbox()
         number = self._ask(question, heard.put)
@@ -270,7 +273,7 @@ class Caller:
                 waiting.deliver(Cancelled("the request that the call was made for has been answered"))
 
     def take_more(self, number: int, responses: int) -> None:
-        """Tells the server that it may send a number of further responses to the call."""
+        """Tells the server how many further responses it may send to the call."""
         if number in self._waiting:
             self._say(frame(Kind.MORE, NumberList([number, responses])))
 
@@ -320,15 +323,15 @@ class Caller:
 
 
 class Measures:
-    """Sends the model's metrics to the server, from any thread. A value is recorded before responses that the
-    model sends later.
+    """The model's metrics, which are sent to the server from any thread. The server records a value before it
+    handles responses that the model sends later.
     """
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
     def declare(self, name: str, kind: MetricKind, description: str) -> None:
-        """Adds a metric. Waits for the server, which may refuse with InvalidArgument or AlreadyExists."""
+        """Adds a metric. Waits for the server, which may refuse it with InvalidArgument or AlreadyExists."""
         self._caller.measure(Measure("declare", name, kind=kind, description=description))
 
     def create(self, name: str, labels: Mapping[str, str], bounds: Sequence[float] = ()) -> None:
@@ -342,7 +345,7 @@ class Measures:
         self._tell(Measure(action, name, dict(labels), list(bounds), value))
 
     def value(self, name: str, labels: Mapping[str, str]) -> float:
-        """The metric's current value, summed over all workers by the server. Waits for the server."""
+        """Returns the metric's current value, summed over all workers by the server. Waits for the server."""
         value: Any = self._caller.measure(Measure("value", name, dict(labels)))
         return float(value)
 

@@ -31,24 +31,28 @@ class DataChannel:
     def __init__(self, data: socket, arena: Arena) -> None:
         self._data = data
         self.arena = arena
-        #: Held while a frame is written, so that frames do not interleave; also guards the arena.
+        #: The lock that is held while a frame is written, so that frames do not interleave. It also guards
+        #: the arena.
         self.lock = threading.RLock()
         self.credits = threading.Condition()
-        #: Requests without a last response, by number.
+        #: The requests that have no last response yet, by number.
         self.open: dict[int, WorkerRequest] = {}
-        #: The highest request number so far, and the requests cancelled before they arrived. Numbers only
-        #: rise, so a lower one that is not open has been answered. Guarded by `_arrival`.
+        #: The highest request number so far, and the requests that were cancelled before they arrived.
+        #: Numbers only increase, so a lower number that is not open belongs to a request that has been
+        #: answered. Guarded by `_arrival`.
         self._last = -1
         self._cancelled_early: set[int] = set()
         self._arrival = threading.Lock()
-        #: Functions that decode requests; `reshape` replaces them.
+        #: The functions that decode requests, which `reshape` replaces.
         self._unpack: Unpack = unpack_columns
         self._make_batch: MakeBatch = RequestBatch
-        #: Blocks that the model kept after its batch and has freed since; the next message returns them.
+        #: Blocks that the model kept after its batch and has freed since. The next message returns them.
         self.let_go: deque[int] = deque()
 
     def reshape(self, inputs: Reshapes, outputs: Reshapes) -> None:
-        """Reshapes inputs and outputs from now on, because the model sees other shapes than the server."""
+        """Makes the channel reshape inputs and outputs from now on, because the model sees other shapes than
+        the server.
+        """
 
         def unpack(*given: Any) -> tuple[dict[str, Tensor], int]:
             tensors, offset = unpack_columns(*given)
@@ -62,7 +66,7 @@ class DataChannel:
             self._data.sendall(message)
 
     def cancel(self, numbers: Sequence[int]) -> None:
-        """Cancels requests, even before they arrive: control and data are separate channels."""
+        """Cancels requests, possibly before they arrive: requests and cancellations use separate channels."""
         for number in numbers:
             with self._arrival:
                 request = self.open.get(number)
@@ -79,7 +83,7 @@ class DataChannel:
             self._cancelled_early.discard(request.number)
 
     def credit(self, number: int, count: int) -> None:
-        """Grants a request further responses."""
+        """Grants a request credit for further responses."""
         request = self.open.get(number)
         if request is not None:
             request.may_send(count)
@@ -91,7 +95,9 @@ class DataChannel:
                 self.arena.give_back(at)
 
     def take_let_go(self) -> list[int]:
-        """Takes the blocks to return to the server with the next message. Called on several threads."""
+        """Removes and returns the blocks to send back to the server with the next message. Called on several
+        threads.
+        """
         taken: list[int] = []
         with suppress(IndexError):
             while self.let_go:
@@ -125,7 +131,7 @@ class DataChannel:
         return batch
 
     def pack(self, answers: Sequence[Outputs]) -> tuple[list[list[Column]], list[Buffer], int]:
-        """Packs the outputs of responses, one column per output; see `pack_columns`."""
+        """Packs the outputs of responses, with one column per output; see `pack_columns`."""
         return pack_columns([[(tensor,) for tensor in outputs] for outputs in answers], self.arena)
 
 

@@ -1,4 +1,4 @@
-"""Imports a Python model's file, and finds the class or function in it that is the model."""
+"""Imports a Python model's file, and finds the class or function in the file that is the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from backline.engine.errors import InvalidArgument
 from backline.engine.spelling import nearest
 
-#: A model's settings: allowed types, the expected value in words, and a check of the value.
+#: The settings of a model: the allowed types, the expected value in words, and a check of the value.
 _SETTINGS: dict[str, tuple[tuple[type, ...], str, Callable[[Any], bool]]] = {
     "max_batch_size": ((int,), "a whole number, 0 for no batches", lambda value: value >= 0),
     "instances": ((int,), "a whole number above 0", lambda value: value > 0),
@@ -23,18 +23,18 @@ _SETTINGS: dict[str, tuple[tuple[type, ...], str, Callable[[Any], bool]]] = {
     "memory_limit_bytes": ((int,), "a whole number above 0", lambda value: value > 0),
 }
 
-#: All settings, including the one that is read with the type hints.
+#: The names of all settings, including the one that is read with the type hints.
 _KNOWN = (*_SETTINGS, "decoded_limit_bytes")
-#: Similarity (0 to 1) at which a name counts as a misspelt setting: `max_batch` does, `size` does not.
+#: The similarity (0 to 1) at which a name counts as a misspelt setting: `max_batch` does, `size` does not.
 _NEARLY = 0.78
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCode:
-    """A Python model: the method `predict` of the class `owner`, or a plain function. Its type hints are the
+    """A Python model: the method `predict` of the class `owner`, or a plain function. Its type hints are its
     signature.
 
-    `settings`, the class or the function's module, has the model's settings as attributes.
+    `settings` is the class or the module of the function. Its attributes are the model's settings.
     """
 
     name: str
@@ -43,7 +43,9 @@ class ModelCode:
     owner: type | None = None
 
     def setting(self, name: str) -> Any:
-        """One of the model's settings; None if it is not set. Raises InvalidArgument for an invalid value."""
+        """Returns one of the model's settings, or None if it is not set. Raises InvalidArgument for an
+        invalid value.
+        """
         value = getattr(self.settings, name, None)
         types, expected, fits = _SETTINGS[name]
         if value is None or (type(value) in types and fits(value)):
@@ -51,7 +53,7 @@ class ModelCode:
         raise InvalidArgument(f"{self.name.partition('.')[0]}.{name} is {value!r}, expected {expected}")
 
     def misspelt(self) -> list[str]:
-        """Warnings about attributes whose names nearly match a setting."""
+        """Returns warnings about attributes whose names are similar to that of a setting."""
         where = self.name.partition(".")[0] + "." if self.owner is not None else ""
         named = (
             name
@@ -77,7 +79,8 @@ def import_file(path: Path, folder: Path) -> ModuleType:
     """Imports a file as a module that can import from its folder, even relatively, and from `folder`."""
     for place in (folder, path.parent):
         sys.path.insert(0, str(place))
-    # Named by the version, as in Triton: a number cannot clash with the name of a real module.
+    # The package is named after the version, as in Triton: a number cannot clash with the name of a real
+    # module.
     package = ModuleType(path.parent.name if path.parent.name.isdecimal() else "_model")
     package.__path__ = [str(path.parent)]
     spec = spec_from_file_location(f"{package.__name__}.{path.stem}", path)
@@ -90,10 +93,10 @@ def import_file(path: Path, folder: Path) -> ModuleType:
 
 
 def find_model(module: ModuleType, path: str) -> ModelCode:
-    """The class `Model`, or the only class in the file with a method `predict`; without such a class, the
-    function `predict`, or the only public function with a return annotation.
+    """Finds the class `Model`, or the only class in the file with a method `predict`. Without such a class,
+    finds the function `predict`, or the only public function with a return annotation.
 
-    Raises InvalidArgument if the file has none, or more than one.
+    Raises InvalidArgument if the file has no such class or function, or more than one.
     """
     own = {
         name: value
@@ -140,7 +143,7 @@ if sys.version_info >= (3, 14):
     from annotationlib import Format, get_annotations
 
     def _says_what_it_returns(function: FunctionType) -> bool:
-        # From 3.14 on, hints may name types that only a type checker imports, so they are not evaluated.
+        # Hints are not evaluated: from Python 3.14 on, they may name types that only a type checker imports.
         return "return" in get_annotations(function, format=Format.FORWARDREF)
 
 else:
@@ -150,7 +153,7 @@ else:
 
 
 def _only(found: dict[str, Any], name: str, named: Any, path: str) -> Any:
-    """The candidate called `name`, or the only one; None if there is none."""
+    """Returns the candidate called `name`, or the only one, or None if there is none."""
     if callable(named) and (not isinstance(named, type) or callable(getattr(named, "predict", None))):
         return named
     if len(found) > 1:

@@ -1,4 +1,4 @@
-"""Clients inside a worker process: a model with a parameter `Models` calls other models through them. Their
+"""Clients inside a worker process, through which a model with a parameter `Models` calls other models. Their
 transport is the worker's channel.
 """
 
@@ -28,32 +28,33 @@ from backline.workers.child.caller import Caller, ModelCall, Question
 from backline.workers.child.requests import WorkerRequest
 
 T = TypeVar("T")
-#: Without a timeout from the model, a call has the deadline of the request that it is made for.
+#: Options without a timeout: unless the model sets one, a call has the deadline of the request for which it
+#: is made.
 _OPTIONS = ClientOptions(timeout=inf)
 _URL = "inproc:server"
 
 
 class ModelsOfServer:
-    """Creates the model's clients, one per request or batch. They share a cache of model metadata."""
+    """A factory of clients for the model, one per request or batch. They share a cache of metadata."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
         self._base = AsyncClient(_URL, _OPTIONS)
 
     def blocking(self, requests: Sequence[WorkerRequest]) -> Client:
-        """The client for a function, usable on any thread."""
+        """Returns the client for a plain function. It may be used on any thread."""
         return Client.over(self._base.through(BlockingTransport(self._caller, requests)), CallingThread())
 
     def awaitable(self, requests: Sequence[WorkerRequest]) -> AsyncClient:
-        """The client for a coroutine."""
+        """Returns the client for a coroutine."""
         return self._base.through(WorkerTransport(self._caller, requests))
 
 
 class CallingThread:
-    """Runs a client's coroutines on the calling thread. A BlockingTransport never waits for an event loop."""
+    """The calling thread, which runs a client's coroutines. A BlockingTransport needs no event loop."""
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine to its end. Raises Unsupported if it waits."""
+        """Runs a coroutine to completion. Raises Unsupported if the coroutine waits."""
         try:
             coroutine.send(None)
         except StopIteration as stop:
@@ -63,7 +64,7 @@ class CallingThread:
 
 
 def _for_clients(what: str) -> Callable[..., Coroutine[Any, Any, NoReturn]]:
-    """Makes a method that raises Unsupported: `what` is not available to models in workers."""
+    """Returns a method that raises Unsupported, because `what` is not available to models in workers."""
 
     async def refuse(*_: object) -> NoReturn:
         raise Unsupported(
@@ -75,7 +76,7 @@ def _for_clients(what: str) -> Callable[..., Coroutine[Any, Any, NoReturn]]:
 
 
 class WorkerTransport(Transport):
-    """The transport for coroutines. `requests` are the worker's requests that the calls are made for."""
+    """The transport for coroutines. `requests` are the worker's requests for which the calls are made."""
 
     def __init__(self, caller: Caller, requests: Sequence[WorkerRequest]) -> None:
         self._caller = caller
@@ -87,7 +88,7 @@ class WorkerTransport(Transport):
         return self._control
 
     async def close(self) -> None:
-        """Does nothing: the channel belongs to the worker, and stays open."""
+        """Does nothing: the channel belongs to the worker, and must remain open."""
 
     async def infer(self, call: InferCall) -> InferResponse:
         return await self._caller.infer_async(self._call(call))
@@ -101,7 +102,9 @@ class WorkerTransport(Transport):
             responses.close()
 
     def _call(self, call: InferCall, *, whole: bool = True) -> ModelCall:
-        """Converts a call. With `whole`, the timeout covers the whole call, otherwise each response."""
+        """Converts a call. With `whole`, the timeout covers the whole call, otherwise each response
+        separately.
+        """
         parameters = read_parameters(call.parameters or {})
         step = parameters.sequence or SequenceStep(0)
         note = RequestNote(
@@ -125,7 +128,7 @@ class WorkerTransport(Transport):
         return send
 
     async def ask(self, question: Question, timeout: float) -> Any:
-        """The server's answer to a question. Raises DeadlineExceeded after `timeout` seconds."""
+        """Returns the server's answer to a question. Raises DeadlineExceeded after `timeout` seconds."""
         return await self._caller.ask_async(replace(question, requests=self._requests), timeout)
 
     async def server_live(self, timeout: float) -> bool:
@@ -168,7 +171,7 @@ class BlockingTransport(WorkerTransport):
 
 
 class WorkerControl(ModelControl):
-    """Lets a model load and unload other models; other changes raise an error."""
+    """The part of a client by which a model loads and unloads others. Other changes raise an error."""
 
     def __init__(self, transport: WorkerTransport) -> None:
         self._transport = transport

@@ -1,4 +1,4 @@
-"""Python models in a worker process: the class in a `model.py`, whose type hints are its signature."""
+"""Python models in a worker process: the class in a `model.py`. Its type hints are its signature."""
 
 from __future__ import annotations
 
@@ -51,13 +51,14 @@ _TRITON_API = Path(__file__).parent / "triton" / "importable"
 
 
 def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
-    """Imports the file and creates its model. Raises any exception of the file, and InvalidArgument if the
-    file has no valid model.
+    """Imports the file and creates its model. Raises any exception that the file raises, and InvalidArgument
+    if the file has no valid model.
     """
     worker.begin(message, caller)
     place(message.device_kind, message.device_index)
     metrics.connect(Measures(caller), model=message.name, version=message.version)
-    # First on the path, because some models bring a copy of Triton's module, which works in editors only.
+    # This folder is first on the path, because some models bring a copy of Triton's module that works only in
+    # editors.
     sys.path.insert(0, str(_TRITON_API))
     module = import_file(Path(message.path), Path(message.folder))
     if hasattr(module, _TRITON_CLASS):
@@ -69,7 +70,7 @@ def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
     except InvalidArgument as error:
         if not (Path(message.folder) / "config.pbtxt").is_file():
             raise
-        # A model with Triton's configuration fails in Triton's words.
+        # A model with Triton's configuration fails with Triton's error texts.
         name = f"{message.version}.{Path(message.path).stem}"
         raise ModelFailed(
             f"AttributeError: module '{name}' has no attribute '{_TRITON_CLASS}'; {error.message}"
@@ -78,7 +79,7 @@ def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
 
 
 class PythonModel:
-    """A model that is a class with `predict`, and optionally `load` and `unload`; or a function."""
+    """A model that is either a class with `predict`, and optionally `load` and `unload`, or a function."""
 
     def __init__(self, code: ModelCode, message: WorkerLoad, caller: Caller) -> None:
         self._where = f"{Path(message.path).name}, {code.name}"
@@ -92,7 +93,7 @@ class PythonModel:
         self._caller = caller
         self._models: ModelsOfServer | None = None
         if self._models_argument:
-            # Imported here, because only models that call others need the client.
+            # This is imported here, because only models that call others need the client.
             from backline.workers.child.models import ModelsOfServer
 
             self._models = ModelsOfServer(caller)
@@ -118,7 +119,7 @@ class PythonModel:
         )
 
     def _make_joiner(self, message: WorkerLoad) -> Joiner | None:
-        """The joiner of the model's requests; None if the configuration has no rules for joining.
+        """Returns the joiner for the model's requests, or None if the configuration has no rules for joining.
 
         The hint of a hidden input describes the whole input rather than one item.
         """
@@ -184,7 +185,9 @@ class PythonModel:
             )
 
     def _read_outputs(self, answer: Any) -> tuple[list[TypedValue], bool]:
-        """The outputs in the return hint `answer`, and whether the hint is a single value, not a class."""
+        """Returns the outputs in the return hint `answer`, and whether the hint is a single value rather than
+        a class.
+        """
         is_class = (
             typing.is_typeddict(answer) or dataclasses.is_dataclass(answer) or hasattr(answer, "_fields")
         )
@@ -209,7 +212,7 @@ class PythonModel:
         return None
 
     def _takes_all(self, batch: RequestBatch) -> bool:
-        """Whether the requests of a batch are run together, by one call of the model."""
+        """Returns whether the requests of a batch are run together, by one call of the model."""
         return self._joiner is not None or (self._batched and batch.columns is not None)
 
     def _batch_arguments(self, batch: RequestBatch) -> dict[str, Any]:
@@ -243,7 +246,9 @@ class PythonModel:
             request.answer([Tensor(t.name, t.datatype, array.shape, array) for t, array in pairs])
 
     def _execute_batch(self, batch: RequestBatch) -> None:
-        """Runs all requests at once; if that fails, runs each alone, so that only invalid requests fail."""
+        """Runs all requests at once. If that fails, runs each of them alone, so that only invalid requests
+        fail.
+        """
         try:
             self._answer_batch(batch, self._predict(**self._batch_arguments(batch)))
         except BaseException as error:
@@ -393,7 +398,7 @@ def _check_awaited(request: WorkerRequest) -> None:
 
 
 def _finish(hook: Any) -> None:
-    """Calls a hook of the model, if the model defines it; a coroutine is run to its end."""
+    """Calls a hook of the model, if the model defines the hook. A coroutine is run to completion."""
     if hook is None:
         return
     result = hook()

@@ -1,4 +1,4 @@
-"""Requests as a model in a worker process sees them, with the methods to respond to them."""
+"""The requests that a model in a worker process receives, with the methods to respond to them."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ NO_NOTE = RequestNote()
 
 
 class WorkerRequest:
-    """One request. A model responds once with `answer` or `fail`; a decoupled model calls `send` any
-    number of times, then `end`.
+    """One request. A model responds once with `answer` or `fail`. A decoupled model calls `send` any number
+    of times, and then `end`.
 
-    These methods may be called on any thread, even after `WorkerModel.execute` has returned. `inputs` are
-    tensors by name.
+    These methods may be called on any thread, even after `WorkerModel.execute` has returned. `inputs` maps
+    names to tensors.
     """
 
     __slots__ = (
@@ -65,17 +65,17 @@ class WorkerRequest:
     ) -> None:
         self._batch = batch
         self._note = note
-        #: The number of responses that may still be sent; guarded by the channel's `credits`.
+        #: The number of responses that may still be sent, guarded by the channel's `credits`.
         self._credit = WINDOW
         self._on_credit: Callable[[], None] | None = None
-        #: The request's inputs; or, if `_first` is not negative, the inputs of the whole batch, in which the
+        #: The inputs of the request or, if `_first` is not negative, those of the whole batch, in which the
         #: request's rows begin at `_first`.
         self._inputs = inputs
         self._first = first
         self.number = number
-        #: How many rows of the batch are the request's; 1 if the model takes no batches.
+        #: The number of rows of the batch that belong to the request; 1 if the model takes no batches.
         self.rows = rows
-        #: Whether the request is cancelled; set on another thread.
+        #: Whether the request is cancelled. It is set on another thread.
         self.cancelled = False
         #: Called on another thread when the request is cancelled.
         self.on_abandon: Callable[[], object] | None = None
@@ -83,7 +83,7 @@ class WorkerRequest:
 
     @property
     def inputs(self) -> Mapping[str, Tensor]:
-        """Input tensors by name; empty once they are released."""
+        """The input tensors by name, or an empty mapping once they are released."""
         if self._first >= 0:
             self._inputs = _rows(self._inputs, self._first, self._first + self.rows)
             self._first = -1
@@ -103,12 +103,12 @@ class WorkerRequest:
 
     @property
     def wanted(self) -> Sequence[str] | None:
-        """The names of the requested outputs, None for all."""
+        """The names of the requested outputs, or None for all."""
         return self._note.outputs
 
     @property
     def sequence(self) -> int | str:
-        """The id of the request's sequence, 0 for none."""
+        """The id of the request's sequence, or 0 for none."""
         return self._note.sequence
 
     @property
@@ -121,16 +121,18 @@ class WorkerRequest:
 
     @property
     def queue_timeout_us(self) -> int:
-        """The longest time that the request was allowed to queue, in microseconds; 0 for no limit."""
+        """The maximum time that the request was allowed to wait in a queue, in microseconds, or 0 for no
+        limit.
+        """
         return self._note.queue_timeout_us
 
     @property
     def trace(self) -> str:
-        """The request's trace context as JSON; empty if the request is not traced."""
+        """The request's trace context as JSON, or "" if the request is not traced."""
         return self._note.trace
 
     def answer(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
-        """Sends the only, or the last, response."""
+        """Sends the only response, or the last one."""
         self._batch.answer((self,), outputs, parameters)
 
     def fail(self, error: BacklineError) -> None:
@@ -145,7 +147,7 @@ class WorkerRequest:
             self._batch.send(self, outputs, parameters)
 
     async def send_async(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
-        """`send` for coroutines. Await one call before the next."""
+        """Sends a response as `send` does, for coroutines. Await one call before the next."""
         loop = asyncio.get_running_loop()
         welcome = asyncio.Event()
 
@@ -179,7 +181,7 @@ class WorkerRequest:
                 self._on_credit()
 
     def cancel(self) -> None:
-        """Cancels the request; from now on `send` returns at once and sends nothing."""
+        """Cancels the request. From now on, `send` returns at once and sends nothing."""
         self.cancelled = True
         self.may_send(0)
         if self.on_abandon is not None:
@@ -212,7 +214,7 @@ _AGAIN = _Again()
 
 @dataclass(slots=True)
 class _Outcome:
-    """Collects the content of the next RESULT message."""
+    """The content collected for the next RESULT message."""
 
     answers: list[_QueuedResponse] = field(default_factory=list)
     failures: list[RequestFailure] = field(default_factory=list)
@@ -221,7 +223,7 @@ class _Outcome:
 
 
 class RequestBatch:
-    """A batch of requests, as the model gets it."""
+    """A batch of requests in the form in which the model gets it."""
 
     def __init__(self, connection: DataChannel, number: int, block: np.ndarray | None, block_at: int) -> None:
         self._connection = connection
@@ -232,8 +234,8 @@ class RequestBatch:
         self._outcome = _Outcome()
         self._executing = True
         self.requests: list[WorkerRequest] = []
-        #: The inputs by name, concatenated along the first dimension; None if the requests' names or shapes
-        #: differ, or if the model takes no batches.
+        #: The inputs by name, concatenated along the first dimension, or None if the requests' names or
+        #: shapes differ or the model takes no batches.
         self.columns: Mapping[str, Tensor] | None = None
 
     @property
@@ -247,7 +249,9 @@ class RequestBatch:
         outputs: Outputs,
         parameters: Mapping[str, Parameter] | None = None,
     ) -> None:
-        """Responds to requests. The outputs of several are concatenated, as the inputs are in `columns`."""
+        """Responds to requests. The outputs of several requests are concatenated, like the inputs in
+        `columns`.
+        """
         rows = [request.rows for request in requests] if len(requests) > 1 else []
         self._add(
             requests,
@@ -311,7 +315,7 @@ class RequestBatch:
         outcome.answers.clear()
         kept = False
         if done and self._block is not None:
-            # Copied, because the payload may consist of views of the block that is released below.
+            # The payload is copied, because it may consist of views of the block that is released below.
             payload = list(map(bytes, payload))
             kept = self._let_go()
         result = Result(
@@ -329,11 +333,11 @@ class RequestBatch:
         self._connection.send(frame(Kind.RESULT, result, payload))
 
     def _let_go(self) -> bool:
-        """Releases the batch's inputs in shared memory. Returns whether the model still holds views of
+        """Releases the inputs of the batch in shared memory. Returns whether the model still holds views of
         them.
 
-        If not, the RESULT returns the block to the server. Otherwise the block is returned once the last
-        view is freed, because the model's arrays would change if the server reused the block earlier.
+        If it holds none, the RESULT returns the block to the server. Otherwise the block is returned once the
+        last view is freed, because the model's arrays would change if the server reused the block earlier.
         """
         assert self._block is not None, "the inputs are in shared memory"
         found = weakref.ref(self._block)

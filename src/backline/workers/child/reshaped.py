@@ -1,4 +1,4 @@
-"""Tensors whose shape in the model differs from that at the server, because of a configured `reshape`."""
+"""Tensors whose shape in the model differs from the one at the server, because of a configured `reshape`."""
 
 from __future__ import annotations
 
@@ -24,15 +24,18 @@ class Shapes:
 
 
 def is_reshaped(load: WorkerLoad) -> bool:
-    """Whether the configuration reshapes any tensor."""
+    """Returns whether the configuration reshapes any tensor."""
     return any(spec.reshape is not None for spec in (*load.inputs, *load.outputs))
 
 
 def shapes_of(load: WorkerLoad, loaded: WorkerLoaded) -> tuple[Shapes, Shapes]:
-    """A model's inputs and outputs. Raises InvalidArgument if their shapes contradict the configuration."""
+    """Returns a model's inputs and outputs. Raises InvalidArgument if their shapes contradict the
+    configuration.
+    """
     batch = (-1,) if loaded.max_batch_size else ()
     joining = load.joining if loaded.joins else None
-    # A ragged input is flat in the model, whose batch inputs still describe the shape before flattening.
+    # A ragged input is flat in the model, but the model's batch inputs still describe its shape before
+    # flattening.
     ragged, scattered = ((), ()) if joining is None else (joining.ragged, joining.scattered)
     inputs = _shapes("input", loaded.inputs, load.inputs, ragged, batch)
     return inputs, _shapes("output", loaded.outputs, load.outputs, scattered, batch)
@@ -73,7 +76,7 @@ def _shapes(
 
 
 class ReshapedBatch(RequestBatch):
-    """A batch that reshapes the model's outputs to the shapes at the server."""
+    """A batch that reshapes the model's outputs to their shapes at the server."""
 
     def __init__(self, outputs: Reshapes, *given: Any) -> None:
         super().__init__(*given)
@@ -85,8 +88,8 @@ class ReshapedBatch(RequestBatch):
         outputs: Outputs,
         parameters: Mapping[str, Parameter] | None = None,
     ) -> None:
-        """Responds with reshaped outputs. If an output cannot be reshaped, fails a single request, and raises
-        Internal for several.
+        """Responds with reshaped outputs. If an output cannot be reshaped, fails the request if it is the
+        only one, and raises Internal if there are several.
         """
         try:
             outputs = self._reshaped(outputs)
@@ -100,7 +103,7 @@ class ReshapedBatch(RequestBatch):
     def send(
         self, request: WorkerRequest, outputs: Outputs, parameters: Mapping[str, Parameter] | None
     ) -> None:
-        """Sends reshaped outputs; fails the request if one cannot be reshaped."""
+        """Sends reshaped outputs. Fails the request if an output cannot be reshaped."""
         try:
             outputs = self._reshaped(outputs)
         except Internal as error:

@@ -1,8 +1,8 @@
 """The entry point of a worker process, run as a file by the model's interpreter.
 
 The interpreter need not have Backline installed: the package is imported from the folder of this file. Other
-packages there stay hidden, so that they all come from the model's environment, which must have NumPy and
-msgspec.
+packages in that folder are hidden, so that all of them come from the model's environment, which must have
+NumPy and msgspec.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _import_package() -> None:
 def _main() -> None:
     faulthandler.enable()
     sys.path.pop(0)  # removes this folder, where a model's `import worker` would find the module of that name
-    gc.disable()  # imported modules live forever, so collecting would only cost time
+    gc.disable()  # imported modules are never freed, so collecting garbage would only cost time
     _import_package()
     from backline.workers.child.worker import end_with_parent, main
 

@@ -1,5 +1,5 @@
-"""TorchServe's model archives in a worker process: a handler gets the rows of all requests in a batch, and
-returns one result for each.
+"""TorchServe's model archives in a worker process. A handler gets the rows of all requests in a batch, and
+returns one result for each row.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from backline.workers.child.caller import Caller
 from backline.workers.child.requests import RequestBatch, WorkerRequest
 from backline.workers.child.worker_model import WorkerModel
 
-#: Settings of TorchServe's front end that have no effect in Backline, with the reason.
+#: The settings of TorchServe's front end that have no effect in Backline, with the reasons.
 _WITHOUT_EFFECT = {
     "startupTimeout": "loads have no timeout",
     "parallelType": "a model runs in one process",
@@ -66,7 +66,7 @@ class ArchiveSettings:
             raise InvalidArgument(
                 f"model-config.yaml: {wrong} is not supported; remove it if the model works without it"
             )
-        #: The most requests in a batch; 0 for single requests without a batch dimension.
+        #: The maximum number of requests in a batch, or 0 for single requests without a batch dimension.
         self.batch_size = size if (size := self._number("batchSize", 1)) > 1 else 0
         self.max_queue_delay_us = self._number("maxBatchDelay", 0) * 1000 if self.batch_size else 0
         self.workers = self._number("minWorkers", 0) or self._number("maxWorkers", 0) or None
@@ -88,7 +88,7 @@ class ArchiveSettings:
 INPUT, OUTPUT = "data", "output"
 _BUILT_IN = ("base_handler", "image_classifier", "image_segmenter", "object_detector", "text_classifier")
 _ENVELOPES = ("body", "json", "kserve", "kservev2")
-#: Envelopes that take one request at a time.
+#: The envelopes that take one request at a time.
 _ALONE = ("kserve", "kservev2")
 _ERRORS: Mapping[int, type[BacklineError]] = {
     404: NotFound,
@@ -101,13 +101,13 @@ Handle = Callable[[list[dict[str, Any]], Context], Any]
 
 
 def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
-    """Imports and initialises the handler of an unpacked archive. Raises any exception of the
-    handler, and InvalidArgument for an invalid handler.
+    """Imports and initialises the handler of an unpacked archive. Raises any exception that the handler
+    raises, and InvalidArgument for an invalid handler.
     """
     folder = Path(message.path)
     if sys.platform != "win32":
         hold(folder)
-    # A debugged model shares the process with its earlier loads, whose modules are removed here.
+    # A debugged model shares the process with its own earlier loads, whose modules are removed here.
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(f"{folder.parent}{os.sep}"):
             del sys.modules[name]
@@ -133,7 +133,9 @@ def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
 
 
 def _handler(name: str, folder: Path, context: Context) -> Handle:
-    """The initialised function that handles batches: the module's, or a method of its only class."""
+    """Returns the initialised function that handles batches: a function of the module, or a method of its
+    only class.
+    """
     module_name, _, function = name.partition(":")
     module_name = module_name.rpartition("/")[2].removesuffix(".py")
     if (folder / f"{module_name}.py").is_file() or (folder / module_name).is_dir():
@@ -172,7 +174,9 @@ def _built_in(name: str) -> Any:
 
 
 class TorchServeModel:
-    """Runs a handler on rows made from input tensors. The handler's results become the output tensor."""
+    """A model that runs a handler on rows made from input tensors. The handler's results become the output
+    tensor.
+    """
 
     def __init__(
         self, handle: Handle, context: Context, message: WorkerLoad, settings: ArchiveSettings, batch: int
@@ -211,7 +215,7 @@ class TorchServeModel:
         )
 
     def execute(self, batch: RequestBatch) -> None:
-        """Runs all requests at once; if that fails for several, runs each alone."""
+        """Runs all requests at once. If that fails for several requests, runs each of them alone."""
         if self._together and len(batch.requests) > 1:
             try:
                 self._answer(batch.requests)
@@ -262,7 +266,9 @@ class TorchServeModel:
             start = end
 
     def _fields(self, tensor: Tensor, row: int, header: Mapping[str, str]) -> Sequence[tuple[str, Any]]:
-        """The fields of a row, as (name, value): text is decoded by its content type, numbers are arrays."""
+        """Returns the fields of a row as (name, value). Text is decoded by its content type; numbers are
+        arrays.
+        """
         data = tensor.data[row] if self._batched else tensor.data
         if tensor.datatype is not DataType.BYTES:
             return [(tensor.name, data)]
@@ -307,7 +313,9 @@ class TorchServeModel:
             request.answer([self._tensor(encoded)], parameters)
 
     def _send(self, request: WorkerRequest, answer: Any) -> None:
-        """Sends a response before the last. Raises Cancelled, to end the handler of a cancelled request."""
+        """Sends a response other than the last. Raises Cancelled, which ends the handler, for a cancelled
+        request.
+        """
         if request.cancelled:
             raise Cancelled("the request was cancelled")
         request.send([self._tensor([_encoded(answer)])])
@@ -346,7 +354,7 @@ def _decoded(value: bytes, header: Mapping[str, str]) -> Any:
 
 def _encoded(answer: Any) -> bytes:
     """Encodes a result as TorchServe does: bytes and text unchanged, everything else as JSON. Raises Internal
-    if it has no JSON form.
+    if the result has no JSON form.
     """
     if isinstance(answer, (bytes, bytearray)):
         return bytes(answer)

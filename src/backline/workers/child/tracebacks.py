@@ -1,4 +1,4 @@
-"""Describes exceptions of a model's code: one line for the client, the whole traceback for the log."""
+"""Describes exceptions raised by a model's code: one line for the client, the whole traceback for the log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ _LONGEST_TRITON = 2000
 
 
 def reason(error: BaseException, folder: str) -> str:
-    """The exception and its line in the model: "ValueError: too loud (model.py, line 12, in predict)"."""
+    """Describes the exception and its line in the model: "ValueError: too loud (model.py, line 12, in
+    predict)".
+    """
     if isinstance(error, BacklineError):
         return error.message
     said = " ".join(str(error).split())
@@ -34,13 +36,14 @@ def reason(error: BaseException, folder: str) -> str:
 
 
 def details(error: BaseException) -> str:
-    """The whole traceback."""
+    """Returns the whole traceback."""
     linecache.checkcache()
     return "".join(traceback.format_exception(error)).rstrip()
 
 
 def triton_text(error: BaseException, folder: str) -> str:
-    """The exception in Triton's format, with stack frames in the model's files only, innermost first.
+    """Describes the exception in Triton's format, with only the stack frames in the model's files, innermost
+    first.
 
     "ValueError: too loud", an empty line, "At:", and for each frame " 1/model.py(12): execute".
     """

@@ -1,4 +1,4 @@
-"""Converts tensors to Python values and back, by type hints: arrays, text, bytes, numbers, JSON, media."""
+"""Converts tensors to Python values and back by type hints: arrays, text, bytes, numbers, JSON, media."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _SINGLE: Mapping[type, DataType] = {
 
 @dataclass(frozen=True, slots=True)
 class TypedValue:
-    """An input or output with the type of its hint. `kind` is the Python type of a single value; None for an
-    array.
+    """An input or output with the type of its hint. `kind` is the Python type of a single value, or None for
+    an array.
 
-    `media` decodes and encodes image and sound files; `limit` is the largest decoded size in bytes.
+    `media` decodes and encodes image and sound files. `limit` is the maximum decoded size in bytes.
     """
 
     name: str
@@ -86,7 +86,9 @@ class TypedValue:
         return Spec(self.name, self.datatype.name, list(self.shape), self.optional, json=json, media=media)
 
     def to_python(self, tensor: Tensor) -> Any:
-        """The value that the model gets. Raises InvalidArgument for invalid text, JSON, images and sounds."""
+        """Returns the value that the model gets. Raises InvalidArgument for invalid text, JSON, images and
+        sounds.
+        """
         if self.kind is None:
             return tensor.data
         value = tensor.data.reshape(-1)[0]
@@ -111,8 +113,8 @@ class TypedValue:
             raise InvalidArgument(f"input '{self.name}' is not {expected}: {error}") from None
 
     def to_tensor(self, value: Any, rows: int | None) -> Tensor:
-        """The tensor for a value that the model returned; `rows` is the batch size, None without a batch.
-        Raises TypeError or ValueError if the value contradicts the hint.
+        """Returns the tensor for a value that the model returned. `rows` is the batch size, or None without a
+        batch. Raises TypeError or ValueError if the value contradicts the hint.
         """
         if self.kind is None:
             return self._array(value, rows)
@@ -133,8 +135,8 @@ class TypedValue:
         return Tensor(self.name, self.datatype, (1,), data)
 
     def to_flat(self, value: Any) -> Tensor:
-        """The flat tensor for an array that the model returned for several requests. Raises TypeError if the
-        array contradicts the hint.
+        """Returns the flat tensor for an array that the model returned for several requests. Raises TypeError
+        if the array contradicts the hint.
         """
         data = self._typed(value).reshape(-1)
         return Tensor(self.name, self.datatype, data.shape, data)

@@ -37,32 +37,32 @@ from backline.workers.child.reshaped import is_reshaped, shapes_of
 from backline.workers.child.tracebacks import details, reason
 from backline.workers.child.worker_model import Adapter, WorkerModel
 
-#: Bytes per read. Most frames are smaller, because large tensors travel in shared memory.
+#: The number of bytes per read. Most frames are smaller, because large tensors travel in shared memory.
 _RECEIVE = 1 << 18
 
 
 def main(data: int, control: int, calls: int, arena: int) -> None:
     """Runs one worker until the server sends STOP or disconnects. Never returns."""
-    # The channel closes if the server ends, or if the model closes file descriptors that it did not open.
+    # The channel is closed if the server ends, or if the model closes file descriptors that it did not open.
     worker = make_worker(data, control, calls, arena, on_end=lambda: os._exit(CONNECTION_LOST))
     pid = os.getpid()
     os.register_at_fork(after_in_child=lambda: _forked(data, control, calls))
     try:
         worker.serve()
     except BaseException as error:
-        if os.getpid() != pid:  # a process that the model forked returned into this loop
+        if os.getpid() != pid:  # a process that the model forked has returned into this loop
             os._exit(0)
         if isinstance(error, OSError):  # from a channel, because exceptions of the model are caught earlier
             os._exit(CONNECTION_LOST)
         raise
     sys.stdout.flush()
     sys.stderr.flush()
-    # Does not wait for the model's threads, which may never end.
+    # This does not wait for the model's threads, which may never end.
     os._exit(0)
 
 
 def make_worker(data: int, control: int, calls: int, arena: int, *, on_end: Callable[[], None]) -> Worker:
-    """Creates a worker, which owns the descriptors. A thread calls `on_end` once the control channel ends."""
+    """Creates a worker, which owns the descriptors. A thread calls `on_end` when the control channel ends."""
     channel = socket(fileno=data)
     connection = DataChannel(channel, Arena(arena, lower=False))
     os.close(arena)
@@ -73,7 +73,7 @@ def make_worker(data: int, control: int, calls: int, arena: int, *, on_end: Call
 
 
 def _forked(*descriptors: int) -> None:
-    """Closes the channels in a process that the model forked, and lets it end with its parent."""
+    """Closes the channels in a process that the model has forked, and makes it end with its parent."""
     for descriptor in descriptors:
         try:
             os.close(descriptor)
@@ -83,7 +83,7 @@ def _forked(*descriptors: int) -> None:
 
 
 def end_with_parent() -> None:
-    """On Linux, has the kernel kill this process when the thread that started it ends (PR_SET_PDEATHSIG)."""
+    """Makes the Linux kernel kill this process when the thread that started it ends (PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
         import ctypes
 
@@ -91,7 +91,7 @@ def end_with_parent() -> None:
 
 
 class ControlChannel:
-    """Reads the control channel, on a separate thread."""
+    """The worker's end of the control channel, which is read on a separate thread."""
 
     def __init__(
         self, control: socket, connection: DataChannel, stop: Callable[[], None], on_end: Callable[[], None]
@@ -127,7 +127,7 @@ class ControlChannel:
 
 
 class Worker:
-    """Serves the data channel: loads the model, then runs one batch after the other."""
+    """A worker, which serves the data channel: it loads the model, and then runs one batch after another."""
 
     def __init__(self, data: socket, connection: DataChannel, caller: Caller) -> None:
         self._socket = data
@@ -142,8 +142,9 @@ class Worker:
         self._socket.shutdown(SHUT_RD)
 
     def serve(self) -> None:
-        """Serves until the server closes the channel."""
-        # One loop for the model's lifetime, because it may keep objects that belong to its loop.
+        """Serves the data channel until the server closes it."""
+        # One event loop is kept for the model's lifetime, because the model may keep objects that belong to
+        # its loop.
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
         frames = self._receive()
@@ -156,12 +157,12 @@ class Worker:
         self._model.close()
 
     def _receive(self) -> list[tuple[Kind, Any, memoryview]]:
-        """Waits for the next frames; returns none at the end of the channel."""
+        """Waits for the next frames and returns them, or an empty list at the end of the channel."""
         while True:
             received = self._polled.recv(_RECEIVE)
             if not received:
                 return []
-            # A bytearray, so that a model may write to its inputs.
+            # The bytes are copied to a bytearray, so that a model may write to its inputs.
             frames = self._reader.feed(bytearray(received))
             if frames:
                 return frames
@@ -262,14 +263,15 @@ class Worker:
 
 
 def _adapter(name: str) -> Adapter:
-    # Imported here, because a worker needs the imports of only one kind of model.
+    # These are imported here, because a worker needs the imports of only one kind of model.
     match name:
         case "python":
             from backline.workers.child.python_model import load
         case "torchserve":
             from backline.workers.child.torchserve_model import load
         case _ if "." in name:
-            # A worker must not depend on the rooms above it, so a room that adapts models names its module.
+            # A worker must not depend on the rooms above it (see ARCHITECTURE.md), so a room that adapts
+            # models names its module.
             load = import_module(name).load
         case _:
             raise Internal(f"a worker has no adapter '{name}'")

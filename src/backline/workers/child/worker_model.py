@@ -16,17 +16,18 @@ class WorkerModel(Protocol):
     loaded: WorkerLoaded
 
     def execute(self, batch: RequestBatch) -> Awaitable[None] | None:
-        """Runs a batch and responds to its requests. All have a response when this returns, unless the
-        model is `decoupled` or `deferred`; see WorkerRequest.
+        """Runs a batch and responds to its requests. All of them have a response when this method returns,
+        unless the model is `decoupled` or `deferred`; see WorkerRequest.
 
         A model whose `loaded.concurrency` is above 1 returns an awaitable, which runs on the worker's event
-        loop; its next batch may arrive before it completes. An exception fails all requests without a
+        loop; the next batch may arrive before it completes. An exception fails all requests that have no
         response.
         """
 
     def close(self) -> None:
-        """Releases what the model holds, before the worker ends."""
+        """Releases the resources of the model, before the worker ends."""
 
 
-#: Creates the model of a load, which can call other models through the Caller. Exceptions fail the load.
+#: A function that creates the model of a load. The model can call other models through the Caller. An
+#: exception makes the load fail.
 Adapter: TypeAlias = Callable[[WorkerLoad, Caller], WorkerModel]

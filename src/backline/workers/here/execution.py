@@ -1,5 +1,5 @@
-"""Runs a model in this process: gathers the inputs of a batch, calls the model and splits its outputs. All
-runs on threads share a budget of cores, so that busy models do not oversubscribe them.
+"""Runs a model in the server's process: gathers the inputs of a batch, calls the model and splits its
+outputs. All runs on threads share a budget of cores, so that busy models do not oversubscribe them.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ PATIENCE = 0.02
 
 
 class _NotABatch(Internal):
-    """Raised when the outputs of a model do not have the batch that its configuration declares.
+    """Raised when the outputs of a model do not have the batch size that its configuration declares.
 
-    Running the requests of the batch alone would hide that the configuration is wrong.
+    Retrying each request of the batch alone would hide that the configuration is wrong.
     """
 
 
 class Execution:
-    """Runs the batches of one model version. Thread-safe.
+    """The execution of the batches of one model version. Thread-safe.
 
-    `joiner` joins and splits requests; without one they are concatenated along the first dimension.
-    `outputs` are returned for requests that name none; by default all outputs of the model. `declared_batch`
-    is the `max_batch_size` of the configuration, 0 if it has none.
+    `joiner` joins and splits requests; without a joiner, they are concatenated along the first dimension.
+    `outputs` are returned for requests that name none; the default is all outputs of the model.
+    `declared_batch` is the `max_batch_size` of the configuration, or 0 if the configuration has none.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Execution:
         self._name = name
         self._version = version
         self._run_model = model.run
-        # Not isinstance, because a stage forwards the attributes of the model that it wraps.
+        # isinstance cannot be used, because a stage forwards the attributes of the model that it wraps.
         self._cancellable: Cancellable | None = getattr(model, "cancellable", None)
         self._joiner = joiner
         self._outputs = tuple(spec.name for spec in model.signature.outputs) if outputs is None else outputs
@@ -83,7 +83,8 @@ class Execution:
         if not batch.outcomes and batch.abandoned:
             batch.outcomes = [Cancelled(f"the request to model '{self._name}' was cancelled")] * len(tickets)
         elif not batch.outcomes:
-            # Outside the except clause, because errors chained to the batch's error would keep its tensors.
+            # This is outside the except clause, because errors chained to the batch's error would keep its
+            # tensors alive.
             batch.parts = [self._run_alone(ticket, batch) for ticket in tickets]
             batch.outcomes = [part.outcomes[0] for part in batch.parts]
         batch.ended_ns = monotonic_ns()
@@ -143,7 +144,7 @@ class Execution:
         return run
 
     def _wanted(self, tickets: Sequence[Ticket]) -> tuple[str, ...]:
-        """The names of the outputs to compute: all that any request of the batch asks for."""
+        """Returns the names of the outputs to compute: all outputs that any request of the batch asks for."""
         wanted = tickets[0].request.outputs
         if wanted is None:
             return self._outputs
@@ -156,7 +157,7 @@ class Execution:
 
     def _tensor(self, name: str, array: np.ndarray) -> Tensor:
         datatype, dtype = self._datatypes[name]
-        if array.dtype != dtype:  # the file declares a datatype that the model does not return
+        if array.dtype != dtype:  # the model's file declares a datatype that the model does not return
             datatype = DataType.from_dtype(array.dtype)
         return Tensor(name, datatype, array.shape, array)
 
@@ -201,7 +202,7 @@ class Execution:
 
 
 def outcome_of(model: str, version: str, error: Exception) -> BacklineError:
-    """The outcome of a request whose run raised `error`, which is logged unless it is a BacklineError."""
+    """Returns the outcome of a request whose run raised `error`. Logs errors other than BacklineError."""
     if isinstance(error, BacklineError):
         return error
     log.error("model '%s' version %s failed", model, version, exc_info=error)
@@ -220,8 +221,8 @@ class _WaitingRun:
 
 
 class CoreBudget:
-    """Limits the number of cores in use; runs get cores in the order in which they ask. Called on the
-    threads of the runs.
+    """A limit on the number of cores in use. Runs get cores in the order in which they ask. The methods are
+    called on the threads of the runs.
 
     A run that has waited for PATIENCE starts anyway, so that a model with long runs does not block the
     others.
@@ -234,7 +235,7 @@ class CoreBudget:
         self._waiting: deque[_WaitingRun] = deque()
 
     def take(self, cores: int) -> bool:
-        """Takes `cores` cores, and waits until they are free; returns whether it had to wait."""
+        """Takes `cores` cores, waiting until they are free. Returns whether it had to wait."""
         with self._lock:
             if self._free >= cores and not self._waiting:
                 self._free -= cores
@@ -243,13 +244,13 @@ class CoreBudget:
             self._waiting.append(waiting)
         if not waiting.granted.acquire(timeout=PATIENCE):
             with self._lock:
-                if waiting in self._waiting:  # otherwise the cores were granted in between
+                if waiting in self._waiting:  # otherwise the cores have been granted in the meantime
                     self._waiting.remove(waiting)
                     self._free -= cores
         return True
 
     def give(self, cores: int) -> None:
-        """Gives back cores that the caller took."""
+        """Gives the cores that the caller took back to the budget."""
         with self._lock:
             self._free += cores
             waiting = self._waiting
@@ -259,8 +260,8 @@ class CoreBudget:
 
 
 class BudgetedExecution:
-    """Runs batches within a budget of cores. A run on `threads` threads (0 for one per core) takes half as
-    many cores, because its threads are rarely all busy.
+    """The execution of batches within a budget of cores. A run on `threads` threads (0 for one per core)
+    takes half as many cores, because its threads are rarely all busy.
     """
 
     def __init__(self, execute: Callable[[Batch], None], budget: CoreBudget, threads: int) -> None:
@@ -270,7 +271,7 @@ class BudgetedExecution:
         self._held: dict[Batch, None] = {}
 
     def __call__(self, batch: Batch) -> None:
-        """Runs a batch, see Execution. Waiting for cores counts as time in the queue."""
+        """Runs a batch; see Execution. Time spent waiting for cores counts as time in the queue."""
         if self._budget.take(self._cores):
             batch.started_ns = monotonic_ns()
         self._held[batch] = None
@@ -280,6 +281,6 @@ class BudgetedExecution:
             self.release(batch)
 
     def release(self, batch: Batch) -> None:
-        """Frees the cores of a batch that ended, or whose thread was abandoned. Thread-safe, idempotent."""
+        """Frees the cores of a batch that ended or whose thread was abandoned. Thread-safe, idempotent."""
         if self._held.pop(batch, batch) is None:
             self._budget.give(self._cores)

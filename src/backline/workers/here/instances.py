@@ -1,4 +1,4 @@
-"""Instances that run one batch at a time in this process: on the event loop, or on a thread."""
+"""Instances that run one batch at a time in the server's process: on the event loop, or on a thread."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ from backline.workers.instance import Finished, Instance
 RunBatch: TypeAlias = Callable[[Batch], None]
 log = logging.getLogger("backline.workers")
 
-#: Seconds that a runtime has to interrupt a run.
+#: Seconds that a runtime has to interrupt a run that it was asked to end.
 _GRACE = 1.0
-#: Abandoned threads at which a version takes no more requests: each holds memory, and perhaps a core.
+#: The number of abandoned threads at which a version takes no more requests: each thread holds memory, and
+#: perhaps a core.
 MAX_STUCK = 8
 
 
 class InlineInstance:
-    """Runs batches on the event loop, for models that take well below a millisecond, where a thread switch
-    would cost more.
+    """An instance that runs batches on the event loop. It is for models that take well below a millisecond,
+    for which switching to a thread would take longer.
 
     A model that was fast when measured may get far larger requests, and would then block the event loop.
-    `on_slow` is called once, between batches, if runs keep exceeding LONG_RUN_NS. Other programs may delay
-    a single run, so a run that is slow by the wall clock only starts a measurement: the processor time of the
-    following runs decides.
+    `on_slow` is called once, between batches, if runs keep exceeding LONG_RUN_NS. Because other programs may
+    delay a single run, a run that is slow by the wall clock only starts a measurement; the processor time of
+    the following runs decides.
     """
 
     off_loop: ClassVar[bool] = False
-    #: Nanoseconds above which a run counts as slow.
+    #: The time in nanoseconds above which a run counts as slow.
     LONG_RUN_NS = 5_000_000
     #: The number of runs whose processor time is measured after a slow one.
     _WATCHED = 1000
@@ -82,7 +83,9 @@ class InlineInstance:
 
 
 class ThreadInstance:
-    """Runs batches on a dedicated thread, for runtimes that release the GIL while they compute."""
+    """An instance that runs batches on a dedicated thread, for runtimes that release the GIL while they
+    compute.
+    """
 
     off_loop: ClassVar[bool] = True
 
@@ -94,7 +97,9 @@ class ThreadInstance:
         cores: Collection[int] = (),
         poll: BusyPoll | None = None,
     ) -> None:
-        """Starts the thread, pinned to `cores`; if empty, it may use any core. `poll` pauses during runs."""
+        """Starts the thread, pinned to `cores`, or on any core if `cores` is empty. `poll` pauses during
+        runs.
+        """
         self._execute = execute
         self._loop = loop
         self._poll = poll or BusyPoll()
@@ -119,7 +124,7 @@ class ThreadInstance:
                 self._loop.call_soon_threadsafe(self._ended, batch, finished)
             except RuntimeError:  # the loop was closed during the run
                 return
-            del work, batch, finished  # otherwise its tensors would live until the next batch
+            del work, batch, finished  # otherwise the tensors of the batch would be kept until the next batch
 
     def _ended(self, batch: Batch, finished: Finished) -> None:
         self._poll.release()
@@ -127,12 +132,12 @@ class ThreadInstance:
 
 
 class RunLimit:
-    """The time limit of one model version's runs, and the effects of exceeding it. Use only on the event
-    loop.
+    """The time limit for the runs of one model version, and the effects of exceeding it. Use it only on the
+    event loop.
 
-    Requests are retried if the model is declared `idempotent`; None means undeclared. `on_given_up`
-    is called for each abandoned thread; `on_available` with a reason once there are MAX_STUCK of them, and
-    with "" when there are fewer again.
+    Requests are retried if the model is declared `idempotent`; None means undeclared. `on_given_up` is called
+    for each abandoned thread. `on_available` is called with a reason once there are MAX_STUCK abandoned
+    threads, and with "" when there are fewer again.
     """
 
     def __init__(
@@ -163,7 +168,7 @@ class RunLimit:
 
     @property
     def why_not_again(self) -> str:
-        """The end of the message for a run that is not retried, which says why."""
+        """The end of the message for a run that is not retried; it says why."""
         if self.idempotent is None:
             return "it is not tried again unless the model is declared idempotent"
         return "it is not tried again: the model is not idempotent"
@@ -202,7 +207,9 @@ class RunLimit:
 
 
 class TimedInstance:
-    """Runs batches on a thread, which is replaced if a run exceeds the limit and cannot be interrupted."""
+    """An instance that runs batches on a thread, which is replaced if a run exceeds the limit and cannot be
+    interrupted.
+    """
 
     off_loop: ClassVar[bool] = True
 
@@ -221,11 +228,11 @@ class TimedInstance:
         self.thread = make_thread()
 
     def run(self, batch: Batch, finished: Finished) -> None:
-        """Starts a batch with the time limit, see Instance.run."""
+        """Starts a batch with the time limit; see Instance.run."""
         _TimedRun(self, batch, finished).begin()
 
     def replace_thread(self, running: Batch) -> None:
-        """Starts a new thread; the old one ends after the batch that it runs."""
+        """Starts a new thread. The old thread ends after the batch that it is running."""
         self._leave(running)
         self.thread.close()
         self.thread = self._make_thread()
@@ -239,8 +246,8 @@ class _TimedRun:
     """One batch, and the outcomes of its requests so far.
 
     If the batch of an idempotent model exceeds the limit, each request is retried alone, so that the request
-    at fault cannot fail others again. Threads always get a separate Batch object, because an abandoned thread
-    may still write to it.
+    at fault cannot make others fail again. Each thread gets a separate Batch object, because an abandoned
+    thread may still write to its own.
     """
 
     def __init__(self, instance: TimedInstance, batch: Batch, finished: Finished) -> None:
@@ -251,7 +258,7 @@ class _TimedRun:
         self._running = batch
         self._late = False
         self._timer: asyncio.TimerHandle | None = None
-        #: Whether requests are being retried, which of them are still to run, and those with an outcome.
+        #: Whether requests are being retried, which requests have yet to run, and which have an outcome.
         self._again = False
         self._rest: deque[Ticket] = deque()
         self._parts: list[Batch] = []
@@ -276,7 +283,7 @@ class _TimedRun:
         self._instance.thread.run(batch, self._done)
 
     def _too_late(self) -> None:
-        # After a suspension of the server, the outcome may be on its way to the event loop.
+        # After the server was suspended, the outcome may be on its way to the event loop.
         if self._timer is not None and stood_still(self._timer, self._instance.loop):
             self._timer = self._instance.loop.call_later(self._limit.seconds, self._too_late)
             return

@@ -1,4 +1,6 @@
-"""Decoupled models in this process: a pool of threads generates responses, the event loop delivers them."""
+"""Decoupled models in the server's process: a pool of threads generates responses, and the event loop
+delivers them.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,12 @@ from backline.workers.instance import Finished, Instance
 
 log = logging.getLogger("backline.workers")
 
-#: The most responses of one stream that may be on their way to the event loop, and the most bytes of them.
+#: The maximum number of responses of one stream that may be on their way to the event loop, and their maximum
+#: total size in bytes.
 MAX_HANDED = 16
 MAX_HANDED_BYTES = 1024 * 1024
-#: The most open streams per model version, most of which wait for their clients. Further requests queue.
+#: The maximum number of open streams per model version. Most of them wait for their clients. Further requests
+#: are queued.
 MAX_STREAMS = 128
 
 
@@ -46,7 +50,9 @@ class _Handed:
 
 
 class GeneratorStream:
-    """A request's responses: `advance` generates them on a thread, `_deliver` delivers them on the loop."""
+    """The responses to a request. `advance` generates them on a thread, and `_deliver` delivers them on the
+    event loop.
+    """
 
     def __init__(self, pool: StreamPool, instance: Instance, batch: Batch, finished: Finished) -> None:
         self._pool = pool
@@ -56,7 +62,8 @@ class GeneratorStream:
         self._ticket: Ticket = batch.tickets[0]
         self._flow = self._ticket.flow
         self._responses: Generator[Mapping[str, np.ndarray], None, None] | None = None
-        #: Guards the state that the thread and the event loop check before they wait or wake each other.
+        #: The lock for the state that the thread and the event loop check before one of them waits or wakes
+        #: the other.
         self._lock = threading.Lock()
         self._parked = False
         self._handed: list[_Handed] = []
@@ -131,8 +138,8 @@ class GeneratorStream:
     # called on a thread of the pool
 
     def advance(self) -> bool:
-        """Generates responses until another stream needs the thread (returns True), or until the stream must
-        wait or has ended (returns False).
+        """Generates responses. Returns True when another stream needs the thread, and False when this stream
+        must wait or has ended.
         """
         if self._responses is None:
             self._begin_responses()
@@ -196,7 +203,7 @@ class GeneratorStream:
         return Tensor(name, datatype, array.shape, array)
 
     def _must_wait(self) -> bool:
-        """Whether the client or the event loop is not keeping up. Called with the lock held."""
+        """Returns whether the client or the event loop is falling behind. Called with the lock held."""
         if self._early is not None:
             return False
         if len(self._handed) >= MAX_HANDED or self._handed_bytes >= MAX_HANDED_BYTES:
@@ -223,10 +230,10 @@ class GeneratorStream:
 
 
 class StreamPool:
-    """Runs the streams of one model version on at most `threads` threads, started on demand.
+    """A pool of at most `threads` threads, started on demand, that runs the streams of one model version.
 
-    A stream whose client is paused gives up its thread, so that a slow client blocks only itself; streams
-    that can continue take turns, one response each. Use only on the event loop, where responses are
+    A stream whose client is paused releases its thread, so that a slow client blocks only itself. Streams
+    that can continue take turns, one response each. Use this only on the event loop, where responses are
     delivered.
     """
 
@@ -241,7 +248,7 @@ class StreamPool:
         statistics: ResponseStatistics,
         poll: BusyPoll | None = None,
     ) -> None:
-        """`poll` pauses while streams are open."""
+        """The busy poll `poll` pauses while streams are open."""
         self.name = name
         self._poll = poll or BusyPoll()
         self.version = version
@@ -282,12 +289,12 @@ class StreamPool:
         self._retire()
 
     def end_all(self, error: BacklineError) -> None:
-        """Ends every stream with an error, after the responses that it has generated."""
+        """Ends every stream with an error, after the responses that the stream has already generated."""
         for stream in tuple(self._streams):
             stream.end_early(error)
 
     def close_one(self) -> None:
-        """Closes one instance; the threads end with the last instance and its stream."""
+        """Closes one instance. The threads end once the last instance is closed and its stream has ended."""
         self._open -= 1
         self._retire()
 
@@ -314,7 +321,7 @@ class StreamPool:
                     return
             if stream.advance():
                 self._ready.put(stream)
-            del stream  # otherwise its tensors would live until the next request
+            del stream  # otherwise the tensors of the stream would be kept until the next request
 
 
 class StreamInstance:

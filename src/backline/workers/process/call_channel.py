@@ -40,16 +40,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("backline.workers")
 model_log = logging.getLogger("backline.model")
 
-#: Bytes of the worker's half of the shared memory that its calls in flight may hold. Further inputs are
-#: copied, so that slow callees cannot use up that half.
+#: The maximum number of bytes of the worker's half of the shared memory that its calls in flight may hold.
+#: Further inputs are copied, so that slow callees cannot use up that half.
 _MAX_HELD = 1 << 28
 _NOBODY_WAITS = "the requests that the call was made for were cancelled"
 
 
 @dataclass(slots=True)
 class _Open:
-    """A call in flight. `asked` are the worker's requests that the call is made for; `unread` is the number
-    of responses that the worker has not consumed.
+    """A call in flight. `asked` are the worker's requests for which the call is made, and `unread` is the
+    number of responses that the worker has not consumed.
     """
 
     ticket: Ticket
@@ -59,7 +59,7 @@ class _Open:
 
 
 class CallChannel:
-    """Serves the calls of one worker. Use only on the event loop.
+    """The server's end of the calls channel of one worker. Use it only on the event loop.
 
     `open_requests` returns the open requests with the given numbers. It ignores unknown numbers, which come
     from the worker, so that a worker cannot attach a call to requests that it does not have.
@@ -80,9 +80,10 @@ class CallChannel:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def attend(self, channel: socket, process: WorkerProcess) -> None:
-        """Starts to serve the socket `channel` for a worker process."""
+        """Starts serving the socket `channel` for a worker process."""
         self._process = process
-        # The end of this channel needs no handler: the other channels report that the process has ended.
+        # No handler is needed for the end of this channel: the other channels report that the process has
+        # ended.
         self._channel = ChannelEnd(channel, self._loop, self._take, process.kill, poll=process.poll)
 
     def close(self) -> None:
@@ -120,7 +121,8 @@ class CallChannel:
         elif kind is Kind.DROP:
             for number in message.numbers:
                 self._give_up(number)
-                # Wakes the worker's thread that reads this call's responses, if it still waits.
+                # This wakes the thread of the worker that reads the responses to this call, if it still
+                # waits.
                 self._fail(number, Cancelled("the call was dropped"))
         elif kind is Kind.MORE:
             number, count = message.numbers
@@ -198,8 +200,8 @@ class CallChannel:
     def _request(
         self, message: WorkerCall, inputs: dict[str, Tensor], asked: Sequence[Ticket]
     ) -> InferRequest:
-        """The engine's request for a call. If the call is made for several requests, the latest deadline and
-        the most urgent priority apply.
+        """Returns the engine's request for a call. A call for several requests gets the latest of their
+        deadlines and the most urgent of their priorities.
         """
         note = message.note
         limits = [monotonic() + note.timeout] if note.timeout else []
@@ -357,5 +359,7 @@ class CallChannel:
 
 
 def _is_for_nobody(asked: Sequence[Ticket]) -> bool:
-    """Whether all these requests are cancelled; false if there are none, as for a call without requests."""
+    """Returns whether all these requests are cancelled, or False if there are none, as for a call without
+    requests.
+    """
     return bool(asked) and all(request.cancelled for request in asked)

@@ -18,10 +18,10 @@ OnFrame: TypeAlias = Callable[[Kind, Any, memoryview], None]
 
 
 class ChannelEnd:
-    """Sends and receives frames over a socket on the event loop.
+    """One end of a channel, which sends and receives frames over a socket on the event loop.
 
-    `on_frame` gets each frame; if it raises, or a frame is invalid, `on_broken` gets the reason. `on_end` is
-    called once, when the other end is closed. `poll` is informed when bytes arrive.
+    `on_frame` is called with each frame. If it raises, or a frame is invalid, `on_broken` is called with the
+    reason. `on_end` is called once, when the other end is closed. `poll` is notified when bytes arrive.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ChannelEnd:
                 return
 
     def send(self, message: bytes) -> None:
-        """Sends a frame without blocking: buffers the bytes that the socket does not accept yet. Discards the
+        """Sends a frame without blocking. Buffers the bytes that the socket does not accept yet. Discards the
         frame if the other end is closed.
         """
         if self._unsent:
@@ -94,7 +94,7 @@ class ChannelEnd:
             return self._channel.send(message)
         except BlockingIOError:
             return 0
-        except OSError:  # this end is closed, or the other one is, which `on_end` reports
+        except OSError:  # this end or the other end is closed; `on_end` reports the latter
             return len(message)
 
     def _writable(self) -> None:

@@ -1,4 +1,4 @@
-"""Batches that run in workers, and jobs, the parts of a batch that go to one worker each."""
+"""Batches that run in workers, and jobs: the parts of a batch that each go to one worker."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ log = logging.getLogger("backline.workers")
 
 
 class BatchRun:
-    """A batch of the scheduler on its way through workers. It is finished once every request has an outcome.
+    """A batch of the scheduler that runs in workers. It is finished once every request has an outcome.
 
-    `statistics` counts the responses of a decoupled model; None for other models.
+    `statistics` counts the responses of a decoupled model; it is None for other models.
     """
 
     __slots__ = (
@@ -47,7 +47,8 @@ class BatchRun:
     ) -> None:
         self.batch = batch
         self._statistics = statistics
-        #: The number of responses of each request, and the time of its last one, by position in the batch.
+        #: The number of responses that each request has had, and the time of the last one, by position in the
+        #: batch.
         self._given: dict[int, int] = {}
         self._last_ns: dict[int, int] = {}
         self._instance = instance
@@ -56,7 +57,7 @@ class BatchRun:
         self.remaining = len(batch.tickets)
 
     def has_responses(self, position: int) -> bool:
-        """Whether the request at a position has had any response."""
+        """Returns whether the request at a position has had any response."""
         return position in self._given
 
     def respond(self, position: int, response: InferResponse) -> None:
@@ -132,11 +133,11 @@ class Job:
         self.run = run
         self.positions = positions
         self.seat = seat
-        #: Whether this is a retry, after a worker ended while it ran these requests.
+        #: Whether this job is a retry, after a worker ended while it ran these requests.
         self.again = again
-        #: Positions of the requests without an outcome.
+        #: The positions of the requests that have no outcome yet.
         self.open = set(positions)
-        #: Positions of requests by the numbers that the worker knows them by.
+        #: The positions of requests, by the numbers under which the worker knows them.
         self.by_number: dict[int, int] = {}
 
     @property
@@ -155,26 +156,26 @@ class Job:
         self.run.settle(position, outcome)
 
     def fail(self, error: BacklineError) -> None:
-        """Fails all requests without an outcome."""
+        """Fails all requests that have no outcome yet."""
         for position in sorted(self.open):
             self.settle(position, error)
 
     def drop_cancelled(self) -> bool:
-        """Ends the job without a run if all its requests are cancelled; returns whether it did so."""
+        """Ends the job without a run if all its requests are cancelled. Returns whether it did so."""
         if not all(ticket.cancelled for ticket in self.tickets):
             return False
         self.fail(Cancelled("the request was cancelled"))
         return True
 
     def apart(self) -> Iterator[Job]:
-        """Splits the job: yields one job for each request without an outcome."""
+        """Splits the job: yields one job for each request that has no outcome yet."""
         return (Job(self.run, (position,), self.seat, again=self.again) for position in sorted(self.open))
 
     def once_more(self, ended: str, *, idempotent: bool | None, hung: bool, remembers: bool) -> Iterator[Job]:
-        """Yields a job for each request that may be retried; fails the others.
+        """Yields a job for each request that may be retried, and fails the others.
 
-        `ended` says how the worker ended; the job may have `hung`. If the worker `remembers`, it held the
-        state of sequences, which is lost.
+        `ended` says how the worker ended, and `hung` means that the job did not finish in time. If the worker
+        `remembers`, it held the state of sequences, which is lost.
         """
         tickets = self.run.batch.tickets
         for position in sorted(self.open):

@@ -15,9 +15,9 @@ from backline.workers.channel.protocol import CONNECTION_LOST
 
 log = logging.getLogger("backline.model")
 
-#: The longest line in bytes; longer ones are split.
+#: The maximum length of a line in bytes; longer lines are split.
 _LONGEST_LINE = 8192
-#: The number of last lines kept for the error after a crash.
+#: The number of last output lines that are kept for the error after a crash.
 _KEPT = 40
 _SAID = {
     signal.SIGSEGV: "a segmentation fault: native code used memory that it may not use",
@@ -30,7 +30,7 @@ _FAULT_LINE = re.compile(r'^\s*File "(.*)", line (\d+) in (.*)$')
 _OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
-#: What the first line of a traceback contains, and the lines that connect two of them (traceback.py).
+#: The text in the first line of a traceback, and the lines that connect two tracebacks (traceback.py).
 _TRACEBACK = "Traceback (most recent call last):"
 _CONNECTING = (
     "During handling of the above exception, another exception occurred:",
@@ -41,24 +41,25 @@ _REST_WITHIN = 0.1
 
 
 class WorkerOutput:
-    """Reads one of a worker's two output streams, and logs each line, or each traceback, as one record.
+    """A reader for one of a worker's two output streams. It logs each line, or each traceback, as one record.
 
     Use only on the event loop.
     """
 
     def __init__(self, descriptor: int, label: str, level: int, loop: asyncio.AbstractEventLoop) -> None:
-        """Takes ownership of the descriptor; `label` begins each logged line."""
+        """Takes ownership of the descriptor. Each logged line begins with `label`."""
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
         self._label = label
         self._level = level
         self._loop = loop
         self._rest = b""
-        #: The lines of a traceback that has begun, and whether its exception has been named.
+        #: The lines of a traceback that has begun, and whether the line that names its exception has been
+        #: read.
         self._traceback: list[str] = []
         self._named = False
         self._waiting: asyncio.TimerHandle | None = None
-        #: The last lines, without line ends.
+        #: The last output lines, without line ends.
         self.tail: deque[str] = deque(maxlen=_KEPT)
         loop.add_reader(descriptor, self.read)
 
@@ -98,11 +99,12 @@ class WorkerOutput:
             self._log(text)
 
     def _continues(self, line: str) -> bool:
-        """Whether a line belongs to the traceback before it."""
+        """Returns whether a line belongs to the traceback before it."""
         if _TRACEBACK in line or line in _CONNECTING:
             self._named = False
         elif line and not line.startswith((" ", "\t")):
-            # The first line without an indent names the exception. A second one is not part of the traceback.
+            # The first line without an indent names the exception. A second such line is not part of the
+            # traceback.
             before, self._named = self._named, True
             return not before
         return True
@@ -132,7 +134,7 @@ class WorkerOutput:
 
 
 def describe_exit(status: int, *, out_of_memory: bool = False) -> str:
-    """Says how a process ended, from its return code: "ended with exit status 3", "was killed by SIGSEGV
+    """Describes how a process ended, from its return code: "ended with exit status 3", "was killed by SIGSEGV
     (...)". The text completes "its worker process ...".
     """
     if status == CONNECTION_LOST:
@@ -151,7 +153,7 @@ def describe_exit(status: int, *, out_of_memory: bool = False) -> str:
 
 
 def signal_name(number: int) -> str:
-    """The name of a signal, such as SIGSEGV."""
+    """Returns the name of a signal, such as SIGSEGV."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -159,7 +161,9 @@ def signal_name(number: int) -> str:
 
 
 def fault_place(lines: Sequence[str], folder: str) -> str:
-    """Where the model crashed, from faulthandler's output: "model.py, line 12, in predict"; "" if unknown."""
+    """Returns where the model crashed, such as "model.py, line 12, in predict", or "" if that is unknown.
+    `lines` are from faulthandler's output.
+    """
     for line in lines:
         found = _FAULT_LINE.match(line)
         if found and found[1].startswith(folder):
@@ -168,7 +172,7 @@ def fault_place(lines: Sequence[str], folder: str) -> str:
 
 
 def last_words(lines: Sequence[str]) -> str:
-    """The last lines that a process printed, joined into one. Leaves out the stacks that Python and
+    """Returns the last lines that a process printed, joined into one. Leaves out the stacks that Python and
     faulthandler printed, which are in the log.
     """
     printed: list[str] = []
@@ -181,7 +185,9 @@ def last_words(lines: Sequence[str]) -> str:
 
 
 def out_of_memory_kills() -> int:
-    """The number of processes that the kernel has killed for lack of memory; 0 if it does not report that."""
+    """Returns the number of processes that the kernel has killed for lack of memory, or 0 if the kernel does
+    not report it.
+    """
     for path in _OOM_COUNTERS:
         try:
             text = path.read_text()

@@ -1,4 +1,4 @@
-"""The workers of one model version: the pool gives them batches, and replaces those that end."""
+"""The workers of one model version. The pool gives them batches, and replaces workers that end."""
 
 from __future__ import annotations
 
@@ -38,35 +38,35 @@ Value = TypeVar("Value")
 _ANY_GROUP = InstanceGroup(0)
 log = logging.getLogger("backline.workers")
 
-#: Seconds before a worker that ended without any RESULT is restarted: the first pause, and the longest one.
+#: Seconds before a worker that ended without any RESULT is restarted: the first pause and the maximum one.
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
-#: Seconds without any worker after which a model is not ready. Until then, requests wait.
+#: Seconds without any worker after which a model counts as not ready. Until then, requests wait.
 _GRACE = 2.0
 #: Seconds that a batch may take by default, so that a worker that hangs forever is replaced eventually.
 EXECUTION_TIMEOUT = 300.0
-#: Requests to a decoupled model that may be open at once in one worker.
+#: The maximum number of requests to a decoupled model that may be open at once in one worker.
 _OPEN_STREAMS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
-    """How to run workers; None means the model's own setting, or the default.
+    """How to run workers. None means the model's own setting or, without one, the default.
 
     `execution_timeout` is in seconds. Requests whose worker ends are retried unless `idempotent` is False;
-    those that do not finish in time are retried only if it is True. With `remembers`, requests belong to
-    sequences whose state is only in the worker that started them.
+    requests that do not finish in time are retried only if it is True. With `remembers`, requests belong to
+    sequences whose state exists only in the worker that started them.
     """
 
     execution_timeout: float | None = None
     idempotent: bool | None = None
     remembers: bool = False
-    #: WorkerProcess, or DebuggedWorker to run the model in this process.
+    #: WorkerProcess, or DebuggedWorker to run the model in the server's process.
     worker: type[WorkerProcess] = WorkerProcess
 
 
 class ProcessInstance:
-    """A slot for one batch at a time on the worker of a seat, or on the worker that replaces it."""
+    """A slot for one batch at a time on the worker of a seat, or on the worker that replaces it there."""
 
     off_loop: ClassVar[bool] = True
 
@@ -97,7 +97,9 @@ class WorkerPool(ModelInWorkers):
         calls: Calls | None = None,
         poll: BusyPoll | None = None,
     ) -> None:
-        """`calls` serves the model's calls of other models; without it, these fail. `poll` is the loop's."""
+        """`calls` serves the model's calls of other models; without it, such calls fail. `poll` is the event
+        loop's busy poll.
+        """
         self.calls = calls
         self.placed = placed
         self.places: tuple[Place, ...] = placed.spread()[:1]
@@ -108,7 +110,7 @@ class WorkerPool(ModelInWorkers):
         self.unready = ""
         self.signature = Signature((), ())
         self.execution_timeout = EXECUTION_TIMEOUT
-        #: Whether the model declares that a request may run twice; None if it does not say.
+        #: Whether the model declares that a request may run twice, or None if it does not say.
         self.idempotent: bool | None = None
         self.warnings = ()
         self.responses = None
@@ -117,10 +119,10 @@ class WorkerPool(ModelInWorkers):
         #: Whether requests that run together may differ in shape, so that each needs a separate part.
         self.apart = command.load.joining is not None
         self._seats: list[Seat] = []
-        #: The seats that finish their last batches, and the tasks that wait for them.
+        #: The seats that are finishing their last batches, each with the task that waits for it.
         self._retiring: dict[Seat, asyncio.Task[None]] = {}
         self._resizing = asyncio.Lock()
-        #: Jobs for which no worker was free, ordered by `Job.turn`.
+        #: The jobs for which no worker was free, ordered by `Job.turn`.
         self._waiting: deque[Job] = deque()
         self._numbers = count(1)
         self._closing = False
@@ -153,9 +155,10 @@ class WorkerPool(ModelInWorkers):
     # starting
 
     async def start(self) -> None:
-        """Starts the workers: all at once if their number is configured, else the first, which says how many.
+        """Starts the workers. If their number is configured, all start at once; otherwise the first worker
+        starts alone and determines how many are needed.
 
-        Raises Internal with the reason if one cannot be started, after stopping the others.
+        Raises Internal with the reason, after stopping the other workers, if a worker cannot be started.
         """
         counted = self.placed.counted and not self.command.load.complete
         if counted:
@@ -204,7 +207,8 @@ class WorkerPool(ModelInWorkers):
         each = (
             _OPEN_STREAMS if self.loaded.decoupled and not self.loaded.deferred else self.loaded.concurrency
         )
-        # The scheduler takes the instance that became free last; alternating seats spreads the load.
+        # The scheduler uses the instance that became free last, so alternating between seats spreads the
+        # load.
         return [ProcessInstance(self, seat) for _ in range(each) for seat in self._seats]
 
     @property
@@ -215,9 +219,9 @@ class WorkerPool(ModelInWorkers):
         return [seat.process for seat in self._seats if seat.process is not None and seat.process.alive]
 
     async def resize(self, placed: Places, places: tuple[Place, ...]) -> None:
-        """Changes the workers to those of `places`. New ones start before those without a place finish.
+        """Changes the workers to those of `places`. New workers start before those without a place finish.
 
-        Raises Internal, and changes nothing, if one cannot be started. Not for pools that `remember`.
+        Raises Internal, and changes nothing, if a worker cannot be started. Not for pools that `remember`.
         """
         async with self._resizing:
             spare: dict[Place, list[Seat]] = {}
@@ -247,7 +251,7 @@ class WorkerPool(ModelInWorkers):
             del self._retiring[seat]
 
     def command_for(self, place: Place) -> WorkerCommand:
-        """The command that starts the worker of one seat."""
+        """Returns the command that starts the worker of one seat."""
         load = msgspec.structs.replace(
             self.command.load,
             instance=place.name,
@@ -259,7 +263,7 @@ class WorkerPool(ModelInWorkers):
     # placing batches
 
     def place(self, run: BatchRun, seat: Seat) -> None:
-        """Gives a batch to the worker of its seat, or to any free worker while that seat has none."""
+        """Gives a batch to the worker of its seat, or to any free worker if that seat has none now."""
         job = Job(run, range(len(run.batch.tickets)), seat)
         if seat.free:
             seat.send(job)
@@ -272,11 +276,11 @@ class WorkerPool(ModelInWorkers):
             self._waiting.append(job)
 
     def next_number(self) -> int:
-        """A new request number, unique in this pool."""
+        """Returns a new request number, unique in this pool."""
         return next(self._numbers)
 
     def has_room(self, seat: Seat) -> None:
-        """Called when the worker of a seat can take another batch: sends waiting jobs to it."""
+        """Called when the worker of a seat can take another batch. Sends waiting jobs to the worker."""
         while (
             seat.free
             and (job := next((job for job in self._waiting if self._may_go(job, seat)), None)) is not None
@@ -292,9 +296,9 @@ class WorkerPool(ModelInWorkers):
         return next((seat for seat in self._seats if seat.free and self._may_go(job, seat)), None)
 
     def retry(self, jobs: Sequence[Job], reason: str, hung: Collection[Job] = ()) -> None:
-        """Retries each request of jobs whose worker has ended separately, so that the request that crashed it
-        cannot fail others again. Requests of `hung` jobs, which did not finish in time, are retried only if
-        the model declares itself idempotent.
+        """Separately retries each request of jobs whose worker has ended, so that the request that crashed
+        the worker cannot make others fail again. Requests of `hung` jobs, which did not finish in time, are
+        retried only if the model declares itself idempotent.
         """
         for job in jobs:
             ended = f"{self.label}: its worker process {reason}"
@@ -308,7 +312,9 @@ class WorkerPool(ModelInWorkers):
             )
 
     def refused(self, job: Job, error: Exception) -> None:
-        """Handles a job that cannot be encoded: sends its requests one by one, or fails a single request."""
+        """Handles a job that cannot be encoded: sends its requests one by one or, if it has only one, fails
+        it.
+        """
         if len(job.open) > 1:
             self._place_again(job.apart())
         else:
@@ -339,7 +345,7 @@ class WorkerPool(ModelInWorkers):
         self._start_again(seat, reason)
 
     def look_at_readiness(self) -> None:
-        """Updates the readiness that the model reports: it is ready if all of its workers report that."""
+        """Updates the reported readiness of the model: it is ready if all of its workers say so."""
         unready = next((process.unready for process in self._running() if process.unready), "")
         if unready == self.unready:
             return
@@ -385,7 +391,7 @@ class WorkerPool(ModelInWorkers):
         if not any(other.usable for other in self._seats):
             self._set_unavailable(reason)
         for job in [job for job in self._waiting if job.seat is seat and self.options.remembers]:
-            self._waiting.remove(job)  # only its own worker could run the job, and that may never start
+            self._waiting.remove(job)  # only its own worker could run it, and that worker may never start
             job.fail(Unavailable(reason, retry_after=1))
         self._start_again(seat, reason)
 
@@ -439,13 +445,13 @@ class WorkerPool(ModelInWorkers):
             asyncio.run_coroutine_threadsafe(self.stop(), self._loop).result()
 
     def abort(self) -> None:
-        """Kills the workers at once, because the load of the model was cancelled, and fails their jobs."""
+        """Kills the workers at once and fails their jobs, because the load of the model was cancelled."""
         self._closing = True
         for process in self._running():
             process.kill("was no longer needed")
 
     async def stop(self) -> None:
-        """Lets the workers unload the model and end; refuses jobs that still wait for a worker."""
+        """Lets the workers unload the model and end. Refuses jobs that still wait for a worker."""
         self._closing = True
         if self._alone is not None:
             self._alone.cancel()
@@ -458,12 +464,14 @@ class WorkerPool(ModelInWorkers):
 
 
 def _without_group(place: Place) -> Place:
-    """What a worker depends on: its device and name. Its group also has settings of the scheduler."""
+    """Returns the part of a place on which a worker depends: its device and name. The group also has settings
+    of the scheduler.
+    """
     return replace(place, group=_ANY_GROUP)
 
 
 def _first(configured: Value | None, declared: Value | None, default: Value) -> Value:
-    """The first value that is set: the configuration's, the model's, or the default."""
+    """Returns the first value that is set: the configuration's, the model's, or the default."""
     if configured is not None:
         return configured
     return declared if declared is not None else default

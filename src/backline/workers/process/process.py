@@ -51,29 +51,32 @@ from backline.workers.process.output import (
 
 log = logging.getLogger("backline.workers")
 
-#: Seconds between heartbeats, and seconds of silence after which a worker counts as frozen.
+#: Seconds between heartbeats, and seconds of silence after which a worker is considered frozen.
 HEARTBEAT = 1.0
 HEARTBEAT_TIMEOUT = 30.0
 #: Seconds between checks of a worker's memory, if it has a limit.
 _MEMORY_LOOK = 0.1
-#: Seconds for a hanging worker to print its stack before it is killed.
+#: Seconds that a hanging worker has to print its stack before it is killed.
 _LAST_WORDS = 0.3
 _START = Path(__file__).parents[1] / "child" / "start.py"
-#: Starts all workers. The system kills a worker when the thread that started it ends (PR_SET_PDEATHSIG), so
-#: this must be a thread that lives as long as the server.
+#: The thread that starts all workers. The system kills a worker when the thread that started it ends
+#: (PR_SET_PDEATHSIG), so this thread must live as long as the server.
 _SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="spawn")
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerCommand:
-    """How to start a worker, and the model to load. `environment` adds to the server's variables."""
+    """How to start a worker, and the model to load. `environment` is added to the server's environment
+    variables.
+    """
 
     load: WorkerLoad
     python: str = sys.executable
     environment: Mapping[str, str] = field(default_factory=dict)
-    #: Resident bytes above which the worker is killed; None for the limit that the model sets, if any.
+    #: The resident memory in bytes above which the worker is killed; None for the limit that the model sets,
+    #: if any.
     memory_limit_bytes: int | None = None
-    #: The cores that the worker is pinned to; empty for no pinning.
+    #: The cores to which the worker is pinned, or none for no pinning.
     cores: tuple[int, ...] = ()
 
     @property
@@ -85,13 +88,14 @@ class WorkerCommand:
 class WorkerProcess:
     """A running worker. Use only on the event loop.
 
-    `on_result` gets each RESULT with its payload. `on_exit` is called once, when the process has ended, with
-    the reason ("was killed by SIGSEGV ..."); everything that the worker sent before has been handled by then.
+    `on_result` is called with each RESULT and its payload. `on_exit` is called once, when the process has
+    ended, with the reason ("was killed by SIGSEGV ..."). By then, everything that the worker had sent has
+    been handled.
     """
 
-    #: Seconds after STOP at which a worker that has not ended is killed.
+    #: Seconds after STOP until a worker that has not ended is killed.
     farewell: ClassVar[float] = 5.0
-    #: Whether the model runs in this process, for a debugger.
+    #: Whether the model runs in the server's process, for a debugger.
     debugged: ClassVar[bool] = False
 
     def __init__(
@@ -113,19 +117,20 @@ class WorkerProcess:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._pidfd = -1
         self._memory_limit = command.memory_limit_bytes
-        #: Whether `start` was cancelled while the system started the process.
+        #: Whether `start` was cancelled while the system was starting the process.
         self._cancelled = False
         self._why = ""
         self._heard = 0.0
         self._kills = 0
-        #: Blocks to return to the worker, with their sizes, because no array uses them any more. A deque,
+        #: Blocks that no array uses any more, to be returned to the worker, with their sizes. A deque,
         #: because arrays may be freed on any thread.
         self._unused: deque[tuple[int, int]] = deque()
         self._held = 0
-        #: Why the model reports that it is not ready; empty if ready. `on_ready` is called for every report.
+        #: Why the model reports that it is not ready; empty if it is ready. `on_ready` is called for every
+        #: report.
         self.unready = ""
         self.on_ready: Callable[[], None] = lambda: None
-        #: Informed of messages on the data channel and of calls.
+        #: The busy poll, which is notified of messages on the data channel and of calls.
         self.poll = BusyPoll()
         #: Whether the worker has ever sent a RESULT.
         self.proved = False
@@ -140,7 +145,7 @@ class WorkerProcess:
 
     @property
     def resident_bytes(self) -> int:
-        """The worker's resident memory in bytes; 0 once it has ended."""
+        """The worker's resident memory in bytes, or 0 once it has ended."""
         return resident_bytes(self.pid)
 
     async def start(self) -> WorkerLoaded:
@@ -169,17 +174,17 @@ class WorkerProcess:
                 raise asyncio.CancelledError
             return await asyncio.shield(self._loading)
         except asyncio.CancelledError:
-            # Retrieves the exception, which asyncio would otherwise log.
+            # The callback retrieves the exception, which asyncio would otherwise log.
             self._loading.add_done_callback(lambda loading: loading.exception())
             self.kill("was no longer needed")
             raise
 
     async def _launch(self, *descriptors: int) -> None:
-        """Starts the process, which gets these descriptors: data, control, calls, arena. Raises OSError."""
+        """Starts the process with these descriptors: data, control, calls, arena. Raises OSError."""
         starting = self._loop.run_in_executor(_SPAWNER, self._spawn, *descriptors)
         while not starting.done():
-            # Not cancellable: the process gets descriptors that are closed afterwards, and without its result
-            # it could not be killed.
+            # This must not be cancelled: the process gets descriptors that are closed afterwards, and without
+            # the result the process could not be killed.
             try:
                 await asyncio.wait([starting])
             except asyncio.CancelledError:
@@ -238,7 +243,7 @@ class WorkerProcess:
 
     def hold(self, block: np.ndarray, at: int) -> int:
         """Keeps a block of the worker until the last array in it is freed, and then queues the block for
-        return. Returns the total bytes of all kept blocks.
+        return. Returns the total size in bytes of all kept blocks.
         """
         size = block.nbytes
         self._held += size
@@ -247,13 +252,14 @@ class WorkerProcess:
         return self._held
 
     def take_unused(self) -> list[int]:
-        """Takes the blocks to return to the worker with the next message."""
+        """Removes and returns the blocks to send back to the worker with the next message."""
         taken = [self._unused.popleft() for _ in range(len(self._unused))]
         self._held -= sum(size for _, size in taken)
         return [at for at, _ in taken]
 
     def _send_control(self, kind: Kind, message: Any) -> None:
-        # Unsent bytes stay bounded, because a worker that does not read misses heartbeats and is killed.
+        # The number of unsent bytes is bounded, because a worker that does not read misses heartbeats and is
+        # killed.
         self._control.send(frame(kind, message))
 
     # receiving from the worker
@@ -292,7 +298,7 @@ class WorkerProcess:
     # watching the worker's health
 
     def _beat(self) -> None:
-        # After a suspension of the server, the worker's silence means nothing.
+        # After the server itself was suspended, silence of the worker does not mean that it is frozen.
         if stood_still(self._timers["heartbeat"], self._loop):
             self._heard = monotonic()
         silent = monotonic() - self._heard
@@ -303,12 +309,14 @@ class WorkerProcess:
         self._later("heartbeat", HEARTBEAT, self._beat)
 
     def says_ready(self, reason: str) -> None:
-        """Records the model's report: empty if it is ready, otherwise the reason why not."""
+        """Records whether the model reports that it is ready: "" if it is, otherwise the reason why not."""
         self.unready = reason
         self.on_ready()
 
     def limit_memory(self, limit: int) -> None:
-        """Sets the model's limit for the resident bytes of its process, unless the configuration has one."""
+        """Applies the model's own limit for the resident memory of its process, unless the configuration has
+        one.
+        """
         if self._memory_limit is None:
             self._memory_limit = limit
             self._look_at_memory()
@@ -331,7 +339,8 @@ class WorkerProcess:
         """Kills a worker that does not respond, after a moment in which it prints its stack."""
         if self.alive and not self._why:
             self._why = why
-            # Only the worker itself: the stacks of processes that it has forked would get mixed in.
+            # The signal goes only to the worker itself: otherwise the stacks of processes that it has forked
+            # would be mixed in.
             with contextlib.suppress(OSError):
                 os.kill(self.pid, signal.SIGABRT)
             self._later("last words", _LAST_WORDS, self._signal, signal.SIGKILL)
@@ -343,14 +352,14 @@ class WorkerProcess:
 
     def _signal(self, number: int) -> None:
         if self.alive and self._process is not None:
-            # Kills the whole session, which includes the processes that the worker has forked.
+            # This kills the whole session, including the processes that the worker has forked.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, number)
 
     async def stop(self) -> None:
-        """Lets the model finish and unload, for `farewell` seconds; returns once the process has ended."""
+        """Gives the model `farewell` seconds to finish and unload, and waits for the process to end."""
         if not self.alive:
             return
         self._why = self._why or "was stopped"
@@ -389,12 +398,12 @@ class WorkerProcess:
         for timer in self._timers.values():
             timer.cancel()
         self._data.read_rest()
-        for timer in self._timers.values():  # again, because a LOADED among the rest starts the heartbeat
+        for timer in self._timers.values():  # again, because a LOADED among the messages starts the heartbeat
             timer.cancel()
         self._data.close()
         self._control.close()
         self._calls.close()
-        # Drops the mapping, so that it is freed with the last response in it.
+        # This drops the reference to the mapping, so that the mapping is freed with the last response in it.
         del self.arena
 
     def _reason(self, status: int, lines: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The seats of a worker pool: a seat keeps its place when its worker process is replaced."""
+"""The seats of a worker pool. A seat keeps its place in the pool when its worker process is replaced."""
 
 from __future__ import annotations
 
@@ -33,26 +33,28 @@ from backline.workers.process.process import WorkerProcess
 if TYPE_CHECKING:
     from backline.workers.process.pool import WorkerPool
 
-#: Bytes of the worker's half of the shared memory that responses in flight may hold. Further responses are
-#: copied, so that slow clients cannot use up that half.
+#: The maximum number of bytes of the worker's half of the shared memory that responses in flight may hold.
+#: Further responses are copied, so that slow clients cannot use up that half.
 _MAX_HELD = 1 << 28
-#: The number of requests without a last response up to which a worker gets the next batch.
+#: The maximum number of requests without a last response at which a worker still gets the next batch.
 _OPEN_REQUESTS = 1024
-#: The longest queue timeout, in microseconds, that the message's field can hold. As a float, a timeout just
+#: The maximum queue timeout in microseconds that the message's field can hold. As a float, a timeout just
 #: below 2**64 is rounded up to 2**64.
 _LONGEST_QUEUE_TIMEOUT = 2**64 - 1
 
 
 class Seat:
-    """The place of one worker in its pool: the current process, and the batches sent to it. Use only on the
-    event loop. `usable` means that the worker has loaded the model, `free` that it can take a batch.
+    """The place of one worker in its pool: the current process, and the batches sent to it. Use it only on
+    the event loop. `usable` means that the worker has loaded the model, `free` that the worker can take a
+    batch.
     """
 
     def __init__(self, pool: WorkerPool, place: Place) -> None:
         self._pool = pool
         self._place = place
         self.process: WorkerProcess | None = None
-        #: A new object for each worker, because the state of sequences is lost with the worker (Remembers).
+        #: A new object for each worker, because the state of sequences is lost with the worker (see
+        #: Remembers).
         self.memory: object = None
         self.usable = False
         #: The number of consecutive workers of this seat that ended without any RESULT.
@@ -60,19 +62,19 @@ class Seat:
         #: Why the last worker ended.
         self.reason = ""
         self._batches = 0
-        #: The job, the shared memory with the inputs, and the start time of each batch, by its number.
+        #: The job, the shared memory with its inputs, and the start time of each batch, by batch number.
         self._jobs: dict[int, Job] = {}
         self._blocks: dict[int, int] = {}
         self._started: dict[int, float] = {}
         #: The jobs that exceeded the execution timeout, for which the worker is being killed.
         self._late: list[Job] = []
-        #: The job of each request without an outcome, by number of the request.
+        #: The job of each request that has no outcome yet, by request number.
         self._open: dict[int, Job] = {}
-        #: By request number: how many responses' worth of credit the request has used and has not been
-        #: granted again.
+        #: The credit that each request has used and has not been granted again, in responses, by request
+        #: number.
         self._owed: dict[int, int] = {}
         self._watch: asyncio.TimerHandle | None = None
-        #: Set once a seat that retires has nothing left to do.
+        #: An event that is set once a retiring seat has nothing left to do.
         self._at_rest: asyncio.Event | None = None
 
     @property
@@ -94,7 +96,7 @@ class Seat:
         return loaded
 
     async def retire(self) -> None:
-        """Gives the worker no more batches, and stops it once it has answered those that it has."""
+        """Gives the worker no more batches, and stops it once it has responded to those it has."""
         self.usable = False
         self._at_rest = asyncio.Event()
         self._look_at_rest()
@@ -156,7 +158,7 @@ class Seat:
         try:
             process.execute(Execute(batch, parts, notes, block), payload)
         except (OverflowError, TypeError, UnicodeEncodeError) as error:
-            # No dialect has validated the values that an embedding program passes.
+            # Values that an embedding program passes have not been validated by a dialect.
             self._take_back(batch, numbers)
             self._pool.refused(job, error)
 
@@ -189,7 +191,7 @@ class Seat:
                 process.arena.give_back(lent)
             job.run.batch.gathered_ns, job.run.batch.ran_ns = result.began_ns, result.ran_ns
             self._pool.has_room(self)
-        elif job is not None:  # a stream continues: the execution timeout is per response
+        elif job is not None:  # a stream continues: the execution timeout applies to each response
             self._started[result.batch] = monotonic()
         offset = 0
         for part in result.parts:
@@ -202,7 +204,8 @@ class Seat:
         load = self._pool.command.load
         for number in result.rescheduled:
             self._settle(number, Rescheduled(load.name, load.version, "", []))
-        # A deferred model takes the next batch while it owes responses to this one, unless it owes too many.
+        # A deferred model takes the next batch before it has responded to all requests of this one, unless
+        # too many requests have no response.
         owes = result.done and job is not None and job.open and self._pool.loaded.deferred
         if job is not None and owes and len(self._open) < _OPEN_REQUESTS:
             job.run.vacate()
@@ -224,7 +227,7 @@ class Seat:
                 outputs = [_rows(tensor, start, end) for tensor in whole]
                 start = end
             job = opened.get(number)
-            if job is None:  # the request has had its last response, or the worker made up the number
+            if job is None:  # the request has had its last response, or the worker invented the number
                 continue
             ticket = job.run.batch.tickets[job.by_number[number]]
             if ticket.request.outputs is not None:
@@ -275,20 +278,24 @@ class Seat:
             self.process.credit(number, owed)
 
     def _open_requests(self, numbers: Sequence[int]) -> list[Ticket]:
-        """The open requests with these numbers. Ignores unknown numbers, because workers are not trusted."""
+        """Returns the open requests with these numbers. Ignores unknown numbers, because workers are not
+        trusted.
+        """
         jobs = self._open
         return [jobs[one].run.batch.tickets[jobs[one].by_number[one]] for one in numbers if one in jobs]
 
     # handling hangs and crashes
 
     def _look_at_time(self) -> None:
-        """Kills a worker whose batch exceeds the execution timeout; otherwise sets the timer for the next."""
+        """Kills the worker if its batch exceeds the execution timeout; otherwise sets the timer for the next
+        batch.
+        """
         watch, self._watch = self._watch, None
         limit = self._pool.execution_timeout
         if not self._started or self.process is None:
             return
         now = monotonic()
-        # After a suspension of the server, results may be waiting in the socket.
+        # After the server was suspended, results may be waiting in the socket.
         if watch is not None and stood_still(watch, self._pool.loop):
             self._started = dict.fromkeys(self._started, now)
         left = min(self._started.values()) + limit - now

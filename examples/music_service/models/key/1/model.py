@@ -1,4 +1,4 @@
-"""The key of a recording: the one of 24 whose profile fits its pitch classes best.
+"""The key of a recording: the one among 24 keys whose profile best fits the recording's pitch classes.
 
 The profiles are Temperley's ("What's Key for Key?", Music Perception 17, 1999): how much each pitch class
 belongs to a key.
@@ -31,12 +31,12 @@ def predict(recording: Audio[_RATE]) -> dict:
 
 
 def _pitch_classes(samples: np.ndarray) -> np.ndarray:
-    """How much of each pitch class from C to B the recording has, float64 [12]."""
+    """Returns how much of each pitch class from C to B the recording has, float64 [12]."""
     padded = np.pad(samples, (0, _FRAME))
     frames = np.lib.stride_tricks.sliding_window_view(padded, _FRAME)[:: _FRAME // 2]
     loudness = np.abs(np.fft.rfft(frames * np.hanning(_FRAME))).sum(axis=0)
     frequency = np.fft.rfftfreq(_FRAME, 1 / _RATE)
     audible = (frequency > 60) & (frequency < 1000)
     midi = np.round(69 + 12 * np.log2(frequency[audible] / 440)).astype(int)
-    # A little of everything, so that silence has no key rather than an undefined one.
+    # A small amount is added to every pitch class, so that silence gives no key rather than an undefined one.
     return np.bincount(midi % 12, loudness[audible], minlength=12) + 1e-9 * np.arange(12)

@@ -1,4 +1,4 @@
-"""The melody of a recording, one note at a time, by autocorrelation. It is cheap, but hears no chords."""
+"""The melody of a recording, a note at a time, by autocorrelation. It is cheap, but hears no chords."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def predict(recording: Audio[_RATE]) -> list:
 
 
 def _pitches(samples: np.ndarray) -> list[int]:
-    """The MIDI number of each frame, 0 where no pitch is clear."""
+    """Returns the MIDI number of each frame, or 0 where no pitch is clear."""
     padded = np.pad(samples, (_FRAME // 2, _FRAME))
     frames = np.lib.stride_tricks.sliding_window_view(padded, _FRAME)[::_HOP]
     power = np.abs(np.fft.rfft(frames * np.hanning(_FRAME), 2 * _FRAME)) ** 2

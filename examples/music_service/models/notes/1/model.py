@@ -1,4 +1,5 @@
-"""The notes of a recording: cuts it into windows, sends these to `basic_pitch`, and decodes its outputs.
+"""The notes of a recording. The model cuts it into windows, sends them to `basic_pitch`, and decodes the
+outputs.
 
 The modules `windows` and `notes` are those of the example music_transcription; `model_repository.py` copies
 them into this version's folder.
@@ -16,7 +17,8 @@ from backline.model import Audio, Models
 _INPUT = "serving_default_input_2:0"
 _SOUNDING = "StatefulPartitionedCall:1"
 _ONSET = "StatefulPartitionedCall:2"
-#: Windows of one recording that are in flight at once. The network batches those of all recordings.
+#: The number of windows of one recording that are in flight at once. The network batches those of all
+#: recordings.
 _IN_FLIGHT = 8
 
 

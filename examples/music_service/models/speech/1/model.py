@@ -1,4 +1,4 @@
-"""Whether a recording is speech or music: runs the network `silero_vad`, which detects voices, over it.
+"""Whether a recording is speech or music, by the network `silero_vad`, which detects voices.
 
 The module `speech` is that of the example music_transcription; `model_repository.py` copies it into this
 version's folder.

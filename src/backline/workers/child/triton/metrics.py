@@ -37,7 +37,7 @@ class MetricFamily:
     HISTOGRAM: ClassVar = MetricKind.HISTOGRAM
 
     def __init__(self, name: str, description: str, kind: MetricKind) -> None:
-        """Declares the metrics. Raises TritonModelException for an invalid name, or one of another kind."""
+        """Declares the metrics. Raises TritonModelException if the name is invalid or has another kind."""
         self._name = name
         self._kind = MetricKind(kind)
         self._measures = Measures(worker.caller())
@@ -52,8 +52,8 @@ class MetricFamily:
     def Metric(
         self, labels: Mapping[str, str] | None = None, buckets: Sequence[float] | None = None
     ) -> Metric:
-        """The metric with these labels; equal labels give the same metric. `buckets` are the upper bounds of
-        a histogram's buckets.
+        """Returns the metric with these labels. Equal labels give the same metric. `buckets` are the upper
+        bounds of a histogram's buckets.
         """
         for key, value in (labels or {}).items():
             if not isinstance(key, str) or not isinstance(value, str):
@@ -110,7 +110,7 @@ class Metric:
         self._measures.record("observe", self._name, self._labels, float(value), self._buckets)
 
     def value(self) -> float:
-        """The value of a counter or gauge, as the server keeps it."""
+        """Returns the value of a counter or gauge, which the server keeps."""
         self._only(MetricKind.COUNTER, MetricKind.GAUGE, what="Value")
         try:
             return self._measures.value(self._name, self._labels)

@@ -24,14 +24,14 @@ from backline.workers.child.worker_model import WorkerModel
 
 Start: TypeAlias = Callable[[Coroutine[Any, Any, Any]], Future[Any]]
 
-#: Seconds between two polls of `is_ready`, and the seconds that one may take (Triton's limit).
+#: Seconds between two polls of `is_ready`, and the maximum seconds that one poll may take (Triton's limit).
 _PAUSE = 1.0
 _PATIENCE = 5.0
 
 
 def load_class(model: Any, message: WorkerLoad) -> WorkerModel:
-    """Creates a model from a class TritonPythonModel, or only completes its configuration if `message` asks
-    for that.
+    """Creates a model from a class TritonPythonModel. If `message` asks for that, only completes its
+    configuration.
 
     Raises ModelFailed with the model's exception.
     """
@@ -41,7 +41,7 @@ def load_class(model: Any, message: WorkerLoad) -> WorkerModel:
 
 
 def _is_asked(is_ready: Any) -> bool:
-    """Whether an attribute `is_ready` is Triton's hook: a callable without required arguments."""
+    """Returns whether the attribute `is_ready` is Triton's hook: a callable without required arguments."""
     return callable(is_ready) and not any(
         one.default is one.empty for one in signature(is_ready).parameters.values()
     )
@@ -71,7 +71,7 @@ class CompletedModel:
 
 
 class TritonModel:
-    """Runs a class TritonPythonModel, one batch at a time. Responses may come after their batch."""
+    """A model of a class TritonPythonModel. It runs one batch at a time; responses may come later."""
 
     def __init__(self, model: Any, message: WorkerLoad) -> None:
         """Raises ModelFailed with the model's exception if it cannot be initialised."""
@@ -81,7 +81,7 @@ class TritonModel:
         self._folder = message.folder
         self._decoupled = bool(config.get("model_transaction_policy", {}).get("decoupled", False))
         self._iterative = bool(config.get("sequence_batching", {}).get("iterative_sequence", False))
-        #: All output names, including implicit states, which are not outputs in the configuration.
+        #: The names of all outputs, including implicit states, which are not outputs in the configuration.
         self._outputs = frozenset(output.name for output in message.outputs)
         self._loop = ModelLoop()
         given = _arguments(message)
@@ -133,7 +133,9 @@ class TritonModel:
             self._fail(requests, error)
 
     def _take(self, requests: Sequence[InferenceRequest], answer: Any) -> None:
-        """Handles what `execute` returned. Raises _Returned, with Triton's texts, for an invalid value."""
+        """Handles the value that `execute` returned. Raises _Returned, with Triton's text, for an invalid
+        one.
+        """
         self._take_responses(requests, answer)
         for request in requests:
             if request.release_flags == RELEASE_RESCHEDULE:
@@ -222,7 +224,7 @@ class _Returned(Exception):
 
 
 def _arguments(message: WorkerLoad) -> dict[str, str]:
-    """The arguments of `initialize`, with Triton's names; all are strings."""
+    """Returns the arguments of `initialize`, with Triton's names; all are strings."""
     return {
         "model_config": message.configuration,
         "model_instance_kind": message.device_kind.upper(),
@@ -235,16 +237,16 @@ def _arguments(message: WorkerLoad) -> dict[str, str]:
 
 
 class ReadinessWatch:
-    """Polls a model's `is_ready`, and reports changes: "" if the model is ready, otherwise why not.
+    """A poll of a model's `is_ready` that reports changes: "" if the model is ready, otherwise why not.
 
-    Polls on a separate thread, so that a busy model does not count as unready. Only one poll runs at a time;
-    while it hangs, no other starts.
+    The polls run on a separate thread, so that a busy model does not count as unready. Only one poll runs at
+    a time; while it hangs, no other poll starts.
     """
 
     def __init__(
         self, is_ready: Callable[[], Any], start: Start, tell: Callable[[str], None], folder: str
     ) -> None:
-        """`start` runs a coroutine of the model; `tell` gets the reports."""
+        """`start` runs a coroutine of the model, and `tell` is called with each report."""
         self._is_ready = is_ready
         self._start_coroutine = start
         self._tell = tell

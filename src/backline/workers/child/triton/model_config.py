@@ -14,11 +14,11 @@ class ModelConfig:
     """A model's configuration: a dict with the fields of inference.ModelConfig."""
 
     def __init__(self, model_config: str) -> None:
-        """`model_config` is the configuration as JSON."""
+        """Reads the configuration, which is given as JSON."""
         self._model_config: dict[str, Any] = json.loads(model_config)
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields. Change them only with the methods of this class."""
+        """Returns all fields. Change them only with the methods of this class."""
         return self._model_config
 
     def set_max_batch_size(self, max_batch_size: int) -> None:
@@ -45,10 +45,11 @@ class ModelConfig:
         config.setdefault("dynamic_batching", {})
 
     def add_input(self, input: Mapping[str, Any]) -> None:
-        """Adds an input with `name`, `data_type`, `dims` and optionally `optional`, or completes the one
-        of that name.
+        """Adds an input with `name`, `data_type`, `dims` and optionally `optional`, or completes the input of
+        that name.
 
-        Raises ValueError for unknown or missing properties, and if they contradict the configuration.
+        Raises ValueError for unknown or missing properties, and for properties that contradict the
+        configuration.
         """
         self._add(
             "input",
@@ -58,7 +59,7 @@ class ModelConfig:
         )
 
     def add_output(self, output: Mapping[str, Any]) -> None:
-        """Adds an output with `name`, `data_type` and `dims`, or completes the one of that name. Raises
+        """Adds an output with `name`, `data_type` and `dims`, or completes the output of that name. Raises
         ValueError as `add_input` does.
         """
         self._add("output", output, ("name", "data_type", "dims"), "'name', 'data_type' and 'dims'")
@@ -126,17 +127,17 @@ class ModelConfig:
 
 
 def get_input_config_by_name(model_config: Mapping[str, Any], name: str) -> Any:
-    """The section of an input in a configuration; None if the input is missing."""
+    """Returns the section of an input in a configuration, or None if the input is missing."""
     return _named(model_config.get("input", ()), name)
 
 
 def get_output_config_by_name(model_config: Mapping[str, Any], name: str) -> Any:
-    """The section of an output in a configuration; None if the output is missing."""
+    """Returns the section of an output in a configuration, or None if the output is missing."""
     return _named(model_config.get("output", ()), name)
 
 
 def using_decoupled_model_transaction_policy(model_config: Mapping[str, Any]) -> bool:
-    """Whether a configuration declares the model decoupled."""
+    """Returns whether a configuration declares the model decoupled."""
     policy = model_config.get("model_transaction_policy")
     return bool(policy["decoupled"]) if policy is not None else False
 

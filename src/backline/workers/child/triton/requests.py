@@ -26,7 +26,7 @@ from backline.workers.child.triton.tensor import Tensor
 
 
 class ResponseIterator:
-    """An iterator over the responses to a call; a failed call ends with a response that has an error.
+    """An iterator over the responses to a call. A failed call ends with a response that has an error.
 
     As in Triton, an empty response comes last if the called model ended its stream separately, after its last
     response.
@@ -53,7 +53,7 @@ class ResponseIterator:
         return InferenceResponse()
 
     def cancel(self) -> None:
-        """Cancels the call; responses that have arrived can still be read."""
+        """Cancels the call. Responses that have already arrived can still be read."""
         self._responses.close()
 
     def __del__(self) -> None:
@@ -62,24 +62,24 @@ class ResponseIterator:
 
 
 def load_model(model_name: str, config: str = "", files: Mapping[str, bytes] | None = None) -> None:
-    """Loads or reloads a model. `config` (JSON) and `files` (contents by "file:1/model.onnx") replace the
-    repository's.
+    """Loads or reloads a model. `config` (JSON) and `files` (contents by names such as "file:1/model.onnx")
+    replace those of the repository.
 
-    Returns once it is loaded. Raises TritonModelException with the reason if that fails.
+    Returns once the model is loaded. Raises TritonModelException with the reason if that fails.
     """
     contents = {path.removeprefix("file:"): bytes(content) for path, content in (files or {}).items()}
     _ask(Question("load", model_name, config=config or None, files=contents))
 
 
 def unload_model(model_name: str, unload_dependents: bool = False) -> None:
-    """Unloads a model, and with `unload_dependents` also an ensemble's steps. Raises TritonModelException
-    with the reason if that fails.
+    """Unloads a model and, with `unload_dependents`, also the steps of an ensemble. Raises
+    TritonModelException with the reason if that fails.
     """
     _ask(Question("unload", model_name, dependents=unload_dependents))
 
 
 def is_model_ready(model_name: str, model_version: str = "") -> bool:
-    """Whether a model can serve."""
+    """Returns whether a model can serve."""
     return bool(_ask(Question("ready", model_name, model_version)))
 
 
@@ -115,21 +115,22 @@ def _failure(call: ModelCall, error: BacklineError) -> InferenceResponse:
     if error.refused:
         why = said.message()
         if why.startswith(f"Request for unknown model: '{call.model}' "):
-            # The server's text for clients. The text for calling models, which is Triton's, precedes it.
+            # This is the text that clients get, preceded by the text that Triton gives calling models.
             why = f"Failed for execute the inference request. Model '{call.model}' is not ready. {why}"
         said = TritonError(f"Model {call.model} - Error when running inference: {why}", said.code())
     return InferenceResponse(error=said)
 
 
-#: The numbers of the traced requests that `execute` runs, for its thread and the coroutines that it starts.
+#: The numbers of the traced requests that `execute` is running, for its thread and the coroutines that it
+#: starts.
 _SERVED: ContextVar[tuple[int, ...]] = ContextVar("served", default=())
 
-#: The trace context of a request whose trace further spans cannot join.
+#: The trace context of a request to whose trace no further spans can be added.
 _NOWHERE = "{}"
 
 
 class InferenceTrace:
-    """The trace of a request; a model passes it on to the models that it calls."""
+    """The trace of a request. A model passes it on to the models that it calls."""
 
     __slots__ = ("_context", "_number")
 
@@ -138,20 +139,22 @@ class InferenceTrace:
         self._number = request.number if request is not None and request.trace else 0
 
     def get_context(self) -> str | None:
-        """The OpenTelemetry context as JSON, with `traceparent`; None if the request has none."""
+        """Returns the OpenTelemetry context as JSON, with `traceparent`, or None if the request has none."""
         return None if self._context in ("", _NOWHERE) else self._context
 
     @property
     def requests(self) -> tuple[int, ...]:
-        """The numbers of the requests whose traces a call belongs to; by default those `execute` runs."""
+        """The numbers of the requests to whose traces a call belongs; by default, those that `execute` is
+        running.
+        """
         return (self._number,) if self._number else _SERVED.get()
 
 
 @contextmanager
 def serving(requests: Sequence[WorkerRequest]) -> Iterator[None]:
-    """A context manager that assigns the calls made in it to the traces of these requests.
+    """Assigns the calls made in the `with` block to the traces of these requests.
 
-    This includes calls by coroutines started in it, but not calls that name another trace.
+    This includes calls by coroutines started in the block, but not calls that name another trace.
     """
     token = _SERVED.set(tuple(request.number for request in requests if request.trace))
     try:
@@ -160,10 +163,10 @@ def serving(requests: Sequence[WorkerRequest]) -> Iterator[None]:
         _SERVED.reset(token)
 
 
-#: Bits of a request's `flags`.
+#: The bits of a request's `flags`.
 SEQUENCE_START: Final = 1
 SEQUENCE_END: Final = 2
-#: Arguments of `set_release_flags`.
+#: The possible arguments of `set_release_flags`.
 RELEASE_ALL: Final = 1
 RELEASE_RESCHEDULE: Final = 2
 
@@ -180,7 +183,7 @@ TRITONSERVER_MEMORY_CPU: Final = MemoryType.TRITONSERVER_MEMORY_CPU
 
 
 class PreferredMemory:
-    """The memory for the outputs of a call: always CPU memory, because workers use no other."""
+    """The memory for the outputs of a call. It is always CPU memory, because workers use no other."""
 
     def __init__(self, preferred_memory_type: MemoryType, preferred_device_id: int = 0) -> None:
         """Raises TritonModelException for GPU memory."""
@@ -194,7 +197,7 @@ class PreferredMemory:
 
 
 class InferenceRequest:
-    """A request. `correlation_id` is the id of its sequence, 0 for none; `timeout` is in microseconds."""
+    """A request. `correlation_id` is the id of its sequence, or 0 for none. `timeout` is in microseconds."""
 
     __slots__ = (
         "_correlation_id",
@@ -226,9 +229,9 @@ class InferenceRequest:
         trace: InferenceTrace | None = None,
         parameters: Any = None,
     ) -> None:
-        """Creates a request to the model `model_name`; with version -1, the server chooses the version.
+        """Creates a request to the model `model_name`. With version -1, the server chooses the version.
 
-        Raises TypeError if `inputs`, `requested_output_names` or `model_name` is missing,
+        Raises TypeError if `inputs`, `requested_output_names` or `model_name` is missing, and
         TritonModelException for invalid values.
         """
         if inputs is None or requested_output_names is None or model_name is None:
@@ -293,47 +296,51 @@ class InferenceRequest:
         return self._correlation_id
 
     def flags(self) -> int:
-        """The bitwise OR of the flags TRITONSERVER_REQUEST_FLAG_SEQUENCE_START and _END that are set."""
+        """Returns the flags that are set, combined by bitwise OR: TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
+        and TRITONSERVER_REQUEST_FLAG_SEQUENCE_END.
+        """
         return self._flags
 
     def set_flags(self, flags: int) -> None:
         self._flags = flags
 
     def timeout(self) -> int:
-        """The longest time that the request may wait in a queue, in microseconds; 0 for no limit."""
+        """Returns the maximum time that the request may queue, in microseconds, or 0 for no limit."""
         return self._timeout
 
     def parameters(self) -> str:
-        """The parameters as a JSON object; "" if this request was made here without any, as in Triton."""
+        """Returns the parameters as a JSON object. As in Triton, returns "" if this request was created by
+        the model without any.
+        """
         return as_json(self._parameters) or ("" if self._request is None else "{}")
 
     def trace(self) -> InferenceTrace:
         return self._trace
 
     def requested_output_names(self) -> set[str]:
-        """The names of the requested outputs; of all outputs if the request names none."""
+        """Returns the names of the requested outputs, or of all outputs if the request names none."""
         return set(self._outputs)
 
     def model_name(self) -> str:
         return self._model_name
 
     def get_response_sender(self) -> InferenceResponseSender:
-        """The sender for responses that are not returned from `execute`. Raises TritonModelException for a
-        request that the model has made itself.
+        """Returns the sender for responses that are not returned from `execute`. Raises TritonModelException
+        for a request that the model created itself.
         """
         if self._sender is None:
             raise TritonModelException("only a request that `execute` was called with has a response sender")
         return self._sender
 
     def is_cancelled(self) -> bool:
-        """Whether the request is cancelled."""
+        """Returns whether the request is cancelled."""
         return self._request is not None and self._request.cancelled
 
     # calling another model
 
     def exec(self, decoupled: bool = False) -> InferenceResponse | ResponseIterator:
-        """Calls the model, and waits for its response; with `decoupled` returns an iterator over responses.
-        If the call fails, the response has an error.
+        """Calls the model and waits for its response. With `decoupled`, returns an iterator over the
+        responses. If the call fails, the response has an error.
         """
         call = self._call()
         if decoupled:
@@ -344,7 +351,7 @@ class InferenceRequest:
             return _failure(call, error)
 
     async def async_exec(self, decoupled: bool = False) -> InferenceResponse | ResponseIterator:
-        """`exec` for coroutines."""
+        """Calls the model as `exec` does, for coroutines."""
         call = self._call()
         if decoupled:
             return ResponseIterator(call, worker.caller().stream(call))
@@ -388,5 +395,5 @@ class InferenceRequest:
 
 
 def get_input_tensor_by_name(inference_request: InferenceRequest, name: str) -> Tensor | None:
-    """The input of this name in a request; None if it is missing."""
+    """Returns the input of this name in a request, or None if it is missing."""
     return next((tensor for tensor in inference_request.inputs() if tensor.name() == name), None)

@@ -53,12 +53,12 @@ class InferenceResponse:
         return self._error
 
     def parameters(self) -> str:
-        """The parameters as a JSON object; "" if there are none."""
+        """Returns the parameters as a JSON object, or "" if there are none."""
         return as_json(self._parameters)
 
 
 class InferenceResponseSender:
-    """Sends responses to one request, on any thread, even after `execute` has returned.
+    """The sender of responses to one request. Works on any thread, even after `execute` has returned.
 
     The request is open until its last response. If the sender is garbage-collected before that, the request
     fails, because nothing can respond to it any more.
@@ -80,7 +80,7 @@ class InferenceResponseSender:
         return self._closed
 
     def is_cancelled(self) -> bool:
-        """Whether the request is cancelled."""
+        """Returns whether the request is cancelled."""
         return self._request.cancelled
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
@@ -132,11 +132,11 @@ class InferenceResponseSender:
             raise TritonModelException("Unable to send response. Response sender has been closed.")
 
     def _tensors(self, response: InferenceResponse) -> list[engine.Tensor]:
-        """The outputs of a response that the request asks for."""
+        """Returns the outputs of a response that the request asks for."""
         return [tensor.to_engine() for tensor in response._outputs if tensor.name() in self._outputs]
 
     def reschedule(self) -> None:
-        """Closes the sender without a last response, so that the request runs once more."""
+        """Closes the sender without a last response, so that the request is run once more."""
         with self._lock:
             closed, self._closed = self._closed, True
         if not closed and not self._request.answered:
@@ -158,7 +158,7 @@ class InferenceResponseSender:
 
 
 def get_output_tensor_by_name(inference_response: InferenceResponse, name: str) -> Tensor | None:
-    """The output of this name in a response; None if it is missing."""
+    """Returns the output of this name in a response, or None if it is missing."""
     return next((tensor for tensor in inference_response.output_tensors() if tensor.name() == name), None)
 
 
@@ -181,5 +181,5 @@ def read_parameters(given: Any) -> dict[str, Parameter]:
 
 
 def as_json(parameters: Mapping[str, Parameter]) -> str:
-    """Encodes parameters as a JSON object; "" if there are none."""
+    """Encodes parameters as a JSON object, or as "" if there are none."""
     return json.dumps(parameters, ensure_ascii=False, separators=(",", ":")) if parameters else ""

@@ -1,4 +1,4 @@
-"""Named tensors as models create and receive them, their exchange by DLPack, and Triton's datatypes."""
+"""Named tensors that models create and receive, their exchange by DLPack, and Triton's datatypes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from backline.engine.values import tensor as engine
 from backline.engine.values.datatypes import DataType
 from backline.workers.child.triton.errors import TritonModelException
 
-#: DLPack's device of tensors in CPU memory: the type kDLCPU, and the index.
+#: DLPack's device for tensors in CPU memory: the type kDLCPU and the index.
 CPU: Final = (1, 0)
 _CODES: Final = {"i": 0, "u": 1, "f": 2, "b": 6}
 _UNSIGNED, _BFLOAT = 1, 4
@@ -48,7 +48,7 @@ _is_valid.restype, _is_valid.argtypes = ctypes.c_int, (ctypes.py_object, ctypes.
 
 
 class _Capsule:
-    """Wraps a capsule in an object that np.from_dlpack accepts."""
+    """An object around a capsule, because np.from_dlpack does not accept a capsule itself."""
 
     def __init__(self, capsule: Any) -> None:
         self._capsule = capsule
@@ -61,7 +61,7 @@ class _Capsule:
 
 
 def to_capsule(datatype: DataType, array: np.ndarray) -> Any:
-    """A DLPack capsule that shares the memory of an array. Raises TritonModelException for BYTES."""
+    """Returns a DLPack capsule that shares the memory of an array. Raises TritonModelException for BYTES."""
     if datatype is DataType.BYTES:
         raise TritonModelException("DLPack does not have support for string tensors.")
     if not array.flags.writeable:  # DLPack cannot express read-only memory
@@ -73,7 +73,7 @@ def to_capsule(datatype: DataType, array: np.ndarray) -> Any:
 
 
 def from_object(given: Any) -> tuple[DataType, np.ndarray]:
-    """The datatype and the array of a DLPack capsule, or of an object with `__dlpack__`.
+    """Returns the datatype and the array of a DLPack capsule, or of an object with `__dlpack__`.
 
     Raises TritonModelException if the tensor is not in CPU memory, or not contiguous in C order.
     """
@@ -173,27 +173,29 @@ TRITON_STRING_TO_NUMPY: Final[dict[str, Any]] = {
 
 
 def triton_to_numpy_type(data_type: int) -> Any:
-    """The NumPy type for the number of a datatype; None if NumPy has none."""
+    """Returns the NumPy type for the number of a datatype, or None if NumPy has none."""
     if not 1 <= data_type <= NUMBERS[DataType.BYTES]:
         return None
     return _BY_NUMBER[data_type - 1].dtype.type
 
 
 def numpy_to_triton_type(data_type: Any) -> int | None:
-    """The number of the datatype for a NumPy type; None if there is none."""
+    """Returns the number of the datatype for a NumPy type, or None if there is none."""
     datatype = numpy_datatype(data_type)
     return None if datatype is None else NUMBERS[datatype]
 
 
 def numpy_datatype(data_type: Any) -> DataType | None:
-    """The datatype for a NumPy type; None if there is none, as for np.str_, which models must encode."""
+    """Returns the datatype for a NumPy type, or None if there is none, as for np.str_, which models must
+    encode.
+    """
     if data_type in (np.object_, np.bytes_) or getattr(data_type, "kind", "") == "S":
         return DataType.BYTES
     return next((datatype for datatype in _BY_NUMBER[:12] if data_type == datatype.dtype.type), None)
 
 
 def triton_string_to_numpy(triton_type_string: str) -> Any:
-    """The NumPy type of a configuration's datatype ("TYPE_FP32"). Raises KeyError if NumPy has none."""
+    """Returns the NumPy type of a configuration's datatype ("TYPE_FP32"). Raises KeyError without one."""
     return TRITON_STRING_TO_NUMPY[triton_type_string]
 
 
@@ -229,14 +231,14 @@ class Tensor:
         return made
 
     def to_engine(self) -> engine.Tensor:
-        """The tensor for a response or a call."""
+        """Returns the tensor for a response or a call."""
         return engine.Tensor(self._name, self._datatype, self._array.shape, self._array)
 
     def name(self) -> str:
         return self._name
 
     def as_numpy(self) -> np.ndarray:
-        """The array itself, not a copy. Raises TritonModelException for BF16."""
+        """Returns the array itself, not a copy. Raises TritonModelException for BF16."""
         if self._datatype is DataType.BF16:
             raise TritonModelException(
                 "Tensor dtype is BF16 and cannot be converted to NumPy. Use to_dlpack() and from_dlpack()"
@@ -245,7 +247,7 @@ class Tensor:
         return self._array
 
     def triton_dtype(self) -> int:
-        """The number of the datatype, as from `numpy_to_triton_type`; 14 for BF16."""
+        """Returns the number of the datatype, as `numpy_to_triton_type` does, but 14 for BF16."""
         return NUMBERS[self._datatype]
 
     def shape(self) -> list[int]:
@@ -256,12 +258,12 @@ class Tensor:
         return True
 
     def to_dlpack(self) -> Any:
-        """A DLPack capsule that shares the tensor's memory."""
+        """Returns a DLPack capsule that shares the tensor's memory."""
         return to_capsule(self._datatype, self._array)
 
     @staticmethod
     def from_dlpack(name: str, tensor: Any) -> Tensor:
-        """A tensor that shares the memory of a DLPack capsule, or of an object with `__dlpack__`."""
+        """Returns a tensor that shares the memory of a DLPack capsule, or of an object with `__dlpack__`."""
         made = Tensor.__new__(Tensor)
         made._set(name, *from_object(tensor))
         return made
@@ -274,8 +276,8 @@ class Tensor:
 
 
 def serialize_byte_tensor(input_tensor: np.ndarray) -> bytes | tuple[()] | None:
-    """Encodes the elements in C order, each after its length in 4 bytes. As in Triton, returns () for an
-    empty array, and None for an array of another datatype.
+    """Encodes the elements in C order, each preceded by its length in 4 bytes. As in Triton, returns () for
+    an empty array, and None for an array of another datatype.
     """
     if input_tensor.size == 0:
         return ()

@@ -1,4 +1,4 @@
-"""State of the worker process for `triton_python_backend_utils`: its model, its channel and its log."""
+"""The state of the worker process for `triton_python_backend_utils`: its model, its channel and its log."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ class _Worker:
 
 
 def begin(load: WorkerLoad, caller: Caller) -> None:
-    """Sets the load and the channel of this worker, before its model is imported."""
+    """Stores the LOAD message and the channel of this worker, before its model is imported."""
     _Worker.load, _Worker.caller = load, caller
 
 
 def current() -> WorkerLoad:
-    """The LOAD message of this worker. Raises RuntimeError outside of a worker."""
+    """Returns the LOAD message of this worker. Raises RuntimeError outside of a worker."""
     if _Worker.load is None:
         raise RuntimeError(_OUTSIDE)
     return _Worker.load
 
 
 def caller() -> Caller:
-    """The channel to the server. Raises RuntimeError outside of a worker."""
+    """Returns the channel to the server. Raises RuntimeError outside of a worker."""
     if _Worker.caller is None:
         raise RuntimeError(_OUTSIDE)
     return _Worker.caller
 
 
 def name_instance(name: str) -> None:
-    """Sets the instance name for Triton's error texts."""
+    """Stores the instance name for Triton's error texts."""
     _Worker.instance = name
 
 
 def instance() -> str:
-    """The instance name for Triton's error texts."""
+    """Returns the instance name for Triton's error texts."""
     return _Worker.instance
 
 
 def get_model_dir() -> str:
-    """The folder of the model's version, with its files."""
+    """Returns the folder of the model's version, with its files."""
     return str(Path(current().path).parent)
 
 
@@ -75,7 +75,7 @@ _LEVELS = {
 
 
 class Logger:
-    """Writes to the server's log, with the model, its version, and the file and line of the caller."""
+    """The server's log. Lines include the model, its version, and the caller's file and line."""
 
     INFO: ClassVar = LogLevel.INFO
     WARNING: ClassVar = LogLevel.WARNING
@@ -113,5 +113,5 @@ def _log(message: str, level: LogLevel) -> None:
         caller().tell(Kind.LOG, Log(_LEVELS[LogLevel(level)], text))
 
 
-# An attribute, as in Triton. In the class body it would shadow the enum in annotations.
+# This is an attribute, as in Triton. In the class body, it would hide the enum from annotations.
 Logger.LogLevel = LogLevel  # type: ignore[attr-defined]

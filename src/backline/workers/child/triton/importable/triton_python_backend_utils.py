@@ -1,4 +1,6 @@
-"""The module that models for Triton's Python backend import. Its folder is on sys.path in every worker."""
+"""The module that models for Triton's Python backend import. The folder of the module is on sys.path in every
+worker.
+"""
 
 from __future__ import annotations
 
