@@ -172,7 +172,7 @@ def test_the_pages_numbers_are_current() -> None:
 @pytest.mark.parametrize(
     ("parameter", "value"),
     [
-        ("timeout", 1000),
+        ("timeout", 10_000_000),
         ("priority", 1),
         ("sequence_id", 7),
         ("binary_data_output", False),
