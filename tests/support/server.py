@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import random
 import signal
 import socket
 import ssl
@@ -78,16 +80,31 @@ class ServerProcess:
         return self.process.wait(timeout)
 
 
+def _own_ports() -> Iterator[int]:
+    """Yields the ports of this test process, again and again.
+
+    They are below those that the system gives to clients, which could otherwise take a port between the
+    moment it is found free and the moment the server opens it.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 10_000 + worker % 14 * 1_500
+    ports = range(first, first + 1_500)
+    begin = random.randrange(len(ports))  # as test runs may follow each other, or be nested
+    return itertools.cycle((*ports[begin:], *ports[:begin]))
+
+
+_PORTS = _own_ports()
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Returns ports that are free now, on all addresses."""
+    found: list[int] = []
+    while len(found) < count:
+        port = next(_PORTS)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("0.0.0.0", port))
+            found.append(port)
+    return found
 
 
 @contextlib.contextmanager
