@@ -84,8 +84,8 @@ def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] 
     too few.
 
     The runs are the same on every machine: they depend on the model, and never on how long it takes. If the
-    model accepts the made-up items, there are four runs, or five with variable dimensions, on eight items in
-    total.
+    model accepts the made-up items, there are four runs on seven items in total, or with variable dimensions
+    five runs on eight items.
     """
     reason = first_dimensions(model.signature)
     if reason:
