@@ -66,10 +66,10 @@ class HostNames:
         return _is_address(name)
 
     def may_read(self, host: bytes) -> bool:
-        """Returns whether a Host field names this server, or cannot be that of a page on the internet.
+        """Returns whether a Host field has a name of this server, or a name that no page on the internet has.
 
-        Attackers need a name that they can register, so names of a single label and names in private domains
-        are admitted: programs in containers and clusters use such names.
+        DNS rebinding needs a name that the attacker can register. Single-label names and names in private
+        domains cannot be registered, and programs in containers and clusters use them.
         """
         if self.include(host):
             return True

@@ -168,9 +168,10 @@ def _relocate(place: Path) -> None:
 
 
 def _lent(path: Path, python: Path, variables: Mapping[str, str], cache: Path) -> dict[str, str]:
-    """Lends the server's msgspec to an environment that lacks it and has the same Python version.
+    """Lends the server's msgspec to a Python environment that lacks it, if its Python version is the same.
 
-    Returns the variables for this. Raises InvalidArgument if packages are still missing.
+    Returns the environment variables that make msgspec importable there; empty if nothing is lent. Raises
+    InvalidArgument if packages are still missing.
     """
     command, environ = [str(python), "-c", _ASK], {**without_keys(os.environ), **variables}
     asked = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)

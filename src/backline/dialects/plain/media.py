@@ -24,7 +24,7 @@ NPY, PNG, WAV, TEXT, BINARY = (
     "application/octet-stream",
 )
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-#: The parameters of Accept that choose the output, and the sample rate of a sound.
+#: The parameters of the Accept header that select the output and, for audio, its sample rate.
 OUTPUT, RATE = "output", "rate"
 _MAX_ACCEPT = 1024
 

@@ -142,7 +142,9 @@ class Job:
 
     @property
     def turn(self) -> tuple[int, int]:
-        """The sort key of waiting jobs: retried jobs precede all jobs that started later."""
+        """The sort key of waiting jobs: the time when the batch first started. A retried job keeps that time,
+        so it precedes the jobs of later batches.
+        """
         return self.run.batch.started_ns, self.positions[0]
 
     @property
