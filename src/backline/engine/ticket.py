@@ -88,7 +88,7 @@ class InFlight:
         self.in_flight = 0
 
     def count(self, ticket: Ticket) -> None:
-        """Counts a ticket that is not counted yet. Invariant: however it ends, it is counted down once."""
+        """Counts a ticket that is not counted yet. Invariant: `in_flight` falls by one once it has ended."""
         self.in_flight += 1
         ticket.counted = self
 

@@ -209,7 +209,7 @@ class Search:
         return LoadPredictor(self._cores, times, factors, alone, min(alone, together), max(tail, 1.0))
 
     async def _factors(self, plain: TunedSettings, largest: int) -> dict[tuple[str, bool], float]:
-        """Measures by which factor each other option of the runtime, one at a time, lengthens a run."""
+        """Measures, for each further option of the runtime alone, the factor by which it lengthens a run."""
         factors = {("all", True): 1.0}
         others = {
             (one.optimization, one.arena)

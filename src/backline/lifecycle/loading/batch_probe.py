@@ -103,9 +103,10 @@ def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] 
 
 
 def check_batching(model: Tried, trial: Trial, samples: Iterable[Arrays] = ()) -> BatchProbe:
-    """Looks for evidence against a configured batch: runs the trial's item again, in a batch with another.
+    """Looks for evidence that a model cannot be batched although its configuration says so.
 
-    This finds less than a proof would, but takes only one run: the user's configuration is trusted.
+    Runs the trial's item again, in a batch with a different item. This finds less than a proof would but
+    takes only one run, which is enough because the user's configuration is trusted.
     """
     try:
         _Prober(model).check(trial, tuple(samples))

@@ -263,7 +263,7 @@ class VersionLoad:
         return RuntimeLimits(limits.seconds, limits.memory)
 
     def _is_trusted_by_name(self) -> bool:
-        """Returns whether pickles are trusted by the model's name; never if a client has sent the files."""
+        """Returns whether pickles of a model with this name are trusted; False for files of clients."""
         patterns = self._shared.options.trust_pickle_models
         return self._may_run_code and any(fnmatchcase(self._config.name, one) for one in patterns)
 

@@ -281,7 +281,7 @@ class TritonFormatter(TextFormatter):
     """Writes lines as Triton does: `I1126 12:00:00.000000 4242 journal.py:99] "message"`, in local time.
 
     With `iso`, a line begins with the time in UTC to the millisecond, followed by the severity. If a record
-    has the attribute `table`, these lines follow it unchanged.
+    has the attribute `table`, the text of the table is written unchanged in place of the message.
     """
 
     def __init__(self, *, iso: bool) -> None:
