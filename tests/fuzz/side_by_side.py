@@ -1,7 +1,7 @@
-"""Compares the calls of an honest client beside a campaign with its calls alone.
+"""Compares the latency of an honest client during a campaign with its latency while the server is idle.
 
-The client is alone for a few seconds, then beside the campaign for a few seconds, and so on until the
-campaign ends. Whatever else runs on the machine then delays both kinds of calls alike.
+The campaign runs for a few seconds, pauses for a few seconds, and so on until it ends, while the client
+keeps calling. Whatever else runs on the machine therefore delays both kinds of calls alike.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from attacks.honest import Call, Log
 from attacks.target import Target
 
 #: Seconds of each turn.
-ALONE, BESIDE = 2.0, 6.0
-#: Milliseconds by which the p99 beside the campaign may exceed the p99 alone.
+ALONE, DURING = 2.0, 6.0
+#: How many milliseconds the p99 during the campaign may exceed the p99 of the client alone.
 SLACK = 50.0
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The calls of an honest client, alone and beside a campaign."""
+    """The calls of an honest client, alone and during a campaign."""
 
     alone: Log
-    beside: Log
+    during: Log
 
     @classmethod
     def of(cls, log: Log, turns: Sequence[tuple[float, float]]) -> Comparison:
@@ -40,24 +40,24 @@ class Comparison:
 
         A call belongs to a turn alone only if the call began and ended there.
         """
-        alone, beside = Log(), Log()
+        alone, during = Log(), Log()
         for call in log.calls:
-            (alone if _is_within(turns, call) else beside).calls.append(call)
-        return cls(alone, beside)
+            (alone if _is_within(turns, call) else during).calls.append(call)
+        return cls(alone, during)
 
     def complaints(self) -> list[str]:
-        """What the honest client can complain about: errors at any time, and waits beside the campaign."""
-        failed = [*self.alone.errors, *self.beside.errors]
+        """What the honest client can complain about: errors at any time, and waits during the campaign."""
+        failed = [*self.alone.errors, *self.during.errors]
         found = [f"the honest client got {call.protocol} {call.error}" for call in failed[:3]]
-        if not self.beside.calls:
-            found.append("the honest client made no calls beside the campaign")
-        if self.beside.quantile(0.99) > self.alone.quantile(0.99) + SLACK:
+        if not self.during.calls:
+            found.append("the honest client made no calls during the campaign")
+        if self.during.quantile(0.99) > self.alone.quantile(0.99) + SLACK:
             found.append(f"the honest client waited more than {SLACK:.0f} ms longer: {self}")
         return found
 
     def __str__(self) -> str:
-        errors = len(self.alone.errors) + len(self.beside.errors)
-        return f"{errors} errors; beside the campaign {_summary(self.beside)}; alone {_summary(self.alone)}"
+        errors = len(self.alone.errors) + len(self.during.errors)
+        return f"{errors} errors; during the campaign {_summary(self.during)}; alone {_summary(self.alone)}"
 
 
 def _is_within(turns: Sequence[tuple[float, float]], call: Call) -> bool:
@@ -70,7 +70,7 @@ def _summary(log: Log) -> str:
 
 
 class Turns:
-    """Whose turn it is: the honest client's alone, or the campaign's with the client beside it."""
+    """Whose turn it is: the honest client's alone, or the campaign's, while the client goes on calling."""
 
     def __init__(self) -> None:
         self._alone: list[tuple[float, float]] = []
@@ -81,7 +81,7 @@ class Turns:
     @property
     def over(self) -> bool:
         """Whether the campaign should stop for a while, and call `alone`."""
-        return monotonic() - self._since >= BESIDE
+        return monotonic() - self._since >= DURING
 
     async def alone(self) -> None:
         """Lets the client call while nothing of the campaign runs. Begins the campaign's next turn."""

@@ -22,14 +22,14 @@ def test_only_calls_that_begin_and_end_within_a_turn_alone_count_as_alone() -> N
     )
 
     assert [call.began for call in compared.alone.calls] == [0.1, 2.5]
-    assert [call.began for call in compared.beside.calls] == [0.9, 1.5, 1.9]
+    assert [call.began for call in compared.during.calls] == [0.9, 1.5, 1.9]
 
 
 def test_waits_of_fifty_milliseconds_more_than_alone_are_accepted() -> None:
     assert judged(calls(0.1, 20), calls(1.1, 69), calls(2.1, 20)).complaints() == []
 
 
-def test_longer_waits_beside_the_campaign_are_a_complaint() -> None:
+def test_longer_waits_during_the_campaign_are_a_complaint() -> None:
     (complaint,) = judged(calls(0.1, 20), calls(1.1, 71), calls(2.1, 20)).complaints()
 
     assert "waited more than 50 ms longer" in complaint
@@ -50,5 +50,5 @@ def test_an_error_is_a_complaint_at_any_time() -> None:
         assert complaints == ["the honest client got HTTP UNAVAILABLE"]
 
 
-def test_a_client_that_made_no_calls_beside_the_campaign_is_a_complaint() -> None:
-    assert judged(calls(0.1, 20)).complaints() == ["the honest client made no calls beside the campaign"]
+def test_a_client_that_made_no_calls_during_the_campaign_is_a_complaint() -> None:
+    assert judged(calls(0.1, 20)).complaints() == ["the honest client made no calls during the campaign"]
