@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -90,14 +91,10 @@ def _check_places(document: Document, own: bytes) -> None:
     Only the model's own files may name such things. A request may repeat the values in these files, so that a
     client can change a configuration that it received and send it back.
     """
-    allowed = _places(document.message.FromString(own))
-    for path, value in _places(document.message).items():
-        if allowed.get(path) != value:
-            raise document.error(
-                f"{path} names a place on the server and cannot be set by a load; set it in the model's own"
-                " configuration",
-                path,
-            )
+    reason = (
+        "names a place on the server and cannot be set by a load; set it in the model's own configuration"
+    )
+    _refuse_changes(document, own, _places, reason)
 
 
 def _check_servers(document: Document, own: bytes) -> None:
@@ -106,14 +103,21 @@ def _check_servers(document: Document, own: bytes) -> None:
     The server would send requests to any address that it reaches, and the contents of any file as the key. A
     request may repeat what the model's own files say.
     """
-    allowed = _servers(document.message.FromString(own))
-    for path, value in _servers(document.message).items():
+    reason = (
+        "says where a remote model runs and cannot be set by a load; set it in the model's own configuration,"
+        " or start the server with --trust-remote-code"
+    )
+    _refuse_changes(document, own, _servers, reason)
+
+
+def _refuse_changes(
+    document: Document, own: bytes, find: Callable[[Any], Mapping[str, str]], reason: str
+) -> None:
+    """Raises InvalidArgument if `find` finds a value, by its path, that the model's own files do not have."""
+    allowed = find(document.message.FromString(own))
+    for path, value in find(document.message).items():
         if allowed.get(path) != value:
-            raise document.error(
-                f"{path} says where a remote model runs and cannot be set by a load; set it in the"
-                " model's own configuration, or start the server with --trust-remote-code",
-                path,
-            )
+            raise document.error(f"{path} {reason}", path)
 
 
 def _servers(message: Any) -> dict[str, str]:
