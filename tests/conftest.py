@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from support import models
 from support.server import ServerProcess, serve
@@ -51,6 +52,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {tests / name: place for place, name in enumerate(LONGEST)}
     sizes = Counter(item.path for item in items)
     items.sort(key=lambda item: (places.get(item.path, len(places)), -sizes[item.path], item.path))
+
+
+#: How long an example takes depends on what else runs on the machine.
+settings.register_profile("any machine", deadline=None, max_examples=50)
+settings.load_profile("any machine")
 
 
 def pytest_configure() -> None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Embedded", "Function", "LifecycleOptions", "__version__", "connect", "connect_async", "serve"]
 
-#: Names that are imported on first use, and their modules: a server does not import the client, and a client
-#: does not import the server.
+#: The module of each name that is imported only on first use. So a server does not import the client, and a
+#: client does not import the server.
 _MODULES = {
     "connect": "backline.client",
     "connect_async": "backline.client",
@@ -35,4 +35,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)  # so that completion in a notebook offers names that are not imported yet
+    return sorted(__all__)  # completion in a notebook then also offers names that are not imported yet

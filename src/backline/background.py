@@ -27,7 +27,7 @@ from backline.engine.errors import AlreadyExists, InvalidArgument
 from backline.lifecycle.options import LifecycleOptions
 from backline.server import PortNotOpened, Server, ServerOptions
 
-#: Objects that are served without being saved. Their keys are written into model.py files.
+#: Objects that are served without being saved, by key. The generated model.py files contain these keys.
 _ADOPTED: Final[dict[str, Any]] = {}
 _FRAME: Final = "width: 100%; height: 620px; border: 1px solid #8884; border-radius: 8px"
 _NUMBERS: Final = itertools.count(1)
@@ -52,11 +52,11 @@ Model = adopted_class({key!r})
 
 
 class RunningServer:
-    """A server in the background of this program.
+    """A server that runs in the background of this program.
 
-    The server runs until `stop` is called, its `with` block ends, or the program ends. `url` is its address,
-    and `client` a client for it. `model` calls the model that was given to `serve`; it is None if a
-    repository is served.
+    The server runs until `stop` is called, its `with` block ends, or the program ends. `url` is the address
+    of the server, and `client` a client for it. `model` calls the model that was given to `serve`; `model` is
+    None if `serve` was given a path or URL.
     """
 
     def __init__(self, options: ServerOptions, name: str, folder: Path | None, key: str) -> None:
@@ -97,7 +97,7 @@ class RunningServer:
         return self.client[self._name] if self._name else None
 
     def stop(self) -> None:
-        """Completes the requests in flight, closes all connections and unloads the models."""
+        """Waits for the requests in flight to complete, closes all connections and unloads the models."""
         if self._stopped:
             return
         self._stopped = True
@@ -167,14 +167,17 @@ def serve(
     `model` is one of:
 
     - a fitted estimator with scikit-learn's interface,
-    - a torch module, with an `example` of its input, or a tuple of them; the first dimension is the batch,
-    - a function whose parameters and result have type hints, or an object with such a method `predict`
-      (docs/python-models.md). It runs on a thread of this program and can use the program's variables,
+    - a torch module, with an `example` of its input, or a tuple of one example for each input; the first
+      dimension of an input is the batch,
+    - a function whose parameters and result have type hints, or an object whose method `predict` has
+      type hints (docs/python-models.md). The function or method runs on a thread of this program and can use
+      the program's variables,
     - a path or URL of a model or a repository, as for `backline serve`.
 
-    `name` is the model's name; the default is the name of the function or class. A `port` of 0 means any free
-    port. Only this machine can reach the default `host`. Raises InvalidArgument for any other model, and
-    BacklineError, with the reason, if the model cannot be loaded.
+    `name` is the model's name, unless a path or URL is served; the default is the name of the function or
+    class. A `port` of 0 means any free port. With the default `host`, the server accepts connections only
+    from this machine. Raises InvalidArgument for any other kind of model, and BacklineError, with the reason,
+    if the object cannot be loaded, the path or URL cannot be read, or the port is taken.
     """
     key, debugged = "", ""
     trusted: tuple[str, ...] = ()
@@ -185,7 +188,7 @@ def serve(
             name = ""
         else:
             if isinstance(model, type):
-                raise InvalidArgument(f"{model.__name__} is a class: serve an object of it")
+                raise InvalidArgument(f"{model.__name__} is a class: serve an instance of it")
             name = name or _name_of(model)
             repository = folder / "models"
             version = repository / name / "1"
@@ -195,9 +198,10 @@ def serve(
             elif callable(getattr(model, "fit", None)) and hasattr(model, "get_params"):
                 if not _is_fitted(model):
                     raise InvalidArgument(
-                        f"this {type(model).__name__} is not fitted: call its method fit before you serve it"
+                        f"this {type(model).__name__} is not fitted: call its fit method before you serve it"
                     )
-                # The estimator's types are trusted, because this program already runs their code.
+                # The types in the estimator are trusted, because this program already runs the code of these
+                # types.
                 trusted = _save_estimator(model, version)
             else:
                 key = f"{name}-{next(_NUMBERS)}"
@@ -247,12 +251,12 @@ def _is_fitted(estimator: Any) -> bool:
 
 
 def _export(module: Any, example: Any, file: Path) -> None:
-    """Exports a torch module with a variable first dimension."""
+    """Exports a torch module whose inputs may have any size in the first dimension."""
     import torch
 
     if example is None:
         raise InvalidArgument(
-            f"a torch module does not say what it takes: pass an example of its input, such as"
+            f"a torch module does not describe its inputs: pass an example of its input, such as"
             f" backline.serve({type(module).__name__.lower()}, example=torch.zeros(1, 16))"
         )
     examples = example if isinstance(example, tuple) else (example,)
@@ -292,7 +296,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _save_estimator(estimator: Any, version: Path) -> tuple[str, ...]:
-    """Saves an estimator, without a pickle if possible. Returns the types in it that skops does not trust."""
+    """Saves an estimator, without a pickle if possible. Returns the estimator's types that skops does not
+    trust.
+    """
     try:
         skops = import_module("skops.io")
         file = version / "model.skops"
@@ -317,7 +323,7 @@ def _adopt(model: Any, key: str) -> str:
     if not (inspect.isfunction(predict) or inspect.ismethod(predict)):
         raise InvalidArgument(
             f"an object of type {type(model).__name__} cannot be served: expected a fitted estimator, a"
-            " torch module, a function with type hints, an object with such a method predict, or a path"
+            " torch module, a function with type hints, an object whose predict has type hints, or a path"
         )
     if "return" not in getattr(predict, "__annotations__", {}):
         raise InvalidArgument(
@@ -329,7 +335,9 @@ def _adopt(model: Any, key: str) -> str:
 
 
 def adopted_function(key: str, module: str) -> FunctionType:
-    """Returns a copy of a served function that appears to be defined in `module`, as a model must be."""
+    """Returns a copy of a served function. The copy appears to be defined in `module`, because a model must
+    be defined in its own module.
+    """
     given: FunctionType = _ADOPTED[key]
     copy = FunctionType(
         given.__code__, given.__globals__, given.__name__, given.__defaults__, given.__closure__
@@ -341,7 +349,7 @@ def adopted_function(key: str, module: str) -> FunctionType:
 
 
 def adopted_class(key: str) -> type:
-    """Returns a class that creates the served object whenever it is called."""
+    """Returns a class that, when called, returns the served object instead of a new instance."""
     given = _ADOPTED[key]
     members: dict[str, Any] = {"__new__": lambda cls: given, "predict": type(given).predict}
     return type("Model", (), members)

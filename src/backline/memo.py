@@ -1,4 +1,4 @@
-"""A bounded store of earlier results."""
+"""Keeps earlier results in a bounded store."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Value = TypeVar("Value")
 
 
 class Memo(Generic[Key, Value]):
-    """A store of results by keys that clients choose. When it is full, it forgets everything.
+    """A store of results by keys that clients choose. When the store is full, it is emptied completely.
 
-    Therefore lookups need no bookkeeping: `get` is just `dict.get`. A client that keeps sending new keys
-    slows other clients down, but cannot use more memory than `limit` entries take.
+    Single entries are never removed, so lookups need no bookkeeping: `get` is just `dict.get`. A client that
+    keeps sending new keys slows other clients down, but cannot make the store exceed `limit` entries.
     """
 
     __slots__ = ("_known", "_limit", "get")
@@ -21,16 +21,16 @@ class Memo(Generic[Key, Value]):
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._known: dict[Key, Value] = {}
-        #: Returns the value of a key; None if the key is not known.
+        #: Returns the value of a key; None if there is no entry for the key.
         self.get: Callable[[Key], Value | None] = self._known.get
 
     def keep(self, key: Key, value: Value) -> Value:
-        """Remembers and returns `value`."""
+        """Stores `value` under `key`, and returns `value`."""
         if len(self._known) >= self._limit:
             self._known.clear()
         self._known[key] = value
         return value
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Removes all entries."""
         self._known.clear()

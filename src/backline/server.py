@@ -1,4 +1,4 @@
-"""Assembles a server from an engine with the models of repositories, and the sockets that clients use."""
+"""Assembles a server: an engine that serves the models of repositories, and the sockets that clients use."""
 
 from __future__ import annotations
 
@@ -7,22 +7,15 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from backline.access.access import UNCONFIGURED, Access
-from backline.access.auth_file import (
-    AuthDocument,
-    AuthFileWatch,
-    environment_has_keys,
-    make_policy,
-    read_auth_file,
-)
-from backline.access.browsers import BrowserPolicy
-from backline.access.exposure import is_loopback
+from backline.access.browsers import BrowserPolicy, is_loopback
+from backline.access.keys import environment_has_keys
 from backline.access.restricted import GRPC_PREFIX, RestrictedApis, parse_restrictions
 from backline.dialects.application import build_application
 from backline.dialects.forwarding import Forwarding
@@ -41,6 +34,7 @@ from backline.observe.recording import Recorder
 from backline.observe.scaling import ScalingPolicy
 from backline.observe.tracing.settings import TraceConfig
 from backline.observe.tracing.tracing import Tracing
+from backline.system.garbage import collected_rarely
 from backline.system.memory import share_arena
 from backline.system.service_manager import PassedSocket, passed_sockets
 from backline.system.user_folders import user_cache
@@ -50,14 +44,21 @@ from backline.wire.limits import Limits
 from backline.wire.listener import Listeners
 from backline.wire.tls import TlsFiles
 
+if TYPE_CHECKING:
+    from backline.access.auth_file import AuthFileWatch
+
 log = logging.getLogger("backline.server")
 
-#: The names of the ports in the log. They are Triton's, because scripts that wait for a server look for them.
+#: The names of the ports in the log. They are the same as in Triton, because scripts wait for lines with
+#: these names.
 _SERVICES = {"HTTP": "HTTPService", "gRPC": "GRPCInferenceService", "metrics": "Metrics Service"}
-#: Seconds for which a thread may hold the GIL while another waits. Python's default of 5 ms would make the
-#: event loop wait for computing threads (docs/decisions/switch-interval.md).
+#: Seconds for which a thread may hold the GIL while another thread waits for the GIL. With Python's default
+#: of 5 ms, the event loop would often wait for threads that compute (docs/decisions/switch-interval.md).
 SWITCH_INTERVAL = 0.0002
-#: Seconds to wait for the machine's fully qualified name at the start.
+#: Seconds after the start at which SWITCH_INTERVAL takes effect if models are still being loaded. Until then,
+#: few requests arrive, and threads that load models lose less time to each other with Python's default.
+START_SECONDS = 5.0
+#: Maximum time, in seconds, to look up the machine's fully qualified name when the server starts.
 FQDN_TIMEOUT = 2.0
 
 
@@ -73,7 +74,7 @@ class OpenPort:
 
     @property
     def url_host(self) -> str:
-        """The address as it is written in URLs."""
+        """The address in the form that URLs use."""
         return f"[{self.host}]" if ":" in self.host else self.host
 
 
@@ -82,20 +83,22 @@ class ServerOptions:
     """The options of a server: what to serve, where to listen, and what to allow.
 
     `repositories` are paths or URLs. A port of None is not opened; 0 means any free port. Every port speaks
-    all protocols.
+    all protocols, except a metrics port with `metrics_plain`.
     """
 
     repositories: tuple[str | Path, ...]
     lifecycle: LifecycleOptions = field(default_factory=LifecycleOptions)
-    #: Each model is configured by its configs/<config_name>.pbtxt; if this is empty, by its config.pbtxt.
+    #: A model whose folder has the file configs/<config_name>.pbtxt (or .toml) is configured by it, any other
+    #: model by its config.pbtxt or model.toml.
     config_name: str = ""
-    #: The name of the model, if the only repository is a single model. If this is empty, the path names it.
+    #: The name of the model, if the only repository is a single model. If empty, the name comes from the
+    #: path.
     model_name: str = ""
     #: Whether the server fails to start if any model fails to load.
     exit_on_error: bool = False
     #: The name of the server in its metadata.
     name: str = "backline"
-    #: The address of all ports, except those that have another one below.
+    #: The address on which the ports listen, except ports for which a field below sets another address.
     host: str = "127.0.0.1"
     grpc_host: str = ""
     metrics_host: str = ""
@@ -108,39 +111,42 @@ class ServerOptions:
     reuse_metrics_port: bool = False
     unix_socket: Path | None = None
     tls: TlsFiles | None = None
-    #: Whether the metrics port uses no TLS; it then serves only metrics and health checks.
+    #: Whether the metrics port works without TLS. If so, this port serves only metrics and health checks.
     metrics_plain: bool = False
-    #: Whether only the gRPC port speaks TLS.
+    #: Whether the gRPC port is the only one that uses TLS.
     tls_grpc_only: bool = False
     limits: Limits = field(default_factory=Limits)
-    #: The maximum time for which the event loop polls for input before it sleeps, in microseconds; 0 disables
-    #: polling.
-    busy_poll_usecs: int = 200
+    #: The maximum time, in microseconds, for which the event loop polls for input before it sleeps; 0
+    #: disables polling.
+    busy_poll_usecs: int = 400
     #: Origins of web pages that may use the server, such as "https://console.example.org".
     cors_origins: tuple[str, ...] = ()
     #: A file of keys and their permissions; if None, only keys in environment variables are accepted.
     auth: Path | None = None
-    #: Whether callers without a key may do everything, on any address, if no key is configured.
+    #: Whether, if no key is configured, every caller on every address may do everything.
     insecure_open: bool = False
-    #: Additional host names of the server; "*.example.org" means any name below example.org.
+    #: Additional host names of the server; "*.example.org" means any name below example.org, and "*" any name
+    #: that programs, but not web pages, use.
     allowed_hosts: tuple[str, ...] = ()
     #: The HTTP status of a failed health check: 503, or Triton's 400.
     not_ready_status: int = 503
     #: Whether clients may exchange inputs and outputs through this machine's shared memory.
     allow_client_shm: bool = False
-    #: The requests in flight at which the server counts as fully used; None for two per core.
+    #: The number of requests in flight at which the server counts as fully used; None means two per core.
     target_in_flight: float | None = None
     #: The latency metrics to provide.
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     #: Whether to serve the console for browsers.
     console: bool = True
-    #: Origins of pages that may show the console in a frame, as sources of a content security policy; none by
-    #: default.
+    #: Origins of pages that may show the console in a frame, written as in a content security policy. By
+    #: default, no page may.
     frame_ancestors: tuple[str, ...] = ()
-    #: Groups of routes that need a header field, in the form of Triton's options: "health,metadata:key=value"
+    #: Groups of routes that accept only requests with a certain header field, in the form that Triton's
+    #: options have: "health,metadata:key=value".
     http_restricted_apis: tuple[str, ...] = ()
     grpc_restricted_protocols: tuple[str, ...] = ()
-    #: Regular expressions for names of header fields that models see as parameters; empty for none.
+    #: Header fields whose names match these regular expressions are passed to models as parameters. If an
+    #: expression is empty, no fields are passed.
     http_header_forward_pattern: str = ""
     grpc_header_forward_pattern: str = ""
     #: The initial trace settings.
@@ -173,13 +179,16 @@ class ServerOptions:
 def _access(options: ServerOptions) -> Access | None:
     """Returns the Access that limits what callers may do; None if every caller may do everything.
 
-    If no keys are configured, only programs on this machine and holders of a client certificate may change
-    anything. Raises InvalidArgument if the file of keys is not valid.
+    If there is an Access but no key is configured, only programs on this machine and holders of a client
+    certificate may change anything. Raises InvalidArgument if the file of keys is not valid.
     """
-    if options.auth is not None:
+    if options.auth is not None or environment_has_keys():
+        # Imported late, because defining the classes for the tables of the file takes a while.
+        from backline.access.auth_file import AuthDocument, make_policy, read_auth_file
+
+        if options.auth is None:
+            return Access(make_policy(AuthDocument()))
         return Access(make_policy(read_auth_file(options.auth), folder=options.auth.parent))
-    if environment_has_keys():
-        return Access(make_policy(AuthDocument()))
     if options.insecure_open or options.only_certified or not options.reachable:
         return None
     return Access(UNCONFIGURED)
@@ -190,18 +199,19 @@ def _scaling(options: ServerOptions) -> ScalingPolicy | None:
 
 
 def _restricted(options: ServerOptions) -> RestrictedApis | None:
-    """Returns the restricted APIs, None if there are none. Raises InvalidArgument if one is invalid."""
+    """Returns the restricted APIs; None if there are none. Raises InvalidArgument for an invalid one."""
     http = parse_restrictions("--http-restricted-api", options.http_restricted_apis)
     grpc = parse_restrictions("--grpc-restricted-protocol", options.grpc_restricted_protocols, GRPC_PREFIX)
     return RestrictedApis(http, grpc) if http or grpc else None
 
 
 async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
-    """Returns the policy for requests from web pages, which must use a known name of this server.
+    """Returns the policy for requests from web pages. Such requests must be for one of the host names of this
+    server.
 
-    The known names are `allowed_hosts`, the host that the server listens on, the machine's name and, unless
-    the server listens only on the loopback, the machine's fully qualified name. Raises InvalidArgument for an
-    invalid host name or origin.
+    The host names of the server are `allowed_hosts`, the hosts that it listens on, the machine's name and,
+    unless the server listens only on the loopback interface, the machine's fully qualified name. Raises
+    InvalidArgument for an invalid host name or origin.
     """
     addresses = {options.host, *(one.host for one in options.ports)}
     names = (addresses | {socket.gethostname()}) - {""}
@@ -213,6 +223,19 @@ async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
     own = frozenset(name.lower().removesuffix(".") for name in names)
     policy = BrowserPolicy.of(hosts=options.allowed_hosts, origins=options.cors_origins)
     return replace(policy, hosts=replace(policy.hosts, names=policy.hosts.names | own))
+
+
+@contextmanager
+def switching_often_after(seconds: float) -> Iterator[None]:
+    """Sets Python's switch interval to SWITCH_INTERVAL at the end of the `with` block, or after this time if
+    the block takes longer.
+    """
+    timer = asyncio.get_running_loop().call_later(seconds, sys.setswitchinterval, SWITCH_INTERVAL)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        sys.setswitchinterval(SWITCH_INTERVAL)
 
 
 class PortNotOpened(OSError):
@@ -227,7 +250,9 @@ class Server:
     """A model server: an engine, and the listeners through which clients reach it."""
 
     def __init__(self, options: ServerOptions, log: ServerLog | None = None) -> None:
-        """If `log`, the program's log, is given, clients may change its settings."""
+        """Creates a server. If `log`, the program's log, is given, clients may change the settings of the
+        log.
+        """
         self.options = options
         lifecycle = options.lifecycle
         if options.auth is not None or environment_has_keys():
@@ -249,7 +274,8 @@ class Server:
         self._tracing: Tracing | None = None
         self._passed: list[PassedSocket] = []
         self._listeners: Listeners | None = None
-        #: The open TCP ports with their numbers.
+        #: The open TCP ports, each with the number of the port that was opened (the options may ask for any
+        #: free port).
         self._opened: list[tuple[OpenPort, int]] = []
         self._heap: Heap | None = None
         self._access: Access | None = None
@@ -276,14 +302,15 @@ class Server:
         """Opens the listeners, then loads all models. Until all are loaded, the server is live but not ready.
 
         Raises OSError if an address cannot be opened, TlsFileError for an invalid TLS file, and BacklineError
-        if a repository cannot be read or traces cannot be written.
+        for other invalid options, or if a repository cannot be read or traces cannot be written.
         """
-        sys.setswitchinterval(SWITCH_INTERVAL)
         share_arena()
         self._take_passed_sockets()
         options = self.options
         access = self._access = _access(options)
         if access is not None and options.auth is not None:
+            from backline.access.auth_file import AuthFileWatch
+
             self._auth_watch = AuthFileWatch(
                 options.auth, access, asyncio.get_running_loop(), self._note_reload
             )
@@ -316,8 +343,14 @@ class Server:
         self._listeners = Listeners(wire, options.tls)
         self._heap = Heap(wire)
         await self._open(self._listeners)
-        await self._embedded.start(on_event)
-        # These lines are logged last, although the ports are open: scripts take them as a sign of readiness.
+        with collected_rarely(), switching_often_after(START_SECONDS):
+            await self._embedded.start(on_event)
+        # This releases pages of shared libraries. If the server limits memory, this is left out, because
+        # pages that are read again later would count as memory of a model.
+        if not options.lifecycle.limits_memory:
+            self._heap.started()
+        # The ports have been open for a while, but scripts take these lines as a sign that the server is
+        # ready.
         for port, number in self._opened:
             log.info("Started %s at %s:%d", _SERVICES[port.label], port.url_host, number)
 
@@ -329,9 +362,11 @@ class Server:
             self.engine.control.note(Attempt(time.time(), outcome, route, detail=error))
 
     def _take_passed_sockets(self) -> None:
-        """Takes the sockets that a service manager passes. Their addresses replace those in the options.
+        """Takes the sockets that a service manager passes. Their addresses replace the addresses in the
+        options.
 
-        Invariant: this runs before `_access`, which allows more if only this machine can reach the addresses.
+        Invariant (security): this runs before `_access`, which allows callers more if only this machine can
+        reach the addresses.
         """
         self._passed = passed_sockets()
         hosts = [one.host for one in self._passed if one.host]
@@ -373,16 +408,17 @@ class Server:
         return self.options.tls is not None or self.options.auth is not None
 
     def reload(self) -> None:
-        """Reads the certificates and the file of keys again. Files that are not valid are ignored."""
+        """Reads the certificates and the file of keys again. An invalid file changes nothing."""
         if self._listeners is not None:
             self._listeners.reload()
         if self._auth_watch is not None:
             self._auth_watch.reload()
 
     async def stop(self) -> None:
-        """Refuses new requests, waits for those in flight until the drain timeout, closes all connections and
-        unloads the models.
+        """Refuses new requests, waits until the requests in flight have ended or the drain timeout has
+        passed, closes all connections and unloads the models.
         """
+        # This comes first, because requests that wait for a load would keep the listeners from closing.
         self._embedded.stopping()
         if self._heap is not None:
             self._heap.close()
@@ -394,6 +430,6 @@ class Server:
             if self._listeners is not None:
                 await self._listeners.close(self.options.limits.drain_timeout)
             await self._embedded.stop()
-        finally:  # runs even if this coroutine is cancelled because a run never ends
+        finally:  # `stop` is cancelled if a model's run never ends
             if self._tracing is not None:
                 await self._tracing.close()

@@ -9,8 +9,8 @@ import pytest
 
 from backline.access.access import Access
 from backline.access.auth_file import make_policy, read_auth_file
-from backline.access.certificates import parse_alternative_name, parse_subject
 from backline.access.keys import hash_key
+from backline.access.rules import parse_alternative_name, parse_subject
 from backline.access.scope import Scope
 from backline.engine.errors import Forbidden, InvalidArgument, Unauthenticated
 from backline.wire.application import Certificate, Ingress

@@ -65,6 +65,36 @@ def test_no_pattern_of_arrivals_exceeds_burst_plus_rate(rate: float, burst: int,
     assert passed <= burst + now * rate + 1e-6
 
 
+@given(
+    rate=st.floats(1000, 100_000),
+    burst=st.integers(1000, 100_000),
+    gaps=st.lists(st.floats(0, 0.01), max_size=50),
+)
+def test_a_large_quota_is_exceeded_by_a_thousandth_at_most(
+    rate: float, burst: int, gaps: list[float]
+) -> None:
+    """Its tokens are taken some at a time, and those that are left do not expire."""
+    found = meter(Quota(requests_per_second=rate, burst=burst, bytes_per_second=1e12))
+    now = 0.0
+    passed = 0
+    for gap in gaps:
+        now += gap
+        passed += sum(admitted(found, now, size=100) for _ in range(100))
+    assert passed <= 1.001 * burst + now * rate + 1e-6
+
+
+def test_a_large_burst_passes_at_once() -> None:
+    found = meter(Quota(requests_per_second=1000, burst=5000, bytes_per_second=1e9))
+    assert sum(admitted(found, 0.0, size=10) for _ in range(6000)) == 5000
+    assert sum(admitted(found, 1.0, size=10) for _ in range(2000)) == 1000
+
+
+def test_large_bodies_use_up_a_large_quota_of_bytes() -> None:
+    found = meter(Quota(bytes_per_second=10_000))
+    assert sum(admitted(found, 0.0, size=1000) for _ in range(20)) == 10
+    assert sum(admitted(found, 1.0, size=1) for _ in range(20_000)) == 10_000
+
+
 @given(st.floats(0.1, 1000), st.integers(1, 100), st.integers(0, 100))
 def test_the_time_to_wait_is_exact(rate: float, burst: int, before: int) -> None:
     bucket = TokenBucket(rate, burst, 0.0)
@@ -80,6 +110,21 @@ def test_a_body_larger_than_a_second_of_bytes_passes_and_is_paid_for_afterwards(
     assert admitted(found, 0.0, size=5000)
     assert not admitted(found, 4.0, size=1)
     assert admitted(found, 4.1, size=50)
+
+
+def test_a_request_on_the_edge_of_a_quota_passes_or_is_refused() -> None:
+    now = 1e7  # the clock of a machine that has been up for months, whose times round to 2e-9 s
+    found = meter(Quota(requests_per_second=300, burst=1000))
+    assert admitted(found, now)
+    assert found.only is not None
+    bucket = found.only.requests
+    assert bucket is not None
+    outcomes = set()
+    for billionths in range(-10, 11):
+        found.only.paid = 0
+        bucket.full_at = now + bucket.room - bucket.token + billionths * 1e-9
+        outcomes.add(admitted(found, now))
+    assert outcomes == {True, False}
 
 
 def test_a_refusal_counts_nothing() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -24,7 +26,7 @@ from backline.access.access import Access
 from backline.access.auth_file import make_policy, read_auth_file
 from backline.access.identity import Identity
 from backline.access.jwks import read_key_set
-from backline.access.key_ring import KeyRing, check_location, fetch_keys, metadata_url
+from backline.access.key_ring import FetchAbort, KeyRing, check_location, fetch_keys, metadata_url
 from backline.access.keys import hash_key
 from backline.access.scope import Scope
 from backline.engine.errors import Forbidden, InvalidArgument, QuotaExceeded, Unauthenticated, Unavailable
@@ -158,13 +160,13 @@ def test_a_claim_is_a_list_or_words_and_may_be_nested(
         ({"exp": "4000000000"}, "does not say when it expires"),
         ({"exp": True}, "does not say when it expires"),
         ({"exp": 10**400}, "does not say when it expires"),
-        ({"nbf": 10**400}, "has an invalid beginning"),
+        ({"nbf": 10**400}, "has an invalid start time"),
         ({"iss": 10**400}, "is from the issuer '?'"),
         ({"nbf": int(time.time()) + 3600}, "is not valid yet"),
-        ({"nbf": "0"}, "invalid beginning"),
-        ({"sub": None}, "names no subject"),
-        ({"sub": ""}, "names no subject"),
-        ({"sub": "a\nb"}, "names no subject"),
+        ({"nbf": "0"}, "invalid start time"),
+        ({"sub": None}, "does not name its subject"),
+        ({"sub": ""}, "does not name its subject"),
+        ({"sub": "a\nb"}, "does not name its subject"),
         ({"scope": "x" * 9000}, "is longer than 8192 bytes"),
     ],
     # Without the time, as the workers of one test run must collect the same tests.
@@ -256,7 +258,7 @@ def test_a_token_with_another_signature_is_refused(tmp_path: Path, issuer: Issue
             head + b"." + body + b"." + encode(bytes(64)),
             other.token(),  # signed by another key of the same name
         ):
-            assert "has a signature that is not its issuer's" in site.refusal(token)
+            assert "was not signed with a key of its issuer" in site.refusal(token)
 
     with_site(tmp_path, issuer, check)
 
@@ -460,10 +462,10 @@ def test_the_issuers_metadata_say_where_its_keys_are(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"issuer": "https://evil.example.org"}, "has the metadata of another issuer, 'https://evil"),
+        ({"issuer": "https://evil.example.org"}, "returned the metadata of another issuer, 'https://evil"),
         ({"jwks_uri": "http://169.254.169.254/keys"}, "cannot be fetched from 'http://169.254.169.254/keys'"),
-        ({"jwks_uri": "/etc/passwd"}, "is not the metadata of an issuer"),
-        ({"jwks_uri": None}, "is not the metadata of an issuer"),
+        ({"jwks_uri": "/etc/passwd"}, "did not return the metadata of an issuer"),
+        ({"jwks_uri": None}, "did not return the metadata of an issuer"),
     ],
 )
 def test_metadata_that_point_elsewhere_are_refused(
@@ -487,7 +489,7 @@ def test_metadata_from_the_network_lead_to_nothing_on_this_machine() -> None:
 
 
 def test_an_issuer_without_jwks_must_be_a_url_that_nobody_else_can_answer_for(tmp_path: Path) -> None:
-    for issuer, told in (("login", "set jwks"), ("http://login.example.org", "use https")):
+    for issuer, told in (("login", "set jwks"), ("http://login.example.org", "use an https URL")):
         (tmp_path / "auth.toml").write_text(DISCOVERED.format(issuer=issuer))
         with pytest.raises(InvalidArgument, match=told):
             make_policy(read_auth_file(tmp_path / "auth.toml"), {}, tmp_path)
@@ -602,6 +604,39 @@ def test_an_issuer_that_never_ends_its_header_does_not_hold_up_later_fetches(
         run(scenario)
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_fetch_whose_server_sends_byte_by_byte_leaves_no_thread(
+    monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """Over https, the bytes are those of the TLS handshake."""
+    monkeypatch.setattr(key_ring, "FETCH_LIMIT", 0.3)
+    head = b"\x16\x03\x03\x40\x00" if scheme == "https" else b"HTTP/1.1 200 OK\r\nx-endless: "
+    stopped = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            with listening.accept()[0] as connection, contextlib.suppress(OSError):
+                connection.sendall(head)
+                while not stopped.wait(0.02):
+                    connection.sendall(b"a")
+
+        async def scenario() -> None:
+            ring = KeyRing(f"{scheme}://127.0.0.1:{port}/keys", asyncio.get_running_loop(), lambda: None)
+            fetching = next(one for one in threading.enumerate() if one.name == "jwks")
+            await asyncio.get_running_loop().run_in_executor(None, fetching.join, 10)
+            assert not fetching.is_alive()
+            ring.close()
+
+        port = listening.getsockname()[1]
+        server = threading.Thread(target=drip)
+        server.start()
+        try:
+            run(scenario)
+        finally:
+            stopped.set()
+            server.join(10)
+
+
 def test_keys_are_refreshed_in_the_background_and_kept_while_the_issuer_is_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -634,7 +669,7 @@ def test_keys_are_refreshed_in_the_background_and_kept_while_the_issuer_is_down(
         ((200, {}, b"<html>"), "is not a JSON Web Key Set"),
         ((200, {}, b"[1]"), "is not a JSON Web Key Set"),
         ((200, {}, b'{"keys": {}}'), "is not a JSON Web Key Set"),
-        ((200, {}, b'{"keys": []}'), "has no key that this server can verify with"),
+        ((200, {}, b'{"keys": []}'), "has no key that this server can verify signatures with"),
         ((200, {}, b" " * (1024 * 1024 + 1)), "more than 1 MiB"),
     ],
 )
@@ -642,14 +677,14 @@ def test_an_answer_without_keys_is_an_error(answer: tuple[int, dict[str, str], b
     with served(Issuer()) as issuer:
         issuer.answer = answer
         with pytest.raises(InvalidArgument, match=told):
-            fetch_keys(issuer.url)
+            fetch_keys(issuer.url, FetchAbort())
 
 
 def test_a_server_of_keys_that_is_down_is_an_error() -> None:
     with served(Issuer()) as issuer:
         pass
     with pytest.raises(InvalidArgument, match="cannot be fetched"):
-        fetch_keys(issuer.url)
+        fetch_keys(issuer.url, FetchAbort())
 
 
 @pytest.mark.parametrize(
@@ -673,7 +708,7 @@ def test_keys_come_only_from_where_nobody_can_replace_them(location: str, allowe
     if allowed:
         check_location(location)
     else:
-        with pytest.raises(InvalidArgument, match="use https"):
+        with pytest.raises(InvalidArgument, match="use an https URL"):
             check_location(location)
 
 
@@ -703,7 +738,7 @@ def test_keys_for_other_purposes_are_left_out(rsa_issuer: Issuer) -> None:
         public(rsa.generate_private_key(65537, 1024), "RS256"),
     ]
     assert [key.id for key in read_key_set(key_set(*others, good), "keys")] == ["first"]
-    with pytest.raises(InvalidArgument, match="keys has no key that this server can verify with"):
+    with pytest.raises(InvalidArgument, match="keys has no key that this server can verify"):
         read_key_set(key_set(*others), "keys")
 
 

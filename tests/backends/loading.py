@@ -7,6 +7,7 @@ from pathlib import Path
 from backline.backends.backend import LoadedModel, LoadOptions
 from backline.backends.registry import choose
 from backline.engine.config.model_config import ModelConfig
+from backline.lifecycle.loading.loader import load as load_version
 
 
 def load(
@@ -23,6 +24,14 @@ def load(
         trust_pickle=trust_pickle, trust_skops_types=trust_skops_types, may_run_code=may_run_code
     )
     return choose(config, path).backend().load(path, config, options)
+
+
+def lane_of(path: Path, **fields: object) -> tuple[str, str]:
+    """Where a model runs whose configuration asks for the event loop, and the warning about it, if any."""
+    config = ModelConfig("m", source="config.pbtxt", lane="inline", **fields)  # type: ignore[arg-type]
+    loaded = load_version(path, config, options=LoadOptions(may_run_code=True))
+    loaded.close()
+    return loaded.lane, " ".join(loaded.warnings)
 
 
 def imports_of(backend: str) -> str:

@@ -56,7 +56,7 @@ def test_a_delay_is_in_milliseconds(tmp_path: Path) -> None:
         ({"inputs": (IN,)}, "names 1 inputs and 0 outputs"),
         (
             {"inputs": (IN,), "outputs": (TensorSpec("OUT", DataType.FP32, (3,)),)},
-            "they differ in datatype or dims",
+            "so both need the same datatype and dims",
         ),
         (
             {"inputs": (IN,), "outputs": (OUT,), "parameters": {"execute_delay_ms": "soon"}},

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from backends.loading import load
+from backends.loading import lane_of, load
 from backends.served_models import build_jax, need
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument
+from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec
 from backline.lifecycle.loading.loader import load as load_version
@@ -76,6 +77,20 @@ def test_a_damaged_program_is_refused_before_its_first_run(tmp_path: Path) -> No
         load(tmp_path / "model.jax")
 
 
+def test_a_function_that_cannot_be_compiled_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
+    def call(x: Any, y: Any) -> Any:
+        return jax.ffi.ffi_call("nobody", jax.ShapeDtypeStruct(x.shape, x.dtype))(x) + y
+
+    (items,) = export.symbolic_shape("items")  # inputs that differ in it are refused
+    shape = jax.ShapeDtypeStruct((items,), numpy.float32)
+    unchecked = [export.DisabledSafetyCheck.custom_call("nobody")]
+    exported = export.export(jax.jit(call), disabled_checks=unchecked)(shape, shape)
+    (tmp_path / "model.jax").write_bytes(exported.serialize())
+
+    with pytest.raises(Internal, match=r"model 'm' failed: .*nobody"):
+        load_version(tmp_path / "model.jax", ModelConfig("m"))
+
+
 def test_shapes_that_do_not_fit_are_the_clients_fault(tmp_path: Path) -> None:
     build_jax(tmp_path)
 
@@ -93,3 +108,16 @@ def test_a_function_does_not_run_on_the_event_loop_which_would_wait_for_its_comp
     assert loaded.measured.times.seconds[1] < INLINE_RUN
     assert loaded.lane == "thread"
     loaded.close()
+
+
+def test_a_function_with_a_loop_does_not_run_on_the_event_loop_even_if_configured(tmp_path: Path) -> None:
+    def count(n: Any) -> Any:
+        return jax.lax.while_loop(lambda i: i < n[0], lambda i: i + 1, 0)
+
+    exported = export.export(jax.jit(count))(jax.ShapeDtypeStruct((1,), numpy.int32))
+    (tmp_path / "model.jax").write_bytes(exported.serialize())
+
+    assert load(tmp_path / "model.jax").run({"INPUT__0": np.int32([7])}, ["OUTPUT__0"])[0] == 7
+    lane, warnings = lane_of(tmp_path / "model.jax")
+    assert lane == "thread"
+    assert "lane inline has no effect, and the model runs on threads: the model is compiled" in warnings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backends.loading import load
+from backends.loading import lane_of, load
 from backends.served_models import audio, basic_pitch, need
+from backline.backends.litert import _has_loop
 from backline.engine.errors import InvalidArgument
+from server.test_hostile_files import TFLITE
 
 need("ai_edge_litert")
 
@@ -94,3 +97,49 @@ def test_a_shape_that_does_not_fit_is_refused_and_the_next_run_is_right() -> Non
         model.run({"input_2": np.zeros((1, 100, 1, 1), np.float32)}, ["note"])
 
     np.testing.assert_array_equal(model.run({"input_2": audio(1)}, ["note"])[0], before)
+
+
+def test_a_loaded_model_does_not_change_with_its_file(tmp_path: Path) -> None:
+    need("basic_pitch")
+    file = tmp_path / "model.tflite"
+    shutil.copy(basic_pitch() / "nmp.tflite", file)
+    model = load(file)
+    inputs = {"input_2": audio(1)}
+    before = model.run(inputs, ["note"])[0]
+
+    with file.open("r+b") as opened:
+        opened.write(bytes(file.stat().st_size))
+        opened.truncate(4096)
+    np.testing.assert_array_equal(model.run(inputs, ["note"])[0], before)
+    with pytest.raises(InvalidArgument):  # the next run creates another interpreter
+        model.run({"input_2": np.zeros((1, 5, 1), np.float32)}, ["note"])
+    np.testing.assert_array_equal(model.run(inputs, ["note"])[0], before)
+
+
+def test_a_loop_does_not_run_on_the_event_loop(tmp_path: Path) -> None:
+    need("tensorflow")
+    import tensorflow as tf
+
+    def count(n: Any) -> Any:
+        return tf.while_loop(lambda i: i < n[0], lambda i: [i + 1], [tf.constant(0)])[0]
+
+    file = tmp_path / "model.tflite"
+    file.write_bytes(convert(count, tf.TensorSpec([1], tf.int32, "n")))
+    model = load(file)
+    (given,), (answered,) = model.signature.inputs, model.signature.outputs
+
+    assert model.run({given.name: np.int32([7])}, [answered.name])[0] == 7
+    lane, warnings = lane_of(file)
+    assert lane == "thread"
+    assert "lane inline has no effect, and the model runs on threads: the model has a loop" in warnings
+
+
+def test_a_network_without_a_loop_may_run_on_the_event_loop(tmp_path: Path) -> None:
+    file = tmp_path / "model.tflite"
+    file.write_bytes(TFLITE)
+
+    assert lane_of(file) == ("inline", "")
+    assert not _has_loop(TFLITE)
+    for end in range(8, len(TFLITE), 64):  # nothing is known of a file that is cut off
+        _has_loop(TFLITE[:end])
+    assert _has_loop(TFLITE[:8])

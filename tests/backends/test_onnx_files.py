@@ -4,7 +4,9 @@ request can carry.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from backends.loading import load
+from backline.backends import onnx_external_data
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from support.networks import FLOAT, INT64, build, floats, node
@@ -131,6 +134,49 @@ def test_a_model_of_more_than_two_gigabytes_is_served_from_external_data(tmp_pat
     (row,) = load(tmp_path / "model.onnx").run({"index": np.array([rows - 1, 0])}, ["row"])
 
     np.testing.assert_array_equal(row, np.stack([last, np.zeros(columns, np.float32)]))
+
+
+def lookup(path: Path, table: np.ndarray) -> Path:
+    """Writes a model that returns rows of a table."""
+    return build(
+        path,
+        [node("Gather", ["table", "index"], ["row"])],
+        [("index", INT64, ["N"])],
+        [("row", FLOAT, ["N", table.shape[1]])],
+        {"table": table},
+    )
+
+
+def test_weights_of_a_loaded_model_do_not_change_with_their_file(tmp_path: Path) -> None:
+    table = floats(1000, 64)
+    index = np.array([999], np.int64)
+    path = lookup(tmp_path / "a.onnx", table)
+    onnx.save_model(onnx.load(path), tmp_path / "b.onnx", save_as_external_data=True, location="weights.bin")
+    model = load(tmp_path / "b.onnx")
+
+    with (tmp_path / "weights.bin").open("r+b") as file:
+        file.write(bytes(table.nbytes))
+        file.flush()
+        np.testing.assert_array_equal(model.run({"index": index}, ["row"])[0], table[999:])
+        file.truncate(0)
+        np.testing.assert_array_equal(model.run({"index": index}, ["row"])[0], table[999:])
+
+
+def test_a_file_that_is_shortened_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_external_data, "_READ_WHOLE", 1000)
+    table = floats(100, 200)
+    path = lookup(tmp_path / "model.onnx", table)
+    check = onnx_external_data._check_top_level
+
+    def shorten(path: Path, content: Any) -> None:
+        os.truncate(path, 4096)
+        check(path, content)
+
+    monkeypatch.setattr(onnx_external_data, "_check_top_level", shorten)
+    with pytest.raises(InvalidArgument, match="is truncated"):
+        load(path)
 
 
 def test_missing_external_data_is_reported(tmp_path: Path) -> None:

@@ -141,12 +141,12 @@ def test_kind_model_uses_the_configured_providers() -> None:
         (
             declared({"gpu": [("cuda", {"device_id": "0"})]}),
             GPU,
-            "gives device_id to 'cuda'; use instance_group",
+            "sets device_id for 'cuda'; remove it, and choose the GPU in instance_group",
         ),
         (
             declared({"gpu": [("cuda", {"enable_cuda_graph": "1"})]}),
             GPU,
-            "gives enable_cuda_graph to 'cuda', which needs tensors at fixed addresses",
+            "sets enable_cuda_graph for 'cuda', but this option needs tensors at fixed addresses",
         ),
     ],
 )
@@ -209,7 +209,7 @@ def test_an_accelerator_of_a_gpu_is_warned_about_on_the_cpu_and_refused_by_a_str
         OnnxRuntime().load(tmp_path / "model.onnx", config, LoadOptions(strict_devices=True))
 
 
-def test_a_missing_provider_is_reported_with_its_package(tmp_path: Path) -> None:
+def test_a_missing_provider_is_reported_with_where_it_is(tmp_path: Path) -> None:
     build(
         tmp_path / "model.onnx",
         [node("Identity", ["X"], ["Y"])],
@@ -219,7 +219,8 @@ def test_a_missing_provider_is_reported_with_its_package(tmp_path: Path) -> None
 
     with pytest.raises(
         InvalidArgument,
-        match=r"'coreml', which the installed ONNX Runtime does not have \(it has .*CPUExecutionProvider",
+        match=r"'coreml', which the installed ONNX Runtime does not have \(it has .*CPUExecutionProvider.*\):"
+        r" only ONNX Runtime for macOS has it$",
     ):
         load(tmp_path / "model.onnx", parameters={"execution_providers": "coreml"})
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backends.loading import imports_of, load
+from backends.loading import imports_of, lane_of, load
 from backends.served_models import need
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec
-from support.networks import FLOAT, build, floats, node
+from support.networks import FLOAT, build, floats, looping, node
 
 need("openvino")
 
@@ -48,6 +48,14 @@ def test_an_ir_file_says_its_inputs_and_outputs_and_runs(file: Path) -> None:
     np.testing.assert_allclose(answer, np.tanh(floats(2, 4, seed=1) @ floats(4, 3)), atol=1e-5)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists what a process maps in /proc")
+def test_no_file_of_a_loaded_model_is_mapped(file: Path) -> None:
+    model = load(file)
+
+    assert str(file.parent) not in Path("/proc/self/maps").read_text()
+    model.close()
+
+
 def test_concurrent_runs_keep_their_own_results(file: Path) -> None:
     model = load(file)
     rows = floats(64, 4, seed=2)
@@ -58,6 +66,20 @@ def test_concurrent_runs_keep_their_own_results(file: Path) -> None:
         )
 
     np.testing.assert_allclose(np.concatenate(answers), model.run({"X": rows}, ["Y"])[0], atol=1e-6)
+
+
+def test_an_input_with_any_number_of_dimensions_is_refused_by_name(tmp_path: Path) -> None:
+    import openvino
+
+    net = build(
+        tmp_path / "net.onnx", [node("Relu", ["X"], ["Y"])], [("X", FLOAT, None)], [("Y", FLOAT, None)]
+    )
+    openvino.save_model(openvino.convert_model(net), tmp_path / "model.xml")
+
+    with pytest.raises(
+        InvalidArgument, match=r"model.xml' cannot be served: input 'X' has no fixed number of dimensions"
+    ):
+        load(tmp_path / "model.xml")
 
 
 def test_missing_weights_are_reported(file: Path) -> None:
@@ -112,3 +134,22 @@ def test_telemetry_is_not_loaded(onnx_file: Path, before: str) -> None:
     )
 
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("within", ["the graph", "a branch"])
+def test_a_loop_does_not_run_on_the_event_loop(tmp_path: Path, within: str) -> None:
+    import openvino
+
+    file = tmp_path / "model.xml"
+    looping(tmp_path / "net.onnx", (1,), in_branch=within == "a branch")
+    openvino.save_model(openvino.convert_model(tmp_path / "net.onnx"), file, compress_to_fp16=False)
+    inputs = {"X": np.float32([2]), "ROUNDS": np.int64([3])}
+
+    assert load(file).run(inputs, ["Y"])[0] == -2
+    lane, warnings = lane_of(file)
+    assert lane == "thread"
+    assert "lane inline has no effect, and the model runs on threads: the model has a loop" in warnings
+
+
+def test_a_network_without_a_loop_may_run_on_the_event_loop(file: Path) -> None:
+    assert lane_of(file) == ("inline", "")

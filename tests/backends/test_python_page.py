@@ -62,7 +62,7 @@ def test_each_model_of_the_pages_is_asked() -> None:
     called = {"loudness", "peak", "syllables"}
 
     assert models == called | {asked.values[0].text.split("/models/")[1].split("/")[0] for asked in ASKED}
-    assert len(models) == 14
+    assert len(models) == 15
 
 
 def test_the_pipeline_runs_in_a_notebook(server: ServerProcess, folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backends.loading import load
+from backends.loading import lane_of, load
 from backends.served_models import need
 from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -89,7 +89,14 @@ def test_an_exported_program_says_its_inputs_and_outputs_itself(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("network", "loops"), [(networks.Add, False), (networks.Repeated, True), (networks.Nested, True)]
+    ("network", "loops"),
+    [
+        (networks.Add, False),
+        (networks.Repeated, True),
+        (networks.Nested, True),
+        (networks.ThroughInterface, True),
+        (networks.Hooked, True),
+    ],
 )
 def test_a_script_with_a_loop_does_not_run_on_the_event_loop(
     network: type[torch.nn.Module], loops: bool, tmp_path: Path
@@ -101,7 +108,17 @@ def test_a_script_with_a_loop_does_not_run_on_the_event_loop(
         outputs=(TensorSpec("y", DataType.FP32, (1,)),),
     )
 
-    assert getattr(model, "may_not_end", False) is loops
+    assert bool(getattr(model, "unbounded", "")) is loops
+
+
+def test_an_exported_program_with_a_loop_does_not_run_on_the_event_loop(tmp_path: Path) -> None:
+    program = torch.export.export(networks.Counting(), (torch.tensor([2]),))
+    torch.export.save(program, tmp_path / "model.pt2")
+
+    assert load(tmp_path / "model.pt2").run({"n": np.int64([7])}, ["OUTPUT__0"])[0] == 7
+    lane, warnings = lane_of(tmp_path / "model.pt2")
+    assert lane == "thread"
+    assert "lane inline has no effect, and the model runs on threads: the model has a loop" in warnings
 
 
 @pytest.mark.parametrize(
@@ -147,6 +164,16 @@ def test_numbers_and_strings_become_arguments_of_those_types(tmp_path: Path) -> 
 
     np.testing.assert_allclose(scaled, floats(2, 4) * 3)
     assert words.tolist() == [b"a!", "ü!".encode()]
+
+
+def test_a_model_of_texts_that_cannot_be_guessed_is_loaded(tmp_path: Path) -> None:
+    signature: dict[str, object] = {
+        "inputs": (TensorSpec("texts", DataType.BYTES, (1,)),),
+        "outputs": (TensorSpec("OUTPUT__0", DataType.FP32, (1,)),),
+    }
+    lane, _ = lane_of(script(networks.Length(), tmp_path / "model.pt"), max_batch_size=0, **signature)
+
+    assert lane == "thread"  # nothing is known about the time of its runs
 
 
 def test_outputs_of_a_dict_are_found_by_their_keys(tmp_path: Path) -> None:
@@ -232,9 +259,7 @@ def test_an_exported_program_with_pickled_objects_is_refused_with_their_name(tmp
     with zipfile.ZipFile(bad, "a") as archive:
         archive.writestr("good/data/constants/opaque_obj_0", pickle.dumps(Payload(tmp_path / "executed")))
 
-    with pytest.raises(
-        InvalidArgument, match=r"holds objects that only executing a pickle could restore .*opaque_obj_0"
-    ):
+    with pytest.raises(InvalidArgument, match=r"can be restored only by executing a pickle .*opaque_obj_0"):
         load(bad)
     assert not (tmp_path / "executed").exists()
 

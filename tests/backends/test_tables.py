@@ -190,6 +190,18 @@ def test_an_estimator_that_only_transforms_is_served_by_transform(tmp_path: Path
     np.testing.assert_array_equal(answer, [[0, 0, 1], [1, 0, 0]])
 
 
+def test_the_configuration_may_name_the_input_of_an_estimator(tmp_path: Path) -> None:
+    need("sklearn", "skops")
+    build_skops(tmp_path / "model.skops")
+    inputs = (TensorSpec("wine", DataType.FP64, (13,)),)
+
+    model = load(tmp_path / "model.skops", max_batch_size=8, inputs=inputs)
+
+    assert model.signature.inputs == (TensorSpec("wine", DataType.FP64, (-1, 13)),)
+    (answer,) = model.run({"wine": wines()[0][:2]}, ["predict"])
+    assert answer.shape == (2,)
+
+
 def test_values_that_an_estimator_refuses_are_the_clients_fault(tmp_path: Path) -> None:
     need("sklearn", "skops")
     build_skops(tmp_path / "model.skops")

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backends.loading import load
+from backends.loading import lane_of, load
 from backends.served_models import basic_pitch, need
+from backline.backends.backend import COMPILES, LOOPS
+from backline.backends.tensorflow_operations import check_operations
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec
@@ -118,3 +120,80 @@ def test_a_model_that_was_unloaded_says_so(folder: Path) -> None:
 
     with pytest.raises(Exception, match="model 'm' is unloaded"):
         model.run({"x": np.zeros((1, 4), np.float32)}, ["doubled"])
+
+
+@pytest.fixture(scope="module")
+def looping(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SavedModels that count to an input `n`, in folders named after how."""
+    root = tmp_path_factory.mktemp("looping")
+    v1 = tf.compat.v1
+    number = tf.TensorSpec([1], tf.int64, "n")
+
+    def count(n: Any) -> Any:
+        return tf.while_loop(lambda i: i < n[0], lambda i: [i + 1], [tf.constant(0, tf.int64)])[0]
+
+    class Counting(tf.Module):  # type: ignore[misc]
+        @tf.function(input_signature=[number])
+        def called(self, n: Any) -> dict[str, Any]:
+            return {"count": tf.cond(n[0] > 0, lambda: count(n), lambda: n[0])}
+
+        @tf.function(input_signature=[number], jit_compile=True)
+        def compiled(self, n: Any) -> dict[str, Any]:
+            return {"count": n * 2}
+
+    counting = Counting()
+    tf.saved_model.save(counting, str(root / "called"), counting.called)
+    tf.saved_model.save(counting, str(root / "compiled"), counting.compiled)
+    v1.disable_control_flow_v2()
+    try:
+        with tf.Graph().as_default(), v1.Session() as session:
+            n = v1.placeholder(tf.int64, [1], "n")
+            v1.saved_model.simple_save(session, str(root / "in the graph"), {"n": n}, {"count": count(n)})
+    finally:
+        v1.enable_control_flow_v2()
+    return root
+
+
+@pytest.mark.parametrize("kind", ["called", "in the graph"])
+def test_a_loop_does_not_run_on_the_event_loop_whatever_the_configuration_says(
+    looping: Path, kind: str
+) -> None:
+    model = load(looping / kind)
+
+    assert model.run({"n": np.int64([7])}, ["count"])[0] == 7
+    lane, warnings = lane_of(looping / kind)
+    assert lane == "thread"
+    assert f"lane inline has no effect, and the model runs on threads: {LOOPS}" in warnings
+
+
+def test_a_function_that_xla_compiles_does_not_run_on_the_event_loop(looping: Path) -> None:
+    assert getattr(load(looping / "compiled"), "unbounded", None) == COMPILES
+
+
+def test_a_function_that_calls_itself_is_a_loop(folder: Path) -> None:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    (meta,) = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs
+    assert check_operations(folder, meta) == ""
+    for function in meta.graph_def.library.function:
+        if "restore" in function.signature.name:
+            continue
+        call = function.node_def.add(name="again", op="PartitionedCall")
+        call.attr["f"].func.name = function.signature.name
+
+    assert check_operations(folder, meta) == LOOPS
+
+
+def test_the_outputs_that_clients_ask_for_need_no_preparation_of_their_own(folder: Path) -> None:
+    model = load(folder)
+    x = np.zeros((1, 4), np.float32)
+    model.run({"x": x}, ["doubled", "sum"])
+    fetched = []
+    session: Any = model._session  # type: ignore[attr-defined]
+    run = session._call_tf_sessionrun
+    session._call_tf_sessionrun = lambda *args: fetched.append(args[2]) or run(*args)
+
+    for outputs in (["sum"], ["doubled"], ["sum", "doubled"]):
+        assert len(model.run({"x": x}, outputs)) == len(outputs)
+
+    assert fetched[0] == fetched[1] == fetched[2]

@@ -642,7 +642,7 @@ def manifest(**model: str) -> str:
         ),
         (
             {"MAR-INF/MANIFEST.json": manifest(handler="x", configFile="c.yaml"), "c.yaml": "3"},
-            "c.yaml must hold keys and values",
+            "c.yaml must be a mapping of keys to values",
         ),
         ({"MAR-INF/MANIFEST.json": "x" * (1 << 21)}, "is larger than 1048576 bytes"),
     ],
@@ -766,3 +766,5 @@ def test_a_handler_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:
             reasons = {model.name: model.reason for model in client.models()}
     for name, (_, _, text) in BAD_HANDLERS.items():
         assert text in reasons[name], name
+    assert "ZeroDivisionError: division by zero" in server.output  # with the handler's traceback
+    assert "errors.InvalidArgument" not in server.output  # in a traceback through Backline's own code

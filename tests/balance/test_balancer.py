@@ -9,9 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from backline.balance.balancer import Balancer, Verdict
-from backline.balance.endpoint import Endpoint, RequestAttempt
-from backline.balance.policy import BalancePolicy
+from backline.balance.balancer import BalancePolicy, Balancer, Endpoint, RequestAttempt, Verdict
 
 URLS = ("a", "b", "c")
 
@@ -56,12 +54,51 @@ def test_equal_servers_take_turns() -> None:
     assert urls == ["a", "b", "c"] * 2
 
 
+@pytest.mark.parametrize(("seconds", "stays"), [(0.0001, True), (0.001, False)], ids=["brief", "long"])
+def test_brief_requests_of_a_lone_caller_stay_on_a_server_for_a_while(seconds: float, stays: bool) -> None:
+    sent = [url for _, url in simulate(Balancer(URLS), lambda url, now: seconds, clients=1, until=1.0)]
+    moves = sum(before != after for before, after in itertools.pairwise(sent))
+    shares = Counter(sent)
+
+    assert moves < len(sent) / 30 if stays else moves == len(sent) - 1
+    assert max(shares.values()) - min(shares.values()) <= 64
+
+
+def test_brief_requests_of_several_callers_take_turns() -> None:
+    sent = simulate(Balancer(URLS), lambda url, now: 0.0001, clients=6, until=0.1)
+    late = [url for moment, url in sent if moment > 0.05]
+
+    assert all(set(late[at : at + 6]) == set(URLS) for at in range(0, len(late) - 6, 6))
+
+
 def test_the_server_with_the_fewest_requests_in_flight_is_chosen() -> None:
     balancer = Balancer(URLS)
     attempts = [send(balancer) for _ in range(5)]
     balancer.finished(attempts[2], Verdict.ABANDONED, 0.0)
 
     assert send(balancer).endpoint.url == "c"
+
+
+def test_each_request_of_a_shared_call_counts() -> None:
+    balancer = Balancer(["a", "b"])
+    a, b = balancer.endpoints
+    shared = balancer.started(a, 0.0, requests=32)
+    for _ in range(31):
+        assert send(balancer).endpoint is b
+    balancer.finished(shared, Verdict.ANSWERED, 0.001)
+
+    assert send(balancer, 0.001).endpoint is a
+    assert (a.in_flight, b.in_flight) == (1, 31)
+
+
+def test_a_shared_call_goes_to_a_fast_server_rather_than_an_idle_slow_one() -> None:
+    balancer = Balancer(["fast", "slow"])
+    fast, slow = balancer.endpoints
+    fast.latency, slow.latency = 0.01, 0.1
+    balancer.started(fast, 0.0, requests=16)
+
+    assert balancer.choose(0.0) is slow
+    assert balancer.choose(0.0, requests=16) is fast
 
 
 @pytest.mark.parametrize("clients", [1, 8, 32])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TypeAlias
@@ -43,6 +45,21 @@ def test_infer_accepts_json_and_generated_values(backline: Run, server: ServerPr
     done = backline("infer", "add1", "--url", server.grpc_url, "-i", value, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["outputs"]["OUTPUT0"]["shape"][1] == 16
+
+
+def test_infer_says_how_to_save_outputs(backline: Run, server: ServerProcess) -> None:
+    done = backline("infer", "add1", "-u", server.url, "-i", "zeros", "--output", "y.npz")
+    assert done.returncode == 2
+    assert "write --save y.npz" in done.stderr
+
+
+def test_a_page_of_another_web_server_is_not_printed(backline: Run) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{other.server_port}"
+        done = backline("models", "list", "-u", url)
+        other.shutdown()
+    assert done.stderr == f"Error: {url} answered status 501\n"
 
 
 def test_infer_reads_and_writes_npy(backline: Run, server: ServerProcess, tmp_path: Path) -> None:
@@ -376,7 +393,7 @@ def test_arrays_that_cannot_hold_bytes_are_noted(
         (("ad1",), "Did you mean 'add1'?"),
         (("add1", "--data", "/"), "but the inputs of model 'add1' are INPUT0"),
         (("add1", "-i", "OTHER=1"), "no input 'OTHER'"),
-        (("add1", "--input-shape", "X:1"), "has no input 'X', it has INPUT0"),
+        (("add1", "--input-shape", "X:1"), "has no input 'X'; it has INPUT0"),
         (("add1", "--input-shape", "INPUT0:a"), "is not a shape for input 'INPUT0'"),
         (("add1", "--input-shape", "INPUT0:1,17"), "expects shape [-1, 16], got [1, 17]"),
     ],

@@ -172,14 +172,23 @@ def test_validate_refuses_labels_of_versions_that_do_not_exist(
     ]
 
 
+def test_validate_refuses_a_policy_that_selects_no_version(backline: Run, repository: Path) -> None:
+    put(repository / "ident" / "config.pbtxt", "version_policy { specific { versions: [ 7 ] } }")
+
+    done = backline("config", "validate", repository / "ident")
+
+    assert done.returncode == 1
+    assert "holds none of the versions that version_policy names: 7 (it holds 1)" in done.stdout
+
+
 FILES = {
     "model.onnx": ("an essay", "is not an ONNX model, whatever its name says"),
-    "model.pt": ("an essay", "is not a file of PyTorch"),
+    "model.pt": ("an essay", "is not a PyTorch file"),
     "model.tflite": ("an essay", "is not a LiteRT model"),
     "model.cbm": ("an essay", "is not a CatBoost model"),
     "model.txt": ("an essay", "is not a model that LightGBM's save_model wrote"),
     "model.json": ("an essay", "is not a model that XGBoost's save_model wrote"),
-    "model.skops": ("an essay", "is not a file of skops"),
+    "model.skops": ("an essay", "is not a skops file"),
     "model.mar": ("an essay", "is not a TorchServe model archive"),
 }
 
@@ -208,7 +217,7 @@ def test_validate_refuses_files_that_are_no_models_without_loading_them(
         assert name in error
     assert errors.pop("broken")[0].endswith("was it copied completely?")
     assert len(errors) == 2
-    assert all(error.endswith("is cut off; was it copied completely?") for (error,) in errors.values())
+    assert all(error.endswith("is truncated; was it copied completely?") for (error,) in errors.values())
 
 
 ENSEMBLE = """
@@ -252,6 +261,18 @@ def test_models_of_every_kind_are_validated_with_load(backline: Run, repository:
     assert errors["add1"] == errors["both"] == errors["good"] == []
     assert "model.py" in errors["bad"][0]
     assert "names the input 'START', which the model does not have" in errors["ident"][0]
+
+
+def test_models_can_be_validated_with_the_defaults_of_triton(backline: Run, repository: Path) -> None:
+    (repository / "add1" / "config.pbtxt").unlink()
+    put(repository / "large" / "config.pbtxt", ENSEMBLE.replace("max_batch_size: 4", "max_batch_size: 8"))
+
+    here = backline("config", "validate", repository, "--load")
+    there = backline("config", "validate", repository, "--load", "--tritonserver")
+
+    assert (here.returncode, there.returncode) == (0, 1), here.stdout
+    assert "allows maximum batch size 8, but it contains model add1" in there.stdout
+    assert "add --load" in backline("config", "validate", repository, "--tritonserver").stderr
 
 
 def test_steps_of_ensembles_are_checked_against_the_other_models(

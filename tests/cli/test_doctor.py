@@ -16,15 +16,19 @@ from typing import Any
 import pytest
 
 from backline.cli.doctor import is_server
-from backline.cli.doctor.addresses import ADDRESSES, Exposure, TriedPort
-from backline.cli.doctor.files import FILES, ServerFiles, ServerPath, certificate_end
+from backline.cli.doctor.addresses import ADDRESSES, Exposure, TriedPort, read_exposure
+from backline.cli.doctor.files import FILES, ServerFiles, ServerPath, certificate_end, read_files
 from backline.cli.doctor.finding import Severity, diagnose
 from backline.cli.doctor.machine import MACHINE, Machine, read_machine
 from backline.cli.doctor.repository import REPOSITORY, DescribedModel, Repositories
-from backline.cli.doctor.running import RUNNING, ServerFacts, checks_of
+from backline.cli.doctor.running import RUNNING, ServerFacts, checks_of, open_scopes
 from backline.cli.doctor.software import SOFTWARE, Software
+from backline.client.address import Address
+from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, Progress
 from backline.engine.config.model_config import ModelConfig
+from backline.lifecycle.options import LifecycleOptions
+from backline.server import ServerOptions
 from backline.wire.tls import TlsFiles
 from cli.conftest import Run
 from support import models
@@ -179,9 +183,35 @@ def test_the_end_of_a_certificate_is_read(tmp_path: Path, days: float, severity:
     issued = Authority(tmp_path).issue("server", days=days)
 
     expires = certificate_end(TlsFiles(issued.certificate, issued.key))
-    (only,) = FILES["certificate"](ServerFiles(certificate_expires=expires, now=time.time()))
+    facts = ServerFiles(certificate=issued.certificate, certificate_expires=expires, now=time.time())
+    (only,) = FILES["certificate"](facts)
 
     assert only.severity == severity
+
+
+def test_an_expired_rule_for_certificates_is_not_reported_as_a_key(tmp_path: Path) -> None:
+    rule = '[[certificates]]\nname = "app"\nsubject = "CN=app"\nscopes = ["infer"]\nexpires = 2020-01-02\n'
+    keys = put(tmp_path / "keys.toml", f"{KEYS}\n{rule}")
+    folders = LifecycleOptions(state_folder=tmp_path, cache_folder=tmp_path)
+
+    of_key, of_rule = FILES["key-file"](read_files(ServerOptions((), lifecycle=folders, auth=keys)))
+
+    assert of_key.what == "The key 'old' expired on 2020-01-01"
+    assert "backline keys rotate old" in of_key.advice
+    assert of_rule.what == "The rule for client certificates 'app' expired on 2020-01-02"
+    assert "the table [[certificates]] named 'app'" in of_rule.advice
+
+
+def test_the_addresses_of_single_ports_are_checked() -> None:
+    options = ServerOptions((), grpc_host="203.0.113.7", http_port=0, grpc_port=0, metrics_port=None)
+
+    diagnoses = diagnose("addresses", ADDRESSES, read_exposure(options))
+
+    wrong = {one.check: one.finding for one in diagnoses if one.finding.severity is not Severity.OK}
+    assert wrong.keys() == {"host", "open-server"}
+    assert wrong["host"].what == "'203.0.113.7' is not an address of this machine"
+    assert "with --grpc-address" in wrong["host"].advice
+    assert "anyone who can reach 203.0.113.7 may run the models" in wrong["open-server"].what
 
 
 SOUND_SOFTWARE = Software(
@@ -211,7 +241,7 @@ SOUND_MACHINE = Machine(
     max_connections=4096,
 )
 SOUND_FILES = ServerFiles(folders=(ServerPath("The state folder", Path("/srv/state")),), now=2e9)
-SOUND_EXPOSURE = Exposure("127.0.0.1", (TriedPort("--http-port", 8000),))
+SOUND_EXPOSURE = Exposure((TriedPort("--http-port", 8000),))
 SOUND_REPOSITORIES = Repositories((DescribedModel("a", ModelConfig("a"), backend="onnxruntime"),), cores=8)
 BUSY = {
     "last_inference": 1,
@@ -279,22 +309,25 @@ FAULTS: list[tuple[str, str, dict[str, Any]]] = [
     ("folders", "error", {"folders": (ServerPath("The cache folder", Path("/c"), writable=False),)}),
     ("disk-space", "warning", {"folders": (ServerPath("The cache folder", Path("/c"), free=1),)}),
     ("key-file", "error", {"auth_error": "--auth: 'keys.toml' is not valid"}),
-    ("key-file", "warning", {"expiries": {"app": 2e9 + 3600}}),
+    ("key-file", "warning", {"key_expiries": {"app": 2e9 + 3600}}),
+    ("key-file", "warning", {"rule_expiries": {"app": 2e9 + 3600}}),
+    ("certificate", "note", {"certificate": Path("/srv/server.crt")}),
     ("environments", "note", {"unused_environments": 3, "unused_bytes": 1 << 32}),
     ("host", "error", port_problem(errno.EADDRNOTAVAIL)),
     ("ports", "error", port_problem(errno.EADDRINUSE)),
     ("privileged-ports", "error", port_problem(errno.EACCES)),
-    ("open-server", "warning", {"host": "0.0.0.0", "loopback": False}),
+    ("open-server", "warning", {"reachable": ("0.0.0.0",)}),
     ("trusted-code", "note", {"trust_pickle": True}),
     ("empty", "warning", {"models": ()}),
     ("runtimes", "error", one_model(installed=False)),
     ("environment-builder", "error", {**one_model(needs_environment=True), "has_uv": False}),
     ("sizes", "error", {"memory_available": 1, **one_model(size=2)}),
     ("answers", "error", {"problem": "connection refused"}),
+    ("answers", "error", {"problem": "this request needs a key", "refused": True}),
     ("server-version", "note", {"version": "0"}),
     ("certificate-of-server", "warning", {"certificate_expires": 2e9 + 3600}),
     ("clocks", "warning", {"skew": -90.0}),
-    ("callers-without-key", "warning", {"open_to_all": True}),
+    ("callers-without-key", "warning", {"open_scopes": frozenset({"read", "infer"})}),
     ("readiness", "error", {"ready": False}),
     ("readiness", "note", {"index": (ModelIndex("a", "1", "LOADING", progress=Progress("load", 4.0)),)}),
     ("cold-models", "note", {"index": (COLD,)}),
@@ -345,7 +378,7 @@ def test_a_fault_is_found_by_its_check_alone(check: str, severity: str, changes:
 def test_every_check_has_a_planted_fault() -> None:
     all_checks = {name for checks, _ in GROUPS.values() for name in checks}
 
-    assert all_checks - {name for name, _ in PLANTED} - {name for name, _, _ in FAULTS} == {"certificate"}
+    assert not all_checks - {name for name, _ in PLANTED} - {name for name, _, _ in FAULTS}
 
 
 def test_the_limits_of_a_container_are_read(tmp_path: Path) -> None:
@@ -401,6 +434,19 @@ def test_a_running_server_is_checked(backline: Run, tmp_path: Path) -> None:
     assert done.returncode == told.returncode == 1
     assert found(done.stdout) == {("readiness", "error"), ("cold-models", "note"), ("unused-models", "note")}
     assert "broken version 1 is not available" in told.stdout
+
+
+def test_what_callers_without_a_key_may_do_is_found_out(tmp_path: Path) -> None:
+    models.add1(tmp_path / "models")
+    keys = put(tmp_path / "keys.toml", '[anonymous]\nscopes = ["read"]\n')
+
+    with serve(tmp_path / "models", tmp_path / "log", "--auth", str(keys)) as server:
+        scopes = open_scopes(Address.parse(server.url), ClientOptions(api_key="not-sent"))
+
+    assert scopes == {"read"}
+    facts = replace(SOUND_SERVER, open_scopes=scopes)
+    (only,) = RUNNING["callers-without-key"](facts)
+    assert only.what == "Callers without a key can use http://server:8000: they may see its models"
 
 
 def test_a_server_that_does_not_answer_is_an_error(backline: Run) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -44,6 +47,7 @@ def test_a_created_key_works_and_is_not_in_the_file(file: Path) -> None:
 def test_keys_are_listed_without_the_keys(file: Path) -> None:
     key = keys(file, "create", "app").stdout.strip()
     keys(file, "create", "old", "--scope", "manage", "--expires", "2020-01-01")
+    assert "has already expired" in keys(file, "rotate", "old", "--expires", "2020-01-01").stderr
     listed = keys(file, "list").stdout
     assert "infer, read" in listed
     assert "expired" in listed
@@ -102,6 +106,29 @@ def test_editing_keeps_comments_and_other_tables(file: Path) -> None:
     assert document.anonymous.scopes == [Scope.READ]
 
 
+def test_editing_keeps_who_may_read_the_file(file: Path) -> None:
+    keys(file, "create", "app")
+    file.chmod(0o640)
+    if os.geteuid() == 0:  # as for a server with its own user and group
+        os.chown(file, 12345, 12346)
+    before = file.stat()
+
+    for arguments in (("create", "other"), ("rotate", "app"), ("revoke", "other")):
+        assert keys(file, *arguments).exit_code == 0
+        now = file.stat()
+        assert (now.st_mode, now.st_uid, now.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
+def test_a_link_to_the_file_remains_a_link(file: Path) -> None:
+    target = file.with_name("elsewhere.toml")
+    file.symlink_to(target)
+    keys(file, "create", "app")
+    keys(file, "create", "other")
+
+    assert file.is_symlink()
+    assert [entry.name for entry in read_auth_file(target).keys] == ["app", "other"]
+
+
 @pytest.mark.parametrize(
     "before", ["", "# ours\n", '[anonymous]\nscopes = ["read"]', '[anonymous]\nscopes = ["read"]\n\n']
 )
@@ -126,6 +153,7 @@ def test_one_blank_line_separates_the_tables(file: Path, before: str) -> None:
         (("create", "a b"), "name"),
         (("create", "new", "--expires", "soon"), "neither a span such as 90d"),
         (("create", "new", "--scope", "all"), "'all' is not one of"),
+        (("create", "new", "--rate", "fast"), "'fast' is not a number"),
         (("revoke", "ap"), "no key named 'ap'; it has app"),
         (("rotate", "ap"), "no key named 'ap'"),
     ],
@@ -138,3 +166,55 @@ def test_a_mistake_changes_nothing(file: Path, arguments: tuple[str, ...], told:
     assert told in refused.output + str(refused.exception)
     assert file.read_text() == before
     assert [entry.name for entry in file.parent.iterdir()] == ["auth.toml"]
+
+
+#: Runs the commands in its arguments when a line arrives.
+EDITOR = """
+import sys, time
+from backline.cli import keys
+replacement = keys.replacement
+def slow(path, **options):
+    time.sleep(0.02)  # as on a slow disk
+    return replacement(path, **options)
+keys.replacement = slow
+print("ready", flush=True)
+sys.stdin.readline()
+for line in sys.argv[1:]:
+    keys.command.main(line.split(), standalone_mode=False)
+"""
+
+
+def test_commands_that_edit_the_file_at_the_same_time_lose_no_change(file: Path) -> None:
+    numbers = range(4)
+    for number in numbers:
+        keys(file, "create", f"old{number}")
+    keys(file, "create", "kept")
+    lines = [[f"create {name}{number} --json" for number in numbers] for name in ("one", "two")]
+    lines.append([f"revoke old{number}" for number in numbers])
+    lines.append(["rotate kept --json"] * len(numbers))
+    editors = [
+        subprocess.Popen(
+            [sys.executable, "-c", EDITOR, *(f"{line} --auth {file}" for line in own)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for own in lines
+    ]
+    for editor in editors:
+        assert editor.stdout is not None
+        assert editor.stdout.readline() == "ready\n"
+    for editor in editors:
+        assert editor.stdin is not None
+        editor.stdin.write("go\n")
+        editor.stdin.flush()
+    outputs = [editor.communicate()[0] for editor in editors]
+
+    assert [editor.returncode for editor in editors] == [0] * 4
+    shown = [json.loads(line) for output in outputs for line in output.splitlines() if line.startswith("{")]
+    last = {entry["name"]: entry["key"] for entry in shown}  # the last rotation of "kept" counts
+    assert len(last) == 2 * len(numbers) + 1
+    found = {entry.name: entry.sha256 for entry in read_auth_file(file).keys}
+    assert found == {name: hash_key(key) for name, key in last.items()}
+    assert list(file.parent.iterdir()) == [file]

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from backline.access.keys import generate_key, hash_key
+from backline.cli.login import command
 from backline.client.credentials import StoredKeys
+from backline.engine.errors import InvalidArgument
 from support import models
 from support.server import ServerProcess, serve
 from support.terminal import Terminal
@@ -56,6 +59,18 @@ def test_a_key_is_asked_for_without_echo_checked_kept_and_forgotten(
     assert "needs a key" in backline("models", "list", "--url", server.url).stderr
     again = backline("logout", server.url)
     assert (again.returncode, "has no key for" in again.stderr) == (1, True)
+
+
+def test_no_key_is_no_key(backline: Any, server: ServerProcess) -> None:
+    done = CliRunner().invoke(command, [server.url], input="\n")
+    assert isinstance(done.exception, InvalidArgument)
+    assert done.exception.message.startswith(f"no key for {server.url} was given")
+
+
+def test_the_doctor_asks_for_a_key(backline: Any, server: ServerProcess) -> None:
+    done = backline("doctor", server.url)
+    assert (done.returncode, "does not answer" in done.stdout) == (1, False)
+    assert "a key with the scope read" in done.stdout
 
 
 def test_a_key_that_the_server_does_not_know_is_not_kept(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backline.cli.logs import LogEntry, entries
+from backline.observe.log.server_log import formatter
 from cli.conftest import Run
 from support import models
 from support.repositories import put
@@ -29,6 +32,26 @@ def test_entries_keep_their_tracebacks_together() -> None:
     assert [entry.level for entry in found] == ["debug", "error", "warning", "info"]
     assert found[1].text.endswith("ValueError: no\n")
     assert "".join(entry.text for entry in found) == LOG
+
+
+@pytest.mark.parametrize("style", ["backline", "triton"])
+@pytest.mark.parametrize("form", ["default", "ISO8601", "json"])
+def test_entries_are_told_apart_in_every_format(form: Any, style: Any) -> None:
+    records = [
+        logging.LogRecord("backline", level, "journal.py", 99, "of add1", None, None)
+        for level in (logging.INFO, logging.ERROR, logging.WARNING)
+    ]
+    records[0].__dict__["table"] = "+-----+\n| add1 |\n+-----+"
+    try:
+        raise ValueError("no")
+    except ValueError as error:
+        records[1].exc_info = (ValueError, error, error.__traceback__)
+    lines = [f"{formatter(form, style).format(record)}\n" for record in records]
+
+    found = list(entries("".join(lines).splitlines(keepends=True)))
+
+    assert [entry.text for entry in found] == lines
+    assert [entry.level for entry in found] == ["info", "error", "warning"]
 
 
 def test_an_entry_is_complete_when_the_log_rests() -> None:
@@ -91,4 +114,4 @@ def test_a_server_without_a_file_says_where_to_look(backline: Run, server: Serve
     done = backline("logs", "--url", server.url)
 
     assert done.returncode == 1
-    assert "logs to stderr: look where its output goes" in done.stderr
+    assert "logs to stderr: read the server's output" in done.stderr

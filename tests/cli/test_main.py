@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TypeAlias
 
@@ -75,6 +76,31 @@ def test_an_error_is_one_line(backline: Run) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("Error: connection refused by http://127.0.0.1:1")
     assert done.stderr.count("\n") == 1
+
+
+def test_an_error_of_the_operating_system_names_the_file(backline: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for arguments in (("new", tmp_path / "file" / "tagger"), ("keys", "create", "a", "--auth", "no/a.toml")):
+        done = backline(*arguments)
+        where = str(arguments[-1])
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"Error: '{where}"), done.stderr
+        assert done.stderr.endswith((": Not a directory\n", ": No such file or directory\n"))
+
+
+def test_a_log_file_that_cannot_be_opened_is_wrong_usage(backline: Run, tmp_path: Path) -> None:
+    done = backline("serve", tmp_path, "--log-file", "/nowhere/log")
+
+    assert done.returncode == 2
+    assert done.stderr.endswith("Error: --log-file /nowhere/log: No such file or directory\n")
+
+
+def test_a_missing_repository_gets_a_suggestion(backline: Run, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    done = backline("serve", tmp_path / "modles")
+
+    assert done.returncode == 1
+    assert f"'{tmp_path}/modles' does not exist. Did you mean '{tmp_path}/models'?" in done.stderr
 
 
 def test_debugging_shows_the_traceback(backline: Run) -> None:

@@ -300,6 +300,7 @@ def test_unknown_names_get_a_hint(
     done = backline("models", *arguments, "--url", controlled.url)
     assert done.returncode == 1
     assert text in done.stderr
+    assert "It has" not in done.stderr  # the error lists the versions already, or is not about a name
     assert done.stderr.startswith("Error: ")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shlex
 import subprocess
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from backline.cli.new import TEMPLATES
+from backline.cli.new import TEMPLATES, command
 from support.server import serve
 
 ANSWERS = {
@@ -53,6 +55,24 @@ def test_the_tests_of_all_templates_pass_together_without_a_server(backline: Any
     )
 
     assert f"{len(TEMPLATES)} passed" in run.stdout
+
+
+def test_a_model_that_cannot_be_written_completely_is_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write, full = Path.write_text, OSError(errno.ENOSPC, "No space left on device")
+
+    def write_one_file(path: Path, text: str) -> int:
+        if path.name != "model.py":
+            raise full
+        return write(path, text)
+
+    monkeypatch.setattr(Path, "write_text", write_one_file)
+    done = CliRunner().invoke(command, [str(tmp_path / "tagger")])
+
+    assert isinstance(done.exception, OSError)
+    assert done.exception.filename == str(tmp_path / "tagger" / "1" / "test_tagger.py")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_requires_writes_requirements(backline: Any, tmp_path: Path) -> None:

@@ -44,6 +44,9 @@ class Empty:
     pass
 
 
+#: The flag of a function that takes any positional arguments (inspect.CO_VARARGS).
+TAKES_ANY = 0x04
+
 OPTIONS: tuple[dict[str, bool], ...] = (
     {},
     {"frozen": True},
@@ -136,13 +139,18 @@ def test_objects_behave_like_those_of_the_standard_library(
     quick = quick_dataclass(fresh(body), **options)
 
     # As text, in which values that are not a number are equal.
-    assert repr(behaviour(quick, arguments, named)) == repr(behaviour(standard, arguments, named))
+    expected = repr(behaviour(standard, arguments, named))
+    assert repr(behaviour(quick, arguments, named)) == expected
+    for _ in range(20):
+        quick(*arguments, **named)
+    assert not quick.__init__.__code__.co_flags & TAKES_ANY  # it is compiled now
+    assert repr(behaviour(quick, arguments, named)) == expected
 
 
 def test_errors_of_an_initialiser_reach_the_caller() -> None:
     made = quick_dataclass(fresh(Checked), frozen=True)
 
-    for _ in range(2):  # compiled by the first call
+    for _ in range(20):  # also after its initialiser has been compiled
         with pytest.raises(ValueError, match="negative"):
             made(-1)
 
@@ -155,14 +163,21 @@ def test_a_frozen_class_with_slots_can_be_pickled(monkeypatch: pytest.MonkeyPatc
     assert pickle.loads(pickle.dumps(made(3))) == made(3)
 
 
-def test_a_dataclass_may_inherit_from_a_quick_one() -> None:
-    base: Any = quick_dataclass(type("Base", (), {"__annotations__": {"x": "int"}}), frozen=True, slots=True)
-    child = type("Child", (base,), {"__annotations__": {"y": "int"}})
-    made: Any = quick_dataclass(child, frozen=True, slots=True)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
+def test_a_dataclass_that_inherits_behaves_like_one_of_the_standard_library(options: dict[str, bool]) -> None:
+    expected, found = [], []
+    for define, behaviours in ((dataclasses.dataclass, expected), (quick_dataclass, found)):
+        base: Any = define(fresh(Point), **options)  # type: ignore[operator]
+        child = type("Child", (base,), {"__annotations__": {"z": "int"}, "z": 5, "__doc__": "A class."})
+        made: Any = define(child, **options)  # type: ignore[operator]
+        for _ in range(2):
+            behaviours.append(repr(behaviour(made, (), {"x": 1, "z": 3})))
+            for _ in range(20):
+                made(x=1)
+        with pytest.raises(TypeError):
+            define(type("Other", (base,), {}), frozen=not options.get("frozen", False))  # type: ignore[operator]
 
-    assert (made(1, 2).x, made(1, y=2).y) == (1, 2)
-    with pytest.raises(TypeError):
-        quick_dataclass(type("Thawed", (base,), {"__annotations__": {"y": "int"}}))
+    assert found == expected
 
 
 def test_only_classes_of_backline_are_defined_quickly_and_only_within_the_block() -> None:
@@ -177,6 +192,6 @@ def test_only_classes_of_backline_are_defined_quickly_and_only_within_the_block(
         outside = dataclasses.dataclass(frozen=True)(type("B", (), {"__module__": "copy"}))
 
     assert dataclasses.dataclass is before
-    assert made["backline.version"].__init__.__code__.co_flags & 0x04  # takes any arguments
-    assert not made["copy"].__init__.__code__.co_flags & 0x04
+    assert made["backline.version"].__init__.__code__.co_flags & TAKES_ANY
+    assert not made["copy"].__init__.__code__.co_flags & TAKES_ANY
     assert outside.__dataclass_params__.frozen

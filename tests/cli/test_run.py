@@ -174,7 +174,7 @@ def test_a_text_is_no_audio_whatever_its_name(backline: Any, repository: Path, t
 
     assert run.returncode == 1
     assert (
-        "text.mp3' for input 'samples': the sound cannot be decoded: it is none of WAV, FLAC, OGG"
+        "text.mp3' for input 'samples': the audio cannot be decoded: it is none of WAV, FLAC, OGG"
         in run.stderr
     )
     assert "it begins with the text 'These are the lyrics.'" in run.stderr
@@ -245,6 +245,16 @@ def test_an_archive_of_a_repository_says_how_to_name_a_model(
         f"'{archived}' is a repository, not a model; it holds add1, both, caller, loud, picture, shout, song,"
         f" words: name the folder of one, such as '{archived}#models/add1'"
     ) in run.stderr
+
+
+def test_a_failed_load_is_one_error(backline: Any, tmp_path: Path) -> None:
+    put(tmp_path / "broken" / "1" / "model.onnx", "no model")
+
+    run = backline("run", tmp_path / "broken", "--input", "zeros")
+
+    assert run.returncode == 1
+    assert run.stderr.startswith("Error: load failed for model 'broken': ")
+    assert run.stderr.count("\n") == 1
 
 
 HANGING = """

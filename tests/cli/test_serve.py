@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -25,13 +26,14 @@ import pytest
 
 from backline.cli import serve as serve_command
 from backline.cli.serve import report as serve_report
-from backline.cli.serve import within_open_files
+from backline.cli.serve import within_memory, within_open_files
 from backline.client import connect
 from backline.client.errors import ConnectionFailed
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
-from backline.engine.model import LoadProgress, Model
-from backline.wire.limits import Limits
+from backline.engine.model import LoadProgress, Model, ModelState
+from backline.lifecycle.journal import LoadEvent
+from backline.wire.limits import MIB, Limits
 from support import models
 from support.repositories import put
 from support.server import ServerProcess, serve
@@ -215,6 +217,41 @@ async def test_a_slow_load_gets_a_line(
     assert printed == "still loading big version 1 after 30 s: load\n"
 
 
+async def test_the_bar_shows_what_loads_are_doing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve_report, "PROGRESS_AFTER", 0)
+    monkeypatch.setattr(serve_report, "PROGRESS_EVERY", 0)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    engine, model = Engine(), Model("big", "1", ModelConfig("big"))
+    model.progress = LoadProgress("environment", time.monotonic(), 1 << 20, 2 << 20)
+    engine.add(model)
+    report = serve_report.LoadReport(engine)
+    printed, end = "", time.monotonic() + 10
+    while "big 1: environment, 1 MiB of 2 MiB" not in printed and time.monotonic() < end:
+        await asyncio.sleep(0)
+        printed += capsys.readouterr().out
+    report.close()
+    assert time.monotonic() < end
+
+
+async def test_loads_that_end_together_are_printed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[str] = []
+    monkeypatch.setattr(serve_report, "say", printed.append)
+    report = serve_report.LoadReport(Engine(), bar=False)
+
+    for number in (1, 2, 3):
+        report.on_event(LoadEvent(f"m{number}", "1", ModelState.READY, "", 0.5, number, 3))
+    report.close()
+
+    assert len(printed) == 1
+    assert re.findall(r"m\d version 1 in 0\.50 s \(\d/3\)", printed[0]) == [
+        f"m{number} version 1 in 0.50 s ({number}/3)" for number in (1, 2, 3)
+    ]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_the_server_with_status_0(
     repository: Path, tmp_path: Path, number: signal.Signals
@@ -224,6 +261,19 @@ def test_a_signal_stops_the_server_with_status_0(
         server.process.send_signal(number)
         assert server.process.wait(30) == 0
         assert server.output.rstrip().endswith("Stopped")
+
+
+def test_a_service_manager_reloads_a_server_without_keys_and_certificates(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    with serve(repository, tmp_path / "log") as server:
+        wait_report(server)
+        server.process.send_signal(signal.SIGHUP)
+        with connect(server.url) as client:
+            assert [client.ready() for _ in range(3)] == [True] * 3
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -441,7 +491,7 @@ def test_exit_on_error_prints_the_reasons(backline: Run, repository: Path) -> No
     (repository / "broken" / "1" / "model.onnx").write_bytes(b"no")
     done = backline("serve", repository, "--http-port", 0, "--no-grpc", "--no-metrics", "--exit-on-error")
     assert done.returncode == 1
-    assert "not all models could be loaded, and --exit-on-error is set" in done.stderr
+    assert "not all models could be loaded, but all are required to start" in done.stderr
     assert "broken version 1: " in done.stderr
 
 
@@ -510,6 +560,28 @@ def test_connections_stay_below_the_open_file_limit(
     assert limits.max_connections == connections
     assert given == ([] if allowed[0] == allowed[1] == 8448 else [(min(8448, allowed[1]), allowed[1])])
     assert ("raise the limit (ulimit -n 8448)" in caplog.text) == (connections < 8192)
+
+
+@pytest.mark.parametrize(
+    ("memory", "largest", "buffered"),
+    [
+        (None, 64, 1024),
+        (64 << 10, 64, 1024),
+        (4 << 10, 64, 512),
+        (256, 64, 64),
+        (256, 8, 32),
+        (16, 2048, 1024),
+    ],
+)
+def test_request_bodies_take_a_part_of_the_memory_only(
+    monkeypatch: pytest.MonkeyPatch, memory: int | None, largest: int, buffered: int
+) -> None:
+    """Sizes are in MiB."""
+    monkeypatch.setattr("backline.cli.serve.memory_limit", lambda: None if memory is None else memory * MIB)
+
+    limits = within_memory(Limits(max_body_size=largest * MIB))
+
+    assert limits.max_buffered_bytes == buffered * MIB
 
 
 def test_the_open_file_limit_is_raised_for_the_connections(repository: Path, tmp_path: Path) -> None:

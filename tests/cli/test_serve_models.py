@@ -47,7 +47,8 @@ def test_without_auto_completion_only_models_with_complete_configurations_are_se
             client.load("whole", config="{}")
     assert reasons["whole"] == ""
     assert reasons["bare"].endswith(
-        "models/bare' holds no config.pbtxt, and configurations are not completed from the model"
+        "models/bare' holds no config.pbtxt, and configurations are not completed from the model;"
+        " add a config.pbtxt"
     )
     assert reasons["half"].endswith(
         "half/config.pbtxt: must specify at least one input for half,"
@@ -87,4 +88,4 @@ def test_model_name_is_refused_for_several_models(backline: Run, tmp_path: Path)
         "--no-metrics",
     )
     assert done.returncode == 1
-    assert "'adder' is for one repository with one model, but there are 2" in done.stderr
+    assert "'adder' can be given only with one repository, but there are 2" in done.stderr

@@ -160,6 +160,8 @@ RAY_CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--ray-max-replicas", "8"), "most", 8),
     (("--ray-actor-options", '{"num_gpus": 1}'), "actor_options", {"num_gpus": 1}),
     (("--ray-revision", "second"), "revision", "second"),
+    (("--ray-shards",), "shards", True),
+    (("--ray-keep-sequences",), "keep_sequences", True),
 ]
 
 
@@ -222,6 +224,7 @@ def test_every_field_is_set_by_options_or_is_for_programs() -> None:
         "tls",
         "debugged_model",
         "state_store",
+        "unknown_sequence_advice",
         "fair_queues",
         "frame_ancestors",
         "onnx_as_triton",

@@ -13,9 +13,8 @@ import click
 import pytest
 
 from backline.cli.serve.report import exposure
-from backline.cli.tritonserver import DEFAULTS, read_arguments
+from backline.cli.tritonserver import DEFAULTS, read_arguments, render
 from backline.cli.tritonserver.options import OPTIONS
-from backline.cli.tritonserver.tables import render
 from backline.observe.metrics_config import MetricsConfig
 from backline.schedule.cache.config import LocalOptions
 from backline.server import ServerOptions
@@ -195,6 +194,13 @@ def test_the_entry_point_can_be_linked_as_tritonserver(tmp_path: Path) -> None:
 
     assert done.returncode == 1
     assert done.stderr.startswith(f"{link}: unrecognized option '--bogus'")
+
+
+def test_a_misspelt_option_gets_a_suggestion() -> None:
+    with pytest.raises(
+        click.ClickException, match="unrecognized option '--http-prot=80'; did you mean --http-port"
+    ):
+        options("--http-prot=80")
 
 
 def test_the_help_lists_every_option() -> None:

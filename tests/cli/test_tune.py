@@ -270,6 +270,19 @@ def test_other_durations_are_refused(text: str) -> None:
         DurationType().convert(text, None, None)
 
 
+def test_a_measurement_lasts_until_a_request_completes(backline: Run, tmp_path: Path) -> None:
+    models.add1(tmp_path)
+    # Each request waits for the whole delay, which is many times the length of a measurement at this pace.
+    put(
+        tmp_path / "add1" / "model.toml",
+        "max_batch_size = 256\n[dynamic_batching]\nmax_queue_delay_microseconds = 50000\n",
+    )
+
+    done = backline("tune", tmp_path / "add1", "--pace", 0.01)
+
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_configuration_is_written_and_the_old_one_kept(backline: Run, tmp_path: Path) -> None:
     models.add1(tmp_path)
     folder = tmp_path / "add1"
@@ -296,7 +309,11 @@ DECOUPLED = "from collections.abc import Iterator\n\ndef f(x: int) -> Iterator[i
     ("files", "arguments", "reason"),
     [
         ({"1/model.py": DECOUPLED}, (), "is decoupled"),
-        ({"1/model.py": "def f(x: int) -> int:\n    return x\n"}, ("--data", "recorded"), "no requests"),
+        (
+            {"1/model.py": "def f(x: int) -> int:\n    return x\n"},
+            ("--data", "recorded"),
+            "To record requests",
+        ),
     ],
     ids=["decoupled", "not-recorded"],
 )

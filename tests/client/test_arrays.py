@@ -40,7 +40,7 @@ def test_values_that_fit_are_converted(datatype: str, value: Any, expected: np.n
 
 def test_a_dict_is_sent_as_json_text() -> None:
     assert tensor("BYTES", {"a": [1, "é"]}, (1,)).tolist() == ['{"a": [1, "é"]}'.encode()]
-    with pytest.raises(InvalidArgument, match=r"input 'x' of model 'm' cannot become JSON: .*set"):
+    with pytest.raises(InvalidArgument, match=r"input 'x' of model 'm' cannot be converted to JSON: .*set"):
         tensor("BYTES", {"a": {1}}, (1,))
 
 

@@ -68,6 +68,24 @@ def test_a_server_that_is_not_there_costs_no_request(pair: tuple[ServerProcess, 
         assert client.ready()
 
 
+@pytest.mark.parametrize("idempotent", [True, False])
+def test_a_server_that_is_not_there_costs_no_sequence(
+    pair: tuple[ServerProcess, ...], idempotent: bool
+) -> None:
+    url = f"{pair[0].url},http://127.0.0.1:{free_ports(1)[0]}"
+    for calls in ("single", "stream"):
+        with connect(url, idempotent=idempotent) as client:
+            add1 = client["add1"]
+            add1.metadata()  # from the first server, so the next request is for the second
+            begin, later = {"sequence_id": 1, "sequence_start": True}, {"sequence_id": 1}
+            if calls == "single":
+                add1(ONES, parameters=begin)
+                add1(ONES, parameters=later)
+            else:
+                assert len(list(add1.stream(ONES, parameters=begin))) == 1
+                assert len(list(add1.stream(ONES, parameters=later))) == 1
+
+
 def test_if_no_server_is_there_the_error_says_so() -> None:
     first, second = free_ports(2)
     with (
@@ -77,8 +95,9 @@ def test_if_no_server_is_there_the_error_says_so() -> None:
         client["add1"](ONES)
 
 
+@pytest.mark.parametrize("calls", ["single", "stream"])
 def test_a_request_that_may_have_run_is_sent_again_only_if_it_is_idempotent(
-    pair: tuple[ServerProcess, ...], answering: Callable[..., str]
+    pair: tuple[ServerProcess, ...], answering: Callable[..., str], calls: str
 ) -> None:
     metadata = _metadata(pair[0])
     for idempotent in (True, False):
@@ -89,7 +108,10 @@ def test_a_request_that_may_have_run_is_sent_again_only_if_it_is_idempotent(
             expectation = contextlib.nullcontext() if idempotent else pytest.raises(ConnectionLost)
             with expectation:
                 for _ in range(2):  # one of them goes to the server that breaks
-                    client["add1"](ONES)
+                    if calls == "single":
+                        client["add1"](ONES)
+                    else:
+                        assert len(list(client["add1"].stream(ONES))) == 1
 
 
 def _metadata(server: ServerProcess) -> bytes:
@@ -185,7 +207,7 @@ def test_a_server_that_comes_back_gets_requests_again(repository: Path, tmp_path
 def test_a_change_is_refused_because_it_would_reach_one_server_only(pair: tuple[ServerProcess, ...]) -> None:
     with connect(_urls(pair, "http")) as client:
         assert client.models()[0].name == "add1"
-        with pytest.raises(Unsupported, match="connect to each server on its own"):
+        with pytest.raises(Unsupported, match="connect to each server separately"):
             client.load("add1")
 
 

@@ -145,7 +145,7 @@ def test_an_unknown_authority_is_explained(secured: Secured, scheme: str) -> Non
 def test_a_certificate_that_no_authority_could_help_is_explained() -> None:
     address = Address.parse("https://elsewhere.example")
     assert "Use a name or address that the certificate contains" in str(unverified(address, "mismatch", 62))
-    assert "Renew it" in str(unverified(address, "certificate has expired", 10))
+    assert "Renew the certificate" in str(unverified(address, "certificate has expired", 10))
 
 
 def test_a_stream_that_is_closed_unanswered_has_the_same_advice(answering: Callable[..., str]) -> None:

@@ -1,7 +1,7 @@
 """Short versions of the attacks in benchmarks/attack.py: honest clients are unaffected, memory is bounded.
 
-`python benchmarks/attack.py` runs each for 2 s on a fresh server. p99 may be higher here, because the
-machine may be shared.
+`python benchmarks/attack.py` runs each for 2 s on a fresh server, and also those that are compared with valid
+load of the same bodies. p99 may be higher here, because the machine may be shared.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """A separate server, attacked in sequence."""
     repository = tmp_path_factory.mktemp("models")
     models.add1(repository)
+    (repository / "add1" / "config.pbtxt").write_text("max_batch_size: 64")
     models.ident(repository)
     with serve(repository, tmp_path_factory.mktemp("log") / "server.log") as process:
         yield Target(process.http_port, process.process.pid)
@@ -44,17 +45,21 @@ def control(target: Target) -> float:
     return valid_p99(target, 8, 0.7)
 
 
-@pytest.mark.parametrize("name", WEAPONS)
+@pytest.mark.parametrize("name", [name for name, weapon in WEAPONS.items() if not weapon.compared])
 def test_attack(target: Target, control: float, name: str) -> None:
-    misses = [_misses(target, control, name)]
-    if misses[0]:  # Other programs may have disturbed the first try; a defect of the server fails both.
-        misses.append(_misses(target, control, name))
-    assert not misses[-1], "; then ".join(misses)
+    misses: list[str] = []
+    for _ in range(4):  # Other programs may disturb some tries; a defect of the server fails all of them.
+        missed = _misses(target, control, name)
+        if not missed:
+            return
+        misses.append(missed)
+    pytest.fail("; then ".join(misses))
 
 
 def _misses(target: Target, control: float, name: str) -> str:
     result = fight(target, name, WEAPONS[name], DURATION)
     result.valid_p99 = control
     result.judge(SLACK)
-    assert len(result.during.calls) >= 2, "the honest client could hardly call"
+    if len(result.during.calls) < 2:
+        return "the honest client could hardly call"
     return f"{'; '.join(result.misses)} (the attacker got {result.spoils.summary()})" if result.misses else ""

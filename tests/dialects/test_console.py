@@ -17,8 +17,7 @@ from backline.access.identity import Grant, Identity
 from backline.access.scope import Scope
 from backline.dialects.application import build_application
 from backline.dialects.console.activity import Activity
-from backline.dialects.console.files import FOLDER
-from backline.dialects.console.service import permissions
+from backline.dialects.console.service import FOLDER, permissions
 from backline.engine.model import Model
 from backline.observe.log.server_log import ServerLog
 from backline.observe.log.settings import LogSettings

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from backline.dialects.json_numbers import read_numbers, write_numbers
+from backline.dialects.json_data import read_numbers, write_numbers
 from backline.dialects.open_inference.rest.messages import RestReader
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument

@@ -105,14 +105,27 @@ def test_others_are_answered_while_megabytes_of_json_are_read_and_written(server
         answer.read()
         statuses.append(answer.status)
 
-    large = threading.Thread(target=send_large)
-    waits = []
-    large.start()
-    while large.is_alive():
-        begin = time.monotonic()
-        small.request("GET", "/v2/health/live")
-        small.getresponse().read()
-        waits.append(time.monotonic() - begin)
+    def longest_wait() -> tuple[float, float]:
+        """The longest wait of another client for a response, and the time that the large request takes."""
+        large = threading.Thread(target=send_large)
+        waits = []
+        began = time.monotonic()
+        large.start()
+        while large.is_alive():
+            begin = time.monotonic()
+            small.request("GET", "/v2/health/live")
+            small.getresponse().read()
+            waits.append(time.monotonic() - begin)
+        return max(waits), time.monotonic() - began
 
-    assert statuses == [200]
-    assert max(waits) < 0.3, f"of {len(waits)}: {sorted(waits)[-3:]}"
+    # A busy machine may delay any response once. Reading or writing the large body takes a third of its time,
+    # and would delay a response each time.
+    tries = []
+    for _ in range(4):
+        waited, took = longest_wait()
+        tries.append((waited, took))
+        if waited < max(0.2, took / 5):
+            break
+    else:
+        pytest.fail(f"longest waits, and times of the large requests: {tries}")
+    assert set(statuses) == {200}

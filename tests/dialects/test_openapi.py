@@ -39,6 +39,15 @@ def test_the_document_of_the_server_is_valid(caller: Caller) -> None:
     assert [one["name"] for one in promote["parameters"]] == ["model"]
 
 
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_the_index_of_a_named_repository_is_described_like_the_index(caller: Caller, method: str) -> None:
+    paths = caller.get("/openapi.json").json["paths"]
+    index = paths["/v2/repository/index"][method]
+    named = paths["/v2/repository/{repository}/index"][method]
+    assert named.get("requestBody") == index.get("requestBody")
+    assert named["responses"] == index["responses"]
+
+
 @pytest.mark.parametrize("model", ["add1", "pair", "animals", "echo_BYTES_0", "echo_BF16_2", "echo_BOOL_1"])
 def test_the_document_of_a_model_is_valid(caller: Caller, model: str) -> None:
     for path in (f"/v2/models/{model}/openapi.json", f"/v2/models/{model}/versions/1/openapi.json"):
@@ -47,6 +56,23 @@ def test_the_document_of_a_model_is_valid(caller: Caller, model: str) -> None:
 
 def test_the_document_of_an_unknown_model_is_an_error(caller: Caller) -> None:
     assert caller.get("/v2/models/none/openapi.json").status == 404
+
+
+@pytest.mark.parametrize(
+    ("word", "valid"), [("a", True), ({"b64": "/w=="}, True), ({"b64": "/w"}, False), (1, False)]
+)
+def test_the_schema_of_an_inference_request_has_every_form_of_a_string(
+    caller: Caller, word: object, valid: bool
+) -> None:
+    path = "/v2/models/echo_BYTES_1/infer"
+    document = caller.get("/v2/models/echo_BYTES_1/openapi.json").json
+    schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    tensor = {"name": "INPUT0", "datatype": "BYTES", "shape": [1], "data": [word]}
+    request = {"inputs": [tensor], "outputs": [{"name": "OUTPUT0", "parameters": {"binary_data": True}}]}
+
+    answer = caller.post(path, json.dumps(request).encode())
+
+    assert jsonschema.Draft202012Validator(schema).is_valid(request) == valid == (answer.status == 200)
 
 
 ROW = [0.5] * 16

@@ -148,6 +148,14 @@ def test_a_malformed_form_is_refused(caller: Caller, body: bytes) -> None:
     assert ask(caller, "pair", body, "multipart/form-data; boundary=b").status == 400
 
 
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "", "application/json"])
+def test_a_file_without_its_type_gets_advice(caller: Caller, kind: str) -> None:
+    answer = ask(caller, "add1", b"OggS\0\x02", kind)
+    assert answer.status == 400
+    assert "such as application/octet-stream" in answer.json["error"]
+    assert "octet-stream" not in ask(caller, "add1", b'{"INPUT0": [', kind).json["error"]
+
+
 def test_raw_numbers_are_read_by_the_shape(caller: Caller) -> None:
     answer = ask(caller, "add1", np.float32(ROW).tobytes(), "application/octet-stream", "application/x-npy")
     assert np.load(io.BytesIO(answer.body)).tolist() == [[n + 1 for n in ROW]]

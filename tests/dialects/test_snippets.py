@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from backline.dialects.console.files import FOLDER
+from backline.dialects.console.service import FOLDER
 from support.tools import tool
 
 PROOF = "touch proof"

@@ -19,8 +19,8 @@ CALLER = make_caller()
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 DATATYPES = pytest.mark.parametrize("datatype", list(DataType), ids=lambda datatype: datatype.name)
 TEXT = st.text(max_size=8)
-settings.register_profile("dialects", deadline=None, max_examples=25)
-settings.load_profile("dialects")
+#: Each test runs for every datatype.
+FEW = settings(max_examples=25)
 
 
 def elements_of(datatype: DataType, *, text: bool) -> st.SearchStrategy[np.ndarray]:
@@ -42,6 +42,7 @@ def raw_of(array: np.ndarray) -> bytes:
 
 
 @DATATYPES
+@FEW
 @given(data=st.data(), id=TEXT)
 def test_binary_over_rest(datatype: DataType, data: st.DataObject, id: str) -> None:
     array = data.draw(elements_of(datatype, text=False))
@@ -71,6 +72,7 @@ def test_binary_over_rest(datatype: DataType, data: st.DataObject, id: str) -> N
     [datatype for datatype in DataType if datatype not in (DataType.FP16, DataType.BF16)],
     ids=lambda datatype: datatype.name,
 )
+@FEW
 @given(data=st.data(), nested=st.booleans())
 def test_json_over_rest(datatype: DataType, data: st.DataObject, nested: bool) -> None:
     array = data.draw(elements_of(datatype, text=True))
@@ -97,6 +99,7 @@ def test_json_over_rest(datatype: DataType, data: st.DataObject, nested: bool) -
 
 
 @DATATYPES
+@FEW
 @given(data=st.data(), id=TEXT)
 def test_raw_over_grpc(datatype: DataType, data: st.DataObject, id: str) -> None:
     array = data.draw(elements_of(datatype, text=False))
@@ -126,6 +129,7 @@ _FIELDS = {
     [datatype for datatype in DataType if datatype not in (DataType.FP16, DataType.BF16)],
     ids=lambda datatype: datatype.name,
 )
+@FEW
 @given(data=st.data())
 def test_typed_over_grpc(datatype: DataType, data: st.DataObject) -> None:
     array = data.draw(elements_of(datatype, text=False))

@@ -16,7 +16,7 @@ from backline.backends import onnx_options
 from backline.cli import serve
 from backline.cli.serve import triton_options
 from backline.client.options import ClientOptions
-from backline.embedded import url_options
+from backline.embedded import transport
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
 from backline.protos import message
@@ -198,8 +198,8 @@ def test_the_clients_arguments_are_listed_with_their_defaults(connect: object) -
 def test_the_options_of_an_embedded_engine_are_listed() -> None:
     arguments = list(inspect.signature(backline.Embedded).parameters)
     assert [code(row["argument"])[0] for row in table("docs/embedding.md", "argument")] == arguments
-    (sentence,) = re.findall(r"The options are (.*?)\. Commands", read("docs/embedding.md"), re.DOTALL)
-    assert [name for name in code(sentence) if not name.startswith("--")] == list(url_options._READ)
+    (sentence,) = re.findall(r"The options are (.*?)\.\s+Commands", read("docs/embedding.md"), re.DOTALL)
+    assert [name for name in code(sentence) if not name.startswith("--")] == list(transport._READ)
 
 
 def test_the_client_accepts_every_listed_url() -> None:

@@ -4,6 +4,7 @@ reason."""
 from __future__ import annotations
 
 import ast
+import asyncio
 import shlex
 import tomllib
 from collections.abc import Callable
@@ -19,11 +20,13 @@ from click.testing import CliRunner
 from backline.cli import image, serve, service
 from backline.client import AsyncClient, Client
 from backline.ray import Deployment, deployment
+from backline.ray.needs import read_needs
 from backline.repository import configuration
 from backline.repository.listing import FileEntry, Listing
 from docs.conftest import commands
 from docs.pages import ROOT, Block, blocks, read
 from support import models
+from support.repositories import put
 from support.tools import run
 
 PAGES = sorted(path.name for path in (ROOT / "docs" / "deploy").glob("*.md"))
@@ -188,6 +191,22 @@ def _ray_deployment(block: Block, folder: Path) -> None:
     stand_in.assert_called_once()
 
 
+def _serve_scaler(block: Block, folder: Path) -> None:
+    with patch("backline.ray.ServeScaler.run") as run:
+        exec(block.text, {})
+
+    run.assert_called_once()
+
+
+def _native_settings(block: Block, folder: Path) -> None:
+    put(folder / "m" / "model.toml", f'backend = "identity"\n{block.text}')
+    put(folder / "m" / "1" / "empty", "")
+
+    (need,) = asyncio.run(read_needs([str(folder)]))
+
+    assert need.amounts == tomllib.loads(block.text)["ray_actor_options"]
+
+
 #: What runs each snippet, in the order of the page.
 CHECKS: dict[str, list[Callable[[Block, Path], None]]] = {
     "autoscaling.md": [_prometheus, _keda_trigger],
@@ -195,7 +214,15 @@ CHECKS: dict[str, list[Callable[[Block, Path], None]]] = {
     "fleet.md": [_clients, _model_configuration],
     "kserve.md": [_inference_service],
     "kubernetes.md": [_image_commands, _helm, _secrets, _values, _manifests],
-    "ray.md": [_installation, _serve_command, _ray_deployment, _clients],
+    "ray.md": [
+        _installation,
+        _serve_command,
+        _ray_deployment,
+        _clients,
+        _ray_deployment,
+        _native_settings,
+        _serve_scaler,
+    ],
     "serverless.md": [_function, _function],
     "systemd.md": [_environment, _user_service],
 }

@@ -11,9 +11,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
+from backline.client import connect
 from support.chromium import Page, chromium
 from support.console_models import ROOT, add_transcription, build
 from support.server import ServerProcess, serve
@@ -38,6 +40,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     options = ("--model-control-mode", "explicit", "--load-model", "*")
     with serve(repository, folder / "log", *options, ready=False) as running:
         running.wait_started()
+        with connect(running.url) as client:
+            for items in (1, 1, 2, 4, 4, 4, 8):
+                client["add1"](np.ones((items, 16), np.float32))
         yield running
 
 

@@ -18,6 +18,7 @@ from docs.pages import ROOT, Block, blocks, code, read
 
 RUN = (
     "README.md",
+    "docs/installation.md",
     "docs/client.md",
     "docs/embedding.md",
     "docs/configuration.md",
@@ -161,7 +162,7 @@ def test_every_script_exists() -> None:
 
 def test_the_table_of_extras_is_complete() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    rows = re.findall(r"^\| `([\w-]+)` \| \S+", read("README.md"), re.MULTILINE)
+    rows = re.findall(r"^\| `([\w-]+)` \| \S+", read("docs/installation.md"), re.MULTILINE)
 
     assert set(rows) == project["optional-dependencies"].keys()
 

@@ -70,9 +70,9 @@ def test_a_program_may_insist_that_every_model_loads(repository: Path) -> None:
 
 def test_an_engine_serves_one_block(repository: Path) -> None:
     embedded = backline.Embedded(repository, models=["add1"])
-    with embedded, pytest.raises(Unavailable, match="serves one with block"), embedded:
+    with embedded, pytest.raises(Unavailable, match="only one `with` block"), embedded:
         pass
-    with pytest.raises(Unavailable, match="serves one with block"), embedded:
+    with pytest.raises(Unavailable, match="only one `with` block"), embedded:
         pass
 
 

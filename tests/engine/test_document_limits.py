@@ -61,7 +61,7 @@ def test_the_check_takes_linear_time(piece: str) -> None:
 
 
 def test_a_document_over_the_size_limit_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match=r"too large \(1,048,577 bytes\)"):
+    with pytest.raises(InvalidArgument, match="the document has 1,048,577 bytes, more than"):
         check_size("x" * (MAX_DOCUMENT + 1), "m.toml")
 
 
@@ -78,15 +78,15 @@ MERGES = "a: &a {x: 1}\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (ALIASES, "more than 50,000 values, counted as its aliases expand"),
-        (MERGES, "more than 50,000 values, counted as its aliases expand"),
+        (ALIASES, "more than 50,000 values, with each alias counted"),
+        (MERGES, "more than 50,000 values, with each alias counted"),
         ("a: &a [*a]", "an alias that contains itself"),
         ("[" * 200 + "]" * 200, "nested too deep"),
         ("[" * 100_000, "nested too deep"),
         ("a: " + "9:" * 1_000 + "9", "a number of more than 100 characters"),
         ("a: !!python/object/apply:os.system [true]", "could not determine a constructor"),
         ("a: [", "cannot be read"),
-        ("x" * (MAX_DOCUMENT + 1), "too large"),
+        ("x" * (MAX_DOCUMENT + 1), "more than the limit of"),
     ],
 )
 def test_yaml_that_expands_through_aliases_is_refused(text: str, message: str) -> None:

@@ -144,7 +144,7 @@ def crafted(archive: Path, *members: tuple[str, bytes, str | bytes]) -> Path:
         ),
         (
             [("x", tarfile.SYMTYPE, "../../victim"), ("x", tarfile.REGTYPE, b"evil")],
-            "a link out of the folder",
+            "a link to '../../victim', outside the folder",
         ),
         ([("d", tarfile.SYMTYPE, "{folder}"), ("d/victim", tarfile.REGTYPE, b"evil")], "outside"),
         (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -13,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from backline.engine.errors import BacklineError, Internal, Unavailable
+from backline.environments import store as stores
 from backline.environments.requirements import Requirements, find_requirements
 from backline.environments.store import Environments, User
-from backline.environments.uv import Uv, cause
+from backline.environments.uv import Uv, UvFailed, cause
+from backline.system.file_lock import open_lock
 from support.repositories import put
 from support.waiting import until
 
@@ -224,3 +228,98 @@ def test_an_environment_is_rebuilt_if_its_interpreter_is_missing(built: tuple[En
 )  # fmt: skip
 def test_the_cause_of_a_failure_is_one_line(lines: list[str], expected: str) -> None:
     assert cause(lines) == expected
+
+
+def test_threads_that_begin_to_use_an_environment_together_take_one_lock(
+    store: Environments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+    both = threading.Barrier(2)
+
+    def open_slowly(file: Path) -> int:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.3)  # returns early only if both threads get here
+        opened.append(open_lock(file))
+        return opened[-1]
+
+    monkeypatch.setattr(stores, "open_lock", open_slowly)
+    threads = [threading.Thread(target=store._hold, args=("abc",)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert opened == list(store._held.values())
+
+
+def test_a_file_system_without_locks_costs_no_descriptors(
+    store: Environments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+
+    def note(file: Path) -> int:
+        opened.append(open_lock(file))
+        return opened[-1]
+
+    def refuse(descriptor: int, *, shared: bool) -> bool:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(stores, "open_lock", note)
+    monkeypatch.setattr(stores, "try_lock", refuse)
+    store._hold("abc")
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])
+
+
+def sleeping_uv() -> Uv:
+    uv = Uv()
+    uv._program = "sh"
+    return uv
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended and been reaped."""
+    return not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_a_cancelled_command_is_not_reaped_before_its_group_is_signalled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uv, signal_group, reaped = sleeping_uv(), os.killpg, []
+
+    def end_first(pid: int, number: int) -> None:
+        signal_group(pid, number)  # the command ends just before the signal that is under test
+        with contextlib.suppress(AssertionError):
+            until(lambda: is_gone(pid), seconds=0.3)
+        reaped.append(is_gone(pid))
+
+    monkeypatch.setattr(os, "killpg", end_first)
+    threading.Thread(target=lambda: (until(lambda: uv._process), uv.cancel())).start()
+
+    with pytest.raises(UvFailed, match="the build was cancelled"):
+        uv.run("-c", "exec sleep 60", folder=tmp_path)
+    until(lambda: reaped)
+    assert reaped == [False]
+    uv.cancel()  # nothing is left to signal
+    assert reaped == [False]
+
+
+def test_a_command_whose_output_cannot_be_shown_is_ended(tmp_path: Path) -> None:
+    uv, pids = sleeping_uv(), []
+
+    def fail(done: int, total: int) -> None:
+        assert uv._process is not None
+        pids.append(uv._process.pid)
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        uv.run("-c", "echo 'Downloading x (1.0MiB)' >&2; exec sleep 60", folder=tmp_path, on_bytes=fail)
+    assert is_gone(pids[0])
+
+
+def test_odd_output_of_a_build_is_no_download(tmp_path: Path) -> None:
+    assert (
+        sleeping_uv().run("-c", "echo 'Downloading x (1.2.3MiB)' >&2; echo out", folder=tmp_path) == "out\n"
+    )

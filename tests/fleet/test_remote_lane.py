@@ -7,6 +7,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from backline.backends.backend import RemoteModel
 from backline.client import Client, connect, connect_async
-from backline.client.errors import DeadlineExceeded, InvalidArgument
+from backline.client.errors import BacklineError, DeadlineExceeded, InvalidArgument
 from backline.engine.errors import Cancelled
 from backline.engine.ticket import Ticket
 from backline.engine.values.messages import InferRequest
@@ -26,6 +27,7 @@ from backline.workers.instance import Instance
 from support import models
 from support.repositories import put
 from support.server import ServerProcess, free_ports, metrics_page, serve
+from support.waiting import until
 
 ONES = np.ones((1, 16), np.float32)
 REPEAT = """backend: "repeat" model_transaction_policy { decoupled: true }
@@ -108,7 +110,7 @@ def test_a_remote_model_answers_as_it_does_there(fleet: Fleet, client: Client) -
 
 
 def test_both_servers_get_requests(fleet: Fleet, client: Client) -> None:
-    for _ in range(10):
+    for _ in range(100):
         client["add1"](ONES)
 
     for server in fleet.behind:
@@ -238,6 +240,30 @@ def test_a_deadline_holds_although_the_other_server_takes_longer(tmp_path: Path)
         client["echo"].metadata()  # The time to connect does not count against the deadline.
         with pytest.raises(DeadlineExceeded):
             client["echo"](np.ones((1, 1), np.float32), timeout=0.1)
+
+
+def test_a_server_in_front_of_a_hung_server_stops_within_its_exit_timeout(tmp_path: Path) -> None:
+    one = 'parameters { key: "max_in_flight" value { string_value: "1" } }'
+    x = np.ones((1, 1), np.float32)
+    with contextlib.ExitStack() as stack:
+        behind = stack.enter_context(serve(waits(tmp_path / "a", 1), tmp_path / "a.log"))
+        repository = remote(tmp_path / "front", "echo", behind.grpc_url, one)
+        front = stack.enter_context(serve(repository, tmp_path / "log", "--exit-timeout-secs", "0.5"))
+        client = stack.enter_context(connect(front.grpc_url))
+        client["echo"](x)
+        behind.process.send_signal(signal.SIGSTOP)
+        stack.callback(behind.process.send_signal, signal.SIGCONT)
+        callers = stack.enter_context(ThreadPoolExecutor(2))
+        asked = [callers.submit(client["echo"], x) for _ in range(2)]
+        pending = 'nv_inference_pending_request_count{model="echo",version="1"}'
+        until(lambda: metrics_page(front)[pending] == 1)  # the other request is at the hung server
+
+        began = time.monotonic()
+        assert front.stop() == 0
+        assert time.monotonic() - began < 10
+        for one_asked in asked:
+            with pytest.raises(BacklineError):
+                one_asked.result(20)
 
 
 # loading

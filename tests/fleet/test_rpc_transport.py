@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,9 +12,12 @@ from struct import Struct
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from backline.client.address import Address
+from backline.client.balanced_transport import BalancedTransport
 from backline.client.errors import (
+    BacklineError,
     ConnectionFailed,
     ConnectionLost,
     DeadlineExceeded,
@@ -20,8 +25,9 @@ from backline.client.errors import (
     ProtocolError,
     Unavailable,
 )
+from backline.client.http_transport import HttpTransport
 from backline.client.options import ClientOptions
-from backline.client.transport import InferCall
+from backline.client.transport import InferCall, Transport
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse
 from backline.engine.values.tensor import Tensor
@@ -30,6 +36,7 @@ from backline.fleet.rpc_transport import RpcTransport, timeout_field
 from backline.protos import message
 from backline.system.busy_poll import BusyPoll
 from backline.wire.http2 import frames
+from backline.wire.http2.frames import OUR_STREAM_WINDOW
 from support.repositories import put
 from support.server import ServerProcess, free_ports, serve
 
@@ -87,6 +94,49 @@ def test_more_calls_than_a_connection_takes_are_answered(server: ServerProcess) 
     responses = ask(server.grpc_url, [call(4, id=str(number)) for number in range(400)])
 
     assert [response.id for response in responses] == [str(number) for number in range(400)]
+
+
+def test_responses_that_differ_in_little_are_told_apart(server: ServerProcess) -> None:
+    async def run() -> None:
+        async with transport_to(server.grpc_url) as transport:
+            for values, id in (([1, 2], ""), ([3, 4], ""), ([3, 4], "5"), ([5, 6, 7], ""), ([8, 9, 10], "")):
+                data = np.array(values, np.float32)
+                asked = InferCall("echo", (Tensor("x", DataType.FP32, data.shape, data),), id=id)
+                response = await transport.infer(asked)
+                assert (response.outputs[0].data.tolist(), response.id) == (values, id)
+
+    asyncio.run(run())
+
+
+def test_a_lone_call_is_written_at_once_and_further_ones_together(server: ServerProcess) -> None:
+    async def run() -> None:
+        async with transport_to(server.grpc_url) as transport:
+            await transport.infer(call())
+            (connection,) = transport._connections
+            ended: asyncio.Queue[BaseException | None] = asyncio.Queue()
+            unwritten = []
+            for _ in range(3):
+                transport.start_infer(call(), 20, lambda response, error: ended.put_nowait(error))
+                unwritten.append(len(connection._parts))
+            assert [await ended.get() for _ in range(3)] == [None] * 3
+        assert unwritten[0] == 0 < unwritten[1] < unwritten[2]
+
+    asyncio.run(run())
+
+
+def test_a_request_is_not_kept_after_its_response(server: ServerProcess) -> None:
+    async def run() -> None:
+        async with transport_to(server.grpc_url) as transport:
+            data = np.zeros(100_000, np.float32)
+            kept = weakref.ref(data)
+            asked = InferCall("echo", (Tensor("x", DataType.FP32, data.shape, data),))
+            ended: asyncio.Queue[BaseException | None] = asyncio.Queue()
+            transport.start_infer(asked, 20, lambda response, error: ended.put_nowait(error))
+            del asked, data
+            assert await ended.get() is None
+            assert kept() is None
+
+    asyncio.run(run())
 
 
 def test_large_and_small_calls_share_a_connection(server: ServerProcess) -> None:
@@ -208,7 +258,7 @@ def test_a_call_that_is_always_refused_fails_in_the_end() -> None:
     async def answer(connection: int, stream: int, writer: asyncio.StreamWriter) -> None:
         writer.write(frames.rst_stream(stream, frames.REFUSED_STREAM))
 
-    with pytest.raises(Unavailable, match="takes no calls"):
+    with pytest.raises(Unavailable, match="accepts no calls"):
         outcome(answer)
 
 
@@ -218,6 +268,44 @@ def test_a_call_that_may_have_run_is_not_sent_again_here() -> None:
 
     with pytest.raises(ConnectionLost, match="broke before the response"):
         outcome(answer)
+
+
+def with_status(answer: bytes, status: bytes) -> bytes:
+    """A response with another gRPC status of one digit."""
+    before, after = (frames.encode_fields([(b"grpc-status", one)]) for one in (b"0", status))
+    assert len(before) == len(after)
+    assert answer.count(before) == 1
+    return answer.replace(before, after)
+
+
+def test_responses_of_equal_sizes_are_told_apart() -> None:
+    def on_another_stream(answer: bytes, stream: int) -> bytes:
+        """A response whose last frame belongs to a stream that has ended, so that the call does not end."""
+        numbers = [position for position in range(len(answer)) if answer.startswith(ends, position)]
+        return answer[: numbers[-1] + 1] + (stream - 2).to_bytes(4, "big") + answer[numbers[-1] + 5 :]
+
+    ends = bytes((frames.END_STREAM | frames.END_HEADERS, 0, 0, 0))
+    outcomes: list[object] = []
+
+    async def answer(connection: int, stream: int, writer: asyncio.StreamWriter) -> None:
+        sent = response_frames(stream)
+        if stream in (5, 7):
+            sent = with_status(sent, b"3")
+        if stream == 11:
+            sent = on_another_stream(sent, stream)
+        writer.write(sent)
+
+    async def run() -> None:
+        async with scripted(answer) as url, transport_to(url) as transport:
+            for limit in (20, 20, 20, 20, 20, 0.2):
+                try:
+                    response = await transport.infer(replace(call(), timeout=limit))
+                    outcomes.append(response.outputs[0].data[0])
+                except BacklineError as error:
+                    outcomes.append(type(error))
+
+    asyncio.run(run())
+    assert outcomes == [1, 1, InvalidArgument, InvalidArgument, 1, DeadlineExceeded]
 
 
 def test_a_response_in_tiny_pieces_is_put_together() -> None:
@@ -285,6 +373,72 @@ def test_a_stream_may_not_run_ahead_of_its_reader(tmp_path: Path) -> None:
 # hostile servers
 
 
+@pytest.mark.parametrize("large", [900_000, 1_000_000, 5_000_000])
+def test_a_large_message_of_a_stream_arrives_after_small_ones(large: int) -> None:
+    sizes = [100_000, large, 20_000, large, large]
+    messages = [b"\0" + size.to_bytes(4, "big") + bytes(size) for size in sizes]
+
+    async def run() -> None:
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            """Sends the messages, but never more than the window of the stream allows."""
+            await reader.readexactly(len(frames.PREFACE))
+            writer.write(frames.settings({}))
+            left, began = bytearray(b"".join(messages)), False
+            window = OUR_STREAM_WINDOW
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    word, flags, stream = HEADER.unpack(await reader.readexactly(9))
+                    payload = await reader.readexactly(word >> 8)
+                    if word & 0xFF == frames.DATA and flags & frames.END_STREAM:
+                        writer.write(head_frames(stream, (b":status", b"200")))
+                        began = True
+                    elif word & 0xFF == frames.WINDOW_UPDATE and stream:
+                        window += int.from_bytes(payload, "big")
+                    while began and left and window:
+                        size = min(16_384, len(left), window)
+                        writer.write(frames.frame(frames.DATA, 0, 1, bytes(left[:size])))
+                        del left[:size]
+                        window -= size
+            writer.close()
+
+        async with await asyncio.start_server(handle, "127.0.0.1", 0) as listening:
+            url = f"grpc://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+            async with transport_to(url) as transport, asyncio.timeout(20):
+                stream = transport.exchange_stream("ModelStreamInfer", b"", 20)
+                assert [len(await anext(stream)) for _ in sizes] == sizes
+                await stream.aclose()
+
+    asyncio.run(run())
+
+
+def test_small_messages_of_a_stream_extend_the_window_together() -> None:
+    count = 3 * OUR_STREAM_WINDOW // 1000
+    message = b"\0" + (995).to_bytes(4, "big") + bytes(995)
+    sent = asyncio.Semaphore(0)
+
+    async def answer(connection: int, stream: int, writer: asyncio.StreamWriter) -> None:
+        writer.write(head_frames(stream, (b":status", b"200")))
+        for _ in range(count):
+            await sent.acquire()
+            writer.write(frames.frame(frames.DATA, 0, stream, message))
+
+    async def run() -> None:
+        async with scripted(answer) as url, transport_to(url) as transport:
+            for _ in range(OUR_STREAM_WINDOW // 2000):
+                sent.release()
+            stream = transport.exchange_stream("ModelStreamInfer", b"", 20)
+            extended: list[bytes] = []
+            for _ in range(count):
+                assert await anext(stream) == bytes(995)
+                (connection,) = transport._connections
+                connection._write = extended.append  # type: ignore[method-assign, assignment]
+                sent.release()
+            assert 20 <= len(extended) <= 24
+            await stream.aclose()
+
+    asyncio.run(run())
+
+
 def head_frames(stream: int, *fields: tuple[bytes, bytes], flags: int = 0) -> bytes:
     return frames.header_frames(stream, frames.encode_fields(list(fields)), flags, 16384)
 
@@ -315,9 +469,12 @@ def test_an_absurd_waiting_time_is_none() -> None:
     assert raised.value.retry_after is None
 
 
-def test_contents_that_do_not_fit_their_datatype_are_an_error(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("shape", "value"), [(1, 300), (-1, 3)], ids=["value", "shape"])
+def test_contents_that_do_not_fit_their_datatype_or_a_negative_shape_are_an_error(
+    caplog: pytest.LogCaptureFixture, shape: int, value: int
+) -> None:
     response = message("inference.ModelInferResponse")(model_name="echo", model_version="1")
-    response.outputs.add(name="y", datatype="INT8", shape=[1]).contents.int_contents.append(300)
+    response.outputs.add(name="y", datatype="INT8", shape=[shape]).contents.int_contents.append(value)
     body = response.SerializeToString()
 
     async def answer(connection: int, stream: int, writer: asyncio.StreamWriter) -> None:
@@ -357,11 +514,56 @@ def test_more_data_than_the_window_allows_ends_the_call() -> None:
         asyncio.run(run())
 
 
-def test_a_server_that_reads_no_acknowledgements_is_left() -> None:
+def test_a_call_that_starts_when_another_expires_does_not_delay_deadlines() -> None:
     async def answer(connection: int, stream: int, writer: asyncio.StreamWriter) -> None:
-        pings = frames.frame(frames.PING, 0, 0, bytes(8)) * 4096
+        return  # never answers
+
+    async def run() -> None:
+        async with scripted(answer) as url, transport_to(url) as transport:
+            ended: asyncio.Queue[str] = asyncio.Queue()
+            transport.start_infer(call(), 0.2, lambda response, error: ended.put_nowait("second"))
+            transport.start_infer(
+                call(),
+                0.1,
+                lambda response, error: (
+                    ended.put_nowait("first"),
+                    transport.start_infer(call(), 60, lambda response, error: None),
+                ),
+            )
+            async with asyncio.timeout(20):
+                assert [await ended.get(), await ended.get()] == ["first", "second"]
+
+    asyncio.run(run())
+
+
+def test_calls_that_end_while_they_wait_for_a_connection_are_forgotten() -> None:
+    async def answer(connection: int, stream: int, writer: asyncio.StreamWriter) -> None:
+        raise AssertionError("it allows no streams")
+
+    async def run() -> None:
+        greeting = frames.settings({frames.MAX_CONCURRENT_STREAMS: 0})
+        async with scripted(answer, greeting) as url, transport_to(url) as transport:
+            with pytest.raises(DeadlineExceeded):
+                await transport.exchange("ServerLive", b"", 0.05)
+            for _ in range(100):
+                transport.start_infer(call(), 20, lambda response, error: None).abandon()
+            assert not transport._waiting
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        frames.frame(frames.PING, 0, 0, bytes(8)),
+        frames.frame(frames.DATA, frames.PADDED, 1, b"\x01\x00"),
+    ],
+    ids=["pings", "padding"],
+)
+def test_a_server_that_reads_no_acknowledgements_is_left(sent: bytes) -> None:
+    async def answer(connection: int, stream: int, writer: asyncio.StreamWriter) -> None:
         while True:  # and never reads
-            writer.write(pings)
+            writer.write(sent * 4096)
             await writer.drain()
 
     with pytest.raises(ConnectionLost, match="does not read the acknowledgements"):
@@ -374,3 +576,23 @@ def test_a_server_that_takes_no_calls_is_not_asked_for_ever() -> None:
 
     with pytest.raises(ConnectionFailed, match="without taking a call"):
         outcome(answer, greeting=frames.settings({}) + frames.goaway(0, 0))
+
+
+def test_a_call_that_only_the_first_server_could_carry_fails_with_its_error() -> None:
+    def make(address: Address, options: ClientOptions) -> Transport:
+        if address.protocol == "grpc":
+            return RpcTransport(address, options, BusyPoll())
+        return HttpTransport(address, options)
+
+    async def run() -> None:
+        gone, other = free_ports(2)
+        url = f"http://127.0.0.1:{gone},grpc://127.0.0.1:{other}"
+        transport = BalancedTransport(url, Address.parse_all(url), ClientOptions(), make)
+        await transport.open()
+        # JSON carries this number, but protobuf does not.
+        asked = replace(call(), parameters={"number": 2**64})
+        with pytest.raises(ConnectionFailed, match=f"refused by http://127.0.0.1:{gone}"):
+            await asyncio.wait_for(transport.infer(asked), 20)
+        await transport.close()
+
+    asyncio.run(run())

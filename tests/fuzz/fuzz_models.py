@@ -27,7 +27,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -51,6 +51,10 @@ MIB = 1 << 20
 LOADS = 4
 #: Seconds within which the server must answer. A trial is stopped after 20 s.
 PATIENCE = 120.0
+#: A damaged configuration may ask for a wait of years, so requests to such models have a deadline.
+CONFIGURATIONS = ("config.pbtxt", "model.toml")
+NO_HEADERS: Mapping[str, str] = {}
+DEADLINE = {"grpc-timeout": "10S"}
 OPTIONS = (
     "--model-control-mode=explicit",
     "--load-model=add1",
@@ -68,9 +72,18 @@ CONTAINED = {
 }
 #: The name of an exception, at the beginning of the reason of a load, that no code expected.
 UNEXPECTED = re.compile(r"at UNAVAILABLE state: \w*(?:[Ee]rror|Exception|Exit|Iteration): ")
+#: Why a request to a loaded model may get no result if its configuration is damaged: it asks for a version
+#: that is not there, or for a longer wait than the request's deadline allows.
+CONFIGURED = re.compile(
+    r"label '[^']*' points to version .* which no repository holds|The deadline of the request"
+)
 #: How the error of a request begins if the runtime cannot run the model.
 FAILED = re.compile(r"model '[\w.]+' failed: ")
+#: The same for a model that is Python code, whose handler may raise an exception.
+CODE_FAILED = re.compile(r"model '[\w.]+' version 1 failed: ")
 TRACEBACK = "Traceback (most recent call last)"
+#: What a traceback shows if the handler of an archive, which is the user's code, raised the exception.
+HANDLER = re.compile(r"import_module\(module_name\)|entry\(None, context\)|classes\[0\]\(\)|self\._handle\(")
 #: The most elements of an input of a served copy that a request is made for.
 MOST_ELEMENTS = 1 << 16
 
@@ -99,9 +112,12 @@ class Outcome:
     reason: str = ""
 
 
-def ask(url: str, body: object = None, method: str = "POST") -> Answer:
+def ask(
+    url: str, body: object = None, method: str = "POST", headers: Mapping[str, str] = NO_HEADERS
+) -> Answer:
     data = json.dumps(body).encode() if body is not None else b"" if method == "POST" else None
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    named = {"Content-Type": "application/json", **headers}
+    request = urllib.request.Request(url, data, named, method=method)
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return Answer(answer.status, answer.read().decode())
@@ -124,15 +140,27 @@ def outcome_of_load(answer: Answer) -> Outcome:
     return Outcome("finding", f"the load gets status {answer.status}: {answer.text}")
 
 
-def outcome_of_request(answer: Answer) -> Outcome:
-    """What the answer to a request says about the file of a model that is served."""
+def outcome_of_request(answer: Answer, *, code: bool = False) -> Outcome:
+    """What the answer to a request says about the file of a served model, which may be Python `code`."""
     if answer.status == 200:
         return Outcome("served")
     if 400 <= answer.status < 500 and answer.error:
         return Outcome("served", answer.error)
-    if FAILED.match(answer.error):
+    if answer.status in (503, 504) and CONFIGURED.search(answer.error):
+        return Outcome("served", answer.error)
+    if FAILED.match(answer.error) or (code and CODE_FAILED.match(answer.error)):
         return Outcome("failing", answer.error)
     return Outcome("finding", f"a request gets status {answer.status}: {answer.text}")
+
+
+def traceback_in(printed: str) -> str:
+    """A log from its first traceback on that does not lead into the handler of an archive; "" without one."""
+    begin = 0
+    for record in printed.splitlines(keepends=True):
+        if TRACEBACK in record and not HANDLER.search(record):
+            return printed[begin:]
+        begin += len(record)
+    return ""
 
 
 def zeros(metadata: dict[str, Any]) -> dict[str, Any] | None:
@@ -154,8 +182,8 @@ class Tally:
 
     counts: Counter[str] = field(default_factory=Counter)
     findings: list[str] = field(default_factory=list)
-    #: The copies that would have harmed the server, had there been no trial.
-    contained: list[str] = field(default_factory=list)
+    #: The copies that would have harmed the server, had there been no trial, and those that only fail.
+    noted: list[str] = field(default_factory=list)
 
 
 class Campaign:
@@ -206,8 +234,8 @@ class Campaign:
             where = f"--first {number} {'--files 0 --crafted 1' if crafted else '--files 1 --crafted 0'}"
             if outcome.kind == "finding":
                 self.tally.findings.append(f"{where}: {outcome.reason[:600]}")
-            elif outcome.kind in CONTAINED:
-                self.tally.contained.append(f"{where}: {outcome.reason[-200:]}")
+            elif outcome.kind in CONTAINED or outcome.kind == "failing":
+                self.tally.noted.append(f"{outcome.kind}: {where}: {outcome.reason[-200:]}")
 
     def _load(self, name: str, write: Callable[[Path], object]) -> Outcome:
         """Loads a model; if it is served, sends one request and unloads it. `write` writes its folder."""
@@ -234,7 +262,12 @@ class Campaign:
         if metadata.status != 200:
             return outcome_of_request(metadata)
         request = zeros(json.loads(metadata.text))
-        return Outcome("served") if request is None else outcome_of_request(ask(f"{model}/infer", request))
+        if request is None:
+            return Outcome("served")
+        answer = ask(
+            f"{model}/infer", request, headers=DEADLINE if self._kind in CONFIGURATIONS else NO_HEADERS
+        )
+        return outcome_of_request(answer, code=self._kind == "mar")
 
     def _read_log(self, number: int) -> None:
         """Looks for tracebacks in what the server has printed since the last look."""
@@ -242,9 +275,8 @@ class Campaign:
             log.seek(self._log_read)
             printed = log.read().decode("utf-8", "replace")
             self._log_read = log.tell()
-        if TRACEBACK in printed:
-            said = printed[printed.index(TRACEBACK) :][:3000]
-            self.tally.findings.append(f"a traceback in the log, up to copy {number}:\n{said}")
+        if said := traceback_in(printed):
+            self.tally.findings.append(f"a traceback in the log, up to copy {number}:\n{said[:3000]}")
         if not self.alive:
             status = self._server.process.returncode
             self.tally.findings.append(f"the server ended with status {status}:\n{printed[-3000:]}")
@@ -276,8 +308,8 @@ async def one_format(kind: str, seed: int, first: int, files: int, crafted: int)
     counts = ", ".join(f"{count} {what}" for what, count in tally.counts.most_common())
     click.echo(f"{kind}: {files} damaged, {crafted} crafted: {counts} in {seconds:.0f} s, {grown:+.0f} MB")
     click.echo(f"  honest client: {comparison}")
-    for one in tally.contained[:10]:
-        click.echo(f"  contained: {one}")
+    for one in tally.noted[:20]:
+        click.echo(f"  {one}")
     for finding in findings[:10]:
         click.echo(f"  FINDING --format {kind} --seed {seed} {finding}")
     return len(findings)

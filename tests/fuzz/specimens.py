@@ -13,6 +13,7 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 PYTHON: Final = "class Model:\n    def predict(self, x: float) -> float:\n        return x + 1\n"
+HANDLER: Final = "def handle(data, context):\n    return [str(len(row)) for row in data or ()]\n"
 PBTXT: Final = """backend: "onnxruntime" max_batch_size: 8
 input [{ name: "INPUT0" data_type: TYPE_FP32 dims: [ 16 ] }]
 output [{ name: "OUTPUT0" data_type: TYPE_FP32 dims: [ 16 ] }]
@@ -150,7 +151,7 @@ def archive(version: Path) -> None:
     )
     with zipfile.ZipFile(version / "model.mar", "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("MAR-INF/MANIFEST.json", manifest)
-        packed.writestr("handler.py", "def handle(data, context):\n    return data\n")
+        packed.writestr("handler.py", HANDLER)
         packed.writestr("w.bin", bytes(64))
         packed.writestr(
             "model-config.yaml", "minWorkers: 1\nmaxWorkers: 2\nbatchSize: 4\nhandler:\n  a: [1, 2]\n"

@@ -61,7 +61,7 @@ NAMES_OF_NO_MODEL = [
         ),
         (
             "none",
-            "models cannot be loaded or unloaded by request: this server's mode is none, it serves what .*; ",
+            "models cannot be loaded or unloaded by request: this server's mode is none, so it serves .*; ",
         ),
     ],
 )
@@ -85,7 +85,7 @@ def test_a_request_for_a_model_that_is_not_loaded_says_how_to_load_it(home: Home
         async with home(repository, mode="explicit") as server:
             with pytest.raises(
                 NotFound,
-                match=r"'add1' is not found: .*, load it: backline models load add1$",
+                match=r"'add1' is not found: .*; to load it: backline models load add1$",
             ):
                 await server.answer()
 
@@ -655,7 +655,7 @@ def test_a_policy_of_very_many_versions_is_refused(home: Homes, repository: Path
         text = json.dumps({"version_policy": {"specific": {"versions": list(range(1, 100_001))}}})
         async with home(repository, mode="explicit") as server:
             with pytest.raises(
-                InvalidArgument, match="names 100000 versions, at most 1000 are possible"
+                InvalidArgument, match="names 100000 versions; at most 1000 are allowed"
             ) as caught:
                 await server.lifecycle.load("add1", overrides=Overrides(text), who=WHO)
             assert len(caught.value.message) < 200
@@ -841,7 +841,7 @@ def test_labels_set_by_request_override_those_of_the_configuration(home: Homes, 
         async with home(repository, mode="poll", keep_previous_seconds=0) as server:
             assert await server.answer() == 1
             with pytest.raises(
-                InvalidArgument, match=r"given by its configuration: remove it there .*config\.pbtxt"
+                InvalidArgument, match=r"set in the model's configuration: remove it there .*config\.pbtxt"
             ):
                 await server.lifecycle.move_label(LabelMove("unlabel", "add1", "stable"), who=WHO)
             await server.lifecycle.move_label(LabelMove("promote", "add1", version="2"), who=WHO)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -13,12 +14,16 @@ import pytest
 from onnx import TensorProto, helper
 
 from backline.embedded.embedded import Embedded
+from backline.engine.config.model_config import Ensemble, EnsembleStep, ModelConfig
+from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, DeadlineExceeded, InvalidArgument, Unavailable
-from backline.engine.model import ModelState
+from backline.engine.model import Model, ModelState
 from backline.engine.ticket import Ticket
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest, SequenceStep
+from backline.engine.values.signature import Signature, TensorSpec
 from backline.engine.values.tensor import Tensor
+from backline.lifecycle.composed import with_media
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.schedule.cache.config import LocalOptions
 from support.embedded import start
@@ -384,3 +389,17 @@ async def test_in_a_namespace_an_ensemble_appears_with_the_model_its_repository_
 
     assert await value_of(program, "chain") == 1
     await program.stop()
+
+
+def test_an_ensemble_takes_the_kind_of_file_that_its_step_takes() -> None:
+    engine = Engine()
+    model = Model("pitch", "1", ModelConfig("pitch"), state=ModelState.READY)
+    text, sound = (TensorSpec(name, DataType.BYTES, (1,)) for name in ("text", "sound"))
+    model.signature = Signature((replace(sound, media="audio"), text), ())
+    engine.add(model)
+    steps = Ensemble((EnsembleStep("pitch", "", {"sound": "song", "text": "title"}, {}),))
+    inputs = (replace(text, name="title"), replace(sound, name="song"))
+
+    found = with_media(Signature(inputs, ()), engine, steps)
+
+    assert [(spec.name, spec.media) for spec in found.inputs] == [("title", ""), ("song", "audio")]

@@ -19,8 +19,7 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.values.device import Gpus
 from backline.lifecycle.memory import gpu_budgets
 from backline.lifecycle.memory.gpu_budgets import GpuBudgets, ReadGpus
-from backline.lifecycle.memory.held import HeldMemory
-from backline.lifecycle.memory.meter import LoadMeter
+from backline.lifecycle.memory.meter import HeldMemory, LoadMeter
 from backline.lifecycle.memory.needs import LoadKind, Needs, load_kind
 
 GIB = 1 << 30
@@ -74,7 +73,7 @@ def test_a_driver_that_does_not_tell_what_is_in_use_is_an_error() -> None:
     def broken(_: Collection[int]) -> ReadGpus:
         raise OSError("libnvidia-ml.so.1: cannot open shared object file")
 
-    with pytest.raises(InvalidArgument, match="does not report what is in use: libnvidia-ml"):
+    with pytest.raises(InvalidArgument, match="does not report how much memory is in use: libnvidia-ml"):
         GpuBudgets(("1GiB",), lambda: Gpus((0,)), broken)
 
 
@@ -170,7 +169,7 @@ int nvmlDeviceGetMemoryInfo(void *handle, Memory *memory) {
 """
 _PROGRAM = """
 import os
-from backline.system.gpu_memory import GpuMemory
+from backline.system.nvml import GpuMemory
 
 os.environ["OWN_PID"] = str(os.getpid())
 os.putenv("OWN_PID", str(os.getpid()))
@@ -180,7 +179,7 @@ print({index: {"own" if pid == os.getpid() else pid: size for pid, size in held.
 print(GpuMemory([0])([])[0] == {os.getpid(): 7000})
 """
 _ACTIVITY = """
-from backline.system.gpu_activity import GpuActivity
+from backline.system.nvml import GpuActivity
 
 for gpu in GpuActivity()():
     print(gpu.index, gpu.name, gpu.used, gpu.total, gpu.busy)

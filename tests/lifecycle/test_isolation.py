@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -110,18 +110,18 @@ def test_files_of_a_load_request_are_tried_where_local_ones_are_not(
     assert tried == ["add1"]
 
 
+def running_trials(of_others: Collection[psutil.Process]) -> list[psutil.Process]:
+    """The trials of this process, except those that belong to processes of other tests."""
+    found = []
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        for fork_server in set(psutil.Process().children()).difference(of_others):
+            found += [one for one in fork_server.children(recursive=True) if os.getsid(one.pid) == one.pid]
+    return found
+
+
 def test_a_load_that_is_given_up_ends_its_process(home: Homes, repository: Path) -> None:
     models.endless(repository, "endless", grows=False)
     of_others = psutil.Process().children()
-
-    def running_trials() -> list[psutil.Process]:
-        found = []
-        with suppress(psutil.NoSuchProcess, ProcessLookupError):
-            for fork_server in set(psutil.Process().children()).difference(of_others):
-                found += [
-                    one for one in fork_server.children(recursive=True) if os.getsid(one.pid) == one.pid
-                ]
-        return found
 
     async def scenario() -> None:
         async with home(repository, mode="explicit", isolate="new") as server:
@@ -130,11 +130,11 @@ def test_a_load_that_is_given_up_ends_its_process(home: Homes, repository: Path)
             nice = psutil.Process().nice() + NICENESS
             await asyncio.to_thread(
                 until,
-                lambda: (found := running_trials()) and all(one.nice() == nice for one in found),
+                lambda: (found := running_trials(of_others)) and all(one.nice() == nice for one in found),
                 seconds=90,
             )
             await server.lifecycle.unload("endless", who="Ada")
-            await asyncio.to_thread(until, lambda: not running_trials())
+            await asyncio.to_thread(until, lambda: not running_trials(of_others))
             with pytest.raises(BacklineError):
                 await loading
 
@@ -154,6 +154,71 @@ def test_a_fork_server_that_was_killed_is_started_again(home: Homes, repository:
             await server.lifecycle.unload("add1", who="Ada")
             await server.lifecycle.load("add1", who="Ada")
             assert await server.answer() == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_trial_that_ends_with_its_fork_server_does_not_blame_the_runtime(
+    home: Homes, repository: Path
+) -> None:
+    models.endless(repository, "endless", grows=False)
+    of_others = psutil.Process().children()
+
+    async def scenario() -> None:
+        async with home(repository, mode="explicit", isolate="new") as server:
+            loading = asyncio.create_task(server.lifecycle.load("endless", who="Ada"))
+            await asyncio.to_thread(until, lambda: running_trials(of_others), seconds=90)
+            for fork_server in set(psutil.Process().children()).difference(of_others):
+                fork_server.kill()
+            with pytest.raises(BacklineError, match="was killed, perhaps because"):
+                await loading
+
+    asyncio.run(scenario())
+
+
+def test_a_load_does_not_wait_forever_for_a_frozen_fork_server(
+    home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models.add1(repository)
+
+    async def scenario() -> None:
+        async with home(repository, mode="explicit", isolate="always") as server:
+            before = set(psutil.Process().children())  # of other tests
+            await server.lifecycle.load("add1", who="Ada")
+            (fork_server,) = set(psutil.Process().children()) - before
+            await server.lifecycle.unload("add1", who="Ada")
+            fork_server.suspend()
+            with monkeypatch.context() as patch:
+                patch.setattr(TrialLimits, "of", lambda *_, **__: TrialLimits(0.3, 1 << 40, 1 << 20))
+                patch.setattr(trial_processes, "_LEAST_IMPORT", 0.3)
+                with pytest.raises(BacklineError, match=r"start a trial within 0\.3 s.*--load-timeout-secs"):
+                    await asyncio.wait_for(server.lifecycle.load("add1", who="Ada"), 20)
+            fork_server.resume()
+            await server.lifecycle.load("add1", who="Ada")
+            assert await server.answer() == 1
+
+    asyncio.run(scenario())
+
+
+def test_an_import_does_not_count_as_time_of_the_trial(
+    home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models.add1(repository)
+
+    async def scenario() -> None:
+        async with home(repository, mode="explicit", isolate="always") as server:
+            before = set(psutil.Process().children())  # of other tests
+            await server.lifecycle.load("add1", who="Ada")
+            (fork_server,) = set(psutil.Process().children()) - before
+            await server.lifecycle.unload("add1", who="Ada")
+            monkeypatch.setattr(TrialLimits, "of", lambda *_, **__: TrialLimits(0.0, 1 << 40, 1 << 20))
+            fork_server.suspend()
+            loading = asyncio.create_task(server.lifecycle.load("add1", who="Ada"))
+            await asyncio.sleep(0.5)
+            assert not loading.done()
+            fork_server.resume()
+            with pytest.raises(BacklineError, match="did not finish loading"):
+                await loading
 
     asyncio.run(scenario())
 

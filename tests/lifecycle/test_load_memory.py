@@ -10,8 +10,7 @@ import pytest
 
 from backline.engine.config.instance_group import InstanceGroup
 from backline.engine.config.model_config import ModelConfig
-from backline.lifecycle.memory.held import HeldMemory
-from backline.lifecycle.memory.meter import LoadMeter
+from backline.lifecycle.memory.meter import HeldMemory, LoadMeter
 from backline.lifecycle.memory.needs import LoadKind, Need, Needs, load_kind
 from backline.system.memory import resident_bytes, trim
 
@@ -195,3 +194,14 @@ def test_memory_of_a_load_is_measured_and_returned() -> None:
     del data
     trim()
     assert resident_bytes() < taken - 60 * MIB
+
+
+def test_the_kind_of_a_load_does_not_depend_on_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.onnx").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    kind = load_kind(ModelConfig("m"), "print", "m/1/model.onnx", {"m/1/model.onnx": 100})
+
+    assert kind.backend == "onnxruntime"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backline.backends.onnxruntime import OnnxModel
 from backline.engine.errors import Internal
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest
 from backline.engine.values.tensor import Tensor
+from backline.lifecycle.loading import loaded_here
+from support import models
 from support.networks import FLOAT, build, floats, ints, node
 
 Homes = Callable[..., Any]
@@ -200,3 +204,34 @@ def test_threads_may_recall_measurements_at_the_same_time(home: Homes, repositor
             [sys.executable, "-c", RECALL, str(kept.parents[1])], capture_output=True, timeout=60, check=False
         )
         assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("slow", [True, False], ids=["slow", "quick"])
+@pytest.mark.parametrize("isolate", ["new", "never"])
+def test_slow_first_runs_of_a_model_whose_measurements_are_known_do_not_block_the_event_loop(
+    home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch, isolate: str, slow: bool
+) -> None:
+    """They may be known from a trial in another process, or from an earlier start."""
+    ran_on: list[threading.Thread] = []
+    run = OnnxModel.run
+
+    def noted(self: OnnxModel, *args: Any) -> list[np.ndarray]:
+        ran_on.append(threading.current_thread())
+        return run(self, *args)
+
+    file = models.add1(repository)
+    (file.parent.parent / "model.toml").write_text('lane = "inline"\n')
+    monkeypatch.setattr(OnnxModel, "run", noted)
+    monkeypatch.setattr(loaded_here, "SLOW_FIRST_RUN", -1.0 if slow else 60.0)
+
+    async def scenario() -> None:
+        if isolate == "never":
+            async with home(repository):
+                ran_on.clear()
+        async with home(repository, isolate=isolate) as server:
+            assert 1 < len(ran_on) <= 3 if slow else not ran_on  # it was not measured again
+            assert threading.current_thread() not in ran_on
+            assert await server.answer() == 1
+            assert ran_on[-1] is threading.current_thread()
+
+    asyncio.run(scenario())

@@ -219,25 +219,32 @@ def test_an_unload_gives_the_memory_of_a_large_model_back(tmp_path: Path) -> Non
         "explicit",
     ) as server:
         process = psutil.Process(server.process.pid)
+
+        def private() -> int:
+            # Pages of libraries come and go with what the server last did.
+            memory = process.memory_info()
+            return memory.rss - memory.shared
+
         after: list[int] = []
         with connect(server.url) as client:
             for _ in range(6):
                 client.load("large")
                 assert client["large"](np.zeros((1, side), np.float32)) is not None
+                loaded = private()
                 client.unload("large")
-                limit = after[0] * 1.05 if after else process.memory_info().rss - 80 * MB
+                limit = after[1] * 1.05 if len(after) > 1 else loaded - 80 * MB
                 end = time.monotonic() + 20
-                while (
-                    process.memory_info().rss > limit and time.monotonic() < end
-                ):  # freed shortly after the response
+                while private() > limit and time.monotonic() < end:  # freed shortly after the response
                     client.live()
-                after.append(process.memory_info().rss)
-        assert after[-1] <= after[0] * 1.05
+                after.append(private())
+        # The first load also allocates what all later ones use again.
+        assert after[-1] <= after[1] * 1.05
 
 
 def test_a_version_kept_for_a_rollback_is_evicted_before_any_other(base: int, tmp_path: Path) -> None:
-    side = 2000  # 16 MB of weights
-    weights = 16 * MB
+    # 64 MB of weights each: what the runtime allocates at its first load and run, some 8 MB, is counted for
+    # the model that is loaded then, and must not decide.
+    side, weights = 4000, 64 * MB
     for name, version in (("kept", "1"), ("kept", "2"), ("other", "1")):
         networks.build(
             tmp_path / "models" / name / version / "model.onnx",

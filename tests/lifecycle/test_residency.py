@@ -13,7 +13,7 @@ import pytest
 from backline.engine.errors import Unavailable
 from backline.engine.values.device import CPU
 from backline.lifecycle.memory import residency
-from backline.lifecycle.memory.held import Held
+from backline.lifecycle.memory.meter import Held
 from backline.lifecycle.memory.needs import Need
 from backline.lifecycle.memory.residency import Reservation, Residency
 from backline.lifecycle.memory.room import Demand, Shortage, Tenant, make_room

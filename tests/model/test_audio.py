@@ -70,7 +70,7 @@ def test_channels_come_first() -> None:
 
 
 def test_other_numbers_of_channels_are_refused() -> None:
-    with pytest.raises(InvalidArgument, match="the sound has 4 channels, expected 2 or 1"):
+    with pytest.raises(InvalidArgument, match="the audio has 4 channels, expected 2 or 1"):
         Audio[RATE, 2].decode(written(np.zeros((10, 4))))
 
 
@@ -80,7 +80,7 @@ def test_a_file_without_samples_decodes_to_an_empty_array() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"no sound", b"RIFF\x00\x00\x00\x00WAVE", b"\x89PNG\r\n\x1a\n"])
 def test_an_invalid_sound_file_is_refused_with_a_readable_reason(data: bytes) -> None:
-    with pytest.raises(InvalidArgument, match="the sound cannot be decoded: ") as caught:
+    with pytest.raises(InvalidArgument, match="the audio cannot be decoded: ") as caught:
         Audio[16000].decode(data)
     assert "object at" not in caught.value.message
 
@@ -90,11 +90,11 @@ def test_a_small_file_that_decodes_to_a_huge_sound_is_refused() -> None:
 
     assert len(silence) < 100_000
     with pytest.raises(
-        InvalidArgument, match="the sound has 2000000 bytes when it is decoded, more than 1000000"
+        InvalidArgument, match="the audio has 2000000 bytes when it is decoded, more than 1000000"
     ):
         Audio[RATE].decode(silence, 1_000_000)
     with pytest.raises(
-        InvalidArgument, match="the sound has 64000000000 bytes"
+        InvalidArgument, match="the audio has 64000000000 bytes"
     ):  # 500,000 s at one sample a second, resampled
         Audio[32000].decode(written(np.zeros(500_000), 1))
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from time import monotonic_ns, thread_time
+from types import FrameType
 
 import numpy as np
 import pytest
@@ -73,6 +75,28 @@ def test_a_page_of_1000_models_blocks_the_event_loop_for_two_milliseconds_at_mos
 
     # A garbage collection or a preempted interpreter may spoil one attempt.
     assert any(asyncio.run(longest_turn()) < LONGEST_TURN for _ in range(8))
+
+
+def test_no_piece_of_a_page_looks_at_all_models() -> None:
+    """Counts calls of functions, which unlike times do not depend on the machine."""
+    models = 400
+    calls = 0
+
+    def called(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    pieces = Metrics(full_engine(models))._pieces()
+    longest = 0
+    before = sys.getprofile()
+    sys.setprofile(called)
+    try:
+        for _ in pieces:
+            longest, calls = max(longest, calls), 0
+    finally:
+        sys.setprofile(before)
+
+    assert longest < models / 2
 
 
 def test_scrapes_during_a_page_share_the_next_page() -> None:

@@ -166,7 +166,7 @@ def test_impossible_recordings_are_refused(tmp_path: Path) -> None:
                 home.recorder.start("m", count=count)
         with pytest.raises(NotFound, match="'other' is not found"):
             home.recorder.start("other", count=1)
-        with pytest.raises(NotFound, match="no requests of model 'm' were recorded"):
+        with pytest.raises(NotFound, match="no requests of model 'm' have been recorded"):
             home.recorder.state("m")
         home.model.state = ModelState.UNAVAILABLE
         with pytest.raises(Unavailable, match="not at ready state"):

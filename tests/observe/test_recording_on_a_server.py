@@ -75,7 +75,7 @@ def test_the_command_records_and_the_next_load_replays(tmp_path: Path) -> None:
     recorded_file(state, "add1").write_bytes(b"damaged")
     with serve(tmp_path / "models", tmp_path / "log", "--state-dir", str(state), ready=False) as server:
         until(lambda: "failed to load 'add1'" in server.output, lambda: server.output)
-        assert "add1.tfrecord', record 1: the file ends in the middle of it" in server.output
+        assert "add1.tfrecord', record 1: the file ends in the middle of this record" in server.output
 
 
 @pytest.mark.parametrize(
@@ -109,5 +109,5 @@ def test_a_model_without_a_recording_is_404(server: ServerProcess) -> None:
     status, document = ask(server, "GET", "/v2/models/ident/record")
     assert (status, document["error"]) == (
         404,
-        "no requests of model 'ident' were recorded since the server started",
+        "no requests of model 'ident' have been recorded since the server started; start a recording first",
     )

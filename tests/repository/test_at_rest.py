@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from backline.repository.at_rest import AT_REST, LONGEST_REST, FilesAtRest, Seen
+from backline.repository.local import AT_REST, LONGEST_REST, FilesAtRest, Seen
 
 
 class Copy:
     """A file that grows, with a clock that the test sets."""
 
-    def __init__(self) -> None:
-        self.files = FilesAtRest()
+    def __init__(self, *, edited: bool = False) -> None:
+        self.files = FilesAtRest(edited=edited)
         self.now = 1000.0
         self.written = 1000.0
         self.size = 0
@@ -46,6 +46,14 @@ def test_a_file_that_has_grown_slowly_must_rest_longer_than_its_pauses(pause: fl
         copy.write(after=pause)
         assert copy.wait(after=0.2) > pause - 0.2
     assert copy.wait(after=min(4 * pause, LONGEST_REST)) == 0
+
+
+def test_a_file_that_is_edited_again_and_again_is_complete_a_second_after_each_change() -> None:
+    copy = Copy(edited=True)
+    copy.wait()
+    for _ in range(3):
+        copy.write(after=5.0)
+        assert copy.wait() == pytest.approx(AT_REST)
 
 
 def test_a_pause_that_is_too_long_ends_a_copy() -> None:

@@ -1,13 +1,15 @@
-"""A repository on local disk: only files unchanged since the scan are fetched, and changes are noticed."""
+"""A repository on local disk: only files unchanged since the scan are loaded, and changes are noticed."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from backline.engine.errors import NotFound, Unavailable
 from backline.repository import file_events, local
 from backline.repository.local import LocalRepository
 from support.repositories import ONNX, put
+from support.waiting import settled, until
 
 #: Longer than a test, and far longer than any event takes: a change noticed in this time was noticed by an
 #: event.
@@ -41,7 +44,7 @@ async def test_fetch_returns_the_files_in_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["rewritten", "replaced", "removed", "warmup"])
-async def test_files_changed_since_the_scan_are_not_fetched(change: str, tmp_path: Path) -> None:
+async def test_files_changed_since_the_scan_are_not_loaded(change: str, tmp_path: Path) -> None:
     file = put(tmp_path / "m" / "1" / "model.onnx", "aaaa")
     sample = put(tmp_path / "m" / "warmup" / "sample", "bbbb")
     repository = open_local(tmp_path)
@@ -57,8 +60,10 @@ async def test_files_changed_since_the_scan_are_not_fetched(change: str, tmp_pat
     else:
         sample.unlink()
 
+    fetched = await repository.fetch(model, model.versions[0], lambda done, total: None)
+
     with pytest.raises(Unavailable, match=r"' changed while it was being loaded"):
-        await repository.fetch(model, model.versions[0], lambda done, total: None)
+        fetched.check()
 
 
 async def test_a_changed_configuration_does_not_prevent_a_fetch(tmp_path: Path) -> None:
@@ -69,7 +74,9 @@ async def test_a_changed_configuration_does_not_prevent_a_fetch(tmp_path: Path) 
 
     config.write_text("instance_group { count: 2 }")
 
-    assert (await repository.fetch(model, model.versions[0], lambda done, total: None)).path.exists()
+    fetched = await repository.fetch(model, model.versions[0], lambda done, total: None)
+    fetched.check()
+    assert fetched.path.exists()
 
 
 async def test_a_repository_that_vanishes_is_reported_and_may_come_back(tmp_path: Path) -> None:
@@ -120,7 +127,7 @@ async def test_a_swapped_folder_is_still_watched(tmp_path: Path, monkeypatch: py
         (tmp_path / "next").symlink_to("b")
         (tmp_path / "next").rename(tmp_path / "current")
         await noticed.next()
-        await noticed.next()  # the first scan of the new watch
+        await noticed.until_quiet()  # a new watch begins with a scan
 
         put(tmp_path / "b" / "m" / "3" / "model.onnx")
         await noticed.next()
@@ -140,6 +147,27 @@ async def test_a_list_of_models_watches_their_folders(tmp_path: Path) -> None:
 
         models.write_text("model_config_list {}")
         await noticed.next()
+
+
+async def test_the_event_loop_never_waits_for_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[threading.Thread] = []
+    stat = os.stat
+
+    def noted(path: Any, *rest: Any, **more: Any) -> os.stat_result:
+        if str(path).startswith(str(tmp_path)):
+            looked.append(threading.current_thread())
+        return stat(path, *rest, **more)
+
+    monkeypatch.setattr(file_events, "_CHECK", 0.05)
+    monkeypatch.setattr(os, "stat", noted)
+    async with Noticed(open_local(tmp_path)) as noticed:
+        await asyncio.to_thread(put, tmp_path / "m" / "1" / "model.onnx")
+        await noticed.next()
+        await asyncio.to_thread(until, lambda: len(looked) >= 5)
+
+    assert threading.current_thread() not in looked
 
 
 @pytest.mark.parametrize("why", ["network", "missing package"])
@@ -213,6 +241,12 @@ class Noticed:
     async def next(self) -> None:
         await asyncio.wait_for(self._queue.get(), 30)
 
+    async def until_quiet(self) -> None:
+        """Waits until changes are no longer noticed, and forgets those that were."""
+        await asyncio.to_thread(settled, lambda: self.count, 0.6)
+        while not self._queue.empty():
+            self._queue.get_nowait()
+
     async def _collect(self) -> None:
         async for _ in self._changes:
             self.count += 1
@@ -221,7 +255,8 @@ class Noticed:
 
 async def fetch_of(repository: LocalRepository) -> None:
     (model,) = await repository.scan()
-    await repository.fetch(model, model.versions[0], lambda done, total: None)
+    fetched = await repository.fetch(model, model.versions[0], lambda done, total: None)
+    fetched.check()
 
 
 async def test_a_file_that_is_still_being_written_is_not_loaded_by_the_watch(

@@ -59,7 +59,7 @@ def test_a_file_that_vanishes_after_the_listing_is_reported(tmp_path: Path) -> N
     listing = walk(tmp_path)
     file.unlink()
 
-    with pytest.raises(InvalidArgument, match=r"config.pbtxt: cannot be read: No such file or directory"):
+    with pytest.raises(InvalidArgument, match=r"config.pbtxt' cannot be read: No such file or directory"):
         listing.read("config.pbtxt")
 
 
@@ -72,7 +72,7 @@ def test_nested_folders_are_read_to_a_maximum_depth(tmp_path: Path) -> None:
     listing = walk(tmp_path)
 
     (entry,) = listing.files.values()
-    assert entry.problem.endswith("is more than 16 folders deep, and is not searched")
+    assert entry.problem.endswith("is more than 16 folders deep, and is not searched: move it up")
 
 
 def test_links_into_each_other_do_not_loop(tmp_path: Path) -> None:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backline.engine.config.model_config import QueuePolicy
 from backline.engine.ticket import Ticket
-from backline.schedule.batching import BatchPolicy, Formed, form_batch
+from backline.schedule.batching import (
+    BRIEF_NS,
+    LONGEST_GATHERING_NS,
+    SMALLEST_GROUP,
+    BatchPolicy,
+    Formed,
+    Gathering,
+    form_batch,
+)
 from backline.schedule.queues.plain import PlainQueue
 from backline.schedule.queues.priority import make_queue
 from backline.schedule.queues.queue import Queue, QueueSettings
@@ -269,3 +278,61 @@ def test_with_a_reach_a_request_with_any_key_may_end_the_wait() -> None:
     )
 
     assert (waiting.tickets, waiting.wait_until, waiting.lacking) == ([], SECOND, 1)
+
+
+def gathering(last: int, run_ns: int = BRIEF_NS - 1, share: float = 64, max_items: int = 64) -> Gathering:
+    """Returns a Gathering after a batch of `last` requests that ran for `run_ns`."""
+    made = Gathering()
+    made.ran(last, run_ns, share, max_items)
+    return made
+
+
+def test_after_a_brief_run_a_batch_gathers_while_every_turn_brings_requests() -> None:
+    brief = gathering(8)
+    assert [brief.goes_on(queued, 0) for queued in (3, 7, 7, 7)] == [True, True, False, True]
+
+
+def test_after_a_run_that_is_not_brief_a_batch_starts_at_once() -> None:
+    assert not gathering(8, BRIEF_NS).goes_on(3, 0)
+    assert not gathering(8, 0).goes_on(3, 0)
+
+
+def test_a_client_that_sends_one_request_at_a_time_is_not_delayed() -> None:
+    assert not gathering(1).goes_on(1, 0)
+    assert gathering(1).goes_on(2, 0)
+    assert gathering(2).goes_on(1, 0)
+
+
+def test_a_batch_starts_once_its_group_is_queued() -> None:
+    brief = gathering(12, share=12)
+    assert brief.group == 12
+    assert [brief.goes_on(queued, 0) for queued in (5, 11, 12)] == [True, True, False]
+
+
+def test_small_groups_do_not_start_at_once_and_large_groups_are_full_batches() -> None:
+    assert gathering(2, share=1.5).group == SMALLEST_GROUP
+    assert gathering(64, share=200).group == 64
+    assert gathering(8, BRIEF_NS, share=8).group == 0
+
+
+def test_a_group_grows_at_once_and_shrinks_slowly() -> None:
+    brief = gathering(16, share=16)
+    brief.ran(16, 1, 32, 64)
+    assert brief.group == 32
+    brief.ran(16, 1, 16, 64)
+    assert 16 < brief.group < 32
+    for _ in range(64):
+        brief.ran(16, 1, 16, 64)
+    assert brief.group == pytest.approx(16, abs=0.1)
+
+
+@given(st.integers(1, 64), st.lists(st.tuples(st.integers(1, 64), st.integers(0, LONGEST_GATHERING_NS // 4))))
+def test_a_batch_gathers_for_a_limited_time(last: int, turns: list[tuple[int, int]]) -> None:
+    brief = gathering(last)
+    queued = now = began = 0
+    for more, took in turns:
+        queued, now = queued + more, now + took
+        began = began or now
+        if not brief.goes_on(queued, now):
+            return
+        assert now < began + LONGEST_GATHERING_NS

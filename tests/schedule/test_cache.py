@@ -216,7 +216,7 @@ def test_options_are_tritons_with_units_and_possibly_in_several_values() -> None
         (["local"], "needs a size"),
         (["local,size=many"], "size is 'many'"),
         (["local,size=0"], "size is '0'"),
-        (["local,sise=1"], "unknown setting 'sise', expected size=.."),
+        (["local,sise=1"], "unknown setting 'sise', expected size"),
         (["redis,host=h,password=a,b"], "a part is not of the form NAME=VALUE"),
         (["redis,port=1"], "needs a host"),
         (["redis,host=h,port=x"], "port is 'x'"),

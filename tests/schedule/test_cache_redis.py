@@ -107,7 +107,8 @@ def test_an_outage_of_redis_is_logged_once_each_way_and_costs_little(
     caplog.set_level(logging.WARNING)
 
     async def scenario() -> None:
-        cache = RedisCache(RedisOptions("127.0.0.1", server.port))
+        # Long limits, because Redis may respond late on a busy machine. Connections are refused immediately.
+        cache = RedisCache(RedisOptions("127.0.0.1", server.port, socket_timeout=10.0, wait_timeout=10.0))
         cache.insert(b"k", outputs())
         await settled(cache)
         server.stop()

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from backline.engine.errors import Internal
+import asyncio
+from time import monotonic_ns
+from typing import ClassVar
+
+import pytest
+
+from backline.engine.config.model_config import QueuePolicy
+from backline.engine.errors import BacklineError, Internal, Unavailable
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
 from backline.engine.values.messages import InferRequest, InferResponse
+from backline.schedule.batching import BatchPolicy
+from backline.schedule.queues.queue import QueueSettings
+from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.tally import record_failure, record_shared_execution
 from backline.workers.batch import Batch
+from backline.workers.instance import Finished
 
 
 def batch(items: int, *, failed: bool, executed: bool = True, shared: bool = False) -> Batch:
@@ -61,3 +72,38 @@ def test_parts_that_ran_separately_count_separately() -> None:
     record_shared_execution(statistics, [batch(1, failed=False), batch(2, failed=False)])
 
     assert statistics.execution_count == 0
+
+
+class Refusing:
+    """Refuses every batch at once, as an instance does whose worker processes have ended."""
+
+    off_loop: ClassVar[bool] = True
+
+    def run(self, batch: Batch, finished: Finished) -> None:
+        batch.gathered_ns = batch.ran_ns = batch.ended_ns = monotonic_ns()
+        batch.outcomes = [Unavailable("no worker")] * len(batch.tickets)
+        finished(self, batch)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("most", [1, 8])
+async def test_all_requests_in_a_long_queue_fail_if_their_instance_refuses_them_at_once(most: int) -> None:
+    errors: list[BacklineError | None] = []
+    ended = asyncio.Event()
+
+    def failed(ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
+        errors.append(error)
+        if len(errors) == 3000:
+            ended.set()
+
+    settings = Settings(BatchPolicy(most), QueueSettings(QueuePolicy()))
+    loop = asyncio.get_running_loop()
+    scheduler = Scheduler("m", settings, [Refusing()], ModelStatistics(), loop=loop)
+    for _ in range(3000):
+        scheduler.submit(Ticket(InferRequest("m", {}, arrived_ns=monotonic_ns()), failed))
+    await asyncio.wait_for(ended.wait(), 10)
+
+    assert {type(error) for error in errors} == {Unavailable}
+    assert (scheduler.pending, scheduler.running) == (0, 0)

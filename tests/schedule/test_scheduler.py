@@ -9,11 +9,14 @@ import pytest
 
 from backline.engine.config.model_config import QueuePolicy
 from backline.engine.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable
-from backline.schedule.batching import BatchPolicy
+from backline.engine.values.messages import InferResponse
+from backline.schedule.batching import BRIEF_NS, BatchPolicy
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Settings
+from backline.workers.batch import Batch
 from backline.workers.here.execution import Execution
 from backline.workers.here.instances import ThreadInstance
+from backline.workers.instance import Finished
 from schedule.bench import Bench, values
 
 
@@ -83,6 +86,75 @@ def test_requests_queued_while_an_instance_is_busy_form_the_next_batch() -> None
         bench.model.gate.set()
         await asyncio.gather(first, *rest)
         assert bench.model.batches == [1, 8, 8, 4]
+        await bench.scheduler.close()
+
+    asyncio.run(scenario())
+
+
+class HeldInstance:
+    """An instance off the event loop whose runs end when the test says so, after `run_ns`."""
+
+    off_loop = True
+    memory = None
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self._running: list[tuple[Batch, Finished]] = []
+
+    def run(self, batch: Batch, finished: Finished) -> None:
+        self.batches.append(len(batch.tickets))
+        self._running.append((batch, finished))
+
+    def end(self, run_ns: int) -> None:
+        batch, finished = self._running.pop()
+        batch.gathered_ns, batch.ran_ns = batch.started_ns, batch.started_ns + run_ns
+        batch.ended_ns = batch.ran_ns
+        batch.outcomes = [InferResponse("m", "1", "", []) for _ in batch.tickets]
+        finished(self, batch)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("run_ns", "batches"), [(BRIEF_NS // 2, [2, 4]), (2 * BRIEF_NS, [2, 2])])
+def test_after_brief_runs_a_batch_waits_for_requests_of_the_next_turn(
+    run_ns: int, batches: list[int]
+) -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=True)
+        held = HeldInstance()
+        bench.scheduler.replace_instances([held])
+        answers = [bench.ask(1)[1], bench.ask(2)[1]]
+        await asyncio.sleep(0)
+        held.end(run_ns)
+        for _ in range(2):
+            answers += [bench.ask(1)[1], bench.ask(2)[1]]
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert held.batches == batches
+        while not all(answer.done() for answer in answers):
+            held.end(run_ns)
+        await bench.scheduler.close()
+
+    asyncio.run(scenario())
+
+
+def test_after_brief_runs_a_group_of_requests_runs_while_the_loop_receives_the_other() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=True, policy=BatchPolicy(64))
+        held = HeldInstance()
+        bench.scheduler.replace_instances([held])
+        answers = [bench.ask(1)[1] for _ in range(32)]
+        await asyncio.sleep(0)
+        held.end(BRIEF_NS // 2)
+        answers += [bench.ask(1)[1] for _ in range(20)]
+        assert held.batches == [32, 16]
+        answers += [bench.ask(1)[1] for _ in range(12)]
+        assert held.batches == [32, 16]
+        held.end(BRIEF_NS // 2)
+        assert held.batches == [32, 16, 16]
+        held.end(BRIEF_NS // 2)
+        await asyncio.gather(*answers)
         await bench.scheduler.close()
 
     asyncio.run(scenario())

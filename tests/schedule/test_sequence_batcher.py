@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from backline.schedule.rate_limit.permits import Permits, PermittedInstance
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.sequences.batcher import Lane, SequenceBatcher
 from backline.schedule.sequences.lanes import UNTIMED, SlotLane, SlotPolicy
-from backline.schedule.sequences.state_store import MemoryStateStore, StateKey
+from backline.schedule.sequences.state_store import MemoryStateStore, State, StateKey
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.workers.instance import Instance
 from schedule.world import AGAIN, Asked, HeldInstance, World
@@ -46,6 +47,7 @@ def batcher(
     iterative: bool = False,
     direct: bool = False,
     store: MemoryStateStore | None = None,
+    advice: str = "",
 ) -> SequenceBatcher:
     """One place per instance, or three direct ones. With a `store` the model has a state."""
     slots = 3 if direct else 1
@@ -72,12 +74,27 @@ def batcher(
             slots=slots,
             batched=True,
             idle_seconds=10.0,
-            store=store or MemoryStateStore(),
+            store=MemoryStateStore() if store is None else store,
             policy=QueuePolicy(),
             loop=world.loop,
             total=world.total,
+            advice=advice,
         )
     )
+
+
+class DistantStore(MemoryStateStore):
+    """Stores each state when the test says so."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._loop = loop
+        self.writing: list[asyncio.Future[None]] = []
+
+    def put(self, key: StateKey, state: State, seconds: float) -> asyncio.Future[None]:
+        super().put(key, state, seconds)
+        self.writing.append(self._loop.create_future())
+        return self.writing[-1]
 
 
 def asked(made: Asked | None) -> Asked:
@@ -246,6 +263,96 @@ def test_a_state_taken_over_without_a_run_stays_for_the_next_load(
     assert isinstance(taken_over.answers[0], Unavailable)
     state = world.loop.run_until_complete(store.take(key))
     assert state is not None
+
+
+def test_a_response_waits_until_the_state_behind_it_is_stored(world: World) -> None:
+    """Another server that gets the next request then finds this state, not the one before. The requests that
+    follow on this server run in order, so they wait as well.
+    """
+    store = DistantStore(world.loop)
+    instance = world.instance()
+    queue = batcher(world, [instance], store=store)
+    first = asked(world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True)))
+    second = asked(world.ask(queue.submit, [2.0], step=SequenceStep(1)))
+    world.loop.later(0)
+    world.loop.inside(instance.end)
+    world.loop.later(0)
+    assert (first.answers, second.started) == ([], False)
+
+    world.loop.inside(lambda: store.writing[0].set_result(None))
+    world.loop.later(0)
+
+    assert isinstance(first.answers[0], InferResponse)
+    assert second.started
+    world.loop.inside(instance.end)
+    drained: asyncio.Task[None] = world.loop.create_task(queue.drain(0))
+    world.loop.later(0)
+    assert (second.answers, drained.done()) == ([], False)
+    world.loop.inside(lambda: store.writing[1].set_result(None))
+    world.loop.later(0)
+    assert isinstance(second.answers[0], InferResponse)
+    assert drained.done()
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "not-stored"])
+def test_a_request_with_many_responses_ends_when_its_state_is_stored(
+    world: World, caplog: pytest.LogCaptureFixture, *, stored: bool
+) -> None:
+    store = DistantStore(world.loop)
+    instance = world.instance()
+    queue = batcher(world, [instance], store=store)
+    responses: list[InferResponse] = []
+    one = asked(
+        world.ask(
+            queue.submit,
+            [1.0],
+            step=SequenceStep(1, start=True),
+            on_response=lambda _, response: responses.append(response),
+        )
+    )
+    world.loop.later(0)
+    (run,) = world.running
+    for number in (1, 2):
+        y = Tensor("y", DataType.FP32, (1,), np.full(1, number, np.float32))
+        world.loop.inside(lambda y=y: run.tickets[0].respond(InferResponse("m", "1", "", [y])))
+    world.loop.inside(lambda: instance.end(silent=True))
+    world.loop.later(0)
+    assert (len(responses), one.answers) == (2, [])
+
+    for writing in store.writing:
+        end = partial(writing.set_result, None)
+        world.loop.inside(end if stored else partial(writing.set_exception, Unavailable("it is gone")))
+    world.loop.later(0)
+
+    assert one.answers == [None]
+    assert ("no other server can continue the sequence: it is gone" in caplog.text) is not stored
+
+
+def test_a_sequence_continues_although_its_state_cannot_be_stored(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = DistantStore(world.loop)
+    instance = world.instance()
+    queue = batcher(world, [instance], store=store)
+    one = asked(world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True)))
+    world.loop.later(0)
+    world.loop.inside(instance.end)
+    world.loop.inside(lambda: store.writing[0].set_exception(Unavailable("it is gone")))
+    world.loop.later(0)
+
+    assert isinstance(one.answers[0], InferResponse)
+    assert "no other server can continue the sequence: it is gone" in caplog.text
+    following = asked(world.ask(queue.submit, [1.0], step=SequenceStep(1)))
+    world.loop.later(0)
+    assert following.started
+
+
+def test_the_error_of_an_unknown_sequence_may_say_what_to_do(world: World) -> None:
+    queue = batcher(world, [world.instance()], store=MemoryStateStore(), advice="begin it again")
+    unknown = asked(world.ask(queue.submit, [1.0], step=SequenceStep(1)))
+    world.loop.later(0)
+
+    assert str(unknown.answers[0]).endswith("START flag on the first request of the sequence; begin it again")
 
 
 def test_an_idle_sequence_ends_although_a_request_with_a_late_deadline_waits(

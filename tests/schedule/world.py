@@ -110,8 +110,10 @@ class HeldInstance:
         if vacate is not None:
             vacate(self, self.vacated[-1][0])
 
-    def end(self, failing: int = 0) -> None:
-        """Ends the run: with responses, or with an error for all requests or for one."""
+    def end(self, failing: int = 0, *, silent: bool = False) -> None:
+        """Ends the run: with responses, with an error for all requests or for one, or, if `silent`, without
+        any more responses.
+        """
         if self.batch is None:
             batch, finished = self.vacated.pop(0)
         else:
@@ -124,6 +126,8 @@ class HeldInstance:
         outcomes: list[InferResponse | BacklineError | None] = [_doubled(ticket) for ticket in batch.tickets]
         if batch.abandoned:
             outcomes = [Cancelled("the request was cancelled")] * len(outcomes)
+        elif silent:
+            outcomes = [None] * len(outcomes)
         elif failing == AGAIN:
             outcomes = [Rescheduled("m", "1", ticket.request.id, []) for ticket in batch.tickets]
         elif failing == 2:
@@ -205,6 +209,7 @@ class World:
         step: SequenceStep | None = None,
         identity: str = "",
         then: Callable[[], None] | None = None,
+        on_response: Callable[[Ticket, InferResponse], None] | None = None,
     ) -> Asked | None:
         """Submits a request; None if it is refused."""
         data = np.array(values, np.float32)
@@ -222,6 +227,7 @@ class World:
                 arrived_ns=self.clock.ns,
             ),
             self._answered,
+            on_response,
         )
         ticket.batch_size, ticket.batch_key, ticket.identity = len(values), key, identity
         asked = ticket.context = Asked(number, ticket, values, then)
@@ -242,7 +248,8 @@ class World:
         self.claim(not asked.answers, "a request completes once")
         self.claim(ticket.state in (DONE, EXPIRED), "a completed ticket has ended")
         self.claim(ticket.owner is None, "a completed ticket has no owner")
-        self.claim((response is None) != (error is None), "a completion has a response or an error")
+        ends = ticket.takes_many and response is error is None
+        self.claim(ends or (response is None) != (error is None), "a completion has a response or an error")
         asked.answers.append(response or error)
         if response is not None:
             self.claim(response.id == ticket.request.id, "a response has the id of its request")

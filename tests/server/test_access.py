@@ -16,8 +16,11 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from backline.wire.http2 import frames
 from support.server import ServerProcess, serve
 from support.tools import make_certificate, run, tool
+from wire.conftest import read_answer
+from wire.http2.served import FrameClient
 
 ALLOWED = "https://console.example.com"
 FOREIGN = "http://evil.example"
@@ -325,6 +328,50 @@ def test_streams_to_allowed_origins_carry_cors_fields(served: ServerProcess) -> 
 
     assert (status, headers["access-control-allow-origin"]) == (200, ALLOWED)
     assert "OUTPUT0" in body
+
+
+#: Requests that are refused before their body has arrived: the path, the announced size and the status.
+REFUSED_EARLY = [("/v2/models/none/infer", 2_000_000, 404), (INFER, 10_000_000_000, 413)]
+
+
+@pytest.mark.parametrize(("path", "size", "status"), REFUSED_EARLY)
+def test_early_refusals_to_allowed_origins_carry_cors_fields(
+    served: ServerProcess, path: str, size: int, status: int
+) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nOrigin: {ALLOWED}\r\nContent-Length: {size}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", served.http_port), 30) as client:
+        client.sendall(head.encode())
+        answered, headers, _ = read_answer(client)
+
+    assert answered == status
+    assert headers["access-control-allow-origin"] == ALLOWED
+    assert headers["access-control-expose-headers"] == "*"
+
+
+@pytest.mark.parametrize(("path", "size", "status"), REFUSED_EARLY)
+def test_early_refusals_over_http2_carry_cors_fields(
+    served: ServerProcess, path: str, size: int, status: int
+) -> None:
+    fields = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "localhost")]
+    with FrameClient(served.http_port) as client:
+        block = client.encoder.encode([*fields, ("origin", ALLOWED), ("content-length", str(size))])
+        client.write(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block))
+        client.until(frames.HEADERS, 1)
+
+    assert client.fields[":status"] == str(status)
+    assert client.fields["access-control-allow-origin"] == ALLOWED
+
+
+def test_an_error_about_the_compression_of_a_body_carries_cors_fields(served: ServerProcess) -> None:
+    status, headers, _ = ask(served.http_port, "POST", INFER, BODY, origin=ALLOWED, content_encoding="br")
+
+    assert status == 415
+    assert headers["access-control-allow-origin"] == ALLOWED
+
+
+def test_early_refusals_to_other_origins_carry_no_cors_fields(served: ServerProcess) -> None:
+    headers = ask(served.http_port, "POST", INFER, BODY, origin=FOREIGN)[1]
+    assert not any(name.startswith("access-control") for name in headers)
 
 
 def test_a_malformed_origin_or_host_option_is_refused_at_startup() -> None:

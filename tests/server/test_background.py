@@ -132,7 +132,7 @@ def test_a_torch_module_is_served_with_any_batch_size() -> None:
         (5, "an object of type int cannot be served"),
         (lambda x: x, "no hint for its result"),
         (print, "cannot be served"),
-        (Scaler, "Scaler is a class: serve an object of it"),
+        (Scaler, "Scaler is a class: serve an instance of it"),
     ],
     ids=["number", "lambda", "builtin", "class"],
 )
@@ -160,7 +160,7 @@ def test_an_estimator_must_be_fitted() -> None:
     estimator = linear_model.LogisticRegression()
 
     for unfitted in (estimator, pipeline.make_pipeline(estimator)):
-        with pytest.raises(InvalidArgument, match="is not fitted: call its method fit"):
+        with pytest.raises(InvalidArgument, match="is not fitted: call its fit method"):
             backline.serve(unfitted)
 
 

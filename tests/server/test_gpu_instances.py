@@ -215,7 +215,7 @@ def test_an_onnx_model_without_its_gpu_warns_and_runs_on_the_cpu(server: ServerP
         "but the installed ONNX Runtime has no CUDAExecutionProvider"
     )
     assert f"{reason} (it has " in server.output
-    assert "pip install onnxruntime-gpu in place of onnxruntime: it runs on the CPU" in server.output
+    assert "pip install onnxruntime-gpu in place of onnxruntime. The model runs on the CPU" in server.output
     assert f"; on the CPU: {reason}" in because
 
 

@@ -255,7 +255,8 @@ def test_a_request_with_too_many_parts_is_refused(server: ServerProcess) -> None
         urllib.request.urlopen(f"{server.url}/v2/models/split_free/infer", body, timeout=10)
 
     assert refused.value.code == 400
-    assert "it runs 8 at once, in at most 4096 parts" in refused.value.read().decode()
+    told = refused.value.read().decode()
+    assert "runs at most 8 items at a time, and a request is split into at most 4096 parts" in told
 
 
 def test_without_the_setting_a_larger_request_is_refused(server: ServerProcess, ask: Ask) -> None:

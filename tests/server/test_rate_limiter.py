@@ -199,7 +199,7 @@ def test_calling_a_model_that_needs_a_resource_the_caller_holds_is_an_error(tmp_
         calling(tmp_path / "models", groups=limiter("memory", 1))
         program = await started(tmp_path)
         with pytest.raises(
-            Internal, match="would wait for model 'called', which might wait for 'memory' for ever"
+            Internal, match="would wait for model 'called', which might wait for 'memory' forever"
         ):
             await asyncio.wait_for(ask(program, "calling"), 10)
         await asyncio.wait_for(ask(program, "called"), 10)
@@ -220,7 +220,7 @@ def test_calling_a_model_is_allowed_if_enough_of_the_resource_remains(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("resources", "reason"), [((), "might wait for 'memory' for ever"), (("memory:129",), "")]
+    ("resources", "reason"), [((), "might wait for 'memory' forever"), (("memory:129",), "")]
 )
 def test_an_ensemble_whose_decoupled_step_holds_the_next_steps_resource_is_refused(
     tmp_path: Path, resources: tuple[str, ...], reason: str

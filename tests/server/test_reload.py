@@ -85,7 +85,7 @@ def test_sighup_with_broken_files_keeps_what_was_read_before(
         issued.key.write_text("broken")
         auth.write_text("[[keys]]")
         server.process.send_signal(signal.SIGHUP)
-        server.wait_for("new connections get the certificate read before")
+        server.wait_for("new connections still get the previous certificate")
         server.wait_for("the keys read before stay in force")
         assert status(server, context, key) == 200
 

@@ -210,3 +210,17 @@ def test_memory_of_large_requests_is_released(tmp_path: Path) -> None:
         while process.memory_info().rss > before + 32 * 1024 * 1024 and time.monotonic() < end:
             time.sleep(0.05)
         assert process.memory_info().rss < before + 32 * 1024 * 1024
+
+
+def test_a_crash_in_native_code_prints_the_stacks_of_all_threads(tmp_path: Path) -> None:
+    models.add1(tmp_path / "repository")
+    log_file = tmp_path / "server.log"
+    with serve(tmp_path / "repository", tmp_path / "output", f"--log-file={log_file}") as server:
+        server.process.send_signal(signal.SIGSEGV)
+        status = server.process.wait(30)
+        printed = server.output
+
+    assert status == -signal.SIGSEGV
+    assert "Fatal Python error: Segmentation fault" in printed
+    assert "Current thread" in printed
+    assert "serve_until_stopped" in printed

@@ -1,13 +1,18 @@
-"""The cost of startup: parts that no model of the repository needs are not even imported."""
+"""The cost of startup: parts that no model of the repository needs are not even imported, and threads rarely
+take the interpreter lock from each other.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import re
+import sys
 
 import numpy as np
 import pytest
 
 import backline
+from backline.server import SWITCH_INTERVAL, switching_often_after
 from support import models
 from support.server import serve
 
@@ -29,6 +34,9 @@ NOT_NEEDED = {
     "backline.observe.tracing.trace_file": "traces",
     "backline.repository.remote": "repositories elsewhere",
     "backline.repository.configuration.toml": "model.toml",
+    "backline.repository.configuration.reader": "models with a configuration file",
+    "backline.repository.configuration.override": "load requests with a configuration",
+    "backline.dialects.open_inference.configuration": "clients that ask for configurations",
     "backline.client": "clients",
     "backline.compat": "models written for other servers",
     "backline.dialects.console": "the console",
@@ -36,6 +44,12 @@ NOT_NEEDED = {
     "backline.dialects.plain": "plain HTTP",
     "backline.dialects.open_inference.grpc.service": "gRPC",
     "backline.wire.http2.connection": "HTTP/2",
+    "backline.access.auth_file": "files of keys, and keys in the environment",
+    "tomllib": "files of keys, and model.toml",
+    "secrets": "new keys",
+    "tempfile": "changes to files of keys",
+    "platformdirs": "systems other than Linux",
+    "shutil": "tables on terminals",
     "google.protobuf": "gRPC and config.pbtxt",
     "hpack": "HTTP/2",
     "rich": "tables and bars on terminals",
@@ -48,7 +62,7 @@ NOT_NEEDED = {
 }
 #: The most modules of Backline that a server with one ONNX model imports. Each costs about 0.3 ms of the
 #: start and 25 KB of memory: before you raise the number, find out whether a module can be imported late.
-MOST_MODULES = 270
+MOST_MODULES = 262
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +92,21 @@ def test_serving_an_onnx_model_imports_few_modules(imported: set[str]) -> None:
     own = sorted(name for name in imported if name.partition(".")[0] == "backline")
 
     assert len(own) <= MOST_MODULES, own
+
+
+@pytest.mark.parametrize("limit", [60.0, 0.0], ids=["a quick start", "a slow start"])
+def test_threads_take_turns_more_often_once_the_models_are_loaded_or_the_time_is_over(limit: float) -> None:
+    before = sys.getswitchinterval()
+
+    async def start() -> bool:
+        with switching_often_after(limit):
+            rarely = sys.getswitchinterval() == before
+            await asyncio.sleep(0.001)  # lets the event loop run timers that are due
+            slow = sys.getswitchinterval() != before
+        return rarely and slow == (limit == 0)
+
+    try:
+        assert asyncio.run(start())
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL)
+    finally:
+        sys.setswitchinterval(before)

@@ -52,8 +52,11 @@ def ints(*values: int) -> np.ndarray:
     return np.array(values, np.int64)
 
 
-def looping(path: Path, shape: tuple[int | str, ...] = ("N",)) -> None:
-    """Writes a model with output Y = X, FP32 of `shape`, negated max(ROUNDS) times; ROUNDS is INT64 [N]."""
+def looping(path: Path, shape: tuple[int | str, ...] = ("N",), *, in_branch: bool = False) -> None:
+    """Writes a model with output Y = X, FP32 of `shape`, negated max(ROUNDS) times; ROUNDS is INT64 [N].
+
+    With `in_branch`, the loop is in a branch that runs if max(ROUNDS) is above 0.
+    """
     body = helper.make_graph(
         [helper.make_node("Identity", ["going"], ["goes_on"]), helper.make_node("Neg", ["x"], ["y"])],
         "body",
@@ -71,5 +74,14 @@ def looping(path: Path, shape: tuple[int | str, ...] = ("N",)) -> None:
         helper.make_node("ReduceMax", ["ROUNDS"], ["most"], keepdims=0),
         helper.make_node("Loop", ["most", "", "X"], ["Y"], body=body),
     ]
-    build(path, nodes, [("X", FLOAT, shape), ("ROUNDS", INT64, ("N",))], [("Y", FLOAT, shape)])
+    if in_branch:
+        info = helper.make_tensor_value_info("Y", FLOAT, shape)
+        without = [helper.make_node("Identity", ["X"], ["Y"])]
+        branches = [helper.make_graph(part, "branch", [], [info]) for part in (nodes[1:], without)]
+        nodes[1:] = [
+            helper.make_node("Greater", ["most", "zero"], ["some"]),
+            helper.make_node("If", ["some"], ["Y"], then_branch=branches[0], else_branch=branches[1]),
+        ]
+    inputs: list[Value] = [("X", FLOAT, shape), ("ROUNDS", INT64, ("N",))]
+    build(path, nodes, inputs, [("Y", FLOAT, shape)], {"zero": np.array(0, np.int64)} if in_branch else None)
     onnx.checker.check_model(str(path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from backline.wire.application import Denial, Gate, Ingress
+from backline.wire.application import Denial, Fields, Gate, Ingress
 
 
 class OpenGate(Gate):
@@ -20,3 +20,6 @@ class OpenGate(Gate):
 
     def refused(self, denial: Denial, method: bytes, path: bytes, peer: str) -> None:
         """Never called, as no request is refused."""
+
+    def sharing(self, headers: Mapping[bytes, bytes]) -> Fields:
+        return ()

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import os
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter, thread_time
 
 import pytest
 import uvloop
 
 from backline.system import busy_poll
-from backline.system.busy_poll import BusyPoll
+from backline.system.busy_poll import BusyPoll, has_idle_core
 from backline.system.polled_socket import PolledSocket
 
 LONGEST = 0.02
+REAL_CHECK = busy_poll.has_idle_core
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +32,15 @@ NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
 
 class Iterations:
-    """Counts the iterations of a loop whose poll learned that input arrives every millisecond."""
+    """Counts the iterations of a loop whose poll learned that input arrives every millisecond. For each
+    input, the loop calls `work` once it has run out of input.
+    """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, poll: BusyPoll) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, poll: BusyPoll, work: Callable[[], None] = lambda: None
+    ) -> None:
         self.loop = loop
+        self.work = work
         self.poll = poll
         self.ours, self.theirs = socket.socketpair()
         self.ours.setblocking(False)
@@ -42,6 +51,7 @@ class Iterations:
         self.poll.arrived = True
         if self.poll.asleep:
             self.poll.wake()
+        self.loop.call_soon(self.loop.call_soon, self.work)
 
     async def teach(self) -> None:
         """Lets input arrive regularly, until the policy polls for it."""
@@ -103,9 +113,9 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def polls(clock: Clock, poll: BusyPoll, count: int) -> int:
+async def polls(clock: Clock, poll: BusyPoll, count: int, work: Callable[[], None] = lambda: None) -> int:
     """How many of `count` regular gaps the loop polls for, after it has learned from as many."""
-    iterations = Iterations(asyncio.get_running_loop(), poll)
+    iterations = Iterations(asyncio.get_running_loop(), poll, work)
     polled = 0
     for number in range(2 * count):
         iterations.theirs.send(b"x")
@@ -136,6 +146,130 @@ def test_there_is_no_poll_while_all_cores_are_busy(clock: Clock, monkeypatch: py
     poll.allow(200e-6)
 
     assert asyncio.run(polls(clock, poll, 150)) == 0
+
+
+@pytest.mark.parametrize(
+    "new_loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"]
+)
+def test_deferred_work_on_the_loop_does_not_count_as_a_loss_of_the_core(
+    clock: Clock, new_loop: NewLoop
+) -> None:
+    poll = BusyPoll()
+    poll.allow(200e-6)
+
+    def work() -> None:
+        clock.now += 120e-6
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(polls(clock, poll, 150, work)) == 150
+
+
+def test_the_check_for_an_idle_core_opens_no_file_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_idle_core()
+    monkeypatch.delattr(os, "open")
+    monkeypatch.delattr(io, "open")
+
+    assert has_idle_core() in (True, False)
+
+
+def test_a_core_counts_as_idle_if_a_model_has_closed_the_file_with_the_load(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "other").write_text("a b c d")
+    with (tmp_path / "other").open() as other:  # the number of the closed file is that of another file now
+        monkeypatch.setattr(busy_poll, "_load", other.fileno)
+        assert has_idle_core()
+
+    monkeypatch.setattr(busy_poll, "_load", lambda: 1 << 20)
+    assert has_idle_core()
+
+
+async def polls_by_kind(clock: Clock, poll: BusyPoll, count: int) -> tuple[int, int]:
+    """For how many of `count` gaps of each kind the loop polls: while it awaits a server, and a client."""
+    iterations = Iterations(asyncio.get_running_loop(), poll)
+    of_servers = of_clients = 0
+    for number in range(2 * count):
+        poll.awaited = 1
+        await turns()
+        of_servers += number >= count and not poll.asleep
+        clock.now += 50e-6
+        poll.awaited = 0
+        iterations.theirs.send(b"x")  # the response of the server, which is passed on to the client
+        await turns()
+        of_clients += number >= count and not poll.asleep
+        clock.now += 40e-6
+        poll.awaited = 1
+        iterations.theirs.send(b"x")  # the next request of the client, which is passed on to the server
+        await turns()
+    clock.now += 1.0
+    await turns()
+    iterations.close()
+    return of_servers, of_clients
+
+
+@pytest.mark.parametrize(
+    "new_loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"]
+)
+def test_a_loop_that_shares_its_core_with_the_client_still_polls_for_other_servers(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, new_loop: NewLoop
+) -> None:
+    poll = BusyPoll()
+    poll.allow(200e-6)
+    monkeypatch.setattr(busy_poll, "has_idle_core", lambda: poll.awaited > 0)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        of_servers, of_clients = runner.run(polls_by_kind(clock, poll, 200))
+
+    assert of_servers > 190
+    assert of_clients < 10
+
+
+@pytest.mark.parametrize(("cores", "polled"), [(2, False), (4, True)], ids=["2 cores", "4 cores"])
+@pytest.mark.parametrize("here", [True, False], ids=["this machine", "another"])
+def test_a_loop_leaves_few_cores_to_its_client_and_the_other_server_on_the_same_machine(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, cores: int, polled: bool, here: bool
+) -> None:
+    class Connection:
+        family = socket.AF_INET
+
+        def getsockname(self) -> tuple[str, int]:
+            return "127.0.0.1", 1
+
+        def getpeername(self) -> tuple[str, int]:
+            return ("127.0.0.1" if here else "192.0.2.1"), 2
+
+    monkeypatch.setattr(busy_poll, "_CORES", cores)
+    poll = BusyPoll()
+    poll.allow(200e-6)
+    poll.connected(Connection())
+
+    of_servers, of_clients = asyncio.run(polls_by_kind(clock, poll, 200))
+
+    assert of_servers > 190
+    assert (of_clients > 190) == (polled or not here)
+    assert (of_clients < 10) == (not polled and here)
+
+
+def test_a_connection_that_is_already_closed_does_not_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(busy_poll, "_CORES", 2)
+    with socket.socket() as unconnected:
+        BusyPoll().connected(unconnected)
+
+
+@pytest.mark.parametrize(
+    ("running", "cores", "idle"),
+    [(2, 2, True), (3, 2, True), (4, 2, False), (1, 1, True), (2, 1, False), (17, 16, True), (18, 16, False)],
+)
+def test_one_more_thread_than_there_are_cores_belongs_to_the_same_exchange(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, running: int, cores: int, idle: bool
+) -> None:
+    load = tmp_path / "loadavg"
+    load.write_text(f"0.20 0.18 0.12 {running}/80 11206\n")
+    monkeypatch.setattr(busy_poll, "_CORES", cores)
+    with load.open() as file:
+        monkeypatch.setattr(busy_poll, "_load", file.fileno)
+
+        assert REAL_CHECK() is idle
 
 
 def test_a_poll_that_was_not_allowed_never_runs() -> None:
@@ -175,6 +309,7 @@ def test_a_polled_socket_reads_what_a_blocking_one_reads() -> None:
     ours, theirs = socket.socketpair()
     polled = PolledSocket(ours)
     polled.allow(LONGEST)
+    buffer = bytearray(10)
 
     def echo() -> None:
         for _ in range(300):
@@ -186,8 +321,9 @@ def test_a_polled_socket_reads_what_a_blocking_one_reads() -> None:
     for number in range(300):
         message = b"%d" % number
         ours.send(message)
-        assert polled.recv(10) == message
-    assert polled.recv(10) == b""
+        size = polled.recv_into(buffer)
+        assert buffer[:size] == message
+    assert polled.recv_into(buffer) == 0
     peer.join()
     ours.close()
 
@@ -198,9 +334,12 @@ def test_a_polled_socket_sleeps_until_bytes_arrive() -> None:
     polled.allow(0.001)
     timer = threading.Timer(0.1, theirs.send, [b"late"])
     timer.start()
+    buffer = bytearray(10)
     began, cpu = perf_counter(), thread_time()
 
-    assert polled.recv(10) == b"late"
+    assert polled.recv_into(buffer) == 4
+
+    assert buffer[:4] == b"late"
 
     assert perf_counter() - began > 0.05
     assert thread_time() - cpu < 0.02

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from backline.system import file_watch
 from backline.system.file_watch import WATCH_INTERVAL, FileWatch
+from support.waiting import until
 
 
 class Clock:
-    """Stands in for the event loop: keeps the one timer of a watch."""
+    """Stands in for the event loop: keeps the one timer of a watch, and the one look at its files."""
 
     def __init__(self) -> None:
         self.delay = 0.0
@@ -25,8 +31,21 @@ class Clock:
     def cancel(self) -> None:
         self.cancelled = True
 
-    def tick(self) -> None:
+    def run_in_executor(self, _: None, look: Callable[[], Any]) -> Future[Any]:
+        self._looking: Future[Any] = Future()
+        self._found = look()
+        return self._looking
+
+    def begin_look(self) -> None:
         self._look()
+
+    def end_look(self) -> None:
+        if self._looking.set_running_or_notify_cancel():
+            self._looking.set_result(self._found)
+
+    def tick(self) -> None:
+        self.begin_look()
+        self.end_look()
 
 
 @pytest.fixture
@@ -91,3 +110,36 @@ def test_what_the_caller_has_read_is_not_reported(files: list[Path]) -> None:
     assert reports == []
     found.close()
     assert clock.cancelled
+
+
+def test_a_look_that_began_before_the_caller_read_the_files_reports_nothing(files: list[Path]) -> None:
+    clock, reports, found = watch(files)
+    clock.begin_look()
+    files[0].write_text("longer")
+    found.mark_read()
+    clock.end_look()
+    clock.tick()
+    assert reports == []
+
+
+def test_a_look_that_ends_after_the_watch_was_closed_reports_nothing(files: list[Path]) -> None:
+    clock, reports, found = watch(files)
+    files[0].write_text("longer")
+    clock.begin_look()
+    found.close()
+    clock.end_look()
+    assert reports == []
+
+
+async def test_the_event_loop_never_waits_for_the_files(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_watch, "WATCH_INTERVAL", 0.01)
+    found = FileWatch(files, lambda: None, asyncio.get_running_loop())
+    looked: list[threading.Thread] = []
+    monkeypatch.setattr(file_watch, "_state", lambda path: looked.append(threading.current_thread()))
+
+    await asyncio.to_thread(until, lambda: len(looked) >= 4)
+    found.close()
+
+    assert threading.current_thread() not in looked

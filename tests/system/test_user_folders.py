@@ -1,4 +1,4 @@
-"""Default folders of users without a home."""
+"""Default folders of users."""
 
 from __future__ import annotations
 
@@ -6,7 +6,27 @@ import os
 import subprocess
 import sys
 
+import platformdirs
 import pytest
+
+from backline.system.user_folders import user_cache, user_config, user_state
+
+
+@pytest.mark.parametrize("home", [None, "/home/her", "relative"])
+@pytest.mark.parametrize("given", [None, "", "relative", "/srv/folders", "/srv/with space/"])
+def test_the_folders_are_those_of_platformdirs(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, home: str | None
+) -> None:
+    monkeypatch.delenv("HOME", raising=False) if home is None else monkeypatch.setenv("HOME", home)
+    for variable in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+        if given is not None:
+            monkeypatch.setenv(variable, given)
+
+    assert user_cache() == platformdirs.user_cache_path("backline")
+    assert user_config() == platformdirs.user_config_path("backline")
+    assert user_state() == platformdirs.user_state_path("backline")
+
 
 PROGRAM = """
 import os

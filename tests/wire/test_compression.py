@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backline.wire.compression import DEFLATE, GZIP, CodingError, Inflater, ResponseCoding, negotiate
+from backline.wire.limits import BodyLimit
 
 from .conftest import WireServer, read_all, read_answer
 
@@ -105,16 +106,18 @@ def test_other_codings_are_415_with_the_accepted_ones(echo_server: WireServer, c
 
 
 def test_members_of_a_gzip_body_are_joined_up_to_a_bound() -> None:
-    assert inflated(Inflater(b"gzip", gzip.compress(b"a") * 3, 100)) == b"aaa"
+    assert inflated(Inflater(b"gzip", gzip.compress(b"a") * 3, BodyLimit(100))) == b"aaa"
     with pytest.raises(CodingError) as caught:
-        inflated(Inflater(b"gzip", gzip.compress(b"") * 10_000, 100))
+        inflated(Inflater(b"gzip", gzip.compress(b"") * 10_000, BodyLimit(100)))
     assert caught.value.status == 400
 
 
 @given(st.binary(max_size=2000), st.sampled_from([gzip.compress, zlib.compress]), st.integers(-1, 1))
 def test_limit_is_exact(content: bytes, pack: Callable[[bytes], bytes], slack: int) -> None:
     inflater = Inflater(
-        b"gzip" if pack is gzip.compress else b"deflate", pack(content), max(0, len(content) + slack)
+        b"gzip" if pack is gzip.compress else b"deflate",
+        pack(content),
+        BodyLimit(max(0, len(content) + slack)),
     )
     if slack < 0 and content:
         with pytest.raises(CodingError) as caught:
@@ -127,7 +130,7 @@ def test_limit_is_exact(content: bytes, pack: Callable[[bytes], bytes], slack: i
 @given(st.binary(max_size=300), st.sampled_from([b"gzip", b"deflate"]))
 def test_random_bytes_are_inflated_or_refused(body: bytes, coding: bytes) -> None:
     try:
-        outcome = len(inflated(Inflater(coding, body, 10_000)))
+        outcome = len(inflated(Inflater(coding, body, BodyLimit(10_000))))
     except CodingError as error:
         outcome = -error.status
     assert outcome in (-400, -413) or 0 <= outcome <= 10_000

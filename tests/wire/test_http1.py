@@ -65,6 +65,15 @@ def test_chunked_body_is_echoed_and_its_trailers_are_dropped(echo_server: WireSe
     assert second["headers"] == {"host": "a"}
 
 
+def test_large_body_whose_head_arrives_with_an_earlier_request_is_answered(echo_server: WireServer) -> None:
+    head = b"POST /size HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+    with echo_server.connect() as client:
+        client.sendall(head % 2 + b"ab" + head % 300_000 + b"c")
+        assert read_answer(client)[2] == b"2"
+        client.sendall(bytes(299_999))
+        assert read_answer(client)[2] == b"300000"
+
+
 def test_large_chunked_body_is_echoed(echo_server: WireServer) -> None:
     sent = os.urandom(3_000_000)
     client = http.client.HTTPConnection("127.0.0.1", echo_server.port, timeout=20)

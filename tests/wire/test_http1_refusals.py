@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
+
+from backline.system.memory import resident_bytes
+from backline.wire.http1 import pipeline
+from backline.wire.limits import MIB
 
 from .conftest import WireServer, read_all, read_answer
 
@@ -59,6 +64,7 @@ MALFORMED = {
     "HTTP/0.9": b"GET /dump HTTP/0.9\r\nHost: a\r\n\r\n",
     "HTTP/2.0 in text": b"GET /dump HTTP/2.0\r\nHost: a\r\n\r\n",
     "CONNECT": b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
+    "CONNECT to nothing": b"CONNECT \r\nHost: a\r\n\r\n",
     "upgrade to websocket": b"GET /dump HTTP/1.1\r\nHost: a\r\n"
     b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
     "upgrade by a proxy field": HEAD
@@ -171,6 +177,21 @@ def test_body_that_cannot_be_allocated_is_503(start: Start, caplog: pytest.LogCa
     assert caplog.records == []
 
 
+def test_a_fault_of_the_server_closes_the_connection_instead_of_stopping_its_requests(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(pipeline, "inflate", broken)
+    server = start()
+    with server.connect(timeout=2) as client:
+        client.sendall(HEAD + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello" + SECOND)
+        assert read_all(client) == b""
+    assert "broken on purpose" in caplog.text
+    server.until(lambda: server.wire.requests == 0)
+
+
 def test_requests_above_the_limit_are_503_and_the_connection_stays_open(start: Start) -> None:
     server = start(max_concurrent_requests=1)
     with server.connect() as first, server.connect() as second:
@@ -206,6 +227,17 @@ def test_too_many_fields_are_431(start: Start, name: bytes) -> None:
     server = start(max_header_fields=50)
     fields = b"".join((name % n if b"%" in name else name) + b": 1\r\n" for n in range(60))
     assert server.send(b"GET /dump HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n").startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_refused_header_takes_no_memory_while_the_connection_stays_open(start: Start) -> None:
+    server = start(max_header_size=MIB)
+    before = resident_bytes()
+    with ExitStack() as stack:
+        for _ in range(20):
+            client = stack.enter_context(server.connect())
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX-Long: " + b"y" * MIB)
+            assert client.recv(12) == b"HTTP/1.1 431"
+        assert resident_bytes() - before < 10 * MIB
 
 
 def test_slow_header_is_408(start: Start) -> None:
@@ -269,9 +301,7 @@ def test_responses_to_a_client_that_does_not_read_stay_bounded(start: Start) -> 
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", server.port))
         client.sendall(b"GET /zeros?500000 HTTP/1.1\r\nHost: a\r\n\r\n" * 200)
-        server.until(
-            lambda: any(c.transport.get_write_buffer_size() > 1 << 20 for c in server.wire.connections)
-        )  # type: ignore[attr-defined]
+        server.until(lambda: any(c.unsent()[1] > 1 << 20 for c in server.wire.connections))
         with server.connect() as honest:
             honest.sendall(SECOND)
             assert read_answer(honest)[0] == 200

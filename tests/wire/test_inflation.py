@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from backline.wire.application import Application, Buffer
+from backline.wire.application import Application, Buffer, Denial
 from backline.wire.compression import RATIO_FROM, CodingError, Inflation
 from backline.wire.connection import Wire
 from backline.wire.limits import MIB, Limits
@@ -52,6 +52,13 @@ def test_body_is_inflated_into_a_buffer_of_its_size(coding: bytes, body: bytes) 
     result, reserved = inflate(coding, body)
     assert result == BODY
     assert reserved == [len(BODY)]
+
+
+def test_a_request_that_is_refused_in_any_size_is_not_inflated_and_keeps_its_fields() -> None:
+    denial = Denial(405, 12, "wrong method", [(b"allow", b"POST")])
+    with pytest.raises(CodingError, match="wrong method") as refused:
+        run(lambda inflation: inflation.inflate(b"gzip", b"", lambda size: True, lambda: True, denial))
+    assert (refused.value.status, refused.value.fields) == (405, [(b"allow", b"POST")])
 
 
 def test_gzip_of_several_members_is_measured() -> None:

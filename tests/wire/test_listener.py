@@ -146,6 +146,44 @@ def test_close_aborts_requests_that_outlast_the_drain_timeout(start: Start) -> N
     assert server.state() == (0, 0, 0)
 
 
+def drain(server: WireServer) -> None:
+    async def begin() -> None:
+        for connection in server.wire.connections:
+            connection.drain()
+
+    server.wait(begin())
+
+
+def test_drained_connection_closes_after_a_stream_that_had_begun(start: Start) -> None:
+    server = start()
+    with server.connect(5) as client:
+        client.sendall(b"GET /stream?20000 HTTP/1.1\r\nHost: a\r\n\r\n")
+        begun = client.recv(1)
+        drain(server)
+        assert b"connection: close" not in begun
+        assert read_all(client).endswith(b"0\r\n\r\n")
+
+
+def test_drained_connection_drops_a_large_body_after_its_last_response(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = start()
+    with server.connect(5) as client:
+        head = b"POST /size HTTP/1.1\r\nHost: a\r\nContent-Length: 400000\r\n\r\n"
+        client.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n" + head + bytes(200_000))
+        assert server.echo.arrived.acquire(timeout=5)
+        server.until(lambda: server.wire.buffered_bytes == 200_000)
+        drain(server)
+        server.release(server.echo.held.pop())
+        assert read_answer(client)[2] == b"held"
+        server.until(lambda: server.wire.requests == 0 and server.wire.buffered_bytes == 0)
+        client.sendall(bytes(200_000))
+        client.sendall(bytes(200_000))
+        assert client.recv(1) == b""
+    server.until(lambda: not server.wire.connections)
+    assert [record.getMessage() for record in caplog.records] == []
+
+
 def test_close_under_load_truncates_no_response(start: Start) -> None:
     server = start()
     broken: list[str] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import inf
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from backline.wire.http1.time_limits import LONGEST_REST, TimeLimits
 from backline.wire.limits import Limits
+from wire.conftest import WireServer, read_answer
 
 
 class Watched:
@@ -85,3 +88,16 @@ def test_a_request_that_begins_during_a_rest_has_its_time_limit_from_the_next_ch
     limits.check(connection, 14)
 
     assert [one.status for one in refused] == [408]
+
+
+def test_part_of_a_request_ends_the_rest_of_an_idle_connection(start: Callable[..., WireServer]) -> None:
+    server = start()
+    with server.connect() as client:
+        client.sendall(b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n")
+        read_answer(client)
+        (connection,) = server.wire.connections
+        connection.rests_until = inf
+
+        client.sendall(b"GET /slow HTTP/1.1\r\nHo")
+
+        server.until(lambda: connection.rests_until == 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import os
 import shutil
@@ -97,6 +98,33 @@ def test_alpn_h2_client_gets_settings_before_its_preface(start: Start, files: di
         assert client.recv(100)[3] == 4
 
 
+@pytest.mark.parametrize("loop_name", ["uvloop"])  # asyncio's TLS transports have cycles themselves
+@pytest.mark.parametrize("protocol", ["h2", "http/1.1"])
+def test_a_closed_connection_is_freed_before_the_cycle_collector_runs(
+    start: Start, files: dict[str, Path], protocol: str
+) -> None:
+    """A client that closes amid its requests leaves up to a megabyte of unread input."""
+    server = start(TlsFiles(files["certificate"], files["key"]))
+
+    def alive() -> int:
+        return sum(type(one) is ssl.SSLObject for one in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        with connect_tls(server, trusting(files, protocol)) as client:
+            if protocol == "h2":
+                client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+            else:
+                client.sendall(GET)
+            assert client.recv(100)
+            assert alive() == before + 1
+        until(lambda: alive() == before, lambda: f"{alive() - before} connections are not freed")
+    finally:
+        gc.enable()
+
+
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 def test_tls_1_1_is_refused(start: Start, files: dict[str, Path]) -> None:
     server = start(TlsFiles(files["certificate"], files["key"]))
@@ -105,6 +133,19 @@ def test_tls_1_1_is_refused(start: Start, files: dict[str, Path]) -> None:
     context.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises((ssl.SSLError, ConnectionResetError)):
         connect_tls(server, context)
+
+
+def test_a_passed_socket_only_for_metrics_has_no_tls(start: Start, files: dict[str, Path]) -> None:
+    server = start(TlsFiles(files["certificate"], files["key"]))
+    listening = socket.create_server(("127.0.0.1", 0))
+    address = listening.getsockname()
+
+    url = server.wait(server.listeners.open_passed(listening, metrics_only=True))
+
+    assert url == f"http://127.0.0.1:{address[1]}"
+    with socket.create_connection(address, 10) as client:
+        client.sendall(GET)
+        assert read_answer(client)[0] == 200
 
 
 def test_plaintext_on_a_tls_port_is_closed_and_the_server_survives(
@@ -398,7 +439,7 @@ def test_a_broken_new_file_keeps_the_certificate_until_it_is_repaired(
         until(lambda told=told: told in caplog.text)  # type: ignore[misc]
         assert presented(server) == first
     assert all(record.levelname == "ERROR" for record in caplog.records)
-    assert caplog.text.count("new connections get the certificate read before") == 3
+    assert caplog.text.count("new connections still get the previous certificate") == 3
     now.certificate.write_bytes(new.certificate.read_bytes())
     now.key.write_bytes(new.key.read_bytes())
     until(lambda: presented(server) == der(new.certificate))

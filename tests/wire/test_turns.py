@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from backline.wire.body import GrowingBuffer
 from backline.wire.http1.connection import Http1Connection
 from backline.wire.http2 import frames
 from backline.wire.limits import Limits
+from backline.wire.turns import Turns
 from wire.conftest import WireServer, read_answer, wire_server
 from wire.http2.served import FrameClient, serve
 
@@ -73,6 +76,58 @@ def test_reads_of_a_large_body_are_limited_and_followed_by_a_pause(start: Callab
         server.until(connection.transport.is_reading)
         client.sendall(bytes(4_000_000 - 256 * KIB))
         assert read_answer(client)[2] == b"4000000"
+
+
+def test_only_the_beginning_of_the_next_large_body_is_copied(start: Callable[..., WireServer]) -> None:
+    server = start()
+    copied: list[int] = []
+    with server.connect() as client:
+        post(client, "/echo", b"a" * 600_000)
+        connection = next(iter(server.wire.connections))
+        assert isinstance(connection, Http1Connection)
+        receive = connection.data_received
+
+        def count(data: bytes) -> None:
+            copied.append(len(data))
+            receive(data)
+
+        connection.data_received = count  # type: ignore[method-assign]
+        post(client, "/echo", b"b" * 600_000)
+        post(client, "/echo", b"c" * 600_000)
+    assert 0 < sum(copied) <= 2 * 32 * KIB
+
+
+def test_a_full_read_without_a_large_body_is_followed_by_longer_reads(
+    start: Callable[..., WireServer],
+) -> None:
+    server = start()
+    with server.connect() as client:
+        post(client, "/echo", bytes(600_000))
+        connection = next(iter(server.wire.connections))
+        assert isinstance(connection, Http1Connection)
+        requests = b"POST /size HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n" + bytes(1000)
+        requests *= 40
+
+        def fill() -> int:
+            reader = connection.transport.get_protocol()
+            assert isinstance(reader, asyncio.BufferedProtocol)
+            room = reader.get_buffer(-1)
+            room[:] = requests[: len(room)]
+            reader.buffer_updated(len(room))
+            assert connection.transport.get_protocol() is connection
+            return len(room)
+
+        size = on_loop(server, fill)
+        assert isinstance(size, int)
+        client.sendall(requests[size:])
+        assert [read_answer(client)[2] for _ in range(40)] == [b"1000"] * 40
+
+
+def post(client: socket.socket, path: str, body: bytes) -> None:
+    client.sendall(
+        b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (path.encode(), len(body)) + body
+    )
+    assert read_answer(client)[2] == body
 
 
 def test_http2_upload_pauses_after_a_large_read() -> None:
@@ -143,6 +198,41 @@ def test_pipelined_requests_in_one_packet_are_spread_over_turns() -> None:
             assert read_answer(modest)[0] == 200
             server.until(lambda: len(order) == 101)
     assert order.index(b"/dump") < 20
+
+
+class Taker:
+    """A connection that counts its turns, and fails in each of them if `broken`."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.broken = broken
+        self.turns = 0
+        self.aborted = False
+
+    def take_turn(self) -> bool:
+        self.turns += 1
+        if self.broken:
+            raise RuntimeError("broken on purpose")
+        return False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def test_a_connection_whose_turn_fails_is_closed_and_the_others_get_their_turns(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        turns = Turns(asyncio.get_running_loop())
+        broken, sound = Taker(broken=True), Taker()
+        for expected in (1, 2):
+            turns.wait(broken)
+            turns.wait(sound)
+            await asyncio.sleep(0)
+            assert sound.turns == expected
+        assert broken.aborted
+
+    asyncio.run(scenario())
+    assert "broken on purpose" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 from backline.wire.http2 import frames
 from backline.wire.limits import Limits
+from backline.wire.unsent import Unsent
 from wire.conftest import WireServer, read_answer
 from wire.http2.served import FrameClient, serve
 
@@ -90,3 +92,35 @@ def test_unread_streamed_http1_response_counts(start: Callable[..., WireServer])
         client.sendall(b"GET /stream?100000 HTTP/1.1\r\nhost: x\r\n\r\n")
         server.until(lambda: server.wire.buffered_bytes >= 50_000)
     server.until(lambda: server.wire.buffered_bytes == 0)
+
+
+class StillUnsent:
+    """A connection with ten bytes that its client has not read, and the wire that it belongs to."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], None]] = []
+        self.wire = SimpleNamespace(
+            loop=SimpleNamespace(call_soon=self.calls.append),
+            limits=Limits(max_buffered_bytes=5),
+            buffered_bytes=0,
+            connections={self},
+        )
+        self.counter = Unsent(self.wire)  # type: ignore[arg-type]
+        self.aborted = 0
+
+    def unsent(self) -> tuple[int, int]:
+        return 10, 10
+
+    def abort(self) -> None:
+        self.aborted += 1
+        self.counter.forget(self)  # type: ignore[arg-type]
+
+
+def test_a_check_that_exceeds_the_limit_schedules_no_second_one() -> None:
+    connection = StillUnsent()
+    connection.counter.watch(connection)  # type: ignore[arg-type]
+    for expected in (1, 2):
+        connection.calls.pop()()
+        assert (connection.aborted, connection.calls) == (expected, [])
+        connection.counter.watch(connection)  # type: ignore[arg-type]  # a later write is checked again
+    assert len(connection.calls) == 1

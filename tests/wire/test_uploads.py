@@ -180,6 +180,42 @@ def test_a_body_of_unknown_size_is_granted_further_windows_in_its_turn(patient: 
         assert int.from_bytes(update.payload, "big") == 40 * 16 * 1024
 
 
+#: SETTINGS of a client that reads no response.
+SHUT = {frames.INITIAL_WINDOW_SIZE: 0}
+
+
+def test_a_refused_body_leaves_the_line_before_its_response_is_read(patient: None) -> None:
+    limits = Limits(max_receiving_bytes=2 * MIB, max_body_size=4 * MIB)
+    piece = frames.frame(frames.DATA, 0, 1, bytes(16 * 1024))
+    with (
+        serve(limits) as served,
+        FrameClient(served.port, SHUT) as refused,
+        FrameClient(served.port) as other,
+    ):
+        fields = [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test")]
+        block = refused.encoder.encode(fields)
+        refused.write(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block) + piece * 257)
+        refused.until(frames.HEADERS, 1)
+        assert refused.fields[":status"] == "413"
+        assert served.run(lambda: served.wire.buffered_bytes) < 1024
+        other.call(1, "/test.Test/Echo", prefixed(b"begun", size=4 * MIB), end=False)
+        assert granted(other, 1) == 4 * MIB + 5 - OUR_STREAM_WINDOW
+
+
+def test_the_message_of_a_stream_that_ended_leaves_the_line_before_the_end_is_read(patient: None) -> None:
+    limits = Limits(max_receiving_bytes=2 * MIB, max_body_size=4 * MIB)
+    with serve(limits) as served, FrameClient(served.port, SHUT) as ended, FrameClient(served.port) as other:
+        ended.call(1, "/test.Test/Each", prefixed(b"unread"), end=False)
+        served.wait_until(lambda: served.wire.held_answer_bytes > 0)
+        ended.write(frames.frame(frames.DATA, 0, 1, prefixed(b"begun", size=4 * MIB)))
+        assert granted(ended, 1) > 2 * MIB
+        other.call(1, "/test.Test/Echo", prefixed(b"begun", size=4 * MIB), end=False)
+        assert granted(other, 1) == 0
+        ended.write(frames.frame(frames.DATA, frames.END_STREAM, 1, b"cut"))
+        update = other.until(frames.WINDOW_UPDATE, 1)
+        assert int.from_bytes(update.payload, "big") == 4 * MIB + 5 - OUR_STREAM_WINDOW
+
+
 class Body:
     """An upload that asks for all it needs."""
 

@@ -213,13 +213,29 @@ def test_a_stopping_server_ends_connections_after_the_message_at_hand(
         assert client.recv(1) == b""
 
 
+def test_a_stopping_server_ends_connections_whose_handshake_was_under_way(
+    start: Callable[..., WireServer],
+) -> None:
+    server = start()
+    with server.connect(5) as client:
+        handshake = HANDSHAKE % (b"", b"")
+        client.sendall(handshake[:60])
+        server.until(lambda: any(getattr(one, "receiver", None) for one in server.wire.connections))
+        server.loop.call_soon_threadsafe(lambda: [one.drain() for one in server.wire.connections])
+        client.sendall(handshake[60:])
+        assert read_answer(client)[0] == 101
+        assert receive(client) == (Opcode.CLOSE, b"\x03\xe9")
+        client.sendall(sent(8, b"\x03\xe9"))
+        assert client.recv(1) == b""
+
+
 @given(
     st.lists(st.tuples(st.sampled_from((1, 2, 9)), st.text(max_size=200)), max_size=8),
     st.integers(1, 300),
 )
 def test_frames_are_read_alike_however_they_are_cut(messages: list[tuple[int, str]], size: int) -> None:
     data = b"".join(sent(opcode, text.encode()[: 120 if opcode == 9 else None]) for opcode, text in messages)
-    reader, found = MessageReader(10_000), []
+    reader, found = MessageReader(lambda size: None), []
     for at in range(0, len(data), size):
         reader.feed(data[at : at + size])
         while (one := reader.next()) is not None:

@@ -190,7 +190,7 @@ def test_the_padding_value_has_the_datatype_of_the_input(
         (Joining(ragged=("z",)), "names the input 'z', which the model does not have; it has 'x'"),
         (
             Joining(padding={"x": Padding(axes=(2,))}),
-            r"pads input 'x' along \[2\], but of its shape .* only 1 varies besides the batch",
+            r"pads input 'x' along \[2\], but in its shape .* only dimension 1 varies besides the batch",
         ),
         (
             Joining(padding={"x": Padding(mask="x")}, cuts={"z": Cut("x")}),
@@ -203,7 +203,7 @@ def test_the_padding_value_has_the_datatype_of_the_input(
         ),
         (
             Joining(batch_inputs=(BatchInput("BATCH_ELEMENT_COUNT", ("x",), INT32, "x"),)),
-            "makes input 'x' of TYPE_INT32, but the model's",
+            "creates input 'x' as TYPE_INT32, but the model declares",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Identifies callers by their credentials and checks what they may do."""
+"""Identifies callers by their credentials and checks what each caller may do."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from backline.access.certificates import CertificateRule, describe
 from backline.access.identity import Identity, anonymous
 from backline.access.keys import MAX_LENGTH, hash_key
 from backline.access.quota import Meter
+from backline.access.rules import CertificateRule, Claims, TokenRule, describe
 from backline.access.scope import Scope
-from backline.access.tokens import Claims, TokenRule
 from backline.engine.errors import Unauthenticated
 from backline.memo import Memo
 from backline.wire.application import REMOTE, Certificate
@@ -27,7 +26,7 @@ API_KEY = b"x-api-key"
 #: field of its choice with a handshake.
 _SUBPROTOCOL = b"backline.bearer."
 _SUBPROTOCOLS = b"sec-websocket-protocol"
-#: How many credentials are remembered, so that each is hashed or verified once.
+#: The maximum number of remembered credentials. A remembered credential is not hashed or verified again.
 _MAX_REMEMBERED = 4096
 
 
@@ -36,7 +35,7 @@ class Policy:
     """The identities that a server knows.
 
     `keys` maps the hash of each key to its identity, and `tokens` maps each issuer to its rule. The first
-    rule in `certificates` that applies to a client's certificate decides.
+    rule in `certificates` that applies to a client's certificate determines the client's identity.
     """
 
     anonymous: Identity
@@ -71,7 +70,7 @@ def _of_websocket(headers: Mapping[bytes, bytes]) -> bytes | None:
 class Access:
     """A map from a request's header fields or metadata to its identity. Used only on the event loop.
 
-    A key or token in the header decides; without one, the client's certificate does.
+    A key or token in the header determines the identity; if there is none, the client's certificate does.
 
     Invariant: a changed policy also applies to the identities of streams that are already open. Each identity
     either gets its new permissions or is revoked.
@@ -81,26 +80,30 @@ class Access:
         """Raises InvalidArgument if a file with the keys of a token issuer is not valid."""
         self._known: Memo[bytes, Identity] = Memo(_MAX_REMEMBERED)
         self._holders: Memo[Certificate, Identity] = Memo(_MAX_REMEMBERED)
-        #: Identities of certificates and tokens that are still in use, and what they were made from.
+        #: Identities of certificates and tokens that are still in use, each with the certificate or claims of
+        #: its holder.
         self._issued: WeakKeyDictionary[Identity, Certificate | Claims] = WeakKeyDictionary()
-        #: The meters of the holders of certificates and tokens. All certificates of a rule use up the same
-        #: quotas, and so do all tokens of a subject.
+        #: The meters of the holders of certificates and tokens. All certificates to which one rule applies
+        #: share the same quotas, and so do all tokens of one subject.
         self._meters: WeakValueDictionary[str, Meter] = WeakValueDictionary()
-        #: Security: keeps meters alive until they rest. Identities may be forgotten sooner, as a holder can
-        #: fill the memo with other spellings of its token, and a new meter would renew its quotas.
+        #: Security: keeps each meter until nothing of its quotas is in use (`Meter.rests`). Identities may be
+        #: forgotten sooner, because a holder can fill the memo with other spellings of its token; with a new
+        #: meter, the holder would get its quotas again.
         self._in_use: set[Meter] = set()
         self._look_at = _MAX_REMEMBERED
         self._verifier: TokenVerifier | None = None
         self._use_tokens(policy)
         self._policy = policy
-        #: The identity of requests without a key or token; None if it depends on the client's certificate.
+        #: The identity of requests without a key or token; None if a client's certificate determines the
+        #: identity.
         self._default = None if policy.certificates else policy.anonymous
 
     @property
     def remembered(self) -> Callable[[bytes], Identity | None]:
         """A function that returns the identity for an Authorization field that `identify` has accepted.
 
-        It returns None for any other field. Hot paths call it first, because it is faster than `identify`.
+        For any other field, the function returns None. Hot paths call it first, because it is faster than
+        `identify`.
         """
         return self._known.get
 
@@ -141,7 +144,7 @@ class Access:
             self._verifier.use(policy.tokens)
 
     def _reissue(self) -> None:
-        """Applies changed rules, or a withdrawn key, to the identities of certificates and tokens."""
+        """Applies changed rules, or the withdrawal of a key, to the identities of certificates and tokens."""
         self._known.clear()
         self._holders.clear()
         for identity, credential in list(self._issued.items()):
@@ -157,7 +160,7 @@ class Access:
         """Returns the identity of the caller that sent these header fields.
 
         Raises Unauthenticated if the key or token is not valid: a request with a wrong key is never treated
-        as one without a key. Raises Unavailable while the keys that verify a token are being fetched.
+        like a request without a key. Raises Unavailable while the keys that verify a token are being fetched.
         """
         given = headers.get(AUTHORIZATION)
         if given is None:
@@ -185,7 +188,10 @@ class Access:
             if identity is not None:
                 self._issued[identity] = claims
         if identity is None:
-            raise Unauthenticated("the key is unknown to this server, or it has been revoked")
+            raise Unauthenticated(
+                "the key is unknown to this server, or it has been revoked; ask the server's operator for"
+                " a valid key"
+            )
         return self._known.keep(given, identity)
 
     def _holder(self, certificate: Certificate | None) -> Identity:
@@ -223,9 +229,9 @@ class Access:
         return None if identity is None else self._held(identity, f"token {claims.issuer} {claims.subject!r}")
 
     def _held(self, identity: Identity, holder: str) -> Identity:
-        """Makes an identity one of `holder`, whose identities all use up the same quotas.
+        """Assigns an identity to a holder. All identities of a holder share the same quotas.
 
-        A holder contains a blank, which no name of a key does.
+        `holder` contains a space, so it differs from the name of any key.
         """
         identity.holder = holder
         if identity.meter is not None:

@@ -1,10 +1,13 @@
-"""Reads the file given with --auth, which lists callers and what each may do, and follows its changes."""
+"""Reads the file given with --auth, which lists callers and what each may do. Also applies later changes of
+the file.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
@@ -15,21 +18,17 @@ import msgspec
 from msgspec import Meta
 
 from backline.access.access import Access, Policy
-from backline.access.certificates import CertificateRule, parse_alternative_name, parse_subject
 from backline.access.identity import Grant, Identity, anonymous
-from backline.access.keys import MIN_LENGTH, hash_key
+from backline.access.keys import ENVIRONMENT_KEYS, MIN_LENGTH, hash_key
 from backline.access.quota import Quota
+from backline.access.rules import Algorithm, CertificateRule, TokenRule, parse_alternative_name, parse_subject
 from backline.access.scope import Scope
-from backline.access.tokens import Algorithm, TokenRule
+from backline.decodable import decodable
 from backline.engine.document_limits import check_toml
 from backline.engine.errors import InvalidArgument
+from backline.engine.spelling import nearest
 from backline.system.file_watch import FileWatch
 
-#: Environment variables, meant for containers, that each hold one key; and the scopes of that key.
-ENVIRONMENT_KEYS: Mapping[str, frozenset[Scope]] = {
-    "BACKLINE_API_KEY": frozenset((Scope.INFER, Scope.READ, Scope.METRICS)),
-    "BACKLINE_ADMIN_KEY": frozenset(Scope),
-}
 _MAX_SIZE = 4 * 1024 * 1024
 
 log = logging.getLogger("backline.access")
@@ -43,8 +42,12 @@ _Rate = Annotated[float, Meta(gt=0)]
 _Count = Annotated[int, Meta(ge=1)]
 
 
+@decodable
 class QuotaEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A [keys.quota] or [anonymous.quota] table, which limits the total of all requests."""
+    """A table `quota`, such as [keys.quota], which limits all requests of a caller taken together.
+
+    [anonymous] and the tables [[keys]], [[certificates]] and [[tokens]] may each have one.
+    """
 
     requests_per_second: _Rate | None = None
     burst: _Count | None = None
@@ -57,7 +60,10 @@ class QuotaEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises InvalidArgument for a burst without a rate, or a table without limits.
         """
         if self.burst is not None and self.requests_per_second is None:
-            raise InvalidArgument(f"--auth: the quota of {whose} has a burst but no requests_per_second")
+            raise InvalidArgument(
+                f"--auth: the quota of {whose} has a burst but no requests_per_second; set both, or remove"
+                " burst"
+            )
         if (self.requests_per_second, self.max_in_flight, self.bytes_per_second) == (None, None, None):
             raise InvalidArgument(
                 f"--auth: the quota of {whose} limits nothing; set requests_per_second, max_in_flight or"
@@ -68,8 +74,11 @@ class QuotaEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+@decodable
 class ModelQuotaEntry(QuotaEntry, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A [[keys.quotas]] or [[anonymous.quotas]] table, which limits the total of requests to some models."""
+    """A table in a list `quotas`, such as [[keys.quotas]], which limits the requests to some models taken
+    together.
+    """
 
     models: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)]
 
@@ -86,6 +95,7 @@ def _quotas(whose: str, quota: QuotaEntry | None, by_model: Sequence[ModelQuotaE
     return tuple(found)
 
 
+@decodable
 class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A [[keys]] table. `sha256` is the hash of the key."""
 
@@ -98,10 +108,11 @@ class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quotas: list[ModelQuotaEntry] = msgspec.field(default_factory=list)
 
 
+@decodable
 class CertificateEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A [[certificates]] table: what clients with such a certificate may do.
+    """A [[certificates]] table: the permissions of clients whose certificate matches `subject` and `san`.
 
-    The table needs `subject`, `san` or both.
+    The table needs at least one of these two fields.
     """
 
     name: _Name
@@ -114,6 +125,7 @@ class CertificateEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quotas: list[ModelQuotaEntry] = msgspec.field(default_factory=list)
 
 
+@decodable
 class TokenEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A [[tokens]] table: an issuer whose tokens are accepted. See TokenRule for the fields.
 
@@ -134,6 +146,7 @@ class TokenEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quotas: list[ModelQuotaEntry] = msgspec.field(default_factory=list)
 
 
+@decodable
 class AnonymousEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The [anonymous] table: what requests without credentials may do."""
 
@@ -142,6 +155,7 @@ class AnonymousEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quotas: list[ModelQuotaEntry] = msgspec.field(default_factory=list)
 
 
+@decodable
 class AuthDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The contents of an auth file."""
 
@@ -159,13 +173,27 @@ def read_auth_file(path: Path) -> AuthDocument:
     except OSError as error:
         raise InvalidArgument(f"--auth: '{path}' cannot be read: {error.strerror}") from None
     if len(content) > _MAX_SIZE:
-        raise InvalidArgument(f"--auth: '{path}' is larger than {_MAX_SIZE >> 20} MiB")
+        raise InvalidArgument(
+            f"--auth: '{path}' is larger than {_MAX_SIZE >> 20} MiB, the maximum; name a file of keys"
+        )
     try:
         text = content.decode()
         check_toml(text, str(path))
         return msgspec.convert(_with_times(tomllib.loads(text)), AuthDocument)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise InvalidArgument(f"--auth: '{path}' is not valid: {error}") from None
+        raise InvalidArgument(f"--auth: '{path}' is not valid: {error}{_near_field(str(error))}") from None
+
+
+def _near_field(error: str) -> str:
+    """Returns a hint if an error is about an unknown field whose name is similar to that of a known field."""
+    found = re.search("unknown field `([^`]*)`", error)
+    known = (
+        field
+        for table in (AuthDocument, KeyEntry, CertificateEntry, TokenEntry, AnonymousEntry, ModelQuotaEntry)
+        for field in table.__struct_fields__
+    )
+    near = nearest(found[1], known) if found else []
+    return f". Did you mean '{near[0]}'?" if near else ""
 
 
 def _with_times(document: dict[str, Any]) -> dict[str, Any]:
@@ -182,7 +210,7 @@ def make_policy(
 ) -> Policy:
     """Returns the policy defined by a file and the keys in environment variables.
 
-    Relative paths in the file start from `folder`.
+    Relative paths in the file are relative to `folder`.
 
     Raises InvalidArgument for two keys with the same name or hash, a key that is too short, or an invalid
     quota, certificate or issuer.
@@ -193,7 +221,7 @@ def make_policy(
         if entry.name in names:
             raise InvalidArgument(f"--auth: two keys are named '{entry.name}'; rename or revoke one")
         if entry.sha256 in identities:
-            raise InvalidArgument(f"--auth: '{entry.name}' repeats the hash of another key; rotate one")
+            raise InvalidArgument(f"--auth: '{entry.name}' has the same hash as another key; rotate one")
         names.add(entry.name)
         grant = Grant(frozenset(entry.scopes), tuple(entry.models))
         quotas = _quotas(f"key '{entry.name}'", entry.quota, entry.quotas)
@@ -205,7 +233,7 @@ def make_policy(
         if len(key) < MIN_LENGTH:
             raise InvalidArgument(
                 f"{variable} has {len(key)} characters, but a key needs at least {MIN_LENGTH};"
-                " 'backline keys generate' prints a good one"
+                " 'backline keys generate' prints one that is long enough"
             )
         identities[hash_key(key)] = Identity(variable, (Grant(scopes),))
     unknown = document.anonymous
@@ -248,7 +276,7 @@ def _token_rules(entries: Sequence[TokenEntry], folder: Path) -> dict[str, Token
     for entry in entries:
         if entry.issuer in rules:
             raise InvalidArgument(
-                f"--auth: two [[tokens]] tables have the issuer '{entry.issuer}'; join them"
+                f"--auth: two [[tokens]] tables have the issuer '{entry.issuer}'; merge them"
             )
         try:
             if entry.jwks is None:
@@ -279,13 +307,8 @@ def _timestamp(moment: datetime | None) -> float | None:
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def environment_has_keys(environment: Mapping[str, str] = os.environ) -> bool:
-    """Returns whether an environment variable holds a key."""
-    return any(variable in environment for variable in ENVIRONMENT_KEYS)
-
-
 class AuthFileWatch:
-    """A watch that applies changes of the file while the server runs. A file that is not valid is ignored."""
+    """A watch that applies changes to the file while the server runs. An invalid file is ignored."""
 
     def __init__(
         self,

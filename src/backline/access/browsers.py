@@ -1,8 +1,10 @@
 """Decides which requests from web pages to admit, based on the route's scope and the header fields.
 
-Any page in a developer's browser can send requests to a server on the developer's machine. It cannot read the
-responses, unless it rebinds DNS. If clients need no keys, only the header fields set by the browser
-distinguish the page from the developer.
+Any page in a developer's browser can send requests to a server on the developer's machine. The page cannot
+read the responses, unless it rebinds DNS. If clients need no keys, only the header fields set by the browser
+distinguish requests of the page from those of the developer.
+
+Also determines which addresses other machines can reach.
 """
 
 from __future__ import annotations
@@ -15,17 +17,17 @@ from ipaddress import ip_address
 from backline.access.scope import CHANGING, GUARDED, Scope
 from backline.engine.errors import InvalidArgument
 
-#: Content types that a form can send, or a script without a preflight request (Fetch standard,
+#: Content types that a form can send, or that a script can send without a preflight request (Fetch standard,
 #: "CORS-safelisted request-header").
 _FORM_TYPES = frozenset((b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data"))
 _SENT_BY_PAGES = frozenset((b"origin", b"referer", b"sec-fetch-site", b"accept-language"))
-#: Used in place of a host name: programs may address the server by any name.
+#: The value that, in place of a host name, lets programs address the server by any name.
 ANY_HOST = "*"
 _OWN_SITES = frozenset((b"same-origin", b"none"))
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?").fullmatch
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
-#: RFC 9110, section 7.2: a host with an optional port; IPv6 in brackets, with the optional zone that some
-#: clients send.
+#: Matches a host with an optional port (RFC 9110, section 7.2). An IPv6 address is in brackets, and may have
+#: a zone, which some clients send.
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)(?:%[a-z0-9._~-]+)?\]|([^\s\[\]:/@,]+))(?::[0-9]*)?").fullmatch
 #: Top-level domains in which nobody can register a name (RFC 6762, ICANN's resolution 2024.07.29.06), and the
 #: domain of services in Kubernetes.
@@ -38,10 +40,10 @@ class HostNames:
     """The host names of this server, against which Host fields are checked.
 
     In DNS rebinding, a page is loaded from the attacker's host name, which then resolves to this server's
-    address. The browser sees one origin, so only the Host field shows that this server was not meant. Names
-    whose address an attacker cannot choose are safe: those of the loopback (RFC 6761, section 6.3), and IP
-    addresses, which are not resolved at all. All others must be known: in `names`, in lower case, or below
-    one of `suffixes`, such as ".example.org".
+    address. The browser sees one origin, so only the Host field shows that the request was meant for another
+    server. Names whose address an attacker cannot choose are safe: names of the loopback address (RFC 6761,
+    section 6.3), and IP addresses, which are not resolved at all. All other names must be known: listed in
+    `names`, in lower case, or below one of `suffixes`, such as ".example.org".
     """
 
     names: frozenset[str] = frozenset()
@@ -57,7 +59,9 @@ class HostNames:
         )
 
     def include(self, host: bytes) -> bool:
-        """Returns whether a Host field names this server. Ports are ignored: port forwarding changes them."""
+        """Returns whether a Host field names this server. Ports are ignored, because port forwarding changes
+        them.
+        """
         name = host_name(host)
         if name is None:
             return False
@@ -97,13 +101,13 @@ def parse_host_name(text: str) -> str:
     if _NAME(name) is None:
         raise InvalidArgument(
             f"'{text}' is not a host name: write only the name, such as models.example.org,"
-            " *.example.org for all names below it, or * for any name that a program uses"
+            " *.example.org for all names below example.org, or * to allow any name"
         )
     return name
 
 
 def parse_allowed_host(text: str) -> str:
-    """Returns a host name as `parse_host_name` does, or ANY_HOST. Raises InvalidArgument."""
+    """Returns ANY_HOST, or a host name as `parse_host_name` does, and raises what that raises."""
     return ANY_HOST if text.strip() == ANY_HOST else parse_host_name(text)
 
 
@@ -134,6 +138,22 @@ class BrowserPolicy:
         allowed = frozenset(parse_origin(origin).encode() for origin in origins)
         return cls(HostNames.of(named), allowed, any_host_for_programs=ANY_HOST in hosts)
 
+    def sharing(self, headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
+        """Returns the fields with which a response can be read by the page that sent the request, if its
+        origin is allowed (Fetch standard, "HTTP-CORS protocol"); none otherwise.
+
+        Credentials are not allowed, so "*" exposes all response fields, such as those that say where binary
+        tensors begin.
+        """
+        origin = headers.get(b"origin")
+        if origin is None or origin not in self.origins:
+            return ()
+        return (
+            (b"access-control-allow-origin", origin),
+            (b"vary", b"origin"),
+            (b"access-control-expose-headers", b"*"),
+        )
+
     def refusal(self, scope: Scope, headers: Mapping[bytes, bytes], *, local: bool) -> str | None:
         """Returns why a request is refused; None if it is allowed.
 
@@ -142,13 +162,15 @@ class BrowserPolicy:
         The rules rely on fields that browsers always send and scripts cannot set: Origin on every request
         that is not GET or HEAD (Fetch standard, "append a request `Origin` header") and on every WebSocket
         handshake, which is the only kind of GET that runs a model; and Sec-Fetch-Site on requests to the
-        loopback address or over TLS. Other clients send neither of these fields, nor Referer. They need a
-        known Host, and only for requests that change something. `curl -d` is allowed, although it labels JSON
-        as a form.
+        loopback address or over TLS. Other clients send neither of these fields, nor Referer, and need a
+        known Host only for requests that change something. `curl -d` is allowed, although it labels JSON as a
+        form.
 
         A page that rebinds DNS may send a GET without any of these fields and read the response. Therefore,
-        on routes that are not guarded, every client needs a known Host, and no other field matters. Health
-        checks need no known Host. Browsers themselves keep pages from reading responses of other origins.
+        on routes that are not guarded, any Host sent over TCP must be one for which `may_read` is true, and
+        no other field matters. Health checks need no known Host. With `any_host_for_programs`, no rule
+        applies to requests that cannot come from a web page. Browsers themselves keep pages from reading
+        responses of other origins.
         """
         if scope is Scope.HEALTH:
             return None
@@ -167,11 +189,13 @@ class BrowserPolicy:
         host = headers.get(b"host")
         # HTTP/1.0 and HTTP/2 allow a request without Host, but no browser sends one.
         own = host is None or self.hosts.include(host)
-        # No name resolves to a Unix socket. A proxy's requests over one still have an origin, checked below.
+        # No name resolves to a Unix socket. Requests from a proxy over a Unix socket still have an origin,
+        # checked below.
         if not own and not local:
             return _host_refusal(host or b"")
         if origin not in self.origins:
-            # Schemes are not compared, as a proxy may terminate TLS. Sec-Fetch-Site shows if they differ.
+            # Schemes are not compared, as a proxy may terminate TLS. Sec-Fetch-Site shows whether they
+            # differ.
             if origin is not None and not (own and _authority(origin) == (host or b"").lower()):
                 return _page_refusal("Origin", origin, origin)
             if site is not None and site not in _OWN_SITES:
@@ -210,7 +234,11 @@ def _host_refusal(host: bytes) -> str:
 
 
 def _page_refusal(name: str, value: bytes, origin: bytes | None) -> str:
-    """Returns the error text for a page from another origin: `origin`, or None if unknown."""
+    """Returns the error text for a request from a page of another origin.
+
+    `name` and `value` are the header field that shows this. `origin` is the page's origin, or None if it
+    is unknown.
+    """
     allowed = "ORIGIN" if origin in (None, b"null") else _shown(origin or b"")
     return (
         f"{name} '{_shown(value)}' belongs to a web page of another origin, which may not use this route;"
@@ -235,3 +263,16 @@ def _authority(origin: bytes) -> bytes:
 
 def _shown(value: bytes) -> str:
     return value[:100].decode("utf-8", "replace")
+
+
+def is_loopback(host: str) -> bool:
+    """Returns whether only this machine can reach an address.
+
+    Host names other than localhost count as reachable, since they may resolve to any address.
+    """
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False

@@ -23,9 +23,10 @@ from backline.wire.application import (
 )
 from backline.wire.connection import RETRY_AFTER
 
-#: The maximum number of Host values cached as known, and also as unknown. Clients may send any values.
+#: The maximum number of Host values cached as known, and also of those cached as unknown. The values are
+#: chosen by clients.
 _MAX_HOSTS = 64
-#: How many seconds a browser may cache a preflight response.
+#: How long a browser may cache a preflight response, in seconds.
 _MAX_AGE = b"600"
 _METHODS = b"GET, HEAD, POST, PUT, DELETE"
 
@@ -43,7 +44,9 @@ def route_of(method: bytes, path: bytes) -> str:
 
 
 class AccessTarget(NamedTuple):
-    """The scope that a route or gRPC method requires, and its model; None if it concerns several models."""
+    """The scope that a route or gRPC method requires, and the model that a request concerns. The model is
+    None if a request concerns the server or several models, and ANY_MODEL if the name is not known yet.
+    """
 
     scope: Scope
     model: str | None = None
@@ -57,10 +60,11 @@ def _nobody_asks(denial: Denial, route: str, model: str | None, peer: str) -> No
 
 
 class ScopeGate(Gate):
-    """A gate that checks whether a request may use its route. An unknown route passes, and gets status 404.
+    """A gate that checks whether a request may use its route. Requests for unknown routes pass, and get
+    status 404.
 
-    Without `access`, every caller may use every route, and only web pages are kept out. With `access`, a
-    request with a key or token may come from any page and have any Host, because a page can only send a
+    Without `access`, callers need no credentials, but web pages of other origins are kept out. With `access`,
+    a request with a key or token may come from any page and have any Host, because a page can only send a
     credential that it knows.
     """
 
@@ -112,8 +116,11 @@ class ScopeGate(Gate):
         target = self._target_of(method, path)
         self._on_refused(denial, route_of(method, path), None if target is None else target.model, peer)
 
+    def sharing(self, headers: Mapping[bytes, bytes]) -> Fields:
+        return self._policy.sharing(headers)
+
     def _learn(self, host: bytes) -> None:
-        """Adds the value of a Host field to `own_hosts` if it names this server."""
+        """Adds the value of a Host field to `own_hosts` if the value names this server."""
         if host not in self.own_hosts and host not in self._others:
             known = self.own_hosts if self._policy.hosts.include(host) else self._others
             if len(known) >= _MAX_HOSTS:
@@ -122,23 +129,20 @@ class ScopeGate(Gate):
 
 
 class CrossOrigin:
-    """A wrapper of the HTTP handler `http` that lets web pages of the allowed `origins` use it.
+    """A wrapper of the HTTP handler `http` that lets web pages of the origins that `policy` allows use it.
 
-    Responds to preflight requests and adds access-control fields to responses (Fetch standard, "HTTP-CORS
-    protocol"). Credentials are not allowed, so "*" exposes all response fields, such as those that say where
-    binary tensors begin.
+    Responds to preflight requests and adds access-control fields to responses.
     """
 
-    def __init__(self, http: Callable[[HttpRequest], None], origins: frozenset[bytes]) -> None:
+    def __init__(self, http: Callable[[HttpRequest], None], policy: BrowserPolicy) -> None:
         self._http = http
-        self._origins = origins
+        self._policy = policy
 
     def __call__(self, request: HttpRequest) -> None:
-        origin = request.headers.get(b"origin")
-        if origin is None or origin not in self._origins:
+        shared = self._policy.sharing(request.headers)
+        if not shared:
             self._http(request)
             return
-        shared = ((b"access-control-allow-origin", origin), (b"vary", b"origin"))
         if request.method == b"OPTIONS" and b"access-control-request-method" in request.headers:
             fields = [
                 *shared,
@@ -150,11 +154,11 @@ class CrossOrigin:
                 fields.append((b"access-control-allow-headers", wanted))
             request.respond(204, fields)
         else:
-            self._http(_SharedRequest(request, (*shared, (b"access-control-expose-headers", b"*"))))
+            self._http(_SharedRequest(request, shared))
 
 
 class WrappedRequest(HttpRequest):
-    """A wrapper of a request, whose subclasses can change the response."""
+    """A request that wraps another one. Subclasses can change the response."""
 
     __slots__ = ("_inner",)
 
@@ -162,7 +166,7 @@ class WrappedRequest(HttpRequest):
         self._inner = inner
         super().__init__(inner.method, inner.path, inner.query, inner.headers, inner.body)
         self.identity = inner.identity
-        inner.body = b""  # so that the handler can free the body by dropping its only reference
+        inner.body = b""  # so that the handler can free the body by dropping its own reference
         inner.on_abandon = self._disconnected
 
     def _disconnected(self) -> None:

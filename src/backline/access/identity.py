@@ -1,4 +1,4 @@
-"""The callers on whose behalf requests are sent, and what each may do. This module does no I/O."""
+"""Callers that send requests, and the permissions of each. This module does no I/O."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from backline.engine.errors import Forbidden, Unauthenticated
 from backline.engine.ticket import Ticket
 from backline.memo import Memo
 
-#: Stands for a model whose name has not been read yet; allowed if the caller may use any model at all.
+#: A placeholder for a model name that has not been read yet. It is allowed if the caller may use any model.
 ANY_MODEL = ""
-#: How many decisions an identity remembers; clients choose the model names.
+#: The maximum number of decisions that an identity remembers; clients choose the model names.
 _MAX_REMEMBERED = 1024
 
 
-#: For each kind of credential, what its holder can do when it has expired.
+#: For each kind of credential, the advice to a holder whose credential has expired.
 _RENEWAL = {
     "key": "ask the server's operator for a new one",
     "certificate": "connect again with a renewed one",
@@ -46,22 +46,22 @@ class Grant:
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class Identity:
-    """A caller with a name, such as the holder of an API key.
+    """A caller, such as the holder of an API key. The name of callers without credentials is empty.
 
     Requests and calls refer to their identity, so setting `revoked` also stops open streams.
     """
 
     name: str
     grants: tuple[Grant, ...]
-    #: When the identity expires, in seconds of time.time(); None for never.
+    #: When the identity expires, in seconds of time.time(); None if it never expires.
     expires: float | None = None
     #: Advice about a missing permission, appended to the error.
     cure: str = ""
     #: The kind of credential (a key, a client certificate or a token), for error texts.
     kind: str = "key"
     revoked: bool = False
-    #: What tells this caller from all others. Of two callers with the same name, one may have a key and the
-    #: other a token, or their tokens may have different issuers.
+    #: Distinguishes this caller from all others, as names are not unique: of two callers with the same name,
+    #: one may have a key and the other a token, or their tokens may have different issuers.
     holder: str = field(default="", init=False, repr=False)
     quotas: tuple[Quota, ...] = ()
     #: Whether this identity may run every model.
@@ -69,7 +69,7 @@ class Identity:
     #: Permissions of this identity that the application has cached. There are entries only if `lasts` is
     #: true, and they are dropped when the identity is revoked or changed, so an entry needs no further check.
     passes: Memo[Any, Any] = field(default_factory=lambda: Memo(_MAX_REMEMBERED), init=False, repr=False)
-    #: Measures what this identity uses; None if it has no quotas.
+    #: Measures what this identity uses. None if the identity has no quotas.
     meter: Meter | None = field(default=None, init=False, repr=False)
     _allowed: Memo[tuple[Scope, str | None], bool] = field(
         default_factory=lambda: Memo(_MAX_REMEMBERED), init=False, repr=False
@@ -119,13 +119,13 @@ class Identity:
 
     @property
     def lasts(self) -> bool:
-        """Whether the identity keeps its permissions until the configuration changes, as it never expires."""
+        """Whether the identity never expires, so it keeps its permissions until the configuration changes."""
         return self.expires is None and not self.revoked
 
     def follow(self, ticket: Ticket) -> None:
-        """Marks a ticket as this identity's, and counts it as in flight until it ends.
+        """Marks a ticket as this identity's, and counts the ticket as in flight until it ends.
 
-        Must be called before the ticket is submitted. Raises QuotaExceeded if too many are in flight.
+        Must be called before the ticket is submitted. Raises QuotaExceeded if too many tickets are in flight.
         """
         ticket.identity = self.holder
         if self.meter is not None:
@@ -140,7 +140,8 @@ class Identity:
         return known
 
     def require(self, scope: Scope, model: str | None) -> None:
-        """Raises Unauthenticated if the identity is no longer valid, Forbidden if it lacks the permission.
+        """Raises Unauthenticated if the identity is no longer valid, and Forbidden if the identity lacks the
+        permission.
 
         For an anonymous caller that lacks the permission, the error is Unauthenticated, which asks for a key.
         Every valid identity has the scopes in EVERYBODY.
@@ -168,7 +169,7 @@ def anonymous(scopes: Iterable[Scope], cure: str = "", quotas: tuple[Quota, ...]
 
 
 def _granted(grants: Iterable[Grant]) -> str:
-    """Returns what a key may do, for error texts."""
+    """Returns what a caller may do, for error texts."""
     told = []
     for grant in grants:
         models = "" if "*" in grant.models else " for models " + ", ".join(grant.models)

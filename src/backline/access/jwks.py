@@ -9,15 +9,19 @@ from typing import Any
 import jwt
 import msgspec
 
+from backline.decodable import decodable
 from backline.engine.errors import InvalidArgument
 
 #: The maximum size of a key set in bytes.
 MAX_SIZE = 1024 * 1024
-#: Sizes of RSA keys in bits. Larger ones would take too long to verify with, smaller ones are too weak.
+#: Accepted sizes of RSA keys in bits. Verifying with larger keys would take too long, and smaller keys are
+#: too weak.
 _RSA_BITS = range(2048, 4097)
-#: The maximum size of an RSA exponent in bits. Larger ones take longer to verify with; nearly all are 65537.
+#: The maximum size of an RSA exponent in bits. Verifying with larger exponents takes longer; nearly all are
+#: 65537.
 _EXPONENT_BITS = 33
-#: The members of a key that its thumbprint covers (RFC 7638, section 3.2; RFC 8037, section 2), in order.
+#: The members of a key from which its thumbprint is computed (RFC 7638, section 3.2; RFC 8037, section 2), in
+#: order.
 _MEMBERS = {"RSA": ("e", "kty", "n"), "EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x")}
 #: The algorithms that each type of key and curve supports.
 _ALGORITHMS = {
@@ -29,7 +33,9 @@ _ALGORITHMS = {
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A public key, and the algorithms that it verifies. `id` is its "kid", empty if it has none."""
+    """A public key, and the algorithms whose signatures it can verify. `id` is its "kid", or empty if it has
+    none.
+    """
 
     id: str
     algorithms: frozenset[str]
@@ -45,7 +51,8 @@ class SigningKey:
 
 
 def read_key_set(content: bytes, where: str) -> tuple[SigningKey, ...]:
-    """Returns the usable keys of a set; keys for other purposes are left out. `where` names it in errors.
+    """Returns the usable keys of a set; keys for other purposes are left out. Errors refer to the set as
+    `where`.
 
     Raises InvalidArgument if `content` is not a key set, contains a private key, or has no usable key.
     """
@@ -54,20 +61,23 @@ def read_key_set(content: bytes, where: str) -> tuple[SigningKey, ...]:
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise KeyError
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
-        raise InvalidArgument(f"{where} is not a JSON Web Key Set: an object with a list 'keys'") from None
+        raise InvalidArgument(
+            f"{where} is not a JSON Web Key Set; expected an object with a list 'keys'"
+        ) from None
     if any("d" in entry for entry in entries):
         raise InvalidArgument(f"{where} contains a private key: replace it, and publish only public keys")
     keys = tuple(key for entry in entries if (key := _read_key(entry)) is not None)
     if not keys:
         raise InvalidArgument(
-            f"{where} has no key that this server can verify with: RSA of {_RSA_BITS.start} to"
-            f" {_RSA_BITS.stop - 1} bits, EC on P-256, or Ed25519, for signatures"
+            f"{where} has no key that this server can verify signatures with; expected a signing key: RSA"
+            f" of {_RSA_BITS.start} to {_RSA_BITS.stop - 1} bits, EC on P-256, or Ed25519"
         )
     return keys
 
 
+@decodable
 class _Entry(msgspec.Struct, frozen=True):
-    """The members that all types of keys have. PyJWT reads those that only some types have."""
+    """The members that all types of keys have. PyJWT reads the members that only some types have."""
 
     kty: str
     kid: str = ""
@@ -78,7 +88,7 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 def _read_key(given: dict[str, Any]) -> SigningKey | None:
-    """Reads one key; returns None if its type is unsupported, or it is malformed or not for signatures."""
+    """Reads one key. Returns None for a key that is malformed, unsupported, or not for signatures."""
     try:
         entry = msgspec.convert(given, _Entry)
     except msgspec.ValidationError:

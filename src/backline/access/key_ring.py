@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from backline.access.exposure import is_loopback
+from backline.access.browsers import is_loopback
 from backline.access.jwks import MAX_SIZE, SigningKey, read_key_set
 from backline.engine.errors import InvalidArgument
 from backline.system.file_watch import FileWatch
@@ -26,31 +27,35 @@ log = logging.getLogger("backline.access")
 REFRESH = 300.0
 #: Seconds until the next attempt after a first failure; doubled by each further failure, up to REFRESH.
 RETRY = 5.0
-#: Minimum number of seconds between fetches caused by unknown keys. Anybody can make up the name of a key.
+#: Minimum number of seconds between fetches caused by unknown keys, because anybody can invent the name of a
+#: key.
 UNKNOWN_KEY_PAUSE = 10.0
-#: Seconds that a response may take.
+#: Maximum duration of a response, and of a pause in a response, in seconds.
 FETCH_TIMEOUT = 10.0
-#: Seconds after which a fetch counts as failed even if its thread has not ended: a server that sends its
-#: header byte by byte can hold the thread for as long as it likes.
+#: Seconds after which a fetch is aborted. The limit is meant for servers that send the header byte by byte,
+#: and therefore never pause for long.
 FETCH_LIMIT = 2 * FETCH_TIMEOUT + 5
 _PIECE = 64 * 1024
 
 
-#: Where an issuer publishes its metadata (OpenID Connect Discovery 1.0, section 4).
+#: The path, below the URL of an issuer, of the issuer's metadata (OpenID Connect Discovery 1.0, section 4).
 _METADATA = "/.well-known/openid-configuration"
 
 
 def metadata_url(issuer: str) -> str:
     """Returns the URL of an issuer's metadata. Raises InvalidArgument for an issuer that is not a URL."""
     if "://" not in issuer:
-        raise InvalidArgument("it is not a URL that leads to its keys: set jwks to their URL or file")
+        raise InvalidArgument(
+            "the name of the issuer is not a URL, so its keys cannot be found: set jwks to the URL or file of"
+            " the keys"
+        )
     return issuer.rstrip("/") + _METADATA
 
 
 def check_location(location: str) -> None:
     """Raises InvalidArgument for a URL from which keys must not be fetched.
 
-    Anyone who can impersonate the issuer can sign tokens, so only https and the loopback are safe.
+    Anyone who can impersonate the issuer can sign tokens, so only https URLs and loopback addresses are safe.
     """
     if "://" not in location:
         return
@@ -60,7 +65,8 @@ def check_location(location: str) -> None:
     if parts.scheme == "http" and is_loopback(parts.hostname or ""):
         return
     raise InvalidArgument(
-        f"keys cannot be fetched from '{location}': use https, or http on the loopback, or a file"
+        f"keys cannot be fetched from '{location}': use an https URL, an http URL of a loopback address, or a"
+        " file"
     )
 
 
@@ -72,19 +78,61 @@ def read_key_file(path: Path) -> tuple[SigningKey, ...]:
     except OSError as error:
         raise InvalidArgument(f"the keys in '{path}' cannot be read: {error.strerror}") from None
     if len(content) > MAX_SIZE:
-        raise InvalidArgument(f"'{path}' is larger than {MAX_SIZE >> 20} MiB")
+        raise InvalidArgument(f"'{path}' is larger than {MAX_SIZE >> 20} MiB, the maximum for a set of keys")
     return read_key_set(content, f"'{path}'")
 
 
-def fetch_keys(url: str) -> tuple[SigningKey, ...]:
-    """Fetches a set of keys, or an issuer's metadata and then the keys at the URL in it.
+class FetchAbort:
+    """Ends the connections of a fetch, however little of the response has arrived.
 
-    Each of the two takes at most about FETCH_TIMEOUT seconds, unless the server sends its header byte by
-    byte. Raises InvalidArgument.
+    The fetch runs on a separate thread; `abort` may be called on any other thread.
     """
-    if url.endswith(_METADATA):
-        url = _read_metadata(_fetch(url), url)
-    return read_key_set(_fetch(url), f"'{url}'")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connections: list[socket.socket] = []
+        self._aborted = False
+
+    def watch(self, connection: socket.socket) -> None:
+        """Remembers a connection of the fetch. Called for each connection, before TLS begins."""
+        # A second descriptor of the connection, because TLS detaches the first one from its socket.
+        second = connection.dup()
+        with self._lock:
+            self._connections.append(second)
+            if self._aborted:
+                _shut_down(second)
+
+    def abort(self) -> None:
+        """Makes reads and writes of the fetch fail, now and later."""
+        with self._lock:
+            self._aborted = True
+            for connection in self._connections:
+                _shut_down(connection)
+
+    def close(self) -> None:
+        """Forgets the connections. Called when the fetch has ended."""
+        with self._lock:
+            while self._connections:
+                self._connections.pop().close()
+
+
+def _shut_down(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # the server has disconnected
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def fetch_keys(url: str, abort: FetchAbort) -> tuple[SigningKey, ...]:
+    """Fetches a set of keys, or an issuer's metadata and then the keys at the URL that the metadata names.
+
+    Each of these fetches takes at most about FETCH_TIMEOUT seconds, unless the server sends its header byte
+    by byte. Raises InvalidArgument if a fetch fails or is aborted.
+    """
+    try:
+        if url.endswith(_METADATA):
+            url = _read_metadata(_fetch(url, abort), url)
+        return read_key_set(_fetch(url, abort), f"'{url}'")
+    finally:
+        abort.close()
 
 
 def _read_metadata(content: bytes, url: str) -> str:
@@ -99,21 +147,49 @@ def _read_metadata(content: bytes, url: str) -> str:
             raise KeyError
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
         raise InvalidArgument(
-            f"'{url}' is not the metadata of an issuer: an object with 'issuer' and 'jwks_uri'"
+            f"'{url}' did not return the metadata of an issuer; expected an object with 'issuer' and"
+            " 'jwks_uri'"
         ) from None
     if issuer.rstrip("/") != url.removesuffix(_METADATA):
-        raise InvalidArgument(f"'{url}' has the metadata of another issuer, '{issuer[:200]}'")
+        raise InvalidArgument(
+            f"'{url}' returned the metadata of another issuer, '{issuer[:200]}'; correct the issuer's name"
+        )
     if url.startswith("https:") and not location.startswith("https:"):
-        raise InvalidArgument(f"'{url}' says that its keys are at '{location[:200]}', which is not https")
+        raise InvalidArgument(
+            f"'{url}' says that its keys are at '{location[:200]}', which is not https; set jwks to an https"
+            " URL or a file"
+        )
     check_location(location)
     return location
 
 
-def _fetch(url: str) -> bytes:
+def _fetch(url: str, abort: FetchAbort) -> bytes:
     # These imports are slow, and only servers with tokens need them.
-    from http.client import HTTPException
+    from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
     from urllib.error import HTTPError
-    from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
+    from urllib.request import (
+        HTTPHandler,
+        HTTPRedirectHandler,
+        HTTPSHandler,
+        ProxyHandler,
+        Request,
+        build_opener,
+    )
+
+    class Watched(HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            abort.watch(self.sock)
+
+    class WatchedTls(HTTPSConnection, Watched):
+        """A connection that `Watched.connect` opens, before HTTPSConnection begins TLS."""
+
+    class WatchedHandler(HTTPHandler, HTTPSHandler):
+        def http_open(self, request: Request) -> HTTPResponse:
+            return self.do_open(Watched, request)
+
+        def https_open(self, request: Request) -> HTTPResponse:
+            return self.do_open(WatchedTls, request)
 
     class NoRedirect(HTTPRedirectHandler):
         """Refuses redirects, which could lead to an address that is not safe."""
@@ -121,7 +197,7 @@ def _fetch(url: str) -> bytes:
         def redirect_request(self, *arguments: Any) -> None:
             return None
 
-    handlers: list[Any] = [NoRedirect()]
+    handlers: list[Any] = [NoRedirect(), WatchedHandler()]
     if is_loopback(urlsplit(url).hostname or ""):
         handlers.append(ProxyHandler({}))
     request = Request(url, headers={"accept": "application/json", "user-agent": f"backline/{__version__}"})
@@ -132,7 +208,9 @@ def _fetch(url: str) -> bytes:
             while piece := answer.read1(_PIECE):
                 content += piece
                 if len(content) > MAX_SIZE:
-                    raise InvalidArgument(f"'{url}' answered with more than {MAX_SIZE >> 20} MiB")
+                    raise InvalidArgument(
+                        f"'{url}' answered with more than {MAX_SIZE >> 20} MiB, the maximum for a set of keys"
+                    )
                 if monotonic() > end:
                     raise InvalidArgument(f"'{url}' did not answer within {FETCH_TIMEOUT:g} s")
     except HTTPError as error:
@@ -144,7 +222,7 @@ def _fetch(url: str) -> bytes:
 
 
 class KeyRing:
-    """The keys of an issuer. Used on the event loop, but a URL is fetched on a thread, so no request waits.
+    """The keys of an issuer. Used on the event loop; a thread fetches the keys, so that no request waits.
 
     Invariant: if a fetch fails, the previous keys remain valid, so an issuer that is down locks nobody out.
     """
@@ -160,8 +238,10 @@ class KeyRing:
         self._keys: tuple[SigningKey, ...] = ()
         #: Whether a fetch is in progress.
         self.fetching = False
-        #: The number of the last fetch, and the timer that ends it.
+        #: The number of the last fetch, the object that can abort it, and the timer that aborts it after
+        #: FETCH_LIMIT.
         self._attempt = 0
+        self._abort = FetchAbort()
         self._limit: asyncio.TimerHandle | None = None
         self._fetched_at = -UNKNOWN_KEY_PAUSE
         self._failures = 0
@@ -176,6 +256,7 @@ class KeyRing:
 
     def close(self) -> None:
         self._closed = True
+        self._abort.abort()
         for timer in (self._timer, self._limit):
             if timer is not None:
                 timer.cancel()
@@ -194,7 +275,8 @@ class KeyRing:
         return any(key.thumbprint == thumbprint for key in self._keys)
 
     def look_again(self) -> bool:
-        """Fetches the keys because a token names an unknown one, unless they were fetched moments ago.
+        """Fetches the keys because a token names an unknown key, unless the keys were fetched within the last
+        UNKNOWN_KEY_PAUSE seconds.
 
         Returns whether a fetch is in progress, which may find the key.
         """
@@ -212,26 +294,32 @@ class KeyRing:
         self._replace(keys)
 
     def _fetch(self) -> None:
-        """Starts a fetch on a daemon thread, for which a stopping server does not wait."""
+        """Starts a fetch on a daemon thread, so that the server can stop without waiting for the fetch."""
         if self._timer is not None:
             self._timer.cancel()
         self.fetching = True
         self._attempt += 1
         self._fetched_at = self._loop.time()
-        late = InvalidArgument(f"'{self._location}' did not answer within {FETCH_LIMIT:g} s")
-        self._limit = self._loop.call_later(FETCH_LIMIT, self._fetched, self._attempt, late)
-        threading.Thread(target=self._run, args=(self._attempt,), name="jwks", daemon=True).start()
+        self._abort = FetchAbort()
+        self._limit = self._loop.call_later(FETCH_LIMIT, self._too_late, self._attempt)
+        running = (self._attempt, self._abort)
+        threading.Thread(target=self._run, args=running, name="jwks", daemon=True).start()
 
-    def _run(self, attempt: int) -> None:
+    def _too_late(self, attempt: int) -> None:
+        self._abort.abort()
+        late = InvalidArgument(f"'{self._location}' did not answer within {FETCH_LIMIT:g} s")
+        self._fetched(attempt, late)
+
+    def _run(self, attempt: int, abort: FetchAbort) -> None:
         found: tuple[SigningKey, ...] | InvalidArgument
         try:
-            found = fetch_keys(self._location)
+            found = fetch_keys(self._location, abort)
         except InvalidArgument as error:
             found = error
         except Exception as error:
             found = InvalidArgument(f"keys cannot be fetched from '{self._location}': {error!r}")
         if not self._closed:
-            # RuntimeError: the loop has been closed meanwhile.
+            # The loop raises RuntimeError if it has been closed during the fetch.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._fetched, attempt, found)
 

@@ -17,18 +17,24 @@ from backline.memo import Memo
 
 #: The allowed rounding error, in seconds or as a share of a burst, because times are sums of floats.
 _ROUNDING = 1e-9
-#: Seconds after which to retry if too many requests are in flight. When one of them will end is unknown.
+#: Seconds after which to retry if too many requests are in flight. The server cannot know when one of these
+#: requests will end.
 _IN_FLIGHT_RETRY = 0.1
+#: The share of the tokens of one second (or of the burst, if it has fewer tokens) that a limit takes from its
+#: bucket in advance, so that most requests need not look at the bucket. Tokens taken in advance do not
+#: expire, so a large quota may be exceeded by this share.
+_IN_ADVANCE = 0.001
 #: The maximum number of models whose limits a meter remembers; clients choose the names.
 _MAX_REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """A set of limits on requests to models that match one of the patterns `models`; None means no limit.
+    """A set of limits on requests to models that match one of the patterns `models`. A limit of None means no
+    limit.
 
-    A `burst` of requests may arrive at once after a pause; None means the number allowed in one second. Bytes
-    are those of request bodies and messages.
+    After a pause, a `burst` of requests may arrive at once; if `burst` is None, as many as are allowed in one
+    second. Bytes are those of request bodies and messages.
     """
 
     requests_per_second: float | None = None
@@ -51,7 +57,7 @@ class TokenBucket:
     requests pass too, and the average rate is still limited.
     """
 
-    __slots__ = ("burst", "full_at", "rate", "room", "slack", "token")
+    __slots__ = ("burst", "full_at", "portion", "rate", "room", "slack", "token")
 
     def __init__(self, rate: float, burst: float, now: float) -> None:
         #: When the bucket will be full if nothing more is taken. This is the only state, as in the generic
@@ -61,23 +67,36 @@ class TokenBucket:
 
     def _set(self, rate: float, burst: float) -> None:
         self.rate, self.burst = rate, burst
-        #: Seconds in which one token, and the whole burst, are refilled; `slack` allows for rounding.
+        #: The seconds that it takes to refill one token, and the whole burst; `slack` allows for rounding.
         self.token = 1 / rate
         self.slack = _ROUNDING * (1 + burst / rate)
         self.room = burst / rate + self.slack
+        #: The number of tokens that are taken in advance; 0 if the rate or the burst is small.
+        self.portion = int(_IN_ADVANCE * min(rate, burst))
 
     def level(self, now: float) -> float:
         """Returns the number of tokens; negative if more than a full bucket was taken."""
         return self.burst - max(0.0, self.full_at - now) * self.rate
 
     def wait(self, amount: float, now: float) -> float:
-        """Returns the seconds until `amount` may be taken; 0 if it may be taken now."""
+        """Returns the seconds until `amount` may be taken; 0 if `amount` may be taken now."""
         lacking = self.full_at - now + min(amount, self.burst) * self.token - self.room
         return lacking + self.slack if lacking > 0 else 0.0
 
     def take(self, amount: float, now: float) -> None:
         """Takes an amount for which `wait` has returned 0."""
         self.full_at = max(self.full_at, now) + amount * self.token
+
+    def take_in_advance(self, now: float) -> int:
+        """Takes `portion` tokens in advance. Returns their number, or 0 if the bucket has fewer tokens."""
+        if not self.portion or self.wait(self.portion, now):
+            return 0
+        self.take(self.portion, now)
+        return self.portion
+
+    def give_back(self, amount: float) -> None:
+        """Puts tokens back that were taken. If the bucket has filled up since then, these tokens are lost."""
+        self.full_at -= amount * self.token
 
     def change(self, rate: float, burst: float, now: float) -> None:
         """Switches to another rate and burst. Tokens already taken still count."""
@@ -89,7 +108,7 @@ class TokenBucket:
 class Limit(InFlight):
     """A quota, and how much of it has been used."""
 
-    __slots__ = ("bytes", "most", "quota", "requests")
+    __slots__ = ("bytes", "most", "paid", "paid_bytes", "quota", "requests")
 
     def __init__(self, quota: Quota, now: float) -> None:
         super().__init__()
@@ -105,10 +124,32 @@ class Limit(InFlight):
         burst = None if rate is None else quota.burst or max(1, ceil(rate))
         self.requests = _changed(self.requests, rate, burst, now)
         self.bytes = _changed(self.bytes, quota.bytes_per_second, quota.bytes_per_second, now)
+        #: The numbers of requests and of bytes that may pass before the buckets are looked at again; infinite
+        #: if there is no bucket.
+        self.paid = inf if self.requests is None else 0
+        self.paid_bytes = inf if self.bytes is None else 0
+
+    def take_in_advance(self, now: float) -> None:
+        """Takes tokens in advance from each bucket that has enough."""
+        if self.requests is not None:
+            self.paid = self.requests.take_in_advance(now)
+        if self.bytes is not None:
+            self.paid_bytes = self.bytes.take_in_advance(now)
+
+    def give_back(self) -> None:
+        """Puts back the tokens that were taken in advance and not used."""
+        if self.requests is not None:
+            self.requests.give_back(self.paid)
+            self.paid = 0
+        if self.bytes is not None:
+            self.bytes.give_back(self.paid_bytes)
+            self.paid_bytes = 0
 
 
 class Further(Listener):
-    """A listener that counts a ticket against additional limits, since `Ticket.counted` is only one limit."""
+    """A listener that counts a ticket against further limits, because `Ticket.counted` can name only one
+    limit.
+    """
 
     __slots__ = ("_limits",)
 
@@ -146,7 +187,9 @@ def _changed(
 
 
 class Meter:
-    """A meter of what one identity uses. It refuses requests that exceed a quota; `whose` begins errors."""
+    """A meter of what one identity uses. It refuses requests that exceed a quota; error texts begin with
+    `whose`.
+    """
 
     __slots__ = ("__weakref__", "_limits", "_limits_flight", "_of", "by_model", "low", "only", "whose")
 
@@ -175,13 +218,14 @@ class Meter:
         #: Whether any quota is limited to some models.
         self.by_model = any("*" not in quota.models for quota in quotas)
         self._limits_flight = any(quota.max_in_flight is not None for quota in quotas)
-        #: Whether some quota limits the rate of requests; otherwise `standing` always returns None.
+        #: Whether `standing` may return a value. If there is only one limit, `charge` keeps this up to date;
+        #: otherwise it says whether any quota limits the rate of requests.
         self.low = any(quota.requests_per_second is not None for quota in quotas)
-        #: The limit, if there is only one and it applies to every model; otherwise None.
+        #: The only limit, if there is just one and it applies to every model; otherwise None.
         self.only = self._limits[0] if len(self._limits) == 1 and not self.by_model else None
 
     def rests(self, now: float) -> bool:
-        """Whether nothing of the quotas is in use, so that a new meter would measure the same."""
+        """Returns whether nothing of the quotas is in use, so that a new meter would behave the same."""
         return all(
             limit.in_flight == 0
             and all(bucket is None or bucket.full_at <= now for bucket in (limit.requests, limit.bytes))
@@ -194,9 +238,14 @@ class Meter:
         Raises QuotaExceeded, and counts nothing, if the request exceeds a quota.
         """
         only = self.only
-        if only is not None:  # calls no functions, because this is a notable share of a small request's time
+        if only is not None:  # avoids calls, which would take a notable share of a small request's time
             if only.in_flight >= only.most:
                 raise self._too_many(only)
+            if only.paid >= 1 and only.paid_bytes >= size:
+                only.paid -= 1
+                only.paid_bytes -= size
+                return
+            only.give_back()
             requests, received = only.requests, only.bytes
             requests_full = received_full = now
             if requests is not None:
@@ -215,6 +264,7 @@ class Meter:
             if requests is not None:
                 requests.full_at = requests_full
                 self.low = 2 * (requests_full - now) > requests.room
+            only.take_in_advance(now)
             return
         limits = self._of.get(model) or self._find(model)
         for limit in limits:
@@ -232,7 +282,7 @@ class Meter:
                 limit.bytes.take(size, now)
 
     def follow(self, ticket: Ticket) -> None:
-        """Counts a ticket as in flight until it ends. Raises QuotaExceeded if too many are in flight."""
+        """Counts a ticket as in flight until it ends. Raises QuotaExceeded if the limit has been reached."""
         only = self.only
         if only is not None:
             if only.in_flight >= only.most:
@@ -280,7 +330,9 @@ class Meter:
 
     def _too_fast(self, limit: Limit, size: int, now: float) -> QuotaExceeded:
         requests, received = limit.requests, limit.bytes
-        if requests is not None and (wait := requests.wait(1, now)):
+        wait = 0.0 if requests is None else requests.wait(1, now)
+        # `wait` may round differently than the caller did, so 0 does not mean that this bucket has a token.
+        if requests is not None and (wait or received is None):
             rate = f"{requests.rate:g} requests per second with bursts of {requests.burst:g}"
         else:
             assert received is not None

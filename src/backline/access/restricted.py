@@ -1,7 +1,8 @@
 """Restricted APIs: groups of routes that need a header field with a given value, as in Triton.
 
-The groups and their names are Triton's (src/restricted_features.h of triton-inference-server/server). They
-apply in addition to keys and scopes; if no keys are configured, they are the only check.
+The groups and their names are Triton's (src/restricted_features.h of triton-inference-server/server).
+Restrictions apply in addition to keys and scopes; if no keys are configured, restrictions and the rules for
+web pages are the only checks.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from enum import StrEnum
 
 from backline.engine.errors import InvalidArgument
 
-#: Precedes the name of the header field in gRPC metadata.
+#: The prefix of the header field's name in gRPC metadata.
 GRPC_PREFIX = "triton-grpc-protocol-"
 
 
@@ -43,7 +44,8 @@ _BELOW_V2 = {
     "logging": Api.LOGGING,
     "audit": Api.LOGGING,
 }
-#: The groups of routes of models, by the first fixed segment after the model and its version.
+#: The groups of routes of models, by the first fixed segment that follows the names of the model and its
+#: version.
 _OF_MODELS = {
     "ready": Api.HEALTH,
     "config": Api.MODEL_CONFIG,
@@ -61,7 +63,7 @@ _OF_MODELS = {
     "record": Api.TRACE,
     "recorded": Api.TRACE,
 }
-#: The groups of the methods of GRPCInferenceService, by the start of their names; the longest match counts.
+#: The groups of the methods of GRPCInferenceService, by the start of their names.
 _OF_METHODS = {
     "ServerLive": Api.HEALTH,
     "ServerReady": Api.HEALTH,
@@ -81,7 +83,7 @@ _OF_METHODS = {
 
 
 def api_of_route(pattern: Sequence[str]) -> Api | None:
-    """Returns the group of an HTTP route, given the segments of its pattern; None for metrics."""
+    """Returns the group of an HTTP route, given the segments of its pattern. Returns None for metrics."""
     if pattern == ("metrics",):
         return None
     if pattern[0] == "models":  # runs a model
@@ -104,7 +106,7 @@ def api_of_method(path: bytes) -> Api:
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """A header field and the value that it must have."""
+    """A header field and the value that the field must have."""
 
     name: str
     value: str

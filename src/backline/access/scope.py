@@ -8,24 +8,26 @@ from enum import StrEnum
 class Scope(StrEnum):
     """A permission. A route needs the scope of its most powerful effect: a route that writes is not READ."""
 
-    #: Ask whether the server is live and ready. Every caller may, since probes of orchestrators have no keys.
+    #: Ask whether the server is live and ready. Every caller has this scope, since orchestrators probe
+    #: without keys.
     HEALTH = "health"
-    #: Fetch content that is the same for every caller and contains no data, such as the console's files.
+    #: Fetch content without data of models or clients, such as the console's files.
     PUBLIC = "public"
     #: Run models.
     INFER = "infer"
-    #: See metadata, configurations, statistics and settings.
+    #: See metadata, configurations, statistics, settings, and the logs of changes.
     READ = "read"
     METRICS = "metrics"
     #: Change which models and versions are served, and register shared memory.
     MANAGE = "manage"
-    #: Change the settings of the server: log, traces and recordings of requests.
+    #: Change the settings of the log, traces and recordings, and read the log and recorded requests.
     ADMIN = "admin"
 
 
 #: The scopes that need no credentials: every caller has them.
 EVERYBODY = frozenset((Scope.HEALTH, Scope.PUBLIC))
-#: The scopes whose routes change something that outlives the request.
+#: The scopes of the routes that change something that outlives the request.
 CHANGING = frozenset((Scope.MANAGE, Scope.ADMIN))
-#: The scopes denied to web pages by default: CHANGING, and INFER, since running models costs compute.
+#: The scopes denied to web pages of other origins by default: CHANGING, and INFER, since running models costs
+#: compute.
 GUARDED = CHANGING | {Scope.INFER}

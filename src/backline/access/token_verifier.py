@@ -13,13 +13,14 @@ import msgspec
 from backline.access.identity import Identity
 from backline.access.jwks import SigningKey
 from backline.access.key_ring import KeyRing
-from backline.access.tokens import Claims, TokenRule
+from backline.access.rules import Claims, TokenRule
 from backline.engine.errors import Unauthenticated, Unavailable
 
 #: The maximum length of a token in bytes, so that no token takes long to read.
 MAX_TOKEN = 8 * 1024
 _MAX_NAME = 255
-#: A time in seconds that no token needs, even if its issuer counts in milliseconds.
+#: Times in a token must be below this number of seconds. Real times are far below it, even if the issuer
+#: wrongly gives them in milliseconds.
 _LATEST = 1e15
 _BASE64URL = bytes.maketrans(b"-_+/=", b"+/\0\0\0")
 
@@ -27,16 +28,16 @@ _BASE64URL = bytes.maketrans(b"-_+/=", b"+/\0\0\0")
 class TokenVerifier:
     """A verifier of tokens, with the keys of trusted issuers. Used only on the event loop.
 
-    The signature is checked last, because it takes the longest: about 50 us with RSA and 100 us with elliptic
-    curves. Claims of a token whose signature is wrong are used only in error texts.
+    The signature is checked last, because this check takes the longest: about 50 us with RSA and 100 us with
+    elliptic curves. Until then, claims are used only in error texts.
     """
 
-    def __init__(self, changed: Callable[[], None], loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(self, changed: Callable[[], None]) -> None:
         """`changed` is called after an issuer has withdrawn a key."""
         self._changed = changed
-        self._loop = loop or asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         self._rules: Mapping[str, TokenRule] = {}
-        #: The keys of issuers, by the file or URL that they are read from.
+        #: The keys of issuers, by the file or URL from which the keys are read.
         self._rings: dict[str, KeyRing] = {}
 
     def use(self, rules: Mapping[str, TokenRule]) -> None:
@@ -92,7 +93,7 @@ class TokenVerifier:
         audiences, subject = _read_audiences(rule, payload), _read_subject(payload)
         key = self._find_key(rule, header.get("kid", ""), algorithm)
         if not key.verify(algorithm, signed, _decode(signature)):
-            raise _refused("has a signature that is not its issuer's")
+            raise _refused("has an invalid signature: it was not signed with a key of its issuer")
         return Claims(
             rule.issuer, subject, audiences, float(payload["exp"]), algorithm, key.thumbprint, payload
         )
@@ -120,7 +121,7 @@ def _check_times(rule: TokenRule, payload: Mapping[str, Any]) -> None:
     if now >= expires + rule.leeway:
         raise _refused("has expired; ask its issuer for a new one")
     if not _is_time(begins):
-        raise _refused("has an invalid beginning (nbf)")
+        raise _refused("has an invalid start time (nbf)")
     if now + rule.leeway < begins:
         raise _refused("is not valid yet; check the clocks of its issuer and of this server")
 
@@ -143,7 +144,7 @@ def _read_audiences(rule: TokenRule, payload: Mapping[str, Any]) -> frozenset[st
 def _read_subject(payload: Mapping[str, Any]) -> str:
     subject = payload.get("sub")
     if not isinstance(subject, str) or not 0 < len(subject) <= _MAX_NAME or not subject.isprintable():
-        raise _refused("names no subject (sub)")
+        raise _refused("does not name its subject (sub)")
     return subject
 
 
@@ -170,14 +171,14 @@ def _decode(part: bytes) -> bytes:
 
 
 def _shown(value: object) -> str:
-    """Formats a claim, which anybody can make up, for an error text."""
+    """Formats a claim for an error text. The claim is not verified, so it may be anything."""
     if not isinstance(value, str):  # Python may refuse to write large numbers and deep lists as text
         return "None" if value is None else "?"
     return value[:100] if value.isprintable() else "?"
 
 
 def _malformed() -> Unauthenticated:
-    return _refused("is malformed: three parts in base64url are expected, with JSON in the first two")
+    return _refused("is malformed: expected three parts in base64url, of which the first two are JSON")
 
 
 def _refused(reason: str) -> Unauthenticated:

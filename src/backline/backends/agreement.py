@@ -1,4 +1,4 @@
-"""Checks that a model's configuration and its file agree about inputs and outputs."""
+"""Checks that a model's configuration and the model's file agree about inputs and outputs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from backline.engine.values.tensor import Shape
 def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
     """Returns the signature to serve: that of the model file (`file`), restricted by the configuration.
 
-    Shapes include the batch dimension. The configuration may fix variable dimensions, and outputs that it
-    does not list are not served. Raises InvalidArgument if the configuration contradicts the file; the error
-    quotes both.
+    Shapes include the batch dimension. The configuration may fix variable dimensions, and may leave out
+    outputs, which are then not served. Raises InvalidArgument if the configuration contradicts the file; the
+    error quotes both.
     """
     where = f"model '{config.name}'"
     batch = config.max_batch_size or 0
@@ -50,7 +50,7 @@ def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
 
 
 def _other_axis(spec: TensorSpec) -> str:
-    """Returns a hint for the error text, which says how to configure another dimension as the batch."""
+    """Returns a hint for the error text: how to configure another dimension as the batch."""
     axis = next((index for index, dim in enumerate(spec.shape) if dim == -1), None)
     return (
         "" if axis is None else f", or name the batch dimension, as backline.batch_axis.{spec.name} = {axis}"
@@ -104,7 +104,9 @@ def _merge(
 
 
 def _flat(kind: str, config: ModelConfig) -> frozenset[str]:
-    """Returns the names of ragged inputs or scattered outputs, which are one-dimensional in the model."""
+    """Returns the names of ragged inputs or scattered outputs. These tensors are one-dimensional in the
+    model.
+    """
     if config.joining is None:
         return frozenset()
     return frozenset(config.joining.ragged if kind == "input" else config.joining.scattered)

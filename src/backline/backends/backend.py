@@ -22,7 +22,9 @@ Cancellable: TypeAlias = Callable[[], tuple[Run, Callable[[], None]]]
 
 
 class LoadedModel(Protocol):
-    """A model in memory. `run` may be called on several threads at once; runtimes compute without the GIL."""
+    """A model in memory. `run` may be called on several threads at once, because runtimes compute without the
+    GIL.
+    """
 
     @property
     def signature(self) -> Signature:
@@ -30,7 +32,7 @@ class LoadedModel(Protocol):
 
     @property
     def threads_per_run(self) -> int:
-        """The number of cores that one run uses; 0 means all."""
+        """The number of cores that one run uses; 0 means all cores."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -61,19 +63,39 @@ class CancellableModel(Protocol):
         """
 
 
-class CompilingModel(Protocol):
-    """A LoadedModel whose runs compile for each new shape of inputs, which would stall the event loop.
+class SpreadableModel(Protocol):
+    """A LoadedModel of which the server can load a second copy whose runs use several cores.
 
-    Such a model runs on threads, unless its configuration says otherwise. Use getattr to check for it, as for
-    CancellableModel.
+    Use getattr to check for `spread`, as for CancellableModel.
+    """
+
+    def spread(self, threads: int) -> LoadedModel | None:
+        """Loads and returns a copy of the model whose runs use `threads` threads. The copy has its own
+        weights, and must be closed too.
+
+        Returns None if the configuration says how runs use threads, or if the weights take so much memory
+        that a copy must be configured (`lone_run_threads`). Raises the errors of Backend.load.
+        """
+
+
+class UnboundedModel(Protocol):
+    """A LoadedModel that must not run on the event loop, because the time of one run says nothing about later
+    runs.
+
+    The lifecycle runs such a model on threads, whatever its configuration says. Use getattr to check for
+    `unbounded`, as for CancellableModel.
     """
 
     @property
-    def compiles(self) -> bool:
-        """True."""
+    def unbounded(self) -> str:
+        """The reason why a run may take any length of time, such as LOOPS or COMPILES; "" if none may."""
 
 
-@runtime_checkable
+#: Values of UnboundedModel.unbounded, as the end of a sentence.
+LOOPS: Final = "the model has a loop, and a request may decide how many times the loop runs"
+COMPILES: Final = "the model is compiled again for each new shape of its inputs"
+
+
 class StreamingModel(Protocol):
     """A model in memory that sends any number of responses: a LoadedModel with `stream` instead of `run`."""
 
@@ -87,16 +109,16 @@ class StreamingModel(Protocol):
 
     @property
     def streams_at_once(self) -> int:
-        """The number of streams to compute at once, each on a thread, if the configuration sets no number."""
+        """The number of streams to compute at the same time, each on a thread, if it is not configured."""
 
     def stream(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], parameters: Mapping[str, Parameter]
     ) -> Generator[Mapping[str, np.ndarray], None, None]:
-        """Yields the responses to one request: arrays by output name, for all of `outputs`, some, or none.
+        """Yields the responses to one request: arrays by output name, for all, some or none of `outputs`.
 
         The generator runs on a thread. While the client reads slowly, the generator is suspended between
-        responses, and the thread works on other streams. When the client is gone, the generator is closed.
-        Raises the errors of LoadedModel.run, before or between responses.
+        responses, and the thread works on other streams. When the client disconnects, the generator is
+        closed. Raises the errors of LoadedModel.run, before or between responses.
         """
 
     def close(self) -> None:
@@ -105,24 +127,26 @@ class StreamingModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HostedModel:
-    """The data that a worker process needs to load a model. Backends whose models run in workers return this.
+    """The data that a worker process needs to load a model. Returned by backends whose models run in workers.
 
     `adapter` names the code that loads the model in the worker, such as "python". `python` is the path of an
-    interpreter; None means that of the model's environment, or else the server's. `environment` holds
-    environment variables to add to the server's.
+    interpreter; None means the interpreter of the model's environment or, if there is no environment, that of
+    the server. `environment` holds environment variables to add to those of the server.
     """
 
     path: Path
     adapter: str
     python: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
-    #: For an archive, the folder in it to unpack ("" for all); the unpacked folder then replaces `path`.
+    #: For an archive, the folder in it to unpack ("" for all). The path of the unpacked folder then replaces
+    #: `path`.
     packed: str | None = None
-    #: Parameters for the adapter, in addition to those in the configuration.
+    #: Parameters for the adapter, in addition to the parameters in the configuration.
     parameters: Mapping[str, str] = field(default_factory=dict)
     #: Instance groups from the model's own files, used if the configuration has none.
     groups: tuple[InstanceGroup, ...] = ()
-    #: Whether requirements.txt lists only packages to add to the server's; otherwise it lists all packages.
+    #: Whether requirements.txt lists only packages to add to those of the server, unless the model asks for
+    #: another Python version; otherwise it lists all packages.
     on_top: bool = False
     #: For a file that a runtime loads inside the worker, the encoded RuntimeJob. Such a worker uses the
     #: server's own environment and cannot call other models.
@@ -133,8 +157,8 @@ class HostedModel:
 class RemoteModel:
     """A model on other servers: their URLs, separated by commas, and the model's name there.
 
-    At most `max_in_flight` requests are in flight at once. `ca` is the PEM file of the authority that signed
-    the servers' certificates, and `api_key` the key to send; both may be None.
+    At most `max_in_flight` requests are in flight at the same time. `ca` is the PEM file with the certificate
+    of the CA that signed the servers' certificates, and `api_key` is the key to send; either may be None.
     """
 
     urls: str
@@ -150,9 +174,17 @@ class RemoteModel:
 BackendModel: TypeAlias = LoadedModel | StreamingModel | HostedModel | RemoteModel
 
 
+def streams(model: BackendModel) -> TypeGuard[StreamingModel]:
+    """Returns whether the model is in this process's memory and may send any number of responses.
+
+    isinstance would look up every member of the protocol, which takes longer than the rest of a small load.
+    """
+    return hasattr(model, "stream")
+
+
 def runs_here(model: BackendModel) -> TypeGuard[LoadedModel]:
-    """Returns whether the model is in this process's memory and gives one response to each request."""
-    return not isinstance(model, HostedModel | StreamingModel | RemoteModel)
+    """Returns whether the model is in this process's memory and sends one response to each request."""
+    return not isinstance(model, HostedModel | RemoteModel) and not streams(model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +194,13 @@ class LoadOptions:
     device: Device = CPU
     #: Whether to load files that can execute arbitrary code when loaded: pickles and machine code.
     trust_pickle: bool = False
-    #: Types that a skops file may contain, in addition to those that skops trusts.
+    #: Types that a skops file may contain, in addition to the types that skops trusts.
     trust_skops_types: frozenset[str] = frozenset()
-    #: Whether code in the model's files may run: they are local, or the server trusts remote code.
+    #: Whether code in the model's files may run, because the files are local or the server trusts remote
+    #: code.
     may_run_code: bool = False
+    #: The maximum number of cores that one run may use if the server chooses the number; None for all cores.
+    run_cores: int | None = None
     #: Whether the load fails if a GPU cannot be used; otherwise the model runs on the CPU.
     strict_devices: bool = False
 
@@ -190,22 +225,22 @@ class Backend(Protocol):
 
 @runtime_checkable
 class FileCheck(Protocol):
-    """A Backend that can detect some files that are not models, without importing its runtime."""
+    """A Backend that can detect some files that are not models, without importing the runtime."""
 
     def check_file(self, path: Path) -> None:
-        """Raises InvalidArgument, which says what is wrong, if a file is cut off or cannot be a model."""
+        """Raises InvalidArgument, which says what is wrong, if a file is truncated or cannot be a model."""
 
 
-@runtime_checkable
 class GpuBackend(Protocol):
-    """A Backend that can compute on GPUs."""
+    """A Backend that can compute on GPUs; see `gpus_of`."""
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """Returns the GPUs that this model can run on, or why there are none. Raises as `load` does."""
+        """Returns the GPUs on which the model can run, or why there are none. Raises the errors of `load`."""
 
 
 def gpus_of(backend: Backend, path: Path, config: ModelConfig) -> Gpus:
-    """Returns the GPUs that a backend can run a model on, or the reason why there are none."""
-    if isinstance(backend, GpuBackend):
-        return backend.gpus(path, config)
+    """Returns the GPUs on which a backend can run a model, or the reason why there are none."""
+    gpus: Callable[[Path, ModelConfig], Gpus] | None = getattr(backend, "gpus", None)
+    if gpus is not None:
+        return gpus(path, config)
     return Gpus(reason=f"models of the {backend.name} backend run on the CPU")

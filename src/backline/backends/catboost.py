@@ -10,7 +10,7 @@ import numpy as np
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import decode, encode, import_runtime, loading, read_start
-from backline.backends.table import CATEGORIES, TableModel, features, reason
+from backline.backends.trees import CATEGORIES, TableModel, features, reason
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -58,8 +58,8 @@ class CatBoost:
         for kind, indexes in others.items():
             if indexes:
                 raise InvalidArgument(
-                    f"'{path}' cannot be served: feature {names[indexes[0]]!r} is {kind}, not a number or"
-                    " category"
+                    f"'{path}' cannot be served: feature {names[indexes[0]]!r} is of type {kind}, but only"
+                    " numbers and categories can be sent; train the model without it"
                 )
         prediction = parameters.choice(
             "prediction_type", "Probability" if classifier else "RawFormulaVal", _PREDICTION_TYPES

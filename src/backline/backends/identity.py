@@ -1,4 +1,4 @@
-"""Triton's identity backend, whose models return their inputs and have no file: for trying out clients."""
+"""Triton's identity backend, for trying out clients. Its models return their inputs and have no file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import Signature, TensorSpec
 
-#: Parameters of Triton's identity backend: a delay of each run in milliseconds, and of the load in seconds.
+#: Parameters of Triton's identity backend: the delay of each run in milliseconds, and that of the load in
+#: seconds.
 _DELAY = "execute_delay_ms"
 _CREATION_DELAY = "creation_delay_sec"
 _KNOWN = (_DELAY, _CREATION_DELAY)
@@ -24,14 +25,15 @@ _MAX_DELAY_SECONDS = 600
 
 
 class Identity:
-    """The backend `identity`, which must be named in the configuration, as its models have no file."""
+    """The backend `identity`. The configuration must name it, because its models have no file."""
 
     name: ClassVar[str] = "identity"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> IdentityModel:
         """Loads a model that returns its n-th input as its n-th output, after `execute_delay_ms`.
 
-        If an optional input is absent, its output is zeros. The load takes `creation_delay_sec`.
+        If an optional input is absent, its output is zeros or empty strings. Loading takes
+        `creation_delay_sec`.
 
         Raises InvalidArgument if the configuration does not pair inputs with outputs.
         """
@@ -45,19 +47,19 @@ class Identity:
             shapes_differ = given.shape != answered.shape and not _is_ragged(config, given.name)
             if given.datatype is not answered.datatype or shapes_differ:
                 raise InvalidArgument(
-                    f"model '{config.name}': the identity backend gives input '{given.name}' back as"
-                    f" '{answered.name}', but they differ in datatype or dims"
+                    f"model '{config.name}': the identity backend returns input '{given.name}' as output"
+                    f" '{answered.name}', so both need the same datatype and dims"
                 )
         parameters = Parameters(config, self.name, _KNOWN)
-        delay = _delay(config, parameters, _DELAY, "milliseconds", 1000)
-        creation_delay = _delay(config, parameters, _CREATION_DELAY, "seconds", 1)
+        delay = parameters.number(_DELAY, 0, _MAX_DELAY_SECONDS * 1000, "milliseconds", least=0) / 1000
+        creation_delay = parameters.number(_CREATION_DELAY, 0, _MAX_DELAY_SECONDS, "seconds", least=0)
         if creation_delay:
             time.sleep(creation_delay)
         return IdentityModel(config, delay, parameters.warnings)
 
 
 class IdentityModel:
-    """A model that returns its inputs as outputs. The delay occupies an instance, but no core."""
+    """A model that returns its inputs as outputs. During the delay, an instance is occupied, but no core."""
 
     threads_per_run = 1
 
@@ -104,14 +106,3 @@ def _full(specs: Sequence[TensorSpec], config: ModelConfig) -> tuple[TensorSpec,
 
 def _is_ragged(config: ModelConfig, name: str) -> bool:
     return config.joining is not None and name in config.joining.ragged
-
-
-def _delay(config: ModelConfig, parameters: Parameters, key: str, unit: str, per_second: int) -> float:
-    """Reads a delay, in seconds. Raises InvalidArgument if the parameter is not a whole number."""
-    text = parameters.text(key, "0").strip()
-    most = _MAX_DELAY_SECONDS * per_second
-    if not (text.isascii() and text.isdigit() and int(text) <= most):
-        raise InvalidArgument(
-            f"parameter '{key}' of model '{config.name}' is '{text}', expected {unit} from 0 to {most}"
-        )
-    return int(text) / per_second

@@ -12,24 +12,36 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backline.backends.agreement import agree
-from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
+from backline.backends.backend import COMPILES, DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import failed_run, import_runtime, one_line, read_start, unservable
+from backline.backends.runtime import (
+    NeverRuns,
+    failed_run,
+    import_runtime,
+    one_line,
+    read_start,
+    unservable,
+)
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.device import CPU, Device, Gpus
 from backline.engine.values.signature import Signature, TensorSpec
 
-#: The environment variable that sets the number of XLA's threads (default: one per core). XLA reads it once.
+#: The environment variable that sets the number of XLA's threads (default: one per core). XLA reads the
+#: variable only once.
 _THREADS = "NPROC"
 _WHAT = "JAX models need JAX"
 #: The environment variable that, when false, keeps JAX from reserving most of a GPU's memory at first use.
 _PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
+#: A word in the text of XLA's error for a lack of memory. Such an error does not mean that every run fails,
+#: because smaller inputs need less memory.
+_NO_MEMORY = "RESOURCE_EXHAUSTED"
 #: The platforms of functions that run on GPUs.
 _GPU_PLATFORMS = frozenset({"cuda", "rocm"})
 #: Custom calls that jump to an address given by the file (jax.pure_callback). jax.export refuses to write
-#: such calls, but an attacker could craft a file with one. Their names are plain text in the bytecode.
+#: such calls, but an attacker could craft a file with one. The names of such calls are plain text in the
+#: bytecode.
 _CALLBACK = re.compile(rb"xla_(?:ffi_)?(?:partitioned_)?python_\w*callback")
 
 
@@ -108,24 +120,26 @@ def _read(jax: Any, path: Path) -> Any:
         ) from None
     if found := _CALLBACK.search(module):
         raise InvalidArgument(
-            f"'{path}' calls '{found[0].decode()}', which takes an address in the process that exported it"
-            " and is refused; export the function without callbacks"
+            f"'{path}' is refused: it calls '{found[0].decode()}', a callback at a memory address that was"
+            " valid only in the process that exported the file; export the function without callbacks"
         )
     return exported
 
 
 def _parse(program: bytes) -> None:
-    """Raises an error if a StableHLO program is damaged, which JAX would only find out at the first run."""
+    """Raises an error if a StableHLO program is damaged, which JAX would otherwise detect only at the first
+    run.
+    """
     parse = getattr(import_module("jax.extend.mlir"), "deserialize_portable_artifact", None)
-    if parse is None:  # an older JAX
+    if parse is None:  # older versions of JAX lack this function
         return
     with import_module("jax.interpreters.mlir").make_ir_context() as context:
-        context.attach_diagnostic_handler(lambda _: True)  # instead of printing the reason
+        context.attach_diagnostic_handler(lambda _: True)  # keeps MLIR from printing the reason
         parse(program)
 
 
 def _place(jax: Any, device: Device) -> Any:
-    """Returns the JAX device to move inputs to; None for JAX's default device, where they already are."""
+    """Returns the JAX device to move inputs to; None for JAX's default device, where inputs already are."""
     if device.kind == "model":
         return None
     found = jax.devices(device.kind)[device.index]
@@ -136,8 +150,8 @@ class JaxModel:
     """An exported function, which is compiled for each combination of input shapes."""
 
     threads_per_run = 1
-    #: See CompilingModel.
-    compiles = True
+    #: See UnboundedModel. Functions with loops need no other value, because all functions are compiled.
+    unbounded = COMPILES
 
     def __init__(
         self,
@@ -161,7 +175,7 @@ class JaxModel:
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         if self._call is None:
-            raise Internal(f"model '{self._name}' is unloaded")
+            raise Internal(f"model '{self._name}' is unloaded: load it again to use it")
         tree = self._jax.tree_util
         flat = [
             inputs[name].view(self._jax.numpy.bfloat16) if half else inputs[name]
@@ -174,8 +188,12 @@ class JaxModel:
             answers = tree.tree_leaves(self._call(*arguments, **keywords))
             arrays = [np.asarray(answers[self._positions[name]]) for name in outputs]
         except Exception as error:
-            refused = isinstance(error, (ValueError, TypeError))  # raised if shapes do not match the export
-            raise failed_run(self._name, one_line(error), refused=refused) from None
+            # JAX raises these errors before it compiles the program, if shapes do not match the export.
+            refused = isinstance(error, (ValueError, TypeError))
+            failure = failed_run(self._name, one_line(error), refused=refused)
+            if refused or isinstance(error, MemoryError) or _NO_MEMORY in failure.message:
+                raise failure from None
+            raise NeverRuns(failure.message) from None  # other errors of XLA mean a faulty program
         return [array.view(np.uint16) if array.dtype.name == "bfloat16" else array for array in arrays]
 
     def close(self) -> None:
@@ -183,7 +201,10 @@ class JaxModel:
 
 
 def _names(tree: Any, structure: Any, prefix: str) -> list[str]:
-    """Returns a name for each tensor of an argument tree: the keys on its path, or else its index."""
+    """Returns a name for each tensor of a tree of inputs or outputs: the keys on the path to the tensor,
+    joined by dots, or else `prefix` and an index, such as INPUT__0. If two of these names are equal, all
+    tensors are named by index.
+    """
     leaves = tree.tree_flatten_with_path(tree.tree_unflatten(structure, list(range(structure.num_leaves))))[0]
     names = []
     for index, (path, _) in enumerate(leaves):

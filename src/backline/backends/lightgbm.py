@@ -1,4 +1,4 @@
-"""LightGBM models. Files are checked first, because LightGBM does not validate the numbers in them."""
+"""LightGBM models. Files are checked first, because LightGBM does not validate the numbers in a file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,16 @@ import numpy as np
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime, loading, read_start
-from backline.backends.table import TableModel, features, reason
-from backline.backends.tree_checks import MAX_CLASSES, Damaged, check_children, check_range, damaged
+from backline.backends.trees import (
+    MAX_CLASSES,
+    Damaged,
+    TableModel,
+    check_children,
+    check_range,
+    damaged,
+    features,
+    reason,
+)
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -23,7 +31,7 @@ _KNOWN = ("num_threads",)
 
 
 class LightGbm:
-    """The backend for `model.txt`."""
+    """The backend for `model.txt` and `lightgbm.txt`."""
 
     name: ClassVar[str] = "lightgbm"
 
@@ -34,8 +42,8 @@ class LightGbm:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
         """Loads a booster. The output `output__0` is the result of Booster.predict.
 
-        For classifiers it contains probabilities, of shape [N] or [N, classes]. A run uses one thread unless
-        the parameter `num_threads` is set.
+        For classifiers, the output contains probabilities, of shape [N] or [N, classes]. A run uses one
+        thread unless the parameter `num_threads` is set.
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("num_threads", 1)
@@ -60,7 +68,7 @@ _OF_SPLITS: Final = ("split_feature", "threshold", "decision_type", "left_child"
 _MORE_OF_SPLITS: Final = ("split_gain", "internal_value", "internal_weight", "internal_count")
 _MORE_OF_LEAVES: Final = ("leaf_weight", "leaf_count")
 _CATEGORICAL: Final = 1
-#: Fields of floating-point numbers. LightGBM terminates the process if they contain anything else.
+#: Fields of floating-point numbers. LightGBM terminates the process if such a field contains anything else.
 _NUMBERS: Final = ("threshold", "leaf_value", "leaf_const", "leaf_coeff", "shrinkage")
 #: The section of training parameters. LightGBM's parser does not check that the section ends.
 _PARAMETERS: Final = re.compile(rb"(?:\[\w+: [^\n]*\]\n|\n)*end of parameters\n")
@@ -77,7 +85,7 @@ def _check_start(path: Path) -> None:
 def check_trees(path: Path) -> None:
     """Raises InvalidArgument for an incomplete file, or one with inconsistent numbers.
 
-    LightGBM would read out of bounds, loop forever, or abort the process.
+    With such a file, LightGBM would read out of bounds, loop forever, or abort the process.
     """
     with damaged(path):
         content = path.read_bytes()
@@ -92,18 +100,18 @@ def check_trees(path: Path) -> None:
         features = int(header["max_feature_idx"]) + 1
         classes = int(header["num_class"])
         if not (0 < features <= 1 << 24 and 0 < classes <= MAX_CLASSES):
-            raise Damaged(f"it has {features} features and {classes} classes, of which one is out of range")
+            raise Damaged(f"it has {features} features and {classes} classes; one number is out of range")
         if int(header["num_tree_per_iteration"]) != classes:
             raise Damaged("num_tree_per_iteration differs from num_class")
         given = re.search(r"\bnum_class:(\d+)", header.get("objective", ""))
         if given and int(given[1]) != classes:
-            raise Damaged("the num_class of its objective differs")
+            raise Damaged("num_class differs from the num_class of its objective")
         for name in ("feature_names", "feature_infos"):
             if name in header and len(header[name].split()) != features:
                 raise Damaged(f"{name} does not have {features} values")
         trees = _trees(content, header, first, end + 1)
         if len(trees) % classes:
-            raise Damaged(f"{len(trees)} trees are not the same number for each of {classes} classes")
+            raise Damaged(f"its {len(trees)} trees cannot be divided evenly among {classes} classes")
         for index, tree in enumerate(trees):
             try:
                 _check_tree(_lines(tree), features)
@@ -117,7 +125,7 @@ def check_trees(path: Path) -> None:
 
 
 def _trees(content: bytes, header: Mapping[str, str], first: int, end: int) -> list[bytes]:
-    """Splits the file into its trees, as LightGBM does: by `tree_sizes` if the header has them."""
+    """Splits the file into its trees, as LightGBM does: by `tree_sizes` if the header has this field."""
     if "tree_sizes" in header:
         sizes = _integers(header, "tree_sizes")
         check_range("tree_sizes", sizes, 0, len(content) + 1)

@@ -1,16 +1,17 @@
-"""LiteRT models (`*.tflite`) on the CPU, with batches of any size if the model allows them."""
+"""LiteRT models (`*.tflite`) on the CPU, with batches of any size if a model allows this."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
 from backline.backends.agreement import agree
-from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
+from backline.backends.backend import DEFAULT_OPTIONS, LOOPS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import failed_run, import_runtime, loading, one_line, read_start, unservable
 from backline.engine.config.model_config import ModelConfig
@@ -18,10 +19,15 @@ from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import Signature, TensorSpec
 
-#: The file identifier of the flatbuffer, at bytes 4 to 8 (schema.fbs).
+#: The file identifier of the FlatBuffer, at bytes 4 to 7 (schema.fbs).
 _IDENTIFIER = b"TFL3"
 _KNOWN = ("num_threads", "signature")
 _DEFAULT_SIGNATURE = "serving_default"
+#: Fields of the tables Model and OperatorCode, and the codes of WHILE and STABLEHLO_WHILE (schema.fbs).
+_OPERATOR_CODES: Final = 1
+_OLD_CODE: Final = 0
+_CODE: Final = 3
+_WHILE: Final = frozenset({119, 200})
 
 
 class LiteRt:
@@ -32,11 +38,13 @@ class LiteRt:
     def check_file(self, path: Path) -> None:
         if read_start(path)[4:8] != _IDENTIFIER:
             raise InvalidArgument(
-                f"'{path}' is not a LiteRT model: it lacks the file identifier '{_IDENTIFIER.decode()}'"
+                f"'{path}' is not a LiteRT model: it lacks the file identifier '{_IDENTIFIER.decode()}';"
+                " convert the model to LiteRT, or copy the file again"
             )
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> LiteRtModel:
-        """Loads a model. Inputs and outputs are named by its signature or, without one, by its tensors.
+        """Loads a model. Inputs and outputs have the names in its signature or, without one, the names of its
+        tensors.
 
         The parameter `signature` selects one of several signatures. A run uses one thread unless the
         parameter `num_threads` is set.
@@ -48,8 +56,13 @@ class LiteRt:
         threads = parameters.threads("num_threads", 1)
         self.check_file(path)
 
+        # Given the path, LiteRT would map the file. If another program then overwrote the file, the weights
+        # of the served model would change, and if the file became shorter, the kernel would kill the server
+        # with SIGBUS. Interpreters that are created later would even load another file of that name.
+        content = path.read_bytes()
+
         def interpreter() -> Any:
-            return runtime.Interpreter(model_path=str(path), num_threads=threads)
+            return runtime.Interpreter(model_content=content, num_threads=threads)
 
         with loading(path, "LiteRT"):
             keys = list(interpreter().get_signature_list())
@@ -57,15 +70,23 @@ class LiteRt:
             first = _Program(interpreter(), key)
             file = Signature(_specs(path, "input", first.inputs()), _specs(path, "output", first.outputs()))
         file = _with_batch(first, file)
-        first = _Program(interpreter(), key)  # a new one, as a failed resize may have broken the interpreter
+        first = _Program(interpreter(), key)  # a failed resize may have broken the old interpreter
         signature = agree(path, file, config)
         return LiteRtModel(
-            config.name, lambda: _Program(interpreter(), key), first, signature, threads, parameters.warnings
+            config.name,
+            lambda: _Program(interpreter(), key),
+            first,
+            signature,
+            threads,
+            parameters.warnings,
+            LOOPS if _has_loop(content) else "",
         )
 
 
 class _Program:
-    """An interpreter that runs the signature `key` (None: the main graph), one batch at a time."""
+    """An interpreter that runs the signature `key`, one batch at a time. If `key` is None, it runs the main
+    graph.
+    """
 
     def __init__(self, interpreter: Any, key: str | None) -> None:
         self._interpreter = interpreter
@@ -102,7 +123,7 @@ class _Program:
 
 
 class LiteRtModel:
-    """A model. It has a pool of idle programs, because an interpreter runs only one batch at a time."""
+    """A model with a pool of idle programs, because an interpreter runs only one batch at a time."""
 
     def __init__(
         self,
@@ -112,6 +133,7 @@ class LiteRtModel:
         signature: Signature,
         threads: int,
         warnings: tuple[str, ...],
+        unbounded: str,
     ) -> None:
         self._name = name
         self._create: Callable[[], _Program] | None = create
@@ -119,10 +141,12 @@ class LiteRtModel:
         self.signature = signature
         self.threads_per_run = threads
         self.warnings = warnings
+        #: See UnboundedModel.
+        self.unbounded = unbounded
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         if self._create is None:
-            raise Internal(f"model '{self._name}' is unloaded")
+            raise Internal(f"model '{self._name}' is unloaded: load it again to use it")
         try:
             program = self._idle.pop()
         except IndexError:
@@ -141,6 +165,46 @@ class LiteRtModel:
         self._idle = []
 
 
+def _has_loop(content: bytes) -> bool:
+    """Returns whether any graph of a model may have a loop: whether the model has any kind of WHILE operator.
+
+    `content` is a FlatBuffer, of which only the table of operator kinds is read.
+    """
+    try:
+        return not _WHILE.isdisjoint(_operators(content))
+    except (struct.error, ValueError):
+        return True  # the table is damaged, so nothing is known
+
+
+def _operators(content: bytes) -> Iterator[int]:
+    """Yields the code of each kind of operator. Raises struct.error or ValueError if the file is damaged."""
+
+    def read(form: str, at: int) -> int:
+        if at < 0:
+            raise ValueError("an offset points outside the file")
+        return int(struct.unpack_from(form, content, at)[0])
+
+    def follow(at: int) -> int:
+        return at + read("<I", at)
+
+    def field(table: int, number: int) -> int | None:
+        """Returns the position of a field of a table; None if the table does not have the field."""
+        layout = table - read("<i", table)
+        entry = 4 + 2 * number
+        offset = read("<H", layout + entry) if entry < read("<H", layout) else 0
+        return table + offset if offset else None
+
+    listed = field(follow(0), _OPERATOR_CODES)
+    if listed is None:
+        return
+    vector = follow(listed)
+    for index in range(read("<I", vector)):
+        kind = follow(vector + 4 + 4 * index)
+        old, code = field(kind, _OLD_CODE), field(kind, _CODE)
+        # Codes above 127 do not fit into the old field.
+        yield max(0 if old is None else read("<b", old), 0 if code is None else read("<i", code))
+
+
 def _by_name(details: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     return [(detail["name"], detail) for detail in details]
 
@@ -149,7 +213,9 @@ def _choose_signature(path: Path, keys: Sequence[str], wanted: str) -> str | Non
     """Returns the key of the signature to serve; None if the file has no signature."""
     if wanted and wanted not in keys:
         held = ", ".join(f"'{key}'" for key in keys) or "none"
-        raise InvalidArgument(f"'{path}' has no signature '{wanted}'; it has {held}")
+        raise InvalidArgument(
+            f"'{path}' has no signature '{wanted}'; it has {held}: correct the parameter 'signature'"
+        )
     if wanted or not keys:
         return wanted or None
     if len(keys) == 1:

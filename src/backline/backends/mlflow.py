@@ -1,4 +1,6 @@
-"""MLflow model folders, served by the backend of one of their flavours. MLflow itself is not needed."""
+"""MLflow model folders. The backend of one of the flavours in a folder serves the model, without MLflow
+itself.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ class MlFlow:
         return gpus_of(backend, file, replace(config, backend=backend.name))
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> LoadedModel:
-        """Loads the model with its flavour's backend, which decides the names of tensors and the options.
+        """Loads the model with its flavour's backend, which determines the names of tensors and the options.
 
         Raises InvalidArgument if no flavour in the folder can be served; pickles need `trust_pickle`.
         """
@@ -56,7 +58,7 @@ def flavour_backend(path: Path) -> str:
 
 
 def _served(path: Path) -> tuple[Backend, Path]:
-    """Returns the backend of the first flavour that can be served, and its model file."""
+    """Returns the backend of the first flavour that can be served, and the model file of that flavour."""
     folder = next((f for f in (path, path / "model", path.parent) if (f / _FILE).is_file()), path)
     flavours = _read(folder / _FILE)
     for flavour, keys, backend_name in _FLAVOURS:
@@ -78,7 +80,9 @@ def _read(path: Path) -> Mapping[str, Any]:
     content = read_yaml(start, f"'{path}'", what="Model folders of MLflow need PyYAML", extra="mlflow")
     flavours = content.get("flavors") if isinstance(content, Mapping) else None
     if not isinstance(flavours, Mapping):
-        raise InvalidArgument(f"'{path}' is not an MLmodel file of MLflow: it has no 'flavors'")
+        raise InvalidArgument(
+            f"'{path}' is not an MLmodel file of MLflow: it has no 'flavors'; save the model again"
+        )
     return flavours
 
 
@@ -87,11 +91,14 @@ def _model_file(folder: Path, flavour: str, settings: Mapping[str, Any], keys: t
     if name is None:
         raise InvalidArgument(
             f"'{folder / _FILE}' does not say where the model of flavour '{flavour}' is: {' or '.join(keys)}"
-            " is missing"
+            " is missing; save the model again"
         )
     path: Path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise InvalidArgument(f"'{folder / _FILE}' names a file outside of its folder: '{name}'")
+        raise InvalidArgument(
+            f"'{folder / _FILE}' names a file outside of its folder: '{name}'; copy the file into the folder,"
+            " and correct the path"
+        )
     # MLflow writes data/model.pth, or model.pt2 if the model was exported.
     if flavour == "pytorch" and path.is_dir():
         return next(
@@ -99,11 +106,13 @@ def _model_file(folder: Path, flavour: str, settings: Mapping[str, Any], keys: t
             path / "model.pt2",
         )
     if not path.exists():
-        raise InvalidArgument(f"'{folder / _FILE}' names '{name}', which does not exist")
+        raise InvalidArgument(
+            f"'{folder / _FILE}' names '{name}', which does not exist; copy the whole folder of the model"
+        )
     return path
 
 
 def _backend(name: str) -> Backend:
-    from backline.backends.registry import BACKENDS  # imported late, because it lists this backend too
+    from backline.backends.registry import BACKENDS  # imported late, as the registry lists this backend
 
     return next(entry for entry in BACKENDS if entry.name == name).backend()

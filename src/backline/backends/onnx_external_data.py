@@ -1,17 +1,25 @@
 """Checks that a file is an ONNX model, and that its external data (weights) is in the file's own folder.
 
-Recent versions of ONNX Runtime check this too, but older ones do not resolve links. The file is parsed by its
-protobuf wire format (onnx.proto), skipping the weights. Loops are found on the way.
+Recent versions of ONNX Runtime check this too, but older ones do not resolve links. The file is read as
+protobuf's wire format (onnx.proto), without the weights. The same pass finds loops.
+
+Files are read, not mapped: if another program shortened a mapped file, the next access to the missing part
+would kill the server with SIGBUS.
 """
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path, PurePosixPath
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias, overload
 
-from backline.backends.runtime import read_start
+import numpy as np
+
+from backline.backends.runtime import MOST_READ, read_start
 from backline.engine.errors import InvalidArgument
 
 #: For each message type, the fields that can contain tensors, and the message type of each field.
@@ -31,18 +39,71 @@ _GRAPH: Final = 7
 #: The first byte of a model: the protobuf tag of field 1, the version of the format.
 _BEGIN: Final = 0x08
 _DEEPEST: Final = 100
-_Bytes: TypeAlias = bytes | mmap.mmap
+#: Files up to this size, in bytes, are read in one step.
+_READ_WHOLE: Final = 16 << 20
+#: The number of bytes that are read at once from a larger file.
+_BLOCK: Final = 1 << 16
 
 
-def check_graph(path: Path) -> bool:
-    """Returns whether the model has a loop, however deep; reads only the structure.
+class _Blocks:
+    """The content of a large file, of which only the blocks that are looked at are read."""
 
-    Raises InvalidArgument if a tensor's data is outside the file's folder.
+    def __init__(self, file: FileIO, size: int) -> None:
+        self._file = file
+        self._size = size
+        self._start = 0
+        self._block = b""
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, at: int) -> int: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> bytes: ...
+
+    def __getitem__(self, at: int | slice) -> int | bytes:
+        """Raises IndexError beyond the end of the file, which may have become shorter."""
+        if isinstance(at, slice):
+            return os.pread(self._file.fileno(), at.stop - at.start, at.start)
+        place = at - self._start
+        if not 0 <= place < len(self._block):
+            # Parts of the file are visited backwards too, so the block does not begin at the byte.
+            self._start = at - at % _BLOCK
+            self._block = os.pread(self._file.fileno(), _BLOCK, self._start)
+            place = at - self._start
+        return self._block[place]
+
+
+_Bytes: TypeAlias = bytes | _Blocks
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """The facts about a model's file that its structure shows.
+
+    `loops` says whether the model has a loop, however deeply nested. `external` has the files with external
+    data, as paths below the folder of the model. `size` is the number of bytes of the file and its external
+    data, most of which are weights.
+    """
+
+    loops: bool
+    size: int
+    external: frozenset[str] = frozenset()
+
+
+def check_model(path: Path) -> ModelFile:
+    """Reads the structure of a file, without the weights.
+
+    Raises InvalidArgument as `check_structure` does, and if a tensor's data is outside the file's folder.
     """
     locations: set[str] = set()
     loops = False
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with _opened(path) as content:
+        _check_top_level(path, content)
+        size = len(content)
+        try:
             for message, field, start, stop in _parts(content):
                 if message == "Node":
                     loops = loops or (field == _OP_TYPE and content[start:stop] == b"Loop")
@@ -50,43 +111,92 @@ def check_graph(path: Path) -> bool:
                     entry = {number: content[a:b] for number, a, b in _fields(content, start, stop)}
                     if entry.get(_KEY) == b"location":
                         locations.add(entry.get(_VALUE, b"").decode("utf-8", "surrogateescape"))
-    except (IndexError, ValueError):
-        return True  # not valid protobuf, which the runtime will report
+        except (IndexError, ValueError):
+            return ModelFile(loops=True, size=size)  # not valid protobuf, which the runtime will report
     for location in locations:
-        _check(path, path.resolve().parent, location)
-    return loops
+        size += _check(path, path.resolve().parent, location)
+    return ModelFile(loops, size, frozenset(locations))
 
 
 def check_structure(path: Path) -> None:
-    """Raises InvalidArgument for a file that is not an ONNX model or is cut off.
+    """Raises InvalidArgument for a file that is not an ONNX model or is truncated.
 
     Reads only the fields at the top level.
     """
-    read_start(path)
+    with _opened(path) as content:
+        _check_top_level(path, content)
+
+
+def read_external_data(options: Any, path: Path, external: Collection[str]) -> list[np.ndarray]:
+    """Reads the external data of a model, if the data are not too large, and adds them to a session's
+    options. Returns the data, which must be kept until the session has been created: the session copies what
+    it needs.
+
+    ONNX Runtime maps files that are not read here, for as long as the session exists: a file that is
+    overwritten in place would change the weights of a model that is being served, and a file that is
+    shortened would make the kernel kill the server with SIGBUS. Nothing is read, and the files are mapped, if
+    the data exceed MOST_READ, if a file is missing or has an unprintable name, or with ONNX Runtime before
+    1.29. The weights of subgraphs, such as the branches of an If, are mapped in any case.
+    """
+    add = getattr(options, "add_external_initializers_from_files_in_memory", None)
+    names = sorted(external)
+    paths = [path.parent / name for name in names]
+    if add is None or not names or not "".join(names).isprintable() or not all(map(Path.is_file, paths)):
+        return []  # if a file is missing, the runtime will report it
+    if sum(one.stat().st_size for one in paths) > MOST_READ:
+        return []
+    files = [np.fromfile(one, np.uint8) for one in paths]
+    add(names, files, [file.nbytes for file in files])
+    return files
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Bytes]:
+    """Provides the content of a file. Raises InvalidArgument for a file that cannot be a model."""
+    start = read_start(path, _BLOCK)
+    if len(start) < _BLOCK:
+        yield start  # the whole file; opening it only once matters for thousands of small models
+        return
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        yield file.read() if size <= _READ_WHOLE else _Blocks(file, size)
+
+
+def _check_top_level(path: Path, content: _Bytes) -> None:
     fields: set[int] = set()
     whole = True
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        begins_well = content[0] == _BEGIN
-        try:
-            fields.update(number for number, _, _ in _fields(content, 0, len(content)))
-        except (IndexError, ValueError):
-            whole = False
+    begins_well = content[0] == _BEGIN
+    try:
+        fields.update(number for number, _, _ in _fields(content, 0, len(content)))
+    except (IndexError, ValueError):
+        whole = False
     refused = f"'{path}' cannot be loaded by ONNX Runtime"
     if begins_well and not whole:
-        raise InvalidArgument(f"{refused}: it is cut off; was it copied completely?")
+        raise InvalidArgument(f"{refused}: it is truncated; was it copied completely?")
     if not whole or _GRAPH not in fields:
-        raise InvalidArgument(f"{refused}: it is not an ONNX model, whatever its name says")
+        raise InvalidArgument(
+            f"{refused}: it is not an ONNX model, whatever its name says; export the model to ONNX"
+        )
 
 
-def _check(path: Path, folder: Path, location: str) -> None:
+def _check(path: Path, folder: Path, location: str) -> int:
+    """Returns the size of a file with external data; 0 if there is none, which the runtime will report.
+
+    Raises InvalidArgument if the file is outside `folder`.
+    """
     pure = PurePosixPath(location)
     # "*/_ORT_MEM_ADDR_/*" is ONNX Runtime's internal marker for a memory address: never valid in a file.
     outside = pure.is_absolute() or ".." in pure.parts or "\\" in location or location.startswith("*/")
-    if outside or not _resolved(folder / location).is_relative_to(folder):
+    file = _resolved(folder / location)
+    if outside or not file.is_relative_to(folder):
         raise InvalidArgument(
             f"'{path}' takes weights from '{location}', which is outside of its folder; save it with external"
             " data in the model's folder"
         )
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _resolved(path: Path) -> Path:
@@ -97,9 +207,9 @@ def _resolved(path: Path) -> Path:
 
 
 def _parts(content: _Bytes) -> Iterator[tuple[str, int, int, int]]:
-    """The length-delimited fields of all messages that can contain tensors or nodes.
+    """Yields each length-delimited field of the messages that can contain tensors or nodes.
 
-    Yields the type of the message, and the number, start and end of the field.
+    A field is given as the type of its message, its number, its start and its end.
     """
     todo = [("Model", 0, len(content), 0)]
     while todo:
@@ -118,7 +228,10 @@ def _fields(content: _Bytes, at: int, end: int) -> Iterator[tuple[int, int, int]
     Raises ValueError or IndexError if the content is malformed.
     """
     while at < end:
-        tag, at = _varint(content, at)
+        tag = content[at]
+        at += 1
+        if tag >= 0x80:
+            tag, at = _varint(content, at - 1)
         kind = tag & 7
         if kind == 0:
             _, at = _varint(content, at)
@@ -127,7 +240,10 @@ def _fields(content: _Bytes, at: int, end: int) -> Iterator[tuple[int, int, int]
         elif kind == 5:
             at += 4
         elif kind == 2:
-            size, at = _varint(content, at)
+            size = content[at]
+            at += 1
+            if size >= 0x80:
+                size, at = _varint(content, at - 1)
             if size > end - at:
                 raise ValueError
             yield tag >> 3, at, at + size

@@ -1,9 +1,9 @@
-"""ONNX Runtime options from a model's `parameters`, with the keys of Triton's backend where they exist."""
+"""ONNX Runtime options from a model's `parameters`. Options that Triton's backend also has use its keys."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 
 #: Prefixes of parameters that are passed to the session unchanged (onnxruntime_session_options_config_keys.h)
 _SESSION_PREFIXES = ("session.", "optimization.", "mlas.")
-#: The session options that a model may set, which only change how a run is computed. Other options read or
+#: The session options that a model may set; they only change how a run is computed. Other options read or
 #: write files with the server's permissions (collect_node_memory_stats_to_file, optimized_model_filepath,
 #: node_partition_config_file, moe.offload.*). This is an allow-list because every release adds options.
 _SESSION_KEYS = frozenset(
@@ -63,6 +63,23 @@ _SESSION_KEYS = frozenset(
 #: Parameters that are passed to each run unchanged.
 _RUN_KEYS = ("memory.enable_memory_arena_shrinkage",)
 _NO_SPINNING = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
+#: Prefixes of the parameters that say how a run uses threads.
+_OF_THREADS = (
+    "intra_op_thread_count",
+    "inter_op_thread_count",
+    "execution_mode",
+    "session.intra_op",
+    "session.inter_op",
+    "session.force_spinning_stop",
+)
+#: The settings for the threads of a spread run, which only uses cores that are idle. The threads spin in the
+#: short pauses within a run, because waking a sleeping thread takes longer than such a pause, and sleep when
+#: the run ends.
+_BRIEF_SPINNING = {
+    "session.intra_op.allow_spinning": "1",
+    "session.intra_op.spin_duration_us": "100",
+    "session.force_spinning_stop": "1",
+}
 _EXECUTION_MODES = {
     "0": "ORT_SEQUENTIAL",
     "1": "ORT_PARALLEL",
@@ -107,13 +124,18 @@ class SessionSettings:
     warnings: tuple[str, ...] = ()
 
 
+_DEFAULT = SessionSettings()
+
+
 def read_settings(config: ModelConfig) -> SessionSettings:
-    """Reads the settings from `config.parameters`. Unknown keys lead to warnings.
+    """Reads the settings from `config.parameters`. Unknown keys cause warnings.
 
     Raises InvalidArgument for an invalid value, and for a session option that a model may not set.
     """
     given = config.parameters
-    default = SessionSettings()
+    default = _DEFAULT
+    if not given and not config.cpus:
+        return default
 
     def read(key: str, convert: Callable[[str], Value], otherwise: Value, expected: str) -> Value:
         if key not in given:
@@ -125,7 +147,7 @@ def read_settings(config: ModelConfig) -> SessionSettings:
                 f"parameter '{key}' of model '{config.name}' is '{given[key]}', expected {expected}"
             ) from None
 
-    a_count = "a number of threads, 0 for one per core"
+    a_count = "a number of threads up to 1024, 0 for one per core"
     threads = read("intra_op_thread_count", _count, default.intra_op_threads, a_count)
     if config.cpus and threads == 0:
         threads = len(config.cpus)
@@ -159,6 +181,17 @@ def read_settings(config: ModelConfig) -> SessionSettings:
             if key not in _KEYS and not key.startswith(_SESSION_PREFIXES)
         ),
     )
+
+
+def spread_settings(config: ModelConfig, settings: SessionSettings, threads: int) -> SessionSettings | None:
+    """Returns the settings of a session whose runs use `threads` threads, which otherwise equal `settings`.
+
+    Returns None if the configuration says how runs use threads.
+    """
+    if any(key.startswith(_OF_THREADS) for key in config.parameters):
+        return None
+    entries = {**settings.session_entries, **_affinities(config.cpus, threads), **_BRIEF_SPINNING}
+    return replace(settings, intra_op_threads=threads, session_entries=MappingProxyType(entries))
 
 
 def _affinities(cores: Sequence[int], threads: int) -> dict[str, str]:

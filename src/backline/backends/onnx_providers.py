@@ -2,7 +2,8 @@
 
 Each part of a network runs on the first provider that supports it. Providers are configured by Triton's
 `optimization.execution_accelerators`, or by the parameter `execution_providers`, a list of names in order
-("openvino, cpu"). The default for instances on GPUs is CUDA. The CPU's provider always comes last.
+("openvino, cpu"). The default for instances on GPUs is CUDA. The CPU's provider comes last, unless the
+list names it earlier.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ CUDA = "CUDAExecutionProvider"
 Provider = tuple[str, dict[str, str]]
 
 
-#: For each name used in configurations, ONNX Runtime's name of the provider and the package that contains it.
+#: For each name used in configurations, ONNX Runtime's name of the provider and the package that contains it;
+#: "" if only ONNX Runtime for macOS contains it.
 _PROVIDERS: Mapping[str, tuple[str, str]] = {
     "cpu": (CPU, "onnxruntime"),
     "cuda": (CUDA, "onnxruntime-gpu"),
     "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
     "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
-    "coreml": ("CoreMLExecutionProvider", "onnxruntime on macOS"),
+    "coreml": ("CoreMLExecutionProvider", ""),
 }
 #: Providers that compute on the instance's GPU.
 _ON_GPUS = ("cuda", "tensorrt")
@@ -50,9 +52,9 @@ def read_providers(
 ) -> list[Provider]:
     """Returns the providers for a session on a device, in order of preference.
 
-    `installed` names the providers of the installed ONNX Runtime; `why_no_gpu` returns why it cannot use a
-    GPU, "" if it can. As in Triton, accelerators for GPUs only apply to instances on GPUs. Raises
-    InvalidArgument for a provider that is unknown, is not installed (the error names its package), or
+    `installed` names the providers of the installed ONNX Runtime. `why_no_gpu` returns why ONNX Runtime
+    cannot use a GPU, or "" if it can. As in Triton, accelerators for GPUs only apply to instances on GPUs.
+    Raises InvalidArgument for a provider that is unknown, is not installed (the error names its package), or
     computes on another device.
     """
     providers: list[Provider] = []
@@ -64,10 +66,14 @@ def read_providers(
             )
         provider, package = _PROVIDERS[name]
         if provider not in installed:
+            where = (
+                f"pip install {package} in place of onnxruntime"
+                if package
+                else "only ONNX Runtime for macOS has it"
+            )
             raise InvalidArgument(
                 f"model '{config.name}' asks for the execution provider '{name}', which the installed ONNX"
-                f" Runtime does not have (it has {', '.join(installed)}): pip install {package} in place of"
-                " onnxruntime"
+                f" Runtime does not have (it has {', '.join(installed)}): {where}"
             )
         if name in _ON_GPUS and device.kind == "cpu":
             raise InvalidArgument(
@@ -81,7 +87,7 @@ def read_providers(
 
 
 def why_on_no_gpu(config: ModelConfig, installed: Sequence[str]) -> str:
-    """Returns why sessions of a model cannot use any GPU; "" if they can."""
+    """Returns why sessions of a model cannot use any GPU; "" if sessions can use one."""
     if PARAMETER in config.parameters and not any(name in _ON_GPUS for name, _ in _of_parameter(config)):
         return f"its parameter {PARAMETER} is '{config.parameters[PARAMETER]}'"
     if CUDA not in installed:
@@ -103,8 +109,8 @@ def _wanted(config: ModelConfig, device: Device) -> list[Provider]:
         on_gpus = [name for name, _ in wanted if name in _ON_GPUS]
         if device.kind == "gpu" and not on_gpus:
             raise InvalidArgument(
-                f"model '{config.name}' is to run on {device}, but {PARAMETER} names none of"
-                f" {', '.join(_ON_GPUS)}"
+                f"model '{config.name}' is configured to run on {device}, but {PARAMETER} names none of"
+                f" {', '.join(_ON_GPUS)}; add one of them"
             )
         return wanted
     of_gpu, of_cpu = _accelerators(config)
@@ -120,7 +126,7 @@ def _of_parameter(config: ModelConfig) -> list[Provider]:
 
 
 def _accelerators(config: ModelConfig) -> tuple[list[Provider], list[Provider]]:
-    """Returns the accelerators for GPUs, and those for the CPU."""
+    """Returns the accelerators for GPUs, and the accelerators for the CPU."""
     if not config.declared:
         return [], []
     from backline.protos import message  # imported late, as only models with a configuration need it
@@ -140,15 +146,15 @@ def _options(config: ModelConfig, name: str, given: Mapping[str, str], device: D
     if name in _ON_GPUS and device.kind == "gpu":
         if _DEVICE in given:
             raise InvalidArgument(
-                f"model '{config.name}' gives {_DEVICE} to '{name}'; use instance_group: kind KIND_GPU"
-                " and gpus"
+                f"model '{config.name}' sets {_DEVICE} for '{name}'; remove it, and choose the GPU in"
+                " instance_group, with kind KIND_GPU and gpus"
             )
         options[_DEVICE] = str(device.index)
     for key, value in given.items():
         if key in _GRAPHS and value not in ("0", "false", "False"):
             raise InvalidArgument(
-                f"model '{config.name}' gives {key} to '{name}', which needs tensors at fixed addresses;"
-                " remove it"
+                f"model '{config.name}' sets {key} for '{name}', but this option needs tensors at fixed"
+                " addresses, which requests do not have; remove it"
             )
         if name == "tensorrt" and key == "precision_mode":
             if value not in _TENSORRT_PRECISIONS:
@@ -171,7 +177,7 @@ _TINY = bytes.fromhex(
 
 @cache
 def usable_gpus(runtime: Any) -> Gpus:
-    """Returns the GPUs if a session on the first one works. It does not if CUDA's libraries are missing."""
+    """Returns the GPUs; none if a session on the first GPU fails, as it does without CUDA's libraries."""
     gpus = cuda_gpus()
     if gpus.indexes and (preload := getattr(runtime, "preload_dlls", None)) is not None:
         preload()  # loads CUDA from its Python packages, which are outside the system's search path

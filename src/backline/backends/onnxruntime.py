@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,9 +15,10 @@ from weakref import ref
 import numpy as np
 
 from backline.backends.agreement import agree
-from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions, Run
-from backline.backends.onnx_external_data import check_graph, check_structure
-from backline.backends.onnx_options import SessionSettings, read_settings
+from backline.backends.backend import DEFAULT_OPTIONS, LOOPS, LoadOptions, Run
+from backline.backends.onnx_external_data import ModelFile, check_model, check_structure, read_external_data
+from backline.backends.onnx_options import SessionSettings, read_settings, spread_settings
+from backline.backends.onnx_providers import CPU as CPU_PROVIDER
 from backline.backends.onnx_providers import (
     Provider,
     idle_accelerators,
@@ -57,13 +59,16 @@ _DATATYPES = {
 }
 #: TensorProto.BFLOAT16 of the ONNX specification (onnx.proto).
 _ONNX_BFLOAT16 = 16
-#: ONNX Runtime's log level "fatal". Errors are raised as exceptions, so they need not be logged too.
+#: ONNX Runtime's log level "fatal". Errors are raised as exceptions, so ONNX Runtime need not log them too.
 _SILENT = 4
 _NewOptions: TypeAlias = Callable[[], Any]
 #: After runs with at least this many bytes of input, ONNX Runtime's memory arena is shrunk; otherwise the
 #: memory for the largest request would stay allocated.
 LARGE_RUN = 8 * 1024 * 1024
 _SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
+#: A copy of a model for spread runs is loaded without being configured if the file and its external data have
+#: at most this many bytes.
+LARGEST_COPY = 64 * 1024 * 1024
 
 
 class OnnxRuntime:
@@ -93,35 +98,60 @@ class OnnxRuntime:
         )
         if options.device == CPU and (idle := idle_accelerators(config)):
             settings = _without_accelerators(config, settings, idle, strict=options.strict_devices)
-        check_structure(path)
-        loops = check_graph(path)
-        with loading(path, f"ONNX Runtime {runtime.__version__}", _one_line):
-            session = runtime.InferenceSession(
-                str(path), _session_options(runtime, settings), providers=providers
-            )
-            file = Signature(
-                tuple(_spec(path, "input", node) for node in session.get_inputs()),
-                tuple(_spec(path, "output", node) for node in session.get_outputs()),
-            )
-        _check_providers(config, providers, session.get_providers())
-        signature = agree(path, file, config)
-        datatypes = {spec.datatype for spec in file.inputs + file.outputs}
-        kind = OnnxModel
-        if DataType.BF16 in datatypes:
-            _check_no_strings(path, file)
-            kind = Bfloat16Model
-        elif DataType.BYTES in datatypes:
-            kind = StringModel
-        model = kind(config.name, session, partial(_run_options, runtime, settings), signature, settings)
-        model.may_not_end = loops
+        file = check_model(path)
+        model = _open(runtime, path, config, settings, providers, file)
+        model.unbounded = LOOPS if file.loops else ""
+        on_cpu = options.device == CPU and [name for name, _ in providers] == [CPU_PROVIDER]
+        if on_cpu and (file.size <= LARGEST_COPY or config.lone_run_threads is not None):
+
+            def open_spread(threads: int) -> OnnxModel | None:
+                wide = spread_settings(config, settings, threads)
+                return None if wide is None else _open(runtime, path, config, wide, providers, file)
+
+            model.open_spread = open_spread
         return model
+
+
+def _open(
+    runtime: Any,
+    path: Path,
+    config: ModelConfig,
+    settings: SessionSettings,
+    providers: Sequence[Provider],
+    checked: ModelFile,
+) -> OnnxModel:
+    """Opens a file in a new session. Raises InvalidArgument; see OnnxRuntime.load."""
+    with loading(path, f"ONNX Runtime {runtime.__version__}", _one_line):
+        options = _session_options(runtime, settings)
+        # Other providers copy weights to their devices, so the files stay mapped only during the load.
+        on_cpu = all(name == CPU_PROVIDER for name, _ in providers)
+        external = read_external_data(options, path, checked.external) if on_cpu else []
+        session = runtime.InferenceSession(str(path), options, providers=providers)
+        del external
+        file = Signature(
+            tuple(_spec(path, "input", node) for node in session.get_inputs()),
+            tuple(_spec(path, "output", node) for node in session.get_outputs()),
+        )
+    _check_providers(config, providers, session.get_providers())
+    signature = agree(path, file, config)
+    datatypes = {spec.datatype for spec in file.inputs + file.outputs}
+    kind = OnnxModel
+    if DataType.BF16 in datatypes:
+        _check_no_strings(path, file)
+        kind = Bfloat16Model
+    elif DataType.BYTES in datatypes:
+        kind = StringModel
+    return kind(config.name, session, partial(_run_options, runtime, settings), signature, settings)
 
 
 class OnnxModel:
     """A model in a session of ONNX Runtime. Arrays are passed without copies."""
 
-    #: Whether a request may decide how long a run takes, as it may with a loop.
-    may_not_end = False
+    #: See UnboundedModel.
+    unbounded = ""
+    #: Opens the file in another session, whose runs use the given number of threads; None if a copy may not
+    #: be loaded.
+    open_spread: Callable[[int], OnnxModel | None] | None = None
 
     def __init__(
         self,
@@ -144,7 +174,8 @@ class OnnxModel:
         self.threads_per_run = settings.intra_op_threads
 
     def _runner(self) -> Callable[..., Any]:
-        # Bypasses the Python wrapper, whose checks cost a third of a small model's run; C++ repeats them.
+        # Bypasses the Python wrapper, whose checks take a third of the time of a small model's run. ONNX
+        # Runtime's C++ code repeats these checks.
         return getattr(self._session, "_sess", self._session).run  # type: ignore[no-any-return]
 
     def run(
@@ -165,25 +196,29 @@ class OnnxModel:
             raise self._failure(error) from None
 
     def cancellable(self) -> tuple[Run, Callable[[], None]]:
-        options = self._new_options()  # each run needs its own options, because they hold its terminate flag
+        options = self._new_options()  # each run needs its own options, which hold the run's terminate flag
 
         def cancel() -> None:
             options.terminate = True
 
         return lambda inputs, outputs: self.run(inputs, outputs, options), cancel
 
+    def spread(self, threads: int) -> OnnxModel | None:
+        """Loads a copy whose runs use several threads; see SpreadableModel."""
+        return None if self.open_spread is None else self.open_spread(threads)
+
     def close(self) -> None:
         self._session = None
         self._run_session = self._refuse
 
     def _refuse(self, *_: object) -> list[np.ndarray]:
-        raise Internal(f"model '{self._name}' is unloaded")
+        raise Internal(f"model '{self._name}' is unloaded: load it again to use it")
 
     def _failure(self, error: Exception) -> BacklineError:
         if isinstance(error, BacklineError):
             return error
-        # ONNX Runtime's exceptions have no common base class, so they are recognised by name. This one means
-        # that the inputs do not fit the model or one of its nodes.
+        # ONNX Runtime's exceptions have no common base class, so they are recognised by name. InvalidArgument
+        # means that the inputs do not fit the model or one of its nodes.
         refused = type(error).__name__ == "InvalidArgument"
         return failed_run(self._name, _one_line(error), refused=refused)
 
@@ -203,7 +238,7 @@ class StringModel(OnnxModel):
 
 
 class Bfloat16Model(StringModel):
-    """A model with BF16 tensors. In numpy, which lacks the type, they are uint16 arrays of the same bits."""
+    """A model with BF16 tensors. numpy lacks this type, so the tensors are uint16 arrays of the same bits."""
 
     def _runner(self) -> Callable[..., Any]:
         inputs = self.signature.inputs
@@ -225,7 +260,9 @@ class Bfloat16Model(StringModel):
 
 
 class _Bits:
-    """The memory of a BF16 tensor, which numpy reads as uint16. Arrays made from it keep the tensor alive."""
+    """The memory of a BF16 tensor, which numpy reads as uint16. Arrays made from this object keep the tensor
+    alive.
+    """
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -248,7 +285,8 @@ def _array(value: Any) -> np.ndarray:
 def import_onnxruntime() -> Any:
     """Imports ONNX Runtime with its telemetry disabled."""
     # From 1.29 on, ONNX Runtime reports loaded models to Microsoft unless this is set before the import.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    if "onnxruntime" not in sys.modules:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return import_runtime("onnxruntime", what="ONNX models need ONNX Runtime", extra="onnx")
 
 
@@ -298,7 +336,8 @@ def _check_providers(config: ModelConfig, wanted: Sequence[Provider], used: Sequ
         if name not in used:
             raise InvalidArgument(
                 f"model '{config.name}' asks for the {name}, which is installed but cannot be used on this"
-                " machine: a driver, a library or the device is missing"
+                " machine: a driver, a library or the device is missing; install it, or remove the provider"
+                " from the configuration"
             )
 
 
@@ -306,7 +345,8 @@ def _spec(path: Path, kind: str, node: Any) -> TensorSpec:
     datatype = _DATATYPES.get(node.type)
     if datatype is None:
         raise unservable(path, kind, node.name, f"a {node.type}")
-    # Shape inference may report size 0 for an output dimension that it cannot determine. Runs return more.
+    # Shape inference may report size 0 for an output dimension that it cannot determine. The real size is
+    # larger.
     least = 1 if kind == "output" else 0
     shape = tuple(dim if isinstance(dim, int) and dim >= least else -1 for dim in node.shape)
     return TensorSpec(node.name, datatype, shape)
@@ -317,7 +357,8 @@ def _check_no_strings(path: Path, file: Signature) -> None:
     for spec in file.inputs:
         if spec.datatype is DataType.BYTES:
             raise InvalidArgument(
-                f"'{path}' cannot be served: it has BF16 tensors, and strings in input '{spec.name}'"
+                f"'{path}' cannot be served: it has BF16 tensors and the string input '{spec.name}', which"
+                " ONNX Runtime cannot combine; convert the BF16 tensors to FP32"
             )
 
 
@@ -337,7 +378,7 @@ MAX_HELD = 1 << 24
 
 
 class ArenaOutputs:
-    """Copies outputs out of ONNX Runtime's memory arena when too many of its bytes are in use.
+    """Copies outputs out of ONNX Runtime's memory arena while too many bytes of the arena are in use.
 
     The arena grows for outputs that are still in use, and never shrinks again: memory for a burst of large
     responses to slow clients would stay allocated until the model is unloaded. The memory of a copy is
@@ -356,7 +397,9 @@ class ArenaOutputs:
         return sum(size for _, size in tuple(self._held.values()))
 
     def limit(self, outputs: list[np.ndarray]) -> list[np.ndarray]:
-        """Returns the outputs of a run, with copies of large ones while the limit is exceeded."""
+        """Returns the outputs of a run. Each large output that would bring the arena memory in use above
+        MAX_HELD is replaced by a copy.
+        """
         for array in outputs:
             if type(array) is np.ndarray and array.nbytes >= LARGE:
                 return [self._limit(array) for array in outputs]

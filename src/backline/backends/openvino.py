@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backline.backends.agreement import agree
-from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
+from backline.backends.backend import DEFAULT_OPTIONS, LOOPS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import (
+    MOST_READ,
     decode,
     encode,
     failed_run,
@@ -55,6 +56,7 @@ _PROPERTIES = (
     "ENABLE_HYPER_THREADING",
 )
 _THREADS = "INFERENCE_NUM_THREADS"
+_LOOPS = frozenset({"Loop", "TensorIterator"})
 
 
 class OpenVino:
@@ -63,7 +65,11 @@ class OpenVino:
     name: ClassVar[str] = "openvino"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend. GPUs are used only if configured, because most are integrated and no faster."""
+        """Returns the GPUs, to be used only if configured, because most are integrated and no faster than the
+        CPU.
+
+        See GpuBackend.
+        """
         core = import_openvino().Core()
         indexes = gpu_indexes(core.available_devices)
         if not indexes:
@@ -74,7 +80,8 @@ class OpenVino:
         return Gpus(indexes, by_default=False)
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> OpenVinoModel:
-        """Loads a model and compiles it for a device; with KIND_MODEL, OpenVINO chooses the device (AUTO).
+        """Loads a model and compiles the model for a device; with KIND_MODEL, OpenVINO chooses the device
+        (AUTO).
 
         A run on the CPU uses one core unless INFERENCE_NUM_THREADS is set. A run computes in FP32 unless
         INFERENCE_PRECISION_HINT is set, because OpenVINO's default, BF16 where supported, gives results that
@@ -87,7 +94,9 @@ class OpenVino:
             read_start(path)
             weights = path.with_suffix(".bin")
             if path.suffix == ".xml" and not weights.exists():
-                raise InvalidArgument(f"'{path}' needs its weights next to it: '{weights}' does not exist")
+                raise InvalidArgument(
+                    f"'{path}' needs its weights next to it: '{weights}' does not exist; copy this file too"
+                )
         # A stream computes one request at a time. OpenVINO's thread count is the total of all streams.
         streams = int(parameters.threads("NUM_STREAMS", max(1, (os.cpu_count() or 1) // threads)))
         properties = {
@@ -101,12 +110,24 @@ class OpenVino:
                 "NUM_STREAMS": str(streams),
             }
         core = runtime.Core()
+        if _size_of_files(path) <= MOST_READ:
+            # Otherwise, OpenVINO maps the weights for as long as the model is loaded. If another program then
+            # overwrote their file, the weights of the served model would change, and if the file became
+            # shorter, the kernel would kill the server with SIGBUS.
+            core.set_property({"ENABLE_MMAP": False})
         with loading(path, f"OpenVINO {runtime.__version__}"):
             network = core.read_model(str(path))
             file = Signature(_specs(path, "input", network.inputs), _specs(path, "output", network.outputs))
+            unbounded = LOOPS if _has_loop(network) else ""
             compiled = core.compile_model(network, _device_name(options.device), properties)
         signature = agree(path, file, config)
-        return OpenVinoModel(config.name, compiled, file, signature, threads, parameters.warnings)
+        return OpenVinoModel(config.name, compiled, file, signature, threads, parameters.warnings, unbounded)
+
+
+def _size_of_files(path: Path) -> int:
+    """Returns the total size, in bytes, of a model's file or folder and of the files next to the file."""
+    folder = path if path.is_dir() else path.parent
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 class OpenVinoModel:
@@ -120,6 +141,7 @@ class OpenVinoModel:
         signature: Signature,
         threads: int,
         warnings: tuple[str, ...],
+        unbounded: str,
     ) -> None:
         self._name = name
         self._compiled = compiled
@@ -130,10 +152,12 @@ class OpenVinoModel:
         self.signature = signature
         self.threads_per_run = threads
         self.warnings = warnings
+        #: See UnboundedModel.
+        self.unbounded = unbounded
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         if self._compiled is None:
-            raise Internal(f"model '{self._name}' is unloaded")
+            raise Internal(f"model '{self._name}' is unloaded: load it again to use it")
         feed = {
             self._inputs[name]: decode(self._name, name, array).astype(str) if name in self._texts else array
             for name, array in inputs.items()
@@ -166,8 +190,8 @@ class OpenVinoModel:
 
 
 def import_openvino() -> Any:
-    """Imports OpenVINO without its telemetry."""
-    # The telemetry would fork this process on import and send reports to its makers.
+    """Imports OpenVINO without OpenVINO's telemetry."""
+    # At import, the telemetry would fork this process and send reports to the makers of OpenVINO.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return import_runtime("openvino", what="This model needs OpenVINO", extra="openvino")
 
@@ -176,6 +200,17 @@ def gpu_indexes(available: Sequence[str]) -> tuple[int, ...]:
     """Returns the indexes of the GPUs among OpenVINO's devices: "GPU" is 0, "GPU.1" is 1."""
     found = [name for name in available if name.partition(".")[0] == "GPU"]
     return tuple(int(name.partition(".")[2] or 0) for name in found)
+
+
+def _has_loop(network: Any) -> bool:
+    """Returns whether a network has a loop, including the branches of conditions in the network."""
+    for operation in network.get_ops():
+        kind = operation.get_type_name()
+        if kind in _LOOPS:
+            return True
+        if kind == "If" and any(_has_loop(operation.get_function(branch)) for branch in (0, 1)):
+            return True
+    return False
 
 
 def _device_name(device: Device) -> str:
@@ -190,15 +225,16 @@ def _specs(path: Path, kind: str, ports: Sequence[Any]) -> tuple[TensorSpec, ...
         datatype = _DATATYPES.get(type_name)
         if datatype is None:
             raise unservable(path, kind, name, f"of type {type_name}")
-        specs.append(TensorSpec(name, datatype, _shape(port.partial_shape, kind)))
+        specs.append(TensorSpec(name, datatype, _shape(path, kind, name, port.partial_shape)))
     return tuple(specs)
 
 
-def _shape(partial: Any, kind: str) -> Shape:
+def _shape(path: Path, kind: str, name: str, partial: Any) -> Shape:
     if partial.rank.is_dynamic:
         if kind == "input":
             raise InvalidArgument(
-                "an input has no fixed number of dimensions; convert the model with an `input` shape"
+                f"'{path}' cannot be served: input '{name}' has no fixed number of dimensions; pass its shape"
+                " to openvino.convert_model, in the argument `input`"
             )
         return ()
     return tuple(-1 if dimension.is_dynamic else dimension.get_length() for dimension in partial)

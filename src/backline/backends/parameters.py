@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
+from backline.engine.numbers import parse_whole
 from backline.engine.spelling import nearest
 
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
@@ -27,14 +28,18 @@ class Parameters:
     def text(self, key: str, default: str = "") -> str:
         return self._given.get(key, default)
 
-    def threads(self, key: str, default: int) -> int:
-        """Reads a number of threads, from 1 to MAX_THREADS."""
+    def number(self, key: str, default: int, most: int, what: str, *, least: int = 1) -> int:
+        """Reads a whole number. `what` names the number in the error, such as "a number of threads"."""
         if key not in self._given:
             return default
-        text = self._given[key].strip()
-        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_THREADS):
-            raise self._error(key, f"a number of threads from 1 to {MAX_THREADS}")
-        return int(text)
+        number = parse_whole(self._given[key].strip(), least, most)
+        if number is None:
+            raise self._error(key, f"{what} from {least} to {most}")
+        return number
+
+    def threads(self, key: str, default: int) -> int:
+        """Reads a number of threads, from 1 to MAX_THREADS."""
+        return self.number(key, default, MAX_THREADS, "a number of threads")
 
     def flag(self, key: str, default: bool) -> bool:
         if key not in self._given:

@@ -21,7 +21,7 @@ class Python:
         return cuda_gpus()
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> HostedModel:
-        """Describes how to run the model, whose file is imported only in worker processes."""
+        """Returns how to run the model. The model's file is imported only in worker processes."""
         require_trust(path, config, options)
         read_start(path)
         return HostedModel(path, "python")

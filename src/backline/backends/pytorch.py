@@ -12,7 +12,7 @@ import numpy as np
 
 from backline.backends import pytorch_programs
 from backline.backends.agreement import agree
-from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
+from backline.backends.backend import DEFAULT_OPTIONS, LOOPS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.backends.pytorch_files import PytorchKind, compiled_for, identify
 from backline.backends.pytorch_programs import Argument, Program, device_name, moving, usable_gpus
@@ -87,7 +87,7 @@ class Pytorch:
 
 
 class PytorchModel:
-    """A loaded program. If it returns a dict, outputs are found by key, otherwise by position."""
+    """A loaded program. If a run returns a dict, outputs are found by key, otherwise by position."""
 
     def __init__(
         self,
@@ -108,12 +108,12 @@ class PytorchModel:
         self._datatypes = {spec.name: spec.datatype for spec in signature.outputs}
         self.signature = signature
         self.warnings = warnings
-        self.may_not_end = program.loops
+        self.unbounded = LOOPS if program.loops else ""
         self.threads_per_run: int = torch.get_num_threads()
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         if self._call is None:
-            raise Internal(f"model '{self._name}' is unloaded")
+            raise Internal(f"model '{self._name}' is unloaded: load it again to use it")
         values = [convert(inputs[name]) for name, convert in self._inputs]
         try:
             with self._torch.inference_mode():
@@ -141,7 +141,8 @@ class PytorchModel:
     def _number(self, name: str, array: np.ndarray) -> Any:
         if array.size != 1:
             raise InvalidArgument(
-                f"input '{name}' of model '{self._name}' takes one number, got shape {list(array.shape)}"
+                f"input '{name}' of model '{self._name}' takes one number, got an array of shape"
+                f" {list(array.shape)}"
             )
         return array.reshape(-1)[0].item()
 
@@ -150,7 +151,10 @@ class PytorchModel:
         try:
             value = answer[name] if isinstance(answer, dict) and name in answer else flat[position]
         except IndexError:
-            raise Internal(f"model '{self._name}' returned {len(flat)} outputs, without '{name}'") from None
+            raise Internal(
+                f"model '{self._name}' returned {len(flat)} outputs, but its configuration names more: remove"
+                f" output '{name}' from the configuration, or return it"
+            ) from None
         if not isinstance(value, self._torch.Tensor):
             return encode(np.array(value, object)) if isinstance(value, (list, str)) else np.asarray(value)
         value = value.detach().cpu()
@@ -174,7 +178,7 @@ class PytorchModel:
 
 
 def _own(array: np.ndarray) -> np.ndarray:
-    """Returns the array, or a copy if it is read-only, because PyTorch has no read-only tensors."""
+    """Returns the array, or a copy of a read-only array, because PyTorch has no read-only tensors."""
     return array if array.flags.writeable else array.copy()
 
 
@@ -266,7 +270,8 @@ def _check_argument(path: Path, argument: Argument, spec: TensorSpec, config: Mo
     if not fits:
         raise InvalidArgument(
             f"model '{config.name}': argument '{argument.name}' of '{path}' is a {argument.type}, which"
-            f" cannot be made of {spec.datatype.config_name} ('{spec.name}' in {config.source})"
+            f" cannot be created from input '{spec.name}', which is {spec.datatype.config_name} in"
+            f" {config.source}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Recognises and checks the files that PyTorch writes, without executing anything in them."""
+"""Recognises and checks the files that PyTorch writes, without executing anything in a file."""
 
 from __future__ import annotations
 
@@ -50,11 +50,14 @@ def identify(path: Path) -> PytorchKind:
     if start[:1] == b"\x80":  # the format of torch.save before PyTorch 1.6: a bare pickle
         raise _checkpoint(path)
     if start[:2] != b"PK":
-        raise InvalidArgument(f"'{path}' is not a file of PyTorch: neither a zip archive nor a checkpoint")
+        raise InvalidArgument(
+            f"'{path}' is not a PyTorch file: neither a zip archive nor a checkpoint. Export the network:"
+            f" {_EXPORT}"
+        )
     check_zip(path, UnpackLimits())
     try:
         with ZipFile(path) as archive:
-            # Removes the top folder, which is named after the file as it was first saved.
+            # Removes the top folder, which is named after the file to which the model was first saved.
             names = [name.partition("/")[2] for name in archive.namelist()]
     except (BadZipFile, OSError, UnicodeDecodeError) as error:
         raise InvalidArgument(f"'{path}' is a broken archive ({error}); was it copied completely?") from None
@@ -64,15 +67,17 @@ def identify(path: Path) -> PytorchKind:
         unsafe = [name for name in names if name.startswith(_PICKLED_CONSTANTS)]
         if unsafe:
             raise InvalidArgument(
-                f"'{path}' holds objects that only executing a pickle could restore ({unsafe[0]}); export the"
-                " network without custom objects"
+                f"'{path}' holds objects that can be restored only by executing a pickle ({unsafe[0]});"
+                " export the network without custom objects"
             )
         return PytorchKind.EXPORTED
     if "constants.pkl" in names and any(name.startswith("code/") for name in names):
         return PytorchKind.TORCH_SCRIPT
     if "data.pkl" in names:
         raise _checkpoint(path)
-    raise InvalidArgument(f"'{path}' is a zip archive, but not a model written by PyTorch")
+    raise InvalidArgument(
+        f"'{path}' is a zip archive, but not a model written by PyTorch. Export the network: {_EXPORT}"
+    )
 
 
 def compiled_for(path: Path) -> str:
@@ -103,7 +108,10 @@ _TOKEN: Final = re.compile(
 )  # fmt: skip
 
 
-#: Names that show that source code runs while it is loaded, or that the graphs do not show all of its calls.
+#: Kinds of nodes that mean a loop: loops, and calls of interface methods, which are not inlined and may loop.
+_MAY_LOOP: Final = frozenset({"prim::Loop", "prim::CallMethod"})
+#: Names in source code that show that code runs while the source is loaded, or that the graphs do not show
+#: all calls.
 _OPAQUE: Final = frozenset(
     {"__setstate__", "__forward_hooks__", "__forward_pre_hooks__", "Interface", "ModuleInterface"}
 )
@@ -113,10 +121,10 @@ def check_source(path: Path) -> bool:
     """Raises InvalidArgument if TorchScript source may call a forbidden operation.
 
     Call this before loading, because loading already runs code (`__setstate__`). Any call must contain the
-    operation's name (`torch.save`, a method, an alias) or have it as a string (`getattr`), so the source is
-    searched for both. If loading runs no code, attributes and methods with such a name that the source itself
-    declares are allowed. Returns whether there are any; if so, call `check_graphs` to tell them from the
-    operations.
+    operation's name (`torch.save`, a method, an alias) or have the name as a string (`getattr`), so the
+    source is searched for both. If loading runs no code, attributes and methods with such a name that the
+    source itself declares are allowed. Returns whether there are such attributes or methods; if so, call
+    `check_graphs` to distinguish them from the operations.
     """
     try:
         with ZipFile(path) as archive:
@@ -124,13 +132,15 @@ def check_source(path: Path) -> bool:
             names = [member.filename for member in members]
             if len(set(names)) != len(names):
                 # PyTorch might run one of the two members while this function checks the other.
-                raise InvalidArgument(f"'{path}' holds two members of the same name; save the script again")
+                raise InvalidArgument(f"'{path}' holds two files of the same name; save the script again")
             if any(name.lower().endswith("/model.json") for name in names):
                 raise InvalidArgument(f"'{path}' has the format of PyTorch before 1.0; save the script again")
             # PyTorch ignores case when it looks up members.
             source = [member for member in members if member.filename.lower().endswith(".py")]
             if sum(member.file_size for member in source) > _MOST_SOURCE:
-                raise InvalidArgument(f"'{path}' holds more than {_MOST_SOURCE >> 20} MiB of source")
+                raise InvalidArgument(
+                    f"'{path}' holds more than {_MOST_SOURCE >> 20} MiB of source code, the maximum"
+                )
             tokens = [_tokens(archive.read(member).decode("latin-1")) for member in source]
             opaque = any(token in _OPAQUE for part in tokens for token in part)
             declared = (
@@ -159,8 +169,10 @@ def check_graphs(path: Path, module: Any, *, inlined: bool) -> None:
 
 
 def has_loop(module: Any) -> bool:
-    """Whether a run of a loaded module may go through a loop."""
-    return "prim::Loop" in _kinds(module.inlined_graph)
+    """Returns whether a run of a loaded module may execute a loop, even in hooks and interfaces."""
+    hooks = (*module._c._get_forward_pre_hooks(), *module._c._get_forward_hooks())
+    graphs = (module.inlined_graph, *(hook.inlined_graph for hook in hooks))
+    return any(kind in _MAY_LOOP for graph in graphs for kind in _kinds(graph))
 
 
 def _tokens(text: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -40,9 +41,9 @@ _weights_only_lock = Lock()
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """An argument of a program, which is `required` if it has no default.
+    """An argument of a program. An argument without a default is `required`.
 
-    `type` is its type as TorchScript writes it, such as "Tensor", "List[str]" or "int".
+    `type` is the argument's type as TorchScript writes it, such as "Tensor", "List[str]" or "int".
     """
 
     name: str
@@ -54,8 +55,8 @@ class Argument:
 class Program:
     """A loaded program. `call` takes the values of `arguments`, in order; optional ones may be omitted.
 
-    `inputs` and `outputs` are None if the file does not describe them. With `loops`, a value of an argument
-    may decide how long a call takes.
+    `inputs` and `outputs` are None if the file does not describe them. `loops` means that the value of an
+    argument may determine how long a call takes.
     """
 
     arguments: tuple[Argument, ...]
@@ -70,6 +71,8 @@ def load_script(torch: Any, path: Path, device: str | None) -> Program:
 
     The code can access neither Python nor files: see `check_source`.
     """
+    # PyTorch would advise the user of the server to call another function.
+    warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", FutureWarning)
     own_names = check_source(path)
     with loading(path, f"PyTorch {torch.__version__}"):
         module = torch.jit.load(str(path), map_location=device)
@@ -94,8 +97,8 @@ def load_script(torch: Any, path: Path, device: str | None) -> Program:
 
 
 def load_exported(torch: Any, path: Path, device: str | None) -> Program:
-    """Loads a torch.export program onto a device; None is the device that it was exported on."""
-    import_exporter()  # late, because it is slow
+    """Loads a torch.export program onto a device; None means the device on which the program was exported."""
+    import_exporter()  # called only here, because the import takes seconds
     pytree = import_module("torch.utils._pytree")
     with _weights_only(), loading(path, f"PyTorch {torch.__version__}"):
         exported = import_module("torch.export").load(str(path))
@@ -130,17 +133,27 @@ def load_exported(torch: Any, path: Path, device: str | None) -> Program:
         _spec(path, "output", name, by_name.get(node))
         for name, node in zip(names, graph.user_outputs, strict=True)
     )
-    return Program(tuple(Argument(name) for _, name in tensors), call, inputs, outputs)
+    arguments = tuple(Argument(name) for _, name in tensors)
+    return Program(arguments, call, inputs, outputs, loops=_has_while(exported))
+
+
+def _has_while(exported: Any) -> bool:
+    """Returns whether a torch.export program has a while loop, including the parts that the program calls."""
+    graphs = (part.graph for part in exported.graph_module.modules() if hasattr(part, "graph"))
+    return any("while_loop" in str(node.target) for graph in graphs for node in graph.nodes)
 
 
 def load_compiled(torch: Any, path: Path, device: str | None) -> Program:
-    """Loads an AOTInductor package. It is machine code, so the caller must trust the file.
+    """Loads an AOTInductor package. The package is machine code, so the caller must trust the file.
 
     Raises InvalidArgument if the package was compiled for another kind of device.
     """
     wanted, kind = torch.device(device or "cpu"), compiled_for(path)
     if device is not None and kind not in ("", wanted.type):
-        raise InvalidArgument(f"'{path}' was compiled for {kind}, and cannot run on {device}")
+        raise InvalidArgument(
+            f"'{path}' was compiled for {kind}, and cannot run on {device}; choose another kind in"
+            " instance_group, or compile the network again"
+        )
     index = -1 if wanted.index is None else wanted.index
     _import_compiler()
     with loading(path, f"PyTorch {torch.__version__}"):
@@ -164,7 +177,7 @@ def _import_compiler() -> None:
 
 
 def output_names(torch: Any, out_spec: Any, count: int) -> list[str]:
-    """Returns the names of a program's outputs: the keys if it returns a dict, else OUTPUT__0 and so on."""
+    """Returns the names of a program's outputs: the keys of a dict, or else OUTPUT__0 and so on."""
     keys = list(out_spec.context) if out_spec is not None and out_spec.type is dict else []
     if len(keys) == count and all(isinstance(key, str) for key in keys):
         return keys
@@ -230,7 +243,7 @@ def device_name(device: Device) -> str | None:
 
 
 def moving(torch: Any, call: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Wraps a program that runs on the device `name`, so that it takes tensors on the CPU."""
+    """Wraps a program that runs on the device `name`, so that tensors on the CPU can be passed."""
     device = torch.device(name)
 
     def current() -> AbstractContextManager[Any]:

@@ -5,9 +5,11 @@ The module of a backend is only imported when a model needs it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Final
@@ -17,7 +19,7 @@ from backline.engine.config.model_config import ModelConfig, ModelFormat
 from backline.engine.errors import InvalidArgument
 from backline.engine.spelling import nearest
 
-__all__ = ["BACKENDS", "FORMATS", "PLATFORMS", "BackendEntry", "choose", "describe_runtime"]
+__all__ = ["BACKENDS", "FORMATS", "PLATFORMS", "BackendEntry", "choose", "choose_by_name", "describe_runtime"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +32,33 @@ class BackendEntry:
     class_name: str
     #: Whether the models run in worker processes, whose environments may have other packages.
     hosted: bool = False
-    #: The name of the runtime that loads the models in the server's process, and the package that has its
-    #: version. Both are empty for a backend that reads no files in the server's process.
+    #: The name of the runtime that loads the models in the server's process, and the package from which the
+    #: version of the runtime is read. Both are empty for a backend that reads no files in the server's
+    #: process.
     runtime: str = ""
     package: str = ""
     #: What a process may import before it forks for trials: modules of the runtime, or functions
-    #: ("module:function") that import it with settings.
+    #: ("module:function") that import the runtime with settings.
     imports: tuple[str, ...] = ()
-    #: More of them for files with a suffix.
+    #: Further modules and functions to import before a fork, for files with a given suffix.
     imports_by_suffix: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: The extra that installs the runtime; empty if there is nothing to install.
     extra: str = ""
 
     def imports_for(self, path: Path) -> tuple[str, ...]:
-        """What a process may import before it forks for a trial of `path`, judged by the name alone."""
+        """Returns what a process may import before it forks for a trial of `path`, judging by the file name
+        alone.
+        """
         return self.imports + self.imports_by_suffix.get(path.suffix.lower(), ())
 
     def backend(self) -> Backend:
-        backend: Backend = getattr(import_module(f"backline.backends.{self.module}"), self.class_name)()
-        return backend
+        return _backend(self.module, self.class_name)
+
+
+@cache
+def _backend(module: str, class_name: str) -> Backend:
+    backend: Backend = getattr(import_module(f"backline.backends.{module}"), class_name)()
+    return backend
 
 
 BACKENDS: tuple[BackendEntry, ...] = (
@@ -158,15 +168,17 @@ BACKENDS: tuple[BackendEntry, ...] = (
 )
 
 
+_BY_NAME: Final = {entry.name: entry for entry in BACKENDS}
+
+
 def choose(config: ModelConfig, path: Path) -> BackendEntry:
     """Returns the backend for the model in the file or folder `path`: as configured, otherwise by its format.
 
     Does not import the backend's module. Raises InvalidArgument if no backend has that name or format.
     """
     entry = _configured(config)
-    if entry is None:
-        format = _format_of(path)
-        entry = next((one for one in BACKENDS if format is not None and one.name == format.backend), None)
+    if entry is None and (format := _format_of(path)) is not None:
+        entry = _BY_NAME[format.backend]
     if entry is None:
         raise InvalidArgument(
             f"'{path}' has an unknown format; name its `backend` in the configuration: {_names()}"
@@ -174,8 +186,20 @@ def choose(config: ModelConfig, path: Path) -> BackendEntry:
     return entry
 
 
+def choose_by_name(config: ModelConfig, filename: str) -> BackendEntry | None:
+    """Returns the backend for a model that has a file with this name: as configured, otherwise by the format
+    that such files have. Returns None if no format has such files.
+
+    Looks at no files. Raises InvalidArgument if the configuration names a backend that does not exist.
+    """
+    entry = _configured(config)
+    if entry is None and (format := _format_named(filename)) is not None:
+        entry = _BY_NAME[format.backend]
+    return entry
+
+
 def describe_runtime(entry: BackendEntry) -> str:
-    """Returns the runtime of a backend with its version, for messages: "LightGBM 4.7.0"."""
+    """Returns the runtime of a backend for messages, with its version if installed: "LightGBM 4.7.0"."""
     from importlib.metadata import PackageNotFoundError, version  # slow to import, and only errors need it
 
     for suffix in ("", "-gpu", "-cpu"):
@@ -216,12 +240,13 @@ def _is_in(folder: Path, filename: str) -> bool:
 
 def _format_of(path: Path) -> ModelFormat | None:
     """Returns the format of a file or folder, if known. Full names take precedence over suffixes."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return next((f for f in FORMATS if f.folder and any(_is_in(path, one) for one in f.filenames)), None)
-    for format in FORMATS:
-        if any(name.rpartition("/")[2] == path.name for name in format.filenames):
-            return format
-    return next((format for format in FORMATS if path.suffix.lower() in format.suffixes), None)
+    return _format_named(path.name)
+
+
+def _format_named(filename: str) -> ModelFormat | None:
+    return _BY_FILENAME.get(filename) or _BY_SUFFIX.get(os.path.splitext(filename)[1].lower())
 
 
 ONNX = ModelFormat("onnxruntime", ("model.onnx",), (".onnx",))
@@ -251,3 +276,8 @@ FORMATS: tuple[ModelFormat, ...] = (
     ModelFormat("repeat", (), folder=True),
     ModelFormat("square", (), folder=True),
 )
+#: For each file name, and for each suffix, the first of the FORMATS that has it.
+_BY_FILENAME: Final = {
+    name.rpartition("/")[2]: format for format in reversed(FORMATS) for name in reversed(format.filenames)
+}
+_BY_SUFFIX: Final = {suffix: format for format in reversed(FORMATS) for suffix in format.suffixes}

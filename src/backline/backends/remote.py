@@ -15,15 +15,16 @@ _MAX_IN_FLIGHT = 1024
 
 
 class Remote:
-    """The backend `remote`, which must be named in the configuration, as its models have no file."""
+    """The backend `remote`. The configuration must name it, because its models have no file."""
 
     name: ClassVar[str] = "remote"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> RemoteModel:
-        """Describes where the model is, based on the parameters. Does not connect to a server.
+        """Returns where the model is, based on the parameters. Does not connect to a server.
 
-        Raises InvalidArgument for invalid parameters, and for models from a remote repository or a load
-        request, which could otherwise make this server send requests to any address that it can reach.
+        Raises InvalidArgument for invalid parameters. Also raises InvalidArgument unless
+        `options.may_run_code`: a model from a remote repository or a load request could otherwise make this
+        server send requests to any address that it can reach.
         """
         if not options.may_run_code:
             raise InvalidArgument(
@@ -41,21 +42,11 @@ class Remote:
             urls,
             parameters.text("model").strip() or config.name,
             parameters.text("version").strip(),
-            _in_flight(config, parameters),
+            parameters.number("max_in_flight", 64, _MAX_IN_FLIGHT, "a number of requests"),
             parameters.text("ca").strip() or None,
             _key(config, parameters.text("api_key_file").strip()),
             parameters.warnings,
         )
-
-
-def _in_flight(config: ModelConfig, parameters: Parameters) -> int:
-    text = parameters.text("max_in_flight", "64").strip()
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _MAX_IN_FLIGHT):
-        raise InvalidArgument(
-            f"parameter 'max_in_flight' of model '{config.name}' is '{text}', expected a number of requests"
-            f" from 1 to {_MAX_IN_FLIGHT}"
-        )
-    return int(text)
 
 
 def _key(config: ModelConfig, file: str) -> str | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from threading import Lock, RLock
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -20,13 +20,19 @@ from backline.backends.backend import LoadOptions
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.values.device import Gpus
+from backline.system.garbage import uncollected
 from backline.system.process_memory import count_pages
+
+#: The maximum total size, in bytes, of weights that are read into memory although the runtime could map their
+#: files. During the load, ONNX Runtime takes up to 2.4 times the size of the weights that it is given.
+MOST_READ: Final = 256 << 20
 
 _MAX_REASON = 300
 
 
 def import_runtime(module: str, *, what: str, extra: str) -> Any:
-    """Imports a runtime. Raises Internal, which names the extra to install, if it is missing or broken.
+    """Imports a runtime. Raises Internal, which names the extra to install, if the runtime is missing or
+    broken.
 
     `what` begins the error text, such as "TensorFlow models need TensorFlow".
     """
@@ -36,25 +42,6 @@ def import_runtime(module: str, *, what: str, extra: str) -> Any:
         missing = error.name is not None and error.name.partition(".")[0] == module.partition(".")[0]
         why = "it is not installed" if missing else f"it cannot be imported ({error})"
         raise Internal(f"{what}, and {why}: pip install 'backline[{extra}]'") from None
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Exempts what an import creates from garbage collection, because modules live forever.
-
-    Each full collection would walk these objects, which stalls all threads: for 0.4 s with TensorFlow. The
-    collector cannot tell them from others, so a program that embeds an engine and freezes nothing itself is
-    left alone.
-    """
-    freezes = gc.isenabled() and gc.get_freeze_count() > 0
-    if freezes:
-        gc.disable()
-    try:
-        yield
-    finally:
-        if freezes:
-            gc.freeze()
-            gc.enable()
 
 
 class _Imports:
@@ -67,12 +54,12 @@ class _Imports:
     def load(self, module: str) -> Any:
         if module in sys.modules:
             return import_module(module)
-        with self._lock:  # one import at a time, so that its growth can be measured
-            if module in sys.modules:  # what other loads allocate meanwhile would be taken for the import's
+        with self._lock:  # one import at a time, so that the growth of each can be measured
+            if module in sys.modules:  # imported by another thread, which has also measured the growth
                 return import_module(module)
             before = count_pages().total
             try:
-                with _uncollected():
+                with uncollected():
                     return import_module(module)
             finally:
                 self.grown += max(count_pages().total - before, 0)
@@ -108,6 +95,14 @@ def loading(path: Path, by: str, reason: Callable[[Exception], str] = one_line) 
         raise InvalidArgument(f"'{path}' cannot be loaded by {by}: {reason(error)}") from None
 
 
+class NeverRuns(Internal):
+    """Raised by a run that has failed for a reason that no other input would change.
+
+    For example, the model's program does not compile. If a trial run of a load raises this error and none
+    succeeds, the load fails.
+    """
+
+
 def failed_run(model: str, reason: str, *, refused: bool) -> BacklineError:
     """Returns the error for a failed run: InvalidArgument if the input was `refused`, else Internal."""
     if refused:
@@ -116,9 +111,10 @@ def failed_run(model: str, reason: str, *, refused: bool) -> BacklineError:
 
 
 def unservable(path: Path, kind: str, name: str, what: str) -> InvalidArgument:
-    """Returns the error for an input or output whose datatype does not exist in the protocols."""
+    """Returns the error for an input or output that is no tensor, or whose datatype the protocols lack."""
     return InvalidArgument(
-        f"'{path}' cannot be served: {kind} '{name}' is {what}, which no request can carry"
+        f"'{path}' cannot be served: {kind} '{name}' is {what}, which no request can carry; export the model"
+        " with tensors of other types"
     )
 
 
@@ -131,15 +127,15 @@ def read_start(path: Path, size: int = 64) -> bytes:
     Raises InvalidArgument for a file that is not regular (a pipe would block), cannot be read, is empty, or
     is a Git LFS pointer, which runtimes would report as a parse error.
     """
-    if path.exists() and not path.is_file():
-        raise InvalidArgument(f"'{path}' is not a regular file")
     try:
-        with path.open("rb") as file:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise InvalidArgument(f"'{path}' is not a regular file: put the model's file in its place")
+        with open(path, "rb", buffering=0) as file:
             start = file.read(size)
     except OSError as error:
         raise InvalidArgument(f"'{path}' cannot be read: {error.strerror}") from None
     if not start:
-        raise InvalidArgument(f"'{path}' is empty")
+        raise InvalidArgument(f"'{path}' is empty: copy the file again")
     if start.startswith(_LFS_POINTER):
         raise InvalidArgument(f"'{path}' is a Git LFS pointer, not the model itself: run `git lfs pull`")
     return start
@@ -158,7 +154,9 @@ def require_trust(path: Path, config: ModelConfig, options: LoadOptions) -> None
 
 
 def decode(model: str, name: str, array: np.ndarray) -> np.ndarray:
-    """Decodes an array of bytes to str. Raises InvalidArgument, with the position, if one is not UTF-8."""
+    """Decodes an array of bytes to str. Raises InvalidArgument, with the position, for an element that is not
+    UTF-8.
+    """
     texts = np.empty(array.size, np.object_)
     for index, element in enumerate(array.reshape(-1).tolist()):
         try:
@@ -166,7 +164,7 @@ def decode(model: str, name: str, array: np.ndarray) -> np.ndarray:
         except UnicodeDecodeError as error:
             raise InvalidArgument(
                 f"element {index} of input '{name}' of model '{model}' is not UTF-8 text (byte"
-                f" {error.start}), but strings must be"
+                f" {error.start}): encode the string as UTF-8"
             ) from None
     return texts.reshape(array.shape)
 
@@ -185,7 +183,9 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @cache
 def cuda_gpus() -> Gpus:
-    """Returns the GPUs that the NVIDIA driver reports, limited to CUDA_VISIBLE_DEVICES. Asks only once."""
+    """Returns the GPUs that the NVIDIA driver reports, limited to CUDA_VISIBLE_DEVICES. Queries the driver
+    only once.
+    """
     try:
         driver = ctypes.CDLL(_DRIVER)
     except OSError:

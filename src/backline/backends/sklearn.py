@@ -21,13 +21,14 @@ from backline.engine.values.signature import Signature, TensorSpec
 from backline.system.archive_limits import UnpackLimits, check_zip
 
 INPUT = "input__0"
-#: The methods that are served, each as an output of that name. Without any of them, `transform` is served.
+#: The methods that are served, each as an output of that name. If an estimator has neither, `transform` is
+#: served.
 _METHODS = ("predict", "predict_proba")
 _PICKLES = (".pkl", ".pickle", ".joblib")
 
 
 class Sklearn:
-    """The backend for `*.skops`, and for `*.pkl` and `*.joblib` if pickles are trusted."""
+    """The backend for `*.skops`, and for `*.pkl`, `*.pickle` and `*.joblib` if pickles are trusted."""
 
     name: ClassVar[str] = "sklearn"
 
@@ -35,17 +36,18 @@ class Sklearn:
         read_start(path)
         if path.suffix not in _PICKLES and not zipfile.is_zipfile(path):
             raise InvalidArgument(
-                f"'{path}' is not a file of skops: it is not a zip archive, or is cut off; write it with"
+                f"'{path}' is not a skops file: it is not a zip archive, or it is truncated; write it with"
                 " skops.io.dump"
             )
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> SklearnModel:
         """Loads an estimator.
 
-        The input `input__0` has a row of features for each item, or strings if the estimator begins with a
-        vectoriser. Outputs are named after the methods: `predict` and `predict_proba`, or `transform`. A run
-        uses one core. Unless `trust_pickle` is set, raises InvalidArgument for a pickle, and for a skops file
-        with types that are trusted neither by skops nor by `trust_skops_types`.
+        The input has a row of features for each item, or strings if the estimator begins with a vectoriser.
+        Its name is `input__0`, unless the configuration gives another one. Outputs are named after the
+        methods: `predict` and `predict_proba`, or `transform`. A run uses one core. Unless `trust_pickle` is
+        set, raises InvalidArgument for a pickle, and for a skops file with types that are trusted neither by
+        skops nor by `trust_skops_types`.
         """
         parameters = Parameters(config, self.name, ())
         read_start(path)
@@ -68,7 +70,8 @@ class Sklearn:
             methods = ["transform"]
         if not methods:
             raise InvalidArgument(
-                f"'{path}' cannot be served: a {type(estimator).__name__} has neither predict nor transform"
+                f"'{path}' cannot be served: a {type(estimator).__name__} has neither predict nor transform;"
+                " save an estimator that has one of them"
             )
         return SklearnModel(path, config, estimator, inputs, methods, warnings)
 
@@ -103,7 +106,7 @@ class SklearnModel:
                 (answer,) = self.run({spec.name: rows}, [method])
             except BacklineError as error:
                 raise InvalidArgument(
-                    f"'{path}' cannot be served: a trial run of {method} on two made-up rows failed:"
+                    f"'{path}' cannot be served: a trial run of {method} on two generated rows failed:"
                     f" {error.message}"
                 ) from None
             outputs.append(TensorSpec(method, DataType.from_dtype(answer.dtype), (-1, *answer.shape[1:])))
@@ -111,7 +114,7 @@ class SklearnModel:
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         if not self._methods:
-            raise Internal(f"model '{self._name}' is unloaded")
+            raise Internal(f"model '{self._name}' is unloaded: load it again to use it")
         limit_threads()
         array = inputs[self._input]
         rows = decode(self._name, self._input, array).tolist() if self._text else array
@@ -202,11 +205,12 @@ def _inputs(path: Path, estimator: Any, config: ModelConfig) -> TensorSpec:
     given = config.inputs[0] if len(config.inputs) == 1 else None
     count = getattr(estimator, "n_features_in_", None)
     first = estimator.steps[0][1] if hasattr(estimator, "steps") else estimator
+    name = given.name if given else INPUT
     if hasattr(first, "build_analyzer"):
-        return TensorSpec(given.name if given else INPUT, DataType.BYTES, (-1,))
+        return TensorSpec(name, DataType.BYTES, (-1,))
     if count is not None:
         datatype = given.datatype if given and given.datatype is DataType.FP32 else DataType.FP64
-        return TensorSpec(INPUT, datatype, (-1, int(count)))
+        return TensorSpec(name, datatype, (-1, int(count)))
     if given is not None:
         return TensorSpec(
             given.name, given.datatype, (-1, *given.shape) if config.max_batch_size else given.shape

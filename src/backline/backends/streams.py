@@ -26,7 +26,7 @@ def check_tensors(
     where = f"{config.source or config.name}: the {backend} backend"
     if not config.decoupled:
         raise InvalidArgument(
-            f"{where} gives any number of responses: add model_transaction_policy {{ decoupled: true }}"
+            f"{where} sends any number of responses: add model_transaction_policy {{ decoupled: true }}"
         )
     if config.max_batch_size:
         raise InvalidArgument(
@@ -50,7 +50,7 @@ def _names(specs: Sequence[TensorSpec]) -> str:
 
 
 class DeclaredModel:
-    """A model without a file; its signature is the configured one."""
+    """A model without a file. The configuration gives the signature."""
 
     def __init__(self, config: ModelConfig, backend: str) -> None:
         self.signature = Signature(config.inputs, config.outputs)
@@ -83,9 +83,12 @@ class Repeat:
 
 
 class RepeatModel(DeclaredModel):
-    """A model that repeats the elements of its input. WAIT, a delay in Triton, is ignored."""
+    """A model that sends each element of its input IN in a separate response, after a delay given in DELAY.
 
-    #: This number is high because streams mostly sleep.
+    The input WAIT, which is another delay in Triton, is accepted but ignored.
+    """
+
+    #: The number of streams to compute at the same time. It is high because these streams mostly sleep.
     streams_at_once = 16
 
     def stream(

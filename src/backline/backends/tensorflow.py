@@ -77,9 +77,10 @@ class TensorFlow:
         """Loads a signature of a SavedModel.
 
         The signature is the one that the parameter TF_SIGNATURE_DEF names; without it, the only signature, or
-        "serving_default" if there are several. `path` is the folder of a SavedModel, or a folder that
-        contains model.savedmodel. A run computes on the calling thread, or on several threads if the
-        parameter TF_NUM_INTRA_THREADS is set (the first model's value applies to the whole process).
+        "serving_default" if there are several. The parameter TF_GRAPH_TAG names the tag of the graph, by
+        default "serve". `path` is the folder of a SavedModel, a file in it, or a folder that contains
+        model.savedmodel. A run computes on the calling thread, or on several threads if the parameter
+        TF_NUM_INTRA_THREADS is set (the first model's value applies to the whole process).
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("TF_NUM_INTRA_THREADS", 1)
@@ -95,7 +96,7 @@ class TensorFlow:
             session = v1.Session(graph=graph, config=session_config)
             try:
                 with loading(folder, f"TensorFlow {runtime.__version__}"):
-                    meta = _load(session, folder, parameters.text("TF_GRAPH_TAG", "serve"))
+                    meta, unbounded = _load(session, folder, parameters.text("TF_GRAPH_TAG", "serve"))
             except BaseException:
                 session.close()
                 raise
@@ -112,48 +113,51 @@ class TensorFlow:
             session.close()
             raise
         feeds = [(spec.name, definition.inputs[spec.name].name) for spec in signature.inputs]
-        fetches = {spec.name: definition.outputs[spec.name].name for spec in signature.outputs}
-        return TensorFlowModel(config.name, session, feeds, fetches, signature, threads, parameters.warnings)
+        fetches = [definition.outputs[spec.name].name for spec in signature.outputs]
+        return TensorFlowModel(
+            config.name, session, feeds, fetches, signature, threads, parameters.warnings, unbounded
+        )
 
 
 class TensorFlowModel:
-    """A session with a SavedModel, and a prepared call for each list of requested outputs."""
+    """A session with a SavedModel. Each run computes all outputs of the signature.
+
+    TensorFlow prepares a graph for each list of outputs that a run asks for. This takes many times as long as
+    a run, and TensorFlow keeps the graph until the session is closed. If runs asked only for the requested
+    outputs, clients could cause any number of graphs.
+    """
 
     def __init__(
         self,
         name: str,
         session: Any,
         feeds: Sequence[tuple[str, str]],
-        fetches: Mapping[str, str],
+        fetches: Sequence[str],
         signature: Signature,
         threads: int,
         warnings: tuple[str, ...],
+        unbounded: str,
     ) -> None:
         self._name = name
         self._session = session
         self._feeds = [name for name, _ in feeds]
         self._bfloat16 = frozenset(spec.name for spec in signature.inputs if spec.datatype is DataType.BF16)
-        self._feed_tensors = [tensor for _, tensor in feeds]
-        self._fetches = fetches
-        self._calls: dict[tuple[str, ...], Any] = {}
+        self._call = session.make_callable(fetches, feed_list=[tensor for _, tensor in feeds])
+        self._positions = {spec.name: index for index, spec in enumerate(signature.outputs)}
         self.signature = signature
         self.threads_per_run = threads
         self.warnings = warnings
+        #: See UnboundedModel.
+        self.unbounded = unbounded
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        session = self._session
-        if session is None:
-            raise Internal(f"model '{self._name}' is unloaded")
-        key = tuple(outputs)
-        call = self._calls.get(key)
+        if self._session is None:
+            raise Internal(f"model '{self._name}' is unloaded: load it again to use it")
         try:
-            if call is None:
-                tensors = [self._fetches[name] for name in key]
-                call = self._calls[key] = session.make_callable(tensors, feed_list=self._feed_tensors)
-            arrays = call(*(self._feed(name, inputs[name]) for name in self._feeds))
+            arrays = self._call(*(self._feed(name, inputs[name]) for name in self._feeds))
         except Exception as error:
             raise _failure(self._name, error) from None
-        return [_array(array) for array in arrays]
+        return [_array(arrays[self._positions[name]]) for name in outputs]
 
     def _feed(self, name: str, array: np.ndarray) -> np.ndarray:
         if name not in self._bfloat16:
@@ -163,8 +167,7 @@ class TensorFlowModel:
         return array.view(bfloat16)
 
     def close(self) -> None:
-        session, self._session = self._session, None
-        self._calls = {}
+        session, self._session, self._call = self._session, None, None
         if session is not None:
             session.close()
 
@@ -180,11 +183,14 @@ def import_tensorflow() -> Any:
     return runtime
 
 
-def _load(session: Any, folder: Path, tag: str) -> Any:
-    """Loads a model as v1.saved_model.load does, but checks the graph first, before any of it runs."""
+def _load(session: Any, folder: Path, tag: str) -> tuple[Any, str]:
+    """Loads a model as v1.saved_model.load does, but checks the graph first, before any of it runs.
+
+    Also returns the value of UnboundedModel.unbounded.
+    """
     loader = import_module("tensorflow.python.saved_model.loader_impl").SavedModelLoader(str(folder))
-    check_operations(folder, loader.get_meta_graph_def_from_tags([tag]))
-    return loader.load(session, [tag])
+    unbounded = check_operations(folder, loader.get_meta_graph_def_from_tags([tag]))
+    return loader.load(session, [tag]), unbounded
 
 
 def _place(config: Any, device: Device) -> None:
@@ -201,7 +207,9 @@ def _folder(path: Path) -> Path:
     for folder in (path, path / "model.savedmodel", path.parent):
         if (folder / _FILE).is_file():
             return folder
-    raise InvalidArgument(f"'{path}' is not a SavedModel: it holds no {_FILE}")
+    raise InvalidArgument(
+        f"'{path}' is not a SavedModel: it holds no {_FILE}; copy the whole folder that TensorFlow saved"
+    )
 
 
 def _choose_signature(folder: Path, signatures: Mapping[str, Any], wanted: str) -> tuple[str, Any]:
@@ -223,12 +231,12 @@ def _specs(folder: Path, kind: str, key: str, tensors: Mapping[str, Any]) -> tup
         if info.WhichOneof("encoding") != "name" or datatype is None:
             raise InvalidArgument(
                 f"'{folder}' cannot be served: {kind} '{name}' of signature '{key}' is not a dense tensor of"
-                " a supported type"
+                " a supported type; export a signature without it"
             )
         if info.tensor_shape.unknown_rank and kind == "input":
             raise InvalidArgument(
                 f"'{folder}' cannot be served: input '{name}' of signature '{key}' has no fixed number of"
-                " dimensions"
+                " dimensions; export the signature with a shape, such as [None, 4]"
             )
         shape = (
             () if info.tensor_shape.unknown_rank else tuple(int(dim.size) for dim in info.tensor_shape.dim)
@@ -246,6 +254,6 @@ def _array(value: Any) -> np.ndarray:
 
 def _failure(model: str, error: Exception) -> BacklineError:
     reason = one_line(getattr(error, "message", None) or error)
-    # The session raises ValueError for an impossible shape, an operation raises InvalidArgumentError.
+    # The session raises ValueError for an impossible shape, and operations raise InvalidArgumentError.
     refused = isinstance(error, ValueError) or type(error).__name__ == "InvalidArgumentError"
     return failed_run(model, reason, refused=refused)

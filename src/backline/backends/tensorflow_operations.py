@@ -1,4 +1,5 @@
-"""Refuses SavedModels whose operations access files, the network or Python, except to restore the model.
+"""Refuses SavedModels whose operations access files, the network or Python, except to restore the model. Also
+finds loops.
 
 The graph of a SavedModel also contains operations for saving, so only operations that can run are checked:
 those needed by signatures (which may not read files), by initialisation (which may read tables from the
@@ -9,9 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from backline.backends.backend import COMPILES, LOOPS
 from backline.engine.errors import InvalidArgument
 
 #: Operations (from tensorflow/core/ops and kernels) that access files, input pipelines, summaries, protobuf
@@ -38,19 +41,29 @@ _TABLES: Final = {"InitializeTableFromTextFile": 1, "InitializeTableFromTextFile
 #: Operations that pass their inputs one to one to the function that they call. In functions called by other
 #: operations (If, While), no argument counts as a file name set by TensorFlow.
 _CALLS: Final = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
+#: Operations that form loops: a whole loop as one operation, or the edge from one iteration to the next.
+_LOOPS: Final = frozenset({"While", "StatelessWhile", "For", "NextIteration", "RefNextIteration"})
+#: Operations that XLA compiles for each shape of their inputs, and the attribute that marks calls to be
+#: compiled.
+_COMPILED: Final = frozenset({"XlaCallModule", "XlaLaunch", "XlaLaunchV2"})
+_MUST_COMPILE: Final = "_XlaMustCompile"
 _INIT_SIGNATURE: Final = "__saved_model_init_op"
 _INIT_COLLECTIONS: Final = ("saved_model_main_op", "legacy_init_op")
 _Names = frozenset[str]
 
 
-def check_operations(folder: Path, meta: Any) -> None:
-    """Raises InvalidArgument, which names the operation, if a MetaGraphDef has a forbidden operation."""
+def check_operations(folder: Path, meta: Any) -> str:
+    """Raises InvalidArgument, which names the operation, if a MetaGraphDef has a forbidden operation.
+
+    Returns the value of UnboundedModel.unbounded.
+    """
     graph = _Graph(folder, meta.graph_def)
     assets = frozenset(asset.tensor_info.name for asset in meta.asset_file_def)
     for asset in meta.asset_file_def:
         if PurePosixPath(asset.filename).is_absolute() or ".." in PurePosixPath(asset.filename).parts:
             raise InvalidArgument(
-                f"'{folder}' names the asset '{asset.filename}', which is outside of its folder"
+                f"'{folder}' names the asset '{asset.filename}', which is outside the model's folder; save"
+                " the model again with its assets"
             )
     served: set[str] = set()
     started: set[str] = set()
@@ -67,6 +80,7 @@ def check_operations(folder: Path, meta: Any) -> None:
         allowed=_RESTORES,
         given=frozenset({saver.filename_tensor_name}),
     )
+    return graph.unbounded
 
 
 class _Graph:
@@ -80,6 +94,16 @@ class _Graph:
         for name, function in self._functions.items():
             if key := function.attr["api_implements"].s:
                 self._implementations.setdefault(key, []).append(name)
+        #: What `check` has seen: which functions each function calls, loops, and operations for XLA.
+        self._calls: dict[str, set[str]] = {}
+        self._loops = self._compiles = False
+
+    @property
+    def unbounded(self) -> str:
+        """Why a run of the nodes that `check` has seen may take any length of time; "" if none does."""
+        if self._loops or _is_recursive(self._calls):
+            return LOOPS
+        return COMPILES if self._compiles else ""
 
     def check(self, roots: set[str], *, allowed: Mapping[str, int], given: _Names) -> None:
         """Raises InvalidArgument if a node that `roots` depend on is a forbidden operation.
@@ -96,8 +120,11 @@ class _Graph:
                     node.op in allowed and self._is_given(nodes, _input(node, allowed[node.op]), known)
                 ):
                     raise self._error(node, where, reads=node.op in allowed)
+                self._loops = self._loops or node.op in _LOOPS
+                self._compiles = self._compiles or _is_compiled(node)
                 handed = [self._is_given(nodes, tensor, known) for tensor in node.input]
                 for name in self._functions_of(node):
+                    self._calls.setdefault(where, set()).add(name)
                     function = self._functions[name]
                     inner: _Names = frozenset()
                     if node.op in _CALLS or node.op == name:
@@ -191,6 +218,20 @@ def _is_forbidden(node: Any) -> bool:
         source = node.attr["descriptor_source"].s
         return source not in (b"", b"local://") and not source.startswith(b"bytes://")
     return _FORBIDDEN.fullmatch(node.op) is not None
+
+
+def _is_compiled(node: Any) -> bool:
+    # Reading an attribute that is missing would add it to the node.
+    return node.op in _COMPILED or (_MUST_COMPILE in node.attr and bool(node.attr[_MUST_COMPILE].b))
+
+
+def _is_recursive(calls: Mapping[str, set[str]]) -> bool:
+    """Returns whether a function may call itself, directly or through other functions."""
+    try:
+        TopologicalSorter(calls).prepare()
+    except CycleError:
+        return True
+    return False
 
 
 def _called(node: Any) -> Iterator[str]:

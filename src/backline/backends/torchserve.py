@@ -25,7 +25,8 @@ from backline.system.archive_limits import (
     too_many_members,
 )
 
-#: The name of the parameter that passes the contents of model-config.yaml, as JSON, to the worker.
+#: The name of the parameter that passes the settings of an archive (model-config.yaml), as JSON, to the
+#: worker.
 SETTINGS = "model-config"
 
 
@@ -71,7 +72,9 @@ class TorchServe:
 
 
 def _groups(settings: Mapping[str, Any]) -> tuple[InstanceGroup, ...]:
-    """Returns the instance groups of model-config.yaml. Raises InvalidArgument for invalid devices."""
+    """Returns the instance groups that the settings of an archive describe. Raises InvalidArgument for
+    invalid devices.
+    """
     kind, ids = settings.get("deviceType"), settings.get("deviceIds", [])
     if kind is None and not ids:
         return ()
@@ -91,7 +94,10 @@ def _model_of(archive: MarFile) -> Mapping[str, Any]:
     try:
         manifest = json.loads(archive.read(MANIFEST))
     except (ValueError, RecursionError) as error:
-        raise InvalidArgument(f"'{archive.path}': {MANIFEST} is not JSON: {error}") from None
+        raise InvalidArgument(
+            f"'{archive.path}': {MANIFEST} is not JSON ({error}); pack the archive again with"
+            " torch-model-archiver"
+        ) from None
     model = manifest.get("model") if isinstance(manifest, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("handler"), str) or not model["handler"]:
         raise InvalidArgument(
@@ -108,7 +114,7 @@ def _model_of(archive: MarFile) -> Mapping[str, Any]:
 
 
 def _settings(archive: MarFile, name: str | None) -> dict[str, Any]:
-    """Returns the contents of model-config.yaml; {} if there is no such file.
+    """Returns the contents of the settings file `name`, often model-config.yaml; {} if `name` is None.
 
     Raises InvalidArgument if the file is malformed.
     """
@@ -121,7 +127,7 @@ def _settings(archive: MarFile, name: str | None) -> dict[str, Any]:
     except (ValueError, TypeError) as error:
         raise InvalidArgument(f"'{archive.path}': {name} cannot be read: {one_line(error)}") from None
     if settings is not None and not isinstance(settings, dict):
-        raise InvalidArgument(f"'{archive.path}': {name} must hold keys and values")
+        raise InvalidArgument(f"'{archive.path}': {name} must be a mapping of keys to values")
     return settings or {}
 
 
@@ -141,7 +147,9 @@ _DAMAGED = (
 
 
 class MarFile:
-    """An open folder, zip or tar file. `root` is its subfolder ("name/") with all files, or "" if none."""
+    """An open folder, zip or tar file. `root` is the subfolder with all files ("name/"), or "" if there is
+    none.
+    """
 
     def __init__(self, path: Path, packed: zipfile.ZipFile | tarfile.TarFile | None) -> None:
         self.path = path
@@ -157,7 +165,9 @@ class MarFile:
     @classmethod
     @contextlib.contextmanager
     def opened(cls, path: Path) -> Iterator[MarFile]:
-        """Opens an archive. Raises InvalidArgument if it is damaged, or not a folder, zip or tar file."""
+        """Opens an archive. Raises InvalidArgument if the archive is damaged, or not a folder, zip or tar
+        file.
+        """
         try:
             if path.is_dir():
                 yield cls(path, None)
@@ -170,13 +180,14 @@ class MarFile:
                     yield cls(path, opened_tar)
             else:
                 raise InvalidArgument(
-                    f"'{path}' is not a TorchServe model archive: neither a zip file nor a gzipped tar file"
+                    f"'{path}' is not a TorchServe model archive: neither a zip file nor a gzipped tar file;"
+                    " pack it with torch-model-archiver"
                 )
         except (OSError, *_DAMAGED) as error:
-            raise InvalidArgument(f"'{path}' is damaged: {error}") from None
+            raise InvalidArgument(f"'{path}' is damaged ({error}); copy or pack it again") from None
 
     def _list(self) -> dict[str, tarfile.TarInfo | None]:
-        """Returns the members by name, with their entries if it is a tar file; empty for a folder."""
+        """Returns the members by name, with their entries in a tar file. Returns no members for a folder."""
         if isinstance(self._packed, zipfile.ZipFile):
             return dict.fromkeys(self._packed.namelist())
         if isinstance(self._packed, tarfile.TarFile):
@@ -189,7 +200,7 @@ class MarFile:
         for count, member in enumerate(packed, 1):
             if count > ARCHIVE_LIMITS.files:
                 raise too_many_members(str(self.path), ARCHIVE_LIMITS)
-            # The size is checked here, because finding the next member unpacks all bytes of this one.
+            # The size is checked here, because finding the next member means unpacking all of this member.
             size += member.size
             check_unpacked_bytes(self.path, size, ARCHIVE_LIMITS)
             if member.isreg():
@@ -200,14 +211,17 @@ class MarFile:
         return self._open(name) is not None
 
     def read(self, name: str) -> bytes:
-        """Reads a small file. Raises InvalidArgument if it is missing or larger than 1 MiB."""
+        """Reads a small file. Raises InvalidArgument if the file is missing or larger than 1 MiB."""
         stream = self._open(name)
         if stream is None:
-            raise InvalidArgument(f"'{self.path}' is not a TorchServe model archive: it does not hold {name}")
+            raise InvalidArgument(
+                f"'{self.path}' is not a TorchServe model archive: it does not hold {name}; pack it with"
+                " torch-model-archiver"
+            )
         with stream:
             content = stream.read(_LARGEST + 1)
         if len(content) > _LARGEST:
-            raise InvalidArgument(f"'{self.path}': {name} is larger than {_LARGEST} bytes")
+            raise InvalidArgument(f"'{self.path}': {name} is larger than {_LARGEST} bytes, the maximum")
         return content
 
     def _open(self, name: str) -> IO[bytes] | None:

@@ -1,4 +1,4 @@
-"""XGBoost models in JSON or UBJSON. Files are checked first: XGBoost does not validate numbers in them."""
+"""XGBoost models in JSON or UBJSON. Files are checked first: XGBoost does not validate numbers in a file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,16 @@ import numpy as np
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime, loading, read_start
-from backline.backends.table import TableModel, features, reason
-from backline.backends.tree_checks import MAX_CLASSES, Damaged, check_children, check_range, damaged
+from backline.backends.trees import (
+    MAX_CLASSES,
+    Damaged,
+    TableModel,
+    check_children,
+    check_range,
+    damaged,
+    features,
+    reason,
+)
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -22,7 +30,7 @@ _KNOWN = ("nthread",)
 
 
 class XgBoost:
-    """The backend for `model.json` and `*.ubj`."""
+    """The backend for `model.json`, `xgboost.json` and `*.ubj`."""
 
     name: ClassVar[str] = "xgboost"
 
@@ -33,8 +41,9 @@ class XgBoost:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
         """Loads a booster. The output `output__0` is the result of Booster.inplace_predict.
 
-        For classifiers it contains probabilities, of shape [N] or [N, classes]. A run uses one thread unless
-        the parameter `nthread` is set.
+        For classifiers with the usual objectives (binary:logistic, multi:softprob), the output contains
+        probabilities, of shape [N] or [N, classes]. A run uses one thread unless the parameter `nthread` is
+        set.
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("nthread", 1)
@@ -57,7 +66,7 @@ class XgBoost:
 _NUMBERS: Final = {b"i": ">i1", b"U": ">u1", b"I": ">i2", b"l": ">i4", b"L": ">i8", b"d": ">f4", b"D": ">f8"}
 _CONSTANTS: Final[dict[bytes, Any]] = {b"T": True, b"F": False, b"Z": None}
 _DEEPEST: Final = 64
-#: Optional fields with one value for each node: not every version of XGBoost writes all of them.
+#: Optional fields with one value for each node. Not every version of XGBoost writes all these fields.
 _OF_NODES: Final = (
     "parents",
     "default_left",
@@ -79,7 +88,7 @@ def _check_start(path: Path) -> None:
 def check_trees(path: Path) -> None:
     """Raises InvalidArgument for an incomplete file, or one with inconsistent numbers.
 
-    XGBoost would read out of bounds or loop forever.
+    With such a file, XGBoost would read out of bounds or loop forever.
     """
     with damaged(path):
         content = path.read_bytes()
@@ -90,7 +99,7 @@ def check_trees(path: Path) -> None:
         features, classes = int(parameters["num_feature"]), int(parameters.get("num_class", 0))
         groups = max(classes, int(parameters.get("num_target", 1)), 1)
         if not (0 <= features <= 1 << 31 and classes >= 0 and groups <= MAX_CLASSES):
-            raise Damaged(f"it has {features} features and {groups} outputs, of which one is out of range")
+            raise Damaged(f"it has {features} features and {groups} outputs; one number is out of range")
         booster = learner["gradient_booster"]
         if booster["name"] == "gblinear":
             if len(booster["model"]["weights"]) != (features + 1) * groups:
@@ -106,7 +115,7 @@ def _check_trees(model: Mapping[str, Any], features: int, groups: int) -> None:
     trees = model["trees"]
     info = _integers(model, "tree_info")
     if not int(model["gbtree_model_param"]["num_trees"]) == len(trees) == len(info):
-        raise Damaged("num_trees is not the number of its trees")
+        raise Damaged("num_trees, trees and tree_info do not agree on the number of trees")
     check_range("tree_info", info, 0, groups)
     if "iteration_indptr" in model:
         indptr = _integers(model, "iteration_indptr")
@@ -133,7 +142,7 @@ def _check_tree(tree: Mapping[str, Any], features: int) -> None:
         raise Damaged("base_weights does not have one value for each node")
     splits = left != -1
     leaves = right[~splits]
-    if len(tree.get("leaf_weights", ())):  # with several outputs, a leaf's right child is its vector's index
+    if len(tree.get("leaf_weights", ())):  # several outputs: a leaf's right child is a vector's index
         check_range("a leaf's vector", leaves, -1, len(tree["leaf_weights"]) // max(width, 1))
     elif (leaves != -1).any():
         raise Damaged("a node has one child")
@@ -166,7 +175,9 @@ def _integers(values: Mapping[str, Any], key: str) -> np.ndarray:
 
 
 class _Ubjson:
-    """A parser of UBJSON, which makes numpy views of arrays of numbers. Malformed input raises Damaged."""
+    """A parser of UBJSON. It returns typed arrays of numbers as numpy arrays, and raises Damaged if the input
+    is malformed.
+    """
 
     def __init__(self, content: bytes) -> None:
         self._content = content

@@ -8,7 +8,7 @@ from backline.backends.runtime import import_runtime, one_line
 from backline.engine.document_limits import MAX_NESTING, check_size
 from backline.engine.errors import InvalidArgument
 
-#: The maximum number of values in a document. Aliases count as if expanded, because nested ones multiply.
+#: The maximum number of values in a document. Aliases count as if expanded, because nested aliases multiply.
 _MAX_VALUES: Final = 50_000
 #: The maximum length of a number in characters, because PyYAML parses base-60 numbers in quadratic time.
 _MAX_NUMBER: Final = 100
@@ -16,7 +16,7 @@ _NUMBERS: Final = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def read_yaml(content: bytes, source: str, *, what: str, extra: str) -> Any:
-    """Returns the value of a YAML document, as yaml.safe_load does; `source` names it in errors.
+    """Returns the value of a YAML document, as yaml.safe_load does. Errors refer to the document as `source`.
 
     `what` and `extra` are used in the error if PyYAML is missing: see import_runtime. Raises InvalidArgument
     for malformed YAML, and for too many bytes, levels or values (with aliases expanded).
@@ -34,7 +34,7 @@ def read_yaml(content: bytes, source: str, *, what: str, extra: str) -> Any:
         finally:
             loader.dispose()
     except RecursionError:
-        raise InvalidArgument(f"{source}: is nested too deeply") from None
+        raise InvalidArgument(f"{source}: the document is nested too deeply") from None
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise InvalidArgument(f"{source} cannot be read: {one_line(error)}") from None
 
@@ -51,17 +51,19 @@ class _Measure:
     def of(self, node: Any, depth: int) -> int:
         if depth > MAX_NESTING:
             raise InvalidArgument(
-                f"{self._source}: is nested too deeply; at most {MAX_NESTING} levels are read"
+                f"{self._source}: the document is nested too deeply; at most {MAX_NESTING} levels are read"
             )
         if isinstance(node, self._yaml.ScalarNode):
             if node.tag in _NUMBERS and len(node.value) > _MAX_NUMBER:
-                raise InvalidArgument(f"{self._source}: has a number of more than {_MAX_NUMBER} characters")
+                raise InvalidArgument(
+                    f"{self._source}: the document has a number of more than {_MAX_NUMBER} characters"
+                )
             return 1
         key = id(node)
         if key in self._sizes:
             size = self._sizes[key]
             if size is None:
-                raise InvalidArgument(f"{self._source}: has an alias that contains itself")
+                raise InvalidArgument(f"{self._source}: the document has an alias that contains itself")
             return size
         self._sizes[key] = None
         mapping = isinstance(node, self._yaml.MappingNode)
@@ -71,7 +73,8 @@ class _Measure:
             size += self.of(child, depth + 1)
             if size > _MAX_VALUES:
                 raise InvalidArgument(
-                    f"{self._source}: has more than {_MAX_VALUES:,} values, counted as its aliases expand"
+                    f"{self._source}: the document has more than {_MAX_VALUES:,} values, with each alias"
+                    " counted as a copy of what it refers to"
                 )
         self._sizes[key] = size
         return size

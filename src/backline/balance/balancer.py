@@ -1,27 +1,131 @@
-"""The policy that chooses servers. It reads no clock and does no I/O: callers pass the current time."""
+"""The policy that chooses a server for each request, its parameters, and what it knows of each server.
+
+The policy reads no clock and does no I/O; callers pass the current time.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
-from backline.balance.endpoint import Endpoint, RequestAttempt
-from backline.balance.policy import DEFAULT_POLICY, BalancePolicy
 
-#: To find when a request counts as late: the number of latest response times that are used, the minimum
-#: number that is needed, and the number of new ones after which the limit is computed again.
+@dataclass(slots=True, eq=False)
+class RequestAttempt:
+    """A call in flight to a server, sent at `started`. A stream is not `timed`, because it may last forever.
+
+    A call may carry several requests that arrived together.
+    """
+
+    endpoint: Endpoint
+    started: float
+    timed: bool = True
+    requests: int = 1
+
+
+@dataclass(slots=True, eq=False)
+class Endpoint:
+    """A server, with its requests in flight and its history. Times are seconds of a monotonic clock."""
+
+    url: str
+    #: The number of requests in flight. Requests that share a call are counted one by one.
+    in_flight: int = 0
+    #: The attempts in flight whose response time is measured (streams are not), oldest first.
+    attempts: dict[RequestAttempt, None] = field(default_factory=dict)
+    #: The moving average of response times; 0 if unknown.
+    latency: float = 0.0
+    measured_at: float = 0.0
+    #: Whether the server has responded since it was added or readmitted. The first response time is not
+    #: measured, because it includes the time to connect.
+    met: bool = False
+    #: The number of failures since the last response, also to a probe.
+    failures: int = 0
+    #: The number of ejections since the last response to a request.
+    ejections: int = 0
+    #: Whether the server gets no requests until a probe finds it alive.
+    ejected: bool = False
+    #: When the server may be probed next.
+    probe_at: float = 0.0
+    busy_until: float = 0.0
+    #: The sequence number of the last request to this server, so that equally loaded servers take turns.
+    turn: int = 0
+
+    def waiting(self, now: float) -> float:
+        """Returns the seconds for which the server's oldest request has waited."""
+        oldest = next(iter(self.attempts), None)
+        return 0.0 if oldest is None else now - oldest.started
+
+    def measure(self, taken: float, now: float, forget_after: float) -> None:
+        """Adds a response time to the average. If the last one was added more than `forget_after` seconds
+        ago, the average starts again with this one.
+
+        The weight of the past is chosen so that the average follows a change within about five responses.
+        """
+        known = self.latency and now - self.measured_at < forget_after
+        self.latency = self.latency + 0.3 * (taken - self.latency) if known else taken
+        self.measured_at = now
+
+
+@dataclass(frozen=True, slots=True)
+class BalancePolicy:
+    """Parameters that say when to avoid a server, and when to send a request again. Times are in seconds."""
+
+    #: A server that takes this many times as long as the fastest server gets fewer requests.
+    slow_factor: float = 3.0
+    #: After this many seconds without a response, a slow server is tried again.
+    forget_after: float = 10.0
+    #: The maximum number of consecutive requests of a lone caller that go to the same server.
+    row: int = 32
+    #: A lone caller's requests go to the same server only while the server responds within this time, and the
+    #: next request follows within this time.
+    brief: float = 0.0005
+    #: A server is ejected after this many failures in a row.
+    failures: int = 3
+    #: The duration of a server's first ejection. Each further ejection lasts twice as long as the previous
+    #: one.
+    ejection: float = 1.0
+    #: The maximum duration of an ejection.
+    longest_ejection: float = 30.0
+    #: The time for which a busy server is avoided if the server itself names no time.
+    busy: float = 0.1
+    #: The maximum time for which a busy server is avoided.
+    longest_busy: float = 5.0
+    #: A server is asked whether it is alive if its oldest request has waited this long.
+    stall: float = 0.5
+    #: The share of requests that may be sent again because they were refused or their connection broke.
+    retry_share: float = 0.2
+    #: The maximum number of retries in a burst.
+    retry_burst: float = 100.0
+    #: The share of requests that may be sent to a second server because the first one is late.
+    hedge_share: float = 0.05
+    #: The maximum number of requests in a burst that are sent to a second server.
+    hedge_burst: float = 10.0
+    #: A request is late once it has taken longer than this share of the recent requests took.
+    hedge_quantile: float = 0.95
+    #: A request is never late before this time.
+    hedge_least: float = 0.002
+
+
+DEFAULT_POLICY: Final = BalancePolicy()
+
+
+#: The number of latest response times from which the balancer computes when a request counts as late.
 _WINDOW = 128
+#: The minimum number of response times from which the balancer computes this. With fewer response times, no
+#: request counts as late.
 _NEEDED = 32
+#: The balancer computes again when a request counts as late after this many new response times.
 _STEP = 16
 
 
 class Verdict(Enum):
-    """The outcome of an attempt, as far as it says something about the server."""
+    """What the outcome of an attempt says about the server."""
 
-    #: The server responded, if only to say that the request is invalid.
+    #: The server responded, perhaps only with the error that the request is invalid.
     ANSWERED = "answered"
-    #: The server refused the request because it has too many.
+    #: The server refused the request because it already has too many requests.
     BUSY = "busy"
     #: The connection could not be opened, or broke.
     LOST = "lost"
@@ -34,21 +138,26 @@ class Verdict(Enum):
 class Balancer:
     """A policy that chooses the server with the fewest requests in flight.
 
-    - For a server that is much slower than the fastest, each request in flight counts several times.
-    - A server that refuses a request because it is busy gets the next requests only if all servers are busy.
+    - Each request in flight on a server that is much slower than the fastest counts as several requests.
+    - A server that refuses a request because it is busy gets the next requests only if all other servers are
+      busy or ejected.
     - A server that cannot be reached, or fails repeatedly, is ejected until a probe finds it alive. If all
-      servers are ejected, all of them get requests, as one may have recovered.
-    - A server whose oldest request has waited long is probed too, because its machine may have stopped
-      without closing a connection.
+      servers are ejected, all of them get requests, because some may have recovered.
+    - A server whose oldest request has waited for a long time is probed too, because the server's machine may
+      have stopped without closing the connection.
 
-    Retries, for whatever reason, are limited to a share of all requests: otherwise they would multiply the
-    load just when servers fail.
+    All retries together are limited to a share of the requests. Otherwise, retries would multiply the load at
+    the very moment when servers fail.
     """
 
     def __init__(self, urls: Iterable[str], policy: BalancePolicy = DEFAULT_POLICY) -> None:
         self.policy = policy
         self.endpoints = [Endpoint(url) for url in dict.fromkeys(urls)]
         self._turn = 0
+        #: The server of the last request.
+        self._last: Endpoint | None = None
+        #: The number of consecutive requests that were sent to that server.
+        self._in_row = 0
         self._retries = policy.retry_burst
         self._hedges = policy.hedge_burst
         self._times: deque[float] = deque(maxlen=_WINDOW)
@@ -56,7 +165,7 @@ class Balancer:
         self._late_after: float | None = None
 
     def update(self, urls: Iterable[str]) -> tuple[list[Endpoint], list[Endpoint]]:
-        """Replaces the servers; known ones keep their state. Returns the added and the removed servers."""
+        """Replaces the servers. Known servers keep their state. Returns the added and the removed servers."""
         wanted = dict.fromkeys(urls)
         known = {endpoint.url for endpoint in self.endpoints}
         added = [Endpoint(url) for url in wanted if url not in known]
@@ -66,10 +175,16 @@ class Balancer:
 
     # Choosing a server.
 
-    def choose(self, now: float, tried: Collection[Endpoint] = ()) -> Endpoint | None:
-        """Returns the server for a request, other than those `tried` already; None if there is no other."""
-        if not tried and len(self.endpoints) == 1:
-            return self.endpoints[0]
+    def choose(self, now: float, tried: Collection[Endpoint] = (), requests: int = 1) -> Endpoint | None:
+        """Returns the server for a call that carries this number of requests, other than the servers already
+        `tried`; None if there is no other server.
+        """
+        if not tried:
+            if len(self.endpoints) == 1:
+                return self.endpoints[0]
+            last = self._last
+            if last is not None and self._stays(last, now):
+                return last
         left = [endpoint for endpoint in self.endpoints if endpoint not in tried]
         sound = [endpoint for endpoint in left if not endpoint.ejected]
         free = [endpoint for endpoint in sound if endpoint.busy_until <= now]
@@ -77,13 +192,31 @@ class Balancer:
         if len(candidates) < 2:
             return candidates[0] if candidates else None
         fastest = min([endpoint.latency for endpoint in candidates if endpoint.latency], default=0.0)
-        return min(candidates, key=lambda endpoint: (self._cost(endpoint, fastest, now), endpoint.turn))
+        return min(candidates, key=lambda one: (self._cost(one, requests, fastest, now), one.turn))
 
-    def _cost(self, endpoint: Endpoint, fastest: float, now: float) -> float:
+    def _stays(self, last: Endpoint, now: float) -> bool:
+        """Returns whether the server of the last request also gets this request, because a lone caller sends
+        brief requests one after the other.
+
+        Such a request takes less time on a server that has just responded: that server's processor caches
+        still hold the code and the state of the connection, and the server may be polling for the request.
+        """
+        policy = self.policy
+        return (
+            self._in_row < policy.row
+            and not last.ejected
+            and 0 < last.latency <= policy.brief
+            and now - last.measured_at <= policy.brief
+            and last.busy_until <= now
+            and not any(endpoint.in_flight for endpoint in self.endpoints)
+            and last in self.endpoints
+        )
+
+    def _cost(self, endpoint: Endpoint, requests: int, fastest: float, now: float) -> float:
         recent = now - endpoint.measured_at < self.policy.forget_after
         latency = max(endpoint.latency if recent else 0.0, endpoint.waiting(now))
         slow = fastest and latency > self.policy.slow_factor * fastest
-        return (endpoint.in_flight + 1) * (latency / fastest if slow else 1.0)
+        return (endpoint.in_flight + requests) * (latency / fastest if slow else 1.0)
 
     # Counting requests and attempts.
 
@@ -101,7 +234,9 @@ class Balancer:
         return True
 
     def take_hedge(self) -> bool:
-        """Returns whether a late request may also be sent to a second server; if so, counts that."""
+        """Returns whether a late request may also be sent to a second server; if so, counts the second
+        attempt.
+        """
         if self._hedges < 1:
             return False
         self._hedges -= 1
@@ -109,15 +244,23 @@ class Balancer:
 
     @property
     def late_after(self) -> float | None:
-        """The seconds after which a request is late; None if unknown, or if there is only one server."""
+        """The number of seconds after which a request is late; None if unknown, or if there is only one
+        server.
+        """
         return self._late_after if len(self.endpoints) > 1 else None
 
-    def started(self, endpoint: Endpoint, now: float, *, timed: bool = True) -> RequestAttempt:
-        """Counts a request that is sent to a server."""
+    def started(
+        self, endpoint: Endpoint, now: float, *, timed: bool = True, requests: int = 1
+    ) -> RequestAttempt:
+        """Counts a call that carries `requests` requests to a server; a stream is not `timed`. Returns the
+        attempt, whose end must be passed to `finished`.
+        """
         self._turn += 1
+        self._in_row = self._in_row + 1 if endpoint is self._last else 1
+        self._last = endpoint
         endpoint.turn = self._turn
-        endpoint.in_flight += 1
-        attempt = RequestAttempt(endpoint, now, timed)
+        endpoint.in_flight += requests
+        attempt = RequestAttempt(endpoint, now, timed, requests)
         if timed:
             endpoint.attempts[attempt] = None
         return attempt
@@ -125,16 +268,19 @@ class Balancer:
     def finished(
         self, attempt: RequestAttempt, verdict: Verdict, now: float, *, busy_for: float | None = None
     ) -> None:
-        """Counts the end of an attempt. A busy server asks not to get requests for `busy_for` seconds."""
+        """Counts the end of an attempt. `busy_for` is the number of seconds for which a busy server asks not
+        to be sent requests; None if the server does not say.
+        """
         endpoint, policy = attempt.endpoint, self.policy
-        endpoint.in_flight -= 1
+        endpoint.in_flight -= attempt.requests
         endpoint.attempts.pop(attempt, None)
         taken = now - attempt.started
         if verdict is Verdict.ANSWERED:
             endpoint.failures = endpoint.ejections = 0
             if attempt.timed and endpoint.met:
                 endpoint.measure(taken, now, policy.forget_after)
-                self._add_time(taken)
+                if len(self.endpoints) > 1:  # nothing is late if there is no other server
+                    self._add_time(taken)
             endpoint.met = True
         elif verdict is Verdict.BUSY:
             endpoint.busy_until = now + min(busy_for or policy.busy, policy.longest_busy)
@@ -146,7 +292,7 @@ class Balancer:
                 self.eject(endpoint, now)
         elif attempt.timed and taken > endpoint.latency:
             # The caller got a response from another server first. This server would have taken at least this
-            # long.
+            # long, so its time is measured too.
             endpoint.measure(taken, now, policy.forget_after)
 
     def _add_time(self, taken: float) -> None:
@@ -170,7 +316,7 @@ class Balancer:
         endpoint.ejections = min(endpoint.ejections + 1, 16)
 
     def to_probe(self, now: float) -> list[Endpoint]:
-        """Returns the servers to probe now. Each is returned only once until its probe ends."""
+        """Returns the servers to probe now. A server is not returned again until its probe has ended."""
         policy = self.policy
         due = [
             endpoint
@@ -182,7 +328,9 @@ class Balancer:
         return due
 
     def probed(self, endpoint: Endpoint, now: float, *, alive: bool) -> None:
-        """Handles the result of a probe: readmits an ejected server that is alive, ejects one that is not."""
+        """Handles the result of a probe: readmits an ejected server that is alive, and ejects a server that
+        is not.
+        """
         endpoint.probe_at = now
         if not alive:
             self.eject(endpoint, now)

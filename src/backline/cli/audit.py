@@ -1,4 +1,4 @@
-"""`backline audit`: shows who changed something on a server, who tried to, and who was refused."""
+"""`backline audit`: shows who changed or tried to change something on a server, and who was refused."""
 
 from __future__ import annotations
 

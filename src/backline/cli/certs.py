@@ -1,4 +1,4 @@
-"""`backline certs`: certificates for development, signed by an authority that the command creates."""
+"""`backline certs`: creates certificates for development, and the certificate authority that signs them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 _AUTHORITY = "ca"
 _SERVER = "server"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-#: Days for which the authority is valid: longer than certificates, because all clients must replace it.
+#: Days for which the CA certificate is valid. This is longer than for other certificates, because each client
+#: must install a new CA certificate before it trusts the certificates that the CA signs.
 _AUTHORITY_DAYS = 3650
 _CLIENT = re.compile(r"[A-Za-z0-9_][\w.@+-]{0,63}", re.ASCII)
 
 
 def _host_name(text: str) -> str:
-    """Returns an IP address or host name in its usual spelling. Raises InvalidArgument for other texts."""
+    """Returns an IP address or host name in its standard spelling. Raises InvalidArgument for other text."""
     try:
         return str(ip_address(text.strip("[]")))
     except ValueError:
@@ -40,7 +41,7 @@ def _host_name(text: str) -> str:
 
 
 def _machine_names() -> list[str]:
-    """Returns the machine's short and fully qualified names, leaving out any that is not a host name."""
+    """Returns the machine's short and fully qualified names, except names that are not valid host names."""
     names = []
     for name in (socket.gethostname(), socket.getfqdn()):
         try:
@@ -51,12 +52,12 @@ def _machine_names() -> list[str]:
 
 
 class _Folder:
-    """The certificates in a folder: an authority, and the certificates that it has signed."""
+    """The certificates in a folder: that of a certificate authority (CA), and those that the CA signed."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens or creates the folder and its authority.
+        """Opens or creates the folder and its CA.
 
-        Raises InvalidArgument if the authority cannot be used, and Unsupported if the package cryptography is
+        Raises InvalidArgument if the CA cannot be used, and Unsupported if the package cryptography is
         missing.
         """
         try:
@@ -96,26 +97,26 @@ class _Folder:
         from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-        elsewhere = "choose another folder with --out, or remove both files to create a new authority"
+        elsewhere = "choose another folder with --out, or remove both files to create a new CA"
         try:
             certificate = x509.load_pem_x509_certificate(self.certificate(_AUTHORITY).read_bytes())
             key = load_pem_private_key(self.key(_AUTHORITY).read_bytes(), None)
         except (OSError, ValueError, TypeError) as error:
             raise InvalidArgument(
-                f"the authority in '{self.folder}' ({_AUTHORITY}.crt, {_AUTHORITY}.key) cannot be used:"
+                f"the CA in '{self.folder}' ({_AUTHORITY}.crt, {_AUTHORITY}.key) cannot be used:"
                 f" {error}; {elsewhere}"
             ) from None
         if not isinstance(key, EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
             raise InvalidArgument(
-                f"'{self.key(_AUTHORITY)}' is not the key that this command has created for"
+                f"'{self.key(_AUTHORITY)}' is not the key that this command created for"
                 f" '{self.certificate(_AUTHORITY)}'; {elsewhere}"
             )
         if certificate.not_valid_after_utc <= datetime.now(UTC):
-            raise InvalidArgument(f"the authority in '{self.folder}' has expired; {elsewhere}")
+            raise InvalidArgument(f"the CA in '{self.folder}' has expired; {elsewhere}")
         self._key, self._name = key, certificate.subject
 
     def server_names(self) -> list[str]:
-        """Returns the names in the server's certificate; empty if there is none yet."""
+        """Returns the names in the server's certificate; empty if the server has no certificate yet."""
         from cryptography import x509
 
         try:
@@ -173,8 +174,11 @@ class _Folder:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        for path, content in ((self.key(name), pem), (self.certificate(name), certificate)):
-            with replacement(path) as new:
+        for path, content, mode in (
+            (self.key(name), pem, 0o600),
+            (self.certificate(name), certificate, 0o644),  # everybody may read a certificate
+        ):
+            with replacement(path, mode) as new:
                 new.write_bytes(content)
 
 
@@ -228,7 +232,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))  # allows for clocks that differ
+        .not_valid_before(now - timedelta(minutes=5))  # because the clocks of clients may be behind
         .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
@@ -255,8 +259,9 @@ def _parsed_clients(
     for name in given:
         if _CLIENT.fullmatch(name) is None or name in (_AUTHORITY, _SERVER):
             raise click.BadParameter(
-                f"'{name}' cannot be a client's name, as its files have that name too: use letters, digits,"
-                f" '_', '-', '.', '@' and '+', and not '{_AUTHORITY}' or '{_SERVER}'"
+                f"'{name}' cannot be a client's name, because the client's files are named after it: use"
+                " at most 64 letters, digits, '_', '-', '.', '@' and '+', the first a letter, a digit or '_',"
+                f" and not '{_AUTHORITY}' or '{_SERVER}'"
             )
     return given
 
@@ -302,10 +307,10 @@ Examples:
     help="How long the certificates are valid.",
 )
 def create(hosts: tuple[str, ...], clients: tuple[str, ...], folder: Path, days: int) -> None:
-    """Create an authority and a server certificate for development.
+    """Create a certificate authority (CA) and a server certificate for development.
 
-    An authority that is already in the folder signs the new certificates, so clients continue to trust the
-    server. Without --client, the server certificate is renewed with the names that it has.
+    A CA that is already in the folder signs the new certificates, so clients continue to trust the server.
+    An existing server certificate is renewed, and keeps its names, unless --client is given without --host.
     """
     files = _Folder(folder)
     names = files.server_names()
@@ -316,7 +321,7 @@ def create(hosts: tuple[str, ...], clients: tuple[str, ...], folder: Path, days:
     for name in clients:
         files.sign_client(name, days)
         click.echo(f"{files.certificate(name)}: the certificate of the client '{name}'")
-    what = "the new authority" if files.is_new else "the authority that was there"
+    what = "the certificate of the new CA" if files.is_new else "the certificate of the existing CA"
     click.echo(
         f"{files.certificate(_AUTHORITY)}: {what}, which clients trust;"
         f" keep {files.key(_AUTHORITY).name} secret"

@@ -40,8 +40,8 @@ def generate(
 ) -> None:
     """Write a Python module that calls MODEL with typed inputs and outputs.
 
-    It has a dataclass for the inputs, one for the outputs, and two classes that call the model, one of them
-    for asyncio. Generate it again when the signature of the model changes.
+    The module has dataclasses for the inputs and the outputs, and two classes that call the model, one of
+    them for asyncio. Generate the module again when the signature of the model changes.
     """
     with Client(url, options) as client:
         handle = client.model(model, model_version)

@@ -13,7 +13,9 @@ T = TypeVar("T")
 
 
 class CommandGroup(click.Group):
-    """A group that lists its commands in the order in which they were added, and corrects misspelt names."""
+    """A group that lists its commands in the order in which they were added. If a name is misspelt, the error
+    suggests the nearest one.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -38,7 +40,7 @@ class CommandGroup(click.Group):
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine to completion, on uvloop if that is installed."""
+    """Runs a coroutine to completion, on uvloop if uvloop is installed."""
     import asyncio  # imported here, because `backline --help` needs no event loop
 
     try:

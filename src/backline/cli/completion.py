@@ -1,4 +1,4 @@
-"""`backline completion`: prints the script by which a shell completes commands and options."""
+"""`backline completion`: prints the script with which a shell completes commands and options."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Examples:
 @click.command(epilog=_EPILOG)
 @click.argument("shell", required=False, type=click.Choice(SHELLS))
 def command(shell: str | None) -> None:
-    """Print the script that completes commands and options in a shell, by default the one of this user.
+    """Print the script that completes commands and options in a shell, by default the user's shell.
 
     Start a new shell afterwards.
     """

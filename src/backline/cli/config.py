@@ -136,14 +136,27 @@ def explain(
 @click.option(
     "--load", is_flag=True, help="Also load each model, to find where its configuration contradicts its file."
 )
+@click.option(
+    "--tritonserver",
+    "triton_defaults",
+    is_flag=True,
+    help="With --load: load the models as `backline tritonserver` does, which gives ONNX models Triton's"
+    " default batch size.",
+)
 @_json_option
 @_name_option
-def validate(paths: tuple[Path, ...], load: bool, as_json: bool, config_name: str) -> None:
+def validate(
+    paths: tuple[Path, ...], load: bool, triton_defaults: bool, as_json: bool, config_name: str
+) -> None:
     """Check the models of repositories, or a single model. Exits with status 1 if something is wrong."""
+    if triton_defaults and not load:
+        raise click.UsageError("--tritonserver changes how models are loaded: add --load")
     checked = [
-        check_model(path, found, load=load) for path in paths for found in open_models(path, config_name)
+        check_model(path, found, load=load, triton_defaults=triton_defaults)
+        for path in paths
+        for found in open_models(path, config_name)
     ]
-    # The steps of an ensemble can be checked only if its repository was given, and not just the ensemble.
+    # If only the folder of an ensemble was given, the models that the ensemble calls are unknown.
     if all(one.found.folder for one in checked):
         check_ensembles(checked)
     if as_json:
@@ -210,9 +223,11 @@ def convert(path: Path, to: str | None, output: Path | None, as_json: bool) -> N
 
 
 def _configurations(folder: ModelFolder, inspect: bool) -> tuple[Any, Any, tuple[str, ...]]:
-    """Returns the configuration, the same with defaults filled in, and the warnings of the load.
+    """Returns the configuration of a model, the same configuration with all defaults filled in, and the
+    warnings from loading the model.
 
-    With `inspect`, the model is loaded, and both configurations include what the load has found.
+    The model is loaded only if `inspect` is true. Both configurations then include what the load has found
+    out.
     """
     model, warnings = (
         loaded_model(folder) if inspect else (unloaded_model(folder.found.name, folder.found.config), ())
@@ -224,12 +239,14 @@ def _configurations(folder: ModelFolder, inspect: bool) -> tuple[Any, Any, tuple
 def _configuration_file(path: Path) -> Path:
     if path.is_file():
         if path.suffix not in (".pbtxt", ".toml"):
-            raise click.UsageError(f"'{path}' is neither a .pbtxt nor a .toml file.")
+            raise click.UsageError(
+                f"'{path}' is neither a .pbtxt nor a .toml file. Name a config.pbtxt or a model.toml."
+            )
         return path
     files = [file for name in ("config.pbtxt", "model.toml") if (file := path / name).is_file()]
     if len(files) != 1:
         raise click.UsageError(
             f"'{path}' has {'both' if files else 'neither'} config.pbtxt {'and' if files else 'nor'}"
-            " model.toml."
+            f" model.toml. {'Name one of the two files.' if files else 'Name the folder of a model.'}"
         )
     return files[0]

@@ -1,4 +1,4 @@
-"""Adds options for connecting to a server to commands, and hints to errors about unknown model names."""
+"""Adds to commands the options for connecting to a server, and adds hints to errors about unknown models."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def client_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--ca",
         type=click.Path(exists=True, dir_okay=False),
-        help="PEM file of the authority that signed the server's certificate.",
+        help="PEM file of the CA that signed the server's certificate.",
     )
     @click.option(
         "--certificate",
@@ -114,7 +114,7 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def with_suggestion(client: Client, name: str, error: NotFound) -> NotFound:
-    """Returns the error with a hint added: the nearest model name on the server, or all names."""
+    """Returns the error with a hint: the name on the server that is nearest to `name`, or all names there."""
     try:
         return nearest_model(name, client.models(), error)
     except BacklineError:
@@ -122,7 +122,7 @@ def with_suggestion(client: Client, name: str, error: NotFound) -> NotFound:
 
 
 def nearest_model(name: str, index: Sequence[ModelIndex], error: NotFound) -> NotFound:
-    """Returns the error with a hint added: the nearest model name in `index`, or all names."""
+    """Returns the error with a hint: the name in `index` that is nearest to `name`, or all names in it."""
     known = sorted({entry.name for entry in index})
     if name in known:
         return error

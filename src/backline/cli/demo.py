@@ -20,11 +20,12 @@ import numpy as np
 from backline.cli.numbers import WholeNumber
 from backline.engine.errors import InvalidArgument
 
-#: The name of the model on the demo's server. The network is SwiftF0, from the package swift-f0 (MIT).
+#: The name of the model on the server that the demo runs. The network is SwiftF0, from the package swift-f0
+#: (MIT licence).
 MODEL = "pitch"
 _PACKAGE = "swift_f0"
 _RATE = 16_000
-#: Samples from one pitch estimate of the network to the next.
+#: The number of samples from one pitch estimate of the network to the next.
 _HOP = 256
 #: The first line of the Ode to Joy (Beethoven, 1824, public domain): pitches and lengths in beats.
 MELODY = "F#4 1 F#4 1 G4 1 A4 1 A4 1 G4 1 F#4 1 E4 1 D4 1 D4 1 E4 1 F#4 1 F#4 1.5 E4 .5 E4 2"
@@ -38,7 +39,7 @@ _SHORTEST = 0.08
 
 @dataclass(frozen=True, slots=True)
 class HeardNote:
-    """A note: its MIDI number, and when it starts and ends, in seconds."""
+    """A note: its MIDI number, and the times at which it starts and ends, in seconds."""
 
     midi: int
     start: float
@@ -98,7 +99,7 @@ def command(once: bool, port: int) -> None:
 
 
 def _network() -> Path:
-    """Returns the network's file. Raises InvalidArgument, which names the extra, if it is not installed."""
+    """Returns the network's file. Raises InvalidArgument if a package for the demo is not installed."""
     found = importlib.util.find_spec(_PACKAGE)
     if found is None or not found.origin or importlib.util.find_spec("onnxruntime") is None:
         raise InvalidArgument(
@@ -119,7 +120,7 @@ def notes() -> Iterator[HeardNote]:
 
 
 def melody(played: Sequence[HeardNote]) -> np.ndarray:
-    """Returns the sound of the notes: float32 [samples] at 16 kHz, each a sum of decaying partials."""
+    """Returns the sound of the notes as float32 [samples] at 16 kHz. A note is a sum of decaying partials."""
     samples = np.zeros(int((played[-1].end + 0.3) * _RATE))
     for note in played:
         time = np.arange(int((note.end - note.start) * _RATE)) / _RATE
@@ -132,7 +133,9 @@ def melody(played: Sequence[HeardNote]) -> np.ndarray:
 
 
 def _write_example(folder: Path) -> None:
-    """Writes the melody into the model's folder of examples, which the console offers."""
+    """Writes the melody into the model's folder of examples. The console offers the files in this folder as
+    inputs.
+    """
     folder.mkdir()
     with wave.open(str(folder / "melody.wav"), "wb") as file:
         file.setnchannels(1)
@@ -144,7 +147,9 @@ def _write_example(folder: Path) -> None:
 
 
 def transcribe(pitch: np.ndarray, confidence: np.ndarray) -> list[HeardNote]:
-    """Returns the notes in a series of estimates: sequences of one pitch that the network is sure of."""
+    """Returns the notes in a series of pitch estimates. A note is a run of estimates of the same pitch in
+    which the network is confident.
+    """
     midi = np.where(confidence > _CONFIDENT, np.round(69 + 12 * np.log2(np.maximum(pitch, 1) / 440)), -1)
     heard = []
     at = 0

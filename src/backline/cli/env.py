@@ -17,8 +17,8 @@ from backline.cli.command import CommandGroup
 from backline.cli.model_folder import open_models
 from backline.cli.numbers import Number
 from backline.cli.table import print_table
-from backline.engine.byte_size import format_bytes
 from backline.engine.errors import BacklineError
+from backline.engine.numbers import format_bytes
 from backline.environments.requirements import Requirements, find_requirements
 from backline.environments.store import Environments, StoredEnvironment, User, default_folder, unused
 from backline.environments.uv import Uv
@@ -39,7 +39,7 @@ def store_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def document(entry: StoredEnvironment) -> dict[str, Any]:
-    """Returns an environment as JSON."""
+    """Returns the facts about an environment as a JSON object."""
     about = entry.about
     return {
         "environment": entry.digest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -10,8 +11,9 @@ import click
 
 from backline.cli.connection import connection_options, with_suggestion
 from backline.cli.inputs import input_option, lone_parameters, read_inputs
-from backline.cli.result_files import check_destination, present, summary
+from backline.cli.result_files import SUFFIXES, check_destination, present, summary
 from backline.client.options import ClientOptions
+from backline.client.records import ModelMetadata
 from backline.client.sync import Client, Model
 from backline.engine.errors import BacklineError, NotFound, Unsupported
 from backline.engine.names import printable
@@ -58,12 +60,14 @@ def command(
 
     A decoupled model may give several responses; all of them are shown.
     """
-    check_destination(destination, "-o")
+    check_destination(destination)
     with Client(url, options) as client:
         handle = client.model(model, model_version)
         try:
             config = _config(handle)
-            values = read_inputs(handle.metadata().completed(config), inputs)
+            metadata = handle.metadata().completed(config)
+            _check_outputs(outputs, metadata)
+            values = read_inputs(metadata, inputs)
             parameters = lone_parameters(config)
             began = perf_counter()
             try:
@@ -79,8 +83,20 @@ def command(
         print(f"{model} version {printable(version)} {responses} in {seconds * 1000:.2f} ms")
 
 
+def _check_outputs(names: Sequence[str], metadata: ModelMetadata) -> None:
+    """Raises BadParameter for the name of a file: --output saves the outputs in `backline run` only."""
+    known = {spec.name for spec in metadata.outputs}
+    for name in names:
+        if name not in known and Path(name).suffix in SUFFIXES:
+            raise click.BadParameter(
+                f"'{name}' is the name of a file, and not of an output of the model. To save the outputs,"
+                f" write --save {name}",
+                param_hint="--output",
+            )
+
+
 def _config(model: Model) -> dict[str, Any]:
-    """Returns the model's configuration; empty if the server does not provide it."""
+    """Returns the model's configuration; empty if the server does not provide the configuration."""
     try:
         return model.config()
     except BacklineError:

@@ -1,4 +1,4 @@
-"""Reads inputs from files given on a command line: arrays, JSON, text, images, audio, or folders of such."""
+"""Reads inputs from files on a command line: arrays, JSON, text, images, audio, and folders of such files."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 def read_inputs_from(metadata: ModelMetadata, path: Path) -> dict[str, Any]:
     """Reads inputs from a file or folder that was given without an input's name.
 
-    In a folder, each file is named after its input, with any suffix. A .npz file or a JSON object contains
-    inputs by name. Any other file is for the only required input. Raises InvalidArgument, which says what the
-    model expects.
+    In a folder, the name of each file, with or without its suffix, is the name of an input. A .npz file or a
+    JSON object contains inputs by name. Any other file is the value of the only required input. Raises
+    InvalidArgument if the file does not fit the model. The error says what the model expects.
     """
     specs = {spec.name: spec for spec in metadata.inputs}
     if path.is_dir():
@@ -73,7 +73,7 @@ def _folder(metadata: ModelMetadata, path: Path, specs: Mapping[str, TensorSpec]
     for file in sorted(entry for entry in path.iterdir() if not entry.name.startswith(".")):
         name = file.name if file.name in specs else file.stem
         if name in files:
-            raise InvalidArgument(f"'{files[name]}' and '{file}' are both for input '{name}'")
+            raise InvalidArgument(f"'{files[name]}' and '{file}' are both for input '{name}'; remove one")
         files[name] = file
     _check_names(metadata, path, files)
     return {name: read_file(specs[name], file) for name, file in files.items()}
@@ -95,14 +95,16 @@ def required_inputs(metadata: ModelMetadata) -> Sequence[TensorSpec]:
 
 
 def filled(spec: TensorSpec, element: str | bytes) -> np.ndarray:
-    """Returns a BYTES tensor of one element, which is repeated if the model's fixed shape is larger."""
+    """Returns a BYTES tensor in which every element is `element`. Variable dimensions have the size 1."""
     array = np.empty(tuple(1 if dim < 0 else dim for dim in spec.shape), object)
     array.fill(element)  # np.full would make a fixed-width string, which loses trailing zero bytes
     return array
 
 
 def with_bytes(spec: TensorSpec, value: Any) -> Any:
-    """Returns a JSON value; for an input of strings, replaces each {"b64": "..."} in it by the bytes."""
+    """Returns a JSON value. If the input has strings, each {"b64": "..."} in the value is replaced by the
+    decoded bytes.
+    """
     if spec.datatype is not DataType.BYTES:
         return value
     if isinstance(value, list):
@@ -120,7 +122,7 @@ def _is_encoded(value: Any) -> bool:
 
 
 def read_file(spec: TensorSpec, path: Path) -> Any:
-    """Reads the value of one input from a file. Raises InvalidArgument, which names file and input."""
+    """Reads the value of one input from a file. Raises InvalidArgument, naming the file and the input."""
     suffix = path.suffix.lower()
     where = f"'{path}' for input '{spec.name}'"
     try:
@@ -147,7 +149,7 @@ def read_file(spec: TensorSpec, path: Path) -> Any:
 
 
 def _why(error: Exception) -> str:
-    """Returns the text of an error; for an OSError, without the number and the file name."""
+    """Returns the text of an error. For an OSError, omits the error number and the file name."""
     if "allow_pickle" in str(error):
         return (
             "it is an array of Python objects, which only pickle can read. Write strings as an array of"
@@ -157,7 +159,7 @@ def _why(error: Exception) -> str:
 
 
 def _is_json_itself(spec: TensorSpec) -> bool:
-    """Returns whether the model takes the JSON text itself, because its input is a single string."""
+    """Returns whether the input is a single string, so that the text of a JSON file is itself the value."""
     return spec.datatype is DataType.BYTES and spec.shape in ((1,), (-1,), ())
 
 
@@ -170,7 +172,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _complete(array: np.ndarray, what: str) -> np.ndarray:
-    """Returns the array, and warns if numpy may have dropped trailing zero bytes of fixed-width strings."""
+    """Returns the array. Prints a warning if numpy may have dropped trailing zero bytes of its strings."""
     if array.dtype.kind == "S" and array.size and max(map(len, array.reshape(-1))) < array.dtype.itemsize:
         print(
             f"{what}: no element fills the {array.dtype.itemsize} bytes of its dtype {array.dtype.str[1:]},"
@@ -190,12 +192,16 @@ def _json(path: Path) -> Any:
 
 def _only(arrays: Mapping[str, np.ndarray], where: str) -> np.ndarray:
     if len(arrays) != 1:
-        raise InvalidArgument(f"{where} has {len(arrays)} arrays ({', '.join(arrays)}), expected one")
+        raise InvalidArgument(
+            f"{where} has {len(arrays)} arrays ({', '.join(arrays)}), expected one; save each in its own file"
+        )
     return next(iter(arrays.values()))
 
 
 def _image(spec: TensorSpec, path: Path) -> np.ndarray:
-    """Decodes an image for the input's shape: channels last or first, resized if needed, values 0 to 255."""
+    """Decodes an image to fit the shape of the input, with channels last or first, and values from 0 to 255.
+    The image is resized if necessary.
+    """
     try:
         from PIL import Image
     except ImportError:
@@ -206,7 +212,8 @@ def _image(spec: TensorSpec, path: Path) -> np.ndarray:
     height, width = dims[1:] if first else dims[:2] if len(dims) == 3 else dims[-2:]
     if len(dims) < 2:
         raise InvalidArgument(
-            f"input '{spec.name}' has shape {list(spec.shape)}, which cannot hold an image ('{path}')"
+            f"input '{spec.name}' has shape {list(spec.shape)}, which cannot hold the image '{path}'; give a"
+            " .npy file or JSON instead"
         )
     with Image.open(path) as opened:
         image = opened.convert(_MODES.get(channels, "RGB"))
@@ -225,7 +232,9 @@ def _image(spec: TensorSpec, path: Path) -> np.ndarray:
 
 
 def _audio(spec: TensorSpec, path: Path) -> np.ndarray:
-    """Decodes audio to one channel: floats from -1 to 1, or 16-bit integers for INT16."""
+    """Decodes audio, mixed into one channel. The samples are floats from -1 to 1, or 16-bit integers if the
+    input is INT16.
+    """
     samples, rate = read_sound(path.read_bytes(), sys.maxsize)
     note = f"{path.name}: {len(samples)} samples at {rate} Hz"
     if samples.shape[1] > 1:

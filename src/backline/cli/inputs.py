@@ -1,4 +1,4 @@
-"""Inputs on a command line: NAME=VALUE items with values, generated data or files."""
+"""Reads the inputs on a command line: NAME=VALUE items, whose values are JSON, generated data or files."""
 
 from __future__ import annotations
 
@@ -34,9 +34,11 @@ def read_inputs(metadata: ModelMetadata, given: Sequence[str]) -> dict[str, Any]
 
 
 def given_inputs(metadata: ModelMetadata, given: Sequence[str]) -> dict[str, Any]:
-    """Parses NAME=VALUE items to values by input name. NAME= may be omitted for the only required input.
+    """Parses NAME=VALUE items, and returns the values by input name. NAME= may be omitted if the model has
+    only one required input.
 
-    An item may also be a file or a folder: see `read_inputs_from`. Raises InvalidArgument if one is invalid.
+    An item may also be a file or a folder: see `read_inputs_from`. Raises InvalidArgument if an item is
+    invalid.
     """
     specs = {spec.name: spec for spec in metadata.inputs}
     required = required_inputs(metadata)
@@ -51,7 +53,7 @@ def given_inputs(metadata: ModelMetadata, given: Sequence[str]) -> dict[str, Any
                 raise InvalidArgument(f"model '{metadata.name}' has no input '{name}'. {usage(metadata)}")
             name, text = required[0].name, item
         if name in values:
-            raise InvalidArgument(f"input '{name}' was given twice")
+            raise InvalidArgument(f"input '{name}' was given twice; leave one value out")
         values[name] = read_value(specs[name], text)
     return values
 
@@ -81,7 +83,7 @@ def _example(spec: TensorSpec) -> str:
 
 
 def read_value(spec: TensorSpec, text: str) -> Any:
-    """Parses the value of one input. Raises InvalidArgument, which names the input and the valid forms."""
+    """Parses the value of one input. Raises InvalidArgument, naming the input and the valid forms."""
     kind, _, dims = text.partition(":")
     if kind in ("random", "zeros"):
         return generate(spec, kind, _shape(spec, dims))
@@ -91,7 +93,7 @@ def read_value(spec: TensorSpec, text: str) -> Any:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         if spec.datatype is DataType.BYTES:
-            return filled(spec, text)  # a word without quotes is taken as a string
+            return filled(spec, text)  # text that is not JSON is taken as a string
         raise InvalidArgument(
             f"the value of input '{spec.name}' is not JSON ({error}). Write {FORMS}"
         ) from None
@@ -99,7 +101,7 @@ def read_value(spec: TensorSpec, text: str) -> Any:
 
 
 def parse_shape(name: str, dims: str) -> tuple[int, ...]:
-    """Parses a shape such as "1,16" or "1x16" for the input `name`. Raises InvalidArgument if malformed."""
+    """Parses a shape such as "1,16" or "1x16". Raises InvalidArgument, naming the input, for other text."""
     try:
         shape = tuple(int(part) for part in dims.replace("x", ",").split(",") if part.strip())
     except ValueError:
@@ -124,7 +126,9 @@ def _shape(spec: TensorSpec, dims: str) -> tuple[int, ...]:
 
 
 def generate(spec: TensorSpec, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns zeros or reproducible random values: floats from 0 to 1, integers from 0 to 9, or strings."""
+    """Returns zeros, or random values that are the same in every run: floats from 0 to 1, integers from 0 to
+    9, booleans or strings.
+    """
     try:
         return _generate(spec.datatype, kind, shape)
     except (MemoryError, ValueError) as error:
@@ -174,7 +178,9 @@ def shape_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def lone_parameters(config: Mapping[str, Any]) -> dict[str, int | bool]:
-    """Returns parameters for a single request; for a sequence model, those of a complete sequence."""
+    """Returns the parameters for a single request. For a sequence model, they declare the request to be a
+    complete sequence.
+    """
     batching = config.get("sequence_batching")
     if not batching or batching.get("iterative_sequence"):
         return {}
@@ -184,7 +190,9 @@ def lone_parameters(config: Mapping[str, Any]) -> dict[str, int | bool]:
 def request_inputs(
     metadata: ModelMetadata, shapes: Sequence[str], given: Sequence[str]
 ) -> tuple[Tensor, ...]:
-    """Returns the given inputs, and random values for other inputs that are required or have a shape."""
+    """Returns the given inputs, and random values for the other inputs that are required or have an item in
+    `shapes`.
+    """
     values = given_inputs(metadata, given)
     chosen: dict[str, tuple[int, ...]] = {}
     for item in shapes:
@@ -193,7 +201,7 @@ def request_inputs(
     names = [spec.name for spec in metadata.inputs]
     for name in chosen:
         if name not in names:
-            raise InvalidArgument(f"model '{metadata.name}' has no input '{name}', it has {', '.join(names)}")
+            raise InvalidArgument(f"model '{metadata.name}' has no input '{name}'; it has {', '.join(names)}")
     tensors = []
     for spec in metadata.inputs:
         if spec.name in values:

@@ -1,10 +1,11 @@
-"""`backline keys`: creates, lists, revokes and rotates keys in the file of `backline serve --auth`."""
+"""`backline keys`: creates, lists, revokes and rotates keys in the file for `backline serve --auth`."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from backline.access.auth_file import (
 from backline.access.keys import generate_key, hash_key
 from backline.access.scope import EVERYBODY, Scope
 from backline.cli.command import CommandGroup
+from backline.cli.numbers import Number, WholeNumber
 from backline.cli.table import print_table
 from backline.engine.errors import AlreadyExists, NotFound, Unsupported
+from backline.system.file_lock import edited
 from backline.system.private_file import replacement
 
 #: The scopes that a key can have.
@@ -34,7 +37,7 @@ _HEADER = "Keys of `backline serve --auth`. Only hashes are kept here; a lost ke
 
 
 class _Moment(click.ParamType):
-    """A date, or a time span from now."""
+    """A point in time, given as a date or as a time span from now."""
 
     name = "time"
 
@@ -67,10 +70,14 @@ def file_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _KeyFile:
-    """An auth file opened for editing, which keeps its comments and its order."""
+    """A file of keys that is being edited. Its comments and the order of its entries are preserved."""
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
-        """Raises NotFound if the file does not exist, unless `create`; InvalidArgument if it is not valid."""
+        """Reads the file. If the file does not exist, `create` starts a new file; without `create`, raises
+        NotFound.
+
+        Raises InvalidArgument if the file is not valid, and Unsupported if the package tomlkit is missing.
+        """
         try:
             import tomlkit
         except ImportError:
@@ -93,7 +100,7 @@ class _KeyFile:
         return [entry.name for entry in self.content.keys]
 
     def table(self, name: str) -> Any:
-        """Returns the [[keys]] table with this name. Raises NotFound if there is none."""
+        """Returns the [[keys]] table of the key with this name. Raises NotFound if there is no such key."""
         for table in self._keys:
             if table["name"] == name:
                 return table
@@ -117,10 +124,28 @@ class _KeyFile:
         self._keys.remove(self.table(name))
 
     def save(self) -> None:
-        """Replaces the file; only its owner can read it. Raises InvalidArgument if a value is invalid."""
-        with replacement(self.path) as new:
+        """Replaces the file, or creates a file that only its owner can read.
+
+        Raises InvalidArgument, and keeps the old file, if a value is invalid.
+        """
+        # A revoked key must not return after a power failure.
+        with replacement(self.path, durable=True) as new:
             new.write_text(self._document.as_string())
-            make_policy(read_auth_file(new), {}, new.parent)
+            make_policy(read_auth_file(new), {}, self.path.parent)
+
+
+@contextmanager
+def _editing(path: Path, *, create: bool = False) -> Iterator[_KeyFile]:
+    """Provides a file of keys to edit in the `with` block, and then saves it, unless the block raises.
+
+    Raises the same errors as `_KeyFile` and `save`. Another command that edits the file at the same time
+    waits, so that neither loses the other's change.
+    """
+    _KeyFile(path, create=create)  # fails before a lock is created
+    with edited(path):
+        keys = _KeyFile(path, create=create)
+        yield keys
+        keys.save()
 
 
 def _show_key(key: str, name: str, *, as_json: bool, **more: Any) -> None:
@@ -134,6 +159,13 @@ def _show_key(key: str, name: str, *, as_json: bool, **more: Any) -> None:
         err=True,
         fg="yellow",
     )
+
+
+def _warn_if_expired(name: str, expires: datetime | None) -> None:
+    if expires is not None and expires <= datetime.now(UTC):
+        click.secho(
+            f"Warning: the key '{name}' has already expired, so servers refuse it", err=True, fg="yellow"
+        )
 
 
 _CREATE_EPILOG = """\b
@@ -167,20 +199,20 @@ Examples:
 @click.option("--expires", type=_Moment(), metavar="TIME", help="When it expires: 90d, 12h, or 2027-01-31.")
 @click.option(
     "--rate",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     metavar="NUMBER",
     help="Requests per second; default: any number.",
 )
 @click.option(
     "--burst",
-    type=click.IntRange(1),
+    type=WholeNumber(1),
     metavar="NUMBER",
     help="Requests that may arrive at once after a pause; default: those of one second.",
 )
-@click.option("--max-in-flight", type=click.IntRange(1), metavar="NUMBER", help="Requests in flight.")
+@click.option("--max-in-flight", type=WholeNumber(1), metavar="NUMBER", help="Requests in flight.")
 @click.option(
     "--bytes-per-second",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     metavar="NUMBER",
     help="Bytes of request bodies per second.",
 )
@@ -198,12 +230,9 @@ def create_key(
     bytes_per_second: float | None,
     as_json: bool,
 ) -> None:
-    """Create a key and print it, once. The file is created if it does not exist."""
+    """Create a key and print it. It is shown only this once. The file is created if it does not exist."""
     if burst is not None and rate is None:
         raise click.UsageError("--burst needs --rate")
-    edited = _KeyFile(file, create=True)
-    if name in edited.names():
-        raise AlreadyExists(f"'{file}' already has a key named '{name}'; rotate it or choose another name")
     key = generate_key()
     fields: dict[str, Any] = {"name": name, "sha256": hash_key(key), "scopes": sorted(set(scopes))}
     if tuple(models) != ("*",):
@@ -216,9 +245,14 @@ def create_key(
         "max_in_flight": max_in_flight,
         "bytes_per_second": bytes_per_second,
     }
-    edited.add(fields, {name: limit for name, limit in limits.items() if limit is not None})
-    edited.save()
+    with _editing(file, create=True) as keys:
+        if name in keys.names():
+            raise AlreadyExists(
+                f"'{file}' already has a key named '{name}'; rotate it or choose another name"
+            )
+        keys.add(fields, {name: limit for name, limit in limits.items() if limit is not None})
     _show_key(key, name, as_json=as_json)
+    _warn_if_expired(name, expires)
 
 
 _LIST_EPILOG = """\b
@@ -294,10 +328,9 @@ def _shown_quota(quota: QuotaEntry) -> str:
 @click.argument("name")
 @file_option
 def revoke_key(file: Path, name: str) -> None:
-    """Remove a key. Servers refuse it within a second, streams that are already open included."""
-    edited = _KeyFile(file)
-    edited.remove(name)
-    edited.save()
+    """Remove a key. Servers refuse it within a second, also on streams that are already open."""
+    with _editing(file) as keys:
+        keys.remove(name)
     print(f"Revoked '{name}'")
 
 
@@ -309,15 +342,15 @@ def revoke_key(file: Path, name: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @file_option
 def rotate_key(file: Path, name: str, expires: datetime | None, as_json: bool) -> None:
-    """Replace a key by a new one with the same name and permissions, and print it, once."""
-    edited = _KeyFile(file)
+    """Replace a key with a new one that has the same name and permissions, and print the new key."""
     key = generate_key()
-    table = edited.table(name)
-    table["sha256"] = hash_key(key)
-    if expires is not None:
-        table["expires"] = expires
-    edited.save()
+    with _editing(file) as keys:
+        table = keys.table(name)
+        table["sha256"] = hash_key(key)
+        if expires is not None:
+            table["expires"] = expires
     _show_key(key, name, as_json=as_json)
+    _warn_if_expired(name, expires)
 
 
 _GENERATE_EPILOG = """\b

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import click
 
-from backline.access.exposure import is_loopback
+from backline.access.browsers import is_loopback
 from backline.cli.connection import client_options
 from backline.client.address import Address
 from backline.client.credentials import StoredKeys
 from backline.client.errors import CredentialsRefused, PermissionDenied
 from backline.client.options import ClientOptions, check_api_key
 from backline.client.sync import Client
-from backline.engine.errors import BacklineError
+from backline.engine.errors import BacklineError, InvalidArgument
 
 _EPILOG = """\b
 Examples:
@@ -29,10 +29,10 @@ A server with keys is started with `backline serve --auth`; `backline keys creat
 @click.argument("url")
 @client_options
 def command(url: str, options: ClientOptions) -> None:
-    """Ask for the API key of the server at URL, check it, and keep it.
+    """Ask for the API key of the server at URL, check it, and store it.
 
     The key is kept in a file that only this user may read. All commands and `backline.connect` send it to
-    this URL, and to no other, unless they are given another key.
+    this URL only, and a key that they are given takes precedence.
     """
     address = server_address(url)
     if not (address.tls or address.unix or is_loopback(address.host)):
@@ -43,6 +43,10 @@ def command(url: str, options: ClientOptions) -> None:
             fg="yellow",
         )
     key = options.api_key or _ask(address)
+    if not key:
+        raise InvalidArgument(
+            f"no key for {address.server} was given: type it, or write it to standard input"
+        )
     check_api_key(key, "the key")
     with Client(url, replace(options, api_key=key)) as client:
         try:
@@ -52,7 +56,7 @@ def command(url: str, options: ClientOptions) -> None:
                 f"{address.server} refuses the key, which was not kept: {error.message}"
             ) from None
         except PermissionDenied:
-            pass  # the key is valid, although it does not permit this request
+            pass  # the server knows the key, although the key does not permit this request
     keys = StoredKeys()
     keys.put(address.server, key)
     print(f"Kept the key of {address.server} in '{keys.path}'")
@@ -67,7 +71,9 @@ def server_address(url: str) -> Address:
 
 
 def _ask(address: Address) -> str:
-    """Returns the key that the user types without seeing it, or the first line of stdin."""
+    """Returns the key that the user types, which is not displayed, or the first line of stdin if stdin is not
+    a terminal.
+    """
     if not sys.stdin.isatty():
         return sys.stdin.readline().strip()
     asked: str = click.prompt(f"Key of {address.server}", hide_input=True, err=True)

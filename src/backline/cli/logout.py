@@ -16,7 +16,7 @@ Example:
 @click.command("logout", epilog=_EPILOG)
 @click.argument("url")
 def command(url: str) -> None:
-    """Forget the API key that `backline login` keeps for URL.
+    """Delete the API key that `backline login` has stored for URL.
 
     The key itself stays valid: `backline keys revoke` on the server's machine ends it.
     """

@@ -28,6 +28,12 @@ from backline.observe.log.settings import LEVELS
 _INTERVAL = 0.2
 #: The start of an entry in the formats default and ISO8601: time, severity, logger.
 _START = re.compile(r"[0-9]{4}-\S+(?: \S+)? (DEBUG|INFO|WARNING|ERROR|CRITICAL) [\w.]+: ")
+#: The start of an entry in the formats triton (severity, local time) and triton-ISO8601 (UTC, severity), with
+#: the process and the line of code.
+_TRITON_START = re.compile(
+    r"(?:([IWE])[0-9]{4} [0-9:]{8}\.[0-9]{6}|[0-9]{4}-[0-9-]{5}T[0-9:.]+Z ([IWE])) [0-9]+ [^\]]+:[0-9]+\] "
+)
+_TRITON_LEVELS = {"I": "info", "W": "warning", "E": "error"}
 _COLOURS = {"warning": "yellow", "error": "red", "critical": "red", "debug": "bright_black"}
 _EPILOG = """\b
 Examples:
@@ -42,13 +48,17 @@ Asks the server for its log file, which must be on this machine. A server withou
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One entry, with the lines of its traceback. `level` is in lower case; empty if unknown."""
+    """An entry of a log, including the lines of its traceback. `level` is the severity in lower case; empty
+    if the severity is unknown.
+    """
 
     level: str
     text: str
 
     def concerns(self, level: str, model: str) -> bool:
-        """Returns whether the entry is severe enough and names the model. An empty argument matches all."""
+        """Returns whether the entry has at least the severity `level` and names `model`. An empty argument
+        matches every entry, and an entry of unknown severity has every severity.
+        """
         severities = (*LEVELS, "critical")
         severe = not level or self.level not in severities
         severe = severe or severities.index(self.level) >= severities.index(level)
@@ -86,7 +96,7 @@ def command(
 
 
 async def _log_file(url: str, options: ClientOptions) -> Path:
-    """Returns the log file of a server. Raises InvalidArgument if it has none."""
+    """Returns the path of a server's log file. Raises InvalidArgument if the server logs to no file."""
     async with AsyncClient(url, options) as client:
         transport = await client.transport()
         if not isinstance(transport, HttpTransport):
@@ -97,24 +107,26 @@ async def _log_file(url: str, options: ClientOptions) -> Path:
     name = str(settings.get("log_file", ""))
     if not name:
         raise InvalidArgument(
-            f"{url} logs to stderr: look where its output goes (docker logs, kubectl logs, journalctl), or"
-            " start it with --log-file"
+            f"{url} logs to stderr: read the server's output (docker logs, kubectl logs, journalctl), or"
+            " start the server with --log-file"
         )
     return Path(name)
 
 
 def _found(path: Path, url: str) -> Path:
-    """Returns the path of a log file. Raises InvalidArgument if the file is not on this machine."""
+    """Returns `path`, the log file of a server. Raises InvalidArgument if it is not on this machine."""
     if not path.is_file():
         raise InvalidArgument(
-            f"the log file of {url}, '{path}', is not here: run this command on the server's machine in its"
-            " folder, or pass --file"
+            f"the log file of {url}, '{path}', does not exist here: run this command on the server's machine,"
+            " in the folder that the server was started in, or pass --file"
         )
     return path
 
 
 def entries(lines: Iterable[str]) -> Iterator[LogEntry]:
-    """Yields the entries in the lines of a log of any format. An empty line ends the current entry."""
+    """Yields the entries that the lines of a log form, in any format of --log-format. An empty line ends the
+    current entry.
+    """
     level, text = "", ""
     for line in lines:
         found = _level(line)
@@ -133,6 +145,8 @@ def _level(line: str) -> str | None:
     """Returns the severity of the entry that starts with this line; None if the line continues an entry."""
     if found := _START.match(line):
         return found[1].lower()
+    if found := _TRITON_START.match(line):
+        return _TRITON_LEVELS[found[1] or found[2]]
     if line.startswith("{"):
         try:
             document = json.loads(line)
@@ -143,7 +157,9 @@ def _level(line: str) -> str | None:
 
 
 def _new_lines(path: Path, opened: TextIO) -> Iterator[str]:
-    """Yields lines as they are written, from a new file if the log was moved. Yields "" before it waits."""
+    """Yields lines as they are written. If the log file is moved, continues with the new file at `path`.
+    Yields "" each time before waiting for further lines.
+    """
     kept = ""
     while True:
         line = opened.readline()
@@ -165,7 +181,7 @@ def _new_lines(path: Path, opened: TextIO) -> Iterator[str]:
 def _is_moved(path: Path, opened: TextIO) -> bool:
     try:
         return os.stat(path).st_ino != os.fstat(opened.fileno()).st_ino
-    except OSError:  # the server is about to open a new file
+    except OSError:  # the file was moved, and the server has not opened the new one yet
         return False
 
 

@@ -1,4 +1,4 @@
-"""The command `backline`. Subcommands are imported when they are called, so that each starts quickly."""
+"""Runs the command `backline`. A subcommand is imported only when it is called, so that all start quickly."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from backline.cli.quick_dataclasses import quick_dataclasses
 from backline.engine.errors import BacklineError
 from backline.engine.names import printable
 from backline.engine.spelling import nearest
+from backline.system.garbage import exempt_imports
 
-#: The help text of each command. A command is the object `command` in the module backline.cli.NAME.
+#: The help text of each subcommand. The subcommand NAME is the object `command` in the module
+#: backline.cli.NAME.
 COMMANDS = {
     "serve": "Serve the models of one or more repositories.",
     "demo": "Serve a small network, and let it transcribe a melody.",
@@ -35,8 +37,8 @@ COMMANDS = {
     "service": "Install, show and remove a server as a service of this user, under systemd.",
     "keys": "Create, list, revoke and rotate the API keys of a server.",
     "certs": "Create certificates for a server and its clients, for development.",
-    "login": "Keep the API key of a server for this user.",
-    "logout": "Forget the API key of a server.",
+    "login": "Store the API key of a server for this user.",
+    "logout": "Delete the stored API key of a server.",
     "audit": "Show who changed something on a server, and who was refused.",
     "top": "Show what the models on a server are doing now.",
     "watch": "Show requests to a server as they end.",
@@ -49,7 +51,7 @@ COMMANDS = {
 
 
 class LazyCommands(CommandGroup):
-    """A group that imports a command only when the command is called."""
+    """A group that imports a subcommand only when the subcommand is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -60,12 +62,11 @@ class LazyCommands(CommandGroup):
         with quick_dataclasses(), one_blas_thread():
             found: click.Command = import_module(f"backline.cli.{cmd_name}").command
         if not gc.isenabled():  # main() has disabled the garbage collector
-            gc.freeze()
-            gc.enable()
+            exempt_imports()
         return found
 
     def help_lines(self) -> list[tuple[str, str]]:
-        # The texts come from COMMANDS, so that --help imports no command.
+        # The texts come from COMMANDS, so that --help does not import any subcommand.
         return list(COMMANDS.items())
 
 
@@ -89,12 +90,12 @@ def command() -> None:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Keeps numpy from starting threads for linear algebra, if it is imported in the `with` block.
+    """Keeps numpy from starting threads for linear algebra when numpy is imported in the `with` block.
 
-    Nothing in this process uses these threads. OpenBLAS would start one per core, and each would spin for a
-    while before it sleeps. On two cores, this takes a tenth of the CPU time of a start, and more on larger
-    machines. The environment variable is removed afterwards, because worker processes inherit the
-    environment.
+    Nothing in this process uses these threads. OpenBLAS would start one thread per core, and each thread
+    would spin for a while before it sleeps. On two cores, this takes a tenth of the CPU time of a start, and
+    more on machines with more cores. The environment variable that limits the threads is removed afterwards,
+    because worker processes would inherit it.
     """
     if any(name in os.environ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")):
         yield
@@ -107,7 +108,7 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def tritonserver() -> NoReturn:
-    """Runs `backline tritonserver`; the entry point may be linked as `tritonserver`."""
+    """Runs `backline tritonserver`. The script that calls this function may be linked as `tritonserver`."""
     main(["tritonserver", *sys.argv[1:]])
 
 
@@ -118,9 +119,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """
     _open_standard_streams()
     debug = os.environ.get("BACKLINE_DEBUG", "") not in ("", "0")
-    # Objects that imports create live forever. If the garbage collector scanned them again and again, this
-    # would take a tenth of the start-up time and later delay requests. LazyCommands freezes these objects and
-    # then enables the collector.
+    # The objects that imports create live forever. Scanning them repeatedly would take the garbage collector
+    # a tenth of the start-up time, and later delay requests. LazyCommands exempts these objects and then
+    # enables the collector.
     gc.disable()
     try:
         status = command.main(arguments, prog_name="backline", standalone_mode=False)
@@ -139,10 +140,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # as in `backline models list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
-    except (BacklineError, OSError) as error:
-        if debug:
+    except (BacklineError, OSError, RuntimeError) as error:
+        text = error.message if isinstance(error, BacklineError) else _system_error(error)
+        if debug or text is None:
             raise
-        text = error.message if isinstance(error, BacklineError) else str(error)
         click.secho(
             "Error: ",
             nl=False,
@@ -157,13 +158,30 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def _system_error(error: OSError | RuntimeError) -> str | None:
+    """Returns the text of an error of the operating system: which limit was reached, or what failed, with the
+    file that it concerns, if known. Returns None for an error that does not come from the system.
+    """
+    from backline.system.exhaustion import exhausted  # rarely needed
+
+    if limit := exhausted(error):
+        return limit
+    if isinstance(error, RuntimeError):
+        return None
+    if error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"'{error.filename}': {error.strerror}"
+
+
 def _printable_lines(text: str) -> str:
-    """Escapes control characters in an error text, which may come from a server, except ends of lines."""
+    """Escapes all control characters except line ends in an error text, because a server may have sent the
+    text.
+    """
     return "\n".join(map(printable, text.split("\n")))
 
 
 def _explain(error: click.ClickException) -> click.ClickException:
-    """Adds suggestions to an error about an unknown option, even if only a word of an option is misspelt."""
+    """Adds options with similar names as suggestions to an error about an unknown option."""
     if not isinstance(error, click.NoSuchOption) or error.ctx is None:
         return error
     known = [name for param in error.ctx.command.params for name in param.opts if name.startswith("--")]
@@ -178,4 +196,4 @@ def _open_standard_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is that of the closed stream

@@ -16,7 +16,8 @@ from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model import Model, ModelState, Placement
-from backline.lifecycle.wanted import listed
+from backline.engine.spelling import nearest
+from backline.lifecycle.wanted import listed, none_selected, select
 from backline.repository import configuration
 from backline.repository.configuration import files, override
 from backline.repository.configuration.document import Document
@@ -27,7 +28,9 @@ from backline.repository.walk import walk
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A model: what a scan finds at its path, and its configuration as written (None if there is no file)."""
+    """A model on disk: what a scan of its path finds, and its configuration as written in a file. The
+    configuration is None if there is no such file.
+    """
 
     path: Path
     found: FoundModel
@@ -48,10 +51,20 @@ class ModelFolder:
 
 
 def open_models(path: Path, config_name: str = "") -> list[FoundModel]:
-    """Returns the models at a path: a repository, or a model's folder or file. Raises BacklineError."""
+    """Returns the models at a path, which is a repository, or the folder or file of a model.
+
+    Raises BacklineError if the path cannot be read.
+    """
     return LocalRepository(
         path, formats=FORMATS, configs=configuration.ConfigFiles(config_name, platforms=PLATFORMS)
     ).scan_now()
+
+
+def similar_path(missing: Path) -> str:
+    """Returns a hint, for an error about a missing path, if its folder has an entry with a similar name."""
+    above = missing.parent
+    near = nearest(missing.name, [one.name for one in above.iterdir()] if above.is_dir() else [], 1)
+    return f". Did you mean '{above / near[0]}'?" if near else ""
 
 
 def open_model(path: Path, config_name: str = "", overriding: Path | None = None) -> ModelFolder:
@@ -65,7 +78,7 @@ def open_model(path: Path, config_name: str = "", overriding: Path | None = None
     if overriding is not None:
         text = read_text(overriding)
         document = override.parse(text)
-        found = replace(found, problem="", config=configuration.read_override(text, found.name, listing))
+        found = replace(found, problem="", config=override.read_override(text, found.name, listing))
         return ModelFolder(path, found, document, overridden=True)
     if found.problem:
         raise InvalidArgument(found.problem)
@@ -77,7 +90,7 @@ def read_text(file: Path) -> str:
     try:
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidArgument(f"'{file}' is not UTF-8 text (byte {error.start})") from None
+        raise InvalidArgument(f"'{file}' is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
 def _only(path: Path, config_name: str) -> FoundModel:
@@ -88,11 +101,11 @@ def _only(path: Path, config_name: str) -> FoundModel:
     raise InvalidArgument(f"'{path}' is a repository, not a model; name the folder of a model: {names}")
 
 
-def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
-    """Loads and measures a model as a server does; returns the model and the warnings of the load.
+def loaded_model(folder: ModelFolder, *, triton_defaults: bool = False) -> tuple[Model, tuple[str, ...]]:
+    """Loads and measures a model as a server does. Returns the model and the warnings that the load gave.
 
-    An ensemble is not loaded, because its configuration describes it completely. Raises BacklineError if the
-    model cannot be served.
+    With `triton_defaults`, loads the model as `backline tritonserver` does. An ensemble is not loaded,
+    because its configuration describes it completely. Raises BacklineError if the model cannot be served.
     """
     if folder.found.config.ensemble is not None:
         return unloaded_model(
@@ -100,16 +113,23 @@ def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
             folder.found.config,
             folder.version.version if folder.version is not None else "",
         ), ()
-    from backline.lifecycle.loading.loader import load  # imported here, because it imports the runtimes
+    from backline.lifecycle.loading.loader import load  # imported here, because the loader imports runtimes
     from backline.lifecycle.loading.queueing import scheduling_text
-    from backline.lifecycle.loading.version_load import request_check
+    from backline.lifecycle.loading.version_load import as_in_triton, request_check
     from backline.lifecycle.loading.warm_up import fitting_request, warm_up_samples
 
     version, file = folder.version, folder.model_file
     if version is None or file is None:
         problems = [found.problem for found in folder.found.versions if found.problem]
-        raise InvalidArgument(problems[-1] if problems else f"'{folder.path}' has no loadable version")
+        raise InvalidArgument(
+            problems[-1]
+            if problems
+            else f"'{folder.path}' has no version that can be loaded; put the model's file into a folder for"
+            " the version, such as 1/model.onnx"
+        )
     config = folder.found.config
+    if triton_defaults:
+        config = as_in_triton(config, file)
     try:
         loaded = load(file, config, start_workers=_in_processes, options=LoadOptions(may_run_code=True))
     except _InProcesses:
@@ -144,13 +164,14 @@ def _in_processes(*_: object) -> NoReturn:
 
 
 async def _served_model(folder: ModelFolder) -> Model:
-    """Loads a model that needs worker processes, in a temporary embedded server."""
+    """Returns a model that needs worker processes, after loading it in a temporary embedded server."""
     from backline.embedded.embedded import Embedded
     from backline.lifecycle.options import LifecycleOptions
 
     if folder.overridden:
         raise InvalidArgument(
-            f"'{folder.path}' cannot be inspected with an override: add --no-inspect, or use a server"
+            f"'{folder.path}' runs in a worker process, so it cannot be inspected with --override: add"
+            " --no-inspect, or load the model with this configuration on a running server"
         )
     logging.getLogger("backline").setLevel(logging.CRITICAL)  # the caller reports all errors
     with TemporaryDirectory() as state:
@@ -169,7 +190,7 @@ async def _served_model(folder: ModelFolder) -> Model:
 
 
 def unloaded_model(name: str, config: ModelConfig, version: str = "") -> Model:
-    """Returns the model without loading it, as described by its configuration."""
+    """Returns the model that a configuration describes, without loading it."""
     model = Model(name, version, config)
     model.max_batch_size = config.max_batch_size or 0
     return model
@@ -177,7 +198,7 @@ def unloaded_model(name: str, config: ModelConfig, version: str = "") -> Model:
 
 @dataclass(slots=True)
 class CheckedModel:
-    """A model, and the errors and warnings that were found. `loaded` is None if the model was not loaded."""
+    """A model, with the errors and warnings that a check found. `loaded` is None if it was not loaded."""
 
     found: FoundModel
     errors: list[str]
@@ -185,17 +206,21 @@ class CheckedModel:
     loaded: Model | None = None
 
 
-def check_model(path: Path, found: FoundModel, *, load: bool) -> CheckedModel:
-    """Checks the configuration and the files of a model at `path`; if `load` is true, also loads it."""
+def check_model(path: Path, found: FoundModel, *, load: bool, triton_defaults: bool = False) -> CheckedModel:
+    """Checks the configuration and the files of a model at `path`; if `load` is true, also loads it, with
+    `triton_defaults` as `backline tritonserver` does.
+    """
     if found.problem:
         errors = [found.problem]
     else:
         errors = [version.problem or _file_problem(path, found, version) for version in found.versions]
-        errors = [*filter(None, errors), *_label_problems(found)]
+        errors = [*filter(None, errors), *_label_problems(found), *_policy_problems(path, found)]
     checked = CheckedModel(found, errors, list(found.warnings))
     if load and not errors:
         try:
-            checked.loaded, warnings = loaded_model(ModelFolder(path.absolute(), found, None))
+            checked.loaded, warnings = loaded_model(
+                ModelFolder(path.absolute(), found, None), triton_defaults=triton_defaults
+            )
             checked.warnings += warnings
         except BacklineError as error:
             errors.append(error.message)
@@ -203,7 +228,11 @@ def check_model(path: Path, found: FoundModel, *, load: bool) -> CheckedModel:
 
 
 def _file_problem(path: Path, found: FoundModel, version: FoundVersion) -> str:
-    """Returns why the file of a version cannot be a model, if its backend can tell without loading it."""
+    """Returns why the file of a version cannot be loaded, as far as the backend can tell without loading the
+    file.
+
+    Returns "" if the backend finds no problem.
+    """
     file = (path if path.is_dir() else path.parent) / (version.path or "")
     if found.config.ensemble is not None or not file.is_file():
         return ""
@@ -214,6 +243,15 @@ def _file_problem(path: Path, found: FoundModel, version: FoundVersion) -> str:
     except BacklineError as error:
         return error.message
     return ""
+
+
+def _policy_problems(path: Path, found: FoundModel) -> list[str]:
+    """Returns an error if the version policy names only versions that do not exist."""
+    versions, policy = [version.version for version in found.versions], found.config.version_policy
+    selected, missing = select(versions, policy)
+    if policy.specific is None or selected or found.config.labels:  # versions with labels are served too
+        return []
+    return [none_selected(found.name, str(path / found.folder), versions, missing)]
 
 
 def _label_problems(found: FoundModel) -> list[str]:
@@ -227,7 +265,9 @@ def _label_problems(found: FoundModel) -> list[str]:
 
 
 def check_ensembles(checked: Sequence[CheckedModel]) -> None:
-    """Adds an error to each ensemble that lacks a step, or has a tensor that does not fit a loaded step."""
+    """Adds an error to each ensemble that calls a missing model, or whose tensors do not fit a model that it
+    calls. Only models that were loaded have known tensors.
+    """
     from backline.lifecycle.composed import check_steps, composed_signature, unanswered_step
 
     engine = Engine()
@@ -258,7 +298,9 @@ def check_ensembles(checked: Sequence[CheckedModel]) -> None:
 
 
 def _make_known(engine: Engine, checked: CheckedModel) -> None:
-    """Adds a model to the engine. A version that was not loaded counts as on demand, with unknown tensors."""
+    """Adds a model to the engine. Marks a version that was not loaded as on demand, because its tensors are
+    unknown.
+    """
     found = checked.found
     for version in found.versions:
         model = unloaded_model(found.name, found.config, version.version)

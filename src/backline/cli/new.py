@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,16 @@ _NAME = "NAME"
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A template: its purpose, and the last part of the URL and the body of an example request."""
+    """A template of a model. `what` says what the template is for. `method` is the last part of the URL of an
+    example request, and `body` its body.
+    """
 
     what: str
     method: str
     body: str
     #: The extra that the models need.
     extra: str = ""
-    #: The name of an example file, such as a user would send instead of the tiny one in `body`.
+    #: The name of an example file that a user could send instead of the tiny file in `body`.
     file: str = ""
 
 
@@ -108,7 +111,7 @@ def command(path: Path, template: str, requires: tuple[str, ...]) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise InvalidArgument(
             f"'{name}' is not a usable model name: it is part of URLs,"
-            " so use letters, digits, '_', '-' and '.'"
+            " so use letters, digits, '_', '-' and '.', and neither '-' nor '.' first"
         )
     if path.exists():
         raise AlreadyExists(f"'{path}' exists already; choose another name, or remove it")
@@ -119,14 +122,19 @@ def command(path: Path, template: str, requires: tuple[str, ...]) -> None:
         folder = path / name if template == "pipeline" else path
         files[(folder / "requirements.txt").relative_to(path)] = "".join(f"{one}\n" for one in requires)
     for file, text in files.items():
-        (path / file).parent.mkdir(parents=True, exist_ok=True)
-        (path / file).write_text(text)
+        try:
+            (path / file).parent.mkdir(parents=True, exist_ok=True)
+            (path / file).write_text(text)
+        except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)  # otherwise, the next attempt would find it there
+            raise OSError(error.errno, error.strerror, str(path / file)) from None
+    for file in files:
         print(f"wrote {path / file}")
     print(_next(path, name, TEMPLATES[template]))
 
 
 def _files(template: str, name: str) -> Iterator[tuple[Path, str]]:
-    """Yields the path (below the new folder) and the content of each file."""
+    """Yields the path and the content of each file. Paths are relative to the new folder."""
     root = _TEMPLATES / template
     for file in sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc"):
         relative = file.relative_to(root)

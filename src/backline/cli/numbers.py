@@ -1,4 +1,4 @@
-"""Types for options whose values are numbers. Errors say which numbers are allowed."""
+"""Types for options whose values are numbers. If a value is not allowed, the error says which numbers are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 
 def _allowed(kind: click.IntRange | click.FloatRange) -> str:
-    """Describes the range of a type, in words that follow "a number", such as " from 1 to 9"."""
+    """Describes the range of a type in words that continue "a number", such as " from 1 to 9"."""
     least = "" if kind.min is None else f" {'above' if kind.min_open else 'of at least'} {kind.min}"
     most = "" if kind.max is None else f" {'below' if kind.max_open else 'of at most'} {kind.max}"
     if least and most and not (kind.min_open or kind.max_open):

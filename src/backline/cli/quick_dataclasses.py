@@ -1,9 +1,10 @@
-"""Defines dataclasses faster than the standard library does, while the modules of a command are imported.
+"""Defines dataclasses faster than the standard library, so that importing the modules of a command is quick.
 
 For each class, `dataclasses.dataclass` writes and compiles the source of up to eight methods. The server has
 more than 150 such classes. Compiling their methods took a quarter of its start-up time, although most of the
-methods are never called. In this module, `__init__` is compiled when the first object is created, and the
-other methods are closures, which need no compilation per class (docs/decisions/a-quick-start.md).
+methods are never called, and most classes of options have only one object. In this module, `__init__` is
+compiled when several objects have been created, and the other methods are closures, which need no compilation
+per class (docs/decisions/a-quick-start.md).
 """
 
 from __future__ import annotations
@@ -18,14 +19,19 @@ from typing import Any, Final
 _dataclass: Final[Callable[..., Any]] = dataclasses.dataclass
 #: The supported options of `dataclass`. The standard library handles classes with any other option.
 _OPTIONS: Final = frozenset({"eq", "frozen", "kw_only", "repr", "slots"})
-#: The standard library also handles classes that define any of these methods, because it generates different
-#: code for them.
+#: The standard library also handles classes that define any of these methods, because such classes need
+#: different code.
 _SPECIAL: Final = ("__eq__", "__hash__", "__setattr__", "__delattr__", "__getstate__", "__setstate__")
+#: The number of objects that are created without compiling `__init__`. Compiling it takes as long as creating
+#: about 30 objects without it.
+_UNCOMPILED: Final = 16
 
 
 @contextmanager
 def quick_dataclasses() -> Iterator[None]:
-    """Defines the dataclasses in Backline's modules with `quick_dataclass` during a `with` block."""
+    """Makes Backline's modules that are imported during a `with` block define dataclasses by
+    `quick_dataclass`.
+    """
     dataclasses.dataclass = _for_our_modules
     try:
         yield
@@ -41,15 +47,16 @@ def _for_our_modules(cls: type | None = None, /, **options: Any) -> Any:
 
 
 def quick_dataclass(cls: type, **options: Any) -> type:
-    """Does what `dataclasses.dataclass(cls, **options)` does, but `inspect` shows another signature.
+    """Returns what `dataclasses.dataclass(cls, **options)` returns, except that `inspect` shows another
+    signature.
 
-    The standard library handles classes that inherit from a dataclass, and rare options.
+    Leaves rare options to the standard library, and for classes that inherit from a dataclass also the
+    methods that make objects immutable.
     """
     own = vars(cls)
     annotations = map(str, own.get("__annotations__", {}).values())
     if (
         not _OPTIONS.issuperset(options)
-        or any(hasattr(base, "__dataclass_fields__") for base in cls.__bases__)
         or any(name in own for name in _SPECIAL)
         or any("InitVar" in text or "KW_ONLY" in text for text in annotations)
     ):
@@ -57,8 +64,13 @@ def quick_dataclass(cls: type, **options: Any) -> type:
     frozen, eq, shown = options.get("frozen", False), options.get("eq", True), options.get("repr", True)
     slots, kw_only = options.get("slots", False), options.get("kw_only", False)
     if not cls.__doc__:
-        cls.__doc__ = cls.__name__  # if there is no docstring, `dataclass` makes one, which is slow
-    made: Any = _dataclass(init=False, repr=False, eq=False, slots=slots, kw_only=kw_only)(cls)
+        cls.__doc__ = cls.__name__  # keeps `dataclass` from generating a docstring, which is slow
+    # The standard library checks that a class is frozen if and only if the dataclasses that it inherits from
+    # are.
+    inherits = any(hasattr(base, "__dataclass_fields__") for base in cls.__mro__[1:])
+    made: Any = _dataclass(
+        init=False, repr=False, eq=False, frozen=frozen and inherits, slots=slots, kw_only=kw_only
+    )(cls)
     for option in ("init", "repr", "eq", "frozen"):  # `dataclass` reads these attributes for subclasses
         setattr(made.__dataclass_params__, option, options.get(option, option != "frozen"))
     fields: Sequence[dataclasses.Field[Any]] = dataclasses.fields(made)
@@ -70,7 +82,7 @@ def quick_dataclass(cls: type, **options: Any) -> type:
         made.__eq__ = _eq_of([field.name for field in fields if field.compare])
         hashed = (field.name for field in fields if (field.compare if field.hash is None else field.hash))
         made.__hash__ = _hash_of(list(hashed)) if frozen else None
-    if frozen:
+    if frozen and not inherits:
         _freeze(made, frozenset(field.name for field in fields))
         if slots:
             _allow_copies(made, [field.name for field in fields])
@@ -80,11 +92,44 @@ def quick_dataclass(cls: type, **options: Any) -> type:
 def _init_of(
     made: Any, fields: Sequence[dataclasses.Field[Any]], *, frozen: bool, slots: bool
 ) -> Callable[..., None]:
-    """Returns an `__init__` that compiles the final `__init__`, replaces itself with it, and calls it."""
+    """Returns an `__init__` that sets the fields one by one. For later objects, and for wrong arguments, it
+    compiles the final `__init__`, replaces itself with it, and calls it.
+    """
+    given = {field.name: field for field in fields if field.init}
+    positional = [name for name, field in given.items() if not field.kw_only]
+    missing = dataclasses.MISSING
+    required = {
+        name for name, field in given.items() if field.default is missing and field.default_factory is missing
+    }
+    # Without slots, the default of a field that is no parameter is an attribute of the class.
+    settings = [
+        (field.name, field.default, field.default_factory)
+        for field in fields
+        if field.init or slots or field.default_factory is not missing
+    ]
+    put = object.__setattr__ if frozen else setattr
+    checked = hasattr(made, "__post_init__")
+    created = 0
 
     def initialise(self: Any, *arguments: Any, **named: Any) -> None:
-        made.__init__ = _compiled_init(made, fields, frozen=frozen, slots=slots)
-        made.__init__(self, *arguments, **named)
+        nonlocal created
+        created += 1
+        values = dict(zip(positional, arguments, strict=False))
+        right = len(arguments) <= len(positional) and named.keys() <= given.keys() - values.keys()
+        values.update(named)
+        if created > _UNCOMPILED or not right or not required <= values.keys():
+            made.__init__ = _compiled_init(made, fields, frozen=frozen, slots=slots)
+            made.__init__(self, *arguments, **named)
+            return
+        for name, default, make in settings:
+            if name in values:
+                put(self, name, values[name])
+            elif make is not missing:
+                put(self, name, make())
+            elif default is not missing:
+                put(self, name, default)
+        if checked:
+            self.__post_init__()
 
     return initialise
 
@@ -121,7 +166,7 @@ def _compiled_init(
 
 
 def _values_of(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
-    """Returns a function that returns the attributes `names` of an object."""
+    """Returns a function that takes an object and returns the values of its attributes `names`."""
     if len(names) > 1:
         return attrgetter(*names)
     return lambda it: tuple(getattr(it, name) for name in names)

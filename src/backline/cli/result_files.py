@@ -13,21 +13,22 @@ import click
 import numpy as np
 
 from backline.client.result import InferResult
+from backline.engine.errors import Internal
 from backline.engine.names import printable
 
 SUFFIXES = (".npz", ".npy", ".json")
 
 
-def check_destination(path: Path | None, param_hint: str, *, folders: bool = False) -> None:
-    """Raises BadParameter if results cannot be saved in a file of this type."""
+def check_destination(path: Path | None, *, folders: bool = False) -> None:
+    """Raises BadParameter if the suffix of `path`, the value of -o, is not that of a supported file type."""
     if path is None or path.suffix in SUFFIXES or (folders and not path.suffix):
         return
     others = " or a folder" if folders else ""
-    raise click.BadParameter(f"'{path}' is not a .npz, .npy or .json file{others}", param_hint=param_hint)
+    raise click.BadParameter(f"'{path}' is not a .npz, .npy or .json file{others}", param_hint="-o")
 
 
 def present(results: Sequence[InferResult], destination: Path | None, *, as_json: bool) -> None:
-    """Saves the outputs to `destination`, if given, and prints them."""
+    """Prints the outputs, after saving them to `destination` if one is given."""
     if destination is not None:
         save_all(destination, results)
     if as_json:
@@ -37,15 +38,21 @@ def present(results: Sequence[InferResult], destination: Path | None, *, as_json
 
 
 def summary(results: Sequence[InferResult], version: str) -> tuple[str, str]:
-    """Returns the version that ran, and "responded" or, unless there is one response, "gave 3 responses"."""
+    """Returns the version that ran, and "responded" if there is one response, or else, for example, "gave 3
+    responses".
+    """
     responses = "responded" if len(results) == 1 else f"gave {len(results)} responses"
     return (results[0].model_version if results else version) or "?", responses
 
 
 def save_all(path: Path, results: Sequence[InferResult]) -> None:
-    """Saves each response with `save`, for example to outputs.npz, outputs-1.npz, and so on."""
+    """Saves each response in its own file or folder, for example outputs.npz, outputs-1.npz, and so on."""
     for index, result in enumerate(results):
-        save(path.with_name(f"{path.stem}-{index}{path.suffix}") if index else path, result)
+        place = path.with_name(f"{path.stem}-{index}{path.suffix}") if index else path
+        try:
+            save(place, result)
+        except OSError as error:
+            raise Internal(f"'{place}' cannot be written: {error.strerror or error}") from None
 
 
 def save(path: Path, result: InferResult) -> None:
@@ -65,8 +72,8 @@ def save(path: Path, result: InferResult) -> None:
         if len(result) != 1:
             names = ", ".join(result)
             raise click.UsageError(
-                f"the model has {len(result)} outputs ({names}): save them as .npz, or select one with"
-                " --output"
+                f"the model has {len(result)} outputs ({names}): save them as .npz, or select one, with"
+                " `backline infer --output NAME`"
             )
         np.save(path, _storable(next(iter(result.values()))), allow_pickle=False)
     else:
@@ -76,7 +83,9 @@ def save(path: Path, result: InferResult) -> None:
 
 
 def _storable(array: np.ndarray) -> np.ndarray:
-    """Returns the array to save. BYTES are converted to fixed-width bytes, which can be saved unpickled."""
+    """Returns the array to save. Converts BYTES to fixed-width bytes, because saving them does not need
+    pickle.
+    """
     return (
         array.astype("S")
         if array.dtype == object and array.size
@@ -87,7 +96,7 @@ def _storable(array: np.ndarray) -> np.ndarray:
 
 
 def documents(results: Sequence[InferResult]) -> dict[str, Any] | list[dict[str, Any]]:
-    """Returns the responses as JSON: a list, or a single object if there is exactly one response."""
+    """Returns the responses in JSON form: a list, or a single object if there is exactly one response."""
     found = [document(result) for result in results]
     return found[0] if len(found) == 1 else found
 
@@ -110,7 +119,7 @@ def _plain(value: Any) -> Any:
 
 
 def show(results: Sequence[InferResult]) -> None:
-    """Prints each output with datatype, shape and range. Long outputs are shortened."""
+    """Prints each output with its datatype, shape and range of values. Long outputs are shortened."""
     colour = sys.stdout.isatty()
     for result in results:
         for name, array in result.items():

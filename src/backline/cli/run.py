@@ -8,8 +8,8 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -20,7 +20,7 @@ import click
 from backline.backends.registry import FORMATS
 from backline.cli.command import run
 from backline.cli.inputs import input_option, lone_parameters, read_inputs
-from backline.cli.model_folder import open_models
+from backline.cli.model_folder import open_models, similar_path
 from backline.cli.result_files import check_destination, present, summary
 from backline.client.aio import AsyncClient
 from backline.client.options import ClientOptions
@@ -28,14 +28,13 @@ from backline.client.result import InferResult
 from backline.embedded.embedded import Embedded
 from backline.embedded.transport import InprocTransport
 from backline.engine.errors import InvalidArgument, NotFound
-from backline.engine.spelling import nearest
 from backline.lifecycle.options import LifecycleOptions
 from backline.repository.listing import place_below
 from backline.repository.location import open_repository
 from backline.system.user_folders import user_cache
 
 _URL = "inproc:once"
-#: The maximum time for unloading after Ctrl-C, in seconds, because a run cannot be interrupted.
+#: The maximum time, in seconds, to wait for unloading after Ctrl-C, because a run cannot be interrupted.
 _REST_WITHIN = 1.0
 _EPILOG = """\b
 Examples:
@@ -107,10 +106,10 @@ def command(
     MODEL is a model's folder (also inside a repository: models/add1), a model's file, or a URL as for
     `backline serve`. A decoupled model may give several responses; all of them are shown.
     """
-    check_destination(destination, "-o", folders=True)
+    check_destination(destination, folders=True)
     logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     repository, name = find_model(model, whole=bool(others))
-    with tempfile.TemporaryDirectory(prefix="backline-") as state:
+    with tempfile.TemporaryDirectory(prefix="backline-") as state, _without_errors("backline.lifecycle"):
         options = LifecycleOptions(
             isolate="never",  # this process has no other clients
             mode="explicit",
@@ -139,9 +138,24 @@ def command(
     )
 
 
+@contextmanager
+def _without_errors(logger: str) -> Iterator[None]:
+    """Drops the errors of a logger in the `with` block: the command prints the error of a failed load."""
+    log = logging.getLogger(logger)
+
+    def is_no_error(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR
+
+    log.addFilter(is_no_error)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_no_error)
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """The responses of the model `name`, and the durations of the load and the request in seconds."""
+    """The responses of the model `name`, and how long the load and the request took, in seconds."""
 
     name: str
     results: list[InferResult]
@@ -150,16 +164,16 @@ class _Run:
 
 
 def find_model(model: str, *, whole: bool) -> tuple[str, str]:
-    """Returns the repository to open, and the name of the model in it, which is "" for a URL.
+    """Returns the repository to open, and the name of the model in this repository. The name is "" for a URL.
 
-    If `whole` is true, and for ensembles, the repository is the folder that contains the model's folder, so
-    that other models are found too. Raises BacklineError if there is no such model.
+    If `whole` is true or the model is an ensemble, the repository is the folder that contains the model's
+    folder, so that other models are found too. Raises BacklineError if there is no such model.
     """
     if "://" in model or model.startswith("hf:"):
         return model, ""
     path = Path(model).absolute()
     if not path.exists():
-        raise NotFound(f"'{model}' does not exist{_near(path)}")
+        raise NotFound(f"'{model}' does not exist{similar_path(path)}")
     try:
         found = open_models(path)
     except InvalidArgument:  # the folder may be an ensemble, which can consist of a configuration alone
@@ -177,11 +191,6 @@ def find_model(model: str, *, whole: bool) -> tuple[str, str]:
     if whole or only.config.ensemble is not None:
         return str(path.parent), path.name
     return str(path), only.name
-
-
-def _near(path: Path) -> str:
-    near = nearest(path.name, [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else [], 1)
-    return f". Did you mean '{path.parent / near[0]}'?" if near else ""
 
 
 async def _run(
@@ -224,7 +233,7 @@ async def _run(
 
 
 def _with_hint(error: NotFound) -> NotFound:
-    """Adds to the error a hint on the option that loads the missing model, which the running model calls."""
+    """If the model that ran called a model that is not loaded, adds to the error the option that loads it."""
     missing = re.match(r"Request for unknown model: '([^']+)' is not found", error.message)
     return error if missing is None else NotFound(f"{error.message}; to load it too, add --with {missing[1]}")
 

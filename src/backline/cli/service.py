@@ -16,7 +16,8 @@ import click
 from backline.cli.command import CommandGroup
 from backline.engine.errors import AlreadyExists, NotFound, Unavailable
 
-#: The first line of every unit that this command writes. The command never replaces or removes other units.
+#: The first line of every unit that this command writes. The command does not replace or remove units without
+#: this line.
 _MARK = "# Written by `backline service install --user`."
 _UNIT = """\
 {mark}
@@ -65,7 +66,7 @@ class UserUnit:
         """Raises AlreadyExists if the unit exists but was not written by this command."""
         if self.path.exists() and not self.path.read_text(errors="replace").startswith(_MARK):
             raise AlreadyExists(
-                f"'{self.path}' was not written by this command and stays as it is: choose another --name"
+                f"'{self.path}' was not written by this command, so it was not changed: choose another --name"
             )
 
 
@@ -87,7 +88,9 @@ def _name_option(function: Callable[..., None]) -> Callable[..., None]:
 
 def _check_name(context: click.Context, parameter: click.Parameter, value: str) -> str:
     if not _NAME.fullmatch(value):
-        raise click.BadParameter("expected at most 100 letters, digits, '_', '.' and '-'")
+        raise click.BadParameter(
+            "expected at most 100 letters, digits, '_', '.' and '-', the first a letter or digit"
+        )
     return value
 
 
@@ -132,7 +135,7 @@ def _check(context: click.Context, arguments: tuple[str, ...]) -> None:
 
 
 def quoted(argument: str) -> str:
-    """Quotes an argument for ExecStart, where systemd expands % and $ and splits at spaces."""
+    """Quotes an argument for ExecStart, because systemd expands % and $ there and splits at spaces."""
     escaped = argument.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return (
         f'"{escaped}"' if escaped != argument or not argument or re.search(r"[\s';]", argument) else argument
@@ -176,10 +179,13 @@ def _installed(name: str) -> UserUnit:
 
 
 def _systemctl(*arguments: str) -> str:
-    """Returns the output of `systemctl --user`. Raises Unavailable, with the error output, if it fails."""
+    """Runs `systemctl --user` and returns its output. Raises Unavailable, with its stderr, if it fails."""
     program = shutil.which("systemctl")
     if program is None:
-        raise Unavailable("systemctl was not found: services are run by systemd, on Linux")
+        raise Unavailable(
+            "systemctl was not found: this command needs systemd; elsewhere, run 'backline serve' under"
+            " another service manager"
+        )
     done = subprocess.run([program, "--user", *arguments], check=False, capture_output=True, text=True)
     if done.returncode:
         reason = done.stderr.strip() or f"exit status {done.returncode}"

@@ -1,9 +1,8 @@
-"""Prints tables: rich draws them on a terminal; elsewhere they are plain lines."""
+"""Prints tables, drawn by rich on a terminal, and as plain lines elsewhere."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 
@@ -17,18 +16,21 @@ _LONGEST_VALUE = 60
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Prints a table. Columns named in `right` are right-aligned."""
+    """Prints a table, in plain lines if it is too wide for the terminal. Columns in `right` are
+    right-aligned.
+    """
     if sys.stdout.isatty() and _fits(columns, rows):
         _print_rich(columns, rows, right)
     else:
-        for line in plain_table(columns, rows, right=right):
-            print(line)
+        print("\n".join(plain_table(columns, rows, right=right)))
 
 
 def plain_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()
 ) -> list[str]:
-    """Returns the lines of a plain table. Control characters are escaped: cells may contain clients' text."""
+    """Returns the lines of a plain table. Escapes control characters, because cells may contain text that
+    clients have sent.
+    """
     cells = [
         list(columns),
         *([printable(" ".join(cell.split()) if "\n" in cell else cell) for cell in row] for row in rows),
@@ -45,7 +47,7 @@ def plain_table(
 
 
 def origin_row(path: str, value: object, origin: str, where: str) -> tuple[str, str, str, str]:
-    """Returns a configuration value and its origin, as a row of a table."""
+    """Returns the row of a table that shows a configuration value and where it comes from."""
     shown = json.dumps(value, ensure_ascii=False)
     if len(shown) > _LONGEST_VALUE:
         shown = f"{shown[: _LONGEST_VALUE - 3]}..."
@@ -58,7 +60,11 @@ def _lines(cell: str) -> str:
 
 
 def _fits(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Returns whether all columns fit the terminal if the last one wraps; if not, rich truncates numbers."""
+    """Returns whether all columns fit into the width of the terminal if the last column wraps. In a table
+    that does not fit, rich would truncate numbers.
+    """
+    import shutil  # imported here, because it imports compression libraries, which a server need not have
+
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     return sum(widths[:-1]) + 2 * len(widths) + min(widths[-1], 16) <= shutil.get_terminal_size().columns
 

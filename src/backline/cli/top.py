@@ -47,18 +47,19 @@ Examples:
 
 Times are in ms, over the last interval. Over gRPC, and without the scope `metrics`, p99 and the number of
 waiting requests are unknown."""
-#: A model version: the model's name and the version.
+#: Identifies a model version, by the model's name and the version.
 Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The counters of a server at one moment. `moment` is in seconds of time.monotonic()."""
+    """The counters of a server at the time `moment`, which is in seconds of time.monotonic()."""
 
     moment: float
     index: tuple[ModelIndex, ...] = ()
     statistics: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)
-    #: For each upper bound in seconds, the number of requests so far that took at most that long.
+    #: For each model version, the number of requests so far that took at most as long as each bound, in
+    #: seconds.
     latencies: Mapping[Key, Mapping[float, float]] = field(default_factory=dict)
     waiting: Mapping[Key, float] = field(default_factory=dict)
 
@@ -104,7 +105,11 @@ class VersionActivity:
     show_default=True,
     help="Seconds between two readings.",
 )
-@click.option("--once", is_flag=True, help="Print one table and exit. The default unless on a terminal.")
+@click.option(
+    "--once",
+    is_flag=True,
+    help="Print one table and exit. The default unless on a terminal or with --json.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines, one for each interval.")
 @connection_options
 def command(url: str, options: ClientOptions, interval: float, once: bool, as_json: bool) -> None:
@@ -158,7 +163,7 @@ def with_metrics(reading: Reading, page: str) -> Reading:
                 elif sample.name == _PENDING:
                     waiting[key] = sample.value
     except (ValueError, LookupError, TypeError, AttributeError):
-        return reading  # the parser raises these errors if the page contains no metrics
+        return reading  # the parser raises these errors for a page that does not contain metrics
     return Reading(reading.moment, reading.index, reading.statistics, latencies, waiting)
 
 
@@ -205,7 +210,8 @@ def _grown(then: Mapping[str, Any], now: Mapping[str, Any], name: str, part: str
 
 
 def percentile(before: Mapping[float, float], after: Mapping[float, float], share: float) -> float | None:
-    """Estimates a percentile from cumulative buckets, in milliseconds: the upper bound of its bucket.
+    """Estimates a percentile of latency from cumulative buckets. Returns the upper bound, in milliseconds, of
+    the bucket that contains the percentile.
 
     Returns None if there was no request, or if the percentile is above the largest bound.
     """

@@ -1,4 +1,4 @@
-"""`backline watch`: shows the requests to a server as they end, and how their time was spent."""
+"""`backline watch`: shows each request to a server when it ends, and what its time was spent on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from backline.client.options import ClientOptions
 from backline.engine.errors import InvalidArgument
 from backline.engine.names import printable
 
-#: Seconds without an event or a keep-alive after which the connection counts as broken.
+#: If no event and no keep-alive arrives for this many seconds, the connection is considered broken.
 _SILENCE = 60.0
 _EPILOG = """\b
 Examples:
@@ -73,7 +73,7 @@ def _concerns(trace: Mapping[str, Any], model: str) -> bool:
 
 
 def line(trace: Mapping[str, Any]) -> str:
-    """Formats a trace as one line: time, model, protocol, duration, and the parts of the duration."""
+    """Formats the trace of a request as one line: the time, model, protocol, duration and its parts."""
     when = time.strftime("%H:%M:%S", time.localtime(trace["time"]))
     requests = trace["requests"]
     version = f" {requests[0]['version']}" if requests and requests[0]["version"] else ""

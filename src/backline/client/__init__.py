@@ -39,13 +39,15 @@ def connect(
 ) -> Client:
     """Returns a synchronous client, which any number of threads may share.
 
-    `url` is http://host:8000, https://host, grpc://host:8001, grpcs://host, unix:/path/of/socket (HTTP),
-    grpc+unix:/path, or inproc:///path/of/repository, which loads the models into this process, as Embedded
-    does; its options may follow as in ?model=add1&memory_budget=2GiB. The default port is 8000 for http, 8001
-    for grpc, and 443 for https and grpcs. To use several servers with the same models, separate their URLs by
-    commas, or give a name that resolves to all of them (dns+http://name, dns+grpcs://name), or a Ray
-    deployment (ray://deployment); each request goes to one of the servers. A network client connects with its
-    first request. The other arguments are the fields of ClientOptions.
+    `url` is http://host:8000, https://host, grpc://host:8001, grpcs://host, unix:/path/to/socket (HTTP),
+    grpc+unix:/path, or inproc:///path/to/repository. The last of these loads the models into this process, as
+    Embedded does, and may end with options, as in ?model=add1&memory_budget=2GiB. The default port is 8000
+    for http, 8001 for grpc, and 443 for https and grpcs.
+
+    To use several servers with the same models, separate their URLs by commas, or give a host name that
+    resolves to all of them (dns+http://name, dns+grpcs://name), or a Ray deployment (ray://deployment); each
+    request goes to one of the servers. A network client connects when it sends its first request. The other
+    arguments are the fields of ClientOptions.
 
     >>> with connect("http://localhost:8000") as client:
     ...     notes = client["basic_pitch"](audio)
@@ -81,7 +83,8 @@ def connect_async(
     api_key: str | None = None,
     idempotent: bool = True,
 ) -> AsyncClient:
-    """Returns an asyncio client, which connects with its first request. The arguments are those of `connect`.
+    """Returns an asyncio client, which connects when it sends its first request. The arguments are those of
+    `connect`.
 
     >>> async with connect_async("grpc://localhost:8001") as client:
     ...     notes = await client["basic_pitch"](audio)

@@ -33,12 +33,18 @@ _EXAMPLES = (
 )
 
 
+#: Maximum age of the list of replicas that a client gets, in seconds. A replica that is being stopped takes
+#: requests for longer than this after its removal from the list.
+_RAY_MAX_AGE = 0.5
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """A server's address. `path` is the path of the socket or the repository; over TCP, it is the prefix that
     a proxy puts before /v2. `query` has the options of a repository. `by_dns` means that the host name has
-    several servers, one at each of its IP addresses; `by_ray` means that the host is the name of a
-    deployment, whose servers are its replicas in Ray.
+    several servers, one at each of its IP addresses. `by_ray` means that the host is the name of a Ray
+    deployment, whose replicas are the servers; the path then names the model that a replica must have ("" for
+    any model).
     """
 
     url: str
@@ -56,7 +62,10 @@ class Address:
 
     @classmethod
     def parse_all(cls, urls: str) -> tuple[Address, ...]:
-        """Parses the URLs of one server or of several, separated by commas. Raises InvalidArgument."""
+        """Parses the URLs of one server or of several, separated by commas.
+
+        Raises InvalidArgument if one of them cannot be used.
+        """
         if "," not in urls or urls.strip().startswith(("inproc:", "unix:", "http+unix:", "grpc+unix:")):
             return (cls.parse(urls),)
         addresses = tuple(cls.parse(url) for url in urls.split(",") if url.strip())
@@ -76,18 +85,19 @@ class Address:
         scheme = scheme.lower()
         if scheme not in _SCHEMES:
             near = nearest(scheme, _SCHEMES, 1)
-            hint = f"did you mean {near[0]}:? " if near else ""
+            hint = f": did you mean {near[0]}:?" if near else "."
             raise InvalidArgument(
-                f"unknown scheme '{scheme}:' in '{url}': {hint}Use, for example, {_EXAMPLES}"
+                f"unknown scheme '{scheme}:' in '{url}'{hint} Use, for example, {_EXAMPLES}"
             )
         protocol, tls, port = _SCHEMES[scheme]
         if scheme == "ray":
-            name = rest.removeprefix("//").rstrip("/")
-            if not name or "/" in name or ":" in name:
+            name, _, model = rest.removeprefix("//").rstrip("/").partition("/")
+            if not name or ":" in name or "/" in model:
                 raise InvalidArgument(
-                    f"'{url}' names no deployment: expected ray://NAME. RAY_ADDRESS gives the address of Ray"
+                    f"'{url}' names no deployment: expected ray://NAME or ray://NAME/MODEL. Set"
+                    " RAY_ADDRESS to the address of Ray"
                 )
-            return cls(text, protocol, unquote(name), by_ray=True)
+            return cls(text, protocol, unquote(name), path=unquote(model), by_ray=True)
         if scheme == "inproc" or scheme.endswith("unix"):
             path, _, query = rest.removeprefix("//").partition("?" if scheme == "inproc" else "\0")
             if not path:
@@ -120,10 +130,7 @@ class Address:
 
     @property
     def server(self) -> str:
-        """The URL of the server.
-
-        It is the same for HTTP and gRPC on one port, because each port speaks both.
-        """
+        """The URL of the server, which is the same for HTTP and gRPC on one port: each port speaks both."""
         if self.unix:
             return f"unix:{self.path}"
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"
@@ -135,21 +142,25 @@ class Address:
 
     @property
     def authority(self) -> str:
-        """host:port, as in the Host header."""
+        """The host and port, as in the Host header."""
         if self.unix:
             return "localhost"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-async def resolve(address: Address) -> tuple[Address, ...]:
-    """Returns the address of each server that a name resolves to.
+async def resolve(address: Address, *, near: bool = True) -> tuple[Address, ...]:
+    """Returns the address of each server that a name resolves to. With `near`, the addresses of replicas that
+    Ray runs on this node may be Unix sockets.
 
-    Raises Unavailable if the name is unknown.
+    Raises Unavailable if the name is unknown, and InvalidArgument if the replicas of a deployment have
+    different models, but the address names no model.
     """
     if address.by_ray:
         from backline.client.ray_directory import replica_urls
 
-        urls = await asyncio.to_thread(replica_urls, address.host)
+        urls = await asyncio.to_thread(
+            replica_urls, address.host, address.path, max_age=_RAY_MAX_AGE, near=near
+        )
         return tuple(Address.parse(url) for url in urls)
     if not address.by_dns:
         return (address,)

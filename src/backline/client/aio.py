@@ -12,6 +12,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
+from msgspec import structs
+
 from backline.client.address import Address
 from backline.client.arrays import to_tensor
 from backline.client.control import ModelControl, to_overrides
@@ -33,7 +35,7 @@ READY_POLL = 0.1
 def open_transport(address: Address, options: ClientOptions) -> Transport:
     """Returns the transport for an address.
 
-    Raises InvalidArgument if a package that it needs is not installed.
+    Raises InvalidArgument if the transport needs a package that is not installed.
     """
     if address.protocol == "http":
         from backline.client.http_transport import HttpTransport
@@ -43,7 +45,8 @@ def open_transport(address: Address, options: ClientOptions) -> Transport:
         from backline.client.grpc_transport import GrpcTransport
 
         return GrpcTransport(address, options)
-    # Imported here, because it imports the whole server, which clients of a remote server do not need.
+    # Imported here, because the module imports the whole server, which clients of a remote server do not
+    # need.
     from backline.embedded.transport import InprocTransport
 
     return InprocTransport(address)
@@ -61,7 +64,7 @@ def open_transports(url: str, addresses: Sequence[Address], options: ClientOptio
 class AsyncClient:
     """A client of a server, of several servers with the same models, or of a repository in this process.
 
-    The first request connects the client and binds it to the running event loop.
+    The first request, or `async with`, opens the client and binds it to the running event loop.
 
     Every method may raise a BacklineError: NotFound, InvalidArgument, Unavailable, DeadlineExceeded,
     ConnectionFailed and others.
@@ -69,7 +72,8 @@ class AsyncClient:
 
     def __init__(self, url: str, options: ClientOptions) -> None:
         self._addresses = Address.parse_all(url)
-        #: The address, or the first one if there are several, with the whole URL that was given.
+        #: The server's address. If there are several servers, the address of the first one, but with all URLs
+        #: in its field `url`, as they were given.
         self.address = self._addresses[0]
         if len(self._addresses) > 1:
             self.address = replace(self.address, url=url)
@@ -82,7 +86,7 @@ class AsyncClient:
         self._known: dict[tuple[str, str], ModelMetadata] = {}
 
     def through(self, transport: Transport) -> Self:
-        """Returns a copy of this client that uses an open transport; both share the fetched metadata."""
+        """Returns a copy of this client that uses an open transport. Both share the fetched metadata."""
         other = copy(self)
         other._transport = transport
         other._models = {}
@@ -96,7 +100,7 @@ class AsyncClient:
         if self._transport is not None:
             return self._transport
         if self._closed:
-            raise ConnectionFailed(f"the client of {self.address.url} is closed")
+            raise ConnectionFailed(f"the client of {self.address.url} is closed: connect again")
         if self._opening is None:
             self._opening = asyncio.Lock()
         async with self._opening:
@@ -110,12 +114,12 @@ class AsyncClient:
         return self.model(model)
 
     def model(self, name: str, version: str | int = "") -> AsyncModel:
-        """Returns a model, by default in the version that the server picks.
+        """Returns the model with this name. Unless `version` is given, the server picks the version.
 
         Raises InvalidArgument for an empty name.
         """
         if not name:
-            raise InvalidArgument("the name of a model is empty")
+            raise InvalidArgument("the name of a model is empty: pass a name, such as client.model('add1')")
         key = name, str(version)
         found = self._models.get(key)
         if found is None:
@@ -123,15 +127,20 @@ class AsyncClient:
         return found
 
     async def live(self, timeout: float | None = None) -> bool:
-        """Returns whether the server answers."""
+        """Returns whether the server reports that it is live.
+
+        Raises BacklineError if the server cannot be reached.
+        """
         return await (await self.transport()).server_live(self._limit(timeout))
 
     async def ready(self, timeout: float | None = None) -> bool:
-        """Returns whether the server and all its models are ready."""
+        """Returns whether the server and all models on it are ready."""
         return await (await self.transport()).server_ready(self._limit(timeout))
 
     async def wait_ready(self, timeout: float | None = None) -> None:
-        """Waits until the server has started and is ready. Raises DeadlineExceeded with the last reason."""
+        """Waits until the server has started and is ready. Raises DeadlineExceeded, with the last known
+        reason, if the server is not ready in time.
+        """
         limit = self._limit(timeout)
         end = monotonic() + limit
         reason = ""
@@ -143,15 +152,18 @@ class AsyncClient:
             except Unavailable as error:
                 reason = error.message
             except DeadlineExceeded as error:
-                # Our own timeout cut this check short, so the reason from an earlier check says more.
+                # This client's own timeout cut the check short, so the reason from an earlier check says
+                # more.
                 reason = reason or error.message
             await asyncio.sleep(min(READY_POLL, max(end - monotonic(), 0)))
         raise DeadlineExceeded(
-            f"{self.address.url} was not ready within {limit:g} s: {reason or 'it is not ready'}"
+            f"{self.address.url} was not ready within {limit:g} s: {reason or 'it gave no reason'}"
         )
 
     async def _unready(self, timeout: float) -> str:
-        """Says which models are not ready, and why. Empty if the server does not report this."""
+        """Returns a text that says which models are not ready, and why. It is empty if the server does not
+        report this.
+        """
         try:
             index = await (await self.transport()).repository_index(timeout)
         except BacklineError:
@@ -184,15 +196,15 @@ class AsyncClient:
         files: Mapping[str, bytes | Path] | None = None,
         timeout: float | None = None,
     ) -> None:
-        """Loads a model, or one version of it, and returns when it is ready.
+        """Loads a model, or one version of it, and returns when the model is ready.
 
-        A version whose files have changed is reloaded; the loaded copy serves requests until the new one is
+        A version whose files have changed is reloaded; the loaded copy serves requests until the new copy is
         ready.
 
         `config` (a mapping or its JSON, with the names of config.pbtxt) replaces the configuration in the
         repository, and `files` ({"1/model.onnx": bytes or a pathlib.Path}) replaces the files there. If the
-        load fails, an error is raised with the reason, and the versions in service stay in service. The load
-        continues after DeadlineExceeded.
+        load fails, an error is raised with the reason, and the versions in service stay in service. If the
+        timeout expires, DeadlineExceeded is raised, but the load continues.
         """
         overrides = to_overrides(config, files)
         limit = self._limit(timeout)
@@ -213,13 +225,13 @@ class AsyncClient:
     ) -> None:
         """Takes a model, or one version of it, out of service.
 
-        With `dependents`, the models in an ensemble's steps are unloaded too, unless another model needs
-        them.
+        With `dependents`, the models in an ensemble's steps are unloaded too, except those that another model
+        needs.
         """
         await (await self._control()).unload(name, _version(version), dependents, self._limit(timeout))
 
     async def labels(self, name: str, timeout: float | None = None) -> dict[str, str]:
-        """Returns the labels of a model and the versions they point to."""
+        """Returns the labels of a model, each with the version that it points to."""
         return await (await self._control()).labels(name, self._limit(timeout))
 
     async def set_label(
@@ -233,7 +245,8 @@ class AsyncClient:
     ) -> Change:
         """Points a label to a version.
 
-        With `expected`, moves it only from that version ("" if the label is new).
+        With `expected`, does so only if the label points to that version now, or, if `expected` is "", does
+        not exist yet.
         """
         move = LabelMove("label", name, label, str(version), _expected(expected))
         return await (await self._control()).move_label(move, self._limit(timeout))
@@ -241,7 +254,7 @@ class AsyncClient:
     async def remove_label(
         self, name: str, label: str, *, expected: str | int | None = None, timeout: float | None = None
     ) -> Change:
-        """Removes a label. With `expected`, removes it only if it points to that version."""
+        """Removes a label. With `expected`, does so only if the label points to that version."""
         move = LabelMove("unlabel", name, label, expected=_expected(expected))
         return await (await self._control()).move_label(move, self._limit(timeout))
 
@@ -260,7 +273,7 @@ class AsyncClient:
     async def rollback(self, name: str, label: str = STABLE, timeout: float | None = None) -> Change:
         """Points a label back to the version to which it pointed before its last move.
 
-        A second rollback goes back one move further.
+        A second rollback undoes the move before that.
         """
         move = LabelMove("rollback", name, label)
         return await (await self._control()).move_label(move, self._limit(timeout))
@@ -307,7 +320,7 @@ class AsyncClient:
 
 
 class AsyncModel:
-    """One model of a server; call it with its inputs."""
+    """One model of a server. Call the object with the model's inputs to run the model."""
 
     def __init__(self, client: AsyncClient, name: str, version: str) -> None:
         self._client = client
@@ -335,7 +348,7 @@ class AsyncModel:
         limit = self._client._limit(timeout)
         transport = await self._client.transport()
         call = await model._call(inputs, named, outputs, parameters, request_id, limit)
-        call = replace(call, timeout=max(limit - (monotonic() - started), 0.001))
+        call = structs.replace(call, timeout=max(limit - (monotonic() - started), 0.001))
         try:
             response: InferResponse = await transport.infer(call)
         except (InvalidArgument, NotFound):
@@ -358,7 +371,8 @@ class AsyncModel:
         request_id: str = "",
         **named: Any,
     ) -> AsyncGenerator[InferResult, None]:
-        """Runs the model and yields its responses as they arrive: one, or any number if it is decoupled.
+        """Runs the model and yields its responses as they arrive: one, or any number if the model is
+        decoupled.
 
         The arguments are those of a call, but the timeout in seconds limits the wait for each response. The
         model pauses until the caller takes the next response. To leave the loop early, close the generator
@@ -391,7 +405,7 @@ class AsyncModel:
         except InvalidArgument:
             if fresh:
                 raise
-            # The model may have changed since its metadata was fetched.
+            # The model may have changed since the client fetched the metadata.
             metadata = await self._known(limit, again=True)
             tensors = _tensors(metadata, inputs, named)
         if isinstance(outputs, str):
@@ -409,7 +423,7 @@ class AsyncModel:
         )
 
     def sequence(self, id: int | str | None = None) -> AsyncSequence:
-        """Begins a sequence of requests to a model that keeps state. By default, its `id` is random."""
+        """Begins a sequence of requests to a model that keeps state. The default `id` is random."""
         return AsyncSequence(self, id)
 
     async def metadata(self, timeout: float | None = None) -> ModelMetadata:
@@ -419,8 +433,8 @@ class AsyncModel:
     async def config(self, timeout: float | None = None, *, explained: bool = False) -> dict[str, Any]:
         """Returns the configuration, with the field names of config.pbtxt.
 
-        With `explained`, parameters `backline.*` also say where and how the server runs the model, and why.
-        Over gRPC, and from servers other than Backline, they are missing.
+        With `explained`, parameters named `backline.*` also say where and how the server runs the model, and
+        why. These parameters are missing over gRPC, and from servers other than Backline.
         """
         transport = await self._client.transport()
         limit = self._client._limit(timeout)
@@ -478,7 +492,8 @@ def _tensors(
     for name, value in named.items():
         if name in values:
             raise InvalidArgument(
-                f"input '{name}' of model '{metadata.name}' was given twice, by position and by name"
+                f"input '{name}' of model '{metadata.name}' was given twice, by position and by name;"
+                " pass it once"
             )
         values[name] = value
     for name in values:

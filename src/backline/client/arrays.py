@@ -17,10 +17,10 @@ from backline.engine.values.tensor import Tensor, fits
 def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:
     """Converts `value` to the tensor for input `spec` of `model`.
 
-    Arrays (anything with a dtype) are cast only where numpy calls that safe, so FP64 is not narrowed to FP32.
-    Plain Python numbers take the model's type if they fit. BYTES inputs take str and bytes, and a dict as its
-    JSON text. No dimension is added, except that a single number fits shape [1], which is how servers
-    describe a scalar. Raises InvalidArgument for any other value.
+    Arrays (anything with a dtype) are cast only if numpy considers the cast safe, so FP64 is not narrowed to
+    FP32. Plain Python numbers take the model's type if they fit. BYTES inputs take str and bytes, and also a
+    dict, which is sent as JSON. No dimension is added, except that a single number is accepted for shape [1],
+    which is how servers describe a scalar. Raises InvalidArgument for any other value.
     """
     where = f"input '{spec.name}' of model '{model}'"
     if isinstance(value, Tensor):
@@ -40,8 +40,10 @@ def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:
 def _from_array(where: str, datatype: DataType, value: Any) -> np.ndarray:
     try:
         data = np.asarray(value)
-    except Exception as error:  # for example for a torch tensor on a GPU; the message says what to do
-        raise InvalidArgument(f"{where}: {type(value).__name__} cannot become an array: {error}") from None
+    except Exception as error:  # raised for example for a torch tensor on a GPU; its message says what to do
+        raise InvalidArgument(
+            f"{where}: {type(value).__name__} cannot be converted to an array: {error}"
+        ) from None
     if datatype is DataType.BF16 and data.dtype.name == "bfloat16":
         return data.view(np.uint16)
     target = datatype.dtype
@@ -112,7 +114,7 @@ def _python_kind(data: np.ndarray) -> str:
 
 
 def _to_bfloat16(data: np.ndarray) -> np.ndarray:
-    """Returns the bits of float32 numbers as bfloat16, rounded to nearest, ties to even; a NaN stays NaN."""
+    """Returns the bfloat16 bits of float32 numbers, rounded to nearest, ties to even. NaN remains NaN."""
     bits = data.view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(data), np.uint32(0x7FC0), rounded).astype(np.uint16)
@@ -123,7 +125,7 @@ def _bytes_array(where: str, value: Any) -> np.ndarray:
         try:
             value = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         except (TypeError, ValueError) as error:
-            raise InvalidArgument(f"{where} cannot become JSON: {error}") from None
+            raise InvalidArgument(f"{where} cannot be converted to JSON: {error}") from None
     if isinstance(value, (bytes, bytearray, memoryview)):  # numpy would drop trailing zero bytes
         data = np.empty((), np.object_)
         data[()] = bytes(value)
@@ -149,7 +151,7 @@ def _bytes_array(where: str, value: Any) -> np.ndarray:
 
 
 def _object_array(where: str, value: Any) -> np.ndarray:
-    """Converts nested lists to an object array: numpy's strings of fixed width lose trailing zero bytes."""
+    """Converts nested lists to an object array: fixed-width strings of numpy lose trailing zero bytes."""
     shape: list[int] = []
     level = value
     while isinstance(level, (list, tuple)):
@@ -172,7 +174,7 @@ def _object_array(where: str, value: Any) -> np.ndarray:
 
 def _check_shape(where: str, spec: TensorSpec, got: tuple[int, ...]) -> None:
     expected = spec.shape
-    # The server itself checks an empty shape, which means a scalar or a shape that it does not know.
+    # An empty shape means a scalar, or a shape that the server does not know; only the server can check it.
     if not expected or fits(expected, got):
         return
     missing = ". The first dimension, usually the batch, is missing: pass x[None]"

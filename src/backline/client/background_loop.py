@@ -20,7 +20,7 @@ _ENDS_WITHIN = 1.0
 
 
 class BackgroundLoop:
-    """Runs coroutines for other threads."""
+    """An event loop on a dedicated thread, which runs coroutines for other threads."""
 
     def __init__(self, name: str = "backline-client") -> None:
         self._pid = os.getpid()
@@ -36,7 +36,7 @@ class BackgroundLoop:
             self._thread.join(_ENDS_WITHIN)
 
     def close(self) -> None:
-        """Stops the loop and its thread. All work on the loop must be done by then."""
+        """Stops the loop and its thread. Call this only after all work on the loop has ended."""
         atexit.unregister(self._end)
         self._end()
         if not self._thread.is_alive():

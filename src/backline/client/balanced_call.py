@@ -1,15 +1,15 @@
-"""A call to one of several servers: the attempts to send it, and the attempt whose response counts."""
+"""A call to one of several servers, which may take several attempts."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from backline.balance.balancer import Verdict
-from backline.balance.endpoint import Endpoint, RequestAttempt
+from backline.balance.balancer import Endpoint, RequestAttempt, Verdict
 from backline.client.errors import (
     BacklineError,
     ConnectionFailed,
@@ -19,17 +19,20 @@ from backline.client.errors import (
     ProtocolError,
     Unavailable,
 )
-from backline.client.sending import OnOutcome, Sending
-from backline.client.transport import Transport
+from backline.client.transport import OnOutcome, Sending, Transport
 
 if TYPE_CHECKING:
     from backline.client.balanced_transport import BalancedTransport
+
+log = logging.getLogger("backline.client")
 
 T = TypeVar("T")
 
 
 def verdict_of(error: BaseException | None) -> Verdict:
     """Returns what the outcome of an attempt says about its server."""
+    if error is None:
+        return Verdict.ANSWERED
     if isinstance(error, asyncio.CancelledError):
         return Verdict.ABANDONED
     if isinstance(error, ConnectionFailed):
@@ -44,9 +47,9 @@ def verdict_of(error: BaseException | None) -> Verdict:
 def may_try_again(error: BaseException, *, idempotent: bool) -> bool:
     """Returns whether a request that got this error may be sent to another server.
 
-    Any request may be sent again if it has certainly not run: no connection was opened, or the server refused
-    it because it is busy, loading or draining. An idempotent request may also be sent again if the connection
-    broke.
+    Any request may be sent again if it has certainly not run, because no connection was opened, or because
+    the server refused the request while busy, loading or draining. An idempotent request may also be sent
+    again if the connection broke.
     """
     if isinstance(error, ConnectionLost):
         return idempotent
@@ -54,12 +57,12 @@ def may_try_again(error: BaseException, *, idempotent: bool) -> bool:
 
 
 class BalancedCall(Generic[T]):
-    """Sends a call to one server, then to another if the first attempt fails, or to a second server in
+    """A call that is sent to one server, then to another if the first attempt fails, or to a second server in
     parallel if the first is slow to respond.
 
     `send` starts an attempt over a transport, with a limit in seconds. The first response wins, and the other
-    attempts are abandoned. If all attempts fail, the error of the last one counts. `on_outcome` is called
-    once, with the response or the error, unless the call is abandoned.
+    attempts are abandoned. If all attempts fail, the error of the last attempt is reported. `on_outcome` is
+    called once, with the response or the error, unless the call is abandoned.
     """
 
     def __init__(
@@ -71,53 +74,77 @@ class BalancedCall(Generic[T]):
         *,
         idempotent: bool,
         pinned: Endpoint | None = None,
+        requests: int = 1,
+        on_attempt: Callable[[Endpoint], None] | None = None,
     ) -> None:
-        """If `pinned` is given, the call is sent once, to that server only."""
+        """If `pinned` is given, the call is sent once, to that server only. `requests` is the number of
+        requests that the call carries. `on_attempt` is called with the server of each attempt.
+        """
         self._group = group
         self._send = send
         self._timeout = timeout
         self._end = monotonic() + timeout
         self._idempotent = idempotent
         self._pinned = pinned
-        self._loop = asyncio.get_running_loop()
+        self._requests = requests
+        self._on_attempt = on_attempt
         self._on_outcome = on_outcome
         self._running: dict[RequestAttempt, Sending] = {}
         self._tried: list[Endpoint] = []
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Sends the call. Raises Unavailable if there is no server to send it to."""
+        """Sends the call. Raises Unavailable if no server is available."""
         group = self._group
         group.balancer.arrived()
         if not self._attempt():
-            raise Unavailable(f"{group.url} names no server at the moment")
+            raise group.no_server()
         late_after = group.balancer.late_after
         if self._idempotent and self._pinned is None and late_after is not None:
-            self._timer = self._loop.call_later(late_after, self._hedge)
+            self._timer = asyncio.get_running_loop().call_later(late_after, self._hedge)
         group.calls.add(self)
 
     def abandon(self) -> None:
         """Abandons all attempts, because nothing waits for the outcome any more.
 
-        Has no effect after the outcome.
+        Has no effect if the outcome has already been reported.
         """
         self._end_attempts()
 
     def _attempt(self) -> bool:
-        """Sends the call to one more server. Returns False if there is none, or no time is left."""
+        """Sends the call to one more server. Returns False if no other server, or no time, is left, or if the
+        client is closed.
+        """
         now, group = monotonic(), self._group
         left = self._end - now
         endpoint = self._pinned if not self._tried else None
         if self._pinned is None:
-            endpoint = group.balancer.choose(now, self._tried)
-        if endpoint is None or left <= 0:
+            endpoint = group.balancer.choose(now, self._tried, self._requests)
+        if endpoint is None or left <= 0 or group.closed:
             return False
         self._tried.append(endpoint)
+        if self._on_attempt is not None:
+            self._on_attempt(endpoint)
         transport = group.transport_of(endpoint)
-        attempt = group.balancer.started(endpoint, now)
-        self._running[attempt] = self._send(transport, left, partial(self._ended, attempt))
+        attempt = group.balancer.started(endpoint, now, requests=self._requests)
+        try:
+            self._running[attempt] = self._send(transport, left, partial(self._ended, attempt))
+        except BaseException:  # the call cannot be encoded
+            group.balancer.finished(attempt, Verdict.ABANDONED, now)
+            raise
         group.watch()
         return True
+
+    def _attempt_elsewhere(self) -> bool:
+        """Like `_attempt`, but for a server after the first: returns False, instead of raising, if the call
+        cannot be encoded for that server. Servers may use different protocols, which do not carry the same
+        values.
+        """
+        try:
+            return self._attempt()
+        except Exception as error:
+            log.warning("a call cannot be sent to %s: %s", self._tried[-1].url, error)
+            return False
 
     def _ended(self, attempt: RequestAttempt, response: T | None, error: BaseException | None) -> None:
         del self._running[attempt]
@@ -129,7 +156,7 @@ class BalancedCall(Generic[T]):
             self._on_outcome(response, None)
             return
         again = self._pinned is None and may_try_again(error, idempotent=self._idempotent)
-        if again and balancer.take_retry() and self._attempt():
+        if again and balancer.take_retry() and self._attempt_elsewhere():
             return
         if not self._running:
             self._end_attempts()
@@ -137,14 +164,14 @@ class BalancedCall(Generic[T]):
 
     def _hedge(self) -> None:
         if len(self._tried) == 1 and self._group.balancer.take_hedge():
-            self._attempt()
+            self._attempt_elsewhere()
 
     def left_by(self, endpoint: Endpoint) -> None:
-        """Sends an idempotent call to another server if it is in flight to `endpoint`, which does not
-        respond.
+        """Sends the call to another server if the call is idempotent and in flight to `endpoint`, which does
+        not respond.
         """
         if self._idempotent and any(attempt.endpoint is endpoint for attempt in self._running):
-            self._attempt()
+            self._attempt_elsewhere()
 
     def _end_attempts(self) -> None:
         self._group.calls.discard(self)

@@ -1,10 +1,11 @@
-"""The transport to several equal servers: each call goes to one of them, and to another if that one fails."""
+"""The transport to several equal servers. Each call goes to one server and, if that server fails, to
+another.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -12,15 +13,15 @@ from functools import partial
 from time import monotonic
 from typing import Any, TypeVar, cast
 
-from backline.balance.balancer import Balancer, Verdict
-from backline.balance.endpoint import Endpoint
+from backline.balance.balancer import Balancer, Endpoint, Verdict
+from backline.balance.open_sequences import OpenSequences
 from backline.client.address import Address, resolve
 from backline.client.balanced_call import BalancedCall, may_try_again, verdict_of
 from backline.client.control import ModelControl
+from backline.client.errors import ConnectionFailed
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
-from backline.client.sending import OnOutcome, TaskSending
-from backline.client.transport import InferCall, Transport
+from backline.client.transport import InferCall, OnOutcome, TaskSending, Transport
 from backline.engine.control import Attempt, Change, LabelMove, Overrides
 from backline.engine.errors import BacklineError, Unavailable, Unsupported
 from backline.engine.values.messages import InferResponse
@@ -35,11 +36,10 @@ _WATCH = 0.1
 _PROBE_TIMEOUT = 0.5
 #: Seconds between two look-ups of the addresses of a host name.
 _RESOLVE = 5.0
-#: Seconds between two queries of Ray for the replicas of a deployment. An idle client asks too: otherwise,
-#: all replicas that it knows may have been replaced by the time of its next request.
+#: Seconds between two queries to Ray for the replicas of a deployment. An idle client sends queries too,
+#: because otherwise all replicas that it knows could have been replaced by the time of its next request.
 _LOOK_AGAIN = 1.0
-#: The maximum number of open sequences whose server is remembered. Above it, the sequences that have been
-#: idle longest are forgotten.
+#: The maximum number of open sequences whose server is remembered.
 _MAX_SEQUENCES = 65536
 
 
@@ -47,7 +47,7 @@ class BalancedTransport(Transport):
     """Spreads calls over the servers of `addresses`, which must have the same models.
 
     Requests of a sequence all go to one server. Without `options.idempotent`, a request is only sent again if
-    it has certainly not run. `make` opens the transport to one server.
+    the first attempt has certainly not run. `make` opens the transport to one server.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class BalancedTransport(Transport):
     ) -> None:
         self.url = url
         self._given = tuple(addresses)
-        # A failed request goes to another server at once, instead of to the same one a little later.
+        # A failed request goes to another server immediately, instead of to the same server a little later.
         self._options = replace(options, retries=0)
         self._make = make
         self._addresses: dict[str, Address] = {}
@@ -71,21 +71,25 @@ class BalancedTransport(Transport):
         self.calls: set[BalancedCall[Any]] = set()
         self._watching: asyncio.Task[None] | None = None
         self._probes: set[asyncio.Task[None]] = set()
-        self._sequences: OrderedDict[object, Endpoint] = OrderedDict()
+        #: The server of each open sequence.
+        self._sequences: OpenSequences[Endpoint] = OpenSequences(_MAX_SEQUENCES)
         self._resolve_at = 0.0
+        #: Whether `close` was called. No call is sent after that, not even to another server.
+        self.closed = False
         self._control = _OneServerOnly(self)
 
     async def open(self) -> None:
-        """Looks up host names. Raises Unavailable if one is unknown."""
+        """Looks up host names. Raises Unavailable if a host name is unknown."""
         await self._look_up()
 
     async def close(self) -> None:
+        self.closed = True
         for task in (self._watching, *self._probes):
             if task is not None:
                 task.cancel()
-        for transport in self._transports.values():
+        transports, self._transports = self._transports, {}
+        for transport in transports.values():
             await transport.close()
-        self._transports.clear()
 
     @property
     def control(self) -> ModelControl:
@@ -98,6 +102,12 @@ class BalancedTransport(Transport):
             transport = self._make(self._addresses[endpoint.url], self._options)
             self._transports[endpoint.url] = transport
         return transport
+
+    def no_server(self) -> BacklineError:
+        """Returns the error for a call that can be sent to no server."""
+        if self.closed:
+            return ConnectionFailed(f"the client of {self.url} is closed; nothing was sent")
+        return Unavailable(f"no server of {self.url} is known at the moment; try again later")
 
     # inference
 
@@ -113,13 +123,16 @@ class BalancedTransport(Transport):
         Raises Unavailable if there is no server to send the call to.
         """
         key = _sequence_of(call)
-        started = BalancedCall[InferResponse](
+        # BalancedCall[InferResponse](...) would be the same, but typing takes longer to create the object.
+        started: BalancedCall[InferResponse] = BalancedCall(
             self,
             lambda transport, left, ended: transport.start_infer(call, left, ended),
             timeout,
             on_outcome,
             idempotent=self._options.idempotent and key is None,
-            pinned=None if key is None else self._server_of(call, key),
+            pinned=None if key is None or _begins_sequence(call) else self._server_of(call, key),
+            requests=call.requests,
+            on_attempt=partial(self._keep_sequence, call, key) if _begins_sequence(call) else None,
         )
         started.start()
         return started
@@ -143,13 +156,18 @@ class BalancedTransport(Transport):
 
         A stream moves to another server only before its first response.
         """
-        key = _sequence_of(call)
-        pinned = None if key is None else self._server_of(call, key)
+        key, begins = _sequence_of(call), _begins_sequence(call)
+        pinned = None if key is None or begins else self._server_of(call, key)
+        idempotent = self._options.idempotent and key is None
         tried: list[Endpoint] = []
         self.balancer.arrived()
-        error: BacklineError = Unavailable(f"{self.url} names no server at the moment")
-        while (endpoint := pinned or self.balancer.choose(monotonic(), tried)) is not None:
+        error = self.no_server()
+        while (
+            not self.closed and (endpoint := pinned or self.balancer.choose(monotonic(), tried)) is not None
+        ):
             tried.append(endpoint)
+            if begins:
+                self._keep_sequence(call, key, endpoint)
             attempt = self.balancer.started(endpoint, monotonic(), timed=False)
             self.watch()
             verdict, begun = Verdict.ABANDONED, False
@@ -164,25 +182,31 @@ class BalancedTransport(Transport):
                 error, verdict = failed, verdict_of(failed)
             finally:
                 self.balancer.finished(attempt, verdict, monotonic(), busy_for=error.retry_after)
-            again = may_try_again(error, idempotent=self._options.idempotent)
+            again = may_try_again(error, idempotent=idempotent)
             if begun or pinned is not None or not again or not self.balancer.take_retry():
                 raise error
         raise error
 
     def _server_of(self, call: InferCall, key: object) -> Endpoint | None:
-        """Returns the server that has the state of a sequence: the one that got its first request."""
-        parameters = call.parameters or {}
-        endpoint = self._sequences.get(key)
-        if endpoint is None or endpoint not in self.balancer.endpoints or parameters.get("sequence_start"):
+        """Returns the server that has the state of a sequence: the server that got the sequence's first
+        request.
+        """
+        _, endpoint = self._sequences.get(key) or ("", None)
+        if endpoint is None or endpoint not in self.balancer.endpoints:
             endpoint = self.balancer.choose(monotonic())
-        if endpoint is None or parameters.get("sequence_end"):
-            self._sequences.pop(key, None)
-            return endpoint
-        self._sequences[key] = endpoint
-        self._sequences.move_to_end(key)
-        if len(self._sequences) > _MAX_SEQUENCES:
-            self._sequences.popitem(last=False)
+        self._keep_sequence(call, key, endpoint)
         return endpoint
+
+    def _keep_sequence(self, call: InferCall, key: object, endpoint: Endpoint | None) -> None:
+        """Remembers the server for the further requests of a sequence, or forgets it with the last request.
+
+        The first request of a sequence may go to another server as long as it has certainly not run, because
+        no server has a state then.
+        """
+        if endpoint is None or (call.parameters or {}).get("sequence_end"):
+            self._sequences.drop(key)
+        else:
+            self._sequences.keep(key, call.caller, endpoint)
 
     # health, metadata, configuration and statistics, from any one server
 
@@ -257,13 +281,13 @@ class BalancedTransport(Transport):
                 self._probes.add(task)
                 task.add_done_callback(self._probes.discard)
             if self._resolve_at and now >= self._resolve_at:
-                with suppress(Unavailable):  # keep the addresses found last
+                with suppress(Unavailable):  # keep the last known addresses
                     await self._look_up()
             if self.balancer.quiet and not self.calls and not any(one.by_ray for one in self._given):
                 return
 
     async def _probe(self, endpoint: Endpoint) -> None:
-        """Checks whether a server is alive. If it is not, sends its calls to other servers."""
+        """Checks whether a server is alive. If not, sends the calls in flight there to other servers."""
         was_ejected, why = endpoint.ejected, "it says that it is not"
         try:
             alive = await self.transport_of(endpoint).server_live(_PROBE_TIMEOUT)
@@ -271,9 +295,9 @@ class BalancedTransport(Transport):
             alive, why = False, error.message
         self.balancer.probed(endpoint, monotonic(), alive=alive)
         if alive and was_ejected:
-            log.info("%s gets requests again", endpoint.url)
+            log.info("the server %s is alive and gets requests again", endpoint.url)
         elif not alive and not was_ejected:
-            log.warning("%s gets no requests until it is alive: %s", endpoint.url, why)
+            log.warning("the server %s gets no requests until it responds again: %s", endpoint.url, why)
         if not alive:
             for call in tuple(self.calls):
                 call.left_by(endpoint)
@@ -319,16 +343,23 @@ def _sequence_of(call: InferCall) -> object:
     return None if number in (None, 0, "") else (call.model, number)
 
 
+def _begins_sequence(call: InferCall) -> bool:
+    """Returns whether a call is the first of a sequence."""
+    return _sequence_of(call) is not None and bool((call.parameters or {}).get("sequence_start"))
+
+
 class _OneServerOnly(ModelControl):
-    """Lists the models of any server, and refuses changes, which would reach only one of several servers."""
+    """Lists the models and labels of any one server. Refuses all other operations, because they would reach
+    only one server.
+    """
 
     def __init__(self, group: BalancedTransport) -> None:
         self._group = group
 
     def _refusal(self) -> BacklineError:
         return Unsupported(
-            f"{self._group.url} names several servers, and a change would reach only one of them: connect to"
-            " each server on its own to change its models"
+            f"{self._group.url} names several servers, and this operation would reach only one of them:"
+            " connect to each server separately"
         )
 
     async def models(self, timeout: float) -> list[ModelIndex]:

@@ -16,7 +16,7 @@ from backline.client.records import ModelIndex
 from backline.engine.control import Attempt, Change, LabelMove, Overrides
 from backline.engine.errors import InvalidArgument
 
-#: The header field (over gRPC, the metadata key) with the name that the server's audit log records.
+#: The header field (over gRPC, the metadata key) that carries the user's name for the server's audit log.
 USER_HEADER = "x-backline-user"
 
 
@@ -38,7 +38,7 @@ class ModelControl(ABC):
 
     @abstractmethod
     async def labels(self, model: str, timeout: float) -> dict[str, str]:
-        """Returns the labels of a model and the versions they point to."""
+        """Returns the labels of a model, each with the version that it points to."""
 
     @abstractmethod
     async def move_label(self, move: LabelMove, timeout: float) -> Change: ...
@@ -57,7 +57,7 @@ class ModelControl(ABC):
 def user_name() -> str:
     """Returns user@host in ASCII.
 
-    A user without a name, as in many containers, appears as "uid" and the user id.
+    A user without a name, as in many containers, appears as "uid" followed by the user id: "uid1000".
     """
     try:
         user = getpass.getuser()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 
@@ -14,25 +14,26 @@ from backline.client.address import Address
 from backline.client.errors import CredentialsRefused, PermissionDenied
 from backline.client.options import ClientOptions, check_api_key
 from backline.engine.errors import BacklineError, InvalidArgument
+from backline.system.file_lock import edited
 from backline.system.private_file import replacement
 from backline.system.user_folders import user_config
 
 #: The environment variable with the key for all servers that a program connects to.
 VARIABLE = "BACKLINE_KEY"
-#: Header fields with credentials, in lower case. If a program sets one, no key is added.
+#: Header fields with credentials, in lower case. If a program sets such a field, no key is added.
 _FIELDS = ("authorization", "x-api-key")
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """The header fields that a client sends with every request, including its API key if it has one."""
+    """The header fields that a client sends with every request, including its API key, if any."""
 
     fields: Mapping[str, str] = field(repr=False)
     #: Which key is sent, as a clause for messages; empty if none is.
     source: str
 
     def explain(self, error: BacklineError, url: str) -> BacklineError:
-        """Returns an error whose text also says which key was sent, or how to send one.
+        """Returns an error whose text also says which key was sent, or how to send a key.
 
         Errors that are not about missing permission are returned unchanged.
         """
@@ -52,9 +53,11 @@ class Credential:
 def find_credential(
     address: Address, options: ClientOptions, environment: Mapping[str, str] = os.environ
 ) -> Credential:
-    """Returns the credential for a server: the argument, else the variable, else the stored key.
+    """Returns the credential for a server. The key is the one in `options`, or else the one in the
+    environment variable, or else the stored one.
 
-    Raises InvalidArgument for a key that cannot be sent, or a file of keys that cannot be used.
+    If the headers in `options` contain a credential, no key is added. Raises InvalidArgument if `options` has
+    both, for a key that cannot be sent, and for a file of keys that cannot be used.
     """
     own = [name for name in options.headers if name.lower() in _FIELDS]
     if own:
@@ -74,10 +77,10 @@ def find_credential(
 
 
 class StoredKeys:
-    """The keys of the user by server (`Address.server`), in a file that only the user may read."""
+    """The user's keys by server (`Address.server`), in a file that only the user may read."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path or user_config() / "keys.json"
+    def __init__(self) -> None:
+        self.path = user_config() / "keys.json"
 
     def get(self, server: str) -> str:
         """Returns the key for a server, or an empty string.
@@ -91,15 +94,22 @@ class StoredKeys:
 
         Raises InvalidArgument if the file cannot be used, OSError if it cannot be written.
         """
-        self._write({**self._read(), server: key})
+        with self._edited():
+            self._write({**self._read(), server: key})
 
     def remove(self, server: str) -> bool:
-        """Removes a key, and returns whether there was one. Raises the same errors as `put`."""
-        keys = self._read()
-        if keys.pop(server, None) is None:
+        """Removes a key. Returns whether there was a key to remove. Raises the same errors as `put`."""
+        if server not in self._read():
             return False
-        self._write(keys)
+        with self._edited():
+            keys = self._read()
+            keys.pop(server, None)
+            self._write(keys)
         return True
+
+    def _edited(self) -> AbstractContextManager[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return edited(self.path)
 
     def _read(self) -> dict[str, str]:
         try:
@@ -115,10 +125,10 @@ class StoredKeys:
             raise InvalidArgument(f"'{self.path}' cannot be read: {error.strerror}") from None
         except msgspec.DecodeError:  # the error's text could contain a key
             raise InvalidArgument(
-                f"'{self.path}' is not a file of keys: remove it, and log in again with 'backline login'"
+                f"'{self.path}' is not a valid key file (a JSON object that maps servers to keys): remove it,"
+                " and log in again with 'backline login'"
             ) from None
 
     def _write(self, keys: dict[str, str]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with replacement(self.path) as new:
             new.write_bytes(msgspec.json.format(msgspec.json.encode(keys), indent=2))

@@ -1,4 +1,4 @@
-"""The errors that the client raises: the engine's, and those of the connection."""
+"""The errors that the client raises: those of the engine, and errors of the connection."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ class ConnectionFailed(Unavailable):
 
 
 class ConnectionLost(ConnectionFailed):
-    """Raised when a connection breaks after a request was sent, which may therefore have run."""
+    """Raised when a connection breaks after a request was sent. The request may have run."""
 
 
 class PermissionDenied(BacklineError):
-    """Raised when the server, or a proxy in front of it, rejects the credentials."""
+    """Raised when the server, or a proxy in front of it, does not allow the request."""
 
     http_status = 403
     grpc_code = 7
 
 
 class CredentialsRefused(PermissionDenied):
-    """Raised when the server requires a key, or does not know the one that was sent."""
+    """Raised when the server requires a key, or does not accept the key that was sent."""
 
     http_status = 401
     grpc_code = 16
@@ -82,7 +82,7 @@ UNREADABLE: Final = (
 
 
 class ProtocolError(BacklineError):
-    """Raised when the other side does not speak the protocol of the URL."""
+    """Raised when the server does not speak the protocol of the URL, or sends what cannot be read."""
 
 
 _BY_STATUS: dict[int, type[BacklineError]] = {
@@ -139,7 +139,7 @@ def from_http_status(status: int, message: str, retry_after: float | None = None
 def from_grpc_code(code: int, message: str, retry_after: float | None = None) -> BacklineError:
     """Returns the error for a gRPC status other than OK."""
     kind = _BY_CODE.get(code, Internal)
-    if code == 8:  # RESOURCE_EXHAUSTED means that a message is too large, or its caller has sent too many
+    if code == 8:  # RESOURCE_EXHAUSTED: a message is too large, or the caller exceeded a quota
         too_large = retry_after is None and ("message" in message.lower() or "size" in message.lower())
         kind = PayloadTooLarge if too_large else QuotaExceeded
     error = kind(message)

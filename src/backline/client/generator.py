@@ -1,4 +1,6 @@
-"""Writes a typed Python module for one model: dataclasses of inputs and outputs, and classes that call it."""
+"""Writes a typed Python module for one model: dataclasses of inputs and outputs, and classes that call the
+model.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ _SCALARS = {DataType.BYTES: "np.object_", DataType.BOOL: "np.bool_", DataType.BF
 def generate_module(metadata: ModelMetadata, *, decoupled: bool) -> str:
     """Returns the source of a module that calls the model through `backline.connect`.
 
-    Fields are named after the inputs and outputs; a name that Python does not allow is changed, and the
-    original is sent. Texts from the server go into string literals only.
+    Fields are named after the inputs and outputs. If Python does not allow a name, the field gets a similar
+    one, and requests still use the original. Texts from the server go into string literals only.
     """
     name = _class_name(metadata.name)
     taken = {"by_name", "of"}
@@ -45,7 +47,7 @@ def _class_name(model: str) -> str:
 
 
 def _fields(specs: Sequence[TensorSpec], taken: set[str]) -> list[tuple[str, TensorSpec]]:
-    """Returns a field name for each tensor: an identifier that no other field has."""
+    """Returns a field name for each tensor: a Python identifier that no other field has."""
     found = []
     for spec in specs:
         base = re.sub(r"\W", "_", spec.name, flags=re.ASCII) or "_"

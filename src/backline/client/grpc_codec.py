@@ -9,10 +9,11 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from backline.client.errors import UNREADABLE, ProtocolError
-from backline.client.transport import InferCall
+from backline.client.lone_output import LoneOutput, lone_output
+from backline.client.transport import InferCall, form_of
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse, Parameter
-from backline.engine.values.tensor import Buffer, Shape, Tensor, decode_tensor, encode_tensor
+from backline.engine.values.tensor import Buffer, Shape, Tensor, check_shape, decode_tensor, encode_tensor
 from backline.memo import Memo
 from backline.protos import message
 
@@ -30,7 +31,8 @@ _CONTENTS = {
     DataType.FP64: "fp64_contents",
     DataType.BYTES: "bytes_contents",
 }
-#: Tags of length-delimited fields (number << 3 | 2): the id of either message, and the raw contents of each.
+#: Tags of length-delimited fields (number << 3 | 2): the id of a request or response, and the raw contents of
+#: each.
 _ID = 3 << 3 | 2
 _RAW_INPUT = 7 << 3 | 2
 _RAW_OUTPUT = 6 << 3 | 2
@@ -53,28 +55,26 @@ class _Head:
 class InferCodec:
     """Encodes requests to a server and decodes its responses, without copying tensors.
 
-    The protobuf runtime would copy tensors two or three times. Here it handles only the rest of a message,
-    and only once for all messages that differ in nothing but their ids and tensors.
+    The protobuf runtime would copy tensors two or three times. Here the runtime handles only the rest of a
+    message, and only once for all messages that differ in nothing but their ids and tensors.
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._requests: Memo[object, bytes] = Memo(_REMEMBERED)
         self._responses: Memo[bytes, _Head] = Memo(_REMEMBERED)
+        #: The form of the latest response that fits LoneOutput; the next response probably differs only in
+        #: its data.
+        self._lone: LoneOutput | None = None
 
     def encode(self, call: InferCall) -> list[Buffer]:
         """Returns the ModelInferRequest of a call, in parts; the message is their concatenation."""
-        key = (
-            call.model,
-            call.version,
-            call.outputs,
-            *[(one.name, one.datatype, one.shape) for one in call.inputs],
-        )
-        head = None if call.parameters else self._requests.get(key)
+        form = form_of(call)
+        head = None if form is None else self._requests.get(form)
         if head is None:
             head = _request_head(call)
-            if not call.parameters and len(head) <= _LONGEST:
-                self._requests.keep(key, head)
+            if form is not None and len(head) <= _LONGEST:
+                self._requests.keep(form, head)
         parts: list[Buffer] = [head]
         if call.id:
             text = call.id.encode()
@@ -87,6 +87,9 @@ class InferCodec:
 
     def decode(self, received: Buffer) -> InferResponse:
         """Returns the response in a ModelInferResponse. Raises ProtocolError if the message is invalid."""
+        lone = self._lone
+        if lone is not None and len(received) == lone.size and received[: lone.start] == lone.before:
+            return lone.response(received)
         try:
             rest, id, places = _split(received)
             head = self._responses.get(rest) if places else None
@@ -107,12 +110,15 @@ class InferCodec:
         except (*UNREADABLE, DecodeError) as error:
             raise self._unreadable(error) from None
         parameters = dict(head.parameters) if head.parameters else head.parameters
-        return InferResponse(head.model, head.version, id, outputs, parameters)
+        response = InferResponse(head.model, head.version, id, outputs, parameters)
+        if len(places) == 1 and places[0][1] == len(received):
+            self._lone = lone_output(received, places[0][0], response) or self._lone
+        return response
 
     def convert(self, response: Any) -> InferResponse:
         """Returns the response in a parsed ModelInferResponse, with raw or typed contents.
 
-        Raises ProtocolError.
+        Raises ProtocolError if the contents do not fit the datatypes and shapes.
         """
         raw = response.raw_output_contents
         try:
@@ -125,6 +131,7 @@ class InferCodec:
                     outputs.append(decode_tensor(name, datatype, shape, raw[index]))
                     continue
                 contents = response.outputs[index].contents
+                check_shape(name, shape)
                 typed = getattr(contents, _CONTENTS[datatype]) if datatype in _CONTENTS else ()
                 data = np.array(list(typed), datatype.dtype).reshape(shape)
                 outputs.append(Tensor(name, datatype, shape, data))
@@ -165,17 +172,17 @@ def _parameter_field(value: Parameter) -> str:
     if isinstance(value, bool):
         return "bool_param"
     if isinstance(value, int):
-        return "int64_param"
+        return "int64_param" if value < 2**63 else "uint64_param"
     return "double_param" if isinstance(value, float) else "string_param"
 
 
 def _split(received: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
     """Separates the id and the raw contents of a ModelInferResponse from the rest.
 
-    Returns the rest, which is a ModelInferResponse too, the id, and the start and end of each raw content.
-    Raises ValueError or IndexError if the message is malformed. All fields of the message are
-    length-delimited. The search ends at the first field that is not; everything from there on belongs to the
-    rest.
+    Returns three values: the rest, itself a valid ModelInferResponse; the id; and the start and end of each
+    raw content. Raises ValueError or IndexError if the message is malformed. Every field defined for this
+    message is length-delimited, so the search stops at the first field of another wire type; that field and
+    everything after it go into the rest.
     """
     position, total = 0, len(received)
     id = ""

@@ -1,27 +1,99 @@
-"""The requests that a client can send to a gRPC server. Subclasses decide how messages are sent."""
+"""The requests that a client can send to a gRPC server, and the changes that it can make to its models."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from backline.client.address import Address
-from backline.client.control import ModelControl
-from backline.client.errors import ProtocolError, from_grpc_code
+from backline.client.control import USER_HEADER, ModelControl
+from backline.client.errors import ConnectionFailed, ProtocolError, from_grpc_code
 from backline.client.grpc_codec import InferCodec
-from backline.client.grpc_control import GrpcControl
+from backline.client.http_connection import HttpAnswer
+from backline.client.http_control import HttpControl
+from backline.client.http_transport import HttpTransport
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata, answers
 from backline.client.transport import InferCall, Transport
-from backline.engine.errors import Internal, InvalidArgument
+from backline.engine.control import Overrides
+from backline.engine.errors import Internal, InvalidArgument, Unsupported
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse
 from backline.engine.values.signature import TensorSpec
 from backline.protos import message, to_plain
+
+
+class GrpcControl(HttpControl):
+    """Loads and unloads whole models with Triton's gRPC methods; does everything else over HTTP.
+
+    Every port of Backline speaks HTTP; Triton's gRPC port does not.
+    """
+
+    def __init__(self, transport: GrpcRequests, address: Address, options: ClientOptions) -> None:
+        url = address.url.replace("grpc", "http", 1)
+        http = HttpTransport(replace(address, url=url, protocol="http"), options)
+        super().__init__(http, address.url, options)
+        self._grpc = transport
+        self._metadata = ((USER_HEADER, self._user),) if self._user else ()
+        #: Whether the port speaks HTTP; None until the first attempt.
+        self._has_http: bool | None = None
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+    async def models(self, timeout: float) -> list[ModelIndex]:
+        try:
+            return await super().models(timeout)
+        except Unsupported:
+            return await self._grpc.repository_index(timeout)
+
+    async def load(self, model: str, version: str, overrides: Overrides | None, timeout: float) -> None:
+        if version:
+            await super().load(model, version, overrides, timeout)
+            return
+        request = message("inference.RepositoryModelLoadRequest")(model_name=model)
+        if overrides is not None:
+            request.parameters["config"].string_param = overrides.config or "{}"
+            for path, content in overrides.files.items():
+                request.parameters[f"file:{path}"].bytes_param = content
+        await self._grpc.call("RepositoryModelLoad", request, timeout, self._metadata)
+
+    async def unload(self, model: str, version: str, dependents: bool, timeout: float) -> None:
+        if version:
+            await super().unload(model, version, dependents, timeout)
+            return
+        request = message("inference.RepositoryModelUnloadRequest")(model_name=model)
+        request.parameters["unload_dependents"].bool_param = dependents
+        await self._grpc.call("RepositoryModelUnload", request, timeout, self._metadata)
+
+    async def _exchange(self, method: str, path: str, document: object, timeout: float) -> HttpAnswer:
+        """Sends a request over HTTP and returns the answer.
+
+        Raises Unsupported if the port speaks gRPC but not HTTP.
+        """
+        if self._has_http is not False:
+            try:
+                answer = await super()._exchange(method, path, document, timeout)
+            except (ConnectionFailed, ProtocolError):
+                if self._has_http:
+                    raise
+                # Raises an error if the port does not respond over gRPC either; then the cause is not a lack
+                # of HTTP.
+                await self._grpc.server_live(timeout)
+                self._has_http = False
+            else:
+                self._has_http = True
+                return answer
+        raise Unsupported(
+            f"{method} {path.partition('?')[0]} needs HTTP, which the port of {self._url} does not"
+            " speak: use the server's http:// URL"
+        )
+
 
 #: The response parameter that marks the last response.
 FINAL = "triton_final_response"
@@ -31,7 +103,7 @@ STREAM_METADATA = (("triton_grpc_error", "true"),)
 
 
 class GrpcRequests(Transport):
-    """The Open Inference Protocol over gRPC. A subclass sends the messages."""
+    """The Open Inference Protocol over gRPC. A subclass implements the sending of messages."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self._url = address.url
@@ -119,7 +191,7 @@ class GrpcRequests(Transport):
     async def model_config(
         self, model: str, version: str, timeout: float, *, explained: bool = False
     ) -> dict[str, Any]:
-        # The protocol has no call for an explained configuration.
+        # `explained` is ignored: only HTTP has a route for it, /explain-config.
         found = await self._ask("ModelConfig", timeout, name=model, version=version)
         return to_plain(found.config)
 

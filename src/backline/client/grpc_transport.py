@@ -44,7 +44,7 @@ def _grpc() -> Any:
 
 
 class GrpcTransport(GrpcRequests):
-    """A channel of grpcio's asyncio API, without limits on message sizes. It reconnects by itself."""
+    """A channel of grpcio's asyncio API, without limits on message sizes. A lost connection is reopened."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         grpc = _grpc()
@@ -169,7 +169,7 @@ class GrpcTransport(GrpcRequests):
             return ConnectionLost(failed.message) if sent else failed
         if code == 4:
             return DeadlineExceeded(
-                f"no answer from {self._url} within {timeout:.3g} s" + (f" ({details})" if details else "")
+                f"no response from {self._url} within {timeout:.3g} s" + (f" ({details})" if details else "")
             )
         failure = from_grpc_code(
             code,

@@ -8,7 +8,7 @@ from backline.client.address import Address
 from backline.client.errors import ConnectionFailed
 from backline.client.options import ClientOptions
 
-#: OpenSSL's codes for certificates that are invalid whichever authorities the client trusts (X509_V_ERR_...).
+#: OpenSSL's codes for certificates that are invalid whichever CAs the client trusts (X509_V_ERR_...).
 _NOT_YET_VALID, _EXPIRED = 9, 10
 _OTHER_NAME = frozenset((62, 64))
 
@@ -16,7 +16,7 @@ _OTHER_NAME = frozenset((62, 64))
 def unanswered(address: Address, options: ClientOptions) -> str:
     """Returns advice for when a server closes a new connection without sending a byte; may be empty.
 
-    In TLS 1.3 the client learns only after its handshake that the server refuses it, and many servers,
+    In TLS 1.3 the client has completed its handshake before the server can refuse the client. Many servers,
     Backline among them, then close the connection without saying why.
     """
     if address.unix:
@@ -29,8 +29,8 @@ def unanswered(address: Address, options: ClientOptions) -> str:
             " key='client.key' (--certificate and --key on the command line)."
         )
     return (
-        f" The server may not accept the client certificate '{options.certificate}': the authority given to"
-        " its --ssl-client-ca must have signed it."
+        f" The server may not accept the client certificate '{options.certificate}': it must be signed by the"
+        " CA given to the server's --ssl-client-ca."
     )
 
 
@@ -45,13 +45,13 @@ def no_tls(address: Address) -> ConnectionFailed:
 def unverified(address: Address, reason: str, code: int = 0) -> ConnectionFailed:
     """Returns the error for a server certificate that the client rejects, with OpenSSL's `code` if known."""
     if code in (_EXPIRED, _NOT_YET_VALID):
-        advice = "Renew it, or check the clocks of both machines"
+        advice = "Renew the certificate, or check the clocks of both machines"
     elif code in _OTHER_NAME:
         advice = "Use a name or address that the certificate contains, or issue it for this one"
     else:
         advice = (
-            "Pass ca='ca.pem' (--ca ca.pem on the command line) with the certificate of the authority that"
-            " signed it"
+            "Pass ca='ca.pem' (--ca ca.pem on the command line) with the certificate of the CA that signed"
+            " the server's certificate"
         )
     return ConnectionFailed(f"the certificate of {address.url} cannot be verified: {reason}. {advice}")
 

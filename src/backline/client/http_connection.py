@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import httptools
 
 from backline.client.errors import ConnectionFailed, ConnectionLost, DeadlineExceeded, ProtocolError
+from backline.engine.errors import BacklineError
 from backline.engine.values.tensor import Buffer
+
+if TYPE_CHECKING:
+    from backline.system.busy_poll import BusyPoll
 
 #: Bodies above this size are received straight into their own buffer, bypassing the parser.
 DIRECT_BODY = 32 * 1024
-#: Requests up to this size are joined into one buffer: a copy is cheaper than a second system call.
+#: Requests up to this size are joined into one buffer, because a copy takes less time than a second system
+#: call.
 JOINED_REQUEST = 32 * 1024
 RECEIVE_BUFFER = 64 * 1024
 MAX_HEAD = 256 * 1024
-#: The maximum size of a response body in bytes, so that a hostile server cannot exhaust its clients' memory.
+#: The maximum number of received bytes per byte of a body in chunks. A chunk with one byte takes six bytes.
+CHUNK_OVERHEAD = 8
+#: The maximum size of a response body in bytes, so that a hostile server cannot exhaust a client's memory.
 MAX_BODY = 4 << 30
+#: The maximum size in bytes of a head that a connection remembers.
+_LONGEST_HEAD = 2048
 #: Alignment in memory of the tensors after the JSON header, so that numpy can use them in place.
 ALIGNMENT = 64
 
@@ -35,21 +44,50 @@ class HttpAnswer:
         self.body = body
 
 
+#: Receives the answer to a request, or the error that ended it.
+OnAnswer: TypeAlias = Callable[["HttpAnswer | None", BacklineError | None], None]
+
+
 class HttpConnection(asyncio.BufferedProtocol):
     """Sends one request at a time, and receives the body of each answer into one buffer.
 
     `reusable` says whether another request may follow, `idle_since` when the last request ended
     (time.monotonic()).
+
+    Servers mostly send the same head again, so the connection remembers the head of the last answer.
+
+    Invariants of the memo: it holds the bytes of a head that the parser accepted, with status 200 and a
+    Content-Length, on a connection that stayed open. The complete answer arrived in one read. Received data
+    match the memo only if they begin an answer, start with those bytes and have exactly the same size as the
+    earlier answer, so the parser would produce the same answer with another body.
     """
 
-    def __init__(self, url: str, advice: str = "") -> None:
-        """`advice` is appended to the error if the server closes the connection without sending a byte."""
+    def __init__(self, url: str, advice: str = "", poll: BusyPoll | None = None) -> None:
+        """`advice` is appended to the error if the server closes the connection without sending a byte.
+
+        `poll` is the busy poll of the event loop, to which the connection reports when answers arrive.
+        """
         self._url = url
         self._advice = advice
         self._loop = asyncio.get_running_loop()
-        self._receive = memoryview(bytearray(RECEIVE_BUFFER))
+        self._received = bytearray(RECEIVE_BUFFER)
+        self._receive = memoryview(self._received)
         self._transport: asyncio.Transport | None = None
-        self._waiter: asyncio.Future[HttpAnswer] | None = None
+        self._poll = poll
+        #: Receives the answer of the request in flight, or its error.
+        self._on_end: OnAnswer | None = None
+        #: The times at which the request in flight fails and at which the timer fires (time.monotonic()). The
+        #: timer stays set when a request ends and may fire before the deadline of the next request, because
+        #: setting a timer for each request would take longer.
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        #: The size of an answer with the remembered head; 0 if no head is remembered.
+        self._same_size = 0
+        self._head_bytes = b""
+        self._same_headers: dict[bytes, bytes] = {}
+        #: The complete answer, while the bytes that arrived with it are still being parsed.
+        self._complete: HttpAnswer | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._lost = False
         self._one_by_one = False
@@ -66,6 +104,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._direct: memoryview | None = None
         self._chunks: list[bytes] = []
         self._chunked = 0
+        #: The number of bytes received since the header, including the framing of chunks and trailer fields.
+        self._raw = 0
         self._answered = False
         self._head_size = 0
         self._headless = True
@@ -73,20 +113,25 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     # sending a request
 
-    async def request(
-        self, parts: Sequence[Buffer], size: int, timeout: float, spent: float = 0.0
-    ) -> HttpAnswer:
-        """Sends the buffers of a request in order, `size` bytes in total, and waits for the answer.
+    def start(
+        self, parts: Sequence[Buffer], size: int, timeout: float, on_end: OnAnswer, spent: float = 0.0
+    ) -> None:
+        """Sends the buffers of a request in order, `size` bytes in total.
 
-        `spent` is the part of `timeout` already used; both are in seconds.
-        Raises DeadlineExceeded, ConnectionFailed or ProtocolError, after closing the connection.
+        `on_end` is called once: with the answer or, after the connection was closed, with DeadlineExceeded,
+        ConnectionFailed or ProtocolError. `spent` is the part of `timeout` already used; both are in seconds.
+
+        Raises ConnectionFailed if the connection is closed.
         """
         transport = self._transport
         if transport is None or self._lost:
             raise ConnectionFailed(f"the connection to {self._url} is closed; nothing was sent")
         self._timeout = timeout
-        waiter = self._waiter = self._loop.create_future()
-        timer = self._loop.call_later(max(timeout - spent, 0.001), self._expire)
+        self._on_end = on_end
+        left = max(timeout - spent, 0.001)
+        self._deadline = deadline = monotonic() + left
+        if self._timer is None or deadline < self._timer_at:
+            self._set_timer(deadline, left)
         if len(parts) == 1:
             transport.write(parts[0])
         elif size <= JOINED_REQUEST:
@@ -96,53 +141,150 @@ class HttpConnection(asyncio.BufferedProtocol):
                 transport.write(part)
         else:
             transport.writelines(parts)
+
+    async def request(
+        self, parts: Sequence[Buffer], size: int, timeout: float, spent: float = 0.0
+    ) -> HttpAnswer:
+        """Sends a request and waits for the answer; see `start`. Raises the error that ends the request."""
+        answered: asyncio.Future[HttpAnswer] = self._loop.create_future()
+
+        def ended(answer: HttpAnswer | None, error: BacklineError | None) -> None:
+            if answered.done():
+                return
+            if answer is None:
+                assert error is not None, "a request ends with an answer or an error"
+                answered.set_exception(error)
+            else:
+                answered.set_result(answer)
+
+        self.start(parts, size, timeout, ended, spent)
         try:
-            answer: HttpAnswer = await waiter
-            return answer
+            return await answered
         except asyncio.CancelledError:
             self.abort()
             raise
-        finally:
-            timer.cancel()
-            self._waiter = None
-            self.idle_since = monotonic()
+
+    def _end(self, answer: HttpAnswer | None, error: BacklineError | None) -> None:
+        on_end, self._on_end = self._on_end, None
+        self.idle_since = monotonic()
+        if on_end is not None:
+            on_end(answer, error)
+
+    def _set_timer(self, moment: float, left: float) -> None:
+        self._stop_timer()
+        self._timer_at = moment
+        self._timer = self._loop.call_later(left, self._rings)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _rings(self) -> None:
+        self._timer = None
+        if self._on_end is None:
+            return
+        left = self._deadline - monotonic()
+        if left > 0:
+            self._set_timer(self._deadline, left)
+        else:
+            self._expire()
 
     def _expire(self) -> None:
         self._fail(
             DeadlineExceeded(
-                f"no complete answer from {self._url} within {self._timeout:.3g} s; the request was given up"
+                f"no complete response from {self._url} within {self._timeout:.3g} s; the request was"
+                " cancelled"
             )
         )
 
-    def _fail(self, error: Exception) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_exception(error)
+    def _fail(self, error: BacklineError) -> None:
+        on_end = self._on_end
         self.abort()
+        self._on_end = on_end
+        self._end(None, error)
 
     def _too_large(self) -> None:
         self._chunks = []
         self._fail(ProtocolError(f"{self._url} sent an answer of more than {MAX_BODY >> 30} GiB"))
 
     def abort(self) -> None:
-        """Closes the connection at once, so that the server notices that its client is gone."""
+        """Closes the connection immediately, so that the server notices that its client is gone.
+
+        The outcome of a request in flight is no longer reported.
+        """
+        self._on_end = None
+        self._stop_timer()
         self.reusable = False
         self._lost = True
         if self._transport is not None:
             self._transport.abort()
 
+    def close(self) -> None:
+        """Closes the connection immediately. A request in flight fails with ConnectionLost, but not before
+        this method has returned.
+        """
+        on_end = self._on_end
+        self.abort()
+        if on_end is not None:
+            self._on_end = on_end
+            error = ConnectionLost(f"the client of {self._url} was closed; the request may have run")
+            self._loop.call_soon(self._end, None, error)
+
     # callbacks of asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        # asyncio's writelines copies the parts (Python 3.11), or hangs after an empty one (3.12, 3.13).
+        if self._poll is not None:
+            self._poll.connected(transport.get_extra_info("socket"))
+        # asyncio's writelines copies the parts (Python 3.11), or hangs after an empty part (3.12, 3.13).
         self._one_by_one = type(transport).__module__.startswith("asyncio.")
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._receive if self._direct is None else self._direct[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._advice = ""
+        begins = not self._head_size
+        if (
+            nbytes == self._same_size
+            and begins
+            and self._on_end is not None
+            and self._received.startswith(self._head_bytes)
+        ):
+            body = bytes(self._receive[len(self._head_bytes) : nbytes])
+            self._end(HttpAnswer(200, self._same_headers, body), None)
+        else:
+            self._advice = ""
+            self._read(nbytes)
+            if self._complete is not None:
+                if begins:
+                    self._remember(self._complete, nbytes)
+                self._deliver()
+        poll = self._poll
+        if poll is not None:
+            poll.arrived = True
+            if poll.asleep:
+                poll.wake()
+
+    def _remember(self, answer: HttpAnswer, nbytes: int) -> None:
+        """Remembers the head of an answer that arrived in one read of `nbytes` bytes."""
+        length = answer.headers.get(b"content-length")
+        size = nbytes - len(answer.body)
+        if (
+            answer.status == 200
+            and self.reusable
+            and type(answer.body) is bytes  # larger bodies are aligned for numpy
+            and length is not None
+            and b"transfer-encoding" not in answer.headers
+            and int(length) == len(answer.body)
+            and size <= _LONGEST_HEAD
+            and self._received.find(b"\r\n\r\n", 0, nbytes) == size - 4
+        ):
+            self._head_bytes = bytes(self._receive[:size])
+            self._same_headers = answer.headers
+            self._same_size = nbytes
+
+    def _read(self, nbytes: int) -> None:
         if self._direct is not None:
             self._filled += nbytes
             if self._filled == len(self._direct):
@@ -150,7 +292,7 @@ class HttpConnection(asyncio.BufferedProtocol):
                 self._parser = httptools.HttpResponseParser(self)  # the old parser still expects this body
                 self._finish()
             return
-        if self._waiter is None:
+        if self._on_end is None:
             self.abort()  # unsolicited bytes could be taken for the next answer
             return
         if self._headless:
@@ -158,13 +300,27 @@ class HttpConnection(asyncio.BufferedProtocol):
             if self._head_size > MAX_HEAD:
                 self._fail(ProtocolError(f"{self._url} sent a response head of more than {MAX_HEAD} bytes"))
                 return
+        else:
+            self._raw += nbytes
+            # Security: trailer fields and the headers of chunks are not part of the body, which alone is
+            # limited by MAX_BODY.
+            if self._raw > CHUNK_OVERHEAD * self._chunked + MAX_HEAD + RECEIVE_BUFFER:
+                self._fail(
+                    ProtocolError(
+                        f"{self._url} sent more than {MAX_HEAD} bytes of chunk headers and trailers"
+                    )
+                )
+                return
         try:
             self._parser.feed_data(self._receive[:nbytes])
         except httptools.HttpParserError as error:
+            if self._complete is not None:
+                self.reusable = False  # only the bytes after the answer are wrong
+                return
             sent = bytes(self._receive[: min(nbytes, 40)])
             self._fail(
                 ProtocolError(
-                    f"{self._url} does not answer in HTTP/1.1 ({error}), it sent {sent!r}. Is this the right"
+                    f"{self._url} does not answer in HTTP/1.1 ({error}); it sent {sent!r}. Is this the right"
                     " port?"
                 )
             )
@@ -175,8 +331,8 @@ class HttpConnection(asyncio.BufferedProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._lost = True
         self.reusable = False
-        waiter = self._waiter
-        if waiter is None or waiter.done():
+        self._stop_timer()
+        if self._on_end is None:
             return
         if (
             self._answered
@@ -184,19 +340,26 @@ class HttpConnection(asyncio.BufferedProtocol):
             and b"transfer-encoding" not in self._headers
         ):
             self._finish()  # the end of the connection ends the body
+            self._deliver()
             return
         why = f": {error}" if error else ""
         got = "in the middle of its answer" if self._answered else "before it answered"
-        waiter.set_exception(
+        self._end(
+            None,
             ConnectionLost(
                 f"{self._url} closed the connection {got}{why}; the request may have run.{self._advice}"
-            )
+            ),
         )
 
     # callbacks of the parser (httptools)
 
+    def on_message_begin(self) -> None:
+        if self._complete is not None:
+            self.reusable = False  # bytes after the answer could be taken for the next answer
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value
+        if self._headless:  # trailer fields must not be taken for header fields (RFC 9110, section 6.5.1)
+            self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         self._headless = False
@@ -236,12 +399,17 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._finish()
 
     def _finish(self) -> None:
-        waiter, headers, chunks, status = self._waiter, self._headers, self._chunks, self._status
+        if self._complete is not None:
+            return  # a second answer, which nobody asked for
+        headers, chunks, status = self._headers, self._chunks, self._status
         if headers.get(b"connection", b"").lower() == b"close":
             self.reusable = False
         body: memoryview | bytes = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         if self._body is not None:
             body = memoryview(self._body)[self._start :]
         self._begin()
-        if waiter is not None and not waiter.done():
-            waiter.set_result(HttpAnswer(status, headers, body))
+        self._complete = HttpAnswer(status, headers, body)
+
+    def _deliver(self) -> None:
+        answer, self._complete = self._complete, None
+        self._end(answer, None)

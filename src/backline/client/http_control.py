@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 class HttpControl(ModelControl):
-    """Sends changes over an HttpTransport, with a header that names the user unless the client set one."""
+    """Sends changes over an HttpTransport. A header field names the user, unless the client has set this
+    field.
+    """
 
     def __init__(self, transport: HttpTransport, url: str, options: ClientOptions) -> None:
         self._transport = transport
@@ -101,7 +103,8 @@ class HttpControl(ModelControl):
             if error.message.startswith(("Not Found", "Method Not Allowed")):
                 raise Unsupported(
                     f"{self._url} does not know {method} {path.partition('?')[0]}:"
-                    " operations on individual versions, labels and the history need a Backline server"
+                    " scans by request, and operations on individual versions, labels, the history and the"
+                    " audit log, need a Backline server"
                 )
             raise error
         return answer

@@ -1,4 +1,4 @@
-"""A client's kept-alive connections to one HTTP server; the most recently used is reused first."""
+"""A client's kept-alive connections to one HTTP server. The most recently used connection is reused first."""
 
 from __future__ import annotations
 
@@ -8,31 +8,40 @@ import ssl
 from collections import deque
 from collections.abc import Sequence
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from backline.client.address import Address
 from backline.client.errors import ConnectionFailed, DeadlineExceeded
 from backline.client.handshake import failed_handshake, no_tls, unanswered
-from backline.client.http_connection import HttpAnswer, HttpConnection
+from backline.client.http_connection import HttpAnswer, HttpConnection, OnAnswer
 from backline.client.options import ClientOptions
+from backline.engine.errors import BacklineError
 from backline.engine.values.tensor import Buffer
 
-#: Seconds after which an idle connection is not reused: the server or a proxy may be closing it right now.
+if TYPE_CHECKING:
+    from backline.system.busy_poll import BusyPoll
+
+#: Seconds after which an idle connection is not reused, because the server or a proxy may be about to close
+#: it.
 MAX_IDLE = 45.0
 RETRY_DELAY = 0.1
 
 
 class HttpPool:
-    """Opens at most `max_connections` connections; more requests wait for a free one, within their
-    timeout.
+    """A pool of at most `max_connections` connections. Once all are in use, requests wait for a free one,
+    within their timeout.
     """
 
-    def __init__(self, address: Address, options: ClientOptions) -> None:
+    def __init__(self, address: Address, options: ClientOptions, poll: BusyPoll | None = None) -> None:
+        """`poll` is the busy poll of the event loop; see HttpConnection."""
+        self._poll = poll
         self._address = address
         self._options = options
         self._idle: list[HttpConnection] = []
         self._all: set[HttpConnection] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._connecting = 0
+        self._closed = False
         self._ssl = options.ssl_context() if address.tls else None
 
     async def request(self, parts: Sequence[Buffer], size: int, timeout: float) -> HttpAnswer:
@@ -46,21 +55,39 @@ class HttpPool:
                     connection = await self._acquire()
             except TimeoutError:
                 raise DeadlineExceeded(
-                    f"no connection to {self._address.url} was free within {timeout:g} s"
-                    f" (max_connections={self._options.max_connections})"
+                    f"no connection to {self._address.url} became free or was opened within {timeout:g} s"
+                    f" (max_connections={self._options.max_connections}): raise max_connections or timeout"
                 ) from None
             spent = monotonic() - before
         try:
             return await connection.request(parts, size, timeout, spent)
         finally:
-            self._release(connection)
+            self.release(connection)
+
+    def start(
+        self, parts: Sequence[Buffer], size: int, timeout: float, on_end: OnAnswer
+    ) -> PooledRequest | None:
+        """Sends a request over a connection that is free now; see HttpConnection.start. Returns None if no
+        connection is free.
+        """
+        connection = self._take_idle()
+        if connection is None:
+            return None
+        started = PooledRequest(self, connection, on_end)
+        connection.start(parts, size, timeout, started.ended)
+        return started
 
     def close(self) -> None:
-        """Closes every connection; requests in flight fail with ConnectionFailed."""
+        """Closes every connection. Requests in flight fail with ConnectionLost, and requests that wait for a
+        connection with ConnectionFailed.
+        """
+        self._closed = True
         for connection in self._all:
-            connection.abort()
+            connection.close()
         self._all.clear()
         self._idle.clear()
+        while self._waiting:
+            self._wake()
 
     def _take_idle(self) -> HttpConnection | None:
         while self._idle:
@@ -72,6 +99,8 @@ class HttpPool:
 
     async def _acquire(self) -> HttpConnection:
         while True:
+            if self._closed:
+                raise self._is_closed()
             connection = self._take_idle()
             if connection is not None:
                 return connection
@@ -86,7 +115,8 @@ class HttpPool:
                     self._wake()  # this waiter gave up: wake the next one
                 raise
 
-    def _release(self, connection: HttpConnection) -> None:
+    def release(self, connection: HttpConnection) -> None:
+        """Takes back a connection whose request has ended."""
         if connection.reusable:
             self._idle.append(connection)
         else:
@@ -111,6 +141,9 @@ class HttpPool:
                 try:
                     async with asyncio.timeout(self._options.connect_timeout):
                         connection = await self._open()
+                    if self._closed:
+                        connection.abort()
+                        raise self._is_closed()
                     self._all.add(connection)
                     return connection
                 except (OSError, TimeoutError) as error:
@@ -122,12 +155,15 @@ class HttpPool:
             self._connecting -= 1
             self._wake()
 
+    def _is_closed(self) -> ConnectionFailed:
+        return ConnectionFailed(f"the client of {self._address.url} is closed; nothing was sent")
+
     async def _open(self) -> HttpConnection:
         loop = asyncio.get_running_loop()
         address = self._address
 
         def protocol() -> HttpConnection:
-            return HttpConnection(address.url, unanswered(address, self._options))
+            return HttpConnection(address.url, unanswered(address, self._options), self._poll)
 
         if address.unix:
             _, connection = await loop.create_unix_connection(protocol, address.path)
@@ -140,6 +176,34 @@ class HttpPool:
                 server_hostname=address.certified if self._ssl else None,
             )
         return connection
+
+
+class PooledRequest:
+    """A request in flight over a connection that returns to its pool when the request ends."""
+
+    __slots__ = ("_connection", "_on_end", "_pool")
+
+    def __init__(self, pool: HttpPool, connection: HttpConnection, on_end: OnAnswer) -> None:
+        self._pool = pool
+        self._connection = connection
+        self._on_end: OnAnswer | None = on_end
+
+    def ended(self, answer: HttpAnswer | None, error: BacklineError | None) -> None:
+        """Returns the connection to the pool and reports the answer or the error."""
+        on_end, self._on_end = self._on_end, None
+        self._pool.release(self._connection)
+        if on_end is not None:
+            on_end(answer, error)
+
+    def abandon(self) -> None:
+        """Closes the connection, so that the server stops working on the request.
+
+        Has no effect if the outcome has already been reported.
+        """
+        if self._on_end is not None:
+            self._on_end = None
+            self._connection.abort()
+            self._pool.release(self._connection)
 
 
 def refused(address: Address, timeout: float, error: Exception) -> ConnectionFailed:

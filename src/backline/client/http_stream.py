@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 import httptools
 
 from backline.client.address import Address
-from backline.client.errors import ConnectionFailed, DeadlineExceeded, ProtocolError
+from backline.client.errors import ConnectionLost, DeadlineExceeded, ProtocolError
 from backline.client.http_connection import HttpAnswer
 from backline.client.http_pool import refused
 from backline.engine.values.tensor import Buffer
@@ -46,12 +46,12 @@ class EventReader:
         return bytes(self._buffer)
 
     def feed(self, data: bytes) -> None:
-        """Adds received bytes. Raises ProtocolError if they are not HTTP/1.1, or an event is too large."""
+        """Adds received bytes. Raises ProtocolError if the bytes are malformed, or an event is too large."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             raise ProtocolError(
-                f"the server does not answer in HTTP/1.1 ({error}), it sent {data[:40]!r}"
+                f"the server does not answer in HTTP/1.1 ({error}); it sent {data[:40]!r}"
             ) from None
         if len(self._buffer) > _LARGEST_EVENT:
             raise ProtocolError("the server sent an event of more than 1 GiB")
@@ -115,10 +115,10 @@ async def stream_events(
                     data = await reader.read(_READ)
             except TimeoutError:
                 raise DeadlineExceeded(
-                    f"no response from {address.url} within {timeout:.3g} s; the request was given up"
+                    f"no response from {address.url} within {timeout:.3g} s; the request was cancelled"
                 ) from None
             except OSError as error:
-                raise ConnectionFailed(
+                raise ConnectionLost(
                     f"the connection to {address.url} broke: {error}; the request may have run.{advice}"
                 ) from None
             if data:
@@ -131,7 +131,7 @@ async def stream_events(
             if events.complete or (not data and events.begun and b"transfer-encoding" not in events.headers):
                 break
             if not data:
-                raise ConnectionFailed(
+                raise ConnectionLost(
                     f"{address.url} closed the connection {got}; the request may have run.{advice}"
                 )
         if not events.is_events:

@@ -3,57 +3,55 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote
 
 import msgspec
-import numpy as np
 
 from backline.client.address import Address
 from backline.client.control import ModelControl
 from backline.client.credentials import find_credential
 from backline.client.errors import UNREADABLE, ProtocolError, from_http_status
 from backline.client.handshake import unanswered
+from backline.client.http_codec import (
+    HEADER_LENGTH,
+    ResponseJson,
+    decode_event,
+    decode_infer,
+    encode_infer,
+)
 from backline.client.http_connection import HttpAnswer
 from backline.client.http_control import HttpControl
 from backline.client.http_pool import HttpPool
 from backline.client.http_stream import stream_events
+from backline.client.lone_output import LoneOutput, lone_output
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata, answers
-from backline.client.transport import InferCall, Transport
+from backline.client.transport import InferCall, OnOutcome, Sending, TaskSending, Transport, form_of
+from backline.decodable import decodable
 from backline.engine.errors import BacklineError, NotFound
 from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferResponse, Parameter
+from backline.engine.values.messages import InferResponse
 from backline.engine.values.signature import TensorSpec
-from backline.engine.values.tensor import Buffer, Tensor, decode_tensor, encode_tensor
+from backline.engine.values.tensor import Buffer, encode_tensor
+from backline.memo import Memo
+
+if TYPE_CHECKING:
+    from backline.system.busy_poll import BusyPoll
 
 T = TypeVar("T")
 
 #: The maximum number of digits in a Retry-After field that the client accepts.
 LONGEST_WAIT: Final = 6
-
-_encode = msgspec.json.Encoder().encode
-
-
-class _OutputJson(msgspec.Struct):
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    parameters: dict[str, Parameter] = {}
-    data: list[Any] | None = None
+#: The maximum number of cached request heads, and of cached response headers.
+_REMEMBERED = 256
+#: The maximum size, in bytes, of a request head that is cached.
+_LONGEST = 2048
 
 
-class _ResponseJson(msgspec.Struct):
-    model_name: str
-    outputs: list[_OutputJson]
-    model_version: str = ""
-    id: str = ""
-    parameters: dict[str, Parameter] | None = None
-
-
+@decodable
 class _TensorJson(msgspec.Struct):
     name: str
     datatype: str
@@ -61,6 +59,7 @@ class _TensorJson(msgspec.Struct):
     parameters: dict[str, Any] | None = None
 
 
+@decodable
 class _MetadataJson(msgspec.Struct):
     name: str
     versions: list[str] = []
@@ -69,6 +68,7 @@ class _MetadataJson(msgspec.Struct):
     outputs: list[_TensorJson] = []
 
 
+@decodable
 class _IndexJson(msgspec.Struct):
     name: str
     version: str | int = ""
@@ -76,109 +76,17 @@ class _IndexJson(msgspec.Struct):
     reason: str = ""
 
 
+@decodable
 class _InputJson(msgspec.Struct):
     name: str
     optional: bool = False
 
 
+@decodable
 class _ConfigJson(msgspec.Struct):
     """The fields of a configuration that the client itself reads."""
 
     input: list[_InputJson] = []
-
-
-class _Error(msgspec.Struct):
-    error: str | None = None
-
-
-_decode_error = msgspec.json.Decoder(_Error).decode
-_decode = msgspec.json.Decoder(_ResponseJson).decode
-
-
-def encode_infer(call: InferCall, *, binary: bool = True) -> tuple[bytes, list[Buffer]]:
-    """Encodes a call as a JSON header and the buffers of its tensors. `binary` asks for binary outputs."""
-    inputs = []
-    buffers: list[Buffer] = []
-    for tensor in call.inputs:
-        raw = encode_tensor(tensor)
-        buffers.append(raw)
-        inputs.append(
-            {
-                "name": tensor.name,
-                "shape": tensor.shape,
-                "datatype": tensor.datatype.name,
-                "parameters": {"binary_data_size": len(raw)},
-            }
-        )
-    header: dict[str, Any] = {"inputs": inputs}
-    if call.id:
-        header["id"] = call.id
-    parameters = dict(call.parameters or {})
-    if call.outputs is not None:
-        header["outputs"] = [{"name": name, "parameters": {"binary_data": binary}} for name in call.outputs]
-    elif binary:
-        parameters["binary_data_output"] = True
-    if parameters:
-        header["parameters"] = parameters
-    return _encode(header), buffers
-
-
-def decode_infer(url: str, answer: HttpAnswer) -> InferResponse:
-    """Decodes the response in an answer with status 200. Raises ProtocolError if it is invalid."""
-    body = memoryview(answer.body)
-    length = answer.headers.get(b"inference-header-content-length")
-    try:
-        end = len(body) if length is None else int(length)
-        if not 0 < end <= len(body):
-            raise ValueError(f"the JSON header has {end} bytes, but the body has {len(body)}")
-        header = _read_header(body[:end])
-        outputs = list(_tensors(header, body, end))
-    except UNREADABLE as error:
-        raise ProtocolError(f"{url} sent an inference response that cannot be read: {error}") from None
-    return InferResponse(header.model_name, header.model_version, header.id, outputs, header.parameters)
-
-
-def _read_header(text: memoryview) -> _ResponseJson:
-    """Reads the JSON of a response, in which numbers may be NaN, Infinity or -Infinity."""
-    try:
-        return _decode(text)
-    except UNREADABLE:
-        # The standard library is slower, but reads these words.
-        return msgspec.convert(json.loads(bytes(text)), _ResponseJson)
-
-
-def decode_event(url: str, data: bytes) -> InferResponse:
-    """Decodes the response in an event. Raises the error that the event reports, or ProtocolError."""
-    try:
-        failed = _decode_error(data)
-    except UNREADABLE:
-        failed = None
-    if failed is not None and failed.error is not None:
-        raise from_http_status(500, failed.error)
-    return decode_infer(url, HttpAnswer(200, {}, data))
-
-
-def _tensors(header: _ResponseJson, body: memoryview, start: int) -> Iterator[Tensor]:
-    for output in header.outputs:
-        datatype = DataType.from_name(output.datatype)
-        size = output.parameters.get("binary_data_size")
-        if size is not None:
-            end = start + int(size)
-            if not start <= end <= len(body):
-                raise ValueError(f"output '{output.name}' ends at byte {end} of {len(body)}")
-            yield decode_tensor(output.name, datatype, output.shape, body[start:end])
-            start = end
-        elif output.data is None:
-            raise ValueError(f"output '{output.name}' has neither data nor binary_data_size")
-        elif datatype is DataType.BYTES:
-            data = np.empty(len(output.data), np.object_)
-            data[:] = [element.encode() if isinstance(element, str) else element for element in output.data]
-            yield Tensor(output.name, datatype, output.shape, data.reshape(output.shape))
-        else:
-            data = np.array(output.data, datatype.dtype).reshape(output.shape)
-            yield Tensor(output.name, datatype, output.shape, data)
-    if start != len(body):
-        raise ValueError(f"{len(body) - start} bytes follow the outputs")
 
 
 INFER_HEAD = (
@@ -192,7 +100,8 @@ STREAM_HEAD = INFER_HEAD.replace(b"/infer ", b"/infer_stream ")
 class HttpTransport(Transport):
     """Sends requests over a pool of kept-alive connections. Received tensors are views of the body."""
 
-    def __init__(self, address: Address, options: ClientOptions) -> None:
+    def __init__(self, address: Address, options: ClientOptions, poll: BusyPoll | None = None) -> None:
+        """`poll` is the busy poll of the event loop, to which connections report when answers arrive."""
         self._url = address.url
         self._address = address
         self._options = options
@@ -200,7 +109,16 @@ class HttpTransport(Transport):
         self._credential = find_credential(address, options)
         fields = {"Host": address.authority, **self._credential.fields}
         self._fields = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
-        self._pool = HttpPool(address, options)
+        #: The encoded requests up to their tensors (the HTTP head and the JSON header), by the form of the
+        #: call.
+        self._heads: Memo[object, bytes] = Memo(_REMEMBERED)
+        #: The parsed JSON headers of responses whose tensors are binary, by their text.
+        self._headers: Memo[bytes, ResponseJson] = Memo(_REMEMBERED)
+        #: The form of the latest response that fits LoneOutput, and the field with the length of its JSON
+        #: header; the next response probably differs only in its data.
+        self._lone: LoneOutput | None = None
+        self._lone_length = b""
+        self._pool = HttpPool(address, options, poll)
         self._control = HttpControl(self, address.url, options)
 
     @property
@@ -212,27 +130,65 @@ class HttpTransport(Transport):
 
     async def infer(self, call: InferCall) -> InferResponse:
         parts, size = self._infer_request(call)
-        answer = await self._pool.request(parts, size, call.timeout)
+        return await self._sent(parts, size, call.timeout)
+
+    def start_infer(self, call: InferCall, timeout: float, on_outcome: OnOutcome[InferResponse]) -> Sending:
+        parts, size = self._infer_request(call)
+
+        def ended(answer: HttpAnswer | None, error: BacklineError | None) -> None:
+            response = None
+            if answer is not None:
+                try:
+                    response = self._response(answer)
+                except BacklineError as wrong:
+                    error = wrong
+            on_outcome(response, error)
+
+        started = self._pool.start(parts, size, timeout, ended)
+        return started or TaskSending(self._sent(parts, size, timeout), on_outcome)
+
+    async def _sent(self, parts: list[Buffer], size: int, timeout: float) -> InferResponse:
+        return self._response(await self._pool.request(parts, size, timeout))
+
+    def _response(self, answer: HttpAnswer) -> InferResponse:
         if answer.status != 200:
             raise self.failure(answer)
-        return decode_infer(self._url, answer)
+        body, length = answer.body, answer.headers.get(HEADER_LENGTH)
+        lone = self._lone
+        if (
+            lone is not None
+            and len(body) == lone.size
+            and length == self._lone_length
+            and body[: lone.start] == lone.before
+        ):
+            return lone.response(body)
+        response = decode_infer(self._url, answer, self._headers)
+        found = None if length is None else lone_output(body, int(length), response)
+        if length is not None and found is not None:
+            self._lone, self._lone_length = found, length
+        return response
 
     async def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
         parts, _ = self._infer_request(call, STREAM_HEAD, binary=False)
-        context = self._options.ssl_context() if self._address.tls else None
+        async with aclosing(self._events(parts, call.timeout)) as events:
+            async for event in events:
+                yield decode_event(self._url, event)
+
+    async def _events(self, parts: list[Buffer], timeout: float) -> AsyncGenerator[bytes, None]:
+        """Sends a request, and yields the data of each event of the response."""
         events = stream_events(
             self._address,
-            context,
+            self._options.ssl_context() if self._address.tls else None,
             parts,
             advice=unanswered(self._address, self._options),
             connect_timeout=self._options.connect_timeout,
-            timeout=call.timeout,
+            timeout=timeout,
         )
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, HttpAnswer):  # the request failed before the stream began
                     raise self.failure(event)
-                yield decode_event(self._url, event)
+                yield event
 
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
         parts, size = self._infer_request(call)
@@ -248,12 +204,22 @@ class HttpTransport(Transport):
     def _infer_request(
         self, call: InferCall, form: bytes = INFER_HEAD, *, binary: bool = True
     ) -> tuple[list[Buffer], int]:
+        inputs = call.inputs
+        form_key = None
+        if form is INFER_HEAD and len(inputs) == 1 and inputs[0].datatype is not DataType.BYTES:
+            form_key = None if call.id or call.metadata else form_of(call)
+            known = None if form_key is None else self._heads.get(form_key)
+            if known is not None:
+                raw = encode_tensor(inputs[0])
+                return [known, raw], len(known) + len(raw)
         header, buffers = encode_infer(call, binary=binary)
         length = len(header) + sum(map(len, buffers))
         fields = self._fields
         if call.metadata:
             fields += "".join(f"{name}: {value}\r\n" for name, value in call.metadata).encode()
         head = form % (self._prefix, _model_path(call.model, call.version), fields, len(header), length)
+        if form_key is not None and len(head) + len(header) <= _LONGEST:
+            self._heads.keep(form_key, head + header)
         return [head + header, *buffers], len(head) + length
 
     # health, metadata, configuration and statistics
@@ -288,7 +254,8 @@ class HttpTransport(Transport):
     ) -> dict[str, Any]:
         path = _model_path(model, version)
         if explained:
-            # Other servers lack the route, and a missing model is reported by the next request.
+            # NotFound may only mean that the server is not Backline and lacks this route. If the model is
+            # missing, the request for /config below raises NotFound too.
             with contextlib.suppress(NotFound):
                 return await self._config(path + b"/explain-config", model, timeout)
         return await self._config(path + b"/config", model, timeout)
@@ -331,30 +298,20 @@ class HttpTransport(Transport):
         return self.document(path, await self.exchange(method, path, timeout, body))
 
     async def follow(self, path: bytes, timeout: float) -> AsyncGenerator[Any, None]:
-        """Yields the JSON document of each event of a stream, until the server ends it.
+        """Yields the JSON document of each event of a stream, until the server ends the stream.
 
         `timeout` limits the wait for anything that the server sends, in seconds. Raises the same errors as
         `json`.
         """
         head = b"GET %b%b HTTP/1.1\r\n%bAccept: text/event-stream\r\n\r\n"
-        events = stream_events(
-            self._address,
-            self._options.ssl_context() if self._address.tls else None,
-            [head % (self._prefix, path, self._fields)],
-            advice=unanswered(self._address, self._options),
-            connect_timeout=self._options.connect_timeout,
-            timeout=timeout,
-        )
-        async with aclosing(events):
+        async with aclosing(self._events([head % (self._prefix, path, self._fields)], timeout)) as events:
             async for event in events:
-                if isinstance(event, HttpAnswer):
-                    raise self.failure(event)
                 yield msgspec.json.decode(event)
 
     def document(self, path: bytes, answer: HttpAnswer) -> Any:
         """Returns the JSON document in an answer.
 
-        Raises ProtocolError if it is not JSON, or the server's error.
+        Raises the server's error if the status is not 200, and ProtocolError if the body is not JSON.
         """
         if answer.status != 200:
             raise self.failure(answer)
@@ -391,9 +348,10 @@ class HttpTransport(Transport):
         return await self._pool.request([head, body] if body else [head], len(head) + len(body), timeout)
 
     def failure(self, answer: HttpAnswer) -> BacklineError:
-        """Returns the error in an answer whose status is not 200.
+        """Returns the error in a response whose status is not 200.
 
-        Its message is the field "error", or else the body.
+        The message is the field "error" or "detail" of the body. Without these fields, the message has the
+        status and, unless the body is a page for browsers, the beginning of the body.
         """
         body = bytes(answer.body)
         message: Any = None
@@ -403,12 +361,17 @@ class HttpTransport(Transport):
         except UNREADABLE:
             pass
         if not isinstance(message, str) or not message:
-            text = body[:200].decode(errors="replace").strip()
+            text = "" if _is_page(body) else body[:200].decode(errors="replace").strip()
             message = f"{self._url} answered status {answer.status}" + (f": {text}" if text else "")
         after = answer.headers.get(b"retry-after", b"")
         believed = after.isdigit() and len(after) <= LONGEST_WAIT
         error = from_http_status(answer.status, message, float(after) if believed else None)
         return self._credential.explain(error, self._url)
+
+
+def _is_page(body: bytes) -> bool:
+    """Returns whether a body is a page for browsers, as other web servers send with an error."""
+    return body[:200].lstrip().lower().startswith((b"<!doctype", b"<html"))
 
 
 def _model_path(model: str, version: str) -> bytes:

@@ -16,7 +16,7 @@ def check_api_key(key: str, source: str) -> None:
     The error does not contain the key.
     """
     if not key:
-        raise InvalidArgument(f"the API key from {source} is empty")
+        raise InvalidArgument(f"the API key from {source} is empty; set a key, or leave it out")
     if not all("!" <= character <= "~" for character in key):
         raise InvalidArgument(
             f"the API key from {source} has a character that a key cannot have: a space, a line break, or one"
@@ -30,10 +30,11 @@ class ClientOptions:
 
     `headers` are sent with every request (over gRPC, as metadata). `ca`, `certificate` and `key` are paths of
     PEM files; `verify=False` accepts any server certificate (https only). `retries` is the number of further
-    attempts to connect; a request is never repeated once any part of it was sent, unless the URL names
-    several servers and requests are `idempotent`, which means that it is safe to run a request twice.
-    `api_key` is sent with every request as `Authorization: Bearer`; by default it is the one in the
-    environment variable BACKLINE_KEY, or else the one that `backline login` has stored for the URL.
+    attempts to connect. Once any part of a request was sent, the request is not repeated, unless the URL
+    names several servers, and the server that got the request has refused it or requests are `idempotent`,
+    which means that it is safe to run a request twice.
+    `api_key` is sent with every request as `Authorization: Bearer`; the default is the key in the environment
+    variable BACKLINE_KEY, or else the key that `backline login` has stored for the URL.
     """
 
     timeout: float = 60.0
@@ -64,8 +65,8 @@ class ClientOptions:
                 or "\n" in value
             ):
                 raise InvalidArgument(
-                    f"header {name!r}: {value!r} cannot be sent: names are letters, digits and '-', values"
-                    " are one line"
+                    f"header {name!r}: {value!r} cannot be sent: names are letters, digits, '-', '_' and '.',"
+                    " values are one line"
                 )
         if self.key is not None and self.certificate is None:
             raise InvalidArgument("a key was given without a certificate: pass certificate='client.crt' too")
@@ -79,15 +80,20 @@ class ClientOptions:
         """
         try:
             context = ssl.create_default_context(cafile=None if self.ca is None else str(self.ca))
-            # Allows `ca` to be the server's own certificate instead of its authority's, as curl does, and as
+            # Allows `ca` to be the server's own certificate instead of a CA certificate, as curl does, and as
             # Python does by default since version 3.13.
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             if self.certificate is not None:
                 context.load_cert_chain(str(self.certificate), None if self.key is None else str(self.key))
         except (OSError, ssl.SSLError) as error:
+            hint = (
+                ""
+                if self.certificate is None or self.key is not None
+                else "; pass the certificate's key, too"
+            )
             raise InvalidArgument(
                 f"cannot read the certificates (ca={self.ca}, certificate={self.certificate},"
-                f" key={self.key}): {error}"
+                f" key={self.key}): {error}{hint}"
             ) from None
         if not self.verify:
             context.check_hostname = False

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
+import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Final
+from urllib.parse import quote
 
 from backline.engine.errors import InvalidArgument, Unavailable
 
@@ -11,6 +17,10 @@ from backline.engine.errors import InvalidArgument, Unavailable
 NAMESPACE: Final = "backline"
 #: Maximum wait for an answer from the controller of a deployment, in seconds.
 _TIMEOUT = 2.0
+#: The last answer for each deployment, and when it was given. Only one thread asks at a time; the other
+#: threads wait for its answer.
+_found: dict[str, tuple[float, ReplicaDirectory | Unavailable]] = {}
+_asking = threading.Lock()
 
 
 def controller_name(deployment: str) -> str:
@@ -48,22 +58,81 @@ def join_ray(address: str | None = None) -> Any:
     return ray
 
 
-def replica_urls(deployment: str) -> Sequence[str]:
-    """Returns the URLs of the replicas that take requests.
+@dataclass(frozen=True, slots=True)
+class ReplicaDirectory:
+    """The replicas of a deployment that take requests: their URLs, with the names of their models.
 
-    Blocks. Raises Unavailable if there are none, or if Ray cannot name them.
+    `divided` says whether the replicas have different models. `sockets` has the Unix socket of each replica
+    that has one: the replica's URL, the id of its node, and the path of the socket.
     """
+
+    replicas: tuple[tuple[str, frozenset[str]], ...]
+    divided: bool
+    sockets: tuple[tuple[str, str, str], ...] = ()
+
+    def near(self, node: str) -> ReplicaDirectory:
+        """Returns the directory for clients on a node: replicas on the same node are named by their Unix
+        sockets, if this process may use these sockets. A request over a Unix socket takes less time.
+        """
+        here = {
+            url: f"grpc+unix:{quote(path)}"
+            for url, at, path in self.sockets
+            if at == node and os.access(path, os.R_OK | os.W_OK)
+        }
+        replicas = tuple((here.get(url, url), models) for url, models in self.replicas)
+        return ReplicaDirectory(replicas, self.divided, self.sockets)
+
+
+def replica_urls(
+    deployment: str, model: str = "", *, max_age: float = 0.0, near: bool = False
+) -> Sequence[str]:
+    """Returns the URLs of the replicas that take requests and have a model, or any model by default.
+
+    With `near`, the URLs of replicas on this node may name Unix sockets, so only this node can use them.
+
+    The result may be `max_age` seconds old, so that a server with many remote models does not ask Ray for
+    each of them. Blocks. Raises InvalidArgument if no model is given but the replicas have different models,
+    and Unavailable if there are no such replicas, or if Ray cannot be asked.
+    """
+    with _asking:
+        asked_at, found = _found.get(deployment, (-math.inf, None))
+        if found is None or monotonic() - asked_at > max_age:
+            found = _ask(deployment)
+            _found[deployment] = (monotonic(), found)
+    if isinstance(found, Unavailable):
+        raise Unavailable(found.message)
+    if not model and found.divided:
+        raise InvalidArgument(
+            f"the replicas of the deployment '{deployment}' have different models: connect to"
+            f" ray://{deployment}/MODEL for one model, or to the server in front for all models"
+        )
+    if near and found.sockets:
+        found = found.near(_node())
+    urls = [url for url, models in found.replicas if not model or model in models]
+    if not urls:
+        which = f"with model '{model}' " if model else ""
+        raise Unavailable(
+            f"no replica {which}of the deployment '{deployment}' takes requests at the moment; try again"
+            " later"
+        )
+    return urls
+
+
+def _node() -> str:
+    """Returns the id of the node on which this process runs."""
+    node: str = require_ray().get_runtime_context().get_node_id()
+    return node
+
+
+def _ask(deployment: str) -> ReplicaDirectory | Unavailable:
+    """Asks the controller of a deployment. Returns the error if it does not answer."""
     ray = join_ray()
     try:
         controller = ray.get_actor(controller_name(deployment), namespace=NAMESPACE)
-        urls: Sequence[str] = ray.get(controller.urls.remote(), timeout=_TIMEOUT)
+        directory: ReplicaDirectory = ray.get(controller.directory.remote(), timeout=_TIMEOUT)
     except ValueError:
-        raise Unavailable(f"Ray runs no deployment named '{deployment}'") from None
+        return Unavailable(f"Ray runs no deployment named '{deployment}': check the name, or deploy it")
     except (ray.exceptions.RayError, TimeoutError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise Unavailable(
-            f"the controller of the deployment '{deployment}' does not answer: {reason}"
-        ) from None
-    if not urls:
-        raise Unavailable(f"no replica of the deployment '{deployment}' takes requests at the moment")
-    return urls
+        return Unavailable(f"the controller of the deployment '{deployment}' does not answer: {reason}")
+    return directory

@@ -9,9 +9,11 @@ from typing import Any
 import msgspec
 
 from backline.client.errors import UNREADABLE
+from backline.decodable import decodable
 from backline.engine.values.signature import TensorSpec
 
 
+@decodable
 @dataclass(frozen=True, slots=True)
 class ServerMetadata:
     """The name and version of the server program, and the protocol extensions it supports."""
@@ -43,7 +45,7 @@ class ModelMetadata:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Progress of a load: its phase, the seconds since it began, and the bytes fetched so far and in
+    """Progress of a load: the phase, the seconds since the load began, and the bytes fetched so far and in
     total.
     """
 
@@ -53,14 +55,16 @@ class Progress:
     bytes_total: int = 0
 
 
+@decodable
 @dataclass(frozen=True, slots=True)
 class ModelIndex:
-    """One version of a model. `state` is READY, LOADING, UNLOADING, UNAVAILABLE, UNKNOWN, or ON_DEMAND if a
-    request loads the version; empty if the version was never loaded.
+    """One version of a model. `state` is READY, LOADING, UNLOADING, UNAVAILABLE or UNKNOWN; ON_DEMAND if a
+    request would load the version; or empty if the version was never loaded.
 
-    Only Backline reports the fields after `reason`. `ready` means that the version serves requests, `default`
-    that it serves requests that name no version. `labels` are the labels that point to it, `memory_bytes` is
-    its size in memory (0 if unknown), and `progress` is set during a load.
+    Only Backline reports the fields after `reason`; for other servers, `ready` follows from `state`. `ready`
+    means that the version serves requests, and `default` that it serves requests that name no version.
+    `labels` are the labels that point to the version, `memory_bytes` is its size in memory (0 if unknown),
+    and `progress` is set during a load.
     """
 
     name: str
@@ -75,19 +79,19 @@ class ModelIndex:
 
 
 def answers(state: str) -> bool:
-    """Says whether a version in this state answers requests, for servers whose index has only the state."""
+    """Returns whether a version in this state serves requests. Needed if an index has only the state."""
     return state in ("READY", "ON_DEMAND")
 
 
+@decodable
 class _Listing(msgspec.Struct):
     models: list[str]
     versions: list[ModelIndex]
 
 
 def read_listing(body: bytes) -> list[ModelIndex] | None:
-    """Returns the versions in an answer to GET /v2/models, sorted by model.
-
-    None if the server is not Backline.
+    """Returns the versions in an answer to GET /v2/models, sorted by model; None if the server is not
+    Backline.
     """
     try:
         found = msgspec.json.decode(body, type=_Listing)

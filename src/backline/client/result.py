@@ -12,10 +12,11 @@ from backline.engine.values.tensor import Tensor
 
 
 class InferResult(Mapping[str, np.ndarray]):
-    """Maps output names to arrays, in the model's order: `result["note"]`, or `result.note` for identifiers.
+    """A mapping of output names to arrays, in the order of the model's outputs.
 
-    Arrays are views of the received bytes and may be read-only: copy before writing. BYTES outputs are object
-    arrays of `bytes`. BF16 outputs are converted to float32, as numpy has no bfloat16.
+    Use `result["note"]`, or `result.note` if the name is an identifier. Arrays are views of the received
+    bytes and may be read-only: copy before writing. BYTES outputs are object arrays of `bytes`. BF16 outputs
+    are converted to float32, as numpy has no bfloat16.
     """
 
     __slots__ = ("_arrays", "id", "model_name", "model_version", "parameters")
@@ -36,7 +37,7 @@ class InferResult(Mapping[str, np.ndarray]):
             ) from None
 
     def __getattr__(self, name: str) -> np.ndarray:
-        # Python's own protocols (copy, pickle, numpy) probe for dunder names: those are never outputs.
+        # Python's own protocols (copy, pickle, numpy) probe for dunder names, which are never output names.
         if not name.startswith("_") and name in self._arrays:
             return self._arrays[name]
         raise AttributeError(

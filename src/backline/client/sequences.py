@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class _Progress:
-    """A sequence's id, whether it has begun and ended, and its last call."""
+    """The id of a sequence, whether the sequence has begun and ended, and its last successful call."""
 
     def __init__(self, model: str, id: int | str | None) -> None:
         if id is not None and not id:
@@ -28,18 +28,18 @@ class _Progress:
         self._ended = False
         self._last: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
-    def _next(self, inputs: tuple[Any, ...], options: dict[str, Any], *, end: bool) -> dict[str, Any]:
-        """Returns the options of the next call, including the parameters that make it part of the
+    def _next(self, options: dict[str, Any], *, end: bool) -> dict[str, Any]:
+        """Returns the options of the next call, including the parameters that make the call part of the
         sequence.
         """
         if self._ended:
-            raise InvalidArgument(f"sequence {self.id} of model '{self._model}' has ended")
-        given: Mapping[str, Any] = options.pop("parameters", None) or {}
+            raise InvalidArgument(f"sequence {self.id} of model '{self._model}' has ended; begin another one")
+        given: Mapping[str, Any] = options.get("parameters") or {}
         parameters = {**given, "sequence_id": self.id, "sequence_start": not self._begun, "sequence_end": end}
-        self._last = (inputs, {**options, "parameters": given})
         return {**options, "parameters": parameters}
 
-    def _answered(self, *, end: bool) -> None:
+    def _answered(self, inputs: tuple[Any, ...], options: dict[str, Any], *, end: bool) -> None:
+        self._last = (inputs, options)
         self._begun = True
         self._ended = self._ended or end
 
@@ -49,11 +49,11 @@ class _Progress:
 
 
 class AsyncSequence(_Progress):
-    """A sequence of calls to a model: call it as you would call the model, but one call at a time.
+    """A sequence of calls to a model. Call the object as you would call the model, but one call at a time.
 
-    Pass `end=True` with the last call if you know that it is the last. Leaving the `async with` block ends a
-    sequence that no call has ended: it sends the last inputs again, marked as the end, and drops the result.
-    A failed call does not advance the sequence.
+    Pass `end=True` with the last call if you know that it is the last. Otherwise, the end of the `async with`
+    block ends the sequence, by sending the inputs of the last successful call again, marked as the end, and
+    dropping the result. A failed call does not advance the sequence.
     """
 
     def __init__(self, model: AsyncModel, id: int | str | None = None) -> None:
@@ -62,8 +62,8 @@ class AsyncSequence(_Progress):
 
     async def __call__(self, *inputs: Any, end: bool = False, **options: Any) -> InferResult:
         """Sends the next request of the sequence. Raises BacklineError."""
-        result = await self._call(*inputs, **self._next(inputs, options, end=end))
-        self._answered(end=end)
+        result = await self._call(*inputs, **self._next(options, end=end))
+        self._answered(inputs, options, end=end)
         return result
 
     async def __aenter__(self) -> Self:
@@ -89,8 +89,8 @@ class RequestSequence(_Progress):
 
     def __call__(self, *inputs: Any, end: bool = False, **options: Any) -> InferResult:
         """Sends the next request of the sequence. Raises BacklineError."""
-        result = self._call(*inputs, **self._next(inputs, options, end=end))
-        self._answered(end=end)
+        result = self._call(*inputs, **self._next(options, end=end))
+        self._answered(inputs, options, end=end)
         return result
 
     def __enter__(self) -> Self:

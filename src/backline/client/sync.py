@@ -28,7 +28,7 @@ class Runner(Protocol):
 class Client:
     """A client of a server, or of a repository in this process. Any number of threads may share the client.
 
-    Methods and errors are those of AsyncClient. Its event loop runs on one background thread per process, so
+    Methods and errors are those of AsyncClient. The event loop runs on one background thread per process, so
     each call costs a thread switch (about 50 us). Programs with thousands of requests in flight should use
     `connect_async`.
     """
@@ -37,7 +37,7 @@ class Client:
         self._loop: Runner = background_loop()
         self._client = AsyncClient(url, options)
         if self._client.address.protocol == "inproc":
-            self._loop.run(self._client.transport())  # loads the models now, not with the first request
+            self._loop.run(self._client.transport())  # loads the models now instead of at the first request
 
     @classmethod
     def over(cls, client: AsyncClient, loop: Runner) -> Self:
@@ -53,22 +53,27 @@ class Client:
         return self.model(model)
 
     def model(self, name: str, version: str | int = "") -> Model:
-        """Returns a model, by default in the version that the server picks.
+        """Returns the model with this name. Unless `version` is given, the server picks the version.
 
         Raises InvalidArgument for an empty name.
         """
         return Model(self, self._client.model(name, version))
 
     def live(self, timeout: float | None = None) -> bool:
-        """Returns whether the server answers."""
+        """Returns whether the server reports that it is live.
+
+        Raises BacklineError if the server cannot be reached.
+        """
         return self._loop.run(self._client.live(timeout))
 
     def ready(self, timeout: float | None = None) -> bool:
-        """Returns whether the server and all its models are ready."""
+        """Returns whether the server and all models on it are ready."""
         return self._loop.run(self._client.ready(timeout))
 
     def wait_ready(self, timeout: float | None = None) -> None:
-        """Waits until the server has started and is ready. Raises DeadlineExceeded with the last reason."""
+        """Waits until the server has started and is ready. Raises DeadlineExceeded, with the last known
+        reason, if the server is not ready in time.
+        """
         self._loop.run(self._client.wait_ready(timeout))
 
     def metadata(self, timeout: float | None = None) -> ServerMetadata:
@@ -92,7 +97,7 @@ class Client:
         files: Mapping[str, bytes | Path] | None = None,
         timeout: float | None = None,
     ) -> None:
-        """Loads a model, or one version of it, and returns when it is ready; see AsyncClient.load."""
+        """Loads a model, or one version of it, and returns when the model is ready; see AsyncClient.load."""
         self._loop.run(self._client.load(name, version, config=config, files=files, timeout=timeout))
 
     def unload(
@@ -103,11 +108,11 @@ class Client:
         dependents: bool = False,
         timeout: float | None = None,
     ) -> None:
-        """Takes a model, or one version, out of service; see AsyncClient.unload for `dependents`."""
+        """Takes a model, or one version of it, out of service; see AsyncClient.unload."""
         self._loop.run(self._client.unload(name, version, dependents=dependents, timeout=timeout))
 
     def labels(self, name: str, timeout: float | None = None) -> dict[str, str]:
-        """Returns the labels of a model and the versions they point to."""
+        """Returns the labels of a model, each with the version that it points to."""
         return self._loop.run(self._client.labels(name, timeout))
 
     def set_label(
@@ -121,7 +126,8 @@ class Client:
     ) -> Change:
         """Points a label to a version.
 
-        With `expected`, moves it only from that version ("" if the label is new).
+        With `expected`, does so only if the label points to that version now, or, if `expected` is "", does
+        not exist yet.
         """
         return self._loop.run(
             self._client.set_label(name, label, version, expected=expected, timeout=timeout)
@@ -130,7 +136,7 @@ class Client:
     def remove_label(
         self, name: str, label: str, *, expected: str | int | None = None, timeout: float | None = None
     ) -> Change:
-        """Removes a label. With `expected`, removes it only if it points to that version."""
+        """Removes a label. With `expected`, does so only if the label points to that version."""
         return self._loop.run(self._client.remove_label(name, label, expected=expected, timeout=timeout))
 
     def promote(
@@ -147,7 +153,7 @@ class Client:
     def rollback(self, name: str, label: str = STABLE, timeout: float | None = None) -> Change:
         """Points a label back to the version to which it pointed before its last move.
 
-        A second rollback goes back one move further.
+        A second rollback undoes the move before that.
         """
         return self._loop.run(self._client.rollback(name, label, timeout))
 
@@ -179,7 +185,7 @@ class Client:
 
 
 class Model:
-    """One model of a server; call it with its inputs."""
+    """One model of a server. Call the object with the model's inputs to run the model."""
 
     def __init__(self, client: Client, model: AsyncModel) -> None:
         self._loop = client._loop
@@ -203,9 +209,9 @@ class Model:
         """Runs the model.
 
         Pass inputs by position, by name, or as one mapping, which is needed for an input that has the name of
-        an option. `outputs` names the outputs to return, by default all. Shapes are those of the model's
-        metadata, including the batch dimension. The timeout, in seconds, includes the time to connect. Raises
-        BacklineError.
+        an option. `outputs` names the outputs to return; by default, all are returned. Shapes are those of
+        the model's metadata, including the batch dimension. The timeout, in seconds, includes the time to
+        connect. Raises BacklineError.
         """
         call = self._model(
             *inputs,
@@ -228,7 +234,8 @@ class Model:
         request_id: str = "",
         **named: Any,
     ) -> Generator[InferResult, None, None]:
-        """Runs the model and yields its responses as they arrive: one, or any number if it is decoupled.
+        """Runs the model and yields its responses as they arrive: one, or any number if the model is
+        decoupled.
 
         The arguments are those of a call, but the timeout in seconds limits the wait for each response. The
         model pauses until the caller takes the next response. Leaving the loop early cancels the request.
@@ -251,7 +258,7 @@ class Model:
             self._loop.run(responses.aclose())
 
     def sequence(self, id: int | str | None = None) -> RequestSequence:
-        """Begins a sequence of requests to a model that keeps state. By default, its `id` is random."""
+        """Begins a sequence of requests to a model that keeps state. The default `id` is random."""
         return RequestSequence(self, id)
 
     def metadata(self, timeout: float | None = None) -> ModelMetadata:
@@ -261,8 +268,8 @@ class Model:
     def config(self, timeout: float | None = None, *, explained: bool = False) -> dict[str, Any]:
         """Returns the configuration, with the field names of config.pbtxt.
 
-        With `explained`, parameters `backline.*` also say where and how the server runs the model, and why.
-        Over gRPC, and from servers other than Backline, they are missing.
+        With `explained`, parameters named `backline.*` also say where and how the server runs the model, and
+        why. These parameters are missing over gRPC, and from servers other than Backline.
         """
         return self._loop.run(self._model.config(timeout, explained=explained))
 

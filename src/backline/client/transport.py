@@ -2,22 +2,62 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from backline.client.control import ModelControl
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
-from backline.client.sending import OnOutcome, Sending, TaskSending
+from backline.decodable import decodable
 from backline.engine.values.messages import InferResponse, Parameter
 from backline.engine.values.tensor import Tensor
 
+T = TypeVar("T")
 
-@dataclass(frozen=True, slots=True)
-class InferCall:
+#: Receives the response or the error of a request. Never called before the function that sends the request
+#: has returned.
+OnOutcome: TypeAlias = Callable[[T | None, BaseException | None], None]
+
+
+class Sending(Protocol):
+    """A request in flight to one server."""
+
+    def abandon(self) -> None:
+        """Abandons the request, so that its outcome is no longer reported."""
+
+
+class TaskSending(Generic[T]):
+    """A request that a coroutine sends in an asyncio task."""
+
+    __slots__ = ("_on_outcome", "_task")
+
+    def __init__(self, request: Coroutine[Any, Any, T], on_outcome: OnOutcome[T]) -> None:
+        self._on_outcome: OnOutcome[T] | None = on_outcome
+        self._task = asyncio.get_running_loop().create_task(request)
+        self._task.add_done_callback(self._ended)
+
+    def abandon(self) -> None:
+        self._on_outcome = None
+        self._task.cancel()
+
+    def _ended(self, task: asyncio.Task[T]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        report, self._on_outcome = self._on_outcome, None
+        if report is not None:
+            report(None if error is not None else task.result(), error)
+
+
+@decodable
+class InferCall(Struct, frozen=True, eq=False):
     """One request. `timeout` is in seconds, `outputs` is None for all outputs, and `version` is empty if the
     server chooses the version. `metadata` has names in lower case and values in printable ASCII.
+
+    This is a msgspec struct because an instance is created for every request, and a frozen dataclass takes
+    several times as long to create.
     """
 
     model: str
@@ -29,6 +69,29 @@ class InferCall:
     timeout: float = 60.0
     #: Header fields (over gRPC, metadata) for this request only.
     metadata: tuple[tuple[str, str], ...] = ()
+    #: The number of requests that the call carries, which a balancer counts.
+    requests: int = 1
+    #: Distinguishes the callers of a server in front of others. The name is not sent.
+    caller: str = ""
+
+
+def form_of(call: InferCall) -> object:
+    """Returns a key that is equal for calls that differ only in their ids, limits, metadata and data.
+
+    Returns None for calls with parameters, because their forms are too many to remember.
+    """
+    if call.parameters:
+        return None
+    inputs = call.inputs
+    if len(inputs) == 1:  # the usual case; avoids building a list
+        one = inputs[0]
+        return call.model, call.version, call.outputs, one.name, one.datatype, one.shape
+    return (
+        call.model,
+        call.version,
+        call.outputs,
+        *[(one.name, one.datatype, one.shape) for one in inputs],
+    )
 
 
 class Transport(ABC):
@@ -47,14 +110,14 @@ class Transport(ABC):
     @property
     @abstractmethod
     def control(self) -> ModelControl:
-        """Lists and changes the server's models."""
+        """The interface that lists and changes the server's models."""
 
     @abstractmethod
     async def infer(self, call: InferCall) -> InferResponse: ...
 
     def start_infer(self, call: InferCall, timeout: float, on_outcome: OnOutcome[InferResponse]) -> Sending:
-        """Sends a call, which fails after `timeout` seconds; the call's own timeout is ignored. `on_outcome`
-        gets the outcome.
+        """Sends a call, which fails after `timeout` seconds; the call's own timeout is ignored. Reports the
+        response or the error to `on_outcome`.
         """
         return TaskSending(self.infer(replace(call, timeout=timeout)), on_outcome)
 
@@ -64,7 +127,7 @@ class Transport(ABC):
 
     @abstractmethod
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
-        """Encodes a call once and returns a function that sends it, without decoding the response."""
+        """Encodes a call once and returns a function that sends the call, without decoding the response."""
 
     @abstractmethod
     async def server_live(self, timeout: float) -> bool: ...
@@ -87,7 +150,8 @@ class Transport(ABC):
     ) -> dict[str, Any]:
         """Returns the model's configuration, with the field names of config.pbtxt.
 
-        With `explained`, parameters `backline.*` say how the server runs the model, if the server reports it.
+        With `explained`, parameters named `backline.*` say how the server runs the model, if the server
+        reports this.
         """
 
     @abstractmethod

@@ -1,1 +1,3 @@
-"""Packages that models for other servers import. A worker uses these if the real ones are not installed."""
+"""Replacements for packages of other servers that models import. A worker process uses a replacement if the
+real package is not installed.
+"""

@@ -48,10 +48,10 @@ def retry_fields(error: BacklineError) -> Fields:
 
 
 def quota_fields(meter: Meter) -> Fields:
-    """Returns the fields that say how much of a request rate is left
+    """Returns the fields that tell a caller how many requests its rate limit leaves
     (draft-ietf-httpapi-ratelimit-headers-10).
 
-    Empty if the caller's rate is not limited.
+    Returns no fields if the caller's rate is not limited, or if more than half of the burst is left.
     """
     standing = meter.standing(monotonic())
     if standing is None:
@@ -68,15 +68,15 @@ def error_body(message: str) -> bytes:
 
 
 def render_error(_: int, message: str) -> tuple[bytes, bytes]:
-    """Returns the content type and body of an error that was found in a request before its routing."""
+    """Returns the content type and body of the response for an error that the wire has detected."""
     return JSON, error_body(message)
 
 
 def hidden_error(what: str, cause: BaseException) -> BacklineError:
     """Logs an unexpected exception with its traceback; returns the error that the client sees instead.
 
-    Running out of memory is not a bug in the line where it happens, so it is logged without a traceback, and
-    the client may try again.
+    Running out of memory is not a bug in the line where it happens. It is logged without a traceback, and the
+    error tells the client that it may try again.
     """
     if isinstance(cause, MemoryError):
         _log.error("out of memory in %s", what)
@@ -90,7 +90,7 @@ UnaryHandler = Callable[[UnaryCall, Buffer], None]
 
 
 def fail_call(call: UnaryCall, error: BacklineError) -> None:
-    """Ends a call with an error. If a retry makes sense, a trailer tells the client how long to wait."""
+    """Ends a call with an error. If a retry makes sense, a trailer says how long to wait before it."""
     trailers: Fields = ()
     if error.retry_after is not None:
         trailers = ((b"grpc-retry-pushback-ms", b"%d" % max(1, ceil(error.retry_after * 1000))),)
@@ -98,7 +98,7 @@ def fail_call(call: UnaryCall, error: BacklineError) -> None:
 
 
 def guarded(handler: UnaryHandler) -> UnaryHandler:
-    """Wraps a handler so that its errors end the call."""
+    """Wraps a handler so that an error raised by the handler ends the call."""
 
     @wraps(handler)
     def answer(call: UnaryCall, received: Buffer) -> None:
@@ -124,7 +124,8 @@ def unary_method(
     """Returns the method with the protobuf descriptor `method`. `answer` maps a request to the response's
     fields.
 
-    `when(asked, call, reply)` calls `reply` once `answer` may be called; by default that is immediately.
+    `when(asked, call, reply)` calls `reply` as soon as `answer` may be called. Without `when`, this is
+    immediately.
     """
     response_type = message(method.output_type.full_name)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from time import monotonic
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from backline.access.access import AUTHORIZATION, Access
 from backline.access.browsers import BrowserPolicy
@@ -28,6 +28,7 @@ from backline.observe.scaling import ScalingSignal
 from backline.wire.application import (
     Application,
     Buffer,
+    Call,
     HttpRequest,
     RpcError,
     StreamCall,
@@ -36,7 +37,10 @@ from backline.wire.application import (
     UnaryMethod,
 )
 
-#: Returns the content type of the metrics and their text, in pieces.
+if TYPE_CHECKING:
+    from backline.dialects.body_limits import BodyLimits
+
+#: Returns the content type of the metrics page, and its text in pieces.
 Page: TypeAlias = Callable[[], Coroutine[Any, Any, tuple[bytes, Sequence[Buffer]]]]
 #: Admits no pages of other origins, and no host names except those of the loopback address.
 _LOOPBACK_ONLY = BrowserPolicy()
@@ -60,10 +64,10 @@ def build_application(
 
     `metrics` produces the response to GET /metrics, on every port, and `scaling` the signal for autoscalers.
     `not_ready_status` is the HTTP status of a failed health check: 503, or Triton's 400 for clients that rely
-    on it. `browsers` limits what web pages may do, and `access` what each caller may do; without `access`,
-    every caller may do everything. `restricted` are the APIs that need a header field, and `forwarding` says
-    which fields models see as parameters. With `console`, browsers get the console; pages from the origins in
-    `frame_ancestors` may show it in a frame.
+    on that status. `browsers` limits what web pages may do, and `access` what each caller may do; without
+    `access`, every caller may do everything. `restricted` names the APIs that need a header field, and
+    `forwarding` says which fields models see as parameters. With `console`, browsers get the console; pages
+    from the origins in `frame_ancestors` may show it in a frame.
     """
     audit = Audit(engine, lambda method, path: _model_at(router, method, path))
     router = Router(audit.route)
@@ -93,24 +97,38 @@ def build_application(
             RecordingRoutes(recorder, deferred).add_routes(router)
 
     router.add_later(add_other_dialects)
-    rpc = _LateMethods(lambda: _grpc_methods(engine, deferred, forwarding, access, audit, scaling))
+    rpc = _LateMethods(lambda: _grpc_methods(engine, deferred, forwarding, access, audit, scaling, limits))
 
     def target_of(method: bytes, path: bytes) -> AccessTarget | None:
         target = rpc.targets.get(path) if _may_be_grpc(path) else None
         return target or router.target(method, path)
+
+    def may_infer(call: Call, model: str) -> bool:
+        try:
+            return access is None or access.identify(call.metadata, call).may(Scope.INFER, model)
+        except BacklineError:
+            return False
+
+    @cache
+    def limits() -> BodyLimits:
+        # Imported late, because few servers receive large bodies.
+        from backline.dialects.body_limits import BodyLimits
+
+        return BodyLimits(engine, router, target_of, may_infer)
 
     http: Callable[[HttpRequest], None] = _HttpHandler(router)
     if access is not None:
         http = _IdentifyingHandler(router, access, audit)
 
     return Application(
-        http=CrossOrigin(http, browsers.origins) if browsers.origins else http,
+        http=CrossOrigin(http, browsers) if browsers.origins else http,
         rpc=rpc,
         render_error=render_error,
         gate=ScopeGate(browsers, target_of, access, audit.denied, restricted),
         is_vital=_is_vital,
         keeps_spelling=forwarding.http is not None,
         takes_websocket=_takes_websocket,
+        body_limit=lambda method, path: limits().of_route(method, path),
     )
 
 
@@ -121,12 +139,19 @@ def _grpc_methods(
     access: Access | None,
     audit: Audit,
     scaling: Callable[[], ScalingSignal] | None,
+    limits: Callable[[], BodyLimits],
 ) -> tuple[dict[bytes, AccessTarget], _Methods]:
     """Returns the targets and the methods by gRPC path."""
-    # Imported late: a server that only has HTTP clients starts sooner and needs less memory.
-    from backline.dialects.external_scaler import EXTERNAL_SCALER, ExternalScaler
+    # Imported late, so that a server with only HTTP clients starts sooner and needs less memory.
     from backline.dialects.open_inference.grpc.service import SERVICE, InferenceService
-    from backline.dialects.standard_services import HEALTH, REFLECTION, HealthService, ReflectionService
+    from backline.dialects.standard_services import (
+        EXTERNAL_SCALER,
+        HEALTH,
+        REFLECTION,
+        ExternalScaler,
+        HealthService,
+        ReflectionService,
+    )
 
     services = (SERVICE, HEALTH, REFLECTION, *(() if scaling is None else (EXTERNAL_SCALER,)))
     rpc = {
@@ -141,7 +166,7 @@ def _grpc_methods(
     rpc = {path: _audited(path, method, audit) for path, method in rpc.items()}
     if access is not None:
         rpc = {path: _identifying(path, method, access, audit) for path, method in rpc.items()}
-    return targets, rpc
+    return targets, {path: _bounded(method, limits) for path, method in rpc.items()}
 
 
 _Methods: TypeAlias = Mapping[bytes, UnaryMethod | StreamMethod]
@@ -207,7 +232,7 @@ def _is_vital(path: bytes) -> bool:
 
 
 class _HttpHandler:
-    """Handles every HTTP request; never raises."""
+    """The handler of every HTTP request. It never raises an exception."""
 
     def __init__(self, router: Router) -> None:
         self._resolve = self._handler_of = router.resolve
@@ -226,8 +251,8 @@ class _HttpHandler:
 
 
 class _IdentifyingHandler(_HttpHandler):
-    """A handler that also checks the caller, because the gate may have made its decision for an earlier
-    request with the same head.
+    """A handler that also checks the caller. The gate's check is not enough, because its result may be that
+    of an earlier request with the same head.
     """
 
     def __init__(self, router: Router, access: Access, audit: Audit) -> None:
@@ -241,7 +266,7 @@ class _IdentifyingHandler(_HttpHandler):
     def _admit(self, request: HttpRequest) -> Handler:
         """Admits the caller of a request and returns the handler.
 
-        Raises BacklineError for a caller it refuses.
+        Raises BacklineError if the caller is refused.
         """
         given = request.headers.get(AUTHORIZATION)
         identity = None if given is None else self._remembered(given)
@@ -251,7 +276,7 @@ class _IdentifyingHandler(_HttpHandler):
             except BacklineError as error:
                 target = self._target(request.method, request.path)
                 if target is None:
-                    return self._resolve(request)  # raises the error
+                    return self._resolve(request)  # raises the error for an unknown route
                 self._audit.refused(request, route_of(request.method, request.path), target.model, error)
                 raise
         request.identity = identity
@@ -271,15 +296,24 @@ class _IdentifyingHandler(_HttpHandler):
                 return handler
             if identity.lasts and len(request.path) <= MAX_REMEMBERED_SIZE:
                 identity.passes.keep(route, handler)
-        if identity.meter is not None:
-            target = self._target(*route) if identity.meter.by_model else None
-            model = None if target is None else target.model
-            identity.meter.charge(model, len(request.body), monotonic())
+        meter = identity.meter
+        if meter is not None:
+            only, size = meter.only, len(request.body)
+            if (
+                only is not None and only.paid >= 1 and only.paid_bytes >= size and only.in_flight < only.most
+            ):  # inlines Meter.charge, for speed
+                only.paid -= 1
+                only.paid_bytes -= size
+                return handler
+            model = None
+            if meter.by_model and (target := self._target(*route)) is not None:
+                model = target.model
+            meter.charge(model, size, monotonic())
         return handler
 
 
 def _target(method: UnaryMethod | StreamMethod) -> AccessTarget:
-    """Returns the target of calls to a gRPC method, as far as the path shows it."""
+    """Returns the target of calls to a gRPC method. The path shows the scope, but not the name of a model."""
     scope = Scope(method.scope)
     named = (
         scope is Scope.INFER
@@ -302,7 +336,7 @@ def _audited(path: bytes, method: UnaryMethod | StreamMethod, audit: Audit) -> U
 def _identifying(
     path: bytes, method: UnaryMethod | StreamMethod, access: Access, audit: Audit
 ) -> UnaryMethod | StreamMethod:
-    """Wraps a method so that it also checks the caller. Inference messages are checked as they are read."""
+    """Wraps a method so that it also checks the caller. Inference messages are checked when they are read."""
     if isinstance(method, UnaryMethod):
         return _identifying_unary(path, method, access, audit)
     scope, model, *_ = _target(method)
@@ -328,6 +362,7 @@ def _identifying_unary(path: bytes, method: UnaryMethod, access: Access, audit: 
     unnamed = ANY_MODEL if method.lists else None
     name_of: Callable[[Buffer], str | None] = model_of or (lambda _: None)
     infers = scope is Scope.INFER
+    metered = scope is not Scope.HEALTH
     if infers:
         name_of = model_name
 
@@ -345,8 +380,18 @@ def _identifying_unary(path: bytes, method: UnaryMethod, access: Access, audit: 
             if infers and not identity.infers_all:
                 identity.require(scope, model_name(received))
             meter = identity.meter
-            if meter is not None and scope is not Scope.HEALTH:
-                meter.charge(name_of(received) if meter.by_model else None, len(received), monotonic())
+            if meter is not None and metered:
+                only, size = meter.only, len(received)
+                if (
+                    only is not None
+                    and only.paid >= 1
+                    and only.paid_bytes >= size
+                    and only.in_flight < only.most
+                ):  # inlines Meter.charge, for speed
+                    only.paid -= 1
+                    only.paid_bytes -= size
+                else:
+                    meter.charge(name_of(received) if meter.by_model else None, size, monotonic())
         except BacklineError as error:
             audit.refused(call, path.decode(), model_name(received) if infers else None, error)
             fail_call(call, error)
@@ -354,6 +399,13 @@ def _identifying_unary(path: bytes, method: UnaryMethod, access: Access, audit: 
             handler(call, received)
 
     return replace(method, handler=handle)
+
+
+def _bounded(
+    method: UnaryMethod | StreamMethod, limits: Callable[[], BodyLimits]
+) -> UnaryMethod | StreamMethod:
+    """Wraps a method so that BodyLimits limits the size of its large messages."""
+    return replace(method, limit_of=lambda call, beginning: limits().of_message(method, call, beginning))
 
 
 def _metrics_page(page: Page, deferred: DeferredAnswers) -> Handler:

@@ -1,4 +1,4 @@
-"""Records requests in the audit log: those that change something, and those that are refused."""
+"""Records two kinds of requests in the audit log: requests that change something, and refused requests."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ from backline.wire.application import (
     UnaryMethod,
 )
 
-#: The maximum number of refusals logged per second: for one address, and in total.
+#: The maximum number of refusals logged per second for one address, and the maximum number in total.
 PER_ADDRESS = 10
 IN_TOTAL = 100
-#: The maximum number of addresses with their own limit; all other addresses share one.
+#: The maximum number of addresses that each have a separate limit; all other addresses share one limit.
 _MAX_ADDRESSES = 4096
 _OTHERS = "other addresses"
 #: Seconds after which the number of suppressed refusals is logged.
 _SUMMARY = 1.0
-#: The reason of a refusal is cut to this many characters while it waits to be logged.
+#: The maximum length in characters of the reason of a refusal; the rest of a longer reason is not logged.
 _LONGEST = 512
 
 
 class RefusalLimit:
-    """Decides which refusals to log. Pure: callers pass the time, in seconds of time.monotonic()."""
+    """Decides which refusals to log. Callers pass the current time, in seconds of time.monotonic()."""
 
     def __init__(self, now: float) -> None:
         self._buckets: dict[str, TokenBucket] = {}
         self._total = TokenBucket(IN_TOTAL, IN_TOTAL, now)
         self._forget_at = now
-        #: By address: how many refusals were not logged, and the last of them.
+        #: For each address, the number of refusals that were not logged, and the last one of these.
         self.suppressed: dict[str, tuple[int, Attempt]] = {}
 
     def admits(self, attempt: Attempt, now: float) -> bool:
-        """Returns whether to log a refusal, and counts it if not."""
+        """Returns whether to log a refusal. Counts a refusal that is not logged."""
         if now >= self._forget_at:
-            # At most once a second, as an attacker may have many addresses.
+            # Full buckets are removed at most once a second, as an attacker may have many addresses.
             self._buckets = {name: known for name, known in self._buckets.items() if known.full_at > now}
             self._forget_at = now + 1
         address = attempt.address
@@ -73,14 +73,16 @@ class RefusalLimit:
         return True
 
     def summary(self) -> list[Attempt]:
-        """Returns the last suppressed refusal of each address, with their number, and resets the counts."""
+        """Returns the last suppressed refusal of each address, with the number of all suppressed ones, and
+        resets the counts.
+        """
         found = [replace(last, suppressed=count) for count, last in self.suppressed.values()]
         self.suppressed.clear()
         return found
 
 
 class Audit:
-    """Records attempts in the audit log of the engine's control, if it has one. Runs on the event loop."""
+    """Records attempts in the audit log of the engine's control, if there is one. Runs on the event loop."""
 
     def __init__(self, engine: Engine, model_of: Callable[[bytes, bytes], str | None]) -> None:
         """`model_of` returns the model that a method and path concern."""
@@ -151,7 +153,7 @@ class Audit:
 
 
 class _AuditedRequest(WrappedRequest):
-    """A request that is logged when its response is sent."""
+    """A request that is logged when the response is sent."""
 
     __slots__ = ("_audit", "_model", "_peer")
 
@@ -178,7 +180,7 @@ class _AuditedRequest(WrappedRequest):
 
 
 class _AuditedCall(UnaryCall):
-    """A call that is logged when its response is sent."""
+    """A call that is logged when the response is sent."""
 
     __slots__ = ("_audit", "_inner", "_model", "_peer", "_route")
 
@@ -231,7 +233,9 @@ def _error_text(body: Sequence[Buffer]) -> str:
 
 
 class AuditedIdentity:
-    """The identity of a stream, which logs the refusals of single messages."""
+    """The identity of a stream's caller. If a message of the stream is refused, the identity logs the
+    refusal.
+    """
 
     def __init__(self, inner: Any, audit: Audit, call: Call, route: str) -> None:
         self._inner = inner

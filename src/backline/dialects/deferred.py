@@ -1,4 +1,4 @@
-"""Responds to requests that need a coroutine; most of these requests change which models are served."""
+"""Responds to requests that need a coroutine, such as those that change which models are served."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DeferredAnswers:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        #: Strong references to the tasks: the event loop keeps only weak ones.
+        #: Strong references to the tasks, because the event loop keeps only weak references.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def answer(
@@ -32,7 +32,9 @@ class DeferredAnswers:
         work: Coroutine[Any, Any, Result],
         then: Callable[[Result], None],
     ) -> None:
-        """Runs `work` and passes its result to `then`, which responds. If either fails, sends the error."""
+        """Runs `work` and passes the result to `then`, which responds. If either function fails, sends the
+        error.
+        """
         task = asyncio.get_running_loop().create_task(_run(caller, work, then))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -40,9 +42,10 @@ class DeferredAnswers:
     def when_known(
         self, name: str, version: str, caller: HttpRequest | UnaryCall, answer: Callable[[], None]
     ) -> None:
-        """Calls `answer` at once or, if the inputs of an on-demand version are unknown, after its load.
+        """Calls `answer` immediately or, if the inputs of an on-demand version are unknown, after the version
+        has been loaded.
 
-        Raises NotFound, or Unavailable when the version is not ready.
+        Raises NotFound for an unknown model or version, and Unavailable if the version is not ready.
         """
         if self._engine.is_unknown(name, version):
             self.answer(caller, self._engine.wake(name, version), lambda _: answer())
@@ -78,7 +81,7 @@ def control_of(engine: Engine, what: str) -> Control:
 
 
 def caller_name(peer: str, fields: Mapping[bytes, bytes], identity: str = "") -> str:
-    """The caller for the audit log, such as "ada@laptop (deploy, 10.0.0.7)".
+    """Returns the caller for the audit log, such as "ada@laptop (deploy, 10.0.0.7)".
 
     The user's name is not verified, in contrast to `identity`, the name of the caller's key.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from threading import Lock
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -20,20 +19,17 @@ Document = TypeVar("Document", bound=msgspec.Struct)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 
 
-#: msgspec can crash when two threads are the first to decode a type, so only one makes a decoder at a time.
-_making = Lock()
-
-
 @cache
 def _decoder_of(kind: type[Document]) -> msgspec.json.Decoder[Document]:
-    with _making:
-        return msgspec.json.Decoder(kind)
+    return msgspec.json.Decoder(kind)
 
 
 def read_document(kind: type[Document], body: Buffer, *, bounded: bool = True) -> Document:
-    """Reads the JSON object in a body; an empty body counts as an empty object. Raises InvalidArgument.
+    """Reads the JSON object in a body; an empty body counts as an empty object.
 
-    A `bounded` document is decoded on the event loop, so more than MAX_DOCUMENT bytes raise PayloadTooLarge.
+    Raises InvalidArgument if the body is not such an object, or does not fit `kind`. If `bounded`, also
+    raises PayloadTooLarge for more than MAX_DOCUMENT bytes, because the document is decoded on the event
+    loop.
     """
     if bounded:
         check_document(body)
@@ -73,8 +69,8 @@ def read_query(kind: type[Document], query: bytes) -> Document:
 def read_message(name: str, received: Buffer, limit: int = MAX_DOCUMENT) -> Any:
     """Reads a protobuf message, given its full name, such as "inference.ModelReadyRequest".
 
-    Raises InvalidArgument if the message is malformed, and PayloadTooLarge if it has more than `limit` bytes,
-    as messages are decoded on the event loop.
+    Raises InvalidArgument if the message is malformed, and PayloadTooLarge if the message has more than
+    `limit` bytes, because messages are decoded on the event loop.
     """
     if len(received) > limit:
         raise PayloadTooLarge(

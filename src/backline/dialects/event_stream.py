@@ -16,12 +16,12 @@ from backline.engine.values.messages import InferResponse
 from backline.wire.application import HttpRequest, ResponseStream
 
 EVENT_STREAM: tuple[bytes, bytes] = (b"content-type", b"text/event-stream; charset=utf-8")
-#: Encodes a response as JSON. Raises BacklineError.
+#: Encodes a response as JSON. Raises BacklineError if the response cannot be sent as JSON.
 Encode = Callable[[InferResponse], bytes]
 
 
 def event(data: bytes) -> bytes:
-    """Returns an event with one line of data, which is enough for compact JSON, as it has no line breaks."""
+    """Returns an event with one line of data, which must be without line breaks, like compact JSON."""
     return b"data: %b\n\n" % data
 
 
@@ -30,20 +30,23 @@ class EventStreams:
 
     def __init__(self, off_loop: OffLoop) -> None:
         self._off_loop = off_loop
-        #: Strong references to the tasks: the event loop keeps only weak ones.
+        #: Strong references to the tasks, because the event loop keeps only weak references.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def answer(self, request: HttpRequest, model: str, responses: Responses, encode: Encode) -> None:
         """Sends an event for each response. An error after the first response is sent as the last event.
 
-        If the client disconnects, the request is cancelled; while the client does not read, the model waits.
+        If the client disconnects, the request is cancelled. While the client does not read, the model is
+        paused.
         """
-        self.run(request, model, responses, _send(request, model, responses, encode, self._off_loop))
+        sender = _EventSender(request, model, encode, self._off_loop)
+        responses.offer = sender.send_now
+        self.run(request, model, responses, sender.send_all(responses))
 
     def run(
         self, request: HttpRequest, model: str, responses: Responses, answering: Coroutine[Any, Any, None]
     ) -> None:
-        """Runs `answering`, which responds to `request` from `responses`; a disconnect closes `responses`."""
+        """Runs `answering`, which sends `responses` to the client. A disconnect closes `responses`."""
         request.on_abandon = responses.close
         task = asyncio.get_running_loop().create_task(_guarded(request, model, responses, answering))
         self._tasks.add(task)
@@ -65,35 +68,68 @@ async def _guarded(
 
 
 async def encoded(off_loop: OffLoop, encode: Encode, response: InferResponse) -> bytes:
-    """Encodes a response, off the event loop if it is large. Raises BacklineError."""
-    if any(tensor.data.size > PIECE for tensor in response.outputs):
+    """Encodes a response; a large response is encoded off the event loop. Raises what `encode` raises."""
+    if _is_large(response):
         return await off_loop.submit(partial(encode, response))
     return encode(response)
 
 
-async def _send(
-    request: HttpRequest, model: str, responses: Responses, encode: Encode, off_loop: OffLoop
-) -> None:
-    stream: ResponseStream | None = None
-    error: BacklineError | None = None
-    while error is None:
+def _is_large(response: InferResponse) -> bool:
+    return any(tensor.data.size > PIECE for tensor in response.outputs)
+
+
+class _EventSender:
+    """Sends the responses to one request as events."""
+
+    def __init__(self, request: HttpRequest, model: str, encode: Encode, off_loop: OffLoop) -> None:
+        self._request = request
+        self._model = model
+        self._encode = encode
+        self._off_loop = off_loop
+        self._stream: ResponseStream | None = None
+
+    def send_now(self, response: InferResponse) -> bool:
+        """Sends a response in the same iteration of the event loop in which the response arrives.
+
+        Returns False for a response that `send_all` must send, because it is large, cannot be encoded, or has
+        to wait for the client.
+        """
+        if _is_large(response):
+            return False
         try:
-            response = await anext(responses, None)
-            if response is None:
-                break
-            data = await encoded(off_loop, encode, response)
-        except BacklineError as failure:
-            error, data = failure, error_body(failure.public_message)
-        except Exception as failure:
-            error = hidden_error(f"the response of model '{model}'", failure)
-            data = error_body(error.public_message)
-        if stream is None:
-            stream = _begin(request, error)
-        await stream.send(event(data))
-    (stream or _begin(request, None)).close()
+            data = self._encode(response)
+        except Exception:  # `send_all` gets the same error, and reports it
+            return False
+        return self._begun(None).send_now(event(data))
 
+    async def send_all(self, responses: Responses) -> None:
+        """Sends the responses that `send_now` leaves, and ends the stream.
 
-def _begin(request: HttpRequest, error: BacklineError | None) -> ResponseStream:
-    if error is None:
-        return request.stream(200, [EVENT_STREAM])
-    return request.stream(error.http_status, [EVENT_STREAM, *retry_fields(error)])
+        Raises ConnectionResetError if the client closes the connection first.
+        """
+        error: BacklineError | None = None
+        while error is None:
+            try:
+                response = await anext(responses, None)
+                if response is None:
+                    break
+                data = await encoded(self._off_loop, self._encode, response)
+            except BacklineError as failure:
+                error, data = failure, error_body(failure.public_message)
+            except Exception as failure:
+                error = hidden_error(f"the response of model '{self._model}'", failure)
+                data = error_body(error.public_message)
+            await self._begun(error).send(event(data))
+        self._begun(None).close()
+
+    def _begun(self, error: BacklineError | None) -> ResponseStream:
+        """Returns the stream. At the first event, begins the stream, with the status of `error` if there is
+        one.
+        """
+        if self._stream is None:
+            if error is None:
+                self._stream = self._request.stream(200, [EVENT_STREAM])
+            else:
+                fields = [EVENT_STREAM, *retry_fields(error)]
+                self._stream = self._request.stream(error.http_status, fields)
+        return self._stream

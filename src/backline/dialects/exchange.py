@@ -29,18 +29,19 @@ from backline.engine.ticket import Ticket
 from backline.engine.tracing import Trace, TraceProtocol
 from backline.engine.values.messages import InferRequest, InferResponse
 from backline.engine.values.tensor import Tensor
+from backline.fleet.loop_check import VIA, keep_route
 from backline.wire.application import Buffer, Fields, HttpRequest, UnaryCall
 from backline.wire.grpc.timeout import InvalidTimeout, parse_timeout
 
 #: The timeout of gRPC, which gateways from HTTP to gRPC pass on: up to eight digits and a unit, so "250m"
 #: is 250 ms.
 GRPC_TIMEOUT = b"grpc-timeout"
-#: Added by Envoy to requests it forwards: how many milliseconds Envoy will wait.
+#: The field in which Envoy says, in requests that it forwards, how many milliseconds it waits for a response.
 ENVOY_TIMEOUT = b"x-envoy-expected-rq-timeout-ms"
 
 
 class RequestPlan(Protocol):
-    """A request without its inputs and id."""
+    """An inference request without its id and inputs."""
 
     def request(
         self, model: str, version: str, id: str, inputs: dict[str, Tensor], deadline: float | None
@@ -51,7 +52,7 @@ class RequestPlan(Protocol):
         """Returns whether writing this response takes too long for the event loop."""
 
     def release(self) -> None:
-        """Releases resources early, after the request failed."""
+        """Releases resources early, because the request has failed."""
 
 
 Caller = TypeVar("Caller", bound=HttpRequest | UnaryCall)
@@ -72,7 +73,8 @@ class ReadRequest(Protocol[Plan_co]):
 
         `fields` are headers or metadata.
 
-        Raises BacklineError, or LargeRequest if called `on_loop` and reading takes too long there.
+        Raises BacklineError for an invalid request, and LargeRequest if `on_loop` is true and reading would
+        block the event loop for too long.
         """
 
 
@@ -81,7 +83,8 @@ class Carrier(Generic[Caller, Written]):
     """The differences between HTTP and gRPC that matter to an exchange."""
 
     protocol: TraceProtocol
-    #: Whether the transport itself ends a call at its deadline, so that only the queue needs the deadline.
+    #: Whether the transport itself ends a call at the deadline, so that only the queue needs to know the
+    #: deadline.
     ends_at_deadline: bool
     reply: Callable[[Caller, Written], None]
     fail: Callable[[Caller, BacklineError], None]
@@ -104,7 +107,7 @@ GRPC: Carrier[UnaryCall, Sequence[Buffer]] = Carrier(
 
 
 class RequestIntake(Generic[Caller, Plan]):
-    """Reads requests, off the event loop if they are large, and passes them to `then`."""
+    """Reads requests, and passes them to `then`. Large requests are read off the event loop."""
 
     def __init__(
         self,
@@ -114,7 +117,7 @@ class RequestIntake(Generic[Caller, Plan]):
         then: Callable[[Caller, float | None, Trace | None, InferRequest, Plan], None],
         off_loop: OffLoop,
     ) -> None:
-        """`then(caller, deadline, trace, request, plan)` submits the request; it may raise BacklineError."""
+        """`then(caller, deadline, trace, request, plan)` submits the request, and may raise BacklineError."""
         self._engine = engine
         self._protocol = carrier.protocol
         self._ends_at_deadline = carrier.ends_at_deadline
@@ -153,11 +156,13 @@ class RequestIntake(Generic[Caller, Plan]):
             request, deadline = plan.request(model, version, id, inputs, deadline), None
         else:
             request = plan.request(model, version, id, inputs, None)
+        if VIA in fields:
+            keep_route(request, fields)
         if self._forward is not None:
             request = self._forward.apply(request, fields)
-        # A model in the URL has been checked with the route.
-        if not model and caller.identity is not None and not caller.identity.infers_all:
-            caller.identity.require(Scope.INFER, request.model_name)
+        # The permission for a model in the URL was already checked along with the route.
+        if not model and (identity := caller.identity) is not None and not identity.infers_all:
+            identity.require(Scope.INFER, request.model_name)
         trace = (
             trace_arrival(self._engine, self._protocol, request.model_name, fields, began) if began else None
         )
@@ -181,6 +186,7 @@ class RequestIntake(Generic[Caller, Plan]):
                 raise
             ends_at_deadline = self._ends_at_deadline
             request = plan.request(model, version, id, inputs, deadline if ends_at_deadline else None)
+            keep_route(request, fields)
             if self._forward is not None:
                 request = self._forward.apply(request, fields)
             if caller.identity is not None:
@@ -223,7 +229,7 @@ class UnaryInference(Generic[Caller, Plan, Written]):
     ) -> None:
         ticket = Ticket(request, self._complete, context=(caller, plan), trace=trace)
         identity = caller.identity
-        if identity is not None:  # as Identity.follow and Meter.follow, without the calls
+        if identity is not None:  # inlines Identity.follow and Meter.follow, for speed
             ticket.identity = identity.holder
             meter = identity.meter
             if meter is not None:
@@ -246,8 +252,8 @@ class UnaryInference(Generic[Caller, Plan, Written]):
         context = ticket.context
         if context is None:
             return
-        # The context holds the caller, whose callback holds the ticket: this breaks the cycle. The callback
-        # may stay, as cancelling a ticket that is done has no effect.
+        # Breaks a reference cycle: the context holds the caller, and the caller's callback holds the ticket.
+        # The callback need not be removed, as cancelling a ticket that is done has no effect.
         ticket.context = None
         caller: Caller
         plan: Plan
@@ -297,7 +303,9 @@ def hidden_answer(model: str, cause: BaseException) -> BacklineError:
 def trace_arrival(
     engine: Engine, protocol: TraceProtocol, model: str, fields: Mapping[bytes, bytes], began: int
 ) -> Trace | None:
-    """Returns a trace for a request that arrived at `began` (time.monotonic_ns()), or None if that is 0."""
+    """Returns a trace for a request that arrived at `began` (time.monotonic_ns()). Returns None if `began` is
+    0 or the request is not traced.
+    """
     tracer = engine.tracer
     return tracer.arrived(protocol, model, fields, began) if began and tracer is not None else None
 
@@ -310,7 +318,7 @@ def trace_refusal(
     began: int,
     error: BacklineError,
 ) -> None:
-    """Traces a request that could not be read; `model` is empty if only the unread request names it."""
+    """Traces a request that could not be read. `model` is empty if only the unread part names the model."""
     trace = trace_arrival(engine, protocol, model, fields, began)
     if trace is not None:
         trace.unreadable(error)
@@ -326,7 +334,9 @@ def deadline_of(headers: Mapping[bytes, bytes]) -> float | None:
         return None
     seconds = min(given)
     if seconds <= 0:
-        raise DeadlineExceeded("the deadline had already passed when the request arrived")
+        raise DeadlineExceeded(
+            "the deadline had already passed when the request arrived: send it with a timeout above 0"
+        )
     return monotonic() + seconds
 
 

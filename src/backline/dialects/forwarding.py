@@ -26,7 +26,7 @@ _CASE_SENSITIVE = "(?-i)"
 
 
 class ForwardPattern:
-    """Finds the fields to forward: those whose name contains a match of a regular expression.
+    """Finds the fields to forward, which are those whose name contains a match of a regular expression.
 
     As in Triton, case is ignored unless the expression begins with `(?-i)`. Names keep the spelling of the
     client over HTTP/1.1; over HTTP/2, and in gRPC metadata, names are in lower case.
@@ -61,7 +61,7 @@ class ForwardPattern:
         return msgspec.structs.replace(request, parameters={**(request.parameters or {}), **found})
 
     def _forwarded(self, name: str) -> str:
-        """Returns the parameter of a field; empty if the field is not forwarded."""
+        """Returns the name of the parameter for a header field; empty if the field is not forwarded."""
         if self._pattern.search(name) is None or name.endswith("-bin"):
             return ""
         if name.lower() in _RESERVED or name.lower().startswith("triton_"):
@@ -71,14 +71,19 @@ class ForwardPattern:
 
 @dataclass(frozen=True, slots=True)
 class Forwarding:
-    """Which fields of HTTP requests and of gRPC calls are forwarded to models; None means that none are."""
+    """The rules for which fields of HTTP requests and of gRPC calls are forwarded to models; None forwards
+    nothing.
+    """
 
     http: ForwardPattern | None = None
     grpc: ForwardPattern | None = None
 
     @classmethod
     def of(cls, http: str, grpc: str) -> Forwarding:
-        """Makes the rules from two patterns; an empty pattern forwards nothing. Raises InvalidArgument."""
+        """Makes the rules from two patterns; an empty pattern forwards nothing.
+
+        Raises InvalidArgument if a pattern cannot be used.
+        """
         return cls(ForwardPattern(http) if http else None, ForwardPattern(grpc) if grpc else None)
 
 

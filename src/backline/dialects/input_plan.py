@@ -15,7 +15,9 @@ _MAX_DIMENSION = 2**63 - 1
 
 
 class InputPlan:
-    """An input's name, datatype and shape; `size` is its binary length in bytes, -1 for BYTES (variable)."""
+    """An input's name, datatype and shape. `size` is the input's binary length in bytes, or -1 for BYTES
+    (variable).
+    """
 
     __slots__ = ("count", "datatype", "dtype", "name", "shape", "size")
 
@@ -31,7 +33,7 @@ class InputPlan:
         self.size = -1 if self.datatype is DataType.BYTES else self.count * self.datatype.itemsize
 
     def read(self, buffer: Buffer, start: int, end: int) -> Tensor:
-        """Returns the tensor in `buffer[start:end]`, as a view.
+        """Returns the tensor in `buffer[start:end]`: a view, unless the datatype is BYTES.
 
         The caller must check the length against `size`.
         """

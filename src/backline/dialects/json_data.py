@@ -1,6 +1,6 @@
 """Encodes and decodes tensors in JSON: numbers, booleans or strings, nested or flat, in row-major order.
 
-A string that is not UTF-8 is written as an object with base64, as in TensorFlow Serving: {"b64": "..."}.
+In requests, a string that is not UTF-8 is an object with base64, as in TensorFlow Serving: {"b64": "..."}.
 Numbers may also be NaN, Infinity and -Infinity, which JSON itself does not have, as in Triton and TensorFlow
 Serving.
 """
@@ -9,22 +9,90 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
 import orjson
 
+from backline.decodable import decodable
 from backline.dialects.input_plan import InputPlan
-from backline.dialects.json_numbers import MAX_DEPTH, read_numbers, write_numbers
 from backline.dialects.json_scan import STEP, contains, count, parts
 from backline.dialects.off_loop import PIECE
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Buffer, Tensor, wrong_count
+
+#: The maximum depth of nested lists.
+MAX_DEPTH: Final = 100
+#: The format of one element in the module `struct`, which refuses numbers that are out of range.
+_FORMATS: Final = {
+    DataType.BOOL: "?",
+    DataType.UINT8: "B",
+    DataType.UINT16: "H",
+    DataType.UINT32: "I",
+    DataType.UINT64: "Q",
+    DataType.INT8: "b",
+    DataType.INT16: "h",
+    DataType.INT32: "i",
+    DataType.INT64: "q",
+    DataType.FP32: "f",
+    DataType.FP64: "d",
+}
+
+
+def read_numbers(datatype: DataType, text: bytes) -> np.ndarray | None:
+    """Returns the elements of a list, possibly nested, in row-major order, as a flat read-only array.
+
+    Returns None for anything else: malformed JSON, a list that has no elements or is nested unevenly or more
+    than MAX_DEPTH levels deep, numbers out of range, and other values. The caller then determines what is
+    wrong. The caller also compares the number of elements with the shape.
+    """
+    element = _FORMATS.get(datatype)
+    if element is None:
+        return None
+    if datatype is not DataType.BOOL and (b"r" in text or b"l" in text):  # true, false, null
+        return None
+    try:
+        values = orjson.loads(text)
+        for _ in range(MAX_DEPTH):
+            if type(values) is not list or not values:
+                return None
+            if type(values[0]) is not list:
+                break
+            if not all(values):  # an empty list
+                return None
+            values = list(chain.from_iterable(values))
+        else:
+            return None
+        if datatype is DataType.BOOL and set(map(type, values)) != {bool}:
+            return None
+        packed = struct.pack(f"={len(values)}{element}", *values)
+    except (ValueError, TypeError, OverflowError, struct.error):
+        return None
+    return np.frombuffer(packed, datatype.dtype)
+
+
+def write_numbers(data: np.ndarray) -> bytes:
+    """Writes the elements of an array as a flat list. An FP32 number gets only as many digits as distinguish
+    it from all other FP32 numbers.
+
+    Numbers that are not finite are written as null. Large arrays are written in pieces, between which other
+    threads can run.
+    """
+    flat = np.ascontiguousarray(data.reshape(-1))
+    if flat.size <= PIECE:
+        return orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
+    pieces = (
+        memoryview(orjson.dumps(flat[start : start + PIECE], option=orjson.OPT_SERIALIZE_NUMPY))[1:-1]
+        for start in range(0, flat.size, PIECE)
+    )
+    return b"".join((b"[", b",".join(pieces), b"]"))
+
 
 #: A list with more characters than this is decoded in pieces of this size.
 LARGE = 64 * 1024
@@ -33,15 +101,17 @@ _OTHER_SHAPE = "Unable to parse 'data': Shape does not match true shape of 'data
 _NO_LIST = "Unable to parse 'data': attempt to access JSON non-array as array"
 #: Finds a number whose exponent has three or more digits.
 _EXTREME = re.compile(rb"[eE][+-]?0*[1-9][0-9]{2}").search
-#: The numbers that replace NaN and the infinities. No client sends these numbers, as no datatype can hold
+#: The numbers that replace NaN and the infinities. Clients do not send these numbers, as no datatype can hold
 #: them.
 _WORDS = {b"NaN": b"9e99999", b"Infinity": b"8e99999"}
-#: The bytes that replace the first letters of such words within strings. JSON never contains these bytes.
+#: The bytes that temporarily replace the first letters of NaN and Infinity within strings. JSON never
+#: contains these bytes.
 _HIDDEN = b"\0\1"
 _HIDE = np.frombuffer(bytes.maketrans(b"NI", _HIDDEN), np.uint8)
 _SHOW = bytes.maketrans(_HIDDEN, b"NI")
 _NO_STRING = "Unable to parse JSON bytes array: attempt to access JSON non-string as string"
-#: For each kind of numpy dtype: what Triton calls a valid element, and the type that it reads the element as.
+#: For each kind of numpy dtype: what Triton calls a valid element, and the name of the type that Triton reads
+#: it into.
 _READ_AS = {
     "b": ("boolean", "boolean"),
     "i": ("signed-integer", "signed-integer"),
@@ -57,7 +127,8 @@ _BETWEEN = np.isin(np.arange(256), list(b"[]," + _BLANK))
 def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
     """Returns the tensor whose elements are the well-formed JSON `raw`, found at `path` in the document.
 
-    The number of elements is checked against the shape before anything is allocated. Raises InvalidArgument.
+    In large data, the number of elements is checked against the shape before anything is allocated. Raises
+    InvalidArgument if the elements do not fit the shape or the datatype.
     """
     name, datatype = spec.name, spec.datatype
     if datatype in _BINARY_ONLY:
@@ -110,11 +181,11 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
 
 
 def decode_list(decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Raw) -> Any:
-    """Decodes well-formed JSON as `decoder` does. Raises DecodeError.
+    """Decodes well-formed JSON as `decoder` does. Raises DecodeError, for example for a number out of range.
 
     msgspec takes 10 microseconds for a number near the limits of FP64, such as 1e308, so the standard library
-    decodes lists that contain such a number. It decodes only lists of numbers, because it accepts strings
-    that are not Unicode. Numbers written by `replace_words` become NaN or infinite.
+    decodes lists that contain such a number. The standard library is used for lists of numbers only, because
+    it accepts strings that are not Unicode. Numbers written by `replace_words` become NaN or infinite.
     """
     text = bytes(raw)
     if (b"e" not in text and b"E" not in text) or b'"' in text or _EXTREME(text) is None:
@@ -134,10 +205,10 @@ def decode_list(decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Raw) ->
 
 
 def replace_words(text: Buffer) -> bytes | None:
-    """Returns JSON in which numbers that no datatype can hold replace NaN, Infinity and -Infinity.
+    """Replaces NaN, Infinity and -Infinity in JSON with numbers that no datatype can hold.
 
-    Words inside strings are kept. Returns None if there are no others. Only `decode_list` reads these numbers
-    as NaN and the infinities.
+    Words inside strings are kept. Returns None if no such word occurs outside strings. Only `decode_list`
+    reads the numbers as NaN and the infinities.
     """
     # The text may be 64 MB long. The interpreter cannot switch threads during a search or a copy, so
     # searching or copying the whole text at once would block the event loop for too long.
@@ -186,8 +257,9 @@ def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:
                 f"output '{tensor.name}' has elements that are not UTF-8, which JSON cannot represent."
                 " Please use the binary data format (parameter 'binary_data': true)"
             ) from None
-    if data.dtype.kind != "f" or np.isfinite(data).all():
-        return msgspec.Raw(write_numbers(data))
+    text = write_numbers(data)
+    if data.dtype.kind != "f" or b"n" not in text:  # no number has become null
+        return msgspec.Raw(text)
     flat = data.reshape(-1)
     pieces = (
         _encode_words(flat[start : start + PIECE].tolist())[1:-1] for start in range(0, flat.size, PIECE)
@@ -204,7 +276,7 @@ def _decode_pieces(spec: InputPlan, raw: bytes, depth: int, *, encoded: bool) ->
     """Decodes the elements of a large list piece by piece, to save memory. Nested lists must contain no
     blanks.
 
-    With `encoded`, no element may be a plain string, because it might have lost blanks.
+    With `encoded`, no element may be a plain string, because blanks in the string could have been lost.
     """
     array = np.empty(spec.count, spec.dtype)
     end = 0
@@ -267,14 +339,14 @@ def _without_blanks(raw: bytes) -> bytes:
 
 
 def _has_more(raw: bytes, characters: bytes) -> bool:
-    """Returns whether `raw` contains anything but these characters."""
+    """Returns whether `raw` contains any byte that is not in `characters`."""
     if len(raw) <= LARGE:
         return bool(raw.translate(None, characters))
     return any(raw[start : start + STEP].translate(None, characters) for start in range(0, len(raw), STEP))
 
 
 def _pieces(raw: bytes, depth: int) -> Iterator[tuple[bytes, int]]:
-    """Cuts lists nested `depth` deep into lists of about LARGE characters; yields each with its depth."""
+    """Cuts lists nested `depth` deep into lists of about LARGE characters. Yields each with its own depth."""
     inner = raw[1:-1]
     between = b"]" * (depth - 1) + b"," + b"[" * (depth - 1)
     start = 0
@@ -321,7 +393,7 @@ def _begin(datatype: DataType, reason: str) -> str:
     """Returns the start of the error for data that a decoder rejects: Triton's own text if Triton rejects
     such data too.
     """
-    if "got `" not in reason:  # Triton accepts a number that does not fit
+    if "got `" not in reason:  # a number out of range, which Triton accepts
         return "Unable to parse 'data'"
     if datatype is DataType.BYTES:
         return _NO_STRING
@@ -345,6 +417,7 @@ def _array(spec: InputPlan, values: list[Any]) -> np.ndarray:
     raise InvalidArgument(f"'data' of input '{spec.name}' has a number that {spec.datatype.name} cannot hold")
 
 
+@decodable
 class _Encoded(msgspec.Struct, forbid_unknown_fields=True):
     """Bytes in base64, as {"b64": "..."}."""
 

@@ -1,8 +1,8 @@
 """Counts keys and elements of JSON without decoding it, to bound the cost of decoding.
 
-Decoding holds the interpreter's lock until it is done, even on another thread, and a key of five bytes
-becomes Python objects of a hundred bytes. So the keys and elements, which a client can send by the million,
-are counted first, in steps between which the event loop can run.
+Even on another thread, decoding holds the interpreter's lock until all of the JSON is decoded, and a key of
+five bytes becomes Python objects of a hundred bytes. A client can send millions of keys or elements.
+Therefore keys and elements are counted first, in steps between which the event loop can run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def check_keys(text: Buffer) -> None:
 
 
 def check_document(body: Buffer) -> None:
-    """Raises PayloadTooLarge for a body of more than MAX_DOCUMENT bytes; smaller ones are decoded on the
+    """Raises PayloadTooLarge for a body of more than MAX_DOCUMENT bytes. Smaller bodies are decoded on the
     event loop.
     """
     if len(body) > MAX_DOCUMENT:
@@ -61,7 +61,7 @@ def count(text: Buffer, byte: int) -> int:
 
 
 def contains(text: Buffer, words: Collection[bytes]) -> bool:
-    """Returns whether one of the words occurs in `text`."""
+    """Returns whether any of the words occurs in `text`."""
     view = memoryview(text).cast("B")
     longest = max(map(len, words))
     pieces = (bytes(view[start : start + STEP + longest - 1]) for start in range(0, len(view), STEP))
@@ -90,10 +90,10 @@ def depth(text: Buffer) -> int:
 
 
 def parts(text: Buffer, step: int = STEP) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Cuts JSON into pieces of about `step` bytes: the bytes, and two masks over them.
+    """Yields JSON in pieces of about `step` bytes, each with two masks over its bytes.
 
-    The masks mark the quotes that delimit strings, and the bytes inside strings (with the opening quote,
-    without the closing one).
+    The first mask marks the quotes that delimit strings. The second marks the bytes inside strings, including
+    the opening quote but not the closing one.
     """
     view = memoryview(text).cast("B")
     start, parity = 0, 0

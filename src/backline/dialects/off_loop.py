@@ -11,8 +11,8 @@ from typing import TypeVar
 #: even a hostile request of this size blocks the loop for less than 5 ms. Anything larger is decoded on a
 #: thread, in steps between which the loop can run.
 LARGE = 64 * 1024
-#: The maximum number of inputs, outputs and parameters in a request that is read on the event loop. Each
-#: takes a few microseconds, so a smaller request that has thousands of them is also read on a thread.
+#: The maximum number of inputs, outputs and parameters in a request that is read on the event loop. Reading
+#: each takes a few microseconds, so even a small request with thousands of them is read on a thread.
 MANY = 512
 #: The maximum number of elements in a tensor that is encoded as JSON or BYTES on the event loop. A thread
 #: encodes larger tensors in pieces of this size.
@@ -25,7 +25,7 @@ class LargeRequest(Exception):
 
 
 class OffLoop:
-    """Runs work on one thread, so that only one request at a time takes the memory that decoding needs."""
+    """Runs work on one thread, so that only one request at a time takes the memory needed for decoding."""
 
     def __init__(self) -> None:
         self._thread: ThreadPoolExecutor | None = None

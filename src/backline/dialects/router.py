@@ -51,7 +51,7 @@ class _Methods(dict[bytes, Handler]):
 class Router:
     """Matches paths to patterns such as "/v2/models/{}/ready", where `{}` is any one segment.
 
-    HEAD works wherever GET does (the listener drops the body), and OPTIONS works everywhere.
+    HEAD works wherever GET does (the wire drops the body), and OPTIONS works on every path that has a route.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Router:
         self._resolved: Memo[bytes, _Methods] = Memo(_MAX_REMEMBERED)
         #: Functions, not called yet, that add further routes.
         self._later: list[Callable[[Router], None]] = []
-        #: The patterns for which these functions must not add routes.
+        #: The patterns for which functions in `_later` must not add routes.
         self._closed: frozenset[tuple[str, ...]] = frozenset()
 
     def add(
@@ -81,7 +81,8 @@ class Router:
 
         `names` are the percent-decoded segments at each `{}`. `scope` is what the route lets a caller do; the
         gate, not the router, checks it. A route that `lists` models is open to callers who may use only some
-        models, and its handler leaves out the others. Raises ValueError for a route that is already taken.
+        models; the handler then leaves out all other models. Raises ValueError for a route that is already
+        taken.
         """
         if scope in CHANGING:
             handler = self._changing(handler)
@@ -96,15 +97,17 @@ class Router:
             methods[name] = _Route(scope, handler, further, lists)
 
     def add_later(self, add_routes: Callable[[Router], None]) -> None:
-        """Calls `add_routes` at the first request whose path no route matches, so that its modules are
-        imported late.
+        """Calls `add_routes` at the first request whose path no route matches, so that modules that only
+        these routes need are imported late.
 
         `add_routes` must not add routes for patterns that already have some.
         """
         self._later.append(add_routes)
 
     def _add_later(self) -> bool:
-        """Calls the waiting functions of `add_later`; returns whether there were any."""
+        """Calls the functions passed to `add_later` that have not been called yet. Returns False if there are
+        none.
+        """
         later, self._later = self._later, []
         if later:
             self._closed = frozenset(self._patterns)
@@ -114,7 +117,9 @@ class Router:
         return bool(later)
 
     def routes(self) -> Iterator[tuple[str, str, Scope]]:
-        """Yields all routes as method, pattern and scope; HEAD is left out, as it works wherever GET does."""
+        """Yields all routes as method, pattern and scope. HEAD is left out, because HEAD works wherever GET
+        does.
+        """
         self._add_later()
         for segments, methods in self._patterns.items():
             for method, route in methods.items():
@@ -127,15 +132,17 @@ class Router:
         Raises NotFound, MethodNotAllowed, or InvalidArgument for a malformed path.
         """
         methods = self._resolved.get(request.path) or self._find(request.path)  # the call is rarely needed
-        if methods is None:
-            raise NotFound(self._not_found(request.method, request.path))
-        handler = methods.get(request.method)
-        if handler is None:
-            handler = self._other_method(request, methods)
-        return handler
+        handler = None if methods is None else methods.get(request.method)
+        return handler or self._unrouted(request.method, request.path, methods)
+
+    def check(self, method: bytes, path: bytes) -> None:
+        """Raises what `resolve` would for a request with this method and path."""
+        methods = self._find(path)
+        if methods is None or method not in methods:
+            self._unrouted(method, path, methods)
 
     def target(self, method: bytes, path: bytes) -> AccessTarget | None:
-        """Returns the target of a request (its scope and model), or None if no handler takes the request."""
+        """Returns the target of a request (scope and model), or None if no handler takes the request."""
         try:
             methods = self._find(path)
         except InvalidArgument:
@@ -181,18 +188,20 @@ class Router:
                 return bound
         return None
 
-    def _other_method(self, request: HttpRequest, methods: dict[bytes, Handler]) -> Handler:
+    def _unrouted(self, method: bytes, path: bytes, methods: _Methods | None) -> Handler:
+        """Returns the handler of OPTIONS. Raises NotFound for an unknown path, otherwise MethodNotAllowed."""
+        if methods is None:
+            raise NotFound(self._not_found(method, path))
         allow = b", ".join(
             sorted([*methods, b"OPTIONS"]) if methods else [b"GET", b"HEAD", b"OPTIONS", b"POST"]
         )
-        if request.method == b"OPTIONS":
+        if method == b"OPTIONS":
             return lambda asked: asked.respond(204, [(b"allow", allow)])
-        method = request.method[:32].decode("latin-1")
-        path = request.path[:256].decode("latin-1")
-        raise MethodNotAllowed(f"Method Not Allowed: {method} {path} (allowed: {allow.decode()})", allow)
+        shown = f"{method[:32].decode('latin-1')} {path[:256].decode('latin-1')}"
+        raise MethodNotAllowed(f"Method Not Allowed: {shown} (allowed: {allow.decode()})", allow)
 
     def _not_found(self, method: bytes, path: bytes) -> str:
-        """Returns the error text, which names the most similar route that accepts this method."""
+        """Returns the error text for an unknown path: names the most similar route for this method."""
         segments = _segments(path[:_MAX_PATH_SIZE], "replace")
         asked = "/" + "/".join(segments)
         text = f"Not Found: {method[:32].decode('latin-1')} {asked[:256]}"
@@ -250,4 +259,4 @@ def _segments(path: bytes, errors: str = "strict") -> list[str]:
             unquote_to_bytes(segment).decode(errors=errors) for segment in path.removeprefix(b"/").split(b"/")
         ]
     except UnicodeDecodeError:
-        raise InvalidArgument("the path is not UTF-8 after percent-decoding") from None
+        raise InvalidArgument("the path is not UTF-8 after percent-decoding; encode it as UTF-8") from None

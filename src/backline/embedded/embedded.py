@@ -36,8 +36,8 @@ class Embedded:
     ...     client["add1"](x)
 
     In a `with` block the engine runs on a background thread, in an `async with` block on the current event
-    loop. The block receives a `Client` or an `AsyncClient`; when it ends, the models are unloaded. Programs
-    that submit tickets to the `engine` themselves call `start` and `stop`.
+    loop. The block receives a `Client` or an `AsyncClient`. At the end of the block, the models are unloaded.
+    Programs that submit tickets to the `engine` themselves call `start` and `stop`.
     """
 
     def __init__(
@@ -87,23 +87,30 @@ class Embedded:
                 )
         if model_name and len(locations) > 1:
             raise InvalidArgument(
-                f"the model name '{model_name}' is for one repository with one model, but there are"
-                f" {len(locations)} repositories"
+                f"the model name '{model_name}' can be given only with one repository, but there are"
+                f" {len(locations)}; write NAME=URL to name the model at a URL"
             )
         opened = [
-            open_repository(location, formats=FORMATS, cache=cache, configs=configs, name=model_name)
+            open_repository(
+                location,
+                formats=FORMATS,
+                cache=cache,
+                configs=configs,
+                name=model_name,
+                edited=bool(options.debugged_model),
+            )
             for location in locations.values()
         ]
         self._lifecycle = Lifecycle(self.engine, opened, options)
 
     @property
     def state_folder(self) -> Path:
-        """The folder that holds labels, the audit log and recorded requests."""
+        """The folder that holds labels, the audit log, measurements and recorded requests."""
         return self._lifecycle.state_folder
 
     @property
     def poll(self) -> BusyPoll:
-        """Controls whether the event loop polls before it sleeps: only if the owner of the loop allows it."""
+        """The busy poll of the event loop. Polling is off until the owner of the loop allows it."""
         return self._lifecycle.poll
 
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
@@ -118,15 +125,19 @@ class Embedded:
                 reasons = "".join(
                     f"\n  {model.name} version {model.version}: {model.reason}" for model in failed
                 )
-                raise ModelsNotLoaded(f"not all models could be loaded, and --exit-on-error is set:{reasons}")
+                raise ModelsNotLoaded(
+                    f"not all models could be loaded, but all are required to start:{reasons}"
+                )
 
     def stopping(self) -> None:
-        """Marks the engine as not ready. Requests in flight complete, except those that wait for a load."""
+        """Marks the engine as not ready, and fails pending requests to load models. Other requests in flight
+        complete.
+        """
         self.engine.stopping()
         self._lifecycle.stopping()
 
     async def stop(self) -> None:
-        """Completes running requests, refuses queued ones, and unloads the models."""
+        """Completes running requests, refuses queued requests, and unloads the models."""
         if self._stopped:
             return
         self._stopped = True
@@ -134,14 +145,16 @@ class Embedded:
         await self._lifecycle.close()
 
     async def __aenter__(self) -> AsyncClient:
-        """Loads the models; returns a client for them. Raises as `start` does."""
+        """Loads the models and returns a client for them. Raises the errors of `start`, and Unavailable if
+        this object has been used in a block before.
+        """
         # Imported here, because a server needs no client.
         from backline.client.aio import AsyncClient
         from backline.client.options import ClientOptions
         from backline.embedded.transport import InprocTransport
 
         if self._client is not None or self._stopped:
-            raise Unavailable("an Embedded serves one with block: create another one")
+            raise Unavailable("an Embedded can be used in only one `with` block: create another Embedded")
         client = AsyncClient("inproc:embedded", ClientOptions())
         transport = InprocTransport(client.address, self)
         await transport.open()
@@ -153,7 +166,9 @@ class Embedded:
             await self._client.close()
 
     def __enter__(self) -> Client:
-        """Loads the models on a background thread; returns a client for them. Raises as `start` does."""
+        """Loads the models on a background thread and returns a client for them. Raises the errors of
+        `__aenter__`.
+        """
         from backline.client.background_loop import background_loop
         from backline.client.sync import Client
 

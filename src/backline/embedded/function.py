@@ -1,6 +1,7 @@
-"""An engine inside a serverless function, which its platform calls once for each request.
+"""An engine inside a serverless function. The platform calls the function once for each request.
 
-Requests go through the dialects as in a server, so every HTTP route exists, but no socket is open.
+Requests go through the dialects as in a server, but no socket is open. The HTTP routes of a server exist,
+except those for metrics, for recording and for the page of the console.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any, Final, Self
 from urllib.parse import quote, urlencode
 
 from backline.access.access import UNCONFIGURED, Access
-from backline.access.auth_file import AuthDocument, environment_has_keys, make_policy
+from backline.access.auth_file import AuthDocument, make_policy
+from backline.access.keys import environment_has_keys
 from backline.client.background_loop import BackgroundLoop
 from backline.dialects.application import build_application
 from backline.embedded.embedded import Embedded
@@ -27,8 +29,8 @@ from backline.engine.errors import InvalidArgument
 from backline.lifecycle.options import LifecycleOptions
 from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStream
 
-#: A request's deadline is this many milliseconds before the platform ends the function. So the caller gets
-#: the engine's error, which says more than the platform's.
+#: The number of milliseconds between a request's deadline and the time when the platform ends the function.
+#: The deadline comes first, so the caller gets the engine's error, which says more than the platform's.
 _MARGIN: Final = 200
 #: The maximum size of a stream that is collected into one response, in bytes.
 _MAX_STREAM: Final = 32 << 20
@@ -79,13 +81,18 @@ class CollectedStream(ResponseStream):
         self._size = 0
 
     async def send(self, chunk: Buffer) -> None:
-        self._size += len(chunk)
-        if self._size > _MAX_STREAM:
+        if not self.send_now(chunk):
             if not self._request.response.done():
                 text = f'{{"error":"the stream exceeds {_MAX_STREAM >> 20} MiB, the limit of a function"}}'
                 self._request.respond(500, [(b"content-type", b"application/json")], [text.encode()])
             raise ConnectionResetError
+
+    def send_now(self, chunk: Buffer) -> bool:
+        if self._size + len(chunk) > _MAX_STREAM:
+            return False
+        self._size += len(chunk)
         self._chunks.append(bytes(chunk))
+        return True
 
     def close(self) -> None:
         if not self._request.response.done():
@@ -94,7 +101,7 @@ class CollectedStream(ResponseStream):
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """The engine on a background event loop, with its routes; created once the models are loaded."""
+    """The engine on a background event loop, with its routes. Created when the models have been loaded."""
 
     process: int
     loop: BackgroundLoop
@@ -111,10 +118,11 @@ class Function:
     >>> def answer(request): return function.google(request)  # Google Cloud Run functions
 
     The first request loads the models, because Google's framework forks after it has imported the module.
-    Call `load` to load them earlier.
+    Call `load` to load the models earlier.
 
-    Callers may run and describe models, but not change what is served. If environment variables define keys
-    (docs/security.md), callers need one of them.
+    Callers may run and describe models. If environment variables define keys (docs/security.md), each caller
+    needs one of these keys. Only a caller with BACKLINE_ADMIN_KEY may change what is served, as far as the
+    options permit changes.
     """
 
     def __init__(
@@ -124,9 +132,9 @@ class Function:
         *,
         models: Sequence[str] | None = None,
     ) -> None:
-        """Takes the arguments of `Embedded`.
+        """The arguments are those of `Embedded`.
 
-        Without options, nothing is written outside the temporary folder.
+        Without `options`, nothing is written outside the system's folder for temporary files.
         """
         place = Path(tempfile.gettempdir()) / "backline"
         self._repositories = repositories
@@ -147,11 +155,12 @@ class Function:
 
     @property
     def seconds(self) -> float:
-        """How many seconds loading took. Loads the models if they are not loaded yet."""
+        """The number of seconds that loading took. Loads the models if they are not loaded yet."""
         return self._ready().seconds
 
     def _ready(self) -> _Loaded:
         with self._loading:
+            # A forked process lacks the thread that runs the event loop, so it must load the models itself.
             if self._loaded is None or self._loaded.process != os.getpid():
                 self._loaded = self._load()
             return self._loaded
@@ -167,8 +176,9 @@ class Function:
             loop.run(embedded.stop())
             loop.close()
             raise
-        # No gate is needed: the application itself checks keys and scopes for each request, and the rules for
-        # web pages protect only servers on a user's own machine or network.
+        # Security: no gate is needed, because the application itself checks the key and the scope of each
+        # request, and because the rules for web pages protect only servers on a user's own machine or
+        # network.
         http = build_application(embedded.engine, access=access, console=False).http
         return _Loaded(os.getpid(), loop, embedded, http, perf_counter() - began)
 
@@ -195,7 +205,7 @@ class Function:
         }
 
     def google(self, request: Any) -> tuple[bytes, int, dict[str, str]]:
-        """Responds to a request from Google Cloud Run functions, which is a Flask request."""
+        """Responds to a request from Google Cloud Run functions. The request is a Flask request."""
         raw = request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or ""
         path = raw.partition("?")[0] if raw.startswith("/") else quote(request.path, safe=_PATH)
         query = request.query_string.decode("latin-1")

@@ -1,11 +1,16 @@
-"""The client's transport for inproc URLs: the engine runs in the client's program and shares its tensors."""
+"""The client's transport for inproc URLs: the engine runs in the client's program and shares its tensors.
+
+Such a URL may have options, as in inproc:///path/to/models?model=add1&memory_budget=2GiB.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -18,13 +23,76 @@ from backline.dialects.open_inference.configuration import explained_configurati
 from backline.dialects.open_inference.metadata import model_listing, server_metadata, visible_to
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.embedded.embedded import Embedded
-from backline.embedded.url_options import read_options
 from backline.engine.control import Attempt, Change, Control, LabelMove, Overrides
 from backline.engine.engine import Engine
-from backline.engine.errors import Unsupported
+from backline.engine.errors import InvalidArgument, Unsupported
+from backline.engine.numbers import parse_bytes, parse_whole
+from backline.engine.spelling import nearest
 from backline.engine.values.messages import InferRequest, InferResponse
 from backline.engine.values.parameters import read_parameters
+from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.protos import to_plain
+from backline.schedule.cache.config import parse_cache_config
+
+#: The key that names a model to load. The key can be repeated.
+_MODEL = "model"
+_MOST = 2**63 - 1
+
+
+def _boolean(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError("expected true or false")
+    return text == "true"
+
+
+def _whole(text: str) -> int:
+    number = parse_whole(text, 0, _MOST)
+    if number is None:
+        raise ValueError("expected a whole number")
+    return number
+
+
+#: The function that reads the value of each option. Other fields of LifecycleOptions cannot be set in a URL.
+_READ: Mapping[str, Callable[[str], Any]] = {
+    "namespacing": _boolean,
+    "complete_configs": _boolean,
+    "load_threads": _whole,
+    "load_retries": _whole,
+    "drain_seconds": float,
+    "trust_pickle": _boolean,
+    "trust_remote_code": _boolean,
+    "strict_devices": _boolean,
+    "memory_budget": parse_bytes,
+    "max_queued_requests": _whole,
+    "compute_threads": _whole,
+    "response_cache": lambda text: parse_cache_config([text]),
+    "cache_folder": Path,
+    "state_folder": Path,
+}
+
+
+def read_options(query: str) -> LifecycleOptions:
+    """Returns the options in the query of an inproc URL. By default, all models are loaded.
+
+    With these options, the program may also load and unload models. Raises InvalidArgument for an unknown
+    option or an invalid value.
+    """
+    models: list[str] = []
+    given: dict[str, Any] = {}
+    for name, text in parse_qsl(query, keep_blank_values=True):
+        if name == _MODEL:
+            models.append(text)
+            continue
+        if name not in _READ:
+            near = nearest(name, (_MODEL, *_READ), 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join((_MODEL, *_READ))}"
+            raise InvalidArgument(f"an inproc URL has no option '{name}'; {hint}")
+        try:
+            given[name] = _READ[name](text)
+        except ValueError as error:
+            raise InvalidArgument(f"{name}={text} in an inproc URL: {error}") from None
+    return LifecycleOptions(mode="explicit", load_models=tuple(models) or (ALL_MODELS,), **given)
+
 
 Result = TypeVar("Result")
 
@@ -119,7 +187,7 @@ class InprocTransport(Transport):
         return to_plain(read(self._engine, model, version))
 
     async def _know(self, model: str, version: str) -> None:
-        """Loads an on-demand version if its signature is not known yet."""
+        """Loads an on-demand version if the signature of the version is not known yet."""
         if self._engine.is_unknown(model, version):
             await self._engine.wake(model, version)
 
@@ -142,7 +210,8 @@ class InprocControl(ModelControl):
         control = self._engine.control
         if control is None:
             raise Unsupported(
-                "the models of this engine cannot be changed: it was created without a model control"
+                "the models of this engine cannot be listed or changed: the engine was not filled from a"
+                " repository"
             )
         return control
 
@@ -195,10 +264,13 @@ def _request(call: InferCall, deadline: float | None = None) -> InferRequest:
 async def _within(timeout: float, change: Coroutine[Any, Any, Result]) -> Result:
     """Waits for a change. Raises DeadlineExceeded after `timeout` seconds, without cancelling the change."""
     task = asyncio.ensure_future(change)
-    # If the caller has left when the change fails, nobody retrieves the error from the task, and asyncio
-    # would print a traceback. The lifecycle has logged the error.
+    # If the change fails after the timeout, nobody retrieves the error from the task, and asyncio would print
+    # a traceback. This callback retrieves it; the lifecycle has already logged the error.
     task.add_done_callback(lambda task: task.cancelled() or task.exception())
     done, _ = await asyncio.wait((task,), timeout=timeout)
     if not done:
-        raise DeadlineExceeded(f"the change was not done within {timeout:.3g} s")
+        raise DeadlineExceeded(
+            f"the change was not complete within {timeout:.3g} s; it continues, and models() shows its"
+            " progress"
+        )
     return task.result()

@@ -1,4 +1,6 @@
-"""Changes that callers may request: to models and labels, made by the lifecycle, and to the log."""
+"""Changes that callers may request: to models and labels, which the lifecycle carries out, and to the log
+settings.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +9,25 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal, Protocol, TypeAlias
 
+from backline.decodable import decodable
 from backline.engine.names import check_file_path
 from backline.engine.values.tensor import Buffer
 
 LogValue: TypeAlias = bool | int | str
-#: Raises Forbidden unless the caller may change the model of this name.
+#: A function that raises Forbidden unless the caller may change the model with this name.
 MayChange: TypeAlias = Callable[[str], None]
 
 
 def may_change_all(model: str) -> None:
-    """Allows the change of every model."""
+    """Allows changes to every model."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
     """An entry of the log as it was written, truncated if it is very long.
 
-    `number` counts the entries since the start, from 1. `time` is in seconds since 1970, and `level` is the
-    severity in lower case.
+    `number` is the number of the entry since the server started, counted from 1. `time` is in seconds since
+    1970, and `level` is the severity in lower case.
     """
 
     number: int
@@ -35,29 +38,32 @@ class LogLine:
 
 
 class LogControl(Protocol):
-    """The log, and the settings of Triton's logging extension: log_file, log_info, log_warning, log_error,
-    log_verbose_level, log_format.
+    """Access to the log, and to the settings of Triton's logging extension: log_file, log_info, log_warning,
+    log_error, log_verbose_level and log_format.
     """
 
     def settings(self) -> Mapping[str, LogValue]:
-        """Returns all settings, in the order given for this class."""
+        """Returns all settings, in the order in which the description of LogControl lists them."""
 
     def recent(self, after: int = 0) -> Sequence[LogLine]:
-        """Returns the last entries with numbers above `after`, oldest first. Only the last 500 are kept.
+        """Returns the latest entries with numbers above `after`, oldest first. Only the last 500 entries are
+        kept.
 
-        Anything that looks like a key, a token or a password in a URL is masked.
+        Texts that look like a key, a token or a password in a URL are masked.
         """
 
     def update(self, changes: Mapping[str, object]) -> None:
         """Changes the given settings, either all of them or none.
 
-        Raises InvalidArgument for an unknown setting or an invalid value, Unsupported for log_file.
+        Raises InvalidArgument for an unknown setting or an invalid value, and Unsupported for log_file, which
+        cannot be changed.
         """
 
 
-#: A value of LabelMove.expected: the label may point to any version.
+#: The value of LabelMove.expected that allows the label to point to any version.
 ANY_VERSION: Final = "*"
-#: Requests without a version follow this label if the model has it; `promote` and `rollback` move it.
+#: The label of the version that serves requests without a version. A model need not have this label. The
+#: actions "promote" and "rollback" move it.
 STABLE: Final = "stable"
 
 Action = Literal[
@@ -65,12 +71,14 @@ Action = Literal[
 ]
 
 
+@decodable
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An entry of the audit log: at `time` (seconds since 1970), `who` did `action` to a model.
+    """An entry of the audit log for a change: at `time` (seconds since 1970), `who` performed `action` on a
+    model.
 
-    `version` is the version after the change and `before` the one before it; `label` is set for changes to
-    labels. `detail` has anything else worth knowing, such as why a load failed or which settings changed.
+    `version` is the version after the change, and `before` the version before the change; `label` is set for
+    changes to labels. `detail` has further information, such as why a load failed or which settings changed.
     """
 
     time: float
@@ -83,13 +91,16 @@ class Change:
     detail: str = ""
 
 
+@decodable
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An entry of the audit log: at `time`, a request to change something was done, failed, or was refused.
+    """An entry of the audit log for a request to change something. The request succeeded, failed or was
+    refused at `time`.
 
-    `identity` is the name of the caller's key, empty without one; `address` is where the request came from.
-    `route` is the method and path, or the gRPC method. `detail` is the error. `suppressed` counts earlier
-    refusals for the same address that were left out because there were too many.
+    `identity` is the name of the caller's key, certificate or token, empty if the caller has none; `address`
+    is the address from which the request came. `route` is the HTTP method and path, or the gRPC method.
+    `detail` is the error. `suppressed` is the number of earlier refusals for the same address that were not
+    logged because there were too many.
     """
 
     time: float
@@ -104,13 +115,14 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class RepositoryState:
-    """A place that models come from, as of its last scan.
+    """The state of a repository at its last scan.
 
-    `location` is a path or a URL without secrets. `models` are the names under which its models are served.
-    `failures` maps the name of each model that cannot be loaded to the reason. `scanned` is when the last
-    successful scan ended, in seconds since 1970, and `scan_seconds` how long it took; both are 0 before the
-    first. `problem` says why the last scan failed; empty if it succeeded. Scans happen every `poll_seconds`,
-    or only on request if that is 0.
+    `location` is a path, or a URL without secrets. `models` are the names under which the models of the
+    repository are served. `failures` maps the name of each model that cannot be loaded to the reason.
+    `scanned` is the time when the last successful scan ended, in seconds since 1970, and `scan_seconds` the
+    duration of that scan; both are 0 before the first scan. `problem` says why the last scan failed; it is
+    empty if the scan succeeded. The repository is scanned when it reports changes or, if it cannot, every
+    `poll_seconds`; if `poll_seconds` is 0, only on request.
     """
 
     location: str
@@ -126,12 +138,12 @@ class RepositoryState:
 
 @dataclass(frozen=True, slots=True)
 class LabelMove:
-    """A change to a model's label, made only if the label points to `expected` at that moment ("": it must
-    not exist).
+    """A change to a label of a model. The change is made only if the label points to `expected` at that
+    moment; "" means that the label must not exist.
 
-    "label" and "promote" point the label to `version`, which is loaded first if necessary; "unlabel" removes
-    the label; "rollback" undoes the label's last move that has not been undone. The last two have no
-    `version`.
+    The actions "label" and "promote" point the label to `version`, which is loaded first if necessary.
+    "unlabel" removes the label, and "rollback" undoes the last move of the label that has not been undone
+    yet; these two have no `version`.
     """
 
     action: Literal["label", "unlabel", "promote", "rollback"]
@@ -143,33 +155,37 @@ class LabelMove:
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What a load request supplies in place of the repository's files.
+    """The configuration and files that a load request supplies in place of those in the repository.
 
-    `config` is the text of a model configuration (config.pbtxt as JSON, the form Triton's clients send), None
-    to use the repository's. `files` has the contents of all files of the model, by path below its folder
-    ("1/model.onnx"); empty to use the repository's.
+    `config` is the text of a model configuration (config.pbtxt as JSON, the form that Triton's clients send);
+    None means that the repository's configuration is used. `files` has the contents of all files of the
+    model, by their paths below the model's folder ("1/model.onnx"); if it is empty, the repository's files
+    are used.
     """
 
     config: str | None = None
     files: Mapping[str, Buffer] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
-        """Raises InvalidArgument for paths that might reach a file outside the model's folder."""
+        """Raises InvalidArgument for a path that might name a file outside the model's folder."""
         for path in self.files:
             check_file_path(path)
 
 
 def unreadable(model: str, reason: str) -> str:
-    """Returns the error text for a load that was refused before it began; the text begins with Triton's."""
+    """Returns the error message for a load that was refused before it began. The beginning of the message is
+    Triton's.
+    """
     return f"failed to load '{model}', failed to poll from model repository: {reason}"
 
 
 class Control(Protocol):
-    """Changes to what is served. All methods run on the engine's event loop and raise BacklineError if
-    refused.
+    """Changes to the models that are served. All methods must be called on the engine's event loop. They
+    raise BacklineError if the change is refused.
 
-    `who` names the caller for the audit log. The caller may change the named model; `may_change` is called
-    with the name of each further model that the change reaches, before anything is changed.
+    `who` names the caller for the audit log. The methods assume that the caller is allowed to change the
+    named model. `may_change` is called with the name of each further model that the change affects, before
+    that model is changed.
     """
 
     async def load(
@@ -181,12 +197,13 @@ class Control(Protocol):
         who: str,
         may_change: MayChange = may_change_all,
     ) -> None:
-        """Loads the versions that the model's policy selects, or one more version.
+        """Loads the versions that the model's policy selects, or one further version if `version` is given.
 
-        Versions that have changed are loaded again, and unloaded only once the new load is ready. Returns
-        when all are ready. If a load fails, the old one continues to serve, and the reason is raised.
+        Versions whose files have changed are loaded again; the old load of a version is unloaded only once
+        the new load is ready. Returns when all versions are ready. If a load fails, the old load continues to
+        serve requests, and the reason is raised.
 
-        If `overrides` make the model an ensemble, the load reaches the models of the steps.
+        If `overrides` make the model an ensemble, the load also affects the models that its steps call.
         """
 
     async def unload(
@@ -198,23 +215,27 @@ class Control(Protocol):
         who: str,
         may_change: MayChange = may_change_all,
     ) -> None:
-        """Takes a model, or one version, out of service.
+        """Takes a model, or one version of the model, out of service.
 
-        With `dependents`, the unload reaches the models that only this model calls. Returns when the model
-        takes no more requests. Those in flight finish afterwards.
+        With `dependents`, the models that only this model calls are also unloaded. Returns when the model
+        accepts no more requests; requests in flight may still be running.
         """
 
     async def move_label(self, move: LabelMove, *, who: str) -> Change:
-        """Points a label to a version, loading it if necessary, or back to an earlier one; or removes it."""
+        """Points a label to a version, which is loaded if necessary, or back to an earlier version; or
+        removes the label.
+        """
 
     def check_changeable(self, what: str) -> None:
         """Raises Unavailable if clients may not change models (model control mode none).
 
-        `what` begins the message, for example "labels cannot be changed".
+        `what` names, for the error message, what was to be changed, such as "labels".
         """
 
     async def refresh(self) -> None:
-        """Scans the repositories now. Returns when everything in them is served or has failed."""
+        """Scans the repositories immediately. Returns when each model in the repositories is served or has
+        failed to load.
+        """
 
     def repositories(self) -> Sequence[RepositoryState]:
         """Returns the repositories, in the order in which they were given."""
@@ -223,7 +244,7 @@ class Control(Protocol):
         """Returns the process ids of all workers."""
 
     def labels(self, model: str) -> Mapping[str, str]:
-        """Returns the labels of a model and the versions they point to."""
+        """Returns the labels of a model, and the versions that the labels point to."""
 
     def history(self, model: str = "", limit: int = 100) -> Sequence[Change]:
         """Returns the most recent changes to a model (to all models if `model` is empty), newest first."""
@@ -232,4 +253,6 @@ class Control(Protocol):
         """Appends an entry to the audit log."""
 
     def audit(self, limit: int = 100, after: float = 0.0) -> Sequence[Change | Attempt]:
-        """Returns the most recent entries of the audit log later than `after`, newest first."""
+        """Returns the most recent entries of the audit log, newest first. Returns only entries with times
+        later than `after`.
+        """

@@ -1,4 +1,6 @@
-"""Metrics that models define: counters, gauges and histograms. Workers share metrics of the same name."""
+"""Metrics that models define: counters, gauges and histograms. Worker processes share metrics that have the
+same name.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,19 @@ MetricKind: TypeAlias = Literal["counter", "gauge", "histogram"]
 Labels: TypeAlias = tuple[tuple[str, str], ...]
 
 _NAME: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
-#: Prefixes of the server's own metrics.
+#: The prefixes of the server's own metrics.
 _OWN: Final = ("nv_", "backline_", "process_", "python_")
-#: Maximum number of label combinations per metric, so that a label with user names cannot exhaust memory.
+#: The maximum number of label combinations per metric. There is a limit so that a label whose values are, for
+#: example, user names cannot exhaust the memory.
 _MOST_SAMPLES: Final = 10_000
 
 
 @dataclass(slots=True)
 class Sample:
-    """The value of one label combination; for a histogram, the sum of its observations.
+    """The value of a metric for one combination of labels; for a histogram, the sum of the observations.
 
-    `bounds` are a histogram's upper bounds, ascending; `counts` has the number of observations up to each
-    bound, and at the end the number above all bounds.
+    `bounds` are the upper bounds of a histogram's buckets, in ascending order. `counts` has the number of
+    observations in each bucket; the last element is the number of observations above all bounds.
     """
 
     value: float = 0.0
@@ -35,7 +38,9 @@ class Sample:
 
 @dataclass(slots=True)
 class Family:
-    """A metric: all samples with one name. `owners` are the loads that have declared the metric."""
+    """A metric, which consists of all samples with the same name. `owners` are the loads that have declared
+    the metric.
+    """
 
     name: str
     kind: MetricKind
@@ -45,9 +50,10 @@ class Family:
 
 
 class CustomMetrics:
-    """The metrics of all models. Lives on the event loop.
+    """The metrics that models have defined. Use it only on the event loop.
 
-    A metric outlives the workers that count in it, and is removed with the last load that declared it.
+    A metric outlives the worker processes that recorded its values. It is removed when the last load that
+    declared it ends.
     """
 
     def __init__(self) -> None:
@@ -59,7 +65,8 @@ class CustomMetrics:
     def declare(self, owner: object, name: str, kind: MetricKind, description: str) -> None:
         """Declares a metric.
 
-        Raises InvalidArgument for an invalid name, AlreadyExists if a metric of another kind has that name.
+        Raises InvalidArgument for an invalid name, and AlreadyExists if a metric of another kind has this
+        name.
         """
         if not _NAME.fullmatch(name) or name.startswith(_OWN):
             raise InvalidArgument(
@@ -74,16 +81,16 @@ class CustomMetrics:
         family.owners.add(owner)
 
     def forget(self, owner: object) -> None:
-        """Removes a load that has ended, and its metrics that no other load has declared."""
+        """Removes a load that has ended, together with the metrics that only this load has declared."""
         for family in tuple(self._families.values()):
             family.owners.discard(owner)
             if not family.owners:
                 del self._families[family.name]
 
     def sample(self, name: str, labels: Mapping[str, str], bounds: Sequence[float] = ()) -> Sample:
-        """Returns the sample with these labels, created if necessary.
+        """Returns the sample with these labels; creates it if necessary.
 
-        Raises NotFound for an undeclared metric, Unavailable if the metric has too many samples.
+        Raises NotFound if the metric was not declared, and Unavailable if it has too many samples.
         """
         family = self._families.get(name)
         if family is None:
@@ -102,11 +109,11 @@ class CustomMetrics:
         return found
 
     def increment(self, name: str, labels: Mapping[str, str], value: float) -> None:
-        """Adds to a counter or gauge."""
+        """Adds `value` to a counter or gauge."""
         self.sample(name, labels).value += value
 
     def set(self, name: str, labels: Mapping[str, str], value: float) -> None:
-        """Sets a gauge."""
+        """Sets a gauge to `value`."""
         self.sample(name, labels).value = value
 
     def observe(self, name: str, labels: Mapping[str, str], bounds: Sequence[float], value: float) -> None:

@@ -1,4 +1,4 @@
-"""Ends a request at its deadline, wherever the request is: in a queue, in a run, or in an ensemble."""
+"""Ends a request at its deadline, whether the request is in a queue, in a run, or in an ensemble."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from backline.engine.values.messages import InferResponse
 
 
 class Watch(Listener):
-    """Ends a ticket with DeadlineExceeded at `deadline` (of time.monotonic()), unless it ends earlier."""
+    """A listener that ends a ticket with DeadlineExceeded at `deadline` (a time of time.monotonic()), unless
+    the ticket ends earlier.
+    """
 
     __slots__ = ("_loop", "_timer", "deadline")
 
@@ -22,7 +24,9 @@ class Watch(Listener):
         ticket.listen(self)
 
     def bring_forward(self, ticket: Ticket, deadline: float) -> None:
-        """Ends the ticket at an earlier deadline; no effect if `deadline` is not earlier."""
+        """Makes the ticket end at an earlier deadline. Has no effect if `deadline` is not earlier than the
+        current deadline.
+        """
         if deadline < self.deadline:
             self.deadline = deadline
             self._timer.cancel()
@@ -50,7 +54,7 @@ def _expire(ticket: Ticket) -> None:
 
 
 def watch(ticket: Ticket, deadline: float) -> None:
-    """Ends a ticket at `deadline`, or at the ticket's own deadline if that is earlier.
+    """Makes a ticket end at `deadline`, or at the ticket's own deadline if that is earlier.
 
     Must be called before the ticket is submitted.
     """

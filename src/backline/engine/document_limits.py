@@ -1,7 +1,8 @@
-"""Limits the size of documents from outside, in TOML, JSON, YAML and protobuf's text format.
+"""Limits the size of documents that come from outside, in TOML, JSON, YAML and protobuf's text format.
 
-Parsers run before anything else can check a document, and some take time or memory out of proportion to its
-size. One model's file must not delay the scan of all others.
+Security: the content of a document can be checked only after it has been parsed, but for some documents
+parsers need time or memory out of all proportion to the size. The file of one model must not delay the scan
+of all other models.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from typing import Final
 
 from backline.engine.errors import InvalidArgument
 
-#: The maximum size of a document, in bytes or characters. The largest real configurations have about 100 KiB.
+#: The maximum size of a document, in bytes or characters. The largest configurations in use have about 100
+#: KiB.
 MAX_DOCUMENT: Final = 1 << 20
-#: The maximum nesting depth, far below what the parsers' recursion allows.
+#: The maximum nesting depth, which is far below the depth at which the recursion of the parsers fails.
 MAX_NESTING: Final = 64
-#: Maximum number of parts in a dotted TOML key, for which tomllib takes quadratic time and memory.
+#: The maximum number of parts in a dotted TOML key. The time and memory that tomllib takes grow with the
+#: square of this number.
 MAX_KEY_PARTS: Final = 32
 
-#: Each alternative matches a whole token, closed or not, so that a search takes linear time.
+#: Matches a token. Each alternative matches a whole token, even a string that is not closed, so that a search
+#: takes linear time.
 _TOML: Final = re.compile(
     r'"""(?:[^"\\]|\\.|"(?!""))*(?:"{3,5})?' r"|'''(?:[^']|'(?!''))*(?:'{3,5})?"
     r"|(?P<key>[A-Za-z0-9_-]+|" r'"(?:[^"\\\n]|\\.)*"?' r"|'[^'\n]*'?)"
@@ -28,13 +32,15 @@ _TOML: Final = re.compile(
 
 
 def check_size(content: str | bytes, source: str) -> None:
-    """Raises InvalidArgument for a document too large to parse."""
+    """Raises InvalidArgument for a document that is too large to be parsed."""
     if len(content) > MAX_DOCUMENT:
-        raise InvalidArgument(f"{source}: too large ({len(content):,} bytes); the limit is {MAX_DOCUMENT:,}")
+        raise InvalidArgument(
+            f"{source}: the document has {len(content):,} bytes, more than the limit of {MAX_DOCUMENT:,}"
+        )
 
 
 def check_toml(text: str, source: str) -> None:
-    """Raises InvalidArgument for a TOML document that is too large or has a key with too many parts."""
+    """Raises InvalidArgument for a TOML document that is too large, or that has a key with too many parts."""
     check_size(text, source)
     if text.count(".") < MAX_KEY_PARTS:
         return

@@ -21,44 +21,46 @@ from backline.engine.values.messages import InferRequest, InferResponse
 
 
 class Engine:
-    """Knows all models and runs inference on them. All methods are called on one event loop.
+    """The registry of all models. It passes requests to the models. All methods must be called on the same
+    event loop.
 
-    The lifecycle registers models: it calls `add`, sets the model's `state`, then calls `refresh`.
+    To register a model, the lifecycle calls `add`, sets the `state` of the model, and then calls `refresh`.
     """
 
     def __init__(self) -> None:
         self._models: dict[str, dict[str, Model]] = {}
-        #: Changes models; None if they cannot be changed.
+        #: Makes changes to models; None if models cannot be changed.
         self.control: Control | None = None
-        #: Whether models are loaded only by request. If so, errors about models without versions say so.
+        #: Whether models are loaded only when a client requests the load. If so, errors about models without
+        #: versions say so.
         self.loads_by_request = False
-        #: The regions that clients have registered; None if they may not register any.
+        #: The shared memory regions that clients have registered; None if clients may not register regions.
         self.shared_memory: SharedMemory | None = None
-        #: Reads and changes the log settings; None without a server.
+        #: Reads and changes the log settings; None if the engine runs without a server.
         self.log_control: LogControl | None = None
-        #: The server's name in its metadata.
+        #: The name of the server in its metadata.
         self.server_name = "backline"
-        #: Traces the requests of clients; None while no requests are to be traced.
+        #: The tracer for the requests of clients; None while no requests are to be traced.
         self.tracer: Tracer | None = None
-        #: Reads and changes the trace settings; None without a server.
+        #: Reads and changes the trace settings; None if the engine runs without a server.
         self.trace_control: TraceControl | None = None
-        #: Metrics that models define.
+        #: The metrics that models define.
         self.custom_metrics = CustomMetrics()
         #: The response cache, if it is in the server's memory.
         self.response_cache: CacheCounters | None = None
-        #: Whether versions that are added from now on keep quantiles of their latencies.
+        #: Whether the engine computes quantiles of latencies for the versions that are added from now on.
         self.summarises_latencies = False
-        #: The repository of each model, by the model's name; empty without namespacing.
+        #: The repository of each model, by the model's name; empty if namespacing is off.
         self.namespaces: Mapping[str, str] = {}
         self._labels: dict[str, Mapping[str, str]] = {}
         self._only_by_label: dict[str, Set[str]] = {}
-        #: Load statistics by model, since the start.
+        #: The statistics of the loads since the server started, by model.
         self.loads: dict[str, LoadStatistics] = {}
         #: The versions that serve requests, by model name and version or label; "" is the default version.
         self._routes: dict[tuple[str, str], Model] = {}
-        #: For each model, its keys in `_routes`.
+        #: The keys of each model in `_routes`.
         self._routed: dict[str, Collection[tuple[str, str]]] = {}
-        #: Versions that take no new requests, but still serve their open sequences.
+        #: The versions that are being unloaded, and accept only further requests of their open sequences.
         self._leaving: list[Model] = []
         self._started = False
         self._stopping = False
@@ -67,9 +69,11 @@ class Engine:
     # inference
 
     def submit(self, ticket: Ticket) -> None:
-        """Checks and queues a request; its ticket completes later. Raises BacklineError if refused at once.
+        """Checks and queues a request, whose ticket is completed later. Raises BacklineError if the request
+        is refused immediately.
 
-        Requests refused by a queue are counted by that queue.
+        A queue counts the requests that it refuses; this method counts the requests that do not fit the
+        model.
         """
         request = ticket.request
         try:
@@ -92,21 +96,25 @@ class Engine:
             ticket.refuse(error)
             raise
         except Exception as error:
+            # The ticket's listeners must learn of the refusal even if it is caused by a fault in the server.
             ticket.refuse(Internal(f"{type(error).__name__}: {error}"))
             raise
 
     def submit_until(self, ticket: Ticket, deadline: float) -> None:
-        """Submits a request, and ends it with DeadlineExceeded at `deadline` (of time.monotonic())."""
+        """Submits a request that ends with DeadlineExceeded at `deadline` (a time of time.monotonic())."""
         watch(ticket, deadline)
         self.submit(ticket)
 
     def _in_sequence(self, request: InferRequest, routed: Model | None) -> Model | None:
-        """Returns the version that serves a request's sequence: the routed one, or one being unloaded."""
+        """Returns the version that serves the sequence of a request: the version `routed` that the request is
+        routed to (may be None), or a version that is being unloaded.
+        """
         if routed is not None and routed.sequences is not None and routed.sequences.holds(request):
             return routed
         version = request.model_version
         for model in self._leaving:
-            # A label may point elsewhere by now, whereas an explicit version is meant literally.
+            # An explicit version must match. A label need not, because it may have been moved to another
+            # version since the sequence began.
             if (
                 model.name == request.model_name
                 and model.sequences is not None
@@ -117,7 +125,9 @@ class Engine:
         return routed
 
     async def infer(self, request: InferRequest) -> InferResponse:
-        """Runs a request; cancelling this coroutine cancels the request. Raises BacklineError if it fails."""
+        """Runs a request. Cancelling this coroutine cancels the request. Raises BacklineError if the request
+        fails.
+        """
         future: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
 
         def complete(_: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
@@ -144,11 +154,12 @@ class Engine:
         trace: Trace | None = None,
         admit: Callable[[Ticket], None] | None = None,
     ) -> Responses:
-        """Submits a request to any model and iterates over its responses. The model waits for slow callers.
+        """Submits a request to any model, and returns an iterator over the responses. The model is paused
+        while the caller does not keep up.
 
-        Raises BacklineError if the request is refused at once. `deadline` is as for `submit_until`. `admit`
-        is called with the ticket before it is submitted, and may raise BacklineError. A caller that does not
-        take all responses must close the iterator, which cancels the request:
+        Raises BacklineError if the request is refused immediately. `deadline` is as for `submit_until`.
+        `admit` is called with the ticket before it is submitted, and may raise BacklineError. A caller that
+        does not take all responses must close the iterator, which cancels the request:
 
         >>> async with engine.stream(request) as responses:
         ...     async for response in responses: ...
@@ -163,29 +174,36 @@ class Engine:
         return responses
 
     def is_unknown(self, name: str, version: str = "") -> bool:
-        """Returns whether an on-demand version was never loaded, so that its inputs are unknown until `wake`.
+        """Returns whether a version is on demand and was never loaded, so that its inputs are unknown until
+        `wake` has loaded it.
 
-        Raises NotFound, or Unavailable if the version is not ready.
+        Raises NotFound if there is no such version, and Unavailable if it is not ready.
         """
         model = self.find_ready(name, version)
         return model.on_demand and not model.signature.outputs
 
     async def wake(self, name: str, version: str = "") -> None:
-        """Loads an on-demand version; no effect on other versions. Raises BacklineError if that fails."""
+        """Loads an on-demand version. Has no effect on other versions. Raises BacklineError if the load
+        fails.
+        """
         model = self.find_ready(name, version)
         if model.wake is not None:
             await model.wake()
 
     # looking up models
 
-    def models(self) -> Iterable[Model]:
-        """Yields all versions of all models, in any state, sorted by name and version."""
+    def models(self) -> Iterator[Model]:
+        """Yields all versions of all models, in any state, sorted by name and version.
+
+        Models may change while a caller iterates. The versions of each model are read when the iteration
+        reaches that model.
+        """
         for name in sorted(self._models):
-            versions = self._models[name]
-            if len(versions) == 1:  # usually there is one, and sorting takes far longer than this check
+            versions = self._models.get(name, {})
+            if len(versions) == 1:  # the usual case, which needs no sorting
                 yield from tuple(versions.values())
             else:
-                yield from (versions[version] for version in sorted(versions, key=version_order))
+                yield from [versions[version] for version in sorted(versions, key=version_order)]
 
     def _in_any_order(self) -> Iterator[Model]:
         return (model for versions in self._models.values() for model in versions.values())
@@ -195,16 +213,18 @@ class Engine:
         return sorted(self._models)
 
     def find(self, name: str, version: str = "") -> Model:
-        """Returns a version (by name or label) in any state; for "", the served version, else the newest.
+        """Returns a version in any state. `version` is a version or a label; "" means the version that gets
+        requests without a version or, if none does, the version with the label STABLE, or else the newest.
 
-        Raises NotFound, or InvalidArgument if no model can have that name.
+        Raises NotFound if there is no such version, and InvalidArgument if no model or version can have this
+        name.
         """
         self.check_known(name)
         versions = self._models[name]
         if not versions:
             if self.loads_by_request:
                 raise NotFound(
-                    f"Request for unknown model: '{name}' is not found: it is not loaded, load it:"
+                    f"Request for unknown model: '{name}' is not found: the model is not loaded; to load it:"
                     f" backline models load {name}"
                 )
             raise NotFound(f"Request for unknown model: '{name}' has no available versions")
@@ -219,11 +239,20 @@ class Engine:
         return route if route is not None else versions[max(versions, key=version_order)]
 
     def is_known(self, name: str) -> bool:
-        """Returns whether there is a model of this name with any versions."""
+        """Returns whether there is a model with this name that has at least one version."""
         return bool(self._models.get(name))
 
+    def versions(self, name: str) -> list[Model]:
+        """Returns the versions of a model in any state, including versions that are being unloaded and serve
+        only their open sequences.
+
+        Raises NotFound for an unknown model, InvalidArgument if no model can have that name.
+        """
+        self.check_known(name)
+        return [*self._models[name].values(), *(model for model in self._leaving if model.name == name)]
+
     def check_known(self, name: str) -> None:
-        """Raises NotFound for an unknown model, InvalidArgument if no model can have that name."""
+        """Raises NotFound for an unknown model, and InvalidArgument if no model can have this name."""
         if name not in self._models:
             if name:
                 check_name("model", name)
@@ -232,7 +261,8 @@ class Engine:
     def find_ready(self, name: str, version: str = "") -> Model:
         """Returns a version that can respond.
 
-        Raises NotFound, also for a model that could not be read, or Unavailable if the version is not ready.
+        Raises NotFound if there is no such version, or if the model could not be read, and Unavailable if the
+        version is not ready.
         """
         model = self.find(name, version)
         if model.version == NO_VERSION:
@@ -251,11 +281,11 @@ class Engine:
         return served if len(served) < 2 else sorted(served, key=version_order)
 
     def labels(self, name: str) -> Mapping[str, str]:
-        """Returns the labels of a model and the versions they point to."""
+        """Returns the labels of a model, and the versions that the labels point to."""
         return self._labels.get(name, {})
 
     def is_ready(self, name: str, version: str = "") -> bool:
-        """Returns whether a version is ready. Raises NotFound if it is unknown."""
+        """Returns whether a version is ready. Raises NotFound if there is no such version."""
         return self.find(name, version).ready
 
     @property
@@ -264,7 +294,9 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether all versions that should be served are ready, and the server is not stopping."""
+        """Whether the start is complete, all versions that are `required` are ready, and the server is not
+        stopping.
+        """
         return (
             self._started
             and not self._stopping
@@ -272,7 +304,9 @@ class Engine:
         )
 
     def watch(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Calls `listener` whenever readiness may have changed. Returns a function that removes it."""
+        """Calls `listener` whenever the readiness of a version or of the server may have changed. Returns a
+        function that removes the listener.
+        """
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
@@ -283,9 +317,10 @@ class Engine:
     # changes by the lifecycle
 
     def add(self, model: Model) -> None:
-        """Adds a version, replacing one with the same model name and version."""
+        """Adds a version. It replaces a version of the same model with the same name."""
         versions = self._models.setdefault(model.name, {})
         before = versions.get(model.version)
+        # The open sequences of the replaced load continue on that load.
         if before is not None and before is not model and before.sequences is not None:
             self._leaving.append(before)
         versions[model.version] = model
@@ -297,20 +332,23 @@ class Engine:
         self._models.setdefault(name, {})
 
     def remove(self, model: Model) -> None:
-        """Removes a version unless it was replaced. The model's name stays known until `forget`."""
+        """Removes a version, unless another load of it has taken its place. The name of the model remains
+        known until `forget` is called.
+        """
         versions = self._models.get(model.name, {})
         if versions.get(model.version) is model:
             del versions[model.version]
 
     def forget(self, name: str) -> None:
-        """Removes a model with all versions, labels and load statistics."""
+        """Removes a model with all its versions, labels and load statistics."""
         self._models.pop(name, None)
         self._labels.pop(name, None)
         self._only_by_label.pop(name, None)
         self.loads.pop(name, None)
 
     def set_labels(self, name: str, labels: Mapping[str, str], only_by_label: Set[str] = frozenset()) -> None:
-        """Sets the labels of a model and their versions. Versions take precedence over labels.
+        """Sets the labels of a model, and the versions that they point to. If a label equals the name of a
+        version, the version takes precedence.
 
         The versions `only_by_label` are loaded only because a label points to them.
         """
@@ -318,11 +356,12 @@ class Engine:
         self._only_by_label[name] = only_by_label
 
     def refresh(self, names: Iterable[str] | None = None) -> None:
-        """Recomputes which version serves which requests after states or labels have changed.
+        """Determines which version serves which requests, after states or labels have changed.
 
-        `names` are the models that have changed; None means all. Requests without a version go to the version
-        with the label STABLE if there is one, else to the newest. A version that is served only for another
-        label gets them only if there is no other version.
+        `names` are the models that have changed; None means all models. Requests without a version go to the
+        version with the label STABLE, or to the newest version if no version has this label. A version that
+        is served only because another label points to it gets such requests only if there is no other
+        version.
         """
         changed = dict.fromkeys((*self._routed, *self._models) if names is None else names)
         for name in changed:
@@ -341,7 +380,7 @@ class Engine:
         self._changed()
 
     def _routes_of(self, name: str) -> dict[tuple[str, str], Model]:
-        """Returns the versions of a model that serve requests, by the keys of `_routes`."""
+        """Returns the versions of a model that serve requests, by their keys in `_routes`."""
         routes: dict[tuple[str, str], Model] = {}
         versions = self._models.get(name, {})
         served = self.served_versions(name)
@@ -359,7 +398,9 @@ class Engine:
         return routes
 
     def record_load(self, name: str, seconds: float, *, succeeded: bool) -> None:
-        """Counts a load of a version of the model `name` that took `seconds`, successful or not."""
+        """Counts a load of a version of the model `name`. The load took `seconds` and was successful if
+        `succeeded` is set.
+        """
         counts = self.loads.setdefault(name, LoadStatistics())
         if succeeded:
             counts.succeeded += 1
@@ -368,29 +409,31 @@ class Engine:
             counts.failed += 1
 
     def started(self) -> None:
-        """Marks the start as complete: all models have been loaded, or have failed to load."""
+        """Records that the server's start is complete: all models have been loaded, or have failed to
+        load.
+        """
         self._started = True
         self._changed()
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the server is stopping, so that endless responses should end now."""
+        """Whether the server is stopping. If so, streams of responses that would never end must be ended."""
         return self._stopping
 
     def stopping(self) -> None:
-        """Marks the engine as not ready, because the server is stopping."""
+        """Records that the server is stopping. The engine is not ready from now on."""
         self._stopping = True
         self._changed()
 
     @property
     def pending(self) -> int:
-        """The number of requests waiting in all queues."""
+        """The number of requests that wait in all queues together."""
         return sum(model.queue.pending for model in self._in_any_order() if model.queue is not None)
 
 
 def _no_version(name: str, version: str) -> str:
-    """Returns the error text for a version or label that is not found. Triton accepts only numbers as
-    versions, and has other texts for anything else.
+    """Returns the error message for a version or label that does not exist. Triton accepts only numbers as
+    versions, and has other messages for other texts.
     """
     if version.isdecimal() and int(version) < 2**63:
         return f"Request for unknown model: '{name}' version {version} is not found"

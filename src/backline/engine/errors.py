@@ -1,4 +1,5 @@
-"""All kinds of errors, with HTTP status and gRPC code. No other module picks a status code.
+"""The kinds of errors that a server raises, with their HTTP statuses and gRPC codes. Two more, which are
+specific to HTTP, are defined elsewhere: 405 (dialects/router.py) and 426 (dialects/plain/sockets.py).
 
 | class              | HTTP | gRPC                  | when                                                   |
 | ------------------ | ---- | --------------------- | ------------------------------------------------------ |
@@ -6,20 +7,19 @@
 | Unauthenticated    | 401  | 16 UNAUTHENTICATED    | credentials are missing, unknown or expired            |
 | Forbidden          | 403  | 7 PERMISSION_DENIED   | the caller may not do this                             |
 | NotFound           | 404  | 5 NOT_FOUND           | no such model, version, output or route                |
-| AlreadyExists      | 400  | 6 ALREADY_EXISTS      | what should be created exists already                  |
-| NotAcceptable      | 406  | 3 INVALID_ARGUMENT    | the response has no form that the client accepts       |
+| AlreadyExists      | 400  | 6 ALREADY_EXISTS      | the object to be created already exists                |
+| NotAcceptable      | 406  | 3 INVALID_ARGUMENT    | the client accepts no form of the response             |
 | PayloadTooLarge    | 413  | 8 RESOURCE_EXHAUSTED  | the request exceeds a limit of the server              |
 | UnsupportedMediaType | 415 | 3 INVALID_ARGUMENT   | the body's type fits no input of the model             |
 | QuotaExceeded      | 429  | 8 RESOURCE_EXHAUSTED  | the caller has used up its quota                       |
 | Unavailable        | 503  | 14 UNAVAILABLE        | try again later: loading, draining, queue full         |
 | DeadlineExceeded   | 504  | 4 DEADLINE_EXCEEDED   | the deadline passed before a response was ready        |
-| Cancelled          | 499  | 1 CANCELLED           | the caller has left                                    |
+| Cancelled          | 499  | 1 CANCELLED           | the caller cancelled the request or disconnected       |
 | Unsupported        | 501  | 12 UNIMPLEMENTED      | the server does not support this                       |
 | Internal           | 500  | 13 INTERNAL           | a bug or failure in the server or the model            |
 | Unknown            | 400  | 2 UNKNOWN             | a model reports a failure without saying which kind    |
 
-The statuses are those of Triton's HTTP and gRPC front ends, except 404 for an unknown model (Triton: 400 or
-404, depending on its version), 413 for a large body (Triton: 400), 504 and 499.
+docs/decisions/error-statuses.md lists the differences from Triton's statuses.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from typing import ClassVar, Final
 
 from backline.engine.private_places import for_clients
 
-#: The maximum length of a message in characters. A message may quote names from a request, which can be
-#: megabytes long.
+#: The maximum length of a message in characters. There is a limit because a message may quote names from a
+#: request, and such names can be megabytes long.
 LONGEST_MESSAGE: Final = 16_384
 
 
 class BacklineError(Exception):
     """The base class of all errors that callers may see.
 
-    The message says what is wrong, where, and what to do.
+    The message says what is wrong, where it is wrong, and what to do about it.
     """
 
     http_status: ClassVar[int] = 500
@@ -50,13 +50,14 @@ class BacklineError(Exception):
 
     @property
     def public_message(self) -> str:
-        """The message as clients see it, with the paths of the server's private folders replaced."""
+        """The message for clients, in which the paths of the server's private folders are replaced."""
         return for_clients(self.message)
 
-    #: After how many seconds a retry makes sense; None if it does not.
+    #: The number of seconds after which a retry may succeed; None if a retry is not useful, or the time is
+    #: unknown.
     retry_after: float | None = None
-    #: Whether the request was refused before it was queued. Set only on the errors that models in worker
-    #: processes get from their calls.
+    #: Whether the request was refused before it was queued. Set only on errors that models in worker
+    #: processes get when they call other models.
     refused: bool = False
 
 
@@ -110,7 +111,9 @@ class Unavailable(BacklineError):
 
 
 class QuotaExceeded(Unavailable):
-    """Raised when the caller has used up its quota: for this caller, the server is not available now."""
+    """Raised when the caller has used up its quota. This is a subclass of Unavailable, because the server is
+    currently not available to the caller.
+    """
 
     http_status = 429
     grpc_code = 8
@@ -132,7 +135,9 @@ class Unsupported(BacklineError):
 
 
 class DecoupledModel(Unsupported):
-    """Raised when a caller that accepts one response calls a decoupled model. Dialects reword the message."""
+    """Raised when a caller that accepts only one response calls a decoupled model. Dialects reword the
+    message.
+    """
 
 
 class Internal(BacklineError):
@@ -141,7 +146,7 @@ class Internal(BacklineError):
 
 
 class ModelFailed(Internal):
-    """An error that the model itself reported; its text is passed on verbatim."""
+    """Raised for an error that the model itself reported, with the model's text unchanged."""
 
 
 class Unknown(BacklineError):

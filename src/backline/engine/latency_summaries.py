@@ -1,9 +1,9 @@
 """Counts, sums and quantiles of the latencies of a model version, for Triton's summary metrics.
 
-Quantiles cover a sliding window of about the last minute, as in prometheus-cpp, which Triton uses: five slots
-of 12 seconds, of which the newest is still being filled. A slot counts each latency by its value in whole
-microseconds. Once a slot has many distinct values, it rounds them to seven significant bits, so its size is
-bounded and a quantile is off by at most 0.8 %.
+Quantiles cover a sliding window of about the last minute, as in prometheus-cpp, which Triton uses. The window
+has five slots of 12 seconds, of which the newest is still being filled. A slot maps each latency, in whole
+microseconds, to the number of times that it occurred. When a slot has many distinct values, they are rounded
+to seven significant bits. This bounds the size of a slot, and limits the error of a quantile to 0.8 %.
 """
 
 from __future__ import annotations
@@ -17,22 +17,26 @@ from typing import Final
 
 _SLOTS: Final = 5
 _SLOT_NS: Final = 12_000_000_000
-#: A slot rounds its values each time it has gained this many distinct ones.
+#: The values of a slot are rounded each time this many distinct values have been added.
 _DISTINCT: Final = 1024
 #: The number of significant bits of a rounded value. A slot then has at most 64 values per power of two.
 _BITS: Final = 7
 
 
 class LatencySummary:
-    """The summary of one kind of latency. All times are in nanoseconds of time.monotonic_ns()."""
+    """The summary of one kind of latency. Points in time are from time.monotonic_ns(), and latencies in
+    nanoseconds, unless their name says otherwise.
+    """
 
     __slots__ = ("_limit", "_slots", "_turn", "count", "us")
 
     def __init__(self) -> None:
-        #: The number of latencies since the start, and their sum in microseconds.
+        #: The number of latencies since the server started.
         self.count = 0
+        #: The sum of the latencies since the server started, in microseconds.
         self.us = 0
-        #: The latencies of each slot in microseconds, with how often each occurred; the newest slot is last.
+        #: For each slot, a map from a latency in microseconds to the number of times that it occurred; the
+        #: newest slot is last.
         self._slots: deque[dict[int, int]] = deque([{}], maxlen=_SLOTS)
         self._turn = 0
         self._limit = _DISTINCT
@@ -50,10 +54,11 @@ class LatencySummary:
             self._limit = len(newest) + _DISTINCT
 
     def quantiles(self, wanted: Sequence[float], now: int) -> list[float]:
-        """Returns the quantiles of the window in microseconds; NaN if no latency was recorded in it.
+        """Returns the quantiles of the latencies in the window, in microseconds; NaN if the window has no
+        latencies.
 
-        The quantile q of n latencies is the one at rank floor(q * n) of the sorted latencies, counted from 1,
-        as Triton reports it.
+        As in Triton, the quantile q of n latencies is the latency at rank floor(q * n) of the sorted
+        latencies, counted from 1.
         """
         self._turn_to(now)
         counts: Counter[int] = Counter()
@@ -69,14 +74,16 @@ class LatencySummary:
     def _turn_to(self, now: int) -> None:
         turn = now // _SLOT_NS
         passed = turn - self._turn
-        if passed > 0:  # a latency recorded slightly late goes into the newest slot
+        if passed > 0:  # not for a latency that is recorded late, which counts in the newest slot
             self._slots.extend({} for _ in range(min(passed, _SLOTS)))
             self._turn = turn
             self._limit = _DISTINCT
 
 
 def _rounded(counts: dict[int, int]) -> dict[int, int]:
-    """Rounds each value to the middle of those with the same first bits, and adds up their counts."""
+    """Rounds each value to the middle of all values with the same first _BITS bits, and adds up the counts of
+    values that become equal.
+    """
     rounded: dict[int, int] = {}
     for value, count in counts.items():
         shift = max(value.bit_length() - _BITS, 0)
@@ -86,7 +93,7 @@ def _rounded(counts: dict[int, int]) -> dict[int, int]:
 
 
 class LatencySummaries:
-    """The latency summaries of one model version."""
+    """The latency summaries of a model version."""
 
     __slots__ = (
         "cache_hit",
@@ -110,10 +117,11 @@ class LatencySummaries:
     def record(
         self, arrivals: Iterable[int], started: int, ended: int, compute: tuple[int, int, int]
     ) -> None:
-        """Adds successful requests that arrived at these times, were taken from the queue and ended together.
+        """Adds successful requests that arrived at the times `arrivals`, were taken from the queue together
+        and ended together.
 
-        `compute` gives the nanoseconds that each of them spent on gathering inputs, in the model, and on
-        splitting outputs.
+        `compute` has the times, in nanoseconds, for gathering inputs, running the model and splitting
+        outputs, which were the same for all these requests.
         """
         count = 0
         for arrived in arrivals:

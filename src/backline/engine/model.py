@@ -1,4 +1,4 @@
-"""One version of one model as the engine sees it: its state, how it runs, and where its requests go."""
+"""A version of a model as the engine sees it: its state, how it runs, and the queue for its requests."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from backline.engine.values.device import NOWHERE, Places
 from backline.engine.values.messages import InferRequest
 from backline.engine.values.signature import Signature
 
-#: The version shown for a model that has no version to serve.
+#: The text that is shown instead of a version if no version of a model can be served.
 NO_VERSION: Final = "-"
 
 
 class ModelState(Enum):
-    """The state of a model version, under the names that clients know.
+    """The state of a model version, with the names that clients see.
 
-    The names are Triton's, except ON_DEMAND, for a version that is not loaded until its first request.
+    The names are Triton's, except ON_DEMAND, which means that the version is not loaded until its first
+    request.
     """
 
     UNKNOWN = "UNKNOWN"
@@ -34,21 +35,23 @@ class ModelState(Enum):
 
 
 class RequestQueue(Protocol):
-    """Accepts requests that have been checked, and has them run."""
+    """A queue that accepts requests that have been checked, and passes them to the instances of the model."""
 
     def submit(self, ticket: Ticket) -> None:
-        """Accepts the request. Raises Unavailable when the queue is full."""
+        """Accepts a request. Raises BacklineError if the request is refused, such as Unavailable if the queue
+        is full.
+        """
 
     @property
     def pending(self) -> int:
-        """The number of requests that wait, not counting those that run."""
+        """The number of requests that wait, not counting requests that are running."""
 
 
 class Recording(Protocol):
     """Records the requests that a version accepts."""
 
     def accepted(self, ticket: Ticket) -> None:
-        """Called with a ticket whose request fits the model, just before it is queued."""
+        """Called with a ticket whose request fits the model, just before the ticket is queued."""
 
 
 class OpenSequences(Protocol):
@@ -64,23 +67,23 @@ class OpenSequences(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How the server runs a model version, as texts for people to read."""
+    """A description of how the server runs a model version, as texts for people to read."""
 
     lane: str
     instances: int
     max_batch_size: int
-    #: Why the version is batched or not, and why it runs where it does.
+    #: The reason why requests to the version are batched or not, and why it runs where it does.
     reason: str = ""
-    #: The devices that its instances run on.
+    #: The devices that the version's instances run on.
     places: Places = NOWHERE
 
 
 @dataclass(slots=True)
 class LoadProgress:
-    """The progress of a load. `began` is when it started, in seconds of time.monotonic().
+    """The progress of a load. `began` is the time when the load started, in seconds of time.monotonic().
 
-    `phase` is fetch, environment, load, probe or warm-up. In the phase "environment", the bytes are those of
-    downloaded packages.
+    `phase` is fetch, environment, load, probe or warm-up. In the phase "environment", the bytes counted are
+    those of downloaded packages.
     """
 
     phase: str
@@ -91,47 +94,50 @@ class LoadProgress:
 
 @dataclass(slots=True, eq=False)
 class Model:
-    """One version of one model.
+    """A version of a model.
 
-    `signature` has full shapes; `max_batch_size` is 0 if there is no batch dimension. An `on_demand` model is
-    not loaded, but its queue accepts requests, which wait for the load.
+    The shapes in `signature` include the batch dimension; `max_batch_size` is 0 if there is no batch
+    dimension. An `on_demand` version is not loaded, but its queue accepts requests, which wait until it is
+    loaded.
     """
 
     name: str
     version: str
     config: ModelConfig
     state: ModelState = ModelState.UNKNOWN
-    #: Why the version is in its state; may be empty.
+    #: The reason why the version is in its state; may be empty.
     reason: str = ""
-    #: Why the model declares itself not ready although it could respond; otherwise empty.
+    #: The reason why the model declares itself not ready although it could respond; empty if it is ready.
     unready: str = ""
     backend: str = ""
     platform: str = ""
-    #: Whether a request may get any number of responses; unary calls are then refused.
+    #: Whether a request may get any number of responses. If so, calls that accept a single response are
+    #: refused.
     decoupled: bool = False
     signature: Signature = field(default_factory=lambda: Signature((), ()))
     max_batch_size: int = 0
     placement: Placement | None = None
-    #: How requests are queued and joined, in words for people; empty if the version was never loaded.
+    #: A description, for people, of how requests are queued and batched; empty if the version was never
+    #: loaded.
     scheduling: str = ""
     statistics: ModelStatistics = field(default_factory=ModelStatistics)
-    #: Checks a request. Raises InvalidArgument if it does not fit the model.
+    #: Checks a request. Raises InvalidArgument if the request does not fit the model.
     check: Callable[[Ticket], None] | None = None
     queue: RequestQueue | None = None
-    #: Receives the accepted requests while they are recorded.
+    #: The recording that receives the accepted requests; None if requests are not being recorded.
     recording: Recording | None = None
     #: The open sequences of a loaded model that has sequences; otherwise None.
     sequences: OpenSequences | None = None
     on_demand: bool = False
-    #: Loads an on-demand version without a request. Raises BacklineError with the reason if that fails.
+    #: Loads an on-demand version without a request. Raises BacklineError, with the reason, if the load fails.
     wake: Callable[[], Awaitable[None]] | None = None
-    #: Whether the server needs this version to be ready. It does not if the version was unloaded, or if the
-    #: version's previous files still serve.
+    #: Whether the server counts as ready only if this version is ready. The lifecycle decides this; see
+    #: ServedModel.publish.
     required: bool = True
     progress: LoadProgress | None = None
     #: The files with example inputs from the model's folder; empty before the first load.
     examples: tuple[Path, ...] = ()
-    #: Resident memory of the model, measured at load; 0 if it is not loaded.
+    #: The memory of the model in bytes, measured or else estimated when it was loaded; 0 if it is not loaded.
     memory_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -141,10 +147,10 @@ class Model:
 
     @property
     def answers(self) -> bool:
-        """Whether requests get responses: the version is ready, or the first request loads it."""
+        """Whether requests get responses: either the version is ready, or the first request will load it."""
         return self.state is ModelState.READY or self.on_demand
 
     @property
     def ready(self) -> bool:
-        """Whether requests get responses and the model does not declare itself not ready."""
+        """Whether requests get responses, and the model does not declare itself not ready."""
         return not self.unready and self.answers

@@ -1,8 +1,8 @@
 """Checks the names of models, versions and labels, and the file paths in load requests; sorts versions.
 
 Names from outside become folders, URL segments and metric labels, so they are checked before any such use.
-`Engine.find`, `Overrides` and every change to a model check the names in requests; the scan of a repository
-checks the names in it.
+`Engine.find`, `Overrides` and every change to a model check the names in requests. The scan of a repository
+checks the names in the repository.
 """
 
 from __future__ import annotations
@@ -16,30 +16,35 @@ from backline.engine.errors import InvalidArgument
 
 @lru_cache(4096)
 def version_order(version: str) -> tuple[tuple[tuple[int, int, str], ...], tuple[int, ...]]:
-    """Returns a sort key: runs of digits compare as numbers, and come before runs of other characters.
+    """Returns a sort key for a version, in which runs of digits are compared as numbers, and sort before runs
+    of other characters.
 
-    No two versions have equal keys: if two differ only in leading zeros, the one with fewer comes first.
+    No two versions have equal keys: if two versions differ only in leading zeros, the version with fewer
+    zeros sorts first.
     """
     parts = re.findall(r"[0-9]+|[^0-9]+", version)
-    # ASCII digits only: str.isdigit also accepts "²", which int does not.
+    # Only ASCII digits count as digits: str.isdigit also accepts "²", which int rejects.
     natural = tuple((0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts)
     return natural, tuple(map(len, parts))
 
 
-#: The maximum length of a name in bytes of UTF-8; file systems do not accept longer names.
+#: The maximum length of a name, in bytes of UTF-8. File systems do not accept longer names.
 LONGEST_NAME: Final = 255
-#: Folders that file systems and tools create anywhere. Repository scans ignore them.
+#: The names of folders that file systems and tools create in any folder. Scans of repositories ignore such
+#: folders.
 IGNORED_FOLDERS: Final = frozenset(
     {"lost+found", "__pycache__", "@eaDir", "System Volume Information", "$RECYCLE.BIN"}
 )
-#: The only hidden file that is part of a model: it names the Python version that the model runs on.
+#: The only hidden file that is part of a model. It says which Python version the model runs on.
 PYTHON_VERSION: Final = ".python-version"
-#: Path separators, and characters that have a meaning in URLs or would need escaping there.
+#: Path separators, and characters that have a meaning in URLs or would have to be escaped in URLs.
 _REFUSED_CHARACTERS: Final = frozenset('/\\?#%"<>')
 
 
 def fault_in_name(name: str) -> str:
-    """Returns what is wrong with a name, to follow "the name of the model"; empty if it is valid."""
+    """Returns what is wrong with a name, as the continuation of a message such as "the name of the model";
+    empty if the name is valid.
+    """
     odd = sorted({c for c in name if c in _REFUSED_CHARACTERS or not c.isprintable()})
     if odd:
         return f"has {', '.join(map(repr, odd[:8]))}"
@@ -59,17 +64,19 @@ def fault_in_name(name: str) -> str:
 
 
 def check_name(what: str, name: str) -> None:
-    """Raises InvalidArgument for a name that no model, version or label (as `what` says) can have."""
+    """Raises InvalidArgument for a name that no model, version or label can have. `what` says which of these
+    the name is for.
+    """
     fault = fault_in_name(name)
     if fault:
         raise InvalidArgument(f"the name of the {what} {fault}")
 
 
 def check_file_path(path: str) -> None:
-    """Checks a path below a model's folder, as load requests name files.
+    """Checks that a path in a load request names a file below the model's folder.
 
-    Raises InvalidArgument for a path that might reach a file outside the folder, which includes absolute
-    paths and empty segments.
+    Raises InvalidArgument for a path that might name a file outside the folder, such as an absolute path or a
+    path with empty segments.
     """
     *folders, file = path.split("/")
     if any(map(fault_in_name, folders)) or (fault_in_name(file) and file != PYTHON_VERSION):
@@ -80,7 +87,12 @@ def check_file_path(path: str) -> None:
 
 
 def printable(text: object) -> str:
-    """Makes text safe for terminals and logs: escapes control characters and undecodable bytes."""
+    """Returns the text with control characters and undecodable bytes escaped, so that it is safe for
+    terminals and logs.
+    """
+    shown = str(text)
+    if shown.isprintable():
+        return shown
     return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text)
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in shown
     )

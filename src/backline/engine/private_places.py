@@ -1,7 +1,8 @@
 """Hides the paths of the server's folders from clients.
 
-Messages name files by their full path for the log and the terminal, where operators need it. Every message
-that a dialect sends passes through `for_clients`. All engines of a process share the list of folders.
+Messages contain the full paths of files, because operators need the paths in the log and the terminal. Every
+message that a dialect sends to a client passes through `for_clients`. All engines of a process share the list
+of folders.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ class _KnownPlaces:
             self._shown[path] = shown
         if not self._shown:
             return
+        # Longer paths come first, so that a nested folder is recognised before the folder that contains it.
         longest_first = sorted(self._shown, key=len, reverse=True)
-        # Matches whole segments only: /models is neither part of /v2/models nor of /models-old.
+        # The pattern matches only whole segments: /models does not match in /v2/models or /models-old.
         self._pattern = re.compile(rf"(?<![\w.-])(?:{'|'.join(map(re.escape, longest_first))})(?![\w.-])")
 
     def hide(self, text: str) -> str:
@@ -43,5 +45,7 @@ def keep_private(folder: Path, shown: str) -> None:
 
 
 def for_clients(text: str) -> str:
-    """Shortens private paths in a message: '/srv/models/add1/1/model.onnx' to 'models/add1/1/model.onnx'."""
+    """Shortens the private paths in a message; for example, '/srv/models/add1/1/model.onnx' becomes
+    'models/add1/1/model.onnx'.
+    """
     return _places.hide(text)

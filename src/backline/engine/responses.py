@@ -1,9 +1,10 @@
-"""Collects the responses to one request for a caller that takes them one by one."""
+"""Collects the responses to a request for a caller that takes the responses one by one."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -12,8 +13,9 @@ from backline.engine.ticket import Ticket
 from backline.engine.tracing import Trace
 from backline.engine.values.messages import InferRequest, InferResponse, ResponseFlow
 
-#: The model is paused while this many responses to a request, or this many bytes, have not been taken.
+#: The model is paused once this many responses to a request wait for the caller to take them.
 MAX_WAITING = 64
+#: The model is paused once the waiting responses to a request have this many bytes.
 MAX_WAITING_BYTES = 1024 * 1024
 
 
@@ -27,11 +29,12 @@ def response_size(response: InferResponse) -> int:
 
 
 class Responses:
-    """An asynchronous iterator over the responses to a request, for which it creates the ticket.
+    """An asynchronous iterator over the responses to a request. It creates the request's ticket.
 
-    The model is paused while MAX_WAITING responses or MAX_WAITING_BYTES have not been taken. An error is
-    raised after the responses before it and ends the iteration. A caller that does not take all responses
-    must close the iterator, which cancels the request. Lives on the event loop.
+    The model is paused if MAX_WAITING responses, or responses with MAX_WAITING_BYTES bytes, have not been
+    taken yet. If the request fails, the iterator first returns the responses that came before the error, and
+    then raises the error. A caller that does not take all responses must close the iterator, which cancels
+    the request. Used only on the event loop.
     """
 
     def __init__(self, request: InferRequest, trace: Trace | None = None) -> None:
@@ -41,10 +44,16 @@ class Responses:
         self._error: BacklineError | None = None
         self._over = False
         self._taker: asyncio.Future[None] | None = None
+        #: If set, called with each response that arrives while the caller waits for one. Returns whether it
+        #: has taken the response; if not, the iterator returns the response as usual.
+        self.offer: Callable[[InferResponse], bool] | None = None
         self.ticket = Ticket(request, self._complete, self._respond, self._flow, trace=trace)
 
     def _respond(self, _: Ticket, response: InferResponse) -> None:
         if self._over:
+            return
+        # Invariant: while the caller waits, there are no earlier responses.
+        if self._taker is not None and self.offer is not None and self.offer(response):
             return
         size = response_size(response)
         self._waiting.append((response, size))
@@ -54,7 +63,7 @@ class Responses:
         self._wake()
 
     def _complete(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
-        if response is not None:  # a model that is not decoupled
+        if response is not None:  # the model is not decoupled
             self._respond(ticket, response)
         self._error = error
         self._over = True
@@ -87,7 +96,7 @@ class Responses:
         return response
 
     def close(self) -> None:
-        """Stops taking responses, and cancels the request unless it is done."""
+        """Stops the iteration, and cancels the request unless it has ended."""
         self._waiting.clear()
         if not self._over:
             self._over = True

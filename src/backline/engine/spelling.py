@@ -1,4 +1,4 @@
-"""Finds the known names that a misspelt name may mean."""
+"""Finds the known names that are similar to a misspelt name."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-#: How many characters of a name are compared, because the time grows with the product of the lengths.
+#: The number of characters of a name that are compared. It is limited because the time grows with the product
+#: of the lengths.
 _COMPARED: Final = 64
-#: How much the similarity is reduced if a name only matches some words of a longer one.
+#: The amount by which the similarity is reduced if a name only matches some words of a longer name.
 _PART: Final = 0.1
-#: Names with fewer characters than this are not compared with single words of longer names.
+#: The minimum length, in characters, of names that are compared with parts of longer names.
 _SHORTEST_PART: Final = 3
 _BETWEEN_WORDS: Final = re.compile(r"[-_.:/ ]+")
 
@@ -21,10 +22,10 @@ def nearest(
 ) -> list[str]:
     """Returns at most `limit` of the known names, the most similar first.
 
-    Similarity is 1 for equal names and 0 for names without a letter in common. A letter that is inserted,
-    left out, replaced or swapped with its neighbour counts as one that differs; case, and the kind of dashes
-    between words, do not matter. Unless names are compared only as a `whole`, a name also resembles a longer
-    one of which it is a few words: "prot" is similar to "--http-port".
+    The similarity is 1 for equal names and 0 for names without a letter in common. A letter that is inserted,
+    left out, replaced or swapped with its neighbour counts as one difference. Case, and the kind of
+    separators between words, do not matter. Unless `whole` is set, a name is also compared with each sequence
+    of words in a longer name: "prot" is similar to "--http-port".
     """
     plain = _plain(name)
     best: list[tuple[float, str]] = []
@@ -34,7 +35,7 @@ def nearest(
             continue
         best = sorted([*best, (score, other)], key=lambda found: -found[0])[:limit]
         if len(best) == limit:
-            cutoff = best[-1][0]  # only nearer names count from now on, and most are ruled out quickly
+            cutoff = best[-1][0]  # from now on, only more similar names count
     return [other for _, other in best]
 
 
@@ -50,7 +51,9 @@ def _similarity(name: str, other: str, cutoff: float, *, whole: bool) -> float:
 
 
 def _parts(name: str) -> Iterator[str]:
-    """Yields all runs of consecutive words, except the whole name: for "http-port", "http" and "port"."""
+    """Yields all sequences of consecutive words in a name, except the whole name: "http" and "port" for
+    "http-port".
+    """
     words = name.split("-")
     for start in range(len(words)):
         for end in range(start + 1, len(words) + 1):
@@ -59,12 +62,13 @@ def _parts(name: str) -> Iterator[str]:
 
 
 def _alike(one: str, other: str, cutoff: float) -> float:
-    """Returns the share of letters that are alike; 0 if it is below the cutoff."""
+    """Returns the share of letters that two names have in common; 0 if the share is below the cutoff."""
     longest = max(len(one), len(other))
     if not longest:
         return 1.0
     most = int(longest * (1 - cutoff) + 1e-9)
-    # The number of letters that only one name has is a lower bound of the distance, and quickly counted.
+    # The number of letters that only one of the names has is a lower bound for the distance, and takes little
+    # time to count.
     if abs(len(one) - len(other)) > most or (Counter(one) - Counter(other)).total() > most:
         return 0.0
     distance = _distance(one, other, most)
@@ -72,9 +76,10 @@ def _alike(one: str, other: str, cutoff: float) -> float:
 
 
 def _distance(one: str, other: str, most: int) -> int:
-    """Returns the optimal string alignment distance, which counts edits and swaps of neighbours.
+    """Returns the optimal string alignment distance of two names: the number of edits and swaps of
+    neighbouring letters that turn one into the other.
 
-    Distances above `most` may be reported as any number above it.
+    If the distance is above `most`, the result may be any number above `most`.
     """
     before: list[int] = []
     above = list(range(len(other) + 1))
@@ -85,7 +90,7 @@ def _distance(one: str, other: str, most: int) -> int:
             if row > 1 and column > 1 and letter == other[column - 2] and one[row - 2] == wanted:
                 least = min(least, before[column - 2] + 1)
             line.append(least)
-        if min(line) > most and min(above) > most:  # a swap reaches back two rows
+        if min(line) > most and min(above) > most:  # a swap uses the row before the last
             return most + 1
         before, above = above, line
     return above[-1]

@@ -1,4 +1,6 @@
-"""Counters of requests, responses, runs, calls and loads, in Triton's terms. Updated once per batch."""
+"""Counters of requests, responses, runs, calls and loads. Those that Triton has too are defined as in Triton.
+Most of the counters are updated once per batch.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +16,24 @@ from backline.engine.latency_summaries import LatencySummaries
 if TYPE_CHECKING:
     from backline.engine.ticket import Ticket
 
-#: The highest response index that is counted separately. It also counts all later responses, as streams may
-#: be endless.
+#: The highest index for which responses are counted separately. Responses with higher indices are counted
+#: under this index too, because streams may be endless.
 MAX_INDEX = 255
-#: Triton's histogram of the time to the first response, and the default upper bounds of its buckets in
-#: milliseconds; one more bucket counts longer times.
+#: Triton's name for the histogram of the time to the first response.
 FIRST_RESPONSE_FAMILY = "nv_inference_first_response_histogram_ms"
+#: The default upper bounds, in milliseconds, of the buckets of the histogram of the time to the first
+#: response. A further bucket counts longer times.
 FIRST_RESPONSE_BOUNDS_MS = (100.0, 500.0, 2000.0, 5000.0)
-#: One bucket for each power of two in microseconds: bucket i counts durations from 2**(i-1) to below 2**i.
+#: One bucket for each power of two in microseconds: bucket 0 counts durations below 1, bucket i from 2**(i-1)
+#: to below 2**i.
 HISTOGRAM_BUCKETS = 48
-#: How many seconds early a timer for a deadline may fire.
+#: The time, in seconds, by which a deadline timer may fire early.
 _EARLY = 0.002
 
 
 @dataclass(slots=True, eq=False)
 class Duration:
-    """A number of durations, and their sum in nanoseconds."""
+    """The number of durations that were added, and their sum in nanoseconds."""
 
     count: int = 0
     ns: int = 0
@@ -41,9 +45,10 @@ class Duration:
 
 @dataclass(slots=True, eq=False)
 class ResponseCounters:
-    """Counts the responses that have one index in their streams.
+    """Counts the responses with the same index in their streams.
 
-    `empty` counts responses without outputs, `cancel` those that were not sent because of a cancellation.
+    `empty` counts responses without outputs, and `cancel` responses that were not sent because the request
+    was cancelled.
     """
 
     compute_infer: Duration = field(default_factory=Duration)
@@ -55,10 +60,10 @@ class ResponseCounters:
 
 
 class ResponseStatistics:
-    """Counters by the index of a response in its stream, from 0. Times are of time.monotonic_ns().
+    """Counters for each index of a response in its stream, starting at 0. Times are from time.monotonic_ns().
 
-    `first` is a histogram of the times from a request's arrival to its first response, with upper bounds
-    `bounds_ms`; `first_ns` is the sum of these times.
+    `first` is a histogram of the times from the arrival of a request to its first response, with the upper
+    bounds `bounds_ms`; `first_ns` is the sum of these times.
     """
 
     __slots__ = ("_bounds_ns", "bounds_ms", "counters", "first", "first_ns")
@@ -69,7 +74,9 @@ class ResponseStatistics:
         self.measure_first(FIRST_RESPONSE_BOUNDS_MS)
 
     def measure_first(self, bounds_ms: tuple[float, ...]) -> None:
-        """Sets the bounds of the histogram, ascending, in milliseconds. New bounds reset it."""
+        """Sets the upper bounds of the histogram, in ascending order and in milliseconds. New bounds reset
+        the histogram.
+        """
         if bounds_ms != self.bounds_ms:
             self.bounds_ms = bounds_ms
             self._bounds_ns = [bound * 1e6 for bound in bounds_ms]
@@ -79,8 +86,9 @@ class ResponseStatistics:
     def succeeded(self, index: int, arrived: int, started: int, ran: int, ended: int, *, empty: bool) -> None:
         """Counts a response to a request that arrived at `arrived`.
 
-        `started` is when the previous response was ready, `ran` when this one was computed, and `ended` when
-        its outputs were ready.
+        `started` is the time when the previous response was ready (for the first response, when the run
+        started), `ran` the time when this response had been computed, and `ended` the time when its outputs
+        were ready.
         """
         counters = self._at(index)
         if not index:
@@ -109,7 +117,7 @@ class ResponseStatistics:
 
 @dataclass(slots=True, eq=False)
 class ComputeTimes:
-    """The total times of all runs for one request that needs several, in nanoseconds."""
+    """The total times of all runs for a request that needs several runs, in nanoseconds."""
 
     input: int = 0
     infer: int = 0
@@ -123,7 +131,7 @@ class ComputeTimes:
 
 @dataclass(slots=True, eq=False)
 class BatchStatistics:
-    """Counts and times of the executions with one batch size."""
+    """Counts and times of the executions with the same batch size."""
 
     compute_input: Duration = field(default_factory=Duration)
     compute_infer: Duration = field(default_factory=Duration)
@@ -132,7 +140,9 @@ class BatchStatistics:
 
 @dataclass(slots=True, eq=False)
 class CallStatistics:
-    """Counts the calls of one model to another, by outcome, with the time to the last response."""
+    """Counts the calls from a model to another model by outcome, and adds up the times to the last
+    response.
+    """
 
     success: Duration = field(default_factory=Duration)
     fail: Duration = field(default_factory=Duration)
@@ -141,20 +151,23 @@ class CallStatistics:
 
 @dataclass(slots=True, eq=False)
 class ModelStatistics:
-    """Counters of one model version.
+    """The counters of a model version.
 
     `inference_count` counts items (a request of batch size 8 counts 8), `execution_count` counts runs.
-    `success`, `fail`, `queue` and `compute_*` count requests. `latency` is a histogram of request durations,
-    `queueing` of times in the queue (see HISTOGRAM_BUCKETS).
+    `success`, `fail`, `queue` and `compute_*` count requests. `latency` is a histogram of the durations of
+    requests, and `queueing` a histogram of their times in the queue (see HISTOGRAM_BUCKETS).
 
-    Requests without a response that `fail` does not count are counted by reason. Refused on arrival:
-    `rejected_invalid` did not fit the model, `rejected_full` found its queue full, `rejected_total` found the
-    queues of all models full, and `rejected_late` could not meet the model's objective or their own deadline.
-    Ended later: `expired` ran out of time, and `cancelled` were cancelled by their caller, in the queue or
-    while running. `timed_out` counts runs that took longer than allowed; `stuck` is how many of these are
-    still running because the runtime cannot end them.
+    Requests that got no response, other than those that `fail` counts, are counted by reason. Some were
+    refused on arrival: `rejected_invalid` counts requests that did not fit the model, `rejected_full`
+    requests that found the model's queue full (or that left it later to make room for another caller's),
+    `rejected_total` requests that exceeded the limit for the queues of all models together, and
+    `rejected_late` requests that could not meet the model's objective or their own deadline. Others ended
+    later: `expired` counts requests whose time ran out, and `cancelled` requests that their caller cancelled
+    while they waited or ran. `timed_out` counts runs that took longer than the time limit; `stuck` is the
+    number of such runs that still continue, because the runtime cannot end them.
 
-    `calls` counts calls to other models, by name, made while serving requests.
+    `calls` counts the calls that this version made to other models while serving requests, by the name of the
+    called model.
     """
 
     last_inference_ms: int = 0
@@ -162,13 +175,13 @@ class ModelStatistics:
     execution_count: int = 0
     success: Duration = field(default_factory=Duration)
     fail: Duration = field(default_factory=Duration)
-    #: How long `expired` and `cancelled` requests had been in the server.
+    #: The time that `expired` and `cancelled` requests spent in the server until they ended.
     given_up: Duration = field(default_factory=Duration)
     queue: Duration = field(default_factory=Duration)
     compute_input: Duration = field(default_factory=Duration)
     compute_infer: Duration = field(default_factory=Duration)
     compute_output: Duration = field(default_factory=Duration)
-    #: Whether the version's responses are kept in the response cache.
+    #: Whether the version's responses are stored in the response cache.
     cached: bool = False
     cache_hit: Duration = field(default_factory=Duration)
     cache_miss: Duration = field(default_factory=Duration)
@@ -187,16 +200,16 @@ class ModelStatistics:
     calls: defaultdict[str, CallStatistics] = field(default_factory=lambda: defaultdict(CallStatistics))
     #: Counters of the responses of a decoupled model; None for other models.
     responses: ResponseStatistics | None = None
-    #: Quantiles of the latencies; None unless the server has such metrics.
+    #: The summaries of the latencies; None unless the server has such metrics.
     summaries: LatencySummaries | None = None
 
     def record_batch(
         self, tickets: Sequence[Ticket], items: int, started: int, gathered: int, ran: int, ended: int
     ) -> None:
-        """Counts one successful execution of `tickets`, `items` in total.
+        """Counts a successful execution of a batch of `tickets` with `items` items in total.
 
-        The times, of time.monotonic_ns(), are when the batch was taken from the queue, its inputs were
-        gathered, its run ended, and its outputs were split.
+        The other arguments are times of time.monotonic_ns(): when the batch was taken from the queue, when
+        its inputs had been gathered, when its run ended, and when its outputs had been split.
         """
         self.record_answers(tickets, items, started, gathered, ran, ended)
         self.record_execution(items, started, gathered, ran, ended)
@@ -219,45 +232,72 @@ class ModelStatistics:
             waited += started - arrived
             latency[((ended - arrived) // 1000).bit_length()] += 1
             queueing[((started - arrived) // 1000).bit_length()] += 1
-            if ticket.compute is not None:
-                ticket.compute.add(compute_input, compute_infer, compute_output)
-        self.success.add(count, waited + (ended - started) * count)
-        self.queue.add(count, waited)
-        self.compute_input.add(count, compute_input * count)
-        self.compute_infer.add(count, compute_infer * count)
-        self.compute_output.add(count, compute_output * count)
+            compute = ticket.compute
+            if compute is not None:
+                compute.input += compute_input
+                compute.infer += compute_infer
+                compute.output += compute_output
+        # Duration.add is inlined, for speed.
+        success, queue = self.success, self.queue
+        success.count += count
+        success.ns += waited + (ended - started) * count
+        queue.count += count
+        queue.ns += waited
+        times = self.compute_input
+        times.count += count
+        times.ns += compute_input * count
+        times = self.compute_infer
+        times.count += count
+        times.ns += compute_infer * count
+        times = self.compute_output
+        times.count += count
+        times.ns += compute_output * count
         if self.summaries is not None:
             arrivals = [ticket.request.arrived_ns for ticket in tickets]
             self.summaries.record(arrivals, started, ended, (compute_input, compute_infer, compute_output))
 
     def record_execution(self, items: int, started: int, gathered: int, ran: int, ended: int) -> None:
-        """Counts a run of the model, whatever its outcome. Times that a failed run did not reach are 0."""
+        """Counts a run of the model, whatever its outcome. The arguments are as for `record_batch`; a time
+        that a failed run did not reach is 0.
+        """
         self.execution_count += 1
         batch = self.batches[items]
         gathered = gathered or started
         ran = ran or ended
-        batch.compute_input.add(1, gathered - started)
-        batch.compute_infer.add(1, ran - gathered)
-        batch.compute_output.add(1, ended - ran)
+        # Duration.add is inlined, for speed.
+        times = batch.compute_input
+        times.count += 1
+        times.ns += gathered - started
+        times = batch.compute_infer
+        times.count += 1
+        times.ns += ran - gathered
+        times = batch.compute_output
+        times.count += 1
+        times.ns += ended - ran
 
     def record_call(self, called: str, outcome: Literal["success", "fail", "cancel"], ns: int) -> None:
-        """Counts a finished call to another model."""
+        """Counts a call to another model. The call took `ns` nanoseconds."""
         getattr(self.calls[called], outcome).add(1, ns)
 
     def record_in_parts(self, ticket: Ticket, started: int, ended: int, compute: ComputeTimes) -> None:
-        """Counts a request that ran in several parts, whose items and runs are counted already.
+        """Counts a request that was run in several parts. The items and runs of the parts have been counted
+        already.
 
-        `started` is when its first part was taken from the queue, `ended` when its last one ended
-        (time.monotonic_ns()). `compute` sums the times of all parts, which may exceed that interval because
-        parts run concurrently.
+        `started` is the time when the first part was taken from the queue, and `ended` the time when the last
+        part ended (time.monotonic_ns()). `compute` has the sums of the times of all parts. These sums may
+        exceed the time from `started` to `ended`, because parts can run concurrently.
         """
         self.last_inference_ms = int(time() * 1000)
         arrived = ticket.request.arrived_ns
-        self.success.add(1, ended - arrived)
-        self.queue.add(1, started - arrived)
-        self.compute_input.add(1, compute.input)
-        self.compute_infer.add(1, compute.infer)
-        self.compute_output.add(1, compute.output)
+        for times, ns in (
+            (self.success, ended - arrived),
+            (self.queue, started - arrived),
+            (self.compute_input, compute.input),
+            (self.compute_infer, compute.infer),
+            (self.compute_output, compute.output),
+        ):  # Duration.add is inlined, for speed.
+            times.count += 1
+            times.ns += ns
         self.latency[((ended - arrived) // 1000).bit_length()] += 1
         self.queueing[((started - arrived) // 1000).bit_length()] += 1
         if ticket.compute is not None:
@@ -266,21 +306,28 @@ class ModelStatistics:
             self.summaries.record([arrived], started, ended, (compute.input, compute.infer, compute.output))
 
     def record_in_steps(self, ticket: Ticket, started: int, ended: int, compute: ComputeTimes) -> None:
-        """Counts a request to an ensemble as Triton does: as one execution that took as long as its steps.
+        """Counts a request to an ensemble as Triton does: as one execution whose times are the sums of the
+        times of its steps.
 
-        The time that steps waited counts only towards the total duration. The arguments are as for
-        `record_in_parts`.
+        The time that steps spent in queues counts only in the total duration of the request. The arguments
+        are as for `record_in_parts`.
         """
         self.inference_count += ticket.batch_size
         self.record_in_parts(ticket, started, ended, compute)
         self.execution_count += 1
         batch = self.batches[ticket.batch_size]
-        batch.compute_input.add(1, compute.input)
-        batch.compute_infer.add(1, compute.infer)
-        batch.compute_output.add(1, compute.output)
+        for times, ns in (
+            (batch.compute_input, compute.input),
+            (batch.compute_infer, compute.infer),
+            (batch.compute_output, compute.output),
+        ):
+            times.count += 1
+            times.ns += ns
 
     def record_cancelled(self, ticket: Ticket) -> None:
-        """Counts a request cancelled by its caller: as expired if the caller's deadline has passed."""
+        """Counts a request that its caller cancelled. It is counted as expired if the caller's deadline has
+        passed.
+        """
         if ticket.waits_until is not None and ticket.waits_until <= monotonic() + _EARLY:
             self.record_expired(ticket)
         else:
@@ -293,10 +340,11 @@ class ModelStatistics:
         self.given_up.add(1, monotonic_ns() - ticket.request.arrived_ns)
 
     def record_cache_hit(self, arrived: int, looked: int, lookup_ns: int, ended: int) -> None:
-        """Counts a request completed without a run: a success, but neither an inference nor an execution.
+        """Counts a request that was completed from the cache, as a success, but neither as an inference nor
+        as an execution.
 
-        `arrived`, `looked` and `ended` are when the request arrived, the cache was searched, and the request
-        completed (time.monotonic_ns()). The search took `lookup_ns`.
+        `arrived`, `looked` and `ended` are the times when the request arrived, when the cache was searched,
+        and when the request was completed (time.monotonic_ns()). The search took `lookup_ns` nanoseconds.
         """
         self.last_inference_ms = int(time() * 1000)
         self.success.add(1, ended - arrived)
@@ -305,12 +353,13 @@ class ModelStatistics:
         self.latency[((ended - arrived) // 1000).bit_length()] += 1
         self.queueing[((looked - arrived) // 1000).bit_length()] += 1
         if self.summaries is not None:
-            # The summary of requests leaves out cache hits; it is not shown for models with a cache.
+            # Cache hits are not added to the summary of request durations, which is not shown for models
+            # whose responses are cached.
             self.summaries.queue.add(looked - arrived, ended)
             self.summaries.cache_hit.add(lookup_ns, ended)
 
     def record_cache_miss(self, ns: int) -> None:
-        """Counts a run whose outputs were added to the cache. Lookup and insertion took `ns` nanoseconds."""
+        """Counts a run of a request that was not in the cache. Lookup and insertion took `ns` nanoseconds."""
         self.cache_miss.add(1, ns)
         self.success.ns += ns
         if self.summaries is not None:
@@ -319,7 +368,9 @@ class ModelStatistics:
 
 @dataclass(slots=True, eq=False)
 class LoadStatistics:
-    """All loads of a model: the numbers of successes and failures, and the total seconds of the successes."""
+    """Counts the loads of a model: the numbers of successful and failed loads, and the total duration of the
+    successful loads in seconds.
+    """
 
     succeeded: int = 0
     failed: int = 0
@@ -327,23 +378,26 @@ class LoadStatistics:
 
 
 class CacheCounters(Protocol):
-    """The counters of a response cache in the server's memory, which all models share."""
+    """The counters of a response cache in the server's memory. All models share the cache."""
 
-    #: How many bytes the cache may hold, and how many it holds.
+    #: The maximum size of the cache in bytes.
     size: int
+    #: The current size of the cache in bytes.
     used: int
     evictions: int
     hits: int
     misses: int
-    #: The total time of all lookups, and of all insertions, in nanoseconds.
+    #: The total time of all lookups in nanoseconds.
     lookup_ns: int
+    #: The total time of all insertions in nanoseconds.
     insertion_ns: int
 
     def __len__(self) -> int:
         """Returns the number of responses in the cache."""
 
 
-#: The reasons why requests got no response, and how to read the count of each; see ModelStatistics.
+#: The reasons why requests got no response, each with the function that reads the number of such requests;
+#: see ModelStatistics.
 FAILURES: Mapping[str, Callable[[ModelStatistics], int]] = {
     "queue_full": lambda s: s.rejected_full,
     "total_limit": lambda s: s.rejected_total,

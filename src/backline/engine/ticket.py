@@ -1,4 +1,6 @@
-"""A request on its way through the server: its state, its owner, and what happens when it ends."""
+"""A ticket represents a request on its way through the server. It has the state and the owner of the
+request, and the functions to call when the request ends.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ log = logging.getLogger("backline.engine")
 
 
 class TicketState(Enum):
-    """The state of a ticket. The members are also module constants, as `ticket.state is QUEUED` is faster."""
+    """The state of a ticket. The members are also constants of this module, because `ticket.state is QUEUED`
+    is then faster.
+    """
 
     NEW = "new"
     QUEUED = "queued"
@@ -33,20 +37,23 @@ class TicketState(Enum):
 
 #: Not submitted yet.
 NEW: Final = TicketState.NEW
-#: In a queue, or run as several requests (an ensemble, a split request): its deadline can still end it.
+#: In a queue; or replaced by other requests that are in flight, because the request is split or goes to an
+#: ensemble. The queue's timeout and the caller's deadline can end the ticket.
 QUEUED: Final = TicketState.QUEUED
-#: Handed to an instance: only cancellation ends it early.
+#: Handed to an instance. The queue's timeout no longer applies, but a cancellation or the caller's deadline
+#: can still end the ticket.
 RUNNING: Final = TicketState.RUNNING
 #: Completed with a response or an error, or refused by an exception from `submit`.
 DONE: Final = TicketState.DONE
-#: The caller has left: the completion is never called.
+#: Cancelled because the caller no longer wants a response. The completion is never called.
 CANCELLED: Final = TicketState.CANCELLED
-#: The deadline passed: the ticket completed with an error that says so.
+#: The deadline passed, and the ticket was completed with an error that says so.
 EXPIRED: Final = TicketState.EXPIRED
 
 _ENDS: Final = frozenset({DONE, CANCELLED, EXPIRED})
 
-#: The legal transitions. Queues hand tickets on to other queues; batches that never started return tickets.
+#: The valid transitions. A queued ticket may be queued again, because queues pass tickets on to other queues.
+#: A running ticket may be queued, because the tickets of a batch that never started go back to the queue.
 TRANSITIONS: Final[Mapping[TicketState, frozenset[TicketState]]] = MappingProxyType(
     {
         NEW: frozenset({QUEUED, RUNNING}) | _ENDS,
@@ -60,11 +67,14 @@ TRANSITIONS: Final[Mapping[TicketState, frozenset[TicketState]]] = MappingProxyT
 
 
 class IllegalTransition(Exception):
-    """Raised when a ticket is moved to a state that cannot follow its current one: a bug in the server."""
+    """Raised when a ticket is moved to a state that cannot follow its current state. This indicates a bug in
+    the server.
+    """
 
 
 class Owner:
-    """The holder of a ticket that is not done: a queue, a scheduler during a run, an ensemble or a cache.
+    """The object that is responsible for a ticket that has not ended: a queue, a scheduler during a run, an
+    ensemble or a cache.
 
     A ticket has at most one owner at a time.
     """
@@ -72,15 +82,19 @@ class Owner:
     __slots__ = ()
 
     def cancelled(self, ticket: Ticket) -> None:
-        """Called once, when the caller has left or the deadline has passed; the ticket then has no owner."""
+        """Called once, if the ticket is cancelled or its deadline has passed. The ticket no longer has an
+        owner then.
+        """
         raise NotImplementedError
 
     def postponed(self, ticket: Ticket) -> None:
-        """Called when the ticket's deadline has moved. An owner that runs stand-ins must move theirs too."""
+        """Called when the ticket's deadline has changed. An owner that runs stand-ins for the ticket must
+        change the deadlines of the stand-ins too.
+        """
 
 
 class InFlight:
-    """Counts tickets in flight, each from the call of `count` until the ticket ends."""
+    """Counts tickets in flight. Each ticket counts from the call of `count` until it ends."""
 
     __slots__ = ("in_flight",)
 
@@ -88,24 +102,30 @@ class InFlight:
         self.in_flight = 0
 
     def count(self, ticket: Ticket) -> None:
-        """Counts a ticket that is not counted yet. Invariant: `in_flight` falls by one once it has ended."""
+        """Counts a ticket that is not counted yet. When the ticket ends, `in_flight` is decremented by
+        one.
+        """
         self.in_flight += 1
         ticket.counted = self
 
 
 class Listener:
-    """Follows a ticket without owning it, for a deadline, trace or recording. Called on the event loop."""
+    """An object that is notified about a ticket without owning it, such as a deadline, a trace or a
+    recording. The methods are called on the event loop.
+    """
 
     __slots__ = ()
 
     def responded(self, ticket: Ticket, response: InferResponse) -> None:
-        """Called before one of many responses is passed to the caller."""
+        """Called before a response of a decoupled model is passed to the caller."""
 
     def ended(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
-        """Called when the ticket is done, before its completion callback."""
+        """Called when the ticket is completed, before its completion callback."""
 
     def delivered(self, ticket: Ticket, error: BacklineError | None) -> None:
-        """Called after the completion callback has returned; `error` is the error that it got, if any."""
+        """Called after the completion callback has returned. `error` is the error that was passed to the
+        callback, if any.
+        """
 
     def abandoned(self, ticket: Ticket) -> None:
         """Called when the ticket is cancelled: its completion callback will never be called."""
@@ -114,22 +134,25 @@ class Listener:
         """Called when the submission of the ticket has raised `error`."""
 
 
-#: Called once, on the event loop, with a response or an error; with neither after the last of many responses.
+#: Called once, on the event loop, with a response or an error. After the last response of a decoupled model,
+#: it is called with neither.
 Completion: TypeAlias = Callable[["Ticket", InferResponse | None, BacklineError | None], None]
 #: Called on the event loop with each response of a decoupled model, before the completion.
 OnResponse: TypeAlias = Callable[["Ticket", InferResponse], None]
 
 
 class Ticket:
-    """A submitted request. The completion is called exactly once, unless the ticket is cancelled or refused.
+    """A request that is submitted to a model. The completion is called exactly once, unless the ticket is
+    cancelled or refused.
 
-    `request` is what the caller asked for. `deadline` (seconds of time.monotonic()) is when a waiting ticket
-    expires: the caller's deadline (`waits_until`), or an earlier one set by a queue's policy. `level` is the
-    request's priority, or the level assigned by a queue. The model's check sets `batch_size`, the number of
-    items, and `batch_key`, which must be equal for requests to share a batch. `context` belongs to the
-    caller. `identity` tells callers apart: they take turns in queues, and continue only their own sequences.
-    It is empty for callers without a key. Callers that take any number of responses pass `on_response` and
-    `flow`; without them a decoupled model refuses the request.
+    `request` is the caller's request. `deadline` (in seconds of time.monotonic()) is the time when a waiting
+    ticket expires: the caller's deadline (`waits_until`), or an earlier deadline that is set by a queue's
+    policy. `level` is the request's priority, or the level that a queue assigned. The model's check sets
+    `batch_size`, the number of items, and `batch_key`; only requests with equal keys may share a batch.
+    `context` is for the caller's own use. `identity` identifies the caller, because callers take turns in
+    queues and can continue only their own sequences; it is empty for callers without credentials. Callers
+    that accept any number of responses pass `on_response` and `flow`; a decoupled model refuses requests
+    without these two.
     """
 
     __slots__ = (
@@ -174,7 +197,7 @@ class Ticket:
         self.level = request.priority
         self.batch_size = 1
         self.batch_key: object = None
-        #: Sums the times of the request's runs, if set.
+        #: If set, the times of all runs for this request are added to this object.
         self.compute: ComputeTimes | None = None
         self._on_complete = on_complete
         self._on_response = on_response
@@ -187,7 +210,9 @@ class Ticket:
         flow: ResponseFlow | None = None,
         **changes: Any,
     ) -> Ticket:
-        """Creates a stand-in for this ticket, with `changes` to the request and the same deadlines."""
+        """Creates a stand-in for this ticket: a ticket with the same deadlines, whose request is this
+        ticket's request with `changes`.
+        """
         other = Ticket(replace(self.request, **changes), on_complete, on_response, flow, None, self.trace)
         other.identity = self.identity
         other.deadline, other.waits_until, other.level = self.deadline, self.waits_until, self.level
@@ -196,18 +221,18 @@ class Ticket:
 
     @property
     def takes_many(self) -> bool:
-        """Whether the caller takes any number of responses."""
+        """Whether the caller accepts any number of responses."""
         return self._on_response is not None
 
     @property
     def cancelled(self) -> bool:
-        """Whether nobody awaits a response any more: the ticket is cancelled or expired."""
+        """Whether the ticket is cancelled or expired, so that nobody waits for a response any more."""
         return self.state is CANCELLED or self.state is EXPIRED
 
     # state changes
 
     def enqueue(self, owner: Owner) -> None:
-        """Hands the ticket to `owner`, which is notified of a cancellation."""
+        """Hands the ticket to `owner`, which is notified if the ticket is cancelled."""
         state = self.state
         if state is not NEW and state is not QUEUED and state is not RUNNING:
             raise self._illegal(QUEUED)
@@ -215,8 +240,8 @@ class Ticket:
         self.owner = owner
 
     def start(self, owner: Owner | None) -> None:
-        """Hands the ticket to an instance. `owner` is notified of a cancellation; pass None if the run cannot
-        be ended early.
+        """Hands the ticket to an instance. `owner` is notified if the ticket is cancelled; it is None if the
+        run cannot be ended early.
         """
         state = self.state
         if state is not QUEUED and state is not NEW:
@@ -225,11 +250,15 @@ class Ticket:
         self.owner = owner
 
     def release(self) -> None:
-        """Removes the owner while the ticket changes hands: a cancellation in between notifies nobody."""
+        """Removes the owner, so that the ticket can be passed to another owner. If the ticket is cancelled
+        in between, no owner is notified.
+        """
         self.owner = None
 
     def respond(self, response: InferResponse) -> None:
-        """Passes one of many responses to the caller. Exceptions in `on_response` are logged, not raised."""
+        """Passes a response of a decoupled model to the caller. Exceptions in `on_response` are logged, not
+        raised.
+        """
         for listener in self._listeners:
             listener.responded(self, response)
         on_response = self._on_response
@@ -243,10 +272,11 @@ class Ticket:
             )
 
     def complete(self, response: InferResponse | None, error: BacklineError | None) -> None:
-        """Completes the ticket, unless it is cancelled or expired.
+        """Completes the ticket, unless the ticket is cancelled or expired.
 
-        Exceptions in the completion callback are logged, so that later requests still complete. A second call
-        raises IllegalTransition. A call after a cancellation is merely late and has no effect.
+        Exceptions in the completion callback are logged rather than raised, so that other requests of the
+        batch are still completed. A second call raises IllegalTransition. A call after a cancellation has no
+        effect, because it may simply be late.
         """
         state = self.state
         if state is not RUNNING and state is not QUEUED and state is not NEW:
@@ -255,7 +285,13 @@ class Ticket:
             return
         self.state = DONE
         self.owner = None
-        self._answer(response, error)
+        if self._listeners or self.counted is not None:
+            self._answer(response, error)
+            return
+        try:  # this part of `_answer` is inlined, for speed
+            self._on_complete(self, response, error)
+        except Exception:
+            self._log_failure()
 
     def _answer(self, response: InferResponse | None, error: BacklineError | None) -> None:
         if self.counted is not None:
@@ -266,12 +302,17 @@ class Ticket:
         try:
             self._on_complete(self, response, error)
         except Exception:
-            log.exception("the completion of a request to model '%s' failed", self.request.model_name)
+            self._log_failure()
         for listener in listeners:
             listener.delivered(self, error)
 
+    def _log_failure(self) -> None:
+        log.exception("the completion of a request to model '%s' failed", self.request.model_name)
+
     def refuse(self, error: BacklineError) -> None:
-        """Ends a ticket whose submission raises `error`. The caller gets the exception, not a completion."""
+        """Ends a ticket whose submission raises `error`. The caller gets this exception instead of a
+        completion.
+        """
         if self.state in _ENDS:
             return
         self.state = DONE
@@ -282,9 +323,10 @@ class Ticket:
             listener.refused(self, error)
 
     def cancel(self) -> None:
-        """Withdraws a request whose caller has left: it is never completed, nor run if it has not started.
+        """Withdraws a request whose caller no longer wants a response. The request is not completed and, if
+        it has not started yet, not run.
 
-        Called on the event loop. No effect on a ticket that is done.
+        Must be called on the event loop. Has no effect on a ticket that has ended.
         """
         if self.state in _ENDS:
             return
@@ -295,9 +337,10 @@ class Ticket:
         self._leave(CANCELLED)
 
     def expire(self, error: BacklineError) -> None:
-        """Ends a request whose deadline has passed: notifies its owner and completes it with `error`.
+        """Ends a request whose deadline has passed: notifies the ticket's owner and completes the ticket with
+        `error`.
 
-        No effect on a ticket that is done.
+        Has no effect on a ticket that has ended.
         """
         if self.state in _ENDS:
             return
@@ -325,7 +368,7 @@ class Ticket:
             self.owner.postponed(self)
 
     def listen(self, listener: Listener) -> None:
-        """Adds a listener for the rest of the ticket's life."""
+        """Adds a listener, which is notified until the ticket ends."""
         self._listeners = (*self._listeners, listener)
 
     @property
@@ -343,7 +386,7 @@ def _never_called(*_: object) -> None:
 
 
 def start_all(tickets: Iterable[Ticket], owner: Owner | None) -> None:
-    """Hands queued tickets to an instance together; see Ticket.start."""
+    """Hands several queued tickets to an instance; see Ticket.start."""
     for ticket in tickets:
         if ticket.state is not QUEUED:
             ticket.start(owner)  # raises unless the ticket is new
@@ -352,6 +395,6 @@ def start_all(tickets: Iterable[Ticket], owner: Owner | None) -> None:
 
 
 def release_all(tickets: Iterable[Ticket]) -> None:
-    """Removes the owner of tickets that change hands; see Ticket.release."""
+    """Removes the owners of tickets that are handed to another owner; see Ticket.release."""
     for ticket in tickets:
         ticket.owner = None

@@ -1,6 +1,6 @@
-"""The interface to request tracing. The engine and the schedulers pass traces on without reading them.
+"""The interface to request tracing. The engine and the schedulers pass traces on, but do not read them.
 
-While nothing is traced, `Ticket.trace` is None and tracing costs nothing.
+`Ticket.trace` is None for requests that are not traced, so tracing does not slow them down.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 #: The protocol by which a request arrived, as it is called in traces.
 TraceProtocol: TypeAlias = Literal["HTTP", "GRPC"]
-#: The value of a trace setting as clients see it: one string or several.
+#: The value of a trace setting as clients see it: a string or a list of strings.
 SettingValue: TypeAlias = str | list[str]
 
 
 class RunMoments(Protocol):
     """A run of a model; implemented by workers.batch.Batch.
 
-    Times are of time.monotonic_ns(), or 0 for a moment that the run did not reach. A run that is not
-    `executed` never reached the model.
+    Times are from time.monotonic_ns(); a time is 0 if the run did not reach that moment. A run that is not
+    `executed` did not reach the model.
     """
 
     executed: bool
@@ -39,21 +39,28 @@ class RunMoments(Protocol):
 
 
 class Trace(Protocol):
-    """The trace of a request, or of a client's exchange that contains requests. Lives on the event loop.
+    """The trace of a request, or of an exchange with a client, which may contain several requests. Used only
+    on the event loop.
 
-    Until a request is submitted, its ticket holds the parent's trace, from which `follow` creates the
-    request's own trace.
+    Until a request is submitted, its ticket has the trace of the parent, from which `follow` creates the
+    trace of the request itself.
     """
 
     @property
     def context(self) -> str:
-        """The trace context, for models that trace their work: a JSON object with `traceparent`, or empty."""
+        """The trace context, for models that trace their own work: a JSON object with `traceparent`, or an
+        empty object.
+        """
 
     def follow(self, ticket: Ticket) -> Trace:
-        """Creates the trace of a request made on behalf of this one. Called just before its submission."""
+        """Creates the trace of a request that is made on behalf of the request traced here. Called just
+        before the new request is submitted.
+        """
 
     def shared_with(self, others: Sequence[Trace]) -> Trace:
-        """Returns the trace for a request on behalf of several: the one traced here and those of `others`."""
+        """Returns the trace for a request that is made on behalf of several requests: the request traced here
+        and the requests of `others`.
+        """
 
     def ran(self, run: RunMoments) -> None:
         """Records a run that included the traced request and has ended."""
@@ -68,9 +75,10 @@ class Tracer(Protocol):
     def arrived(
         self, protocol: TraceProtocol, model: str, headers: Mapping[bytes, bytes], began_ns: int
     ) -> Trace | None:
-        """Starts the trace of a request that the server began to read at `began_ns` (of time.monotonic_ns()).
+        """Starts the trace of a request that the server began to read at the time `began_ns` (from
+        time.monotonic_ns()).
 
-        Returns None if the request is not traced.
+        Returns None if the request is not to be traced.
         """
 
 
@@ -81,23 +89,29 @@ class TraceControl(Protocol):
         """Returns the settings. Raises InvalidArgument for an unknown model."""
 
     def update(self, model: str, changes: Mapping[str, SettingValue | None]) -> None:
-        """Changes settings. None resets a setting to its value for all models, or to its initial value.
+        """Changes settings. The value None resets a model's setting to the setting for all models, and a
+        setting for all models to its initial value.
 
-        Raises InvalidArgument for an invalid setting, Unsupported for one that cannot be changed at run time.
+        Raises InvalidArgument for an invalid setting, and Unsupported for a setting that cannot be changed at
+        run time.
         """
 
     def recent(self) -> Sequence[Mapping[str, Any]]:
-        """Returns the documents of the last requests traced while somebody was watching, oldest first."""
+        """Returns the documents of the last requests that were traced while somebody was watching, oldest
+        first.
+        """
 
     def watch(self, watcher: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
-        """Passes a document to `watcher` for each request that ends; on a busy server, only for some of them.
+        """Passes a document to `watcher` for each request that ends; on a busy server, only for some
+        requests.
 
-        Returns a function that stops this. Tracing costs something only while somebody watches.
+        Returns a function that removes the watcher. Requests are traced for watchers only while there are
+        any.
         """
 
 
 def part_of(tickets: Sequence[Ticket]) -> Trace | None:
-    """Returns the trace for a request made on behalf of these tickets; None if none of them is traced."""
+    """Returns the trace for a request made on behalf of these tickets; None if no ticket is traced."""
     traces = [ticket.trace for ticket in tickets if ticket.trace is not None]
     if len(traces) < 2:
         return traces[0] if traces else None

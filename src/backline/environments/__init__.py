@@ -1,1 +1,1 @@
-"""Environments of Python models, built by uv; models with equal requirements share one."""
+"""Environments of Python models, built by uv. Models with equal requirements share an environment."""

@@ -1,6 +1,8 @@
-"""Environments on top of the server's packages, to which they only add what the server lacks.
+"""Environments on top of the server's packages: they contain only the packages that the server lacks or has
+in an unsuitable version.
 
-TorchServe installs a model's requirements next to the packages that it runs on, so few handlers list torch.
+Such environments are for TorchServe's handlers. TorchServe installs a model's requirements next to its own
+packages, so few handlers list torch among their requirements.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from collections.abc import Container, Mapping
 from functools import cache
 from pathlib import Path
 
-#: The file in an environment's site-packages that makes the server's packages importable after its own.
+#: The name of a file in an environment's site-packages. It makes the server's packages importable, but the
+#: environment's own packages take precedence.
 LINK = "_backline_server.pth"
-#: A line of `uv pip compile --annotation-style line`: name, extras, version, and what requires the package.
+#: Matches a line in the output of `uv pip compile --annotation-style line`: a package's name, extras and
+#: version, and the packages that require it.
 _PINNED = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*])?==(\S+)(?:\s.*?)?(?:\s+# via (.*))?")
 
 
@@ -35,14 +39,18 @@ def pins(packages: Mapping[str, str]) -> str:
 
 
 def link() -> str:
-    """Returns the contents of LINK, which adds the server's folders as sites, so their .pth files work."""
+    """Returns the contents of LINK. They add the server's folders as site directories, so that the .pth files
+    in those folders are processed.
+    """
     return "".join(f"import site; site.addsitedir({folder!r})\n" for folder in _folders())
 
 
 def lacking(compiled: str, there: Mapping[str, str]) -> list[str]:
-    """Returns the lines of uv's resolution to install: those that `there` lacks, or has in another version.
+    """Returns those lines of uv's resolution whose packages must be installed, because `there` lacks them or
+    has another version.
 
-    Leaves out packages that only packages in `there` require, since the latter evidently run without them.
+    Leaves out packages that are required only by packages in `there`. The server has the packages in `there`,
+    so they evidently run without these requirements.
     """
     found: dict[str, tuple[str, list[str]]] = {}
     others = []
@@ -70,7 +78,7 @@ def lacking(compiled: str, there: Mapping[str, str]) -> list[str]:
 
 def _asks(by: str, found: Container[str], missing: Container[str]) -> bool:
     """Returns whether a requirement comes from the user's file, or from a package that must be installed."""
-    if by.startswith("-c"):  # a constraint only chooses the version
+    if by.startswith("-c"):  # a constraint only limits the version
         return False
     return by.startswith("-") or _normal(by) not in found or _normal(by) in missing
 

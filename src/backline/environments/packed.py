@@ -1,16 +1,14 @@
-"""Environments shipped with a model, as for Triton's Python backend: folders, or archives made by conda-pack
-or venv-pack.
+"""Environments that are shipped with a model, as for Triton's Python backend. An environment is a folder, or
+an archive made by conda-pack or venv-pack.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,12 +18,13 @@ from typing import Final
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.names import printable
 from backline.system.archive_limits import UnpackLimits
-from backline.system.private_file import without_keys
+from backline.system.private_file import new_folder, without_keys
 
-#: The configuration parameter that holds the path, which may contain the placeholder below.
+#: The configuration parameter that holds the path of the environment. The path may begin with
+#: $$TRITON_MODEL_DIRECTORY.
 PARAMETER: Final = "EXECUTION_ENV_PATH"
 _MODEL_FOLDER: Final = "$$TRITON_MODEL_DIRECTORY"
-#: Limits for unpacking; for comparison, an environment with CUDA has some 60,000 files.
+#: The limits for unpacking an archive. For comparison, an environment with CUDA has about 60,000 files.
 _LIMITS: Final = UnpackLimits(files=500_000)
 _ASK: Final = (
     "import sys, importlib.util as u\n"
@@ -36,7 +35,9 @@ _ASK: Final = (
 
 @dataclass(frozen=True, slots=True)
 class PackedEnvironment:
-    """An environment in `folder`: its interpreter, and the variables that a worker in it needs."""
+    """An environment in `folder`: its interpreter, and the environment variables that a worker process in it
+    needs.
+    """
 
     folder: Path
     python: Path
@@ -48,9 +49,10 @@ def packed_environment(given: str, model_folder: Path, cache: Path) -> PackedEnv
 
     The path may begin with $$TRITON_MODEL_DIRECTORY or be relative to the model's folder.
 
-    An archive is unpacked in `cache` once per content. The environment's code is run, and trusted as much as
-    the model's. Raises InvalidArgument if the path is not an environment, or lacks packages that a worker
-    needs.
+    An archive is unpacked in `cache`; archives with the same contents are unpacked only once. This function
+    runs code from the environment; that code is trusted as much as the model's code. Raises InvalidArgument
+    if there is no environment at the path, if the environment lacks packages that a worker needs, or if an
+    archive is invalid, and Unavailable if an archive cannot be unpacked for another reason.
     """
     path = model_folder / given.replace(_MODEL_FOLDER, str(model_folder))
     if not path.exists():
@@ -74,39 +76,37 @@ def packed_environment(given: str, model_folder: Path, cache: Path) -> PackedEnv
 
 
 def _unpacked(archive: Path, cache: Path) -> Path:
-    """Unpacks an archive, unless it was unpacked before; returns its folder."""
+    """Unpacks an archive, unless it was unpacked before; returns the folder with its contents."""
     with archive.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     folder = cache / digest[:32]
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    place = Path(tempfile.mkdtemp(prefix="new-", dir=cache))
     try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(place, filter=_Members(archive))
-        _relocate(place)
-        place.rename(folder)
+        with new_folder(folder) as place:
+            with tarfile.open(archive) as tar:
+                tar.extractall(place, filter=_Members(archive))
+            _relocate(place)
     except tarfile.TarError as error:
         raise InvalidArgument(
             f"{PARAMETER}: '{archive}' is not a tar archive that can be unpacked: {error}"
         ) from None
     except OSError as error:
-        if not folder.is_dir():  # otherwise another process has unpacked it meanwhile
-            raise Unavailable(
-                f"{PARAMETER}: '{archive}' cannot be unpacked to '{cache}': {error.strerror}"
-            ) from None
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+        raise Unavailable(
+            f"{PARAMETER}: '{archive}' cannot be unpacked to '{cache}': {error.strerror}"
+        ) from None
     return folder
 
 
 class _Members:
-    """A filter that tarfile calls before it unpacks each member, so that nothing is written through a link.
+    """Security: a filter that tarfile calls before it unpacks each member, so that nothing is written through
+    a link.
 
-    Only the links that venv-pack needs may point outside the folder: symbolic links with an absolute target,
-    such as bin/python. tarfile's own filter "tar" does not check links: a hard link to a file elsewhere,
-    followed by a file of the same name, would overwrite that file.
+    The only links that may point outside the folder are those that venv-pack needs: symbolic links with an
+    absolute target, such as bin/python. tarfile's own filter "tar" does not check links. With that filter, an
+    archive could overwrite a file outside the folder: it would contain a hard link to the file, followed by a
+    member with the name of the link.
     """
 
     def __init__(self, archive: Path) -> None:
@@ -120,16 +120,16 @@ class _Members:
         self._files -= 1
         self._bytes -= member.size
         if self._files < 0 or self._bytes < 0:
-            raise self._refusal(member, "the archive has more files or bytes than an environment")
+            raise self._refusal(member, "the archive has more files or bytes than the server unpacks")
         root, path = Path(place), Path(os.path.normpath(Path(place, member.name)))
         if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
             raise self._refusal(member, "it is a device or a pipe")
         if _passes_link(root, path):
-            raise self._refusal(member, "it lies below a link")
+            raise self._refusal(member, "its path leads through a link")
         if member.issym() and not os.path.isabs(member.linkname):
             target = Path(os.path.normpath(path.parent / member.linkname))
             if not target.is_relative_to(root):
-                raise self._refusal(member, f"it is a link out of the folder, to '{member.linkname}'")
+                raise self._refusal(member, f"it is a link to '{member.linkname}', outside the folder")
         if member.islnk():
             target = Path(os.path.normpath(root / member.linkname))
             inside = target.is_relative_to(root) and not _passes_link(root, target)
@@ -152,14 +152,14 @@ class _Members:
 
 
 def _passes_link(root: Path, path: Path) -> bool:
-    """Returns whether any folder between `root` and `path`, which is below it, is a link."""
+    """Returns whether any folder on the way from `root` down to `path` is a link."""
     return any(
         parent.is_symlink() for parent in path.parents if parent != root and parent.is_relative_to(root)
     )
 
 
 def _relocate(place: Path) -> None:
-    """Runs the script of conda-pack that adapts an environment to its new path."""
+    """Runs conda-pack's script, which adapts an environment to its new path."""
     script, python = place / "bin" / "conda-unpack", place / "bin" / "python"
     if script.exists() and python.exists():
         subprocess.run(
@@ -168,7 +168,8 @@ def _relocate(place: Path) -> None:
 
 
 def _lent(path: Path, python: Path, variables: Mapping[str, str], cache: Path) -> dict[str, str]:
-    """Lends the server's msgspec to a Python environment that lacks it, if its Python version is the same.
+    """Lends the server's msgspec package to a Python environment that lacks it, if the server and the
+    environment have the same Python version.
 
     Returns the environment variables that make msgspec importable there; empty if nothing is lent. Raises
     InvalidArgument if packages are still missing.
@@ -193,6 +194,6 @@ def _lent(path: Path, python: Path, variables: Mapping[str, str], cache: Path) -
     if missing:
         raise InvalidArgument(
             f"{PARAMETER}: '{path}' (Python {version}) lacks {' and '.join(missing)}, which every worker"
-            " needs"
+            " needs; install what is missing in the environment"
         )
     return {}

@@ -17,31 +17,34 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.names import PYTHON_VERSION
 from backline.environments.on_top import link, pins, server_packages
 
-#: The files that list required packages; the first one found in a folder is used.
+#: The files that list required packages. If a folder has several of them, the first in this order is used.
 LOCK, PROJECT, LIST = "uv.lock", "pyproject.toml", "requirements.txt"
-#: Packages that every worker process needs; a model's requirements may narrow their versions.
+#: The packages that every worker process needs; a model's requirements may narrow the range of their
+#: versions.
 WORKER_PACKAGES = ("numpy>=1.24", "msgspec>=0.19")
-#: The oldest Python that a worker process runs on.
+#: The oldest version of Python that a worker process can run on.
 OLDEST_PYTHON = (3, 11)
 OWN_PYTHON = "{}.{}".format(*sys.version_info)
 _OWN_VERSIONS = (OWN_PYTHON, "{}.{}.{}".format(*sys.version_info))
 #: Part of the digest; increment it when environments are built in a different way.
 _FORM = 1
 _PLATFORM = sysconfig.get_platform()
-#: A Python version as written in a configuration or a PYTHON_VERSION file.
+#: Matches a Python version as written in a configuration or a .python-version file.
 PYTHON = re.compile(r"(cpython[-@]?)?3(\.[0-9]{1,3}){0,2}")
 _NAMES_A_FILE = ("-r", "--requirement", "--requirements", "-c", "--constraint", "--constraints")
 
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """What one environment is built from.
+    """The requirements from which one environment is built.
 
-    `file` in `folder` is a uv.lock, pyproject.toml or requirements.txt; empty if only Python is required.
-    `python` is the required version ("3.13"); otherwise `requires_python` is the range that the project
-    allows (">=3.12"). The server's version is used if both are empty, or if the range includes it. `digest`
-    is equal for equal files, Python and platform. `ignored` are the files that `file` takes precedence over.
-    With `on_top`, the environment only adds to the server's packages, whose versions are part of the digest.
+    `file` in `folder` is a uv.lock, pyproject.toml or requirements.txt; `file` is empty if only a Python
+    version is required. `python` is the required version ("3.13"); if it is empty, `requires_python` is the
+    range that the project allows (">=3.12"). The server's Python version is used if both are empty, or if the
+    range includes that version. Requirements with the same file contents, Python version and platform have
+    the same `digest`. `ignored` are the files that `file` takes precedence over. With `on_top`, the
+    environment only adds to the server's packages, and the digest also covers the versions of the server's
+    packages.
     """
 
     folder: Path
@@ -54,7 +57,7 @@ class Requirements:
 
     @property
     def source(self) -> str:
-        """The source, as messages call it: "requirements.txt", "Python 3.13", or both."""
+        """The description of the requirements in messages: "requirements.txt", "Python 3.13", or both."""
         asked = f"Python {self.python}" if self.python else ""
         return " and ".join(filter(None, (self.file, asked)))
 
@@ -62,11 +65,11 @@ class Requirements:
 def find_requirements(
     version_folder: Path, model_folder: Path, python: str = "", *, on_top: bool = False
 ) -> Requirements | None:
-    """Returns what the model in these folders requires, or None if it requires nothing.
+    """Returns the requirements of the model in these folders, or None if it has none.
 
-    The version's folder takes precedence. `python` is the version in the model's configuration. With
-    `on_top`, a requirements.txt adds to the server's packages unless it needs another Python. Raises
-    InvalidArgument for an unreadable file.
+    Files in the version's folder take precedence. `python` is the Python version in the model's
+    configuration. With `on_top`, a requirements.txt only adds to the server's packages, unless the model
+    needs a Python version other than the server's. Raises InvalidArgument if a file cannot be read.
     """
     places = list(dict.fromkeys((version_folder, model_folder)))
     folder, files = next(((place, files) for place in places if (files := _files(place))), (places[0], []))
@@ -89,7 +92,7 @@ def find_requirements(
 
 
 def _files(folder: Path) -> list[str]:
-    """Returns the files of a folder that list required packages; the first takes precedence."""
+    """Returns the names of the files in a folder that list required packages; the first takes precedence."""
     project = (folder / PROJECT).is_file() and bool(_project(folder / PROJECT))
     there = {LOCK: project and (folder / LOCK).is_file(), PROJECT: project, LIST: (folder / LIST).is_file()}
     found = [name for name, is_there in there.items() if is_there]
@@ -102,7 +105,8 @@ def _pinned_python(folder: Path) -> str:
         return ""
     lines = (line.strip() for line in _text(file).splitlines())
     version = next((line for line in lines if line and not line.startswith("#")), "")
-    # Anything but a version is refused, because uv would run a path as an interpreter.
+    # Security: only a version is accepted. If the file named a path, uv would run the program at that path as
+    # an interpreter.
     if version and not PYTHON.fullmatch(version):
         raise InvalidArgument(f"'{file}' has {version[:32]!r}, expected a version of Python such as 3.13")
     return version
@@ -130,7 +134,9 @@ def _read_files(folder: Path, file: str) -> Iterator[Path]:
 
 
 def _read_list(file: Path, *, seen: set[Path]) -> Iterator[Path]:
-    """Yields a requirements file, and the files, wheels and source folders that it names."""
+    """Yields a requirements file, the other files and wheels that it names, and the files in the source
+    folders that it names.
+    """
     seen.add(file)
     yield file
     for line in _text(file).splitlines():
@@ -173,7 +179,9 @@ def _bytes(file: Path) -> bytes:
 
 
 def python_choices(requirements: Requirements) -> Sequence[str]:
-    """Returns values to try for uv's --python, in order: interpreters, a version, or a range of versions."""
+    """Returns the values of uv's option --python to try, in this order. A value is an interpreter, a version,
+    or a range of versions.
+    """
     if requirements.requires_python:
         return (f"{requirements.requires_python},=={OWN_PYTHON}.*", requirements.requires_python)
     wanted = requirements.python
@@ -183,7 +191,7 @@ def python_choices(requirements: Requirements) -> Sequence[str]:
 
 
 def _of_pyenv(version: str) -> list[str]:
-    """Returns the interpreters of a version that pyenv has installed, which need not be on PATH."""
+    """Returns the interpreters of this version that pyenv has installed; PATH need not contain them."""
     found = (Path.home() / ".pyenv" / "versions").glob(f"{version}*/bin/python3")
     return [
         str(path)

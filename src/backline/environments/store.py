@@ -1,4 +1,4 @@
-"""The store of built environments on local disk, shared by all models with equal requirements.
+"""The store of built environments on local disk. Models with equal requirements share an environment.
 
     <digest>/                     an environment, complete before it gets this name
     <digest>/backline.json        its source and its contents
@@ -6,8 +6,8 @@
     .building-<digest>-<random>/  a build in progress
     locks/                        <digest>.build: held by a build; <digest>.use: shared by servers that use it
 
-Several processes may share one store. An interrupted build is never mistaken for an environment, because a
-build gets its final name only once it is complete.
+Several processes may share a store. An interrupted build is never mistaken for an environment, because a
+build's folder gets the environment's name only when the build is complete.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ import hashlib
 import logging
 import os
 import shutil
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from backline.engine.errors import BacklineError, Internal, Unavailable
-from backline.environments.environment import Environment
+from backline.decodable import decodable
+from backline.engine.errors import BacklineError, Internal, InvalidArgument, Unavailable
 from backline.environments.on_top import LINK, lacking, link, pins, server_packages
 from backline.environments.requirements import (
     LOCK,
     OLDEST_PYTHON,
+    OWN_PYTHON,
     WORKER_PACKAGES,
     Requirements,
     find_requirements,
@@ -38,7 +41,69 @@ from backline.environments.requirements import (
 )
 from backline.environments.uv import OnBytes, Uv, UvFailed
 from backline.system.file_lock import Stopped, locked, open_lock, try_lock
+from backline.system.private_file import replacement
 from backline.system.user_folders import user_cache
+
+#: Overrides for the environment variables that would make packages of the server or of its user importable in
+#: a worker process.
+_UNSET = {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """A built environment: a folder with a Python interpreter and packages."""
+
+    folder: Path
+
+    @property
+    def python(self) -> Path:
+        return self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+    @property
+    def packages(self) -> Path:
+        """The site-packages folder."""
+        return next(self.folder.glob("[Ll]ib/python*/site-packages"), self.folder / "Lib" / "site-packages")
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """The variables that programs in this environment need in addition to the server's environment
+        variables.
+        """
+        path = os.pathsep.join(filter(None, (str(self.python.parent), os.environ.get("PATH", ""))))
+        return {**_UNSET, "VIRTUAL_ENV": str(self.folder), "PATH": path}
+
+
+def borrow(environment: Environment) -> list[str]:
+    """Makes the packages of an environment importable in this process; the packages of the process take
+    precedence.
+
+    Returns the packages of which this process has a different version than the environment, in the form "name
+    1.0 (not 2.0)". Raises InvalidArgument if the environment has another Python version.
+    """
+    import importlib
+    from importlib.metadata import distributions
+
+    folder = environment.packages
+    python = folder.parent.name.removeprefix("python")
+    if python != OWN_PYTHON:
+        raise InvalidArgument(
+            f"its environment has Python {python}, but the server runs on Python {OWN_PYTHON}: to debug the"
+            f" model, run the server on Python {python}; without --debug, the model gets its own process"
+        )
+    here = {
+        one.name.lower(): one.version
+        for one in distributions(path=[place for place in sys.path if place != str(folder)])
+    }
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+        importlib.invalidate_caches()
+    there = {one.name.lower(): one.version for one in distributions(path=[str(folder)])}
+    return [
+        f"{name} {here[name]} (not {version})"
+        for name, version in sorted(there.items())
+        if here.get(name, version) != version
+    ]
+
 
 log = logging.getLogger("backline.environments")
 
@@ -48,13 +113,14 @@ _BUILDING = ".building-"
 
 
 def default_folder(cache: Path | None = None) -> Path:
-    """Returns the folder of environments in a cache folder, which is by default the user's."""
+    """Returns the folder for environments in `cache`, or in the user's cache folder by default."""
     return (cache or user_cache()) / "environments"
 
 
+@decodable
 class About(msgspec.Struct):
-    """An environment's source file, Python version, packages ("numpy==2.1.3"), build time, and size in
-    bytes.
+    """A description of an environment: its source file, Python version, packages ("numpy==2.1.3"), build
+    time, and size in bytes.
     """
 
     file: str
@@ -64,6 +130,7 @@ class About(msgspec.Struct):
     bytes: int
 
 
+@decodable
 class User(msgspec.Struct):
     """A model that requires an environment: its name, its folders, and the Python version in its
     configuration. With `on_top`, the environment adds to the server's packages.
@@ -76,13 +143,14 @@ class User(msgspec.Struct):
     on_top: bool = False
 
 
-#: Made before any thread needs them: msgspec can crash when two threads are the first to decode a type.
 _decode_about, _decode_user = msgspec.json.Decoder(About).decode, msgspec.json.Decoder(User).decode
 
 
 @dataclass(frozen=True, slots=True)
 class StoredEnvironment:
-    """An entry of the store. `users` are the models that require it; it is `in_use` if a server holds it."""
+    """An environment in the store. `users` are the models that require the environment; `in_use` is set if a
+    running server uses it.
+    """
 
     digest: str
     about: About
@@ -92,38 +160,47 @@ class StoredEnvironment:
 
 
 class Environments:
-    """The store in `folder`, which has the layout above. Methods block and are thread-safe."""
+    """The store in `folder`, which has the layout shown above. The methods block and are thread-safe."""
 
     def __init__(self, folder: Path) -> None:
-        # Absolute, because uv runs in another folder, where a relative path would name a different place.
+        # The path is made absolute, because uv runs in another working directory, where a relative path would
+        # name a different folder.
         self.folder = folder.absolute()
-        #: Descriptors of shared locks, by digest: they prevent the removal of environments that workers of
-        #: this process may use.
+        #: File descriptors of shared locks, by digest. The locks prevent the removal of environments that the
+        #: worker processes of this server may use.
         self._held: dict[str, int] = {}
+        #: Held while a lock is taken, so that two threads do not take the same one.
+        self._holding = threading.Lock()
 
     def find(self, requirements: Requirements, user: User) -> Environment | None:
         """Returns the environment for these requirements, or None if it has to be built.
 
-        The environment cannot be removed until this process ends.
+        Afterwards, the environment cannot be removed until this process ends, unless the store is read-only
+        or its file system has no locks.
         """
         digest = requirements.digest
         environment = Environment(self.folder / digest)
         if not (environment.folder / _ABOUT).exists():
             return None
         self._hold(digest)
-        # Checked again under the lock: the environment or its interpreter may have been removed in between.
+        # This second check runs under the lock: the environment or its interpreter may have been removed
+        # since the first check.
         if not (environment.folder / _ABOUT).exists() or not environment.python.exists():
             return None
         self._note_use(environment, user)
         return environment
 
     def _hold(self, digest: str) -> None:
-        if digest in self._held:
-            return
-        with contextlib.suppress(OSError):  # the store may be read-only for this user
+        with self._holding, contextlib.suppress(OSError):  # the store may be read-only for this user
+            if digest in self._held:
+                return
             descriptor = open_lock(self._lock(digest, "use"))
-            while not try_lock(descriptor, shared=True):
-                time.sleep(0.01)  # another process is removing it, which is quick
+            try:
+                while not try_lock(descriptor, shared=True):
+                    time.sleep(0.01)  # another process is removing the environment, which is quick
+            except OSError:  # the file system has no locks
+                os.close(descriptor)
+                raise
             self._held[digest] = descriptor
 
     def _note_use(self, environment: Environment, user: User) -> None:
@@ -145,10 +222,11 @@ class Environments:
     ) -> None:
         """Builds the environment, unless another process has built it in the meantime.
 
-        With `again`, an existing environment is replaced. `stop` is polled while waiting for another build.
+        With `again`, replaces an existing environment. Polls `stop` while waiting for another process to
+        build the same environment.
 
-        Raises Internal with the cause if the build fails, and Unavailable if `stop` returns true or the
-        store cannot be written.
+        Raises Internal with the cause if the build fails, and Unavailable if `stop` returns true, the store
+        cannot be written, or a running server uses the environment that would be replaced.
         """
         digest = requirements.digest
         what = (
@@ -168,7 +246,7 @@ class Environments:
                 finally:
                     shutil.rmtree(building, ignore_errors=True)
         except Stopped:
-            raise Unavailable(f"{what}: it was cancelled") from None
+            raise Unavailable(f"{what}: the load was cancelled") from None
         except UvFailed as error:
             for line in error.lines:
                 log.warning("uv: %s", line)
@@ -177,6 +255,8 @@ class Environments:
     def _publish(self, building: Path, digest: str) -> None:
         place = self.folder / digest
         with self._alone(digest) as alone:
+            # An environment that lacks its interpreter is replaced even if a server holds it, because no
+            # worker can start in it.
             if not alone and (place / _ABOUT).exists() and Environment(place).python.exists():
                 raise Unavailable(
                     f"environment {digest} is in use by a running server: stop it, or build it again later"
@@ -213,12 +293,12 @@ class Environments:
             return alone
 
     def remove_unfinished(self) -> int:
-        """Removes what interrupted builds left behind; returns the number of bytes freed."""
+        """Removes the folders that interrupted builds left behind; returns the number of bytes freed."""
         freed = 0
         for left in self.folder.glob(f"{_BUILDING}*"):
             descriptor = open_lock(self._lock(left.name.removeprefix(_BUILDING).partition("-")[0], "build"))
             try:
-                if try_lock(descriptor):
+                if try_lock(descriptor):  # otherwise the build is still in progress
                     freed += _size(left)
                     shutil.rmtree(left, ignore_errors=True)
             finally:
@@ -234,7 +314,9 @@ class Environments:
 
     @contextlib.contextmanager
     def _alone(self, digest: str) -> Iterator[bool]:
-        """Yields whether no server holds the environment; if so, none can hold it within the context."""
+        """Yields whether no server uses the environment. If True, no server can begin to use it within the
+        context.
+        """
         descriptor = open_lock(self._lock(digest, "use"))
         try:
             yield digest not in self._held and try_lock(descriptor)
@@ -258,7 +340,8 @@ def unused(
 ) -> list[StoredEnvironment]:
     """Returns the environments that no model requires any more.
 
-    With `seconds`, also returns those that were not used for that long; never those held by a server.
+    With `seconds`, also returns the environments that have not been used for that long. Never returns an
+    environment that a running server uses.
     """
     return [
         entry
@@ -269,7 +352,7 @@ def unused(
 
 
 def _install(requirements: Requirements, building: Path, uv: Uv, on_bytes: OnBytes) -> None:
-    """Builds an environment in the empty folder `building`. Raises UvFailed."""
+    """Builds an environment in the empty folder `building`. Raises UvFailed if the build fails."""
     folder = requirements.folder
     _make(requirements, building, uv)
     environment = Environment(building)
@@ -299,10 +382,13 @@ def _install(requirements: Requirements, building: Path, uv: Uv, on_bytes: OnByt
 
 
 def _additions(requirements: Requirements, environment: Environment, building: Path, uv: Uv) -> str:
-    """Links the environment to the server's packages; returns the others as a requirements file."""
+    """Makes the server's packages importable in the environment. Returns the packages that must be installed
+    in addition, as a requirements file.
+    """
     there = server_packages()
     (environment.packages / LINK).write_text(link(), encoding="utf-8")
-    # uv prefers the versions in its output file, so other versions appear only if the server's do not fit.
+    # uv prefers versions that its output file already lists. So it chooses a version other than the server's
+    # only if the server's version does not meet the requirements.
     resolved = building / "resolved.txt"
     resolved.write_text(pins(there), encoding="utf-8")
     resolve = ("pip", "compile", requirements.file, "-", "--no-header", "--annotation-style", "line", "-q")
@@ -313,8 +399,8 @@ def _additions(requirements: Requirements, environment: Environment, building: P
 
 
 def _make(requirements: Requirements, building: Path, uv: Uv) -> None:
-    """Creates an environment without packages, for the first allowed Python that is installed."""
-    # Relocatable, because the environment is renamed once it is complete.
+    """Creates an environment without packages, with the first permitted Python that uv finds."""
+    # The environment is made relocatable, because its folder is renamed once it is complete.
     venv = ("venv", "--relocatable", "--allow-existing", "--no-project", "--python")
     for choice in python_choices(requirements):
         try:
@@ -341,7 +427,9 @@ def _installed(environment: Environment) -> list[str]:
 
 
 def _asks_for(user: User) -> str:
-    """Returns the digest of a model's current requirements; empty if the model is gone or has none."""
+    """Returns the digest of a model's current requirements; empty if the model was removed or requires
+    nothing.
+    """
     try:
         if not Path(user.model_folder).is_dir():
             return ""
@@ -358,9 +446,6 @@ def _size(folder: Path) -> int:
 
 
 def _write(file: Path, data: bytes) -> None:
-    """Writes a file atomically."""
     file.parent.mkdir(exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=file.parent)
-    with os.fdopen(descriptor, "wb") as opened:
-        opened.write(data)
-    os.replace(name, file)
+    with replacement(file) as new:
+        new.write_bytes(data)

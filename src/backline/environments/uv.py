@@ -20,18 +20,20 @@ from backline.system.private_file import without_keys
 
 log = logging.getLogger("backline.environments")
 
-#: Called with the bytes downloaded and the total to download, as far as uv reports them.
+#: A function that is called with the number of bytes downloaded and the number of bytes to download in total,
+#: as far as uv reports these numbers.
 OnBytes: TypeAlias = Callable[[int, int], None]
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_DOWNLOADING = re.compile(r"^Downloading (\S+) \(([0-9.]+)(B|KiB|MiB|GiB)\)$")
+_DOWNLOADING = re.compile(r"^Downloading (\S+) \(([0-9]+(?:\.[0-9]+)?)(B|KiB|MiB|GiB)\)$")
 _DOWNLOADED = re.compile(r"^\s*Downloaded (\S+)$")
 _LONGEST_CAUSE = 800
-#: Held while the uv program is searched for: the search uses sysconfig, whose first use is not thread-safe.
+#: Held during the search for the uv program, because the search uses sysconfig, whose first use is not
+#: thread-safe.
 _FINDING = threading.Lock()
 
 
 class UvFailed(Exception):
-    """Raised when uv fails. The message is the reason in one line; `lines` is uv's whole output."""
+    """Raised when uv fails. The message is the reason, in one line; `lines` is the whole output of uv."""
 
     def __init__(self, why: str, lines: Sequence[str] = ()) -> None:
         super().__init__(why)
@@ -39,18 +41,23 @@ class UvFailed(Exception):
 
 
 class Uv:
-    """Runs uv, one command at a time; `cancel` ends the one in progress."""
+    """Runs uv, one command at a time; `cancel` ends the command in progress."""
 
     def __init__(self) -> None:
         """Raises Internal, naming the extra to install, if uv is missing."""
         self._program = _find()
+        #: The process in progress that has not been reaped. As long as it has not, its process group cannot
+        #: have become that of another process.
         self._process: subprocess.Popen[str] | None = None
+        #: Held while the process is reaped, or killed.
+        self._reaping = threading.Lock()
         self._cancelled = threading.Event()
 
     def run(
         self, *arguments: str, folder: Path, given: str = "", on_bytes: OnBytes = lambda done, total: None
     ) -> str:
-        """Runs a command in a folder, with `given` as standard input; returns its standard output. Blocks.
+        """Runs a command in a folder, with `given` as its standard input, and returns its standard output.
+        Blocks.
 
         Raises UvFailed if uv fails or is cancelled.
         """
@@ -74,13 +81,20 @@ class Uv:
                     "UV_PYTHON_DOWNLOADS": "never",
                 },
             )
-            if self._cancelled.is_set():
+            if self._cancelled.is_set():  # `cancel` may have run before there was a process
                 self.cancel()
             assert process.stderr is not None, "it is a pipe"
-            with process.stderr as stderr:
-                for line in stderr:
-                    output.take(line.rstrip())
-            status = process.wait()
+            try:
+                with process.stderr as stderr:
+                    for line in stderr:
+                        output.take(line.rstrip())
+            except BaseException:
+                self._kill()
+                raise
+            finally:
+                with self._reaping:  # held only briefly: the process has closed its output or been killed
+                    status = process.wait()
+                    self._process = None
             stdout.seek(0)
             printed = stdout.read()
         if self._cancelled.is_set():
@@ -92,8 +106,11 @@ class Uv:
     def cancel(self) -> None:
         """Ends the command in progress, and prevents later ones. May be called on any thread."""
         self._cancelled.set()
-        if self._process is not None and self._process.poll() is None:
-            with suppress(ProcessLookupError, PermissionError):
+        self._kill()
+
+    def _kill(self) -> None:
+        with self._reaping, suppress(ProcessLookupError, PermissionError):
+            if self._process is not None:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
 
@@ -123,7 +140,8 @@ class _UvOutput:
 def cause(lines: Sequence[str]) -> str:
     """Returns the reason for uv's failure in one line.
 
-    This is its output from the last "error:" on, without box-drawing characters.
+    The reason is the part of uv's output from the last line on that begins with "error:" or contains "×",
+    without box-drawing characters, and shortened to _LONGEST_CAUSE characters.
     """
     begin = max(
         (index for index, line in enumerate(lines) if line.startswith("error:") or "×" in line), default=-1

@@ -1,1 +1,1 @@
-"""Models on other machines: the remote lane."""
+"""The remote lane, which serves models by forwarding their requests to other servers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Sequence
 from time import monotonic, monotonic_ns
 from typing import ClassVar
 
@@ -12,20 +13,28 @@ from backline.backends.backend import RemoteModel
 from backline.client.balanced_transport import BalancedTransport
 from backline.client.errors import ConnectionFailed, PermissionDenied, ProtocolError
 from backline.client.transport import InferCall
-from backline.engine.errors import BacklineError, Cancelled, Internal, Unavailable
+from backline.engine.errors import BacklineError, Cancelled, Internal, InvalidArgument, Unavailable
 from backline.engine.statistics import ResponseStatistics
 from backline.engine.ticket import Ticket
 from backline.engine.values.messages import InferRequest, InferResponse, Parameter
+from backline.engine.values.tensor import Tensor
+from backline.fleet.description import Description, describe_over
+from backline.fleet.loop_check import route_fields
+from backline.fleet.sent_batch import SentBatch, latest
+from backline.system.busy_poll import BusyPoll
+from backline.wire.grpc.timeout import Deadlines
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished, Instance
+from backline.workers.stacking import split, stack
 
 
 class RemoteLane:
-    """The instances of a version that other servers serve. Each instance has one request in flight at most.
+    """The instances of a version that other servers serve. Each instance has at most one call in flight.
 
-    Requests are not batched here, because the other servers batch them. Lives on the event loop, except
-    `close`. `responses` is set for a decoupled model. `time_limit` applies to requests without a deadline, in
-    seconds.
+    The requests of a batch are sent as one call (`SentBatch`). All methods must be called on the event loop.
+    `responses`, the counters of responses, is set only for a decoupled model. `time_limit` is the maximum
+    duration of a call in seconds, and the only time limit of requests without a deadline. For a decoupled
+    model, it limits the wait for each response.
     """
 
     def __init__(
@@ -38,15 +47,21 @@ class RemoteLane:
         *,
         time_limit: float,
         responses: ResponseStatistics | None,
+        poll: BusyPoll | None = None,
     ) -> None:
         self.name = name
         self.version = version
         self.responses = responses
         self._remote = remote
-        self._transport = transport
+        self.urls = remote.urls
+        #: The busy poll of the event loop, in which the lane counts the responses that it awaits.
+        self.poll = poll or BusyPoll()
+        self.transport = transport
         self._outputs = outputs
         self._time_limit = time_limit
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
+        #: Ends requests whose deadline is earlier than the deadline of the call that carries them.
+        self.deadlines = Deadlines(self.loop, lambda: remote.max_in_flight)
         self._opening: asyncio.Task[None] | None = None
         #: Whether the names of the servers have been resolved.
         self._opened = False
@@ -54,34 +69,49 @@ class RemoteLane:
             RemoteInstance(self) for _ in range(remote.max_in_flight)
         )
 
-    async def _open(self) -> BalancedTransport:
+    async def _open(self) -> None:
         if self._opening is None:
-            self._opening = self._loop.create_task(self._transport.open())
+            self._opening = self.loop.create_task(self.transport.open())
         try:
             await asyncio.shield(self._opening)
         except BacklineError:
-            self._opening = None  # the names of the servers may resolve later
+            self._opening = None  # the next call tries again: the servers' names may resolve by then
             raise
         self._opened = True
-        return self._transport
 
-    def _response(self, ticket: Ticket, answer: InferResponse) -> InferResponse:
-        """Returns the response for the caller. Raises Internal if an output is missing."""
-        request = ticket.request
+    async def describe(self) -> Description:
+        """Returns the servers' current description of the model. Raises BacklineError if no server describes
+        the model.
+        """
+        if self.transport.closed:  # the model was unloaded; opening would leave connections behind
+            raise self.transport.no_server()
+        await self._open()
+        return await describe_over(self.transport, self._remote)
+
+    def responses_to(self, tickets: Sequence[Ticket], answer: InferResponse) -> list[InferResponse]:
+        """Returns one response for each request of a call, made from `answer`, the response to the call.
+
+        Raises Internal if an output is missing, or if the call carries several requests and an output does
+        not have one row for each of their items.
+        """
+        request = tickets[0].request
         wanted = request.outputs or self._outputs
-        known = {output.name: output for output in answer.outputs}
-        missing = [name for name in wanted if name not in known]
-        if missing:
-            raise Internal(
-                f"{self._remote.urls} answered without the output '{missing[0]}' of model"
-                f" '{self._remote.model}': do all servers serve the same version?"
-            )
-        return InferResponse(
-            self.name, self.version, request.id, [known[name] for name in wanted], answer.parameters
-        )
+        outputs = answer.outputs
+        if len(outputs) != 1 or wanted != (outputs[0].name,):
+            known = {output.name: output for output in outputs}
+            missing = [name for name in wanted if name not in known]
+            if missing:
+                raise Internal(
+                    f"{self.urls} answered without the output '{missing[0]}' of model"
+                    f" '{self._remote.model}': do all servers serve the same version?"
+                )
+            outputs = [known[name] for name in wanted]
+        if len(tickets) > 1:
+            return split(tickets, outputs, self.name, self.version, answer.parameters)
+        return [InferResponse(self.name, self.version, request.id, outputs, answer.parameters)]
 
     async def stream(self, ticket: Ticket) -> None:
-        """Passes on the responses of one of the servers, as fast as the caller takes them."""
+        """Sends a request to one server, and passes on responses no faster than the caller takes them."""
         request, flow, responses = ticket.request, ticket.flow, self.responses
         assert responses is not None, "the model is decoupled"
         resumed = asyncio.Event()
@@ -92,7 +122,8 @@ class RemoteLane:
         if flow is not None:
             flow.on_resume = resume
         index, began = 0, monotonic_ns()
-        stream = (await self._open()).stream(self._call(ticket))
+        await self._open()
+        stream = self.transport.stream(self.call([ticket]))
         try:
             async for answer in stream:
                 now = monotonic_ns()
@@ -114,24 +145,36 @@ class RemoteLane:
                 flow.on_resume = None
             await stream.aclose()
 
-    def _call(self, ticket: Ticket) -> InferCall:
-        request = ticket.request
-        deadline = ticket.waits_until
+    def call(self, tickets: Sequence[Ticket]) -> InferCall:
+        """Returns one call that carries all the given requests. AlikeCheck decides which requests may
+        share a call.
+        """
+        first = tickets[0]
+        request = first.request
+        deadline = first.waits_until if len(tickets) == 1 else latest(tickets)
         left = self._time_limit if deadline is None else max(deadline - monotonic(), 0.001)
+        inputs: Iterable[Tensor] = request.inputs.values()
+        if len(tickets) > 1:
+            inputs = [
+                Tensor(name, request.inputs[name].datatype, rows.shape, rows)
+                for name, rows in stack(tickets).items()
+            ]
         return InferCall(
             self._remote.model,
-            tuple(request.inputs.values()),
+            tuple(inputs),
             self._remote.version,
-            request.id,
+            request.id if len(tickets) == 1 else "",
             request.outputs or self._outputs,
             _parameters(request),
             min(left, self._time_limit),
-            () if ticket.trace is None else _trace_fields(ticket.trace.context),
+            () if first.trace is None and not request.via else _fields(first),
+            len(tickets),
+            first.identity,
         )
 
     def explain(self, error: BaseException) -> BacklineError:
-        """Returns the error for the caller, who does not know about the other servers."""
-        where = f"model '{self.name}' is served by {self._remote.urls}"
+        """Converts an error of another server to an error for the caller, who does not know that server."""
+        where = f"model '{self.name}' is served by {self.urls}"
         if isinstance(error, asyncio.CancelledError):
             return Cancelled(f"the request to model '{self.name}' was cancelled")
         if isinstance(error, ConnectionFailed):
@@ -140,74 +183,47 @@ class RemoteLane:
             return Internal(f"{where}: {error.message}")
         return error if isinstance(error, BacklineError) else Internal(f"{where}: {error!r}")
 
+    def unsent(self, error: Exception) -> InvalidArgument:
+        """Returns the error for the caller of a request that the protocol of the servers cannot carry."""
+        return InvalidArgument(
+            f"model '{self.name}' is served by {self.urls}, but the request cannot be sent there: {error}"
+        )
+
     def run(self, instance: Instance, batch: Batch, finished: Finished) -> None:
-        """Starts to send the batch's only request."""
+        """Starts to send a batch."""
+        sent = SentBatch(self, instance, batch, finished)
         if self._opened and self.responses is None:
-            self._send(instance, batch, finished)
+            sent.send()
             return
         batch.gathered_ns = monotonic_ns()
-        task = self._loop.create_task(self._run(batch))
+        task = self.loop.create_task(self._open() if self.responses is None else self._stream(batch))
 
-        def end(task: asyncio.Task[InferResponse | None]) -> None:
-            # Not at the end of the task: of a task that is cancelled before it begins, no code runs.
+        def end(task: asyncio.Task[None]) -> None:
+            # This is a callback of the task, because a task that is cancelled before it begins never runs its
+            # own code.
             error = asyncio.CancelledError() if task.cancelled() else task.exception()
-            batch.outcomes = [task.result() if error is None else self.explain(error)]
-            batch.on_abandon = None
-            batch.ran_ns = batch.ended_ns = monotonic_ns()
-            finished(instance, batch)
+            if self.responses is not None:  # the responses have already been passed on, one by one
+                sent.end([None if error is None else self.explain(error)])
+            elif error is None and not batch.abandoned:
+                sent.send()
+            else:
+                sent.end([self.explain(error or asyncio.CancelledError())] * len(batch.tickets))
 
         task.add_done_callback(end)
         batch.on_abandon = task.cancel
 
-    def _send(self, instance: Instance, batch: Batch, finished: Finished) -> None:
-        """Sends a request without a separate task, which would cost two more turns of the loop."""
-        ticket = batch.tickets[0]
-        batch.gathered_ns = monotonic_ns()
+    async def _stream(self, batch: Batch) -> None:
         batch.executed = True
-
-        def end(answer: InferResponse | None, error: BaseException | None) -> None:
-            try:
-                batch.outcomes = [
-                    self.explain(error or asyncio.CancelledError())
-                    if answer is None
-                    else self._response(ticket, answer)
-                ]
-            except BacklineError as wrong:
-                batch.outcomes = [wrong]
-            batch.on_abandon = None
-            batch.ran_ns = batch.ended_ns = monotonic_ns()
-            finished(instance, batch)
-
-        def abandon() -> None:
-            batch.on_abandon = None
-            call.abandon()
-            # Called later, because the scheduler is in the middle of cancelling the request.
-            self._loop.call_soon(end, None, asyncio.CancelledError())
-
-        try:
-            request = self._call(ticket)
-            call = self._transport.start_infer(request, request.timeout, end)
-        except BacklineError as error:
-            end(None, error)
-            return
-        batch.on_abandon = abandon
-
-    async def _run(self, batch: Batch) -> InferResponse | None:
-        """The response to the batch's only request; None if its responses were passed on one by one."""
-        ticket = batch.tickets[0]
-        batch.executed = True
-        if self.responses is None:
-            return self._response(ticket, await (await self._open()).infer(self._call(ticket)))
-        await self.stream(ticket)
-        return None
+        await self.stream(batch.tickets[0])
 
     async def close(self) -> None:
         """Closes the connections to the servers."""
-        await self._transport.close()
+        self.deadlines.cancel()
+        await self.transport.close()
 
 
 class RemoteInstance:
-    """Sends one request at a time to one of the servers."""
+    """An instance that sends one batch at a time to one of the servers."""
 
     off_loop: ClassVar[bool] = True
 
@@ -218,11 +234,15 @@ class RemoteInstance:
         self._lane.run(self, batch, finished)
 
     def close(self) -> None:
-        """Does nothing: the connections belong to the lane."""
+        """Does nothing, because the connections belong to the lane."""
 
 
 def _parameters(request: InferRequest) -> dict[str, Parameter] | None:
-    """Returns the caller's parameters, including the priority and sequence that this server took out."""
+    """Returns the caller's parameters. Restores the priority and the sequence, which this server removed when
+    it read the request.
+    """
+    if not request.parameters and not request.priority and request.sequence is None:
+        return None
     parameters = dict(request.parameters or {})
     if request.priority:
         parameters["priority"] = request.priority
@@ -232,10 +252,18 @@ def _parameters(request: InferRequest) -> dict[str, Parameter] | None:
     return parameters or None
 
 
-def _trace_fields(context: str) -> tuple[tuple[str, str], ...]:
-    """Returns the header fields `traceparent` and `tracestate`, so that the other server continues the trace.
+def _fields(ticket: Ticket) -> tuple[tuple[str, str], ...]:
+    """Returns the header fields that only this request has."""
+    via, trace = ticket.request.via, ticket.trace
+    fields = () if trace is None else _trace_fields(trace.context)
+    return (*fields, *route_fields(via).items())
 
-    `context` is a JSON object, or empty for a trace that only this server knows.
+
+def _trace_fields(context: str) -> tuple[tuple[str, str], ...]:
+    """Returns the header fields `traceparent` and `tracestate`, with which the other server continues the
+    trace.
+
+    `context` is a JSON object of these fields, or empty for a trace that only this server knows.
     """
     fields: dict[str, str] = msgspec.json.decode(context) if context else {}
     return tuple((name, text) for name, text in fields.items() if text.isascii() and text.isprintable())

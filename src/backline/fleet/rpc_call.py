@@ -15,13 +15,19 @@ from backline.wire.application import RpcError
 from backline.wire.grpc.messages import PREFIX, PREFIX_SIZE, MessageAssembler
 from backline.wire.http2.frames import OUR_STREAM_WINDOW
 from backline.wire.http2.header_blocks import FieldBlocks
+from backline.wire.limits import BodyLimit
 
 if TYPE_CHECKING:
     from backline.fleet.rpc_connection import RpcConnection
 
 #: The maximum size of a response message in bytes: gRPC's length prefix has 32 bits.
-_LARGEST = 2**32 - 1
+_LIMIT = BodyLimit(2**32 - 1)
 _MOST_DIGITS = 9
+#: The receive window of a stream is extended whenever the caller has taken this many bytes of messages. So
+#: once the caller has taken all messages, the other side may send at least the rest of the window, _GRANTED
+#: bytes.
+_OWED = OUR_STREAM_WINDOW // 8
+_GRANTED = OUR_STREAM_WINDOW - _OWED
 
 
 class ResponseHead:
@@ -49,12 +55,12 @@ class ResponseHead:
 
 
 def _is_number(value: bytes) -> bool:
-    """Returns whether a field is a number that is short enough to be parsed safely."""
+    """Returns whether the value of a header field is a number that is short enough to be parsed safely."""
     return value.isdigit() and len(value) <= _MOST_DIGITS
 
 
 class ResponseBlocks(FieldBlocks[ResponseHead]):
-    """Decodes the header blocks of responses."""
+    """A decoder for the header blocks of responses."""
 
     def response(self, block: bytes) -> ResponseHead:
         head = ResponseHead(self.fields(block))
@@ -65,7 +71,7 @@ class ResponseBlocks(FieldBlocks[ResponseHead]):
 class RpcCall:
     """A call with one response message. `on_end` is called once, with the response or the error.
 
-    `parts` is the request message, in buffers of bytes, and `header` the header block before it.
+    `parts` is the request message, split into buffers of bytes. `header` is the header block of the request.
     """
 
     __slots__ = (
@@ -83,6 +89,7 @@ class RpcCall:
         "parts",
         "pending",
         "pending_bytes",
+        "queue",
         "size",
         "timeout",
         "window_in",
@@ -105,27 +112,35 @@ class RpcCall:
         self.parts = parts
         self.size = sum(map(len, parts))
         self.timeout = timeout
-        #: Whether the call has ended, on either side.
+        #: Whether the call has ended, on this side or on the other. `Deadlines` reads both attributes.
         self.closed = self.answered = False
-        #: How often a connection closed or refused the call without handling it.
+        #: How many times the call was sent on a connection that then closed, or refused the call, without
+        #: handling it.
         self.attempts = 0
-        self.connection: RpcConnection | None = None
+        #: The calls that wait for a connection, if this call is one of them.
+        self.queue: dict[RpcCall, None] | None = None
         self.restart()
 
     def restart(self) -> None:
         """Resets the call before it is sent or sent again."""
+        self.connection: RpcConnection | None = None
         self.number = 0
         #: The part of the request that is still to be sent.
         self.pending: deque[memoryview] | None = None
         self.pending_bytes = 0
         #: How many bytes the other side may still send on this call.
         self.window_in = OUR_STREAM_WINDOW
-        #: How many bytes may still be sent on this call, minus the connection's initial window size.
+        #: How many bytes this side may still send on this call, minus the connection's initial window size.
         self.window_out = 0
         self._message: Buffer | None = None
         self._assembler: MessageAssembler | None = None
 
     # receiving
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether `succeed` may be called: no part of a response message has been received."""
+        return self._message is None and self._assembler is None
 
     def feed(self, data: bytes, begin: int, end: int) -> None:
         """Processes data[begin:end] of the response. Raises RpcError if the response is malformed."""
@@ -139,7 +154,7 @@ class RpcCall:
     def _assemble(self, data: bytes, begin: int, end: int) -> None:
         assembler = self._assembler
         if assembler is None:
-            assembler = self._assembler = MessageAssembler(b"identity", _LARGEST, self._announced)
+            assembler = self._assembler = MessageAssembler(b"identity", _LIMIT, self._announced)
         while begin < end:
             begin, complete = assembler.feed(data, begin, end)
             if complete is not None:
@@ -157,7 +172,7 @@ class RpcCall:
     # the end of the call
 
     def finish(self, head: ResponseHead) -> None:
-        """Ends the call with the last header block that the other side has sent."""
+        """Ends the call with the outcome in `head`, the last header block that the other side has sent."""
         if head.code is None:
             if head.status != 200:
                 self.fail(
@@ -171,6 +186,10 @@ class RpcCall:
         else:
             self._succeed()
 
+    def succeed(self, message: Buffer) -> None:
+        """Ends the call with the only message of a complete response."""
+        self._end(message, None)
+
     def _succeed(self) -> None:
         if self._message is None:
             self.fail(ProtocolError(f"{self._url} ended a call of {self.method} without a response"))
@@ -182,7 +201,7 @@ class RpcCall:
         self._end(None, error)
 
     def _end(self, message: Buffer | None, error: BacklineError | None) -> None:
-        self.closed = self.answered = True
+        self._close()
         self.connection = None
         report, self._on_end = self._on_end, None
         if report is not None:
@@ -191,34 +210,48 @@ class RpcCall:
     def expire(self) -> None:
         """Ends the call because its time limit has passed."""
         self._leave()
-        self.fail(DeadlineExceeded(f"no answer from {self._url} within {self.timeout:.3g} s"))
+        self.fail(DeadlineExceeded(f"no response from {self._url} within {self.timeout:.3g} s"))
 
     def abandon(self) -> None:
-        """Ends the call because nobody waits for it."""
+        """Ends the call without calling `on_end`, because nobody waits for the response any more."""
         self._on_end = None
         if not self.closed:
             self._leave()
-            self.closed = self.answered = True
+            self._close()
+
+    def _close(self) -> None:
+        self.closed = self.answered = True
+        # `Deadlines` may refer to the call for a while longer, but must not keep the messages of the call in
+        # memory.
+        self.parts = ()
+        self._message = None
 
     def _leave(self) -> None:
         connection, self.connection = self.connection, None
+        queue, self.queue = self.queue, None
         if connection is not None:
             connection.reset(self)
+        elif queue is not None:
+            # The call leaves the queue now, because the server may never take another call from it.
+            del queue[self]
 
 
 class RpcStream(RpcCall):
     """A call with many response messages, which `receive` returns one by one.
 
-    The other side may send one flow-control window ahead of the reader.
+    Backpressure: the other side may send at most one flow-control window of data that `receive` has not
+    returned yet. For a larger message, the window is extended.
     """
 
-    __slots__ = ("_arrived", "_error", "_messages", "_unread")
+    __slots__ = ("_arrived", "_error", "_messages", "_owed")
 
     def __init__(self, url: str, method: str, header: bytes, parts: Sequence[Buffer], timeout: float) -> None:
         super().__init__(url, method, header, parts, timeout, self._ended)
         self._messages: deque[Buffer] = deque()
         self._arrived = asyncio.Event()
         self._error: BacklineError | None = None
+        #: The size of the messages that `receive` has returned since it last extended the window.
+        self._owed = 0
 
     async def receive(self) -> Buffer | None:
         """Returns the next message; None after the last one.
@@ -237,17 +270,26 @@ class RpcStream(RpcCall):
             except TimeoutError:
                 raise DeadlineExceeded(f"no response from {self._url} within {self.timeout:.3g} s") from None
         message = self._messages.popleft()
-        if self.connection is not None:
-            self.connection.grant(self, min(memoryview(message).nbytes + PREFIX_SIZE, OUR_STREAM_WINDOW))
+        self._owed += min(memoryview(message).nbytes + PREFIX_SIZE, _GRANTED)
+        # The window is not extended for each message. Otherwise a server that sends small messages and reads
+        # nothing could fill this process's memory with WINDOW_UPDATE frames.
+        if self._owed >= _OWED and self.connection is not None:
+            self.connection.grant(self, self._owed)
+            self._owed = 0
         return message
+
+    @property
+    def unanswered(self) -> bool:
+        return False  # its messages are counted towards its window one by one
 
     def feed(self, data: bytes, begin: int, end: int) -> None:
         self._assemble(data, begin, end)
 
     def _announced(self, size: int, at_hand: int) -> None:
-        # The window must be at least as large as the message, which could otherwise never arrive.
+        # Invariant: once `receive` has returned all earlier messages, the window has at least _GRANTED bytes.
+        # A message that is larger than that can arrive only if the window is extended by the difference.
         assert self.connection is not None, "the call was sent"
-        self.connection.grant(self, size + PREFIX_SIZE - OUR_STREAM_WINDOW)
+        self.connection.grant(self, size + PREFIX_SIZE - _GRANTED)
 
     def _received(self, message: Buffer) -> None:
         self._messages.append(message)

@@ -1,4 +1,4 @@
-"""The client's half of an HTTP/2 connection that carries gRPC calls (RFC 9113)."""
+"""The client's side of an HTTP/2 connection (RFC 9113) that carries gRPC calls."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Callable
+from struct import Struct
 from typing import cast
 
 from backline.client.errors import ConnectionFailed, ConnectionLost, ProtocolError
 from backline.engine.errors import BacklineError, Cancelled, Unavailable
 from backline.fleet.rpc_call import ResponseBlocks, ResponseHead, RpcCall
+from backline.fleet.whole_answer import WholeAnswer, sizes_in
 from backline.system.busy_poll import BusyPoll
 from backline.wire.application import Buffer, RpcError
 from backline.wire.grpc.messages import PREFIX, PREFIX_SIZE
@@ -41,29 +43,35 @@ _CLIENT_PREFACE = (
 )
 #: The connection's receive window is replenished when fewer bytes than this are left.
 _REPLENISH_AT = OUR_CONNECTION_WINDOW // 2
-#: How many bytes one call sends before the next one gets its turn.
+#: The maximum number of bytes that a call sends before the next call gets its turn.
 _QUANTUM = 128 * KIB
-#: When more bytes than this are collected, they are written without waiting for the end of the turn, and as
-#: separate buffers.
+#: More than this many bytes of data are written as separate buffers, without waiting for the end of the
+#: current turn of the event loop.
 _WRITE_AT = 64 * KIB
-#: The maximum payload of frames other than DATA, in bytes; such frames are buffered whole.
+#: The header of the DATA frame of a call that needs only one, and the prefix of the message in the frame.
+_LONE_FRAME = Struct(">IBIBI")
+#: The maximum size, in bytes, of a header block that arrives in several frames.
 _MAX_BUFFERED_FRAME = 1 * MIB
-#: Stream numbers end at 2^31-1. A connection stops taking calls well before that.
+#: A connection accepts no calls with higher stream numbers. This is well below HTTP/2's maximum of 2^31-1.
 _LAST_NUMBER = 2**30
-#: Milliseconds after which the kernel closes a connection whose other side acknowledges nothing.
+#: Milliseconds after which the kernel closes a connection if the other side does not acknowledge what was
+#: sent.
 _ACKNOWLEDGE_WITHIN = 10_000
-#: How many frames the other side may send for acknowledgement while it reads nothing.
+#: The maximum number of acknowledgements that are written while the other side reads nothing, so that its
+#: frames cannot fill the memory with replies.
 _MOST_UNREAD = 1000
 
 
 class RpcConnection(asyncio.Protocol):
-    """One connection, shared by calls, each of which has its own stream.
+    """One connection that many calls share. Each call has its own HTTP/2 stream.
 
-    Calls that start in one turn of the event loop are written together at its end.
+    A call that is the only one in flight is written at once. Other calls that start in the same turn of the
+    event loop are written together at the end of that turn, unless they are large.
 
     `url` names the other side in errors, and `advice` says what may be wrong if the other side closes a new
-    connection. `again` is called with each call that the other side has certainly not handled, and `has_room`
-    when the connection can take another call, or will take no more.
+    connection. `again` is called with each call that must be sent again, because the other side has certainly
+    not handled it. `has_room` is called when the connection can take another call, and when it stops taking
+    calls.
     """
 
     def __init__(
@@ -93,17 +101,21 @@ class RpcConnection(asyncio.Protocol):
         self._blocks = ResponseBlocks(Limits())
         self._received = b""
         self._window_in = OUR_CONNECTION_WINDOW
-        #: How many bytes of the current DATA frame are still to come, its stream, and whether it is the last
-        #: frame.
+        #: How many bytes of the current DATA frame are still to come.
         self._left = 0
+        #: The stream number of the current DATA frame or header block.
         self._number = 0
+        #: The END_STREAM flag of the current DATA frame or header block.
         self._ends = 0
         self._block: bytearray | None = None
+        #: The sizes of the frames of the latest response that was received whole. The next response probably
+        #: has frames of the same sizes.
+        self._whole: WholeAnswer | None = None
         # sending
         self._parts: list[Buffer] = []
         self._scheduled = False
         self._paused = False
-        #: Acknowledgements written since the other side stopped reading.
+        #: The number of acknowledgements written since the other side stopped reading.
         self._unread = 0
         self._window = DEFAULT_WINDOW
         self._initial_window = DEFAULT_WINDOW
@@ -122,6 +134,7 @@ class RpcConnection(asyncio.Protocol):
             and hasattr(socket, "TCP_USER_TIMEOUT")
         ):
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _ACKNOWLEDGE_WITHIN)
+        self._poll.connected(connected)
         self._transport.write(_CLIENT_PREFACE)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -134,7 +147,7 @@ class RpcConnection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether the connection accepts new calls, now or once others have ended."""
+        """Whether the connection accepts new calls, either now or after calls in flight have ended."""
         return self._open and self._next < _LAST_NUMBER
 
     @property
@@ -151,9 +164,10 @@ class RpcConnection(asyncio.Protocol):
                     f"{self._advice}"
                 )
             )
-            self.ready.exception()  # retrieved, in case nobody waits for it
+            self.ready.exception()  # keeps asyncio from logging the error if nobody waits for `ready`
         if self._transport is not None:
             self._transport.abort()
+        # The calls are detached first, because the end of a call may start, reset or abandon other calls.
         calls, self.calls = self.calls, {}
         self._sending.clear()
         for call in calls.values():
@@ -168,8 +182,12 @@ class RpcConnection(asyncio.Protocol):
         self._next += 2
         call.connection = self
         self.calls[number] = call
-        size, header = call.size + PREFIX_SIZE, call.header
-        self._parts.append(frames.header_frames(number, header, 0, self._max_frame))
+        size, header, parts = call.size + PREFIX_SIZE, call.header, self._parts
+        if len(header) <= frames.MIN_MAX_FRAME_SIZE:
+            word = len(header) << 8 | frames.HEADERS
+            parts.append(FRAME_HEADER.pack(word, frames.END_HEADERS, number) + header)
+        else:
+            parts.append(frames.header_frames(number, header, 0, self._max_frame))
         if (
             size <= self._window
             and size <= self._initial_window
@@ -179,9 +197,11 @@ class RpcConnection(asyncio.Protocol):
             and not self._sending
         ):
             self._window -= size
-            start = FRAME_HEADER.pack(size << 8, frames.END_STREAM, number)
-            self._parts.append(start + PREFIX.pack(0, call.size))
-            self._parts += call.parts
+            parts.append(_LONE_FRAME.pack(size << 8, frames.END_STREAM, number, 0, call.size))
+            parts += call.parts
+            if len(self.calls) == 1 and not self._scheduled:
+                self._flush()  # the only call is written at once, because the next one may start much later
+                return
         else:
             views = [memoryview(part).cast("B") for part in call.parts]
             call.pending = deque(
@@ -193,7 +213,7 @@ class RpcConnection(asyncio.Protocol):
         self._schedule()
 
     def reset(self, call: RpcCall, code: int = frames.CANCEL) -> None:
-        """Resets the call's stream, so that the other side stops working on the call."""
+        """Resets the stream of a call, so that the other side stops working on the call."""
         if self.calls.pop(call.number, None) is None:
             return
         call.pending = None
@@ -201,14 +221,16 @@ class RpcConnection(asyncio.Protocol):
         self._has_room(self)
 
     def grant(self, call: RpcCall, size: int) -> None:
-        """Lets the other side send `size` more bytes on a call. No effect if `size` is not positive."""
+        """Extends the receive window of a call by `size` bytes. Has no effect if `size` is not positive."""
         size = min(size, frames.MAX_WINDOW - call.window_in)
         if size > 0:
             call.window_in += size
             self._write(frames.window_update(call.number, size))
 
     def _pump(self) -> None:
-        """Sends as much as the windows and the socket allow, one quantum of each call in turn."""
+        """Sends as much request data as the flow-control windows and the socket allow. The calls take turns,
+        with at most _QUANTUM bytes each.
+        """
         sending = self._sending
         unwritten = 0
         stuck = 0
@@ -288,11 +310,9 @@ class RpcConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if type(data) is not bytes:
             data = bytes(data)  # TLS delivers other kinds of buffers, but header blocks must be hashable
-        if self._received:
-            data = self._received + data
-            self._received = b""
         try:
-            self._read(data)
+            if len(self.calls) != 1 or not self._answer_whole(data):
+                self._receive(data)
         except ConnectionFailure as failure:
             self._fail(failure)
         except Exception:
@@ -303,10 +323,39 @@ class RpcConnection(asyncio.Protocol):
         if poll.asleep:
             poll.wake()
 
+    def _answer_whole(self, data: bytes) -> bool:
+        """Ends the only call in flight if `data` is its complete and successful response. Returns whether it
+        is.
+        """
+        if self._received or self._left or self._block is not None:
+            return False
+        whole = self._whole
+        if whole is None or len(data) != whole.size:
+            self._whole = sizes_in(data) or whole
+            return False
+        ((number, call),) = self.calls.items()
+        if not call.unanswered:
+            return False
+        message = whole.message(data, number, self._blocks.known.get)
+        if message is None:
+            return False
+        self._window_in -= whole.length
+        if self._window_in < _REPLENISH_AT:
+            self._replenish()
+        self._end(call)
+        call.succeed(message)
+        return True
+
+    def _receive(self, data: bytes) -> None:
+        if self._received:
+            data = self._received + data
+            self._received = b""
+        self._read(data)
+
     def _fail(self, failure: ConnectionFailure) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(frames.goaway(0, failure.code, failure.reason.encode()))
-        self._lose(ConnectionLost(f"{self._url} broke the rules of HTTP/2: {failure.reason}"))
+        self._lose(ConnectionLost(f"{self._url} violated the HTTP/2 protocol: {failure.reason}"))
 
     def _read(self, data: bytes) -> None:
         at, size = 0, len(data)
@@ -325,6 +374,8 @@ class RpcConnection(asyncio.Protocol):
             end = begin + length
             if length > LARGE_MAX_FRAME_SIZE:
                 raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "a frame is larger than MAX_FRAME_SIZE")
+            # The payload of DATA is passed on as it arrives, after its window has been charged. Any other
+            # frame waits in `_received` until it is complete; the check above limits its size.
             if kind == frames.DATA and not flags & frames.PADDED:
                 at = begin
                 self._window_in -= length
@@ -339,6 +390,7 @@ class RpcConnection(asyncio.Protocol):
             at = end
             if self._block is not None and kind != frames.CONTINUATION:
                 raise ConnectionFailure(frames.PROTOCOL_ERROR, "another frame interrupts a header block")
+            # 0x2C is END_HEADERS, PADDED and PRIORITY: the payload is exactly one whole block.
             if kind == frames.HEADERS and flags & 0x2C == frames.END_HEADERS:
                 block = data[begin:end]
                 self._head(number, known.get(block) or self._blocks.response(block), flags)
@@ -357,7 +409,9 @@ class RpcConnection(asyncio.Protocol):
         if call is None:
             return  # the call was reset
         call.window_in -= end - begin
-        if call.window_in < 0:  # otherwise a server could exhaust the memory if the caller reads slowly
+        # Security: if more data were accepted, the other server could exhaust this server's memory while the
+        # caller reads slowly.
+        if call.window_in < 0:
             self._refuse(call, ProtocolError(f"{self._url} sent more of a response than it was allowed to"))
             return
         try:
@@ -382,9 +436,9 @@ class RpcConnection(asyncio.Protocol):
             call.finish(head)
 
     def _end(self, call: RpcCall) -> None:
-        """Forgets a call that the other side has ended."""
+        """Removes a call that the other side has ended."""
         del self.calls[call.number]
-        if call.pending is not None:  # the other side has not read the whole request
+        if call.pending is not None:  # the other side has responded without reading the whole request
             call.pending = None
             self._write(frames.rst_stream(call.number, frames.NO_ERROR))
         self._has_room(self)
@@ -404,6 +458,9 @@ class RpcConnection(asyncio.Protocol):
                 self._replenish()
             call = self.calls.get(number)
             if call is not None:
+                # Padding and its length byte count towards the stream's window (RFC 9113, section 6.1), but
+                # no caller takes them, so the window is extended by their size immediately.
+                self._count_unread()
                 self.grant(call, padding + 1)
                 call.window_in -= padding + 1
             self._data(number, payload, 1, len(payload) - padding, flags & frames.END_STREAM)
@@ -434,7 +491,7 @@ class RpcConnection(asyncio.Protocol):
             if flags & frames.PRIORITISED:
                 begin += 5
             if begin > end:
-                raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding is longer than the frame")
+                raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding or priority is longer than the frame")
             self._block = bytearray(payload[begin:end])
             self._number, self._ends = number, flags & frames.END_STREAM
         elif self._block is None or number != self._number:
@@ -463,11 +520,17 @@ class RpcConnection(asyncio.Protocol):
         self._pump()
 
     def _acknowledge(self, kind: int, payload: bytes = b"") -> None:
+        self._count_unread()
+        self._write(frames.frame(kind, frames.ACK, 0, payload))
+
+    def _count_unread(self) -> None:
+        """Counts a frame that answers a frame of the other side. Raises ConnectionFailure if the other side
+        has read none of the last _MOST_UNREAD such frames.
+        """
         if self._paused:
             self._unread += 1
             if self._unread > _MOST_UNREAD:
                 raise ConnectionFailure(frames.ENHANCE_YOUR_CALM, "it does not read the acknowledgements")
-        self._write(frames.frame(kind, frames.ACK, 0, payload))
 
     def _widen(self, number: int, increment: int) -> None:
         if not number:
@@ -482,6 +545,7 @@ class RpcConnection(asyncio.Protocol):
             return
         call.pending = None
         if code == frames.REFUSED_STREAM:
+            # A retry is safe, because the other side has not handled the call (RFC 9113, section 8.7).
             self._again(call)
         elif code == frames.CANCEL:
             call.fail(Cancelled(f"{self._url} cancelled the call"))
@@ -492,7 +556,9 @@ class RpcConnection(asyncio.Protocol):
         self._has_room(self)
 
     def _go_away(self, payload: bytes) -> None:
-        """Handles GOAWAY: accepts no more calls, and moves those that were not begun to other connections."""
+        """Handles GOAWAY: accepts no more calls, and retries on other connections the calls that the other
+        side has not handled and will not handle (RFC 9113, section 6.8).
+        """
         self._open = False
         last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
         refused = [call for number, call in self.calls.items() if number > last]

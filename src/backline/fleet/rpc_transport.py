@@ -1,4 +1,4 @@
-"""The remote lane's transport to a gRPC server, which sends and receives on this server's own event loop."""
+"""The remote lane's transport to a gRPC server. Sends and receives on this server's own event loop."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from backline.client.grpc_requests import SERVICE, GrpcRequests
 from backline.client.handshake import unanswered
 from backline.client.http_pool import refused
 from backline.client.options import ClientOptions
-from backline.client.sending import OnOutcome, Sending
-from backline.client.transport import InferCall
+from backline.client.transport import InferCall, OnOutcome, Sending
 from backline.engine.errors import BacklineError, Cancelled, Unavailable
 from backline.engine.values.messages import InferResponse
 from backline.engine.values.tensor import Buffer
@@ -28,23 +27,24 @@ from backline.version import __version__
 from backline.wire.grpc.timeout import Deadlines
 from backline.wire.http2.frames import encode_fields
 
-#: The maximum number of connections to a server. Each carries as many calls as the server allows, often more
-#: than a hundred.
+#: The maximum number of connections to a server. Each connection carries as many calls at the same time as
+#: the server allows, often more than a hundred.
 _MAX_CONNECTIONS = 8
-#: How often a call is sent before it fails, if the server closes each connection without handling it.
+#: How many times a call is sent before it fails, if the server closes each connection without handling the
+#: call.
 _MAX_ATTEMPTS = 3
-#: Only time limits below this many seconds are sent to the server. Calls with a longer limit are cancelled by
-#: this process once the limit has passed. So most calls have the same header block, which is encoded and
+#: Only time limits below this many seconds are sent to the server; a call with a longer limit is cancelled by
+#: this process when the limit has passed. So most calls have the same header block, which is encoded and
 #: decoded only once.
 _TOLD_BELOW = 300.0
 _REMEMBERED = 64
 
 
 class RpcTransport(GrpcRequests):
-    """Sends gRPC calls over its own connections, without a thread or a task for each call.
+    """A transport that sends gRPC calls over its own connections, without a thread or a task for each call.
 
-    Unlike with grpcio, a call wakes no other thread, and calls that start in one turn of the event loop are
-    written together.
+    Unlike with grpcio, a call wakes no other thread, and small calls that start in the same turn of the event
+    loop are written together, except for a call that finds no other call in flight.
     """
 
     def __init__(self, address: Address, options: ClientOptions, poll: BusyPoll) -> None:
@@ -175,20 +175,23 @@ class RpcTransport(GrpcRequests):
             self._loop.call_soon(call.fail, ConnectionFailed(f"the client of {self._url} is closed"))
             return
         self._waiting[call] = None
+        call.queue = self._waiting
         if self._connecting is None and len(self._connections) < _MAX_CONNECTIONS:
             self._connecting = self._loop.create_task(self._connect())
 
     def _again(self, call: RpcCall) -> None:
-        """Sends a call again that a connection did not handle."""
+        """Sends a call again that the server did not handle, or fails the call after _MAX_ATTEMPTS."""
         call.attempts += 1
         if call.attempts < _MAX_ATTEMPTS and not self._closed:
             call.restart()
             self._start(call)
         else:
-            call.fail(Unavailable(f"{self._url} takes no calls: it is stopping, or overloaded"))
+            call.fail(Unavailable(f"{self._url} accepts no calls: it is stopping, or overloaded"))
 
     def _has_room(self, changed: RpcConnection) -> None:
-        """Starts as many waiting calls as there is room for. Called when a connection has changed."""
+        """Starts as many waiting calls as the connections have room for. Called when a connection has
+        changed.
+        """
         waiting = self._waiting
         if changed.usable:
             if not waiting:
@@ -200,8 +203,8 @@ class RpcTransport(GrpcRequests):
             while waiting and connection.room > 0:
                 call = next(iter(waiting))
                 del waiting[call]
-                if not call.closed:
-                    connection.start(call)
+                call.queue = None
+                connection.start(call)
         if waiting and self._connecting is None and not any(one.usable for one in self._connections):
             self._connecting = self._loop.create_task(self._connect())
 
@@ -255,14 +258,18 @@ class RpcTransport(GrpcRequests):
         return opened
 
     def _fail_waiting(self, error: BacklineError) -> None:
-        waiting, self._waiting = self._waiting, {}
+        waiting, self._waiting = tuple(self._waiting), {}
         for call in waiting:
-            if not call.closed:
+            call.queue = None
+        for call in waiting:
+            if not call.closed:  # the end of another call may have abandoned this one
                 call.fail(error)
 
 
 def timeout_field(seconds: float) -> bytes:
-    """Returns a grpc-timeout for `seconds`, rounded up to two digits, so that few values are in use."""
+    """Returns the value of a grpc-timeout field for `seconds`, rounded up to two significant digits, so that
+    only few values are in use.
+    """
     milliseconds = max(math.ceil(seconds * 1000), 1)
     step = 10 ** max(len(str(milliseconds)) - 2, 0)
     return b"%dm" % (-(-milliseconds // step) * step)

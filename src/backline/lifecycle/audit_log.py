@@ -21,9 +21,10 @@ from backline.system.private_file import private
 log = logging.getLogger("backline.lifecycle")
 
 _FILE = "audit.jsonl"
-#: Refusals have their own files, so that a client that causes many cannot push changes out of the log.
+#: Refusals are in separate files, so that a client that causes many refusals cannot push changes out of the
+#: log.
 _REFUSALS_FILE = "refusals.jsonl"
-#: The size in bytes at which a new file is begun; one older file is kept.
+#: The size in bytes at which a new file is started; one older file is kept.
 DEFAULT_LIMIT = 4_000_000
 _BLOCK = 65536
 #: Texts are truncated to this many characters, so that long errors cannot push changes out of the log.
@@ -31,7 +32,9 @@ _LONGEST = 512
 
 
 class RotatedFile:
-    """A file of JSON lines, and its predecessor. A new file is begun once the current has `limit` bytes."""
+    """A file of JSON lines, and the older file that it replaced. A new file is started once the current one
+    has `limit` bytes.
+    """
 
     def __init__(self, file: Path, limit: int) -> None:
         self.file = file
@@ -55,7 +58,8 @@ class RotatedFile:
 class AuditLog:
     """The log of changes and refusals. If it cannot be written, the server logs an error and continues.
 
-    Every text is escaped as it is written, so that no line of the files can control a terminal.
+    Control characters in texts are escaped. Otherwise a caller could write terminal commands into the files,
+    which would take effect when an administrator prints a file.
     """
 
     def __init__(self, folder: Path, *, limit: int = DEFAULT_LIMIT) -> None:
@@ -76,11 +80,17 @@ class AuditLog:
             self._failed = False
         except (OSError, BacklineError) as error:
             if not self._failed:  # logged once, not again with every change
-                log.error("the audit log '%s' cannot be written: %s", file.file, error)
+                log.error(
+                    "the audit log '%s' cannot be written, so changes and refusals go unrecorded: %s",
+                    file.file,
+                    error,
+                )
             self._failed = True
 
     def history(self, model: str = "", limit: int = 100) -> list[Change]:
-        """Returns the latest changes to a model ("": all models), newest first. Skips damaged lines."""
+        """Returns the latest changes to a model, or to all models if `model` is empty, newest first. Skips
+        damaged lines.
+        """
         # Lines of other models are recognised by the model's name in JSON, without parsing them.
         named = json.dumps(model, ensure_ascii=False).encode("utf-8", "backslashreplace") if model else b""
         lines = (line for line in self._changes.backwards() if named in line)
@@ -116,7 +126,9 @@ def _parse(line: bytes) -> Change | Attempt | None:
 
 
 def _ends_whole(file: BinaryIO) -> bool:
-    """Returns whether the last line is complete; a killed server may leave half a line."""
+    """Returns whether the last line of a file is complete. A server that was killed while it wrote may
+    have left a partial line.
+    """
     if file.seek(0, os.SEEK_END) == 0:
         return True
     file.seek(-1, os.SEEK_END)

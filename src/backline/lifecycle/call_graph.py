@@ -17,13 +17,17 @@ Wait: TypeAlias = tuple[Node, Node]
 
 
 class CallGraph:
-    """The waits between models. The graph has no cycles, so calls cannot deadlock, even with one instance."""
+    """Which models wait for which other models. Callers add only waits that close no cycle, so calls cannot
+    deadlock, even if each model has only one instance.
+    """
 
     def __init__(self) -> None:
         self._waits: dict[Node, Counter[Node]] = {}
 
     def cycle(self, waits: Sequence[Wait]) -> list[Node]:
-        """Returns the cycle that these waits would close, with its first node also last; empty if none."""
+        """Returns the nodes of a cycle that these waits would close, with the first node repeated at the end;
+        empty if they close none.
+        """
         new: dict[Node, list[Node]] = {}
         for waiting, awaited in waits:
             new.setdefault(waiting, []).append(awaited)
@@ -80,12 +84,15 @@ def node(model: Model) -> Node:
 
 
 def called(engine: Engine, step: EnsembleStep) -> Model:
-    """Returns the version that a step calls now. Raises BacklineError if none is ready."""
+    """Returns the version that a step calls now. Raises BacklineError if no version is ready."""
     return engine.find_ready(step.model, step.version or engine.served_versions(step.model)[-1])
 
 
 def waits_for_steps(engine: Engine, model: Model) -> list[Wait]:
-    """Returns the waits of an ensemble and of ensembles among its steps; empty for other models."""
+    """Returns the waits that an ensemble causes: its waits for the models that its steps call and, if such
+    a model is an ensemble too, the waits that this model causes. Empty for a model that is not an
+    ensemble.
+    """
     ensemble = model.config.ensemble
     if ensemble is None:
         return []

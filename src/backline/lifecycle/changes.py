@@ -17,12 +17,14 @@ from backline.repository.repository import FoundModel
 
 
 class AwaitedChanges:
-    """Sets targets of models, and waits until `advance` has reached them. Lives on the event loop."""
+    """Makes changes to models for callers that wait for the outcome: sets the target of a model, calls
+    `advance`, and waits until the target is reached. Use it only on the event loop.
+    """
 
     def __init__(self, models: ServedModels, advance: Callable[[Iterable[str]], None]) -> None:
         self._models = models
         self._advance = advance
-        #: The models whose change is to be aborted, and what aborted the change.
+        #: The models whose changes are to be aborted, each with the cause that the error names.
         self._ended: dict[str, str] = {}
 
     async def load_now(self, served: ServedModel, version: str) -> str:
@@ -35,7 +37,9 @@ class AwaitedChanges:
         return served.load_ended(version) or ""
 
     async def bring_up(self, served: ServedModel, version: str) -> bool:
-        """Loads a version; returns whether it was added to the target. Raises InvalidArgument on failure."""
+        """Loads a version; returns whether it was added to the target. Raises InvalidArgument if the load
+        fails.
+        """
         before = served.target
         if served.ready(version) is not None or before is None:
             return False
@@ -54,7 +58,9 @@ class AwaitedChanges:
         return version not in before.added
 
     async def change(self, name: str, target: Target) -> None:
-        """Moves a model to a target, all or nothing. Raises InvalidArgument with the reasons of failures."""
+        """Moves a model to a target. If any load fails, changes nothing, and raises InvalidArgument with the
+        reasons. Raises Unavailable if the change is aborted.
+        """
         served = self._models[name]
         served.failures.clear()
         served.change = target
@@ -81,7 +87,9 @@ class AwaitedChanges:
             raise InvalidArgument(load_failed(name, failures, target.source.found))
 
     def end(self, name: str, by: str = "a request to unload it") -> None:
-        """Aborts a change in progress, whose load may never finish. The error for its caller names `by`."""
+        """Aborts a model's change in progress, because its load may never end. The error for the caller who
+        waits for the change names `by` as the cause.
+        """
         served = self._models.find(name)
         if served is not None and served.change is not None and served.outcome() is None:
             self._ended[name] = by
@@ -94,7 +102,8 @@ class AwaitedChanges:
 
 
 def load_failed(name: str, failures: Mapping[str, str], found: FoundModel | None = None) -> str:
-    """Returns why a load failed, by version. Begins with Triton's texts, which depend on the failed step.
+    """Returns a text that says why the load of each version failed. The text begins with Triton's words,
+    which depend on the step that failed.
 
     `found` is the model as found in its repository.
     """
@@ -120,7 +129,9 @@ def _is_unknown(found: FoundModel) -> bool:
 
 
 def _drop_failed(served: ServedModel, version: str | None = None) -> None:
-    """Forgets failed loads of one version, or of all versions if None, so that they are tried again."""
+    """Discards failed loads of one version, or of all versions if `version` is None, so that these versions
+    are loaded again.
+    """
     for one in [
         one
         for one in served.held.values()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor as Threads
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 from uuid import uuid4
@@ -39,18 +40,22 @@ class ComposedServable(Servable):
         super().__init__(*args, **options)
         self._engine = self._shared.engine
         self._graph = self._shared.call_graph
-        #: The waits that the ensemble has added to the call graph.
+        #: The waits that this ensemble has added to the call graph, to be removed when it is unloaded.
         self._waits: list[Wait] = []
         self._composed: EnsembleQueue | None = None
-        #: The queue with the response cache in front, if the ensemble uses the cache.
+        #: The queue that answers from the response cache before it calls the steps, if the ensemble uses the
+        #: cache.
         self._cached: CachedQueue | None = None
         #: The versions that the steps call.
         self._asked: tuple[Model, ...] = ()
-        #: Whether a called model is unavailable; the ensemble is loaded again when all are available.
+        #: Whether a called model is unavailable; the ensemble is loaded again when all called models are
+        #: available.
         self.lacking = False
 
     async def load(self, threads: Threads, known: Measured | None, settle: Settle) -> None:
-        """Loads the ensemble. Raises InvalidArgument if its steps do not match or call a missing model."""
+        """Loads the ensemble. Raises InvalidArgument if it cannot serve (see `unanswered_step`), if the
+        tensors of its steps do not match, or if its steps could wait for each other forever.
+        """
         if self._version.problem:
             raise InvalidArgument(self._version.problem)
         began = monotonic()
@@ -60,7 +65,7 @@ class ComposedServable(Servable):
         if reason:
             raise InvalidArgument(reason)
         check_steps(self._engine, config, self._ensemble)
-        signature = composed_signature(config)
+        signature = with_media(composed_signature(config), self._engine, self._ensemble)
         self._composed = EnsembleQueue(
             config.name,
             self.model.version,
@@ -104,11 +109,15 @@ class ComposedServable(Servable):
             )
 
     def _keys(self) -> RequestKeys:
-        """Creates new cache keys, because the models may no longer give the responses cached so far."""
+        """Returns new cache keys for the responses, so that responses cached so far are not used again: the
+        models that the ensemble calls may have changed.
+        """
         return RequestKeys(self.model.name, self.model.version, f"steps {uuid4()}")
 
     def _take_models(self, asked: tuple[Model, ...], models: tuple[StepModel, ...]) -> None:
-        """Stores which models the steps call now. If any is decoupled, so is the ensemble, as in Triton."""
+        """Stores which models the steps call now. If any of these models is decoupled, so is the ensemble, as
+        in Triton.
+        """
         assert self._composed is not None, "it is loaded"
         model = self.model
         self._asked = asked
@@ -126,7 +135,9 @@ class ComposedServable(Servable):
         model.check = DecoupledCheck(model.name, check) if model.decoupled else check
 
     def _wait_for_steps(self) -> None:
-        """Adds the waits for steps to the call graph. Raises InvalidArgument if a wait might never end."""
+        """Records in the call graph which runs of the ensemble wait for which steps. Raises InvalidArgument
+        if these waits could form a deadlock.
+        """
         config, permits = self.model.config, self._shared.permits
         self._forget_waits()
         waits = waits_of_decoupled_steps(self._engine, self._ensemble)
@@ -137,8 +148,8 @@ class ComposedServable(Servable):
                 if wanting:
                     raise InvalidArgument(
                         f"in ensemble {config.name}, model '{waiting[0]}' would wait for later steps, which"
-                        f" might wait for {wanting} for ever: a step keeps its resources while it waits. Give"
-                        " the server more of them (--rate-limit-resource), or let instances take fewer"
+                        f" might wait for {wanting} forever: a step keeps its resources while it waits. Give"
+                        " the server more resources (--rate-limit-resource), or let instances take fewer"
                     )
         self._graph.add(waits)
         self._waits = waits
@@ -152,7 +163,9 @@ class ComposedServable(Servable):
         super().fail(reason, retry_at)
 
     def review(self) -> bool:
-        """Returns whether changes to the called models end the ensemble's service, or allow another load."""
+        """Returns whether changes to the called models end the ensemble's service, or allow a new load of the
+        ensemble.
+        """
         if self.phase is not VersionPhase.READY and not (self.phase is VersionPhase.FAILED and self.lacking):
             return False
         config = self.model.config
@@ -162,7 +175,7 @@ class ComposedServable(Servable):
         if not reason and self._composed is not None:
             asked = asked_models(self._engine, self._ensemble)
             known = self._composed.models
-            # The inputs of an unloaded model are unknown, so what was known before is kept.
+            # The inputs of an unloaded model are unknown, so the description from its last load is kept.
             models = tuple(
                 new if new.ranks else old
                 for new, old in zip(step_models(self._engine, self._ensemble), known, strict=True)
@@ -194,7 +207,7 @@ class ComposedServable(Servable):
         self._time_first_responses()
 
     async def drain(self, limit: float) -> None:
-        """Lets requests in flight finish, for at most `limit` seconds."""
+        """Waits at most `limit` seconds for requests in flight to complete, then fails the others."""
         queue = self._cached or self._composed
         if queue is not None:
             await queue.drain(limit)
@@ -203,7 +216,7 @@ class ComposedServable(Servable):
 
 
 def composed_signature(config: ModelConfig) -> Signature:
-    """Returns the ensemble's signature as configured, with the batch dimension if it is batched."""
+    """Returns the ensemble's signature as configured, with the batch dimension if the ensemble is batched."""
     first: Shape = (-1,) if config.max_batch_size else ()
 
     def full(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
@@ -215,10 +228,26 @@ def composed_signature(config: ModelConfig) -> Signature:
     return Signature(full(config.inputs), full(config.outputs))
 
 
-def unanswered_step(engine: Engine, config: ModelConfig) -> str:
-    """Returns why an ensemble cannot serve: it calls itself, or a called model is not ready; "" if it can.
+def with_media(signature: Signature, engine: Engine, ensemble: Ensemble) -> Signature:
+    """Returns the signature with the `media` of the steps' inputs, because the steps get the files that
+    clients send to the ensemble. All called models must be ready.
+    """
+    media = {
+        step.inputs[spec.name]: spec.media
+        for step in ensemble.steps
+        for spec in called(engine, step).signature.inputs
+        if spec.media and spec.name in step.inputs
+    }
+    inputs = tuple(replace(spec, media=media.get(spec.name, "")) for spec in signature.inputs)
+    return replace(signature, inputs=inputs)
 
-    The texts are Triton's, except the one for an ensemble that calls itself, which Triton does not detect.
+
+def unanswered_step(engine: Engine, config: ModelConfig) -> str:
+    """Returns why an ensemble cannot serve: it calls itself, or a called model is not ready. Returns "" if it
+    can.
+
+    The texts are Triton's, except for a suggestion for a misspelled name, and the text for an ensemble that
+    calls itself, which Triton does not detect.
     """
     assert config.ensemble is not None, "it is an ensemble"
     cycle = _cycle(engine, config.name, config.ensemble, set())
@@ -251,7 +280,9 @@ def unanswered_step(engine: Engine, config: ModelConfig) -> str:
 
 
 def _cycle(engine: Engine, name: str, ensemble: Ensemble, seen: set[str]) -> list[str]:
-    """Returns the models on a path of calls from `ensemble` to the model `name`; empty if there is none."""
+    """Returns the models on a path of calls from `ensemble` to the model `name`; empty if there is no such
+    path.
+    """
     for step in ensemble.steps:
         if step.model == name:
             return [name]
@@ -313,7 +344,9 @@ def check_steps(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None
 
 
 def _check_origins(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None:
-    """Raises InvalidArgument if tensors of different decoupled steps meet: their counts may differ."""
+    """Raises InvalidArgument if tensors from different decoupled steps meet in the inputs of one step, or in
+    one response. They cannot be paired, because the steps may give different numbers of responses.
+    """
     decoupled = [index for index, step in enumerate(ensemble.steps) if called(engine, step).decoupled]
     try:
         found = origins(ensemble, decoupled)
@@ -325,7 +358,9 @@ def _check_origins(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> N
 
 
 def step_models(engine: Engine, ensemble: Ensemble) -> tuple[StepModel, ...]:
-    """Returns what scheduling needs to know about each step's model, in order; all must be ready."""
+    """Returns what scheduling needs to know about the model of each step, in the order of the steps. All
+    models must be ready.
+    """
     return tuple(
         StepModel(
             model.decoupled,
@@ -337,7 +372,7 @@ def step_models(engine: Engine, ensemble: Ensemble) -> tuple[StepModel, ...]:
 
 
 def asked_models(engine: Engine, ensemble: Ensemble) -> tuple[Model, ...]:
-    """Returns the versions that the steps call now, directly or through ensembles; all must be ready."""
+    """Returns the versions that the steps call now, directly or through ensembles. All must be ready."""
     asked: list[Model] = []
     for step in ensemble.steps:
         model = called(engine, step)

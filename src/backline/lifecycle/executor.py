@@ -31,19 +31,19 @@ from backline.repository.local import LocalRepository
 
 log = logging.getLogger("backline.lifecycle")
 
-#: The pause before the first retry of a failed load, in seconds; it doubles with each attempt, up to
+#: The pause before the first retry of a failed load, in seconds. The pause doubles with each attempt, up to
 #: _LONGEST_PAUSE.
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
-#: How many seconds after a load the measured memory of models is written to the state folder.
+#: How many seconds after a load the server writes the measured memory of models to the state folder.
 _SAVE_AFTER = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something that happened to a version, or, if "replaced", to one of its instances.
+    """An event in the life of a version or, if `kind` is "replaced", of one of its instances.
 
-    `reason` says why the version failed or was unloaded.
+    `reason` says why the version failed or was unloaded, or why the instance was replaced.
     """
 
     kind: Literal["loaded", "reloaded", "updated", "failed", "unloaded", "replaced"]
@@ -54,7 +54,7 @@ class Step:
 
 
 class Executor:
-    """Brings each model to its target. Lives on the engine's event loop."""
+    """Carries out plans until each model has reached its target. Use it only on the engine's event loop."""
 
     def __init__(self, shared: Shared, on_step: Callable[[Step], None]) -> None:
         self._shared = shared
@@ -86,12 +86,16 @@ class Executor:
         self._loading = 0
         #: Models with loads that wait for a free load thread, in order of arrival.
         self._waiting: dict[str, None] = {}
-        #: For each model and version, the fingerprint that was measured and the measurements.
+        #: Models with loads that ended in this turn of the event loop.
+        self._ended: dict[ServedModel, None] = {}
+        #: For each model and version, the fingerprint of the files that were measured, and the measurements.
         self._measured: dict[tuple[str, str], tuple[str, Measured]] = {}
         self._closed = False
 
     def advance(self, names: Iterable[str]) -> None:
-        """Takes every step that is possible now. Loads and drains run as tasks, and call this at the end."""
+        """Takes every step that is possible now for the named models, and for models that wait for a load
+        thread. Loads and drains run as tasks, which call this method when they end.
+        """
         if self._closed:
             return
         advanced = dict.fromkeys(names)
@@ -106,7 +110,8 @@ class Executor:
         for served in self.dependencies.review():
             self._advance(served)
             advanced[served.name] = None
-        # With thousands of models, checking each of them after every step would dominate the start.
+        # Refreshes only the models above: with thousands of models, refreshing all of them after every step
+        # would take most of the startup time.
         self._engine.refresh(advanced)
         self.models.stepped()
 
@@ -114,9 +119,11 @@ class Executor:
         while True:
             served.move_labels()
             served.follow_target()
+            goals = served.wanted()
+            # The plan includes this model's own running loads, so their slots count as available to it.
             own = sum(one.phase is VersionPhase.LOADING for one in served.held.values())
             slots = self._options.load_threads - self._loading + own
-            actions = plan(served.wanted(), served.planned(), now=time.monotonic(), load_slots=slots)
+            actions = plan(goals, served.planned(), now=time.monotonic(), load_slots=slots)
             if not sum(self._carry_out(served, action) for action in actions):
                 break
         there = {
@@ -124,25 +131,31 @@ class Executor:
             for one in served.held.values()
             if one.phase is not VersionPhase.DRAINING
         }
-        if any(goal.loaded and (goal.version, goal.fingerprint) not in there for goal in served.wanted()):
+        if any(goal.loaded and (goal.version, goal.fingerprint) not in there for goal in goals):
             self._waiting[served.name] = None
         else:
             self._waiting.pop(served.name, None)
         served.publish(
-            self._engine, lambda version: self._sleep.stand_in(served, version), started=self._shared.started
+            self._engine,
+            goals,
+            lambda version: self._sleep.stand_in(served, version),
+            started=self._shared.started,
         )
         if served.gone:
             self.models.forget(served.name)
             self._engine.forget(served.name)
 
     def _carry_out(self, served: ServedModel, action: Action) -> bool:
-        """Carries out one action; returns whether anything changed and a new plan is needed."""
+        """Carries out one action; returns whether a new plan is needed now. After an action that starts or
+        cancels a load, the next plan is made when the load ends.
+        """
         match action:
             case BeginLoad(goal, instead):
                 if self.dependencies.is_waiting(_config(goal)):
                     return False
                 attempt = 1 if instead is None else served.held.pop(instead).attempt + 1
                 self._begin_load(served, goal, attempt)
+                return False
             case Serve(key):
                 one = served.held[key]
                 before = served.ready(one.model.version)
@@ -186,6 +199,7 @@ class Executor:
             another_serves=any(other.phase is VersionPhase.READY for other in served.held.values()),
             from_elsewhere=not (source.own_files and isinstance(source.repository, LocalRepository)),
             on_given_up=lambda model, reason: self._on_step(Step("replaced", model, reason)),
+            on_redescribed=lambda one: self._load_again(served, one),
         )
         served.held[one.key] = one
         if source.config.ensemble is not None:
@@ -193,8 +207,18 @@ class Executor:
         log.info("loading: %s:%s", served.name, version.version)
         self._loading += 1
         one.task = asyncio.get_running_loop().create_task(self._load(served, one))
-        # Not at the end of the task: of a task that is cancelled before it begins, no code runs.
+        # The count of running loads is corrected in a callback, because a task that is cancelled before it
+        # begins runs none of its own code, not even a `finally`.
         one.task.add_done_callback(lambda _: self._load_ended(served, one))
+
+    def _load_again(self, served: ServedModel, one: Servable) -> None:
+        """Loads a version again although its files are the same, because other servers that run it have
+        changed it. The present load serves until then.
+        """
+        version = one.model.version
+        if served.ready(version) is one and served.load_again(version):
+            log.info("the servers of model '%s' version %s have changed it", served.name, version)
+            self.advance_known(served)
 
     async def _load(self, served: ServedModel, one: Servable) -> None:
         model = one.model
@@ -209,7 +233,7 @@ class Executor:
             if evict:
                 one.retry_after = error.retry_after
                 self._fail(served, one, error.message, time.monotonic() - began)
-            else:  # no request waits for this load
+            else:  # no request waits for this load, so nothing is evicted for it
                 del served.held[one.key]
                 served.rest(model.version, "not loaded, as the memory budget is used up")
         except BacklineError as error:
@@ -217,8 +241,13 @@ class Executor:
         except MemoryError:
             self._fail(served, one, "there is not enough memory to load it", time.monotonic() - began)
         except Exception as error:
-            log.exception("loading '%s' version %s failed", model.name, model.version)
-            self._fail(served, one, f"{type(error).__name__}: {error}", time.monotonic() - began)
+            from backline.system.exhaustion import exhausted  # rarely needed
+
+            reason = exhausted(error)
+            if not reason:
+                log.exception("loading '%s' version %s failed", model.name, model.version)
+                reason = f"{type(error).__name__}: {error}"
+            self._fail(served, one, reason, time.monotonic() - began)
         else:
             self._engine.record_load(model.name, time.monotonic() - began, succeeded=True)
             self._save_needs()
@@ -226,22 +255,36 @@ class Executor:
                 self._measured[model.name, model.version] = (one.fingerprint, one.measured)
 
     def _load_ended(self, served: ServedModel, one: Servable) -> None:
-        if one.phase is VersionPhase.LOADING:  # it was cancelled
+        if one.phase is VersionPhase.LOADING:  # the load was cancelled
             served.held.pop(one.key, None)
         self._loading -= 1
-        self.advance((served.name,))
+        if not self._ended:
+            asyncio.get_running_loop().call_soon(self._advance_ended)
+        self._ended[served] = None
+
+    def _advance_ended(self) -> None:
+        """Advances all models whose loads ended in this turn of the loop. Advancing them together costs less
+        than advancing them one by one.
+        """
+        ended, self._ended = self._ended, {}
+        self.advance([served.name for served in ended if self.models.find(served.name) is served])
 
     async def _load_within_budget(self, one: Servable, known: Measured | None, *, evict: bool) -> None:
-        """Loads a version. Raises NoRoom if the memory budget is exhausted, or what Servable.load raises."""
+        """Loads a version. Raises NoRoom if the memory budget is exhausted, or an error of Servable.load."""
         needs, residency, kind = self._shared.needs, self._residency, one.kind
         label = f"model '{one.model.name}' version {one.model.version}"
 
         async def settle(memory: LoadMemory) -> None:
             if memory.need.measured:
                 needs.learn(kind, memory.need)
-            assert reservation is not None, "it is loaded within its reservation"
-            await residency.settle(reservation, memory.need)
+            if residency.limited:
+                assert reservation is not None, "it is loaded within its reservation"
+                await residency.settle(reservation, memory.need)
 
+        if not residency.limited:
+            reservation = None
+            await one.load(self._threads, known, settle)
+            return
         while True:
             reservation = None
             try:
@@ -257,7 +300,7 @@ class Executor:
             except NoRoom:
                 if reservation is None or not reservation.crowded_out:
                     raise
-                # Tries again, reserving the minimum that the load is now known to need.
+                # The loop tries again, and reserves the minimum that the load is now known to need.
 
     def _save_needs(self) -> None:
         if self._saving is None or self._saving.done():
@@ -266,7 +309,7 @@ class Executor:
     async def _save_later(self) -> None:
         await asyncio.sleep(
             _SAVE_AFTER
-        )  # so that thousands of loads in a row do not write the file thousands of times
+        )  # thousands of loads in a row must not write the file thousands of times
         await asyncio.to_thread(self._shared.needs.save)
 
     def _fail(self, served: ServedModel, one: Servable, reason: str, seconds: float) -> None:
@@ -294,16 +337,17 @@ class Executor:
         self.advance((served.name,))
 
     def _advance_later(self, seconds: float, served: ServedModel) -> None:
-        # A little later, because timers of the event loop may fire early.
+        # The call is 2 ms late on purpose: timers of the event loop may fire early, when the retry is not due
+        # yet.
         asyncio.get_running_loop().call_later(seconds + 0.002, self.advance_known, served)
 
     def advance_known(self, served: ServedModel) -> None:
-        """Advances a model, unless it has been forgotten (and perhaps replaced by one of the same name)."""
+        """Advances a model, unless it has been removed (and perhaps replaced by one of the same name)."""
         if self.models.find(served.name) is served:
             self.advance((served.name,))
 
     async def close(self) -> None:
-        """Refuses new and queued requests, lets running ones finish, and frees the models."""
+        """Refuses new and queued requests, waits for running requests to complete, and frees the models."""
         self._closed = True
         self._residency.close()
         self.models.close()
@@ -320,10 +364,11 @@ class Executor:
         if self._saving is not None:
             self._saving.cancel()
         await asyncio.to_thread(self._shared.needs.save)
-        for one in held:
-            if one.phase is VersionPhase.DRAINING:
-                await one.drain(0)
-                one.end()
+        draining = [one for one in held if one.phase is VersionPhase.DRAINING]
+        # All at once, because a worker process that does not respond takes seconds to be killed.
+        await asyncio.gather(*(one.drain(0) for one in draining))
+        for one in draining:
+            one.end()
         self._engine.refresh()
         self._shared.close()
 
@@ -348,7 +393,7 @@ def composed_of(config: ModelConfig) -> frozenset[str]:
 
 
 class Dependencies:
-    """Knows which models of a server call which others. Lives on the event loop."""
+    """Determines which models are called by which ensembles. Use it only on the event loop."""
 
     def __init__(self, engine: Engine, models: ServedModels) -> None:
         self._engine = engine
@@ -357,17 +402,21 @@ class Dependencies:
         self.composed: set[str] = set()
 
     def asking(self, name: str) -> list[str]:
-        """Returns the models with a target that call the model `name`, directly or through others."""
+        """Returns the models that should be served and that call the model `name`, directly or through
+        others.
+        """
         targets = {served.name: served.target for served in self._models if served.target is not None}
         return [other for other, target in targets.items() if self._asks(target.source.config, name, set())]
 
     def needed(self) -> set[str]:
-        """Returns the models that ensembles with a target call directly."""
+        """Returns the models that are called directly by ensembles that should be served."""
         sources = (served.target.source for served in self._models if served.target)
         return {name for source in sources for name in composed_of(source.config)}
 
     def only_of(self, name: str) -> list[str]:
-        """The models that only the ensemble `name` calls, or only models that are called by it alone."""
+        """Returns the models that are called only by the ensemble `name`, or only by it and other models in
+        the result.
+        """
         targets = {served.name: served.target for served in self._models if served.target is not None}
         steps = {other: composed_of(target.source.config) for other, target in targets.items()}
         found = {name}
@@ -390,10 +439,11 @@ class Dependencies:
         return any(step is not None and not step.settled for step in steps)
 
     def review(self) -> Iterator[ServedModel]:
-        """Takes ensembles out of service if a model that they call is, and allows loads once it is back.
+        """Takes an ensemble out of service if a model that it calls is out of service, and allows a new load
+        of the ensemble once all the models that it calls are ready again.
 
-        Yields the models that need further steps. Repeats until nothing changes, because ensembles may call
-        each other.
+        Yields the models for which the executor has to take further steps. Repeats until nothing changes,
+        because an ensemble may call another ensemble.
         """
         changed = True
         while changed:
@@ -418,11 +468,10 @@ class Dependencies:
 
 
 def _reason(model: Model, error: BacklineError) -> str:
-    """Returns why a load failed, without the model's name and version.
+    """Returns why a load failed, without the model's name and version, because every place that shows the
+    reason shows these too.
 
-    Both are named wherever the reason is shown.
-
-    As in Triton, a failure of the model's own code is called internal.
+    If the model's own code failed, the reason begins with "Internal:", as in Triton.
     """
     named = f"model '{model.name}' version {model.version} cannot be loaded: "
     message = error.message

@@ -19,7 +19,9 @@ log = logging.getLogger("backline.lifecycle")
 
 
 class Holdings:
-    """Scans repositories and sets targets; `labels` returns a model's labels. Lives on the event loop."""
+    """Scans the repositories, and sets the targets of models. `labels` returns the labels of a model. Use it
+    only on the event loop.
+    """
 
     def __init__(
         self,
@@ -38,10 +40,11 @@ class Holdings:
         self._scanning = asyncio.Lock()
 
     async def open(self) -> list[str]:
-        """Scans for the first time; returns the names of the models to load at start.
+        """Scans the repositories for the first time; returns the names of the models to load at start.
 
-        The other models are only declared to the engine. Raises BacklineError for a repository that does not
-        exist or cannot be read, unless the options say to wait for it.
+        The other models are only registered with the engine, as not loaded. Raises BacklineError for a
+        repository that does not exist or cannot be read, unless the options say to wait for such
+        repositories.
         """
         self._known = await self._sources.scan(first=not self._options.await_repositories)
         chosen = self._chosen_at_start()
@@ -60,7 +63,7 @@ class Holdings:
             if name not in self._known:
                 self._known[name] = self._sources.missing(name, self.described)
         chosen = list(dict.fromkeys(options.load_models))
-        for name in chosen:  # grows during the loop: an ensemble adds the models that it calls
+        for name in chosen:  # `chosen` grows during this loop: each ensemble appends the models that it calls
             chosen += [
                 asked
                 for asked in sorted(composed_of(self._known[name].config))
@@ -69,7 +72,7 @@ class Holdings:
         return chosen
 
     async def watch(self) -> None:
-        """Scans again whenever something may have changed; never returns."""
+        """Scans the repositories again whenever one may have changed; never returns."""
         async for _ in self._sources.changes(self._options.poll_seconds):
             try:
                 await self.look()
@@ -77,10 +80,13 @@ class Holdings:
                 log.exception("looking for changes in the model repositories failed")
 
     async def look(self) -> None:
-        """Scans, and sets the targets of changed models; in mode explicit only records which models exist."""
+        """Scans the repositories, and sets the targets of changed models. In mode explicit, only records
+        which models exist.
+        """
         async with self._scanning:
             before, self._known = self._known, await self._sources.scan()
-        # Only changed models are processed: with thousands of models, processing all would delay requests.
+        # Only changed models are processed: with thousands of models, processing all of them would delay
+        # requests.
         touched = {name for name in {**before, **self._known} if before.get(name) != self._known.get(name)}
         for name in touched:
             source = self._known.get(name)
@@ -96,7 +102,7 @@ class Holdings:
         self._executor.advance(touched & set(self._executor.models.names))
 
     def _gone(self, name: str, served: ServedModel | None) -> None:
-        """Handles a model that is no longer in any repository. In mode explicit it stays loaded."""
+        """Handles a model that is no longer in any repository. Unloads the model, except in mode explicit."""
         if served is None:
             self._engine.forget(name)
             return
@@ -118,7 +124,7 @@ class Holdings:
             Target(source, old.added & known, old.removed & known) if old is not None else Target(source)
         )
         served.known_versions = known
-        served.labels = self._labels(source)
+        served.labels.wanted = self._labels(source)
         for version, text in served.files_gone.items():
             if version not in gone_before:
                 log.warning("model '%s' version %s: %s", source.name, version, text)
@@ -138,7 +144,9 @@ class Holdings:
         return self._known.get(model)
 
     def source(self, model: str) -> Source:
-        """Returns a model to load. Raises NotFound, with Triton's text, if no repository contains it."""
+        """Returns a model as found in its repository. Raises NotFound, with Triton's text, if no repository
+        contains the model.
+        """
         source = self._known.get(model)
         if source is None:
             raise NotFound(unreadable(model, self.described))
@@ -151,5 +159,5 @@ class Holdings:
 
     @property
     def described(self) -> str:
-        """The end of messages about a missing model, which lists the available models."""
+        """The end of messages about a missing model: a list of the available models."""
         return f"model not found in any model repository; available: {listed(sorted(self._known))}"

@@ -19,14 +19,15 @@ from backline.repository.layouts.layouts import UNAVAILABLE_VERSIONS
 
 log = logging.getLogger("backline.lifecycle")
 
-#: The authors, in the audit log, of changes that no caller asked for: a repository that has changed, a
-#: request that loaded an on-demand version, or the server.
+#: The authors that the audit log names for changes that no caller asked for: REPOSITORY if a repository has
+#: changed, REQUEST if a request needed an on-demand version, a value of _SLEEP if a version was put to sleep,
+#: and SERVER if an instance was replaced.
 REPOSITORY = "repository"
 REQUEST = "request"
 SERVER = "server"
 _SLEEP: Mapping[str, str] = {TO_MAKE_ROOM: "memory budget", WHEN_IDLE: "idle limit"}
-#: How log lines about these steps begin. The words are Triton's, because scripts that wait for a model look
-#: for them.
+#: The words with which log lines about these steps begin. They are Triton's words, because scripts that wait
+#: for a model search the log for them.
 _LOGGED: Mapping[str, str] = {
     "loaded": "successfully loaded",
     "reloaded": "successfully reloaded",
@@ -44,7 +45,7 @@ _AUDITED: Mapping[str, Action] = {
 
 @dataclass(frozen=True, slots=True)
 class LoadEvent:
-    """A version's change of state at startup. Its load took `seconds`; `done` of `total` loads have ended."""
+    """The end of a version's load at startup, after `seconds`. `done` of `total` loads have ended so far."""
 
     name: str
     version: str
@@ -59,7 +60,9 @@ OnEvent: TypeAlias = Callable[[LoadEvent], None]
 
 
 class Journal:
-    """Reports changes to models. With `audit_steps`, those that no caller requested are audited too."""
+    """Reports changes to models. With `audit_steps`, the audit log also gets the loads and unloads that no
+    caller requested. It always gets the replacements of instances.
+    """
 
     def __init__(self, audit: AuditLog, *, audit_steps: bool) -> None:
         self._audit = audit
@@ -69,12 +72,14 @@ class Journal:
         self._total = 0
 
     def starting(self, on_event: OnEvent, loads: int) -> None:
-        """Begins the report of a startup with this number of loads; `on_event` is called when each ends."""
+        """Begins the report of a startup with this number of loads; `on_event` is called whenever a load
+        ends.
+        """
         self._on_event = on_event
         self._total = loads
 
     def started(self) -> None:
-        """Ends the startup: later steps are changes, which belong in the audit log."""
+        """Ends the report of the startup. Later steps are changes, which belong in the audit log."""
         self._on_event = None
 
     def note(
@@ -94,7 +99,7 @@ class Journal:
         return change
 
     def record(self, change: Change) -> None:
-        """Records a change that a caller requested, here or at another server."""
+        """Records a change that a caller requested, from this server or another one."""
         self._audit.append(change)
         log.info(
             "%s: %s of '%s' version %s%s%s",

@@ -44,19 +44,19 @@ _LOOK_FOR_REPOSITORIES = 0.5
 
 
 class Lifecycle:
-    """Serves the models of repositories, as the Control of an engine. Lives on the engine's event loop."""
+    """The Control of an engine that serves models from repositories. Use it only on the event loop."""
 
     def __init__(
         self, engine: Engine, repositories: Sequence[Repository], options: LifecycleOptions | None = None
     ) -> None:
-        """Raises BacklineError if stored labels are damaged, two repositories have the same namespace, or the
-        response cache needs a package that is not installed.
+        """Raises BacklineError if stored labels are damaged or cannot be read, two repositories have the same
+        namespace, or an option cannot be used, for example because it needs a package that is not installed.
         """
         self._engine = engine
         self._options = options = options or LifecycleOptions()
         if options.labels and options.mode == "none":
             raise InvalidArgument(
-                "labels are shared only by servers in which they can change: start it with"
+                "labels can be shared only by servers that can change them: start this server with"
                 " --model-control-mode poll or explicit, or without --labels"
             )
         self._sources = Sources(repositories, namespacing=options.namespacing)
@@ -82,7 +82,8 @@ class Lifecycle:
         self._overriding = OverridingFiles(
             complete=options.complete_configs, may_name_servers=options.trust_remote_code
         )
-        #: The configurations that came with loads, and the models that their repositories held then.
+        #: By model, the configuration that the last load request contained, and the model as it was in the
+        #: repository at that time.
         self._configurations: dict[str, tuple[FoundModel, str]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._changes: Counter[str] = Counter()
@@ -94,7 +95,7 @@ class Lifecycle:
 
     @property
     def poll(self) -> BusyPoll:
-        """Controls whether the event loop polls before it sleeps: only if the owner of the loop allows it."""
+        """The busy poll of the event loop. Polling is off unless the owner of the loop allows it."""
         return self._shared.poll
 
     async def start(self, on_event: OnEvent | None = None) -> None:
@@ -102,10 +103,10 @@ class Lifecycle:
 
         A model that fails to load becomes UNAVAILABLE, with the reason, and does not affect the others.
         Raises BacklineError for a repository that does not exist or cannot be read, unless the options say to
-        wait for it. In that case its models are loaded once it can be read, and the engine is not ready until
-        then.
+        wait for such repositories. With that option, the models of a repository are loaded once it can be
+        read, and the engine is not ready until then.
         """
-        if self._options.mode != "none":  # in mode none nothing is stored
+        if self._options.mode != "none":  # in mode none, requests cannot change what it holds
             await asyncio.to_thread(warn_of_folder, self.state_folder)
             await asyncio.to_thread(remove_stale)
         chosen = await self._holdings.open()
@@ -134,11 +135,11 @@ class Lifecycle:
         self._engine.started()
 
     def stopping(self) -> None:
-        """Aborts the changes that requests wait for, because loads may never end."""
+        """Fails the requests that wait for a change, because loads that never end would keep them waiting."""
         self._executor.changes.end_all("the server's shutdown")
 
     async def close(self) -> None:
-        """Refuses new and queued requests, lets running ones finish, and frees the models."""
+        """Refuses new and queued requests, waits for running requests to complete, and frees the models."""
         tasks = [task for task in (self._watching, self._awaiting) if task is not None]
         for task in tasks:
             task.cancel()
@@ -184,29 +185,31 @@ class Lifecycle:
         before = _newest(served)
         target = self._target_of_load(source, served.target, version)
         served.known_versions = frozenset(source.versions)
-        labels, served.labels = served.labels, self._labelling.in_force(source)
+        labels, served.labels.wanted = served.labels.wanted, self._labelling.in_force(source)
         served.awake |= set(source.versions)
         served.resting.clear()
         try:
             await self._executor.changes.change(model, target)
         except BacklineError as error:
-            served.labels = labels
+            served.labels.wanted = labels
             served.known_versions = self._holdings.versions(model)
-            if model not in self._holdings:  # only the request names it, and clients may invent names
+            if model not in self._holdings:  # clients may invent names: failures must not pile up
                 served.failures.clear()
             self._executor.advance((model,))
             self._journal.note("fail", who, model, version, before=before, detail=error.message)
             raise
-        self._overriding.loaded(source)  # from here on the files are in use, even if the caller leaves
+        self._overriding.loaded(source)  # the files are in use now, even if the caller stops waiting
         await self._models.settle((model, *self._executor.dependencies.asking(model)))
         self._holdings.warn(source)
         self._journal.note("load", who, model, version or _newest(served), before=before)
 
     def _check_steps(self, source: Source, may_change: MayChange) -> None:
-        """Checks an ensemble whose steps a load request names.
+        """Checks that the caller may change each model that the load request adds to the steps of an
+        ensemble.
 
-        Whoever may run an ensemble may run its steps, so a caller that is limited to some models could reach
-        all others by loading an ensemble of them. Steps that the model's own configuration names are allowed.
+        Security: a caller that may run an ensemble can thereby run the models that the ensemble calls.
+        Without this check, a caller that is limited to some models could run every model by loading an
+        ensemble that calls it. Steps that the ensemble already has in the repository need no permission.
         """
         repository = self._holdings.find(source.name)
         own = frozenset() if repository is None else composed_of(repository.config)
@@ -217,8 +220,8 @@ class Lifecycle:
         """Loads the models that an ensemble calls and that are not served yet."""
         for name in sorted(composed_of(source.config)):
             served = self._models.find(name)
-            # A locked model is already being loaded. If it calls this ensemble, waiting would deadlock; the
-            # load refuses such a cycle later.
+            # A model with a lock is already being changed. If that model calls this ensemble, waiting for the
+            # model's lock would deadlock. The load of the ensemble refuses such a cycle later.
             if (
                 name in self._holdings
                 and name not in self._locks
@@ -272,7 +275,9 @@ class Lifecycle:
         )
 
     def _keep_configuration(self, model: str, overrides: Overrides | None) -> None:
-        """Keeps a load request's configuration for later loads, as in Triton, until the files change."""
+        """Keeps the configuration of a load request for later loads of the model, as in Triton, until the
+        model is unloaded or its files change.
+        """
         if overrides is None:
             return
         self._configurations.pop(model, None)
@@ -288,12 +293,15 @@ class Lifecycle:
         who: str,
         may_change: MayChange = may_change_all,
     ) -> None:
-        """Unloads a model or version; with `dependents`, also the models that no other ensemble calls."""
+        """Unloads a model or version. If a whole ensemble is unloaded, `dependents` also unloads the models
+        that it calls and that no other ensemble calls.
+        """
         self._check_loading()
         if dependents and not version:
             for name in self._executor.dependencies.only_of(model):
                 may_change(name)
         if not version:
+            # A load that may never end could hold the lock of the model, so it is aborted first.
             self._executor.changes.end(model)
         async with self._changing(model, version):
             served = self._models.find(model)
@@ -312,7 +320,7 @@ class Lifecycle:
                     removed=served.target.removed | {version},
                 )
                 served.awake.discard(version)
-                served.kept.drop(version)
+                served.labels.kept.drop(version)
             else:
                 served.target = None
                 served.known_versions = self._holdings.versions(model)
@@ -325,19 +333,19 @@ class Lifecycle:
         if dependents and steps and served.target is None:
             needed = self._executor.dependencies.needed()
             for name in sorted(steps - needed):
-                may_change(name)  # the ensembles may have changed while this method waited
+                may_change(name)  # again: the ensembles may have changed while this method waited
                 await self.unload(name, dependents=True, who=who, may_change=may_change)
 
     def _check_unload(self, served: ServedModel, target: Target, version: str) -> None:
         if served.only_kept(version):
             return
-        labels = [label for label, labelled in served.labels.items() if labelled == version]
+        labels = served.labels.of(version)
         if labels:
             raise InvalidArgument(
                 f"failed to unload '{served.name}' version {version}: label '{labels[0]}' points to it; move"
                 " or remove the label first"
             )
-        there = [one.version for one in target.versions(served.labels.values())]
+        there = [one.version for one in target.versions(served.labels.wanted.values())]
         if version not in there:
             raise NotFound(
                 f"failed to unload '{served.name}': version {version} is not loaded; available:"
@@ -348,7 +356,9 @@ class Lifecycle:
         return await self._labelling.move(move, who)
 
     async def _versions_now(self, served: ServedModel, version: str) -> tuple[str, ...]:
-        """Returns the versions that a label may point to; scans the repositories if `version` is unknown."""
+        """Returns the versions that a label may point to. If `version` is unknown, scans the repositories
+        and, in mode explicit, adds the version to the source of the target, so that it can be loaded.
+        """
         assert served.target is not None, "it is loaded"
         if version in served.target.source.versions or served.ready(version) is not None:
             return served.target.source.versions
@@ -356,7 +366,8 @@ class Lifecycle:
         source = self._holdings.find(served.name)
         if source is not None and version in source.versions and self._options.mode == "explicit":
             target = _with_version(served.target, source, version)
-            # The version is loaded only for the label: the version policy must not route all requests to it.
+            # The version is loaded only for the label. It must not become the version that requests without a
+            # version get.
             served.target = replace(
                 target, added=target.added - {version}, removed=target.removed | {version}
             )
@@ -385,28 +396,30 @@ class Lifecycle:
     def check_changeable(self, what: str) -> None:
         if self._options.mode == "none":
             raise Unavailable(
-                f"{what} cannot be changed in this server, which serves what its repositories held at the"
-                " start; start it with --model-control-mode poll or explicit"
+                f"{what} cannot be changed in this server, which serves what its repositories held when it"
+                " started; start it with --model-control-mode poll or explicit"
             )
 
     def _check_loading(self) -> None:
         start = "start it with --model-control-mode explicit"
-        if self._options.mode == "poll":  # Triton's text, which Triton also uses without polling
+        if self._options.mode == "poll":  # Triton's text, which Triton uses in every mode but explicit
             text = "explicit model load / unload is not allowed if polling is enabled"
             raise Unavailable(f"{text}: this server's mode is poll, {start}")
         if self._options.mode == "none":
             raise Unavailable(
-                "models cannot be loaded or unloaded by request: this server's mode is none, it serves what"
-                f" its repositories held at the start; {start}"
+                "models cannot be loaded or unloaded by request: this server's mode is none, so it serves"
+                f" what its repositories held when it started; {start}"
             )
 
     @asynccontextmanager
     async def _changing(self, model: str, version: str = "") -> AsyncIterator[None]:
-        """Holds the model's lock, so that only one request changes a model at a time.
+        """Holds the lock of a model, so that only one request at a time changes the model.
 
-        Raises InvalidArgument for an invalid name, since a load may create folders of these names.
+        Raises InvalidArgument if the name of the model or version is invalid, because a load may create
+        folders with these names.
         """
-        # Names of known models are not checked: with namespaces they contain the name of any folder.
+        # Names of known models are not checked: with namespaces, they contain the name of a folder, which may
+        # be any text.
         if model not in self._holdings and self._models.find(model) is None:
             check_name("model", model)
         if version:
@@ -418,7 +431,7 @@ class Lifecycle:
                 yield
         finally:
             self._changes[model] -= 1
-            if not self._changes[model]:  # clients may invent names, so no lock outlives its requests
+            if not self._changes[model]:  # clients may invent names, so unused locks are removed
                 del self._changes[model], self._locks[model]
 
 
@@ -427,7 +440,9 @@ def _newest(served: ServedModel) -> str:
 
 
 def _with_version(old: Target, source: Source, version: str) -> Target:
-    """Returns a target with one more version; the others keep the files that they were loaded from."""
+    """Returns a target with one more version, from `source`. The other versions keep the files from which
+    they were loaded.
+    """
     present = {one.version for one in old.versions() if not one.problem}
     return Target(
         old.source.with_version_of(source, version), old.added | present | {version}, old.removed - {version}

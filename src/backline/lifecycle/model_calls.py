@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from backline.engine.control import Control, Overrides
 from backline.engine.engine import Engine
-from backline.engine.errors import Internal, Unsupported
+from backline.engine.errors import Internal, InvalidArgument, Unsupported
 from backline.engine.model import Model
 from backline.engine.ticket import Ticket
 from backline.engine.values.signature import TensorSpec
@@ -18,7 +17,9 @@ from backline.workers.channel.protocol import Described, Measure, Spec
 
 
 class ModelCalls:
-    """The calls that one version makes; implements workers.channel.calls.Calls. Lives on the event loop."""
+    """Serves the calls that one version makes to the server. Implements workers.channel.calls.Calls. Use it
+    only on the event loop.
+    """
 
     def __init__(self, engine: Engine, graph: CallGraph, permits: Permits | None, caller: Model) -> None:
         """`permits` is None if the server has no rate limiter."""
@@ -29,10 +30,11 @@ class ModelCalls:
         self._waits: dict[Ticket, list[Wait]] = {}
 
     def submit(self, ticket: Ticket) -> None:
-        """Submits a call. Raises Internal if it closes a cycle, or might wait for its caller's resources.
+        """Submits a call. Raises Internal if the call closes a cycle of waiting models, or if the called
+        model might wait for resources that the caller holds.
 
-        With several instances a cycle would deadlock only under load; an error on every call is easier to
-        find.
+        If the models have several instances, a cycle would deadlock only under load. It is refused on every
+        call, because such an error is easier to find.
         """
         called = self._engine.find_ready(ticket.request.model_name, ticket.request.model_version)
         waits = [(node(self._caller), node(called)), *waits_for_steps(self._engine, called)]
@@ -51,8 +53,8 @@ class ModelCalls:
         if wanting:
             raise Internal(
                 f"model '{self._caller.name}' would wait for model '{called.name}', which might wait for"
-                f" {wanting} for ever: a caller keeps its resources while it waits. Give the server more of"
-                " them (--rate-limit-resource), or let instances take fewer"
+                f" {wanting} forever: a caller keeps its resources while it waits. Give the server more"
+                " resources (--rate-limit-resource), or let instances take fewer"
             )
 
     def ended(self, ticket: Ticket, outcome: Outcome, ns: int) -> None:
@@ -84,9 +86,9 @@ class ModelCalls:
         metrics = self._engine.custom_metrics
         match message.action:
             case "declare":
-                # msgspec validated the kind when it decoded the message; mypy does not know that.
-                kind: Any = message.kind
-                metrics.declare(self, message.name, kind, message.description)
+                if not message.kind:
+                    raise InvalidArgument(f"metric '{message.name}' is declared without a kind")
+                metrics.declare(self, message.name, message.kind, message.description)
             case "create":
                 metrics.sample(message.name, message.labels, message.bounds)
             case "increment":

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from backline.schedule.cache.config import CacheOptions
     from backline.schedule.sequences.state_store import StateStore
 
-#: What decides which models are loaded: the repositories at start, the repositories whenever they change, or
-#: requests (Triton's modes).
+#: What decides which models are loaded, as in Triton. "none": the repositories at start; "poll": the
+#: repositories whenever they change; "explicit": requests.
 ControlMode: TypeAlias = Literal["none", "poll", "explicit"]
-#: Which model files are tried in a separate process before the server loads them: all files at each load,
-#: files that have not been tried before, only such files from elsewhere, or none. With "workers", the server
-#: never loads files from elsewhere: they stay in worker processes.
+#: Which model files are tried in a separate process before the server loads them. "always": all files at each
+#: load; "new": files that have not been tried yet; "remote": files that have not been tried yet and come from
+#: a remote repository or a load request; "never": none. With "workers", only worker processes load files from
+#: remote repositories or load requests.
 IsolateMode: TypeAlias = Literal["always", "new", "remote", "workers", "never"]
 #: The value of `load_models` that means all models in the repositories.
 ALL_MODELS = "*"
@@ -39,7 +40,9 @@ def check_isolation(mode: IsolateMode) -> None:
 
 
 def runs_apart(mode: IsolateMode, *, from_elsewhere: bool) -> bool:
-    """Returns whether files run in worker processes, whatever lane their configuration asks for."""
+    """Returns whether a model runs in worker processes regardless of the lane that its configuration asks
+    for.
+    """
     return mode == "workers" and from_elsewhere
 
 
@@ -52,80 +55,87 @@ class LifecycleOptions:
     poll_seconds: float = 15.0
     #: The models to load at start in mode explicit.
     load_models: tuple[str, ...] = ()
-    #: Whether models that share a name are named <repository>.<model>.
+    #: Whether models that share a name are served as <repository>.<model>, instead of not at all.
     namespacing: bool = False
-    #: Whether a start waits for repositories that do not exist yet, instead of failing.
+    #: Whether the start waits for repositories that do not exist yet, instead of failing.
     await_repositories: bool = False
     #: Whether configurations must name all inputs and outputs, instead of completing them from the model.
     complete_configs: bool = False
-    #: Whether ONNX models get Triton's defaults if their configuration does not say otherwise: batches of at
-    #: most 4, and two instances on the CPU.
+    #: Whether an ONNX model whose configuration does not set them gets Triton's defaults: batches of at most
+    #: 4, and two instances on the CPU.
     onnx_as_triton: bool = False
-    #: How many loads may run at once.
+    #: How many loads may run at the same time.
     load_threads: int = 4
-    #: How often a failed load is retried, for models that do not set this.
+    #: How many times a failed load is retried, unless the model's configuration sets the number.
     load_retries: int = 0
-    #: Which model files are first tried in a separate process, or run in one. This needs Linux.
+    #: Which model files are first tried in a separate process, or always run in one. All values except
+    #: "never" need Linux.
     isolate: IsolateMode = "remote" if TRIALS_WORK else "never"
     #: Seconds after which a process that tries a model file, or a worker that loads one, is killed.
     load_timeout_seconds: float = 600.0
-    #: A process that tries a model file, or a worker with a file from elsewhere, is killed above this many
-    #: resident bytes. None means 4 GiB plus eight times the size of the files, but at most 80 % of the free
-    #: memory.
+    #: The limit on the resident memory, in bytes, of a process that tries a model file, and of a worker that
+    #: loads one from a remote repository or load request. A process above the limit is killed. None means 4
+    #: GiB plus eight times the size of the files, but at most 80 % of the free memory.
     load_memory_limit: int | None = None
-    #: How many seconds requests get to finish when their version is unloaded.
+    #: How many seconds a version that is being unloaded continues to run queued requests and open streams.
     drain_seconds: float = 30.0
-    #: How many seconds a label's previous version stays loaded after the label has moved, so that a rollback
-    #: needs no load; 0 for not at all. With a memory budget, such versions are the first to be evicted.
+    #: How many seconds a label's previous version remains loaded after the label has moved, so that a
+    #: rollback needs no load; 0 to unload that version immediately. With a memory budget, such versions are
+    #: the first to be evicted.
     keep_previous_seconds: float = 600.0
-    #: Whether the server is ready only when every wanted version is ready.
+    #: Whether the server is ready only when every version that was wanted at its start is ready.
     strict_readiness: bool = True
     #: Whether no version of a model is served if one of them fails to load, as in Triton.
     require_all_versions: bool = False
-    #: Whether, under `strict_readiness`, a load by request that fails makes the server unready, as in Triton.
+    #: Whether, under `strict_readiness`, a load that fails after the start makes the server unready, as in
+    #: Triton.
     failed_loads_end_readiness: bool = False
-    #: Whether to load files that can execute any code when they are loaded: pickles, machine code.
+    #: Whether to load files that can execute arbitrary code when they are loaded: pickles and machine code.
     trust_pickle: bool = False
-    #: Patterns of the names of models for which pickles and machine code are loaded, as by `trust_pickle`.
+    #: Patterns of the names of models for which pickles and machine code are loaded, as if `trust_pickle`
+    #: were set.
     trust_pickle_models: tuple[str, ...] = ()
     #: The full names of types that skops files may contain although skops does not know them.
     trust_skops_types: tuple[str, ...] = ()
-    #: Whether a model that asks for a GPU fails to load where none can be used, instead of running on the
-    #: CPU.
+    #: Whether a model that asks for a GPU fails to load if no GPU can be used, instead of running on the CPU.
     strict_devices: bool = False
     #: Whether to run code (Python, TorchScript, torch.export) from remote repositories or load requests.
     trust_remote_code: bool = False
     #: The limit on the memory that the server and its workers hold, in bytes. Idle versions are unloaded, and
     #: reloaded on request. None for no limit.
     memory_budget: int | None = None
-    #: Like `memory_budget` for the memory of each GPU: "SIZE" for every GPU, or "GPU:SIZE" for one.
+    #: Like `memory_budget`, but for the memory of GPUs: "SIZE" for every GPU, or "GPU:SIZE" for one.
     gpu_memory_budget: tuple[str, ...] = ()
     #: Whether the callers of a model are served in turn, rather than in the order in which requests arrive.
     fair_queues: bool = False
     #: The limit on queued requests over all models; None for no limit.
     max_queued_requests: int | None = None
-    #: The limit on threads that compute at once, over all models; None for one per core, 0 for no limit.
+    #: The limit on threads that compute at the same time, over all models; None for one thread per core, 0
+    #: for no limit.
     compute_threads: int | None = None
     #: The rate limiter's resources, each as NAME:COUNT[:DEVICE]; None for no rate limiter.
     rate_limit: tuple[str, ...] | None = None
-    #: The response cache, for models that ask for one; None for no cache.
+    #: The response cache, for models whose configuration asks for it; None for no cache.
     response_cache: CacheOptions | None = None
-    #: The store for the states of sequences; None for memory. Servers with a common store can continue each
-    #: other's sequences.
+    #: The store for the states of sequences; None to keep them in this server's memory. Servers with a common
+    #: store can continue each other's sequences.
     state_store: StateStore | None = None
-    #: For debugging: how many requests each queue holds before it runs the first; 0 for none. For models with
-    #: sequences, also how many must wait for a place.
+    #: A text that is added to the error of a request whose sequence is unknown to this server. May be empty.
+    unknown_sequence_advice: str = ""
+    #: For debugging: how many requests must be in a queue before the first of them runs; 0 to run them
+    #: immediately. For models with sequences, `hold_backlog` more requests must wait for a place on an
+    #: instance.
     hold_requests: int = 0
     hold_backlog: int = 0
     #: The Python model to run in the server's process, without time limits, under a debugger; empty for none.
     debugged_model: str = ""
-    #: The folder for remote files, environments and unpacked archives; None for one in the user's home.
+    #: The folder for remote files, environments and unpacked archives; None for a folder in the user's home.
     cache_folder: Path | None = None
     #: Where labels are kept so that other servers can share them: "repository", a folder, or the URL of a
     #: bucket or Redis; empty for the state folder.
     labels: str = ""
-    #: The folder for labels, the audit log and recorded requests; None for one in the user's home for this
-    #: set of repositories.
+    #: The folder for labels, the audit log, measurements and recorded requests; None for a folder in the
+    #: user's home that belongs to this set of repositories.
     state_folder: Path | None = None
 
     @property

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sys
-import tempfile
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +16,6 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.names import check_name
 from backline.engine.private_places import keep_private
 from backline.lifecycle.wanted import Source
-from backline.repository.configuration.override import parse, read_override
 from backline.repository.fingerprint import fingerprint
 from backline.repository.layouts.layouts import CONFIG_FILES
 from backline.repository.layouts.model_settings import SETTINGS_FILE
@@ -27,7 +24,8 @@ from backline.repository.repository import FoundVersion
 from backline.repository.walk import walk
 from backline.system.file_lock import open_lock, try_lock
 
-#: Configuration files, which are ignored among a request's files: only the request's `config` was checked.
+#: The names of configuration files. Files with these names in a request are ignored: they must not replace
+#: the request's `config`, which is the only configuration that is checked.
 _CONFIGURATIONS = frozenset({*CONFIG_FILES, SETTINGS_FILE})
 _PREFIX = "backline-loads-"
 
@@ -35,17 +33,17 @@ _PREFIX = "backline-loads-"
 class OverridingFiles:
     """Private folders for the files of load requests.
 
-    The files of a model are removed at its next load and by `close`.
+    The files of a model are removed after the model's next load, when it is unloaded, and by `close`.
     """
 
     def __init__(self, *, complete: bool = False, may_name_servers: bool = False) -> None:
-        """With `complete`, configurations must name all inputs and outputs; with `may_name_servers`, they may
-        say where remote models run.
+        """With `complete`, configurations must name all inputs and outputs. With `may_name_servers`,
+        configurations may say where remote models run.
         """
         self._complete = complete
         self._may_name_servers = may_name_servers
         self._root: Path | None = None
-        #: A descriptor of the root folder, which stays locked as long as this process runs.
+        #: A descriptor of the root folder. The lock on it shows other servers that this process still runs.
         self._lock = -1
         self._folders: dict[str, Path] = {}
 
@@ -61,11 +59,11 @@ class OverridingFiles:
             found = await repository.scan()
             return Source(name, found[0], repository, own_files=False)
         except BaseException:
-            shutil.rmtree(place, ignore_errors=True)
+            _remove(place)
             raise
 
     def loaded(self, source: Source) -> None:
-        """Called after a successful load: removes the files that the model was loaded from before."""
+        """Removes the files of the model's previous load. Called after a successful load."""
         place = self._place(source)
         if place is None or self._folders.get(source.name) != place:
             self.forget(source.name)
@@ -73,10 +71,10 @@ class OverridingFiles:
             self._folders[source.name] = place
 
     def failed(self, source: Source) -> None:
-        """Called after a failed load: removes the files of that load."""
+        """Removes the files of a failed load."""
         place = self._place(source)
         if place is not None and self._folders.get(source.name) != place:
-            shutil.rmtree(place, ignore_errors=True)
+            _remove(place)
 
     def _place(self, source: Source) -> Path | None:
         place = Path(source.repository.location).parent
@@ -86,8 +84,14 @@ class OverridingFiles:
         if self._root is None:
             self._root, self._lock = _new_root()
             keep_private(self._root, "load")
+        # Imported late, because few load requests come with files.
+        import tempfile
+
+        from backline.repository.configuration.override import parse, read_override
+        from backline.repository.configuration.text import render
+
         place = Path(tempfile.mkdtemp(dir=self._root))
-        # The name and the files' paths were checked: no file can be outside `place`.
+        # The model's name and the paths of the files were checked, so no file can be written outside `place`.
         folder = place / "models" / name
         try:
             folder.mkdir(parents=True)
@@ -104,75 +108,91 @@ class OverridingFiles:
                 complete=self._complete,
                 may_name_servers=self._may_name_servers,
             )
-            from backline.repository.configuration.text import render
-
             (folder / "config.pbtxt").write_text(render(parse(text)), "utf-8")
         except OSError as error:
-            shutil.rmtree(place, ignore_errors=True)
+            _remove(place)
             raise InvalidArgument(
                 f"the files of the load of '{name}' cannot be written to '{place}': {error.strerror}; free"
                 " some space there"
             ) from None
         except BaseException:
-            shutil.rmtree(place, ignore_errors=True)
+            _remove(place)
             raise
         return place
 
     def forget(self, name: str) -> None:
-        """Removes the files of a model. Versions that were loaded from them stay loaded."""
+        """Removes the files of a model. Versions that were loaded from these files remain loaded."""
         folder = self._folders.pop(name, None)
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
     def close(self) -> None:
         if self._root is not None:
-            shutil.rmtree(self._root, ignore_errors=True)
+            _remove(self._root)
             os.close(self._lock)
             self._root = None
 
 
+def _remove(folder: Path) -> None:
+    import shutil  # imported late, because it imports compression libraries
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def remove_stale() -> None:
-    """Removes the folders of this user's servers that were killed; running servers lock their folders."""
+    """Removes the folders that this user's servers left when they were killed. The folders of running servers
+    are locked, so they are kept.
+    """
     if sys.platform == "win32":  # Windows cannot lock folders
         return
+    import tempfile
+
     with suppress(OSError):
         for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
             with suppress(OSError):
-                # The folder for temporary files is shared: anyone may place a link of this name there.
+                # No link is followed: all users share the folder for temporary files, so another user may
+                # have created a link with such a name.
                 descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
                 try:
                     if os.fstat(descriptor).st_uid == os.geteuid() and try_lock(descriptor):
-                        shutil.rmtree(folder, ignore_errors=True)
+                        _remove(folder)
                 finally:
                     os.close(descriptor)
 
 
 def _new_root() -> tuple[Path, int]:
-    """Returns a new folder, and its locked descriptor."""
+    """Returns a new folder, and a descriptor that locks it."""
+    import tempfile
+
     while True:
         root = Path(tempfile.mkdtemp(prefix=_PREFIX))
         descriptor = open_lock(root / "lock") if sys.platform == "win32" else os.open(root, os.O_RDONLY)
         if try_lock(descriptor) and root.is_dir():
             return root, descriptor
-        os.close(descriptor)  # another server's `remove_stale` took the folder before it was locked
+        os.close(descriptor)  # another server's `remove_stale` locked or removed the folder first
 
 
 async def with_configuration(
     source: Source, text: str, *, complete: bool = False, may_name_servers: bool = False
 ) -> Source:
-    """A repository's model with the configuration `text` of a load request in place of the repository's.
+    """Returns a repository's model with the configuration `text` of a load request instead of the
+    repository's configuration.
 
-    With `complete`, the configuration must name all inputs and outputs; with `may_name_servers`, it may say
-    where a remote model runs. Returns `source` if none of its versions can be loaded: a load of the source
-    will say why. Raises InvalidArgument if the configuration is unusable.
+    With `complete`, the configuration must name all inputs and outputs; with `may_name_servers`, the
+    configuration may say where a remote model runs. Returns `source` if none of its versions can be loaded: a
+    load of the source will say why. Raises InvalidArgument if the configuration is unusable.
     """
     found = source.found
     usable = [version for version in found.versions if not version.problem]
     if not usable:
         return source
     fetched = await source.repository.fetch(found, usable[-1], lambda done, total: None)
-    config = await asyncio.to_thread(
-        lambda: read_override(
+
+    def read() -> ModelConfig:
+        from backline.repository.configuration.override import read_override
+
+        fetched.check()
+        return read_override(
             text,
             found.name,
             walk(fetched.model_folder),
@@ -180,7 +200,8 @@ async def with_configuration(
             own=found.config.declared,
             may_name_servers=may_name_servers,
         )
-    )
+
+    config = await asyncio.to_thread(read)
     versions = tuple(_under(version, found.folder, config) for version in found.versions)
     return replace(
         source, found=replace(found, config=config, versions=versions, problem="", warnings=config.warnings)

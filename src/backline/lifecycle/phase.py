@@ -24,7 +24,7 @@ class VersionPhase(Enum):
     #: In memory and warmed up, but not yet open to requests.
     LOADED = "loaded"
     READY = "ready"
-    #: Takes no more requests; running ones finish.
+    #: Accepts no new requests; waits for those in flight to complete.
     DRAINING = "draining"
     FAILED = "failed"
     UNLOADED = "unloaded"
@@ -32,7 +32,7 @@ class VersionPhase(Enum):
 
 _P = VersionPhase
 
-#: The phases that may follow each phase. A retry or a reload is a new load, with its own phases.
+#: The phases that may follow each phase. A retry or a reload is a new load, which begins with LOADING again.
 FOLLOWING: Mapping[VersionPhase, frozenset[VersionPhase]] = MappingProxyType(
     {
         _P.WAITING: frozenset(),
@@ -87,7 +87,9 @@ class ShownVersion:
         return self._phase
 
     def enter(self, phase: VersionPhase, reason: str = "") -> None:
-        """Enters a phase; clients see `reason`. Raises IllegalPhase if it may not follow the current one."""
+        """Enters a phase; clients see `reason`. Raises IllegalPhase if the phase may not follow the current
+        one.
+        """
         check_transition(self._phase, phase)
         self._phase = phase
         self._show(reason)
@@ -103,7 +105,9 @@ class ShownVersion:
 
 
 class StandIn(ShownVersion):
-    """Represents a version that is not loaded: its load has not begun, it is asleep, or a change failed."""
+    """A placeholder for a version that is not loaded: its load has not begun, the version is asleep, a change
+    failed to load it, or it is withheld because another version failed to load.
+    """
 
     def __init__(
         self, name: str, version: str, config: ModelConfig, phase: VersionPhase, reason: str = ""
@@ -113,7 +117,9 @@ class StandIn(ShownVersion):
     def hold_requests(
         self, check: Callable[[Ticket], None], queue: RequestQueue, wake: Callable[[], Awaitable[None]]
     ) -> None:
-        """Makes clients' requests wait in `queue` for the load; `wake` loads the version without any."""
+        """Makes clients' requests wait in `queue` until the version is loaded. `wake` loads the version
+        without a request.
+        """
         model = self.model
         model.on_demand = True
         model.check, model.queue, model.wake = check, queue, wake
@@ -126,14 +132,14 @@ class StandIn(ShownVersion):
         model.scheduling, model.statistics = loaded.scheduling, loaded.statistics
 
     def show_load(self, *, loading: bool, progress: LoadProgress | None) -> None:
-        """Shows whether a load is running, and its progress if known."""
+        """Shows whether a load is running and, if known, its progress."""
         phase = VersionPhase.WAKING if loading else VersionPhase.ASLEEP
         if phase is not self.phase:
             self.enter(phase, self.model.reason)
         self.model.progress = progress
 
     def fail_to_wake(self, reason: str) -> None:
-        """Shows why the last load failed; the next request tries again."""
+        """Shows why the last load failed. The next request starts a new load."""
         self.model.reason = f"the last load failed: {reason}; the next request tries again"
 
     def hand_over(self, loaded: Model) -> None:

@@ -13,8 +13,9 @@ from backline.lifecycle.phase import VersionPhase
 class Wanted:
     """A version that should be served. A new `fingerprint` requires another load; new `settings` do not.
 
-    Unless it is to be `loaded`, the version is only registered, and is loaded on request. Unless it is to
-    `serve`, it is loaded but not yet opened to requests, because it belongs to an all-or-nothing change.
+    If `loaded` is false, the version is only registered, and its first request will load it. If `serve` is
+    false, the version is loaded but not yet opened to requests, because it belongs to an all-or-nothing
+    change.
     """
 
     name: str
@@ -27,10 +28,11 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class HeldVersion:
-    """An existing load of a version.
+    """A load of a version that has begun, in any phase.
 
-    `retry_at` is when a failed load is retried, None for never. `replaced_by` names the versions that replace
-    this one: if it is no longer wanted, it continues to serve until they are ready.
+    `retry_at` is the time when a failed load is retried; None for never. `replaced_by` names the versions
+    that replace this version, which continues to serve until they are ready, even when it is no longer
+    wanted.
     """
 
     key: int
@@ -41,14 +43,16 @@ class HeldVersion:
     settings: object = None
     retry_at: float | None = None
     replaced_by: frozenset[str] = frozenset()
-    #: Whether a request has unloaded this version, which then ends even if no other version takes its
-    #: requests.
+    #: Whether a request asked to unload this version. Such a version is unloaded even if no other version is
+    #: ready to take requests.
     dismissed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class BeginLoad:
-    """Loads a version; `instead` is the key of the failed load that it retries."""
+    """The action that loads a version. `instead` is the key of the failed load that this load retries, if
+    any.
+    """
 
     wanted: Wanted
     instead: int | None = None
@@ -56,14 +60,14 @@ class BeginLoad:
 
 @dataclass(frozen=True, slots=True)
 class Serve:
-    """Opens a loaded version to requests, in place of an older load of the same version."""
+    """The action that opens a loaded version to requests, in place of an older load of the same version."""
 
     key: int
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Gives a serving version new settings."""
+    """The action that gives a serving version new settings."""
 
     key: int
     wanted: Wanted
@@ -71,21 +75,23 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Takes a version out of service, lets its requests finish, and frees it."""
+    """The action that takes a version out of service, waits for its requests to complete, and frees the
+    version.
+    """
 
     key: int
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Aborts a running load; the planner repeats this action until the load has ended."""
+    """The action that aborts a running load. The planner repeats this action until the load has ended."""
 
     key: int
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Forgets a failed load."""
+    """The action that discards a failed load."""
 
     key: int
 
@@ -97,14 +103,15 @@ _Identity: TypeAlias = tuple[str, str, str]
 def plan(
     wanted: Collection[Wanted], held: Collection[HeldVersion], *, now: float, load_slots: int
 ) -> list[Action]:
-    """Returns the actions to take now, in order. Call it again whenever one of them has ended.
+    """Returns the actions to take now, in order. After each change, such as the end of a load, call this
+    function again.
 
-    Entries of `wanted` differ in name, version or fingerprint; for each name and version at most one has
-    `serve`. Loads begin in the order of `wanted`, and at most `load_slots` run at a time. An unwanted version
-    is unloaded only when a wanted version of its model is ready or none is wanted (TensorFlow Serving's
-    availability-preserving policy), and all versions in `replaced_by` that are still wanted are ready. So a
-    failed load does not end the version that serves, even if a label keeps yet another version loaded. A
-    version that is `dismissed` is unloaded in any case.
+    Entries of `wanted` differ in name, version or fingerprint; for each name and version, `serve` is true for
+    at most one entry. Loads begin in the order of `wanted`, and at most `load_slots` run at a time. An
+    unwanted version is unloaded only if no version of its model is wanted, or if one wanted version is ready
+    (TensorFlow Serving's availability-preserving policy) and all versions in `replaced_by` that are still
+    wanted are ready too. So if the load of a new version fails, the old version continues to serve, even if a
+    label keeps a third version loaded. A version that is `dismissed` is unloaded in any case.
     """
     goals = {(goal.name, goal.version, goal.fingerprint): goal for goal in wanted}
     actions: list[Action] = []
@@ -196,9 +203,10 @@ def replacements(
 ) -> dict[str, frozenset[str]]:
     """Maps each ready, deselected version to the versions that must be ready before it may be unloaded.
 
-    Call it when the selection changes from `selected_before` to `selected`, with the previous result as
-    `before`. A version waits for the newly selected ones, except those whose load has already `failed`:
-    otherwise a version whose files were deleted might never be unloaded.
+    Call this function when the selection changes from `selected_before` to `selected`, and pass the result of
+    the previous call as `before`. A deselected version waits for the newly selected versions, but not for
+    versions whose load has already `failed`: otherwise, a version whose files were deleted might never be
+    unloaded.
     """
     new = frozenset(selected - ready - failed)
     leaving = {version: new for version in selected_before - selected if version in ready}

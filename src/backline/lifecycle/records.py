@@ -1,4 +1,4 @@
-"""The state folder, which outlives the server."""
+"""Finds and creates the state folder, whose contents are kept when the server ends."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ log = logging.getLogger("backline.lifecycle")
 
 
 def default_state_folder(locations: Iterable[str]) -> Path:
-    """Returns the state folder for a set of repositories: the same at every start."""
+    """Returns the state folder for a set of repositories. It is the same folder at every start."""
     digest = sha256("\n".join(sorted(locations)).encode("utf-8", "surrogateescape")).hexdigest()
     return user_state() / digest[:16]
 
 
 def make_folder(folder: Path, mode: int = 0o700) -> None:
-    """Creates the folder if missing, by default for its owner alone.
+    """Creates the folder if it is missing. By default, only its owner can access it.
 
-    Raises Internal, saying what to do, when that fails.
+    Raises Internal, with advice on what to do, if the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=mode)

@@ -1,4 +1,4 @@
-"""Takes one version from its load to its end: fetch, load, warm up, serve, drain, unload."""
+"""Takes one version through all its phases: fetch, load, warm up, serve, drain, unload."""
 
 from __future__ import annotations
 
@@ -44,12 +44,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("backline.lifecycle")
 
 Fetch: TypeAlias = Callable[[OnBytes], Awaitable[FetchedVersion]]
-#: Called with the memory of a loaded model; raises BacklineError if the model holds too much.
+#: A function that is given the memory of a loaded model, and raises BacklineError if that is too much.
 Settle: TypeAlias = Callable[[LoadMemory], Awaitable[None]]
 
 
 class Servable(ShownVersion):
-    """One load of one version, with the queue and instances that serve it. Lives on the event loop."""
+    """One load of one version, with the queue and instances that serve the version. Use it only on the event
+    loop.
+    """
 
     def __init__(
         self,
@@ -65,12 +67,15 @@ class Servable(ShownVersion):
         another_serves: bool,
         from_elsewhere: bool,
         on_given_up: Callable[[Model, str], None],
+        on_redescribed: Callable[[Servable], None],
     ) -> None:
-        """`statistics` are the statistics of the load that this one replaces.
+        """`statistics` are the statistics of the load that this load replaces.
 
         `from_elsewhere` says that the files come from a remote repository or a load request.
 
-        `on_given_up` is called with the model and the reason when an instance has hung and was replaced.
+        `on_given_up` is called with the model and the reason when an instance that hung has been replaced,
+        and `on_redescribed` with this object when the servers of a remote model have changed it, so that the
+        version must be loaded again.
         """
         super().__init__(Model(config.name, version.version, config), VersionPhase.LOADING)
         self.key = key
@@ -80,10 +85,9 @@ class Servable(ShownVersion):
         self.another_serves = another_serves
         #: Whether this load began before the server's start was complete.
         self.at_start = not shared.started
-        #: Whether the load will fail however often it is tried, because the files that a scan found are
-        #: unusable.
+        #: Whether every retry of the load would fail too, because the scan found the files to be unusable.
         self.hopeless = bool(version.problem)
-        #: What is known about the load before it begins.
+        #: The properties of the load that are known before it begins.
         apart = runs_apart(shared.options.isolate, from_elsewhere=from_elsewhere)
         self.kind = load_kind(
             replace(config, lane="process") if apart else config,
@@ -98,7 +102,7 @@ class Servable(ShownVersion):
         self.ended_at = 0.0
         #: When a failed load is retried (time.monotonic()).
         self.retry_at: float | None = None
-        #: After how many seconds a failed load might succeed if tried again; None if unknown.
+        #: The seconds after which another try of a failed load might succeed; None if unknown.
         self.retry_after: float | None = None
         #: The running load or drain.
         self.task: asyncio.Task[None] | None = None
@@ -114,6 +118,7 @@ class Servable(ShownVersion):
         self._fetch = fetch
         self._from_elsewhere = from_elsewhere
         self._on_given_up = on_given_up
+        self._on_redescribed = on_redescribed
         self._load: VersionLoad | None = None
         self._completion: Completion | None = None
         self._loaded: LoadedVersion | None = None
@@ -123,7 +128,7 @@ class Servable(ShownVersion):
         self._resizing: set[asyncio.Task[None]] = set()
 
     def held(self) -> HeldVersion:
-        """This load as the planner sees it."""
+        """Returns this load in the form that the planner needs."""
         model = self.model
         return HeldVersion(
             self.key, model.name, model.version, self.fingerprint, self.phase, self._config, self.retry_at
@@ -131,7 +136,7 @@ class Servable(ShownVersion):
 
     @property
     def pids(self) -> Sequence[int]:
-        """The worker processes that hold the version, or that its load has started."""
+        """The ids of the worker processes that hold the version, or that its load has started."""
         if self._loaded is not None:
             return self._loaded.pids
         return () if self._load is None else self._load.pids
@@ -140,7 +145,7 @@ class Servable(ShownVersion):
         """Fetches, loads and warms up the version. Raises BacklineError if that fails.
 
         `known` are the measurements of an earlier load of the same files. `settle` is called with the memory
-        of the loaded model before the model may serve. If it raises, the model is closed.
+        of the loaded model before the model may serve. If `settle` raises, the model is closed.
         """
         if self._version.problem:
             raise InvalidArgument(self._version.problem)
@@ -183,7 +188,7 @@ class Servable(ShownVersion):
         self.enter(VersionPhase.LOADED)
 
     def _start(self, warm: WarmModel) -> None:
-        """Gives a loaded model its instances and its queue."""
+        """Makes the instances and the queue of a loaded model."""
         loaded = warm.loaded
         model, shared = self.model, self._shared
         self._completion = warm.completion
@@ -202,6 +207,7 @@ class Servable(ShownVersion):
             on_available=self._on_available,
             on_ready=self._on_ready,
             on_given_up=lambda reason: self._on_given_up(model, reason),
+            on_redescribed=lambda: self._on_redescribed(self),
         )
         instances = maker.make(loaded)
         if warm.tensors is not None:
@@ -214,11 +220,12 @@ class Servable(ShownVersion):
                 shared.total,
                 hold=shared.options.hold_requests,
                 backlog=shared.options.hold_backlog,
+                advice=shared.options.unknown_sequence_advice,
             )
         else:
-            # Without a digest of the files, responses are cached for this load only.
-            content = warm.content or f"load {uuid4()}"
             turn, cache = shared.turn, shared.cache
+            # Without a digest of the files, responses are cached for this load only.
+            content = warm.content or ("" if cache is None else f"load {uuid4()}")
             self._queue = build_queue(
                 model,
                 loaded,
@@ -261,7 +268,13 @@ class Servable(ShownVersion):
         cached = config.response_cache and self._shared.cache is not None
         times, waits = loaded.measured.times.seconds, loaded.max_queue_delay_us
         model.scheduling = scheduling_text(
-            config, loaded.batch_limit, times, waits_us=waits, decoupled=model.decoupled, cached=cached
+            config,
+            loaded.batch_limit,
+            times,
+            waits_us=waits,
+            decoupled=model.decoupled,
+            cached=cached,
+            lone_threads=loaded.lone_threads,
         )
         self._time_first_responses()
 
@@ -283,19 +296,25 @@ class Servable(ShownVersion):
             )
 
     def _on_available(self, reason: str) -> None:
-        """Called with a reason when no instance can run the model, with "" when one can again."""
+        """Called with a reason when no instance can run the model, and with "" when an instance can run it
+        again. In between, clients see the version as unavailable, with this reason.
+        """
         if self.phase is VersionPhase.READY:
             self._show(reason, stalled=bool(reason))
             self._shared.engine.refresh((self.model.name,))
 
     def _on_ready(self, reason: str) -> None:
-        """Called with a reason when a serving model declares itself not ready, with "" when it is ready."""
+        """Called with a reason when the model reports that it is not ready, and with "" when it is ready
+        again. In between, readiness checks of the version fail.
+        """
         self.model.unready = reason
         if self.phase is VersionPhase.READY:
             self._shared.engine.refresh((self.model.name,))
 
     def review(self) -> bool:
-        """Returns whether changes to models that an ensemble calls end its service, or allow another load."""
+        """Checks the models that an ensemble calls. Returns whether changes to these models take the ensemble
+        out of service, or allow it to be loaded again. Always False for other models.
+        """
         return False
 
     @property
@@ -304,7 +323,7 @@ class Servable(ShownVersion):
         return False
 
     def serve(self) -> None:
-        """Opens the version to requests, which takes effect at the engine's next refresh."""
+        """Opens the version to requests, with effect from the engine's next refresh."""
         self.enter(VersionPhase.READY)
         self.ready_at = time.time()
 
@@ -327,7 +346,9 @@ class Servable(ShownVersion):
 
     @property
     def last_used(self) -> float:
-        """When the version last responded to a request, or was opened to requests, by time.time()."""
+        """The time (time.time()) when the version last responded to a request or was opened to requests,
+        whichever is later.
+        """
         return max(self.ready_at, self.model.statistics.last_inference_ms / 1000)
 
     def update(self, config: ModelConfig) -> None:
@@ -367,19 +388,19 @@ class Servable(ShownVersion):
             await wanted.resize()
         except BacklineError as error:
             log.error("%s keeps its worker processes, as another could not be started: %s", label, error)
-        # There may have been another change, or an unload, in the meantime.
+        # The version may have been changed again or unloaded while the processes started.
         if self._loaded is None or self._maker is None or self._queue is None:
             return
         self._loaded = loaded = self._loaded.resized(self.model.config)
         try:
             instances = self._maker.make(loaded)
         except BacklineError as error:
-            log.error("%s keeps its instances: %s", label, error)
+            log.error("%s keeps its instances, as the new ones could not be created: %s", label, error)
             return
         fair = self._shared.options.fair_queues
         self._queue.update(settings_of(self.model.config, loaded, fair=fair), instances=instances)
         self.model.placement = self._maker.placement(loaded, instances)
-        log.info("%s runs %s", label, loaded.reason)
+        log.info("%s now runs %s", label, loaded.reason)
 
     def fail(self, reason: str, retry_at: float | None) -> None:
         """Marks the load as failed, to be retried at `retry_at` (time.monotonic(); None for never)."""
@@ -390,11 +411,15 @@ class Servable(ShownVersion):
         self.model.progress = None
 
     def begin_drain(self) -> None:
-        """Closes the version to requests, which takes effect at the engine's next refresh."""
+        """Closes the version to requests, with effect from the engine's next refresh."""
         self.enter(VersionPhase.DRAINING)
 
     async def drain(self, limit: float) -> None:
-        """Lets requests in flight finish, for at most `limit` seconds, and frees the model."""
+        """Waits for the requests in flight to complete, then frees the model, unless some of its runs hang.
+
+        After `limit` seconds, the requests that are still queued are refused, and streams that are open in
+        this process are ended.
+        """
         if self._queue is not None:
             streams = None if self._maker is None else self._maker.streams
             ending = None
@@ -410,7 +435,7 @@ class Servable(ShownVersion):
                 self.model.version,
             )
         elif self._loaded is not None:
-            # Runs on a thread, because freeing a large model would block the loop.
+            # The model is freed on a thread, because freeing a large model would block the loop.
             await asyncio.get_running_loop().run_in_executor(None, self._free, self._loaded)
         self._loaded = self._maker = None
         if self._load is not None:
@@ -427,16 +452,20 @@ class Servable(ShownVersion):
             trim()
 
     def end(self) -> None:
-        """Marks the load as unloaded: a phase that the planner does not know, so it must not see the load."""
+        """Marks the load as unloaded. The planner does not know this phase, so the load must not be passed to
+        the planner.
+        """
         self.enter(VersionPhase.UNLOADED, "unloaded")
         self.ended_at = time.monotonic()
 
     def _end_streams(self, streams: StreamPool) -> None:
-        """Ends streams that outlast the drain, because streams may be endless."""
+        """Ends the streams that are still open after the drain, because a stream may be endless."""
         streams.end_all(being_unloaded(self.model.name))
 
     def _move_to_threads(self) -> None:
-        """Moves a model to threads because its runs block the event loop for longer than was measured."""
+        """Moves a model to threads because its runs block the event loop for longer than their measured
+        duration.
+        """
         if self.phase is not VersionPhase.READY:
             return
         assert self._loaded is not None, "what is ready is loaded"

@@ -1,4 +1,6 @@
-"""The versions of a model: those that are wanted, those that are loaded, and those that clients see."""
+"""The versions of one model: which of them should be served, which are loaded, and what clients see of
+each.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +8,26 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
-from backline.engine.control import STABLE
 from backline.engine.engine import Engine
 from backline.engine.model import NO_VERSION, ModelState
 from backline.engine.statistics import ModelStatistics
-from backline.lifecycle.kept_versions import KeptVersions
+from backline.lifecycle.model_labels import ModelLabels, files_gone_text, missing_text
 from backline.lifecycle.phase import ShownVersion, StandIn, VersionPhase
 from backline.lifecycle.plan import HeldVersion, Wanted, replacements
 from backline.lifecycle.servable import Servable
 from backline.lifecycle.wanted import Target, identity
 from backline.repository.repository import FoundVersion
 
-#: How many seconds a version is still listed after the version policy has deselected it and it was unloaded.
+#: How many seconds after its unload a version is still listed if the version policy no longer selects it.
 UNLOADED_SHOWN_SECONDS = 60.0
-#: Makes the stand-in for a version that is loaded on request.
+#: Makes the placeholder for an on-demand version, given the version's name.
 MakeAsleep = Callable[[str], StandIn]
 
 
 class ServedModel:
-    """One model: its target, its loads, and what clients see.
+    """One model: its target, its loads, and the versions that clients see.
 
-    After changing a public attribute, call the executor's `advance`.
+    Code that changes a public attribute must then call `Executor.advance`, which acts on the change.
     """
 
     def __init__(
@@ -41,23 +42,16 @@ class ServedModel:
         self._strict_readiness = strict_readiness
         self._require_all_versions = require_all_versions
         self._failed_loads_end_readiness = failed_loads_end_readiness
-        #: What should be served; None for nothing.
+        #: The versions that should be served; None if the model should not be served.
         self.target: Target | None = None
         #: The target of a change in progress, which is either reached completely or dropped.
         self.change: Target | None = None
-        #: The versions that labels should point to; a version with a label stays loaded.
-        self.labels: Mapping[str, str] = {}
-        #: The versions that labels point to now; each label moves when its new version is ready.
-        self._pointing: Mapping[str, str] = {}
-        #: New labels that other servers have set, which point nowhere until their version is ready.
-        self.arriving: set[str] = set()
-        #: The versions that stay loaded for rollbacks.
-        self.kept = KeptVersions()
+        self.labels = ModelLabels()
         self.held: dict[int, Servable] = {}
-        #: The versions that the target selected at the last step, and the replacements of versions that have
-        #: left it.
+        #: The versions that the target selected at the last step.
         self._selected: frozenset[str] = frozenset()
-        #: The target for which goals were last computed, its labelled and sleeping versions, and the goals.
+        #: A cache of one entry: the target for which goals were last computed, the labelled and the sleeping
+        #: versions, and the goals.
         self._goals: tuple[Target | None, frozenset[str], frozenset[str], list[Wanted]] = (
             None,
             frozenset(),
@@ -67,39 +61,28 @@ class ServedModel:
         self._replaced_by: Mapping[str, frozenset[str]] = {}
         #: The versions that the repository holds.
         self.known_versions: frozenset[str] = frozenset()
-        #: On-demand versions that a request has woken.
+        #: On-demand versions that should be loaded, because a request needed them or asked for the load.
         self.awake: set[str] = set()
-        #: Versions that were unloaded until a request needs them, and the reasons.
+        #: Maps each version that was unloaded until a request needs it to the reason for the unload.
         self.resting: dict[str, str] = {}
-        #: Versions that the last change failed to load, each with a stand-in that holds the reason.
+        #: Versions that the last change failed to load, each with a placeholder that holds the reason.
         self.failures: dict[str, StandIn] = {}
         self._shown: dict[str, ShownVersion] = {}
         self._waiting: dict[str, StandIn] = {}
-        #: Versions that are not served because another one failed to load, each with its stand-in.
+        #: Versions that are not served because another version failed to load, each with its placeholder.
         self._withheld: dict[str, StandIn] = {}
         self._asleep: dict[str, StandIn] = {}
         self._unloaded: dict[str, Servable] = {}
 
-    @property
-    def _labelled(self) -> set[str]:
-        return {*self.labels.values(), *self._pointing.values()}
-
     def move_labels(self) -> None:
-        """Points labels to new versions, but never from one that takes requests to one that does not."""
-        pointing: dict[str, str] = {}
-        for label, version in self.labels.items():
-            if label in self.arriving and not self._answers(version):
-                continue
-            self.arriving.discard(label)
-            before = self._pointing.get(label, version)
-            pointing[label] = before if self._answers(before) and not self._answers(version) else version
-        self._pointing = pointing
+        """Points labels to the versions to which they should point; see ModelLabels.move."""
+        self.labels.move(self._answers)
 
     def _answers(self, version: str) -> bool:
         return self.ready(version) is not None or version in self._asleep
 
     def follow_target(self) -> None:
-        """Records which versions left the target since the last step, and which ones replace them."""
+        """Records which versions left the target since the last step, and which versions replace them."""
         target = self.target
         goals = [] if target is None else self._goals_of(target)
         selected = frozenset(goal.version for goal in goals)
@@ -122,7 +105,7 @@ class ServedModel:
         self._selected = selected
 
     def planned(self) -> list[HeldVersion]:
-        """Returns the existing loads, as the planner needs to know them."""
+        """Returns the loads of this model, in the form that the planner needs."""
         nothing: frozenset[str] = frozenset()
         dismissed = nothing if self.target is None else self.target.removed
         return [
@@ -135,16 +118,18 @@ class ServedModel:
         ]
 
     def wanted(self) -> list[Wanted]:
-        """Returns the planner's goals: the target, the change in progress, and versions that labels keep."""
+        """Returns the goals for the planner: the versions of the target, the versions of the change in
+        progress, and further versions that labels point to or that are kept for a rollback.
+        """
         goals: list[Wanted] = []
         if self.target is not None:
-            labelled = self._labelled
+            labelled = self.labels.versions
             goals = list(self._goals_of(self.target, labelled, asleep=self._sleeping(self.target)))
             if self._require_all_versions:
                 goals = self._all_or_none(goals, self.target)
-            if labelled or self.kept.versions:
+            if labelled or self.labels.kept.versions:
                 goals += self._kept(labelled - {goal.version for goal in goals})
-                goals += self._kept(self.kept.versions - {goal.version for goal in goals})
+                goals += self._kept(self.labels.kept.versions - {goal.version for goal in goals})
                 config = self.target.source.config
                 goals += [
                     Wanted(self.name, version.version, identity(version), config)
@@ -158,11 +143,12 @@ class ServedModel:
         return goals
 
     def _all_or_none(self, goals: Sequence[Wanted], target: Target) -> list[Wanted]:
-        """Returns the goals, changed so that no new version serves before all are loaded.
+        """Returns the goals, changed so that no new version serves before all wanted versions are loaded.
 
         Until then, versions that already serve continue to do so.
 
-        Once a load has failed for good, the goals in `_in_vain` are dropped, which unloads their versions.
+        Once a load has failed and is not retried, the goals that `_in_vain` returns are dropped, which
+        unloads their versions.
         """
         loaded = (VersionPhase.LOADED, VersionPhase.READY)
         phases = self._phases()
@@ -180,7 +166,9 @@ class ServedModel:
         return pursued + self._kept(self.ready_versions - settled - target.removed)
 
     def _in_vain(self, goals: Iterable[Wanted]) -> list[Wanted]:
-        """Returns goals that are loaded or waiting to load, although the load of another version failed."""
+        """Returns the goals whose versions are loaded or waiting to load, if the load of another version has
+        failed and is not retried; otherwise none.
+        """
         if not self._broken:
             return []
         phases = self._phases()
@@ -208,7 +196,9 @@ class ServedModel:
     def _goals_of(
         self, target: Target, labelled: Iterable[str] = (), *, asleep: frozenset[str] = frozenset()
     ) -> list[Wanted]:
-        """Returns the goals of `target.wanted`, cached, because each step needs them several times."""
+        """Returns the result of `target.wanted`, from a cache because each step needs the result several
+        times.
+        """
         named = frozenset(labelled)
         of, before, sleeping, goals = self._goals
         if of is not target or before != named or sleeping != asleep:
@@ -217,28 +207,34 @@ class ServedModel:
         return goals
 
     def _changed(self, target: Target) -> list[Wanted]:
-        return target.wanted(self._labelled, asleep=self._sleeping(target), serve=False)
+        return target.wanted(self.labels.versions, asleep=self._sleeping(target), serve=False)
 
     def _sleeping(self, target: Target) -> frozenset[str]:
         on_demand = target.source.versions if target.source.found.config.on_demand else ()
         return (frozenset(on_demand) - self.awake) | frozenset(self.resting)
 
     def only_kept(self, version: str) -> bool:
-        """Returns whether a version is loaded only so that a label can return to it."""
+        """Returns whether a version is kept loaded only so that a label can be moved back to it."""
         return (
-            version in self.kept.versions and version not in self._labelled and version not in self._selected
+            version in self.labels.kept.versions
+            and version not in self.labels.versions
+            and version not in self._selected
         )
 
     def may_give_up(self, version: str) -> bool:
-        """Returns whether a version may be unloaded: it is `only_kept`, and other versions take requests."""
+        """Returns whether a version may be unloaded for good: it is `only_kept`, and another version takes
+        requests.
+        """
         return (
             self.only_kept(version)
             and version not in self._replaced_by
-            and any(self._answers(other) for other in self._selected | self._labelled)
+            and any(self._answers(other) for other in self._selected | self.labels.versions)
         )
 
     def _kept(self, versions: Set[str]) -> list[Wanted]:
-        """Returns goals for versions that serve on unchanged, such as those that left the repository."""
+        """Returns goals that keep each of the given versions in service if it is ready, even if its files
+        have left the repository.
+        """
         return [
             Wanted(self.name, one.model.version, one.fingerprint, one.held().settings)
             for one in self.held.values()
@@ -248,27 +244,24 @@ class ServedModel:
     def _missing(self, present: Set[str]) -> list[FoundVersion]:
         """Returns versions that a label points to but that do not exist; their loads fail for that reason.
 
-        Requests to such a label are refused, and so are those without a version if the label is "stable".
-        They must not go to a version that nobody promoted.
+        Requests for such a label are refused, and so are requests without a version if the label is "stable".
+        Otherwise these requests would reach a version to which nobody has moved the label.
         """
         target = self.target
         if target is None or target.source.found.problem:
             return []
-        missing = sorted(set(self.labels.values()) - present - set(target.source.versions))
+        missing = sorted(set(self.labels.wanted.values()) - present - set(target.source.versions))
         return [
-            FoundVersion(version, None, problem=missing_text(self.name, version, self._labels_of(version)))
+            FoundVersion(version, None, problem=missing_text(self.name, version, self.labels.of(version)))
             for version in missing
         ]
 
-    def _labels_of(self, version: str) -> list[str]:
-        return sorted(label for label, labelled in self.labels.items() if labelled == version)
-
     def find(self, goal: Wanted) -> tuple[Target, FoundVersion]:
-        """Returns the target and files of a wanted version."""
+        """Returns the target that contains a wanted version, and the version as found in the repository."""
         for target in (self.change, self.target):
             if target is None:
                 continue
-            for version in target.versions(self._labelled):
+            for version in target.versions(self.labels.versions):
                 if (version.version, identity(version)) == (goal.version, goal.fingerprint):
                     return target, version
         if self.target is not None:
@@ -280,7 +273,9 @@ class ServedModel:
 
     @property
     def settled(self) -> bool:
-        """Whether no step is in progress or scheduled."""
+        """Whether the model has reached its target, or cannot: no change or load is in progress, no retry is
+        scheduled, and every version to load has been tried.
+        """
         if self.change is not None:
             return False
         if any(
@@ -292,7 +287,9 @@ class ServedModel:
         return all((goal.version, goal.fingerprint) in there for goal in self.wanted() if goal.loaded)
 
     def outcome(self) -> dict[str, str] | None:
-        """Returns the failures of the change in progress by version: {} for success, None while loads run."""
+        """Returns the versions that the change in progress failed to load, each with the reason: {} if all
+        loads succeeded, None while a load runs, or is still to be started or retried.
+        """
         assert self.change is not None, "there is a change"
         failures: dict[str, str] = {}
         there = {
@@ -338,7 +335,9 @@ class ServedModel:
         return next((one for one in held if one.phase is phase and one.model.version == version), None)
 
     def may_rest(self, one: Servable) -> bool:
-        """Returns whether a ready version may be unloaded: it can be reloaded, and no load is in progress."""
+        """Returns whether a ready version may be unloaded now: no change or load of the model is in progress,
+        and either the same files can be loaded again, or the version may be given up (`may_give_up`).
+        """
         if self.change is not None or any(
             other.phase in (VersionPhase.LOADING, VersionPhase.LOADED) for other in self.held.values()
         ):
@@ -347,27 +346,43 @@ class ServedModel:
             return True
         mine = (one.model.version, one.fingerprint)
         return self.target is not None and any(
-            (version.version, identity(version)) == mine for version in self.target.versions(self._labelled)
+            (version.version, identity(version)) == mine
+            for version in self.target.versions(self.labels.versions)
         )
 
-    def rest(self, version: str, reason: str) -> None:
-        """Marks a version to be unloaded, for the `reason` that clients see.
+    def load_again(self, version: str) -> bool:
+        """Requires another load of a version, from the same files. Returns whether it does: not during a
+        change, or while a load of the version is in progress anyway.
+        """
+        if self.target is None or self.change is not None:
+            return False
+        under_way = (VersionPhase.LOADING, VersionPhase.LOADED)
+        if any(one.phase in under_way and one.model.version == version for one in self.held.values()):
+            return False
+        self.target = self.target.loaded_again(version)
+        return True
 
-        A request will load it again. A version that was only kept for a rollback is instead dropped for good.
+    def rest(self, version: str, reason: str) -> None:
+        """Marks a version for unloading. Clients see the `reason`.
+
+        The next request for the version loads it again. If the version was only kept for a rollback, it is
+        dropped for good instead.
         """
         self.awake.discard(version)
         if self.only_kept(version):
-            self.kept.drop(version)
+            self.labels.kept.drop(version)
             return
         self.resting[version] = reason
 
     def statistics(self, version: str) -> ModelStatistics | None:
-        """Returns the counters of a serving or sleeping version, to be continued by its next load."""
-        one = self.ready(version) or self._asleep.get(version)
+        """Returns the statistics of a serving, sleeping or waiting version; None for other versions. The next
+        load of the version continues them.
+        """
+        one = self.ready(version) or self._asleep.get(version) or self._waiting.get(version)
         return None if one is None else one.model.statistics
 
     def take_over(self, asleep: StandIn) -> None:
-        """Makes a stand-in show the signature and statistics of the version's last load."""
+        """Makes a placeholder show the signature and statistics of the version's last load."""
         loaded = (VersionPhase.READY, VersionPhase.DRAINING)
         for one in self.held.values():
             if one.model.version == asleep.model.version and one.phase in loaded:
@@ -378,9 +393,15 @@ class ServedModel:
         """The versions that take requests."""
         return {one.model.version for one in self.held.values() if one.phase is VersionPhase.READY}
 
-    def publish(self, engine: Engine, make_asleep: MakeAsleep, *, started: bool) -> None:
-        """Gives the engine one entry per version: the load that serves, or else one in progress or failed."""
-        shown = self._choose(make_asleep)
+    def publish(
+        self, engine: Engine, wanted: Sequence[Wanted], make_asleep: MakeAsleep, *, started: bool
+    ) -> None:
+        """Registers one entry per version with the engine: the load that serves, or else another load or a
+        placeholder (see `_choose`).
+
+        `wanted` is what `wanted()` returns.
+        """
+        shown = self._choose(wanted, make_asleep)
         at_start = {id(one) for one in self.held.values() if one.at_start}
         for one in shown.values():
             # A version that is loaded after the start must not make the whole server unready, unless the
@@ -404,12 +425,14 @@ class ServedModel:
                     engine.remove(one.model)
             for one in shown.values():
                 engine.add(one.model)
-            engine.set_labels(self.name, self._pointing, self.ready_versions - self._selected)
+            engine.set_labels(self.name, self.labels.pointing, self.ready_versions - self._selected)
         self._shown = shown
 
-    def _choose(self, make_asleep: MakeAsleep) -> dict[str, ShownVersion]:
-        """Returns the entry to show for each version. Of several candidates, the last one assigned wins."""
-        shown: dict[str, ShownVersion] = {**self._unloaded_versions()}
+    def _choose(self, wanted: Sequence[Wanted], make_asleep: MakeAsleep) -> dict[str, ShownVersion]:
+        """Returns the entry to show for each version. If a version has several candidates, a later assignment
+        below replaces an earlier one.
+        """
+        shown: dict[str, ShownVersion] = {**self._unloaded_versions(wanted)}
         order = (
             VersionPhase.DRAINING,
             VersionPhase.FAILED,
@@ -419,8 +442,9 @@ class ServedModel:
         )
         for one in sorted(self.held.values(), key=lambda one: (order.index(one.phase), one.key)):
             shown[one.model.version] = one
-        goals = [goal for goal in self.wanted() if goal.serve or goal.version not in shown]
-        # A sleeping version holds requests until its load has succeeded.
+        goals = [goal for goal in wanted if goal.serve or goal.version not in shown]
+        # The placeholder of a sleeping version stays published until the load has succeeded, because it holds
+        # the requests that arrive in the meantime.
         sleeping = [
             goal.version
             for goal in goals
@@ -448,10 +472,12 @@ class ServedModel:
         return shown
 
     def _withhold(self) -> dict[str, StandIn]:
-        """Returns stand-ins for the versions that are not served because another one failed to load."""
+        """Returns placeholders for the versions that --require-all-versions withholds because another version
+        failed to load.
+        """
         if not self._require_all_versions or self.target is None:
             return {}
-        goals = self._goals_of(self.target, self._labelled, asleep=self._sleeping(self.target))
+        goals = self._goals_of(self.target, self.labels.versions, asleep=self._sleeping(self.target))
         reason = (
             f"not served, because version {', '.join(self._broken)} of the model failed to load, and the"
             " server was started with --require-all-versions"
@@ -466,7 +492,9 @@ class ServedModel:
         return withheld
 
     def _show_newer_loads(self, shown: Mapping[str, ShownVersion]) -> None:
-        """Shows loads of newer files on serving versions, and loads of sleeping versions on stand-ins."""
+        """Shows the state of a load in the entry that clients see in the meantime: that of the serving
+        version while newer files are loaded, or the placeholder of a sleeping version.
+        """
         for version, asleep in self._asleep.items():
             if shown.get(version) is asleep:
                 load = self._in_phase(version, VersionPhase.LOADING)
@@ -474,7 +502,8 @@ class ServedModel:
                 asleep.show_load(loading=load is not None, progress=progress)
         for one in self.held.values():
             version = one.model.version
-            # A version whose instances are all unavailable keeps showing that reason.
+            # If all instances of a version are unavailable, its entry already shows why, and keeps showing
+            # it.
             if shown[version] is not one or one.model.state is not ModelState.READY:
                 continue
             failed = [
@@ -489,22 +518,22 @@ class ServedModel:
             one.show_newer(failed[0] if failed else "", progress, self._remark(version))
 
     def _remark(self, version: str) -> str:
-        """Returns what a user should know about a version that serves; usually empty."""
+        """Returns a remark for users on why a serving version will be unloaded; usually empty."""
         if self.only_kept(version):
-            labels = ", ".join(f"'{label}'" for label in self.kept.labels_of(version))
+            labels = ", ".join(f"'{label}'" for label in self.labels.kept.labels_of(version))
             return f"stays loaded for a while, for a rollback of {labels}"
         return self.files_gone.get(version, "")
 
     @property
     def files_gone(self) -> dict[str, str]:
-        """Versions that serve although their files are gone, because a label points to them.
+        """The versions whose files are gone, and which serve only because a label points to them.
 
         Maps each version to a text that says what will happen to it.
         """
         if self.target is None or self.target.source.found.problem:
             return {}
-        gone = set(self.labels.values()) & self.ready_versions - set(self.target.source.versions)
-        return {version: _files_gone_text(version, self._labels_of(version)) for version in gone}
+        gone = set(self.labels.wanted.values()) & self.ready_versions - set(self.target.source.versions)
+        return {version: files_gone_text(version, self.labels.of(version)) for version in gone}
 
     def _placeholder(self, version: str) -> StandIn:
         target = self.target or self.change
@@ -512,24 +541,26 @@ class ServedModel:
         return StandIn(self.name, version, target.source.config, VersionPhase.WAITING)
 
     def note_failures(self, target: Target, reasons: Mapping[str, str]) -> None:
-        """Shows why a change failed, for each version."""
+        """Records why each version in `reasons` could not be loaded, to be shown to clients."""
         config = target.source.config
         for version, reason in reasons.items():
             self.failures[version] = StandIn(self.name, version, config, VersionPhase.FAILED, reason)
 
-    def _unloaded_versions(self) -> Mapping[str, Servable]:
+    def _unloaded_versions(self, wanted: Sequence[Wanted]) -> Mapping[str, Servable]:
         """Returns versions that served before and are still in the repository, to be listed as unloaded.
 
         A version that a request has unloaded is listed until it is loaded again. A version that the version
         policy has deselected is listed for a while, for clients that follow the change.
         """
+        if not self._unloaded:
+            return self._unloaded
         earliest = time.monotonic() - UNLOADED_SHOWN_SECONDS
         self._unloaded = {
             version: one
             for version, one in self._unloaded.items()
             if version in self.known_versions and (self._by_request(version) or one.ended_at > earliest)
         }
-        there = {one.model.version for one in self.held.values()} | {goal.version for goal in self.wanted()}
+        there = {one.model.version for one in self.held.values()} | {goal.version for goal in wanted}
         for version in there:
             self._unloaded.pop(version, None)
         return self._unloaded
@@ -539,14 +570,14 @@ class ServedModel:
         return self.target is None or version in self.target.removed
 
     def unloaded(self, one: Servable) -> None:
-        """Removes a drained version."""
+        """Removes a load that has been drained; its version is now listed as unloaded."""
         del self.held[one.key]
         one.end()
         self._unloaded[one.model.version] = one
 
     @property
     def gone(self) -> bool:
-        """Whether the model is neither wanted, loaded nor in a repository, and can be forgotten.
+        """Whether the model is neither wanted, loaded nor in a repository, so that it can be removed.
 
         A model that could not be read has no known versions, but must still show the reason.
         """
@@ -554,33 +585,11 @@ class ServedModel:
         return not wanted and not self.held and not self.known_versions
 
 
-def missing_text(model: str, version: str, labels: Sequence[str]) -> str:
-    """Says why a version that `labels` point to cannot be loaded, what follows from that, and what to do."""
-    refused = "requests without a version" if STABLE in labels else "requests to it"
-    return (
-        f"{_pointing(labels)} to version {version}, which no repository holds, so {refused} are refused."
-        f" Restore the version, or choose another one: backline models label {model} {labels[0]} VERSION"
-    )
-
-
-def _files_gone_text(version: str, labels: Sequence[str]) -> str:
-    """Says what will happen to a version that serves because of `labels` although its files are gone."""
-    return (
-        f"{_pointing(labels)} to version {version}, whose files are gone from the repository. It is served"
-        " until the label moves or the server stops, and cannot be loaded again"
-    )
-
-
-def _pointing(labels: Sequence[str]) -> str:
-    named = ", ".join(f"'{label}'" for label in labels)
-    return f"label {named} points" if len(labels) == 1 else f"labels {named} point"
-
-
 def _failed_as_in_triton(one: ShownVersion) -> bool:
-    """Returns whether Triton would show a version whose load failed.
+    """Returns whether the load of a version failed in such a way that Triton would show the version.
 
-    Triton forgets failed loads that never created a version: those of models that it could not read, and of
-    ensembles that call a missing model.
+    Triton does not list versions whose load failed before the version was created: those of models that
+    Triton could not read, and of ensembles that call a missing model.
     """
     model = one.model
     return one.phase is VersionPhase.FAILED and model.version != NO_VERSION and model.config.ensemble is None

@@ -1,4 +1,4 @@
-"""The models of a server by name; waits until their steps have ended."""
+"""Stores the models of a server by name, and lets callers wait until models have reached a state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backline.lifecycle.served_model import ServedModel
 
 
 class ServedModels:
-    """The models that the executor brings to their targets. Lives on the event loop."""
+    """The models that the executor brings to their targets, by name. Use it only on the event loop."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class ServedModels:
         self._closed = False
 
     def __getitem__(self, name: str) -> ServedModel:
-        """Returns the model with this name, created without a target if it is unknown."""
+        """Returns the model with this name. If there is none, creates one without a target first."""
         served = self._models.get(name)
         if served is None:
             served = self._models[name] = ServedModel(
@@ -54,7 +54,7 @@ class ServedModels:
         del self._models[name]
 
     def stepped(self) -> None:
-        """Makes `until` check its conditions again, after a step of any model."""
+        """Makes waiting calls of `until` check their conditions again; called after a step of any model."""
         watchers, self._watchers = self._watchers, []
         for watcher in watchers:
             if not watcher.done():
@@ -70,7 +70,9 @@ class ServedModels:
             await watcher
 
     async def settle(self, names: Iterable[str] | None = None) -> None:
-        """Waits until no step is in progress or scheduled for these models, or for all if None."""
+        """Waits until no step of the models `names`, or of all models if None, is in progress or
+        scheduled.
+        """
         for name in self.names if names is None else names:
             await self.until(partial(self._is_settled, name))
 

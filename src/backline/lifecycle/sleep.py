@@ -1,4 +1,4 @@
-"""Unloads versions until a request needs them, and holds the requests while they load."""
+"""Unloads versions that are loaded again when a request needs them, and holds requests during such a load."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ log = logging.getLogger("backline.lifecycle")
 
 
 class Sleep:
-    """Unloads versions, and makes the stand-ins that reload them on request. Lives on the event loop."""
+    """Unloads versions, and makes the placeholders that load versions again on request. Use it only on the
+    event loop.
+    """
 
     def __init__(
         self,
@@ -36,24 +38,24 @@ class Sleep:
         *,
         fair: bool = False,
     ) -> None:
-        """With `fair`, callers that wait for a load are served in turn."""
+        """With `fair`, the callers whose requests wait for a load take turns."""
         self._models = models
         self._changes = changes
         self._total = total
         self._advance = advance
         self._fair = fair
-        #: Why versions that are being unloaded were put to sleep, by key.
+        #: The reasons why versions that are being unloaded were put to sleep, by the key of the load.
         self._reasons: dict[int, str] = {}
 
     def tenants(self) -> list[Tenant]:
-        """Returns the loaded versions, as Residency needs to know them."""
+        """Returns the loaded versions in the form that Residency needs."""
         return [
             Tenant(
                 (served.name, one.key),
                 one.model.memory_bytes,
                 0.0
                 if served.only_kept(one.model.version)
-                else one.last_used,  # kept versions are evicted first
+                else one.last_used,  # versions that are only kept for rollbacks are evicted first
                 pinned=one.model.config.pinned and not served.only_kept(one.model.version),
                 busy=one.busy or not served.may_rest(one),
                 idle_limit=None
@@ -68,7 +70,9 @@ class Sleep:
         ]
 
     async def put(self, keys: Collection[Hashable], reason: str) -> None:
-        """Unloads the tenants with these keys, to be reloaded on request; returns when they are unloaded."""
+        """Unloads the tenants with these keys, until a request needs them. Returns when all of them are
+        unloaded.
+        """
         held = [(served, one) for served in self._models for one in served.held.values()]
         leaving = [(served, one) for served, one in held if (served.name, one.key) in keys]
         for served, one in leaving:
@@ -82,7 +86,7 @@ class Sleep:
         return self._reasons.pop(key, "")
 
     def stand_in(self, served: ServedModel, version: str) -> StandIn:
-        """Makes the stand-in for a version that is loaded on request."""
+        """Makes the placeholder for a version that is loaded on request."""
         target = served.target
         assert target is not None, "what is asleep is wanted"
         reason = served.resting.get(version)
@@ -127,22 +131,25 @@ class Sleep:
         asleep.hand_over(one.model)
 
 
-#: How many seconds after a failed load requests get its error, and no new load is tried.
+#: The pause after a failed load, in seconds, unless its error has a `retry_after`. During the pause, requests
+#: get the error of that load, and do not start another.
 FAILURE_PAUSE = 1.0
 #: The minimum duration of a timer for a deadline, in seconds.
 _SHORTEST_WAIT = 0.001
 
 
 def check_later(_: Ticket) -> None:
-    """Accepts any request: the check against the signature runs once the version is loaded."""
+    """Accepts any request, because the signature is unknown. The real check runs once the version is
+    loaded.
+    """
 
 
 class OnDemandQueue:
-    """Holds requests for `model` while `load` loads it. Lives on the event loop.
+    """A queue that holds requests for `model` while `load` loads the model. Use it only on the event loop.
 
-    `load` sets `model.check` and `model.queue` to those of the loaded version, which then get the held
-    requests. If `load` raises an error, every held request gets that error. The load continues even if all
-    requests expire or are cancelled.
+    `load` sets `model.check` and `model.queue` to the check and queue of the loaded version, to which the
+    held requests are then passed. If `load` raises an error, every held request gets that error. The load
+    continues even if all requests expire or are cancelled.
     """
 
     def __init__(
@@ -165,7 +172,9 @@ class OnDemandQueue:
         return self._held.size
 
     def submit(self, ticket: Ticket) -> None:
-        """Holds a request until the version is loaded. Raises Unavailable, or the error of a recent load."""
+        """Holds a request until the version is loaded. Raises Unavailable if no more requests can be held, or
+        the error of a load that failed recently.
+        """
         model = self._model
         self._raise_recent_failure()
         if self._total.full:
@@ -187,7 +196,7 @@ class OnDemandQueue:
             raise _again(self._failure)
 
     def close(self, reason: str) -> None:
-        """Refuses the held requests, because the version will not be loaded."""
+        """Refuses the held requests with `reason`, which says why the version will not be loaded."""
         if self._loading is not None:
             self._loading.cancel()
         self._refuse(Unavailable(reason, retry_after=1))
@@ -214,7 +223,7 @@ class OnDemandQueue:
 
     def _fail(self, error: BacklineError) -> None:
         self._failure = error
-        if error.retry_after is None:  # otherwise the next attempt may succeed
+        if error.retry_after is None:  # otherwise, the next request may try again at once
             self._failed_at = monotonic()
         self._refuse(error)
 

@@ -1,4 +1,4 @@
-"""The models that should be served: those of the repositories, with the target versions of each."""
+"""Determines which models and versions should be served, from the contents of the repositories."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from backline.engine.model import NO_VERSION
 from backline.engine.names import version_order
 from backline.lifecycle.plan import Wanted
 from backline.repository.layouts.layouts import UNAVAILABLE_VERSIONS
-from backline.repository.listing import place_below
-from backline.repository.names import some_of
+from backline.repository.listing import place_below, some_of
 from backline.repository.repository import FoundModel, FoundVersion, Repository
 
 log = logging.getLogger("backline.lifecycle")
@@ -31,9 +30,10 @@ class Source:
     name: str
     found: FoundModel
     repository: Repository
-    #: Whether the files are in a local repository, rather than remote or sent with a load request.
+    #: Whether the files are those in the repository, rather than sent with a load request.
     own_files: bool = True
-    #: For an ensemble with namespaces: the served names of models, by the names that steps may use for them.
+    #: For an ensemble in a server with namespaces: maps each model name that a step may use to the name under
+    #: which that model is served.
     siblings: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -52,7 +52,7 @@ class Source:
         return tuple(version.version for version in self.found.versions)
 
     def with_version_of(self, newer: Source, version: str) -> Source:
-        """Returns this source with one version replaced by what a later scan found."""
+        """Returns this source with one version taken from `newer`, the result of a later scan."""
         added = [one for one in newer.found.versions if one.version == version]
         kept = [one for one in self.found.versions if one.version != version]
         versions = sorted(kept + added, key=lambda one: version_order(one.version))
@@ -64,8 +64,9 @@ class Target:
     """The versions of one model that should be served.
 
     These are the versions that the version policy selects, plus those `added` by load requests, minus those
-    `removed`: unloaded by a request, or found later and served only under a label. `trouble` says why the
-    model's current files cannot be used; `source` then describes the previous files.
+    `removed`. A version is in `removed` if a request unloaded it or loaded only another version, or if it is
+    loaded only because a label points to it. `trouble` says why the model's current files cannot be used;
+    `source` then describes the previous files.
     """
 
     source: Source
@@ -74,7 +75,9 @@ class Target:
     trouble: str = ""
 
     def versions(self, labelled: Iterable[str] = ()) -> list[FoundVersion]:
-        """Returns the versions to serve, with those `labelled`, newest first. Some may have a `problem`."""
+        """Returns the versions to serve, including the `labelled` ones, newest first. Some may have a
+        `problem`.
+        """
         found = self.source.found
         chosen: list[FoundVersion] = []
         if self.trouble or found.problem:
@@ -90,10 +93,23 @@ class Target:
             chosen += [version for version in reversed(found.versions) if version.version in names]
         return chosen
 
+    def loaded_again(self, version: str) -> Target:
+        """Returns this target with another fingerprint for a version, so that the version is loaded again."""
+
+        def renewed(one: FoundVersion) -> FoundVersion:
+            fingerprint, _, count = one.fingerprint.partition("+")
+            return replace(one, fingerprint=f"{fingerprint}+{int(count or 0) + 1}")
+
+        found = self.source.found
+        versions = tuple(renewed(one) if one.version == version else one for one in found.versions)
+        return replace(self, source=replace(self.source, found=replace(found, versions=versions)))
+
     def wanted(
         self, labelled: Iterable[str] = (), *, asleep: frozenset[str] = frozenset(), serve: bool = True
     ) -> list[Wanted]:
-        """Returns the `versions` as goals for the planner; those `asleep` are registered without loading."""
+        """Returns the `versions` as goals for the planner. The versions in `asleep` are registered but not
+        loaded.
+        """
         config = self.source.config
 
         def goal(version: FoundVersion) -> Wanted:
@@ -105,7 +121,9 @@ class Target:
 
 
 def select(versions: Iterable[str], policy: VersionPolicy) -> tuple[list[str], list[str]]:
-    """Returns the versions that a policy selects, oldest first, and the missing ones that it names."""
+    """Returns the versions that a policy selects, oldest first, and the versions that the policy names
+    although they do not exist.
+    """
     held = set(versions)
     present = sorted(held, key=version_order)
     if policy.specific is not None:
@@ -118,7 +136,8 @@ def select(versions: Iterable[str], policy: VersionPolicy) -> tuple[list[str], l
 
 
 def none_selected(name: str, place: str, held: Sequence[str], missing: Sequence[str]) -> str:
-    """Returns why nothing is served if the policy names only missing versions; the text begins with Triton's.
+    """Returns the error for a policy that names only missing versions, so that no version is served. The text
+    begins with Triton's.
 
     `place` is the model's folder, and `held` are the versions in it.
     """
@@ -146,12 +165,14 @@ def step_failed(ensemble: str, step: str, reason: str) -> str:
 
 
 def identity(version: FoundVersion) -> str:
-    """Returns what identifies a load: the fingerprint of the version's files, and any problem."""
+    """Returns the text that identifies a load: the fingerprint of the version's files, and the version's
+    problem, if any.
+    """
     return f"{version.fingerprint} {version.problem}"
 
 
 def listed(names: Sequence[str]) -> str:
-    """Lists the last 20 names for a message, such as "1, 2, 3"; "none" if there are no names."""
+    """Returns the last 20 names as text for a message, such as "1, 2, 3"; "none" if there are no names."""
     return f"{'..., ' if len(names) > 20 else ''}{', '.join(names[-20:]) or 'none'}"
 
 
@@ -159,8 +180,9 @@ class Sources:
     """The models of all repositories, by the names under which they are served.
 
     With `namespacing`, models that share a name are named <repository>.<model>, where <repository> is the
-    last part of the repository's location. Steps of an ensemble may omit their own repository. Without
-    `namespacing`, models that share a name cannot be served, as in Triton.
+    name that the user gave to the repository, or else the last part of its location. The steps of an ensemble
+    may omit the name of the ensemble's own repository. Without `namespacing`, models that share a name cannot
+    be served, as in Triton.
     """
 
     def __init__(self, repositories: Sequence[Repository], *, namespacing: bool) -> None:
@@ -174,7 +196,8 @@ class Sources:
             _check_apart(self._prefixes)
         self._found: dict[str, list[FoundModel]] = {}
         self._troubles: dict[str, str] = {}
-        #: When the last successful scan of each location ended (time.time()), and how many seconds it took.
+        #: By location, the time when the last successful scan ended (time.time()), and the duration of that
+        #: scan in seconds.
         self._scans: dict[str, tuple[float, float]] = {}
         #: The location of each model's repository, by the name under which the model is served. Empty without
         #: `namespacing`. Each scan updates this mapping.
@@ -219,7 +242,7 @@ class Sources:
             self.namespaces.update((name, location) for (location, _), name in served.items())
         full = {self._prefixes[location] + name: shown for (location, name), shown in served.items()}
         sources: dict[str, list[Source]] = {}
-        for location, repository in self._repositories.items():  # in their order, whichever scan ended first
+        for location, repository in self._repositories.items():  # in the configured order
             found, prefix = self._found.get(location, ()), self._prefixes[location]
             names = (
                 {**full, **{model.name: served[location, model.name] for model in found}} if prefix else {}
@@ -233,7 +256,9 @@ class Sources:
         return {name: same[0] if len(same) == 1 else _refuse_same(same) for name, same in sources.items()}
 
     def states(self, mode: str, poll_seconds: float) -> list[RepositoryState]:
-        """Returns the repositories as of their last scans; `mode` and `poll_seconds` are the server's."""
+        """Returns the state of each repository at its last scan; `mode` and `poll_seconds` are the server's
+        options.
+        """
         return [self._state(location, mode, poll_seconds) for location in self._repositories]
 
     def _state(self, location: str, mode: str, poll_seconds: float) -> RepositoryState:
@@ -276,7 +301,7 @@ class Sources:
             log.error("model repository '%s' cannot be read, %s: %s", location, meanwhile, reason)
 
     async def changes(self, interval: float) -> AsyncIterator[None]:
-        """Yields whenever a scan may find something new, once for simultaneous changes."""
+        """Yields whenever a scan may find something new. Simultaneous changes cause only one yield."""
         changed = asyncio.Event()
         watching = [
             asyncio.create_task(self._watch(repository, interval, changed))
@@ -308,10 +333,11 @@ class Sources:
 
 
 def _as_composed(model: FoundModel, siblings: Mapping[str, str]) -> FoundModel:
-    """Returns an ensemble with a fingerprint that covers the names of its steps' models.
+    """Returns the model. If it is an ensemble in a server with namespaces, its fingerprint is extended to
+    cover the names of the models that its steps call.
 
-    The fingerprint changes when one of these models appears in or leaves the repository, or is served under
-    another name.
+    The fingerprint therefore changes when a step's model is added to the repository, is removed from it, or
+    is served under another name.
     """
     if model.config.ensemble is None or not siblings:
         return model
@@ -335,7 +361,9 @@ def _check_apart(prefixes: dict[str, str]) -> None:
 
 
 def _refuse_same(same: list[Source]) -> Source:
-    """Returns a source with a problem for models that share a name: requests could mean any of them."""
+    """Returns a source with a problem, for models that share a name: a request could mean any of these
+    models.
+    """
     folders = ", ".join(f"'{_place(source.found)}'" for source in same)
     problem = (
         f"model appears in two or more repositories: {folders}; rename or remove all but"

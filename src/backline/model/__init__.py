@@ -4,7 +4,7 @@
         def predict(self, x: FP32[16]) -> FP32[16]:
             return x + 1
 
-This package needs NumPy but no server, so a notebook or a test can use a model like any other class:
+This package needs NumPy but no server, so a model can be used in a notebook or a test like any other class:
 `Model().predict(x)`.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.model.audio import Audio
-from backline.model.device import device
 from backline.model.hints import (
     BF16,
     BOOL,
@@ -61,3 +60,22 @@ __all__ = [
     "Unavailable",
     "device",
 ]
+
+
+class _Placement:
+    device = "cpu"
+
+
+def device() -> str:
+    """Returns the device on which the server has placed this instance, in PyTorch's notation: "cpu", or
+    "cuda:1" for GPU 1.
+
+    Also returns "cpu" if no server runs the model, or if the configuration leaves the choice to the model
+    (KIND_MODEL).
+    """
+    return _Placement.device
+
+
+def place(kind: str, index: int) -> None:
+    """Sets the device that `device` returns. The worker process calls this before it loads the model."""
+    _Placement.device = f"cuda:{index}" if kind == "gpu" else "cpu"

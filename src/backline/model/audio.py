@@ -17,7 +17,9 @@ _WRITTEN: Final = ("WAV", "FLAC", "OGG")
 
 @dataclass(frozen=True, slots=True)
 class AudioHint(OrNone):
-    """Sound at `rate` samples per second. `format` is an output's file format; empty means WAV."""
+    """A hint for sound at `rate` samples per second. `format` is the file format of an output; if it is
+    empty, the output is a WAV file.
+    """
 
     kind: ClassVar[str] = "audio"
     rate: int
@@ -34,8 +36,8 @@ class AudioHint(OrNone):
             )
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> np.ndarray:
-        """Decodes a sound file, mixes its channels and resamples it. Returns FP32 [samples] for one channel,
-        else [channels, samples].
+        """Decodes a sound file, and converts it to the hint's rate and number of channels. Returns an FP32
+        array: [samples] if the hint has one channel, otherwise [channels, samples].
         """
         samples, rate = read_sound(data, limit, self.rate, self.channels)
         samples = self._mixed(samples)
@@ -55,20 +57,20 @@ class AudioHint(OrNone):
             return mixed
         if found == 1:
             return np.repeat(samples, self.channels, axis=1)
-        raise InvalidArgument(f"the sound has {found} channels, expected {self.channels} or 1")
+        raise InvalidArgument(f"the audio has {found} channels, expected {self.channels} or 1")
 
     def encode(self, value: Any) -> bytes:
-        """Encodes an array of floats from -1 to 1, [samples] or [channels, samples], as a file with 16-bit
-        samples.
+        """Encodes an array of floats between -1 and 1, [samples] or [channels, samples], as a file: WAV and
+        FLAC with 16-bit samples, OGG with Vorbis.
         """
         array = np.asarray(value)
         if array.dtype.kind != "f":
-            raise TypeError(f"a sound is an array of floats from -1 to 1, got {array.dtype}")
+            raise TypeError(f"audio must be an array of floats from -1 to 1, got {array.dtype}")
         expected = 1 if self.channels == 1 else 2
         if array.ndim != expected or (expected == 2 and array.shape[0] != self.channels):
             shape = "[samples]" if expected == 1 else f"[{self.channels}, samples]"
             raise ValueError(
-                f"a sound with {self.channels} channel{'s' * (expected - 1)} has the shape {shape},"
+                f"audio with {self.channels} channel{'s' * (expected - 1)} must have the shape {shape},"
                 f" got {list(array.shape)}"
             )
         if not np.isfinite(array).all():
@@ -79,12 +81,12 @@ class AudioHint(OrNone):
 
 
 class Audio(Array):
-    """Sound, sent as a file (WAV, FLAC, OGG, MP3 or another format of libsndfile; with PyAV also M4A, AAC and
-    WebM) and passed to the model as an FP32 array.
+    """Sound, sent as a file and passed to the model as an FP32 array. The file can be WAV, FLAC, OGG, MP3 or
+    any other format that libsndfile reads; if PyAV is installed, also M4A, AAC and WebM.
 
-    `Audio[16000]` is one channel at 16 kHz, [samples]; `Audio[44100, 2]` is two channels, [2, samples]. An
-    output becomes a WAV file, or a FLAC file with `Audio[44100, 2, "FLAC"]`. `Audio[16000].decode(data)`
-    returns the array that a model would get.
+    `Audio[16000]` is one channel at 16 kHz, [samples]; `Audio[44100, 2]` is two channels at 44.1 kHz, [2,
+    samples]. An output becomes a WAV file, or a FLAC file with `Audio[44100, 2, "FLAC"]`.
+    `Audio[16000].decode(data)` returns the array that a model would get.
     """
 
     def __class_getitem__(cls, given: int | tuple[Any, ...]) -> Any:
@@ -105,15 +107,17 @@ class Audio(Array):
 
 
 def audio_hint(hint: Any) -> AudioHint | None:
-    """Returns the AudioHint if `hint` is one, else None. Raises InvalidArgument for Audio without a rate."""
+    """Returns `hint` if it is an AudioHint, otherwise None. Raises InvalidArgument for `Audio` without a
+    rate.
+    """
     if hint is Audio:
         raise InvalidArgument("Audio needs a rate, as in Audio[16000]")
     return hint if isinstance(hint, AudioHint) else None
 
 
 def _soundfile() -> Any:
-    return library("soundfile", "a sound", "soundfile", "audio")
+    return library("soundfile", "audio", "soundfile", "audio")
 
 
 def _soxr() -> Any:
-    return library("soxr", "a sound", "soxr", "audio")
+    return library("soxr", "audio", "soxr", "audio")

@@ -1,4 +1,4 @@
-"""Type hints for a model's inputs and outputs: arrays, and files that are decoded into arrays."""
+"""Type hints for the inputs and outputs of a model: arrays, and files that are decoded into arrays."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     Array = np.ndarray
 else:
     Array = object
-#: The default limit for a decoded image or sound, in bytes: a small file may decode to a huge array.
+#: The default limit for the size of a decoded image or sound, in bytes. There has to be a limit because a
+#: small file may decode to a huge array.
 DECODED_LIMIT: Final = 256 << 20
 
 
 class OrNone:
-    """The base class of hints that are objects rather than types. `hint | None` is the hint itself: an input
-    is optional if its parameter has a default, whatever its hint.
+    """The base class of hints that are objects rather than types. `hint | None` returns the hint unchanged,
+    because only a default value of the parameter makes an input optional.
     """
 
     __slots__ = ()
@@ -46,8 +47,8 @@ def without_none(hint: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ArrayHint(OrNone):
-    """An array with a datatype and a shape, in which -1 means any size. The shape excludes the batch
-    dimension of models that take batches.
+    """A hint for an array with a datatype and a shape; -1 in the shape means any size. If the model takes
+    batches, the shape excludes the batch dimension.
     """
 
     datatype: DataType
@@ -55,8 +56,8 @@ class ArrayHint(OrNone):
 
 
 class _Typed(Array):
-    """An array of one datatype, like `FP32[3, 224, 224]`; -1 means any size. `FP32` alone means
-    `FP32[-1]`.
+    """The base class of the hints for arrays of one datatype, such as `FP32[3, 224, 224]`; -1 means any size.
+    `FP32` alone means `FP32[-1]`.
     """
 
     datatype: ClassVar[DataType]
@@ -69,7 +70,7 @@ class _Typed(Array):
 
 
 def array_hint(hint: Any) -> ArrayHint | None:
-    """Returns the ArrayHint that a type hint for an array means; None for any other hint."""
+    """Returns the ArrayHint for a type hint that describes an array; None for any other hint."""
     if isinstance(hint, ArrayHint):
         return hint
     if isinstance(hint, type) and issubclass(hint, _Typed):
@@ -126,27 +127,29 @@ class FP64(_Typed):
 
 
 class BF16(_Typed):
-    """bfloat16, passed to the model as the bits in uint16, because NumPy has no such dtype."""
+    """An array of bfloat16 numbers. The model gets their bits as a uint16 array, because NumPy has no
+    bfloat16.
+    """
 
     datatype = DataType.BF16
 
 
 class BYTES(_Typed):
-    """Byte strings. The model gets a NumPy object array of `bytes`."""
+    """An array of byte strings. The model gets a NumPy array of `bytes` objects."""
 
     datatype = DataType.BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The properties of a request other than its inputs. `predict` receives them in a parameter with this
-    type hint, unless the model takes batches.
+    """The properties of a request other than its inputs. They are passed to `predict` in the parameter with
+    this type hint, if there is one, unless the model takes batches.
     """
 
     id: str = ""
     parameters: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    #: The id of the request's sequence, 0 if there is none, and whether this is the first or last request of
-    #: the sequence.
+    #: The id of the request's sequence, 0 if the request belongs to none, and whether the request is the
+    #: first or the last of its sequence.
     sequence: int | str = 0
     sequence_start: bool = False
     sequence_end: bool = False
@@ -156,26 +159,28 @@ class Request:
 
 
 class Models(Protocol):
-    """A client for the other models of the server, like the one that `backline.connect` returns. `predict`
-    gets the client in a parameter with this type hint.
+    """A client for the other models of the server, with the interface of the client that `backline.connect`
+    returns. The client is passed to `predict` in the parameter with this type hint, if there is one.
 
-    An `async def predict` gets a client like the one that `backline.connect_async` returns. Calls inherit the
-    deadline and priority of the request, and are cancelled when it is cancelled. Outside a server, pass a
-    client:
+    An `async def predict` receives a client with the interface of the client that `backline.connect_async`
+    returns. Calls to other models inherit the deadline and priority of the request, and are cancelled when
+    the request is cancelled. If no server runs the model, pass a client:
 
     >>> Model().predict(frames, models=backline.connect("http://localhost:8000"))
     """
 
     def __getitem__(self, model: str, /) -> Any:
-        """Returns a model by name. Call it with its inputs: `models["pitch"](frames)["output"]`."""
+        """Returns the model with this name. Calling the model with its inputs returns its outputs:
+        `models["pitch"](frames)["output"]`.
+        """
 
     def model(self, name: str, version: str | int = "") -> Any:
-        """Returns the model with this name, optionally of a given version or label."""
+        """Returns the model with this name; `version` optionally gives a version or a label."""
 
 
 class Media(Protocol):
-    """Decodes a file into the value that `predict` gets, and encodes the value that `predict` returns as a
-    file.
+    """A hint that decodes a file into the value that `predict` gets, and encodes the value that `predict`
+    returns as a file.
 
     `kind` is "image" or "audio".
     """
@@ -183,13 +188,13 @@ class Media(Protocol):
     kind: ClassVar[str]
 
     def check(self, *, output: bool) -> None:
-        """Raises InvalidArgument if the hint is invalid for an input, or for an output if `output` is set.
-        Raises Internal if a library is missing.
+        """Raises InvalidArgument if the hint is not valid for an input or, if `output` is set, for an output.
+        Raises Internal if a required library is missing.
         """
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> Any:
-        """Decodes a file. Raises InvalidArgument if the file is invalid, or decodes to more than `limit`
-        bytes.
+        """Decodes a file. Raises InvalidArgument if the file is invalid, or if the result would have more
+        than `limit` bytes.
         """
 
     def encode(self, value: Any) -> bytes:
@@ -197,7 +202,7 @@ class Media(Protocol):
 
 
 def library(module: str, what: str, package: str, extra: str) -> Any:
-    """Imports a library. If it is missing, raises Internal with advice on what to install."""
+    """Imports a library. Raises Internal, with advice on what to install, if the library is missing."""
     try:
         return import_module(module)
     except ImportError as error:

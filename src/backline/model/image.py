@@ -11,8 +11,7 @@ import numpy as np
 from backline.engine.errors import InvalidArgument
 from backline.model.hints import DECODED_LIMIT, Array, OrNone, library
 
-#: The formats that are decoded. There are no others, because Pillow starts external programs for some
-#: formats.
+#: The formats that are decoded. Pillow supports more, but decodes some of those with external programs.
 _READ: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _WRITTEN: Final = ("PNG", "JPEG", "WEBP")
 #: The exceptions, apart from Pillow's own, that Pillow raises for a file that it cannot decode.
@@ -22,8 +21,8 @@ _CHANNELS: Final = {"RGB": 3, "RGBA": 4, "L": 0}
 
 @dataclass(frozen=True, slots=True)
 class ImageHint(OrNone):
-    """An array in the Pillow mode `mode`, or a Pillow image. `format` is an output's file format; empty means
-    PNG.
+    """A hint for an image, which is an array in the Pillow mode `mode`, or a Pillow image if `as_object` is
+    set. `format` is the file format of an output; if it is empty, the output is a PNG file.
     """
 
     kind: ClassVar[str] = "image"
@@ -41,8 +40,9 @@ class ImageHint(OrNone):
             )
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> Any:
-        """Decodes the first image of a file, rotated by its EXIF orientation, to UINT8 [height, width,
-        channels], or [height, width] for grey ("L").
+        """Decodes the first image in a file and rotates the image as its EXIF orientation says. Returns a
+        UINT8 array [height, width, channels], or [height, width] for greyscale ("L"). Returns a Pillow image
+        instead if `as_object` is set.
         """
         pillow = _pillow()
         try:
@@ -51,7 +51,8 @@ class ImageHint(OrNone):
                 if size > limit:
                     raise InvalidArgument(
                         f"the image of {image.width} x {image.height} pixels has {size} bytes"
-                        f" when it is decoded, more than {limit}"
+                        f" when it is decoded, more than {limit}: send a smaller image, or raise the model's"
+                        " decoded_limit_bytes"
                     )
                 image.load()
                 upright = library("PIL.ImageOps", "an image", "Pillow", "image").exif_transpose(image)
@@ -80,7 +81,7 @@ class ImageHint(OrNone):
             kind = (
                 f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
             )
-            raise TypeError(f"an image is an array of uint8 or one of Pillow's images, got {kind}")
+            raise TypeError(f"an image must be an array of uint8 or a Pillow image, got {kind}")
         channels = _CHANNELS[self.mode]
         if value.shape[2:] != ((channels,) if channels else ()) or value.ndim < 2 or not value.size:
             raise ValueError(
@@ -91,12 +92,12 @@ class ImageHint(OrNone):
 
 
 class Image(Array):
-    """An image, sent as a file (PNG, JPEG, WebP, GIF, BMP, TIFF) and passed to the model as UINT8 [height,
-    width, 3].
+    """An image, sent as a file (PNG, JPEG, WebP, GIF, BMP, TIFF) and passed to the model as a UINT8 array
+    [height, width, 3].
 
-    `Image["L"]` is grey, [height, width]; `Image["RGBA"]` has 4 channels. An output becomes a PNG file, or a
-    JPEG file with `Image["RGB", "JPEG"]`. With the hint `PIL.Image.Image` the model gets and returns Pillow
-    images. `Image["RGB"].decode(data)` returns the array that a model would get.
+    `Image["L"]` is a greyscale image, [height, width]; `Image["RGBA"]` has 4 channels. An output becomes a
+    PNG file, or a JPEG file with `Image["RGB", "JPEG"]`. With the hint `PIL.Image.Image` the model gets and
+    returns Pillow images. `Image["RGB"].decode(data)` returns the array that a model would get.
     """
 
     def __class_getitem__(cls, given: str | tuple[str, str]) -> Any:

@@ -5,8 +5,8 @@
 >>> words.value(language="en")
 3.0
 
-The page shows sums over all worker processes, including those that have ended. Outside a server, values are
-kept only in this process.
+For counters and histograms, the page shows the sums over all worker processes of the model, including
+processes that have ended. If no server runs the model, its metrics exist only in this process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from itertools import pairwise
 from typing import ClassVar, Literal, Protocol, TypeAlias
 
 _Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
-#: The default buckets of a histogram: 5 ms to 10 s, if its observations are in seconds.
+_Action: TypeAlias = Literal["increment", "set", "observe"]
+#: The default buckets of a histogram: from 5 ms to 10 s, if the observations are in seconds.
 DEFAULT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -25,16 +26,23 @@ class Page(Protocol):
     """A metrics page to which models send their metrics."""
 
     def declare(self, name: str, kind: _Kind, description: str) -> None:
-        """Adds a metric.
+        """Adds a metric to the page.
 
-        Raises InvalidArgument for an invalid name, and AlreadyExists if a metric of another kind has that
-        name.
+        Raises InvalidArgument for an invalid name, and AlreadyExists if the page has a metric of another kind
+        with this name.
         """
 
     def record(
-        self, action: str, name: str, labels: Mapping[str, str], value: float, bounds: Sequence[float] = ()
+        self,
+        action: _Action,
+        name: str,
+        labels: Mapping[str, str],
+        value: float,
+        bounds: Sequence[float] = (),
     ) -> None:
-        """Records a value; `action` is "increment", "set" or "observe"."""
+        """Records a value of a metric; `action` is "increment", "set" or "observe", and `bounds` are the
+        buckets of a histogram.
+        """
 
 
 class _Server:
@@ -43,12 +51,14 @@ class _Server:
 
 
 def connect(page: Page, **labels: str) -> None:
-    """Sends all values recorded from now on to the server's page, with these labels. Workers call this."""
+    """Makes all metrics send the values recorded from now on to the server's page, with these labels. Worker
+    processes call this.
+    """
     _Server.page, _Server.labels = page, labels
 
 
 def disconnect() -> None:
-    """Keeps all values recorded from now on in this process."""
+    """Makes all metrics keep the values recorded from now on in this process only."""
     _Server.page, _Server.labels = None, {}
 
 
@@ -72,7 +82,7 @@ class _Metric:
             self._values[key] = value + (self._values.get(key, 0.0) if add else 0.0)
 
     def _show(
-        self, action: str, labels: Mapping[str, str], value: float, bounds: Sequence[float] = ()
+        self, action: _Action, labels: Mapping[str, str], value: float, bounds: Sequence[float] = ()
     ) -> None:
         if _Server.page is not None:
             _Server.page.record(
@@ -85,12 +95,12 @@ class _Metric:
 
 
 class Counter(_Metric):
-    """A number that only grows."""
+    """A metric whose value can only increase."""
 
     kind = "counter"
 
     def increment(self, value: float = 1.0, **labels: str) -> None:
-        """Adds to the counter. Raises ValueError for a negative value."""
+        """Adds `value` to the counter. Raises ValueError if `value` is negative."""
         if value < 0:
             raise ValueError(f"counter '{self.name}' cannot grow by {value}; use a Gauge")
         self._keep(labels, value, add=True)
@@ -98,7 +108,9 @@ class Counter(_Metric):
 
 
 class Gauge(_Metric):
-    """A number that can go up and down. If several worker processes set it, the last value counts."""
+    """A metric whose value can increase and decrease. If several worker processes set it, the server's page
+    shows the value that was set last.
+    """
 
     kind = "gauge"
 
@@ -117,7 +129,7 @@ class Histogram(_Metric):
     kind = "histogram"
 
     def __init__(self, name: str, description: str, buckets: Sequence[float] = DEFAULT_BUCKETS) -> None:
-        """Raises ValueError if the buckets are not in ascending order."""
+        """Raises ValueError if there are no buckets, or if they are not in ascending order."""
         if not buckets or any(later <= earlier for earlier, later in pairwise(buckets)):
             raise ValueError(f"histogram '{name}': buckets are {list(buckets)}, expected ascending numbers")
         self.buckets = tuple(map(float, buckets))

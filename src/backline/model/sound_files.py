@@ -1,4 +1,4 @@
-"""Decodes sound files of all supported formats, and notices when a file is truncated."""
+"""Decodes sound files of all supported formats, and detects truncated files."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from backline.model.hints import library
 log = logging.getLogger("backline.model")
 
 _FORMATS: Final = "WAV, FLAC, OGG, MP3, AIFF and other formats of libsndfile, and with PyAV M4A, AAC and WebM"
-#: FFmpeg may run only these decoders, because the file decides which one is used. Video is never decoded.
+#: FFmpeg may run only these decoders: the contents of a file, which are not trusted, determine the decoder.
+#: Video is never decoded.
 _CODECS: Final = ("aac", "alac", "flac", "mp3float", "mp3", "opus", "libopus", "vorbis", "libvorbis")
 _ITEM: Final = np.dtype(np.float32).itemsize
 #: The length in the header of an MP3 file may be wrong by up to this many samples: two MP3 frames.
 _MP3_TOLERANCE: Final = 2 * 1152
-#: A program that writes to a pipe does not know the size in advance, so it writes this number or a larger one
-#: into the header.
+#: A program that writes a sound file to a pipe does not know the size in advance, so it writes this number or
+#: a larger number as the size into the header.
 _UNKNOWN_SIZE: Final = 0x7F000000
 
 
 def read_sound(
     data: bytes, limit: int, rate_wanted: int = 0, channels_wanted: int = 0
 ) -> tuple[np.ndarray, int]:
-    """Decodes a sound file. Returns its samples, FP32 [samples, channels], and its sampling rate.
+    """Decodes a sound file. Returns an FP32 array [samples, channels] and the sampling rate.
 
-    A truncated file is decoded up to its end, and a warning is logged. Raises InvalidArgument if nothing can
-    be decoded, or if the sound has more than `limit` bytes, either as it is or at the wanted rate with the
-    wanted number of channels.
+    Decodes as much as there is of a truncated file, and logs a warning. Raises InvalidArgument if nothing can
+    be decoded, or if the decoded sound has more than `limit` bytes, either with its own rate and channels, or
+    with the wanted rate and number of channels.
     """
     container = _container(data)
     if container:
@@ -41,7 +42,7 @@ def read_sound(
     check_size(len(samples) * rate_wanted // rate * channels_wanted * _ITEM, limit)
     if short:
         if not len(samples):
-            raise InvalidArgument(f"the sound cannot be decoded: the file is cut short, {short}")
+            raise InvalidArgument(f"the audio cannot be decoded: the file is cut short, {short}")
         log.warning("a sound file is cut short: %s", short)
     return samples, rate
 
@@ -49,17 +50,20 @@ def read_sound(
 def check_size(size: int, limit: int) -> None:
     """Raises InvalidArgument if a decoded sound of `size` bytes is larger than `limit`."""
     if size > limit:
-        raise InvalidArgument(f"the sound has {size} bytes when it is decoded, more than {limit}")
+        raise InvalidArgument(
+            f"the audio has {size} bytes when it is decoded, more than {limit}: send a shorter recording, or"
+            " raise the model's decoded_limit_bytes"
+        )
 
 
-# with libsndfile
+# Reading with libsndfile
 
 
 def _read_file(
     data: bytes, limit: int, rate_wanted: int, channels_wanted: int
 ) -> tuple[np.ndarray, int, str]:
     """Returns samples, rate, and a text that says what is missing if the file is truncated."""
-    soundfile = library("soundfile", "a sound", "soundfile", "audio")
+    soundfile = library("soundfile", "audio", "soundfile", "audio")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             rate, frames = file.samplerate, file.frames
@@ -67,7 +71,7 @@ def _read_file(
             check_size(frames * rate_wanted // rate * channels_wanted * _ITEM, limit)
             samples = file.read(dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError, ValueError, OverflowError) as error:
-        raise InvalidArgument(f"the sound cannot be decoded: {_reason(error, data)}") from None
+        raise InvalidArgument(f"the audio cannot be decoded: {_reason(error, data)}") from None
     return samples, rate, _missing(data, len(samples), frames, rate)
 
 
@@ -108,11 +112,11 @@ def _start(data: bytes) -> str:
     return f"it begins with the bytes {start[:12].hex(' ')}"
 
 
-# with FFmpeg
+# Reading with FFmpeg
 
 
 def _container(data: bytes) -> str:
-    """Returns FFmpeg's name for the format if libsndfile cannot read this kind of file; else an empty
+    """Returns FFmpeg's name for the file's format if libsndfile cannot read that format; otherwise an empty
     string.
     """
     if data[4:8] == b"ftyp":  # ISO/IEC 14496-12: M4A, MP4, 3GP
@@ -130,7 +134,7 @@ def _read_container(data: bytes, format: str, limit: int) -> tuple[np.ndarray, i
     try:
         av = library("av", name, "PyAV", "aac")
     except Internal as missing:
-        raise InvalidArgument(f"the sound cannot be decoded: {missing.message}") from None
+        raise InvalidArgument(f"the audio cannot be decoded: {missing.message}") from None
     # A file must not be able to make FFmpeg open other files, or run decoders that sound does not need.
     options = {"protocol_whitelist": "none", "codec_whitelist": ",".join(_CODECS)}
     try:
@@ -138,7 +142,7 @@ def _read_container(data: bytes, format: str, limit: int) -> tuple[np.ndarray, i
             track = next(iter(container.streams.audio), None)
             if track is None or track.codec_context.name not in _CODECS:
                 raise InvalidArgument(
-                    "the sound cannot be decoded: the file has no audio track in any of the formats"
+                    "the audio cannot be decoded: the file has no audio track in any of the formats"
                     f" {', '.join(_CODECS)}"
                 )
             # An AAC file without a container only has an estimated length.
@@ -148,7 +152,7 @@ def _read_container(data: bytes, format: str, limit: int) -> tuple[np.ndarray, i
     except (av.FFmpegError, ValueError, LookupError, OverflowError) as error:
         reason = "its index is missing" if format == "mp4" and b"moov" not in data else _short(error)
         raise InvalidArgument(
-            f"the sound cannot be decoded: {reason}. The file is damaged or cut short"
+            f"the audio cannot be decoded: {reason}. The file is damaged or cut short"
         ) from None
 
 

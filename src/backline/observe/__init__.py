@@ -1,3 +1,3 @@
-"""Metrics, logs, traces and recordings. Requests only update counters; a scrape turns the counters into
-metrics.
+"""Metrics, logs, traces and recordings. For metrics, the server only updates counters while it handles
+requests; a scrape converts the counters to metrics.
 """

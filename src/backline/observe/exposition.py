@@ -1,7 +1,7 @@
 """Writes Prometheus' text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/).
 
-prometheus_client creates an object per sample, which is too slow for thousands of samples. Here each metric
-is a template that is filled with numbers.
+The library prometheus_client creates an object per sample, which is too slow for thousands of samples. Here
+each metric is a template into which numbers are filled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LABEL = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 _HELP = str.maketrans({"\\": "\\\\", "\n": "\\n"})
 
 
-#: Floats represent every whole number up to this one exactly.
+#: Up to this number, floats represent every whole number exactly.
 _EXACT = 2**53
 
 
@@ -38,12 +38,12 @@ def number(value: float) -> str:
         return "+Inf" if value > 0 else "-Inf"
     if isnan(value):
         return "NaN"
-    # No exponent, because scripts compare counters as text, and Triton writes them without one.
+    # Whole numbers have no exponent, as in Triton, because scripts compare counters as text.
     return str(int(value)) if value == int(value) and abs(value) < _EXACT else repr(value)
 
 
-#: Matches what the name of a label cannot contain. It is replaced, since one model's bad label must not make
-#: the whole page unreadable.
+#: Matches characters that the name of a label cannot contain. They are replaced, because an invalid label of
+#: one model must not make the whole page unreadable.
 _INVALID = re.compile(r"^(?=\d)|[^a-zA-Z0-9_]")
 
 
@@ -52,7 +52,12 @@ def exposed(family: Family) -> Iterator[str]:
     yield comment(family.name, family.kind, family.description)
     write = _histogram if family.kind == "histogram" else _value
     for labels, sample in tuple(family.samples.items()):  # models may add samples during this loop
-        yield write(family.name, tuple((_INVALID.sub("_", name), value) for name, value in labels), sample)
+        # Prometheus rejects the whole page if one sample has two labels of the same name. Two names may
+        # become the same when they are corrected, and the buckets of a histogram have the label "le".
+        named = {_INVALID.sub("_", name): value for name, value in labels}
+        if family.kind == "histogram" and "le" in named:
+            named["le_"] = named.pop("le")
+        yield write(family.name, tuple(named.items()), sample)
 
 
 def _value(name: str, labels: Labels, sample: Sample) -> str:
@@ -63,7 +68,7 @@ def _histogram(name: str, labels: Labels, sample: Sample) -> str:
     bounds = [*(f"{bound:g}" for bound in sample.bounds), "+Inf"]
     buckets = [
         f"{_labelled(f'{name}_bucket', sorted((*labels, ('le', bound))))} {count}\n"
-        # A histogram without buckets counts nothing, so the lengths may differ.
+        # A histogram without buckets has no counts, so the lengths may differ.
         for bound, count in zip(bounds, accumulate(sample.counts), strict=False)
     ]
     count, total = sum(sample.counts), number(sample.value)

@@ -1,7 +1,7 @@
 """Defines the metrics of model versions, with Triton's names where Triton has the same metric.
 
 Each metric is a template for the samples of a version. The labels of a version never change, so a scrape only
-fills in numbers.
+has to fill in numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from backline.observe.metrics_config import MetricsConfig
 Write: TypeAlias = Callable[[Model, str], str]
 Read: TypeAlias = Callable[[ModelStatistics], float]
 
-#: Histogram buckets, as exponents of two in microseconds: 32 us to 67 s.
+#: The buckets of the histograms, as exponents of two, in microseconds: 32 us to 67 s.
 _BUCKETS = range(5, 27)
 _LABELS, _VERSION = "\0", "\1"
 
@@ -38,7 +38,7 @@ _LABELS, _VERSION = "\0", "\1"
 class FamilyTemplate:
     """The comment lines of a metric, and the function that formats the samples of a version.
 
-    Versions that were never ready have samples only if `always` is set. With `if_any`, the comment lines are
+    A version in the state UNKNOWN has samples only if `always` is set. With `if_any`, the comment lines are
     left out if no version has samples.
     """
 
@@ -68,8 +68,8 @@ def _by_reason(name: str, text: str, values: tuple[tuple[str, Read], ...]) -> Fa
     """Returns a counter with one sample per reason; `values` pairs each reason with the function that reads
     its count.
 
-    As in Triton, the labels are in alphabetical order, because scripts compare lines as text. The version is
-    always the last of the given labels.
+    The labels are in alphabetical order, as in Triton, because scripts compare lines as text. The version
+    must be the last label of the version's samples.
     """
     lines = "".join(f'{name}{{{_LABELS},reason="{reason}",{_VERSION}}} %d\n' for reason, _ in values)
     reads = tuple(read for _, read in values)
@@ -116,8 +116,8 @@ def _histogram(
 
 
 def _first_responses() -> FamilyTemplate:
-    """Returns the histogram of the time to the first response. Only decoupled models have it, because other
-    models send just one response.
+    """Returns the histogram of the time to the first response. Only decoupled models have this histogram,
+    because other models send exactly one response.
     """
     name = FIRST_RESPONSE_FAMILY
 
@@ -180,7 +180,7 @@ _CALLS: tuple[tuple[str, Callable[[CallStatistics], Duration]], ...] = (
 
 
 def _calls(name: str, text: str, read: Callable[[Duration], float]) -> FamilyTemplate:
-    """Returns a metric of the calls that a Python model makes to other models, such as the steps of its
+    """Returns a metric for the calls that a Python model makes to other models, such as the steps of a
     pipeline.
     """
     line = f"{name}{{%s,%s}} %r\n"
@@ -229,8 +229,8 @@ _COUNTS: tuple[FamilyTemplate, ...] = (
     ),
     _counter("nv_inference_exec_count", "Executions of the model", lambda s: s.execution_count),
 )
-#: Sums of latencies. As in Triton, the counts of the response cache are switched on and off together with
-#: them.
+#: The sums of latencies. As in Triton, the counts of the response cache are switched on and off together with
+#: these sums.
 _LATENCIES: tuple[FamilyTemplate, ...] = (
     _counter(
         "nv_inference_request_duration_us",
@@ -330,7 +330,9 @@ _DETAILS: tuple[FamilyTemplate, ...] = (
 
 
 def _summaries(quantiles: tuple[float, ...]) -> tuple[FamilyTemplate, ...]:
-    """Returns the summaries of latencies by model. If a window has no requests, its quantiles are NaN."""
+    """Returns the summaries of latencies for each version. The quantiles are NaN if there were no requests in
+    the window.
+    """
 
     def summary(
         name: str,
@@ -356,7 +358,8 @@ def _summaries(quantiles: tuple[float, ...]) -> tuple[FamilyTemplate, ...]:
             "nv_inference_request_summary_us",
             "Time from arrival to response, in microseconds",
             lambda s: s.request,
-            # As in Triton: hits take far less time than runs, so quantiles over both would be misleading.
+            # As in Triton, a cached model has no such summary: cache hits take far less time than runs, so
+            # quantiles over both would be misleading.
             lambda statistics: not statistics.cached,
         ),
         summary("nv_inference_queue_summary_us", "Time in the queue, in microseconds", lambda s: s.queue),

@@ -1,4 +1,6 @@
-"""Writes the Prometheus page: metrics of the engine, of models, of the process and of the machine."""
+"""Writes the page for Prometheus, with the metrics of the engine, of models, of the process and of the
+machine.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,10 @@ from backline.observe.metrics_config import MetricsConfig
 from backline.observe.scaling import NO_DEMAND, STEADY, DemandCounters, Scaling, ScalingPolicy, ScalingSignal
 from backline.system.cores import usable_cores
 
-#: The number of samples that are joined into one text in a single step.
+#: The number of samples that are joined into one text per step.
 _TOGETHER = 64
-#: The minimum length of a block, in characters. A page for 1,000 models has thousands of pieces, and the HTTP
-#: layer would compress each piece in a separate step.
+#: The minimum length of a block, in characters. Pieces are joined into blocks because a page for 1,000 models
+#: has thousands of pieces, and the HTTP layer would compress each piece in a separate step.
 _BLOCK = 64 * 1024
 
 
@@ -48,27 +50,30 @@ def default_target() -> float:
 
 
 class Metrics:
-    """Writes the page in small pieces between turns of the event loop, so that a scrape delays no request.
+    """Writes the page in small pieces. Between pieces the event loop does other work, so that a scrape does
+    not delay requests.
 
-    The numbers of one version are read at the same time; the numbers of different versions may be read
+    All numbers of a version are read at the same time; the numbers of different versions may be read
     milliseconds apart.
     """
 
     def __init__(
         self, engine: Engine, scaling: ScalingPolicy | None = None, config: MetricsConfig | None = None
     ) -> None:
-        """`scaling` is the policy for the autoscaler metrics; `config` selects the latency metrics.
+        """Creates the page. `scaling` is the policy for the autoscaler metrics; `config` selects the latency
+        metrics.
 
-        If summaries are selected, versions added to the engine from now on keep the data for them.
+        If summaries are selected, the versions that are added to the engine from now on collect the data for
+        the summaries.
         """
         config = config or MetricsConfig()
         self._engine = engine
         engine.summarises_latencies = config.summaries
         self._families = families(config)
         self._scaling = Scaling(scaling or ScalingPolicy(default_target()))
-        #: The counts of each version at the last reading, and their sum, which includes versions that have
-        #: been unloaded since.
+        #: The counters of each version at the last reading.
         self._counted: dict[tuple[str, str], DemandCounters] = {}
+        #: The sum of the counters of all versions so far, including unloaded ones.
         self._demand = NO_DEMAND
         self._signal = STEADY
         self._process: ProcessMetrics | None = None
@@ -81,10 +86,12 @@ class Metrics:
     async def page(self) -> tuple[bytes, list[bytes]]:
         """Returns the content type of the page, and its text in pieces.
 
-        Only one page is written at a time; scrapes that arrive meanwhile share the next page.
+        Only one page is written at a time. All scrapes that arrive while a page is being written share the
+        next page.
         """
         begun = self._begun
         async with self._writing:
+            # A page that was begun before this scrape arrived may lack the latest numbers.
             if self._page is None or self._begun == begun:
                 self._begun += 1
                 self._page = None
@@ -98,9 +105,11 @@ class Metrics:
         return [*filter(None, page), await process]
 
     def _pieces(self) -> Iterator[str]:
-        """Yields the page in pieces that each take microseconds. A piece is empty if it has no text yet."""
+        """Yields the page in pieces. Producing a piece takes microseconds. Empty pieces are yielded where
+        more time is needed before there is any text.
+        """
         texts = [[family.comment] for family in self._families]
-        for model in tuple(self._engine.models()):
+        for model in self._engine.models():
             labels = _labels(model, self._engine.namespaces.get(model.name))
             for family, text in zip(self._families, texts, strict=True):
                 if family.always or model.state is not ModelState.UNKNOWN:
@@ -116,8 +125,8 @@ class Metrics:
             yield from exposed(custom)
 
     def _of_cache(self) -> Iterator[str]:
-        """Yields the metrics of the response cache as a whole: gauges, as in Triton, and only for a cache in
-        memory.
+        """Yields the metrics of the whole response cache, if it is in memory. As in Triton, they are
+        gauges.
         """
         cache = self._engine.response_cache
         if cache is None:
@@ -135,10 +144,13 @@ class Metrics:
             yield f"{comment(f'nv_cache_{name}', 'gauge', text)}nv_cache_{name} {number(value)}\n"
 
     def _of_names(self) -> Iterator[str]:
-        """Yields the metrics by model name: labels, and the number and duration of loads."""
+        """Yields the metrics that are kept per model rather than per version: which version each label
+        points to, and the number and total time of loads.
+        """
         engine = self._engine
         yield comment("backline_model_label", "gauge", "1 for the version that the label points to")
         for name in engine.names():
+            yield ""
             for label, version in engine.labels(name).items():
                 labels = label_text((("model", name), ("label", label), ("version", version)))
                 yield f"backline_model_label{{{labels}}} 1\n"
@@ -165,22 +177,24 @@ class Metrics:
         return self._signal
 
     def _count(self) -> Iterator[str]:
-        """Updates the signal, in pieces. Requests to ensembles do not count, because the requests to their
-        steps do.
+        """Updates the signal in small steps; yields after each step. Requests to ensembles do not count,
+        because the requests to their steps are counted.
         """
         waiting = 0
-        for model in tuple(self._engine.models()):
+        gone = set(self._counted)
+        for model in self._engine.models():
             yield ""
+            key = model.name, model.version
+            gone.discard(key)
             if model.config.ensemble is not None:
                 continue
-            key = model.name, model.version
             demand = _demand(model)
-            # A version that was unloaded and loaded again counts from zero.
+            # The counters of a version that was unloaded and loaded again start at zero.
             self._demand += demand.since(self._counted.get(key, NO_DEMAND))
             self._counted[key] = demand
             waiting += 0 if model.queue is None else model.queue.pending
-        for key in self._counted.keys() - {(model.name, model.version) for model in self._engine.models()}:
-            del self._counted[key]
+        for key in gone:
+            self._counted.pop(key, None)
         self._signal = self._scaling.read(monotonic(), self._demand, waiting)
 
     def _of_scaling(self) -> Iterator[str]:
@@ -207,7 +221,7 @@ def _demand(model: Model) -> DemandCounters:
 
 
 def _labels(model: Model, namespace: str | None) -> str:
-    """Returns the labels of a version's samples, in alphabetical order, as Triton writes them."""
+    """Returns the labels of a version's samples, in alphabetical order as in Triton."""
     tags = model.config.metric_tags
     return label_text(
         (
@@ -220,7 +234,9 @@ def _labels(model: Model, namespace: str | None) -> str:
 
 
 class ProcessMetrics:
-    """The memory, CPU time and open files of the process, Python's version, and the load of the machine."""
+    """The metrics for the memory, CPU time and open files of the process, for the version of Python, and for
+    the load of the machine.
+    """
 
     def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -230,11 +246,11 @@ class ProcessMetrics:
         PlatformCollector(registry=self._registry)
         import psutil
 
-        psutil.cpu_percent()  # starts the interval for which the first scrape reports CPU use
+        psutil.cpu_percent()  # the first scrape reports the CPU use since this call
 
     def text(self) -> bytes:
-        """Returns the text in Prometheus' format. Reads files; call it on a thread, and only on one at a
-        time.
+        """Returns the metrics as text in Prometheus' format. Reads files, so it must be called on a thread,
+        and only on one thread at a time.
         """
         from prometheus_client import generate_latest
 

@@ -14,7 +14,7 @@ _SWITCHES: Final = ("counter_latencies", "histogram_latencies", "summary_latenci
 
 @dataclass(frozen=True, slots=True)
 class MetricsConfig:
-    """Whether the server has sums of latencies, histograms of first responses, and summaries with
+    """The selection of latency metrics: sums of latencies, histograms of first responses, and summaries with
     `quantiles`.
     """
 
@@ -26,10 +26,11 @@ class MetricsConfig:
 
 
 def parse_metrics_config(texts: Sequence[str]) -> MetricsConfig:
-    """Parses settings of the form SETTING=VALUE. If a setting is repeated, the last value counts.
+    """Parses settings of the form SETTING=VALUE. If a setting is repeated, the last value applies.
 
-    Quantiles are written as for Triton, QUANTILE:ERROR, separated by commas. The errors are checked but not
-    used, since quantiles here are more precise. Raises InvalidArgument, naming the invalid part.
+    Quantiles are written as for Triton, in the form QUANTILE:ERROR, separated by commas. The errors are
+    checked but not used, because this server's quantiles are more precise. Raises InvalidArgument, which
+    names the invalid part.
     """
     config = MetricsConfig()
     for text in texts:
@@ -54,12 +55,12 @@ def parse_metrics_config(texts: Sequence[str]) -> MetricsConfig:
 
 
 def as_triton_reads(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns the settings that Triton obeys, for `parse_metrics_config`, and a sentence about each part that
-    Triton ignores.
+    """Returns the settings that Triton would use, in the form for `parse_metrics_config`, and a sentence
+    about each part that Triton ignores.
 
-    Triton ignores unknown settings, and all values except those that change a default, so that a change
-    cannot be undone by a later value. It also ignores the invalid quantiles in a list, and the whole list if
-    none is valid.
+    Triton ignores unknown settings. It also ignores values that equal the default, so a later value cannot
+    undo a change. `histogram_latencies` is an exception, because its default in Backline is not Triton's. In
+    a list of quantiles, it ignores invalid quantiles, and it ignores the whole list if no quantile is valid.
     """
     obeyed: list[str] = []
     ignored: list[str] = []

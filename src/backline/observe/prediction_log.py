@@ -1,8 +1,8 @@
-"""Reads and writes files of requests for warm-up: TFRecords of TensorFlow Serving's PredictionLog. Recordings
-write such files.
+"""Reads and writes files with requests for warm-up, such as recordings. The files consist of TFRecords of
+TensorFlow Serving's message PredictionLog.
 
 A record consists of its length (8 bytes, little-endian), the masked CRC-32C of the length (4 bytes), a
-serialised PredictionLog, and the masked CRC-32C of that
+serialised PredictionLog, and the masked CRC-32C of the PredictionLog
 (https://www.tensorflow.org/tutorials/load_data/tfrecord). The messages are in protos/prediction_log.proto.
 """
 
@@ -22,8 +22,8 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Shape, Tensor, element_count, encode_tensor
 from backline.protos import message
 
-#: The maximum size of a record in bytes, and of a tensor, which may be larger than its record: a record may
-#: leave out repetitions of a tensor's last value.
+#: The maximum size of a record, and of a tensor, in bytes. A tensor may be larger than its record, because a
+#: record may leave out repetitions of a tensor's last value.
 LARGEST = 1 << 30
 _LENGTH = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
@@ -31,7 +31,7 @@ _CHECKSUM = struct.Struct("<I")
 _MAX_RANK = 32
 
 #: For each number of TensorFlow's DataType (tensorflow/core/framework/types.proto), the corresponding
-#: datatype, and the field of TensorProto that holds its values.
+#: datatype, and the field of TensorProto with the values of this datatype.
 _DATATYPES = {
     1: (DataType.FP32, "float_val"),
     2: (DataType.FP64, "double_val"),
@@ -53,10 +53,11 @@ _NUMBERS = {datatype: number for number, (datatype, _) in _DATATYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class LoggedRequest:
-    """A predict request in a file. `number` is the number of its record, from 1; `outputs` is None for all
-    outputs.
+    """A predict request in a file. `number` is the number of the request's record, counted from 1; `outputs`
+    is None if all outputs are requested.
 
-    If a record is not a predict request, `other` names its kind ("classify_log"), and there are no inputs.
+    If a record is not a predict request, `other` names the record's kind ("classify_log"), and there are no
+    inputs.
     """
 
     number: int
@@ -66,7 +67,9 @@ class LoggedRequest:
 
 
 def read_log(path: Path) -> Iterator[LoggedRequest]:
-    """Yields the requests in a file. Raises InvalidArgument, which names the invalid record and its fault."""
+    """Yields the requests in a file. If a record is invalid, raises InvalidArgument, which names the
+    record and says what is wrong with it.
+    """
     from google.protobuf.message import DecodeError
 
     log_type = message("backline.prediction_log.PredictionLog")
@@ -88,7 +91,7 @@ def read_log(path: Path) -> Iterator[LoggedRequest]:
 
 
 def encode_record(model: str, inputs: Mapping[str, Tensor], outputs: tuple[str, ...] | None = None) -> bytes:
-    """Returns one record, ready to be appended to a file."""
+    """Returns a predict request as a record that can be appended to a file."""
     log = message("backline.prediction_log.PredictionLog")()
     request = log.predict_log.request
     request.model_spec.name = model
@@ -119,7 +122,7 @@ def _records(path: Path) -> Iterator[tuple[int, bytes]]:
                 number += 1
                 where = f"'{path}', record {number}"
                 if len(head) < _LENGTH.size:
-                    raise InvalidArgument(f"{where}: the file ends in the middle of it")
+                    raise InvalidArgument(f"{where}: the file ends in the middle of this record")
                 length, checksum = _LENGTH.unpack(head)
                 if _masked(head[:8]) != checksum:
                     raise InvalidArgument(
@@ -130,7 +133,7 @@ def _records(path: Path) -> Iterator[tuple[int, bytes]]:
                         f"{where}: the record has {length} bytes, above the limit of {LARGEST}"
                     )
                 if length + _CHECKSUM.size > size - file.tell():
-                    raise InvalidArgument(f"{where}: the file ends in the middle of it")
+                    raise InvalidArgument(f"{where}: the file ends in the middle of this record")
                 record = file.read(length)
                 if _CHECKSUM.unpack(file.read(_CHECKSUM.size))[0] != _masked(record):
                     raise InvalidArgument(f"{where}: wrong checksum of the data; the file is damaged")
@@ -140,8 +143,8 @@ def _records(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _masked(data: bytes) -> int:
-    """Returns the checksum as TFRecords store it. It is masked, because a CRC of data that contains CRCs is
-    weak.
+    """Returns the checksum of `data` as TFRecords store it. It is masked, because the CRC of data that
+    contains CRCs is weak.
     """
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
@@ -178,8 +181,8 @@ def _decode(where: str, name: str, given: Any) -> Tensor:
 
 
 def _repeat_last(where: str, datatype: DataType, values: Any, count: int) -> np.ndarray:
-    """Returns an array of `values`, in which the last value is repeated up to `count` elements, as in
-    TensorFlow.
+    """Returns an array of `count` elements: `values`, and then as many repetitions of the last value as
+    needed, as in TensorFlow.
     """
     array = np.empty(count, datatype.dtype)
     if not count:
@@ -196,7 +199,7 @@ def _repeat_last(where: str, datatype: DataType, values: Any, count: int) -> np.
     return array
 
 
-#: The polynomial of CRC-32C (RFC 3720, appendix B.4), with its bits reversed.
+#: The polynomial of CRC-32C (RFC 7143, section 13.1), with its bits reversed.
 _POLYNOMIAL = 0x82F63B78
 #: Data of at least _LONG bytes are divided into _LANES blocks, whose checksums are computed in parallel.
 _LONG = 1 << 16
@@ -204,7 +207,7 @@ _LANES = 1024
 
 
 def crc32c(data: bytes | memoryview) -> int:
-    """Returns the CRC-32C of `data`. NumPy computes it for large data."""
+    """Returns the CRC-32C of `data`. If `data` is large, most of the work is done in NumPy."""
     state = 0xFFFFFFFF
     rest = memoryview(data)
     if len(rest) >= _LONG:
@@ -220,10 +223,10 @@ def crc32c(data: bytes | memoryview) -> int:
 def _in_lanes(blocks: np.ndarray) -> int:
     """Returns the CRC state after all rows of `blocks`, in order.
 
-    The state is linear over GF(2): the state after a block is the block's own state (started from 0), xor the
-    previous state advanced by as many zero bytes. So the states of all blocks, started from 0, are computed
-    in parallel, as are those of each of the 32 bits advanced by one block of zeros. Then neighbouring blocks
-    are combined in pairs.
+    The state is linear over GF(2): the state after a block is the state that the block alone gives, started
+    from 0, xor the previous state advanced over as many zero bytes as the block has. So the states of all
+    blocks, started from 0, are computed in parallel. The same computation advances each of the 32 bits of a
+    state over one block of zeros. Then the states of neighbouring blocks are combined in pairs.
     """
     lanes, length = blocks.shape
     table = _table()
@@ -242,7 +245,9 @@ def _in_lanes(blocks: np.ndarray) -> int:
 
 
 def _after_zeros(states: np.ndarray, zeros: np.ndarray) -> np.ndarray:
-    """Advances CRC states over a run of zero bytes; `zeros[i]` is the state 1 << i after such a run."""
+    """Advances CRC states over a run of zero bytes. `zeros[i]` is the state that results if the state 1 << i
+    is advanced over the run.
+    """
     result = np.zeros_like(states)
     for bit in range(32):
         result ^= ((states >> np.uint32(bit)) & np.uint32(1)) * zeros[bit]

@@ -1,13 +1,12 @@
-"""Records to a file the next requests that a version completes, for the warm-up of later loads.
+"""Writes the next requests that a version completes to a file, with which later loads can be warmed up.
 
-Only a version that is being recorded reports its requests, so recording costs other versions nothing.
+Only a version that is being recorded reports its requests, so other versions are not slowed down.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +27,14 @@ from backline.engine.ticket import Listener, Ticket
 from backline.engine.values.messages import InferResponse
 from backline.engine.values.tensor import Tensor
 from backline.observe.prediction_log import encode_record
-from backline.system.private_file import private
+from backline.system.private_file import replacement
 
 log = logging.getLogger("backline.observe")
 
 MAX_COUNT = 1000
-#: The limit for all requests in a recording together, in bytes: its default, and its maximum.
+#: The default for `max_bytes`, the limit for the total size, in bytes, of the requests in a recording.
 DEFAULT_BYTES = 64 << 20
+#: The maximum value of `max_bytes`.
 MAX_BYTES = 1 << 30
 
 State = Literal["recording", "writing", "done", "failed"]
@@ -42,7 +42,7 @@ State = Literal["recording", "writing", "done", "failed"]
 
 def recorded_file(folder: Path, model: str) -> Path:
     """Returns the path of the file with a model's recorded requests. prediction_log defines its format."""
-    return folder / "warmup" / (quote(model, safe="") + ".tfrecord")
+    return folder.joinpath("warmup", quote(model, safe="") + ".tfrecord")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,9 @@ _Kept: TypeAlias = tuple[Mapping[str, Tensor], tuple[str, ...] | None]
 
 
 class _KeepIfAnswered(Listener):
-    """Keeps a request only if it succeeds: a recorded request that fails would make the warm-up fail."""
+    """A listener that keeps a request only if the request succeeds, because a recorded request that fails
+    would make the warm-up fail.
+    """
 
     __slots__ = ("_kept", "_recording", "_size")
 
@@ -113,7 +115,9 @@ class LiveRecording:
         )
 
     async def stop(self) -> None:
-        """Ends the recording early, with the requests recorded so far. Returns once the file is written."""
+        """Ends the recording early, with the requests recorded so far. Returns once the file has been
+        written.
+        """
         self._end_if_unloaded()
         if self._state == "recording":
             self._end("it was stopped")
@@ -125,7 +129,9 @@ class LiveRecording:
             self._end("the version was unloaded")
 
     def accepted(self, ticket: Ticket) -> None:
-        """Records a request if it fits the limits and then succeeds; see engine.model.Recording."""
+        """Records a request if its size is within the limit, and if it later succeeds; see
+        engine.model.Recording.
+        """
         request = ticket.request
         size = sum(_size(tensor) for tensor in request.inputs.values())
         if size > self._max_bytes - self._bytes:
@@ -136,13 +142,14 @@ class LiveRecording:
             elif size <= self._max_bytes:
                 self._end(f"the limit of {self._max_bytes} bytes is reached")
             return
-        # A copy, because the buffers of the tensors are reused.
+        # The tensors are copied, because their buffers are reused for other requests.
         inputs = {
             name: Tensor(name, t.datatype, t.shape, t.data.copy()) for name, t in request.inputs.items()
         }
         ticket.listen(_KeepIfAnswered(self, (inputs, request.outputs), size))
 
     def keep(self, kept: _Kept, size: int) -> None:
+        # Other requests may have used up the limit since `accepted` checked the size of this request.
         if self._state != "recording" or self._bytes + size > self._max_bytes:
             return
         self._kept.append(kept)
@@ -174,8 +181,8 @@ class LiveRecording:
 
 
 class Recorder:
-    """The recordings of a server, one per model. All methods must be called on the event loop; `folder` is
-    the server's state folder.
+    """The recordings of a server, at most one per model. `folder` is the server's state folder. All methods
+    must be called on the event loop.
     """
 
     def __init__(self, engine: Engine, folder: Path) -> None:
@@ -186,8 +193,8 @@ class Recorder:
     def start(
         self, model: str, version: str = "", *, count: int, max_bytes: int = DEFAULT_BYTES
     ) -> RecordingState:
-        """Starts to record the next `count` requests that succeed. Replaces an earlier recording of the
-        model.
+        """Starts to record the next `count` requests that succeed. The new recording replaces an earlier
+        recording of the model.
 
         Raises NotFound or Unavailable if the version cannot be used, InvalidArgument if a number is out of
         range, and AlreadyExists while another recording of the model is in progress.
@@ -211,7 +218,7 @@ class Recorder:
 
     def file(self, model: str) -> Path:
         """Returns the path of the file with the model's recorded requests. The file exists once a recording
-        has ended.
+        is done.
         """
         return recorded_file(self._folder, model)
 
@@ -220,7 +227,7 @@ class Recorder:
         return self._find(model).state
 
     async def stop(self, model: str) -> RecordingState:
-        """Ends a recording early, with the requests recorded so far. Returns once the file is written.
+        """Ends a recording early, with the requests recorded so far. Returns once the file has been written.
 
         Raises NotFound if the model has no recording, and Internal if the file cannot be written.
         """
@@ -234,7 +241,10 @@ class Recorder:
     def _find(self, model: str) -> LiveRecording:
         found = self._recordings.get(model)
         if found is None:
-            raise NotFound(f"no requests of model '{model[:256]}' were recorded since the server started")
+            raise NotFound(
+                f"no requests of model '{model[:256]}' have been recorded since the server started; start a"
+                " recording first"
+            )
         return found
 
 
@@ -246,14 +256,6 @@ def _size(tensor: Tensor) -> int:
 
 def _write_file(file: Path, model: str, kept: list[_Kept]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    written = file.with_name(f"{file.name}.{os.getpid()}.new")
-    try:
-        with open(written, "wb", opener=private) as output:
-            for one in kept:
-                output.write(encode_record(model, *one))
-            output.flush()
-            os.fsync(output.fileno())
-        written.replace(file)
-    except OSError:
-        written.unlink(missing_ok=True)
-        raise
+    with replacement(file, durable=True) as new, new.open("wb") as output:
+        for one in kept:
+            output.write(encode_record(model, *one))

@@ -1,5 +1,5 @@
-"""Estimates how many servers the load of this server needs. Autoscalers use this signal to set their
-number.
+"""Estimates how many servers are needed for the load of this server. Autoscalers use this signal to set the
+number of servers.
 """
 
 from __future__ import annotations
@@ -12,31 +12,34 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class ScalingPolicy:
-    """The conditions under which more or fewer servers are wanted. Times are in seconds.
+    """The rules for how many servers are wanted. Times are in seconds.
 
     A server is fully used if it has, on average over `window`, `target` requests in flight, including queued
-    ones.
+    requests.
     """
 
     target: float
     window: float = 15.0
-    #: The maximum and the minimum factor by which one step may change the number of servers.
+    #: The maximum factor by which a single step may change the number of servers.
     up: float = 2.0
+    #: The minimum factor by which a single step may change the number of servers.
     down: float = 0.5
     #: The fraction of requests that may be refused because they would miss a latency objective or their
-    #: deadline. If more are refused, an objective for the 99th percentile is missed.
+    #: deadline. With more than the default, an objective for the 99th percentile is missed.
     missed: float = 0.01
     #: If the load deviates from the target by no more than this fraction, the number of servers does not
     #: change.
     tolerance: float = 0.1
-    #: Fewer servers are wanted only once fewer would have been enough for this many seconds.
+    #: The number of servers is reduced only after the smaller number would have been enough for this many
+    #: seconds.
     stabilization: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class DemandCounters:
-    """The demand on a server since its start: the number of seconds that requests have spent in the server,
-    the number of requests, and how many of them were refused because they would have been late.
+    """The demand on a server since its start: the total time, in seconds, that requests have spent in the
+    server, the number of requests, and the number of requests that were refused because they would have been
+    late.
     """
 
     seconds: float = 0.0
@@ -72,34 +75,36 @@ class ScalingSignal:
     desired_replicas: float
 
 
-#: The signal as long as nothing is known: the number of servers does not change.
+#: The signal while the load is not yet known. It leaves the number of servers unchanged.
 STEADY: Final = ScalingSignal(0.0, 1.0)
 
 
 class Scaling:
-    """Turns readings of counters into a signal. It has no clock: each reading comes with its time. A reading
-    within a second of the last one changes nothing, so frequent scrapes need no memory.
+    """Computes a signal from readings of counters. The caller passes the time of each reading. A reading
+    within a second of the previous reading is ignored, so frequent scrapes need no additional memory.
 
     The first counter is the time that all requests so far have spent in the server, in seconds. By Little's
-    law, its growth per second is the average number of requests in flight, so no sampling is needed in
-    between. Requests that are refused at once because they would be late spend no time in the server. If too
-    many are refused, the signal exceeds what the requests in flight suggest: it asks for enough servers to
-    answer all requests in time.
+    law, the growth of this counter per second is the average number of requests in flight, so no sampling
+    between readings is needed. Requests that are refused immediately because they would be late spend no time
+    in the server. If too many requests are refused, the signal is therefore higher than the requests in
+    flight suggest: it asks for enough servers to answer all requests in time.
     """
 
     def __init__(self, policy: ScalingPolicy) -> None:
         self._policy = policy
         #: The time and the counters of each reading in the window, and of the last reading before the window.
         self._readings: deque[tuple[float, DemandCounters]] = deque()
-        #: The time and value of each recommendation that may still hold back a smaller one. The values
-        #: decrease, because a later, larger recommendation replaces those before it.
+        #: The time and value of each recommendation that may still prevent a smaller one. Their values
+        #: decrease from the oldest to the newest, because a recommendation replaces all earlier ones that are
+        #: not larger.
         self._wanted: deque[tuple[float, float]] = deque()
         self._signal = STEADY
 
     def read(self, now: float, demand: DemandCounters, waiting: int = 0) -> ScalingSignal:
-        """Returns the signal after another reading. `waiting` is the number of requests in the queues now.
+        """Returns the signal after another reading. `waiting` is the number of requests that are in the
+        queues now.
 
-        Requests are counted only when they end, so a growing queue is visible in `waiting` first.
+        Requests are counted in `demand` only when they end, so `waiting` shows earlier that a queue grows.
         """
         policy, readings = self._policy, self._readings
         if readings and now - readings[-1][0] < 1:
@@ -109,7 +114,8 @@ class Scaling:
             readings.popleft()
         began, before = readings[0]
         if now <= began:
-            # A server that has just started was wanted, even if its share of the load is still small.
+            # A server that has just started was needed, so it must not be stopped only because its share of
+            # the load is still small.
             self._wanted.append((now, 1.0))
             return STEADY
         recent = demand.since(before)
@@ -117,8 +123,9 @@ class Scaling:
         used = in_flight / policy.target
         if recent.late > policy.missed * recent.requests:
             in_time = 1 - recent.late / recent.requests
-            # If one server answers this share of the requests in time, all requests need 1/share servers. Ask
-            # for more by at least twice the tolerance.
+            # If one server answers the fraction `in_time` of the requests in time, 1 / in_time servers are
+            # needed to answer all of them. The increase is at least twice the tolerance, so that it has an
+            # effect.
             used = max(used, 1 + 2 * policy.tolerance, min(1 / in_time, policy.up) if in_time else policy.up)
         wanted = 1.0 if abs(used - 1) <= policy.tolerance else min(max(used, policy.down), policy.up)
         self._signal = ScalingSignal(used, self._held(now, wanted))
@@ -131,13 +138,13 @@ class Scaling:
         held.append((now, wanted))
         while held[0][0] < now - self._policy.stabilization:
             held.popleft()
-        # Earlier recommendations hold back a smaller number, but are no reason for more servers than now.
+        # Earlier recommendations prevent a reduction, but do not justify more servers than there are now.
         return max(wanted, min(held[0][1], 1.0))
 
 
 def replicas(signals: list[ScalingSignal], least: int, most: int) -> int:
-    """Returns the number of servers that an autoscaler sets: the sum of all servers' recommendations, rounded
-    up.
+    """Returns the number of servers that an autoscaler sets: the sum of the recommendations of all servers,
+    rounded up, but at least `least` and at most `most`.
     """
     total = sum(signal.desired_replicas for signal in signals)
     return min(max(math.ceil(total - 1e-9), least), most)

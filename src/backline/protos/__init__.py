@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor_pool import DescriptorPool
 
 
-#: Held while the pool or a message class is created. Several threads and the event loop may need one for the
-#: first time at once, and messages from one pool are not compatible with those from another.
+#: The lock is held while the pool or a message class is created, because threads and the event loop may
+#: request the pool at the same time. There must be only one pool, because messages from different pools are
+#: not compatible.
 _making = RLock()
 _made: dict[str, Any] = {}
 
@@ -44,7 +45,7 @@ def _pool() -> DescriptorPool:
 
 
 def message(full_name: str) -> Any:
-    """Returns the class of a message, such as "inference.ModelInferRequest"."""
+    """Returns the class of the message with this full name, such as "inference.ModelInferRequest"."""
     made = _made.get(full_name)
     if made is None:
         from google.protobuf import message_factory
@@ -56,11 +57,11 @@ def message(full_name: str) -> Any:
 
 
 def to_plain(value: Any) -> dict[str, Any]:
-    """Converts a message to plain data with the original field names. Includes default values, but no unset
-    messages.
+    """Converts a message to plain data with the original field names. Includes fields with default values,
+    but no unset messages.
 
-    Enumerations become names. 64-bit integers become numbers, not strings as in protobuf's JSON form, because
-    clients of the Open Inference Protocol expect numbers.
+    Enumeration values become names. 64-bit integers become numbers, and not strings as in protobuf's JSON
+    form, because clients of the Open Inference Protocol expect numbers.
     """
     plain: dict[str, Any] = {}
     for field in value.DESCRIPTOR.fields:

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import quote
 
 from backline.client.ray_directory import NAMESPACE, controller_name, join_ray, replica_urls, require_ray
 from backline.engine.errors import BacklineError, DeadlineExceeded, InvalidArgument
+from backline.ray.shards import AMOUNTS, MEMORY, Shard, place
 from backline.ray.spec import ReplicaSpec, ReplicaState
 
 log = logging.getLogger("backline.ray")
 
-#: Maximum time, in seconds, for an old controller to end, and for a controller to answer.
+#: Maximum time, in seconds, for an actor to end, and for a controller to answer.
 _END_WITHIN = 30.0
 _TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """Replicas of a server that Ray runs. They keep running when this program ends."""
+    """Replicas of a server, run by Ray. The replicas keep running when this program ends.
+
+    `replicas` is the minimum number of replicas with each model.
+    """
 
     name: str
     replicas: int
@@ -32,20 +38,34 @@ class Deployment:
         """The URL of the deployment for `backline.connect` and for remote models."""
         return f"ray://{self.name}"
 
-    def urls(self) -> Sequence[str]:
-        """Returns the URLs of the replicas that accept requests."""
-        return replica_urls(self.name)
+    def url_of(self, model: str) -> str:
+        """Returns the URL of the replicas that have a model."""
+        return f"{self.url}/{quote(model, safe='')}"
+
+    def urls(self, model: str = "") -> Sequence[str]:
+        """Returns the URLs of the replicas that accept requests and have `model`, or of all replicas that
+        accept requests if `model` is empty.
+
+        Raises InvalidArgument if `model` is empty but the replicas have different models, and Unavailable if
+        there is no such replica.
+        """
+        return replica_urls(self.name, model)
+
+    def models(self) -> Sequence[tuple[str, str]]:
+        """Returns the name and version of each model version that is ready in any replica, sorted."""
+        models: Sequence[tuple[str, str]] = self._ask("models")
+        return models
 
     def states(self) -> Sequence[ReplicaState]:
-        """Returns the states of the replicas that accept requests and have the current specification."""
+        """Returns the states of the replicas that accept requests and have a current specification."""
         states: Sequence[ReplicaState] = self._ask("states")
         return states
 
     def wait_ready(self, timeout: float = 60.0) -> None:
         """Waits until all replicas have the current specification and accept requests.
 
-        Raises DeadlineExceeded after `timeout` seconds, for example if the cluster has no room for another
-        replica.
+        Raises DeadlineExceeded if this takes more than `timeout` seconds, for example because the cluster has
+        no room for another replica.
         """
         end = time.monotonic() + timeout
         while time.monotonic() < end:
@@ -54,16 +74,19 @@ class Deployment:
                     return
             time.sleep(0.1)
         raise DeadlineExceeded(
-            f"not all replicas of the deployment '{self.name}' were ready within {timeout:g} s: does the"
-            " cluster have room for one more replica, and does each node have the repository?"
+            f"not all replicas of the deployment '{self.name}' were ready within {timeout:g} s: check"
+            " that the cluster has room for one more replica, and that each node has the repository"
         )
 
     def delete(self) -> None:
-        """Stops all replicas once they have completed their requests, and then the controller."""
+        """Stops each replica as soon as it has completed its requests, but after 35 seconds at the latest.
+        Finally stops the controller, and the actor that keeps the states of sequences.
+        """
         ray = require_ray()
         controller = ray.get_actor(controller_name(self.name), namespace=NAMESPACE)
         ray.get(controller.stop.remote())
-        _end_controller(self.name)
+        for name in (controller_name(self.name), keeper_name(self.name)):
+            _end_actor(name)
 
     def _ask(self, method: str) -> Any:
         ray = require_ray()
@@ -79,17 +102,26 @@ def deployment(
     revision: str = "",
     ray_actor_options: Mapping[str, Any] | None = None,
     target_in_flight: float | None = None,
+    shards: bool = False,
+    keep_sequences: bool = False,
     address: str | None = None,
 ) -> Deployment:
-    """Deploys repositories to Ray: `replicas` servers, or up to `max_replicas` if the load needs them.
+    """Deploys repositories to Ray: on `replicas` servers, or on up to `max_replicas` if the load requires it.
+
+    With `shards`, each replica loads only a part of the models: as many as fit into the memory and the GPUs
+    that `ray_actor_options` reserves. `replicas` and `max_replicas` then apply to each part. With
+    `keep_sequences`, a separate actor keeps the states of sequences, so that a sequence continues on another
+    replica if the replica that ran it stops.
 
     If a deployment named `name` exists, its replicas are replaced one by one, without losing a request. If
     only the number of replicas changes, existing replicas are kept. A repository is a URL, or a path that
     exists on every node. `ray_actor_options` are Ray's actor options for each replica: num_cpus (1 by
     default), num_gpus, memory, resources. `address` is the address of the cluster, by default RAY_ADDRESS or
-    a cluster on this machine. Pass a new `revision` to replace the replicas when nothing else has changed.
+    a cluster on this machine. `target_in_flight` means the same as for `backline serve`. To replace the
+    replicas when nothing else has changed, pass a new `revision`.
 
-    Raises InvalidArgument for invalid arguments, and Unavailable if Ray cannot be reached.
+    Raises InvalidArgument for invalid arguments, Unavailable if Ray cannot be reached and, with `shards`,
+    BacklineError if a repository cannot be read.
     """
     most = replicas if max_replicas is None else max_replicas
     if not repositories:
@@ -101,36 +133,90 @@ def deployment(
         )
     if "/" in name or not name:
         raise InvalidArgument(f"'{name}' is not a valid name for a deployment: expected a name without '/'")
-    ray = join_ray(address)
+    join_ray(address)
     if warning := open_ports_warning():
         log.warning(warning)
     from backline.ray.controller import Controller
 
-    spec = ReplicaSpec(tuple(repositories), dict(ray_actor_options or {}), revision, target_in_flight)
-    _end_controller(name)
-    ray.remote(Controller).options(
-        name=controller_name(name),
-        namespace=NAMESPACE,
-        lifetime="detached",
-        max_restarts=-1,
-        max_task_retries=-1,
-        num_cpus=0,
-    ).remote(name, spec, replicas, most)
+    spec = ReplicaSpec(
+        tuple(repositories),
+        dict(ray_actor_options or {}),
+        revision,
+        target_in_flight,
+        states=keeper_name(name) if keep_sequences else "",
+    )
+    specs = divided(spec) if shards else (spec,)
+    _end_actor(controller_name(name))
+    if keep_sequences:
+        from backline.ray.states import StateKeeper
+
+        _actor_class(StateKeeper, keeper_name(name), get_if_exists=True).remote()
+    _actor_class(Controller, controller_name(name), max_task_retries=-1).remote(name, specs, replicas, most)
     return Deployment(name, replicas)
 
 
-def _end_controller(name: str) -> None:
-    """Ends the controller of a deployment. The replicas keep running for the next deployment of that name."""
+def keeper_name(deployment: str) -> str:
+    """Returns the name of the actor that keeps the states of a deployment's sequences."""
+    return f"{deployment}/states"
+
+
+def _actor_class(kind: type, name: str, **options: Any) -> Any:
+    """Returns the class of an actor that reserves no CPU and outlives this program. Whenever the actor ends,
+    Ray restarts it.
+    """
+    return (
+        require_ray()
+        .remote(kind)
+        .options(name=name, namespace=NAMESPACE, lifetime="detached", max_restarts=-1, num_cpus=0, **options)
+    )
+
+
+def divided(spec: ReplicaSpec) -> tuple[ReplicaSpec, ...]:
+    """Returns a specification for each shard.
+
+    Raises InvalidArgument if there is no model, or if nothing limits how many models a replica may load, and
+    BacklineError if a repository cannot be read.
+    """
+    from backline.ray.needs import read_needs
+
+    room: dict[str, float] = {"num_cpus": 1.0}
+    room |= {name: spec.actor_options[name] for name in AMOUNTS if name in spec.actor_options}
+    needs = asyncio.run(read_needs(spec.repositories))
+    if not needs:
+        raise InvalidArgument(f"{', '.join(spec.repositories)} has no models to divide among replicas")
+    if MEMORY not in room and all(set(need.amounts) <= {MEMORY} for need in needs):
+        raise InvalidArgument(
+            "shards: nothing says how many models fit into a replica. Pass the memory of a replica in bytes,"
+            " such as ray_actor_options={'memory': 4_000_000_000}, or set ray_actor_options in the"
+            " configurations of models that need GPUs"
+        )
+    placed = place(needs, room)
+    for number, shard in enumerate(placed, 1):
+        log.info("shard %d of %d: %s", number, len(placed), ", ".join(shard.models))
+    return tuple(_of_shard(spec, shard) for shard in placed)
+
+
+def _of_shard(spec: ReplicaSpec, shard: Shard) -> ReplicaSpec:
+    reserved = {
+        name: int(amount) if amount == int(amount) else amount for name, amount in shard.reserved.items()
+    }
+    return replace(spec, actor_options={**spec.actor_options, **reserved}, models=shard.models)
+
+
+def _end_actor(name: str) -> None:
+    """Ends an actor. If the actor is the controller of a deployment, the replicas keep running, and the next
+    deployment of the same name takes them over.
+    """
     ray = require_ray()
     end = time.monotonic() + _END_WITHIN
-    with suppress(ValueError):  # it does not exist, or has ended
+    with suppress(ValueError):  # raised once the actor has ended, or if there is no such actor
         while time.monotonic() < end:
-            ray.kill(ray.get_actor(controller_name(name), namespace=NAMESPACE), no_restart=True)
+            ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
             time.sleep(0.05)
 
 
 def open_ports_warning() -> str:
-    """Returns a warning if Ray accepts commands from anyone who can reach its ports; empty if it requires a
+    """Returns a warning if Ray accepts commands from anyone who can reach its ports; "" if Ray requires a
     token.
     """
     import os

@@ -1,78 +1,112 @@
-"""A server in front of a deployment. It serves all models of the replicas as remote models."""
+"""Runs a server in front of a deployment. This server serves all models of the replicas as remote models."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from backline.client.options import ClientOptions
-from backline.client.records import ModelIndex
-from backline.client.sync import Client
+from backline.client.ray_directory import require_ray
 from backline.engine.errors import BacklineError
 from backline.ray.deployment import Deployment
 from backline.server import ServerOptions
 
-#: Seconds between two checks of the replicas' models, and between two scans of the repository generated from
-#: them.
+#: Seconds between two checks of the replicas' models, and between two scans of the repository that is
+#: generated from these models.
 _LOOK = 2.0
 #: The maximum number of requests in flight to one model.
 _MAX_IN_FLIGHT = 256
 
 
+class RemoteRepository:
+    """A repository of remote models, in `folder`. `url_of` returns the URL of the servers of a model.
+
+    A server may scan the repository at any time. So that it never finds a part of a model, models are made in
+    another folder and moved to the repository when they are complete.
+    """
+
+    def __init__(self, url_of: Callable[[str], str]) -> None:
+        self._url_of = url_of
+        self._root = Path(tempfile.mkdtemp(prefix="backline-front-"))
+        self.folder = self._root / "models"
+        self.folder.mkdir()
+        self._moving = self._root / "moving"
+
+    def write(self, models: Iterable[tuple[str, str]]) -> None:
+        """Adds and removes versions of models, until the repository has exactly those in `models`, given as
+        names and versions. Has no effect if `models` is empty, because replicas that have just started may
+        have no ready models yet.
+
+        Raises OSError if files cannot be written. The next call then completes the change.
+        """
+        wanted = frozenset(models)
+        if not wanted:
+            return
+        there = {
+            (model.name, version.name)
+            for model in self.folder.iterdir()
+            for version in model.iterdir()
+            if version.is_dir()
+        }
+        names, known = ({name for name, _ in versions} for versions in (wanted, there))
+        for name in sorted(known - names):
+            (self.folder / name).rename(self._new_place())
+        for name, version in sorted(there - wanted):
+            if name in names:
+                (self.folder / name / version).rename(self._new_place())
+        for name in sorted(names - known):
+            model = self._new_place()
+            for version in sorted(version for of, version in wanted if of == name):
+                (model / version).mkdir(parents=True)
+            (model / "config.pbtxt").write_text(_configuration(self._url_of(name)))
+            model.rename(self.folder / name)
+        for name, version in sorted(wanted - there):
+            (self.folder / name / version).mkdir(exist_ok=True)
+
+    def _new_place(self) -> Path:
+        """Returns the path of a folder that does not exist, on the same file system as the repository."""
+        shutil.rmtree(self._moving, ignore_errors=True)
+        return self._moving
+
+    def close(self) -> None:
+        """Removes the repository."""
+        shutil.rmtree(self._root, ignore_errors=True)
+
+
 class Front:
-    """Maintains the repository of a server in front of a deployment, which contains the models of the
-    replicas.
+    """The repository of a server in front of a deployment. A thread keeps it in sync with the models that
+    the replicas have.
     """
 
     def __init__(self, deployment: Deployment) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="backline-front-"))
+        self._repository = RemoteRepository(deployment.url_of)
         self._deployment = deployment
-        self._written: frozenset[tuple[str, str]] = frozenset()
         self._ended = threading.Event()
-        self._client = Client(deployment.url, ClientOptions())
-        self._write(self._client.models())
+        self._repository.write(deployment.models())
         self._thread = threading.Thread(target=self._follow, name="backline-front", daemon=True)
         self._thread.start()
 
     def options(self, options: ServerOptions) -> ServerOptions:
         """Returns the options of the server in front, derived from the options for the replicas."""
         lifecycle = replace(options.lifecycle, mode="poll", poll_seconds=_LOOK)
-        return replace(options, repositories=(self.folder,), lifecycle=lifecycle)
+        return replace(options, repositories=(self._repository.folder,), lifecycle=lifecycle)
 
     def close(self) -> None:
-        """Stops following the replicas' models, and removes the repository. The deployment keeps running."""
+        """Stops the thread and removes the repository. The deployment keeps running."""
         self._ended.set()
         self._thread.join()
-        self._client.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._repository.close()
 
     def _follow(self) -> None:
+        errors = (BacklineError, require_ray().exceptions.RayError, OSError, TimeoutError, ValueError)
         while not self._ended.wait(_LOOK):
-            try:
-                self._write(self._client.models())
-            except BacklineError:
-                continue  # no replica answers at the moment: keep the models as they are
-
-    def _write(self, models: Sequence[ModelIndex]) -> None:
-        """Adds a folder for each new version, and removes the folders of versions that no longer exist."""
-        wanted = frozenset((one.name, one.version) for one in models if one.ready and one.version)
-        if not wanted:
-            return  # replicas that have just started may have no ready models yet
-        for name, version in sorted(wanted - self._written):
-            folder = self.folder / name
-            (folder / version).mkdir(parents=True, exist_ok=True)
-            configuration = folder / "config.pbtxt"
-            if not configuration.exists():
-                configuration.write_text(_configuration(self._deployment.url))
-        names = {name for name, _ in wanted}
-        for name, version in sorted(self._written - wanted):
-            gone = self.folder / name
-            shutil.rmtree(gone / version if name in names else gone, ignore_errors=True)
-        self._written = wanted
+            # If the controller does not answer, or the disk is full, the server in front keeps its models.
+            with suppress(*errors):
+                self._repository.write(self._deployment.models())
 
 
 def _configuration(url: str) -> str:

@@ -1,33 +1,45 @@
-"""A replica, which is a server in a Ray actor."""
+"""One replica of a deployment: a Ray actor that runs a server."""
 
 from __future__ import annotations
 
 import os
-import re
 import tempfile
-import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import ray
 
 from backline.client.background_loop import BackgroundLoop
+from backline.engine.engine import Engine
 from backline.lifecycle.options import LifecycleOptions
+from backline.ray.scaling import read_signal
 from backline.ray.spec import ReplicaSpec, ReplicaState
+from backline.ray.states import RayStateStore
 from backline.server import Server, ServerOptions
 
-_METRIC = re.compile(rb"^(backline_utilisation|backline_desired_replicas) (\S+)$", re.MULTILINE)
-#: Maximum time, in seconds, for the server to report its state.
-_TIMEOUT = 1.0
+#: Advice in the error for an unknown sequence: the first if no actor keeps the states of sequences, the
+#: second if one does.
+_NOT_KEPT = (
+    "the replica that ran the sequence may have ended: begin the sequence again, or deploy with"
+    " keep_sequences (--ray-keep-sequences) so that other replicas continue sequences"
+)
+_LOST = (
+    "the replica that ran the sequence may have ended: begin the sequence again (other replicas continue only"
+    " sequences whose state is in sequence_batching.state)"
+)
 
 
 class Replica:
-    """Runs a server on a free port of its node. The server runs on a thread of the actor's process, so it
-    ends when the actor does.
+    """An actor that runs a server on a free port of the node. The server runs on a thread of the actor's
+    process, so it ends when the actor ends.
     """
 
     def __init__(self, spec: ReplicaSpec) -> None:
         host = ray.util.get_node_ip_address()
         self._loop = BackgroundLoop("backline-server")
+        # Only this user has access to the folder, and so to the socket.
+        folder = Path(tempfile.mkdtemp(prefix="backline-"))
+        self._socket = folder / "socket"
         self._server = Server(
             ServerOptions(
                 repositories=spec.repositories,
@@ -35,26 +47,45 @@ class Replica:
                 http_port=0,
                 grpc_port=None,
                 metrics_port=None,
+                unix_socket=self._socket,
                 target_in_flight=spec.target_in_flight,
-                lifecycle=LifecycleOptions(state_folder=Path(tempfile.mkdtemp(prefix="backline-"))),
+                lifecycle=_lifecycle(spec, folder),
             )
         )
         self._loop.run(self._server.start())
         self._http = dict(self._server.urls)["HTTP"]
 
     def state(self) -> ReplicaState:
-        """Returns the address and the scaling signal of the replica, for the controller."""
-        with urllib.request.urlopen(f"{self._http}/metrics", timeout=_TIMEOUT) as page:
-            metrics = {name.decode(): float(value) for name, value in _METRIC.findall(page.read())}
+        """Returns the address, the scaling signal and the models of the replica, for the controller."""
+        signal = read_signal(self._http)
+        engine = self._server.engine
         return ReplicaState(
             self._http.replace("http", "grpc", 1),
-            self._server.engine.ready,
-            metrics["backline_utilisation"],
-            metrics["backline_desired_replicas"],
+            engine.ready,
+            signal.utilisation,
+            signal.desired_replicas,
             os.getpid(),
             ray.get_runtime_context().get_node_id(),
+            self._loop.run(_ready_models(engine)),
+            str(self._socket),
         )
 
     def stop(self) -> None:
-        """Completes the requests in flight while refusing new ones, then closes the connections."""
+        """Completes the requests in flight while refusing new requests, and then closes the connections."""
         self._loop.run(self._server.stop())
+
+
+def _lifecycle(spec: ReplicaSpec, state_folder: Path) -> LifecycleOptions:
+    options = LifecycleOptions(
+        state_folder=state_folder,
+        state_store=RayStateStore(spec.states) if spec.states else None,
+        unknown_sequence_advice=_LOST if spec.states else _NOT_KEPT,
+    )
+    return options if spec.models is None else replace(options, mode="explicit", load_models=spec.models)
+
+
+async def _ready_models(engine: Engine) -> tuple[tuple[str, str], ...]:
+    """Returns the name and version of each model version that responds to requests. Must run on the engine's
+    event loop.
+    """
+    return tuple((model.name, model.version) for model in engine.models() if model.answers and model.version)

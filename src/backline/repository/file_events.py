@@ -1,4 +1,4 @@
-"""Notices changes to files, using file system events where they exist, and polling elsewhere."""
+"""Detects changes to files by file system events where they exist, and by polling elsewhere."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from backline.repository.walk import reason
 
 log = logging.getLogger("backline.repository")
 
-#: A change counts as complete after this many seconds without an event, or at the latest after _LONGEST.
+#: A change counts as complete after this many seconds without an event, but no later than _LONGEST seconds
+#: after its first event.
 _SETTLED = 0.25
 _LONGEST = 10.0
-#: Milliseconds during which the watcher collects events before it reports them.
+#: The time, in milliseconds, for which the watcher collects events before it reports them.
 _STEP_MS = 50
-#: Seconds between checks that each path still leads to the watched file or folder: a link may have changed.
+#: Seconds between checks that each path still leads to the watched file or folder, because a link may have
+#: changed.
 _CHECK = 5.0
-#: Seconds after which a scan is due even without an event, because the system drops events if too many
-#: arrive.
+#: Seconds after which a scan is due even without an event, because the system drops events if too many occur
+#: at once.
 _LOST_EVENTS = 60.0
 #: Linux's table of mounts (proc(5)).
 MOUNTS = Path("/proc/self/mounts")
-#: File systems that other machines write to: first the names on Linux, then those on macOS and in containers
-#: on a desktop.
+#: Matches the types of file systems that other machines can write to: first the names on Linux, then the
+#: names on macOS and in containers on a desktop.
 _REMOTE = re.compile(
     r"nfs4?|cifs|smb2|smb3|smbfs|ncpfs|afs|9p|v9fs|ceph|glusterfs|lustre|gpfs|beegfs|fuse\..*"
     r"|virtiofs|vboxsf|prl_fs|vmhgfs|fakeowner|grpcfuse|afpfs|webdav|(osx|mac)fuse.*"
@@ -39,10 +41,11 @@ async def changes(places: Callable[[], Sequence[Path]], interval: float) -> Asyn
     """Yields when one of `places()`, or anything below it, may have changed. Yields once for a burst of
     changes.
 
-    Where there are no events, yields every `interval` seconds: on network file systems, without the extra
-    "watch", and when the system has no watches left.
+    Where there are no file system events, yields every `interval` seconds: on network file systems, without
+    the extra "watch", and if the system has no watches left.
     """
-    watching = _can_watch(places())
+    # Files are looked at on threads, because a disk or a server of files may not respond for minutes.
+    watching = await asyncio.to_thread(_can_watch, places())
     while True:
         if watching:
             try:
@@ -66,8 +69,8 @@ async def changes(places: Callable[[], Sequence[Path]], interval: float) -> Asyn
 
 
 def _first(error: Exception) -> Exception:
-    """Returns the first error in nested exception groups, which the watcher raises for file names that are
-    not UTF-8.
+    """Returns the first error in nested exception groups. The watcher raises such groups for file names that
+    are not UTF-8.
     """
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
@@ -79,7 +82,7 @@ def _can_watch(paths: Sequence[Path]) -> bool:
         import watchfiles  # noqa: F401
     except ImportError:
         log.info(
-            "'%s' is scanned at intervals; to notice changes at once: pip install 'backline[watch]'",
+            "'%s' is scanned at intervals; to notice changes immediately: pip install 'backline[watch]'",
             paths[0],
         )
         return False
@@ -90,9 +93,9 @@ async def _events(places: Callable[[], Sequence[Path]], interval: float) -> Asyn
     """Yields after changes, until one of the places is replaced. Raises FileNotFoundError if a place is
     missing.
     """
-    watched = _inodes(places())
+    watched = await asyncio.to_thread(_inodes, places())
     event = asyncio.Event()
-    event.set()  # changes from before the watch began must also cause a scan
+    event.set()  # changes that were made before the watch began must also cause a scan
     watch = asyncio.create_task(_watch(places(), event))
     try:
         last = time.monotonic()
@@ -101,13 +104,16 @@ async def _events(places: Callable[[], Sequence[Path]], interval: float) -> Asyn
                 first = time.monotonic()
                 while time.monotonic() - first < _LONGEST and await _wait(event, _SETTLED):
                     pass
-            elif _inodes(places()) == watched and time.monotonic() - last < _LOST_EVENTS:
+            elif (
+                await asyncio.to_thread(_inodes, places()) == watched
+                and time.monotonic() - last < _LOST_EVENTS
+            ):
                 continue
             if watch.done():
                 await watch
             last = time.monotonic()
             yield
-            if _inodes(places()) != watched:
+            if await asyncio.to_thread(_inodes, places()) != watched:
                 return
     finally:
         watch.cancel()
@@ -115,7 +121,7 @@ async def _events(places: Callable[[], Sequence[Path]], interval: float) -> Asyn
 
 
 async def _watch(paths: Sequence[Path], event: asyncio.Event) -> None:
-    """Sets `event` on every change. A file that is being written causes several changes."""
+    """Sets `event` for every change. While a file is being written, several changes are reported."""
     from watchfiles import awatch
 
     try:
@@ -146,7 +152,7 @@ def _inodes(paths: Sequence[Path]) -> list[tuple[Path, int, int]]:
 
 def is_remote(path: Path) -> bool:
     """Returns whether a path, or its parent if the path does not exist, is on a file system that other
-    machines write to.
+    machines can write to.
     """
     real = os.path.realpath(path)
     best, kind = "", ""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from operator import attrgetter
 from types import NoneType
+from typing import Final
 
 from backline.engine.config.instance_group import InstanceGroup
 from backline.engine.config.model_config import ModelConfig
 from backline.repository.listing import FileEntry
 
-#: Fields that can change without a new load: they apply to versions that are loaded, or only decide which
-#: versions are loaded and when. `declared` repeats other fields, and adds fields without effect. A change to
-#: any field that is not listed here causes a load.
+#: Fields that can change without a new load. A change to such a field is applied to versions that are already
+#: loaded, or the field only determines which versions are loaded and when. `declared` repeats other fields,
+#: and adds fields without effect. A change to any field that is not listed here causes a load.
 _APPLIED_WITHOUT_LOAD = frozenset(
     {
         "version_policy",
@@ -40,14 +42,22 @@ _APPLIED_WITHOUT_LOAD = frozenset(
 )
 
 
+#: The names of the fields whose changes cause a load, and a function that returns the values of these fields.
+_RELEVANT: Final = tuple(
+    field.name for field in fields(ModelConfig) if field.name not in _APPLIED_WITHOUT_LOAD
+)
+_values_of: Final = attrgetter(*_RELEVANT)
+#: The types of most values. Their text is the same for equal values.
+_PLAIN: Final = frozenset({str, int, bool, tuple, NoneType})
+
+
 def load_key(config: ModelConfig) -> str:
     """Returns a digest of a configuration. Two configurations have the same digest if a change from one to
     the other needs no load.
     """
     relevant = [
-        (field.name, _relevant(field.name, getattr(config, field.name)))
-        for field in fields(config)
-        if field.name not in _APPLIED_WITHOUT_LOAD
+        (name, value if type(value) in _PLAIN and name != "instance_groups" else _relevant(value))
+        for name, value in zip(_RELEVANT, _values_of(config), strict=True)
     ]
     return _digest(repr(relevant))
 
@@ -57,10 +67,10 @@ def fingerprint(files: Mapping[str, FileEntry], config: ModelConfig) -> str:
     return _digest(repr([(path, files[path].identity) for path in sorted(files)]) + load_key(config))
 
 
-def _relevant(name: str, value: object) -> object:
-    if name == "instance_groups" and isinstance(value, tuple):
+def _relevant(value: object) -> object:
+    if isinstance(value, tuple):
         return _of_groups(value)
-    return _plain(value)
+    return sorted(value.items()) if isinstance(value, Mapping) else value
 
 
 def _of_groups(groups: Sequence[InstanceGroup]) -> object:
@@ -71,13 +81,6 @@ def _of_groups(groups: Sequence[InstanceGroup]) -> object:
         (group.kind, group.gpus) for group in groups or (InstanceGroup(0),) if not group.passive
     )
     return tuple(where), tuple((group.resources, group.priority) for group in groups if group.limited)
-
-
-def _plain(value: object) -> object:
-    # Most values have one of these types, and a check against an abstract class takes long.
-    if type(value) in (str, int, bool, tuple, NoneType) or not isinstance(value, Mapping):
-        return value
-    return sorted(value.items())
 
 
 def _digest(text: str) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+from backline.engine.errors import InvalidArgument
+from backline.engine.names import fault_in_name, printable
 
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
     """A file in a repository.
 
-    `identity` changes when the content does: on disk it consists of modification time, size and inode, in an
-    object store of the ETag. `problem` says why the file cannot be used (a link to a place outside the
-    repository, no permission); it is empty if the file can be used.
+    `identity` changes when the content changes: on disk it consists of the modification time, the size and
+    usually the inode; for a remote file it is a checksum, an ETag, a date or, if there is no other, the size.
+    `problem` says why the file cannot be used, for example because it is a link to a place outside the
+    repository; it is empty if the file can be used.
     """
 
     size: int
@@ -21,8 +25,8 @@ class FileEntry:
 
 
 def place_below(location: str, path: str) -> str:
-    """Joins a location and a path below it. If the location is an archive on a web server, `#` precedes the
-    path.
+    """Joins a location and a path below that location. If the location is an archive on a web server, `#`
+    precedes the path.
     """
     in_archive = location.startswith(("http://", "https://")) and "#" not in location
     return f"{location.rstrip('/')}{'#' if in_archive else '/'}{path}"
@@ -30,11 +34,11 @@ def place_below(location: str, path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All files below a folder or URL, `location`. Paths are relative, such as "add1/1/model.onnx".
+    """All files below the folder or URL `location`. Paths are relative to it, such as "add1/1/model.onnx".
 
-    `folders` has all folders, including empty ones, which do not exist in object stores. A folder that cannot
-    be read is in `folders` and also, with its problem, in `files`. `read` returns the content of one small
-    file; it may block, and raises BacklineError.
+    `folders` contains all folders, including empty folders, which do not exist in object stores. A folder
+    that cannot be read is in `folders`, and also in `files`, with its problem. `read` returns the content of
+    a small file; it may block, and raises BacklineError if the file cannot be read.
     """
 
     location: str
@@ -60,7 +64,9 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder of the repository `namespace`: its listing, and its path below the root ("" for the root)."""
+    """A folder in the repository `namespace`: its listing, and its path below the root of the repository (""
+    for the root itself).
+    """
 
     listing: Listing
     path: str
@@ -75,7 +81,7 @@ class Folder:
         return self.location.rstrip("/").rpartition("/")[2]
 
     def folders(self) -> dict[str, Folder]:
-        """Returns the folders directly in this one, by name, except those with names that start with a
+        """Returns the folders directly in this folder, keyed by name, except folders whose names start with a
         dot.
         """
         files: dict[str, dict[str, FileEntry]] = {}
@@ -92,7 +98,7 @@ class Folder:
         return {name: self._below(name, files.get(name, {}), folders.get(name, set())) for name in names}
 
     def below(self, path: str) -> Folder:
-        """Returns the folder `path` below this one; "" returns this folder itself."""
+        """Returns the folder `path` below this folder; "" returns this folder itself."""
         return Folder(self.listing.below(path), self.join(path), self.namespace)
 
     def _below(self, name: str, files: Mapping[str, FileEntry], folders: set[str]) -> Folder:
@@ -113,3 +119,22 @@ class Folder:
     def join(self, path: str) -> str:
         """Converts a path below this folder to a path below the root."""
         return "/".join(part for part in (self.path, path) if part)
+
+
+_SHOWN = 20
+
+
+def check_name(what: str, name: str, place: str) -> None:
+    """Raises InvalidArgument if a name found in a repository is not valid according to engine.names.
+
+    `what` is "model" or "version"; `place` is the folder or file that the name comes from.
+    """
+    fault = fault_in_name(name)
+    if fault:
+        raise InvalidArgument(f"the name of the {what} '{printable(place)}' {fault}; rename the folder")
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Joins names for a message. A long list is shortened: "1, 2 and 998 more"."""
+    shown = ", ".join(names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown

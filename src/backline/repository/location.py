@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backline.engine.config.model_config import ModelFormat
 from backline.engine.errors import InvalidArgument
@@ -13,7 +14,12 @@ from backline.repository.configuration import ConfigFiles
 from backline.repository.local import LocalRepository
 from backline.repository.repository import Repository
 
-#: Matches the scheme of a URL, which has at least two letters, because one letter is a drive on Windows.
+if TYPE_CHECKING:
+    from backline.repository.remote.cache import ContentCache
+    from backline.repository.remote.files import RemoteFiles
+
+#: Matches the scheme of a URL. The scheme must have at least two letters, because a single letter is a drive
+#: on Windows.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 #: Matches the name in NAME=URL, including the equals sign.
 _NAMED = re.compile(r"([\w.+-]+)=(?=[A-Za-z][A-Za-z0-9+.-]+:/|hf:)")
@@ -21,7 +27,7 @@ _NAMED = re.compile(r"([\w.+-]+)=(?=[A-Za-z][A-Za-z0-9+.-]+:/|hf:)")
 _OBJECT_STORES = ("s3", "gs", "az", "as")
 _ARCHIVES = ("http", "https")
 _SCHEMES = (*_OBJECT_STORES, *_ARCHIVES, "hf")
-#: Other tools' names for the supported schemes.
+#: The names that other tools use for the supported schemes.
 _ALIASES = {
     "gcs": "gs",
     "s3a": "s3",
@@ -41,13 +47,14 @@ def open_repository(
     cache: Path,
     configs: ConfigFiles | None = None,
     name: str = "",
+    edited: bool = False,
 ) -> Repository:
     """Opens the repository at `location`, which is a path, a URL or NAME=URL. Files from a URL are cached
     below `cache`.
 
     Opening a repository does not scan it. If the location is a single model, `name` or NAME is the name of
-    the model; the default is the last part of the location. Raises InvalidArgument if the location is neither
-    a path nor a supported URL.
+    the model; the default is the last part of the location. `edited` says that a user edits the files of a
+    local repository. Raises InvalidArgument if the location is neither a path nor a supported URL.
     """
     own_name, location = split_name(location)
     if name and own_name:
@@ -60,23 +67,37 @@ def open_repository(
         )
     scheme = _scheme(location)
     if not scheme:
-        return LocalRepository(Path(location), formats=formats, configs=configs, name=name)
+        return LocalRepository(Path(location), formats=formats, configs=configs, name=name, edited=edited)
+    # Imported late, because most servers have only local repositories.
+    from backline.repository.remote.cache import ContentCache
+    from backline.repository.remote.remote import RemoteRepository
+
+    contents = ContentCache(cache)
+    files = _remote_files(scheme, location, formats, contents)
+    return RemoteRepository(
+        files, contents, formats=formats, configs=configs, name=name, nested=scheme in _ARCHIVES
+    )
+
+
+def _remote_files(
+    scheme: str, location: str, formats: Sequence[ModelFormat], contents: ContentCache
+) -> RemoteFiles:
     if scheme in _OBJECT_STORES:
-        from backline.repository.remote.object_store import ObjectStoreRepository
+        from backline.repository.remote.object_store import ObjectFiles
 
-        return ObjectStoreRepository(location, formats, cache, configs, name)
+        return ObjectFiles(location)
     if scheme in _ARCHIVES:
-        from backline.repository.remote.archive import ArchiveRepository
+        from backline.repository.remote.archive import web_files
 
-        return ArchiveRepository(location, formats, cache, configs, name)
-    from backline.repository.remote.hugging_face import HuggingFaceRepository
+        return web_files(location, formats, contents)
+    from backline.repository.remote.hugging_face import HubFiles
 
-    return HuggingFaceRepository(location, formats, cache, configs, name)
+    return HubFiles(location, formats)
 
 
 def split_name(location: str) -> tuple[str, str]:
-    """Returns the name and the URL in NAME=URL. For any other location the name is empty, even if it is a
-    path with `=`.
+    """Returns the name and the URL in NAME=URL. For any other location, including a path that contains `=`,
+    returns an empty name and the location.
     """
     found = _NAMED.match(location)
     return (found[1], location[found.end() :]) if found is not None else ("", location)

@@ -1,4 +1,4 @@
-"""Defines the interface of repositories, the places that models come from: folders, object stores, hubs and
+"""Defines the interface of repositories, from which models are loaded: folders, object stores, hubs and
 archives.
 """
 
@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from backline.engine.config.model_config import ModelConfig
 from backline.repository.listing import FileEntry
 
-#: A callback that receives the number of bytes that are present so far, and the total number.
+#: A callback that receives the number of bytes that are present so far, and the total number of bytes.
 OnBytes = Callable[[int, int], None]
 #: The name of the folder with examples, in the model's folder.
 EXAMPLES: Final = "examples"
@@ -22,11 +22,11 @@ EXAMPLES: Final = "examples"
 class FoundVersion:
     """A version in a repository.
 
-    `path` is the model's file, or its folder for some formats, below the root of the repository. If the
-    version cannot be loaded, `path` is None, and `problem` says why. `files` are the files that a load needs,
-    by their paths below the root: those of the version, and those in the model's folder next to the versions.
-    `fingerprint` changes whenever the version must be loaded again. `examples` are the names of the files in
-    the folder EXAMPLES next to the versions.
+    `path` is the path of the model's file, or of its folder for some formats, below the root of the
+    repository. If the version cannot be loaded, `path` is None, and `problem` says why. `files` are the files
+    that a load needs, keyed by their paths below the root: the files of the version, and files next to the
+    version folders. `fingerprint` changes whenever the version must be loaded again. `examples` are the names
+    of the files in the folder EXAMPLES next to the version folders.
     """
 
     version: str
@@ -43,10 +43,10 @@ class FoundModel:
 
     `versions` has all versions, oldest first; the version policy decides later which of them are served.
     `folder` is the model's folder below the root of the repository, or "" if the root is the model.
-    `namespace` is the location of the repository. `problem` says why no version can be served; it is empty if
-    one can. `refused` is set if Triton would report the problem for a version that it cannot create, rather
-    than for a model that it cannot read; it is that version, with the problem in Triton's words. `warnings`
-    are for the author of the files.
+    `namespace` is the location of the repository. `problem` says why the model as a whole cannot be served;
+    the fault of a single version is in that version. If Triton would report the problem as a failure to
+    create a version rather than a failure to read the model, `refused` is that version, with the problem in
+    Triton's words. `warnings` are addressed to the author of the files.
     """
 
     name: str
@@ -59,39 +59,55 @@ class FoundModel:
     warnings: tuple[str, ...] = ()
 
 
+def _nothing_to_check() -> None:
+    """The check of files that only the server can write."""
+
+
 @dataclass(frozen=True, slots=True)
 class FetchedVersion:
-    """A version on local disk: its model file or folder, and the model's folder (with warmup/ and labels)."""
+    """A version on local disk: its model file or folder, and the model's folder (with warmup/ and labels).
 
+    The paths of the version's files are relative to `root`. Call `check` on a thread before the files are
+    read: it raises Unavailable if they have changed since the scan.
+    """
+
+    root: Path
     path: Path
     model_folder: Path
+    check: Callable[[], None] = field(default=_nothing_to_check, compare=False)
 
 
 class Repository(Protocol):
-    """A place that models come from. All methods are called on one event loop, and do not block it."""
+    """A source of models. All methods are called on one event loop, and do not block it."""
 
     @property
     def location(self) -> str:
-        """The absolute path, or the URL without secrets."""
+        """The absolute path of the repository, or its URL without secrets."""
 
     @property
     def name(self) -> str:
-        """The namespace of the repository's models: a given name, or else one derived from the location."""
+        """The namespace of the repository's models: the name that the user gave, or a name derived from the
+        location.
+        """
 
     async def scan(self) -> list[FoundModel]:
         """Returns the models that the repository contains now, sorted by name.
 
-        A fault in one model is recorded in its `problem`, and does not affect other models. Raises
-        BacklineError, with advice on what to do, if the repository does not exist or cannot be reached.
+        A fault in one model is recorded in the `problem` of that model, and does not affect other models.
+        Raises BacklineError, with advice on what to do, if the repository does not exist or cannot be
+        reached.
         """
 
     async def fetch(self, model: FoundModel, version: FoundVersion, on_bytes: OnBytes) -> FetchedVersion:
-        """Makes the files of a version available on local disk, complete and verified. Raises
-        BacklineError.
+        """Makes all files of a version available on local disk.
+
+        Raises BacklineError, with advice on what to do, if that fails.
         """
 
     def changes(self, interval: float) -> AsyncIterator[None]:
-        """Yields when a scan may find changes: on file system events, or else every `interval` seconds."""
+        """Yields when a scan may find changes: after file system events, or every `interval` seconds where
+        there are no such events.
+        """
 
     async def close(self) -> None:
         """Releases watches, connections and temporary files."""

@@ -1,4 +1,6 @@
-"""Unpacks a model that is a single archive. This is done once for all processes that run the model."""
+"""Unpacks a model that is a single archive. The archive is unpacked once for all processes that run the
+model.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -15,19 +16,20 @@ from backline.engine.errors import InvalidArgument, Unavailable
 from backline.repository.remote.unpack import members
 from backline.system.archive_limits import UnpackLimits
 from backline.system.file_lock import try_lock
+from backline.system.private_file import new_folder
 
-#: Seconds for which an unpacked archive is kept after the last load that used it.
+#: The time, in seconds, for which an unpacked archive is kept after the last load that used it.
 _KEPT = 24 * 3600.0
 _PIECE = 1 << 20
 
 
 def unpacked(archive: Path, cache: Path, root: str = "", limits: UnpackLimits | None = None) -> Path:
     """Returns the folder below `cache` that contains the unpacked archive (zip or gzipped tar), or the folder
-    `root` of it.
+    `root` in the unpacked archive.
 
-    An archive is unpacked on first use. At that time, folders are removed that were not used for a day and
-    that no process holds with `file_lock.hold`. Raises InvalidArgument for an archive that must not be
-    unpacked (see `unpack.members`), and Unavailable if the folder cannot be written.
+    An archive is unpacked when it is first used. At that time, unpacked archives that have not been used for
+    a day, and that no process holds with `file_lock.hold`, are removed. Raises InvalidArgument for an archive
+    that must not be unpacked (see `unpack.members`), and Unavailable if the folder cannot be written.
     """
     status = archive.stat()
     identity = f"{archive.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}\n{root}"
@@ -44,10 +46,11 @@ def unpacked(archive: Path, cache: Path, root: str = "", limits: UnpackLimits | 
 
 
 def _unpack(archive: Path, folder: Path, root: str, limits: UnpackLimits) -> None:
-    """Unpacks everything or nothing, even if another process unpacks the same archive at the same time."""
+    """Unpacks all files of an archive or none, even if another process unpacks the same archive at the same
+    time.
+    """
     kind = "zip" if zipfile.is_zipfile(archive) else "gz"
-    place = Path(tempfile.mkdtemp(prefix="new-", dir=folder.parent))
-    try:
+    with new_folder(folder) as place:
         for member in members(archive, kind, str(archive), limits):
             if not member.path.startswith(root):
                 continue
@@ -62,13 +65,6 @@ def _unpack(archive: Path, folder: Path, root: str, limits: UnpackLimits) -> Non
                             f"archive '{archive}' is damaged: '{member.path}' is larger than its header says"
                         )
                     target.write(piece)
-        with contextlib.suppress(FileExistsError):
-            place.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # otherwise another process has already unpacked it
-            raise
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def _prune(cache: Path) -> None:

@@ -11,25 +11,26 @@ from backline.engine.errors import InvalidArgument, NotFound
 from backline.engine.names import IGNORED_FOLDERS, PYTHON_VERSION, printable
 from backline.repository.listing import FileEntry, Listing
 
-#: The maximum depth of nested folders; no layout needs nearly as many levels.
+#: The maximum depth of nested folders. All layouts need far fewer levels.
 MAX_DEPTH = 16
-#: The maximum number of files and folders in total. Scans are repeated and must be quick, and a home folder
-#: is not a repository.
+#: The maximum number of files and folders in total. Scans are repeated and must be quick, and a folder with
+#: more files, such as a home folder, was probably not meant to be a repository.
 MAX_ENTRIES = 100_000
 #: The maximum size, in bytes, of a file that `Listing.read` reads; configurations and labels are far smaller.
 MAX_READ = 16 * 1024 * 1024
 
 
-def walk(root: Path, *, location: str = "", stable_inodes: bool = True) -> Listing:
+def walk(root: Path, *, stable_inodes: bool = True) -> Listing:
     """Lists all files and folders below `root`, following links.
 
     Names that start with a dot (except PYTHON_VERSION) and IGNORED_FOLDERS are left out. An entry that cannot
-    be used has a problem: a link to a place outside `root`, a broken link or a link that is part of a loop; a
-    file that is unreadable or not regular; or a name with characters that cannot be printed. If
-    `stable_inodes` is set, inodes are part of a file's identity; some network file systems change them.
-    Raises NotFound or InvalidArgument if `root` cannot be read.
+    be used gets a problem. Such an entry is a link that is broken, is part of a loop or leads outside `root`;
+    a folder that is unreadable or nested too deeply; or a file that is unreadable, not regular, or has
+    unprintable characters in its name. If `stable_inodes` is set, inodes are part of a file's identity; on
+    some network file systems the inode of a file can change. Raises NotFound or InvalidArgument if `root`
+    cannot be read.
     """
-    location = location or str(root)
+    location = str(root)
     try:
         real = root.resolve(strict=True)
         if not real.is_dir():
@@ -53,11 +54,11 @@ def walk(root: Path, *, location: str = "", stable_inodes: bool = True) -> Listi
 
 
 def walk_file(file: Path, *, stable_inodes: bool = True) -> Listing:
-    """Lists only the model `file`, and the files next to it that belong to it.
+    """Lists only the model `file`, and the files in the same folder that belong to the model.
 
-    A file belongs to net.onnx if its name starts with "net" and ends with another suffix, like files with
-    external weights (net.onnx.data, net_weights.bin). Links may lead anywhere, because the user named the
-    file. Raises NotFound or InvalidArgument if the file cannot be read.
+    A file belongs to net.onnx if its name starts with "net" and has another suffix, as files with external
+    weights do (net.onnx.data, net_weights.bin). Links may lead to any place, because the user named the file.
+    Raises NotFound or InvalidArgument if the file cannot be read.
     """
     folder = file.parent
     location = str(folder)
@@ -78,8 +79,8 @@ def walk_file(file: Path, *, stable_inodes: bool = True) -> Listing:
 
 
 def identity(status: os.stat_result, *, stable_inodes: bool = True) -> str:
-    """Returns a text that changes when a file is written or replaced: its modification time, size and
-    inode.
+    """Returns a text that changes when a file is written or replaced. The text consists of the file's
+    modification time, size and inode.
     """
     inode = f"-{status.st_ino:x}" if stable_inodes else ""
     return f"{status.st_mtime_ns:x}-{status.st_size:x}{inode}"
@@ -96,7 +97,9 @@ class _TooMany(Exception):
 
 @dataclass
 class _Walk:
-    """The files and folders found so far below `real`, which is the root with all links resolved."""
+    """The files and folders found so far below `real`, which is the path of the root with all links
+    resolved.
+    """
 
     location: str
     real: Path
@@ -139,7 +142,8 @@ class _Walk:
             if is_folder:
                 if len(chain) > MAX_DEPTH:
                     raise InvalidArgument(
-                        f"'{printable(place)}' is more than {MAX_DEPTH} folders deep, and is not searched"
+                        f"'{printable(place)}' is more than {MAX_DEPTH} folders deep, and is not searched:"
+                        " move it up"
                     )
                 self.folders.add(path)
                 self.enter(target, path + "/", (*chain, target))
@@ -166,11 +170,11 @@ class _Walk:
             target = os.path.realpath(here, strict=True)
         except FileNotFoundError:
             raise InvalidArgument(
-                f"'{printable(place)}' is a link to something that does not exist"
+                f"'{printable(place)}' is a link to something that does not exist; correct or remove the link"
             ) from None
         if not Path(target).is_relative_to(self.real):
             raise InvalidArgument(
-                f"'{printable(place)}' leads out of the model repository, to '{printable(target)}'; copy it"
+                f"'{printable(place)}' points outside the model repository, to '{printable(target)}'; copy it"
                 f" into '{self.real}' instead"
             )
         if any(Path(folder).is_relative_to(target) for folder in chain):
@@ -182,11 +186,11 @@ class _Walk:
 
 
 def _may_be_folder(entry: os.DirEntry[str]) -> bool:
-    """Returns whether an entry is a folder, or a broken link that may have led to one."""
+    """Returns whether an entry is a folder, or a broken link that may have led to a folder."""
     try:
         return entry.is_dir() or (entry.is_symlink() and not entry.is_file())
     except OSError:
-        return True  # an unreadable entry counts as a folder, so that a model reports its problem
+        return True  # as a folder, the unreadable entry becomes a model with a problem
 
 
 def _read(location: str, root: Path, files: dict[str, FileEntry], path: str) -> bytes:
@@ -202,4 +206,4 @@ def _read(location: str, root: Path, files: dict[str, FileEntry], path: str) -> 
         with (root / path).open("rb") as file:
             return file.read(MAX_READ)
     except OSError as error:
-        raise InvalidArgument(f"{place}: cannot be read: {reason(error)}") from None
+        raise InvalidArgument(f"'{place}' cannot be read: {reason(error)}") from None

@@ -1,3 +1,3 @@
-"""Decides which requests run next: policies that are pure functions of plain data, and the drivers that carry
-out their decisions.
+"""Decides which requests run next. Policies, which work on plain data and perform no I/O, make the decisions;
+drivers carry them out.
 """

@@ -1,53 +1,66 @@
-"""The batching policy: decides which queued requests form the next batch. It performs no I/O and reads no
-clock.
+"""The batching policy: decides when the next batch is formed, and which queued requests it contains. This
+module performs no I/O and reads no clock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 from backline.engine.ticket import Ticket
 from backline.schedule.queues.queue import Queue
 
+#: A run outside the event loop counts as brief if it takes less time than this, in nanoseconds: handing over
+#: the batch, and taking back its outputs, then costs the loop about as much time as the run itself.
+BRIEF_NS: Final = 200_000
+#: The maximum time, in nanoseconds, for which a batch gathers requests.
+LONGEST_GATHERING_NS: Final = 1_000_000
+#: The minimum size of a group for which a batch starts at once. The batches of smaller groups cost the loop
+#: more time than they save.
+SMALLEST_GROUP: Final = 8
+
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """How batches are formed. A batch has at most `max_items` items, and a request waits up to `delay_ns` for
-    others to join it, even if an instance is free.
+    """The rules for forming batches. A batch has at most `max_items` items, and a request waits for up to
+    `delay_ns` nanoseconds for other requests to join it, even if an instance is free.
 
-    Without `preferred` sizes and a delay, the policy is work-conserving: a free instance takes whatever is
-    queued. With them it works like Triton's dynamic batcher: if the first requests add up to preferred sizes,
-    the largest of these runs at once; otherwise the requests wait until the oldest has waited `delay_ns`, or
-    until the batch cannot grow any more (core/src/dynamic_batch_scheduler.cc).
+    Without `preferred` sizes and without a delay, the policy is work-conserving: a free instance takes
+    whatever is queued. Otherwise the policy works like Triton's dynamic batcher
+    (core/src/dynamic_batch_scheduler.cc): if the first requests add up to a preferred size, a batch of the
+    largest such size runs immediately. If they do not, the requests wait until the oldest has waited for
+    `delay_ns`, or until the batch cannot grow any more.
 
     With a `reach`, the requests of a batch need not be adjacent in the queue: up to `reach` requests with
-    other batch keys are skipped and keep their places. The first request in the queue is always taken, so no
-    request is skipped forever.
+    other batch keys are skipped, and keep their positions. The first request in the queue is always taken, so
+    no request is skipped forever.
     """
 
     max_items: int = 1
     preferred: tuple[int, ...] = ()
     delay_ns: int = 0
     reach: int = 0
+    #: Whether a batch simply consists of the first queued requests, up to `max_items` items.
+    takes_all: bool = field(init=False)
+    #: Whether a batch may gather the requests of several turns of the event loop.
+    gathers: bool = field(init=False)
 
-    @property
-    def takes_all(self) -> bool:
-        """Whether a batch simply takes what is queued, up to `max_items`."""
-        return (
-            not self.delay_ns
-            and (not self.preferred or self.preferred == (self.max_items,))
-            and not self.reach
-        )
+    def __post_init__(self) -> None:
+        whole = not self.preferred or self.preferred == (self.max_items,)
+        takes_all = whole and not self.delay_ns and not self.reach
+        # The scheduler reads these several times for each batch, so they are fields rather than properties.
+        object.__setattr__(self, "takes_all", takes_all)
+        object.__setattr__(self, "gathers", takes_all and self.max_items > 1)
 
 
 @dataclass(slots=True)
 class Formed:
-    """The requests of the next batch, `items` in total.
+    """The requests of the next batch, which have `items` items in total.
 
-    If there are no requests, either the queue is empty, or the first requests wait for others until
-    `wait_until` (nanoseconds). Before then, only `lacking` more items, or a request whose batch key is not
-    `key`, can change the decision.
+    If there are no requests, either the queue is empty, or the first requests wait for other requests until
+    `wait_until` (in nanoseconds). Before that time, the decision can change only if `lacking` more items
+    arrive, or if a request with another batch key than `key` arrives.
     """
 
     tickets: list[Ticket]
@@ -57,12 +70,72 @@ class Formed:
     key: object = None
 
 
-def form_batch(queue: Queue, policy: BatchPolicy, now_ns: int) -> Formed:
-    """Takes the next batch out of `queue`: requests in queue order, with the same batch key, at most
-    `policy.max_items` items.
+class Gathering:
+    """Decides whether a free instance waits for more requests, one turn of the event loop at a time.
 
-    A request with more items than that runs alone. Requests that have expired by `now_ns` are moved to
-    `queue.expired`.
+    While runs are brief, each batch costs the loop as much time as several requests. So a batch gathers
+    requests as long as every turn of the loop brings some, but for at most LONGEST_GATHERING_NS. The loop
+    reads and writes in these turns, so it is never idle while a batch gathers requests.
+
+    If one batch took the requests of all clients, the loop would be idle while the batch runs. So the batch
+    starts as soon as a `group` of requests is queued. The clients then form one group for each instance and
+    one more: while the instances run the batches of the other groups, the loop serves that one.
+
+    A client that sends one request at a time is not delayed: a single request does not wait after a run that
+    was not brief, or that was itself for a single request.
+    """
+
+    __slots__ = ("_seen", "_share", "_until_ns", "group", "last")
+
+    def __init__(self) -> None:
+        #: The number of requests in the last batch if its run was brief; otherwise 0, so that the next batch
+        #: does not gather requests.
+        self.last = 0
+        #: The number of queued requests at which a batch starts immediately; 0 if batches do not gather.
+        self.group = 0.0
+        #: The moving average of the groups' shares of the requests.
+        self._share = 0.0
+        #: The number of queued requests at the last decision to keep gathering; 0 if no batch is gathering.
+        self._seen = 0
+        self._until_ns = 0
+
+    def ran(self, requests: int, run_ns: int, share: float, max_items: int) -> None:
+        """Learns from a batch of at most `max_items` items that ran outside the event loop.
+
+        `run_ns` is 0 if the time is unknown. `share` is the number of requests that were running or queued
+        when the run ended, divided by the number of groups.
+        """
+        if not 0 < run_ns < BRIEF_NS:
+            self.last = self.group = 0
+            return
+        self.last = requests
+        # A share is too small if clients are still preparing their next requests, so it falls slowly.
+        self._share = max(share, self._share + (share - self._share) / 8)
+        self.group = min(max(SMALLEST_GROUP, self._share), max_items)
+
+    def goes_on(self, queued: int, now_ns: int) -> bool:
+        """Returns whether the next batch waits for another turn, while `queued` requests are waiting."""
+        seen = self._seen
+        if (
+            not self.last
+            or queued <= seen
+            or queued >= self.group
+            or queued + self.last <= 2
+            or (seen and now_ns >= self._until_ns)
+        ):
+            self._seen = 0
+            return False
+        if not seen:
+            self._until_ns = now_ns + LONGEST_GATHERING_NS
+        self._seen = queued
+        return True
+
+
+def form_batch(queue: Queue, policy: BatchPolicy, now_ns: int) -> Formed:
+    """Removes the requests of the next batch from `queue`. They are in the order of the queue, have the same
+    batch key, and have at most `policy.max_items` items in total.
+
+    A request with more items runs alone. Requests that have expired by `now_ns` are moved to `queue.expired`.
     """
     now = now_ns / 1e9
     if policy.takes_all:
@@ -84,7 +157,7 @@ def _draw(queue: Queue, now: float, seen: list[Ticket]) -> Iterator[Ticket]:
 
 
 def _choose(waiting: Iterable[Ticket], policy: BatchPolicy, now_ns: int) -> Formed:
-    """Returns the next batch formed from `waiting`, which is read only as far as necessary."""
+    """Returns the next batch formed from the requests `waiting`, of which no more are read than necessary."""
     sizes = policy.preferred or (policy.max_items,)
     largest = max(sizes)
     tickets: list[Ticket] = []
@@ -104,7 +177,7 @@ def _choose(waiting: Iterable[Ticket], policy: BatchPolicy, now_ns: int) -> Form
                 continue
             if not best and items + size > largest:
                 best, best_items = len(tickets), items
-            # Requests of a lower level must not overtake a skipped request.
+            # Requests with a lower priority must not overtake a skipped request.
             if items + size > policy.max_items or other or (passed and ticket.level != first.level):
                 complete = True
                 break
@@ -127,9 +200,10 @@ def _choose(waiting: Iterable[Ticket], policy: BatchPolicy, now_ns: int) -> Form
 
 
 def _choose_another(formed: Formed, seen: list[Ticket], policy: BatchPolicy, now_ns: int) -> Formed:
-    """Returns the next batch of requests with another batch key, which may run while the first requests wait.
+    """Returns a batch of requests with another batch key. This batch may run while the first requests in the
+    queue wait.
 
-    If there is no such batch, any new request may change the decision.
+    If there is no such batch, returns the decision to wait, changed so that any new request may end the wait.
     """
     others = seen
     until = formed.wait_until

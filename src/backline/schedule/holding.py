@@ -1,4 +1,4 @@
-"""Queues that start nothing until enough requests have arrived, so that tests can decide which requests form
+"""Queues that start no batch until enough requests have arrived, so that tests can decide which requests form
 a batch.
 
 They implement Triton's debugging hooks, which only `backline tritonserver` has.
@@ -14,8 +14,8 @@ from backline.schedule.sequences.table import LiveSequence
 
 
 class HoldingScheduler(Scheduler):
-    """A scheduler that starts its first batch when `hold` requests are queued; from then on it is an ordinary
-    scheduler.
+    """A scheduler that starts its first batch when `hold` requests are queued. From then on, it behaves like
+    any Scheduler.
     """
 
     __slots__ = ("_hold",)
@@ -37,9 +37,9 @@ class HoldingScheduler(Scheduler):
 
 
 class HoldingSequenceBatcher(SequenceBatcher):
-    """A batcher of sequences that starts once there are `hold` waiting requests of sequences with a place on
-    an instance, and `backlog` waiting requests of sequences without one. From then on it is an ordinary
-    batcher.
+    """A batcher of sequences that starts once `hold` requests of sequences with a place on an instance are
+    waiting, and `backlog` requests of sequences without a place. From then on, it behaves like any
+    SequenceBatcher.
     """
 
     def __init__(self, *arguments: Any, hold: int, backlog: int, **settings: Any) -> None:
@@ -60,7 +60,9 @@ class HoldingSequenceBatcher(SequenceBatcher):
         super()._run_next(sequence)
 
     def _begin(self, except_for: LiveSequence | None = None) -> None:
-        """Ends the hold. Leaves the sequence `except_for`, whose request has just arrived, to the caller."""
+        """Ends the hold, and runs the waiting requests. The caller must run the newly arrived request of the
+        sequence `except_for`.
+        """
         held, self._hold = self._hold, 0
         if held:
             self._run_all([one for one in self._table.backlogged if one is not except_for])

@@ -1,4 +1,4 @@
-"""Sends responses in the order in which requests started, even if batches end in another order."""
+"""Puts responses in the order in which requests started, even if batches end in a different order."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from backline.engine.values.messages import InferResponse
 
 @dataclass(slots=True, eq=False)
 class HeldOutcome:
-    """The outcome of a request: a response or an error. If its responses were sent one by one, it has
-    neither.
+    """The outcome of a request: a response or an error, or neither if the model is decoupled, because its
+    responses have been sent one by one.
     """
 
     ticket: Ticket
@@ -24,7 +24,7 @@ class HeldOutcome:
 
 
 class ResponseOrder:
-    """Holds outcomes back until all earlier requests have completed."""
+    """Holds back the outcome of each request until all requests that started earlier have been completed."""
 
     __slots__ = ("_answers", "_places")
 
@@ -34,11 +34,11 @@ class ResponseOrder:
 
     @property
     def held(self) -> int:
-        """The number of requests that have started but not completed."""
+        """The number of requests that have started but have not been completed."""
         return len(self._answers)
 
     def start(self, tickets: Sequence[Ticket]) -> None:
-        """Appends requests that are about to run to the order."""
+        """Adds requests that are about to run at the end of the order."""
         for ticket in tickets:
             answer = self._places[ticket] = HeldOutcome(ticket)
             self._answers.append(answer)
@@ -52,7 +52,9 @@ class ResponseOrder:
         return self._due()
 
     def withdraw(self, ticket: Ticket) -> list[HeldOutcome]:
-        """Removes a started request that did not run. Returns the outcomes that may now be sent, in order."""
+        """Removes a request that was started but did not run. Returns the outcomes that may now be sent, in
+        order.
+        """
         self._answers.remove(self._places.pop(ticket))
         return self._due()
 

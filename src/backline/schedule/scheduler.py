@@ -1,5 +1,5 @@
-"""The scheduler of one model version, which connects a bounded queue to the instances that run its
-requests.
+"""The scheduler of a model version: takes batches from a bounded queue, and gives them to the version's
+instances.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from backline.engine.errors import BacklineError, Unavailable
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Owner, Ticket, release_all, start_all
 from backline.engine.values.messages import InferResponse
-from backline.schedule.batching import BatchPolicy, Formed, form_batch
+from backline.schedule.batching import BatchPolicy, Formed, Gathering, form_batch
 from backline.schedule.ordering import ResponseOrder
 from backline.schedule.queues.priority import make_queue
 from backline.schedule.queues.queue import (
@@ -28,20 +28,20 @@ from backline.schedule.queues.queue import (
 from backline.schedule.tally import Tally
 from backline.schedule.turn import LONGEST_NS, Alarm, Turn
 from backline.workers.batch import Batch
-from backline.workers.instance import Instance, WaitsForTurn
+from backline.workers.instance import Instance, waits_for_turn
 
-#: Minimum delay in seconds until the next check for expired requests. Timers of the event loop may fire this
-#: early.
+#: The minimum delay, in seconds, before the next check for expired requests. Timers of the event loop may
+#: fire up to this much too early.
 _SHORTEST_WAIT = 0.001
-#: A check for expired requests scans the whole queue. The pause after a check is this many times the duration
-#: of the check.
+#: The pause after a check for expired requests, as a multiple of the duration of the check. A check scans the
+#: whole queue.
 _SWEEP_PAUSE = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How one model version queues and batches requests. The settings can be replaced while requests are
-    queued.
+    """The settings for queueing and batching the requests to a model version. They can be replaced while
+    requests are queued.
     """
 
     batch: BatchPolicy = field(default_factory=BatchPolicy)
@@ -49,21 +49,23 @@ class Settings:
 
 
 class Scheduler(Owner):
-    """Queues the requests of one model version and runs them on its instances. All methods must be called on
-    the event loop.
+    """Queues the requests to a model version, and runs them on the version's instances. All methods must be
+    called on the event loop.
 
-    A free instance takes what has been queued by the end of the current turn of the loop, so that requests
-    that arrive together run together. The next batch waits for the next turn, so that sockets are served
-    between the batches of an inline model. If the deadline of a queued request passes, the request is refused
-    immediately, even while all instances are busy; a cancelled request leaves at once. A running batch is
-    abandoned once all its requests are cancelled. With `preserve_ordering`, responses are sent in the order
-    in which requests started.
+    A free instance takes the requests that have been queued by the end of the current turn of the loop, so
+    that requests that arrive together run together. The next batch starts in the next turn, so that the loop
+    serves sockets between the batches of an inline model. If runs outside the loop are brief, a batch may
+    gather requests for a few more turns (see Gathering). A queued request is refused as soon as its deadline
+    passes, even while all instances are busy. A request that is cancelled leaves the queue immediately. A
+    running batch is abandoned once all its requests are cancelled. With `preserve_ordering`, responses are
+    sent in the order in which requests started.
     """
 
     __slots__ = (
         "_busy",
         "_company",
         "_expiry",
+        "_gathering",
         "_idle",
         "_instances",
         "_key",
@@ -77,6 +79,7 @@ class Scheduler(Owner):
         "_running",
         "_scheduled",
         "_settings",
+        "_starting",
         "_statistics",
         "_sweep_after",
         "_total",
@@ -111,20 +114,23 @@ class Scheduler(Owner):
         self._total = total if total is not None and total.limit is not None else None
         self._running = 0
         self._scheduled = False
-        #: While the first requests wait for a larger batch, the number of items that are missing; otherwise
-        #: 0.
+        #: Whether a batch is being handed to its instance, which may refuse the batch immediately.
+        self._starting = False
+        #: How many more items the first requests in the queue wait for, before they run as a larger batch; 0
+        #: if they do not wait.
         self._lacking = 0
+        self._gathering = Gathering()
         #: The batch key of the requests that wait for a larger batch.
         self._key: object = None
         self._company = Alarm(self._dispatch, loop)
         self._expiry = Alarm(self._expire, loop, pause=_SHORTEST_WAIT)
         self._sweep_after = 0.0
-        #: Set during a drain; resolved once no request is queued or running.
+        #: A future that exists only during a drain, and is resolved once no request is queued or running.
         self._rest: asyncio.Future[None] | None = None
 
     @property
     def pending(self) -> int:
-        """The number of queued requests, not counting those that are running."""
+        """The number of queued requests, not counting requests that are running."""
         return self._queue.size
 
     @property
@@ -150,7 +156,11 @@ class Scheduler(Owner):
         deadline = ticket.deadline
         if deadline is not None and deadline < self._expiry.moment:
             self._wait_for(deadline)
-        if not self._scheduled and self._idle:
+        if self._scheduled:
+            group = self._gathering.group
+            if group and self._queue.size >= group:
+                self._dispatch()
+        elif self._idle:
             if self._lacking > 0:
                 self._lacking -= ticket.batch_size
                 if self._lacking > 0 and ticket.batch_key == self._key:
@@ -159,21 +169,23 @@ class Scheduler(Owner):
             self._turn.soon(self._dispatch, self._loop)
 
     def _runs_at_once(self) -> bool:
-        """Returns whether the free instances would take one more request at the end of this turn."""
+        """Returns whether the free instances would take a further request at the end of the current turn."""
         return self._queue.size < len(self._idle) * self._policy.max_items
 
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
-        """Switches to new settings and, if given, new instances. Running batches finish on their present
-        instances.
+        """Switches to new settings and, if given, new instances. Batches that are running finish on their
+        current instances.
 
-        Queued requests stay queued even if they exceed the new limits; those that have exceeded the new
-        timeout are refused.
+        Queued requests remain queued even if there are more of them than the new limits allow. Requests that
+        have already waited longer than the new timeout are refused.
         """
         if settings.queue != self._settings.queue:
             before, self._queue = self._queue, self._connected_queue(settings.queue)
             self._queue.expired = before.expired
             for ticket in before.clear():
                 self._queue.add(ticket, anyway=True)
+        if settings.batch != self._policy:
+            self._gathering = Gathering()
         self._settings = settings
         self._policy = settings.batch
         if instances is not None:
@@ -182,8 +194,8 @@ class Scheduler(Owner):
         self._schedule()
 
     def replace_instances(self, instances: Sequence[Instance]) -> None:
-        """Runs all further batches on other instances. The present instances close after their current
-        batches.
+        """Runs all further batches on other instances. The current instances are closed after the batches
+        that they are running.
         """
         for instance in self._instances:
             instance.close()
@@ -194,12 +206,12 @@ class Scheduler(Owner):
         self._instances = tuple(instances)
         self._idle = list(instances)
         for instance in instances:
-            if isinstance(instance, WaitsForTurn):
+            if waits_for_turn(instance):
                 instance.form_again = self._form_again
 
     async def drain(self, limit: float) -> None:
-        """Finishes queued and running requests within `limit` seconds, refuses requests that are still queued
-        then, and closes the instances.
+        """Runs queued requests for up to `limit` seconds, refuses requests that are still queued then, waits
+        for running batches, and closes the instances.
 
         Nothing may be submitted after this call.
         """
@@ -215,7 +227,7 @@ class Scheduler(Owner):
         self._expiry.stop()
         self._refuse(self._queue.clear(), self._unloading)
         for instance in self._instances:
-            if isinstance(instance, WaitsForTurn):
+            if waits_for_turn(instance):
                 instance.form_again = self._refuse_batch
                 instance.look_again()
         await self._until_rest(None)
@@ -253,6 +265,10 @@ class Scheduler(Owner):
         if not self._idle:
             return
         now = monotonic_ns()
+        if self._gathering.last and self._gathers(now):
+            self._scheduled = True
+            self._turn.soon(self._dispatch, self._loop)
+            return
         formed = form_batch(queue, self._policy, now)
         if formed.tickets:
             alone = self._policy.max_items == 1 and self._idle[-1].off_loop
@@ -270,11 +286,18 @@ class Scheduler(Owner):
         if self._rest is not None:
             self._look_at_rest()
 
-    def _start_others(self, began: int) -> None:
-        """Starts requests on all other free instances, for at most LONGEST_NS.
+    def _gathers(self, now: int) -> bool:
+        """Returns whether the next batch waits for the requests of another turn."""
+        policy = self._policy
+        queued = self._queue.size
+        return queued < policy.max_items and policy.gathers and self._gathering.goes_on(queued, now)
 
-        This is only for requests that run alone and off the event loop. They gain nothing by waiting for the
-        next turn, and a remote lane sends all requests that start in one turn together.
+    def _start_others(self, began: int) -> None:
+        """Starts requests on all other free instances, for at most LONGEST_NS nanoseconds.
+
+        This is done only for requests that run alone and off the event loop. There is no advantage in
+        starting such requests in the next turn, and a remote lane sends all requests that start in the same
+        turn together.
         """
         now = began
         while self._idle and self._queue.size and now - began < LONGEST_NS:
@@ -299,17 +322,22 @@ class Scheduler(Owner):
             self._busy.add(batch)
             start_all(tickets, self)
         else:
-            start_all(tickets, None)  # nothing else happens on the loop during the run
-        instance.run(batch, self._finished)
+            start_all(tickets, None)  # no owner: nobody can cancel a request while its run blocks the loop
+        self._starting = True
+        try:
+            instance.run(batch, self._finished)
+        finally:
+            self._starting = False
 
     def _form_again(self, batch: Batch) -> None:
-        """Chooses the requests of a batch that waits for a permit again. The batch may become empty."""
+        """Chooses again which requests are in a batch that waits for a permit. The batch may become empty."""
         now = monotonic_ns()
         before = batch.tickets
         live = [ticket for ticket in before if not ticket.cancelled]
         self.tally.gone([ticket for ticket in before if ticket.cancelled])
         if self._order is not None:
-            # The order of responses already includes this batch, so the batch cannot take other requests.
+            # The order of responses already includes the requests of this batch, so no other requests may
+            # join it.
             late = [ticket for ticket in live if ticket.deadline is not None and ticket.deadline <= now / 1e9]
             self._leave_out(batch, late, lambda ticket: ticket.expire(self._expiry_of(ticket, now / 1e9)))
             return
@@ -320,21 +348,21 @@ class Scheduler(Owner):
             self._total.waiting += len(live) - len(formed.tickets)
         start_all(formed.tickets, self)
         batch.tickets, batch.items = formed.tickets, formed.items
-        for ticket in live:  # some requests may have to wait again after all
+        for ticket in live:  # some of these may have to wait in the queue again
             if ticket.deadline is not None and now / 1e9 < ticket.deadline < self._expiry.moment:
                 self._wait_for(ticket.deadline)
         if self._queue.expired:
             self._refuse_expired(now / 1e9)
 
     def _refuse_batch(self, batch: Batch) -> None:
-        """Refuses the requests of a batch that is still waiting for a permit when the model is unloaded."""
+        """Refuses the requests of a batch that still waits for a permit when the model is unloaded."""
         self.tally.gone([ticket for ticket in batch.tickets if ticket.cancelled])
         self._leave_out(batch, [ticket for ticket in batch.tickets if not ticket.cancelled], self._unloading)
 
     def _leave_out(self, batch: Batch, leaving: list[Ticket], end: Callable[[Ticket], None]) -> None:
-        """Removes cancelled requests, and those in `leaving`, from a batch that waits for a permit.
+        """Removes cancelled requests, and the requests in `leaving`, from a batch that waits for a permit.
 
-        `end` completes those in `leaving`.
+        `end` completes the requests in `leaving`.
         """
         before = batch.tickets
         batch.tickets = [ticket for ticket in before if not ticket.cancelled and ticket not in leaving]
@@ -359,19 +387,37 @@ class Scheduler(Owner):
             self._schedule()
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
-        # The instance becomes idle, unless it was replaced during the run, or `_vacated` has already made it
-        # idle.
+        # The instance becomes idle, unless it was replaced during the run, or `_vacated` has already made the
+        # instance idle.
         if instance in self._instances and (batch.on_vacated is not None or not batch.off_loop):
             self._idle.append(instance)
         tickets = batch.tickets
         self._running -= len(tickets)
         if batch.off_loop:
             self._busy.discard(batch)
-            release_all(tickets)  # completing one request may cancel another request whose run is over
-            if self._queue.size and not self._scheduled:
+            release_all(tickets)  # first, because each completion may cancel other requests of the batch
+            if self._policy.gathers:
+                share = (len(tickets) + self._running + self._queue.size) / (len(self._instances) + 1)
+                run_ns = batch.ran_ns - batch.gathered_ns
+                self._gathering.ran(len(tickets), run_ns, share, self._policy.max_items)
+            # If the instance refused the batch immediately, this method runs within `_start`, whose caller
+            # continues with the queue. A call of `_dispatch` here would nest as many calls as there are
+            # queued batches.
+            if self._queue.size and not self._scheduled and not self._starting:
                 self._dispatch()  # the instance starts its next batch while these responses are written
-        self.tally.ran(batch)
         order = self._order
+        # A lone request is completed before it is counted, so that its caller gets the response sooner. Only
+        # a caller that adds up the times of several runs could notice the order, because no other code runs
+        # on the loop in between.
+        answers_first = (
+            len(tickets) == 1
+            and order is None
+            and tickets[0].compute is None
+            and self.tally.settled
+            and isinstance(batch.outcomes[0], InferResponse)
+        )
+        if not answers_first:
+            self.tally.ran(batch)
         first = self._turn.begin_completions()
         for ticket, outcome in zip(tickets, batch.outcomes, strict=True):
             if ticket.trace is not None:
@@ -382,6 +428,8 @@ class Scheduler(Owner):
             else:
                 for answer in order.finish(ticket, response, error):
                     answer.ticket.complete(answer.response, answer.error)
+        if answers_first:
+            self.tally.ran(batch)
         if first:
             self._turn.end_completions(self._loop)
         if self._rest is not None:
@@ -418,8 +466,8 @@ class Scheduler(Owner):
                 return
 
     def _refuse(self, tickets: Sequence[Ticket], end: Callable[[Ticket], None]) -> None:
-        """Completes requests that have left the queue by calling `end`. Each completion may cancel other
-        requests.
+        """Completes requests that have left the queue, by calling `end` for each. A completion may cancel
+        other requests.
         """
         if self._total is not None:
             self._total.waiting -= len(tickets)

@@ -1,5 +1,5 @@
-"""Splits requests with more items than the largest batch into parts, runs the parts, and joins their
-responses.
+"""Splits requests that have more items than the largest batch into parts, runs the parts, and joins the
+responses to the parts.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from backline.workers.instance import Instance
 
 
-#: The maximum number of parts per request. Without a limit, items without elements, which cost a client
-#: nothing to send, could result in any number of parts.
+#: The maximum number of parts per request. There must be a limit, because a small request can have any number
+#: of items if its items have no elements.
 MAX_PARTS = 4096
 
 
 class SplittingQueue:
-    """Passes requests on to a scheduler, splitting those with more than `limit` items. All methods must be
-    called on the event loop.
+    """A queue that passes requests on to a scheduler, and splits requests with more than `limit` items. All
+    methods must be called on the event loop.
 
-    The parts are queued and batched like any other request, and their outputs are concatenated in order. The
-    first part that fails, expires or is refused ends the whole request, and parts that have not started never
-    run. Statistics count a single request, but every run of a part.
+    The parts are queued and batched like other requests, and their outputs are concatenated in order. If a
+    part fails, expires or is refused, the whole request ends with that error, and parts that have not started
+    do not run. The statistics count a single request, but every run of its parts.
     """
 
     def __init__(self, queue: Scheduler, limit: int, statistics: ModelStatistics) -> None:
@@ -42,7 +42,7 @@ class SplittingQueue:
 
     @property
     def pending(self) -> int:
-        """The number of queued requests, in which each part counts."""
+        """The number of queued requests. Each part counts as a request."""
         return self._queue.pending
 
     @property
@@ -53,7 +53,7 @@ class SplittingQueue:
         """Queues a request or its parts.
 
         Raises Unavailable if the queue has no room for all parts, and InvalidArgument if there would be too
-        many.
+        many parts.
         """
         if ticket.batch_size <= self._limit:
             self._queue.submit(ticket)
@@ -61,8 +61,8 @@ class SplittingQueue:
         if ticket.batch_size > self._limit * MAX_PARTS:
             raise InvalidArgument(
                 f"a request with {ticket.batch_size} items for model '{ticket.request.model_name}'"
-                f" is too large: it runs {self._limit} at once, in at most {MAX_PARTS} parts; send several"
-                " smaller requests"
+                f" is too large: the model runs at most {self._limit} items at a time, and a request is split"
+                f" into at most {MAX_PARTS} parts; send several smaller requests"
             )
         whole = _Whole(ticket, self._limit, self._statistics)
         for part in whole.parts:
@@ -75,7 +75,7 @@ class SplittingQueue:
             for part in whole.parts:
                 self._queue.tally.take_back(part)
             raise
-        ticket.deadline = whole.parts[0].deadline  # the queue may have set an earlier one
+        ticket.deadline = whole.parts[0].deadline  # the queue may have set an earlier deadline
         ticket.enqueue(whole)
 
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
@@ -89,8 +89,8 @@ class SplittingQueue:
 
 
 def split(ticket: Ticket, limit: int, on_complete: Completion) -> list[Ticket]:
-    """Creates stand-ins for a ticket: each has `limit` items, the last one the remainder. They share the
-    memory of the original.
+    """Creates stand-ins for the parts of a ticket. Each has `limit` items, except the last, which has the
+    remaining items. The tensors of the stand-ins are views of the original tensors.
     """
     parts: list[Ticket] = []
     for start in range(0, ticket.batch_size, limit):
@@ -103,7 +103,9 @@ def split(ticket: Ticket, limit: int, on_complete: Completion) -> list[Ticket]:
 
 
 def put_together(ticket: Ticket, responses: Sequence[InferResponse]) -> InferResponse:
-    """Concatenates the responses of the parts, in order. Raises Internal if their shapes do not match."""
+    """Concatenates the responses to the parts, in order. Raises Internal if the shapes of the responses do
+    not match.
+    """
     first = responses[0]
     outputs = []
     for place, tensor in enumerate(first.outputs):
@@ -112,7 +114,7 @@ def put_together(ticket: Ticket, responses: Sequence[InferResponse]) -> InferRes
             shapes = ", ".join(str(list(array.shape)) for array in arrays)
             raise Internal(
                 f"output '{tensor.name}' of model '{first.model_name}' has the shapes {shapes}"
-                " for the parts of one request"
+                " for the parts of one request; these may differ only in the first dimension"
             )
         data = np.concatenate(arrays)
         outputs.append(Tensor(tensor.name, tensor.datatype, data.shape, data))
@@ -139,7 +141,7 @@ class _Whole(Owner):
         self._compute = ComputeTimes()
 
     def part_ran(self, batch: Batch) -> None:
-        """Counts a batch that has run and includes a part."""
+        """Counts a batch that has run and that includes a part of the request."""
         outcome = batch.outcomes[0]
         if isinstance(outcome, InferResponse):
             self._started.append(batch.started_ns)
@@ -173,7 +175,7 @@ class _Whole(Owner):
 
     def cancelled(self, ticket: Ticket) -> None:
         """Cancels the parts, because the split ticket is cancelled; see Owner."""
-        if not self._failed:  # otherwise already counted as failed, though not completed yet
+        if not self._failed:  # otherwise the request is already counted as failed
             self._statistics.record_cancelled(ticket)
         self.end()
 
@@ -182,9 +184,9 @@ class _Whole(Owner):
             part.deadline = ticket.deadline
 
     def end(self) -> None:
-        """Cancels the parts that have not completed."""
+        """Cancels the parts that have not been completed."""
         self._over = True
-        # In reverse, because cancelling a running part can free its instance, which would start the next
-        # part.
+        # The last part is cancelled first: cancelling a running part can free its instance, and the instance
+        # would then start a later part that has not been cancelled yet.
         for part in reversed(self.parts):
             part.cancel()  # has no effect on completed parts

@@ -12,7 +12,7 @@ from backline.workers.batch import Batch
 
 
 class Tally:
-    """Counts each request once: when its run ends, or when it is cancelled."""
+    """Counts each request once, either when its run ends or when it is cancelled."""
 
     __slots__ = ("_aside", "_gone", "_statistics")
 
@@ -20,22 +20,22 @@ class Tally:
         self._statistics = statistics
         #: Requests that are counted elsewhere, and the callbacks that receive their batches.
         self._aside: dict[Ticket, Callable[[Batch], None]] = {}
-        #: Requests cancelled during their run; they are already counted.
+        #: Requests that were cancelled during their run, and have already been counted.
         self._gone: set[Ticket] = set()
 
     @property
     def settled(self) -> bool:
-        """Whether no requests are tracked, which is always true when nothing is queued or running."""
+        """Whether no requests are tracked. This must be the case whenever nothing is queued or running."""
         return not self._aside and not self._gone
 
     def set_aside(self, ticket: Ticket, ran: Callable[[Batch], None]) -> None:
-        """Leaves the counting of a request to the caller; `ran` receives the request's batch once the batch
-        has run.
+        """Makes the caller responsible for counting a request. `ran` is called with the request's batch
+        once the batch has run.
         """
         self._aside[ticket] = ran
 
     def take_back(self, ticket: Ticket) -> None:
-        """Forgets a request that will not run, whether or not it had been set aside."""
+        """Stops tracking a request that will not run. Has no effect unless the request was set aside."""
         self._aside.pop(ticket, None)
 
     def cancelled(self, ticket: Ticket) -> None:
@@ -44,13 +44,13 @@ class Tally:
             self._statistics.record_cancelled(ticket)
 
     def cancelled_running(self, ticket: Ticket) -> None:
-        """Counts a request that was cancelled during its run, which continues."""
+        """Counts a request that was cancelled during its run. The run continues."""
         if ticket not in self._aside:
             self._statistics.record_cancelled(ticket)
             self._gone.add(ticket)
 
     def gone(self, tickets: Iterable[Ticket]) -> None:
-        """Forgets cancelled requests that are no longer part of their batch."""
+        """Stops tracking cancelled requests that are no longer part of their batch."""
         for ticket in tickets:
             self._gone.discard(ticket)
             self._aside.pop(ticket, None)
@@ -65,7 +65,7 @@ class Tally:
         record_shared_execution(self._statistics, batch.parts)
 
     def _record(self, batch: Batch) -> None:
-        """Counts a run, or a part of one, whose requests have all succeeded, all failed, or all been
+        """Counts a run, or a part of a run, whose requests have all succeeded, all failed, or all been
         cancelled.
         """
         outcome = batch.outcomes[0]
@@ -96,7 +96,9 @@ class Tally:
 
 
 def record_failure(statistics: ModelStatistics, batch: Batch, tickets: Sequence[Ticket]) -> None:
-    """Counts the failed requests of a batch, and the execution of the batch if the model was called."""
+    """Counts the failed requests of a batch. Also counts the execution of the batch if the model was
+    called.
+    """
     for ticket in tickets:
         statistics.fail.add(1, batch.ended_ns - ticket.request.arrived_ns)
     if batch.executed and not batch.shared:
@@ -104,8 +106,8 @@ def record_failure(statistics: ModelStatistics, batch: Batch, tickets: Sequence[
 
 
 def record_shared_execution(statistics: ModelStatistics, parts: Iterable[Batch]) -> None:
-    """Counts the execution that `parts` shared, if any. The recorded batch size includes failed requests, as
-    in Triton.
+    """Counts the execution that the `parts` shared, if there was one. As in Triton, the recorded batch size
+    includes failed requests.
     """
     together = [part for part in parts if part.shared and part.executed]
     if together:

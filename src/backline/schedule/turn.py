@@ -1,4 +1,4 @@
-"""Defers work on the event loop to the end of the current turn (Turn) or to a given time (Alarm)."""
+"""Defers work on the event loop: to the end of the current turn (Turn), or to a given time (Alarm)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from time import monotonic, monotonic_ns
 
 from backline.engine.ticket import Ticket
 
-#: Maximum time, in nanoseconds, for which batches may follow one another before the sockets are served.
+#: The maximum time, in nanoseconds, for which batches are started one after the other before the event loop
+#: serves the sockets again.
 LONGEST_NS = 1_000_000
 
 
 class Turn:
-    """Forms batches at the end of a turn of the event loop, so that requests that arrive together run
-    together.
+    """Makes queues form their batches at the end of a turn of the event loop, so that requests that arrive
+    together run together.
 
-    When a batch of ensemble steps completes, it submits the steps that depended on it. Their batches follow
-    in the same turn, for at most LONGEST_NS. All methods must be called on the event loop, whose queues share
-    one Turn.
+    When a batch of ensemble steps completes, the steps that depend on it are submitted. Their batches are
+    formed in the same turn, for at most LONGEST_NS. All methods must be called on the event loop. All queues
+    on an event loop share one Turn.
     """
 
     __slots__ = ("_answering", "_following", "_next")
@@ -33,8 +34,8 @@ class Turn:
     def soon(self, dispatch: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
         """Calls `dispatch`, which forms a batch, at the end of the current turn.
 
-        While a step of an ensemble is submitted, `dispatch` is instead called right after the completions of
-        the current batch.
+        If a step of an ensemble is being submitted during the completions of a batch, `dispatch` is instead
+        called right after these completions.
         """
         if self._following:
             self._next.append(dispatch)
@@ -42,7 +43,7 @@ class Turn:
             loop.call_soon(dispatch)
 
     def submit_step(self, submit: Callable[[Ticket], None], ticket: Ticket) -> None:
-        """Submits a request for a step of an ensemble. Raises what `submit` raises."""
+        """Submits the request of a step of an ensemble. Raises the errors that `submit` raises."""
         self._following = self._answering
         try:
             submit(ticket)
@@ -50,16 +51,16 @@ class Turn:
             self._following = False
 
     def begin_completions(self) -> bool:
-        """Marks the start of a batch's completions.
+        """Records that the requests of a batch are about to be completed.
 
-        If this returns True, the caller must call `end_completions` after these completions.
+        If this method returns True, the caller must call `end_completions` after the completions.
         """
         begun, self._answering = self._answering, True
         return not begun
 
     def end_completions(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Marks the end of a batch's completions, and runs the batches that have become ready because of
-        them.
+        """Records that the requests of a batch have been completed, and runs the batches that have become
+        ready because of that.
         """
         following = self._next
         try:
@@ -74,11 +75,12 @@ class Turn:
 
 
 class Alarm:
-    """A timer for the earliest of any number of times.
+    """A timer that can be set to several points in time, and rings at the earliest of them.
 
-    Calls `ring` at the earliest time that was set since the last call, but no sooner than `pause` seconds
-    after it was set. Times are in seconds of time.monotonic(). `ring` must handle what is due, and set the
-    alarm again for the rest. All methods must be called on the event loop.
+    It calls `ring` at the earliest time that was set since the last call of `ring`, but no sooner than
+    `pause` seconds after that time was set. Times are in seconds of time.monotonic(). `ring` must handle
+    everything that is due, and set the alarm again for everything that is due later. All methods must be
+    called on the event loop.
     """
 
     __slots__ = ("_loop", "_pause", "_ring", "_timer", "moment")
@@ -90,7 +92,7 @@ class Alarm:
         self._loop = loop
         self._pause = pause
         self._timer: asyncio.TimerHandle | None = None
-        #: When the alarm will ring; infinity if it is not set.
+        #: The time when the alarm will ring; infinity if the alarm is not set.
         self.moment = inf
 
     def set(self, moment: float, pause: float = 0.0) -> None:

@@ -1,4 +1,6 @@
-"""The interfaces of the queues that receive the requests of a version, and a wrapper that adds a deadline."""
+"""The interfaces of the queues that receive the requests of a version, and a wrapper that sets a deadline for
+each request.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +17,26 @@ if TYPE_CHECKING:
 
 
 class VersionQueue(RequestQueue, Protocol):
-    """The queue of a version, which sends requests to instances or, for an ensemble, to other models."""
+    """The queue of a version. It passes requests on to instances, or, for an ensemble, to other models."""
 
     @property
     def running(self) -> int:
         """The number of requests that are running."""
 
     async def drain(self, limit: float) -> None:
-        """Finishes the queue's requests within `limit` seconds, refuses the rest, and closes the instances.
+        """Continues to run requests for up to `limit` seconds, refuses the requests that are still queued
+        then, and closes the instances once they are free.
 
         Nothing may be submitted after this call.
         """
 
 
 class InstancesQueue(VersionQueue, Protocol):
-    """A queue whose requests run on instances, which can be replaced."""
+    """A queue whose requests run on instances. The instances can be replaced."""
 
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
-        """Switches to new settings and, if given, new instances. Running batches finish on their present
-        instances.
+        """Switches to new settings and, if given, new instances. Batches that are running finish on their
+        current instances.
         """
 
     def replace_instances(self, instances: Sequence[Instance]) -> None:
@@ -41,8 +44,8 @@ class InstancesQueue(VersionQueue, Protocol):
 
 
 class DeadlineQueue:
-    """Passes requests on to `queue`. Ends requests without a response `seconds` after their arrival, or at an
-    earlier deadline.
+    """A queue that passes requests on to `queue`, and ends each request that has no response `seconds` after
+    its arrival, or at its own deadline if that is earlier.
 
     All methods must be called on the event loop.
     """
@@ -56,11 +59,13 @@ class DeadlineQueue:
         return self._queue.pending
 
     def submit(self, ticket: Ticket) -> None:
-        """Queues a request. Raises what the wrapped queue raises."""
+        """Queues a request. Raises the errors that the wrapped queue raises."""
         watch(ticket, ticket.request.arrived_ns / 1e9 + self._seconds)
         self._queue.submit(ticket)
 
 
 def with_deadline(queue: RequestQueue, seconds: float | None) -> RequestQueue:
-    """Returns `queue` with a deadline of `seconds` per request, or `queue` itself if `seconds` is None."""
+    """Returns a queue that passes requests on to `queue` and ends them after `seconds`, or `queue` itself if
+    `seconds` is None.
+    """
     return queue if seconds is None else DeadlineQueue(queue, seconds)

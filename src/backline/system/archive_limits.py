@@ -15,10 +15,10 @@ from backline.engine.errors import InvalidArgument
 
 @dataclass(frozen=True, slots=True)
 class UnpackLimits:
-    """Allows an archive at most `files` members and `size` unpacked bytes.
+    """The limits of an archive: at most `files` members, and `size` bytes when unpacked.
 
-    If the members have more than `harmless` bytes in total, they may also have at most `ratio` times the size
-    of the archive.
+    Members that have more than `harmless` bytes in total must not exceed `ratio` times the size of the
+    archive either.
     """
 
     files: int = 100_000
@@ -31,14 +31,16 @@ class UnpackLimits:
         return min(self.size, max(self.harmless, self.ratio * archive_size))
 
 
-#: A zip file ends with a list of its members, which is read as a whole. This is the list's maximum size, in
-#: bytes, per allowed member.
+#: A zip file ends with a list of its members, which is read as a whole. This is the maximum size of the list,
+#: in bytes, per allowed member.
 _BYTES_PER_MEMBER: Final = 256
-#: The records that end a zip file (APPNOTE.TXT 4.3.14 to 4.3.16), and the maximum distance of the last one's
-#: start from the end.
+#: The last record of a zip file, the "end of central directory record" (APPNOTE.TXT 4.3.16).
 _END: Final = struct.Struct("<4s4H2LH")
+#: The record before the last one in a large zip file, the "zip64 end of central directory locator" (4.3.15).
 _LOCATOR: Final = struct.Struct("<4sLQL")
+#: The record before the locator, the "zip64 end of central directory record" (4.3.14).
 _END_64: Final = struct.Struct("<4sQ2H2L4Q")
+#: The maximum distance from the start of the last record to the end of the file: a comment may follow.
 _FARTHEST_END: Final = _END.size + 0xFFFF
 
 
@@ -54,8 +56,9 @@ def check_zip_list(path: Path, place: str, limits: UnpackLimits) -> None:
 def check_zip(path: Path, limits: UnpackLimits) -> None:
     """Raises InvalidArgument if a zip file has more members, or unpacks to more bytes, than the limits allow.
 
-    Listing a malicious archive with millions of members would take long and exhaust the memory, so the size
-    of the list is checked first. A file that is not a zip file is accepted here; unpacking it fails later.
+    Security: to list a malicious archive with millions of members would take long and exhaust the memory, so
+    the size of the list is checked first. A file that is not a zip file is accepted here, because unpacking
+    it will fail anyway.
     """
     check_zip_list(path, str(path), limits)
     try:
@@ -85,8 +88,8 @@ def too_many_members(place: str, limits: UnpackLimits) -> InvalidArgument:
 
 
 def _list_size(path: Path) -> int:
-    """Returns the size of the list of members according to the end of a zip file; 0 if the end does not
-    say.
+    """Returns the size of the list of members, as stated at the end of a zip file; 0 if it is not stated
+    there.
     """
     try:
         with path.open("rb") as file:
@@ -98,8 +101,8 @@ def _list_size(path: Path) -> int:
                 return 0
             found = int(_END.unpack_from(tail, at)[5])
             if at >= _LOCATOR.size and tail[at - _LOCATOR.size :].startswith(b"PK\x06\x07"):
-                # zipfile looks for the 64-bit record directly before its locator, and ignores the locator's
-                # offset.
+                # zipfile looks for the 64-bit record directly before the locator, and ignores the offset in
+                # the locator.
                 file.seek(max(0, size - len(tail) + at - _LOCATOR.size - _END_64.size))
                 record = file.read(_END_64.size)
                 if len(record) == _END_64.size and record.startswith(b"PK\x06\x06"):

@@ -3,62 +3,106 @@
 from __future__ import annotations
 
 import os
-from asyncio import get_running_loop
-from pathlib import Path
+import socket
+from asyncio import AbstractEventLoop, get_running_loop
+from contextlib import suppress
+from functools import cache
+from math import inf
 from time import perf_counter
+from typing import Any
 
-from backline.system.busy_poll_policy import CHECK_INTERVAL, LOST_CORE, WAKE_TIME, BusyPollPolicy
+from backline.system.busy_poll_policy import BusyPollPolicy
 
-#: The fourth field starts with the number of threads that run or are ready to run (proc(5)).
-_LOAD = Path("/proc/loadavg")
+_CORES = os.cpu_count() or 1
+#: With fewer cores, none is to spare while a client, this server and another server on the same machine run
+#: or poll.
+_CORES_FOR_THREE = 4
+#: The policy for gaps in which the loop never polls.
+_NEVER = BusyPollPolicy(0.0)
 
 
 def has_idle_core() -> bool:
-    """Returns whether the machine has a core for every thread that is ready to run; True if that is
-    unknown.
+    """Returns whether the machine has a core for every thread that needs one; True if the answer is unknown.
+
+    On a machine with several cores, the number of threads that are ready to run may exceed the number of
+    cores by one. The surplus thread is probably part of the same exchange: at the moment of the check, the
+    client of this server, or the client of a server in front, has just been woken up by a response.
+
+    This must be fast, because the input that a poll waits for may arrive meanwhile. So the file stays open,
+    and the number of cores is read only once.
     """
     try:
-        running = _LOAD.read_text().split()[3].partition("/")[0]
-    except (OSError, IndexError):  # not Linux
+        running = int(os.pread(_load(), 64, 0).split()[3].partition(b"/")[0])
+    except (OSError, IndexError, ValueError):  # not Linux, or the code of a model has closed the file
         return True
-    return int(running) <= (os.cpu_count() or 1)
+    return running <= _CORES + (_CORES > 1)
+
+
+@cache
+def _load() -> int:
+    """Opens the file whose fourth field starts with the number of threads that run or are ready to run
+    (proc(5)). Raises OSError.
+    """
+    return os.open("/proc/loadavg", os.O_RDONLY)
 
 
 class BusyPoll:
-    """Polls for input before the event loop sleeps, for as long as its policy says. Polling is off until
+    """Polls for input before the event loop sleeps, for as long as the policy says. Polling is off until
     `allow` is called.
 
-    While polling, a callback runs in every iteration of the loop, so that the loop asks for events without
-    waiting for them. This works with any event loop, and timers, threads and signals are served as usual.
+    While the poll is active, it schedules a callback in every iteration of the loop, so that the loop checks
+    for events without waiting for them. This works with any event loop, and timers, threads and signals are
+    served as usual.
 
     Code that reads input on the loop must set `arrived`, and call `wake` if the poll is `asleep`. There is no
-    polling while a thread computes for the loop, because polling would compete with it for the interpreter:
-    see `hold`. Nor is there any while all cores of the machine are busy: other threads need them, and a busy
-    core wakes up at once anyway.
+    polling while a thread computes for the loop (see `hold`), because polling would compete with that thread
+    for the interpreter. There is no polling either while all cores of the machine are busy: other threads
+    need the cores, and a core that is busy need not be woken up anyway.
+
+    Gaps in which the server awaits responses of other servers have a separate policy, because polling may pay
+    off only in these gaps: on a small machine, a core may be free as long as the client waits too, but not
+    once the client has its response and prepares its next request. If the other server runs on the same
+    machine, and the machine has fewer than four cores, there is no polling between the response to a request
+    that was passed on and the client's next request: the other server polls in this gap, and the client needs
+    the other core.
     """
 
     __slots__ = (
+        "_beside",
         "_holds",
         "_looked",
-        "_next_check",
+        "_loop",
+        "_passes_on",
         "_policy",
+        "_policy_of_clients",
+        "_policy_of_servers",
         "_quiet_since",
         "arrived",
         "asleep",
+        "awaited",
     )
 
     def __init__(self) -> None:
-        self._policy = BusyPollPolicy(0.0)
+        self._policy_of_clients = BusyPollPolicy(0.0)
+        self._policy_of_servers = BusyPollPolicy(0.0)
+        #: The policy for the current gap.
+        self._policy = self._policy_of_clients
+        #: The number of responses from other servers that are awaited.
+        self.awaited = 0
+        #: Whether any of these servers shares few cores with this one.
+        self._beside = False
+        #: Whether the client's next gap follows a request that was passed on to such a server.
+        self._passes_on = False
         #: Whether input has arrived since the last check.
         self.arrived = False
         #: Whether `wake` must be called when input arrives.
         self.asleep = False
-        #: When the loop last ran out of input; 0 while it has input, or if the time is unknown.
+        #: The event loop, once input has arrived. In Python 3.11, get_running_loop makes a system call.
+        self._loop: AbstractEventLoop | None = None
+        #: When the loop last ran out of input; 0 while the loop has input, or if the time is unknown.
         self._quiet_since = 0.0
-        #: When the poll last looked for input.
+        #: When the poll last checked for input.
         self._looked = 0.0
-        #: When to check next whether a core is idle; 0 before the first poll after a sleep.
-        self._next_check = 0.0
         #: The number of threads that compute for the loop.
         self._holds = 0
 
@@ -66,13 +110,23 @@ class BusyPoll:
         """Allows polls of at most `longest` seconds; 0 turns polling off. Must be called before input
         arrives.
         """
-        self._policy = BusyPollPolicy(longest)
+        self._policy = self._policy_of_clients = BusyPollPolicy(longest)
+        self._policy_of_servers = BusyPollPolicy(longest)
         self.asleep = longest > 0.0
+
+    def connected(self, connection: Any) -> None:
+        """Notes a connection to another server. `connection` is the socket, or None if it is unknown."""
+        if connection is None or _CORES >= _CORES_FOR_THREE:
+            return
+        with suppress(OSError):  # the other server has already closed the connection
+            here = connection.family == socket.AF_UNIX
+            if here or connection.getsockname()[0] == connection.getpeername()[0]:
+                self._beside = True
 
     @property
     def longest(self) -> float:
         """The maximum duration of a poll, in seconds; 0 if polling is off."""
-        return self._policy.longest
+        return self._policy_of_clients.longest
 
     def hold(self) -> None:
         """Stops polling until `release`, because a thread computes."""
@@ -80,7 +134,7 @@ class BusyPoll:
         self._quiet_since = 0.0
 
     def release(self) -> None:
-        """Cancels one call of `hold`."""
+        """Ends the effect of one call of `hold`."""
         self._holds -= 1
 
     def wake(self) -> None:
@@ -89,43 +143,51 @@ class BusyPoll:
             return
         self.asleep = False
         if self._quiet_since:
-            self._policy.observe(perf_counter() - self._quiet_since - WAKE_TIME)
+            self._policy.slept(perf_counter() - self._quiet_since)
             self._quiet_since = 0.0
-        get_running_loop().call_soon(self._look)
+            if self._policy is _NEVER:
+                self._passes_on = False
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = get_running_loop()
+        loop.call_soon(self._look)
+
+    def _choose(self) -> BusyPollPolicy:
+        if self.awaited:
+            self._passes_on = self._beside
+            self._policy = self._policy_of_servers
+        else:
+            self._policy = _NEVER if self._passes_on else self._policy_of_clients
+        return self._policy
 
     def _look(self) -> None:
         if self._holds:
             self.asleep = True
             return
-        policy = self._policy
         now = perf_counter()
         if self.arrived:
             self.arrived = False
             if self._quiet_since:
-                policy.observe(now - self._quiet_since)
-            if not policy.length:
-                # The gap includes the work that remains in this turn. An exact time would take another
+                self._policy.observe(now - self._quiet_since)
+            if not self._choose().length and not self._policy_of_servers.length:
+                # The gap includes the work that remains in this iteration. An exact time would take another
                 # iteration.
                 self._quiet_since = now
-                self._next_check = 0.0
                 self.asleep = True
                 return
             self._quiet_since = 0.0
         elif not self._quiet_since:
             self._quiet_since = now
-            if policy.length and now > self._next_check:
-                self._next_check = now + CHECK_INTERVAL
-                if not has_idle_core():
-                    policy.lose_core()
-                    self.asleep = True
-                    return
-        elif now - self._looked > LOST_CORE:
-            policy.lose_core()
-            self._quiet_since = 0.0
-            self.asleep = True
-            return
-        elif now - self._quiet_since > policy.length:
+            # The policy is chosen again, as the input may have caused a call to another server.
+            if not self._choose().begins(now, has_idle_core):
+                self.asleep = True
+                return
+            # The rest of this iteration may take long without a loss of the core: deferred work, such as
+            # updates of statistics, runs in it.
+            now = inf
+        elif not self._policy.continues(self._quiet_since, self._looked, now):
             self.asleep = True
             return
         self._looked = now
-        get_running_loop().call_soon(self._look)
+        assert self._loop is not None, "input has arrived"
+        self._loop.call_soon(self._look)

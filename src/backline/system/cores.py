@@ -8,31 +8,45 @@ import os
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from math import ceil
 from pathlib import Path
+from time import monotonic
 
 from backline.engine.errors import InvalidArgument
 
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _SCHEDULER_STATISTICS = Path("/proc/thread-self/schedstat")
+_THREADS = Path("/proc/self/task")
 
 
 def usable_cores(quota: Path = _CGROUP_QUOTA) -> int:
-    """Returns the number of cores that this process may use: those of its affinity mask, but no more than the
-    quota of its container (cgroup v2, rounded up).
+    """Returns the number of cores that this process may use: the cores of its affinity mask, but no more than
+    the quota of its container (cgroup v2, rounded up).
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = _read_quota(quota, int(monotonic()))
+    return affinity if limit is None else max(1, min(affinity, limit))
+
+
+@lru_cache(maxsize=1)
+def _read_quota(quota: Path, second: int) -> int | None:
+    """Returns the number of cores in a quota file; None without a quota.
+
+    Reads the file at most once in each `second`, because each load of a model needs the number several times,
+    and a server may load a thousand models in a second.
+    """
     try:
-        allowed, period = quota.read_text().split()
-        limit = ceil(int(allowed) / int(period))
+        with open(quota, encoding="ascii") as file:
+            allowed, period = file.read().split()
+        return ceil(int(allowed) / int(period))
     except (OSError, ValueError, ZeroDivisionError):  # no quota: the file is missing or says "max"
-        return affinity
-    return max(1, min(affinity, limit))
+        return None
 
 
 def cpu_seconds(pid: int) -> float:
-    """Returns the CPU time that a process has used, in seconds (proc_pid_stat(5)); 0 if it has ended or there
-    is no /proc.
+    """Returns the CPU time that a process has used, in seconds (proc_pid_stat(5)); 0 if the process has ended
+    or there is no /proc.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -46,10 +60,23 @@ def cpu_seconds(pid: int) -> float:
 def seconds_without_core() -> float:
     """Returns how many seconds the calling thread has spent waiting for a core although it was ready to run.
 
-    Linux reports the number (schedstat in proc(5)); elsewhere it is 0.
+    Linux reports this time in /proc/thread-self/schedstat (sched-stats in the kernel's documentation).
+    Returns 0 on other systems.
     """
+    return _waited(_SCHEDULER_STATISTICS)
+
+
+def seconds_of_threads_without_core() -> float:
+    """Returns the sum of `seconds_without_core` over all threads of this process that are running."""
     try:
-        return int(_SCHEDULER_STATISTICS.read_bytes().split()[1]) / 1e9
+        return sum(_waited(thread / "schedstat") for thread in _THREADS.iterdir())
+    except OSError:
+        return 0.0
+
+
+def _waited(statistics: Path) -> float:
+    try:
+        return int(statistics.read_bytes().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return 0.0
 
@@ -69,7 +96,8 @@ def check_cores(model: str, cores: Collection[int]) -> None:
         names = ", ".join(map(str, missing))
         raise InvalidArgument(
             f"model '{model}': cpus names {names},"
-            f" but this process may only use the cores {format_cores(usable)}"
+            f" but this process may only use the cores {format_cores(usable)}: correct cpus in the"
+            " configuration"
         )
 
 
@@ -83,7 +111,9 @@ def pin(cores: Collection[int]) -> None:
 
 @contextmanager
 def pinned(cores: Collection[int]) -> Iterator[None]:
-    """Pins the calling thread to these cores in a `with` block. Processes started there inherit the cores."""
+    """Pins the calling thread to these cores in a `with` block. Processes that the block starts inherit
+    the cores.
+    """
     if not cores:
         yield
         return

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,22 +32,59 @@ def locked(file: Path, stop: Callable[[], bool] = lambda: False) -> Iterator[Non
         while not try_lock(descriptor):
             if stop():
                 raise Stopped
-            waiting.wait(_POLL_SECONDS)  # a wait inside flock could not be stopped
+            waiting.wait(_POLL_SECONDS)  # a wait inside flock cannot be stopped
         os.utime(descriptor)
         yield
     finally:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def edited(file: Path) -> Iterator[None]:
+    """Holds a lock in a `with` block that reads a file, changes its contents and replaces it.
+
+    Without the lock, two processes that do so at the same time could undo each other's change. The lock is an
+    empty file next to the one that `file` names or links to, and is removed after the block. Raises OSError,
+    which names `file`, if the lock cannot be created.
+    """
+    target = file.resolve()
+    lock = target.with_name(f".{target.name}.lock")
+    try:
+        descriptor = _lock_current(lock)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows does not remove an open file
+            lock.unlink()
+        os.close(descriptor)
+
+
+def _lock_current(file: Path) -> int:
+    """Waits for the lock on a file that its holders remove. Returns the descriptor that holds the lock."""
+    while True:
+        descriptor = open_lock(file)
+        try:
+            while not try_lock(descriptor):
+                time.sleep(_POLL_SECONDS)
+        except OSError:  # the file system does not support locks
+            return descriptor
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(file), os.fstat(descriptor)):
+                return descriptor
+        os.close(descriptor)  # the holder has removed this file, and another process may lock its successor
+
+
 def open_lock(file: Path) -> int:
-    """Opens a file as a descriptor for `try_lock`; closing it releases the lock."""
+    """Opens a file as a descriptor for `try_lock`. Closing the descriptor releases the lock."""
     return os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:
-    """Takes an exclusive or shared lock. Returns False if another descriptor holds a conflicting one."""
+    """Takes an exclusive or shared lock. Returns False if another descriptor holds a conflicting lock."""
     if sys.platform == "win32":
-        return True  # without locks, work may be done twice, but files still appear atomically
+        return True  # without locks, two processes may do the same work, but files still appear atomically
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -55,7 +93,7 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
 
 
 def hold(folder: Path) -> int:
-    """Takes a shared lock on a folder. The lock lasts until all copies of the returned descriptor are
+    """Takes a shared lock on a folder. The lock is held until all copies of the returned descriptor are
     closed.
     """
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,9 +1,10 @@
-"""Notices when files change, so that a running server can read them again."""
+"""Detects when files change, so that a running server can read changed files again."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,6 +21,9 @@ class FileWatch:
     With `settle`, a change is reported once the files have been unchanged for that many seconds. This serves
     files that belong together, such as a certificate and its key: no program can replace several files in one
     step.
+
+    The files are looked at on a thread of the event loop's executor, because a disk or a file server may not
+    respond for minutes. Only the constructor and `mark_read` look at them on the caller's thread.
     """
 
     def __init__(
@@ -34,18 +38,30 @@ class FileWatch:
         self._changed = changed
         self._loop = loop
         self._settle = settle
+        self._closed = False
+        self._looking: asyncio.Future[list[_State]] | None = None
         self._reported = self._seen = self._states()
         self._timer = loop.call_later(WATCH_INTERVAL, self._look)
 
     def close(self) -> None:
+        self._closed = True
         self._timer.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
 
     def mark_read(self) -> None:
         """Discards a change that has not been reported yet, because the caller is about to read the files."""
         self._reported = self._seen = self._states()
 
     def _look(self) -> None:
-        before, now = self._seen, self._states()
+        self._looking = self._loop.run_in_executor(None, self._states)
+        self._looking.add_done_callback(partial(self._compare, self._seen))
+
+    def _compare(self, before: list[_State], looking: asyncio.Future[list[_State]]) -> None:
+        if self._closed:
+            return
+        # If `mark_read` was called in the meantime, the files may have been looked at before it.
+        now = looking.result() if self._seen is before else self._seen
         self._seen = now
         unsettled = now not in (self._reported, before) and self._settle > 0
         self._timer = self._loop.call_later(self._settle if unsettled else WATCH_INTERVAL, self._look)

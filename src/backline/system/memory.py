@@ -1,4 +1,4 @@
-"""Reads the resident memory of processes, and configures glibc's allocator for this process."""
+"""Reads the resident memory of processes, and reduces the resident memory of this process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 
 #: Blocks of at least this many bytes get separate pages.
 LARGE_BLOCK = 1 << 20
@@ -18,7 +19,9 @@ _M_ARENA_MAX = -8
 
 
 def resident_bytes(pid: int | None = None) -> int:
-    """Returns the resident memory of a process in bytes, by default of this process; 0 if it has ended."""
+    """Returns the resident memory of a process in bytes, by default of this process; 0 if the process has
+    ended.
+    """
     # Where /proc exists, this takes a tenth of the time that psutil takes, and needs no import.
     with (
         suppress(OSError, ValueError, IndexError),
@@ -33,12 +36,42 @@ def resident_bytes(pid: int | None = None) -> int:
         return 0
 
 
+def memory_limit(
+    groups: Path = Path("/sys/fs/cgroup"), own_groups: Path = Path("/proc/self/cgroup")
+) -> int | None:
+    """Returns how many bytes of memory this process can use at most: the lowest limit of its control groups
+    (cgroups(7), versions 1 and 2), or else the memory of the machine; None if the system does not say.
+    """
+    found = []
+    with suppress(OSError, ValueError, AttributeError):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    lines = []
+    with suppress(OSError):
+        lines = own_groups.read_text().splitlines()
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, name = groups, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = groups / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        # In a container, the path may be that on the host: then only `root` exists.
+        folder = root / path.lstrip("/")
+        for one in (folder, *folder.parents):
+            with suppress(OSError, ValueError):  # "max" means no limit
+                found.append(int((one / name).read_text()))
+            if one == root:
+                break
+    return min(found, default=None)
+
+
 def trim() -> bool:
     """Returns freed memory to the system. Returns False if the C library does not support this.
 
-    glibc keeps freed memory in the arenas of the threads that allocated it; malloc_trim(3) returns it to the
-    system. The call takes milliseconds, during which other threads may wait for memory, but it releases the
-    GIL: call it on a thread.
+    glibc keeps freed memory in the arenas of the threads that allocated it; malloc_trim(3) returns this
+    memory to the system. The call takes milliseconds, so make it on a thread. It releases the GIL, but
+    threads that allocate memory may have to wait.
     """
     trimming = _malloc_trim()
     if trimming is None:
@@ -48,13 +81,14 @@ def trim() -> bool:
 
 
 def return_large_blocks() -> bool:
-    """Makes freed blocks of at least LARGE_BLOCK bytes return to the system at once, from now on. Returns
+    """Makes freed blocks of at least LARGE_BLOCK bytes return to the system immediately from now on. Returns
     False if the C library does not support this.
 
-    By default glibc raises this threshold to the size of the largest block ever freed (mallopt(3),
-    M_MMAP_THRESHOLD). The weights of the next model then go into thread arenas, so fragmented that no trim
-    can return them. The price of the fixed threshold is that every large block starts with fresh pages. The
-    setting applies to the whole process.
+    glibc maps blocks above a threshold separately, and unmaps them when they are freed (mallopt(3),
+    M_MMAP_THRESHOLD). By default, freeing a larger mapped block raises the threshold to its size, up to
+    32 MiB. Smaller blocks, such as weights of the next model, are then allocated in the arenas of threads,
+    which become so fragmented that no trim can return the memory. A fixed threshold avoids this; its cost is
+    that each large block needs new pages from the kernel. The setting applies to the whole process.
     """
     mallopt = _mallopt()
     # Setting one threshold turns off the adaptation of both; with the default trim threshold, every larger

@@ -5,27 +5,99 @@ environments.
 from __future__ import annotations
 
 import os
-import tempfile
+import stat
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
-def replacement(path: Path) -> Iterator[Path]:
+def replacement(path: Path, mode: int = 0o600, *, durable: bool = False) -> Iterator[Path]:
     """Creates an empty file with mode 0600, which replaces `path` at the end of the `with` block.
 
-    If the block raises, `path` does not change. A reader never sees a partly written file. Raises OSError.
+    The new file then gets the owner, group and mode of `path`, or `mode` if there is no such file. If `path`
+    is a symbolic link, the file that it points to is replaced. If the block raises, `path` does not change.
+    A reader never sees a partly written file. If `durable`, the new file survives a power failure: its
+    contents are on disk before it replaces `path`, and its name is on disk at the end of the block. Raises
+    OSError, which names `path` and not the new file.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-    os.close(handle)
-    new = Path(temporary)
+    target = path.resolve()
+    # The module tempfile would import compression libraries, which few servers need.
+    new = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
     try:
-        yield new
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        try:
+            yield new
+            if durable:
+                with new.open("ab") as written:
+                    os.fsync(written.fileno())
+            _set_access(new, target, mode)
+            new.replace(target)
+            if durable:
+                sync_folder(target.parent)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Creates an empty folder with mode 0700, which becomes `folder` at the end of the `with` block.
+
+    So `folder` is complete from the moment when it exists. If another process creates `folder` in the
+    meantime, that folder stays, and an OSError of this call or of the block is suppressed. If the block
+    raises another error, nothing remains.
+    """
+    import shutil  # imported here, because it imports compression libraries, which few servers need
+
+    place = folder.with_name(f"new-{os.urandom(4).hex()}")
+    place.mkdir(0o700)
+    try:
+        yield place
+        place.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Writes the names of a folder's files to disk. Without this, a power failure soon after a rename can
+    undo the rename, although the renamed file itself is on disk (fsync(2)).
+    """
+    if sys.platform == "win32":  # a folder cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network and user-space file systems cannot sync a folder.
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _set_access(new: Path, path: Path, mode: int) -> None:
+    """Gives `new` the owner, group and mode of `path`, or `mode` if `path` does not exist.
+
+    An administrator may edit a file that belongs to the user of a server. The server has to be able to read
+    the new file. If this process may not give the file to that owner and group, `new` keeps mode 0600,
+    because the mode of `path` was meant for the group of `path`.
+    """
+    if sys.platform == "win32":
+        return
+    try:
+        found = path.stat()
+        os.chown(new, found.st_uid, found.st_gid)
+    except FileNotFoundError:
+        new.chmod(mode)
+    except PermissionError:
+        return
+    else:
+        new.chmod(stat.S_IMODE(found.st_mode))
 
 
 def private(path: str, flags: int) -> int:
@@ -34,8 +106,8 @@ def private(path: str, flags: int) -> int:
 
 
 def without_keys(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns a copy of the environment without the keys of server and client, for processes that run
-    models.
+    """Returns a copy of the environment variables without the API keys of the server and of clients, for
+    processes that run models.
     """
     return {
         name: value

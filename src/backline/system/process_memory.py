@@ -1,4 +1,6 @@
-"""Reads how much memory processes hold, as Linux counts it: their own pages, and the files that they map."""
+"""Reads how much memory processes hold, as Linux counts it (a process's private pages, and mapped files), and
+suspends processes that take too much.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ class PageCounts:
 
 
 def count_pages(pid: int | None = None) -> PageCounts:
-    """Returns the resident bytes of a process, by default this one; zeros if it has ended.
+    """Returns the resident bytes of a process, by default this one; zeros if the process has ended.
 
     The kernel maintains these counters (proc_pid_status(5)), so the call takes microseconds. Where there is
     no /proc, all resident memory counts as anonymous.
@@ -56,8 +58,8 @@ def proportional_bytes(pid: int | None = None) -> int:
 def mapped_files(pid: int | None = None) -> Mapping[str, int]:
     """Returns the files that a process maps, such as shared libraries, with the resident bytes of each.
 
-    Leaves out files with less than 1 MiB, and copied pages, which count as anonymous. Takes as long as
-    `proportional_bytes`. Returns an empty mapping where there is no smaps.
+    Leaves out files with less than 1 MiB in memory, and pages that were copied on write, which count as
+    anonymous. Takes as long as `proportional_bytes`. Returns an empty mapping where there is no smaps.
     """
     text = _read(pid, "smaps")
     files: dict[str, int] = {}
@@ -115,18 +117,20 @@ class Footprint:
 
     own: int = 0
     files: Mapping[str, int] = field(default_factory=dict)
-    #: The part of `own` that another process may map as well: the blocks in which a worker receives tensors.
+    #: The part of `own` that another process maps too: the blocks in which a worker receives tensors.
     shared: int = 0
 
 
 class Footprints:
-    """Reads the footprints of processes. Lists the files of a process again only if their size has changed.
+    """Reads the footprints of processes. Lists the files of a process again only if their resident size has
+    changed by at least _SMALL_FILE bytes in total.
 
     Only one thread may use it at a time.
     """
 
     def __init__(self) -> None:
-        #: For each process, the list of its files, and their size in bytes when they were listed.
+        #: For each process, the total size of its files in bytes, and the list of files, both as of the last
+        #: listing.
         self._files: dict[int, tuple[int, Mapping[str, int]]] = {}
 
     def read(self, pids: Iterable[int]) -> dict[int, Footprint]:
@@ -144,7 +148,7 @@ class Footprints:
         return found
 
     def forget_others(self, pids: Iterable[int]) -> None:
-        """Forgets the files of all processes except this one and `pids`."""
+        """Discards the stored lists of files of all processes except this one and `pids`."""
         for gone in self._files.keys() - {os.getpid(), *pids}:
             del self._files[gone]
 
@@ -160,12 +164,14 @@ class Footprints:
 
 
 def pause(pids: Iterable[int]) -> None:
-    """Suspends the sessions of these leaders, so that they take no more memory; `resume` continues them."""
+    """Suspends all processes in the process groups of these leaders, so that they take no more memory, until
+    `resume` is called.
+    """
     _signal(pids, signal.SIGSTOP)
 
 
 def resume(pids: Iterable[int]) -> None:
-    """Continues the sessions that `pause` suspended."""
+    """Continues the process groups that `pause` suspended."""
     _signal(pids, signal.SIGCONT)
 
 

@@ -18,7 +18,7 @@ _FIRST = 3
 
 @dataclass(frozen=True, slots=True)
 class PassedSocket:
-    """A listening socket that the service manager has opened, and the name that its unit gives it."""
+    """A listening socket that the service manager has opened, and the name of the socket in the unit file."""
 
     listening: socket.socket
     name: str
@@ -30,7 +30,8 @@ class PassedSocket:
 
 
 def passed_sockets(environment: MutableMapping[str, str] = os.environ) -> list[PassedSocket]:
-    """Returns the sockets that the service manager has passed to this process; none if there are none.
+    """Returns the sockets that the service manager has passed to this process; an empty list if it has passed
+    none.
 
     Removes the variables from the environment, so that worker processes do not mistake the sockets for their
     own. Raises OSError for a descriptor that is not a listening socket.
@@ -49,14 +50,20 @@ def passed_sockets(environment: MutableMapping[str, str] = os.environ) -> list[P
     return found
 
 
+def is_managed() -> bool:
+    """Returns whether a service manager started this process and wants to be notified of its state."""
+    return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
 def notify(state: str) -> None:
-    """Reports a state, such as "READY=1", to the service manager; does nothing if there is none."""
+    """Reports a state, such as "READY=1", to the service manager; does nothing without a service manager."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
     if address.startswith("@"):  # in Linux's abstract namespace
         address = "\0" + address[1:]
-    # A service manager that has gone away must not stop the server.
+    # Errors are ignored, and the socket does not block, because the server must run even if the service
+    # manager does not.
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
         connection.setblocking(False)
         connection.sendto(state.encode(), address)

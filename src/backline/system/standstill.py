@@ -14,6 +14,6 @@ _LATE = 1.0
 
 def stood_still(timer: asyncio.Handle, loop: asyncio.AbstractEventLoop) -> bool:
     """Returns whether a timer that fires now is so late that this process must have been suspended."""
-    # For delays below a millisecond uvloop returns a plain handle, which has no `when`.
+    # For delays below a millisecond, uvloop's `call_later` returns a plain handle, which has no `when`.
     when = getattr(timer, "when", None)
     return when is not None and loop.time() - when() > _LATE

@@ -2,8 +2,8 @@
 return.
 
 There are two kinds of exchange: an HTTP request (over HTTP/1.1 or HTTP/2) and a gRPC call. Handlers run on
-the event loop. Unary handlers are plain functions that respond through the exchange, immediately or later;
-stream handlers are coroutines.
+the event loop. Unary handlers are plain functions that respond through an object that they get, immediately
+or later; stream handlers are coroutines.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+from backline.wire.limits import BodyLimit
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 #: Header fields with lower-case names, in order.
@@ -33,9 +35,9 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Ingress:
-    """How a connection reached the server, which is the same for all of its requests.
+    """How a connection reached the server. All requests of a connection share one Ingress.
 
-    `local` means over a Unix socket, and `metrics_only` that its port serves nothing but metrics and health
+    `local` is true for a Unix socket, and `metrics_only` for a port that serves only metrics and health
     checks. `certificate` is None if the client has presented none.
     """
 
@@ -49,7 +51,7 @@ REMOTE = Ingress()
 
 
 class SpelledFields(dict[bytes, bytes]):
-    """Header fields that also record how the client spelled their names; see Application.keeps_spelling."""
+    """Header fields with a record of how the client spelled the names; see Application.keeps_spelling."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,13 +63,13 @@ class HttpRequest(ABC):
     """One complete HTTP request, and the means to respond to it.
 
     `headers` has lower-case names; repeated fields are joined with ", ". Requests may share the mapping, so
-    it must not be modified. `path` is percent-encoded as received, without the query. `body` is already
+    it must not be modified. `path` is percent-encoded as received, without the query. `body` has been
     decompressed if the client sent gzip or deflate. The wire calls `on_abandon` if the client disconnects
     before the response; responses given afterwards are silently dropped.
     """
 
     __slots__ = ("body", "headers", "identity", "method", "on_abandon", "path", "query")
-    #: The sender of the request, for the application's use; the wire does not touch this attribute.
+    #: The sender of the request. Only the application uses this attribute.
     identity: Any
 
     def __init__(
@@ -88,7 +90,7 @@ class HttpRequest(ABC):
 
     @property
     def certificate(self) -> Certificate | None:
-        """The client's certificate, if the handshake asked for one."""
+        """The client's certificate, or None if the client has presented none."""
         return None
 
     @abstractmethod
@@ -97,8 +99,8 @@ class HttpRequest(ABC):
     ) -> None:
         """Sends a response whose body is the concatenation of `body`, without copying large buffers.
 
-        Call this once. The wire adds content-length and date, compresses a `compressible` body if the client
-        accepts that, and omits the body for HEAD.
+        Call this once. The wire adds content-length and date, compresses a `compressible` body that is not
+        small if the client accepts that, and omits the body for HEAD.
         """
 
     @abstractmethod
@@ -122,6 +124,12 @@ class ResponseStream(ABC):
     async def send(self, chunk: Buffer) -> None:
         """Sends a chunk. Waits while the client does not read. Raises ConnectionResetError on disconnect."""
 
+    def send_now(self, chunk: Buffer) -> bool:
+        """Sends a chunk immediately if that is possible. Returns False, and sends nothing, if `send` might
+        wait or raise.
+        """
+        return False
+
     @abstractmethod
     def close(self) -> None:
         """Ends the response."""
@@ -132,10 +140,10 @@ class WebSocket(ABC):
 
     @abstractmethod
     async def receive(self) -> str | bytes | None:
-        """Returns the next message, or None once the client or the server has ended the connection.
+        """Returns the next message. Returns None once the client or the server has ended the connection.
 
-        Nothing is read from the client until `receive` is called, so a client can send no faster than the
-        application receives.
+        While a message waits for `receive`, nothing more is read from the client, so a client can send no
+        faster than the application receives.
         """
 
     @abstractmethod
@@ -150,7 +158,7 @@ class WebSocket(ABC):
 
 
 class RpcError(Exception):
-    """Raised by a gRPC handler to end the call with a status other than OK. `code` is the numeric status."""
+    """Raised to end a gRPC call with a status other than OK. `code` is the numeric status."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -168,7 +176,7 @@ class Call(ABC):
     """
 
     __slots__ = ("deadline", "identity", "metadata", "on_abandon")
-    #: The caller, for the application's use; the wire does not touch this attribute.
+    #: The caller. Only the application uses this attribute.
     identity: Any
 
     def __init__(self, metadata: Mapping[bytes, bytes], deadline: float | None) -> None:
@@ -184,7 +192,7 @@ class Call(ABC):
 
     @property
     def certificate(self) -> Certificate | None:
-        """The client's certificate, if the handshake asked for one."""
+        """The client's certificate, or None if the client has presented none."""
         return None
 
 
@@ -195,7 +203,9 @@ class UnaryCall(Call):
 
     @abstractmethod
     def reply(self, message: Buffer, *rest: Buffer) -> None:
-        """Ends the call with OK and a message, which consists of `message` and `rest`. Call this once."""
+        """Ends the call with OK and one message: the concatenation of `message` and `rest`. Call this
+        once.
+        """
 
     @abstractmethod
     def fail(self, code: int, message: str, trailers: Fields = ()) -> None:
@@ -215,46 +225,20 @@ class StreamCall(Call):
 
     @abstractmethod
     async def receive(self) -> Buffer | None:
-        """Returns the next request message, or None after the last. Raises CancelledError if the call was
-        cancelled.
+        """Returns the next request message, or None after the last. Raises CancelledError if the call has
+        ended, and RpcError if the message cannot be inflated.
         """
 
     @abstractmethod
     async def send(self, message: Buffer) -> None:
-        """Sends a response message. Waits for flow control and for the socket."""
-
-
-@dataclass(frozen=True, slots=True)
-class UnaryMethod:
-    """A unary gRPC method: `handler(call, message)` replies through the call, immediately or later.
-
-    The handler may raise RpcError. The wire does not use the other fields: `scope` is the permission that the
-    method needs, and `model_of` reads the name of the model from a message about a single model. A message
-    that names no model concerns every model or, with `lists`, the models that its sender may use.
-    """
-
-    handler: Callable[[UnaryCall, Buffer], None]
-    scope: str
-    model_of: Callable[[Buffer], str] | None = None
-    lists: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class StreamMethod:
-    """A streaming gRPC method: a coroutine that takes a StreamCall. Callers need the permission `scope`.
-
-    The caller needs the permission for every model or, with `lists`, for any model: the method then shows
-    only the models that the caller may use.
-    """
-
-    handler: Callable[[StreamCall], Awaitable[None]]
-    scope: str
-    lists: bool = False
+        """Sends a response message. Waits for flow control and for the socket. Raises CancelledError if the
+        call has ended.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """The reason why the gate refuses a request: the HTTP status and fields, or the gRPC status code."""
+    """The reason why a request is refused: the HTTP status and fields, or the gRPC status code."""
 
     status: int
     grpc_code: int
@@ -264,18 +248,56 @@ class Denial:
     identity: str = ""
 
 
+#: The size limit of a body larger than `uploads.FREE`; None for the server's own limit. The limit must be at
+#: least `uploads.FREE`. With a Denial, the request is refused, and the rest of the body is not received.
+Bound: TypeAlias = BodyLimit | Denial | None
+
+
+@dataclass(frozen=True, slots=True)
+class UnaryMethod:
+    """A unary gRPC method: `handler(call, message)` replies through the call, immediately or later.
+
+    The handler may raise RpcError. `limit_of(call, beginning)` returns the limit of a large message, given
+    its first bytes. The wire does not use the other fields: `scope` is the permission that callers need, and
+    `model_of` reads the name of the model from a message about a single model. If the message names no model,
+    the caller needs the permission for every model or, with `lists`, for at least one model.
+    """
+
+    handler: Callable[[UnaryCall, Buffer], None]
+    scope: str
+    model_of: Callable[[Buffer], str] | None = None
+    lists: bool = False
+    limit_of: Callable[[Call, Buffer], Bound] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamMethod:
+    """A streaming gRPC method: a coroutine that takes a StreamCall.
+
+    Callers need the permission `scope` for every model. With `lists`, they need it for at least one model,
+    and the method shows only the models that the caller may use. `limit_of` is as for a UnaryMethod, and is
+    called for each large message.
+    """
+
+    handler: Callable[[StreamCall], Awaitable[None]]
+    scope: str
+    lists: bool = False
+    limit_of: Callable[[Call, Buffer], Bound] | None = None
+
+
 #: Header fields that only browsers send. A request with any of them must pass the gate.
 BROWSER_FIELDS = frozenset((b"origin", b"sec-fetch-site", b"referer"))
 
 
 class Gate(ABC):
-    """A gate that decides whether a request may reach the application: from its head, before its body is
-    received.
+    """Decides from a request's head, before the body is received, whether the request may reach the
+    application.
 
-    Admission must depend only on the head and the ingress, since the wire then admits identical heads on the
-    same connection without asking again. The application checks again everything that may change in the
-    meantime, such as a key. A refusal is not reused. Over HTTP/1.1 the wire skips the gate if Host is in
-    `own_hosts` and no field is in BROWSER_FIELDS, unless the port serves only metrics.
+    The decision to admit a request must depend only on the head and the ingress, because the wire admits
+    identical heads on the same connection without asking the gate again. The application checks again
+    whatever may have changed since, such as the validity of a key. After a refusal, the gate is always asked
+    again. Over HTTP/1.1 the wire may also skip the gate if the request's Host is in `own_hosts` and the
+    request has none of the BROWSER_FIELDS, unless the port serves only metrics.
     """
 
     own_hosts: set[bytes]
@@ -288,20 +310,25 @@ class Gate(ABC):
 
     @abstractmethod
     def refused(self, denial: Denial, method: bytes, path: bytes, peer: str) -> None:
-        """Called for every refused request, whereas `refusal` is not called for repeated heads."""
+        """Called for every request that was refused."""
+
+    @abstractmethod
+    def sharing(self, headers: Mapping[bytes, bytes]) -> Fields:
+        """Returns the fields that a refusal needs so that the web page that sent the request can read it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """Everything the wire needs in order to serve.
+    """What the wire needs to know of an application in order to serve it.
 
     `http` responds to an HTTP request; it must not raise. `rpc` maps gRPC paths (b"/package.Service/Method")
     to methods. `render_error(status, message)` returns the content type and body of an error detected by the
-    wire (such as 400, 413 or 503). `gate` decides which requests are admitted. `is_vital(path)` tells whether
-    a request, such as a health probe, is served under any load: an orchestrator would restart a busy server
-    that refuses its probes. Vital requests must be cheap. With `keeps_spelling`, the headers of HTTP/1.1
-    requests are SpelledFields. `takes_websocket(path)` tells whether a path accepts WebSocket handshakes; the
-    wire refuses them on any other path.
+    wire (such as 400, 413 or 503). `gate` decides which requests are admitted. `is_vital(path)` returns
+    whether a request, such as a health probe, is served under any load: an orchestrator would restart a busy
+    server that refuses its probes. Vital requests must be cheap. With `keeps_spelling`, the headers of
+    HTTP/1.1 requests are SpelledFields. `takes_websocket(path)` returns whether a path accepts WebSocket
+    handshakes; the wire refuses them on any other path. `body_limit(method, path)` returns the limit of a
+    large body.
     """
 
     http: Callable[[HttpRequest], None]
@@ -311,3 +338,4 @@ class Application:
     is_vital: Callable[[bytes], bool] = lambda path: False
     keeps_spelling: bool = False
     takes_websocket: Callable[[bytes], bool] = lambda path: False
+    body_limit: Callable[[bytes, bytes], Bound] = lambda method, path: None

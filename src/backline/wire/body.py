@@ -21,11 +21,11 @@ class GrowingBuffer:
 
     Invariants:
 
-    * A full map doubles in size. Linux moves its pages instead of copying them (mremap(2)), so each byte is
-      copied once and no call blocks the event loop for longer than copying its piece takes. Pages beyond
-      `size` are never touched.
-    * No view of the map exists while it grows (a map with exported buffers cannot be resized): `take` is the
-      last call.
+    * A full map doubles in size. Linux moves the map's pages instead of copying them (mremap(2)), so each
+      byte is copied once, and `append` blocks the event loop only while it copies one piece. Pages beyond
+      `size` are never touched, so they take no memory.
+    * No view of the map exists while the map grows, because a map with exported buffers cannot be resized. So
+      `take` must be the last call.
     * A map is returned to the system as soon as its last view is freed; the C library's allocator is not
       involved.
     """
@@ -67,8 +67,8 @@ class GrowingBuffer:
 
 
 def _map(size: int) -> mmap.mmap:
-    # The map is private, since a shared map (the default) cannot grow: writing beyond its initial size raises
-    # SIGBUS.
+    # The map is private, because a shared map (the default) cannot grow: a write beyond its initial size
+    # raises SIGBUS.
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
@@ -107,9 +107,15 @@ class Body:
         """Reports that `size` bytes were written to the beginning of `room`."""
         self.filled += size
 
+    def beginning(self, size: int) -> Buffer:
+        """Returns a copy of the first bytes, at most `size`, of a body of known size."""
+        buffer = self._buffer
+        assert not isinstance(buffer, GrowingBuffer), "the size is known"
+        return bytes(buffer[: min(size, self.filled)])
+
     @property
     def missing(self) -> int:
-        """The number of bytes still to come, or 0 if the size is unknown."""
+        """The number of bytes that have not arrived yet, or 0 if the size is unknown."""
         return 0 if self.size is None else self.size - self.filled
 
     @property

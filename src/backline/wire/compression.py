@@ -9,43 +9,47 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from backline.wire.application import Buffer, Fields
-from backline.wire.limits import INCREASE_BODY_LIMIT, KIB, MIB
+from backline.wire.application import Bound, Buffer, Denial, Fields
+from backline.wire.limits import KIB, MIB, BodyLimit
 
 if TYPE_CHECKING:
     from backline.wire.connection import Wire
 
 #: Bodies up to this size (bytes) are compressed or inflated on the event loop; larger ones on a thread.
 INLINE = 64 * KIB
-#: The number of input bytes per step. At each step zlib copies the input that is left over, so small pieces
-#: keep the total time linear in the size of the body.
+#: The maximum number of input bytes per step. At each step, zlib copies the input that it has not consumed.
+#: With pieces of limited size, the total time is linear in the size of the body.
 PIECE = 64 * KIB
-#: The number of output bytes per step.
+#: The maximum number of output bytes per step.
 STEP = 256 * KIB
-#: The maximum number of members per gzip body: each member needs a new decompressor, yet an empty one is only
-#: 20 bytes long.
+#: The maximum number of members in a gzip body. There must be a limit, because an empty member is only 20
+#: bytes long, yet needs a new decompressor.
 MAX_MEMBERS = 64
-#: zlib's compression level. Clients are usually nearby, so speed matters more than the last percent of size.
+#: zlib's compression level. Clients are usually in the same network, so speed matters more than a slightly
+#: smaller size.
 LEVEL = 1
-#: Responses below this many bytes are not worth compressing.
+#: Responses below this size in bytes are not compressed, because that would save too little.
 WORTH_COMPRESSING = 1024
 
 ACCEPTED = b"gzip, deflate"
 
 
 class CodingError(Exception):
-    """Raised for a body that cannot be inflated. `status` is the HTTP status for the response."""
+    """Raised for a body that cannot be inflated. `status` and `fields` are the HTTP status and header fields
+    of the response.
+    """
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, fields: Fields = ()) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.fields = fields
 
 
 class Inflater:
-    """A decompressor that inflates one body in steps, to at most `limit` bytes (RFC 1950, 1951 and 1952)."""
+    """A decompressor that inflates one body in steps, up to a limit (RFC 1950, 1951 and 1952)."""
 
-    def __init__(self, coding: bytes, body: Buffer, limit: int) -> None:
+    def __init__(self, coding: bytes, body: Buffer, limit: BodyLimit) -> None:
         """Raises CodingError with status 415 for a coding that is neither gzip nor deflate."""
         name = coding.strip().lower()
         if name in (b"gzip", b"x-gzip"):
@@ -64,7 +68,7 @@ class Inflater:
         self._limit = limit
         self._input = memoryview(body)
         self._position = 0
-        #: The rest of the last piece of input, which zlib has not consumed.
+        #: The part of the last piece of input that zlib has not consumed.
         self._tail: Buffer = b""
         self._members = 1
         self._inflate = zlib.decompressobj(self._window)
@@ -78,7 +82,7 @@ class Inflater:
         if not self._tail:
             self._tail = self._input[self._position : self._position + PIECE]
             self._position += len(self._tail)
-        room = self._limit - len(self.output)
+        room = self._limit.size - len(self.output)
         try:
             # This asks for one byte more than there is room for, to detect that the limit is exceeded.
             piece = self._inflate.decompress(self._tail, min(STEP, room + 1))
@@ -103,13 +107,16 @@ class Inflater:
             return True
         self._members += 1
         if not self._gzip or self._members > MAX_MEMBERS:
-            raise CodingError(400, f"The request body has bytes after the end of its {self._coding} data")
+            found = f"more than {MAX_MEMBERS} gzip members" if self._gzip else "bytes after its deflate data"
+            raise CodingError(400, f"The request body has {found}")
         self._inflate = zlib.decompressobj(self._window)
         return False
 
 
 def _has_zlib_header(body: Buffer) -> bool:
-    """Returns whether the method is 8 and the first two bytes are a multiple of 31 (RFC 1950, 2.2)."""
+    """Returns whether a body starts with a header of zlib's format: the compression method is 8, and the
+    first two bytes form a multiple of 31 (RFC 1950, section 2.2).
+    """
     return len(body) >= 2 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0
 
 
@@ -133,9 +140,11 @@ GRPC_CODINGS = {b"gzip": GZIP, b"deflate": DEFLATE}
 
 
 def negotiate(accept_encoding: bytes, fields: Fields = ()) -> ResponseCoding | None:
-    """Returns the coding to use for a response (RFC 9110, section 12.5.3).
+    """Returns the content coding for a response, given the request's Accept-Encoding (RFC 9110, section
+    12.5.3).
 
-    Returns None if the client prefers no coding, or if `fields` already include a content-encoding.
+    Returns None if the client accepts neither gzip nor deflate, if it prefers no coding, or if `fields`
+    already include a content-encoding.
     """
     for name, _ in fields:
         if name == b"content-encoding":
@@ -144,7 +153,8 @@ def negotiate(accept_encoding: bytes, fields: Fields = ()) -> ResponseCoding | N
     anything = weights.get(b"*", 0.0)
     gzip = weights.get(b"gzip", weights.get(b"x-gzip", anything))
     deflate = weights.get(b"deflate", anything)
-    # Identity is always acceptable, but is preferred only if the client gives it a higher weight.
+    # The response may always be sent without a coding (identity), but that is preferred only if the client
+    # gives identity a higher weight.
     best = max(gzip, deflate)
     if best <= 0.0 or weights.get(b"identity", 0.0) > best:
         return None
@@ -152,7 +162,9 @@ def negotiate(accept_encoding: bytes, fields: Fields = ()) -> ResponseCoding | N
 
 
 def parse_weights(value: bytes) -> dict[bytes, float]:
-    """Returns the codings in an Accept-Encoding field with their q-values. A malformed q-value is 0."""
+    """Returns the first 32 codings in an Accept-Encoding field with their q-values. A malformed q-value is
+    0.
+    """
     weights: dict[bytes, float] = {}
     for member in value.lower().split(b",", 32)[:32]:
         name, *parameters = member.split(b";")
@@ -202,20 +214,20 @@ def _slices(body: Sequence[Buffer]) -> Iterator[memoryview]:
 SLICE = 4 * MIB
 #: `limits.max_inflation_ratio` applies to bodies that inflate to more than this.
 RATIO_FROM = 32 * MIB
-#: The minimum size of a gzip member, whose last four bytes are the size of the original data (RFC 1952,
-#: section 2.3.1).
+#: The size in bytes of the header and trailer of a gzip member. The last four bytes of the trailer are the
+#: size of the original data (RFC 1952, section 2.3.1).
 _GZIP_MIN = 18
-#: The maximum ratio that deflate can reach: 258 bytes from two bits.
+#: The maximum compression ratio of deflate, which encodes up to 258 bytes in two bits.
 _MAX_RATIO = 1032
 
 
 class Inflation:
-    """The queue of bodies that are too large to be inflated on the event loop. The whole server inflates one
-    of them at a time.
+    """The queue of bodies that are too large to be inflated on the event loop. The server inflates one such
+    body at a time.
 
     Invariant: memory for an inflated body is allocated only in that body's turn, after the inflated size was
-    counted against the limits. A gzip body announces its inflated size; any other body is inflated twice, the
-    first time only to measure it.
+    counted against the limits. A gzip body with a single member announces its inflated size. Any other body
+    is first inflated only to measure the inflated size.
     """
 
     __slots__ = ("_slot", "_wire")
@@ -225,37 +237,51 @@ class Inflation:
         self._slot = asyncio.Lock()
 
     async def inflate(
-        self, coding: bytes, body: Buffer, reserve: Callable[[int], bool], wanted: Callable[[], bool]
+        self,
+        coding: bytes,
+        body: Buffer,
+        reserve: Callable[[int], bool],
+        wanted: Callable[[], bool],
+        bound: Bound = None,
     ) -> Buffer | None:
-        """Returns the inflated body, or None if `wanted` returns False in the meantime.
+        """Returns the inflated body, or None if `wanted` returned False while the body waited or was
+        inflated.
 
-        `reserve(size)` counts bytes against the server's limits before they are allocated, and returns False
-        if a limit is exceeded. Raises CodingError with status 400 for a malformed body, 413 if the body is
-        too large or its compression ratio implausible, 415 for an unknown coding, and 503 if the server holds
-        too many bytes.
+        `reserve(size)` counts bytes against the server's limits before they are allocated, in place of the
+        bytes that an earlier call counted, and returns False if a limit is exceeded. `bound` is the limit of
+        the inflated body. Raises CodingError with status 400 for a malformed body, 413 if the body is too
+        large or its compression ratio implausible, 415 for an unknown coding, 503 if the server holds too
+        many bytes or has no memory left, and with the status of `bound` if that is a denial.
         """
+        limit = self._wire.bounded(bound)
+        if isinstance(limit, Denial):
+            raise CodingError(limit.status, limit.message, limit.fields)
         async with self._slot:
             if not wanted():
                 return None
-            size = announced_size(coding, body)
-            if size is None or size > self._wire.limits.max_body_size:
-                size = await self._measure(coding, body, wanted)
-            inflated = await self._fill(coding, body, size, reserve, wanted)
-            if inflated is None and wanted():
-                # A gzip body with several members announces only the size of the last one.
-                size = await self._measure(coding, body, wanted)
+            try:
+                size = announced_size(coding, body)
+                if size is None or size > limit.size:
+                    size = await self._measure(coding, body, wanted, limit)
                 inflated = await self._fill(coding, body, size, reserve, wanted)
-            return inflated
+                if inflated is None and wanted():
+                    # A gzip body with several members announces only the size of the last one.
+                    size = await self._measure(coding, body, wanted, limit)
+                    inflated = await self._fill(coding, body, size, reserve, wanted)
+                return inflated
+            except MemoryError:
+                raise overfull() from None
 
-    async def _measure(self, coding: bytes, body: Buffer, wanted: Callable[[], bool]) -> int:
-        limit = self._wire.limits.max_body_size
+    async def _measure(
+        self, coding: bytes, body: Buffer, wanted: Callable[[], bool], limit: BodyLimit
+    ) -> int:
         inflater = Inflater(coding, body, limit)
         size = 0
         done = False
         while not done and wanted():
             produced, done = await self._wire.loop.run_in_executor(None, _count, inflater)
             size += produced
-            if size > limit:
+            if size > limit.size:
                 raise _too_large(limit)
             self._check_ratio(size, body)
         return size
@@ -268,13 +294,15 @@ class Inflation:
         reserve: Callable[[int], bool],
         wanted: Callable[[], bool],
     ) -> Buffer | None:
-        """Returns the inflated body, or None if it is no longer wanted or turns out larger than `size`."""
+        """Returns the inflated body, or None if the body is no longer wanted or turns out to be larger than
+        `size`.
+        """
         self._check_ratio(size, body)
         if not wanted():
             return None
         if not reserve(size):
-            raise CodingError(503, "The server holds too many bytes of requests; try again later")
-        inflater = Inflater(coding, body, self._wire.limits.max_body_size)
+            raise overfull()
+        inflater = Inflater(coding, body, self._wire.body_limit)
         room = np.empty(size, np.uint8).data
         filled = 0
         done = False
@@ -296,13 +324,16 @@ class Inflation:
             )
 
 
-def _too_large(limit: int) -> CodingError:
-    return CodingError(
-        413, f"The inflated request body exceeds the maximum of {limit} bytes. {INCREASE_BODY_LIMIT}"
-    )
+def _too_large(limit: BodyLimit) -> CodingError:
+    return CodingError(413, limit.exceeded("The inflated request body"))
 
 
-def inflate_small(coding: bytes, body: Buffer, limit: int) -> Buffer | None:
+def overfull() -> CodingError:
+    """Returns the error for a body that the server has no room to inflate."""
+    return CodingError(503, "The server holds too many bytes of requests; try again later")
+
+
+def inflate_small(coding: bytes, body: Buffer, limit: BodyLimit) -> Buffer | None:
     """Returns the inflated body, or None if it is so large that it must wait for `Inflation`. Raises
     CodingError.
     """
@@ -310,7 +341,20 @@ def inflate_small(coding: bytes, body: Buffer, limit: int) -> Buffer | None:
     if len(body) > INLINE or (size is not None and size > STEP):
         return None
     inflater = Inflater(coding, body, limit)
-    return inflater.output if inflater.step() else None
+    try:
+        return inflater.output if inflater.step() else None
+    except MemoryError:
+        raise overfull() from None
+
+
+def inflated_beginning(coding: bytes, body: Buffer, size: int, limit: BodyLimit) -> bytes:
+    """Returns at most `size` bytes from the beginning of the inflated body, or b"" if inflating it fails."""
+    try:
+        inflater = Inflater(coding, body, limit)
+        inflater.step()
+    except CodingError:
+        return b""
+    return bytes(inflater.output[:size])
 
 
 def announced_size(coding: bytes, body: Buffer) -> int | None:
@@ -337,8 +381,8 @@ def _count(inflater: Inflater) -> tuple[int, bool]:
 def _fill(inflater: Inflater, room: memoryview, filled: int) -> tuple[int, bool]:
     """Inflates up to SLICE bytes into `room`, starting at `filled`.
 
-    Returns the end of the filled part, and whether the body is complete. An end beyond `room` means that the
-    body does not fit.
+    Returns the end of the filled part, and whether the body is complete. If the end is beyond `room`, the
+    body did not fit.
     """
     end = filled + SLICE
     done = False

@@ -7,20 +7,25 @@ import socket
 import time
 from abc import abstractmethod
 from types import MethodType
+from typing import Generic, TypeVar
 
 from backline.system.busy_poll import BusyPoll
-from backline.wire.application import REMOTE, Application, Fields, Ingress
+from backline.wire.application import REMOTE, Application, Bound, Denial, Fields, Ingress
 from backline.wire.compression import Inflation
-from backline.wire.limits import KIB, Limits
+from backline.wire.limits import KIB, BodyLimit, Limits
 from backline.wire.peers import Peer, Peers, address_of
 from backline.wire.tls import read_certificate
 from backline.wire.turns import Turns
 from backline.wire.unsent import Unsent
-from backline.wire.uploads import Uploads
+from backline.wire.uploads import FREE, Uploads
 
 #: The Retry-After field of 503 responses, in seconds.
 RETRY_AFTER: Fields = ((b"retry-after", b"1"),)
 
+SomeConnection = TypeVar("SomeConnection", bound="Connection")
+
+#: The HTTP status and the gRPC code (RESOURCE_EXHAUSTED) for a body above its limit.
+_TOO_LARGE = (413, 8)
 #: The size of `Wire.read_buffer` in bytes.
 READ_BUFFER = 32 * KIB
 
@@ -31,6 +36,7 @@ class Wire:
     __slots__ = (
         "answer_sizes",
         "application",
+        "body_limit",
         "buffered_bytes",
         "connections",
         "draining",
@@ -42,6 +48,7 @@ class Wire:
         "poll",
         "read_buffer",
         "requests",
+        "small_body",
         "streams",
         "turns",
         "unsent",
@@ -56,15 +63,19 @@ class Wire:
         poll: BusyPoll | None = None,
     ) -> None:
         self.application = application
-        #: The busy poll, which is notified when bytes arrive.
+        #: The busy poll, to which connections report that bytes have arrived.
         self.poll = poll or BusyPoll()
         self.limits = limits
+        #: The size limit for bodies for which the application sets no lower limit.
+        self.body_limit = BodyLimit(limits.max_body_size)
+        #: The size up to which a body is within every limit.
+        self.small_body = min(FREE, limits.max_body_size)
         self.loop = loop
         #: Open connections of all listeners and protocols.
         self.connections: set[Connection] = set()
         #: The number of requests and unary calls being received or not yet answered.
         self.requests = 0
-        #: The number of open streaming calls.
+        #: The number of open streaming calls and WebSockets.
         self.streams = 0
         self.peers = Peers(limits)
         #: The total size of the bodies of unanswered requests and of responses waiting to be sent (see
@@ -76,16 +87,41 @@ class Wire:
         #: responses of a connection.
         self.answer_sizes: dict[int, int] = {}
         self.draining = False
-        #: A buffer shared by the connections that receive large messages in place; their other bytes arrive
-        #: here.
+        #: A buffer that connections share. A connection that receives large messages in place receives all
+        #: other bytes here. It copies them within the same callback, so no connection sees another's bytes.
         self.read_buffer = bytearray(READ_BUFFER)
-        #: Connections whose received bytes wait while others are served.
+        #: The queue of connections whose received bytes wait while other connections are served.
         self.turns = Turns(loop)
         self.unsent = Unsent(self)
         #: Large bodies that are being received.
         self.uploads = Uploads(limits.max_receiving_bytes, loop)
         #: The queue of large compressed bodies.
         self.inflation = Inflation(self)
+
+    def bounded(self, bound: Bound) -> BodyLimit | Denial:
+        """Returns the limit of a large body: the application's `bound`, or the server's limit if that is
+        lower or `bound` is None.
+        """
+        if bound is None or (isinstance(bound, BodyLimit) and bound.size > self.body_limit.size):
+            return self.body_limit
+        return bound
+
+    def too_large(self, size: int, what: str, bound: Bound) -> Denial | None:
+        """Returns why a large body of `size` bytes is refused, or None if it is not. `what` names the body in
+        the error text.
+        """
+        limit = self.bounded(bound)
+        if isinstance(limit, Denial):
+            return limit
+        return None if size <= limit.size else Denial(*_TOO_LARGE, limit.exceeded(what))
+
+    def refusal_of_body(self, size: int, what: str, method: bytes, path: bytes) -> Denial | None:
+        """Returns why a request to this route may not have a body of `size` bytes, or None if it may. This
+        method may be called for every piece of a body.
+        """
+        if size <= self.small_body:
+            return None
+        return self.too_large(size, what, self.application.body_limit(method, path) if size > FREE else None)
 
     def may_connect(self, transport: asyncio.BaseTransport, spared: int = 0) -> bool:
         """Returns whether the limits allow this connection and `spared` further ones, in total and for its
@@ -100,7 +136,7 @@ class Wire:
 
 
 class Connection(asyncio.Protocol):
-    """A connection that speaks one protocol. The sniffer detects which, and calls `attach`.
+    """A connection that speaks one protocol. The sniffer detects the protocol, and calls `attach`.
 
     A connection adds itself to `wire.connections` in `attach`, and removes itself in `connection_lost`.
     """
@@ -108,8 +144,7 @@ class Connection(asyncio.Protocol):
     wire: Wire
     peer: Peer
     ingress: Ingress = REMOTE
-    #: While more requests than this number are in flight on the server, `overload` must check each new
-    #: request.
+    #: If the server has more requests in flight than this number, `overload` must check each new request.
     max_requests: int
     #: Whether this is one of the last free connections, which accept only vital requests.
     reserved = False
@@ -117,7 +152,7 @@ class Connection(asyncio.Protocol):
     rests_until = 0.0
 
     def reserve(self) -> None:
-        """Restricts the connection to vital requests. Call it before `attach`."""
+        """Restricts the connection to vital requests. Call this method before `attach`."""
         self.reserved = True
         self.max_requests = -1
 
@@ -149,15 +184,42 @@ class Connection(asyncio.Protocol):
 
     @abstractmethod
     def drain(self) -> None:
-        """Stops accepting requests, as the server shuts down. Closes once those in flight are answered."""
+        """Stops accepting requests because the server shuts down. The connection closes once its requests in
+        flight are answered.
+        """
 
     @abstractmethod
     def abort(self) -> None:
         """Closes the connection immediately, and drops everything that is in flight."""
 
     def unsent(self) -> tuple[int, int]:
-        """Returns how many bytes of responses the client has not read, and how many the transport buffers."""
+        """Returns how many bytes of responses are not sent yet, and how many of them are in the transport's
+        write buffer.
+        """
         return 0, 0
+
+
+class BufferReader(asyncio.BufferedProtocol, Generic[SomeConnection]):
+    """The base of protocols that receive bytes for a connection into a buffer. The connection handles all
+    other events of its transport.
+    """
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: SomeConnection) -> None:
+        self._connection = connection
+
+    def eof_received(self) -> bool | None:
+        return self._connection.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()
 
 
 def join_writelines(transport: asyncio.Transport) -> None:
@@ -169,6 +231,38 @@ def join_writelines(transport: asyncio.Transport) -> None:
     if type(transport).__module__.startswith("asyncio."):
         joining = MethodType(asyncio.WriteTransport.writelines, transport)
         transport.writelines = joining  # type: ignore[method-assign]
+
+
+class LostTransport(asyncio.Transport):
+    """Replaces the transport of a lost connection in objects that refer to each other.
+
+    The cycle collector may free such objects much later, and a TLS transport keeps up to a megabyte of unread
+    input until then.
+    """
+
+    def __init__(self, lost: asyncio.Transport) -> None:
+        super().__init__({"peername": lost.get_extra_info("peername")})
+
+    def is_closing(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+    def write(self, data: object) -> None:
+        pass
+
+    def writelines(self, list_of_data: object) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def can_write_eof(self) -> bool:
+        return False
 
 
 def ingress_of(transport: asyncio.BaseTransport, *, metrics_only: bool) -> Ingress:
@@ -199,7 +293,7 @@ _formatted = (0, b"")
 
 
 def http_date() -> bytes:
-    """Returns the current date in the format of RFC 9110, section 5.6.7. It is formatted once a second."""
+    """Returns the current date in the format of RFC 9110, section 5.6.7. The text is cached for a second."""
     global _formatted  # noqa: PLW0603
     now = int(time.time())
     if _formatted[0] != now:

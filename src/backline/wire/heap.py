@@ -1,32 +1,45 @@
-"""Returns memory to the operating system that the C library keeps after large requests and responses."""
+"""Returns memory to the operating system that the C library would keep after large requests and responses."""
 
 from __future__ import annotations
 
+import asyncio
+
+from backline.system.library_pages import release_library_pages
 from backline.system.memory import resident_bytes, trim
 from backline.wire.connection import Wire
 
-#: Seconds between two checks.
+#: Seconds between two checks of the resident memory.
 INTERVAL = 0.5
-#: The growth in bytes for which a trim, which takes milliseconds, is worthwhile.
+#: A trim takes milliseconds, so the heap is trimmed only if memory has grown by this many bytes.
 WORTH_TRIMMING = 16 * 1024 * 1024
 #: The server counts as idle while it holds fewer bytes of bodies and responses than this.
 IDLE_BYTES = 1024 * 1024
 
 
 class Heap:
-    """A watch on the resident memory of the process while a server runs. It trims the heap after peaks."""
+    """Watches the resident memory of the process while a server runs, and trims the heap after peaks."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        #: The maximum number of bytes of bodies and responses held at once since the last trim.
+        #: The maximum number of bytes of bodies and responses that the server has held at the same time since
+        #: the last trim.
         self._peak = 0
         #: The minimum resident memory seen so far. A trim sets it to the memory after the trim, less the
         #: bodies and responses held at that time.
         self._lowest = resident_bytes()
         self._timer = wire.loop.call_later(INTERVAL, self._look)
+        self._release: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
         self._timer.cancel()
+        if self._release is not None:
+            self._release.cancel()
+
+    def started(self) -> None:
+        """Schedules, for a moment after startup, the release of library memory that only startup needed."""
+        self._release = self._wire.loop.call_later(
+            INTERVAL, self._wire.loop.run_in_executor, None, release_library_pages
+        )
 
     def _look(self) -> None:
         self._timer = self._wire.loop.call_later(INTERVAL, self._look)
@@ -44,6 +57,6 @@ class Heap:
     def _give_back(self) -> None:
         """Trims the heap, on a thread: trimming blocks the C library's allocator, but not the interpreter."""
         trim()
-        # Memory that could not be returned is in use. The part that models use becomes the new baseline; for
-        # the part that bodies and responses use, another trim is worthwhile once they are gone.
+        # Memory that could not be returned is in use. The part that models use becomes the new baseline. The
+        # part that bodies and responses use does not, so another trim follows when they are gone.
         self._lowest = max(0, resident_bytes() - self._wire.buffered_bytes)

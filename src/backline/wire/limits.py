@@ -11,6 +11,22 @@ MIB = 1024 * KIB
 
 
 @dataclass(frozen=True, slots=True)
+class BodyLimit:
+    """The maximum size of a request body or gRPC message in bytes, with text for the error above that size.
+
+    `whose` is the part of the error text that says what the limit applies to, such as " for model 'add1'".
+    `advice` says what the client can do.
+    """
+
+    size: int
+    whose: str = ""
+    advice: str = INCREASE_BODY_LIMIT
+
+    def exceeded(self, what: str) -> str:
+        return f"{what} exceeds the maximum of {self.size} bytes{self.whose}. {self.advice}"
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """The limits of a server. Sizes are in bytes, times in seconds, and rates per second and connection."""
 
@@ -27,46 +43,54 @@ class Limits:
     #: connections.
     max_buffered_bytes: int = 1024 * MIB
     #: The maximum total size of bodies above 1 MiB that are being received, over all connections. Above this
-    #: limit, bodies that arrive fast have to wait their turn, except for the oldest body.
+    #: limit, bodies that arrive fast have to wait for their turn. The oldest body never waits.
     max_receiving_bytes: int = 16 * MIB
     #: The maximum number of open connections, over all listeners.
     max_connections: int = 8192
     #: The maximum number of requests and unary calls being received or not yet answered, over all
     #: connections.
     max_concurrent_requests: int = 4096
-    #: The maximum number of open streaming gRPC calls, over all connections. They are counted separately from
-    #: requests, because they may be idle for hours.
+    #: The maximum number of open streaming gRPC calls and WebSockets, over all connections. They are counted
+    #: separately from requests, because they may be idle for hours.
     max_streams: int = 4096
-    #: The share of each of the three limits above that one client address may use: above 0, up to 1.
+    #: The maximum share of `max_connections`, `max_concurrent_requests` and `max_streams` that one client
+    #: address may use: above 0, up to 1.
     max_peer_share: float = 0.75
     #: The maximum number of concurrent streams per HTTP/2 connection.
     max_concurrent_streams: int = 128
-    #: The maximum time until the first byte of a connection, and from the first byte of a request until its
-    #: header is complete.
+    #: The maximum time from accepting a connection until its first byte arrives, and from the first byte of a
+    #: request until its header is complete.
     header_timeout: float = 10.0
     #: The maximum time without progress while a body is received or a response is sent.
     progress_timeout: float = 30.0
     #: The maximum time that a connection may be open without a request.
     idle_timeout: float = 120.0
-    #: The maximum time that a streaming gRPC call may have no message in either direction.
+    #: The maximum time that a streaming gRPC call or a WebSocket may go without a message in either
+    #: direction.
     stream_idle_timeout: float = 3600.0
     #: The maximum time that requests in flight have to finish when the server stops.
     drain_timeout: float = 30.0
-    #: How much one connection may use before other connections get their turn: bytes, frames and time.
+    #: The maximum number of bytes that the server handles for one connection before other connections get
+    #: their turn.
     bytes_per_turn: int = 256 * KIB
+    #: The maximum number of HTTP/2 frames that the server handles for one connection before other connections
+    #: get their turn.
     frames_per_turn: int = 256
+    #: The maximum time that the server spends on one connection before other connections get their turn.
     seconds_per_turn: float = 0.002
-    #: HTTP/2 frames that carry nothing (SETTINGS, PING, PRIORITY, empty DATA, unknown types) and early
-    #: resets: the sustained rate, and how many frames may exceed that rate in a burst.
+    #: The maximum average rate of idle frames, beyond those that answered requests and sent DATA allow. Idle
+    #: frames are HTTP/2 frames that carry nothing (RST_STREAM, WINDOW_UPDATE, SETTINGS, PING, PRIORITY, empty
+    #: DATA, unknown types).
     max_idle_frames_rate: float = 500.0
+    #: The maximum number of idle frames in a burst.
     idle_frames_burst: int = 2000
     #: The maximum number of bytes queued for a client that does not read its responses. Above this, the
     #: server stops reading the client's requests; at four times this, it closes HTTP/2 connections.
     max_unsent_bytes: int = 1 * MIB
-    #: The maximum total size of the responses that one HTTP/2 connection is expected to send or has waiting
-    #: to be sent. A request whose response would exceed this limit waits, unless it is the only request.
-    #: While the responses of all connections together take more than half of this limit, the limit of each
-    #: connection is lower.
+    #: The maximum total size of one HTTP/2 connection's responses, counting the expected ones and those
+    #: waiting to be sent. A request whose response would exceed this limit waits, unless it is the
+    #: connection's only request. While the responses of all connections together take more than half of this
+    #: limit, the limit of each connection is lower.
     max_held_answer_bytes: int = 8 * MIB
     #: The minimum rate, averaged over progress_timeout, at which a client must read while more than
     #: max_unsent_bytes are queued for it.

@@ -23,9 +23,9 @@ from backline.wire.tls import LiveTls, TlsFiles
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between checks of the time limits of all connections. The shorter interval applies if a time limit
-#: is below SHORT_LIMIT.
+#: Seconds between checks of the time limits of all connections.
 SWEEP_INTERVAL = 1.0
+#: Seconds between checks if header_timeout, progress_timeout or idle_timeout is below SHORT_LIMIT seconds.
 SHORT_SWEEP_INTERVAL = 0.25
 SHORT_LIMIT = 4.0
 #: The number of connections checked per iteration of the event loop.
@@ -36,7 +36,7 @@ DRAIN_POLL = 0.01
 
 class Listeners:
     """The listening sockets of one `Wire`. Every address serves every protocol: the first bytes of a
-    connection determine which one.
+    connection determine its protocol.
     """
 
     def __init__(self, wire: Wire, tls: TlsFiles | None = None) -> None:
@@ -66,10 +66,10 @@ class Listeners:
     ) -> int:
         """Listens on all addresses of a host and returns the port; port 0 selects a free one.
 
-        "" and "::" mean all addresses of this machine, IPv4 included. With `metrics_only`, the port speaks no
-        TLS and serves only metrics and health checks; with `plain`, it speaks no TLS and serves everything.
-        With `reuse`, other servers that also set it may listen on the same port. Raises OSError naming the
-        host and the port.
+        "" and "::" mean all addresses of this machine, IPv4 included. A `plain` port has no TLS. A
+        `metrics_only` port has no TLS either, and serves only metrics and health checks. With `reuse`, other
+        servers that also set `reuse` may listen on the same port. Raises OSError, with the host and the port
+        in the message.
         """
         try:
             name = None if host == "::" else host or None
@@ -102,10 +102,12 @@ class Listeners:
     ) -> str:
         """Serves a listening socket that another program has opened, and returns its URL.
 
-        A TCP socket speaks TLS if the server does, unless it is `plain`. Raises OSError.
+        A TCP socket speaks TLS if the server has TLS files, unless `plain` or `metrics_only` is set. With
+        `metrics_only`, the socket serves only metrics and health checks. Raises OSError if the socket cannot
+        be used.
         """
         local = listening.family == socket.AF_UNIX
-        tls = None if local or plain else self._tls
+        tls = None if local or metrics_only or plain else self._tls
         await self._serve(listening, tls, metrics_only=metrics_only)
         address = listening.getsockname()
         if local:
@@ -116,7 +118,8 @@ class Listeners:
     async def open_unix(self, path: Path) -> None:
         """Listens on a Unix socket without TLS, replacing a stale socket file.
 
-        The permissions of the socket's folder protect it. Raises OSError naming the path.
+        Access is protected by the permissions of the socket's folder. Raises OSError, with the path in the
+        message.
         """
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -147,7 +150,9 @@ class Listeners:
             self._timer = wire.loop.call_later(self._interval, self._sweep)
 
     async def close(self, drain_timeout: float) -> None:
-        """Stops accepting, gives requests in flight `drain_timeout` seconds, then closes all connections."""
+        """Stops accepting connections, waits at most `drain_timeout` seconds for requests in flight, and
+        closes all connections.
+        """
         wire = self._wire
         wire.draining = True
         for server in self._servers:
@@ -156,6 +161,7 @@ class Listeners:
         if self._tls is not None:
             self._tls.close()
         for path, inode in self._unix_files:
+            # The inode differs if another server has replaced the file since.
             with contextlib.suppress(OSError):
                 if os.stat(path).st_ino == inode:
                     os.unlink(path)
@@ -174,7 +180,7 @@ class Listeners:
     async def _gone(self, timeout: float) -> None:
         """Waits until no connection is left.
 
-        It polls a plain set, because an asyncio.Event would add work to every closing connection.
+        Polls a plain set, because an asyncio.Event would add work to every connection that closes.
         """
         deadline = monotonic() + timeout
         while self._wire.connections and monotonic() < deadline:  # noqa: ASYNC110
@@ -217,7 +223,7 @@ def _bind_tcp(
         if reuse and hasattr(socket, "SO_REUSEPORT"):
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
-            # IPv4 gets a separate socket.
+            # This socket takes only IPv6, because IPv4 gets a separate socket.
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listening.bind(address)
     except OSError as error:
@@ -231,14 +237,14 @@ def _bind_tcp(
 def _remove_stale(path: Path) -> None:
     """Removes the file of a Unix socket on which no server listens.
 
-    Raises OSError if a server listens there, or if the file is not a socket.
+    Raises OSError if a server listens on the socket, or if the file is not a socket.
     """
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EEXIST, "the path exists and is not a socket")
+        raise OSError(errno.EEXIST, "the path exists and is not a socket; remove it, or choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -256,18 +262,18 @@ ACCEPTS_PER_TURN = 64
 #: The number of handshakes begun per iteration of the event loop. Each takes about a millisecond of CPU time,
 #: in two steps.
 HANDSHAKES_PER_TURN = 2
-#: Seconds for which accepting stops when the process has run out of file descriptors.
+#: For how many seconds no connections are accepted after the process has run out of file descriptors.
 EXHAUSTED_PAUSE = 0.5
 
 
 class TlsAcceptor:
-    """An acceptor of TLS connections on one socket. It counts connections in their handshake toward
-    max_connections.
+    """Accepts TLS connections on one socket.
 
-    They also count toward the share of their peer. asyncio's own server does not report a connection until
-    its handshake, the most expensive part, is done.
-    A handshake begins once the client has sent something, so that silent connections take next to no memory,
-    and few begin at a time, so that connections which arrive together do not delay the requests of others.
+    Connections in their handshake count toward max_connections and the share of their peer. asyncio's own
+    server cannot count these connections: it reports a connection only after the handshake, which is the most
+    expensive part. A handshake begins only once the client has sent something, so that connections of silent
+    clients take little memory. Only a few handshakes begin at a time, so that many connections that arrive
+    together do not delay the requests of other clients.
     """
 
     def __init__(self, wire: Wire, listening: socket.socket, tls: LiveTls) -> None:
@@ -280,7 +286,8 @@ class TlsAcceptor:
         #: have ended.
         self._greeted: deque[tuple[socket.socket, float]] = deque()
         self._handshakes: set[asyncio.Task[None]] = set()
-        #: The peer of each connection in these three states, and the number of such connections by peer.
+        #: The peer of each connection that is silent, greeted or in its handshake, and the number of such
+        #: connections by peer.
         self._peer_of: dict[socket.socket, str | bytes] = {}
         self._waiting: Counter[str | bytes] = Counter()
         self._pause: asyncio.TimerHandle | None = None
@@ -316,7 +323,7 @@ class TlsAcceptor:
                 return
             peer = address_of(name)
             if not self._may_connect(peer):
-                # Responding with an error would need a handshake first.
+                # No error is sent, because that would need a handshake first.
                 accepted.close()
                 continue
             self._peer_of[accepted] = peer
@@ -336,7 +343,7 @@ class TlsAcceptor:
         )
 
     def _leave(self, accepted: socket.socket) -> None:
-        """Stops counting a connection: its handshake is over, or it is closed."""
+        """Stops counting a connection whose handshake is over or that is closed."""
         peer = self._peer_of.pop(accepted, None)
         if peer is not None:
             self._waiting[peer] -= 1
@@ -348,7 +355,9 @@ class TlsAcceptor:
         accepted.close()
 
     def _forget(self, silent: socket.socket) -> float:
-        """Stops waiting for a client to speak. Returns the time by which its handshake must have ended."""
+        """Stops waiting for the first bytes of a client. Returns the time by which the handshake must have
+        ended.
+        """
         timer = self._silent.pop(silent)
         timer.cancel()
         self._wire.loop.remove_reader(silent)
@@ -359,7 +368,7 @@ class TlsAcceptor:
         self._drop(silent)
 
     def _hear(self, silent: socket.socket) -> None:
-        """Queues the handshake of a client that has sent something. Closes the connection if it has ended."""
+        """Queues the handshake of a client that has sent something, or drops a client that has left."""
         end = self._forget(silent)
         try:
             heard = silent.recv(1, socket.MSG_PEEK)
@@ -393,8 +402,8 @@ class TlsAcceptor:
                 ssl_shutdown_timeout=1.0,
             )
         except (TimeoutError, OSError) as error:
-            # The client speaks no TLS, has no certificate or has disconnected, which is no fault of the
-            # server.
+            # The client speaks no TLS, has no valid certificate or has disconnected. None of this is an error
+            # of the server.
             logger.debug("TLS handshake failed: %s", error)
             accepted.close()
         finally:

@@ -8,8 +8,8 @@ from math import ceil
 
 from backline.wire.limits import Limits
 
-#: The number of leading bytes of an IPv6 address that identify a peer: a host is commonly given a whole /64
-#: (RFC 6177).
+#: The number of leading bytes of an IPv6 address that identify a peer. They form a /64: a site has at least
+#: one /64 (RFC 6177), and a host can use any of its addresses.
 _IPV6_PREFIX = 8
 
 
@@ -30,8 +30,8 @@ class Peer:
 class Peers:
     """All connected peers, and the share of each limit that a single peer may use.
 
-    Invariant: a peer that uses its whole share leaves `1 - max_peer_share` of the limit (rounded down) to
-    others, so that no address can lock the others out. Clients that share an address, such as that of a
+    Invariant: even if a peer uses its whole share, `1 - max_peer_share` of the limit (rounded down) is left
+    for other peers, so no address can lock the others out. Clients that share an address, such as that of a
     proxy, count as one peer.
     """
 
@@ -66,7 +66,7 @@ def _share(limit: int, limits: Limits) -> int:
 
 
 def address_of(name: object) -> str | bytes:
-    """What identifies the peer whose socket has this name (`getpeername`)."""
+    """Returns what identifies a peer, given the name of the peer's socket (from `getpeername`)."""
     if not isinstance(name, tuple):
         return "local"
     address = str(name[0])

@@ -1,4 +1,4 @@
-"""Detects the protocol of a new connection, which continues as an HTTP/1.1 or HTTP/2 connection."""
+"""Detects the protocol of a new connection, and passes the connection to the code for HTTP/1.1 or HTTP/2."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from backline.wire.peers import Peer
 #: The first byte of a TLS handshake record (RFC 8446, section 5.1), sent to a plaintext port by mistake.
 TLS_HANDSHAKE = 0x16
 #: The last RESERVE connections below max_connections, and below each peer's share, accept only vital
-#: requests, so that health probes are answered while all other connections are in use. At most one in
-#: RESERVE_PART connections is reserved.
+#: requests, so that health probes are answered even if clients use all other connections.
 RESERVE = 16
+#: At most one in this many connections is reserved.
 RESERVE_PART = 64
 #: Seconds after which a reserved connection is closed.
 RESERVED_TIME = 5.0
 
 
 class Sniffer(Connection):
-    """A connection that has not yet received all of the first bytes, which determine the protocol."""
+    """A connection that has not received enough bytes yet to determine its protocol."""
 
     __slots__ = ("_metrics_only", "_opened", "_peer", "_received", "_transport", "_wire")
 
@@ -47,7 +47,8 @@ class Sniffer(Connection):
         reserve = min(RESERVE, wire.limits.max_connections // RESERVE_PART)
         self.reserved = not wire.may_connect(transport, reserve)
         if self.reserved:
-            # Security: a client must not occupy the reserve for long. A probe takes far less time.
+            # Security: no client may occupy the reserve for long. A health probe takes far less time than
+            # this.
             wire.loop.call_later(RESERVED_TIME, transport.abort)
         join_writelines(transport)
         self.attach(transport, b"")
@@ -114,7 +115,9 @@ class Sniffer(Connection):
 
 
 def refuse_connection(wire: Wire, transport: asyncio.Transport) -> None:
-    """Responds with 503 without reading a request, the cheapest refusal, and closes the connection."""
+    """Responds with 503 and closes the connection. No request is read, which makes this the cheapest
+    refusal.
+    """
     kind, body = wire.application.render_error(503, "The server has too many connections; try again later")
     transport.write(
         b"%bcontent-type: %b\r\ncontent-length: %d\r\nretry-after: 1\r\nconnection: close\r\n\r\n%b"

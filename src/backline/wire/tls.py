@@ -19,7 +19,7 @@ log = logging.getLogger("backline.wire")
 #: All suites of TLS 1.3 are of this kind. Security level 2 rules out SHA-1 signatures and keys that are too
 #: short.
 CIPHERS = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20"
-#: Seconds for which the files of certificate and key must be unchanged before they are read again.
+#: Changed certificate and key files are read again once they have not changed for this many seconds.
 SETTLE = 0.2
 
 
@@ -33,9 +33,8 @@ class TlsFileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Paths of PEM files. With `client_ca`, clients present a certificate signed by it (mutual TLS).
-
-    If `client_auth` is "optional", clients without a certificate are admitted as well.
+    """Paths of PEM files. With `client_ca`, clients must present a certificate signed by that CA (mutual
+    TLS), but if `client_auth` is "optional", clients without a certificate are admitted as well.
     """
 
     certificate: Path
@@ -49,8 +48,8 @@ class TlsFiles:
         return self.client_ca is not None and self.client_auth == "required"
 
     def context(self) -> ssl.SSLContext:
-        """Returns a context for a server: TLS 1.2 or later, ALPN h2 and http/1.1. Raises TlsFileError for a
-        bad file.
+        """Returns a context for a server, with TLS 1.2 or later and the ALPN protocols h2 and http/1.1.
+        Raises TlsFileError if a file is missing or invalid.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -102,17 +101,18 @@ def read_certificate(presented: Mapping[str, Any]) -> Certificate:
 
 
 class LiveTls:
-    """The TLS context for new handshakes, which follows changes to the files while the server runs.
+    """The TLS context for new handshakes. It is replaced when the files change while the server runs.
 
-    Each change creates a new context: the old one must remain usable in case the new files do not fit
-    together, and handshakes in progress continue with their own context. Open connections are not affected.
+    Each change creates a new context, because the old one must remain usable: it is kept if the new key does
+    not match the new certificate, and handshakes in progress continue with it. Open connections are not
+    affected.
     """
 
     def __init__(self, files: TlsFiles, loop: asyncio.AbstractEventLoop) -> None:
         """Raises TlsFileError if a file is missing or invalid."""
         self._files = files
         paths = [path for path in (files.certificate, files.key, files.client_ca) if path is not None]
-        # The watch is created before the files are read, so that no later change is missed.
+        # The watch is created before the files are read, so that a change in between is not missed.
         self._watch = FileWatch(paths, self._apply, loop, settle=SETTLE)
         try:
             self.context = files.context()
@@ -133,8 +133,8 @@ class LiveTls:
     def _apply(self) -> None:
         try:
             self.context = self._files.context()
-        except (TlsFileError, OSError) as error:  # OSError: a file was removed just now
-            log.error("%s; new connections get the certificate read before", error)
+        except (TlsFileError, OSError) as error:  # OSError if a file has just been removed
+            log.error("%s; new connections still get the previous certificate", error)
             return
         log.info("new connections get the certificate in '%s'", self._files.certificate)
 
@@ -157,7 +157,7 @@ def _refuse_password(key: Path) -> Callable[[], str]:
 
 
 def _explain(certificate: Path, key: Path, error: ssl.SSLError) -> str:
-    """Determines which of the two files is at fault; OpenSSL does not say."""
+    """Returns a text that says which of the two files is at fault, because OpenSSL does not say."""
     if error.reason == "KEY_VALUES_MISMATCH":
         return f"TLS key '{key}' does not belong to the certificate '{certificate}'"
     if b"-----BEGIN CERTIFICATE-----" not in certificate.read_bytes():

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import select
 from collections import OrderedDict
 from time import perf_counter
 from typing import Protocol
 
-#: Seconds that one round takes, for all waiting connections together, before the event loop polls the sockets
-#: again.
+log = logging.getLogger("backline.wire")
+
+#: The maximum time of one round over all waiting connections, in seconds. After the round, the event loop
+#: polls the sockets again.
 SECONDS_PER_ROUND = 0.005
 #: The number of connections that resume reading per round. The event loop reads from all readable sockets
 #: before it runs anything else, so this bounds how long a hundred simultaneous uploads can delay other
 #: clients.
 READS_PER_ROUND = 4
-#: A connection that receives this many bytes in one read pauses until its turn. Otherwise the transport reads
-#: a full socket up to 32 times in a row (libuv).
+#: A connection that receives this many bytes in one read pauses reading until its turn. Otherwise the
+#: transport might read a full socket up to 32 times in a row, as libuv does.
 LARGE_READ = 64 * 1024
 
 _GONE = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
@@ -26,13 +29,17 @@ class TakesTurns(Protocol):
     def take_turn(self) -> bool:
         """Handles some of the received bytes. Returns whether the connection has resumed reading."""
 
+    def abort(self) -> None:
+        """Closes the connection immediately."""
+
 
 class Turns:
-    """A round-robin queue of connections that have bytes to handle or read. Other connections are served
-    between rounds.
+    """A round-robin queue of connections that have bytes to handle or to read. Between rounds, the event loop
+    serves other connections.
 
     Each connection limits its own turn in bytes and time. A round is limited in total time and in the number
-    of sockets that resume reading, however many connections wait.
+    of sockets that resume reading, however many connections wait. If a turn fails because of a fault in the
+    server, only that connection is closed.
     """
 
     __slots__ = ("_loop", "_scheduled", "_waiting")
@@ -57,7 +64,11 @@ class Turns:
         reads = READS_PER_ROUND
         for _ in range(len(waiting)):
             connection, _ = waiting.popitem(last=False)
-            reads -= connection.take_turn()
+            try:
+                reads -= connection.take_turn()
+            except Exception:
+                log.exception("closing a connection after an internal error")
+                connection.abort()
             if not reads or perf_counter() >= end:
                 break
         self._scheduled = bool(waiting)
@@ -65,11 +76,29 @@ class Turns:
             self._loop.call_soon(self._run)
 
 
+class SocketState:
+    """Asks the system about a connected socket, without reading from the socket."""
+
+    __slots__ = ("_poll",)
+
+    def __init__(self, descriptor: int) -> None:
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN | getattr(select, "POLLRDHUP", 0))
+
+    def has_bytes(self) -> bool:
+        """Returns whether a read would return immediately, with bytes, an error, or the end of the stream."""
+        return bool(self._poll.poll(0))
+
+    def peer_is_gone(self) -> bool:
+        """Returns whether the client has closed at least its sending half, even if earlier bytes are
+        unread.
+        """
+        return any(event & _GONE for _, event in self._poll.poll(0))
+
+
 def peer_is_gone(transport: asyncio.Transport) -> bool:
-    """Returns whether the client has closed at least its sending half, even if earlier bytes are unread."""
+    """Returns whether the client has closed at least its sending half. Unlike the transport, this function
+    notices that even if earlier bytes are unread.
+    """
     connected = transport.get_extra_info("socket")
-    if connected is None:
-        return False
-    poll = select.poll()
-    poll.register(connected.fileno(), getattr(select, "POLLRDHUP", 0))
-    return any(event & _GONE for _, event in poll.poll(0))
+    return connected is not None and SocketState(connected.fileno()).peer_is_gone()

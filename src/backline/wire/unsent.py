@@ -1,4 +1,6 @@
-"""Counts the responses that clients do not read, and bounds them by closing the slowest connections."""
+"""Counts the bytes of responses that clients do not read, and bounds them by closing the connections of the
+slowest clients.
+"""
 
 from __future__ import annotations
 
@@ -21,37 +23,43 @@ class _Backlog:
         self.size = 0
         #: The part of `size` that `Unsent` has added to `wire.buffered_bytes`.
         self.counted = 0
-        #: The time at which the client was last seen reading or, if it has not read, the backlog began.
+        #: The time at which the client was last seen to read or, if it has read nothing, at which the backlog
+        #: began.
         self.since = since
 
 
 class Unsent:
-    """The account of unsent responses, which count toward `limits.max_buffered_bytes`.
+    """Counts unsent responses toward `limits.max_buffered_bytes`.
 
     Invariants:
 
     * `wire.buffered_bytes` is the sum of request bodies, of responses queued by HTTP/2 streams
       (`Output.held`), and of the sizes of the transports' write buffers as last observed: after a large
-      write, when a transport pauses or resumes writing, and once per sweep. Between observations a connection
-      can add small responses up to `max_unsent_bytes`, where its transport pauses it.
+      write, when a transport pauses or resumes writing, and once per sweep. Between observations, small
+      responses can add up to `max_unsent_bytes` per connection; then the transport pauses writing.
     * When the sum exceeds the limit, connections are closed until it is at most 7/8 of the limit. Connections
       whose clients have read nothing for the longest time are closed first, so that an idle client is cut off
       before a slow reader of a large response.
-    * Write buffers are observed after the transport has tried to send: what the kernel accepts immediately
-      never counts.
+    * Write buffers are observed after the transport has tried to send, so bytes that the kernel accepts
+      immediately never count.
     """
 
-    __slots__ = ("_backlogs", "_to_see", "_wire")
+    __slots__ = ("_backlogs", "_scheduled", "_to_see", "_wire")
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._backlogs: dict[Connection, _Backlog] = {}
         #: Connections to observe in the next iteration of the event loop.
         self._to_see: set[Connection] = set()
+        #: Whether the event loop will call `_see`, or is calling it.
+        self._scheduled = False
 
     def watch(self, connection: Connection) -> None:
-        """Observes a connection that has much to send, once its transport has tried to send it."""
-        if not self._to_see:
+        """Observes a connection that has much to send, in the next iteration of the event loop, after its
+        transport has tried to send.
+        """
+        if not self._scheduled:
+            self._scheduled = True
             self._wire.loop.call_soon(self._see)
         self._to_see.add(connection)
 
@@ -85,21 +93,21 @@ class Unsent:
         for connection in seen:
             if connection in wire.connections:
                 self.count(connection)
+        limit = wire.limits.max_buffered_bytes
+        if wire.buffered_bytes > limit:
+            for connection in list(self._backlogs):
+                self.count(connection)
+        # `count` has asked for further checks, which the check below makes unnecessary.
         self._to_see.clear()
-        if wire.buffered_bytes > wire.limits.max_buffered_bytes:
+        self._scheduled = False
+        if wire.buffered_bytes > limit:
             self._close_idlest()
 
     def _close_idlest(self) -> None:
         """Closes the connections that have read nothing for the longest time."""
         wire = self._wire
         backlogs = self._backlogs
-        for connection in list(backlogs):
-            self.count(connection)
-        self._to_see.clear()
-        limit = wire.limits.max_buffered_bytes
-        if wire.buffered_bytes <= limit:
-            return
-        excess = wire.buffered_bytes - limit * 7 // 8
+        excess = wire.buffered_bytes - wire.limits.max_buffered_bytes * 7 // 8
         closed = 0
         for connection in sorted(backlogs, key=lambda held: (backlogs[held].since, -backlogs[held].size)):
             if excess <= 0:

@@ -1,4 +1,4 @@
-"""Bounds the memory of large bodies that are being received, by making bodies that arrive fast take turns."""
+"""Bounds the memory of large bodies that are being received: bodies that arrive fast have to take turns."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Protocol
 
 from backline.wire.limits import KIB, MIB
 
-#: Bodies up to this many bytes never wait.
+#: Bodies up to this many bytes never wait, and only the server's own limit applies to them.
 FREE = 1 * MIB
-#: The average rate at which any body may always arrive, in bytes per second.
+#: The average rate that every body is guaranteed, in bytes per second, however many others are waiting.
 LEAST_RATE = 4 * MIB
-#: The maximum number of bytes that a connection reads at once.
+#: The number of bytes for which `Pace` asks in advance, about one read from a connection.
 READ = 256 * KIB
-#: Seconds until waiting bodies may have gained more room by `LEAST_RATE`.
+#: Seconds between checks for waiting bodies that, at `LEAST_RATE`, may have more room by now.
 RECHECK = 0.25
 
 
@@ -24,12 +24,12 @@ class Upload(Protocol):
     """A request whose large body is being received. Objects are compared by identity."""
 
     def proceed(self) -> None:
-        """Calls `Uploads.room` again, and receives as many bytes as the result allows."""
+        """Calls `Uploads.room` again, and receives as many bytes as there is now room for."""
 
 
 @dataclass(slots=True)
 class _Place:
-    """The room of one body in bytes, and the time at which the body joined the line."""
+    """The number of bytes that one body has room for, and the time at which the body joined the line."""
 
     since: float
     size: int = 0
@@ -38,10 +38,10 @@ class _Place:
 class Uploads:
     """The large bodies that are being received, in the order in which they became large.
 
-    Clients on a fast network lose nothing by waiting: the last of their bodies would arrive no sooner if all
-    were received at once, but then all would be in memory at once. Slow clients would lose time, because each
-    could have used its own network in the meantime, and their bodies fill the memory only slowly. So only
-    fast bodies wait.
+    Clients on a fast network lose nothing by waiting: if all bodies were received at the same time, the last
+    one would be complete no sooner, and all would be in memory. Slow clients would lose time by waiting,
+    because each could have used its own network in the meantime, and slow bodies fill the memory only slowly.
+    So only fast bodies wait.
 
     Invariants:
 
@@ -63,9 +63,10 @@ class Uploads:
         self._timer: asyncio.TimerHandle | None = None
 
     def room(self, upload: Upload, size: int) -> int:
-        """Gives a body room for up to `size` bytes in total, and returns how many bytes of room it has.
+        """Extends a body's room to `size` bytes in total, as far as possible. Returns how many bytes of room
+        the body has now.
 
-        If that is less than `size`, `upload.proceed` is called when there may be more.
+        If the room is less than `size`, `upload.proceed` is called when there may be more.
         """
         place = self._line.get(upload)
         if place is None:
@@ -95,7 +96,7 @@ class Uploads:
             self._loop.call_soon(self._pass_on)
 
     def _pass_on(self) -> None:
-        """Lets bodies proceed in order, until one of them has to wait again."""
+        """Gives bodies room in the order of the line, until one of them has to wait again."""
         for upload in [one for one in self._line if one in self.waiting]:
             upload.proceed()
             if upload in self.waiting:
@@ -110,10 +111,10 @@ class Uploads:
 
 
 class Pace:
-    """A control that pauses reading on a connection while its large body has no room in `Uploads`.
+    """Pauses reading on a connection while its large body has no room in `Uploads`.
 
-    Without HTTP/2, not reading is the only way to slow a client down. `update` is called whenever `waits` has
-    changed.
+    Without the windows of HTTP/2, a server can slow a client down only by not reading. `update` is called
+    whenever `waits` has changed.
     """
 
     __slots__ = ("_room", "_size", "_update", "_uploads", "waits")
@@ -133,6 +134,7 @@ class Pace:
             self.proceed()
 
     def proceed(self) -> None:
+        # This asks for room for one more read, because a read may take more bytes than there is room left.
         self._room = self._uploads.room(self, self._size + READ)
         self._set(self._room <= self._size)
 

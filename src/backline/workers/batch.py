@@ -17,11 +17,11 @@ class Batch:
     """Requests that an instance runs together, and their outcomes.
 
     `items` is the sum of the requests' batch sizes. `outcomes` has one entry per request, in order, once the
-    batch has run; an entry is None if its responses were sent one by one. The timestamps, of
-    time.monotonic_ns(), are `started_ns` when the batch was taken from the queue, `gathered_ns` when its
-    inputs had been gathered, `ran_ns` when the run had ended, and `ended_ns` when the outputs had been split.
-    `parts` has a batch for each request if the whole batch failed and its requests ran alone, or if only some
-    of them failed.
+    batch has run. An entry is None if the responses to the request were sent one by one. The timestamps,
+    which come from time.monotonic_ns(), are `started_ns` when the batch was taken from the queue,
+    `gathered_ns` when its inputs had been gathered, `ran_ns` when the run had ended, and `ended_ns` when the
+    outputs had been split. If the batch failed and its requests then ran alone, or if only some of its
+    requests failed, `parts` has a batch for each request; otherwise it is None.
     """
 
     __slots__ = (
@@ -54,15 +54,15 @@ class Batch:
         self.parts: list[Batch] | None = None
         #: Whether the model was called, successfully or not.
         self.executed = False
-        #: Whether the batch is part of a larger run, which counts as one execution.
+        #: Whether the batch is part of a larger run, which is counted as one execution elsewhere.
         self.shared = False
         #: Whether all requests of the batch are cancelled.
         self.abandoned = False
-        #: A function that ends the run early. The instance sets it, on its thread, if the runtime can
-        #: interrupt a run.
+        #: A function that interrupts the run. If the runtime can interrupt a run, the instance sets this on
+        #: the thread that runs the batch.
         self.on_abandon: Callable[[], object] | None = None
-        #: Called once, and then cleared, if the instance can take another batch before this one has all its
-        #: outcomes.
+        #: Called if the instance can take another batch although not all requests of this batch have an
+        #: outcome; cleared by the call.
         self.on_vacated: Callable[[Instance, Batch], None] | None = None
 
     def abandon(self) -> None:

@@ -14,7 +14,8 @@ from backline.model import metrics
 from backline.workers.child.worker import make_worker
 from backline.workers.process.process import WorkerProcess
 
-#: The modules and sys.path before any model was imported, which `forget_modules` keeps.
+#: The modules and the entries of sys.path before any model was imported. `forget_modules` does not remove
+#: them.
 _OWN_MODULES = frozenset(sys.modules)
 _OWN_PATH = frozenset(sys.path)
 
@@ -23,8 +24,8 @@ class DebuggedWorker(WorkerProcess):
     """A worker without a process. It has no heartbeat and no timeout, cannot be killed, and shares the
     server's output. Use it only on the event loop.
 
-    The worker's thread cannot be killed. If it is at a breakpoint when the worker is stopped, it is abandoned
-    after a short wait.
+    The worker's thread cannot be killed. If the thread is at a breakpoint when the worker is stopped, the
+    thread is abandoned after a short wait.
     """
 
     farewell: ClassVar[float] = 0.5
@@ -41,7 +42,7 @@ class DebuggedWorker(WorkerProcess):
 
     @property
     def resident_bytes(self) -> int:
-        """Returns 0, because the memory cannot be distinguished from the server's."""
+        """Always 0, because the model's memory cannot be distinguished from the server's."""
         return 0
 
     async def _launch(self, *descriptors: int) -> None:
@@ -56,18 +57,18 @@ class DebuggedWorker(WorkerProcess):
         try:
             make_worker(data, control, calls, arena, on_end=lambda: None).serve()
         finally:
-            metrics.disconnect()  # this process continues, unlike that of an ordinary worker
+            metrics.disconnect()  # unlike a worker process, this process continues to run
             with suppress(RuntimeError):  # the server has ended, and its loop is closed
                 self._loop.call_soon_threadsafe(self._finish)
 
     def _beat(self) -> None:
-        """Sends no heartbeat, because a model at a breakpoint cannot respond."""
+        """Does nothing, because a model at a breakpoint cannot respond to heartbeats."""
 
     def _look_at_memory(self) -> None:
-        """Checks nothing, because the memory is the server's."""
+        """Does nothing, because the memory of the process is mostly the server's."""
 
     def hang(self, why: str) -> None:
-        """Does nothing: a debugged model may take any time."""
+        """Does nothing, because a model that is being debugged may take any time."""
 
     def kill(self, why: str) -> None:
         self._why = self._why or why
@@ -87,8 +88,8 @@ class DebuggedWorker(WorkerProcess):
 
 def forget_modules(folder: Path) -> None:
     """Removes the modules imported from a folder, so that their next import reads the files again."""
-    # Bytecode must not be cached: Python reuses it if the source still has the same size and the same
-    # modification time in whole seconds, and a quick edit may change neither.
+    # Bytecode must not be cached, because a quick edit might not take effect: Python reuses the bytecode if
+    # the source has the same size and the same modification time in whole seconds.
     sys.dont_write_bytecode = True
     root = str(folder.resolve()) + os.sep
     for name, module in list(sys.modules.items()):

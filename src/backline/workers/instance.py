@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Protocol, TypeAlias, TypeGuard, runtime_checkable
+from typing import ClassVar, Protocol, TypeAlias, TypeGuard
 
 from backline.workers.batch import Batch
 
@@ -14,7 +14,7 @@ Finished: TypeAlias = Callable[["Instance", Batch], None]
 class Instance(Protocol):
     """An instance, which runs one batch at a time: on the event loop, on a thread, or in a worker process."""
 
-    #: Whether `run` returns at once, and the batch runs outside the event loop.
+    #: Whether batches run outside the event loop, so that `run` returns immediately.
     off_loop: ClassVar[bool]
 
     def run(self, batch: Batch, finished: Finished) -> None:
@@ -24,12 +24,11 @@ class Instance(Protocol):
         """Releases the resources of the instance, once its batch has ended."""
 
 
-@runtime_checkable
 class WaitsForTurn(Protocol):
     """An instance whose batch may have to wait for a permit before it runs.
 
-    While the batch waits, `form_again`, which the scheduler sets, removes expired and cancelled requests from
-    the batch and fills it up with newer ones. The batch may become empty.
+    The scheduler sets `form_again`. While the batch waits, `form_again` removes expired and cancelled
+    requests from the batch, and adds newer requests in their place. The batch may become empty.
     """
 
     form_again: Callable[[Batch], None] | None
@@ -38,9 +37,14 @@ class WaitsForTurn(Protocol):
         """Calls `form_again` with the waiting batch, if there is one."""
 
 
+def waits_for_turn(instance: Instance) -> TypeGuard[WaitsForTurn]:
+    """Returns whether an instance implements `WaitsForTurn`."""
+    return hasattr(instance, "look_again")
+
+
 class Remembers(Protocol):
-    """An instance whose model may keep the state of sequences. `memory` becomes a new object when that state
-    is lost, and is None while there is no worker.
+    """An instance whose model may keep the state of sequences. When that state is lost, `memory` is replaced
+    by a new object; it is None while there is no worker.
     """
 
     @property
@@ -48,7 +52,7 @@ class Remembers(Protocol):
 
 
 def remembers(instance: Instance) -> TypeGuard[Remembers]:
-    """Returns whether an instance, or the one that it wraps, implements `Remembers`.
+    """Returns whether an instance, or the instance that it wraps, implements `Remembers`.
 
     isinstance cannot be used: since Python 3.12, it ignores the attributes that a wrapper forwards.
     """

@@ -26,14 +26,18 @@ Describe: TypeAlias = Callable[[Sequence[Arrays], Sequence[int], Arrays], np.nda
 def lengths(
     name: str, axis: int, dtype: np.dtype, requests: Sequence[Arrays], rows: Sequence[int], _: Arrays
 ) -> np.ndarray:
-    """Returns the batch input with the length of each item of an input along an axis."""
+    """Returns the hidden input that holds, for each item of an input, the length of the item along an
+    axis.
+    """
     return np.repeat(np.array([request[name].shape[axis] for request in requests], dtype), rows)
 
 
 def mask(
     name: str, axis: int, dtype: np.dtype, requests: Sequence[Arrays], rows: Sequence[int], inputs: Arrays
 ) -> np.ndarray:
-    """Returns the batch input that marks the elements of each item that are not padding in `inputs`."""
+    """Returns the hidden input that marks which elements of the joined input belong to an item, rather than
+    to its padding.
+    """
     real = lengths(name, axis, np.dtype(np.int64), requests, rows, inputs)
     return (np.arange(inputs[name].shape[axis]) < real[:, np.newaxis]).astype(dtype)
 
@@ -47,13 +51,13 @@ def _item_shape(sources: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.tile(source.shape[1:], (len(source), 1)) for source in sources])
 
 
-#: Triton's kinds of batch inputs, as functions of the source arrays of the requests
-#: (backend_input_collector.cc).
+#: Triton's kinds of batch inputs (backend_input_collector.cc). Each is a function of the arrays that the
+#: requests have for the source input.
 BATCH_INPUTS: Mapping[str, Callable[[Sequence[np.ndarray]], object]] = {
     "BATCH_ELEMENT_COUNT": _counts,
     "BATCH_ACCUMULATED_ELEMENT_COUNT": lambda sources: np.cumsum(_counts(sources)),
     "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO": lambda sources: [0, *accumulate(_counts(sources))],
-    # The model reads only the shape, which has as many elements as the largest request.
+    # The model reads only the shape of this input, which has as many elements as the largest source array.
     "BATCH_MAX_ELEMENT_COUNT_AS_SHAPE": lambda sources: np.zeros(max(_counts(sources))),
     "BATCH_ITEM_SHAPE": _item_shape,
     "BATCH_ITEM_SHAPE_FLATTEN": lambda sources: _item_shape(sources).reshape(-1),
@@ -72,13 +76,12 @@ Column: TypeAlias = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 class Joiner:
-    """A joiner, which joins requests and splits outputs by the rules of a `joining`. Thread-safe, because it
-    is stateless.
+    """Joins requests and splits outputs by the rules of `joining`. Thread-safe, because it has no state.
 
     `signature` is the model's signature, with hidden inputs and with the batch as first dimension.
-    `scattered` has the shapes of scattered outputs as clients see them. `reshapes` maps inputs to their
-    shapes in the model; batch inputs describe those shapes. A model that is not `batched` gets one request at
-    a time, and its outputs are not split by rows.
+    `scattered` has the shapes of scattered outputs as clients see them. `reshapes` has the configured
+    reshapes by input; batch inputs describe the shapes that the model sees. A model that is not `batched`
+    gets one request at a time, and its outputs are not split by rows.
 
     Raises InvalidArgument, prefixed with `where`, if the model does not fit the rules.
     """
@@ -121,7 +124,9 @@ class Joiner:
         self._cuts = {name: (cut, self.joining.padding[cut.to].axes[0]) for name, cut in joining.cuts.items()}
 
     def not_filled_up(self) -> Joiner:
-        """Returns a joiner without padding to buckets and filling up: single requests are unchanged."""
+        """Returns a joiner that does not fill up batches, and pads a single request only if the model
+        requires a fixed length.
+        """
         where, signature, scattered, reshapes = self._made_of
         padding = {
             name: replace(padding, buckets=padding.buckets if padding.most else ())
@@ -131,8 +136,8 @@ class Joiner:
         return Joiner(where, joining, signature, scattered, batched=self._batched, reshapes=reshapes)
 
     def join(self, requests: Sequence[Arrays], rows: Sequence[int]) -> dict[str, np.ndarray]:
-        """Joins requests into the inputs of the model; `rows` has the number of rows of each request.
-        JoiningCheck decides which requests may be joined.
+        """Joins requests into the inputs of the model. `rows` has the number of rows of each request. The
+        requests must be ones that JoiningCheck allows in one batch.
         """
         requests, rows = self._filled_up(requests, rows)
         inputs = {
@@ -147,8 +152,8 @@ class Joiner:
     def _filled_up(
         self, requests: Sequence[Arrays], rows: Sequence[int]
     ) -> tuple[Sequence[Arrays], Sequence[int]]:
-        """Appends copies of the first row up to an allowed batch size. The outputs for these copies are
-        discarded.
+        """Appends copies of the first row until the batch has an allowed size. The outputs for these copies
+        are discarded.
         """
         items = sum(rows)
         missing = self.joining.batch_size(items) - items
@@ -158,7 +163,9 @@ class Joiner:
         return [*requests, *[row] * missing], [*rows, *[1] * missing]
 
     def run_size(self, rows: Sequence[int]) -> int:
-        """Returns the number of rows in a run of these requests, including those that only fill it up."""
+        """Returns the number of rows in a run of these requests, including the rows that only fill up the
+        batch.
+        """
         return self.joining.batch_size(sum(rows))
 
     def split(
@@ -169,7 +176,7 @@ class Joiner:
         arrays: Sequence[np.ndarray],
     ) -> list[list[np.ndarray]]:
         """Splits the outputs `arrays` of a run, whose names are `names`, into the outputs of each request.
-        Raises Internal if they are too short or too long.
+        Raises Internal if an output does not fit the requests.
         """
         outputs: list[list[np.ndarray]] = [[] for _ in requests]
         for name, array in zip(names, arrays, strict=True):
@@ -191,15 +198,18 @@ class Joiner:
             return [array]
         expected = self.run_size(rows)
         if array.ndim == 0 or len(array) != expected:
-            raise Internal(f"output '{name}' has shape {list(array.shape)} for a batch of {expected}")
+            raise Internal(
+                f"output '{name}' has shape {list(array.shape)} for a batch of {expected}; its first"
+                f" dimension must be {expected}, one row for each item"
+            )
         ends = list(accumulate(rows))
         return [array[end - count : end] for end, count in zip(ends, rows, strict=True)]
 
     def _in_shapes(
         self, name: str, array: np.ndarray, requests: Sequence[Arrays], source: str, dims: Shape
     ) -> list[np.ndarray]:
-        """Splits an output as Triton's BATCH_SCATTER_WITH_INPUT_SHAPE does: a varying dimension is that of
-        the input `source` at the same index.
+        """Splits an output as Triton's BATCH_SCATTER_WITH_INPUT_SHAPE does: each varying dimension has the
+        size of the dimension at the same index of the input `source`.
         """
         if source not in requests[0]:
             raise Internal(
@@ -215,7 +225,7 @@ class Joiner:
         ends = list(accumulate(map(element_count, shapes)))
         flat = array.reshape(-1)
         rows = [len(request[source]) for request in requests]
-        surplus = self.run_size(rows) > sum(rows)  # outputs for rows that only fill up the batch follow
+        surplus = self.run_size(rows) > sum(rows)  # outputs of rows that only fill up the batch follow
         if flat.size < ends[-1] or (flat.size > ends[-1] and not surplus):
             raise Internal(
                 f"output '{name}' has {flat.size} elements,"
@@ -241,7 +251,9 @@ def _end_to_end(arrays: Sequence[np.ndarray]) -> np.ndarray:
 def _reshaped(
     make: Describe, reshapes: Reshapes, requests: Sequence[Arrays], rows: Sequence[int], inputs: Arrays
 ) -> np.ndarray:
-    """Computes a batch input from the shapes in the model rather than those that clients send."""
+    """Computes a batch input from the shapes that the model sees, rather than from the shapes that clients
+    send.
+    """
     return make([reshape_arrays(request, reshapes) for request in requests], rows, inputs)
 
 
@@ -299,7 +311,7 @@ def _padding(where: str, joining: Joining, signature: Signature) -> dict[str, Pa
         if padding is not None and (padding := _to_fixed_length(padding, spec.shape)) is None:
             raise InvalidArgument(
                 f"{where} pads input '{spec.name}' along {list(axes)},"
-                f" but of its shape {list(spec.shape)} {_vary(varying)}"
+                f" but in its shape {list(spec.shape)} {_vary(varying)}"
             )
         if padding is not None and (padding.lengths or padding.mask) and len(axes) != 1:
             raise InvalidArgument(
@@ -317,7 +329,8 @@ def _padding(where: str, joining: Joining, signature: Signature) -> dict[str, Pa
         shape = next(spec.shape for spec in signature.outputs if spec.name == name)
         if shape and not 0 < cut.axis < len(shape):
             raise InvalidArgument(
-                f"{where} cuts output '{name}' along axis {cut.axis}, but its shape is {list(shape)}"
+                f"{where} cuts output '{name}' along axis {cut.axis}; expected an axis of its shape"
+                f" {list(shape)} other than 0, the batch dimension"
             )
     return given
 
@@ -341,18 +354,20 @@ def _to_fixed_length(padding: Padding, shape: Shape) -> Padding | None:
 
 def _vary(axes: Sequence[int]) -> str:
     if not axes:
-        return "no dimension but the batch varies"
-    return f"only {', '.join(map(str, axes))} {'vary' if len(axes) > 1 else 'varies'} besides the batch"
+        return "only the batch dimension varies"
+    names = ", ".join(map(str, axes))
+    varying = f"dimensions {names} vary" if len(axes) > 1 else f"dimension {names} varies"
+    return f"only {varying} besides the batch dimension"
 
 
 def _described_dtype(where: str, spec: TensorSpec, rank: int, datatype: DataType | None = None) -> np.dtype:
     """Returns the dtype of a hidden input with this many dimensions. Raises InvalidArgument if the model
-    declares another rank, another datatype, or one that is not a number.
+    declares another rank, another datatype, or a datatype that is not numeric.
     """
     if datatype is not None and spec.datatype is not datatype:
         raise InvalidArgument(
-            f"{where} makes input '{spec.name}' of {datatype.config_name},"
-            f" but the model's is {spec.datatype.config_name}"
+            f"{where} creates input '{spec.name}' as {datatype.config_name},"
+            f" but the model declares {spec.datatype.config_name}"
         )
     if spec.datatype in (DataType.BYTES, DataType.BF16) or len(spec.shape) != rank:
         raise InvalidArgument(

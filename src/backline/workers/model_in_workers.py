@@ -1,4 +1,6 @@
-"""The interface of a model in worker processes. This module imports none of the code that runs them."""
+"""The interface of a model in worker processes. This module does not import the code that runs worker
+processes.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
 
 
 class ModelInWorkers(ABC):
-    """The counterpart of `LoadedModel` for models in worker processes. Use it only on the event loop, except
-    `run`, which is for other threads, and `close`, which may be called on any thread.
+    """The counterpart of `LoadedModel` for models in worker processes. Use it only on the event loop.
+    Exceptions are `run`, which is for other threads, and `close`, which may be called on any thread.
     """
 
     #: The worker's description of the model.
@@ -29,7 +31,7 @@ class ModelInWorkers(ABC):
     #: The devices of the model, and the place of each of its workers.
     placed: Places
     places: tuple[Place, ...]
-    #: The counts of a decoupled model's responses; None for other models.
+    #: The statistics of a decoupled model's responses; None for other models.
     responses: ResponseStatistics | None
     #: Called with the reason when no worker has been running for a while, and with "" when a worker runs
     #: again.
@@ -73,7 +75,7 @@ class ModelInWorkers(ABC):
 
     @abstractmethod
     def instances(self) -> Sequence[Instance]:
-        """Returns one instance for each batch that the workers take at once."""
+        """Returns one instance for each batch that the workers take at the same time."""
 
     @abstractmethod
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
@@ -83,6 +85,6 @@ class ModelInWorkers(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Stops the workers. Returns at once when called on the event loop; on other threads, once they have
-        ended.
+        """Stops the workers. On the event loop, returns immediately; on another thread, returns when the
+        workers have ended.
         """

@@ -12,7 +12,7 @@ from redis import Redis
 
 from backline.engine.control import Action, Change
 from backline.engine.errors import Internal, InvalidArgument, Unavailable
-from backline.lifecycle.labels import object_document
+from backline.lifecycle.labels import document
 from backline.lifecycle.labels.document import MOST_BYTES, FileDocument
 from backline.lifecycle.labels.store import LabelStore, open_labels
 from support.labels import move
@@ -169,7 +169,7 @@ def test_a_document_that_was_lost_is_written_again(tmp_path: Path) -> None:
         ),
         ("redis://:s3cret@/0", r"'redis:///0' cannot hold labels; expected redis://\[user:password@\]host"),
         ("redis://:s3cret@host/0?keys=a", r"'redis://host/0\?keys=a' cannot hold labels; expected redis://"),
-        ("repository", "cannot be kept in the repository 'hf://owner/repo', which cannot be written"),
+        ("repository", "cannot be kept in the repository 'hf://owner/repo', which is read-only"),
     ],
 )
 def test_a_place_that_cannot_hold_labels_is_refused(tmp_path: Path, place: str, message: str) -> None:
@@ -238,7 +238,7 @@ def test_an_object_that_would_fill_the_memory_is_not_read_whole(
 ) -> None:
     for name, value in bucket.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(object_document, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(document, "MOST_BYTES", 1 << 20)
     bucket.put("too-large/labels.json", bytes(64 << 20))
     before = bucket.relay.passed
     with pytest.raises(

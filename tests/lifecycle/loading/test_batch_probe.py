@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from backline.backends.onnxruntime import OnnxRuntime
 from backline.engine.config.model_config import ModelConfig, WarmUpInput, WarmUpSample
+from backline.engine.errors import Internal
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import Signature
 from backline.lifecycle.loading.batch_probe import BatchProbe, probe_batching
@@ -380,6 +381,26 @@ class Slowed:
 
     def close(self) -> None:
         self._model.close()
+
+
+def test_a_model_that_fails_in_the_same_way_for_every_input_is_refused(tmp_path: Path) -> None:
+    def misshapen(size: int | str) -> Path:
+        """Reshapes its input to one element more than it has, or to 1 << 40 elements."""
+        nodes = [
+            node("Cast", [X], ["whole"], to=INT64),
+            node("ReduceMax", ["whole"], ["most"], axes=[0]),
+            node("Mul", ["most", "zero"], ["none"]),
+            node("Add", ["none", "wrong"], ["shape"]),
+            node("Reshape", [X, "shape"], [Y]),
+        ]
+        constants = {"zero": ints(0), "wrong": ints(5 if size == 4 else 1 << 40)}
+        return build(tmp_path / f"{size}.onnx", nodes, [(X, FLOAT, [size])], [(Y, FLOAT, ["M"])], constants)
+
+    with pytest.raises(Internal, match=r"Reshape node.* \(the same for all 4 inputs that were tried; "):
+        load(misshapen(4), ModelConfig("m"))
+    loaded = load(misshapen("N"), ModelConfig("m"))  # it may accept another size
+    assert loaded.reason.startswith("no input that was tried could be run")
+    loaded.close()
 
 
 @pytest.mark.parametrize("net", [convolution_over_audio, embedding_of_two_words, cumulative_sum, elementwise])

@@ -54,6 +54,7 @@ def _warnings(repository: Path, home: Any, caplog: pytest.LogCaptureFixture) -> 
         (_of_here, 'python = "3.13"', HERE),
         (_of_here, "memory_limit_bytes = 1000000000", HERE),
         (_of_workers, 'lane = "thread"', WORKER),
+        (_of_workers, "lone_run_threads = 2", WORKER),
         (_of_streams, "cpus = [0]", STREAM),
         (_of_streams, 'lane = "thread"', STREAM),
         (_of_streams, "execution_timeout_seconds = 5", STREAM),

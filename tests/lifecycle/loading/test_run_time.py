@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,17 @@ from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import Signature, TensorSpec
-from backline.lifecycle.loading.run_time import RunTimes, choose_batch_limit, format_seconds, measure, plan
+from backline.lifecycle.loading import run_time
+from backline.lifecycle.loading.run_time import (
+    RunTimes,
+    choose_batch_limit,
+    format_seconds,
+    measure,
+    plan,
+    time_spread,
+)
+from backline.lifecycle.loading.trial_inputs import NORMAL
+from backline.lifecycle.loading.trial_runs import Trial
 from backline.system.cores import usable_cores
 from support.networks import FLOAT, INT64, build, floats, ints, node
 
@@ -80,6 +91,50 @@ def test_the_configuration_has_the_last_word() -> None:
         3,
     )
     assert plan(slow, cores=2, max_batch=1).batch_limit == 1
+
+
+@pytest.mark.parametrize(
+    ("spread", "threads"), [(12 * MS, 2), (15 * MS, 2), (16 * MS, 1), (25 * MS, 1), (0.0, 1)]
+)
+def test_a_lone_run_uses_several_cores_if_it_gains_enough(spread: float, threads: int) -> None:
+    assert RunTimes({1: 20 * MS}, spread_threads=2, spread_seconds=spread).lone_threads == threads
+
+
+class Scripted:
+    """A model with fixed outputs."""
+
+    signature = Signature((TensorSpec("x", DataType.FP32, (2,)),), (TensorSpec("y", DataType.FP32, (2,)),))
+
+    def __init__(self, *outputs: float) -> None:
+        self._outputs = np.array(outputs, np.float32)
+
+    def run(self, inputs, outputs) -> list[np.ndarray]:
+        return [self._outputs]
+
+
+@pytest.fixture
+def trial() -> Trial:
+    inputs = {"x": np.zeros(2, np.float32)}
+    return Trial({}, NORMAL, inputs, Scripted(1.0, 100.0).run(inputs, ["y"]))
+
+
+def test_a_copy_that_gives_other_outputs_has_no_time(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_time, "seconds_of_threads_without_core", lambda: 0.0)
+
+    assert time_spread(Scripted(1.0, 100.00001), trial, 1.0)
+    assert time_spread(Scripted(1.0, 101.0), trial, 1.0) == 0
+    assert time_spread(Scripted(1.0), trial, 1.0) == 0
+
+
+def test_slow_runs_whose_threads_wait_for_cores_say_nothing(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = count()
+    monkeypatch.setattr(run_time, "seconds_of_threads_without_core", lambda: float(next(waited)))
+    monkeypatch.setattr(run_time, "_PATIENT_SPREAD_BUDGET", 0.01)
+
+    assert time_spread(Scripted(1.0, 100.0), trial, 1e-9) is None
+    assert time_spread(Scripted(1.0, 100.0), trial, 1.0)
 
 
 def test_a_model_that_could_not_be_tried_runs_on_threads() -> None:
@@ -197,15 +252,27 @@ def test_durations_have_three_digits(seconds: float, text: str) -> None:
 
 
 def test_the_quota_of_a_container_limits_the_cores(tmp_path: Path) -> None:
-    quota = tmp_path / "cpu.max"
-    unlimited = usable_cores(tmp_path / "missing")
+    def cores(content: str) -> int:
+        quota = tmp_path / content.partition(" ")[0]  # a file is read at most once a second
+        quota.write_text(content)
+        return usable_cores(quota)
+
+    assert cores("100000 100000\n") == 1
+    assert cores("50000 100000\n") == 1
+    assert cores("max 100000\n") == usable_cores(tmp_path / "missing")
+
+
+def test_a_quota_that_changes_takes_effect_within_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quota, now = tmp_path / "cpu.max", 7.0
+    monkeypatch.setattr("backline.system.cores.monotonic", lambda: now)
+    unlimited = usable_cores(quota)
 
     quota.write_text("100000 100000\n")
-    assert usable_cores(quota) == 1
-    quota.write_text("50000 100000\n")
-    assert usable_cores(quota) == 1
-    quota.write_text("max 100000\n")
     assert usable_cores(quota) == unlimited
+    now += 1
+    assert usable_cores(quota) == 1
 
 
 class _Untried:

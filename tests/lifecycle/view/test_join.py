@@ -142,5 +142,5 @@ def test_a_model_of_one_length_takes_no_longer_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("padding", [Padding(), Padding(axes=(1,), buckets=(4, 6)), Padding(axes=(2,))])
 def test_a_model_of_one_length_has_no_others_to_choose_from(tmp_path: Path, padding: Padding) -> None:
-    with pytest.raises(InvalidArgument, match="no dimension but the batch varies"):
+    with pytest.raises(InvalidArgument, match="only the batch dimension varies"):
         loaded(one_length(tmp_path), Joining(padding={"x": padding}))

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from backline.observe.log.recent import KEPT, LONGEST, masked
-from backline.observe.log.server_log import ServerLog, formatter
+from backline.observe.log.server_log import KEPT, LONGEST, ServerLog, formatter, masked
 from backline.observe.log.settings import LogFormat, LogSettings
 
 Started = Callable[..., tuple[ServerLog, Callable[[], list[str]]]]
@@ -198,6 +197,15 @@ def test_a_traceback_keeps_its_lines() -> None:
     lines = formatter("default").format(record).split("\n")
     assert len(lines) > 3
     assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("kind", ["default", "ISO8601"])
+def test_a_traceback_of_a_model_has_its_own_lines_which_look_like_no_record(kind: LogFormat) -> None:
+    text = "model 'a': Traceback (most recent call last):\nValueError: \x1b[31m\n2026-11-25 INFO forged"
+    first, *others = formatter(kind).format(_record(text, multiline=True)).split("\n")
+
+    assert first.endswith("model 'a': Traceback (most recent call last):")
+    assert others == ["  ValueError: \\x1b[31m", "  2026-11-25 INFO forged"]
 
 
 def _record(message: str, level: int = logging.INFO, **extra: Any) -> logging.LogRecord:

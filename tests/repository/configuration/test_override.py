@@ -12,7 +12,7 @@ from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec
-from backline.repository.configuration import read_override
+from backline.repository.configuration.override import read_override
 from backline.repository.listing import FileEntry, Listing
 
 FOLDER = Listing("m", {"labels.txt": FileEntry(8, "")}, frozenset(), lambda _: b"cat\ndog\n")
@@ -84,8 +84,8 @@ def test_a_configuration_shown_by_the_server_can_be_sent_back() -> None:
             "must be the name of a file inside",
         ),
         ('{"name": "m", "name": "m"}', "'name' is given more than once"),
-        ('{"name": "\\ud800"}', "has an escape such as \\ud800 that stands for no character"),
-        ('{\n"name" "m"}', "2:8: is not JSON: Expecting ':' delimiter"),
+        ('{"name": "\\ud800"}', "the text has an escape such as \\ud800, which is not a character"),
+        ('{\n"name" "m"}', "2:8: the text is not JSON: Expecting ':' delimiter"),
         ("[" * 100_000, "is nested too deep"),
         ("null", "expected an object with the fields of a model configuration, not null"),
     ],

@@ -329,7 +329,7 @@ def test_contradictions_are_errors(text: str, message: str, file: Path) -> None:
 
 def test_a_file_that_is_not_text_is_named(file: Path) -> None:
     file.write_bytes(b"name: '\xff'")
-    with pytest.raises(InvalidArgument, match=r"config.pbtxt: is not UTF-8 text \(byte 7\)"):
+    with pytest.raises(InvalidArgument, match=r"config.pbtxt: the file is not UTF-8 text \(byte 7\)"):
         read_folder(file)
 
 

@@ -229,6 +229,7 @@ output_map = { OUTPUT0 = "B" }
     "setting",
     [
         'lane = "thread"',
+        "lone_run_threads = 2",
         "cpus = [0]",
         "execution_timeout_seconds = 5",
         "idempotent = false",

@@ -18,8 +18,9 @@ from backline.client import Client
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
 from backline.protos import message, to_plain
-from backline.repository.configuration import read, read_override
-from backline.repository.configuration.defaults import fill_defaults
+from backline.repository.configuration import read
+from backline.repository.configuration.completion import fill_defaults
+from backline.repository.configuration.override import read_override
 from backline.repository.listing import FileEntry, Listing
 from repository.configuration.cases import MODEL, NOT_COMPLETED, OVERRIDES, PAIRS, REFUSED, TAKEN, TENSORS
 from support.server import ServerProcess, serve
@@ -58,8 +59,8 @@ OTHER_WORDS = {
     "unknown_field": "unknown field 'max_batch_sise', did you mean 'max_batch_size'?",
     "unknown_value": "unknown value 'TYPE_FLOAT', did you mean 'TYPE_FP32'?",
     "syntax": 'Expected ":".',
-    "override_not_json": "Invalid config override:1:1: is not JSON: Expecting value",
-    "override_empty": "Invalid config override:1:1: is not JSON: Expecting value",
+    "override_not_json": "Invalid config override:1:1: the text is not JSON: Expecting value",
+    "override_empty": "Invalid config override:1:1: the text is not JSON: Expecting value",
     "override_unknown_field": "Invalid config override: unknown field 'max_batch_sise',"
     " did you mean 'max_batch_size'?",
     "override_wrong_type": "Invalid config override: max_batch_size: 'max_batch_size' is 'many',"

@@ -81,7 +81,7 @@ def test_a_name_for_several_models_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(
         InvalidArgument,
-        match=r"the name 'x' is for the only model at a location, but '.*' is a repository .* holds 'a', 'b'",
+        match=r"the name 'x' can be given only to a single model, but '.*' is a repository .* holds 'a', 'b'",
     ):
         scan(tmp_path, name="x")
 

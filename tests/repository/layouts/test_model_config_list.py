@@ -153,11 +153,11 @@ def test_a_link_out_of_a_base_path_is_refused(tmp_path: Path) -> None:
 
     (model,) = scan(models)
 
-    assert "leads out of the model repository" in model.versions[0].problem
+    assert "points outside the model repository" in model.versions[0].problem
 
 
 def test_a_name_for_a_list_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        InvalidArgument, match="the name 'x' is for the only model at a location, but the list"
+        InvalidArgument, match=r"the name 'x' can be given only to a single model, but '.*' is a list"
     ):
         scan(put(tmp_path / "models.config", "model_config_list {}"), name="x")

@@ -122,7 +122,7 @@ def test_a_uri_stays_in_its_folder(uri: str, tmp_path: Path) -> None:
     ("text", "reason"),
     [
         ("{", "is not valid JSON: Input data was truncated"),
-        ("[]", "must be an object, such as"),
+        ("[]", "the file must hold an object, such as"),
         ('{"name": 5}', "'name' must be a string, not 5"),
         ('{"parameters": []}', "'parameters' must be an object"),
         ('{"parameters": {"uri": "missing.onnx"}}', "parameters.uri 'missing.onnx' does not exist below"),

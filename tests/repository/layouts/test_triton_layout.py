@@ -109,6 +109,14 @@ def test_default_model_filename_names_the_file(tmp_path: Path) -> None:
     assert only(tmp_path).versions[0].path == "m/1/b.onnx"
 
 
+def test_a_plan_of_tensorrt_is_no_model_here(tmp_path: Path) -> None:
+    put(tmp_path / "m" / "1" / "model.plan")
+
+    (version,) = only(tmp_path).versions
+
+    assert "model.plan, a TensorRT plan, for which there is no backend: export" in version.problem
+
+
 def test_a_numbered_version_without_model_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "m" / "3").mkdir(parents=True)
 
@@ -192,7 +200,7 @@ def test_a_link_out_of_the_repository_is_refused(tmp_path: Path) -> None:
     file, model, version = scan(repository)
 
     for problem in (file.versions[0].problem, model.problem, version.versions[0].problem):
-        assert "leads out of the model repository" in problem
+        assert "points outside the model repository" in problem
         assert str(tmp_path / "outside") in problem
 
 
@@ -297,7 +305,7 @@ def test_every_file_of_a_version_must_be_usable(tmp_path: Path) -> None:
 
     linked, odd = scan(tmp_path / "repository")
 
-    assert "weights.bin' leads out of the model repository" in linked.versions[0].problem
+    assert "weights.bin' points outside the model repository" in linked.versions[0].problem
     assert "has characters that cannot be printed; rename it" in odd.versions[0].problem
     assert odd.versions[0].problem.isprintable()
 
@@ -325,7 +333,7 @@ def test_a_broken_configuration_link_is_a_problem_of_the_model(tmp_path: Path) -
     put(tmp_path / "repository" / "m" / "1" / "model.onnx")
     (tmp_path / "repository" / "m" / "config.pbtxt").symlink_to(tmp_path / "outside.pbtxt")
 
-    assert "config.pbtxt' leads out of the model repository" in only(tmp_path / "repository").problem
+    assert "config.pbtxt' points outside the model repository" in only(tmp_path / "repository").problem
 
 
 def test_a_named_configuration_replaces_the_usual_one(tmp_path: Path) -> None:

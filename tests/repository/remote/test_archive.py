@@ -14,8 +14,9 @@ import pytest
 from backline.backends.registry import ONNX
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.names import printable
-from backline.repository.remote.archive import ArchiveRepository
+from backline.repository.remote.archive import web_files
 from backline.repository.remote.cache import ContentCache
+from backline.repository.remote.remote import RemoteRepository
 from backline.system.archive_limits import UnpackLimits
 from support import models
 from support.web import Page, WebServer
@@ -170,8 +171,8 @@ def test_the_archive_itself_is_not_kept(
 
 
 BAD_NAMES = {
-    "../evil.onnx": "leads out of the repository by '..'",
-    "a/../../evil.onnx": "leads out of the repository by '..'",
+    "../evil.onnx": "points outside the repository by '..'",
+    "a/../../evil.onnx": "points outside the repository by '..'",
     "/etc/evil.onnx": "absolute",
     "a\\b.onnx": "a backslash",
     "a//b.onnx": "an empty part",
@@ -236,8 +237,10 @@ def test_a_link_in_a_zip_is_refused(web: WebServer, opened: Open) -> None:
         scan(opened(f"{web.url}/models.zip"))
 
 
-def limited(location: str, cache: Path, limits: UnpackLimits) -> ArchiveRepository:
-    return ArchiveRepository(location, (ONNX,), cache, limits=limits)
+def limited(location: str, cache: Path, limits: UnpackLimits) -> RemoteRepository:
+    contents = ContentCache(cache)
+    files = web_files(location, (ONNX,), contents, limits)
+    return RemoteRepository(files, contents, formats=(ONNX,), nested=True)
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])

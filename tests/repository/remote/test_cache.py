@@ -223,7 +223,7 @@ def test_a_full_disk_is_reported_and_leaves_no_partial_files(
     arguments = [sys.executable, "-c", limited, web.url + NAME, str(cache)]
     output = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True).stdout
     assert output.startswith(
-        f"Unavailable the disk of the model cache '{cache}' is full, it cannot store 'detector.onnx'"
+        f"Unavailable the disk of the model cache '{cache}' is full, so it cannot store 'detector.onnx'"
     )
     assert "free space there or choose another cache folder" in output
     assert blobs(cache) == []

@@ -140,7 +140,7 @@ def test_a_given_name_replaces_the_name_of_the_repository(
 ) -> None:
     assert list(scan(opened("whisper=hf://acme/speech"))) == ["whisper"]
     with pytest.raises(
-        InvalidArgument, match="the name 'x' is for the only model at a location, but 'hf://acme"
+        InvalidArgument, match="the name 'x' can be given only to a single model, but 'hf://acme"
     ):
         scan(opened("x=hf://acme/models/served"))
 
@@ -196,7 +196,7 @@ async def test_models_with_the_same_layout_are_told_apart(
         ("hf://acme/speech:config.json", InvalidArgument, "is not a model file; the model files are 'onnx/"),
         ("hf://acme/parts", InvalidArgument, "choose one, such as 'hf://acme/parts:onnx/decoder.onnx'"),
         ("hf://acme/twice:model.onnx", InvalidArgument, "several files have this name: 'a/model.onnx', 'b/"),
-        ("hf://acme/speech:", InvalidArgument, "is not a place on the hub"),
+        ("hf://acme/speech:", InvalidArgument, "is not a location on the hub"),
     ],
 )
 def test_errors_say_how_to_choose_a_file(
@@ -246,7 +246,7 @@ def test_content_with_a_wrong_hash_is_refused(store: WebServer, hub: dict[str, b
         page.content = page.content[::-1]
     repository = opened("hf://acme/models/served")
     with pytest.raises(
-        Unavailable, match=r"model\.onnx' arrived damaged twice: its checksum is not the announced sha256:"
+        Unavailable, match=r"model\.onnx' was damaged in two downloads: its checksum differs from sha256:"
     ):
         fetch(repository, scan(repository)["slow"])
 
@@ -254,7 +254,7 @@ def test_content_with_a_wrong_hash_is_refused(store: WebServer, hub: dict[str, b
 def test_a_small_file_is_verified_by_gits_hash(web: WebServer, hub: dict[str, bytes], opened: Open) -> None:
     web.pages["/acme/models/resolve/1b2d3f/served/add1/config.pbtxt"].content = b"max_batch_size: 9"
     problem = scan(opened("hf://acme/models/served"))["add1"].problem
-    assert "config.pbtxt' arrived damaged twice: its checksum is not the announced git:" in problem
+    assert "config.pbtxt' was damaged in two downloads: its checksum differs from git:" in problem
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_a_start_without_the_hub_works_from_the_cache(
     "location", ["hf://acme", "hf://acme/models/../other", "hf://acme/mo dels", "hf:///models"]
 )
 def test_an_invalid_location_is_refused(location: str, opened: Open) -> None:
-    with pytest.raises(InvalidArgument, match=r"is not a place on the hub; expected hf://owner/repo"):
+    with pytest.raises(InvalidArgument, match=r"is not a location on the hub; expected hf://owner/repo"):
         opened(location)
 
 

@@ -263,7 +263,7 @@ def test_without_its_package_a_store_names_the_extra(monkeypatch: pytest.MonkeyP
         ("s3://", "names no bucket"),
         ("gs://bucket/../other", "'..' in its path"),
         ("s3://bucket/a?b", "'\\?' or '#'"),
-        ("az://container/m", "whose container it is"),
+        ("az://container/m", "which account the container belongs to"),
         ("as://container/m", "names no account"),
         ("s3://host:port/bucket", "'host:port' in 's3://host:port/bucket' is not a valid endpoint"),
     ],
@@ -403,5 +403,5 @@ def test_a_key_that_is_both_file_and_folder_affects_only_its_model(
     s3_store.put("m/ident/1/model.onnx/extra", b"x")
     found = scan(opened(s3_store.location("m")))
     problems = found["ident"].problem + "".join(version.problem for version in found["ident"].versions)
-    assert "it is a file and a folder at once; rename one of them" in problems
+    assert "it is both a file and a folder; rename one of them" in problems
     assert found["add1"].problem == ""

@@ -92,7 +92,9 @@ def test_server_stream_waits_for_a_slow_client(served: Served, channel: grpc.Cha
     while last != (now := served.run(lambda: served.handlers.sent)):
         last = now
         time.sleep(0.1)
-    assert now < 40 * MIB
+    # How much the client takes unread depends on the windows that grpcio chooses.
+    held = served.run(lambda: sum(one.unsent()[0] for one in served.wire.connections))
+    assert held <= served.wire.limits.max_unsent_bytes
     call.cancel()
     assert served.handlers.cancelled.wait(5)
     served.wait_until(lambda: served.wire.requests == 0 and served.wire.buffered_bytes == 0)

@@ -10,7 +10,7 @@ import pytest
 from backline.wire.grpc.messages import MessageAssembler, escape
 from backline.wire.grpc.timeout import InvalidTimeout, parse_timeout
 from backline.wire.http2 import frames
-from backline.wire.limits import Limits
+from backline.wire.limits import BodyLimit, Limits
 from wire.http2.served import FrameClient, serve
 
 
@@ -120,7 +120,9 @@ def test_silent_stream_stays_open() -> None:
         client.call(1, "/test.Test/Each", prefixed(b"abc"), end=False)
         assert client.until(frames.DATA, 1).payload == prefixed(b"abc")
         connection = next(iter(served.wire.connections))
-        served.run(lambda: [connection.sweep(connection._quiet_since + second) for second in range(1, 50)])
+        served.run(
+            lambda: [connection.sweep(connection.time_limits.quiet_since + second) for second in range(1, 50)]
+        )
         client.write(frames.frame(frames.DATA, frames.END_STREAM, 1, prefixed(b"def")))
         assert client.until(frames.DATA, 1).payload == prefixed(b"def")
 
@@ -152,7 +154,7 @@ def test_blanks_at_the_ends_of_a_status_message_are_kept() -> None:
 def test_messages_are_assembled_from_pieces(piece: int) -> None:
     sent = [b"", b"a", b"b" * 50, b"", b"c" * 9]
     data = b"".join(prefixed(message) for message in sent)
-    assembler = MessageAssembler(b"identity", 100, lambda size, at_hand: None)
+    assembler = MessageAssembler(b"identity", BodyLimit(100), lambda size, at_hand: None)
     got = []
     for begin in range(0, len(data), piece):
         end = min(begin + piece, len(data))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
+
 from backline.wire.http2 import frames
 from backline.wire.http2.frames import LARGE_MAX_FRAME_SIZE, OUR_STREAM_WINDOW
 from backline.wire.limits import Limits
@@ -78,6 +81,17 @@ def test_frames_respect_the_max_frame_size_of_the_client(served: Served) -> None
         client.request(1, "/large?50000")
         sizes = [len(client.until(frames.DATA, 1).payload) for _ in range(3)]
         assert sizes == [20_000, 20_000, 10_000]
+
+
+def test_a_stream_of_pieces_waits_for_a_client_with_large_windows() -> None:
+    with serve(Limits(max_unsent_bytes=64 * 1024)) as served:
+        largest = frames.MAX_WINDOW
+        with FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: largest}) as client:
+            client.write(frames.window_update(0, largest - frames.DEFAULT_WINDOW))
+            client.request(1, "/stream?400")
+            size = 0
+            while size < 400 * 50_000:
+                size += len(client.until(frames.DATA, 1).payload)
 
 
 def test_streams_take_turns(served: Served) -> None:
@@ -169,3 +183,22 @@ def test_smaller_header_table_is_applied_in_the_next_block(served: Served) -> No
         client.decoder.max_allowed_table_size = 0
         client.request(1)
         assert client.response(1)[0][":status"] == "200"
+
+
+def test_responses_that_wait_for_each_other_are_not_reset() -> None:
+    with serve(sweep_interval=1000) as served, FrameClient(served.port) as client:
+        for number in range(1, 33, 2):
+            client.request(number, "/large?10000")
+        now = time.monotonic()
+        ended: set[int] = set()
+        for step in range(110):
+            client.write(frames.frame(frames.PING, 0, 0, bytes(8)))
+            while (frame := client.read_frame()) is not None and frame.kind != frames.PING:
+                assert frame.kind != frames.RST_STREAM
+                if frame.kind == frames.DATA and frame.flags & frames.END_STREAM:
+                    ended.add(frame.stream)
+            # The client reads 1000 bytes every 20 s, so each response waits for longer than progress_timeout.
+            (connection,) = served.run(lambda: list(served.wire.connections))
+            served.run(partial(connection.sweep, now + 20 * step))
+            client.write(frames.window_update(0, 1000))
+        assert ended == set(range(1, 33, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import socket
 
 import pytest
 
@@ -184,3 +185,37 @@ def test_stream_handler_gets_no_messages_while_its_client_does_not_read(served: 
         taken = 0
         while taken < 5 * len(message):
             taken += len(client.until(frames.DATA, 1).payload)
+
+
+def test_reset_response_lets_stream_handlers_go_on() -> None:
+    with serve(LIMITS) as served, FrameClient(served.port, SHUT) as client:
+        client.request(1, f"/large?{2 * MIB}")
+        message = prefixed(bytes(100_000))
+        client.call(3, "/test.Test/Sum", None, end=False)
+        for at in range(0, len(message), 16_000):
+            client.write(frames.frame(frames.DATA, 0, 3, message[at : at + 16_000]))
+        client.write(frames.frame(frames.DATA, frames.END_STREAM, 3, b"") + frames.window_update(3, 1000))
+        served.wait_until(lambda: served.wire.held_answer_bytes == 2 * MIB and served.wire.streams == 1)
+        client.write(frames.frame(frames.PING, 0, 0, bytes(8)))
+        client.until(frames.PING)
+        client.write(frames.rst_stream(1, frames.CANCEL))
+        assert client.until(frames.DATA, 3).payload == prefixed(b"100000")
+
+
+def test_client_is_not_blamed_for_many_responses_at_once() -> None:
+    settings = {frames.INITIAL_WINDOW_SIZE: 1 << 24, frames.MAX_FRAME_SIZE: 1 << 17}
+    with serve() as served, FrameClient(served.port, settings) as client:
+        client.write(frames.window_update(0, 1 << 28))
+        client.call(1, "/test.Test/Echo", prefixed(b""))
+        client.response(1)
+        for number in range(3, 259, 2):
+            client.call(number, "/test.Test/Hold", prefixed(b""))
+        held = served.handlers.held
+        served.wait_until(lambda: len(held) == 128)
+        (connection,) = served.run(lambda: list(served.wire.connections))
+        # Over a network, unlike on one machine, the kernel accepts little of them.
+        connected = connection.transport.get_extra_info("socket")
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        served.run(lambda: [call.reply(bytes(60_000)) for call in held])
+        for _ in range(128):
+            assert len(client.until(frames.DATA).payload) == 60_005

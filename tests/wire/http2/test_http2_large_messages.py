@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -163,3 +165,55 @@ def test_client_that_leaves_in_a_large_message_leaves_nothing_behind(served: Ser
         call(client, 1)
         client.write(b"".join(in_frames(1, message(600_000), [LONGEST], ended=True)[:20]))
     served.wait_until(lambda: not served.wire.connections and served.wire.buffered_bytes == 0)
+
+
+def test_large_messages_that_follow_each_other_at_once_are_all_answered(client: FrameClient) -> None:
+    bodies = {stream: message(100_000 + stream, stream) for stream in (1, 3, 5, 7)}
+    call(client, 1)
+    client.write(b"".join(in_frames(1, bodies[1], [LONGEST], ended=True)))
+    assert client.response(1)[1] == bodies[1]  # the first large message makes the connection read directly
+    for stream in (3, 5, 7):
+        call(client, stream)
+        client.write(b"".join(in_frames(stream, bodies[stream], [LONGEST], ended=True)))
+    for stream in (3, 5, 7):
+        assert client.response(stream)[1] == bodies[stream]
+
+
+class CountingTransport:
+    """A transport that records how many bytes each write has."""
+
+    def __init__(self, inner: asyncio.Transport) -> None:
+        self.inner = inner
+        self.writes: list[int] = []
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(len(data))
+        self.inner.write(data)
+
+    def writelines(self, parts: Sequence[bytes]) -> None:
+        self.writes.append(sum(map(len, parts)))
+        self.inner.writelines(parts)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def test_large_response_is_written_at_once_with_its_headers_and_trailers(
+    client: FrameClient, served: Served
+) -> None:
+    client.call(1, "/test.Test/Hold", message(10))
+    served.wait_until(lambda: len(served.handlers.held) == 1)
+
+    def reply() -> CountingTransport:
+        held = served.handlers.held.pop()
+        output = held.connection.output  # type: ignore[attr-defined]
+        output._transport = counting = CountingTransport(output._transport)
+        held.reply(bytes(600_000))
+        return counting
+
+    counting = served.run(reply)
+    _, body, trailers = client.response(1)
+    assert body == b"\0" + (600_000).to_bytes(4, "big") + bytes(600_000)
+    assert trailers["grpc-status"] == "0"
+    assert len(counting.writes) == 1
+    assert counting.writes[0] > 600_000

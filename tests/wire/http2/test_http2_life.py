@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
+
 from backline.wire.http2 import frames
-from backline.wire.limits import Limits
+from backline.wire.http2.connection import Http2Connection
+from backline.wire.limits import MIB, Limits
 from wire.http2.served import FrameClient, Served, serve
 
 
@@ -93,19 +97,19 @@ def test_silent_client_is_closed() -> None:
 
 
 def test_incomplete_frame_times_out() -> None:
-    with serve(Limits(header_timeout=0.1)) as served, FrameClient(served.port) as client:
+    with serve(Limits(header_timeout=0.5)) as served, FrameClient(served.port) as client:
         client.write(frames.frame(frames.PING, 0, 0, bytes(8))[:12])
         assert client.goaway() == frames.PROTOCOL_ERROR
 
 
 def test_incomplete_header_block_times_out() -> None:
-    with serve(Limits(header_timeout=0.1)) as served, FrameClient(served.port) as client:
+    with serve(Limits(header_timeout=0.5)) as served, FrameClient(served.port) as client:
         client.write(frames.frame(frames.HEADERS, 0, 1, b""))
         assert client.goaway() == frames.PROTOCOL_ERROR
 
 
 def test_idle_connection_is_closed() -> None:
-    with serve(Limits(idle_timeout=0.1)) as served, FrameClient(served.port) as client:
+    with serve(Limits(idle_timeout=0.5)) as served, FrameClient(served.port) as client:
         client.request(1)
         client.response(1)
         assert client.goaway() == frames.NO_ERROR
@@ -125,7 +129,7 @@ def test_stalled_body_gets_408() -> None:
 
 
 def test_dead_client_with_an_open_stream_is_detected() -> None:
-    with serve(Limits(idle_timeout=0.1, progress_timeout=0.1)) as served, FrameClient(served.port) as client:
+    with serve(Limits(idle_timeout=0.5, progress_timeout=0.5)) as served, FrameClient(served.port) as client:
         client.request(1, "/hold")
         assert client.until(frames.PING).payload == b"standing"
         served.wait_until(lambda: not served.wire.connections)
@@ -140,3 +144,54 @@ def test_client_that_does_not_read_the_last_response_is_disconnected() -> None:
         client.request(1, "/large?60000000")
         client.write(frames.goaway(0, 0))
         served.wait_until(lambda: not served.wire.connections)
+
+
+def test_frame_may_stay_incomplete_while_the_server_does_not_read() -> None:
+    with (
+        serve(sweep_interval=1000) as served,
+        FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 1 << 28}) as client,
+    ):
+        client.write(frames.window_update(0, 1 << 28))
+        block = client.encoder.encode(
+            [(":method", "GET"), (":scheme", "http"), (":path", f"/large?{32 * MIB}"), (":authority", "test")]
+        )
+        request = frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, block)
+        client.write(request + b"\0")  # and the first byte of another frame
+        client.until(frames.HEADERS, 1)
+
+        def sweep() -> None:
+            (connection,) = served.wire.connections
+            assert isinstance(connection, Http2Connection)
+            blocked.append(connection.reader.mid_frame and connection.reader.write_blocked)
+            now = time.monotonic()
+            for seconds in (0, 15, 25):
+                connection.sweep(now + seconds)
+
+        blocked: list[bool] = []
+        served.run(sweep)
+        assert blocked == [True]
+        taken = 0
+        while taken < 32 * MIB:
+            taken += len(client.until(frames.DATA, 1).payload)
+
+
+def test_slow_reader_of_a_full_connection_is_not_disconnected() -> None:
+    with (
+        serve(sweep_interval=1000) as served,
+        FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 1 << 28}) as client,
+    ):
+        client.write(frames.window_update(0, 1 << 28))
+        client.request(1, f"/large?{32 * MIB}")
+        client.until(frames.HEADERS, 1)
+        (connection,) = served.run(lambda: list(served.wire.connections))
+        served.wait_until(lambda: connection.reader.write_blocked)
+        now = time.monotonic()
+        served.run(lambda: connection.sweep(now))
+        taken = 0
+        for step in range(1, 4):
+            before = served.run(lambda: connection.output.sent - connection.unsent()[1])
+            while served.run(lambda: connection.output.sent - connection.unsent()[1]) < before + 100_000:
+                taken += len(client.until(frames.DATA, 1).payload)
+            served.run(partial(connection.sweep, now + 25 * step))
+        while taken < 32 * MIB:
+            taken += len(client.until(frames.DATA, 1).payload)

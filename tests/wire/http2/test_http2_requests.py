@@ -6,6 +6,7 @@ import gzip
 
 import pytest
 
+from backline.wire import compression
 from backline.wire.http2 import frames
 from backline.wire.limits import Limits
 from wire.http2.served import FrameClient, Served, serve
@@ -91,6 +92,67 @@ def test_gzip_body_is_inflated(client: FrameClient) -> None:
     body = b"text " * 1000
     client.request(1, method="POST", extra=(("content-encoding", "gzip"),), body=gzip.compress(body))
     assert client.response(1)[1] == body
+
+
+GZIP = (("content-encoding", "gzip"),)
+#: A body that is inflated in its turn, on a thread.
+LARGE_GZIP = gzip.compress(bytes(600_000))
+
+
+def test_a_gzip_body_of_several_members_counts_once() -> None:
+    body = gzip.compress(bytes(200_000)) + gzip.compress(bytes(400_000))
+    with serve() as served, FrameClient(served.port) as client:
+        client.request(1, "/hold", method="POST", extra=GZIP, body=body)
+        assert served.handlers.arrived.wait(5)
+        assert served.run(lambda: served.wire.buffered_bytes) == 600_000
+
+
+def test_a_body_that_cannot_be_inflated_for_lack_of_memory_gets_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(compression, "_fill", fail)
+    with serve() as served, FrameClient(served.port) as client:
+        client.request(1, method="POST", extra=GZIP, body=LARGE_GZIP)
+        assert client.response(1)[0][":status"] == "503"
+        message = b"\1" + len(LARGE_GZIP).to_bytes(4, "big") + LARGE_GZIP
+        client.call(3, "/test.Test/Echo", message, (("grpc-encoding", "gzip"),))
+        assert client.response(3)[0]["grpc-status"] == "8"  # RESOURCE_EXHAUSTED
+        monkeypatch.undo()
+        client.request(5, method="POST", extra=GZIP, body=gzip.compress(b"later"))
+        assert client.response(5)[1] == b"later"
+        served.wait_until(lambda: served.wire.requests == served.wire.buffered_bytes == 0)
+
+
+def test_a_fault_while_inflating_resets_the_stream(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(compression, "_fill", fail)
+    with serve() as served, FrameClient(served.port) as client:
+        client.request(1, method="POST", extra=GZIP, body=LARGE_GZIP)
+        assert client.until(frames.RST_STREAM, 1).code == frames.INTERNAL_ERROR
+        client.request(3)
+        assert client.response(3)[0][":status"] == "200"
+        served.wait_until(lambda: served.wire.requests == served.wire.buffered_bytes == 0)
+    assert "broken on purpose" in caplog.text
+
+
+def test_an_announced_body_that_cannot_be_allocated_gets_503() -> None:
+    huge = 1 << 50
+    with (
+        serve(Limits(max_body_size=huge, max_buffered_bytes=huge)) as served,
+        FrameClient(served.port) as client,
+    ):
+        fields = [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test")]
+        block = client.encoder.encode([*fields, ("content-length", str(huge))])
+        client.write(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block))
+        client.write(frames.frame(frames.DATA, 0, 1, bytes(1000)))
+        assert client.response(1)[0][":status"] == "503"
+        client.request(3)
+        assert client.response(3)[0][":status"] == "200"
 
 
 def test_unknown_coding_is_refused(client: FrameClient) -> None:
@@ -235,3 +297,16 @@ def test_malformed_request_resets_only_its_stream(client: FrameClient, fields: l
     assert client.until(frames.RST_STREAM, 1).code == frames.PROTOCOL_ERROR
     client.request(3)
     assert client.response(3)[0][":status"] == "200"
+
+
+def test_requests_with_the_same_header_block_share_its_fields(served: Served) -> None:
+    held = served.handlers.held_http
+    held.clear()
+    with FrameClient(served.port) as client:
+        for stream in (1, 3, 5):  # the second block refers to the table that the first one has filled
+            client.request(stream, "/hold")
+        served.wait_until(lambda: len(held) == 3)
+        assert held[1].headers is held[2].headers
+        served.run(lambda: [request.respond(200, [], []) for request in held])
+        client.response(5)
+    held.clear()

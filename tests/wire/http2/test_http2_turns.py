@@ -40,7 +40,7 @@ def test_requests_of_a_disconnected_client_are_not_answered() -> None:
 
 
 def test_unacknowledged_settings_end_the_connection() -> None:
-    with serve(Limits(header_timeout=0.2)) as served, FrameClient(served.port, handshake=False) as client:
+    with serve(Limits(header_timeout=0.5)) as served, FrameClient(served.port, handshake=False) as client:
         client.write(frames.PREFACE + frames.settings({}))
         assert client.goaway() == frames.SETTINGS_TIMEOUT
         assert client.ended()

@@ -11,8 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backline.wire.http2.frames import ConnectionFailure
-from backline.wire.http2.header_blocks import FieldBlocks, RequestHead
-from backline.wire.http2.huffman import decode_long
+from backline.wire.http2.header_blocks import FieldBlocks, RequestHead, decode_long
 from backline.wire.limits import Limits
 
 CODER = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 
+import pytest
+
+from backline.workers.process import channel_end
 from backline.workers.process.channel_end import ChannelEnd
 
 
@@ -51,3 +54,21 @@ async def send_to_nobody() -> None:
     await asyncio.sleep(0)
     end.send(b"still more")
     end.close()
+
+
+def test_a_worker_that_never_reads_its_channel_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_end, "_MOST_UNSENT", 1 << 20)
+
+    async def send_without_end() -> list[str]:
+        here, there = socket.socketpair()
+        reasons: list[str] = []
+        end = ChannelEnd(here, asyncio.get_running_loop(), ignore, reasons.append)
+        for _ in range(100):
+            end.send(bytes(100_000))
+        assert reasons == []
+        await asyncio.sleep(0)
+        end.close()
+        there.close()
+        return reasons
+
+    assert asyncio.run(send_without_end()) == ["left 1 MiB of messages unread"]

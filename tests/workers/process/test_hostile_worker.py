@@ -78,6 +78,24 @@ class Model:
         return x
 """
 
+SCALARS = """
+import backline.workers.child.requests as requests
+from backline.model import FP32
+
+real = requests.Part
+
+def scalars(numbers, rows, columns, *rest):
+    for column in columns:
+        column.shape = []
+    return real(numbers, [1], columns, *rest)
+
+requests.Part = scalars
+
+class Model:
+    def predict(self, x: FP32[1]) -> FP32[1]:
+        return x
+"""
+
 
 def _has_broken(server: ServerProcess, times: int) -> bool:
     return server.output.count("broke the protocol: ") >= times
@@ -97,3 +115,12 @@ def test_random_bytes_from_a_worker_end_that_worker_only(tmp_path: Path) -> None
             assert client["add1"](np.ones((1, 16), np.float32))["OUTPUT0"][0, 0] == 2
         assert "Traceback" not in server.output
         assert server.stop() == 0
+
+
+def test_outputs_without_the_rows_that_a_worker_announces_end_that_worker(tmp_path: Path) -> None:
+    put(tmp_path / "models" / "hostile" / "1" / "model.py", SCALARS)
+
+    with serve(tmp_path / "models", tmp_path / "log") as server, backline.connect(server.url) as client:
+        with pytest.raises(Internal, match="broke the protocol"):
+            client["hostile"](np.ones(1, np.float32), timeout=30)
+        assert "Traceback" not in server.output

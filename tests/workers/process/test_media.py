@@ -171,7 +171,7 @@ def test_a_stream_of_sounds(media: ServerProcess) -> None:
     ("model", "data", "text"),
     [
         ("negative", b"no image", "input 'image': the image cannot be decoded: it is none of PNG"),
-        ("louder", b"no sound", "input 'audio': the sound cannot be decoded: it is none of WAV"),
+        ("louder", b"no sound", "input 'audio': the audio cannot be decoded: it is none of WAV"),
     ],
 )
 def test_an_undecodable_file_is_the_clients_error(

@@ -82,7 +82,7 @@ def test_an_unfinished_traceback_is_logged_after_a_while(monkeypatch: pytest.Mon
         output = WorkerOutput(reading, "model", logging.WARNING, asyncio.get_running_loop())
         os.write(writing, b"Traceback (most recent call last):\n  in a file\n")
         logged = asyncio.Event()
-        monkeypatch.setattr(output, "_log", lambda text: (messages.append(text), logged.set()))
+        monkeypatch.setattr(output, "_log", lambda text, **_: (messages.append(text), logged.set()))
         await asyncio.wait_for(logged.wait(), 10)
         output.close()
         os.close(writing)

@@ -160,6 +160,23 @@ def test_tensors_of_any_size_come_back_unchanged(server: ServerProcess, elements
             np.testing.assert_array_equal(client["identity"](sent)["output"], sent)
 
 
+def page_faults(process: psutil.Process) -> int:
+    """Returns the number of a process's minor page faults (proc_pid_stat(5))."""
+    return int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_worker_maps_no_memory_to_receive_a_small_request(server: ServerProcess) -> None:
+    sent = np.ones((1, 16), np.float32)
+    with backline.connect(server.url) as client:
+        faults: list[int] = []
+        for _ in range(2):
+            for _ in range(200):
+                client["identity"](sent)
+            faults.append(sum(map(page_faults, workers(server))))
+    assert faults[1] - faults[0] < 100
+
+
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
@@ -394,3 +411,10 @@ def test_code_in_a_load_request_does_not_run_without_trust(tmp_path: Path) -> No
         client.load_model(
             "evil", config='{"backend": "python"}', files={"file:1/model.py": IDENTITY.encode()}
         )
+
+
+def test_a_model_that_asks_for_too_many_instances_is_refused(tmp_path: Path) -> None:
+    put(tmp_path / "many" / "1" / "model.py", IDENTITY.replace("instances = 2", f"instances = {2**62}"))
+
+    with serve(tmp_path, tmp_path / "log", ready=False) as server:
+        server.wait_for(f"asks for {2**62} instances, expected 1 to 256", timeout=60)

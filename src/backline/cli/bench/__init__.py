@@ -1,4 +1,4 @@
-"""`backline bench`: measures a model under load, at several concurrencies or request rates."""
+"""`backline bench`: measures a model under load, at one or more concurrencies or request rates."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def command(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """The plan of a benchmark. Each step has a number of requests in flight, or of requests per second."""
+    """The plan of a benchmark. Each step sets the number of requests, either in flight or per second."""
 
     model: str
     version: str
@@ -174,7 +174,7 @@ async def _measure(
         config = await _reported(transport.model_config(plan.model, plan.version, options.timeout), {})
         tensors = request_inputs(metadata.completed(config), shapes, given)
         call = InferCall(plan.model, tensors, plan.version, timeout=options.timeout)
-        await transport.infer(call)  # raises an error once, before the load starts
+        await transport.infer(call)  # so that an error occurs once here, and not in every request of the load
         inputs = ", ".join(f"{tensor.name} {tensor.datatype.name}{list(tensor.shape)}" for tensor in tensors)
         server = await transport.server_metadata(options.timeout)
         about = f"{plan.model} at {client.address.url} ({server.name} {server.version}): {inputs}"
@@ -204,7 +204,7 @@ async def _step(
 
 
 async def _reported(asked: Awaitable[Reported], otherwise: Reported) -> Reported:
-    """Returns what the server reports about a model, or `otherwise` if the request fails."""
+    """Returns the result of `asked`, a request to the server, or `otherwise` if the request fails."""
     try:
         return await asked
     except BacklineError:

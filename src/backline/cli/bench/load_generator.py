@@ -19,9 +19,9 @@ Send = Callable[[], Awaitable[None]]
 Arrivals = Literal["poisson", "constant"]
 
 SECOND = 1_000_000_000
-#: Nanoseconds for which the clock is polled before a request is due, because timers are less precise.
+#: For this many nanoseconds before a request is due, the clock is polled, because timers are less precise.
 SPIN_NS = 1_200_000
-#: The maximum number of requests in flight in an open loop. The step ends when there are more.
+#: The number of requests in flight at which an open loop ends, because the server does not keep up.
 MAX_BEHIND = 20_000
 
 
@@ -30,7 +30,8 @@ class LoadResult:
     """The measurements of one step.
 
     `latencies` (of successful requests) and `lateness` are in nanoseconds. `lateness` is how late an open
-    loop sent each request, and is included in the latency. `seconds` is the time until the last response.
+    loop sent each request; the latency of the request includes this time. `seconds` is the time from the
+    start of the step until the last response.
     """
 
     seconds: float = 0.0
@@ -38,7 +39,8 @@ class LoadResult:
     lateness: array[int] = field(default_factory=lambda: array("q"))
     errors: Counter[str] = field(default_factory=Counter)
     last_error: BacklineError | None = None
-    #: The share of one core that this program used. If near 1, the load generator may be the bottleneck.
+    #: The share of one core that this program used. If this is near 1, the load generator may be the
+    #: bottleneck.
     generator_cpu: float = 0.0
     fell_behind: bool = False
 
@@ -48,7 +50,9 @@ class LoadResult:
 
 
 async def closed_loop(send: Send, concurrency: int, seconds: float) -> LoadResult:
-    """Runs `concurrency` callers for `seconds`. Each sends its next request when the previous one is done."""
+    """Runs `concurrency` callers for `seconds`. A caller sends its next request when it has the response to
+    the previous one.
+    """
     load = LoadResult()
     began, cpu = perf_counter_ns(), process_time_ns()
     end = began + int(seconds * SECOND)
@@ -73,10 +77,10 @@ async def closed_loop(send: Send, concurrency: int, seconds: float) -> LoadResul
 
 
 async def open_loop(send: Send, rate: float, seconds: float, arrivals: Arrivals) -> LoadResult:
-    """Sends `rate` requests per second for `seconds`, regardless of responses.
+    """Sends `rate` requests per second for `seconds`, without waiting for responses.
 
-    Latency is measured from the time when a request was due, so that a stall of the server counts for each
-    request that it delays.
+    Latency is measured from the time when a request was due, so a stall of the server adds to the latency of
+    each request that it delays.
     """
     load = LoadResult()
     tasks: set[asyncio.Task[None]] = set()
@@ -105,7 +109,9 @@ async def open_loop(send: Send, rate: float, seconds: float, arrivals: Arrivals)
 
 
 def _plan(rate: float, seconds: float, arrivals: Arrivals) -> Iterator[int]:
-    """Yields the times at which to send requests, in nanoseconds from the start. They are reproducible."""
+    """Yields the times at which to send requests, in nanoseconds from the start. The same arguments always
+    give the same times.
+    """
     chance = random.Random(0)
     moment = 0.0
     while moment < seconds:
@@ -118,7 +124,7 @@ async def _until(due: int) -> None:
     if left > SPIN_NS:
         await asyncio.sleep((left - SPIN_NS) / SECOND)
     elif left <= 0:
-        await asyncio.sleep(0)  # the request is late, but responses must be read as well
+        await asyncio.sleep(0)  # lets the event loop read responses, although the request is late
     while perf_counter_ns() < due:  # noqa: ASYNC110 - polls the clock
         await asyncio.sleep(0)
 
@@ -135,10 +141,11 @@ PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 
 @dataclass(frozen=True, slots=True)
 class ServerShare:
-    """The server's own measurements of a step: mean microseconds per request in the queue and in the model.
+    """The server's own measurements during a step: the mean time that a request spent in the queue and in the
+    model, in microseconds.
 
     `batch` is the mean number of items per run, or 0 if there was no run. `cached` is the number of responses
-    from the response cache.
+    that came from the response cache.
     """
 
     queue_us: float
@@ -148,7 +155,9 @@ class ServerShare:
 
     @classmethod
     def between(cls, before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> ServerShare | None:
-        """Returns the difference between two readings of the statistics; None if no request came between."""
+        """Returns the measurements between two readings of the server's statistics; None if no request
+        succeeded in that time.
+        """
 
         def total(entries: Sequence[dict[str, Any]], *path: str) -> int:
             values = []
@@ -179,10 +188,10 @@ class ServerShare:
 
 @dataclass(frozen=True, slots=True)
 class BenchStep:
-    """The results at one concurrency or rate.
+    """The results at one concurrency or request rate.
 
-    `percentiles_us` maps "p50", "p90", "p99" and "p99.9" to microseconds; without a successful request, the
-    values are None.
+    `percentiles_us` maps "p50", "p90", "p99" and "p99.9" to latencies in microseconds, or to None if no
+    request succeeded.
     """
 
     concurrency: int | None

@@ -28,7 +28,7 @@ LATE_US = 1000.0
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """The subject of a benchmark, and the results of its steps."""
+    """The results of a benchmark: what was measured, and the results of each step."""
 
     model: str
     url: str
@@ -41,7 +41,9 @@ class BenchReport:
         return "concurrency" if self.steps[0].concurrency is not None else "rate"
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Returns the columns and rows. Times are in milliseconds; the server measures queue and compute."""
+        """Returns the columns and rows of the table. Times are in milliseconds. The times in the columns
+        "queue" and "compute" were measured by the server, and all other times by the client.
+        """
         columns = [
             "in flight" if self.kind == "concurrency" else self.kind,
             "requests/s",
@@ -74,7 +76,7 @@ class BenchReport:
         ]
 
     def notes(self) -> list[str]:
-        """Returns the caveats that apply to the numbers, each as a sentence."""
+        """Returns the reasons to read the numbers with caution, each as a sentence."""
         notes = []
         embedded = self.url.startswith("inproc:")
         busy = [step.label for step in self.steps if step.generator_cpu > BUSY_GENERATOR]
@@ -165,7 +167,7 @@ def write_json(report: BenchReport, path: Path) -> None:
 
 
 def require_matplotlib() -> None:
-    """Raises InvalidArgument, which names the extra, if matplotlib is missing."""
+    """Raises InvalidArgument if matplotlib is missing. The error names the extra that installs it."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -177,7 +179,7 @@ def write_png(report: BenchReport, path: Path) -> None:
 
 
 def write_html(report: BenchReport, path: Path) -> None:
-    """Writes a self-contained page with plot, table and notes."""
+    """Writes a self-contained HTML page with the plot, the table and the notes."""
     drawing = io.StringIO()
     _figure(report).savefig(drawing, format="svg")
     svg = drawing.getvalue()
@@ -210,7 +212,7 @@ _CSS = (
 
 
 def _figure(report: BenchReport) -> Any:
-    """Plots throughput and latency percentiles by step."""
+    """Returns a plot of the throughput and the latency percentiles of each step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")

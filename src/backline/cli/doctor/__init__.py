@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
+from itertools import groupby
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +21,6 @@ from backline.cli.doctor.addresses import ADDRESSES, read_exposure
 from backline.cli.doctor.files import FILES, read_files
 from backline.cli.doctor.finding import Diagnosis, Repair, Severity, diagnose
 from backline.cli.doctor.machine import MACHINE, read_machine
-from backline.cli.doctor.report import print_diagnoses
 from backline.cli.doctor.repository import REPOSITORY, read_repositories
 from backline.cli.doctor.running import checks_of, read_running
 from backline.cli.doctor.software import SOFTWARE, read_software
@@ -26,6 +28,7 @@ from backline.cli.serve import command as serve_command
 from backline.cli.serve.option import unknown_variables
 from backline.cli.serve.options import server_options
 from backline.client.options import ClientOptions
+from backline.engine.names import printable
 from backline.repository.remote.unpack import ARCHIVES
 from backline.server import ServerOptions
 
@@ -43,7 +46,9 @@ checked for a server with these options. Exit status 1 means that there are erro
 
 
 class DoctorCommand(click.Command):
-    """A command whose help omits the options of `backline serve` and those for connections."""
+    """A command whose help omits the options that it shares with `backline serve`, and most options for
+    connections.
+    """
 
     _OWN = frozenset({"fix", "verbose", "as_json", "help", "api_key", "ca", "timeout"})
 
@@ -61,7 +66,9 @@ class DoctorCommand(click.Command):
 
 
 def _as_connection(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Renames the argument of `client_options`, because `server_options` uses the same name."""
+    """Renames the argument `options` from `client_options` to `connection`, because `server_options` also
+    passes an argument `options`.
+    """
 
     @wraps(function)
     def renamed(options: ClientOptions, **others: Any) -> Any:
@@ -97,7 +104,7 @@ def command(
         for outcome in outcomes:
             print(outcome)
         if not fix and any(one.finding.repair is not None for one in diagnoses):
-            print("--fix repairs the ones that are about file permissions and leftovers")
+            print("--fix repairs those that concern file permissions or leftovers")
     if any(one.finding.severity is Severity.ERROR for one in diagnoses):
         raise click.exceptions.Exit(1)
 
@@ -130,7 +137,9 @@ def _diagnoses(options: ServerOptions, connection: ClientOptions) -> Iterator[Di
 
 
 def is_server(location: str) -> bool:
-    """Returns whether a location is the URL of a server, and not of an archive or model file to download."""
+    """Returns whether a location is the URL of a server, rather than of an archive or a model file to
+    download.
+    """
     if location.startswith(("http://", "https://")):
         path = urlsplit(location).path.lower()
         suffixes = (suffix for format in FORMATS for suffix in format.suffixes)
@@ -144,3 +153,45 @@ def _outcome(repair: Repair) -> str:
     except OSError as error:
         return f"could not {repair}: {error.strerror or error}"
     return f"done: {repair}"
+
+
+_COLOURS = {Severity.OK: "green", Severity.NOTE: "cyan", Severity.WARNING: "yellow", Severity.ERROR: "red"}
+_PLURALS = {Severity.ERROR: "errors", Severity.WARNING: "warnings", Severity.NOTE: "notes"}
+_WIDTH = 100
+_INDENT = " " * 10
+
+
+def print_diagnoses(diagnoses: Sequence[Diagnosis], *, verbose: bool) -> None:
+    """Prints the findings by group, and a summary. Unless `verbose`, passed checks are counted but not
+    listed.
+    """
+    for group, of_group in groupby(diagnoses, key=lambda one: one.group):
+        members = list(of_group)
+        passed = sum(one.finding.severity is Severity.OK for one in members)
+        click.secho(f"{group} ({passed} of {len(members)} ok)", bold=True)
+        for one in members:
+            if verbose or one.finding.severity is not Severity.OK:
+                _print(one)
+    counts = Counter(one.finding.severity for one in diagnoses)
+    parts = [_counted(counts[severity], severity) for severity in _PLURALS if counts[severity]]
+    click.echo(f"\n{', '.join(parts) or 'Nothing is wrong'}; {counts[Severity.OK]} checks passed")
+
+
+def _print(diagnosis: Diagnosis) -> None:
+    finding = diagnosis.finding
+    label = click.style(f"{finding.severity.value:7}", fg=_COLOURS[finding.severity])
+    lines = _wrapped(printable(finding.what))
+    click.echo(f"  {label} {lines[0]}")
+    for line in lines[1:]:
+        click.echo(f"{_INDENT}{line}")
+    for text in (finding.why, finding.advice and f"-> {finding.advice}"):
+        for line in _wrapped(printable(text)) if text else ():
+            click.echo(f"{_INDENT}{line}")
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH - len(_INDENT), break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _counted(count: int, severity: Severity) -> str:
+    return f"{count} {_PLURALS[severity] if count > 1 else severity.value}"

@@ -1,4 +1,4 @@
-"""Checks of the addresses on which a server would listen, and of who could change the server there."""
+"""Checks the addresses on which a server would listen, and who could change a server at these addresses."""
 
 from __future__ import annotations
 
@@ -6,32 +6,39 @@ import errno
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from backline.access.auth_file import environment_has_keys
-from backline.access.exposure import is_loopback
+from backline.access.keys import environment_has_keys
 from backline.cli.doctor.finding import Finding, error, note, ok, warning
-from backline.server import ServerOptions
+from backline.server import OpenPort, ServerOptions
+
+#: The errors for an address that this machine does not have.
+_FOREIGN: Final = (errno.EADDRNOTAVAIL, socket.EAI_NONAME)
 
 
 @dataclass(frozen=True, slots=True)
 class TriedPort:
-    """A port of the server, and the errno of an attempt to listen on the port; 0 if it succeeded."""
+    """A port of the server, and the options that set its number and address. `problem` is the errno of an
+    attempt to listen on the port; 0 if the attempt succeeded.
+    """
 
     option: str
     number: int
     problem: int = 0
+    host: str = "127.0.0.1"
+    host_option: str = "--host"
 
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """The addresses on which a server would listen, and what protects them."""
+    """The ports on which a server would listen, and how they are protected."""
 
-    host: str
     ports: tuple[TriedPort, ...] = ()
-    #: Whether only this machine can reach the address.
-    loopback: bool = True
+    #: The addresses of these ports that other machines can reach.
+    reachable: tuple[str, ...] = ()
     #: Whether there are keys, in a file or in environment variables.
     keyed: bool = False
+    #: Whether every port uses TLS, except a metrics port that serves nothing else.
     tls: bool = False
     #: Whether every client needs a certificate.
     certified: bool = False
@@ -39,24 +46,29 @@ class Exposure:
     trust_pickle: bool = False
     trust_remote_code: bool = False
 
+    @property
+    def where(self) -> str:
+        return ", ".join(self.reachable)
+
 
 def host(exposure: Exposure) -> Iterator[Finding]:
-    foreign = {errno.EADDRNOTAVAIL, socket.EAI_NONAME}
-    if any(port.problem in foreign for port in exposure.ports):
+    foreign = {port.host: port.host_option for port in exposure.ports if port.problem in _FOREIGN}
+    for name, option in foreign.items():
         yield error(
-            f"'{exposure.host}' is not an address of this machine",
+            f"'{name}' is not an address of this machine",
             "The server cannot listen on it.",
-            "Choose an address of this machine with --host, or 0.0.0.0 for all of them.",
+            f"Choose an address of this machine with {option}, or 0.0.0.0 for all of them.",
         )
-    else:
-        yield ok(f"'{exposure.host}' is an address of this machine")
+    for name in dict.fromkeys(port.host for port in exposure.ports):
+        if name not in foreign:
+            yield ok(f"'{name}' is an address of this machine")
 
 
 def ports(exposure: Exposure) -> Iterator[Finding]:
     taken = [port for port in exposure.ports if port.problem == errno.EADDRINUSE]
     for port in taken:
         yield error(
-            f"Port {port.number} of {exposure.host} is in use",
+            f"Port {port.number} of {port.host} is in use",
             "The server does not start. If it runs already, this is its own port: give its URL to check it.",
             f"Stop the other program ('ss -ltnp | grep :{port.number}' names it), or choose another port with"
             f" {port.option}.",
@@ -78,15 +90,15 @@ def privileged_ports(exposure: Exposure) -> Iterator[Finding]:
 
 
 def open_server(exposure: Exposure) -> Iterator[Finding]:
-    if exposure.insecure_open and not exposure.keyed and not exposure.loopback:
+    if exposure.insecure_open and not exposure.keyed and exposure.reachable:
         yield error(
-            f"--insecure-open lets anyone who can reach {exposure.host} load models and change settings",
-            "A model is code. Whoever may load one can run programs as the server.",
+            f"--insecure-open lets anyone who can reach {exposure.where} load models and change settings",
+            "A model is code. Anyone who may load a model can run programs as the server's user.",
             "Leave out --insecure-open, and create keys: backline keys create.",
         )
-    elif not exposure.loopback and not exposure.keyed and not exposure.certified:
+    elif exposure.reachable and not exposure.keyed and not exposure.certified:
         yield warning(
-            f"Without keys, anyone who can reach {exposure.host} may run the models",
+            f"Without keys, anyone who can reach {exposure.where} may run the models",
             "The server refuses changes there, but running models costs compute, and metadata is visible.",
             "Create keys ('backline keys create') and pass the file with --auth, or require client"
             " certificates with --ssl-client-ca.",
@@ -96,9 +108,9 @@ def open_server(exposure: Exposure) -> Iterator[Finding]:
 
 
 def plain_keys(exposure: Exposure) -> Iterator[Finding]:
-    if exposure.keyed and not exposure.tls and not exposure.loopback:
+    if exposure.keyed and not exposure.tls and exposure.reachable:
         yield warning(
-            f"Keys travel unencrypted to {exposure.host}",
+            f"Keys travel unencrypted to {exposure.where}",
             "Anyone on the network path can read and use them.",
             "Serve over TLS (--ssl-certificate and --ssl-key), or behind a proxy that does.",
         )
@@ -118,9 +130,9 @@ def trusted_code(exposure: Exposure) -> Iterator[Finding]:
     for option in given:
         yield note(
             f"{option} is set for all models",
-            "Whoever may change a repository, or send files with a load request, then runs code as the"
-            " server.",
-            "Use --trust-pickle-model PATTERN where pickles are meant, or convert the models (skops, ONNX)."
+            "Anyone who may change a repository, or send files with a load request, can then run code as the"
+            " server's user.",
+            "Use --trust-pickle-model PATTERN for models that need pickles, or convert them (skops, ONNX)."
             if option == "--trust-pickle"
             else "Copy the models to a folder that you control.",
         )
@@ -138,26 +150,34 @@ ADDRESSES: Mapping[str, Callable[[Exposure], Iterator[Finding]]] = {
 }
 
 
+#: The options that set the number and the address of each port, by the port's label.
+_OPTIONS: Final = {
+    "HTTP": ("--http-port", "--host"),
+    "gRPC": ("--grpc-port", "--grpc-address"),
+    "metrics": ("--metrics-port", "--metrics-address"),
+}
+
+
 def read_exposure(options: ServerOptions) -> Exposure:
-    """Collects the facts for the checks, and tries to listen on each port."""
-    given = (
-        ("--http-port", options.http_port),
-        ("--grpc-port", options.grpc_port),
-        ("--metrics-port", options.metrics_port),
-    )
+    """Returns the facts for the checks. For this, tries to listen on each port."""
     return Exposure(
-        host=options.host,
-        ports=tuple(
-            TriedPort(option, number, _tried(options.host, number)) for option, number in given if number
-        ),
-        loopback=is_loopback(options.host),
+        ports=tuple(_try(port, options.host) for port in options.ports),
+        reachable=options.reachable,
         keyed=options.auth is not None or environment_has_keys(),
-        tls=options.tls is not None,
-        certified=options.tls is not None and options.tls.only_certified,
+        tls=options.tls is not None and not options.tls_grpc_only,
+        certified=options.only_certified,
         insecure_open=options.insecure_open,
         trust_pickle=options.lifecycle.trust_pickle,
         trust_remote_code=options.lifecycle.trust_remote_code,
     )
+
+
+def _try(port: OpenPort, default: str) -> TriedPort:
+    """Tries to listen on a port. `default` is the address of ports without one of their own."""
+    option, host_option = _OPTIONS[port.label]
+    if port.host == default:
+        host_option = "--host"
+    return TriedPort(option, port.port, _tried(port.host, port.port), port.host, host_option)
 
 
 def _tried(host: str, port: int) -> int:

@@ -1,4 +1,4 @@
-"""Checks of the server's own files: folders, keys, certificates, and remains of crashes in caches."""
+"""Checks the server's own files: its folders, keys, certificates, and what crashes left in its caches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import ssl
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from backline.access.auth_file import AuthDocument, CertificateEntry, KeyEntry, make_policy, read_auth_file
 from backline.cli.doctor.finding import Finding, Repair, error, note, ok, warning
-from backline.engine.byte_size import format_bytes
 from backline.engine.errors import BacklineError
+from backline.engine.numbers import format_bytes
 from backline.environments.store import Environments, default_folder, unused
 from backline.lifecycle.records import default_state_folder
 from backline.repository.remote.cache import PARTIAL_SECONDS
@@ -26,15 +26,17 @@ from backline.wire.tls import TlsFileError, TlsFiles
 
 _LITTLE_DISK = 1 << 30
 DAY = 86_400
-#: A certificate or key that expires within this many seconds is reported.
+#: Certificates, keys and rules that expire within this many seconds are reported.
 SOON = 21 * DAY
-#: Environments that no model uses are reported if they take at least this many bytes.
+#: Environments that no model uses are reported if they take at least this many bytes in total.
 _MUCH = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class ServerPath:
-    """A file or folder of the server. `mode` is None if it does not exist; `free` is the free space there."""
+    """A file or folder of the server. `mode` is its permissions; None if it does not exist. `free` is the
+    number of free bytes on its disk.
+    """
 
     what: str
     path: Path
@@ -45,7 +47,7 @@ class ServerPath:
 
 @dataclass(frozen=True, slots=True)
 class ServerFiles:
-    """The facts about the server's own files, whose paths come from its options."""
+    """The facts about the server's own files. The options of the server determine their paths."""
 
     #: The folders that the server writes to.
     folders: tuple[ServerPath, ...] = ()
@@ -54,12 +56,16 @@ class ServerFiles:
     #: Local repositories: folders with code that the server runs.
     repositories: tuple[ServerPath, ...] = ()
     auth_error: str = ""
-    #: The names of keys, and when each expires, in seconds since 1970.
-    expiries: Mapping[str, float] = field(default_factory=dict)
+    #: The time when each key and each rule for client certificates expires, in seconds since 1970, by name.
+    key_expiries: Mapping[str, float] = field(default_factory=dict)
+    rule_expiries: Mapping[str, float] = field(default_factory=dict)
     tls_error: str = ""
-    #: When the certificate expires, in seconds since 1970; None without one.
+    #: The server's certificate; None if none is configured.
+    certificate: Path | None = None
+    #: The time when the certificate expires, in seconds since 1970; None if there is no certificate, or if
+    #: the time is unknown.
     certificate_expires: float | None = None
-    #: Downloads and builds that a crash interrupted.
+    #: Downloads that a crash interrupted.
     unfinished: tuple[Path, ...] = ()
     #: The number and size of environments that no model uses any more.
     unused_environments: int = 0
@@ -72,7 +78,7 @@ def folders(files: ServerFiles) -> Iterator[Finding]:
         if not place.writable:
             yield error(
                 f"{place.what}, '{place.path}', cannot be written",
-                "Labels, audit records, measurements and downloads are lost when the server stops, or fail.",
+                "Downloads fail, and labels, audit records and measurements are lost when the server stops.",
                 "Change its owner or permissions, or choose another one with --state-dir or --cache-dir.",
             )
         else:
@@ -84,7 +90,7 @@ def folder_permissions(files: ServerFiles) -> Iterator[Finding]:
     for place in open_ones:
         yield warning(
             f"Every user of this machine may write to {place.what.lower()}, '{place.path}'",
-            "Whoever changes cached models or environments runs code as the server.",
+            "Anyone who can change cached models or environments can run code as the server's user.",
             f"chmod o-w '{place.path}'",
             Repair("permit", place.path, (place.mode or 0) & ~stat.S_IWOTH),
         )
@@ -113,7 +119,7 @@ def secret_files(files: ServerFiles) -> Iterator[Finding]:
     for place in readable:
         yield warning(
             f"Other users of this machine may read or change {place.what}, '{place.path}'",
-            "Whoever has it can pretend to be the server, or give themselves access to it.",
+            "Anyone who has it can pretend to be the server, or get access to the server.",
             f"chmod 600 '{place.path}'",
             Repair("permit", place.path, 0o600),
         )
@@ -141,22 +147,39 @@ def key_file(files: ServerFiles) -> Iterator[Finding]:
             "The server does not start with this file. A running server keeps the keys that it read before.",
             "Correct the file, or write one with 'backline keys create'.",
         )
-    expired = [name for name, end in files.expiries.items() if end <= files.now]
-    soon = [name for name, end in files.expiries.items() if files.now < end < files.now + SOON]
-    for name in expired:
-        yield warning(
-            f"The key '{name}' expired on {_date(files.expiries[name])}",
-            "Its holder gets 401.",
-            f"Rotate it ('backline keys rotate {name}') or revoke it.",
-        )
-    for name in soon:
-        yield warning(
-            f"The key '{name}' expires on {_date(files.expiries[name])}",
-            "Its holder then gets 401.",
-            f"backline keys rotate {name}",
-        )
-    if not (files.auth_error or expired or soon):
-        yield ok("No key expires soon")
+    expiring = [
+        *_expiring(
+            "key",
+            files.key_expiries,
+            files.now,
+            "Its holder {} 401.",
+            "Rotate the key ('backline keys rotate {}') or revoke it.",
+        ),
+        *_expiring(
+            "rule for client certificates",
+            files.rule_expiries,
+            files.now,
+            "A client with a matching certificate {} 401.",
+            "Change 'expires' in the table [[certificates]] named '{}', or remove the table.",
+        ),
+    ]
+    yield from expiring
+    if not (files.auth_error or expiring):
+        yield ok("No key and no rule for client certificates expires soon")
+
+
+def _expiring(
+    kind: str, expiries: Mapping[str, float], now: float, why: str, advice: str
+) -> Iterator[Finding]:
+    """Yields a warning for each entry of the file of keys that has expired, or soon will."""
+    for name, end in expiries.items():
+        if end < now + SOON:
+            expired = end <= now
+            yield warning(
+                f"The {kind} '{name}' {'expired' if expired else 'expires'} on {_date(end)}",
+                why.format("gets" if expired else "then gets"),
+                advice.format(name),
+            )
 
 
 def certificate(files: ServerFiles) -> Iterator[Finding]:
@@ -167,8 +190,14 @@ def certificate(files: ServerFiles) -> Iterator[Finding]:
             "The server does not start with these files.",
             "Correct --ssl-certificate and --ssl-key; 'backline certs create' makes a pair for development.",
         )
-    elif end is None:
+    elif files.certificate is None:
         yield ok("No certificate is configured")
+    elif end is None:
+        yield note(
+            f"It is not known when the certificate '{files.certificate}' expires",
+            "Clients refuse to connect if the certificate has expired, or is not valid yet.",
+            f"Look at its dates: openssl x509 -noout -dates -in '{files.certificate}'",
+        )
     elif end <= files.now:
         yield error(
             "The certificate has expired",
@@ -188,13 +217,13 @@ def certificate(files: ServerFiles) -> Iterator[Finding]:
 def interrupted_work(files: ServerFiles) -> Iterator[Finding]:
     for path in files.unfinished:
         yield warning(
-            f"'{path}' is left from a download or build that a crash interrupted",
+            f"'{path}' is left from a download that a crash interrupted",
             "It takes space and is never used again.",
             f"Remove it: rm -r '{path}'",
             Repair("remove", path),
         )
     if not files.unfinished:
-        yield ok("No interrupted download or build takes space")
+        yield ok("No interrupted download takes space")
 
 
 def environments(files: ServerFiles) -> Iterator[Finding]:
@@ -227,7 +256,7 @@ def _date(moment: float) -> str:
 
 
 def read_files(options: ServerOptions) -> ServerFiles:
-    """Collects the facts about the files that a server with these options uses."""
+    """Returns the facts about the files that a server with these options would use."""
     lifecycle = options.lifecycle
     cache = lifecycle.cache_folder or user_cache()
     state = lifecycle.state_folder or default_state_folder(
@@ -254,8 +283,10 @@ def read_files(options: ServerOptions) -> ServerFiles:
             if os.path.isdir(location)
         ),
         auth_error=auth_error,
-        expiries=_expiries(document),
+        key_expiries=_expiries(document.keys),
+        rule_expiries=_expiries(document.certificates),
         tls_error=tls_error,
+        certificate=None if options.tls is None else options.tls.certificate,
         certificate_expires=expires,
         unfinished=tuple(_unfinished(cache / "partial")),
         unused_environments=len(left),
@@ -265,14 +296,16 @@ def read_files(options: ServerOptions) -> ServerFiles:
 
 
 def _place(what: str, path: Path) -> ServerPath:
-    """Returns the facts about a path. A missing one counts as writable if its nearest existing parent is."""
+    """Returns the facts about a path. If the path does not exist, it counts as writable if its nearest
+    existing parent is writable.
+    """
     above = next((each for each in (path, *path.absolute().parents) if each.exists()), Path("/"))
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
     return ServerPath(what, path, mode, os.access(above, os.W_OK), shutil.disk_usage(above).free)
 
 
 def _auth(options: ServerOptions) -> tuple[AuthDocument, str]:
-    """Returns the contents of the file of keys, and what is wrong with the file."""
+    """Returns the contents of the file of keys, and what is wrong with the file; "" if nothing is."""
     if options.auth is None:
         return AuthDocument(), ""
     try:
@@ -283,9 +316,10 @@ def _auth(options: ServerOptions) -> tuple[AuthDocument, str]:
     return document, ""
 
 
-def _expiries(document: AuthDocument) -> dict[str, float]:
-    """Returns when each key and certificate rule expires. A time without a time zone is in UTC."""
-    entries: tuple[KeyEntry | CertificateEntry, ...] = (*document.keys, *document.certificates)
+def _expiries(entries: Iterable[KeyEntry | CertificateEntry]) -> dict[str, float]:
+    """Returns when the entries expire, in seconds since 1970, by name, without entries that never do. A time
+    without a time zone in the file is taken as UTC.
+    """
     return {
         entry.name: entry.expires.replace(tzinfo=entry.expires.tzinfo or UTC).timestamp()
         for entry in entries
@@ -294,7 +328,7 @@ def _expiries(document: AuthDocument) -> dict[str, float]:
 
 
 def _tls(files: TlsFiles | None) -> tuple[str, float | None]:
-    """Returns what is wrong with the TLS files, and when the certificate expires."""
+    """Returns what is wrong with the TLS files ("" if nothing is), and when the certificate expires."""
     if files is None:
         return "", None
     try:
@@ -307,8 +341,8 @@ def _tls(files: TlsFiles | None) -> tuple[str, float | None]:
 def certificate_end(files: TlsFiles) -> float | None:
     """Returns when a certificate expires, in seconds since 1970; 0.0 if it has expired; None if unknown.
 
-    The ssl module reads only certificates that a peer presents, so this function connects a client to a
-    server in memory. The handshake fails if the certificate has expired.
+    The ssl module can read only certificates that a peer presents, so this function connects a client to a
+    server in memory. If the certificate has expired, the handshake fails.
     """
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     server.load_cert_chain(files.certificate, files.key)
@@ -336,7 +370,7 @@ def certificate_end(files: TlsFiles) -> float | None:
 
 
 def _unfinished(folder: Path) -> Iterator[Path]:
-    """Yields partial downloads in a cache that are too old to be in progress."""
+    """Yields those partial downloads in a folder that are too old to be still in progress."""
     with suppress(OSError):
         for path in sorted(folder.iterdir()):
             if time.time() - path.lstat().st_mtime > PARTIAL_SECONDS:

@@ -1,4 +1,6 @@
-"""The findings of `backline doctor`: the severity, what was found, why it matters, and what to do."""
+"""The findings of `backline doctor`. A finding says what was found, how severe it is, why it matters, and
+what to do.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """A change that `--fix` makes: give a file or folder the permissions `mode`, or remove it."""
+    """A change that `--fix` makes to a file or folder: setting the permissions `mode`, or removing it."""
 
     action: Literal["permit", "remove"]
     path: Path
@@ -38,7 +40,7 @@ class Repair:
         return f"remove {self.path}"
 
     def apply(self) -> None:
-        """Makes the change. Raises OSError if it is not possible."""
+        """Makes the change. Raises OSError if the change fails."""
         if self.action == "permit":
             self.path.chmod(self.mode)
         elif self.path.is_dir() and not self.path.is_symlink():
@@ -51,8 +53,8 @@ class Repair:
 class Finding:
     """One result of a check.
 
-    `what` says what was found, in one line. Unless the severity is OK, `why` says why it matters and `advice`
-    what to do. `repair` is set if `--fix` can do it.
+    `what` says what was found, in one line. Unless the severity is OK, `why` says why the finding matters,
+    and `advice` says what to do. `repair` is set if `--fix` can follow the advice.
     """
 
     severity: Severity
@@ -87,7 +89,7 @@ class Diagnosis:
     finding: Finding
 
     def document(self) -> dict[str, Any]:
-        """Returns the diagnosis as JSON."""
+        """Returns the diagnosis as a JSON object."""
         finding = self.finding
         return {
             "group": self.group,
@@ -103,5 +105,5 @@ class Diagnosis:
 def diagnose(
     group: str, checks: Mapping[str, Callable[[Facts], Iterable[Finding]]], facts: Facts
 ) -> list[Diagnosis]:
-    """Applies the checks of a group to its facts."""
+    """Applies the checks of a group to the facts, and returns their findings."""
     return [Diagnosis(group, name, finding) for name, check in checks.items() for finding in check(facts)]

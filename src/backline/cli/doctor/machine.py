@@ -1,4 +1,4 @@
-"""Checks of the machine or container: cores, memory, system limits and the clock."""
+"""Checks the machine or container: cores, memory, system limits and the clock."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from pathlib import Path
 import psutil
 
 from backline.cli.doctor.finding import Finding, error, note, ok, warning
-from backline.engine.byte_size import format_bytes
+from backline.engine.numbers import format_bytes
 
-#: Descriptors that `backline serve` reserves for models, worker processes and the log.
+#: The number of file descriptors that `backline serve` reserves for models, worker processes and the log.
 RESERVED_FILES = 256
 #: A time before this program was written, in seconds since 1970: a clock that shows an earlier time is wrong.
 EARLIEST = 1_767_225_600.0
-#: Throttling in more than this share of the scheduling periods is reported, because it increases latency.
+#: Throttling is reported if it occurred in more than this share of the scheduling periods, because throttling
+#: increases latency.
 _THROTTLED = 0.05
 _LITTLE_MEMORY = 512 << 20
 _LITTLE_SHARED_MEMORY = 64 << 20
@@ -31,9 +32,9 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 class Machine:
     """The resources and limits of this process. Sizes are in bytes; None means unlimited or unknown."""
 
-    #: The cores in this process's affinity.
+    #: The number of cores on which this process may run.
     cores: int
-    #: The container's quota, in cores.
+    #: The CPU quota of the container, in cores.
     quota: float | None
     #: The share of the scheduling periods in which the container was throttled.
     throttled: float
@@ -42,12 +43,12 @@ class Machine:
     memory_available: int
     memory_limit: int | None
     memory_used: int
-    #: The soft and the hard limit on open files; -1 for none.
+    #: The soft and the hard limit on open files; -1 means unlimited.
     open_files: tuple[int, int]
     processes: int
     max_processes: int | None
     shared_memory: int | None
-    #: The clock, in seconds since 1970.
+    #: The time that the clock shows, in seconds since 1970.
     now: float
     #: The frequency governors of the cores, such as "powersave".
     governors: frozenset[str] = frozenset()
@@ -58,7 +59,9 @@ class Machine:
 
     @property
     def usable_cores(self) -> int:
-        """The number of cores that can compute at once, limited by the affinity and the rounded-up quota."""
+        """The number of cores that this process can use at the same time. The affinity of the process and the
+        quota, rounded up, limit this number.
+        """
         return self.cores if self.quota is None else max(1, min(self.cores, -int(-self.quota // 1)))
 
 
@@ -108,8 +111,8 @@ def thread_variables(machine: Machine) -> Iterator[Finding]:
             wrong = True
             yield warning(
                 f"{name} is {count}, but only {machine.usable_cores} cores may be used",
-                "Each model with such a library starts that many threads, which then take turns on the cores."
-                " Latency grows with every further model.",
+                "Each model whose library reads this variable starts that many threads, which take turns on"
+                " the cores. Latency grows with each such model.",
                 f"Unset it, or set it to at most {machine.usable_cores}.",
             )
     if not wrong:
@@ -121,11 +124,11 @@ def compute_threads(machine: Machine) -> Iterator[Finding]:
     if limit is not None and (limit == 0 or limit > machine.usable_cores):
         yield warning(
             f"--compute-threads is {limit}, with {machine.usable_cores} usable cores",
-            "Models that compute at the same time slow one another down more than they gain.",
+            "With more threads than cores, models that compute at the same time slow one another down.",
             "Leave it out: the default is the number of usable cores.",
         )
     else:
-        yield ok("No more threads compute at once than there are cores")
+        yield ok("No more threads compute at the same time than there are cores")
 
 
 def memory(machine: Machine) -> Iterator[Finding]:
@@ -251,7 +254,7 @@ def read_machine(
     environment: Mapping[str, str] = os.environ,
     system: Path = Path("/sys"),
 ) -> Machine:
-    """Collects the facts for the checks. `system` is the mount point of sysfs."""
+    """Returns the facts for the checks. `system` is the mount point of sysfs."""
     group = system / "fs" / "cgroup"
     memory = psutil.virtual_memory()
     limit = _number(group / "memory.max")
@@ -291,13 +294,13 @@ def _text(file: Path) -> str:
 
 
 def _number(file: Path) -> int | None:
-    """Returns the number in a kernel file; None if there is no such file or it says "max"."""
+    """Returns the number in a kernel file; None if there is no such file, or if the file says "max"."""
     text = _text(file).strip()
     return int(text) if text.isdecimal() else None
 
 
 def _quota(file: Path) -> float | None:
-    """Returns the quota in a cgroup's cpu.max, in cores."""
+    """Returns the CPU quota, in cores, from the file cpu.max of a cgroup; None if there is no quota."""
     allowed, _, period = _text(file).strip().partition(" ")
     if not allowed.isdecimal() or not period.isdecimal() or not int(period):
         return None
@@ -305,7 +308,7 @@ def _quota(file: Path) -> float | None:
 
 
 def _throttled(file: Path) -> float:
-    """Returns the share of scheduling periods with throttling, from a cgroup's cpu.stat."""
+    """Returns the share of scheduling periods in which a cgroup was throttled, from its file cpu.stat."""
     counts = dict(line.split(" ", 1) for line in _text(file).splitlines() if " " in line)
     periods = int(counts.get("nr_periods", 0))
     return int(counts.get("nr_throttled", 0)) / periods if periods else 0.0

@@ -1,4 +1,4 @@
-"""Checks of the models in repositories, as their files and configurations describe them."""
+"""Checks models in repositories by reading their files and configurations, without loading them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pathlib import Path
 from backline.backends.registry import FORMATS, PLATFORMS, choose
 from backline.cli.doctor.finding import Finding, error, note, ok, warning
 from backline.cli.model_folder import check_ensembles, check_model
-from backline.engine.byte_size import format_bytes
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError
+from backline.engine.numbers import format_bytes
 from backline.environments.requirements import find_requirements
 from backline.environments.uv import Uv
 from backline.repository.configuration import ConfigFiles
@@ -27,23 +27,23 @@ from backline.repository.repository import FoundModel
 from backline.server import ServerOptions
 from backline.system.user_folders import user_cache
 
-#: The extras of backends that have a different name than their extra.
+#: The name of the extra for each backend whose extra has a different name than the backend.
 _EXTRAS = {"onnxruntime": "onnx", "pytorch": "torch"}
-#: File names of models that execute code when they are loaded.
+#: The suffixes of model files that can execute code when they are loaded.
 _PICKLES = (".pkl", ".pickle", ".joblib")
-#: The start of the text that Git LFS puts in place of a file that was not fetched.
+#: The start of the text that Git LFS writes instead of the content of a file that was not fetched.
 _LFS = b"version https://git-lfs.github.com/spec/"
 _LONG_DELAY_US = 100_000
-#: If adjacent buckets differ by more than this factor, padding can waste over half of the larger one.
+#: If two adjacent buckets differ by more than this factor, half of the larger one can be padding, or more.
 _WIDE = 2.0
-#: Batch sizes are reported if padding can make up more than this share of a batch.
+#: The allowed batch sizes are reported if more than this share of a batch can be padding.
 _WASTE = 0.5
 _THREAD_PARAMETERS = ("intra_op_thread_count", "INTRA_OP_THREAD_COUNT", "thread_count", "OMP_NUM_THREADS")
 
 
 @dataclass(frozen=True, slots=True)
 class DescribedModel:
-    """A model as its files describe it. `backend` is empty if unknown."""
+    """A model as its files describe it. `backend` is empty if the backend is unknown."""
 
     name: str
     config: ModelConfig
@@ -55,7 +55,7 @@ class DescribedModel:
     size: int = 0
     #: Files that are only Git LFS pointers.
     pointers: tuple[str, ...] = ()
-    #: Files that can execute code when they are loaded, and are not trusted.
+    #: Files that can execute code when they are loaded, and that the options do not trust.
     pickles: tuple[str, ...] = ()
     needs_environment: bool = False
 
@@ -65,7 +65,7 @@ class Repositories:
     """The models of all repositories, and the machine that is to serve them."""
 
     models: tuple[DescribedModel, ...] = ()
-    #: Repositories that cannot be read, and why.
+    #: The reason why each unreadable repository cannot be read, by location.
     problems: Mapping[str, str] = field(default_factory=dict)
     locations: tuple[str, ...] = ()
     cores: int = 1
@@ -134,8 +134,8 @@ def environment_builder(found: Repositories) -> Iterator[Finding]:
     needing = [model.name for model in found.models if model.needs_environment]
     if needing and not found.has_uv:
         yield error(
-            f"uv is not installed, and {', '.join(needing)} need environments",
-            "These models have a requirements.txt or another list of packages, which uv installs for them.",
+            f"uv is not installed, and these models need environments: {', '.join(needing)}",
+            "Each has a requirements.txt or another list of packages, which uv installs for it.",
             "pip install 'backline[envs]'",
         )
     else:
@@ -174,7 +174,7 @@ def gpus(found: Repositories) -> Iterator[Finding]:
     ]
     if wanting and not found.gpu:
         yield warning(
-            f"{', '.join(wanting)} ask for a GPU, which this machine does not have",
+            f"this machine has no GPU, and these models ask for one: {', '.join(wanting)}",
             "They run on the CPU, much slower, or are refused with --strict-devices.",
             "Set `kind: KIND_CPU` in instance_group, or use a machine with a GPU.",
         )
@@ -192,7 +192,7 @@ def threads(found: Repositories) -> Iterator[Finding]:
             yield warning(
                 f"{model.name}: {instances} instances with {max(each, 1)} threads each, on {found.cores}"
                 " cores",
-                "Runs at the same time slow one another down more than they gain.",
+                "Runs that have more threads than there are cores slow one another down.",
                 f"Keep instances x threads at or below {found.cores}, or leave both out: the server measures"
                 " the model and decides. 'backline tune' searches for the best combination.",
             )
@@ -201,7 +201,7 @@ def threads(found: Repositories) -> Iterator[Finding]:
 
 
 def _threads(config: ModelConfig) -> int:
-    """Returns the number of threads of each run; 0 if the configuration does not set it."""
+    """Returns the number of threads that each run of a model uses; 0 if the configuration does not set it."""
     values = [config.parameters.get(key, "") for key in _THREAD_PARAMETERS]
     return max((int(value) for value in values if value.isdecimal()), default=0)
 
@@ -223,7 +223,7 @@ def batching(found: Repositories) -> Iterator[Finding]:
             yield warning(
                 f"{model.name}: a request may wait {config.max_queue_delay_us / 1000:g} ms for others to"
                 " join its batch",
-                "With few requests, each one takes that much longer. Under load batches fill without it.",
+                "When requests are few, each takes that much longer. Under load, batches fill without delay.",
                 "Remove max_queue_delay_microseconds, or set at most a few milliseconds.",
             )
     if found.models and not wrong:
@@ -241,9 +241,9 @@ def padding(found: Repositories) -> Iterator[Finding]:
                 wrong = True
                 yield warning(
                     f"{model.name}: padding of '{name}' jumps from {', '.join(wide)}",
-                    "An input just above the shorter length is padded to more than twice its size, and the"
-                    " model computes on the padding.",
-                    "Add lengths between them to `buckets`.",
+                    "An input just above the shorter length is padded to about twice its size or more, and"
+                    " the model computes on the padding.",
+                    "Add lengths between these two to `buckets`.",
                 )
         sizes = (1, *model.config.joining.allowed_batch_sizes)
         gaps = [f"{one} to {two}" for one, two in pairwise(sizes) if 1 - (one + 1) / max(two, 1) > _WASTE]
@@ -252,7 +252,7 @@ def padding(found: Repositories) -> Iterator[Finding]:
             yield warning(
                 f"{model.name}: allowed_batch_sizes jump from {', '.join(gaps)}",
                 "A batch just above the smaller size is filled up with more copies than it has items.",
-                "Add sizes between them.",
+                "Add sizes between these two.",
             )
     if found.models and not wrong:
         yield ok("Padding wastes less than half of a batch")
@@ -287,7 +287,7 @@ def versions(found: Repositories) -> Iterator[Finding]:
     for name in all_served:
         yield note(
             f"{name}: version_policy serves all versions",
-            "Each version in the folder takes memory, also old ones.",
+            "Each version in the folder takes memory, even an old one that gets no requests.",
             "Serve the latest, or name versions: `versions = [...]`.",
         )
     if found.models and not all_served:
@@ -314,7 +314,9 @@ REPOSITORY: Mapping[str, Callable[[Repositories], Iterator[Finding]]] = {
 def read_repositories(
     options: ServerOptions, *, cores: int, memory_available: int, gpu: bool
 ) -> Repositories:
-    """Reads the repositories of a server with these options; only lists files in remote repositories."""
+    """Reads the repositories of a server with these options. Of remote repositories, reads only the
+    configurations, and lists the other files.
+    """
     models: list[DescribedModel] = []
     problems: dict[str, str] = {}
     for location in map(str, options.repositories):

@@ -1,21 +1,25 @@
-"""Checks of a running server and its models, as its API and metrics describe them."""
+"""Checks a running server and its models, by asking the server's API and reading its metrics."""
 
 from __future__ import annotations
 
+import http.client
+import json
 import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import backline
-from backline.access.exposure import is_loopback
+from backline.access.browsers import is_loopback
 from backline.cli.doctor.files import SOON
 from backline.cli.doctor.finding import Finding, error, note, ok, warning
+from backline.client.address import Address
 from backline.client.aio import AsyncClient
+from backline.client.errors import PermissionDenied
 from backline.client.http_transport import HttpTransport
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex
@@ -24,12 +28,12 @@ from backline.system.cores import usable_cores
 
 Answer = TypeVar("Answer")
 
-#: The minimum number of requests for rates and means to be meaningful.
+#: The minimum number of requests at which rates and means are considered meaningful.
 _ENOUGH = 20
 _FAILED_SHARE = 0.01
 _SLOW_LOAD = 30.0
 _SKEW = 30.0
-#: Queue times are reported if they exceed the compute time by this factor.
+#: The queue time of a model is reported if it is more than this many times the compute time.
 _LONG_QUEUE = 3.0
 _LOAD_SECONDS = "nv_model_load_duration_secs"
 _STUCK = "backline_stuck_runs"
@@ -41,12 +45,14 @@ Key = tuple[str, str]
 class ServerFacts:
     """The facts that a server reports about itself and its models.
 
-    `problem` says why the server does not respond; all other fields are then empty. `statistics` and
-    `configurations` contain what the server provides and the scopes of the caller's key permit.
+    If the server does not respond, `problem` says why, and no other facts are known. The same holds
+    if the server refuses the caller, who has no key or lacks a scope; `refused` is then true. `statistics`
+    and `configurations` contain only what the server provides and what the scopes of the caller's key permit.
     """
 
     url: str
     problem: str = ""
+    refused: bool = False
     name: str = ""
     version: str = ""
     own_version: str = backline.__version__
@@ -56,18 +62,26 @@ class ServerFacts:
     configurations: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)
     load_seconds: Mapping[Key, float] = field(default_factory=dict)
     stuck: Mapping[Key, float] = field(default_factory=dict)
-    #: By how many seconds the server's clock is ahead of this machine's; None if unknown.
+    #: The number of seconds by which the clock of the server is ahead of the clock of this machine; None if
+    #: unknown.
     skew: float | None = None
     certificate_expires: float | None = None
     now: float = 0.0
-    #: Whether a caller without a key may read, through an address that other machines can reach.
-    open_to_all: bool = False
-    #: The number of cores of the server, if it runs on this machine.
+    #: The scopes of callers without a key, if other machines can reach the address. Empty if the server does
+    #: not tell.
+    open_scopes: frozenset[str] = frozenset()
+    #: The number of cores that the server can use; None if the server runs on another machine.
     cores: int | None = None
 
 
 def answers(server: ServerFacts) -> Iterator[Finding]:
-    if server.problem:
+    if server.refused:
+        yield error(
+            f"{server.url} refuses to say what it serves: {server.problem}",
+            "Nothing else about the server can be checked.",
+            "Give this command a key with the scope read: set BACKLINE_KEY, or pass --api-key @FILE.",
+        )
+    elif server.problem:
         yield error(
             f"{server.url} does not answer: {server.problem}",
             "Nothing else about the server can be checked.",
@@ -114,12 +128,28 @@ def clocks(server: ServerFacts) -> Iterator[Finding]:
         yield ok("The server's clock agrees with this machine's")
 
 
+#: What each scope allows, and what follows from that.
+_ALLOWED: Mapping[str, tuple[str, str]] = {
+    "read": ("see its models", "Inputs, outputs and settings of all models are visible."),
+    "infer": ("run its models", "Running models takes the machine's cores."),
+    "manage": (
+        "load models",
+        "A model is code: anyone who may load a model can run programs as the server's user.",
+    ),
+    "admin": ("change its settings", "Recorded requests and the log are visible."),
+}
+
+
 def callers_without_key(server: ServerFacts) -> Iterator[Finding]:
-    if server.open_to_all:
+    allowed = [_ALLOWED[scope] for scope in _ALLOWED if scope in server.open_scopes]
+    if allowed:
         yield warning(
-            f"{server.url} lets callers without a key read and run its models",
-            "Anyone who can reach the address can use the machine's cores and see every model.",
-            "Create keys ('backline keys create') and serve with --auth.",
+            f"Callers without a key can use {server.url}: they may {', '.join(may for may, _ in allowed)}",
+            " ".join(
+                ("Anyone who can reach the address is such a caller.", *(effect for _, effect in allowed))
+            ),
+            "Create keys ('backline keys create') and serve with --auth. In that file, the table [anonymous]"
+            " lists what callers without a key may do.",
         )
 
 
@@ -166,8 +196,8 @@ def slow_loads(server: ServerFacts) -> Iterator[Finding]:
         if seconds > _SLOW_LOAD:
             yield warning(
                 f"{_version(name, version)} took {seconds:.0f} s to load",
-                "A restart, or a new version, takes at least that long. Requests that wait for the load time"
-                " out.",
+                "A restart, or a new version, takes at least that long. Requests that wait for the load may"
+                " time out.",
                 "Keep the state folder between starts (--state-dir), so that measurements are reused; use a"
                 " format without compilation at load; build environments in advance (backline env build).",
             )
@@ -182,8 +212,8 @@ def unused_models(server: ServerFacts) -> Iterator[Finding]:
     if never and len(never) < len(server.statistics):
         yield note(
             f"No requests have arrived yet for {', '.join(never)}",
-            "They hold memory that others could use.",
-            "Unload them, or let them load on demand: `load = 'on_demand'` in model.toml.",
+            "These models take memory that other models could use.",
+            "Unload these models, or load them on demand: `load = 'on_demand'` in model.toml.",
         )
 
 
@@ -252,7 +282,7 @@ def instance_threads(server: ServerFacts) -> Iterator[Finding]:
             yield warning(
                 f"{_version(*key)} has {instances} instances with {threads} threads each, on {server.cores}"
                 " cores",
-                "Runs at the same time slow one another down more than they gain.",
+                "Runs that have more threads than there are cores slow one another down.",
                 f"Keep instances x threads at or below {server.cores}.",
             )
 
@@ -275,7 +305,7 @@ RUNNING: Mapping[str, Callable[[ServerFacts], Iterator[Finding]]] = {
 
 
 def checks_of(server: ServerFacts) -> Mapping[str, Callable[[ServerFacts], Iterator[Finding]]]:
-    """Returns the checks that apply. If the server does not respond, only the first one applies."""
+    """Returns the checks that apply. If the server does not respond, only the check "answers" applies."""
     return {"answers": answers} if server.problem else RUNNING
 
 
@@ -294,7 +324,7 @@ def _mean_us(counts: Mapping[str, Any], name: str) -> float:
 
 
 async def read_running(url: str, options: ClientOptions) -> ServerFacts:
-    """Asks a server for the facts. Facts that the server does not disclose are left out."""
+    """Returns the facts that a server discloses about itself and its models."""
     server = ServerFacts(url, now=time.time())
     try:
         async with AsyncClient(url, options) as client:
@@ -324,18 +354,18 @@ async def read_running(url: str, options: ClientOptions) -> ServerFacts:
             if client.address.tls:
                 expires = _certificate_end(client.address.host, client.address.port, options)
                 server = replace(server, certificate_expires=expires)
-            if client.address.protocol == "http" and not client.address.unix:
-                server = replace(
-                    server,
-                    open_to_all=not is_loopback(client.address.host) and await _is_open(url, options),
-                )
+            over_tcp = client.address.protocol == "http" and not client.address.unix
+            if over_tcp and not is_loopback(client.address.host):
+                server = replace(server, open_scopes=open_scopes(client.address, options))
+    except PermissionDenied as error:
+        return ServerFacts(url, problem=error.message, refused=True)
     except BacklineError as error:
         return ServerFacts(url, problem=error.message)
     return server
 
 
 async def _told(asked: Awaitable[Answer], otherwise: Answer) -> Answer:
-    """Returns the server's answer, or `otherwise` if the request fails."""
+    """Returns the result of `asked`, a request to the server, or `otherwise` if the request fails."""
     try:
         return await asked
     except BacklineError:
@@ -362,19 +392,33 @@ async def _over_http(server: ServerFacts, transport: HttpTransport, options: Cli
     return replace(server, load_seconds=found[_LOAD_SECONDS], stuck=found[_STUCK])
 
 
-async def _is_open(url: str, options: ClientOptions) -> bool:
-    """Returns whether a caller without any credential may read."""
-    nobody = replace(options, headers={"authorization": "none"}, api_key=None, certificate=None, key=None)
+def open_scopes(address: Address, options: ClientOptions) -> frozenset[str]:
+    """Returns the scopes that a server gives to callers without any credential. Empty if the server admits no
+    such caller, or if it is not Backline and does not list scopes.
+
+    The request is sent without a client of this package, because that would add the caller's stored key. An
+    invalid key is no substitute for none: servers refuse it even if callers without a key are welcome.
+    """
     try:
-        async with AsyncClient(url, nobody) as client:
-            await client.models()
-    except BacklineError:
-        return False
-    return True
+        if address.tls:
+            context = replace(options, certificate=None, key=None).ssl_context()
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                address.host, address.port, timeout=options.timeout, context=context
+            )
+        else:
+            connection = http.client.HTTPConnection(address.host, address.port, timeout=options.timeout)
+        with closing(connection):
+            connection.request("GET", f"{address.path}/v2/access")
+            told = json.loads(connection.getresponse().read())
+        return frozenset(scope for grant in told["grants"] for scope in grant["scopes"])
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, BacklineError):
+        return frozenset()
 
 
 def _certificate_end(host: str, port: int, options: ClientOptions) -> float | None:
-    """Returns when the certificate that a server presents expires; None if it cannot be verified."""
+    """Returns when the certificate that a server presents expires, in seconds since 1970; None if the server
+    cannot be reached or the certificate cannot be verified.
+    """
     try:
         context = options.ssl_context()
         with (

@@ -1,4 +1,4 @@
-"""Checks of the interpreter and the installed packages."""
+"""Checks the Python interpreter and the installed packages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from backline.cli.doctor.finding import Finding, error, note, ok, warning
 
 #: The newest Python that Backline is tested with.
 NEWEST_PYTHON = (3, 14)
-#: Packages of runtimes that cannot use a GPU, and the commands that replace them on a machine with a GPU.
+#: Packages whose runtimes cannot use a GPU (of torch, only some builds), and how to replace each package by
+#: one that can.
 _WITHOUT_GPU = {
     "onnxruntime": "pip uninstall onnxruntime && pip install 'backline[onnx-gpu]'",
     "tensorflow-cpu": "pip uninstall tensorflow-cpu && pip install 'tensorflow[and-cuda]'",
@@ -27,7 +28,7 @@ _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?>=([0-9][0-9.]*)")
 
 @dataclass(frozen=True, slots=True)
 class Software:
-    """The interpreter and the packages that a server started by this command would use.
+    """The interpreter and the packages that a server would use if it were started in this environment.
 
     `packages` maps the names of installed packages to their versions. `least` maps the names of packages to
     the lowest versions that Backline works with.
@@ -36,7 +37,7 @@ class Software:
     python: tuple[int, int]
     #: Whether this build of Python has no global interpreter lock.
     free_threaded: bool
-    #: The settings that make Python slow, as a user would recognise them.
+    #: The debugging settings that make Python slow, by the names that users know, such as "-X dev".
     debugging: tuple[str, ...]
     has_uvloop: bool
     #: The implementation of protobuf: upb, cpp or python.
@@ -99,7 +100,7 @@ def protobuf(software: Software) -> Iterator[Finding]:
     if software.protobuf == "python":
         yield warning(
             "protobuf uses its implementation in Python",
-            "Every gRPC message is then parsed tens of times slower.",
+            "Parsing a gRPC message then takes tens of times as long.",
             "Unset PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION, or reinstall protobuf from its wheel.",
         )
     else:
@@ -186,7 +187,7 @@ SOFTWARE: Mapping[str, Callable[[Software], Iterator[Finding]]] = {
 
 
 def read_software(variables: Sequence[str]) -> Software:
-    """Collects the facts. `variables` are the warnings from `unknown_variables` for this environment."""
+    """Returns the facts for the checks. `variables` are the warnings of `unknown_variables`."""
     packages = {
         name.lower().replace("_", "-"): one.version
         for one in metadata.distributions()
@@ -226,7 +227,7 @@ def _protobuf() -> str:
 
 
 def _required(requirements: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yields the packages in a list of requirements, each with its lowest version."""
+    """Yields the packages in a list of requirements, each with the lowest version that is allowed."""
     for text in requirements:
         if found := _REQUIREMENT.match(text):
             yield found[1].lower().replace("_", "-"), found[2]

@@ -5,25 +5,26 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
 
 import backline
-from backline.backends.registry import FORMATS
+from backline.backends.registry import BACKENDS, FORMATS, BackendEntry, choose
 from backline.cli.command import CommandGroup, run
-from backline.cli.image.recipe import Recipe, recipe_of
-from backline.engine.byte_size import format_bytes
 from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.numbers import format_bytes
+from backline.environments.requirements import find_requirements
 from backline.repository.location import open_repository
 from backline.repository.repository import FoundModel
 from backline.system.user_folders import user_cache
 
 #: The programs that can build images, in order of preference.
 BUILDERS = ("podman", "buildah", "docker")
-#: The base image. Another one must have Python 3.11 or later with its module venv.
+#: The default base image. Any base image must have Python 3.11 or later, including the module venv.
 BASE = "docker.io/library/python:3.13-slim"
 #: The folders that the Containerfile copies; any of them may be empty.
 _FOLDERS = ("wheels", "requirements", "models")
@@ -82,7 +83,7 @@ def build(
     Models are left out, so that the image stays the same when they change, unless --with-models is given.
     """
     if no_index and wheels is None:
-        raise click.UsageError("--no-index needs --wheels: without a package index, it is the only source")
+        raise click.UsageError("--no-index needs --wheels, which is then the only source of packages")
     root = None if "://" in repository or repository.startswith("hf:") else Path(repository).absolute()
     if with_models and root is None:
         raise click.UsageError(
@@ -131,9 +132,9 @@ def write_context(
     *,
     with_models: bool,
 ) -> None:
-    """Writes the Containerfile, with `arguments` as the defaults of its ARGs, and the folders that it copies.
+    """Writes a Containerfile and the folders that it copies. `arguments` become the defaults of its ARGs.
 
-    `root` is the folder of the models; None if they are remote.
+    `root` is the folder of the models; None if the models are in a remote repository.
     """
     for name in _FOLDERS:
         (folder / name).mkdir(parents=True)
@@ -149,7 +150,7 @@ def write_context(
     if root is None:
         return
     base = root if root.is_dir() else root.parent
-    # A single model keeps its folder's name, so that a scan of the copied files finds the model.
+    # The files keep their paths below the repository, so that a scan of the copied files finds the models.
     for name in recipe.files:
         target = folder / "requirements" / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -165,8 +166,8 @@ def _builder(wanted: str | None) -> str:
     found = next((path for name in names if (path := shutil.which(name))), None)
     if found is None:
         raise BacklineError(
-            f"no program that builds images was found: install one of {', '.join(BUILDERS)}, or write the"
-            " Containerfile with --output and build it elsewhere"
+            f"no program that builds images was found by the name {' or '.join(names)}: install one of"
+            f" {', '.join(BUILDERS)}, or write the Containerfile with --output and build it elsewhere"
         )
     return found
 
@@ -181,7 +182,78 @@ def _build(program: str, tag: str, folder: Path) -> None:
 
 
 def _size(program: str, tag: str) -> str:
-    """Returns the size of an image, as text that continues a list; "" if the program does not report it."""
+    """Returns the size of an image, preceded by a comma; "" if the program does not report the size."""
     command: Sequence[str] = (program, "image", "inspect", "--format", "{{.Size}}", tag)
     shown = subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
     return f", {format_bytes(int(shown))}" if shown.isdigit() else ""
+
+
+#: The extra that each kind of object store needs, by the scheme of the repository's URL.
+_OF_SCHEMES = {"s3": "cloud", "gs": "cloud", "az": "cloud", "as": "cloud"}
+#: Files with these suffixes or names may say which packages a Python model requires, or identify a
+#: repository. Files of weights have other names.
+_SUFFIXES = (".py", ".txt", ".toml", ".pbtxt")
+_NAMES = ("uv.lock", ".python-version", "PYTHON_VERSION")
+#: The maximum size in bytes of a file that is copied into the image.
+_MAX_SIZE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The contents of an image: sorted `extras`, and `files` that describe the environments of the models.
+
+    The files are small. Their paths are relative to the root of the repository.
+    """
+
+    extras: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+def recipe_of(location: str, models: Iterable[FoundModel], root: Path | None) -> Recipe:
+    """Returns the recipe for the models at `location`. `root` is the folder there; None if `location` is
+    remote.
+
+    For a remote repository, the recipe lacks the environments of the models, because their files are not
+    available. Raises InvalidArgument for a model that cannot be served, for example because its format is
+    unknown.
+    """
+    extras = {extra for scheme, extra in _OF_SCHEMES.items() if location.startswith(f"{scheme}://")}
+    files: set[str] = set()
+    for model in models:
+        if model.problem:
+            raise InvalidArgument(f"model '{model.name}' cannot be served: {model.problem}")
+        if model.config.ensemble is not None:
+            continue
+        for version in model.versions:
+            if version.path is None:
+                continue
+            path = (root or Path()) / version.path
+            entry = choose(model.config, path)
+            extras |= _extras(entry, path)
+            if root is not None and entry.hosted and _needs_environment(model, path, root):
+                files |= {
+                    name
+                    for name, file in version.files.items()
+                    if file.size <= _MAX_SIZE and _describes(name)
+                }
+    return Recipe(tuple(sorted(extras)), tuple(sorted(files)))
+
+
+def _extras(entry: BackendEntry, path: Path) -> set[str]:
+    return {entry.extra, _flavour(path) if entry.name == "mlflow" and path.exists() else ""} - {""}
+
+
+def _flavour(path: Path) -> str:
+    from backline.backends.mlflow import flavour_backend  # imported here, because few repositories need it
+
+    backend = flavour_backend(path)
+    return next(entry.extra for entry in BACKENDS if entry.name == backend)
+
+
+def _needs_environment(model: FoundModel, path: Path, root: Path) -> bool:
+    folder = path if path.is_dir() else path.parent
+    return find_requirements(folder, root / model.folder, model.config.python) is not None
+
+
+def _describes(name: str) -> bool:
+    return name.endswith(_SUFFIXES) or name.rpartition("/")[2] in _NAMES

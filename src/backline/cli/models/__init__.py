@@ -62,7 +62,7 @@ def record_requests(
     wait: float,
     as_json: bool,
 ) -> None:
-    """Record the next requests that a model answers, to warm it up at its next load.
+    """Record the next requests that a model answers, to warm up the model at its next load.
 
     The server keeps the inputs of live requests in its state folder, in place of the previous recording. On
     Ctrl-C, or if fewer requests arrive in time, the recording keeps the requests that have arrived.
@@ -93,7 +93,7 @@ def _print(state: dict[str, Any]) -> None:
 
 
 class ServerRecording:
-    """A recording on a server, which this class controls over HTTP."""
+    """The recording of a model's requests on a server, controlled over HTTP."""
 
     def __init__(self, url: str, options: ClientOptions, name: str, version: str) -> None:
         self._url = url
@@ -102,7 +102,7 @@ class ServerRecording:
         self._version = f"/versions/{quote(version, safe='')}" if version else ""
 
     async def run(self, limits: dict[str, int], wait: float) -> dict[str, Any]:
-        """Records until the recording is complete, or for `wait` seconds; returns the final state."""
+        """Records until the recording is complete, for at most `wait` seconds. Returns the final state."""
         async with AsyncClient(self._url, self._options) as client:
             transport = await client.transport()
             if not isinstance(transport, HttpTransport):

@@ -1,4 +1,4 @@
-"""Formats entries of a server's model list as text and JSON, and adds hints to errors about unknown names."""
+"""Formats the entries of a server's model list, and adds hints to errors about unknown names."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from backline.client.errors import BacklineError, InvalidArgument, NotFound
 from backline.client.records import ModelIndex, Progress
-from backline.engine.byte_size import format_bytes
 from backline.engine.control import STABLE
+from backline.engine.numbers import format_bytes
 from backline.engine.spelling import nearest
 
 
 def document(entry: ModelIndex) -> dict[str, Any]:
-    """Returns an entry as JSON. It has `progress` only while a load is in progress."""
+    """Returns an entry as a JSON object, which has a field `progress` only while a load is in progress."""
     plain = asdict(entry)
     if plain["progress"] is None:
         del plain["progress"]
@@ -22,7 +22,9 @@ def document(entry: ModelIndex) -> dict[str, Any]:
 
 
 def labels_text(entry: ModelIndex, index: Sequence[ModelIndex]) -> str:
-    """Formats the labels of a version. "(default)" marks the one that serves requests without a version."""
+    """Formats the labels of a version. Adds "(default)" to the version that serves requests without a
+    version, if other versions are ready and it does not have the label "stable".
+    """
     others = any(other.ready for other in index if other.name == entry.name and other is not entry)
     return (
         ", ".join(
@@ -36,7 +38,7 @@ def labels_text(entry: ModelIndex, index: Sequence[ModelIndex]) -> str:
 
 
 def state_text(entry: ModelIndex) -> str:
-    """Formats the state, such as "READY" or "ON DEMAND"."""
+    """Formats the state of a version, such as "READY" or "ON DEMAND"."""
     return entry.state.replace("_", " ") or "not loaded"
 
 
@@ -45,7 +47,7 @@ def memory_text(entry: ModelIndex) -> str:
 
 
 def reason_text(entry: ModelIndex) -> str:
-    """Returns the progress of a load, or the reason for the state if no load is in progress."""
+    """Formats the progress of a load. If no load is in progress, returns the reason for the state."""
     return progress_text(entry.progress) if entry.progress is not None else entry.reason
 
 
@@ -57,10 +59,14 @@ def progress_text(progress: Progress) -> str:
     return ", ".join([*parts, f"{progress.seconds:.0f} s"])
 
 
+#: Phrases by which an error that already lists the known names is recognised.
+_LISTS = ("there are", "there is", "available:")
+
+
 def explain(
     error: BacklineError, index: Sequence[ModelIndex], model: str, version: str = ""
 ) -> BacklineError:
-    """Adds the nearest model, version or label to an error about an unknown name."""
+    """Adds the nearest model, version or label, or all known ones, to an error about an unknown name."""
     if not isinstance(error, (NotFound, InvalidArgument)) or "Did you mean" in error.message:
         return error
     models = sorted({entry.name for entry in index})
@@ -77,8 +83,8 @@ def explain(
     near = nearest(name, known, 1)
     if near:
         hint = f"Did you mean '{near[0]}'?"
-    elif "there are" in error.message or "there is" in error.message:  # the error already lists the names
-        return error
+    elif isinstance(error, InvalidArgument) or any(words in error.message for words in _LISTS):
+        return error  # the error is not about an unknown name, or already lists the known names
     else:
         hint = f"{has} {', '.join(known) or 'none'}."
     error.message = f"{error.message.rstrip('. ')}. {hint}"

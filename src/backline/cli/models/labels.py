@@ -1,4 +1,4 @@
-"""`backline models label`, `promote`, `rollback` and `history`: move labels, and show past changes."""
+"""`backline models label`, `promote` and `rollback` move labels; `history` shows past changes."""
 
 from __future__ import annotations
 
@@ -109,10 +109,10 @@ def promote_version(
 @json_option
 @connection_options
 def roll_back(url: str, options: ClientOptions, name: str, label: str, wait: float, as_json: bool) -> None:
-    """Move a label back to the version before its last move; repeat it to go back further.
+    """Move a label back to the version before its last move. Repeat the command to go back further.
 
     The server keeps that version loaded for a while (backline serve --keep-previous-secs), so that a rollback
-    takes effect at once. Later rollbacks load the version first.
+    takes effect immediately. Later rollbacks load the version first.
     """
 
     async def rollback(client: AsyncClient) -> Change:
@@ -174,7 +174,9 @@ def show_history(url: str, options: ClientOptions, name: str, limit: int, as_jso
         if name and not changes:
             index = client.models()
             if all(entry.name != name for entry in index):
-                raise explain(NotFound(f"there is no model '{name}', and no change to it"), index, name)
+                raise explain(
+                    NotFound(f"there is no model '{name}', and no change to it was recorded"), index, name
+                )
     if as_json:
         print(json.dumps([asdict(change) for change in changes]))
     elif not changes:

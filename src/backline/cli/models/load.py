@@ -98,7 +98,7 @@ def unload_model(
     """Unload a model or one version of it, after finishing its requests in flight."""
 
     async def unload(client: AsyncClient) -> None:
-        # Servers accept the unloading of an unknown model, but here its name is probably misspelt.
+        # A server does not refuse to unload an unknown model, but here the name is probably misspelt.
         if all(entry.name != name for entry in await client.models()):
             raise NotFound(f"failed to unload '{name}': the server has no such model")
         await client.unload(name, model_version, dependents=dependents)

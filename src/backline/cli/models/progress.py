@@ -1,4 +1,4 @@
-"""Runs a change on a server and shows its progress: bars on a terminal, plain lines otherwise."""
+"""Runs a change on a server, and shows its progress as bars on a terminal, and as plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from backline.client.records import ModelIndex
 from backline.engine.errors import BacklineError
 from backline.engine.names import printable
 
-#: Seconds before the first request for the progress, and between further requests. The first one comes early
-#: because many loads are short.
+#: Seconds before the first request for the progress, and between further requests. The first request comes
+#: early, because many loads are short.
 FIRST_POLL, POLL = 0.05, 0.25
 Result = TypeVar("Result")
 
@@ -38,10 +38,11 @@ def run_change(
     version: str = "",
     quiet: bool = False,
 ) -> tuple[Result, list[ModelIndex]]:
-    """Runs a change on the server; returns its result, and then the list entries of `model` or all models.
+    """Runs a change on a server. Returns the result of the change, and afterwards the entries of `model` in
+    the model list, or all entries if `model` is empty.
 
-    Unless `quiet`, the progress of the model's loads is shown on stderr. An error about an unknown name
-    suggests the nearest name.
+    Unless `quiet`, the progress of loads is shown on stderr. If a name is unknown, the error suggests the
+    nearest name.
     """
     return run(_run_change(url, options, change, model, version, None if quiet else _display()))
 
@@ -85,7 +86,7 @@ async def _shown(
             pause = POLL
             try:
                 index = await client.models()
-            except BacklineError:  # affects only the display; the change continues
+            except BacklineError:  # only the display is affected: the change continues
                 continue
             display.update(
                 [entry for entry in index if entry.progress is not None and model in ("", entry.name)]
@@ -116,7 +117,7 @@ class Lines:
                 print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Does nothing, since the printed lines remain."""
+        """Does nothing, because the printed lines remain."""
 
 
 class Bars:
@@ -144,7 +145,7 @@ class Bars:
             total = progress.bytes_total if progress.bytes_done < progress.bytes_total else None
             key = (entry.name, entry.version, progress.phase, total)
             seen.add(key)
-            # A bar without a known total pulses. After the fetch, the total is unknown again.
+            # A bar pulses as long as its total is unknown. After a download, the total is unknown again.
             if key not in self._tasks:
                 self._tasks[key] = self.progress.add_task(
                     f"{entry.name} {entry.version}: {progress.phase}", total=None

@@ -62,7 +62,7 @@ def list_models(url: str, options: ClientOptions, as_json: bool, everywhere: boo
 
 
 def _list_everywhere(url: str, options: ClientOptions, as_json: bool) -> None:
-    """Lists the models of several servers. Exits with status 1 if one of them does not answer."""
+    """Lists the models of several servers. Exits with status 1 if any server does not answer."""
     servers = every_server(url)
     with ThreadPoolExecutor(len(servers)) as threads:
         answers = list(threads.map(lambda server: _ask(server, options), servers))
@@ -101,7 +101,7 @@ def _ask(url: str, options: ClientOptions) -> _Listing | BacklineError:
 
 
 def _listed(client: Client) -> _Listing:
-    """Returns the model list of a server, and the counters by model and version."""
+    """Returns the model list of a server, and the counters of each version by model name and version."""
     index = client.models()
     try:
         return index, {(entry["name"], str(entry["version"])): entry for entry in client.statistics()}
@@ -125,11 +125,12 @@ def _row(
 
 
 def every_server(url: str) -> list[str]:
-    """Returns the URLs of all servers that `url` means, in order and without duplicates.
+    """Returns the URLs of all servers that `url` refers to, in order and without duplicates.
 
-    `url` is a list of URLs, separated by commas. A host name means all of its addresses, such as those of the
-    pods behind a headless service. With TLS, the host name is kept, since certificates contain it. Raises
-    InvalidArgument for a host that has no address.
+    `url` is a list of URLs, separated by commas. A URL with a host name refers to a server at each address of
+    the host, for example the pods behind a headless service. A URL with TLS is kept as it is, because
+    certificates contain the host name, and so is a URL without a host. Raises InvalidArgument for a host that
+    has no address.
     """
     found: dict[str, None] = {}
     for one in filter(None, map(str.strip, url.split(","))):
@@ -140,7 +141,9 @@ def every_server(url: str) -> list[str]:
         try:
             every = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
         except OSError as error:
-            raise InvalidArgument(f"'{address.host}' has no address: {error.strerror or error}") from None
+            raise InvalidArgument(
+                f"the host '{address.host}' has no address: {error.strerror or error}"
+            ) from None
         for family, *_, where in every:
             host = f"[{where[0]}]" if family == socket.AF_INET6 else where[0]
             found[f"{address.protocol}://{host}:{address.port}{address.path}"] = None
@@ -195,7 +198,7 @@ def show_model(
 
 
 async def _origins(url: str, options: ClientOptions, name: str, version: str) -> list[dict[str, Any]]:
-    """Returns the values of a model's configuration, each with its origin."""
+    """Returns the values in the configuration of a model, and for each value where it comes from."""
     async with AsyncClient(url, options) as client:
         transport = await client.transport()
         if not isinstance(transport, HttpTransport):
@@ -214,14 +217,14 @@ def _show_origins(values: Sequence[Mapping[str, Any]], as_json: bool) -> None:
 
 
 def _give_reason(client: Client, name: str, error: BacklineError) -> None:
-    """Adds to the error the reason why the model is not ready, from the server's list."""
+    """Adds to the error the reason why the model is not ready, which the server's model list contains."""
     for entry in client.models():
         if entry.name == name and entry.reason and entry.reason not in error.message:
             error.message = f"{error.message} ({state_text(entry)}: {entry.reason})"
 
 
 def _index(client: Client) -> list[ModelIndex]:
-    """Returns the server's list of models; empty if the key is limited to some models."""
+    """Returns the server's model list; empty if the key does not permit listing all models."""
     try:
         return client.models()
     except PermissionDenied:
@@ -229,7 +232,7 @@ def _index(client: Client) -> list[ModelIndex]:
 
 
 def _optional(model: Model) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Returns the model's configuration and counters; both are empty if the server does not provide them."""
+    """Returns the model's configuration and counters; both are empty unless the server provides both."""
     try:
         return model.config(explained=True), model.statistics()
     except BacklineError:

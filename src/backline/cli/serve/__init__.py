@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import faulthandler
 import io
 import logging
 import os
@@ -29,12 +30,13 @@ from backline.cli.serve.options import server_options
 from backline.cli.serve.report import LoadReport, print_report
 from backline.cli.serve.triton_options import ServeCommand
 from backline.embedded.embedded import ModelsNotLoaded
-from backline.engine.errors import BacklineError
+from backline.engine.errors import BacklineError, NotFound
 from backline.lifecycle.loading.version_load import loads_running
 from backline.observe.log.server_log import ServerLog
 from backline.observe.log.settings import FORMATS, LEVELS, LogFormat, LogLevel, LogSettings
 from backline.server import OpenPort, PortNotOpened, Server, ServerOptions
-from backline.system.service_manager import notify
+from backline.system.memory import memory_limit
+from backline.system.service_manager import is_managed, notify
 from backline.wire.limits import Limits
 from backline.wire.tls import TlsFileError
 
@@ -48,7 +50,7 @@ def _severity(name: str, text: str) -> Decorator:
     return option(name, type=bool, metavar="true|false", help=text)
 
 
-#: The values of --log-format that select Triton's form of the lines, with the format that they set.
+#: The values of --log-format that select Triton's form of log lines, and the format that each value sets.
 _TRITON_FORMATS: dict[str, LogFormat] = {"triton": "default", "triton-ISO8601": "ISO8601"}
 
 _OPTIONS: tuple[Decorator, ...] = (
@@ -114,7 +116,7 @@ def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def installed_log(settings: LogSettings) -> Iterator[ServerLog]:
-    """Installs the server's log during a `with` block. Raises UsageError if its file cannot be opened."""
+    """Installs the server's log during a `with` block. Raises UsageError if the log file cannot be opened."""
     try:
         log = ServerLog(settings)
     except OSError as error:
@@ -124,7 +126,9 @@ def installed_log(settings: LogSettings) -> Iterator[ServerLog]:
 
 
 class LastingOutput(io.RawIOBase):
-    """A stream to a file descriptor. It drops output if the disk is full or the pipe is closed."""
+    """A stream to a file descriptor. Output that cannot be written, for example to a full disk or a closed
+    pipe, is dropped.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -147,7 +151,7 @@ class LastingOutput(io.RawIOBase):
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Makes printing never fail during a `with` block: output that cannot be written is dropped."""
+    """Keeps printing from failing during a `with` block, by dropping output that cannot be written."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_lasting, before)
     try:
@@ -160,9 +164,10 @@ def lasting_output() -> Iterator[None]:
 
 
 def _lasting(stream: TextIO | None) -> TextIO:
-    """Returns a stream that writes like `stream` but never raises.
+    """Returns a stream that writes to the same file as `stream` but never raises.
 
-    If `stream` is closed, output is discarded. A stream that is not a file, as in tests, is returned as is.
+    If `stream` is None, output is discarded. A stream without a file, such as tests use, is returned
+    unchanged.
     """
     if stream is None:
         return io.TextIOWrapper(io.BufferedWriter(LastingOutput(-1)))
@@ -183,9 +188,10 @@ RESERVED = 256
 
 
 def within_open_files(limits: Limits) -> Limits:
-    """Raises the limit on open files if possible. Returns `limits` with as many connections as that allows.
+    """Raises this process's limit on open files if possible. Returns `limits` with a maximum number of
+    connections that leaves file descriptors free.
 
-    Without a free file descriptor, the server could not even refuse a connection, or read a model.
+    Without a free file descriptor, the server could neither refuse a connection nor read a model.
     """
     if sys.platform == "win32":
         return limits
@@ -198,7 +204,7 @@ def within_open_files(limits: Limits) -> Limits:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
-        except (OSError, ValueError):  # macOS allows fewer files than it reports
+        except (OSError, ValueError):  # macOS allows fewer open files than its reported hard limit
             pass
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return limits
@@ -214,10 +220,28 @@ def within_open_files(limits: Limits) -> Limits:
     return replace(limits, max_connections=fitting)
 
 
-#: Signals that stop the server: a service manager, Ctrl-C and closing the terminal send them. SIGHUP may also
-#: be a request to read certificates and keys again.
+#: The share of the memory that request bodies and unread responses may take. Running a request takes several
+#: copies of it: decoded inputs, memory shared with a worker, the response.
+_BUFFERED_SHARE = 8
+
+
+def within_memory(limits: Limits) -> Limits:
+    """Returns `limits` with a `max_buffered_bytes` that suits the memory of the container or machine.
+
+    The value is lower than the default if there is little memory, but always allows a body of the maximum
+    size.
+    """
+    memory = memory_limit()
+    if memory is None:
+        return limits
+    most = max(memory // _BUFFERED_SHARE, limits.max_body_size)
+    return replace(limits, max_buffered_bytes=min(limits.max_buffered_bytes, most))
+
+
+#: Signals that stop the server. A service manager sends the first, Ctrl-C the second, and a terminal the
+#: third when it is closed. SIGHUP may also be a request to read certificates and keys again.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-#: Maximum number of seconds that runs and unloading may continue after all connections are closed.
+#: Maximum time, in seconds, for which runs and unloading may continue after all connections have been closed.
 REST_WITHIN = 5.0
 
 _EPILOG = """\b
@@ -263,8 +287,8 @@ debug_option = click.option(
 def command(options: ServerOptions, engine: RayOptions | None, debug: str | None, log: LogSettings) -> int:
     """Serve the models of one or more repositories.
 
-    All models load in parallel; a model that fails shows why and does not stop the others. SIGTERM or Ctrl-C
-    finishes the requests in flight, then exits.
+    All models load in parallel. A model that fails to load is listed with the reason. On SIGTERM or Ctrl-C,
+    the server completes the requests in flight and exits.
     """
     if not options.repositories and debug is None:
         raise click.UsageError("No repository was given. Name a folder of models: backline serve models/")
@@ -272,12 +296,29 @@ def command(options: ServerOptions, engine: RayOptions | None, debug: str | None
         raise click.UsageError(
             "--debug runs a model in this process, and --engine ray in others: leave one out"
         )
-    with in_front(options, engine) as fronted:
-        return serve_until_stopped(fronted, debug, log)
+    try:
+        with in_front(options, engine) as fronted:
+            return serve_until_stopped(fronted, debug, log)
+    except NotFound as error:
+        from backline.cli.model_folder import similar_path  # imported here, because it imports backends
+
+        missing = [Path(one).absolute() for one in map(str, options.repositories) if "://" not in one]
+        hints = [similar_path(path) for path in missing if not path.exists()]
+        raise NotFound(error.message + next(iter(hints), "")) from None
 
 
 def _nothing_to_say(server: Server | None = None) -> None:
-    """Does nothing: the default of the hooks of `serve_until_stopped`."""
+    """Does nothing. This is the default for `on_log` and `on_started`."""
+
+
+def report_crashes() -> None:
+    """Makes a crash in native code print the Python stacks of all threads to stderr.
+
+    Otherwise nothing would show which model or library crashed the process.
+    """
+    # A process that was started without stderr has no place for the stacks.
+    if sys.__stderr__ is not None and not faulthandler.is_enabled():
+        faulthandler.enable(sys.__stderr__)
 
 
 def serve_until_stopped(
@@ -289,13 +330,15 @@ def serve_until_stopped(
     on_started: Callable[[Server], None] = _nothing_to_say,
     abandoned: int = 0,
 ) -> int:
-    """Serves until a signal arrives. Returns the exit status: `abandoned` if a run or load has not ended.
+    """Serves until a signal arrives. Returns the exit status 0. If a run or a load is still in progress, ends
+    the process with the exit status `abandoned` instead. With `debug`, always ends the process, with 0.
 
-    `on_log` is called when the log is open, and `on_started` when all models have loaded or failed to load.
+    `on_log` is called when the log is open, and `on_started` when every model has loaded or failed to load.
     """
     if debug is not None:
         options = debugged_options(options, debug)
-        log = replace(log, info=True)  # informational lines report reloads
+        log = replace(log, info=True)  # reloads are logged as informational lines
+    report_crashes()
     with (
         lasting_output(),
         installed_log(log) as server_log,
@@ -304,7 +347,7 @@ def serve_until_stopped(
         for warning in unknown_variables(click.get_current_context().command, os.environ):
             logging.getLogger("backline.serve").warning(warning)
         on_log()
-        options = replace(options, limits=within_open_files(options.limits))
+        options = replace(options, limits=within_open_files(within_memory(options.limits)))
         rested = run(serve(options, server_log, on_started))
     if debug is not None:
         os._exit(0)  # a thread that is stopped at a breakpoint cannot be interrupted
@@ -321,10 +364,11 @@ def serve_until_stopped(
 async def serve(
     options: ServerOptions, server_log: ServerLog, on_started: Callable[[Server], None] = _nothing_to_say
 ) -> bool:
-    """Serves until a signal arrives; returns whether all runs have ended.
+    """Serves until a signal arrives. Returns whether all runs have ended.
 
-    `on_started` is called when all models have loaded or failed to load. A second signal ends the process.
-    SIGHUP reloads certificates and keys; it stops the server if there are none, or the terminal has closed.
+    `on_started` is called when every model has loaded or failed to load. A second signal ends the process.
+    SIGHUP reloads certificates and keys. If there are none, or if the terminal has closed, SIGHUP stops the
+    server. A service manager sends SIGHUP only to reload.
     """
     began = monotonic()
     server = Server(options, server_log)
@@ -341,13 +385,14 @@ async def serve(
     on_terminal = _has_terminal()
 
     def hang_up() -> None:
-        if server.reloadable and on_terminal == _has_terminal():
+        if (server.reloadable or is_managed()) and on_terminal == _has_terminal():
             server.reload()
         else:
             stop(signal.SIGHUP)
 
-    # SIGINT and SIGTERM stop the server even if they were ignored when it started: background jobs of a shell
-    # script ignore SIGINT. An ignored SIGHUP remains ignored, because that is the purpose of nohup.
+    # SIGINT and SIGTERM stop the server even if this process was started with these signals ignored, as
+    # SIGINT is in background jobs of a shell script. An ignored SIGHUP remains ignored, because that is the
+    # purpose of nohup.
     heard = [
         number
         for number in _SIGNALS
@@ -397,7 +442,7 @@ async def serve(
 
 
 def _has_terminal() -> bool:
-    """Returns whether this process has a controlling terminal. It has none once the terminal has closed."""
+    """Returns whether this process has a controlling terminal that has not been closed."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
     except OSError:
@@ -406,8 +451,8 @@ def _has_terminal() -> bool:
 
 
 async def _stop(server: Server, options: ServerOptions) -> bool:
-    """Stops the server. Returns whether all runs have ended. No client waits for a run that has not ended."""
-    # A request at a breakpoint may never end.
+    """Stops the server. Returns whether all runs have ended. Clients do not wait for runs that continue."""
+    # With a debugger, the time is short, because a request that has stopped at a breakpoint may never end.
     limit = STOPPED_WITHIN if options.lifecycle.debugged_model else options.limits.drain_timeout + REST_WITHIN
     try:
         async with asyncio.timeout(limit):

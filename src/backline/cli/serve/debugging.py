@@ -1,4 +1,4 @@
-"""`backline serve --debug`: the settings of a server on which one model is debugged."""
+"""`backline serve --debug`: adapts the settings of a server to debugging one of its models."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from backline.engine.model import ModelState
 from backline.engine.spelling import nearest
 from backline.server import ServerOptions
 
-#: Seconds between scans of the files, if the system does not report changes.
+#: Seconds between scans of the models' files, if the operating system does not report changes.
 _LOOK = 1.0
-#: Seconds to wait for requests to a replaced version, in effect forever: they may be at a breakpoint.
+#: Seconds to wait for the requests to a replaced version. In effect, the server waits forever, because a
+#: request may have stopped at a breakpoint.
 _ANY_TIME = 1e8
-#: Seconds for which a stopping server waits for requests in flight, and the maximum for stopping altogether.
+#: Seconds for which a stopping server waits for requests in flight, and the maximum time in seconds for the
+#: whole stop.
 _MOMENT = 0.5
 STOPPED_WITHIN = 2.0
 
 
 def debugged_options(options: ServerOptions, model: str) -> ServerOptions:
-    """Returns the options for debugging a model, which is given by name or, without a repository, by path.
+    """Returns `options`, changed for debugging a model. `model` is a name, or a path if there is no
+    repository.
 
-    Raises UsageError for contradictory options.
+    Raises UsageError if the options contradict debugging.
     """
     lifecycle = options.lifecycle
     if lifecycle.mode == "explicit":
@@ -51,9 +54,9 @@ def debugged_options(options: ServerOptions, model: str) -> ServerOptions:
 
 
 def check_debugged(engine: Engine, name: str) -> None:
-    """Raises BacklineError if there is no such model, or if it cannot be debugged.
+    """Raises BacklineError if there is no model `name`, or if the model cannot be debugged.
 
-    A model that failed to load is accepted, because an edit reloads it.
+    Accepts a model that failed to load, because editing the model's files reloads it.
     """
     models = [model for model in engine.models() if model.name == name]
     if not models:
@@ -77,7 +80,7 @@ def check_debugged(engine: Engine, name: str) -> None:
 
 
 def banner(name: str) -> str:
-    """Returns the text printed once the server is ready."""
+    """Returns the text to print when the server is ready."""
     text = (
         f"Debugging {name}: it runs in this process, breakpoint() stops in this terminal, nothing times out,"
         " and editing its files reloads it."
@@ -89,7 +92,9 @@ def banner(name: str) -> str:
 
 @contextlib.contextmanager
 def kept_terminal() -> Iterator[None]:
-    """Restores the terminal settings after a `with` block: a debugger that waits for input changes them."""
+    """Restores the settings of the terminal after a `with` block, because a debugger that waits for input
+    changes these settings.
+    """
     if not sys.stdin.isatty():
         yield
         return

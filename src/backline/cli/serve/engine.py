@@ -1,4 +1,4 @@
-"""The options of `backline serve --engine ray`, which deploys replicas and a server in front of them."""
+"""Defines the options of `backline serve --engine ray`, which runs replicas on Ray and a server in front."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _READY_WITHIN = 600.0
 
 @dataclass(frozen=True, slots=True)
 class RayOptions:
-    """Options of the deployment to Ray, and the address of Ray. `most` is the maximum number of replicas.
+    """The options of a deployment on Ray, and the address of Ray.
 
-    If `most` is None, the number of replicas is fixed.
+    `most` is the maximum number of replicas; None means that the number is always `replicas`.
     """
 
     name: str
@@ -33,6 +33,8 @@ class RayOptions:
     most: int | None
     actor_options: dict[str, Any]
     revision: str
+    shards: bool
+    keep_sequences: bool
 
 
 def _actor_options(context: click.Context, parameter: click.Parameter, text: str) -> dict[str, Any]:
@@ -78,11 +80,21 @@ _OPTIONS: tuple[Decorator, ...] = (
         default="",
         help="Any text: replicas of another revision are replaced one by one.",
     ),
+    option(
+        "--ray-shards",
+        is_flag=True,
+        help="Let each replica load only as many models as fit into the memory and GPUs reserved for it.",
+    ),
+    option(
+        "--ray-keep-sequences",
+        is_flag=True,
+        help="Keep the states of sequences outside of replicas, so that others continue them.",
+    ),
 )
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options to a command. The command receives `engine`, which is None if no engine is chosen."""
+    """Adds these options to a command. The command receives `engine`; None means that no engine is chosen."""
 
     @wraps(command)
     def with_engine(
@@ -94,10 +106,19 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ray_max_replicas: int | None,
         ray_actor_options: dict[str, Any],
         ray_revision: str,
+        ray_shards: bool,
+        ray_keep_sequences: bool,
         **others: Any,
     ) -> Any:
         ray = RayOptions(
-            ray_name, ray_address, ray_replicas, ray_max_replicas, ray_actor_options, ray_revision
+            ray_name,
+            ray_address,
+            ray_replicas,
+            ray_max_replicas,
+            ray_actor_options,
+            ray_revision,
+            ray_shards,
+            ray_keep_sequences,
         )
         return command(*arguments, engine=ray if engine else None, **others)
 
@@ -127,6 +148,8 @@ def in_front(options: ServerOptions, engine: RayOptions | None) -> Iterator[Serv
         revision=engine.revision,
         ray_actor_options=engine.actor_options,
         target_in_flight=options.target_in_flight,
+        shards=engine.shards,
+        keep_sequences=engine.keep_sequences,
         address=engine.address,
     )
     deployed.wait_ready(_READY_WITHIN)

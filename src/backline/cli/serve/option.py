@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 
 import click
 
-from backline.access.auth_file import ENVIRONMENT_KEYS
+from backline.access.keys import ENVIRONMENT_KEYS
 from backline.cli.numbers import Number, WholeNumber
-from backline.engine.byte_size import parse_bytes
 from backline.engine.errors import InvalidArgument
+from backline.engine.numbers import parse_bytes
 from backline.engine.spelling import nearest
 from backline.lifecycle.options import LifecycleOptions
 from backline.server import ServerOptions
@@ -25,18 +25,18 @@ Decorator: TypeAlias = Callable[[Function], Function]
 
 
 _PREFIX = "BACKLINE_"
-#: Environment variables that are not read by the options of `backline serve` but by other code.
+#: Environment variables that set no option of `backline serve`, because other code reads them.
 _OTHERS = frozenset({"BACKLINE_DEBUG", "BACKLINE_KEY", "BACKLINE_URL", *ENVIRONMENT_KEYS})
 #: Variables that Kubernetes sets in every container if a service has the name backline or backline-something.
 _OF_KUBERNETES = re.compile(
     r"BACKLINE_(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
-#: The starts of the values that Kubernetes sets as the port of a service: a URL instead of a number.
+#: Prefixes of the values that Kubernetes sets as the port of a service. These values are URLs.
 _LINKS = ("tcp://", "udp://", "sctp://")
 
 
 def option(name: str, *alternatives: str, **settings: Any) -> Decorator:
-    """Returns an option that an environment variable can set too: --http-port by BACKLINE_HTTP_PORT."""
+    """Returns an option that an environment variable can also set: BACKLINE_HTTP_PORT sets --http-port."""
     variable = _PREFIX + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
     shown = settings.get("default") not in (None, "")
     return click.option(
@@ -45,7 +45,7 @@ def option(name: str, *alternatives: str, **settings: Any) -> Decorator:
 
 
 def unknown_variables(command: click.Command, environment: Mapping[str, str]) -> list[str]:
-    """Returns a warning for each environment variable that has the options' prefix but sets no option."""
+    """Returns a warning for each environment variable that starts with BACKLINE_ but sets no option."""
     known = {str(param.envvar) for param in command.params if param.envvar} | _OTHERS
     warnings = []
     for name in sorted(name for name in environment if name.startswith(_PREFIX) and name not in known):
@@ -66,7 +66,7 @@ def unknown_variables(command: click.Command, environment: Mapping[str, str]) ->
 
 
 def decorated(function: Function, options: Sequence[Decorator]) -> Function:
-    """Adds options to a function, in the order in which `--help` shows them."""
+    """Adds options to a function. `--help` shows them in the given order."""
     for add in reversed(options):
         function = add(function)
     return function
@@ -80,7 +80,7 @@ _DEFAULTS = {
 def fills(name: str, field: str, *alternatives: str, **settings: Any) -> Decorator:
     """Returns an option that sets a field of ServerOptions, LifecycleOptions or Limits.
 
-    The field's default is also the default of the option.
+    The default of the option is the default of the field.
     """
     default = _DEFAULTS[field]
     return option(
@@ -96,8 +96,8 @@ class PortOption(click.Option):
     """An option for a port. It ignores environment variables that Kubernetes sets for services.
 
     For a service called backline-grpc, Kubernetes sets BACKLINE_GRPC_PORT=tcp://10.0.0.1:8001 in every
-    container. Serverless platforms that follow Knative's container contract choose the HTTP port: they set
-    PORT, and also K_SERVICE, which shows that the contract applies.
+    container. Serverless platforms that follow Knative's container contract choose the HTTP port and set PORT
+    to this port. They also set K_SERVICE, so if K_SERVICE is set, PORT is the default of --http-port.
     """
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:

@@ -179,21 +179,25 @@ _OPTIONS: tuple[Decorator, ...] = (
         "Start, without being ready, if a repository does not exist yet, and load its models once it does."
         " --exit-on-error=false implies it.",
     ),
-    count("--model-load-thread-count", "load_threads", "Models loaded at the same time."),
+    count(
+        "--model-load-thread-count",
+        "load_threads",
+        "Maximum number of models that are loaded at the same time.",
+    ),
     count(
         "--model-load-retry-count",
         "load_retries",
-        "Number of retries after a failed load, with pauses.",
+        "Number of retries after a failed load, with pauses between them.",
         least=0,
     ),
     fills(
         "--isolate",
         "isolate",
         type=click.Choice(get_args(IsolateMode)),
-        help="Which model files are tried in a separate process first, so that one that crashes its runtime"
-        " harms only itself: all at each load, those not tried before, of these only files from remote"
-        " repositories and load requests, or none. With workers, files from remote repositories and load"
-        " requests are never loaded in the server: they run in worker processes.",
+        help="Which model files are tried in a separate process first, so that a file that crashes its"
+        " runtime does not crash the server. always: all files at each load; new: files not tried before;"
+        " remote: of those, files from remote repositories and load requests; never: none; workers: none, but"
+        " files from remote repositories and load requests run in worker processes.",
     ),
     seconds(
         "--load-timeout-secs",
@@ -205,28 +209,30 @@ _OPTIONS: tuple[Decorator, ...] = (
         "load_memory_limit",
         type=Size(),
         metavar="SIZE",
-        help="The most resident memory of a model's trial in a separate process; default: 4GiB and eight"
-        " times the size of its files, at most 80% of the free memory.",
+        help="Maximum resident memory of a model's trial in a separate process, and of a worker process with"
+        " files from a remote repository or load request; default: 4GiB plus eight times the size of the"
+        " files, at most 80% of the free memory.",
     ),
     seconds(
         "--drain-timeout-secs",
         "drain_seconds",
-        "Seconds that requests of a version may take to finish when it is unloaded.",
+        "Seconds that requests of a version may take to finish when it is unloaded while the server runs; see"
+        " --exit-timeout-secs for the server's shutdown.",
     ),
     fills(
         "--keep-previous-secs",
         "keep_previous_seconds",
         type=click.FloatRange(0),
         metavar="SECONDS",
-        help="Seconds for which the version that a label leaves stays loaded, so that a rollback needs no"
-        " load; 0: unload it at once.",
+        help="Seconds for which a version stays loaded after a label has moved away from it, so that a"
+        " rollback needs no load; 0: unload it immediately.",
     ),
     fills(
         "--memory-budget",
         "memory_budget",
         type=Size(),
         metavar="SIZE",
-        help="The most memory that the server and its workers may hold, such as 2GiB: idle models are"
+        help="Maximum memory that the server and its workers may use, such as 2GiB: idle models are"
         " evicted, and loaded again on demand.",
     ),
     fills(
@@ -254,16 +260,16 @@ _OPTIONS: tuple[Decorator, ...] = (
     count(
         "--compute-threads",
         "compute_threads",
-        "The most threads computing at once for all models in this process; default: the number of cores;"
-        " 0: no limit.",
+        "Maximum number of threads that compute at the same time for all models in this process; default: as"
+        " many as there are cores; 0: no limit.",
         least=0,
         metavar="COUNT",
     ),
     count(
         "--busy-poll-usecs",
         "busy_poll_usecs",
-        "The most microseconds for which the server polls for the next request before it sleeps, where that"
-        " pays off; 0: never.",
+        "Maximum time, in microseconds, for which the server polls for the next request before it sleeps, if"
+        " polling is likely to save time; 0: never.",
         least=0,
         metavar="COUNT",
     ),
@@ -271,14 +277,14 @@ _OPTIONS: tuple[Decorator, ...] = (
         "--rate-limit",
         type=click.Choice(("off", "execution_count")),
         default="off",
-        help="execution_count: instances run when they hold the resources of their rate_limiter, by"
-        " priority.",
+        help="execution_count: an instance runs only while it holds the resources of its rate_limiter, which"
+        " are granted by priority.",
     ),
     option(
         "--rate-limit-resource",
         multiple=True,
         metavar="NAME:COUNT[:DEVICE]",
-        help="Units of a resource; default: the most that any one instance needs; repeatable.",
+        help="Units of a resource; default: as many as the most demanding instance needs; repeatable.",
     ),
     fills(
         "--labels",
@@ -338,11 +344,15 @@ _OPTIONS: tuple[Decorator, ...] = (
         type=click.Path(path_type=Path),
         help="PEM file of a certificate; all ports then speak TLS.",
     ),
-    option("--ssl-key", type=click.Path(path_type=Path), help="PEM file of the certificate's key."),
+    option(
+        "--ssl-key",
+        type=click.Path(path_type=Path),
+        help="PEM file with the private key of the certificate.",
+    ),
     option(
         "--ssl-client-ca",
         type=click.Path(path_type=Path),
-        help="PEM file of an authority; only clients with a certificate signed by it are admitted.",
+        help="PEM file of a CA; only clients with a certificate that this CA signed are admitted.",
     ),
     option(
         "--ssl-client-auth",
@@ -363,19 +373,19 @@ _OPTIONS: tuple[Decorator, ...] = (
     count(
         "--http-max-input-size",
         "max_body_size",
-        "Largest request body or gRPC message in bytes, before and after decompression.",
+        "Maximum size of a request body or gRPC message in bytes, before and after decompression.",
     ),
-    count("--max-header-size", "max_header_size", "Largest request header in bytes."),
-    count("--max-connections", "max_connections", "The most open connections."),
+    count("--max-header-size", "max_header_size", "Maximum size of a request header in bytes."),
+    count("--max-connections", "max_connections", "Maximum number of open connections."),
     count(
         "--max-concurrent-requests",
         "max_concurrent_requests",
-        "The most requests in flight; further requests get 503.",
+        "Maximum number of requests in flight; further requests get 503.",
     ),
     count(
         "--max-streams",
         "max_streams",
-        "The most open streaming gRPC calls; further calls get RESOURCE_EXHAUSTED.",
+        "Maximum number of open streaming gRPC calls and WebSockets; further ones are refused.",
     ),
     fills(
         "--max-peer-share",
@@ -396,7 +406,8 @@ _OPTIONS: tuple[Decorator, ...] = (
     seconds(
         "--stream-idle-timeout",
         "stream_idle_timeout",
-        "Seconds without a message in either direction after which a streaming gRPC call ends.",
+        "Seconds without a message in either direction after which a streaming gRPC call or a WebSocket"
+        " ends.",
     ),
     fills(
         "--exit-timeout-secs",
@@ -469,7 +480,7 @@ _OPTIONS: tuple[Decorator, ...] = (
         type=click.Choice(("503", "400")),
         default="503",
         callback=lambda context, parameter, status: int(status),
-        help="HTTP status of a negative health check; 400 makes all health checks answer as Triton's do.",
+        help="HTTP status of a failed health check; with 400, all health checks respond as Triton's do.",
     ),
     fills(
         "--target-in-flight",
@@ -550,7 +561,7 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _filled(kind: Any, given: dict[str, Any]) -> Any:
-    """Creates a dataclass of this kind from its fields in `given`, and removes these fields from `given`."""
+    """Creates an instance of the dataclass `kind` from its fields in `given`, and removes them there."""
     return kind(**{field.name: given.pop(field.name) for field in fields(kind) if field.name in given})
 
 
@@ -597,7 +608,7 @@ def _tls(
 ) -> TlsFiles | None:
     if client_auth is not None and client_ca is None:
         raise click.UsageError(
-            "--ssl-client-auth needs --ssl-client-ca: the authority that signs client certificates"
+            "--ssl-client-auth needs --ssl-client-ca: the certificate of the CA that signs those of clients"
         )
     if certificate is None and key is None and client_ca is None:
         return None
@@ -610,8 +621,8 @@ def _check_tls(options: ServerOptions) -> None:
     tls = options.tls
     if tls is not None and tls.client_auth == "optional" and options.auth is None:
         raise click.UsageError(
-            "--ssl-client-auth optional needs --auth: a file whose [[certificates]] say what clients with a"
-            " certificate may do, as the server otherwise treats them like everybody else"
+            "--ssl-client-auth optional needs --auth: without a file whose [[certificates]] say what clients"
+            " with a certificate may do, a certificate makes no difference"
         )
     if options.tls_grpc_only and (tls is None or options.grpc_port is None):
         missing = "--ssl-certificate" if tls is None else "a gRPC port"

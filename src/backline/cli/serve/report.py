@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backline.access.auth_file import environment_has_keys
+from backline.access.keys import environment_has_keys
 from backline.cli.serve.debugging import banner
 from backline.cli.table import print_table
-from backline.engine.byte_size import format_bytes
 from backline.engine.engine import Engine
 from backline.engine.model import LoadProgress, Model, ModelState
+from backline.engine.numbers import format_bytes
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.device import name_devices
 from backline.engine.values.signature import TensorSpec
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
 
 def exposure(options: ServerOptions) -> str:
-    """Returns a warning if other machines can use the server without a key or client certificate; else "".
+    """Returns a warning if other machines can use the server without a key or a client certificate, or if
+    keys are sent unencrypted; else "".
 
-    A Unix socket needs no warning, because the permissions of its folder protect it.
+    A Unix socket needs no warning, because the permissions of its folder protect the socket.
     """
     addresses = options.reachable
     if not addresses or options.only_certified:
@@ -64,28 +65,35 @@ def _keyed(options: ServerOptions) -> bool:
 
 log = logging.getLogger("backline.serve")
 
-#: Seconds after which a progress bar appears on a terminal. A faster start does not import rich.
+#: Seconds after which a progress bar appears on a terminal. A start that takes less time does not import
+#: rich.
 PROGRESS_AFTER = 0.7
 #: Seconds between updates of the progress.
 PROGRESS_EVERY = 0.2
+#: Seconds for which lines are collected, so that a start with thousands of models prints them together.
+COLLECTED = 0.05
+#: The text next to the bar if no load reports its phase.
+_LOADING = "loading models"
 #: The maximum number of loads whose phase is shown next to the bar.
 MAX_PHASES = 2
-#: Seconds after which a line reports that a load is still running, because it may hang.
+#: Seconds after which a line reports that a load is still running, because the load may hang.
 LONG_LOAD = 30.0
-#: The maximum number of elements of a sample request that is printed as JSON.
+#: The maximum number of elements in a sample request that is printed as JSON.
 MAX_PRINTED = 32
 
 
 class LoadReport:
-    """A report with a line for each model that has loaded or failed, and for each environment being built.
+    """A report with a line for each model that has loaded or failed, for each environment being built, and
+    for each load that takes more than LONG_LOAD seconds.
 
     On a terminal, a bar shows the phases of loads that take long.
     """
 
     def __init__(self, engine: Engine, *, bar: bool = True, failures: bool = True) -> None:
-        """With `bar=False`, prints only lines, so that a debugger can use the terminal.
+        """Creates a report. With `bar=False`, it consists of lines only, so that a debugger can use the
+        terminal.
 
-        With `failures=False`, does not print failed loads, because a log on the same terminal shows them.
+        With `failures=False`, the report omits failed loads, because a log on the same terminal shows them.
         """
         self._engine = engine
         self._failures = failures
@@ -96,6 +104,9 @@ class LoadReport:
         self._done = 0
         self._total: int | None = None
         self._timer: asyncio.TimerHandle | None = None
+        #: Lines to print, and when they are printed.
+        self._lines: list[str] = []
+        self._printing: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._next_update = self._loop.call_later(PROGRESS_EVERY, self._show_loads)
         if bar and sys.stdout.isatty():
@@ -117,12 +128,18 @@ class LoadReport:
             self._bar.update(self._task, completed=event.done, total=event.total)
 
     def _say(self, line: str) -> None:
+        self._lines.append(line)
+        if self._printing is None:
+            self._printing = self._loop.call_later(COLLECTED, self._print)
+
+    def _print(self) -> None:
+        text, self._lines, self._printing = "\n".join(self._lines), [], None
         if self._bar is None:
-            say(line)
+            say(text)
         else:
             from rich.text import Text
 
-            self._bar.console.print(Text.from_ansi(line))
+            self._bar.console.print(Text.from_ansi(text))
 
     def _show_loads(self) -> None:
         self._next_update = self._loop.call_later(PROGRESS_EVERY, self._show_loads)
@@ -142,7 +159,7 @@ class LoadReport:
                     f" {_phase(progress)}"
                 )
         if self._bar is not None:
-            self._bar.update(self._task, description="; ".join(phases[:MAX_PHASES]) or "loading models")
+            self._bar.update(self._task, description="; ".join(phases[:MAX_PHASES]) or _LOADING)
 
     def _open_bar(self) -> None:
         from rich.progress import (
@@ -156,18 +173,21 @@ class LoadReport:
 
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("loading models"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             transient=True,
         )
-        self._task = self._bar.add_task("", completed=self._done, total=self._total)
+        self._task = self._bar.add_task(_LOADING, completed=self._done, total=self._total)
         self._bar.start()
 
     def close(self) -> None:
-        """Stops the updates and removes the bar."""
+        """Prints the remaining lines, stops the updates and removes the bar."""
         self._next_update.cancel()
+        if self._printing is not None:
+            self._printing.cancel()
+            self._print()
         if self._timer is not None:
             self._timer.cancel()
         if self._bar is not None:
@@ -183,7 +203,7 @@ def _phase(progress: LoadProgress) -> str:
 
 
 def say(line: str = "") -> None:
-    """Prints a line. Its colours are removed if stdout is not a terminal, or if NO_COLOR is set."""
+    """Prints a line. Removes the colours from the line if stdout is not a terminal, or if NO_COLOR is set."""
     click.echo(line, color=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
 
 
@@ -210,7 +230,7 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
             "batch",
         )
         headers += ("scheduling or reason" if any(model.reason for model in models) else "scheduling",)
-        # A column without information is omitted: labels if there are none, devices if all are the CPU.
+        # Columns without information are omitted: devices if all models run on the CPU, labels if none exist.
         for name, nothing in (("device", ("CPU", "-")), ("labels", ("", "-"))):
             column = headers.index(name)
             if all(row[column] in nothing for row in rows):
@@ -335,9 +355,10 @@ def _print_samples(server: Server, options: ServerOptions, models: list[Model]) 
 
 
 def _effort(model: Model) -> tuple[bool, bool, bool, bool, int]:
-    """Returns a sort key that chooses the model for the sample commands.
+    """Returns a sort key that chooses the model for the sample commands. The model with the lowest key is
+    chosen.
 
-    The best model has fixed shapes, and its request is short but not empty, and needs no files.
+    The best choice is a model with fixed shapes whose request is short but not empty, and needs no files.
     """
     shapes = [_shape(model, spec) for spec in model.signature.inputs]
     varies = any(-1 in spec.shape[1 if model.max_batch_size else 0 :] for spec in model.signature.inputs)
@@ -358,11 +379,12 @@ def _printable(model: Model) -> bool:
 
 
 def curl_line(model: Model, url: str, certificate: str | None = None, *, keyed: bool = False) -> str:
-    """Returns a curl command to try with the model; if `keyed`, with KEY as a placeholder for the key.
+    """Returns a curl command to try the model with. If `keyed`, the command has KEY as a placeholder for the
+    key.
 
-    The command sends FILE to a model of pictures or sounds. To other models it sends JSON if that is short,
-    or else zeros in binary form if there is a single input of fixed shape. For any other model, the command
-    gets the metadata.
+    If the model has a single input for pictures or sounds, the command sends FILE. Otherwise the command
+    sends JSON if the request is short and has no 16-bit floats, or else zeros in binary form if there is a
+    single input of fixed shape. For any other model, the command gets the metadata.
     """
     curl = "curl" if certificate is None else f"curl --cacert {shlex.quote(certificate)}"
     if keyed:
@@ -401,7 +423,9 @@ def _json_input(model: Model, spec: TensorSpec) -> str:
 
 
 def python_line(model: Model, url: str, certificate: str | None = None, *, keyed: bool = False) -> str:
-    """Returns a shell command that runs the model from Python; if `keyed`, with KEY in place of the key."""
+    """Returns a shell command that runs the model from Python. If `keyed`, the command has KEY as a
+    placeholder for the API key.
+    """
     inputs = ", ".join(f"{spec.name!r}: {_numpy(model, spec)}" for spec in model.signature.inputs)
     if len(model.signature.inputs) == 1:
         inputs = _numpy(model, model.signature.inputs[0])
@@ -413,8 +437,8 @@ def python_line(model: Model, url: str, certificate: str | None = None, *, keyed
     model_text = f"backline.connect({url!r}{ca}{key})[{model.name!r}]"
     answer = f"*map(dict, {model_text}.stream{call})" if model.decoupled else f"dict({model_text}{call})"
     code = f"import backline, numpy as np; print({answer})"
-    # Double quotes are more readable around code with single quotes. They are used if the shell then expands
-    # nothing in the code.
+    # Double quotes around code that has single quotes are more readable. They are used unless the shell would
+    # expand something between them.
     quoted = shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
     return f"{shlex.quote(sys.executable)} -c {quoted}"
 

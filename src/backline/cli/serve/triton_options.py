@@ -39,7 +39,7 @@ ELSEWHERE = {
 }
 
 
-#: The titles of sections in `backline serve --help`, each by the option that its section starts with.
+#: The titles of the sections in `backline serve --help`, by the first option in each section.
 _SECTIONS = {
     "--model-repository": "Models",
     "--memory-budget": "Resources",
@@ -52,7 +52,9 @@ _SECTIONS = {
 
 
 class ServeCommand(click.Command):
-    """A command that accepts flags with a value (`--exit-on-error=false`), but no options in ELSEWHERE."""
+    """A command that accepts flags with a value, such as `--exit-on-error=false`, and refuses the options in
+    ELSEWHERE with advice.
+    """
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}

@@ -1,7 +1,7 @@
-"""`backline tritonserver`: a server that takes the command line of Triton, with its defaults.
+"""`backline tritonserver`: runs a server with the command line and the defaults of Triton.
 
-The command line is translated into one of `backline serve`, so both commands run the same server. The entry
-point `backline-tritonserver` can be linked as `tritonserver`.
+The command line is translated into a command line of `backline serve`, so both commands run the same server.
+The script `backline-tritonserver` can be linked as `tritonserver`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,21 @@ from backline.cli.serve.options import SamePort, server_options
 from backline.cli.serve.triton_options import ServeCommand
 from backline.cli.tritonserver.command_line import BadCommandLine, BadOption, Translation, translate
 from backline.cli.tritonserver.options import OPTIONS
-from backline.cli.tritonserver.tables import model_table, option_table
+from backline.dialects.open_inference.metadata import server_metadata
 from backline.embedded.embedded import ModelsNotLoaded
+from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, NotFound
+from backline.engine.model import ModelState
+from backline.engine.names import printable
 from backline.observe.log.settings import LogSettings
 from backline.server import Server, ServerOptions
 
 log = logging.getLogger("backline.tritonserver")
 
-#: Triton's defaults that differ from those of `backline serve`. Environment variables take precedence.
+#: The defaults of Triton that differ from those of `backline serve`. Environment variables take precedence.
 DEFAULTS: dict[str, Any] = {
     "name": "triton",
-    "host": "0.0.0.0",  # as in Triton; the start-up report warns about it
+    "host": "0.0.0.0",  # as in Triton; the start-up report warns that other machines can use the server
     "grpc_host": "0.0.0.0",
     "insecure_open": True,
     "allowed_hosts": ("*",),
@@ -49,7 +52,8 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-#: Triton's debugging hooks: the environment variables and the fields of LifecycleOptions that they set.
+#: The environment variables that are Triton's debugging hooks, and the field of LifecycleOptions that each
+#: sets.
 _HOLDS = {
     "TRITONSERVER_DELAY_SCHEDULER": "hold_requests",
     "TRITONSERVER_BACKLOG_DELAY_SCHEDULER": "hold_backlog",
@@ -57,7 +61,9 @@ _HOLDS = {
 
 
 class StartFailed(click.ClickException):
-    """An error that ends the command with status 1, as any error ends Triton. Only its message is printed."""
+    """An error that ends the command with status 1, which is Triton's status after any error. Only the
+    message of the error is printed.
+    """
 
     exit_code = 1
 
@@ -66,7 +72,7 @@ class StartFailed(click.ClickException):
 
 
 class TritonCommand(click.Command):
-    """A command that does not parse its arguments. The help lists Triton's options and their effects."""
+    """A command that does not parse its arguments. Its help lists Triton's options and their effects."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "--help" in args or "-h" in args:
@@ -109,7 +115,7 @@ def _parse(options: ServerOptions, debug: str | None, log: LogSettings) -> Parse
 
 
 def read_arguments(arguments: Sequence[str]) -> tuple[Parsed, Translation]:
-    """Reads a command line of tritonserver. Raises StartFailed if Triton would refuse it too."""
+    """Reads a command line of tritonserver. Raises StartFailed if Triton or Backline refuses it."""
     try:
         translation = translate(arguments, _takes_value)
         parsed: Parsed = _parse.main(
@@ -136,9 +142,10 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Parsed, Translation]:
 
 
 def _as_in_triton(parsed: Parsed) -> Parsed:
-    """Adds settings without an option: Triton's ONNX defaults, readiness rules and debugging hooks.
+    """Adds the settings for which there is no option: Triton's ONNX defaults, readiness rules and debugging
+    hooks.
 
-    The hooks are environment variables. Raises StartFailed if one of them has an invalid value.
+    The hooks are environment variables. Raises StartFailed if a hook has an invalid value.
     """
     held: dict[str, Any] = {"onnx_as_triton": True, "failed_loads_end_readiness": True}
     for name, field in _HOLDS.items():
@@ -186,9 +193,10 @@ def command(arguments: tuple[str, ...]) -> int:
 
 
 def _writable(settings: LogSettings) -> tuple[LogSettings, str]:
-    """Returns the log settings, without the file if it cannot be opened, and what is wrong with the file.
+    """Returns the log settings, and what is wrong with the log file. If the file cannot be opened, the
+    returned settings do not contain it.
 
-    In this case, Triton starts too, and logs to stderr.
+    Triton also starts without its log file, and then logs to stderr.
     """
     if settings.file:
         try:
@@ -201,7 +209,7 @@ def _writable(settings: LogSettings) -> tuple[LogSettings, str]:
 
 
 def _program() -> str:
-    """Returns the program's name for error texts: the path, if the program is linked as tritonserver."""
+    """Returns the name of the program for error texts. This is sys.argv[0] if it contains "tritonserver"."""
     return sys.argv[0] if "tritonserver" in Path(sys.argv[0]).name else "backline tritonserver"
 
 
@@ -233,3 +241,57 @@ def _takes_value(name: str) -> bool | None:
         if isinstance(param, click.Option) and name in (*param.opts, *param.secondary_opts):
             return not param.is_flag
     return None
+
+
+def model_table(engine: Engine) -> str:
+    """Returns a table of all model versions, with their states and the reasons for failures."""
+    rows = [
+        (
+            model.name,
+            model.version,
+            "READY" if model.state is ModelState.READY else f"{model.state.value}: {model.reason}",
+        )
+        for model in engine.models()
+    ]
+    return render(("Model", "Version", "Status"), sorted(rows))
+
+
+def option_table(server: Server) -> str:
+    """Returns a table of those options in Triton's table that Backline also has."""
+    options = server.options
+    lifecycle = options.lifecycle
+    metadata = server_metadata(server.engine)
+    rows = [
+        ("server_id", metadata["name"]),
+        ("server_version", metadata["version"]),
+        ("server_extensions", " ".join(metadata["extensions"])),
+        *(
+            (f"model_repository_path[{index}]", str(location))
+            for index, location in enumerate(options.repositories)
+        ),
+        ("model_control_mode", f"MODE_{lifecycle.mode.upper()}"),
+        *((f"startup_models_{index}", name) for index, name in enumerate(lifecycle.load_models)),
+        ("strict_model_config", str(int(lifecycle.complete_configs))),
+        ("model_config_name", options.config_name),
+        ("rate_limit", "OFF" if lifecycle.rate_limit is None else "EXEC_COUNT"),
+        ("strict_readiness", str(int(lifecycle.strict_readiness))),
+        ("exit_timeout", f"{options.limits.drain_timeout:g}"),
+        ("cache_enabled", str(int(lifecycle.response_cache is not None))),
+    ]
+    return render(("Option", "Value"), rows)
+
+
+def render(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Formats a table with borders. A cell may have several lines."""
+    cells = [[[printable(line) for line in cell.split("\n")] for cell in row] for row in (headers, *rows)]
+    widths = [max(len(line) for row in cells for line in row[column]) for column in range(len(headers))]
+    border = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
+    lines = [border]
+    for index, row in enumerate(cells):
+        for number in range(max(map(len, row))):
+            texts = (cell[number] if number < len(cell) else "" for cell in row)
+            filled = (text.ljust(width) for text, width in zip(texts, widths, strict=True))
+            lines.append("| " + " | ".join(filled) + " |")
+        if index == 0:
+            lines.append(border)
+    return "\n".join([*lines, border, ""])

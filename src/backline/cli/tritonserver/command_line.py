@@ -1,4 +1,4 @@
-"""Reads a command line of tritonserver, and translates it into one of `backline serve`."""
+"""Reads a command line of tritonserver, and translates it into a command line of `backline serve`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from backline.access.restricted import GRPC_PREFIX, parse_restrictions
 from backline.cli.tritonserver.options import OPTIONS, TritonOption
 from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.spelling import nearest
 from backline.observe.metrics_config import as_triton_reads
 
 _BY_NAME: Mapping[str, TritonOption] = {option.name: option for option in OPTIONS}
@@ -18,22 +19,24 @@ class BadCommandLine(BacklineError):
 
 
 class BadOption(BadCommandLine):
-    """Raised for an option that getopt refuses in Triton, where the program's path precedes the message."""
+    """Raised for an option that getopt would refuse in Triton. Such messages begin with the path of the
+    program.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """A command line of `backline serve`, and remarks about options without an equivalent."""
+    """A command line of `backline serve`, and remarks about options of Triton without an equivalent."""
 
     arguments: tuple[str, ...]
-    #: One sentence for each option that has no effect, and one for each that needs a missing feature.
+    #: Sentences about options without an effect, and about options whose feature is missing in Backline.
     without_effect: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """An option on the command line, with its checked value, which is empty for flags."""
+    """An option on the command line, and its value after the check. The value of a flag is empty."""
 
     name: str
     value: str
@@ -42,8 +45,9 @@ class Given:
 def translate(arguments: Sequence[str], takes_value: Callable[[str], bool | None]) -> Translation:
     """Translates a command line of tritonserver.
 
-    `takes_value(name)` says whether an option of `backline serve` such as "--auth" needs a value; None if
-    there is no such option. Options of `backline serve` are passed on. Raises BadCommandLine.
+    `takes_value(name)` returns whether an option of `backline serve`, such as "--auth", needs a value, or
+    None if there is no such option. Options of `backline serve` are passed on unchanged. Raises
+    BadCommandLine if Triton would refuse the command line.
     """
     own: list[Given] = []
     passed: list[str] = []
@@ -96,9 +100,13 @@ def _read(
         if option is None:
             needs = takes_value(f"--{name}")
             if needs is None:
-                raise BadOption(
-                    f"unrecognized option '{argument}'; `backline tritonserver --help` lists all options"
+                near = nearest(name, [option.name for option in OPTIONS], 1)
+                hint = (
+                    f"did you mean --{near[0]}?"
+                    if near
+                    else "`backline tritonserver --help` lists all options"
                 )
+                raise BadOption(f"unrecognized option '{argument}'; {hint}")
             yield (argument, rest.pop()) if needs and not equals and rest else (argument,)
         elif option.check is None:
             if equals:
@@ -122,7 +130,9 @@ def _bad_option(name: str, error: InvalidArgument) -> BadCommandLine:
 
 
 def _find(name: str, argument: str) -> TritonOption | None:
-    """Returns the option with a name. As with getopt_long, any unique start of the name is enough."""
+    """Returns the option of Triton with this name. As with getopt_long, `name` may be any unique start of the
+    option's name.
+    """
     if name in _BY_NAME:
         return _BY_NAME[name]
     found = [option for option in OPTIONS if option.name.startswith(name)] if name else []
@@ -140,7 +150,7 @@ def _told(values: Mapping[str, Sequence[str]], outcome: str) -> Iterator[str]:
 
 
 def _translated(values: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Yields the options of `backline serve` for checked values of Triton's options."""
+    """Yields the options of `backline serve` that correspond to checked values of Triton's options."""
     last = {name: given[-1] for name, given in values.items()}
     for name, given in values.items():
         match _BY_NAME[name].carried:
@@ -213,7 +223,7 @@ def _cache(values: Mapping[str, Sequence[str]], last: Mapping[str, str]) -> Iter
 
 
 def _traces(values: Mapping[str, Sequence[str]], last: Mapping[str, str]) -> tuple[list[str], str]:
-    """Returns the values of --trace-config, and a warning if the trace level has no effect; else ""."""
+    """Returns the values of --trace-config, and a warning if the trace level has no effect, else ""."""
     old = ("trace-file", "trace-level", "trace-rate", "trace-count", "trace-log-frequency")
     given = [name for name in old if name in values]
     if given and "trace-config" in values:
@@ -239,7 +249,7 @@ def _traces(values: Mapping[str, Sequence[str]], last: Mapping[str, str]) -> tup
     )
     if not levels or goes_somewhere:
         return settings, ""
-    # In this case, Triton starts too, and writes no traces.
+    # With a trace level but no file, Triton also starts, and writes no traces.
     return [setting for setting in settings if setting not in levels], (
         f"the trace setting {levels[0]} has no effect: say where traces go, by triton,file=PATH"
     )

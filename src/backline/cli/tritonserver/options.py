@@ -1,6 +1,6 @@
-"""The options of tritonserver 2.51 and of newer releases, and the effect of each in Backline.
+"""Defines the options of tritonserver 2.51 and of newer releases, and the effect of each option in Backline.
 
-The names and the accepted values are Triton's (src/command_line_parser.cc of triton-inference-server/server).
+The names and the accepted values are those in src/command_line_parser.cc of triton-inference-server/server.
 docs/from-triton.md shows this table.
 """
 
@@ -14,11 +14,11 @@ from backline.access.restricted import GRPC_PREFIX, parse_restrictions
 from backline.engine.errors import InvalidArgument
 from backline.schedule.cache.config import CACHES
 
-#: "taken": the option means the same in Backline. "no effect": Backline has no equivalent and needs none.
-#: "missing": Backline lacks the feature.
+#: "taken" means that Backline has the option or an equivalent, "no effect" that Backline has no equivalent
+#: and needs none, and "missing" that Backline lacks the feature.
 Outcome: TypeAlias = Literal["taken", "no effect", "missing"]
-#: Checks a value as Triton does, and returns the value in the form that the translation expects. Raises
-#: InvalidArgument with Triton's text.
+#: A function that checks a value as Triton does, and returns the value in the form that the translation
+#: expects. Raises InvalidArgument, with Triton's text, if the value is invalid.
 Check: TypeAlias = Callable[[str], str]
 
 
@@ -72,7 +72,7 @@ def pair(value: str) -> str:
 
 
 def setting(name: str, form: str) -> Check:
-    """Returns a check that accepts values with "=". Errors quote the expected form."""
+    """Returns a check that accepts values that contain "=". Its errors quote `form`, the expected form."""
 
     def check(value: str) -> str:
         if "=" not in value:
@@ -83,7 +83,9 @@ def setting(name: str, form: str) -> Check:
 
 
 def restriction(option: str, prefix: str = "") -> Check:
-    """Returns a check that accepts restricted APIs with the header field that they need."""
+    """Returns a check that accepts names of restricted APIs, together with the header field that these APIs
+    need.
+    """
 
     def check(value: str) -> str:
         parse_restrictions(option, [value], prefix)
@@ -149,8 +151,8 @@ class TritonOption:
     outcome: Outcome
     #: What the option does in Backline, or why it has no effect; for the documentation and the log.
     becomes: str
-    #: Whether an option of `backline serve` with the same name takes the last value, or each value; empty if
-    #: the translation has a special rule.
+    #: "once" if the last value, and "each" if every value is passed to the option of `backline serve` with
+    #: the same name; empty if the translation has a special rule for the option.
     carried: Literal["once", "each", ""] = ""
 
 

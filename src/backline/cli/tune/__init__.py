@@ -166,7 +166,7 @@ async def _tune(
 
 
 def _recorded(data: str | None, state: Path | None, repository: str, name: str) -> Path | None:
-    """Returns the file of recorded requests to which --data refers; None if it refers to something else."""
+    """Returns the file of recorded requests to which --data refers; None if it has another kind of value."""
     if data == RECORDED:
         where = Path(repository)
         # The repository of a server is usually the folder that contains the model's folder.
@@ -183,8 +183,8 @@ def _state_folder(repository: Path) -> Path:
 def write_configuration(folder: Path, config: Any, header: str) -> Iterator[str]:
     """Writes a model's configuration into its folder, in the format of the existing file.
 
-    Yields a description of each change. The old file is renamed, so that no server reads it. Raises
-    InvalidArgument if the new file cannot be read back; then nothing changes.
+    Yields a description of each change. The old file is renamed, so that servers do not read it any more. If
+    the new file is not valid, restores the old one and raises InvalidArgument.
     """
     pbtxt, native = folder / CONFIG_PBTXT, folder / MODEL_TOML
     file = pbtxt if pbtxt.exists() else native
@@ -209,7 +209,7 @@ def write_configuration(folder: Path, config: Any, header: str) -> Iterator[str]
 
 
 def open_problem(folder: Path) -> str:
-    """Returns why the model in a folder cannot be served; empty if its files show no problem."""
+    """Returns why the configuration of the model in a folder is not valid; "" if it is valid."""
     try:
         open_model(folder)
     except InvalidArgument as error:

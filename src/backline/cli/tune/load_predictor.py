@@ -1,9 +1,9 @@
 """Predicts throughput and latency from measured run times, to exclude settings that cannot win.
 
-The prediction assumes a closed system: `concurrency` callers wait for each response, so the mean latency is
-the concurrency divided by the throughput (Little's law). Throughput is limited by the instances, by the
-cores, and by the event loop. The limits are blended, so that of two settings with the same lowest limit, the
-one further away from its other limits is predicted to be faster.
+The prediction assumes a closed system with `concurrency` callers. Each caller waits for a response before it
+sends the next request. So the mean latency is the concurrency divided by the throughput (Little's law). The
+instances, the cores and the event loop each set a limit for the throughput. These limits are blended: if two
+settings have the same lowest limit, the settings whose other limits are higher are predicted to be faster.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from itertools import pairwise
 
 from backline.cli.tune.settings import TunedSettings
 
-#: Seconds for passing a batch to an instance and getting the result back, for each lane.
+#: For each lane, the seconds that it takes to pass a batch to an instance and get the result back.
 _HOP = {"inline": 0.000004, "thread": 0.00004, "process": 0.00025}
 
-#: The exponent by which limits are blended: the larger it is, the closer to the lowest limit is the result.
+#: The exponent for blending limits. The larger the exponent, the closer the result is to the lowest limit.
 _SHARPNESS = 4
 
 
@@ -32,7 +32,9 @@ class BatchTimes:
         return cls(tuple(sorted(seconds.items())))
 
     def seconds(self, batch: float) -> float:
-        """Returns the duration of a run in seconds: interpolated, or proportional above the largest batch."""
+        """Returns the duration of a run in seconds. Interpolates between the measured batch sizes. Above the
+        largest one, the duration is proportional to the batch size.
+        """
         first, last = self.points[0], self.points[-1]
         if batch <= first[0]:
             return first[1]
@@ -46,7 +48,9 @@ class BatchTimes:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The predicted throughput in requests per second, and 99th percentile of latency in seconds."""
+    """The predicted throughput in requests per second, and the predicted 99th percentile of latency in
+    seconds.
+    """
 
     throughput: float
     p99: float
@@ -54,11 +58,11 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class LoadPredictor:
-    """A predictor of the performance of all settings, based on the measurements of a few.
+    """A predictor of the performance of any settings, based on measurements of a few.
 
-    `times` contains the run times by number of threads. `factors` says how much longer a run takes with
-    another optimisation level or without the arena. `tail` is the ratio of the 99th percentile of latency to
-    its mean.
+    `times` contains the run times by number of threads. `factors` contains the factors by which other levels
+    of optimisation, or leaving out the arena, lengthen a run. `tail` is the ratio of the 99th percentile of
+    latency to the mean latency.
 
     The event loop spends `alone` seconds on a request that arrives alone, and `overhead` seconds on each of
     many requests that arrive together.
@@ -75,7 +79,7 @@ class LoadPredictor:
         """Returns the predicted duration of a run."""
         nearest = min(self.times, key=lambda threads: abs(threads - settings.threads))
         factor = self.factors.get((settings.optimization, settings.arena))
-        if factor is None:  # the two options were only measured separately
+        if factor is None:  # only the effect of each of the two options alone was measured
             factor = self.factors.get((settings.optimization, True), 1.0) * self.factors.get(
                 ("all", settings.arena), 1.0
             )
@@ -99,12 +103,14 @@ class LoadPredictor:
 
 
 def _blended(*limits: float) -> float:
-    """Returns a value below the lowest of the limits: the closer the other limits are, the further below."""
+    """Returns a value below the lowest limit. The closer the other limits are, the lower the result."""
     return float(sum(limit**-_SHARPNESS for limit in limits) ** (-1 / _SHARPNESS))
 
 
 def levels_of(settings: TunedSettings, levels: Sequence[int]) -> list[int]:
-    """Returns the concurrencies at which to measure settings: up to about two full batches per instance."""
+    """Returns the concurrencies at which to measure settings. With the highest one, at least two full batches
+    are in flight per instance, as far as `levels` allow.
+    """
     most = 2 * settings.instances * max(settings.batch, 1)
     useful = [level for level in levels if level <= most]
     return [*useful, next((level for level in levels if level > most), levels[-1])][: len(useful) + 1]

@@ -1,4 +1,4 @@
-"""Shows the result of a search: tables, a plot, JSON, and the configuration to write."""
+"""Shows the result of a search as tables, a plot or JSON, and as a comment for the new configuration."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ import backline
 from backline.cli.table import print_table
 from backline.cli.tune.search import Goal, LoadMeasurement, Outcome, pareto
 
-_UNITS = "Throughput is in requests per second, latency in ms, both with as many callers as are in flight."
+_UNITS = (
+    "Throughput is in requests per second, latency in ms, both with as many callers as the column 'in flight'"
+    " says."
+)
 
 
 def print_outcome(outcome: Outcome, goal: Goal) -> None:
-    """Prints the best settings, compares them with the current ones, and shows the effect of each setting."""
+    """Prints the best settings next to the current ones, and the effect of each setting that differs."""
     base, best = outcome.base, outcome.best
     tried = len({one.settings for one in outcome.measured})
     print(
@@ -77,7 +80,7 @@ def _text(value: object) -> str:
 
 
 def document(outcome: Outcome, goal: Goal, name: str, inputs: str) -> dict[str, Any]:
-    """Returns the result as JSON."""
+    """Returns the result as a JSON object."""
 
     def entry(one: LoadMeasurement) -> dict[str, Any]:
         settings = one.settings
@@ -121,7 +124,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def comment(outcome: Outcome, goal: Goal, inputs: str) -> str:
-    """Returns the comment for the start of the written configuration, as lines that begin with "#"."""
+    """Returns a comment for the start of the new configuration file, as lines that begin with "#"."""
     best = outcome.best
     aim = (
         "most throughput" if goal.p99 is None else f"most throughput with p99 at most {goal.p99 * 1000:g} ms"
@@ -140,7 +143,9 @@ def _result(one: LoadMeasurement) -> str:
 
 
 def write_plot(outcome: Outcome, goal: Goal, title: str, path: Path) -> None:
-    """Writes the Pareto plot as PNG or, if the path ends with .html, as a page."""
+    """Writes the Pareto plot as an HTML page if the path ends with .html, and otherwise as an image in the
+    format that the suffix names, such as .png or .svg.
+    """
     figure = _figure(outcome, goal, title)
     if path.suffix != ".html":
         figure.savefig(path, dpi=150)

@@ -1,8 +1,8 @@
 """Searches for the best settings: measures a few, predicts the others, and lets the most promising compete.
 
-The competition is successive halving: all candidates are measured briefly, the better part of them longer,
-and so on. This module does not depend on a server: it calls a Measure, a function that measures settings at a
-concurrency.
+The competition is successive halving: all candidates are measured briefly, the better ones among them are
+measured for longer, and so on. This module does not depend on a server. It calls a Measure, which is a
+function that measures settings at a given concurrency.
 """
 
 from __future__ import annotations
@@ -20,29 +20,31 @@ from backline.engine.errors import BacklineError
 LEVELS = (1, 2, 4, 8, 16, 32, 64, 128)
 #: For each round, the seconds for which candidates are measured, and the maximum number of candidates.
 ROUNDS = ((0.1, 16), (0.25, 6))
-#: The duration of a measurement that is used only for predictions, in seconds.
+#: The duration, in seconds, of a measurement that is used only for predictions.
 PROBE_SECONDS = 0.08
 #: Candidates whose prediction is worse than this share of the best prediction are not measured.
 _PROMISING = 0.6
-#: The number of finalists that are compared with the current settings, in turn, and the number of turns.
+#: The number of finalists that are compared with the current settings, and how many times each is measured.
 _RIVALS = 3
 _TURNS = 2
 _TURN_SECONDS = 0.5
-#: The duration of a measurement of the effect of one change, in seconds.
+#: The duration, in seconds, of a measurement that shows the effect of a single change.
 SHARE_SECONDS = 0.3
 #: Differences below this share of the throughput are treated as noise.
 _NOISE = 0.02
-#: The maximum duration of a run on the event loop, in seconds, because all other requests wait for the run.
+#: The maximum duration, in seconds, of a run on the event loop. It is short, because all other requests wait
+#: for such a run.
 LONGEST_INLINE = 0.002
-#: Other runtime options are considered faster only if they save this share of the run time.
+#: A runtime option other than the default is considered faster only if it saves at least this share of the
+#: run time.
 _NOTICEABLE = 0.03
 
 
 @dataclass(frozen=True, slots=True)
 class LoadMeasurement:
-    """The result of one measurement. Latencies are in seconds, throughput in requests per second.
+    """The result of one measurement. Latencies are in seconds, and throughput in requests per second.
 
-    `runs` is the mean duration of a run by batch size.
+    `runs` contains the mean duration of a run, in seconds, by batch size.
     """
 
     settings: TunedSettings
@@ -54,18 +56,23 @@ class LoadMeasurement:
     runs: Mapping[int, float] = field(default_factory=dict)
 
 
-#: Measures settings at a concurrency for some seconds. Raises BacklineError if they cannot be loaded.
+#: A function that measures settings at a concurrency, for a number of seconds. Raises BacklineError if the
+#: model cannot be loaded with the settings.
 Measure: TypeAlias = Callable[[TunedSettings, int, float], Awaitable[LoadMeasurement]]
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """The goal of a search: maximum throughput, with a 99th percentile of at most `p99` seconds if given."""
+    """The goal of a search: maximum throughput. If `p99` is given, the 99th percentile of latency, in
+    seconds, must not exceed this limit.
+    """
 
     p99: float | None = None
 
     def score(self, throughput: float, p99: float, errors: int = 0) -> float:
-        """Returns a score, where higher is better. Results that miss the limit get negative scores."""
+        """Returns a score. Higher scores are better. Results above the limit, or with errors, get negative
+        scores.
+        """
         if errors:
             return -1e9
         if self.p99 is not None and p99 > self.p99:
@@ -78,7 +85,9 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The effect of one setting: the throughput without it, as a share of that of the best settings."""
+    """The effect of changing one setting. `without` is the throughput without this change, divided by the
+    throughput of the best settings.
+    """
 
     name: str
     before: object
@@ -90,7 +99,8 @@ class Share:
 class Outcome:
     """The result of a search.
 
-    `candidates` is the number of settings that were considered; `measured` has all measurements, in order.
+    `candidates` is the number of combinations of settings that were considered. `measured` contains all
+    measurements, in the order in which they were made.
     """
 
     base: LoadMeasurement
@@ -112,16 +122,16 @@ class Search:
         goal: Goal,
         measure: Measure,
         *,
-        levels: Sequence[int] = LEVELS,
         pace: float = 1.0,
         progress: Callable[[str, float], None] = lambda what, share: None,
     ) -> None:
-        """`pace` multiplies the duration of every measurement. `progress` gets a text and a fraction."""
+        """Creates a search. `pace` multiplies the duration of every measurement. `progress` is called with a
+        text and the fraction of the search that is done.
+        """
         self._tunable = tunable
         self._cores = cores
         self._goal = goal
         self._measure = measure
-        self._levels = tuple(levels)
         self._pace = pace
         self._progress = progress
         self._measured: list[LoadMeasurement] = []
@@ -139,7 +149,7 @@ class Search:
         best = await self._choose_buckets(best)
         simplest, shares = await self._simplify(best, base)
         if simplest.settings != best.settings:
-            # The two were measured at different times, and the machine's speed may have changed in between.
+            # The two settings were measured at different times, and the machine may have been slower at one.
             base, best = await self._decide(base, [simplest, best])
         changed = {name for name, _, _ in best.settings.changes(base.settings)}
         shares = [share for share in shares if share.name in changed]
@@ -148,7 +158,7 @@ class Search:
         )
 
     async def _try(self, settings: TunedSettings, level: int, seconds: float) -> LoadMeasurement | None:
-        """Measures settings; returns None if they do not work."""
+        """Measures settings. Returns None if the model does not run with these settings."""
         try:
             measured = await self._measure(settings, level, seconds * self._pace)
         except BacklineError as error:
@@ -161,7 +171,7 @@ class Search:
         base = self._tunable.base
         self._progress("measuring the current settings", 0.0)
         found = []
-        for level in levels_of(base, self._levels)[-1:] if self._goal.p99 is None else self._levels:
+        for level in levels_of(base, LEVELS)[-1:] if self._goal.p99 is None else LEVELS:
             measured = await self._measure(base, level, PROBE_SECONDS * self._pace)
             self._measured.append(measured)
             found.append(measured)
@@ -170,7 +180,9 @@ class Search:
         return max(found, key=self._goal.of)
 
     async def _probe(self, base: LoadMeasurement) -> LoadPredictor:
-        """Measures run times for batch sizes and numbers of threads, and the effect of other options."""
+        """Measures run times with some batch sizes and all numbers of threads, and the effect of other
+        options. Returns a predictor based on these measurements.
+        """
         tunable = self._tunable
         largest = min(tunable.largest_batch or 1, 64)
         lane = "thread" if tunable.base.lane == "inline" else tunable.base.lane
@@ -209,7 +221,7 @@ class Search:
         return LoadPredictor(self._cores, times, factors, alone, min(alone, together), max(tail, 1.0))
 
     async def _factors(self, plain: TunedSettings, largest: int) -> dict[tuple[str, bool], float]:
-        """Measures, for each further option of the runtime alone, the factor by which it lengthens a run."""
+        """Returns the factor by which each of the runtime's other options, changed alone, lengthens a run."""
         factors = {("all", True): 1.0}
         others = {
             (one.optimization, one.arena)
@@ -228,7 +240,8 @@ class Search:
                 factors[option] = 10.0
                 continue
             factor = usual.throughput / measured.throughput
-            # Differences within the noise are ignored, and the default is preferred.
+            # An option that is not noticeably faster counts as noticeably slower, so that the default is
+            # preferred.
             factors[option] = factor if factor < 1 - _NOTICEABLE else max(factor, 1.0 + _NOTICEABLE)
         return factors
 
@@ -244,8 +257,9 @@ class Search:
             best: tuple[float, int] | None = None
             if settings.lane == "inline" and model.run_seconds(settings, settings.batch) > LONGEST_INLINE:
                 continue
-            useful = levels_of(settings, self._levels)
-            # The more requests are in flight, the higher the throughput.
+            useful = levels_of(settings, LEVELS)
+            # Without a limit on latency, only the highest level counts: throughput grows with the requests in
+            # flight.
             for level in useful if self._goal.p99 is not None else useful[-1:]:
                 expected = model.predict(settings, level)
                 score = self._goal.score(expected.throughput, expected.p99)
@@ -259,7 +273,7 @@ class Search:
         return [(settings, level) for _, settings, level in _diverse(kept, ROUNDS[0][1])]
 
     async def _compete(self, ranked: Sequence[tuple[TunedSettings, int]]) -> list[LoadMeasurement]:
-        """Runs the rounds of successive halving; returns the measurements of the last round."""
+        """Runs the rounds of successive halving. Returns the measurements of the last round, best first."""
         field = list(ranked)
         scored: list[LoadMeasurement] = []
         total = sum(min(most, len(ranked)) * seconds for seconds, most in ROUNDS)
@@ -277,19 +291,22 @@ class Search:
         return scored
 
     def _next_level(self, measured: LoadMeasurement) -> int:
-        """Returns the concurrency for the next round, which is lower if the latency was above the limit."""
+        """Returns the concurrency for the next round. If the goal limits the latency, this is a concurrency
+        at which the latency should be just below the limit; otherwise it stays the same.
+        """
         limit = self._goal.p99
         if limit is None or not measured.p99:
             return measured.concurrency
         wanted = measured.concurrency * limit / measured.p99
-        fitting = [level for level in self._levels if level <= max(wanted * 0.95, 1)]
-        most = levels_of(measured.settings, self._levels)[-1]
-        return min(fitting[-1] if fitting else self._levels[0], most)
+        fitting = [level for level in LEVELS if level <= max(wanted * 0.95, 1)]
+        most = levels_of(measured.settings, LEVELS)[-1]
+        return min(fitting[-1] if fitting else LEVELS[0], most)
 
     async def _decide(
         self, base: LoadMeasurement, finalists: Sequence[LoadMeasurement]
     ) -> tuple[LoadMeasurement, LoadMeasurement]:
-        """Measures the current settings and the best finalists in turn; returns the current and the best.
+        """Measures the current settings and the best finalists in turn. Returns the measurements of the
+        current settings and of the winner.
 
         The current settings win unless another combination is noticeably better.
         """
@@ -309,7 +326,9 @@ class Search:
         return now, best if self._goal.of(best) > least + _NOISE * abs(least) else now
 
     async def _choose_buckets(self, best: LoadMeasurement) -> LoadMeasurement:
-        """Returns the best settings with the best padding buckets, which are measured and not predicted."""
+        """Returns the measurement of the best settings with the best padding buckets. All choices of buckets
+        are measured, because their effect is not predicted.
+        """
         for buckets in self._tunable.buckets:
             self._progress("measuring padding buckets", 0.9)
             other = replace(best.settings, buckets=buckets)
@@ -321,10 +340,10 @@ class Search:
     async def _simplify(
         self, best: LoadMeasurement, base: LoadMeasurement
     ) -> tuple[LoadMeasurement, list[Share]]:
-        """Reverts each change that has no benefit, and measures the benefit of the others.
+        """Reverts each change that has no benefit, and measures the benefit of the other changes.
 
-        The settings with and without a change are measured in turn, because the machine may be faster or
-        slower than a moment ago.
+        For each change, the settings with and without it are measured one right after the other, because the
+        speed of the machine may vary over time.
         """
         changes = best.settings.changes(base.settings)
         shares = []
@@ -358,10 +377,12 @@ def _mean(results: Sequence[LoadMeasurement]) -> LoadMeasurement:
 def _diverse(
     ranked: Sequence[tuple[float, TunedSettings, int]], most: int
 ) -> list[tuple[float, TunedSettings, int]]:
-    """Orders settings so that the first two of each kind come first, then the next two, and so on.
+    """Returns the first `most` settings after reordering them: two of each kind, then the next two of each
+    kind, and so on.
 
-    Predictions are most reliable within a kind. A kind is a placement, with or without a delay: how full
-    batches get is hard to predict.
+    Settings are of the same kind if they have the same lane, instances and threads, and either all or none
+    have a delay. Predictions are more reliable within a kind than between kinds, because it is hard to
+    predict how full batches will be.
     """
     rounds: dict[tuple[str, int, int, bool], int] = {}
     keyed = []
@@ -373,7 +394,11 @@ def _diverse(
 
 
 def pareto(measured: Sequence[LoadMeasurement]) -> list[LoadMeasurement]:
-    """Returns the measurements that no other beats in both throughput and 99th percentile, fastest first."""
+    """Returns the measurements without errors that no other measurement beats in both throughput and 99th
+    percentile of latency.
+
+    The measurement with the highest throughput comes first.
+    """
     front: list[LoadMeasurement] = []
     for one in sorted(measured, key=lambda each: (-each.throughput, each.p99)):
         if not one.errors and (not front or one.p99 < front[-1].p99):
@@ -384,7 +409,7 @@ def pareto(measured: Sequence[LoadMeasurement]) -> list[LoadMeasurement]:
 async def exhaustive(
     tunable: Tunable, cores: int, goal: Goal, measure: Measure, *, levels: Sequence[int], seconds: float
 ) -> list[LoadMeasurement]:
-    """Measures every combination at every useful concurrency; returns all measurements, best first."""
+    """Measures every combination at every useful concurrency. Returns all measurements, best first."""
     found = []
     for settings in space(tunable, cores):
         for level in levels_of(settings, levels):

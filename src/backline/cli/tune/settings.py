@@ -1,4 +1,4 @@
-"""The settings that `backline tune` searches, their combinations, and how they are configured."""
+"""Defines the settings that `backline tune` varies, lists their combinations, and writes configurations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from backline.repository.configuration.native import parameter
 LARGEST_BATCH = 64
 #: The numbers of padding buckets that are tried.
 BUCKET_COUNTS = (2, 4, 8)
-#: For each padded input, the lengths to which it is padded.
+#: The name of each padded input, with the lengths to which this input is padded.
 Buckets: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 #: The queue delays that are tried, in microseconds.
 DELAYS_US = (0, 500, 2000)
@@ -26,14 +26,16 @@ DELAYS_US = (0, 500, 2000)
 
 @dataclass(frozen=True, slots=True)
 class RuntimeOptions:
-    """The names of a backend's parameters for options that are tried; empty if there is no such option."""
+    """The parameters of a backend that set the options to try. A name is empty if the backend lacks the
+    option.
+    """
 
     threads: str = ""
     optimization: str = ""
     arena: str = ""
 
 
-#: The runtime options of each backend that has any.
+#: The runtime options of each backend that has such options.
 RUNTIME_OPTIONS = {
     "onnxruntime": RuntimeOptions("intra_op_thread_count", "graph_optimization_level", "enable_mem_arena"),
     "pytorch": RuntimeOptions("INTRA_OP_THREAD_COUNT"),
@@ -54,11 +56,11 @@ class TunedSettings:
     optimization: str = "all"
     #: Whether the runtime keeps memory between runs.
     arena: bool = True
-    #: The padding buckets; empty to keep those in the configuration.
+    #: The padding buckets. If empty, the buckets in the configuration remain.
     buckets: Buckets = ()
 
     def changes(self, base: TunedSettings) -> list[tuple[str, Any, Any]]:
-        """Returns the settings that differ from `base`: the name, the value in `base`, and the value here."""
+        """Returns the settings that differ from `base`: the name, the value in `base`, and the new value."""
         return [
             (field.name, before, after)
             for field in fields(self)
@@ -83,7 +85,9 @@ class TunedSettings:
 
 @dataclass(frozen=True, slots=True)
 class Tunable:
-    """The settings of a model that may be varied. `base` has the settings that the server uses by default."""
+    """What may be varied in the settings of a model. `base` contains the settings that the server uses by
+    default.
+    """
 
     base: TunedSettings
     #: The maximum number of items in a batch; 0 if the model cannot be batched.
@@ -91,16 +95,19 @@ class Tunable:
     options: RuntimeOptions = RuntimeOptions()
     #: Whether the instances run in worker processes.
     hosted: bool = False
-    #: Whether the configuration places the instances on GPUs; if so, their number is not varied.
+    #: Whether the configuration or the model itself places the instances on devices. If so, the lane and
+    #: the numbers of instances and threads are not varied.
     placed: bool = False
-    #: Whether the server found that runs are short enough for the event loop.
+    #: Whether the server found runs short enough to take place on the event loop.
     inline: bool = False
-    #: The choices of padding buckets, in addition to those in the configuration.
+    #: The choices of padding buckets to try, in addition to the buckets in the configuration.
     buckets: tuple[Buckets, ...] = ()
 
 
 def space(tunable: Tunable, cores: int) -> list[TunedSettings]:
-    """Returns all combinations to consider. None uses more threads in this process than there are cores."""
+    """Returns all combinations to consider. Leaves out those that use more threads in this process than there
+    are cores, except `base`.
+    """
     return list(dict.fromkeys([tunable.base, *_combinations(tunable, cores)]))
 
 
@@ -122,7 +129,7 @@ def _placements(tunable: Tunable, cores: int) -> Iterator[tuple[AnyLane, int, in
         yield tunable.base.lane, tunable.base.instances, tunable.base.threads
         return
     if tunable.hosted:
-        # Code in worker processes often waits for something, so more workers than cores may pay off.
+        # Code in worker processes often waits for something, so more workers than cores may be faster.
         for instances in _powers(2 * cores):
             yield "process", instances, 1
         return
@@ -134,7 +141,7 @@ def _placements(tunable: Tunable, cores: int) -> Iterator[tuple[AnyLane, int, in
 
 
 def _powers(most: int) -> list[int]:
-    """Returns the powers of two below `most`, and `most`."""
+    """Returns the powers of two that are below `most`, and `most` itself."""
     found = [1]
     while found[-1] * 2 < most:
         found.append(found[-1] * 2)
@@ -144,8 +151,8 @@ def _powers(most: int) -> list[int]:
 def configured(declared: Any, settings: TunedSettings, tunable: Tunable) -> Any:
     """Returns a copy of the configuration `declared`, an inference.ModelConfig, with these settings.
 
-    Values that the server would choose anyway are written too, so that later measurements do not change them.
-    Options of the runtime are written only if they differ from the runtime's defaults.
+    Values that the server would choose by itself are included, so that measurements at later loads cannot
+    change them. Runtime options are included only if they differ from the defaults of the runtime.
     """
     config = message("inference.ModelConfig").FromString(declared.SerializeToString())
     if settings.batch:
@@ -172,9 +179,10 @@ def configured(declared: Any, settings: TunedSettings, tunable: Tunable) -> Any:
 def bucket_choices(
     lengths: Mapping[str, Sequence[int]], now: Mapping[str, tuple[int, ...]]
 ) -> tuple[Buckets, ...]:
-    """Returns choices of buckets for inputs of these lengths, which divide the requests into equal parts.
+    """Returns choices of buckets for inputs of these lengths. The buckets of a choice divide the requests
+    into equal parts.
 
-    `now` has the buckets in the configuration, by input. If all lengths are equal, there is no choice.
+    `now` contains the buckets in the configuration, by input. If all lengths are equal, returns no choices.
     """
     choices: list[Buckets] = []
     for count in BUCKET_COUNTS:
@@ -195,5 +203,5 @@ def _set(config: Any, key: str, value: str, default: str) -> None:
 
 
 def without(settings: TunedSettings, base: TunedSettings, name: str) -> TunedSettings:
-    """Returns the settings, with the setting `name` changed back to its value in `base`."""
+    """Returns `settings` with the setting `name` changed back to its value in `base`."""
     return replace(settings, **{name: getattr(base, name)})

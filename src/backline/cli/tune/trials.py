@@ -35,9 +35,11 @@ from backline.observe.prediction_log import read_log
 from backline.protos import message, to_plain
 
 _URL = "inproc:tune"
-#: Seconds of load after a change of settings that are not measured.
+#: After a change of settings, load is generated for this many seconds before the measurement begins.
 _WARM_UP = 0.03
-#: The maximum number of recorded requests that are sent in turn.
+#: The maximum duration of a measurement in which no request completes, in seconds.
+_LONGEST = 60.0
+#: The maximum number of recorded requests to use. They are sent in turn, again and again.
 _MOST_REQUESTS = 200
 
 
@@ -68,7 +70,8 @@ class Trials:
     async def inspect(self) -> Tunable:
         """Loads the model as a server would, and returns what can be varied.
 
-        Raises InvalidArgument for models that cannot be tuned: ensembles, decoupled and sequence models.
+        Raises InvalidArgument for models that cannot be tuned, such as ensembles, decoupled and sequence
+        models, and models with an objective.
         """
         await self._client.load(self._name)
         model = self._embedded.engine.find_ready(self._name)
@@ -82,8 +85,9 @@ class Trials:
     ) -> tuple[str, Tunable]:
         """Prepares the requests, from a recording or from the same inputs as for `backline bench`.
 
-        Returns a description of the requests, and what can be varied: recorded requests of different lengths
-        add choices of padding buckets. Sends one request, so that errors occur before the measurements.
+        Returns a description of the requests, and what can be varied. If recorded requests have different
+        lengths, this includes choices of padding buckets. Sends one request, so that errors occur before the
+        measurements.
         """
         assert self._transport is not None, "within the context"
         assert self._tunable is not None, "inspected before"
@@ -103,7 +107,9 @@ class Trials:
         return described if recorded is None else f"{len(calls)} recorded requests", self._tunable
 
     def _padding(self) -> dict[str, tuple[int, ...]]:
-        """Returns the buckets of each input that is padded along its first dimension after the batch."""
+        """Returns the buckets of each input that is padded along the first dimension after the batch
+        dimension.
+        """
         joining = self._embedded.engine.find_ready(self._name).config.joining
         if joining is None:
             return {}
@@ -115,13 +121,24 @@ class Trials:
         return request_inputs(metadata, shapes, given)
 
     async def measure(self, settings: TunedSettings, concurrency: int, seconds: float) -> LoadMeasurement:
-        """Measures settings under the load of `concurrency` callers. See Measure."""
+        """Measures settings for `seconds` under the load of `concurrency` callers. See Measure.
+
+        If no request completes in that time, measures again for longer, up to `_LONGEST` seconds.
+        """
         await self._load(settings)
-        before = await self._batches()
-        load = await closed_loop(self._send, concurrency, seconds)
-        after = await self._batches()
-        if not load.latencies:
-            raise load.last_error or InvalidArgument(f"no request completed within {seconds:.3g} s")
+        while True:
+            before = await self._batches()
+            load = await closed_loop(self._send, concurrency, seconds)
+            after = await self._batches()
+            if load.latencies:
+                break
+            if load.last_error is not None:
+                raise load.last_error
+            if seconds >= _LONGEST:
+                raise InvalidArgument(
+                    f"no request completed within {seconds:.3g} s: the model hangs, or is too slow to tune"
+                )
+            seconds = min(4 * seconds, _LONGEST)
         latencies = np.frombuffer(load.latencies, np.int64) / 1e9
         return LoadMeasurement(
             settings,
@@ -142,7 +159,7 @@ class Trials:
         assert self._tunable is not None, "inspected before"
         self._loaded = None
         text = override(configured(self.declared, settings, self._tunable))
-        # A change of instance_group alone takes effect only at the next load, so the model is unloaded first.
+        # Reloading would not apply a change of instance_group alone, so the model is unloaded first.
         await self._client.unload(self._name)
         await self._client.load(self._name, config=text)
         self._loaded = settings
@@ -164,7 +181,7 @@ class Trials:
 
 
 def padded_lengths(calls: Sequence[InferCall], padded: Iterable[str]) -> dict[str, list[int]]:
-    """Returns the length of each padded input in each request that has it."""
+    """Returns the lengths of each padded input, one for each request that contains the input."""
     found: dict[str, list[int]] = {name: [] for name in padded}
     for call in calls:
         for tensor in call.inputs:
@@ -185,7 +202,7 @@ def _mean_runs(
 
 
 def tunable_of(model: Model) -> Tunable:
-    """Returns what can be varied in a loaded model. Raises InvalidArgument if nothing can."""
+    """Returns what can be varied in a loaded model. Raises InvalidArgument if the model cannot be tuned."""
     config = model.config
     kinds = (
         (config.ensemble is not None, "is an ensemble: tune the models that it calls"),
@@ -198,10 +215,10 @@ def tunable_of(model: Model) -> Tunable:
             raise InvalidArgument(f"model '{model.name}' {why}")
     placement = model.placement
     if placement is None:
-        raise InvalidArgument(f"model '{model.name}' has no instances")
+        raise InvalidArgument(f"model '{model.name}' has no instances that could be tuned")
     lane: Any = placement.lane
     batch = model.max_batch_size
-    # The shapes in a configuration lack the batch dimension only if it sets max_batch_size.
+    # The shapes in a configuration lack the batch dimension only if the configuration sets max_batch_size.
     batched = batch > 0 and (config.max_batch_size is not None or not config.inputs)
     options = RUNTIME_OPTIONS.get(model.backend, RuntimeOptions())
     threads = config.parameters.get(options.threads, "")
@@ -225,7 +242,7 @@ def tunable_of(model: Model) -> Tunable:
 
 
 def override(config: Any) -> str:
-    """Returns a configuration as the JSON of a load request, without fields that are not set."""
+    """Returns a configuration in the JSON form of a load request, without fields that are not set."""
     plain = {key: value for key, value in to_plain(config).items() if value not in ("", 0, [], {}, False)}
     return json.dumps(plain)
 
@@ -234,10 +251,10 @@ def recorded_inputs(file: Path) -> list[tuple[Any, ...]]:
     """Returns the inputs of the first requests in a recording. Raises InvalidArgument if there are none."""
     if not file.exists():
         raise InvalidArgument(
-            f"no requests are recorded in '{file}': run 'backline models record NAME' on the server that gets"
-            " them, and pass its --state-dir"
+            f"'{file}' does not exist. To record requests, run 'backline models record NAME' against a server"
+            " that receives requests; then pass the --state-dir of that server with --data recorded"
         )
     found = [tuple(one.inputs.values()) for one in read_log(file) if one.inputs][:_MOST_REQUESTS]
     if not found:
-        raise InvalidArgument(f"'{file}' has no requests")
+        raise InvalidArgument(f"'{file}' has no requests: record some with 'backline models record NAME'")
     return found

@@ -1,4 +1,4 @@
-"""A handler's context: its model, and the requests of the batch."""
+"""The context that a handler gets, with information about its model and the requests of the batch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 
 class RequestProcessor:
-    """A request's headers (names are case-insensitive), and the status and headers of its response."""
+    """The headers of a request, and the status and headers of its response. Header names are
+    case-insensitive.
+    """
 
     def __init__(self, request_header: Mapping[str, str]) -> None:
         self._request_header = dict(request_header)
@@ -47,7 +49,7 @@ def _refuse(_: Any) -> None:
 
 
 class Context:
-    """What a handler knows about its model and batch. `idx` is the index of a request in the batch;
+    """Information for a handler about its model and batch. `idx` is the index of a request in the batch;
     `model_yaml_config` is the content of the archive's model-config.yaml.
     """
 
@@ -77,7 +79,7 @@ class Context:
         }
         self.request_ids: dict[int, str] | None = None
         self.request_processor: Sequence[RequestProcessor] = []
-        #: Sends a response other than the last one; fails unless the model is decoupled.
+        #: Sends a response before the last one; fails unless the model is decoupled.
         self.send_intermediate: Callable[[Any], None] = _refuse
 
     def get_request_id(self, idx: int = 0) -> str | None:

@@ -1,1 +1,1 @@
-"""The console: a page for browsers, and the routes from which it learns what the server is doing."""
+"""The console: a page for browsers, and the routes that tell the page what the server is doing."""

@@ -15,8 +15,8 @@ from backline.engine.private_places import for_clients
 from backline.engine.statistics import FAILURES, ModelStatistics
 from backline.engine.values.tensor import in_pieces
 from backline.system.cores import cpu_seconds, usable_cores
-from backline.system.gpu_activity import GpuActivity, GpuReading
 from backline.system.memory import resident_bytes
+from backline.system.nvml import GpuActivity, GpuReading
 
 #: Seconds between two readings.
 INTERVAL = 1.0
@@ -26,28 +26,30 @@ _encode = msgspec.json.Encoder().encode
 class Activity:
     """Reads the counters while at least one reader follows them. Runs on the event loop.
 
-    Every version is compared with its last reading, and only changed ones are encoded again. Ten readers cost
-    as much as one: all that last saw the same reading get the same bytes.
+    The counters of each version are compared with the previous reading, and encoded again only if they
+    differ. Ten readers cost as much as one, because all readers that last saw the same reading get the same
+    bytes.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._number = 0
         self._read_at = 0.0
-        #: By model and version: the last reading, its JSON, and the number of the reading that changed it.
+        #: For each model and version, the last reading, the reading as JSON, and the number of the reading
+        #: that changed it.
         self._known: dict[tuple[str, str], tuple[object, bytes, int]] = {}
         self._order: list[tuple[str, str]] = []
         self._frames: dict[int, bytes] = {}
         self._reading: asyncio.Lock = asyncio.Lock()
         self._cores = usable_cores()
-        #: None until the first reading, and on machines without GPUs.
+        #: Reads the activity of the GPUs; None until the first reading, and on machines without GPUs.
         self._gpu_activity: GpuActivity | None = None
         self._gpus: Sequence[GpuReading] = ()
 
     async def frame(self, since: int) -> tuple[int, bytes]:
         """Returns the number of the current reading and, as JSON, all that changed since reading `since`.
 
-        A new reader passes 0, and from then on the number that was last returned to it.
+        A new reader passes 0, and then always the number that the previous call returned.
         """
         async with self._reading:
             if time.monotonic() - self._read_at >= INTERVAL * 0.9:
@@ -77,7 +79,7 @@ class Activity:
             if self._gpu_activity is None:
                 self._gpu_activity = GpuActivity()
             return self._gpu_activity()
-        except (OSError, AttributeError):  # no driver, one too old for a call, or a GPU that was lost
+        except (OSError, AttributeError):  # no driver, a driver that lacks a function, or a lost GPU
             self._gpu_activity = None
             return ()
 

@@ -22,7 +22,8 @@ from backline.observe.prediction_log import read_log
 from backline.observe.recording import Recorder
 from backline.wire.application import Fields, HttpRequest
 
-#: The maximum size in bytes of an example in JSON, and of a recorded request; larger ones are left out.
+#: The maximum size in bytes of an example in JSON, and of a recorded request. A larger example is listed as a
+#: problem; larger requests are left out.
 _MAX_INPUTS = 256 * 1024
 _MAX_FILE = 16 << 20
 _MAX_RECORDED = 20
@@ -38,7 +39,7 @@ _FILE: Fields = (
 
 class Examples:
     """Registers the routes for examples and recorded requests. `recorder` knows where requests were recorded;
-    None if requests cannot be recorded.
+    it is None if requests cannot be recorded.
     """
 
     def __init__(self, engine: Engine, deferred: DeferredAnswers, recorder: Recorder | None) -> None:
@@ -50,7 +51,7 @@ class Examples:
         router.add(Scope.READ, "GET", "/v2/models/{}/examples", self._list)
         router.add(Scope.READ, "GET", "/v2/models/{}/examples/{}", self._file)
         if self._recorder is not None:
-            # Recorded requests hold what clients sent, so only an administrator may read them.
+            # Recorded requests contain data from clients, so only an administrator may read them.
             router.add(Scope.ADMIN, "GET", "/v2/models/{}/recorded", self._recorded)
 
     def _list(self, name: str, request: HttpRequest) -> None:
@@ -59,7 +60,8 @@ class Examples:
         self._answer(request, work)
 
     def _file(self, name: str, example: str, request: HttpRequest) -> None:
-        # Only names from the scan of the repository are served, so no request can reach a file outside it.
+        # Only names from the scan of the repository are served, so no request can reach a file outside the
+        # repository.
         path = next((path for path in self._engine.find(name).examples if path.name == example), None)
         if path is None:
             raise NotFound(f"model '{name}' has no example '{example[:64]}'")
@@ -77,7 +79,7 @@ class Examples:
 
 
 def _read(path: Path, most: int) -> bytes:
-    """Reads a file. Raises NotFound if it cannot be read or has more than `most` bytes."""
+    """Reads a file. Raises NotFound if the file cannot be read or has more than `most` bytes."""
     try:
         with path.open("rb") as file:
             body = file.read(most + 1)

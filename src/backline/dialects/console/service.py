@@ -4,25 +4,90 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from backline.access.identity import Identity
 from backline.access.scope import EVERYBODY, Scope
 from backline.dialects.answers import encode_json, respond_encoded, respond_json
-from backline.dialects.console.files import PAGE, ConsoleFiles
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.event_stream import EVENT_STREAM, event
 from backline.dialects.plain.media import EVENTS
 from backline.dialects.router import Router
 from backline.engine.control import LogLine
 from backline.engine.engine import Engine
-from backline.engine.errors import BacklineError, Unsupported
+from backline.engine.errors import BacklineError, NotFound, Unsupported
 from backline.engine.model import Model
 from backline.engine.private_places import for_clients
-from backline.wire.application import HttpRequest, ResponseStream
+from backline.wire.application import Fields, HttpRequest, ResponseStream
 
-#: Seconds after which a stream without news sends a comment, to find out whether its reader is still there.
+FOLDER = Path(__file__).with_name("static")
+PAGE = "index.html"
+_TYPES = {
+    ".html": b"text/html; charset=utf-8",
+    ".css": b"text/css; charset=utf-8",
+    ".js": b"text/javascript; charset=utf-8",
+    ".svg": b"image/svg+xml",
+}
+#: The page may load nothing from another host and has no inline script or style
+#: (https://www.w3.org/TR/CSP3/). Images and sounds that visitors open are blobs.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src blob:;"
+    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors "
+)
+_FIELDS: Fields = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"microphone=(self), camera=(), geolocation=()"),
+    # Files may change with the server's version, so browsers must ask whether their copies are current.
+    (b"cache-control", b"no-cache"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    body: bytes
+    fields: Fields
+    tag: bytes
+
+
+class ConsoleFiles:
+    """Responds with the console's files, which are read when a browser first asks for one."""
+
+    def __init__(self, frame_ancestors: Sequence[str] = ()) -> None:
+        """`frame_ancestors` are the origins of pages that may show the console in a frame, in the syntax of
+        CSP. By default no page may, to prevent clickjacking.
+        """
+        self._policy = (_POLICY + (" ".join(frame_ancestors) or "'none'")).encode()
+        self._files: dict[str, _File] = {}
+
+    def respond(self, name: str, request: HttpRequest) -> None:
+        """Responds with a file. Raises NotFound for an unknown name."""
+        if not self._files:
+            self._files = {path.name: self._read(path) for path in FOLDER.iterdir() if path.suffix in _TYPES}
+        file = self._files.get(name)
+        if file is None:
+            raise NotFound(f"the console has no file '{name[:64]}'")
+        if request.headers.get(b"if-none-match") == file.tag:
+            request.respond(304, file.fields)
+        else:
+            request.respond(200, file.fields, [file.body], compressible=True)
+
+    def _read(self, path: Path) -> _File:
+        body = path.read_bytes()
+        tag = b'"%b"' % sha256(body).hexdigest()[:32].encode()
+        kind = (b"content-type", _TYPES[path.suffix])
+        policy = (b"content-security-policy", self._policy)
+        return _File(body, (kind, (b"etag", tag), policy, *_FIELDS), tag)
+
+
+#: Seconds after which a stream without news sends a comment, to find out whether the reader is still
+#: connected.
 _ALIVE = 15.0
 #: The maximum number of traces that wait for a reader. Further traces are dropped, to limit memory.
 _WAITING = 100
@@ -49,7 +114,7 @@ class ConsoleService:
         self._with_page = with_page
         self._files = ConsoleFiles(frame_ancestors)
         self._activity: Any = None
-        #: Strong references to the tasks: the event loop keeps only weak ones.
+        #: Strong references to the tasks, because the event loop keeps only weak references.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add_routes(self, router: Router) -> None:
@@ -72,7 +137,7 @@ class ConsoleService:
             respond_json(request, ROUTES)
 
     def _access(self, request: HttpRequest) -> None:
-        """Sends what the caller may do, so that the console offers nothing else."""
+        """Sends the caller's permissions, so that the console offers only what the caller may do."""
         changeable, reason = self._engine.control is not None, ""
         if self._engine.control is not None:
             try:
@@ -122,7 +187,7 @@ class ConsoleService:
 
         stop = control.watch(note)
         try:
-            # This tells the reader that requests are traced from now on.
+            # Tells the reader that requests are traced from now on.
             await stream.send(b": watching\n\n")
             quiet = 0.0
             while not self._engine.is_stopping:
@@ -173,7 +238,7 @@ class ConsoleService:
         request.on_abandon = leave
 
     def _graph(self, request: HttpRequest) -> None:
-        """Sends the models made of other models: ensembles with their steps, pipelines with their calls."""
+        """Sends the models that use other models: ensembles with their steps, pipelines with their calls."""
         found = [one for model in self._engine.models() if (one := _composition(model))]
         respond_json(request, {"models": found})
 
@@ -187,9 +252,11 @@ async def _ended(serving: Coroutine[Any, Any, None], stream: ResponseStream) -> 
 
 
 def _log_document(lines: Sequence[LogLine], last: int = 0) -> tuple[bytes, int]:
-    """Returns log entries as JSON, and the number of the last one; `last` if there are none.
+    """Returns log entries as JSON, and the number of the last entry; if there are no entries, this number is
+    `last`.
 
-    In the JSON, `lost` counts entries between number `last` and the first of `lines` that are no longer kept.
+    In the JSON, `lost` is the number of entries after number `last` and before `lines` that are no longer
+    kept.
     """
     shown = [
         {"time": one.time, "level": one.level, "logger": one.logger, "text": for_clients(one.text)}
@@ -206,7 +273,7 @@ def _wants_events(request: HttpRequest) -> bool:
 def permissions(identity: Identity | None) -> dict[str, Any]:
     """Returns who a caller is, and which scopes it has for which models.
 
-    If `identity` is None, it may do everything.
+    Without identities on the server (`identity` is None), every caller may do everything.
     """
     if identity is None:
         scopes = sorted(scope for scope in Scope if scope not in EVERYBODY)

@@ -1,4 +1,4 @@
-"""The complete inference.ModelConfig that clients see: what the server does with a model, with defaults.
+"""Builds the complete inference.ModelConfig that clients see, with all defaults and the server's decisions.
 
 The configuration has Triton's form. `explained_configuration` adds what Triton has no field for, as
 parameters `backline.*`.
@@ -18,24 +18,24 @@ from backline.engine.private_places import for_clients
 from backline.engine.values.signature import TensorSpec
 from backline.protos import message
 from backline.repository.configuration import native
-from backline.repository.configuration.defaults import fill_defaults, fill_places
+from backline.repository.configuration.completion import fill_defaults, fill_places
 from backline.repository.configuration.origins import Value, document_of, origins
 from backline.repository.configuration.override import SOURCE
 
-#: The platforms that Triton shows. For models of other backends, it shows only the backend's name.
+#: The platforms that Triton shows. For models of other backends, Triton shows only the backend's name.
 _PLATFORMS = {"ensemble", *(entry.platform for entry in BACKENDS if "_" in entry.platform)}
 
 
 def model_configuration(engine: Engine, name: str, version: str) -> Any:
     """Returns a version's inference.ModelConfig.
 
-    Raises NotFound, or Unavailable when the version is not ready.
+    Raises NotFound for an unknown model or version, and Unavailable if the version is not ready.
     """
     return complete(describe(engine.find_ready(name, version)))
 
 
 def explained_configuration(engine: Engine, name: str, version: str) -> Any:
-    """Returns the configuration, with parameters that say where and how the server runs it, and why."""
+    """Returns the configuration, with parameters that say where and how the model runs, and why."""
     model = engine.find_ready(name, version)
     return complete(explained(model, describe(model)))
 
@@ -84,7 +84,7 @@ def describe(model: Model) -> Any:
             config.instance_group.add(name=model.name, count=each)
         fill_places(config, placement.places)
     if batched and given.max_batch_size is None and config.WhichOneof("scheduling_choice") is None:
-        config.dynamic_batching.SetInParent()  # the server batches although the files do not ask for it
+        config.dynamic_batching.SetInParent()  # the server batches even if the files do not say so
     for key, value in given.parameters.items():
         config.parameters[key].string_value = value
     return config

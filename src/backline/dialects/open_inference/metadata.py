@@ -18,7 +18,7 @@ from backline.version import __version__
 
 #: Returns whether the caller may see the model with this name.
 MaySee: TypeAlias = Callable[[str], bool]
-#: All extensions in Triton's order, followed by those that Triton does not have.
+#: All extensions in Triton's order, followed by extensions that Triton does not have.
 EXTENSIONS = (
     "classification",
     "sequence",
@@ -40,7 +40,7 @@ SCALAR: Shape = (1,)
 
 
 def server_metadata(engine: Engine) -> dict[str, Any]:
-    # Clients may use these extensions only if the engine has what they control.
+    # The server offers these extensions only if the engine has the parts that the extensions control.
     controlled = {
         "model_repository": engine.control,
         "model_repository(unload_dependents)": engine.control,
@@ -53,9 +53,10 @@ def server_metadata(engine: Engine) -> dict[str, Any]:
 
 
 def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
-    """Returns name, versions, platform, inputs and outputs with full shapes: all that the gRPC message holds.
+    """Returns all fields of the gRPC message: name, versions, platform, and inputs and outputs with full
+    shapes.
 
-    Raises NotFound, or Unavailable when the version is not ready.
+    Raises NotFound for an unknown model or version, and Unavailable if the version is not ready.
     """
     model = engine.find_ready(name, version)
     return {
@@ -69,7 +70,7 @@ def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
 
 
 def rest_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
-    """Returns the same metadata, in which each optional input has the parameter `optional`."""
+    """Returns the same as `model_metadata`, with the parameter `optional` on each optional input."""
     document = model_metadata(engine, name, version)
     for entry, spec in zip(
         document["inputs"], engine.find_ready(name, version).signature.inputs, strict=True
@@ -80,7 +81,7 @@ def rest_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
 
 
 def visible_to(identity: Identity | None) -> MaySee:
-    """Returns the test for models that a caller may read about.
+    """Returns a function that says whether the caller may read about a model.
 
     `identity` is None on a server without identities.
     """
@@ -108,9 +109,9 @@ def model_index(engine: Engine, may_see: MaySee, *, only_ready: bool) -> list[di
 def model_listing(engine: Engine, may_see: MaySee) -> list[dict[str, Any]]:
     """Lists all versions of the models that the caller may see: state, reason, labels, memory, load progress.
 
-    `ready` is whether the version takes requests, `default` whether it gets those that name no version.
-    `progress` is present only during a load; its seconds count from the start of the load, its bytes are
-    those fetched from the repository.
+    `ready` says whether the version takes requests, and `default` whether requests that name no version go to
+    it. `progress` is present only during a load, and gives the seconds since the start of the load and the
+    bytes fetched from the repository.
     """
     listing = []
     for model in engine.models():

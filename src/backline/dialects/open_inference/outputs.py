@@ -13,9 +13,9 @@ from backline.engine.values.tensor import Tensor, element_count
 
 
 def wanted_outputs(engine: Engine, plan: InferPlan, response: InferResponse) -> list[Tensor]:
-    """Returns the outputs, classified and put into shared memory where `plan` asks for it.
+    """Returns the outputs, classified or put into shared memory where `plan` requests it.
 
-    Raises BacklineError.
+    Raises BacklineError if an output cannot be classified, or does not fit into its shared memory.
     """
     outputs = classified_outputs(engine, plan, response) if plan.classes else response.outputs
     return outputs if plan.shared is None else plan.shared.store(outputs)
@@ -58,7 +58,10 @@ def classify(tensor: Tensor, count: int, labels: tuple[str, ...], *, batched: bo
 
 
 def classified_outputs(engine: Engine, plan: InferPlan, response: InferResponse) -> list[Tensor]:
-    """Returns the outputs of `response`, classified where `plan` asks for it. Raises InvalidArgument."""
+    """Returns the outputs of `response`, classified where `plan` requests it.
+
+    Raises InvalidArgument if such an output is BYTES or BOOL.
+    """
     model = engine.find(response.model_name, response.model_version)
     labels = {spec.name: spec.labels for spec in model.signature.outputs}
     return [

@@ -1,4 +1,6 @@
-"""The part of an inference request that repeats from request to request: everything but its data and id."""
+"""The part of an inference request that is often the same in many requests: everything but the data and the
+id.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,11 @@ if TYPE_CHECKING:
 class InferPlan:
     """A request without its data and id.
 
-    `outputs` are the requested outputs, None for all. `classes` maps an output that is requested as classes
-    to the number of classes. `binary` and `binary_default` choose the outputs sent in binary form over REST.
-    `timeout` is in seconds; None means no timeout. `declared` are the binary sizes that a REST request
-    declares; the size is None for an input whose data is in the JSON. `shared` are the tensors in shared
-    memory.
+    `outputs` are the requested outputs, or None for all. `classes` maps each output that is requested as
+    classes to the number of classes. `binary` and `binary_default` choose the outputs sent in binary form
+    over REST. `timeout` is in seconds; None means no timeout. `declared` lists the sizes of binary data that
+    a REST request declares; the size is None for an input whose data is in the JSON. `shared` lists the
+    tensors in shared memory.
     """
 
     __slots__ = (
@@ -50,7 +52,7 @@ class InferPlan:
         self.shared: SharedTensors | None = None
         #: The outputs whose elements are JSON texts, which the generate extension sends as JSON values.
         self.json_outputs: frozenset[str] = frozenset()
-        #: The input, if there is exactly one, its shape fixes its size, and nothing is in shared memory.
+        #: The only input, if its shape determines its size and nothing is in shared memory; otherwise None.
         self.single = inputs[0] if len(inputs) == 1 and inputs[0].size >= 0 else None
         self.declared: tuple[int | None, ...] = ()
         #: Whether the request declares more BYTES than are decoded on the event loop.
@@ -89,7 +91,7 @@ class InferPlan:
         return self.binary.get(output, self.binary_default)
 
     def classify(self, output: str, count: int) -> None:
-        """Requests the best `count` classes of an output."""
+        """Requests an output as its `count` best classes."""
         self.classes[output] = count
         self.keeps_outputs = False
 
@@ -99,9 +101,11 @@ class InferPlan:
         self.single = None
 
     def holding(self, *, on_loop: bool) -> Self:
-        """Returns a copy for one request with tensors in shared memory, which keeps their regions alive.
+        """Returns a copy of the plan for one request with tensors in shared memory. The copy keeps the
+        regions alive.
 
-        Raises BacklineError, or LargeRequest if `on_loop` and there is too much to read.
+        Raises BacklineError if a region cannot be used, and LargeRequest if `on_loop` is true and there is
+        too much to read on the event loop.
         """
         plan = copy(self)
         if self.shared is not None:
@@ -126,14 +130,14 @@ class InferPlan:
 
 
 def prefix(id: str) -> str:
-    """Returns the prefix that Triton's error texts about a request have."""
+    """Returns the prefix of Triton's error texts about a request."""
     return f"[request id: {id or '<id_unknown>'}] "
 
 
 def size_mismatch(spec: InputPlan, got: int, model: str, id: str, name: str = "") -> InvalidArgument:
-    """Returns the error for data of `got` bytes.
+    """Returns the error for an input whose data has the wrong size, `got` bytes.
 
-    `name` is the name of the input in Triton's text, if it differs from the real one.
+    `name` is the name of the input in Triton's text, if this differs from the input's real name.
     """
     return InvalidArgument(
         f"{prefix(id)}input byte size mismatch for input '{name or spec.name}' for model '{model}'."

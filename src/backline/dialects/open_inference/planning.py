@@ -1,4 +1,4 @@
-"""Builds and checks the plan of a request, for both REST and gRPC."""
+"""Builds and checks InferPlans (requests without their data and ids), for both REST and gRPC."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from backline.dialects.input_plan import InputPlan
-from backline.dialects.open_inference.parameters import class_count
 from backline.dialects.open_inference.plan import InferPlan, prefix
 from backline.dialects.open_inference.shared_memory import (
     REGION,
@@ -22,9 +21,39 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.shared_memory import SharedMemory
 from backline.engine.ticket import unsubmitted
 from backline.engine.values.messages import InferRequest
-from backline.engine.values.parameters import boolean
+from backline.engine.values.parameters import WrongType, boolean, read_parameters, shown
 from backline.engine.values.signature import RequestCheck
 from backline.engine.values.tensor import Shape, Tensor
+
+#: The parameter that marks the final response to a request on a stream.
+FINAL = "triton_final_response"
+MAX_CLASSES = 1_000_000
+
+
+def apply_parameters(plan: InferPlan, given: Mapping[str, Any]) -> None:
+    """Stores the parameters of a request in the plan. Raises what `read_parameters` raises."""
+    read = read_parameters(given)
+    plan.binary_default = read.binary_output
+    plan.empty_final = read.empty_final
+    plan.priority = read.priority
+    plan.timeout = read.timeout
+    plan.sequence = read.sequence
+    plan.parameters = read.others
+
+
+def class_count(output: str, value: object) -> int:
+    """Returns the number of classes requested of an output.
+
+    Raises InvalidArgument unless the value is a positive int.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise WrongType(
+            "classification",
+            "unsigned-integer",
+            f"parameter 'classification' of output '{output}' must be a positive integer, got {shown(value)}",
+        )
+    return min(value, MAX_CLASSES)
+
 
 _NO_DATA = np.empty(1, np.uint8)
 
@@ -32,8 +61,8 @@ _NO_DATA = np.empty(1, np.uint8)
 class PlanBuilder:
     """Collects the inputs and outputs of a request and checks them as far as possible without the model.
 
-    Every method raises InvalidArgument, or Unsupported if clients may not share memory. `model` and `id` are
-    the names of the model and the request that error texts show.
+    Every method raises InvalidArgument for an invalid request, and Unsupported if clients may not share
+    memory. `model` and `id` are the names of the model and the request that error texts show.
     """
 
     def __init__(self, model: str, id: str, memory: SharedMemory | None) -> None:
@@ -46,14 +75,16 @@ class PlanBuilder:
         self._slices: dict[str, RegionSlice] = {}
 
     def input_slice(self, name: str, parameters: Mapping[str, Any]) -> RegionSlice | None:
-        """Returns the shared memory that a new input's parameters refer to; None if they name no region."""
+        """Returns the shared memory that a new input's parameters refer to; None if the parameters name no
+        region.
+        """
         if name in self._names:
             raise InvalidArgument(f"{prefix(self._id)}input '{name}' already exists in request")
         self._names.add(name)
         return read_slice("input", name, parameters, self._memory) if parameters else None
 
     def add_input(self, name: str, datatype: str, shape: Shape, slice: RegionSlice | None) -> InputPlan:
-        """Adds an input and returns its plan."""
+        """Adds an input and returns the plan of the input."""
         if slice is None or self._memory is None:
             spec = InputPlan(name, datatype, shape)
         else:
@@ -64,7 +95,7 @@ class PlanBuilder:
     def add_output(
         self, plan: InferPlan, name: str, parameters: Mapping[str, Any], *, binary: bool = False
     ) -> None:
-        """Adds a requested output. If `binary`, its parameters may choose between JSON and binary form."""
+        """Adds a requested output. If `binary` is true, `parameters` may choose JSON or binary form."""
         if name in self._outputs:
             raise InvalidArgument(f"output '{name}' already exists in request")
         self._outputs[name] = None
@@ -96,16 +127,16 @@ class PlanBuilder:
 
 
 def check_description(engine: Engine, model: str, version: str, id: str, plan: InferPlan) -> None:
-    """Checks the names, datatypes and shapes of a large request, before its data is decoded.
+    """Checks the names, datatypes and shapes of a large request, before the data is decoded.
 
-    Raises NotFound, Unavailable or InvalidArgument, as submitting the request would. Two kinds of request are
-    checked only when submitted: those to models that are not loaded yet, and those of sequences, which may
-    belong to a version that is draining. Safe on any thread.
+    Raises NotFound, Unavailable or InvalidArgument, as submitting the request would. Two kinds of requests
+    are checked only when submitted: requests to models that are not loaded yet, and requests of sequences,
+    which may belong to a version that is draining. Safe on any thread.
     """
     served = engine.find_ready(model, version)
     if plan.sequence is not None or served.on_demand:
         return
     described = {spec.name: Tensor(spec.name, spec.datatype, spec.shape, _NO_DATA) for spec in plan.inputs}
     ticket = unsubmitted(InferRequest(model, described, id=id, outputs=plan.outputs))
-    # Only the model's own check knows whether its batch size limit is strict.
+    # Only the model's own check knows whether the limit on the batch size is strict.
     RequestCheck(served.name, served.signature, served.max_batch_size, strict=False)(ticket)

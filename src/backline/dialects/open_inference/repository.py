@@ -1,4 +1,4 @@
-"""Changes models by request: Triton's model repository extension, plus versions, labels and history."""
+"""Changes models for clients: Triton's model repository extension, plus versions, labels and history."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from backline.access.scope import Scope
+from backline.decodable import decodable
 from backline.dialects.answers import respond_json
 from backline.dialects.deferred import DeferredAnswers, caller_name, control_of
 from backline.dialects.documents import read_document, read_message, read_query, suggestion
@@ -43,8 +44,8 @@ from backline.wire.application import HttpRequest, UnaryCall
 
 CONFIG = "config"
 FILE = "file:"
-#: The maximum length of a configuration in characters: decoding this many holds the interpreter's lock for
-#: about 10 ms.
+#: The maximum length of a configuration in characters. Decoding this many characters holds the interpreter's
+#: lock for about 10 ms.
 MAX_CONFIG = 256 * 1024
 DEPENDENTS = "unload_dependents"
 #: The maximum size of a load request without its files, in bytes.
@@ -61,42 +62,50 @@ _LABELS = "moving labels by request"
 _LONGEST_HISTORY = 10_000
 
 
+@decodable
 class IndexDocument(Struct, forbid_unknown_fields=True):
     ready: bool = False
 
 
+@decodable
 class ParametersDocument(Struct, forbid_unknown_fields=True):
     parameters: dict[str, Any] = {}
 
 
+@decodable
 class LoadDocument(Struct, forbid_unknown_fields=True):
-    """The parameters of a load. Their values are decoded later, because they may be large files."""
+    """The parameters of a load. Their values are decoded later, because the values may be large files."""
 
     parameters: dict[str, Raw] = {}
 
 
+@decodable
 class VersionDocument(Struct, forbid_unknown_fields=True):
-    """A label's new version, and its expected current version; both may be numbers or strings."""
+    """A label's new version and its expected current version. Each may be a number or a string."""
 
     version: str | int
     expected: str | int = ANY_VERSION
 
 
+@decodable
 class RollbackDocument(Struct, forbid_unknown_fields=True):
     label: str = STABLE
 
 
+@decodable
 class ExpectedQuery(Struct, forbid_unknown_fields=True):
     expected: str = ANY_VERSION
 
 
+@decodable
 class HistoryQuery(Struct, forbid_unknown_fields=True):
     model: str = ""
     limit: int = 100
 
 
+@decodable
 class AuditQuery(Struct, forbid_unknown_fields=True):
-    """`after` is in seconds since 1970."""
+    """The query parameters of the audit log. `after` is in seconds since 1970."""
 
     limit: int = 100
     after: float = 0.0
@@ -243,7 +252,7 @@ def _for_clients(state: RepositoryState) -> RepositoryState:
 def _parse_overrides(model: str, body: Buffer) -> Overrides | None:
     """Reads the overrides in a REST load request, whose files are base64.
 
-    Raises InvalidArgument, or PayloadTooLarge for a large configuration.
+    Raises InvalidArgument for an invalid request, and PayloadTooLarge for a configuration that is too large.
     """
     check_keys(body)
     config: str | None = None
@@ -275,7 +284,7 @@ def _who(caller: HttpRequest | UnaryCall) -> str:
 
 
 def _may_change(caller: HttpRequest | UnaryCall) -> MayChange:
-    """Checks the models that a change reaches beyond the one that its route names."""
+    """Returns a function that says whether the caller may change a model that the route does not name."""
     identity = caller.identity
     return may_change_all if identity is None else partial(identity.require, Scope.MANAGE)
 
@@ -343,7 +352,10 @@ def check_config(size: int) -> None:
 
 
 def named_in_load(received: Buffer) -> str:
-    """Returns the name of the model in a RepositoryModelLoadRequest. Raises InvalidArgument."""
+    """Returns the name of the model in a RepositoryModelLoadRequest.
+
+    Raises InvalidArgument if the message cannot be read.
+    """
     rest, _ = split_load(received)
     name: str = read_message("inference.RepositoryModelLoadRequest", rest, _MAX_LOAD).model_name
     return name
@@ -352,9 +364,10 @@ def named_in_load(received: Buffer) -> str:
 def overrides_from_message(
     model: str, parameters: Mapping[str, Any], contents: Mapping[str, Buffer]
 ) -> Overrides | None:
-    """Reads the overrides in a RepositoryModelLoadRequest, whose files `split_load` may have separated.
+    """Reads the overrides in a RepositoryModelLoadRequest.
 
-    Raises InvalidArgument.
+    `contents` has the files that `split_load` has taken out of the message; all other files are in
+    `parameters`. Raises InvalidArgument if a parameter is unknown, of the wrong type or malformed.
     """
     config: str | None = None
     files: dict[str, Buffer] = {_path(name): content for name, content in contents.items()}
@@ -371,7 +384,10 @@ def overrides_from_message(
 
 
 def dependents_from_json(parameters: Mapping[str, Any]) -> bool:
-    """Returns whether a REST unload request includes dependent models. Raises InvalidArgument."""
+    """Returns whether a REST unload request includes dependent models.
+
+    Raises InvalidArgument for an unknown parameter or a value of the wrong type.
+    """
     for name, value in parameters.items():
         _check_unload_name(name)
         if not isinstance(value, bool):
@@ -380,7 +396,10 @@ def dependents_from_json(parameters: Mapping[str, Any]) -> bool:
 
 
 def dependents_from_message(parameters: Mapping[str, Any]) -> bool:
-    """Returns whether a RepositoryModelUnloadRequest includes dependent models. Raises InvalidArgument."""
+    """Returns whether a RepositoryModelUnloadRequest includes dependent models.
+
+    Raises InvalidArgument for an unknown parameter or a value of the wrong type.
+    """
     for name, value in parameters.items():
         _check_unload_name(name)
         if value.WhichOneof("parameter_choice") != "bool_param":
@@ -389,7 +408,7 @@ def dependents_from_message(parameters: Mapping[str, Any]) -> bool:
 
 
 def _path(name: str) -> str:
-    """Returns the path in a file's parameter.
+    """Returns the path of a file, given the name of the file's parameter.
 
     As in Triton, an absolute path is relative to the model's folder.
     """

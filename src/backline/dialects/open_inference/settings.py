@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from backline.access.scope import Scope
+from backline.decodable import decodable
 from backline.dialects.answers import respond_json
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.documents import read_document
@@ -32,7 +33,7 @@ _trace_decoder = msgspec.json.Decoder(dict[str, str | list[str] | None])
 
 
 class TraceSettings:
-    """The trace extension over REST and gRPC. A response has all settings of a model, or all global ones."""
+    """The trace extension over REST and gRPC. A response has all settings of a model or of the server."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -59,7 +60,9 @@ class TraceSettings:
         respond_json(request, control.settings(model))
 
     def answer(self, asked: Any) -> dict[str, Any]:
-        """Applies a TraceSettingRequest, clearing settings without a value. Returns the response's fields."""
+        """Applies a TraceSettingRequest; a setting without a value is cleared. Returns the fields of the
+        response.
+        """
         control = self._control
         if asked.settings:
             changes = {name: _value(name, list(given.value)) for name, given in asked.settings.items()}
@@ -79,7 +82,7 @@ def _value(name: str, values: list[str]) -> SettingValue | None:
 
 
 def _read(body: Buffer) -> dict[str, SettingValue | None]:
-    """Reads the changed settings in a body ({} if it is empty). Raises InvalidArgument, PayloadTooLarge."""
+    """Reads the changed settings in a body, which may be empty. Raises InvalidArgument or PayloadTooLarge."""
     check_document(body)
     try:
         return _trace_decoder.decode(body or b"{}")
@@ -101,7 +104,7 @@ class LoggingExtension:
         router.add(Scope.ADMIN, "POST", "/v2/logging", self._change)
 
     def call(self, asked: Any) -> dict[str, Any]:
-        """Applies a LogSettingsRequest, if it has settings, and returns the fields of its response."""
+        """Applies a LogSettingsRequest, if it has settings, and returns the fields of the response."""
         changes = {name: _given(setting) for name, setting in asked.settings.items()}
         return {
             "settings": {
@@ -115,7 +118,7 @@ class LoggingExtension:
     def _change(self, request: HttpRequest) -> None:
         """Applies a JSON object of settings.
 
-        A setting of null stays unchanged, and an empty body changes nothing.
+        A setting of null remains unchanged, and an empty body changes nothing.
         """
         check_document(request.body)
         try:
@@ -134,7 +137,8 @@ class LoggingExtension:
                 " embeds it"
             )
         if changes:
-            # Changing the log can fill the disk or hide errors, so it needs the right to change the server.
+            # Changing the log can fill the disk or hide errors, so a server that refuses changes refuses this
+            # too.
             if self._engine.control is not None:
                 self._engine.control.check_changeable("the settings of the log")
             log.update(changes)
@@ -142,13 +146,14 @@ class LoggingExtension:
 
 
 def _given(setting: Any) -> object:
-    """Returns the value of a setting, or None if the client left it out."""
+    """Returns the value of a setting, or None if the client left the setting out."""
     kind = setting.WhichOneof("parameter_choice")
     return None if kind is None else getattr(setting, kind)
 
 
+@decodable
 class RecordDocument(Struct, forbid_unknown_fields=True):
-    """Asks to record `count` requests, at most `max_bytes` in total."""
+    """A request to record `count` requests, of at most `max_bytes` in total."""
 
     count: int = 8
     max_bytes: int = DEFAULT_BYTES

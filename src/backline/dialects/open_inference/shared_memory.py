@@ -12,6 +12,7 @@ import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from backline.access.scope import Scope
+from backline.decodable import decodable
 from backline.dialects.answers import respond_json
 from backline.dialects.documents import read_document
 from backline.dialects.input_plan import InputPlan
@@ -49,9 +50,10 @@ class RegionSlice:
 def read_slice(
     kind: str, name: str, parameters: Mapping[str, Any], memory: SharedMemory | None
 ) -> RegionSlice | None:
-    """Returns the slice that the parameters of an input or output refer to, or None if they name no region.
+    """Returns the slice that the parameters of an input or output refer to; None if the parameters name no
+    region.
 
-    Raises InvalidArgument, or Unsupported if clients may not share memory.
+    Raises InvalidArgument for invalid parameters, and Unsupported if clients may not share memory.
     """
     if REGION not in parameters:
         return None
@@ -92,7 +94,10 @@ class SharedInput(InputPlan):
         self.memory = memory
 
     def read(self, buffer: Buffer, start: int, end: int) -> Tensor:
-        """Copies the tensor from its region. The arguments are unused. Raises BacklineError."""
+        """Copies the tensor from its region. The arguments are unused.
+
+        Raises BacklineError if the region is missing or too small, or its bytes are not the tensor.
+        """
         region = self.memory.region(self.place.region)
         region.check(self.place.offset, self.place.size)
         if self.place.size != self.size >= 0:
@@ -102,13 +107,11 @@ class SharedInput(InputPlan):
 
 
 class StoredTensor(Tensor):
-    """An output written to shared memory: its `data` is empty."""
-
-    __slots__ = ()
+    """An output that is written to shared memory. `data` is empty."""
 
 
 class SharedTensors:
-    """The tensors of a request in shared memory, cached with its plan.
+    """The tensors of a request in shared memory, cached with the plan of the request.
 
     Each request gets a copy, in which `held` keeps the regions alive until that request is done.
     """
@@ -129,10 +132,10 @@ class SharedTensors:
         self.held: dict[str, Region] = {}
 
     def hold(self, *, on_loop: bool) -> SharedTensors:
-        """Returns a copy for one request, which keeps its regions alive.
+        """Returns a copy for one request, which keeps the regions of the tensors alive.
 
         Raises NotFound for an unknown region, InvalidArgument for an output outside its region, and
-        LargeRequest if `on_loop` and the inputs are large.
+        LargeRequest if `on_loop` is true and the inputs are large.
         """
         if on_loop and self.large:
             raise LargeRequest
@@ -154,7 +157,7 @@ class SharedTensors:
         )
 
     def store(self, outputs: list[Tensor]) -> list[Tensor]:
-        """Writes outputs to their slices. Raises InvalidArgument for one that is too large."""
+        """Writes outputs to their slices. Raises InvalidArgument if an output is larger than its slice."""
         return [
             self._store(tensor, self._outputs[tensor.name]) if tensor.name in self._outputs else tensor
             for tensor in outputs
@@ -185,7 +188,10 @@ class SharedMemoryRegions:
         return self._engine.shared_memory
 
     def status(self, name: str) -> list[dict[str, Any]]:
-        """Describes the named region, or all if `name` is empty. Raises NotFound."""
+        """Describes the named region, or all regions if `name` is empty.
+
+        Raises NotFound if there is no region with this name.
+        """
         memory = self.memory
         found = [region for region in memory.regions() if name in ("", region.name)]
         if name and not found:
@@ -199,7 +205,7 @@ class SharedMemoryRegions:
         self.memory.register(name, key, offset, byte_size)
 
     def unregister(self, name: str) -> None:
-        """Unregisters the named region, or all if `name` is empty."""
+        """Unregisters the named region, or all regions if `name` is empty."""
         if name:
             self.memory.unregister(name)
         else:
@@ -213,15 +219,18 @@ class CudaRegions:
         self._system = system
 
     def status(self, name: str) -> list[dict[str, Any]]:
-        """Returns an empty list, as no region can exist. Raises NotFound if `name` is not empty."""
+        """Returns an empty list, as no region can exist. Raises NotFound if `name` is not empty, and
+        Unsupported if clients may not share memory.
+        """
         self._allowed()
         if name:
             raise NotFound(f"Unable to find cuda shared memory region: '{name}'")
         return []
 
     def register(self, name: str, handle: bytes, invalid: str) -> None:
-        """Always raises InvalidArgument. `invalid` begins the text for a `handle` that cannot be a CUDA
-        handle.
+        """Raises InvalidArgument, or Unsupported if clients may not share memory.
+
+        The text of InvalidArgument starts with `invalid` if `handle` has the wrong size.
         """
         self._allowed()
         if len(handle) != _HANDLE_SIZE:
@@ -238,12 +247,14 @@ class CudaRegions:
         _ = self._system.memory
 
 
+@decodable
 class SystemDocument(Struct, forbid_unknown_fields=True):
     key: str | UnsetType = UNSET
     offset: ByteCount = 0
     byte_size: ByteCount | UnsetType = UNSET
 
 
+@decodable
 class CudaDocument(Struct, forbid_unknown_fields=True):
     raw_handle: dict[str, Any] = {}
     device_id: int = 0

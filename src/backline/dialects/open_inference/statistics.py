@@ -15,13 +15,14 @@ from backline.engine.statistics import FAILURES, Duration, ModelStatistics
 def model_statistics(
     engine: Engine, name: str, version: str, may_see: MaySee, *, details: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Returns the counters of a version, of all versions if `version` is empty, or of all models that the
-    caller may see if `name` is empty too.
+    """Returns the counters of a version; of all versions if `version` is empty; or, if `name` is empty too,
+    of all models that the caller may see.
 
-    Times are in ns. The iterator is lazy, because reading the counters of hundreds of models takes too long
-    for one turn of the event loop. Versions that were never ready are left out. `details` adds what the gRPC
-    message has no field for: `failure_stats` (see FAILURES), and `call_stats` for models that call others.
-    Raises NotFound for an unknown model or version, and for a model whose load has failed.
+    Times are in ns. The iterator is lazy, because reading the counters of hundreds of models at once would
+    block the event loop for too long. Versions that are not ready and have run nothing are left out.
+    `details` adds what the gRPC message has no field for: `failure_stats` (see FAILURES), and `call_stats`
+    for models that call others. Raises NotFound for an unknown model or version, a version without a model,
+    and versions that are all left out because they are unavailable.
     """
     if name:
         try:
@@ -97,7 +98,9 @@ def _details(counters: ModelStatistics) -> dict[str, Any]:
 
 
 def _response_statistics(counters: ModelStatistics) -> dict[str, Any]:
-    """Returns counters by the index of a response to its request: 0 unless the model is decoupled."""
+    """Returns counters by the index of a response among the responses to its request. Only decoupled models
+    have an index above 0.
+    """
     if counters.responses is None:
         return {
             "0": {
@@ -123,7 +126,9 @@ def _response_statistics(counters: ModelStatistics) -> dict[str, Any]:
 
 
 def _failed(counters: ModelStatistics) -> dict[str, int]:
-    """Counts failures as Triton does: cancelled and timed-out requests too, but not those a queue refused."""
+    """Counts failures as Triton does: includes cancelled and timed-out requests, but not requests that a
+    queue refused.
+    """
     failed, given_up = counters.fail, counters.given_up
     return {"count": failed.count + given_up.count, "ns": failed.ns + given_up.ns}
 

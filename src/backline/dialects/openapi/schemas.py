@@ -15,7 +15,6 @@ from backline.engine.values.signature import TensorSpec
 
 Schema: TypeAlias = Mapping[str, Any]
 
-ANYTHING: Schema = {}
 OBJECT: Schema = {"type": "object"}
 STRING: Schema = {"type": "string"}
 WHOLE: Schema = {"type": "integer"}
@@ -42,7 +41,7 @@ ENCODED: Schema = {
     "required": ["b64"],
     "additionalProperties": False,
 }
-#: The largest finite FP16 and FP32, and BF16 when it is rounded from FP64.
+#: The largest finite value of each floating-point datatype for which the schema limits the values.
 _LIMITS = {
     DataType.FP16: float(np.finfo(np.float16).max),
     DataType.FP32: float(np.finfo(np.float32).max),
@@ -72,15 +71,16 @@ def having(required: Mapping[str, Schema]) -> Schema:
 def element(spec: TensorSpec, *, exact: bool = False) -> Schema:
     """Returns the schema of one element of a tensor.
 
-    `exact` leaves out the strings for infinity and NaN, which only plain HTTP accepts.
+    `exact` leaves out the forms that only plain HTTP has: objects and lists for inputs of JSON, and the
+    strings for infinity and NaN.
     """
     datatype = spec.datatype
     if datatype is DataType.BYTES:
         if exact:
-            return STRING
+            return {"anyOf": [STRING, ENCODED]}
         if spec.json:
             return {"type": "object" if spec.json == "object" else "array"}
-        # Tells the console to ask for a file of that kind.
+        # An x-media keyword makes the console ask for a file of that kind.
         media = {"x-media": spec.media} if spec.media else {}
         return {"anyOf": [STRING, ENCODED], **media}
     if datatype is DataType.BOOL:
@@ -125,9 +125,9 @@ def plain_request(model: Model) -> Schema:
 
 
 def plain_response(model: Model) -> Schema:
-    """Returns the schema of the outputs by name.
+    """Returns the schema of a response in plain HTTP: the outputs by name, as nested lists.
 
-    Their lists may lack the batch dimension, or have one of any size.
+    An output of a batched model may have a batch dimension of any size, or none if the request had none.
     """
     schemas = {}
     for spec in model.signature.outputs:

@@ -11,7 +11,7 @@ from backline.wire.application import HttpRequest
 
 
 class OpenApiService:
-    """Registers the routes. The modules that build documents are imported at the first request for one."""
+    """Registers the routes. The modules that build documents are imported at the first request."""
 
     def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
         self._engine = engine

@@ -12,6 +12,7 @@ import numpy as np
 
 from backline.dialects.plain.values import widened
 from backline.engine.errors import InvalidArgument, NotAcceptable
+from backline.engine.numbers import parse_whole
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Tensor
 
@@ -31,7 +32,7 @@ _MAX_ACCEPT = 1024
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A media type, with the parameters that the client gave it."""
+    """A media type and its parameters, as given by the client."""
 
     kind: str = JSON
     parameters: Mapping[str, str] = field(default_factory=dict)
@@ -74,7 +75,7 @@ def _matches(wanted: str, form: str) -> bool:
 def read_npy(name: str, body: bytes) -> np.ndarray:
     """Returns the array in a .npy file, as a view.
 
-    Raises InvalidArgument; a file with Python objects is refused.
+    Raises InvalidArgument for a malformed file, and for a file with Python objects.
     """
     stream = BytesIO(body[:65536])
     try:
@@ -86,10 +87,14 @@ def read_npy(name: str, body: bytes) -> np.ndarray:
         shape, columns, dtype = read(stream)
     except Exception as error:  # the header is a Python literal, for which numpy raises errors of many types
         raise _malformed(name, error) from None
-    if not dtype.itemsize:  # Security: any number of such elements would fit into a file without data.
-        raise InvalidArgument(f"the .npy file for input '{name}' holds elements of 0 bytes")
+    if not dtype.itemsize:  # Security: an array of any length would fit into a file without data.
+        raise InvalidArgument(
+            f"the .npy file for input '{name}' holds elements of 0 bytes; save numbers or bytes"
+        )
     if dtype.hasobject or dtype.names or dtype.subdtype:
-        raise InvalidArgument(f"the .npy file for input '{name}' holds Python objects; save numbers or bytes")
+        raise InvalidArgument(
+            f"the .npy file for input '{name}' holds Python objects or records; save numbers or bytes"
+        )
     count = 1
     for dimension in shape:
         count *= dimension
@@ -124,7 +129,7 @@ def write_npy(tensor: Tensor, _: Form) -> bytes:
 def write_png(tensor: Tensor, _: Form) -> bytes:
     """Encodes UINT8 [height, width, 1, 3 or 4 colours] as PNG (ISO 15948).
 
-    BYTES must already be a complete PNG.
+    A BYTES tensor must already contain a complete PNG file.
     """
     if tensor.datatype is DataType.BYTES:
         element = _only(tensor)
@@ -136,7 +141,9 @@ def write_png(tensor: Tensor, _: Form) -> bytes:
         data = data[:, :, None]
     colour = {1: 0, 3: 2, 4: 6}.get(data.shape[2]) if data.ndim == 3 else None
     if tensor.datatype is not DataType.UINT8 or colour is None or not data.size:
-        raise _cannot(tensor, PNG, "an image is UINT8 of shape [height, width], or with 1, 3 or 4 colours")
+        raise _cannot(
+            tensor, PNG, "it must be UINT8, [height, width] or [height, width, 1, 3 or 4], and not empty"
+        )
     height, width, channels = data.shape
     rows = np.zeros((height, 1 + width * channels), np.uint8)  # each row begins with its filter type, 0
     rows[:, 1:] = data.reshape(height, -1)
@@ -149,7 +156,10 @@ def write_png(tensor: Tensor, _: Form) -> bytes:
 
 
 def write_wav(tensor: Tensor, form: Form) -> bytes:
-    """Encodes samples, INT16 or FP32 in shape [frames] or [frames, channels], as WAV."""
+    """Encodes samples, INT16 or FP32 in shape [frames] or [frames, up to 8 channels], as WAV.
+
+    A BYTES tensor must already contain a complete WAV file.
+    """
     if tensor.datatype is DataType.BYTES:
         element = _only(tensor)
         if not (element.startswith(b"RIFF") and element[8:12] == b"WAVE"):
@@ -158,25 +168,29 @@ def write_wav(tensor: Tensor, form: Form) -> bytes:
     data = _without_batch(tensor, 2)
     kinds = {DataType.INT16: (1, 2), DataType.FP32: (3, 4)}
     if tensor.datatype not in kinds or data.ndim not in (1, 2) or (data.ndim == 2 and data.shape[1] > 8):
-        raise _cannot(tensor, WAV, "a sound is INT16 or FP32 of shape [frames] or [frames, channels]")
-    rate = form.parameters.get(RATE, "")
-    if not (rate.isascii() and rate.isdigit() and 1 <= int(rate[:9]) <= 768_000):
+        raise _cannot(
+            tensor,
+            WAV,
+            "audio must be INT16 or FP32 of shape [frames] or [frames, 1 to 8 channels]",
+        )
+    rate = parse_whole(form.parameters.get(RATE, ""), 1, 768_000)
+    if rate is None:
         raise NotAcceptable(
-            "a sound needs a sample rate: send Accept: audio/wav; rate=44100, with the rate of the model's"
+            "audio needs a sample rate: send Accept: audio/wav; rate=44100, with the rate of the model's"
             " output"
         )
     code, width = kinds[tensor.datatype]
     channels = data.shape[1] if data.ndim == 2 else 1
     samples = np.ascontiguousarray(data).tobytes()
     block = channels * width
-    description = struct.pack("<HHIIHH", code, channels, int(rate), int(rate) * block, block, width * 8)
+    description = struct.pack("<HHIIHH", code, channels, rate, rate * block, block, width * 8)
     chunks = b"fmt " + struct.pack("<I", 16) + description + b"data" + struct.pack("<I", len(samples))
     return b"RIFF" + struct.pack("<I", 4 + len(chunks) + len(samples)) + b"WAVE" + chunks + samples
 
 
 def write_text(tensor: Tensor, _: Form) -> bytes:
     if tensor.datatype is not DataType.BYTES:
-        raise _cannot(tensor, TEXT, "only BYTES are text")
+        raise _cannot(tensor, TEXT, "text must be BYTES")
     return b"\n".join(_element(element) for element in tensor.data.reshape(-1).tolist())
 
 
@@ -187,8 +201,7 @@ def write_binary(tensor: Tensor, _: Form) -> bytes:
     return np.ascontiguousarray(tensor.data).tobytes()
 
 
-#: The forms of a response, in order of preference. JSON and events hold all outputs; the other forms hold
-#: one.
+#: The functions that write the forms of a response that contain only one output.
 WRITERS: Mapping[str, Callable[[Tensor, Form], bytes]] = {
     NPY: write_npy,
     PNG: write_png,
@@ -196,13 +209,15 @@ WRITERS: Mapping[str, Callable[[Tensor, Form], bytes]] = {
     TEXT: write_text,
     BINARY: write_binary,
 }
+#: All forms of a response, in order of preference. JSON and events contain all outputs.
 FORMS = (JSON, EVENTS, *WRITERS)
 
 
 def choose_output(outputs: list[Tensor], form: Form) -> Tensor:
-    """Returns the output to send, for a form that holds one.
+    """Returns the output to send, for a form that contains only one output.
 
-    Raises NotAcceptable if there are several, InvalidArgument for an unknown name.
+    Raises NotAcceptable if there are several outputs and the client named none, and InvalidArgument for an
+    unknown name.
     """
     names = [tensor.name for tensor in outputs]
     wanted = form.parameters.get(OUTPUT)
@@ -231,7 +246,8 @@ def _without_batch(tensor: Tensor, rank: int) -> np.ndarray:
 def _only(tensor: Tensor) -> bytes:
     if tensor.data.size != 1:
         raise NotAcceptable(
-            f"output '{tensor.name}' has {tensor.data.size} elements; only one can be sent as it is"
+            f"output '{tensor.name}' has {tensor.data.size} elements, but a response of this type holds only"
+            " one: ask for another type with Accept, such as application/json"
         )
     return _element(tensor.data.reshape(-1)[0])
 

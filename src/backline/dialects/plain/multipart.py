@@ -44,8 +44,10 @@ def read_multipart(body: Buffer, boundary: str) -> list[FormPart]:
     """Returns the parts of a body, in order. Raises InvalidArgument for a malformed body."""
     mark = boundary.encode("latin-1", "replace")
     if _TOKEN(mark) is None:
-        raise InvalidArgument("the Content-Type 'multipart/form-data' has no valid boundary")
-    # The first boundary may be at the very start; every other one follows a line break.
+        raise InvalidArgument(
+            "the Content-Type 'multipart/form-data' has no valid boundary; let the HTTP client set this field"
+        )
+    # The first boundary may be at the very start; every other boundary follows a line break.
     delimiter = b"\r\n--" + mark
     text = b"\r\n" + bytes(body)
     at = text.find(delimiter)
@@ -61,7 +63,7 @@ def read_multipart(body: Buffer, boundary: str) -> list[FormPart]:
         if following < 0:
             break
         if len(parts) == MAX_PARTS:
-            raise InvalidArgument(f"the form has more than {MAX_PARTS} parts")
+            raise InvalidArgument(f"the form has more than {MAX_PARTS} parts; send one part for each input")
         parts.append(_part(text, line_end, following, len(parts) + 1))
         at = following
     raise InvalidArgument(

@@ -28,6 +28,7 @@ MAX_JSON = 8 << 20
 REQUEST_ID = b"x-request-id"
 _MAX_ID = 256
 PARAMETERS = "parameters"
+_FILE_NEEDS_TYPE = "a file needs a Content-Type other than JSON, such as application/octet-stream"
 _FORMS = frozenset(("", "application/json", "application/x-www-form-urlencoded"))
 
 
@@ -57,7 +58,7 @@ class PlainPlan:
 
 
 class PlainReader:
-    """Reads requests; `read` is a ReadRequest."""
+    """Reads requests of the plain dialect. The method `read` implements the protocol ReadRequest."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -100,7 +101,9 @@ def _of_json(model: Model, body: Buffer, parameters: dict[str, Parameter]) -> di
     except RecursionError:
         raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"failed to parse the request JSON: {error}") from None
+        # `curl --data-binary @FILE` labels a file as a form, unless it gets a Content-Type.
+        hint = "" if bytes(body[:16]).lstrip().startswith(b"{") else f"; {_FILE_NEEDS_TYPE}"
+        raise InvalidArgument(f"failed to parse the request JSON: {error}{hint}") from None
     if not isinstance(document, dict):
         raise InvalidArgument(
             f"the request JSON is not an object; send the inputs by name, such as {_example(model)}"
@@ -117,7 +120,9 @@ def _of_json(model: Model, body: Buffer, parameters: dict[str, Parameter]) -> di
 
 
 def plain_parameters(value: Any) -> dict[str, Parameter]:
-    """The parameters in a decoded JSON value. Raises InvalidArgument for any that a request cannot have."""
+    """Returns the parameters in a decoded JSON value. Raises InvalidArgument if a request cannot have one of
+    them.
+    """
     if not isinstance(value, dict) or not all(isinstance(one, str | int | float) for one in value.values()):
         raise InvalidArgument("'parameters' must be an object of strings, numbers, true and false")
     for name, one in value.items():
@@ -205,7 +210,8 @@ def _of_npy(spec: TensorSpec, body: bytes) -> Tensor:
 def _shape_for(spec: TensorSpec, size: int, model: Model) -> tuple[int, ...]:
     """Returns the shape of raw numbers.
 
-    One variable dimension takes what is left; a batch then has one item.
+    The length of a variable dimension follows from `size`. If a batched model has more than one variable
+    dimension, the batch has one item.
     """
     dimensions = list(spec.shape)
     if model.max_batch_size and dimensions and dimensions.count(-1) > 1:
@@ -253,8 +259,8 @@ def _only_input(model: Model, kind: str) -> TensorSpec:
         return required[0]
     names = ", ".join(spec.name for spec in inputs) or "none"
     raise UnsupportedMediaType(
-        f"a body of type '{kind[:64]}' is for a model with one input, and this one has {len(required)}"
-        f" ({names}); send JSON, or a form with a part for each"
+        f"a body of type '{kind[:64]}' can be sent only to a model with one input, but this model has"
+        f" {len(required)} ({names}); send JSON, or a form with a part for each input"
     )
 
 

@@ -69,7 +69,7 @@ class PlainService:
 def _wants_events(headers: Mapping[bytes, bytes], model: Model) -> bool:
     """Returns whether to send events.
 
-    Raises NotAcceptable if a decoupled model would have to send one response.
+    Raises NotAcceptable if the client wants a single response from a decoupled model.
     """
     field = headers.get(b"accept", b"")
     if b"event-stream" in field and accepted(field).kind == EVENTS:

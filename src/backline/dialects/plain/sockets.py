@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from backline.access.scope import Scope
+from backline.decodable import decodable
 from backline.dialects.answers import error_body, hidden_error, respond_error
 from backline.dialects.documents import read_query
 from backline.dialects.event_stream import encoded
@@ -28,14 +29,15 @@ from backline.engine.values.messages import InferRequest, InferResponse, Paramet
 from backline.engine.values.tensor import Tensor
 from backline.wire.application import HttpRequest, WebSocket
 
-#: The subprotocol that the server selects if the client offers it. A web page offers it along with the
-#: subprotocol that carries its key.
+#: The subprotocol that the server selects if the client offers it. A web page offers this subprotocol along
+#: with the one that carries its key.
 PROTOCOL = b"backline"
 _SEQUENCE_END = "sequence_end"
 #: RFC 6455, section 7.4.1: the server encountered an unexpected condition.
 _INTERNAL_ERROR = 1011
 
 
+@decodable
 class StreamQuery(Struct, forbid_unknown_fields=True):
     """The query parameters of a WebSocket connection. The output named `output` is sent in binary messages;
     if the name is empty, all outputs are sent as JSON. With `sequence`, the requests of the connection form a
@@ -58,7 +60,7 @@ class SocketService:
         self._engine = engine
         self._off_loop = OffLoop()
         self._reader = PlainReader(engine)
-        #: Strong references to the tasks: the event loop keeps only weak ones.
+        #: Strong references to the tasks, because the event loop keeps only weak references.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add_routes(self, router: Router) -> None:
@@ -99,8 +101,8 @@ def _cancel(task: asyncio.Task[None]) -> None:
 class Conversation:
     """Answers the messages of one connection, one at a time.
 
-    The next message is received once all responses to the one before have been sent, and sending waits while
-    the client does not read. So neither side can make the other buffer without limit.
+    The next message is received only after all responses to the previous one have been sent, and sending
+    waits while the client does not read. So neither side can make the other buffer without limit.
     """
 
     def __init__(
@@ -152,9 +154,10 @@ class Conversation:
             await self._socket.send(f'{{"done":{count}}}')
 
     def _keep_parameters(self, message: str | bytes) -> bool:
-        """Keeps the parameters of a message that contains nothing else; says whether it did.
+        """Keeps the parameters of a message that contains nothing else. Returns whether the message was of
+        this kind.
 
-        Raises InvalidArgument.
+        Raises InvalidArgument if a parameter is invalid.
         """
         if isinstance(message, bytes) or len(message) > LARGE or PARAMETERS not in message:
             return False

@@ -50,7 +50,7 @@ def value_of(tensor: Tensor, *, json: bool = False) -> Any:
     """Returns a tensor as nested lists that msgspec can encode, or a scalar as itself.
 
     With `json`, each element is the text of a JSON value and is replaced by that value. Raises Internal for
-    an element that is not.
+    an element that is not valid JSON.
     """
     data = tensor.data
     if tensor.datatype is DataType.BYTES:
@@ -89,7 +89,7 @@ def _shape_of(spec: TensorSpec, value: Any) -> Shape:
         if not value:
             break
         value = value[0]
-    # An empty list has no elements that would say how deep it is meant to be nested.
+    # An empty list does not show how deeply it is meant to be nested.
     if shape and shape[-1] == 0:
         shape += [max(0, dimension) for dimension in spec.shape[len(shape) :]]
     return tuple(shape)
@@ -102,8 +102,8 @@ def _flatten(spec: TensorSpec, value: Any, shape: Shape, elements: list[Any]) ->
     if not isinstance(value, list) or len(value) != shape[0]:
         got = f"a list of {len(value)}" if isinstance(value, list) else _kind(value)
         raise InvalidArgument(
-            f"input '{spec.name}' has {got} where a list of {shape[0]} was expected, like the first at that"
-            " level"
+            f"input '{spec.name}' has {got} where a list of {shape[0]} was expected: all lists at one level"
+            " must have as many elements as the first one"
         )
     if len(shape) == 1:
         elements.extend(value)
@@ -155,7 +155,7 @@ def _narrowed(values: np.ndarray) -> np.ndarray:
     """Returns the BF16 bits of FP32 values, rounded to the nearest, ties to even."""
     bits = values.view(np.uint32)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16
-    # Rounding would carry the mantissa of a NaN into its sign.
+    # If a NaN were rounded, its mantissa would overflow into its sign.
     return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
 
 
@@ -173,7 +173,7 @@ def _element_bytes(spec: TensorSpec, element: Any) -> bytes:
 
 
 def _is_document(spec: TensorSpec, value: Any) -> bool:
-    """Says whether a value is a JSON document, if the input's elements are the texts of such documents."""
+    """Returns whether `value` is an object or list for an input that takes such documents as JSON text."""
     return (spec.json == "object" and isinstance(value, dict)) or (
         spec.json == "list" and isinstance(value, list)
     )
@@ -192,7 +192,9 @@ def _json_value(name: str, element: Any) -> Any:
     try:
         return _decode(element)
     except (ValueError, RecursionError) as error:
-        raise Internal(f"output '{name}' is not JSON: {error}") from None
+        raise Internal(
+            f"output '{name}' should have JSON, but the model returned other text: {error}"
+        ) from None
 
 
 def _strings(elements: list[bytes], shape: Shape) -> np.ndarray:

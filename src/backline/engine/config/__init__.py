@@ -1,1 +1,1 @@
-"""The settings that a model's configuration may contain, as plain values."""
+"""The settings that a model's configuration may contain, as plain data types."""

@@ -1,19 +1,25 @@
-"""A group of similar instances of a model (Triton's instance_group), and what each needs to run."""
+"""A group of similar instances of a model (Triton's instance_group), and the resources that each instance
+needs to run.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-#: What a group's instances run on: whatever is available, the CPU, GPUs, or what the model file specifies.
+#: The devices that the instances of a group run on: whatever is available, the CPU, GPUs, or the devices that
+#: the model file specifies.
 Kind = Literal["auto", "cpu", "gpu", "model"]
+#: The maximum number of instances of a model. It is more than most machines have cores, but limits the damage
+#: that a typo or a hostile archive can do.
+MAX_INSTANCES = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
     """An amount of a named resource that an instance holds during a run.
 
-    The resource belongs to the instance's device or, if `everywhere`, to the server.
+    The resource belongs to the instance's device, or to the whole server if `everywhere` is set.
     """
 
     name: str
@@ -23,25 +29,26 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class InstanceGroup:
-    """A group of `count` instances, or of `count` per GPU if it names GPUs.
+    """A group of `count` instances, or of `count` instances per GPU if the group names GPUs.
 
-    With a `count` of 0 the server or the model decides.
+    If `count` is 0, the server or the model determines the number of instances.
 
-    `resources` and `priority` matter only where the server limits the rate of executions: an instance of
-    priority 2 runs half as often as one of priority 1. Instances of a `passive` group get no requests.
+    `resources` and `priority` have an effect only if the server limits the rate of executions: an instance
+    with priority 2 runs half as often as an instance with priority 1. Instances of a `passive` group get no
+    requests.
     """
 
     count: int
     resources: tuple[Resource, ...] = ()
     priority: int = 1
     kind: Kind = "auto"
-    #: The GPUs, as the runtime numbers them; empty for all.
+    #: The numbers of the GPUs, as the runtime numbers them; empty for all GPUs.
     gpus: tuple[int, ...] = ()
-    #: The name of the group's instances; empty for Triton's default, <model>_<index>.
+    #: The name of the group's instances; if it is empty, Triton's default applies, <model>_<index>.
     name: str = ""
     passive: bool = False
 
     @property
     def limited(self) -> bool:
-        """Whether the instances need resources, or run less often than others."""
+        """Whether the instances need resources, or run less often than instances of priority 1."""
         return bool(self.resources) or self.priority > 1

@@ -1,4 +1,4 @@
-"""The part of a configuration that says how requests of different shapes share a batch."""
+"""The part of a configuration that says how requests of different shapes can share a batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import RequestCheck
 from backline.engine.values.tensor import Shape
 
-#: The kinds of BatchInput, by Triton's names (inference.BatchInput.Kind).
+#: The kinds of BatchInput, with Triton's names (inference.BatchInput.Kind).
 BatchInputKind: TypeAlias = Literal[
     "BATCH_ELEMENT_COUNT",
     "BATCH_ACCUMULATED_ELEMENT_COUNT",
@@ -36,14 +36,16 @@ class BatchInput:
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """How one input is padded, so that requests whose inputs differ in length can share a batch.
+    """The rules for padding an input, so that requests whose inputs differ in length can share a batch.
 
-    `axes` are the dimensions to pad, where 0 is the batch; empty means every variable dimension. `value` is
-    the filler as text; empty means zero. `buckets` are the lengths that an input may be padded to, ascending.
-    Without buckets, inputs are padded to the longest one in the batch, and lengths may share a batch if they
-    round up to the same power of two. `lengths` and `mask` name inputs that tell the model what is padding;
-    they are empty if the model has no such inputs. If it accepts a single length only, `buckets` contains
-    that length and `most`, the maximum, equals it; otherwise `most` is 0.
+    `axes` are the dimensions to pad, where 0 is the batch dimension; empty means every variable dimension.
+    `value` is the value to pad with, as text; empty means zero. `buckets` are the lengths to which an input
+    may be padded, in ascending order; an input longer than the last of them is not padded. Without buckets,
+    all inputs are padded to the length of the longest input in the batch, and requests may share a batch if
+    their lengths round up to the same power of two. `lengths` and `mask` name inputs that tell the model
+    which elements are padding; they are empty if the model has no such inputs. If the model accepts only a
+    single length, `buckets` contains only that length, and `most`, the maximum length, equals it; otherwise
+    `most` is 0.
     """
 
     axes: tuple[int, ...] = ()
@@ -54,21 +56,25 @@ class Padding:
     most: int = 0
 
     def length(self, longest: int) -> int:
-        """Returns the padded length in a batch whose longest input has this length."""
+        """Returns the length to which inputs are padded in a batch whose longest input has the length
+        `longest`.
+        """
         place = bisect_left(self.buckets, longest)
         return self.buckets[place] if place < len(self.buckets) else longest
 
     def bucket(self, length: int) -> int:
-        """Returns a number that is equal for all lengths that may share a batch."""
+        """Returns a number that is equal for two lengths if inputs of these lengths may share a batch."""
         return self.length(length) if self.buckets else (length - 1).bit_length()
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How much of a padded batch's output belongs to a request, given the length of the request's input `to`.
+    """The rule for how much of the output of a padded batch belongs to a request, given the length of the
+    request's input `to`.
 
-    The output is cut along `axis`, where 0 is the batch. It has one step for each `hop` input steps at which
-    a whole `window` fits; if both are 1, it has as many steps as the input.
+    The output is cut along `axis`, where 0 is the batch dimension. A window of `window` input steps moves
+    over the input by `hop` steps at a time, and the output has one step for each position where the whole
+    window fits. If both are 1, the output has as many steps as the input.
     """
 
     to: str
@@ -83,12 +89,13 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """How requests of different shapes are joined.
+    """The rules for joining requests of different shapes.
 
-    `ragged` inputs are concatenated into one dimension. `scattered` maps outputs of such batches to inputs:
-    each request gets as many elements of the output as it has in the input. Batches are filled up to the next
-    of `allowed_batch_sizes` (ascending). `padding` has the rules by input, `cuts` by output; with `pad_all`
-    every input with a variable dimension is padded.
+    The inputs named in `ragged` are concatenated into one dimension. `scattered` maps outputs of such batches
+    to inputs: each request gets as many elements of the output as the request's own input has. Batches are
+    filled up to the next larger of `allowed_batch_sizes`, which are in ascending order. `padding` has the
+    rules for padding by input, and `cuts` the rules for cutting by output. With `pad_all`, every input with a
+    variable dimension is padded.
     """
 
     ragged: tuple[str, ...] = ()
@@ -101,7 +108,7 @@ class Joining:
 
     @property
     def hidden_inputs(self) -> frozenset[str]:
-        """Inputs of the model that clients do not send."""
+        """The inputs of the model that clients do not send."""
         hidden = {target for batch_input in self.batch_inputs for target in batch_input.targets}
         hidden |= {
             name for padding in self.padding.values() for name in (padding.lengths, padding.mask) if name
@@ -110,17 +117,21 @@ class Joining:
 
     @property
     def padded(self) -> bool:
-        """Whether padding costs time, so that it is worth looking for requests of similar length."""
+        """Whether inputs are padded. Padding costs time, so it is then worth looking for requests of similar
+        length.
+        """
         return self.pad_all or bool(self.padding)
 
     def batch_size(self, items: int) -> int:
-        """Returns the size to which a batch of this many items is filled up."""
+        """Returns the size to which a batch of `items` items is filled up."""
         place = bisect_left(self.allowed_batch_sizes, items)
         return self.allowed_batch_sizes[place] if place < len(self.allowed_batch_sizes) else items
 
 
 class JoiningCheck:
-    """Runs `check`, then sets `batch_key` according to `joining`, where each Padding must name its `axes`."""
+    """A check that first runs `check`, and then sets `batch_key` by the rules of `joining`. Each Padding
+    in `joining` must name its `axes`.
+    """
 
     def __init__(self, check: RequestCheck, joining: Joining, inputs: tuple[str, ...]) -> None:
         self._check = check

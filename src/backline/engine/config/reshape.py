@@ -1,4 +1,4 @@
-"""Reshapes tensors whose shape in the model differs from the one that clients see (Triton's `reshape`)."""
+"""Reshapes tensors whose shape in the model differs from the shape that clients see (Triton's `reshape`)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from backline.engine.values.tensor import Shape, Tensor
 
 
 class Reshape:
-    """Maps shapes that fit `source` to `target`, which has the same number of elements.
+    """A mapping from shapes that fit `source` to shapes that fit `target` and have the same number of
+    elements.
 
-    -1 is a variable dimension, such as the batch. Both shapes have the same number of variable dimensions,
-    whose sizes are kept, in order.
+    -1 is a variable dimension, such as the batch dimension. Both shapes have the same number of variable
+    dimensions, whose sizes and order do not change.
     """
 
     __slots__ = ("_source", "_target", "_varying")
@@ -26,7 +27,7 @@ class Reshape:
         self._varying = tuple(axis for axis, dim in enumerate(source) if dim < 0)
 
     def shape(self, name: str, shape: Shape) -> Shape:
-        """Maps a shape of the tensor `name`. Raises Internal if it does not fit."""
+        """Maps a shape of the tensor `name`. Raises Internal if the shape does not fit `source`."""
         if len(shape) != len(self._source) or any(
             dim not in (-1, got) for dim, got in zip(self._source, shape, strict=True)
         ):
@@ -38,7 +39,7 @@ class Reshape:
         return tuple(next(sizes) if dim < 0 else dim for dim in self._target)
 
     def array(self, name: str, array: np.ndarray) -> np.ndarray:
-        """Reshapes an array of the tensor `name`. Raises Internal if it does not fit."""
+        """Reshapes the array of the tensor `name`. Raises Internal if its shape does not fit `source`."""
         return array.reshape(self.shape(name, array.shape))
 
 
@@ -46,7 +47,9 @@ Reshapes: TypeAlias = Mapping[str, Reshape]
 
 
 def reshape_arrays(arrays: Mapping[str, np.ndarray], reshapes: Reshapes) -> dict[str, np.ndarray]:
-    """Reshapes the arrays that have a reshape. Raises Internal for a shape that does not fit."""
+    """Reshapes the arrays for which there is a reshape. Raises Internal for a shape that does not fit the
+    reshape.
+    """
     return {
         name: reshapes[name].array(name, array) if name in reshapes else array
         for name, array in arrays.items()
@@ -54,7 +57,9 @@ def reshape_arrays(arrays: Mapping[str, np.ndarray], reshapes: Reshapes) -> dict
 
 
 def reshape_tensor(tensor: Tensor, reshapes: Reshapes) -> Tensor:
-    """Reshapes the tensor if it has a reshape. Raises Internal for a shape that does not fit."""
+    """Reshapes the tensor if there is a reshape for it. Raises Internal if the tensor's shape does not fit
+    the reshape.
+    """
     reshape = reshapes.get(tensor.name)
     if reshape is None:
         return tensor
@@ -63,7 +68,9 @@ def reshape_tensor(tensor: Tensor, reshapes: Reshapes) -> Tensor:
 
 
 def narrower(given: Shape, actual: Shape) -> Shape | None:
-    """Returns the narrower of two shapes with -1 for variable dimensions; None if no shape fits both."""
+    """Returns the shape that fits both of two shapes, in which -1 means a variable dimension; None if no
+    shape fits both.
+    """
     if len(given) != len(actual) or any(
         -1 not in (g, a) and g != a for g, a in zip(given, actual, strict=True)
     ):

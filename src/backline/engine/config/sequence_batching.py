@@ -1,4 +1,4 @@
-"""The part of a configuration that says how requests of sequences are batched."""
+"""The part of a configuration that says how the requests of sequences are batched."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ Strategy: TypeAlias = Literal["direct", "oldest"]
 
 @dataclass(frozen=True, slots=True)
 class SequenceControl:
-    """An input, not sent by clients, that tells the model about a request's place in its sequence: a tensor
-    with one element.
+    """An input that tells the model about a request's place in its sequence. It is a tensor with one element,
+    which clients do not send.
 
-    `values` are the element's values for false and for true; the control that carries the id has none.
+    `values` are the values of the element for false and for true; they are empty for the control with the id
+    of the sequence.
     """
 
     kind: ControlKind
@@ -28,10 +29,11 @@ class SequenceControl:
 
 @dataclass(frozen=True, slots=True)
 class SequenceState:
-    """A tensor that the model returns with every response and receives with the next request of the sequence.
+    """A tensor that the model returns with every response, and receives again with the next request of the
+    sequence.
 
-    Shapes are without the batch dimension. The first request gets zeros of `initial_shape`, or the contents
-    of `initial_file`, a file below initial_state/ in the model's folder.
+    Shapes are without the batch dimension. With the first request, the model receives zeros of
+    `initial_shape`, or the contents of `initial_file`, a file below initial_state/ in the model's folder.
     """
 
     input: str
@@ -44,13 +46,14 @@ class SequenceState:
 
 @dataclass(frozen=True, slots=True)
 class SequenceBatching:
-    """How sequences are batched. Times are in microseconds.
+    """The rules for batching sequences. Times are in microseconds.
 
-    "direct" keeps each sequence in a fixed slot of one instance's batches. A batch runs when the fraction
-    `minimum_slot_utilization` of the slots have a request, or one has waited for `max_queue_delay_us`.
-    "oldest" batches requests of up to `max_candidates` sequences per instance (0: as many as fit into a
-    batch) as usual, oldest sequences first. A sequence ends after `idle_us` without a request. With
-    `iterative`, each request is a whole sequence, which runs again and again until the model responds.
+    With the strategy "direct", each sequence has a fixed slot in the batches of one instance. A batch runs
+    when the fraction `minimum_slot_utilization` of the slots have a request, or when a request has waited for
+    `max_queue_delay_us`. With "oldest", the requests of up to `max_candidates` sequences per instance are
+    batched like other requests, oldest sequences first; if `max_candidates` is 0, their number is the maximum
+    batch size. A sequence ends after `idle_us` without a request. With `iterative`, each request is a whole
+    sequence, and is run repeatedly until the model does not ask for another run.
     """
 
     strategy: Strategy = "direct"

@@ -12,9 +12,9 @@ from backline.engine.errors import InvalidArgument
 class DataType(Enum):
     """A tensor's datatype, named as in the Open Inference Protocol.
 
-    `dtype` is the numpy dtype of the data: object arrays of `bytes` for BYTES; uint16 for BF16, which numpy
-    lacks, holding its bits. `itemsize` is the size of an element in bytes, 0 for BYTES, whose elements vary.
-    `config_name` is the name in config.pbtxt.
+    `dtype` is the numpy dtype of the data. Data of type BYTES are object arrays of `bytes`. Data of type
+    BF16, which numpy lacks, are uint16 arrays that contain the bits. `itemsize` is the size of an element in
+    bytes; it is 0 for BYTES, whose elements vary in size. `config_name` is the name in config.pbtxt.
     """
 
     BOOL = (np.bool_, 1, "TYPE_BOOL")
@@ -44,7 +44,9 @@ class DataType(Enum):
 
     @classmethod
     def from_name(cls, name: str) -> DataType:
-        """Returns the datatype called `name` on the wire ("FP32"). Raises InvalidArgument if unknown."""
+        """Returns the datatype whose name in requests is `name` ("FP32"). Raises InvalidArgument if there is
+        none.
+        """
         try:
             return _BY_NAME[name]
         except (KeyError, TypeError):
@@ -52,18 +54,22 @@ class DataType(Enum):
                 f"unknown datatype {name!r}, expected one of {', '.join(_BY_NAME)}"
             ) from None
 
-    #: Members are compared by identity. Enum's own hash would be a Python function, which is slow in cache
-    #: lookups.
+    #: Members are compared by identity. The hash function of Enum is written in Python, which would slow down
+    #: lookups in caches.
     __hash__ = object.__hash__
 
     @classmethod
     def from_config_name(cls, name: str) -> DataType:
-        """Returns the datatype called `name` in config.pbtxt ("TYPE_FP32"). Raises KeyError if unknown."""
+        """Returns the datatype whose name in config.pbtxt is `name` ("TYPE_FP32"). Raises KeyError if there
+        is none.
+        """
         return _BY_CONFIG_NAME[name]
 
     @classmethod
     def from_dtype(cls, dtype: np.dtype) -> DataType:
-        """Returns the datatype for a numpy dtype (BYTES for strings and objects). Raises InvalidArgument."""
+        """Returns the datatype for a numpy dtype (BYTES for strings and objects). Raises InvalidArgument if
+        there is none.
+        """
         if dtype.kind in "OSU":
             return cls.BYTES
         try:

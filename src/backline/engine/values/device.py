@@ -1,4 +1,4 @@
-"""Devices that models run on, and the placement of instances on them."""
+"""The devices that models run on, and the placement of instances on the devices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from backline.engine.config.instance_group import InstanceGroup
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The CPU, a GPU as its runtime numbers it, or whatever the model file specifies."""
+    """The CPU, a GPU with the number that the runtime gives it, or the device that the model file
+    specifies.
+    """
 
     kind: Literal["cpu", "gpu", "model"] = "cpu"
     index: int = 0
@@ -24,10 +26,10 @@ CPU: Final = Device()
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
-    """The GPUs that a runtime can use, as it numbers them.
+    """The numbers of the GPUs that a runtime can use, as the runtime numbers them.
 
-    If there are none, `reason` says why and what to do.
-    Unless `by_default`, they are used only if a configuration asks for a GPU.
+    If there are no GPUs, `reason` says why, and what to do. Unless `by_default` is set, the GPUs are used
+    only if a configuration asks for a GPU.
     """
 
     indexes: tuple[int, ...] = ()
@@ -37,9 +39,10 @@ class Gpus:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one instance runs.
+    """The device that an instance runs on.
 
-    `name` is Triton's name for it ("model_0_1"), which instances of a group on different GPUs share.
+    `name` is Triton's name for the instance ("model_0_1"). Instances of a group on different GPUs may have
+    the same name.
     """
 
     device: Device
@@ -49,9 +52,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class PlacedGroup:
-    """A group of instances, by its `index` in the configuration, and its devices.
+    """A group of instances, with the group's `index` in the configuration, and the group's devices.
 
-    Each device has as many instances as the group says.
+    Each device has as many instances as the group specifies.
     """
 
     index: int
@@ -62,7 +65,9 @@ class PlacedGroup:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where a model's instances run. `missing` says why some are on the CPU instead of a GPU, or is empty."""
+    """The devices that a model's instances run on. `missing` says why some instances run on the CPU instead
+    of a GPU; it is empty if there are no such instances.
+    """
 
     groups: tuple[PlacedGroup, ...]
     missing: str = ""
@@ -78,9 +83,11 @@ class Places:
         return all(placed.group.count for placed in self.groups)
 
     def spread(self, count: int | None = None) -> tuple[Place, ...]:
-        """Returns the instances in the order of creation; those of a group alternate between its devices.
+        """Returns the places of the instances, in the order in which the instances are created. The instances
+        of a group alternate between its devices.
 
-        `count` is the total for a group that does not set a number; by default one per device.
+        `count` is the total number of instances for a group that does not set a number; the default is one
+        per device.
         """
         places: list[Place] = []
         for placed in self.groups:
@@ -93,10 +100,12 @@ class Places:
         return tuple(places)
 
 
-#: The places of a model whose instances have no devices yet.
+#: The places of a model whose instances have not been assigned to devices yet.
 NOWHERE: Final = Places(())
 
 
 def name_devices(places: Places) -> str:
-    """Says where a model runs: "GPU 0, GPU 1", or "CPU, no GPU" if it should run on a GPU but cannot."""
+    """Returns a text that says where a model runs: "GPU 0, GPU 1", or "CPU, no GPU" if the model should run
+    on a GPU but cannot.
+    """
     return ", ".join(map(str, places.devices)) + (", no GPU" if places.missing else "")

@@ -14,9 +14,8 @@ from backline.engine.values.tensor import Tensor
 Parameter: TypeAlias = str | int | float | bool
 
 
-@dataclass(slots=True, eq=False)
-class InferResponse:
-    """The response of one model version to one request."""
+class InferResponse(Struct, eq=False):
+    """A response of a model version to a request. It is a msgspec struct for the same reason as Tensor."""
 
     model_name: str
     model_version: str
@@ -26,16 +25,17 @@ class InferResponse:
 
 
 class Rescheduled(InferResponse):
-    """Not a response: the model of an iterative sequence asks for the request to run again."""
-
-    __slots__ = ()
+    """Returned in place of a response if the model of an iterative sequence asks for the request to be run
+    again.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceStep:
     """A request's place in a sequence.
 
-    `id` is a positive number or a string; `start` and `end` mark the first and last request.
+    `id`, a positive number or a string, identifies the sequence; `start` and `end` mark its first and last
+    request.
     """
 
     id: int | str
@@ -45,9 +45,10 @@ class SequenceStep:
 
 @dataclass(slots=True, eq=False)
 class ResponseFlow:
-    """Tells a model whether its caller is ready for more responses.
+    """The signal by which a caller pauses a model that sends responses faster than the caller takes them.
 
-    The caller pauses and resumes on the event loop; a decoupled model checks before each response.
+    The caller calls `pause` and `resume` on the event loop; a decoupled model checks the signal before each
+    response.
     """
 
     paused: bool = False
@@ -59,22 +60,26 @@ class ResponseFlow:
         self.paused = True
 
     def resume(self) -> None:
-        """Asks for more responses, or lets the model finish because none are wanted."""
+        """Asks the model to continue. Called when the caller is ready for more responses, or when it wants
+        no more, so that the model can end.
+        """
         self.paused = False
         if self.on_resume is not None:
             self.on_resume()
 
 
 class InferRequest(Struct, frozen=True, eq=False):
-    """A request to a model. It never changes; the Ticket holds its state.
+    """A request to a model. It is immutable; the Ticket has the state of the request.
 
-    `model_version` is a version or a label, empty for the default. `outputs` names the outputs wanted, None
-    for all. `priority` 0 is the model's default, 1 the highest. `deadline` is in seconds of time.monotonic():
-    a request that has not started by then is refused. `timeout` is how many seconds it may wait in a queue,
-    if the model's queue policy lets callers choose. `arrived_ns` is of time.monotonic_ns().
+    `model_version` is a version or a label; empty means the default version. `outputs` names the requested
+    outputs; None means all. `priority` 0 means the model's default priority, and 1 the highest. `deadline` is
+    a time in seconds of time.monotonic(); a request that has not started by then is refused. `timeout` is the
+    number of seconds for which the request may wait in a queue, if the model's queue policy lets callers set
+    it. `arrived_ns` is a time of time.monotonic_ns(). `via` has the ids of the remote models on other servers
+    that have sent the request here; see `fleet/loop_check.py`.
 
-    A msgspec struct, because one is created for every request, and a frozen dataclass takes several times as
-    long.
+    This is a msgspec struct because an instance is created for every request, and creating an instance of a
+    frozen dataclass takes several times as long.
     """
 
     model_name: str
@@ -88,3 +93,4 @@ class InferRequest(Struct, frozen=True, eq=False):
     timeout: float | None = None
     sequence: SequenceStep | None = None
     arrived_ns: int = field(default_factory=monotonic_ns)
+    via: bytes = b""

@@ -1,4 +1,4 @@
-"""The request parameters that the server interprets, among all that clients send to a model."""
+"""The request parameters that the server itself interprets, rather than passing them to the model."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from backline.engine.errors import InvalidArgument, Unsupported
 from backline.engine.values.messages import Parameter, SequenceStep
 
 RESERVED = "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
-#: Requests an empty final response on a stream whose last response with outputs is not marked as the last.
+#: The parameter that requests an empty final response at the end of a stream, if the last response with
+#: outputs is not marked as the last.
 EMPTY_FINAL = "triton_enable_empty_final_response"
-#: Triton's text for a reserved parameter over gRPC.
+#: Triton's error message for a reserved parameter over gRPC.
 RESERVED_BUT = (
     "parameter keys starting with 'triton_' are reserved for Triton usage. Only the following keys starting"
     f" with 'triton_' are allowed: {EMPTY_FINAL}"
 )
 _SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 _LONGEST_SEQUENCE_ID = 128
-#: The maximum number of characters of a value that are quoted in an error.
+#: The maximum number of characters of a value that an error quotes.
 _LONGEST_SHOWN = 64
 
 
 class WrongType(InvalidArgument):
-    """Raised for a parameter `key` with the wrong type; `kind` is the right one: "unsigned-integer",
+    """Raised if the parameter `key` has the wrong type. `kind` is the expected type: "unsigned-integer",
     "boolean" or "string".
 
-    Dialects put Triton's text for their protocol before the message.
+    Dialects prefix the message with Triton's wording for their protocol.
     """
 
     def __init__(self, key: str, kind: str, message: str) -> None:
@@ -38,10 +39,11 @@ class WrongType(InvalidArgument):
 
 @dataclass(frozen=True, slots=True)
 class RequestParameters:
-    """Parsed parameters. `timeout` is in seconds or None; `priority` and `sequence` are as in InferRequest.
+    """Parsed parameters of a request. `timeout` is in seconds or None; `priority` and `sequence` are as in
+    InferRequest.
 
-    `binary_output` and `empty_final` concern only how a dialect writes responses. `others` are for the model,
-    None if empty.
+    `binary_output` and `empty_final` only affect how a dialect writes responses. `others` are the parameters
+    for the model; None if there are none.
     """
 
     binary_output: bool = False
@@ -53,8 +55,8 @@ class RequestParameters:
 
 
 def read_parameters(given: Mapping[str, Any]) -> RequestParameters:
-    """Reads parameters as clients send them, with `timeout` in microseconds. Raises InvalidArgument, and
-    Unsupported for a sequence id that is too long.
+    """Reads the parameters that a client sent, in which `timeout` is in microseconds. Raises InvalidArgument
+    for an invalid parameter, and Unsupported for a sequence id that is too long.
     """
     binary_output = empty_final = False
     priority, timeout = 0, None
@@ -79,7 +81,9 @@ def read_parameters(given: Mapping[str, Any]) -> RequestParameters:
 
 
 def _take_sequence(parameters: dict[str, Parameter]) -> SequenceStep | None:
-    """Removes the parameters of sequences and returns the request's place in its sequence, if any."""
+    """Removes the parameters about sequences, and returns the request's place in its sequence; None if there
+    are no such parameters.
+    """
     if not parameters.keys() & _SEQUENCE:
         return None
     id = parameters.pop("sequence_id", 0)
@@ -93,7 +97,8 @@ def _take_sequence(parameters: dict[str, Parameter]) -> SequenceStep | None:
 
 
 def _unsigned(key: str, value: object, otherwise: str = "unsigned-integer") -> int:
-    """Returns a parameter that must be an unsigned integer. Otherwise raises WrongType of kind `otherwise`.
+    """Returns the value of a parameter that must be an unsigned integer. If it is not, raises WrongType with
+    the kind `otherwise`.
 
     `otherwise` is "string" if the parameter may also be a string.
     """
@@ -105,13 +110,13 @@ def _unsigned(key: str, value: object, otherwise: str = "unsigned-integer") -> i
 
 
 def boolean(key: str, value: object) -> bool:
-    """Returns a parameter that must be a boolean. Raises InvalidArgument if it is not."""
+    """Returns the value of a parameter that must be a boolean. Raises InvalidArgument if it is not."""
     if not isinstance(value, bool):
         raise WrongType(key, "boolean", f"parameter '{key}' must be true or false, got {shown(value)}")
     return value
 
 
 def shown(value: object) -> str:
-    """Formats a value as JSON, shortened to fit an error message."""
+    """Formats a value for an error message. Long values are truncated."""
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

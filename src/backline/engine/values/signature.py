@@ -1,4 +1,4 @@
-"""The inputs and outputs of a model, and the checks that requests and their callers fit the model."""
+"""The inputs and outputs of a model, and the checks of whether a request and its caller fit the model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from backline.engine.values.tensor import Shape, Tensor
 
 
 class DecoupledCheck:
-    """Checks that a decoupled model's caller accepts any number of responses, then runs the usual check."""
+    """The check of requests to decoupled models: the caller must accept any number of responses, and the
+    request must pass the usual check.
+    """
 
     def __init__(self, model: str, check: Callable[[Ticket], None]) -> None:
         self._model = model
         self._check = check
 
     def __call__(self, ticket: Ticket) -> None:
-        """Raises DecoupledModel if the caller accepts only one response, or what the usual check raises."""
+        """Raises DecoupledModel if the caller accepts only one response, and the errors of the usual
+        check.
+        """
         if not ticket.takes_many:
             raise DecoupledModel(
                 f"model '{self._model}' has a decoupled transaction policy, with any number of responses:"
@@ -39,12 +43,12 @@ BATCH_NOTE = (
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """An input or output.
+    """An input or output of a model.
 
     `shape` has -1 for variable dimensions. `labels` name the classes of a classification output. In a
-    configuration `shape` is what clients see and `reshape` what the model has instead. `json` is "object" or
-    "list" if each element of a BYTES tensor is the JSON text of such a value. `media` is "image" or "audio"
-    if each element is a file of that kind.
+    configuration, `shape` is the shape that clients see, and `reshape` is the shape that the model has
+    instead. `json` is "object" or "list" if each element of a BYTES tensor is the JSON text of an object or a
+    list. `media` is "image" or "audio" if each element is a file of that kind.
     """
 
     name: str
@@ -57,7 +61,7 @@ class TensorSpec:
     media: str = ""
 
     def __str__(self) -> str:
-        """Returns the tensor as messages show it, such as "x FP32[-1, 4]"."""
+        """Returns the description of the tensor for messages, such as "x FP32[-1, 4]"."""
         return f"{self.name} {self.datatype.name}{list(self.shape)}{' (optional)' * self.optional}"
 
 
@@ -69,20 +73,22 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
 
     def is_fixed(self, *, batched: bool) -> bool:
-        """Returns whether all requests have inputs of the same shapes, except for the batch."""
+        """Returns whether the inputs of all requests have the same shapes, except for the batch dimension."""
         first = 1 if batched else 0
         return all(not spec.optional and dim >= 0 for spec in self.inputs for dim in (0, *spec.shape[first:]))
 
 
 class RequestCheck:
-    """Checks that a request fits a model, and sets its `batch_size` and `batch_key`.
+    """Checks whether a request fits a model, and sets the `batch_size` and `batch_key` of the request's
+    ticket.
 
-    `signature` has full shapes, the first dimension being the batch unless `max_batch_size` is 0. Requests
-    with equal `batch_key` may share a batch. A request without items, or above `max_batch_size`, is refused
-    only if `strict` (the limit was configured). A request whose inputs differ in the first dimension is
-    refused, unless the batch was `proved` and nobody declared it: then the dimension may mean something else
-    in this request (an input is broadcast, or two matrices are multiplied), which runs alone and counts as
-    one item. Error texts are Triton's (core/src/infer_request.cc).
+    The shapes in `signature` include the batch dimension, which is the first, unless `max_batch_size` is 0.
+    Requests with equal `batch_key` may share a batch. A request with no items, or with more than
+    `max_batch_size`, is refused only if `strict` is set, which means that the limit was configured. A request
+    whose inputs have different sizes in the first dimension is refused, unless `proved` is set, which means
+    that the batch dimension was proved rather than declared. In that case the first dimension may have
+    another meaning in this request (an input is broadcast, or two matrices are multiplied), so the request
+    runs alone and counts as one item. The error texts are Triton's (core/src/infer_request.cc).
     """
 
     def __init__(
@@ -96,17 +102,19 @@ class RequestCheck:
         self._outputs = frozenset(spec.name for spec in signature.outputs)
         self._names = frozenset(spec.name for spec in signature.inputs)
         self._required = frozenset(spec.name for spec in signature.inputs if not spec.optional)
-        first = 1 if max_batch_size else 0
+        #: The first dimension of an item.
+        self._first = first = 1 if max_batch_size else 0
         self._fixed = signature.is_fixed(batched=max_batch_size > 0)
+        self._single = len(signature.inputs) == 1 and not signature.inputs[0].optional
         self._items = [
             (spec.name, spec.datatype, len(spec.shape), spec.shape[first:]) for spec in signature.inputs
         ]
 
     def __call__(self, ticket: Ticket) -> None:
-        """Raises InvalidArgument with the reason when the request does not fit."""
+        """Raises InvalidArgument, with the reason, if the request does not fit the model."""
         request = ticket.request
         inputs = request.inputs
-        if len(inputs) != len(self._items) or not self._fixed:
+        if len(inputs) != len(self._items) or (not self._fixed and inputs.keys() != self._names):
             self._check_names(request)
         if request.outputs is not None:
             for name in request.outputs:
@@ -132,7 +140,7 @@ class RequestCheck:
             if len(shape) != rank:
                 if rank or shape != (1,):
                     raise self._shape_error(request, name, shape)
-                # Triton shows scalars as [1], and its clients send them so.
+                # Triton reports the shape of a scalar as [1], and its clients send scalars with this shape.
                 inputs[name] = Tensor(name, datatype, (), tensor.data.reshape(()))
                 shape = ()
             if batched:
@@ -141,7 +149,7 @@ class RequestCheck:
                     if size < 1 and self._strict:
                         raise InvalidArgument(
                             f"{_prefix(request)}input '{name}' of model '{self._model}' has an empty batch,"
-                            f" shape {list(shape)}"
+                            f" shape {list(shape)}: send at least one item"
                         )
                     if size > batched and self._strict:
                         raise InvalidArgument(
@@ -162,14 +170,18 @@ class RequestCheck:
                         raise self._shape_error(request, name, tensor.shape)
         if alone:
             ticket.batch_size = 1
-            ticket.batch_key = object()  # unlike any other key, so that the request runs alone
+            ticket.batch_key = object()  # equals no other key, so the request runs alone
             return
         ticket.batch_size = size if size >= 0 else 1
-        if not self._fixed:
+        if self._fixed:
+            return
+        if self._single:
+            ticket.batch_key = shape
+        else:
+            first = self._first
+            # The tuple is built from a list, because a generator would take twice as long.
             ticket.batch_key = tuple(
-                (name, inputs[name].shape[1:] if batched else inputs[name].shape)
-                for name, *_ in self._items
-                if name in inputs
+                [(name, inputs[name].shape[first:]) for name, *_ in self._items if name in inputs]
             )
 
     def _check_names(self, request: InferRequest) -> None:
@@ -185,7 +197,7 @@ class RequestCheck:
             last, *others = (name for name in reversed(request.inputs) if name in unknown)
             also = f", nor expected: {_names(others)}" if others else ""
             needed = f", but missing required input(s) [{_names(missing)}]" if missing else ""
-            # Triton names only one, which is the last in practice.
+            # Triton names only one of the unexpected inputs, in practice the last.
             raise InvalidArgument(
                 f"unexpected inference input '{last}' for model '{self._model}'{also}; expected"
                 f" {_names(self._names)}{needed}"

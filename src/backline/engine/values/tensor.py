@@ -1,4 +1,4 @@
-"""Named tensors, and their conversion from and to the bytes on the wire."""
+"""Named tensors, and their conversion from and to the bytes in requests and responses."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ import asyncio
 import math
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from time import monotonic
 from typing import TypeAlias, TypeVar
 
 import numpy as np
+from msgspec import Struct
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 
-#: The maximum time in seconds that `in_pieces` works per turn of the event loop.
+#: The time, in seconds, after which `in_pieces` lets the event loop do other work.
 _PIECE = 0.0005
 
 Piece = TypeVar("Piece")
 
 
 async def in_pieces(work: Iterable[Piece]) -> list[Piece]:
-    """Returns all items of `work`, each of which should take microseconds, without blocking the event loop.
+    """Returns all items of `work`. Lets the event loop do other work in between; each item should take
+    microseconds.
 
-    Data that `work` reads may change between turns.
+    Other work on the event loop may change the data that `work` reads.
     """
     done = []
     turn = monotonic() + _PIECE
@@ -43,8 +44,8 @@ _LENGTH = struct.Struct("<I")
 
 
 class StringsMismatch(InvalidArgument):
-    """Raised for BYTES data that does not match its shape. Triton's text names the model in the middle, so
-    the message is completed by `in_request`.
+    """Raised if BYTES data does not match its shape. The message is completed by `in_request`, because
+    Triton's message names the model in the middle.
     """
 
     def __init__(self, start: str, end: str) -> None:
@@ -53,12 +54,16 @@ class StringsMismatch(InvalidArgument):
         self._end = end
 
     def in_request(self, prefix: str, model: str) -> InvalidArgument:
-        """Returns the error for an input of a request to `model`; `prefix` names the request."""
+        """Returns the error with the complete message for a request to `model`; `prefix` names the
+        request.
+        """
         return InvalidArgument(f"{prefix}{self._start} for model '{model}', {self._end}")
 
 
 def wrong_count(name: str, expected: int, got: int, detail: str = "") -> StringsMismatch:
-    """Returns the error for an input with `got` strings where its shape needs `expected`."""
+    """Returns the error for an input that has `got` strings, although its shape requires `expected`
+    strings.
+    """
     if got < expected:
         return StringsMismatch(
             f"expected {expected} string elements for inference input '{name}'", f"got {got}{detail}"
@@ -69,13 +74,15 @@ def wrong_count(name: str, expected: int, got: int, detail: str = "") -> Strings
     )
 
 
-@dataclass(slots=True, eq=False, repr=False)
-class Tensor:
+class Tensor(Struct, eq=False):
     """A named array.
 
-    `shape` equals `data.shape` and has no negative dimensions. `data` is a numpy array of `datatype.dtype`,
-    often a read-only view of received bytes: copy before writing. BYTES are object arrays of `bytes`, BF16
-    are uint16 arrays of bits.
+    `shape` equals `data.shape` and has no negative dimensions. `data` is a numpy array of `datatype.dtype`.
+    The array is often a read-only view of received bytes, so copy it before you modify it. For BYTES, it is
+    an object array of `bytes`; for BF16, a uint16 array of the bits.
+
+    This is a msgspec struct, because several tensors are created for every request, and creating a dataclass
+    takes more than twice as long.
     """
 
     name: str
@@ -88,23 +95,32 @@ class Tensor:
 
 
 def element_count(shape: Sequence[int]) -> int:
-    """Returns the number of elements, 1 for rank 0. Uses Python integers, so that no shape overflows."""
+    """Returns the number of elements in a tensor of this shape; 1 for rank 0. Uses Python integers, which
+    cannot overflow.
+    """
     return math.prod(shape)
 
 
 def fits(expected: Shape, got: Shape) -> bool:
-    """Returns whether a shape fits an expected one, in which -1 is any size."""
+    """Returns whether the shape `got` fits the shape `expected`, in which -1 means any size."""
     return len(got) == len(expected) and all(a in (-1, b) for a, b in zip(expected, got, strict=True))
 
 
+def check_shape(name: str, shape: Sequence[int]) -> None:
+    """Raises ValueError if a dimension of the tensor `name` is negative."""
+    if shape and min(shape) < 0:
+        raise ValueError(f"'{name}' has the negative dimension {min(shape)} in its shape {list(shape)}")
+
+
 def decode_tensor(name: str, datatype: DataType, shape: Shape, raw: Buffer) -> Tensor:
-    """Returns the tensor with the row-major little-endian bytes `raw`, without a copy.
+    """Returns the tensor whose data are the bytes `raw`, in row-major order and little-endian. The bytes are
+    not copied, except for BYTES.
 
-    BYTES have a 4-byte length before each element.
+    For BYTES, each element is preceded by its length, as a 4-byte integer.
 
-    Raises InvalidArgument, before allocating the array, if the size of `raw` does not match the shape, or
-    StringsMismatch for BYTES if the error text names the model. The texts about BYTES are Triton's
-    (core/src/infer_request.cc, and its Python backend for the data of the last string).
+    If the size of `raw` does not match the shape, raises InvalidArgument before allocating the array; for
+    BYTES, raises StringsMismatch if Triton's message names the model. The messages about BYTES are Triton's:
+    from core/src/infer_request.cc or, for the data of the last string, from its Python backend.
     """
     count = element_count(shape)
     if datatype is DataType.BYTES:
@@ -119,16 +135,16 @@ def decode_tensor(name: str, datatype: DataType, shape: Shape, raw: Buffer) -> T
 
 
 def encode_tensor(tensor: Tensor) -> Buffer:
-    """Returns the bytes of a tensor, as read by `decode_tensor`; a view if the array is contiguous."""
+    """Returns the bytes of a tensor, in the form that `decode_tensor` reads. The bytes are a view if the
+    array is contiguous and larger than 4 KiB.
+    """
     if tensor.datatype is DataType.BYTES:
         return _encode_bytes(tensor.data)
     data = tensor.data
-    if data.size == 0:
-        return b""
+    if data.nbytes <= 4096:  # `tobytes` also handles arrays that are empty or not contiguous
+        return data.tobytes()
     if not data.flags.c_contiguous:
         data = np.ascontiguousarray(data)
-    if data.nbytes <= 4096:
-        return data.tobytes()
     return data.reshape(-1).view(np.uint8).data
 
 
@@ -152,7 +168,7 @@ def _decode_bytes(name: str, count: int, raw: Buffer) -> np.ndarray:
                 raise InvalidArgument(
                     f"incomplete string data for inference input '{name}', expecting {left}"
                 )
-            # Triton counts the string that is cut.
+            # The truncated string is counted too, as in Triton.
             raise wrong_count(name, count, index + 1, f" (element {index}: {left})")
         found.append(bytes(view[start:offset]) if length else b"")
     if 0 < total - offset < 4:

@@ -1,1 +1,3 @@
-"""Labels that requests move: how they are stored, and how servers that share them follow each other."""
+"""Labels that requests set and move: how labels are stored, and how servers that share labels follow each
+other's changes.
+"""

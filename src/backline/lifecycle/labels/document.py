@@ -1,23 +1,31 @@
-"""A small document that several servers read, and that a server replaces only if no other was faster."""
+"""A small document, in a file, a bucket or Redis, that several servers read and replace. A replacement fails
+if another server has changed the document since it was read.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.lifecycle.records import make_folder, not_writable
 from backline.system.file_lock import locked
-from backline.system.private_file import private
+from backline.system.private_file import private, sync_folder
 
-#: The maximum size of a document. A user who can write to the shared folder must not be able to exhaust the
-#: servers' memory.
+#: The maximum size of a document in bytes. A user who can write to the shared folder must not be able to
+#: exhaust the servers' memory.
 MOST_BYTES: Final = 64 * 1024 * 1024
+SCHEMES: Final = ("redis", "rediss")
+_KEY: Final = "backline:labels"
+_TIMEOUT: Final = 2.0
+_FORM: Final = "redis://[user:password@]host[:port][/database][?key=NAME]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +37,7 @@ class Edition:
 
 
 class Replaced(Exception):
-    """Raised when a document has changed since its writer read it."""
+    """Raised when a document that a server wants to replace has changed since that server read it."""
 
 
 class LabelDocument(Protocol):
@@ -37,14 +45,15 @@ class LabelDocument(Protocol):
 
     @property
     def where(self) -> str:
-        """The place of the document, for messages. It contains no password."""
+        """The location of the document, for messages. Contains no password."""
 
     def read(self) -> Edition: ...
 
     def replace(self, data: bytes, revision: str) -> str:
         """Writes the document if its revision is still `revision`, and returns the new revision.
 
-        The change is durable when the call returns. Raises Replaced if another server was faster.
+        Every later `read`, by any server, returns the new contents. Raises Replaced if the document has
+        another revision.
         """
 
 
@@ -94,8 +103,10 @@ class FileDocument:
             with open(written, "wb", opener=private if self._private else None) as file:
                 file.write(data)
                 file.flush()
+                # Without this, a crash of the machine soon after the rename could leave an empty document.
                 os.fsync(file.fileno())
             written.replace(self._file)
+            sync_folder(self._file.parent)
         except BaseException:
             with suppress(OSError):
                 written.unlink()
@@ -103,12 +114,14 @@ class FileDocument:
 
 
 def _open(path: str, flags: int) -> int:
-    """Opens a file without blocking, even if there is a named pipe in its place."""
+    """Opens a file without blocking. Otherwise, opening a named pipe that somebody has put in the file's
+    place would block forever.
+    """
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def revision_of(data: bytes) -> str:
-    """Returns a digest of the contents, as a revision for storage that has none."""
+    """Returns a digest of the contents, to use as the revision where the storage has no revisions."""
     return sha256(data).hexdigest()
 
 
@@ -120,3 +133,109 @@ def too_large(where: str) -> BacklineError:
 def unreachable(where: str, reason: str) -> BacklineError:
     """Returns the error for labels whose storage does not respond."""
     return Unavailable(f"{where} cannot be reached: {reason}", 1)
+
+
+class ObjectDocument:
+    """A document in the object `name` under a prefix, which is given as a URL such as s3://bucket/models. The
+    object's ETag is the revision.
+    """
+
+    def __init__(self, location: str, name: str) -> None:
+        """Raises InvalidArgument for an invalid URL."""
+        # Imported here, because few servers keep labels in a bucket.
+        from backline.repository.remote.object_store import ObjectFiles, ObjectReplaced
+
+        self._files = ObjectFiles(location, "the place of labels")
+        self._name = name
+        self._where = f"'{location.rstrip('/')}/{name}'"
+        self._overtaken = ObjectReplaced
+
+    @property
+    def where(self) -> str:
+        return self._where
+
+    def read(self) -> Edition:
+        found = self._files.read(self._name, MOST_BYTES)
+        return Edition(None, "") if found is None else Edition(*found)
+
+    def replace(self, data: bytes, revision: str) -> str:
+        try:
+            return self._files.replace(self._name, data, revision)
+        except self._overtaken:
+            raise Replaced from None
+
+
+class RedisDocument:
+    """A document under one key in Redis, for example redis://user:password@host:6379/0?key=production.
+
+    The scheme rediss means Redis over TLS. The default `key` is backline:labels. Connects on first use.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Raises InvalidArgument for an invalid URL, or if the redis package is not installed."""
+        try:
+            from redis import Redis
+            from redis.exceptions import RedisError, WatchError
+        except ImportError:
+            raise InvalidArgument(
+                "labels in Redis need the package redis: pip install 'backline[redis]'"
+            ) from None
+        parts = urlsplit(url)
+        plain = re.sub("//[^/?#]*@", "//", url)
+        options = parse_qs(parts.query)
+        if not parts.hostname or set(options) - {"key"}:
+            raise InvalidArgument(f"'{plain}' cannot hold labels; expected {_FORM}")
+        self._key = options.get("key", [_KEY])[-1]
+        self._where = f"'{plain}'"
+        address = urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
+        try:
+            self._redis: Any = Redis.from_url(
+                address, socket_timeout=_TIMEOUT, socket_connect_timeout=_TIMEOUT
+            )
+        except ValueError as error:
+            raise InvalidArgument(f"'{plain}' cannot hold labels: {error}; expected {_FORM}") from None
+        self._failures = (RedisError, OSError)
+        self._overtaken = WatchError
+
+    @property
+    def where(self) -> str:
+        return self._where
+
+    def read(self) -> Edition:
+        try:
+            with self._redis.pipeline() as transaction:
+                transaction.exists(self._key)
+                transaction.getrange(self._key, 0, MOST_BYTES)
+                exists, data = transaction.execute()
+        except self._failures as error:
+            raise unreachable(self._where, _reason(error)) from None
+        return self._edition(exists, data)
+
+    def replace(self, data: bytes, revision: str) -> str:
+        try:
+            with self._redis.pipeline() as transaction:
+                transaction.watch(self._key)
+                exists = transaction.exists(self._key)
+                now = self._edition(exists, transaction.getrange(self._key, 0, MOST_BYTES))
+                if now.revision != revision:
+                    raise Replaced
+                transaction.multi()
+                transaction.set(self._key, data)
+                transaction.execute()
+        except self._overtaken:
+            raise Replaced from None
+        except self._failures as error:
+            raise unreachable(self._where, _reason(error)) from None
+        return revision_of(data)
+
+    def _edition(self, exists: int, data: bytes) -> Edition:
+        """Returns the document with this `data`. Raises BacklineError if the document is too large; at most
+        one byte more than allowed is read.
+        """
+        if len(data) > MOST_BYTES:
+            raise too_large(self._where)
+        return Edition(data, revision_of(data)) if exists else Edition(None, "")
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,6 +1,6 @@
-"""Sets, moves and removes labels on request. A label only moves to a ready version.
+"""Sets, moves and removes labels on request. A label moves only to a ready version.
 
-Servers that share their labels follow each other: each server reads the labels once a second.
+Servers that share their labels read the stored labels once a second, and so follow each other's changes.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ log = logging.getLogger("backline.lifecycle")
 
 #: Seconds between two checks for labels that other servers have moved.
 FOLLOW_SECONDS = 1.0
-#: The maximum number of labels per model. Each change writes all labels of all models, so their number must
-#: stay small.
+#: The maximum number of labels per model. Each change writes all labels of all models, so the number of
+#: labels must be limited.
 MOST_LABELS = 256
 
 
 class Labelling:
     """The labels of all models, from requests and configurations.
 
-    When a label moves, its previous version stays loaded for `keep_seconds`, so that a rollback needs no
+    When a label moves, its previous version remains loaded for `keep_seconds`, so that a rollback needs no
     load. `check` raises if this server does not allow changes to labels, `changing` locks a model for a
     change, and `versions_now` returns the versions that a label may point to.
     """
@@ -61,8 +61,9 @@ class Labelling:
         self._journal = journal
         #: Held while the store reads or writes.
         self._storing = asyncio.Lock()
-        #: The models that are taking over labels from other servers, and those for which this has failed.
+        #: The tasks that apply label moves of other servers on this server, by model.
         self._adopting: dict[str, asyncio.Task[None]] = {}
+        #: The models for which such a task has failed. The moves of their labels are applied again later.
         self._behind: set[str] = set()
         self._following: asyncio.Task[None] | None = None
 
@@ -80,12 +81,15 @@ class Labelling:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def in_force(self, source: Source) -> Mapping[str, str]:
-        """Returns the labels of a model: those of its configuration, overridden by those set by request."""
+        """Returns the labels of a model: the labels in its configuration, overridden by the labels set by
+        request.
+        """
         return {**source.found.config.labels, **self._store.of(source.name)}
 
     async def move(self, move: LabelMove, who: str) -> Change:
         """Moves a label, as described for Control.move_label. Raises BacklineError if nothing was changed."""
         self._check()
+        # The moves of other servers are applied first. They continue if this request is cancelled.
         await self._catch_up()
         if adopting := self._adopting.get(move.model):
             await asyncio.shield(adopting)
@@ -96,10 +100,12 @@ class Labelling:
         return await self._point(move, who)
 
     async def _back(self, move: LabelMove) -> LabelMove:
-        """Completes a rollback: adds the version to return to, and the one that the label must still have."""
+        """Turns a rollback into a move: fills in the version to which the label returns, and the version to
+        which the label must still point when it is moved.
+        """
         model, label = move.model, move.label
         served, _ = self._labelled(model)
-        now = served.labels.get(label, "")
+        now = served.labels.wanted.get(label, "")
         version = earlier_version(self._store.history(model), label, now)
         if not version:
             raise InvalidArgument(
@@ -114,7 +120,7 @@ class Labelling:
         async with self._changing(model):
             served, target = self._labelled(model)
             stored = self._store.of(model).get(label, "")
-            self._check_label(model, label, target.source.versions, served.labels)
+            self._check_label(model, label, target.source.versions, served.labels.wanted)
             self._check_expected(target.source, move)
             versions = await self._versions_now(served, version)
             if version not in versions and served.ready(version) is None:
@@ -125,15 +131,17 @@ class Labelling:
             left_out = frozenset() if served.target is None else served.target.removed & {version}
             added = await self._executor.changes.bring_up(served, version)
             try:
-                # Checked again: the label may have moved during the load, which can take minutes.
+                # This second check is necessary because the label may have moved during the load, which can
+                # take minutes.
                 self._check_expected(target.source, move)
-                before = served.labels.get(label, "")
+                before = served.labels.wanted.get(label, "")
                 change = Change(time.time(), who, move.action, model, version, label, before)
                 await self._save(change, stored)
-                served.labels = {**served.labels, label: version}
+                served.labels.wanted = {**served.labels.wanted, label: version}
                 self._keep_previous(served, label, before, move.action)
             finally:
-                # If the label was moved, only the label now keeps the version loaded; otherwise nothing does.
+                # The target no longer includes the version. If the label was moved, the label keeps the
+                # version loaded from now on; otherwise the version is unloaded.
                 if added and served.target is not None:
                     served.target = replace(
                         served.target,
@@ -147,20 +155,23 @@ class Labelling:
     def _keep_previous(self, served: ServedModel, label: str, version: str, action: str) -> None:
         """Keeps a label's previous version loaded for a while.
 
-        No version is kept after a rollback, because the previous version is then probably bad.
+        After a rollback, the version from which the label was moved back is not kept, because it is probably
+        bad.
         """
-        served.kept.forget(label)
+        served.labels.kept.forget(label)
         if version and action != "rollback" and self._keep_seconds:
-            served.kept.keep(label, version, self._keep_seconds, lambda: self._executor.advance_known(served))
+            served.labels.kept.keep(
+                label, version, self._keep_seconds, lambda: self._executor.advance_known(served)
+            )
 
     async def _remove(self, move: LabelMove, who: str) -> Change:
         """Removes a label set by request; a label of the same name in the configuration applies again."""
         model, label = move.model, move.label
         async with self._changing(model):
             served, target = self._labelled(model)
-            if label not in served.labels:
+            if label not in served.labels.wanted:
                 raise NotFound(
-                    f"'{model}' has no label '{label}'; available: {listed(sorted(served.labels))}"
+                    f"'{model}' has no label '{label}'; available: {listed(sorted(served.labels.wanted))}"
                 )
             self._check_expected(target.source, move)
             configured = target.source.found.config.labels.get(label, "")
@@ -168,13 +179,14 @@ class Labelling:
             if not stored:
                 source = target.source.found.config.source
                 raise InvalidArgument(
-                    f"label '{label}' of '{model}' is given by its configuration: remove it there ({source})"
+                    f"label '{label}' of '{model}' is set in the model's configuration: remove it there"
+                    f" ({source})"
                 )
             change = Change(
-                time.time(), who, "unlabel", model, configured, label, before=served.labels[label]
+                time.time(), who, "unlabel", model, configured, label, before=served.labels.wanted[label]
             )
             await self._save(change, stored)
-            served.labels = self.in_force(target.source)
+            served.labels.wanted = self.in_force(target.source)
             self._executor.advance((model,))
             self._journal.record(change)
             return change
@@ -184,7 +196,9 @@ class Labelling:
             await asyncio.to_thread(self._store.move, change, expected)
 
     async def _follow(self) -> None:
-        """Takes over label moves by other servers; never returns. While that fails, labels do not change."""
+        """Applies the label moves of other servers, until cancelled. While the stored labels cannot be read,
+        this server's labels do not change.
+        """
         cut_off = self._store.unreachable
         while True:
             await asyncio.sleep(FOLLOW_SECONDS)
@@ -196,7 +210,7 @@ class Labelling:
                 cut_off = error.message
             else:
                 if cut_off:
-                    log.warning("the labels of %s can be read again", self._store.where)
+                    log.warning("the shared labels in %s can be read again", self._store.where)
                 cut_off = ""
 
     def _warn(self, reason: str) -> None:
@@ -207,7 +221,9 @@ class Labelling:
         )
 
     async def _catch_up(self) -> None:
-        """Reads the labels again, and starts taking over those that other servers have moved."""
+        """Reads the stored labels again, and starts a task for each model whose labels other servers have
+        moved.
+        """
         async with self._storing:
             moved = await asyncio.to_thread(self._store.refresh)
         behind, self._behind = self._behind, set()
@@ -222,11 +238,14 @@ class Labelling:
             del self._adopting[model]
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error(
-                "the labels of '%s' cannot be applied here from %s", model, self._store.where, exc_info=error
+                "the labels of model '%s' in %s cannot be applied on this server",
+                model,
+                self._store.where,
+                exc_info=error,
             )
 
     async def _adopt(self, model: str, earlier: asyncio.Task[None] | None) -> None:
-        """Points the labels of a model to where other servers have moved them.
+        """Points the labels of a model to the versions to which other servers have moved them.
 
         On this server, each label moves only once its version is loaded, and not at all if the load fails.
         """
@@ -235,8 +254,8 @@ class Labelling:
         async with self._changing(model):
             served = self._executor.models.find(model)
             if served is None or served.target is None:
-                return  # the model's next load applies them
-            before, now = served.labels, self.in_force(served.target.source)
+                return  # the model's next load applies the labels
+            before, now = served.labels.wanted, self.in_force(served.target.source)
             moved = [label for label in {**before, **now} if before.get(label) != now.get(label)]
             changes = [self._last_change(model, label, before, now) for label in moved]
             try:
@@ -244,11 +263,13 @@ class Labelling:
                     if label in now:
                         await self._versions_now(served, now[label])
             except BacklineError as error:
-                log.warning("the labels of '%s' are not applied here yet: %s", model, error.message)
+                log.warning(
+                    "the labels of model '%s' are not applied on this server yet: %s", model, error.message
+                )
                 self._behind.add(model)
                 return
-            served.labels = now
-            served.arriving |= {label for label in moved if label not in before}
+            served.labels.wanted = now
+            served.labels.arriving |= {label for label in moved if label not in before}
             for change in changes:
                 self._keep_previous(served, change.label, change.before, change.action)
                 self._journal.record(change)
@@ -257,7 +278,7 @@ class Labelling:
     def _last_change(
         self, model: str, label: str, before: Mapping[str, str], now: Mapping[str, str]
     ) -> Change:
-        """Returns the entry of the audit log for a label that another server has moved."""
+        """Returns the audit log's entry for a label that another server has moved."""
         was, version = before.get(label, ""), now.get(label, "")
         changes = (one for one in self._store.history(model) if one.label == label)
         last = next(changes, None) or Change(0.0, "unknown", "label" if version else "unlabel", model)
@@ -288,12 +309,12 @@ class Labelling:
             )
 
     def _check_expected(self, source: Source, move: LabelMove) -> None:
-        # Not the labels in use on this server: it may still be taking over a label that another server has
-        # moved.
+        # Checks the stored labels, not the labels in use on this server, because this server may still be
+        # taking over a label that another server has moved.
         now = self.in_force(source).get(move.label, "")
         if move.expected not in (ANY_VERSION, now):
             found = f"points to version {now}" if now else "does not exist"
-            wanted = f"to version {move.expected}" if move.expected else "to none"
+            wanted = f"to version {move.expected}" if move.expected else "to no version"
             raise InvalidArgument(
                 f"label '{move.label}' of '{source.name}' was expected to point {wanted}, but it {found};"
                 " nothing was changed"
@@ -301,12 +322,13 @@ class Labelling:
 
 
 def earlier_version(history: Iterable[Change], label: str, now: str) -> str:
-    """Returns the version that a rollback of a label restores, or "". The label points to `now`.
+    """Returns the version that a rollback of a label restores, or "" if there is none. The label points to
+    `now`.
 
     `history` has the changes to one model, newest first. A rollback undoes the last move that has not been
     undone, so that repeated rollbacks lead back to the first version.
     """
-    #: The versions that the label pointed to, without the moves that were undone.
+    #: The versions that the label pointed to, oldest first, without those whose moves were undone.
     path: list[str] = []
     for change in reversed(list(history)):
         if change.label != label:

@@ -1,4 +1,4 @@
-"""The labels that were set by request, and the changes that rollbacks undo."""
+"""Stores the labels that requests have set, and the changes to labels that rollbacks can undo."""
 
 from __future__ import annotations
 
@@ -10,29 +10,37 @@ from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
+from backline.decodable import decodable
 from backline.engine.control import Change
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.names import fault_in_name, printable
-from backline.lifecycle.labels.document import FileDocument, LabelDocument, Replaced
-from backline.lifecycle.labels.redis_document import SCHEMES, RedisDocument
+from backline.lifecycle.labels.document import (
+    SCHEMES,
+    FileDocument,
+    LabelDocument,
+    ObjectDocument,
+    RedisDocument,
+    Replaced,
+)
 
 log = logging.getLogger("backline.lifecycle")
 
 #: The value of --labels for a file in the first repository.
 IN_REPOSITORY: Final = "repository"
 _FILE: Final = "labels.json"
-#: A hidden folder, so that no repository mistakes it for a model.
+#: A hidden folder, so that the scan of a repository does not mistake it for a model.
 _FOLDER: Final = ".backline"
 _BUCKETS: Final = ("s3", "gs", "az", "as")
 #: How many changes to the labels of each model are kept for rollbacks.
 _MOST_CHANGES: Final = 100
-#: How many times a change is tried while other servers change other labels.
+#: How many times a change is tried if other servers keep changing the document at the same time.
 _ATTEMPTS: Final = 20
 
 _Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
 _Labels: TypeAlias = dict[str, dict[_Name, _Name]]
 
 
+@decodable
 class _Contents(msgspec.Struct, frozen=True):
     """The document: the versions by model and label, and the latest changes to each model, oldest first."""
 
@@ -42,7 +50,6 @@ class _Contents(msgspec.Struct, frozen=True):
 
 
 _NOTHING = _Contents({})
-#: Made before any thread needs it: msgspec can crash when two threads are the first to decode a type.
 _decode_contents = msgspec.json.Decoder(_Contents).decode
 
 
@@ -50,19 +57,20 @@ class LabelStore:
     """The labels of all models, in a document that other servers may share.
 
     `refresh` and `move` block, and must not run at the same time; the other methods return what was last
-    read. A `copy` also keeps what was read, for a start while the document cannot be reached.
+    read. A `copy` also stores what was read, so that a server can start while the document cannot be reached.
     """
 
     def __init__(self, document: LabelDocument, copy: LabelDocument | None = None) -> None:
         """Raises InvalidArgument if the document is damaged, and Unavailable if it cannot be read.
 
-        A document that cannot be read is no error if there is a copy.
+        If there is a copy, no error is raised for a document that cannot be read.
         """
         self._document = document
         self._copy = copy
         self._contents = _NOTHING
         self._revision = ""
-        #: The labels that the caller already knows.
+        #: The labels at the last `refresh`. The next `refresh` compares its labels with these to find
+        #: changes.
         self._told: _Labels = {}
         #: Why the document cannot be read at the moment; "" if it can.
         self.unreachable = ""
@@ -74,7 +82,8 @@ class LabelStore:
             self._contents = _decode(copy.read().data, copy.where)
             self.unreachable = error.message
         if copy is not None and not self.unreachable and not self._revision:
-            # When servers begin to share labels, they keep the labels that the first server had on its own.
+            # The document does not exist yet: the first of the servers that begin to share labels puts its
+            # own labels into it.
             self._restore(_decode(copy.read().data, copy.where))
         self._told = self._contents.labels
 
@@ -96,9 +105,10 @@ class LabelStore:
         return self._contents.changes.get(model, [])[::-1]
 
     def refresh(self) -> frozenset[str]:
-        """Reads the document again. Returns the models of which another server has changed a label.
+        """Reads the document again. Returns the models with a label that another server has changed.
 
-        Raises Unavailable if it cannot be read, and InvalidArgument if it is damaged; nothing changes then.
+        Raises Unavailable if the document cannot be read, and InvalidArgument if it is damaged. In both
+        cases, the labels do not change.
         """
         self._read()
         before, self._told = self._told, self._contents.labels
@@ -106,11 +116,12 @@ class LabelStore:
         return frozenset(model for model in {*before, *now} if before.get(model) != now.get(model))
 
     def move(self, change: Change, expected: str) -> None:
-        """Stores a change to a label, which must still point to `expected` ("": it must not exist here).
+        """Stores a change to a label, which must still point to `expected` ("" means that the label must not
+        be stored yet).
 
         The label moves to `change.version`, or is removed if the action is "unlabel". Nothing changes if an
-        error is raised: InvalidArgument if another server has moved the label, Internal or Unavailable if the
-        document cannot be written.
+        error is raised: InvalidArgument if another server has moved or removed the label or the document is
+        damaged, Internal or Unavailable if the document cannot be read or written.
         """
         for _ in range(_ATTEMPTS):
             now = self.of(change.model).get(change.label, "")
@@ -127,10 +138,11 @@ class LabelStore:
                 self._read()
                 continue
             self._contents = contents
+            # The next `refresh` must not report this server's own change.
             self._told = _with_label(self._told, change)
             self._keep_copy()
             return
-        raise Unavailable(f"{self.where} is being changed by other servers all the time; try again", 1)
+        raise Unavailable(f"other servers keep changing {self.where}; try again", 1)
 
     def _by(self, change: Change) -> str:
         last = next((one for one in self.history(change.model) if one.label == change.label), None)
@@ -145,7 +157,7 @@ class LabelStore:
         self.unreachable = ""
         if edition.revision == self._revision:
             return
-        if edition.data is None:  # a Redis without persistence that was restarted must not move all labels
+        if edition.data is None:  # a Redis without persistence was restarted, which must not move labels
             self._revision = ""
             self._restore(self._contents)
             return
@@ -154,7 +166,9 @@ class LabelStore:
         self._keep_copy()
 
     def _restore(self, contents: _Contents) -> None:
-        """Writes a document that does not exist (any more), unless another server was faster."""
+        """Writes a document that does not exist or no longer exists, unless another server writes one
+        first.
+        """
         if not contents.labels:
             return
         try:
@@ -163,7 +177,7 @@ class LabelStore:
             self._read()
         else:
             self._contents = contents
-            log.warning("%s was missing; it has the labels of this server now", self.where)
+            log.warning("%s was missing; this server has written its labels there", self.where)
 
     def _keep_copy(self) -> None:
         if self._copy is None:
@@ -179,10 +193,11 @@ class LabelStore:
 
 
 def open_labels(place: str, locations: Sequence[str], state_folder: Path) -> LabelStore:
-    """Opens the labels at `place`: "" (the state folder), "repository", a folder, or a bucket's or Redis URL.
+    """Opens the labels at `place`: "" (the state folder), "repository", a folder, or the URL of a bucket or
+    of Redis.
 
-    `locations` are the locations of the repositories. Raises InvalidArgument for a place that cannot hold
-    labels, and if the stored labels are damaged.
+    `locations` are the locations of the repositories. Raises InvalidArgument if labels cannot be stored at
+    `place`, or if the stored labels are damaged.
     """
     state = FileDocument(state_folder / _FILE, private=True)
     if not place:
@@ -198,13 +213,11 @@ def _open_document(place: str, locations: Sequence[str]) -> LabelDocument:
     if not colon:
         return FileDocument(Path(where) / below / _FILE)
     if scheme.lower() in _BUCKETS:
-        from backline.lifecycle.labels.object_document import ObjectDocument
-
         return ObjectDocument(where, below + _FILE)
     if below:
         raise InvalidArgument(
-            f"labels cannot be kept in the repository '{where}', which cannot be written; use a folder or a"
-            " bucket, or keep them elsewhere, such as --labels redis://host:6379"
+            f"labels cannot be kept in the repository '{where}', which is read-only; use a repository in a"
+            " folder or a bucket, or keep the labels elsewhere, for example with --labels redis://host:6379"
         )
     if scheme.lower() in SCHEMES:
         return RedisDocument(where)
@@ -242,7 +255,9 @@ def _encode(contents: _Contents) -> bytes:
 
 
 def _check_names(labels: _Labels) -> None:
-    """Raises ValueError for a name that no request could have set: other programs may write the document."""
+    """Raises ValueError if a name is invalid. No server stores such a name, but other programs may have
+    written the document.
+    """
     for model, own in labels.items():
         for name in (model, *own, *own.values()):
             fault = fault_in_name(name)

@@ -32,10 +32,13 @@ from backline.lifecycle.loading.trial_runs import Trial, Tried, find_trial
 from backline.lifecycle.view.join import JoinRequests
 from backline.lifecycle.view.stage import StagedModel
 
-#: The tolerated difference relative to the largest magnitude in a row: batched kernels sum in another order.
+#: The tolerated difference between FP32 or FP64 outputs, relative to the largest magnitude in a row. Equal
+#: results differ slightly because batched kernels sum in a different order.
 _TOLERANCE = 1e-3
+#: The tolerated difference between FP16 or BF16 outputs, relative to the largest magnitude in a row.
 _HALF_TOLERANCE = 2e-2
-#: The tolerated difference for rows that are nearly zero, relative to the largest magnitude in the output.
+#: The tolerated difference for rows that are nearly zero, relative to the largest magnitude in the output or,
+#: if that is above 1, to 1.
 _FLOOR = 1e-5
 
 
@@ -51,7 +54,7 @@ class BatchProbe:
     known: bool = True
 
 
-#: Advice that ends each reason why nothing is known about batches.
+#: The advice to the user that ends each message about a proof that was impossible.
 _ADVICE = "give one as model_warmup, or set max_batch_size"
 
 
@@ -76,16 +79,16 @@ def first_dimensions(signature: Signature) -> str:
 
 
 def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] = ()) -> BatchProbe:
-    """Tests whether requests can be concatenated along the first dimension, and outputs split along it.
+    """Tests whether requests can be concatenated, and outputs can be split, along the first dimension.
 
-    Runs three items of different magnitudes alone and then together in several orders; each item must get the
-    same outputs. Then runs one item with other sizes of the variable dimensions. `trial` is the first item,
-    or None if the model accepted no input. The other items are the user's `samples`, or made up if there are
-    too few.
+    Runs three items of different magnitudes alone and then together, in a batch that contains the first item
+    twice; each item must get the same outputs. (If the model rejects other items, two are enough.) Then runs
+    one item with other sizes of the variable dimensions. `trial` is the first item, or None if the model
+    accepted no input. The other items are the user's `samples`, or made up if there are too few.
 
-    The runs are the same on every machine: they depend on the model, and never on how long it takes. If the
-    model accepts the made-up items, there are four runs on seven items in total, or with variable dimensions
-    five runs on eight items.
+    The runs are the same on every machine: they depend on the model, and never on how long a run takes. If
+    the model accepts the made-up items, there are four runs on seven items in total, or with variable
+    dimensions five runs on eight items.
     """
     reason = first_dimensions(model.signature)
     if reason:
@@ -105,8 +108,9 @@ def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] 
 def check_batching(model: Tried, trial: Trial, samples: Iterable[Arrays] = ()) -> BatchProbe:
     """Looks for evidence that a model cannot be batched although its configuration says so.
 
-    Runs the trial's item again, in a batch with a different item. This finds less than a proof would but
-    takes only one run, which is enough because the user's configuration is trusted.
+    Runs the trial's item again, in a batch with a different item or, if the model rejects other items, with
+    itself. This check usually takes only one run, and finds less than a proof would. It is enough, because
+    the user's configuration is trusted.
     """
     try:
         _Prober(model).check(trial, tuple(samples))
@@ -153,7 +157,8 @@ class _Prober:
                 break
         if not others:
             raise _Unknown("only one input that was tried could be run")
-        # Each item is next to a different one, and each would move if the batch were reversed.
+        # In this batch, each item is next to a different item, and no item would keep its place if the batch
+        # were reversed.
         self._check_together([others[-1], first, others[0], first])
         self._check_other_sizes(trial)
         return (
@@ -163,19 +168,24 @@ class _Prober:
 
     def check(self, trial: Trial, samples: tuple[Arrays, ...]) -> None:
         first = self._item(trial.inputs, trial.outputs)
-        # The model may reject the values of other items, but not those of the trial, which come last.
+        # The model may reject the values of other items, but not the values of the trial's item, which is
+        # tried last.
         for other in (*islice(self._other_inputs(trial, samples), 2), trial.inputs):
             try:
                 together = self._run(_joined([other, first.inputs]))
             except BacklineError as error:
                 if other is trial.inputs:
-                    raise _Refuted(f"an item can be run alone, but not twice: {error.message}") from None
+                    raise _Refuted(
+                        f"an item can be run alone, but not twice in a batch: {error.message}"
+                    ) from None
             else:
                 self._compare([None, first], together)
                 return
 
     def _other_inputs(self, trial: Trial, samples: tuple[Arrays, ...]) -> Iterator[Arrays]:
-        """Yields items to compare with the trial's item, most different first. The model may reject some."""
+        """Yields items to compare with the trial's item, beginning with those that differ most from it. The
+        model may reject some of these items.
+        """
         given = [
             sample
             for sample in samples
@@ -185,7 +195,7 @@ class _Prober:
             make_inputs(self._signature, trial.sizes, 1, family, seed)
             for seed, family in enumerate((HUGE, LARGE, trial.family, POSITIVE, ONES, ZEROS), start=2)
         )
-        # The same values at other positions, because a model may accept no other numbers or words.
+        # The same values are tried at other positions, because a model may reject any other numbers or words.
         moved = {name: np.roll(array, 1) for name, array in trial.inputs.items()}
         tried = [trial.inputs]
         for inputs in (*given, *made, moved):
@@ -194,7 +204,11 @@ class _Prober:
                 yield inputs
 
     def _check_other_sizes(self, trial: Trial) -> None:
-        """Runs one item with all sizes doubled, because a size that the model fixes can look like a batch."""
+        """Runs one item with all variable dimensions doubled or, if that fails, only those above 1.
+
+        Otherwise, a model whose output has rows of a fixed length, such as [-1, 4], could seem to return one
+        row per item, because an item of the trial happens to have that length.
+        """
         all_doubled = {place: 2 * size for place, size in trial.sizes.items()}
         large_doubled = {place: 2 * size if size > 1 else size for place, size in trial.sizes.items()}
         for sizes in (all_doubled, large_doubled):
@@ -239,7 +253,10 @@ class _Prober:
         self._compare(items, together)
 
     def _compare(self, items: Sequence[_Item | None], together: list[np.ndarray]) -> None:
-        """Compares the rows of a batch with the outputs of its items, except for those that are None."""
+        """Raises _Refuted unless each row of a batch's outputs matches the outputs of that item run alone.
+
+        Rows whose item is None are not compared.
+        """
         for index, (spec, array) in enumerate(zip(self._outputs, together, strict=True)):
             if array.ndim == 0 or array.shape[0] != len(items):
                 raise _Refuted(
@@ -291,7 +308,9 @@ def _same(inputs: Arrays, others: Arrays) -> bool:
 
 
 def _floats(spec: TensorSpec, array: np.ndarray) -> np.ndarray | None:
-    """Converts an array to floats, to compare with a tolerance; None for exactly compared datatypes."""
+    """Converts an array to floats for a comparison with a tolerance. Returns None for datatypes that are
+    compared exactly.
+    """
     if array.dtype.kind == "f":
         return array.astype(np.float64) if array.dtype.itemsize < 8 else array
     if spec.datatype is DataType.BF16 and array.dtype == np.uint16:
@@ -325,12 +344,12 @@ def _equal(spec: TensorSpec, expected: np.ndarray, actual: np.ndarray, floor: fl
     return bool((np.abs(wanted[finite] - got[finite]) <= tolerance).all())
 
 
-#: The number of requests that are joined in the proof.
+#: The maximum number of requests that are joined in the proof.
 _REQUESTS = 4
 
 
 class _WithoutFilling(JoinRequests):
-    """Runs a request alone without padding it to a bucket or filling it up to a batch size."""
+    """A stage that runs a request alone, without padding it to a bucket or filling it up to a batch size."""
 
     def _accept(self, inner: Signature, joining: Joining) -> None:
         super()._accept(inner, joining)

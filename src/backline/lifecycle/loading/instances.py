@@ -34,12 +34,14 @@ def asks_for_devices(config: ModelConfig) -> bool:
 
 
 def place(config: ModelConfig, gpus: Gpus, *, strict: bool = False) -> Places:
-    """Returns the devices of each active instance group; without groups, the runtime's default devices.
+    """Returns the devices for each active instance group. If the configuration has no groups, returns the
+    default devices of the runtime.
 
-    If there are no GPUs, a group that asks for one runs on the CPU, unless the server is `strict`. Raises
-    InvalidArgument for a GPU that is not among `gpus`, for any GPU if there are none and the server is
-    `strict`, for a GPU in lane inline, because the event loop must not wait for a device, and if all groups
-    are passive.
+    If there are no GPUs, a group that asks for a GPU runs on the CPU, unless `strict`.
+
+    Raises InvalidArgument if all groups are passive, if a group asks for a GPU that is not among `gpus` or,
+    with `strict`, for any GPU when there are none, or if a group asks for a GPU in lane inline, because the
+    event loop must not wait for a device.
     """
     if not config.instance_groups:
         devices = _automatic(config, gpus)
@@ -62,7 +64,7 @@ def place(config: ModelConfig, gpus: Gpus, *, strict: bool = False) -> Places:
 
 
 def place_again(config: ModelConfig, placed: Places) -> Places:
-    """Returns the placement with the instance counts of a changed configuration with the same devices."""
+    """Returns the placement on the same devices, with the instance counts of a changed configuration."""
     devices = {(one.group.kind, one.group.gpus): one.devices for one in placed.groups}
     groups = config.instance_groups or (_only_group(config, placed.devices),)
     return Places(
@@ -129,12 +131,13 @@ def _where(config: ModelConfig, group: str) -> str:
 
 
 class InstanceMaker:
-    """Makes the instances of one load, and new ones when their number or lane changes.
+    """Makes the instances of one load, and makes new ones when the number of instances or the lane changes.
 
-    Lives on the event loop. `on_slow` is called when runs block the loop for longer than measured.
-    `on_available` is called with a reason when no instance can run the model, and with "" when one can again.
-    `on_ready` is called with a reason when the model declares itself not ready, and with "" when it is ready
-    again. `on_given_up` is called when a stuck instance has been replaced.
+    Use this class only on the event loop. `on_slow` is called when runs block the loop for too long.
+    `on_available` is called with a reason when no instance can run the model, and with "" when an instance
+    can run it again. `on_ready` is called with a reason when the model declares itself not ready, and with ""
+    when it is ready again. `on_given_up` is called when a stuck instance has been replaced. `on_redescribed`
+    is called when the servers of a remote model describe the model differently than when it was loaded.
     """
 
     def __init__(
@@ -148,6 +151,7 @@ class InstanceMaker:
         on_available: Callable[[str], None],
         on_ready: Callable[[str], None],
         on_given_up: Callable[[str], None],
+        on_redescribed: Callable[[], None],
     ) -> None:
         self.model = model
         self._permits = permits
@@ -158,6 +162,7 @@ class InstanceMaker:
         self._on_available = on_available
         self._on_ready = on_ready
         self._on_given_up = on_given_up
+        self.on_redescribed = on_redescribed
         self._loop = asyncio.get_running_loop()
         #: The execution on each device, shared by the instances on that device.
         self._runs: dict[Device, Execution | BudgetedExecution] = {}
@@ -170,7 +175,7 @@ class InstanceMaker:
     def make(self, loaded: LoadedVersion) -> list[Instance]:
         """Makes the instances of a loaded model.
 
-        Raises InvalidArgument if one needs more of a resource than the rate limiter has.
+        Raises InvalidArgument if an instance needs more of a resource than the rate limiter has.
         """
         instances = loaded.make_instances(self)
         try:
@@ -181,13 +186,13 @@ class InstanceMaker:
             raise
 
     def move_to_threads(self, loaded: LoadedVersion) -> list[Instance]:
-        """Makes instances on threads for a model that ran on the event loop, and returns them."""
+        """Returns new instances on threads, for a model that has run on the event loop."""
         self.moved = True
         return self.make(loaded)
 
     @property
     def stuck(self) -> int:
-        """The number of runs that continue on abandoned threads."""
+        """The number of runs that still occupy a thread that was abandoned because the run took too long."""
         return 0 if self._limit is None else self._limit.stuck
 
     def placement(self, loaded: LoadedVersion, instances: list[Instance]) -> Placement:
@@ -203,22 +208,32 @@ class InstanceMaker:
         return InlineInstance(execute, self._on_slow if self.model.config.lane is None else None)
 
     def run_on(
-        self, device: Device, make: Callable[[], Execution], *, threads: int | None
+        self,
+        device: Device,
+        make: Callable[[], Execution],
+        *,
+        threads: int | None,
+        make_spread: Callable[[], Execution] | None = None,
     ) -> Execution | BudgetedExecution:
         """Returns the execution on a device, made by `make` on the first call.
 
-        Each run occupies `threads` cores of the core budget (0: all, None: none, since it mostly waits).
+        Each run occupies `threads` cores of the core budget; 0 means all cores, and None means no core,
+        because the run mostly waits. A run that is alone within the budget uses the execution that
+        `make_spread` makes.
         """
         run = self._runs.get(device)
         if run is None:
             run = make()
             if self._cores is not None and threads is not None:
-                run = BudgetedExecution(run, self._cores, threads)
+                spread = None if make_spread is None else make_spread()
+                run = BudgetedExecution(run, self._cores, threads, spread)
             self._runs[device] = run
         return run
 
     def thread(self, run: Execution | BudgetedExecution, number: int, *, timed: bool = True) -> Instance:
-        """Returns an instance on a thread. If `timed`, the thread is abandoned when a run takes too long."""
+        """Returns an instance that runs batches on a thread. If `timed`, the thread is abandoned when a run
+        exceeds the execution timeout of the configuration, if there is one.
+        """
         config = self.model.config
         make = partial(ThreadInstance, run, self._loop, f"{self.model.name}-{number}", config.cpus, self.poll)
         if config.execution_timeout_seconds is None or not timed:
@@ -237,7 +252,9 @@ class InstanceMaker:
         return TimedInstance(make, self._loop, self._limit)
 
     def places_for_streams(self, model: StreamingModel, threads: int) -> list[Instance]:
-        """Returns an instance for each stream that may be open at once; `threads` threads compute them."""
+        """Returns one instance for each stream that may be open at the same time. All streams are computed on
+        `threads` threads.
+        """
         statistics = self.model.statistics
         if statistics.responses is None:
             statistics.responses = ResponseStatistics()
@@ -265,7 +282,8 @@ class InstanceMaker:
         from backline.schedule.rate_limit.limits import claim_of
         from backline.schedule.rate_limit.permits import PermittedInstance
 
-        # A worker process or stream pool may have several instances, each with the claim of its group.
+        # There may be fewer places than instances, because a worker process or stream pool may have several
+        # instances. Each instance makes the claim of its instance group.
         claims = [claim_of(place.group, str(place.device.index)) for place in places]
         model = self.model
         wanted = [claims[index % len(claims)] for index in range(len(instances))]

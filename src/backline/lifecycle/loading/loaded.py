@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -14,11 +14,13 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from backline.backends.backend import Run, StreamingModel
-from backline.engine.config.joining import Joining
+from backline.decodable import decodable
+from backline.engine.config.joining import Joining, JoiningCheck
 from backline.engine.config.model_config import Lane, ModelConfig
 from backline.engine.errors import BacklineError
+from backline.engine.ticket import Ticket
 from backline.engine.values.device import CPU, Place, Places, name_devices
-from backline.engine.values.signature import Signature
+from backline.engine.values.signature import RequestCheck, Signature
 from backline.lifecycle.loading.batch_probe import BatchProbe
 from backline.lifecycle.loading.instances import InstanceMaker, place_again
 from backline.lifecycle.loading.run_time import LARGEST_BATCH, RunTimes
@@ -31,9 +33,12 @@ from backline.workers.instance import Instance
 from backline.workers.model_in_workers import ModelInWorkers
 
 
+@decodable
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Results of trial runs, valid for all loads of the same files. `probe` is None without a proof."""
+    """Results of trial runs, valid for all loads of the same files and configuration. `probe` is None if no
+    proof was tried.
+    """
 
     probe: BatchProbe | None = None
     times: RunTimes = field(default_factory=lambda: RunTimes({}))
@@ -44,13 +49,19 @@ _LONGEST_REASON = 4000
 
 
 def check_measured(measured: Measured) -> None:
-    """Raises ValueError for values that no measurement can give, in case they come from another process."""
+    """Raises ValueError for values that no measurement can give, because an untrusted process may have sent
+    them.
+    """
     times = measured.times
     sizes = set(times.seconds)
     if (sizes and 1 not in sizes) or not all(1 <= size <= LARGEST_BATCH for size in sizes):
         raise ValueError(f"it has run times for impossible batch sizes: {sorted(sizes)}")
-    if not all(math.isfinite(taken) and taken >= 0 for taken in (*times.seconds.values(), times.grown)):
-        raise ValueError("a run time is not a positive number")
+    if not all(
+        math.isfinite(taken) and taken >= 0 for taken in (*times.seconds.values(), times.grown, times.first)
+    ):
+        raise ValueError("a run time is negative or not finite")
+    if not (0 <= times.spread_threads <= 1024 and math.isfinite(times.spread_seconds)):
+        raise ValueError("its time of a run on several threads is out of range")
     if not 0 <= times.elements < 1 << 40:
         raise ValueError(f"its number of elements, {times.elements}, is out of range")
     if measured.probe is not None and len(measured.probe.reason) > _LONGEST_REASON:
@@ -59,11 +70,13 @@ def check_measured(measured: Measured) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedVersion(ABC):
-    """A version whose model is in memory. Each kind of model has a subclass; other code treats them alike.
+    """A version whose model is in memory. Each kind of model has a subclass; other code treats all kinds
+    alike.
 
-    `max_batch_size` limits the items of a request (0: no batch dimension), `batch_limit` the items of a batch
-    that the scheduler forms. `places` has one entry for each instance; `placed` has the devices that hold the
-    model.
+    `max_batch_size` is the maximum number of items of a request, or 0 if the model has no batch dimension;
+    `batch_limit` is the maximum number of items of a batch that the scheduler forms. `places` has one entry
+    for each instance, or for each worker process or thread that serves several instances; `placed` has the
+    devices that hold the model.
     """
 
     view: View
@@ -81,17 +94,24 @@ class LoadedVersion(ABC):
     decoupled: bool
     measured: Measured = Measured()
     warnings: tuple[str, ...] = ()
-    #: Which requests may share a batch; None for those of equal shapes.
+    #: The rules for which requests may share a batch; None if only requests of equal shapes may.
     joining: Joining | None = None
     #: Microseconds that a batch may wait for more requests, if the configuration sets no delay.
     max_queue_delay_us: int = 0
+
+    @property
+    def lone_threads(self) -> int:
+        """The number of threads that a run uses while no other run is in progress; 1 unless runs are spread
+        over several cores only then.
+        """
+        return 1
 
     #: Whether new instances need `resize`, because they take time to start.
     resizes: ClassVar[bool] = False
 
     @property
     def instances(self) -> int:
-        """The number of instances."""
+        """The number of instances. The instances of one worker process or thread count as one."""
         return len(self.places)
 
     @property
@@ -104,13 +124,15 @@ class LoadedVersion(ABC):
         """Returns the same model with a changed configuration that needs no new load."""
 
     def follows(self, config: ModelConfig) -> bool:
-        """Returns whether `placed_again` changes the number of instances to that of a configuration."""
+        """Returns whether `placed_again` changes the number of instances to the number that a configuration
+        sets.
+        """
         return True
 
     async def resize(self) -> None:
         """Starts or ends processes as the instances at `places` require; afterwards call `resized`.
 
-        Raises BacklineError if that fails, which leaves everything as it was.
+        If that fails, raises BacklineError and changes nothing.
         """
         raise NotImplementedError
 
@@ -118,20 +140,27 @@ class LoadedVersion(ABC):
         """Returns the same model with the instances that exist after `resize`."""
         raise NotImplementedError
 
+    def extend(self, check: RequestCheck) -> Callable[[Ticket], None]:
+        """Returns a check of requests that also decides which requests may share a batch."""
+        if self.joining is None:
+            return check
+        return JoiningCheck(check, self.joining, tuple(spec.name for spec in self.signature.inputs))
+
     @abstractmethod
     def make_instances(self, maker: InstanceMaker) -> list[Instance]:
         """Makes the instances that run the model."""
 
     @abstractmethod
     def lone_runs(self) -> Iterable[Run]:
-        """Returns, for warm-up, a function for each copy of the model that runs a single request on it.
+        """Returns one function for each copy of the model. The function runs a single request on that copy.
+        Warm-up uses these functions.
 
         Call `states.prepare` first.
         """
 
     @property
     def pids(self) -> Sequence[int]:
-        """The worker processes that hold the model; none for a model in this process."""
+        """The ids of the worker processes that hold the model; none for a model in this process."""
         return ()
 
     @abstractmethod
@@ -142,11 +171,13 @@ class LoadedVersion(ABC):
 def missing_gpu(config: ModelConfig, placed: Places) -> tuple[str, ...]:
     """Returns a warning if the model runs on the CPU although its configuration asks for a GPU."""
     where = config.source or config.name
-    return (f"{where}: {placed.missing}: it runs on the CPU",) if placed.missing else ()
+    return (f"{where}: {placed.missing}. The model runs on the CPU",) if placed.missing else ()
 
 
 def why_there(config: ModelConfig, placed: Places) -> str:
-    """Returns the cores and devices of a model, as the end of a sentence; "" for the CPU and any core."""
+    """Returns the cores and devices on which a model runs, worded to end a sentence; "" if the model runs on
+    any core of the CPU.
+    """
     kept = f"; kept to core{'s' if len(config.cpus) > 1 else ''} {format_cores(config.cpus)}"
     cores = kept if config.cpus else ""
     if placed.missing:
@@ -154,7 +185,8 @@ def why_there(config: ModelConfig, placed: Places) -> str:
     return cores if placed.devices == (CPU,) else f"{cores}; on {name_devices(placed)}"
 
 
-#: How many responses warm-up reads from a stream, which may be endless.
+#: The maximum number of responses that warm-up reads from a stream. There must be a limit because a stream
+#: may be endless.
 STREAMED_RESPONSES = 100
 
 

@@ -1,14 +1,18 @@
-"""Proves, measures and places models that a runtime runs, and that give one response per request."""
+"""Tests, measures and places models that this process calls directly and that give one response per
+request.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from backline.backends.backend import LoadedModel, Run
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.values.device import Device, Places
+from backline.engine.errors import BacklineError
+from backline.engine.values.device import CPU, Device, Places
 from backline.lifecycle.loading.batch_probe import (
     BatchProbe,
     check_batching,
@@ -20,13 +24,18 @@ from backline.lifecycle.loading.instances import InstanceMaker, place_again
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured, missing_gpu, why_there
 from backline.lifecycle.loading.run_time import (
     LARGEST_BATCH,
+    MOST_SPREAD,
+    SLOW_FIRST_RUN,
+    SPREAD_RUN,
     RunPlan,
-    RunTimes,
+    format_seconds,
     measure,
     plan,
+    repeat,
     spare_instances,
+    time_spread,
 )
-from backline.lifecycle.loading.trial_runs import Samples, TrialRuns, find_trial, fitting
+from backline.lifecycle.loading.trial_runs import Samples, Trial, TrialRuns, find_trial, fitting
 from backline.lifecycle.view.join import JoinRequests
 from backline.lifecycle.view.view import View
 from backline.system.cores import usable_cores
@@ -34,22 +43,34 @@ from backline.workers.here.execution import Execution
 from backline.workers.instance import Instance
 from backline.workers.model_in_workers import ModelInWorkers
 
+log = logging.getLogger("backline.lifecycle")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedHere(LoadedVersion):
-    """A model that is called from this process; `replicas` are its copies by device.
+    """A model that this process calls. `replicas` has the copy on each device.
 
-    The copies are in this process or, with `pools`, each in a worker process, for which threads of this
-    process wait.
+    The copies are in this process or, if there are `pools`, in worker processes; threads of this process then
+    wait for the workers. `spread` is another copy on the CPU that uses several cores per run, for runs that
+    are alone. It is None if such runs use one core too.
     """
 
     replicas: Mapping[Device, LoadedModel]
     pools: tuple[ModelInWorkers, ...] = ()
+    spread: LoadedModel | None = None
 
     @property
     def model(self) -> LoadedModel:
-        """The replica on the first device, which was measured."""
+        """The replica on the first device. This replica was measured."""
         return next(iter(self.replicas.values()))
+
+    @property
+    def lone_threads(self) -> int:
+        return 1 if self.spread is None else self.spread.threads_per_run
+
+    @property
+    def _copies(self) -> Sequence[LoadedModel]:
+        return [*self.replicas.values(), *([] if self.spread is None else [self.spread])]
 
     def placed_again(self, config: ModelConfig) -> LoadedHere:
         if self.pools:
@@ -63,17 +84,17 @@ class LoadedHere(LoadedVersion):
             lane="process" if self.pools else chosen.lane,
             placed=placed,
             places=placed.spread(chosen.instances)[: chosen.instances],
-            reason=_reason(config, self.measured, chosen, placed, self.pools),
+            reason=_reason(config, self.measured, chosen, placed, self.pools, self.spread),
         )
 
     def make_instances(self, maker: InstanceMaker) -> list[Instance]:
         if self.lane == "inline" and not maker.moved:
-            return [maker.inline(self._execution(maker, self.placed.devices[0]))]
+            return [maker.inline(self._execution(maker, self.model))]
         threads = self.model.threads_per_run
         places = self.places
         for pool in self.pools:
             maker.watch(pool)
-        if self.lane == "inline":  # the model was planned for the event loop, but blocked it
+        if self.lane == "inline":  # it is being moved to threads because it blocked the event loop
             places = self.placed.spread(spare_instances(usable_cores(), threads))
         instances = []
         for number, place in enumerate(places):
@@ -83,42 +104,76 @@ class LoadedHere(LoadedVersion):
             waits = device.kind == "gpu" or (
                 self.measured.times.waits and not self.pools and device == self.placed.devices[0]
             )
+            spread = self.spread if device == CPU else None
             run = maker.run_on(
-                device, partial(self._execution, maker, device), threads=None if waits else threads
+                device,
+                partial(self._execution, maker, self.replicas[device]),
+                threads=None if waits else threads,
+                make_spread=None if spread is None else partial(self._execution, maker, spread),
             )
-            # A pool limits the time of its runs itself, by killing a worker that takes too long.
+            # Runs in a pool have no time limit here, because the pool itself kills a worker that takes too
+            # long.
             instances.append(maker.thread(run, number, timed=not self.pools))
         return instances
 
-    def _execution(self, maker: InstanceMaker, device: Device) -> Execution:
+    def _execution(self, maker: InstanceMaker, model: LoadedModel) -> Execution:
         join = self.view.stage(JoinRequests)
         config = self.view.config
         return Execution(
             maker.model.name,
             maker.model.version,
-            self.replicas[device],
+            model,
             joiner=join.joiner,
             outputs=tuple(spec.name for spec in self.states.model.outputs),
             declared_batch=config.max_batch_size or 0,
         )
 
+    def make_first_runs(self, samples: Samples) -> None:
+        """Makes the first runs of a model in lane inline on this thread, because they could block the event
+        loop.
+
+        Some runtimes optimise the graph in the first runs, which can then take a hundred times as long as a
+        later run. A model whose first runs were measured to be fast is not run, because a server may have
+        thousands of such models. `samples` are the user's inputs. Raises Internal if all inputs make the
+        model fail in the same way.
+        """
+        times = self.measured.times
+        if self.lane != "inline" or (times.seconds and times.first <= SLOW_FIRST_RUN):
+            return
+        for replica in self.replicas.values():
+            runs = TrialRuns(self.view.alone(replica))
+            batched = self.max_batch_size > 0
+            trial = find_trial(
+                runs, batched=batched, samples=fitting(runs.signature, samples, batched=batched)
+            )
+            runs.check_failures(batched=batched)
+            if trial is not None:
+                repeat(runs, trial, self.batch_limit if batched else 1)
+
     def lone_runs(self) -> Iterable[Run]:
-        return [self.view.alone(replica).run for replica in self.replicas.values()]
+        return [self.view.alone(copy).run for copy in self._copies]
 
     @property
     def pids(self) -> Sequence[int]:
         return [pid for pool in self.pools for pid in pool.pids]
 
     def close(self) -> None:
-        for replica in self.replicas.values():
-            replica.close()
+        for copy in self._copies:
+            copy.close()
 
 
-def measure_model(config: ModelConfig, view: View, model: LoadedModel, samples: Samples = ()) -> Measured:
-    """Tests whether requests can be batched, unless the configuration rules it out, and times runs.
+def measure_model(
+    config: ModelConfig,
+    view: View,
+    model: LoadedModel,
+    samples: Samples = (),
+    run_cores: int | None = None,
+) -> Measured:
+    """Tests whether requests can be batched, unless the configuration rules batches out, and times runs.
 
-    A configured batch is trusted, and only checked by a run that has to be timed anyway. The user's `samples`
-    are tried before made-up inputs.
+    A configured batch is trusted, and only checked by a run that has to be timed anyway; configured rules for
+    joining requests are proved. The user's `samples` are tried before made-up inputs. `run_cores` is as in
+    LoadOptions. Raises Internal if all inputs make the model fail in the same way.
     """
     join = view.stage(JoinRequests)
     runs = TrialRuns(view.alone(model))
@@ -139,7 +194,87 @@ def measure_model(config: ModelConfig, view: View, model: LoadedModel, samples: 
             trial = find_trial(runs, batched=False, samples=whole)
         else:
             trial = trial.unbatched(runs.signature)
-    return Measured(probe, RunTimes({}) if trial is None else measure(runs, max_batch_size, trial))
+    runs.check_failures(batched=bool(config.max_batch_size))
+    if trial is None:
+        return Measured(probe)
+    times = measure(runs, max_batch_size, trial)
+    return measure_spread(config, view, model, Measured(probe, times), trial, run_cores=run_cores)
+
+
+def measure_spread(
+    config: ModelConfig,
+    view: View,
+    model: LoadedModel,
+    measured: Measured,
+    trial: Trial | None = None,
+    *,
+    samples: Samples = (),
+    run_cores: int | None = None,
+) -> Measured:
+    """Times a lone run on several cores too, and adds the time to `measured`. Returns `measured` unchanged if
+    runs are too short for several cores to help, if such a run has been timed before, or if the model, its
+    configuration or the number of cores does not allow it.
+
+    `trial` has inputs that the model accepts; if `trial` is None, such inputs are searched for, first among
+    the user's `samples`.
+    """
+    times = measured.times
+    cores = min(len(config.cpus) or usable_cores(), MOST_SPREAD, run_cores or MOST_SPREAD)
+    short = times.waits or times.seconds.get(1, 0.0) < SPREAD_RUN
+    if short or times.spread_threads or cores < 2 or config.lone_run_threads or config.lane == "inline":
+        return measured
+    try:
+        copy = _copy(view, model, cores)
+    except BacklineError as error:
+        # The model works without the copy, which nobody has configured.
+        log.warning("model '%s' runs on one core when a run is alone: %s", config.name, error.message)
+        return measured
+    if copy is None:
+        return measured
+    try:
+        batched = measured.probe.batched if measured.probe is not None else bool(config.max_batch_size)
+        alone = view.alone(model)
+        items = fitting(alone.signature, samples, batched=batched)
+        trial = trial or find_trial(alone, batched=batched, samples=items)
+        seconds = None if trial is None else time_spread(view.alone(copy), trial, times.seconds[1])
+    finally:
+        copy.close()
+    if seconds is None:
+        return measured
+    return replace(measured, times=replace(times, spread_threads=cores, spread_seconds=seconds))
+
+
+def _copy(view: View, model: LoadedModel, threads: int) -> LoadedModel | None:
+    """Loads a copy of a model whose runs use `threads` threads; returns None if the model has no such copy.
+    See SpreadableModel.
+    """
+    # isinstance cannot be used, because a stage forwards the attributes of the model that it wraps.
+    spread: Callable[[int], LoadedModel | None] | None = getattr(model, "spread", None)
+    copy = None if spread is None else spread(threads)
+    return None if copy is None else view.wrap(copy)
+
+
+def _load_spread(
+    config: ModelConfig,
+    view: View,
+    replicas: Mapping[Device, LoadedModel],
+    measured: Measured,
+    run_cores: int | None,
+) -> LoadedModel | None:
+    """Loads the copy of a model for lone runs; returns None unless they are to use several cores. Raises the
+    errors of Backend.load if the configuration asks for such a copy; otherwise the model is served without
+    one.
+    """
+    threads = config.lone_run_threads or measured.times.lone_threads
+    if CPU not in replicas or threads == 1 or (run_cores is not None and threads > run_cores):
+        return None
+    try:
+        return _copy(view, replicas[CPU], threads)
+    except BacklineError as error:
+        if config.lone_run_threads:
+            raise
+        log.warning("model '%s' runs on one core when a run is alone: %s", config.name, error.message)
+        return None
 
 
 def loaded_here(
@@ -153,19 +288,30 @@ def loaded_here(
     measured: Measured,
     warnings: tuple[str, ...],
     pools: tuple[ModelInWorkers, ...] = (),
+    run_cores: int | None = None,
 ) -> LoadedHere:
-    """Decides how to run a model that is loaded on all devices of `placed`, here or in workers of `pools`."""
+    """Decides how to run a model that is loaded on all devices of `placed`, in this process or in the workers
+    of `pools`.
+
+    Loads another copy of the model if a run that is alone should use several cores, but no more than
+    `run_cores`. Raises the errors of Backend.load.
+    """
     model = next(iter(replicas.values()))
     probe = measured.probe
     warnings = tuple(dict.fromkeys(w for replica in replicas.values() for w in replica.warnings)) + warnings
     warnings += missing_gpu(config, placed)
     if config.max_batch_size and probe is not None and not probe.batched:
         warnings += (_batched_against_proof(config, probe),)
-    if config.lane == "inline" and _may_not_end(model):
-        told = "the model has a loop, so a request may decide how long a run takes, and it runs on threads"
-        warnings += (f"{config.source or config.name}: lane inline has no effect: {told}",)
+    if config.lane == "inline" and (why := _unbounded(model)):
+        where = config.source or config.name
+        warnings += (f"{where}: lane inline has no effect, and the model runs on threads: {why}",)
     max_batch_size = _max_batch_size(config, probe)
     chosen = _plan(config, model, measured, max_batch_size, placed)
+    spread = None
+    if chosen.lane == "thread":
+        spread = _load_spread(config, view, replicas, measured, run_cores)
+    if spread is None and (config.lone_run_threads or 1) > 1:
+        warnings += (_why_not_spread(config, chosen),)
     return LoadedHere(
         view=view,
         replicas=replicas,
@@ -176,9 +322,10 @@ def loaded_here(
         batch_limit=_batch_limit(config, max_batch_size, chosen),
         lane="process" if pools else chosen.lane,
         pools=pools,
+        spread=spread,
         placed=placed,
         places=placed.spread(chosen.instances)[: chosen.instances],
-        reason=_reason(config, measured, chosen, placed, pools),
+        reason=_reason(config, measured, chosen, placed, pools, spread),
         decoupled=config.decoupled,
         measured=measured,
         warnings=warnings,
@@ -186,9 +333,9 @@ def loaded_here(
     )
 
 
-def _may_not_end(model: LoadedModel) -> bool:
-    """Whether a request may decide how long a run takes. Backends that can tell set this attribute."""
-    return getattr(model, "may_not_end", False)
+def _unbounded(model: LoadedModel) -> str:
+    """Returns why a run of the model may take any length of time; "" if no run may. See UnboundedModel."""
+    return getattr(model, "unbounded", "")
 
 
 def _plan(
@@ -196,11 +343,11 @@ def _plan(
 ) -> RunPlan:
     on_gpus = any(device.kind == "gpu" for device in placed.devices)
     assert config.lane != "process", "it is loaded here"
-    # The event loop cannot abandon a long run, be pinned to cores, or wait for a device or a compiler.
-    long = config.execution_timeout_seconds is not None or getattr(model, "compiles", False)
-    threads = long or config.cpus or on_gpus
-    # Security: a request for a billion turns of a loop would stop the whole server.
-    lane = "thread" if _may_not_end(model) else config.lane or ("thread" if threads else None)
+    # These models run on threads, because the event loop cannot abandon a run that takes too long, cannot be
+    # pinned to cores, and must not wait for a device.
+    threads = config.execution_timeout_seconds is not None or config.cpus or on_gpus
+    # Security: a request that makes the model iterate a billion times would stop the whole server.
+    lane = "thread" if _unbounded(model) else config.lane or ("thread" if threads else None)
     return plan(
         measured.times,
         cores=len(config.cpus) or usable_cores(),
@@ -223,6 +370,7 @@ def _reason(
     chosen: RunPlan,
     placed: Places,
     pools: Sequence[ModelInWorkers],
+    spread: LoadedModel | None,
 ) -> str:
     probe = measured.probe
     why_batched = (
@@ -233,7 +381,21 @@ def _reason(
     where = (
         "; in a worker process for each device" if len(pools) > 1 else "; in a worker process" * len(pools)
     )
-    return f"{why_batched}; {chosen.reason}{where}{why_there(config, placed)}"
+    alone = ""
+    if spread is not None and chosen.lane == "thread":
+        alone = f"; a run that is alone uses {spread.threads_per_run} cores"
+        if config.lone_run_threads is None:
+            alone += f" and takes {format_seconds(measured.times.spread_seconds)}"
+    return f"{why_batched}; {chosen.reason}{alone}{where}{why_there(config, placed)}"
+
+
+def _why_not_spread(config: ModelConfig, chosen: RunPlan) -> str:
+    why = (
+        "the model runs on the event loop"
+        if chosen.lane == "inline"
+        else "the number of threads is fixed by a parameter, the runtime, the device or --compute-threads"
+    )
+    return f"{config.source or config.name}: lone_run_threads has no effect: {why}"
 
 
 def _max_batch_size(config: ModelConfig, probe: BatchProbe | None) -> int:

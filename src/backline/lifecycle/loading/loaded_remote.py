@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from backline.backends.backend import RemoteModel, Run
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.statistics import ResponseStatistics
+from backline.engine.ticket import Ticket
 from backline.engine.values.device import Places
-from backline.engine.values.signature import Signature
-from backline.fleet.description import Description, describe, open_remote
+from backline.engine.values.signature import RequestCheck, Signature
+from backline.fleet.description import Description, DescriptionWatch, describe, open_remote
 from backline.fleet.lane import RemoteLane
+from backline.fleet.loop_check import LoopCheck, new_id
+from backline.fleet.sent_batch import AlikeCheck
+from backline.fleet.sequence_holders import HolderCheck
 from backline.lifecycle.loading.instances import InstanceMaker
 from backline.lifecycle.loading.loaded import LoadedVersion
 from backline.lifecycle.view.arrays import Arrange, ReshapeTensors
@@ -22,20 +26,40 @@ from backline.lifecycle.view.view import View
 from backline.repository.configuration.effects import ignored_settings
 from backline.workers.instance import Instance
 
-#: Seconds that a request without a deadline may take, if the configuration sets no execution_timeout_seconds.
+#: The maximum duration of a request without a deadline, in seconds, if the configuration sets no
+#: execution_timeout_seconds.
 _TIME_LIMIT = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedRemote(LoadedVersion):
-    """A model on other servers. This process has only the connections."""
+    """A model on other servers. This process has only the connections to these servers."""
 
     remote: RemoteModel
-    #: The lanes created so far, each with its event loop.
+    #: Whether the servers run several requests together; see Description.
+    joins: bool
+    #: When the servers end an idle sequence, in seconds; see Description.
+    idle_seconds: float | None
+    #: Notices when the servers change the model.
+    watch: DescriptionWatch
+    #: The id by which `LoopCheck` recognises the requests that this model has sent.
+    id: bytes = field(default_factory=new_id)
+    #: The lanes created so far, each with the event loop to which it belongs.
     lanes: list[tuple[RemoteLane, asyncio.AbstractEventLoop]] = field(default_factory=list)
 
     def placed_again(self, config: ModelConfig) -> LoadedRemote:
-        return self
+        limit = 1 if self.decoupled else _batch_limit(config, self.max_batch_size, joins=self.joins)
+        return replace(self, batch_limit=limit)
+
+    def extend(self, check: RequestCheck) -> Callable[[Ticket], None]:
+        name = self.view.config.name
+        checks: Callable[[Ticket], None] = check
+        if self.idle_seconds is not None:
+            checks = HolderCheck(name, check, self.idle_seconds)
+        checks = LoopCheck(name, self.id, self.remote.urls, checks)
+        if self.max_batch_size > 1:
+            checks = AlikeCheck(checks, self.signature, self.max_batch_size)
+        return self.watch.checked(checks)
 
     def make_instances(self, maker: InstanceMaker) -> list[Instance]:
         model, config = maker.model, self.view.config
@@ -45,12 +69,14 @@ class LoadedRemote(LoadedVersion):
             model.name,
             model.version,
             self.remote,
-            open_remote(self.remote, idempotent=config.idempotent is not False, poll=maker.poll),
+            open_remote(self.remote, idempotent=config.idempotent is not False, poll=maker.poll, id=self.id),
             tuple(spec.name for spec in self.signature.outputs),
             time_limit=config.execution_timeout_seconds or _TIME_LIMIT,
             responses=model.statistics.responses if self.decoupled else None,
+            poll=maker.poll,
         )
         self.lanes.append((lane, asyncio.get_running_loop()))
+        self.watch.begin(lane.describe, maker.on_redescribed)
         return list(lane.instances)
 
     def lone_runs(self) -> Iterable[Run]:
@@ -70,32 +96,50 @@ def loaded_remote(config: ModelConfig, view: View, remote: RemoteModel, *, place
     """
     _refuse_stages(config, view)
     warnings = remote.warnings + ignored_settings(config, "remote")
+    known = None
     try:
-        found = describe(remote)
+        found = known = describe(remote)
     except Unavailable as error:
         if not (config.inputs and config.outputs and config.max_batch_size is not None):
             raise Unavailable(
-                f"model '{config.name}' cannot be described by {remote.urls}: {error.message}. It would load"
-                " anyway if its configuration named max_batch_size, input and output"
+                f"model '{config.name}' cannot be described by {remote.urls}: {error.message}. To load it"
+                " anyway, set max_batch_size, input and output in its configuration"
             ) from None
         warnings += (f"model '{config.name}': no server answers yet: {error.message}",)
         found = _configured(config)
     limit = config.max_batch_size if config.max_batch_size is not None else found.max_batch_size or 0
+    decoupled = config.decoupled or found.decoupled
     return LoadedRemote(
         view=view,
         remote=remote,
+        joins=found.joins,
+        idle_seconds=found.idle_seconds,
+        watch=DescriptionWatch(config.name, known),
         backend="remote",
         platform="remote",
         signature=view.fit(found.signature),
         max_batch_size=limit,
-        batch_limit=1,
+        batch_limit=1 if decoupled else _batch_limit(config, limit, joins=found.joins),
         lane="remote",
         placed=placed,
         places=placed.spread(remote.max_in_flight)[: remote.max_in_flight],
-        reason=f"{remote.urls} serve it, with at most {remote.max_in_flight} requests in flight",
-        decoupled=config.decoupled or found.decoupled,
+        reason=f"{remote.urls} serve it, with at most {remote.max_in_flight} calls in flight",
+        decoupled=decoupled,
         warnings=warnings,
     )
+
+
+def _batch_limit(config: ModelConfig, max_batch_size: int, *, joins: bool) -> int:
+    """Returns the maximum number of items in a call.
+
+    By default, requests share a call only if the other servers form batches themselves. A model that is not
+    idempotent needs `dynamic_batching` in the configuration, because the requests in a failed call are sent
+    again one by one.
+    """
+    wanted = config.dynamic_batching
+    if wanted is None:
+        wanted = joins and config.idempotent is not False
+    return max_batch_size if wanted else 1
 
 
 def _refuse_stages(config: ModelConfig, view: View) -> None:

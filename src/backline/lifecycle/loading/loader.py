@@ -13,9 +13,9 @@ from backline.backends.backend import (
     HostedModel,
     LoadOptions,
     RemoteModel,
-    StreamingModel,
     gpus_of,
     runs_here,
+    streams,
 )
 from backline.backends.registry import choose
 from backline.engine.config.instance_group import InstanceGroup
@@ -24,7 +24,7 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.values.device import Device, Gpus, PlacedGroup, Places
 from backline.lifecycle.loading.instances import asks_for_devices, place
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured, loaded_streams, loaded_workers
-from backline.lifecycle.loading.loaded_here import loaded_here, measure_model
+from backline.lifecycle.loading.loaded_here import loaded_here, measure_model, measure_spread
 from backline.lifecycle.loading.trial_runs import Samples
 from backline.lifecycle.view.arrays import Arrange
 from backline.lifecycle.view.view import View
@@ -50,12 +50,12 @@ def load(
 ) -> LoadedVersion:
     """Loads a model file, tests whether it can be batched, and measures its run time.
 
-    Nothing is measured if `known` has the measurements of an earlier load of the same files and
-    configuration, or if `recall` returns those of an earlier process for the devices. The model should accept
-    the `samples`, so trial runs use them first. `on_phase` is called with "load" and "probe" when these
-    phases begin. `start_workers` is needed for models that run in worker processes. The device of `options`
-    is ignored. Loading may take minutes: call this on a thread. Raises BacklineError when the model cannot be
-    served.
+    If `known` has the measurements of an earlier load of the same files and configuration, or `recall`
+    returns measurements that an earlier process made on the same devices, only a lone run on several cores
+    may still be timed. The model should accept the `samples`, so trial runs use them first. `on_phase` is
+    called with "load" and "probe" when these phases begin. `start_workers` is needed for models that run in
+    worker processes. The device of `options` is ignored. Loading may take minutes: call this on a thread.
+    Raises BacklineError when the model cannot be served.
     """
     on_phase("load")
     entry = choose(config, path)
@@ -68,7 +68,7 @@ def load(
             " choose inline or thread"
         )
     if entry.hosted and config.lane == "process":
-        config = replace(config, lane=None)  # these models always run in worker processes
+        config = replace(config, lane=None)  # such models run in worker processes in every lane
     ignored = ignored_settings(config, "worker" if entry.hosted else "process" if isolated else "here")
     if entry.hosted:
         config = replace(config, lane=None)
@@ -93,7 +93,7 @@ def load(
     first, *others = placed.devices
     model = load_on(first)
     if isinstance(model, RemoteModel):
-        # Imported late, because it imports the client.
+        # Imported late, because this module imports the client.
         from backline.lifecycle.loading.loaded_remote import loaded_remote
 
         return loaded_remote(config, view, model, placed=placed)
@@ -105,7 +105,7 @@ def load(
             placed = place(replace(config, instance_groups=model.groups), gpus, strict=options.strict_devices)
         workers, config = start_workers(model, placed)
         return loaded_workers(config, path, workers, backend=backend.name, warnings=ignored)
-    if isinstance(model, StreamingModel):
+    if streams(model):
         try:
             view.stage(Arrange).refuse("streams")
             return loaded_streams(
@@ -114,6 +114,7 @@ def load(
         except BaseException:
             model.close()
             raise
+    assert runs_here(model), "the other kinds of models have been handled"
     loaded = [model]
     try:
         replicas = {first: view.wrap(model)}
@@ -124,20 +125,30 @@ def load(
             replicas[device] = view.wrap(replica)
         view.fit(replicas[first].signature)
         known = known or recall(placed)
-        if known is None:
+        measured = known
+        if measured is None:
             on_phase("probe")
-            known = measure_model(config, view, replicas[first], samples)
-        return loaded_here(
+            measured = measure_model(config, view, replicas[first], samples, options.run_cores)
+        else:
+            # Other work on the machine may have prevented this part of the measurement.
+            measured = measure_spread(
+                config, view, replicas[first], measured, samples=samples, run_cores=options.run_cores
+            )
+        version = loaded_here(
             config,
             view,
             replicas,
             backend=backend.name,
             platform=entry.platform,
             placed=placed,
-            measured=known,
+            measured=measured,
             warnings=ignored,
             pools=tuple(pools),
+            run_cores=options.run_cores,
         )
+        if known is not None:
+            version.make_first_runs(samples)
+        return version
     except BaseException:
         for one in loaded:
             one.close()

@@ -1,4 +1,4 @@
-"""Keeps what trials and trial runs found out about a version in the state folder, for the next start."""
+"""Stores the results of a version's trials and trial runs in the state folder, for the next start."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Protocol
 
 import msgspec
 
+from backline.decodable import decodable
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError
 from backline.engine.values.device import Places
@@ -23,19 +24,22 @@ from backline.lifecycle.loading.run_time import INLINE_GROWN, INLINE_RUN, LONG_R
 from backline.lifecycle.records import make_folder
 from backline.repository.fingerprint import load_key
 from backline.system.cores import usable_cores
-from backline.system.private_file import private
+from backline.system.private_file import replacement
 
 log = logging.getLogger("backline.lifecycle")
 
 _FOLDER = "measured"
-#: A model's files up to this total size, in bytes, are read in a fraction of the time of its trial runs.
+#: The total size of a model's files, in bytes, up to which they can be read in a fraction of the time that
+#: trial runs take.
 _SMALL = 1 << 20
 #: Suffixes of folders that hold the metadata of an installed package.
 _METADATA = (".dist-info", ".egg-info")
 
 
 class Content(Protocol):
-    """A digest of a version's files, which also tells whether the files have changed since."""
+    """A digest of a version's files, which also tells whether the files have changed since the digest was
+    made.
+    """
 
     @property
     def digest(self) -> str: ...
@@ -44,8 +48,9 @@ class Content(Protocol):
     def unchanged(self) -> bool: ...
 
 
+@decodable
 class _Kept(msgspec.Struct, frozen=True):
-    """The content of the file. `model` and `version` are for people who read the file."""
+    """The content of a MeasurementFile. `model` and `version` are only for people who read the file."""
 
     model: str
     version: str
@@ -54,23 +59,23 @@ class _Kept(msgspec.Struct, frozen=True):
     measured: Measured
 
 
-#: Made before any thread needs it: msgspec can crash when two threads are the first to decode a type.
 _decode = msgspec.json.Decoder(_Kept).decode
 
 
 class MeasurementFile:
-    """The file that keeps the measurements of one version. For use on any thread.
+    """The file that keeps the measurements of one version. May be used on any thread.
 
-    The measurements are valid for the same files (by content), configuration, packages and number of cores.
-    They also prove that these packages can load these files. If the file is missing, damaged or not valid,
-    the version is tried and measured again.
+    The measurements are valid for the same files (by content), configuration, packages, kind of processor and
+    number of cores. Valid measurements also prove that these packages can load these files. If the file is
+    missing, damaged or not valid, the version is tried and measured again.
     """
 
     def __init__(
         self, state_folder: Path, config: ModelConfig, version: str, content: Callable[[], Content | None]
     ) -> None:
         name = sha256(repr((config.name, version)).encode("utf-8", "surrogatepass")).hexdigest()[:32]
-        self._file = state_folder / _FOLDER / f"{name}.json"
+        # The path is text, because pathlib objects would take a fortieth of the load time of a small model.
+        self._file = os.path.join(state_folder, _FOLDER, f"{name}.json")
         self._config = config
         self._version = version
         self._read_content = content
@@ -90,7 +95,8 @@ class MeasurementFile:
 
     def _recall(self) -> _Kept | None:
         try:
-            kept = _decode(self._file.read_bytes())
+            with open(self._file, "rb", buffering=0) as file:
+                kept = _decode(file.readall())
             check_measured(kept.measured)
         except FileNotFoundError:
             return None
@@ -103,11 +109,12 @@ class MeasurementFile:
         return kept
 
     def keep_if_dearer(self, measured: Measured, placed: Places, file_bytes: int) -> None:
-        """Stores measurements that take longer to repeat than it takes to read `file_bytes` at each start.
+        """Stores the measurements if it would take longer to repeat them at each start than to read
+        `file_bytes` bytes for the digest.
 
-        This is the case for models with runs above 100 ms, and for small files. Measurements for small files
-        are stored only if the model is quick enough for the event loop: a longer run time may just mean that
-        the machine was busy.
+        So the measurements are stored for models with runs above 100 ms, and for small files. Measurements
+        for small files are stored only if the model is quick enough for the event loop: a longer run time may
+        just mean that the machine was busy.
         """
         if measured is self._recalled:
             return
@@ -122,20 +129,17 @@ class MeasurementFile:
         if not key or not self.unchanged:
             return
         kept = _Kept(self._config.name, self._version, key, tuple(devices), measured)
-        written = self._file.with_suffix(f".{os.getpid()}.new")
+        path = Path(self._file)
         try:
-            make_folder(self._file.parent)
-            with open(written, "wb", opener=private) as file:
-                file.write(msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
-            written.replace(self._file)
+            make_folder(path.parent)
+            with replacement(path) as new:
+                new.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
         except (OSError, BacklineError) as error:
-            with suppress(OSError):
-                written.unlink()
             log.warning("the measurements of model '%s' cannot be stored: %s", self._config.name, error)
 
     @property
     def unchanged(self) -> bool:
-        """Whether the model's files are the same as when `hold` read them; True if they could not be read."""
+        """Whether the model's files are still as `hold` read them; True if `hold` has not read any."""
         return self._content is None or self._content.unchanged
 
     def hold(self) -> None:
@@ -159,15 +163,15 @@ class MeasurementFile:
 
 
 def device_names(placed: Places) -> tuple[str, ...]:
-    """Returns the devices of a placement, as they are called in the file."""
+    """Returns the names that the file uses for the devices of a placement."""
     return tuple(map(repr, placed.devices))
 
 
 @cache
 def _packages() -> list[str]:
-    """Returns the installed packages with their versions, as first found ("numpy-2.3.0.dist-info").
+    """Returns the installed packages with their versions, as folder names such as "numpy-2.3.0.dist-info".
 
-    They are read from the names of folders: opening each package's metadata would take 0.1 s.
+    Only the names of the metadata folders are read, because opening each package's metadata would take 0.1 s.
     """
     found: set[str] = set()
     for folder in sys.path:

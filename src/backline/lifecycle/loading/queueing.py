@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 #: The queue size of a version, or of one of its priority levels, if its configuration sets none.
 DEFAULT_QUEUE_SIZE = 1024
-#: How many queued requests of other lengths may be skipped to find requests that fit a padded batch.
+#: The maximum number of queued requests that are skipped, because their lengths differ too much, to find more
+#: requests for a padded batch.
 REACH = 128
 
 
@@ -49,7 +50,7 @@ def build_queue(
     """Builds the queue of a loaded version: a scheduler, with splitting and a response cache if configured.
 
     If the model uses the `cache`, its responses are stored under `fingerprint`, which identifies the loaded
-    files. With `fair`, callers are served in turn. Nothing runs until `hold` requests are queued.
+    files. With `fair`, callers take turns. For debugging, nothing runs until `hold` requests are queued.
     """
     config = model.config
     settings = settings_of(config, loaded, fair=fair)
@@ -118,10 +119,12 @@ def build_sequence_queue(
     *,
     hold: int = 0,
     backlog: int = 0,
+    advice: str = "",
 ) -> SequenceBatcher:
     """Returns the queue of a version that serves sequences.
 
-    Nothing runs until `hold` requests wait, and `backlog` more wait for a place on an instance.
+    For debugging, nothing runs until `hold` requests are queued and `backlog` more wait for a free place on
+    an instance. `advice` is appended to the error of a request whose sequence is unknown.
     """
     from backline.schedule.sequences.batcher import SequenceBatcher
     from backline.schedule.sequences.lanes import UNTIMED, SequenceLane, SlotLane, SlotPolicy
@@ -167,11 +170,12 @@ def build_sequence_queue(
         policy=_limited(config.queue_policy),
         loop=loop,
         total=total,
+        advice=advice,
     )
 
 
 def settings_of(config: ModelConfig, loaded: LoadedVersion, *, fair: bool = False) -> Settings:
-    """Returns the settings of a version's queue and of its batches."""
+    """Returns the settings of a version's queue, and those by which its batches are formed."""
     return Settings(_batch_policy(config, loaded), queue_settings(config, fair=fair))
 
 
@@ -206,11 +210,13 @@ def scheduling_text(
     waits_us: int = 0,
     decoupled: bool = False,
     cached: bool = False,
+    lone_threads: int = 1,
 ) -> str:
     """Describes a model's scheduling, for example "up to 8 together, waits 500 us for 4 or 8, 3 priorities".
 
     `batch_limit` is the maximum batch size, `seconds` the measured run time by batch size, `waits_us` the
-    queue delay if the configuration sets none, `cached` whether responses are cached.
+    queue delay if the configuration sets none, `cached` whether responses are cached, and `lone_threads` the
+    number of threads of a run that is alone.
     """
     seconds = seconds or {}
     parts: list[str] = []
@@ -237,6 +243,8 @@ def scheduling_text(
         parts.append("larger ones in parts")
     if cached:
         parts.append("cached")
+    if lone_threads > 1:
+        parts.append(f"alone on {lone_threads} cores")
     return ", ".join(parts)
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from time import perf_counter
 
 import numpy as np
 
 from backline.engine.config.model_config import Lane
 from backline.engine.errors import BacklineError
+from backline.lifecycle.loading.batch_probe import equal_rows
 from backline.lifecycle.loading.trial_inputs import MAX_TRIAL_ELEMENTS, Arrays, Sizes, make_inputs
 from backline.lifecycle.loading.trial_runs import RunTime, Trial, TrialRuns, Tried, find_trial, time_run
+from backline.system.cores import seconds_of_threads_without_core
 
-#: The size of the largest batch that is measured, and so of the largest that is chosen automatically.
+#: The maximum batch size that is measured. A larger batch size is never chosen automatically.
 LARGEST_BATCH = 64
 #: A model may run on the event loop if one item takes at most this many seconds.
 INLINE_RUN = 0.0003
@@ -22,27 +26,49 @@ INLINE_RUN = 0.0003
 INLINE_BATCH = 0.0005
 #: The maximum time that one item with enlarged variable dimensions may take on the event loop, in seconds.
 INLINE_GROWN = 0.002
-#: The overhead of a run in seconds, on a thread and on the event loop, whatever its batch size.
+#: The overhead of a run on a thread in seconds, whatever its batch size.
 _THREAD_HOP = 0.00004
+#: The overhead of a run on the event loop in seconds, whatever its batch size.
 _INLINE_DISPATCH = 0.000004
-#: The share of the time per item that a larger batch must save to be worthwhile. It is larger for slow runs,
-#: because few of them are timed, and because a batch delays its first items longer.
+#: The share of the time per item that a larger batch must save to be chosen.
 _GAIN = 0.05
+#: The share of the time per item that a larger batch must save to be chosen if runs of one item take more
+#: than _SLOW_RUN seconds. It is above _GAIN because few slow runs are timed, and because a slow batch delays
+#: its first items longer.
 _SLOW_GAIN = 0.15
 _SLOW_RUN = 0.005
-#: How many seconds all measurements of a model may take, or three times as many while larger batches save
-#: time.
+#: No larger batch size is measured after this many seconds or, as long as larger batches save time, after
+#: three times as many.
 _BUDGET = 0.05
-#: A model with runs longer than this, in seconds, is not run again only to be timed.
+#: A model whose runs take longer than this, in seconds, is not run again only for a measurement.
 LONG_RUN = 0.1
-#: The number of timed runs at each batch size, and the seconds after which no further run is timed.
+#: The maximum number of timed runs at each batch size, not counting the first run.
 _RUNS = 5
+#: No further run is timed at a batch size once the runs at this size have taken this many seconds.
 _SECONDS_PER_SIZE = 0.01
 #: A first run slower than this, in seconds, counts as a measurement; a faster one is only a warm-up.
 _NO_WARM_UP = 0.01
+#: If the first run of a model in lane inline takes this many seconds longer than a later run, the model is
+#: run at each load, so that the slow run does not block the event loop.
+SLOW_FIRST_RUN = 0.005
+#: A lone run is spread over several cores only if it takes at least this many seconds on one core. Shorter
+#: runs gain less, and there may be thousands of models with shorter runs.
+SPREAD_RUN = 0.003
+#: A lone run is spread only if this makes it faster by at least this factor, because a spread run uses more
+#: CPU time.
+SPREAD_GAIN = 1.3
+#: The maximum number of cores for one run. Few models use more cores well.
+MOST_SPREAD = 8
+#: No further spread run is timed after this many seconds if a run was undisturbed or fast enough.
+_SPREAD_BUDGET = 0.3
+#: No further spread run is timed after this many seconds in any case.
+_PATIENT_SPREAD_BUDGET = 1.0
+#: The share of its duration for which the threads of a spread run may wait for cores. If they wait longer,
+#: other work uses the cores, and a long duration says nothing about the model.
+_DISTURBED = 0.3
 #: The factors by which variable dimensions are enlarged.
 _GROWTH = (4, 16)
-#: A run that uses less than this share of its duration as processor time mostly waits.
+#: A run whose processor time is below this share of its duration is taken to wait most of the time.
 _WAITING = 0.1
 
 
@@ -50,10 +76,13 @@ _WAITING = 0.1
 class RunTimes:
     """The measured duration of a run, in `seconds` by batch size, including the copy that joins the batch.
 
-    The batch sizes are powers of two, up to where larger ones save no time. A slow model is timed with 1 and
-    one other size only. `seconds` is empty if the model accepted no trial input. `grown` is the duration of
-    the longest run with enlarged variable dimensions, 0 if none was timed. `elements` is the number of input
-    elements of one item.
+    The batch sizes are powers of two, up to the size at which larger batches save no more time. A slow model
+    is timed only with size 1 and one other size. `seconds` is empty if the model accepted no trial input or a
+    run failed. `grown` is the duration of the longest run with enlarged variable dimensions, 0 if none was
+    timed. `elements` is the number of input elements of one item. `first` is how much longer the first runs
+    of an item take, because the runtime prepares the model in them. `spread_threads` is the number of threads
+    with which a run of one item was also timed, 0 if it was not, and `spread_seconds` is the duration of that
+    run.
     """
 
     seconds: dict[int, float]
@@ -61,6 +90,15 @@ class RunTimes:
     elements: int = 0
     #: Whether a run mostly waits for something outside this process.
     waits: bool = False
+    first: float = 0.0
+    spread_threads: int = 0
+    spread_seconds: float = 0.0
+
+    @property
+    def lone_threads(self) -> int:
+        """The number of threads that a lone run should use."""
+        fast = 0.0 < self.spread_seconds * SPREAD_GAIN <= self.seconds.get(1, 0.0)
+        return self.spread_threads if fast else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +114,11 @@ class RunPlan:
 def measure(model: Tried, max_batch: int, trial: Trial | None = None) -> RunTimes:
     """Times a model with batches of up to `max_batch` items (0: its first dimension is not a batch).
 
-    `trial` has inputs that the model accepts; if it is None, they are searched for. Measuring takes about 50
-    ms, or longer for a slow model. A run above 100 ms is timed at most twice: once because the first run of a
-    model includes work that is only done once, and once with two items, if there are batches. Runs that a
-    TrialRuns has already made count, so that a slow model whose batches were proved is not run again.
+    `trial` has inputs that the model accepts; if `trial` is None, such inputs are searched for. Measuring
+    takes about 50 ms, or longer for a slow model. A model whose runs take more than 100 ms is run at most
+    twice more: once because its first run includes work that is only done once, and once with two items, if
+    there are batches. Runs that a TrialRuns has already made count as measurements, so that a slow model
+    whose batches were proved is not run again.
     """
     started = perf_counter()
     runs = model if isinstance(model, TrialRuns) else TrialRuns(model)
@@ -96,7 +135,55 @@ def measure(model: Tried, max_batch: int, trial: Trial | None = None) -> RunTime
     except BacklineError:
         return RunTimes({})
     elements = sum(array.size for array in trial.inputs.values())
-    return RunTimes(seconds, grown, elements, alone.computing < _WAITING)
+    # Only the time in which the process computed counts, because waiting may be the fault of a busy machine.
+    first = max(time.seconds * min(1.0, time.computing) for time in runs.times_of(trial.inputs))
+    return RunTimes(
+        seconds, grown, elements, alone.computing < _WAITING, first=max(0.0, first - alone.seconds)
+    )
+
+
+def time_spread(model: Tried, trial: Trial, alone: float) -> float | None:
+    """Returns the duration in seconds of a run of one item by a copy of a model whose runs are spread over
+    several cores. A run on one core takes `alone` seconds.
+
+    Returns 0 if the copy fails, or if its outputs differ from those of the trial by more than rounding.
+    Returns None if no run was fast enough and other work disturbed all of them.
+    """
+    names = [spec.name for spec in model.signature.outputs]
+    started, fastest, undisturbed = perf_counter(), float("inf"), 0
+    for number in count(1):
+        begin, waited = perf_counter(), seconds_of_threads_without_core()
+        try:
+            outputs = model.run(trial.inputs, names)
+        except BacklineError:
+            return 0.0
+        took = perf_counter() - begin
+        fastest = min(fastest, took)
+        undisturbed += seconds_of_threads_without_core() - waited <= _DISTURBED * took
+        known = undisturbed > 0 or fastest * SPREAD_GAIN <= alone
+        spent = perf_counter() - started
+        if (known and (number > _RUNS or spent > _SPREAD_BUDGET)) or spent > _PATIENT_SPREAD_BUDGET:
+            break
+    if not known:
+        return None
+    same = all(
+        array.shape == expected.shape and equal_rows(spec, expected, array)
+        for spec, expected, array in zip(model.signature.outputs, trial.outputs, outputs, strict=True)
+    )
+    return fastest if same else 0.0
+
+
+def repeat(runs: TrialRuns, trial: Trial, batch: int) -> None:
+    """Runs the item of a trial once more, because TorchScript optimises a model in its second run, and then
+    runs a full batch.
+
+    A batch that the model does not accept is not an error.
+    """
+    names = [spec.name for spec in runs.signature.outputs]
+    with suppress(BacklineError):
+        runs.run(trial.inputs, names)
+        if batch > 1:
+            runs.run(_repeated(trial.inputs, batch), names)
 
 
 def plan(
@@ -138,9 +225,11 @@ def spare_instances(cores: int, threads_per_run: int) -> int:
 
 
 def choose_batch_limit(seconds: dict[int, float], *, overhead: float, longest: float) -> int:
-    """Returns the smallest batch size whose time per item is close to the best of all measured sizes.
+    """Returns the smallest batch size at which the time per item is close to the shortest time per item of
+    all sizes.
 
-    `overhead` seconds are added to each run; batches that take more than `longest` seconds are ignored.
+    `overhead` seconds are added to the time of each run. Batches of several items that take more than
+    `longest` seconds are not considered.
     """
     allowed = {
         size: (time + overhead) / size for size, time in seconds.items() if size == 1 or time <= longest
@@ -151,7 +240,7 @@ def choose_batch_limit(seconds: dict[int, float], *, overhead: float, longest: f
 
 
 def _time_alone(runs: TrialRuns, item: Arrays) -> RunTime:
-    """Returns the time of one item, without the work that only the first run of a model does."""
+    """Returns the time of a run with one item, without work that a model does only in its first run."""
     names = [spec.name for spec in runs.signature.outputs]
     if len(runs.times_of(item)) < 2:
         runs.run(item, names)
@@ -164,7 +253,9 @@ def _time_alone(runs: TrialRuns, item: Arrays) -> RunTime:
 
 
 def _time_long_batch(runs: TrialRuns, item: Arrays, max_batch: int) -> dict[int, float]:
-    """Returns the time of one batch of a slow model, which is run only if no batch has run yet."""
+    """Returns the time of one batch of a slow model, by its size. Runs a batch only if none has been run
+    yet.
+    """
     sizes = [size for size in (4, 2) if size <= max_batch]
     for size in sizes:
         times = runs.times_of(_repeated(item, size))
@@ -202,7 +293,9 @@ def _time_batches(
 
 
 def _time_grown(model: Tried, trial: Trial, *, batched: bool) -> float:
-    """Returns the longest time with enlarged variable dimensions; equal sizes are enlarged together."""
+    """Returns the duration of the slowest run with enlarged variable dimensions. Dimensions of equal size are
+    enlarged together, because they may have to be equal.
+    """
     names = [spec.name for spec in model.signature.outputs]
     longest = 0.0
     for group in sorted(set(trial.sizes.values())):
@@ -235,7 +328,7 @@ def _elements(model: Tried, sizes: Sizes) -> int:
 
 
 def _time(run: Callable[[], object]) -> float:
-    """Returns the time of the fastest of a few runs, because disturbances only make a run slower."""
+    """Returns the time of the fastest of a few runs, because other programs can only slow a run down."""
     begin = perf_counter()
     run()
     first = perf_counter() - begin
@@ -267,7 +360,7 @@ def _explain(times: RunTimes, lane: Lane, limit: int, instances: int, *, batched
 
 
 def format_seconds(seconds: float) -> str:
-    """Formats a duration with three digits, such as "12.3 us", "4.56 ms" or "1.2 s"."""
+    """Formats a duration with up to three significant digits, such as "12.3 us", "4.56 ms" or "1.2 s"."""
     for factor, unit in ((1e6, "us"), (1e3, "ms")):
         if seconds * factor < 999.5:
             return f"{seconds * factor:.3g} {unit}"

@@ -1,4 +1,6 @@
-"""The objects that all versions of a server share: queue limits, cores, caches, states."""
+"""The objects that all versions in a server share, such as the core budget, the response cache and the states
+of sequences.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,7 @@ from weakref import WeakSet
 
 from backline.engine.engine import Engine
 from backline.lifecycle.call_graph import CallGraph
-from backline.lifecycle.memory.held import HeldMemory
-from backline.lifecycle.memory.meter import LoadMeter
+from backline.lifecycle.memory.meter import HeldMemory, LoadMeter
 from backline.lifecycle.memory.needs import NEEDS_FILE, Needs
 from backline.lifecycle.options import LifecycleOptions, check_isolation
 from backline.schedule.queues.queue import QueueTotal
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Shared:
-    """The objects that all versions of a server share. For use on the event loop, unless noted."""
+    """The objects that all versions in a server share. Unless noted, use them only on the event loop."""
 
     def __init__(self, engine: Engine, options: LifecycleOptions, state_folder: Path) -> None:
         """Raises InvalidArgument for an unusable option, or an option whose package is not installed."""
@@ -48,7 +49,8 @@ class Shared:
         #: The states of sequences, kept here so that sequences continue when their version is reloaded.
         self.states: StateStore = MemoryStateStore() if options.state_store is None else options.state_store
         self.call_graph = CallGraph()
-        #: How much memory loads need; also used on load threads. Kept across restarts if there is a budget.
+        #: How much memory loads need. Load threads use this object too. If there is a memory budget, the
+        #: needs are kept across restarts.
         self.needs = Needs(state_folder / NEEDS_FILE if options.limits_memory else None)
         self.gpu_budgets = _gpu_budgets(options)
         self.held = HeldMemory(self.gpu_budgets)
@@ -61,7 +63,7 @@ class Shared:
         self._trials_lock = Lock()
 
     def trials(self) -> TrialProcesses:
-        """Returns the processes in which model files are tried. For use on any thread."""
+        """Returns the processes in which model files are tried. May be called on any thread."""
         from backline.lifecycle.loading.isolation.trial_processes import TrialProcesses
 
         with self._trials_lock:

@@ -1,4 +1,4 @@
-"""Makes up inputs for trial runs, which prove that a model can be batched and measure its run time."""
+"""Makes up inputs for trial runs, which test whether a model can be batched, and measure its run time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ Arrays = dict[str, np.ndarray]
 #: The size of each variable dimension, by input name and axis.
 Sizes = dict[tuple[str, int], int]
 
-#: Sizes tried for variable dimensions, in this order. 1 comes late, since it hides which axis a model uses.
+#: Sizes tried for variable dimensions, in this order. The size 1 comes late, because a proof with this size
+#: cannot detect along which axis a model computes.
 TRIAL_SIZES = (4, 16, 64, 256, 512, 1024, 2, 1, 100, 4096, 16000, 48000)
-#: The maximum number of elements of a trial input with guessed sizes, whose product can be huge.
+#: The maximum number of elements of a trial input. With several guessed sizes, the product can be huge.
 MAX_TRIAL_ELEMENTS = 1 << 20
 #: The maximum number of elements of all trial inputs together, for a model without variable dimensions.
 MAX_FIXED_ELEMENTS = 1 << 26
@@ -28,7 +29,9 @@ _MAX_FREE_DIMENSIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class ValueFamily:
-    """Values to try: floats spread over `offset` ± `scale`, integers from `lowest` to `top`, and strings."""
+    """A family of values to try: floats spread over `offset` ± `scale`, integers from `lowest` to `top`, and
+    strings.
+    """
 
     scale: float
     offset: float
@@ -43,7 +46,7 @@ ZEROS = ValueFamily(0.0, 0.0, 0, 0, (b"",))
 ONES = ValueFamily(0.0, 1.0, 1, 1, (b"1",))
 POSITIVE = ValueFamily(0.5, 0.5, 99, 0, (b"one", b"two", b"three"))
 HUGE = ValueFamily(1e4, 0.0, 255, 0, (b"a longer text, with several words", b"z"))
-#: Audio models often accept only one sampling rate.
+#: For audio models with an input for the sampling rate: often they accept only 16000.
 SAMPLING_RATE = ValueFamily(1.0, 0.0, 16000, 16000, (b"a",))
 FAMILIES = (NORMAL, LARGE, ZEROS, ONES, POSITIVE, HUGE)
 
@@ -80,12 +83,14 @@ def free_dimensions(signature: Signature, *, batched: bool) -> list[tuple[str, i
 def size_choices(signature: Signature, *, batched: bool) -> Iterator[Sizes]:
     """Yields sizes to try for the variable dimensions, most likely first.
 
-    With a batch dimension, equal sizes come first and then some dimensions of 1; without one, sizes with a
-    first dimension of 1 come first.
+    Each of TRIAL_SIZES is tried in turn. With a batch dimension, all dimensions get the size first, then only
+    some of them, and the others get 1. Without a batch dimension, choices in which the first dimension is 1
+    come first.
     """
     free = free_dimensions(signature, batched=batched)
     if not free:
-        # Sizes that the model itself specifies may be larger than guessed ones, but not absurdly large.
+        # Sizes that the model specifies may give larger inputs than guessed sizes, but they are limited too,
+        # because a file may claim any size.
         rows = 1 if batched else None
         if sum(element_count(trial_shape(s, {}, rows)) for s in signature.inputs) <= MAX_FIXED_ELEMENTS:
             yield {}
@@ -124,7 +129,7 @@ def make_values(datatype: DataType, count: int, family: ValueFamily, seed: int) 
         words[:] = [family.words[index] for index in indexes.tolist()]
         return words
     if datatype in FLOATS:
-        # Not numpy.random, whose import would slow down the start.
+        # numpy.random is not used, because its import would slow down the start.
         spread = _scramble(count, seed) / np.float32(2**31) - np.float32(1)
         values = spread * np.float32(family.scale) + np.float32(family.offset)
         if datatype is DataType.BF16:

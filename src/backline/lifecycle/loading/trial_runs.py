@@ -10,7 +10,8 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from backline.engine.errors import BacklineError
+from backline.backends.runtime import NeverRuns
+from backline.engine.errors import BacklineError, Internal
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import Signature
 from backline.engine.values.tensor import Tensor, element_count
@@ -19,6 +20,7 @@ from backline.lifecycle.loading.trial_inputs import (
     LARGE,
     NORMAL,
     ONES,
+    POSITIVE,
     SAMPLING_RATE,
     ZEROS,
     Arrays,
@@ -35,10 +37,12 @@ from backline.system.cores import seconds_without_core
 # the same inputs however busy their machines are.
 #: The maximum number of made-up inputs that are tried in one round.
 _MOST_TRIES = 100
-#: The maximum number of elements of all inputs of a round, because large inputs take long. The first input is
-#: always tried.
+#: The maximum number of elements of all inputs in a round, because runs with large inputs take long. The
+#: first input of a round is always tried.
 _MOST_ELEMENTS = 1 << 20
-#: How many inputs may give an empty output before the search settles for the first of them.
+#: The number of failed runs after which a model is assumed to fail for every input.
+_MANY_FAILURES = 3
+#: After this many inputs with an empty output, the search settles for the first of these inputs.
 _MOST_EMPTY = 6
 
 
@@ -47,7 +51,7 @@ Samples: TypeAlias = Sequence[Mapping[str, Tensor]]
 
 
 class Tried(Protocol):
-    """The part of a model's interface that trial runs use."""
+    """The methods of a model that trial runs use."""
 
     @property
     def signature(self) -> Signature: ...
@@ -57,7 +61,7 @@ class Tried(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunTime:
-    """How long one run took, and the process's CPU time as a multiple of that.
+    """The duration of one run in seconds, and the process's CPU time as a multiple of that duration.
 
     Time spent waiting for a core counts only in `seconds`: on a busy machine, a run that computes would
     otherwise look as if it waited for something else.
@@ -68,11 +72,17 @@ class RunTime:
 
 
 class TrialRuns:
-    """A model that remembers how long each of its runs took, so that none is repeated only to be timed."""
+    """A wrapper around a model that stores the duration of each run, so that no run is repeated only to be
+    timed.
+    """
 
     def __init__(self, model: Tried) -> None:
         self.model = model
         self._times: dict[object, list[RunTime]] = {}
+        #: The errors of failed runs.
+        self._failures: list[Internal] = []
+        #: Whether the model has rejected an input as invalid. Such a model may accept another input.
+        self._refused = False
 
     @property
     def signature(self) -> Signature:
@@ -80,15 +90,49 @@ class TrialRuns:
         return self.model.signature
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """Runs the model; failed runs are not timed."""
+        """Runs the model and stores the duration, except that of a failed run."""
         measured = time_run()
-        arrays = self.model.run(inputs, outputs)
+        try:
+            arrays = self.model.run(inputs, outputs)
+        except Internal as error:
+            self._failures.append(error)
+            raise
+        except BacklineError:
+            self._refused = True
+            raise
         self._times.setdefault(_shapes(inputs), []).append(measured())
         return arrays
 
     def times_of(self, inputs: Mapping[str, np.ndarray]) -> Sequence[RunTime]:
         """Returns the times of the runs whose inputs had the shapes of `inputs`, in order."""
         return self._times.get(_shapes(inputs), ())
+
+    def check_failures(self, *, batched: bool) -> None:
+        """Raises Internal if every run has failed, and runs with other inputs would fail too.
+
+        A damaged file may load and fail only when it runs. The model is refused if it raises NeverRuns, or if
+        it fails with the same error for all inputs. A model that refuses an input may accept other inputs.
+        So may a model with variable dimensions, or one with strings, which may have to be images or JSON.
+        `batched` says that the first dimension is known to be a batch.
+        """
+        failures = self._failures
+        if self._times:
+            return
+        for error in failures:
+            if isinstance(error, NeverRuns):
+                raise Internal(error.message)
+        if (
+            len(failures) < _MANY_FAILURES
+            or self._refused
+            or free_dimensions(self.signature, batched=batched)
+            or any(spec.datatype is DataType.BYTES for spec in self.signature.inputs)
+        ):
+            return
+        if len({error.message for error in failures}) == 1:
+            raise Internal(
+                f"{failures[0].message} (the same for all {len(failures)} inputs that were tried; if the"
+                " model accepts others, give one as model_warmup)"
+            )
 
 
 def time_run() -> Callable[[], RunTime]:
@@ -109,9 +153,10 @@ def _shapes(inputs: Mapping[str, np.ndarray]) -> object:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Inputs that the model accepts, and the outputs that it gave for them.
+    """Inputs that the model accepted in a trial run, and the outputs of that run.
 
-    `sizes` are the sizes of the variable dimensions. Made-up values are of `family`, with seed 1.
+    `sizes` are the sizes of the variable dimensions. If the values were made up, they are of `family`, with
+    seed 1.
     """
 
     sizes: Sizes
@@ -120,14 +165,16 @@ class Trial:
     outputs: list[np.ndarray]
 
     def unbatched(self, signature: Signature) -> Trial:
-        """Converts the trial for a model without batches, whose first dimension is treated like any other."""
+        """Returns the trial for a model without batches, whose first dimension is an ordinary dimension."""
         free = free_dimensions(signature, batched=False)
         sizes = {(name, axis): self.inputs[name].shape[axis] for name, axis in free}
         return Trial(sizes, self.family, self.inputs, self.outputs)
 
 
 def fitting(signature: Signature, samples: Samples, *, batched: bool) -> list[Arrays]:
-    """Returns the samples that fit a signature, as inputs of the model: with `batched`, one item of each."""
+    """Returns the samples that fit a signature, as inputs of the model. With `batched`, each input is one
+    item of a sample.
+    """
     fitted: list[Arrays] = []
     for sample in samples:
         arrays: Arrays = {}
@@ -149,8 +196,8 @@ def fitting(signature: Signature, samples: Samples, *, batched: bool) -> list[Ar
 def find_trial(model: Tried, *, batched: bool, samples: Iterable[Arrays] = ()) -> Trial | None:
     """Returns the first inputs that the model accepts, preferably with outputs that are not empty.
 
-    Returns None if it accepts none. With `batched`, the inputs are one item. The user's `samples` are tried
-    first, then made-up inputs.
+    Returns None if the model accepts no inputs. With `batched`, the inputs are one item. The user's `samples`
+    are tried first, then made-up inputs.
     """
     names = [spec.name for spec in model.signature.outputs]
     fallback: Trial | None = None
@@ -177,7 +224,7 @@ def _candidates(
     for sample in samples:
         yield {(name, axis): sample[name].shape[axis] for name, axis in free}, NORMAL, sample
     rows = 1 if batched else None
-    for families in _rounds(signature):
+    for families in _rounds(signature, free):
         tries = elements = 0
         for sizes, family in product(size_choices(signature, batched=batched), families):
             size = sum(element_count(trial_shape(spec, sizes, rows)) for spec in signature.inputs)
@@ -190,10 +237,16 @@ def _candidates(
             yield sizes, family, make_inputs(signature, sizes, rows, family, 1)
 
 
-def _rounds(signature: Signature) -> Iterator[tuple[ValueFamily, ...]]:
-    """Yields the families of values for each round: a model may accept only a few numbers or strings."""
+def _rounds(signature: Signature, free: Sequence[object]) -> Iterator[tuple[ValueFamily, ...]]:
+    """Yields, for each round, the families of values to try, because a model may accept only certain numbers
+    or strings.
+
+    If the model has `free` sizes, the rounds vary these sizes instead of the floats.
+    """
     others = {*FLOATS, DataType.BOOL}
     whole_numbers = [spec for spec in signature.inputs if spec.datatype not in others]
     yield (NORMAL, SAMPLING_RATE) if any(not spec.shape for spec in whole_numbers) else (NORMAL,)
     if whole_numbers:
         yield ONES, ZEROS, LARGE
+    elif not free:
+        yield ONES, ZEROS, POSITIVE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -13,13 +14,12 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import count
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
 from backline.backends.backend import HostedModel, LoadOptions
 from backline.backends.registry import choose, describe_runtime
-from backline.engine.config.joining import JoiningCheck
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.model import Model
@@ -71,11 +71,12 @@ class WarmModel:
 
 
 class VersionLoad:
-    """Loads one version. Call `run` on a thread, everything else on the event loop.
+    """The load of one version. Call `run` on a thread, and everything else on the event loop.
 
     `config` is the configuration as written, before the model completes it. `known` holds the measurements of
-    an earlier load of the same files. `from_elsewhere` says that the files are not the operator's own.
-    `on_bytes` is called while packages for the model's environment are downloaded.
+    an earlier load of the same files. `from_elsewhere` says that the files come from a remote repository or a
+    load request, so they are not trusted. `on_bytes` is called while packages for the model's environment are
+    downloaded.
     """
 
     def __init__(
@@ -107,12 +108,17 @@ class VersionLoad:
         self._cancelled = False
 
     def run(self) -> WarmModel:
-        """Loads the model, which may take minutes. Raises BacklineError when the model cannot be served."""
+        """Loads the model. This may take minutes. Raises BacklineError when the model cannot be served."""
+        self._fetched.check()
         apart = runs_apart(self._shared.options.isolate, from_elsewhere=self._from_elsewhere)
         if apart and choose(self._config, self._fetched.path).runtime:
             self._config = replace(self._config, lane="process")
         if self._shared.options.onnx_as_triton:
-            self._config = _as_in_triton(self._config, self._fetched.path)
+            self._config = as_in_triton(self._config, self._fetched.path)
+        if self._shared.options.memory_budget is not None and self._config.lone_run_threads is None:
+            # A copy for lone runs would take the room of another model, and the room that a load needs would
+            # depend on whether a copy was chosen in the previous load.
+            self._config = replace(self._config, lone_run_threads=1)
         cached = self._shared.cache is not None and self._config.response_cache
         content = self._content("its responses are cached for this load only") if cached else None
         config, options = self._config, self._shared.options
@@ -128,9 +134,11 @@ class VersionLoad:
             trust_skops_types=frozenset(options.trust_skops_types),
             may_run_code=self._may_run_code,
             strict_devices=options.strict_devices,
+            run_cores=1 if self._shared.cores is None else self._shared.cores.cores,
         )
         known = self._proved(kept, load_options)
-        # Loading a model in a worker does not increase the memory of this process.
+        # A model in a worker is measured below instead, because loading it does not increase this process's
+        # memory.
         measuring = nullcontext() if self._kind.workers else self._shared.meter.measure(self._kind)
         with measuring as memory, pinned(config.cpus):
             loaded = load(
@@ -161,6 +169,7 @@ class VersionLoad:
             except BaseException:
                 loaded.close()
                 raise
+        # If a file was written during the load, the digest may not describe the model that was loaded.
         unchanged = content is not None and content.unchanged
         digest = f"{load_key(self._config)} {content.digest}" if content is not None and unchanged else ""
         if memory is None:
@@ -169,11 +178,11 @@ class VersionLoad:
 
     @property
     def pids(self) -> list[int]:
-        """The workers that the load has started."""
+        """The ids of the worker processes that the load has started."""
         return [] if self._starter is None else self._starter.pids
 
     def _proved(self, kept: MeasurementFile, options: LoadOptions) -> Measured | None:
-        """Tries the files in another process, unless they were tried before or need no trial.
+        """Tries the files in another process, unless they need no trial or no further one.
 
         Returns the measurements, or None if there are none yet. Raises BacklineError if the trial fails.
         """
@@ -248,7 +257,9 @@ class VersionLoad:
         return self._starter.start(hosted, placed)
 
     def _runtime_limits(self) -> RuntimeLimits:
-        """Returns the limits of a worker that loads the files; for files from elsewhere, those of a trial."""
+        """Returns the limits of a worker that loads the files. For files that are not the operator's own,
+        these are the limits of a trial.
+        """
         from backline.lifecycle.loading.isolation.trial_processes import TrialLimits
         from backline.lifecycle.loading.worker_pools import RuntimeLimits
 
@@ -263,23 +274,23 @@ class VersionLoad:
         return RuntimeLimits(limits.seconds, limits.memory)
 
     def _is_trusted_by_name(self) -> bool:
-        """Returns whether pickles of a model with this name are trusted; False for files of clients."""
+        """Returns whether pickles of a model with this name are trusted. They are not if the files come from
+        a remote repository or a load request, unless the server trusts remote code.
+        """
         patterns = self._shared.options.trust_pickle_models
         return self._may_run_code and any(fnmatchcase(self._config.name, one) for one in patterns)
 
     def _content(self, otherwise: str) -> VersionContent | None:
-        """Returns a digest of the files, so that results kept beyond this load are not used for other files.
+        """Returns a digest of the files. Results that outlive this load, such as cached responses, are stored
+        under the digest, so they are never used for other files.
 
         Returns None if the version has no files, or if they cannot be read. In the latter case, logs a
         warning with the consequence, `otherwise`.
         """
         if self._version.path is None:
             return None
-        root = self._fetched.path
-        for _ in PurePosixPath(self._version.path).parts:
-            root = root.parent
         try:
-            return VersionContent(root, self._version.files)
+            return VersionContent(self._fetched.root, self._version.files)
         except OSError as error:
             model = self._model
             log.warning("model '%s' version %s: %s: %s", model.name, model.version, otherwise, error)
@@ -290,36 +301,43 @@ class VersionLoad:
             self._model.progress.phase = phase
 
 
-def _as_in_triton(config: ModelConfig, path: Path) -> ModelConfig:
+def as_in_triton(config: ModelConfig, path: Path) -> ModelConfig:
     """Returns the configuration, completed with the defaults of Triton's ONNX Runtime backend."""
     if choose(config, path).name != "onnxruntime":
         return config
     return replace(config, proved_batch=_TRITON_BATCH, usual_instances=_TRITON_INSTANCES)
 
 
+#: Files up to this size, in bytes, are read in one step to compute their digest.
+_READ_WHOLE = 1 << 20
+
+
 class VersionContent:
     """A digest of the files `names` below `root`, by which servers with a common cache recognise equal files.
 
-    For use on any thread. Raises OSError when a file cannot be read.
+    May be used on any thread. Raises OSError when a file cannot be read.
     """
 
     def __init__(self, root: Path, names: Iterable[str]) -> None:
-        self._files = {name: root / name for name in sorted(names)}
+        # Paths are strings, because pathlib objects would add a tenth to the load time of a small model.
+        self._files = {name: os.path.join(root, name) for name in sorted(names)}
         self._before = self._state()
         digest = hashlib.sha256()
-        for name, path in self._files.items():
-            with path.open("rb") as file:
+        for (name, path), (_, size, _, _) in zip(self._files.items(), self._before, strict=True):
+            with open(path, "rb", buffering=0) as file:
                 digest.update(f"{name!r}:".encode("utf-8", "surrogatepass"))
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+                whole = size <= _READ_WHOLE
+                of_file = hashlib.sha256(file.read()) if whole else hashlib.file_digest(file, "sha256")
+                digest.update(of_file.digest())
         self.digest = digest.hexdigest()
 
     @property
     def unchanged(self) -> bool:
-        """Whether no file has been written or replaced since the digest was begun."""
+        """Whether no file has been written or replaced since this object began to read the files."""
         return self._state() == self._before
 
     def _state(self) -> list[tuple[int, int, int, int]]:
-        found = [path.stat() for path in self._files.values()]
+        found = [os.stat(path) for path in self._files.values()]
         return [(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns) for status in found]
 
 
@@ -328,10 +346,7 @@ def request_check(config: ModelConfig, loaded: LoadedVersion) -> Check:
     limit = sys.maxsize if config.split_large_batches else loaded.max_batch_size
     strict, probe = config.max_batch_size is not None, loaded.measured.probe
     proved = not strict and probe is not None and probe.batched
-    check = RequestCheck(config.name, loaded.signature, limit, strict=strict, proved=proved)
-    if loaded.joining is None:
-        return check
-    return JoiningCheck(check, loaded.joining, tuple(spec.name for spec in loaded.signature.inputs))
+    return loaded.extend(RequestCheck(config.name, loaded.signature, limit, strict=strict, proved=proved))
 
 
 def warm_up_version(
@@ -339,8 +354,8 @@ def warm_up_version(
 ) -> tuple[Check, SequenceTensors | None]:
     """Runs the warm-up samples of a loaded version.
 
-    Returns the check for its requests, and the hidden tensors of a model that serves sequences. Raises
-    BacklineError if the configuration does not fit the model, or a sample fails.
+    Returns the check for its requests, and the hidden tensors of a model that serves sequences (None for
+    other models). Raises BacklineError if the configuration does not fit the model, or a sample fails.
     """
     _refuse_streams(config, loaded)
     check = request_check(config, loaded)
@@ -380,7 +395,9 @@ Result = TypeVar("Result")
 
 
 def loads_running() -> bool:
-    """Returns whether a load is running in this process. If so, an orderly exit might crash in a runtime."""
+    """Returns whether a load is running in this process. If so, an orderly exit of the process might crash in
+    a runtime.
+    """
     return any(isinstance(thread, _LoadThread) and thread.loading for thread in threading.enumerate())
 
 
@@ -389,10 +406,12 @@ _IDLE = 1.0
 
 
 class _LoadThread(threading.Thread):
-    """A thread that runs loads one after another; `loads_running` recognises it by its type."""
+    """A thread that runs loads one after another. `loads_running` finds the threads of this class."""
 
     def __init__(self, call: Callable[[], None], following: Callable[[], Callable[[], None] | None]) -> None:
-        """`following` waits for the next call; it returns None if the thread should end."""
+        """The thread runs `call`, then each call that `following` returns. `following` may block until there
+        is another call; it returns None if the thread should end.
+        """
         super().__init__(daemon=True)
         self._call: Callable[[], None] | None = call
         self._following = following
@@ -408,23 +427,25 @@ class _LoadThread(threading.Thread):
 
 
 class LoadThreads(Executor):
-    """Runs each call on an idle daemon thread, or on a new one. The caller limits how many calls run at once.
+    """An executor that runs each call on an idle daemon thread, or on a new one. The caller limits how many
+    calls run at the same time.
 
     A runtime cannot be interrupted. In a pool of limited size, a load that never ends would occupy a thread
-    for ever and block the interpreter's exit. Threads are reused because starting one can block the event
+    forever and block the interpreter's exit. Threads are reused because starting one can block the event
     loop for an interpreter's switch interval.
     """
 
     def __init__(self) -> None:
         self._numbers = count(1)
         self._lock = threading.Lock()
-        #: Calls for idle threads.
+        #: Calls that idle threads will take. Each `put` follows a decrement of `_idle` under the lock.
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        #: The number of idle threads minus the calls in `_calls` that they will take.
+        #: The number of idle threads minus the number of calls in `_calls`, so the number of threads that are
+        #: really free.
         self._idle = 0
 
     def submit(self, fn: Callable[P, Result], /, *args: P.args, **kwargs: P.kwargs) -> Future[Result]:
-        """Starts the call immediately."""
+        """Starts the call immediately, on an idle thread or a new one."""
         future: Future[Result] = Future()
 
         def run() -> None:
@@ -454,7 +475,7 @@ class LoadThreads(Executor):
         with suppress(Empty):
             return self._calls.get(timeout=_IDLE)
         with self._lock:
-            with suppress(Empty):  # a call may have come just after the wait ended
+            with suppress(Empty):  # `submit` may have counted on this thread just after the wait ended
                 return self._calls.get_nowait()
             self._idle -= 1
         return None

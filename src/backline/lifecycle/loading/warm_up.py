@@ -1,8 +1,11 @@
-"""Runs warm-up requests on a version before it is ready, so that one-time work delays no client."""
+"""Runs warm-up requests on a version before the version is ready, so that no client waits for work that a
+model does only once.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,7 +35,8 @@ def warm_up(
     """Runs warm-up samples on the model `name`; returns the number of runs.
 
     This may take minutes: call it on a thread. Raises BacklineError, with the sample's label, if a sample
-    fails or does not pass `check`. Recorded samples that do not pass `check` are skipped.
+    fails, or if a sample other than a recorded request does not pass `check`. Recorded requests that do not
+    pass `check` are skipped.
     """
     runs = 0
     for sample in samples:
@@ -54,7 +58,9 @@ def warm_up(
 
 
 def fitting_request(name: str, check: Callable[[Ticket], None], sample: WarmUpRequest) -> InferRequest:
-    """Converts the sample to a request to the model `name`. Raises InvalidArgument if `check` refuses it."""
+    """Converts the sample to a request to the model `name`. Raises InvalidArgument if `check` refuses the
+    request.
+    """
     request = InferRequest(name, dict(sample.inputs), outputs=sample.outputs)
     try:
         check(unsubmitted(request))
@@ -80,9 +86,10 @@ MAX_COUNT = 100_000
 
 @dataclass(frozen=True, slots=True)
 class WarmUpRequest:
-    """A request to run `count` times. `label` names it in messages; `outputs` is None for all.
+    """A request that warm-up runs `count` times. Messages name it by its `label`. `outputs` is None to ask
+    for all outputs.
 
-    `must_fit` is False for recorded requests, since a new version may have other inputs.
+    `must_fit` is False for a recorded request, which may be for an earlier version with other inputs.
     """
 
     label: str
@@ -102,15 +109,16 @@ def warm_up_samples(
 ) -> Iterator[WarmUpRequest]:
     """Yields all warm-up samples of a version, created one at a time.
 
-    With `batched`, shapes in the configuration lack the batch dimension, which is added. `version_folder`
-    holds the model file, and `model_folder` is its parent. The file `recorded` need not exist. Raises
-    InvalidArgument, which names sample, input and file, for a sample that cannot be created.
+    With `batched`, the shapes in the configuration have no batch dimension, so one is added. `version_folder`
+    holds the model file, and `model_folder` the folder WARM_UP_FOLDER. The file `recorded` need not exist.
+    Raises InvalidArgument, with the names of the sample, the input and the file, if a sample cannot be
+    created.
     """
     for sample in config.warm_up:
         yield _configured(config, sample, model_folder / WARM_UP_FOLDER, batched=batched)
-    file = version_folder / TENSORFLOW_FILE
-    if file.exists():
-        yield from _logged(file, must_fit=True)
+    file = os.path.join(version_folder, TENSORFLOW_FILE)
+    if os.path.exists(file):
+        yield from _logged(Path(file), must_fit=True)
     if recorded is not None and _is_there(recorded):
         yield from _logged(recorded, must_fit=False)
 
@@ -149,7 +157,7 @@ def warm_up_items(config: ModelConfig, model_folder: Path) -> list[Mapping[str, 
     """Returns the inputs of the first configured samples, without a batch, for trial runs."""
     items: list[Mapping[str, Tensor]] = []
     for sample in config.warm_up[:_MOST_ITEMS]:
-        with suppress(InvalidArgument):  # the warm-up itself reports it
+        with suppress(InvalidArgument):  # the warm-up itself reports the error
             items.append(
                 {
                     given.name: _tensor(sample.name, given, None, model_folder / WARM_UP_FOLDER, seed)
@@ -177,13 +185,13 @@ def _configured(config: ModelConfig, sample: WarmUpSample, folder: Path, *, batc
 
 
 def _tensor(where: str, given: WarmUpInput, rows: int | None, folder: Path, seed: int) -> Tensor:
-    """Makes an input: `rows` copies of one item, or with None a tensor of exactly `given.shape`."""
+    """Makes an input: `rows` copies of one item or, if `rows` is None, a tensor of exactly `given.shape`."""
     if any(dimension < 0 for dimension in given.shape):
         raise InvalidArgument(f"{where} has the dims {list(given.shape)}; every dimension needs a fixed size")
     shape: Shape = given.shape if rows is None else (rows, *given.shape)
     count = element_count(given.shape)
     if element_count(shape) * (given.datatype.itemsize or 8) > LARGEST:
-        raise InvalidArgument(f"{where} has the shape {list(shape)}, more than {LARGEST} bytes")
+        raise InvalidArgument(f"{where} has the shape {list(shape)}, which takes more than {LARGEST} bytes")
     if given.source == "zero":
         data = make_values(given.datatype, count, ZEROS, 0)
     elif given.source == "random":
@@ -199,7 +207,7 @@ def _read(where: str, given: WarmUpInput, folder: Path) -> np.ndarray:
     file = folder / given.source
     try:
         if not file.resolve().is_relative_to(folder.resolve()):
-            raise InvalidArgument(f"{where}: input_data_file '{given.source}' leads out of '{folder}'")
+            raise InvalidArgument(f"{where}: input_data_file '{given.source}' points outside '{folder}'")
         if not file.is_file():
             fault = "is not a regular file" if file.exists() else "does not exist"
             raise InvalidArgument(f"{where}: input_data_file '{file}' {fault}")

@@ -21,18 +21,16 @@ from backline.engine.errors import Internal, InvalidArgument, Unavailable
 from backline.engine.model import Model
 from backline.engine.values.device import Places
 from backline.engine.values.signature import TensorSpec
-from backline.environments.environment import Environment
 from backline.environments.packed import PARAMETER, packed_environment
 from backline.environments.requirements import Requirements, find_requirements
-from backline.environments.store import Environments, User, default_folder
+from backline.environments.store import Environment, Environments, User, borrow, default_folder
 from backline.environments.uv import OnBytes, Uv
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.model_calls import ModelCalls
 from backline.lifecycle.view.view import STAGES_OF_WORKERS, View
 from backline.protos import message, to_plain
 from backline.repository.configuration.checks import check
-from backline.repository.configuration.completion import code_may_complete
-from backline.repository.configuration.defaults import fill_defaults, fill_places
+from backline.repository.configuration.completion import code_may_complete, fill_defaults, fill_places
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.override import parse
 from backline.repository.configuration.reader import to_model_config
@@ -53,18 +51,21 @@ POLLING_CORES = 4
 
 @dataclass(frozen=True, slots=True)
 class RuntimeLimits:
-    """The limits of a worker that loads a file with a runtime: seconds of the load, and resident bytes."""
+    """The limits of a worker that loads a file with a runtime: the duration of the load in seconds, and the
+    resident memory in bytes.
+    """
 
     seconds: float = inf
     memory: int | None = None
 
 
 class WorkerStarter:
-    """Starts the workers of one version, in an environment built for the model if the model requires one.
+    """Starts the workers of one version. If the model requires packages, the workers run in an environment
+    built for the model.
 
     `folder` is the model's folder, which holds its versions. `on_phase` is called with "environment" before
-    an environment is built, and `on_bytes` while its packages are downloaded. `limits` are for files that a
-    runtime loads.
+    an environment is built and with "load" afterwards, and `on_bytes` while its packages are downloaded.
+    `limits` apply only to workers that load a file with a runtime.
     """
 
     def __init__(
@@ -92,11 +93,12 @@ class WorkerStarter:
         self._on_phase = on_phase
         self._on_bytes = on_bytes
         self.calls = ModelCalls(shared.engine, shared.call_graph, shared.permits, model)
-        #: The parts of the configuration that the model completed, once started.
+        #: The parts of the configuration that the model completed; None before `start`.
         self.completion: Completion | None = None
         self._starting: Future[None] | None = None
         self._pools: list[WorkerPool] = []
-        #: The pools whose workers run a runtime. A cancelled load does not wait for their trial runs.
+        #: The pools whose workers run a runtime. Cancelling a load aborts these pools, and so also their
+        #: trial runs.
         self._with_runtime: list[WorkerPool] = []
         self._uv: Uv | None = None
         self._cancelled = False
@@ -146,15 +148,18 @@ class WorkerStarter:
         return self._start(self._command(hosted, environment, placed), options, placed), config
 
     def _check_whole(self) -> None:
-        """Raises InvalidArgument if the configuration lacks settings that the model's code does not add."""
+        """Raises InvalidArgument if the configuration is incomplete, as when a tensor lacks its datatype.
+
+        Called only if the model's code does not complete the configuration.
+        """
         declared = message("inference.ModelConfig").FromString(self._config.declared)
         check(Document(self._config.source, declared), self._config.name)
 
     def _start_runtime(self, hosted: HostedModel, placed: Places) -> WorkerPool:
         """Starts a worker that loads a file with its runtime, and that can call no other model."""
         config, limits = self._config, self._limits
-        # The lower limit: a client that sends files also chooses their configuration, but not the server's
-        # limit.
+        # The lower limit applies: a client that sends files also chooses the limit in their configuration,
+        # but must not be able to raise the server's limit.
         memory = min((one for one in (config.memory_limit_bytes, limits.memory) if one), default=None)
         command = WorkerCommand(
             WorkerLoad(
@@ -171,7 +176,7 @@ class WorkerStarter:
         options = PoolOptions(config.execution_timeout_seconds, config.idempotent)
         pool = self._start(command, options, placed, calls=False, seconds=limits.seconds)
         self._with_runtime.append(pool)
-        if self._cancelled:  # cancelled when the pool was not in the list yet
+        if self._cancelled:  # `cancel` ran before the pool was in the list
             self._loop.call_soon_threadsafe(pool.abort)
         return pool
 
@@ -190,7 +195,7 @@ class WorkerStarter:
         self._pools.append(pool)
         starting = asyncio.run_coroutine_threadsafe(self._begin(pool), self._loop)
         self._starting = starting
-        if self._cancelled:
+        if self._cancelled:  # `cancel` may have run before `_starting` was set
             starting.cancel()
         try:
             starting.result(None if seconds == inf else seconds)
@@ -224,8 +229,6 @@ class WorkerStarter:
             self._uv.cancel()
 
     def _check_debugged(self, hosted: HostedModel, environment: Environment | None) -> None:
-        from backline.environments.environment import borrow
-
         label = f"model '{self._config.name}'"
         if hosted.python is not None:
             raise InvalidArgument(
@@ -256,7 +259,7 @@ class WorkerStarter:
     def _build(self, requirements: Requirements, user: User) -> None:
         self._on_phase("environment")
         self._uv = uv = Uv()
-        if self._cancelled:
+        if self._cancelled:  # `cancel` may have run before `_uv` was set
             uv.cancel()
         text = "model '%s' version %s: building its environment from %s"
         log.info(text, self._config.name, self._version, requirements.source)
@@ -297,7 +300,7 @@ class WorkerStarter:
 
 
 def _may_complete(path: Path) -> bool:
-    """Returns whether the model's code may complete the configuration; if not, all workers start at once."""
+    """Returns whether the model's code may complete the configuration; if not, all workers start together."""
     try:
         return code_may_complete(path.read_bytes())
     except OSError:
@@ -306,7 +309,7 @@ def _may_complete(path: Path) -> bool:
 
 @cache
 def _environments(folder: Path) -> Environments:
-    """Returns the store of environments in a folder. There is one per folder in this process."""
+    """Returns the store of environments in a folder. This process has one store per folder."""
     return Environments(folder)
 
 
@@ -378,7 +381,9 @@ class Completion:
 
 
 def read_completion(text: str, name: str, listing: Listing) -> Completion:
-    """Parses the JSON that the model `name` returned. Raises InvalidArgument if it is not a configuration."""
+    """Parses the JSON that the model `name` returned. Raises InvalidArgument if the JSON is not a
+    configuration.
+    """
     try:
         return Completion(parse(text).message, listing)
     except InvalidArgument as error:

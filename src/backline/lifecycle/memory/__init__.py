@@ -1,1 +1,3 @@
-"""The memory budget: how much memory is used, how much loads need, and which versions to unload for them."""
+"""The memory budget: how much memory is in use, how much each load needs, and which versions to unload to
+make room.
+"""

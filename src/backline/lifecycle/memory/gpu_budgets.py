@@ -8,20 +8,21 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeAlias
 
 from backline.backends.runtime import cuda_gpus
-from backline.engine.byte_size import parse_bytes
 from backline.engine.errors import InvalidArgument
+from backline.engine.numbers import parse_bytes
 from backline.engine.values.device import Gpus
-from backline.system.gpu_memory import GpuMemory
+from backline.system.nvml import GpuMemory
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Reads how many bytes this process and those with the given ids hold, by GPU and process.
+#: Reads how many bytes of GPU memory this process and the processes with the given ids hold, by GPU and
+#: process.
 ReadGpus: TypeAlias = Callable[[Collection[int]], Mapping[int, Mapping[int, int]]]
 _OPTION = "--gpu-memory-budget"
 
 
 class GpuBudgets:
-    """The bytes that the server may hold on each GPU, by the GPU's number in CUDA."""
+    """The maximum number of bytes that the server may hold on each GPU, by the GPU's number in CUDA."""
 
     def __init__(
         self,
@@ -29,10 +30,11 @@ class GpuBudgets:
         gpus: Callable[[], Gpus] = cuda_gpus,
         reader: Callable[[Collection[int]], ReadGpus] = GpuMemory,
     ) -> None:
-        """Each text is "SIZE", for every GPU, or "GPU:SIZE" for one GPU, which takes precedence.
+        """Each text is "SIZE", for every GPU, or "GPU:SIZE", for one GPU. A size for one GPU takes
+        precedence.
 
-        Raises InvalidArgument for anything else, for a GPU that is missing while there are others, and if the
-        driver does not report what is in use. Logs a warning on a machine without GPUs.
+        Raises InvalidArgument for anything else, for a GPU that a machine with GPUs does not have, and if the
+        driver does not report how much memory is in use. Logs a warning on a machine without GPUs.
         """
         given = dict(map(_parse, texts))
         there = gpus()
@@ -53,11 +55,14 @@ class GpuBudgets:
                 self._read = reader(self.bytes)
             except OSError as error:
                 raise InvalidArgument(
-                    f"{_OPTION} cannot be enforced: the NVIDIA driver does not report what is in use: {error}"
+                    f"{_OPTION} cannot be enforced: the NVIDIA driver does not report how much memory is in"
+                    f" use: {error}"
                 ) from None
 
     def read(self, pids: Collection[int]) -> Mapping[int, Mapping[int, int]]:
-        """Returns the bytes that this process and those in `pids` hold on each GPU. Call it on a thread."""
+        """Returns the bytes that this process and the processes `pids` hold on each GPU. Call it on a
+        thread.
+        """
         try:
             return self._read(pids)
         except OSError as error:

@@ -1,4 +1,6 @@
-"""Measures how much memory loads take: in the server by its growth, in workers by counting their pages."""
+"""Measures how much memory the server and its workers hold, and how much loads take: in the server's process
+by how much it grows, in workers by counting their pages.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,15 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from backline.backends.runtime import grown_by_imports
-from backline.lifecycle.memory.held import HeldMemory
 from backline.lifecycle.memory.needs import LoadKind, Need, Needs
 from backline.lifecycle.memory.room import union_of_files
 from backline.system.process_memory import (
+    Footprint,
+    Footprints,
     PageCounts,
     count_pages,
     peak_bytes,
@@ -21,29 +26,85 @@ from backline.system.process_memory import (
     sessions,
 )
 
-#: A load that imports at least this many modules has imported its runtime, whose memory is not the model's.
+if TYPE_CHECKING:
+    from backline.lifecycle.memory.gpu_budgets import GpuBudgets
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The memory that the server's process and its workers hold at one moment, in bytes.
+
+    `server` counts only memory that is not shared with a worker. `workers` lists only workers that have not
+    ended.
+    """
+
+    server: int
+    server_files: Mapping[str, int] = field(default_factory=dict)
+    workers: Mapping[int, Footprint] = field(default_factory=dict)
+    gpus: Mapping[int, Mapping[int, int]] = field(default_factory=dict)
+
+
+class HeldMemory:
+    """Reads how much memory the server and its workers hold. Call the methods on a thread, because a read
+    takes milliseconds.
+    """
+
+    def __init__(self, gpus: GpuBudgets | None = None) -> None:
+        self._footprints = Footprints()
+        self._gpus = gpus
+        self._lock = threading.Lock()
+
+    def __call__(self, pids: Collection[int]) -> Held:
+        """Reads the memory of this process and of the workers with these ids."""
+        workers = self.of_workers(pids)
+        with self._lock:
+            self._footprints.forget_others(pids)
+            server = self._footprints.read_one()
+        # The server also maps the blocks through which workers receive tensors. Their memory counts for the
+        # workers only.
+        shared = min(server.shared, sum(one.shared for one in workers.values()))
+        return Held(server.own - shared, server.files, workers, self.on_gpus(pids))
+
+    def of_workers(self, pids: Collection[int]) -> Mapping[int, Footprint]:
+        """Returns the footprints of these workers, each with the processes that it started."""
+        with self._lock:
+            return self._footprints.read(pids)
+
+    def on_gpus(self, pids: Collection[int] = ()) -> Mapping[int, Mapping[int, int]]:
+        """Returns the bytes that this process and these workers hold on GPUs with a budget, by GPU and
+        process.
+        """
+        return {} if self._gpus is None else self._gpus.read(pids)
+
+
+#: A load that imports at least this many modules must have imported its runtime. The memory of a runtime does
+#: not count as the model's.
 _MODULES_OF_A_RUNTIME = 8
 
 
 class LoadMemory:
-    """The memory of one model, as far as it is known. `need` is measured only if the load ran alone."""
+    """The memory of one model. `need` is measured in workers, and in the server's process if nothing
+    disturbed the measurement (see LoadMeter); otherwise it is estimated.
+    """
 
     def __init__(self, kind: LoadKind, need: Need) -> None:
         self.kind = kind
         self.need = need
         #: The bytes to show as the model's memory.
         self.shown = need.own
-        #: Called on any thread when overlapping loads have ended, so that `shown` is more accurate.
+        #: Called on any thread when `shown` has become more accurate, because all overlapping loads have
+        #: ended.
         self.on_change: Callable[[], None] = lambda: None
 
 
 class LoadMeter:
-    """Measures the memory that loads take in this process, on any thread.
+    """Measures the memory that loads take in this process. May be used on any thread.
 
     The memory of a load that ran alone is the growth of resident memory, or the size of the model's files if
-    that is larger, because reused memory does not show as growth. Overlapping loads share the growth in
-    proportion to their estimates, once the last of them has ended. Importing a runtime is not counted. A load
-    during which another model was freed is not measured, since the process grew by less than the load took.
+    that is larger, because a load that reuses freed memory causes less growth. Overlapping loads share the
+    growth in proportion to their estimates, once the last of them has ended. Importing a runtime is not
+    counted. A load is not measured if another model was freed during the load, because the process then grew
+    by less than the load took.
     """
 
     def __init__(
@@ -62,7 +123,8 @@ class LoadMeter:
         self._restart = restart
         self._imported = imported
         self._lock = threading.Lock()
-        #: The loads that overlap, from the start of the first to the end of the last.
+        #: All loads since the last time when no load was running. They overlap, so their memory can only be
+        #: measured together.
         self._together: list[LoadMemory] = []
         self._running = 0
         self._before = 0
@@ -70,14 +132,16 @@ class LoadMeter:
         self._modules = self._imports_before = 0
         self._counts_peak = False
         self._disturbed = False
-        #: The number of models that are being freed, and whether any was freed since the first of the loads
-        #: began.
+        #: The number of models that are being freed.
         self._freeing = 0
+        #: Whether any model was freed since the first of the overlapping loads began.
         self._freed = False
 
     @contextmanager
     def freeing(self) -> Iterator[None]:
-        """A context manager for code that frees a model in this process."""
+        """Marks the `with` block as code that frees a model in this process, so that loads are not measured
+        during the block.
+        """
         with self._lock:
             self._freeing += 1
             self._freed = True
@@ -162,7 +226,7 @@ class LoadMeter:
 
 
 def _own(counts: PageCounts) -> int:
-    """This process's resident bytes, without the memory that it shares with workers."""
+    """Returns this process's resident bytes, without the memory that it shares with workers."""
     return counts.anonymous + counts.files
 
 

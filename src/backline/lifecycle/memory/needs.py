@@ -1,21 +1,23 @@
-"""How much memory loads need: measured at earlier loads, even before a restart, or else estimated."""
+"""How much memory a load needs, as measured at an earlier load (also before a restart of the server) or else
+as estimated.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
+import posixpath
 import threading
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from backline.backends.registry import choose
+from backline.backends.registry import choose_by_name
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError
-from backline.system.private_file import private
+from backline.system.private_file import replacement
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -23,15 +25,17 @@ MIB = 1 << 20
 NEEDS_FILE = "memory.json"
 #: The maximum number of models whose needs are kept; the oldest measurements are dropped first.
 _MOST_MODELS = 10_000
-#: The ratio of memory to file size before any measurement, and the weight of a new measurement in the mean.
+#: The assumed ratio of memory to file size before any load was measured, and always for workers.
 _FIRST_RATIO = 1.2
+#: The weight of a new measurement in the moving average of the ratio of memory to file size.
 _WEIGHT = 0.2
-#: While it loads, a runtime holds both the file and the model made from it.
+#: While a runtime loads a file, it holds both the file and the model, here as a multiple of the file's size.
 _COPIES_WHILE_LOADING = 1.2
-#: How many bytes a worker process is assumed to need besides the model's files until this is measured: for
-#: the interpreter with NumPy, and for TorchServe also PyTorch.
+#: How many bytes a worker process is assumed to need, in addition to the model's files, until a load is
+#: measured: for the interpreter and NumPy and, with TorchServe, for PyTorch.
 _WORKERS = {"python": 40 * MIB, "torchserve": 350 * MIB}
-#: How many bytes importing a runtime is assumed to add to the server's process until this is measured.
+#: How many bytes the import of a runtime is assumed to add to the server's process, until an import is
+#: measured.
 _RUNTIMES = {
     "onnxruntime": 48 * MIB,
     "pytorch": 512 * MIB,
@@ -54,8 +58,8 @@ class Need:
     `own` is what the loaded model holds and shares with no other process, and `peak` is the maximum that it
     holds during the load. `files` are the files that the workers map, with their resident bytes; libraries
     among them are shared with other workers. `gpus` has the bytes on each GPU. `runtime` is the part of
-    `peak` that importing the runtime adds to the server. Unless `measured`, all values but `runtime` are
-    guesses.
+    `peak` that comes from importing the runtime into the server's process. Unless `measured` is true, all
+    values are estimates; `runtime` may be an estimate in any case.
     """
 
     own: int = 0
@@ -72,10 +76,11 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class LoadKind:
-    """What is known about a load before it begins.
+    """The facts about a load that are known before the load begins.
 
-    `key` depends on the files and on the settings that a load reads. `backend` is "" if the files do not show
-    it. `gpus` are the GPUs with a budget on which the model may be placed.
+    `key` depends on the files, on the settings that a load reads and, for a model in workers, on their
+    number. `backend` is "" if the files do not show which backend they need. `gpus` are the GPUs with a
+    budget on which the model may be placed.
     """
 
     key: str
@@ -98,10 +103,9 @@ def load_kind(
         return LoadKind(fingerprint, "", 0)
     count = sum(group.count for group in config.instance_groups if not group.passive) or config.instance_count
     entry = None
-    for name in (model_file, *sorted(files)):
-        with suppress(BacklineError):
-            entry = choose(config, Path(PurePosixPath(name).name))
-            break
+    with suppress(BacklineError):  # the load will report a backend that does not exist
+        names = map(posixpath.basename, (model_file, *sorted(files)))
+        entry = next(filter(None, (choose_by_name(config, name) for name in names)), None)
     hosted = entry is not None and (entry.hosted or (config.lane == "process" and bool(entry.runtime)))
     asked = {index for group in config.instance_groups if not group.passive for index in group.gpus}
     on_cpu = config.lane == "inline" or (
@@ -117,10 +121,10 @@ def load_kind(
 
 
 class Needs:
-    """The needs of models, by the key of their load. May be used on any thread.
+    """The needs of loads, by LoadKind.key. May be used on any thread.
 
-    With a `file`, the measurements outlive the server. If the file cannot be read or written, this is logged,
-    and the models are measured again.
+    With a `file`, the measurements are kept for the server's next start. If the file cannot be read or
+    written, the server logs a warning, and measures the models again after a restart.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -143,7 +147,8 @@ class Needs:
             need = self._models.get(kind.key)
             if need is None or not need.measured:
                 estimate = self._estimate(kind)
-                # A load that was stopped because it needed too much needs at least as much as it had reached.
+                # A load that was stopped because it took too much memory needs at least as much as it held
+                # when it was stopped.
                 own = estimate.own if need is None else max(estimate.own, need.own)
                 need = replace(estimate, own=own, peak=max(estimate.peak, own))
             if need.own and not kind.workers:
@@ -183,12 +188,12 @@ class Needs:
                 self._runtimes[backend] = grown
 
     def learn(self, kind: LoadKind, need: Need) -> None:
-        """Stores the need of a load; if it was not `measured`, it is a lower bound."""
+        """Stores the need of a load. A need that is not `measured` is a lower bound."""
         with self._lock:
             before = self._models.pop(kind.key, None)
             if before is not None and before.measured and need.measured:
-                # Requests that run during a load disturb its measurement, so no single measurement is
-                # trusted.
+                # Both measurements count equally, because requests that run during a load disturb the
+                # measurement of the load.
                 own = (before.own + need.own) // 2
                 need = replace(need, own=own, peak=max(own, (before.peak + need.peak) // 2))
             self._models[kind.key] = need
@@ -199,12 +204,15 @@ class Needs:
                 or _differs(before.peak, need.peak)
             )
             if need.measured and kind.file_bytes and not kind.workers:
-                # Limited, because the overhead of a small model says nothing about large ones.
+                # The ratio is limited, because a small model needs much memory relative to the size of its
+                # file, and such a ratio says nothing about large models.
                 ratio = min(need.own / kind.file_bytes, 4.0)
                 self._ratio += (ratio - self._ratio) * _WEIGHT
 
     def save(self) -> None:
-        """Writes what was learned since the last call. Blocks; may be called on several threads at once."""
+        """Writes the needs if anything was learned since the last call. Blocks. Several threads may call this
+        concurrently.
+        """
         file = self._file
         if file is None:
             return
@@ -221,16 +229,12 @@ class Needs:
                         "ratio": self._ratio,
                     }
                 )
-            written = file.with_suffix(f".{os.getpid()}.new")
             try:
                 file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                with open(written, "w", encoding="utf-8", opener=private) as output:
-                    output.write(text)
-                written.replace(file)
+                with replacement(file) as new:
+                    new.write_text(text, encoding="utf-8")
                 self._failed = False
             except OSError as error:
-                with suppress(OSError):
-                    written.unlink()
                 if not self._failed:  # logged once, not with every load
                     log.warning("the measured memory of models cannot be kept in '%s': %s", file, error)
                 self._failed = True

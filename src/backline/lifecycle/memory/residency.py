@@ -1,4 +1,6 @@
-"""Keeps the server and its workers within the memory budget: admits loads, and makes room for them."""
+"""Keeps the server and its workers within the memory budget: decides when a load may begin, and unloads idle
+versions to make room.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from typing import Any, TypeVar
 
 from backline.engine.errors import BacklineError, Unavailable
 from backline.engine.values.device import CPU, Device
-from backline.lifecycle.memory.held import Held
+from backline.lifecycle.memory.meter import Held
 from backline.lifecycle.memory.needs import Need
 from backline.lifecycle.memory.room import (
     Demand,
@@ -29,24 +31,27 @@ log = logging.getLogger("backline.lifecycle")
 
 Result = TypeVar("Result")
 
-#: Reasons for putting a version to sleep. The first is followed by the load that needed the room.
+#: The reason for unloading a version to make room. It is followed by the name of the load that needed the
+#: room.
 TO_MAKE_ROOM = "unloaded to make room"
+#: The reason for unloading a version that was idle for longer than its idle limit.
 WHEN_IDLE = "unloaded after it was idle"
-#: The maximum and minimum interval between checks for idle versions, in seconds. The interval is a quarter of
-#: the shortest idle limit.
+#: The maximum interval between checks for idle versions, in seconds. The interval is a quarter of the
+#: shortest idle limit.
 _LONGEST_LOOK = 5.0
+#: The minimum interval between checks for idle versions, in seconds.
 _SHORTEST_LOOK = 0.05
 #: How many seconds a load waits for memory that running requests and loads hold.
 _PATIENCE = 30.0
 #: How many seconds a load waits for worker processes that are ending.
 _ENDING = 5.0
-#: How long a load that waits for room can be overtaken by later loads, in seconds. It can be overtaken
-#: because it may wait for a request that in turn waits for a later load.
+#: How many seconds later loads may overtake a load that waits for room. Overtaking is allowed, because a
+#: request that holds the memory may itself be waiting for a later load.
 _OVERTAKEN = 3.0
-#: How many seconds the first load of a model waits for another first load, so that each is measured alone. A
-#: longer wait might never end: a model may call another model while it is loaded.
+#: How many seconds the first load of a model waits for another first load to end, so that each is measured
+#: alone. Without a limit, the wait might never end: a model may call another model during its own load.
 _ALONE = 5.0
-#: Seconds between checks for a busy model that has become idle.
+#: Seconds between checks whether a busy model has become idle.
 _BUSY_LOOK = 0.005
 #: The maximum wait for a change, in seconds, before another search for room.
 _LONGEST_WAIT = 1.0
@@ -54,18 +59,18 @@ _LONGEST_WAIT = 1.0
 _GROWTH_LOOK = 0.005
 #: By how many bytes the reservation of a growing load is extended at a time.
 _GROWTH = 32 << 20
-#: Bytes by which two loads of the same model may differ by chance.
+#: The number of bytes by which the memory of two loads of the same model may differ by chance.
 _NOISE = 4 << 20
 
 
 class NoRoom(Unavailable):
-    """Raised when a load does not fit into the memory budget, and nothing may be unloaded for it."""
+    """Raised when a load does not fit into the memory budget, and not enough may be unloaded for it."""
 
 
 class Reservation:
-    """The memory that a running load may use.
+    """The memory that is reserved for a running load.
 
-    `what` names the model, and `pids` returns the worker processes that the load has started.
+    `what` names the model, and `pids` returns the ids of the worker processes that the load has started.
     """
 
     def __init__(self, what: str, need: Need, *, evict: bool, pids: Callable[[], Collection[int]]) -> None:
@@ -81,9 +86,12 @@ class Reservation:
         self.crowded_out = False
 
     def there(self, held: Held, need: Need) -> int:
-        """Returns how many bytes of host memory the load already holds, as far as they are attributable."""
+        """Returns how many bytes of host memory the load already holds: what its workers hold or, for a model
+        in the server's process, its need once it is loaded and 0 before.
+        """
         own = sum(held.workers[pid].own for pid in self.pids() if pid in held.workers)
-        # A load in the server's process is part of that process's memory, and may count twice while it runs.
+        # The memory of a load in the server's process cannot be distinguished from the rest of the process.
+        # Until the model is loaded, it counts twice: as the process's memory and as the reservation.
         return max(own, need.own) if self.loaded and not own else own
 
     def there_on_gpu(self, index: int, held: Held, need: Need) -> int:
@@ -94,11 +102,11 @@ class Reservation:
 
 
 class Residency:
-    """Keeps the server and its workers within `budget` bytes of memory; None means no limit.
+    """The memory budget: the server and its workers together may hold `budget` bytes; None means no limit.
 
-    Lives on the event loop. `tenants` returns the loaded versions, with times from time.time(). `workers`
-    returns the ids of all worker processes. `put_to_sleep` unloads some versions, to be reloaded on request,
-    and returns once their memory is free. `gpu_budgets` holds the budgets of GPUs, in bytes.
+    Use it only on the event loop. `tenants` returns the loaded versions, with times from time.time().
+    `workers` returns the ids of all worker processes. `put_to_sleep` unloads some versions, to be reloaded on
+    request, and returns once their memory is free. `gpu_budgets` holds the budgets of GPUs, in bytes.
     """
 
     def __init__(
@@ -126,8 +134,9 @@ class Residency:
         self._running: dict[Reservation, None] = {}
         #: The loads that wait for room, with their times of arrival, in that order.
         self._waiting: dict[Reservation, float] = {}
-        #: Set and replaced when a load has ended or no longer waits. Each waiter holds the event that existed
-        #: at its last check, so that it misses no change.
+        #: Set, and replaced by a new event, when a load has ended, is suspended, or no longer waits. Each
+        #: waiter keeps the event that was current when it last checked, so it cannot miss a change between
+        #: its check and its wait.
         self._changed = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
@@ -142,9 +151,10 @@ class Residency:
     ) -> AsyncIterator[Reservation]:
         """Reserves room for a load while the block runs. `what` names the model.
 
-        `need` returns the current estimate, which changes when another load imports the same runtime.
-        With `evict`, idle versions are unloaded, but only if that makes enough room. Raises NoRoom, with the
-        numbers, if there is too little. `pids` returns the workers that the load has started.
+        `need` returns the current estimate, which changes when another load imports the same runtime. With
+        `evict`, idle versions are unloaded, but only if that makes enough room. Raises NoRoom, whose message
+        has the sizes, if there is too little room. `pids` returns the ids of the workers that the load has
+        started.
         """
         reservation = Reservation(what, need(), evict=evict, pids=pids)
         if not self.limited or reservation.need.nothing:  # ensembles and misconfigured models need no memory
@@ -159,7 +169,7 @@ class Residency:
                 del self._waiting[reservation]
                 self._announce_change()
             if alone:
-                await self.give_back()  # a load into memory that was kept for reuse would seem to need none
+                await self.give_back()  # a load that reuses memory kept by the C library seems to need none
             yield reservation
         finally:
             if alone:
@@ -170,10 +180,10 @@ class Residency:
     async def watch(
         self, reservation: Reservation, load: Coroutine[Any, Any, Result], *, seen: Callable[[int], None]
     ) -> Result:
-        """Runs a load, and keeps its workers from outgrowing what was reserved.
+        """Runs a load, and keeps its workers from taking more memory than was reserved.
 
-        Workers that need more than was estimated are suspended until there is room. If there is none, the
-        load is cancelled, `seen` is called with the minimum number of bytes that it needs, and NoRoom is
+        Workers that need more than was estimated are suspended until there is room. If no room can be made,
+        the load is cancelled, `seen` is called with the minimum number of bytes that it needs, and NoRoom is
         raised.
         """
         if reservation not in self._running or reservation.need.measured:
@@ -195,7 +205,7 @@ class Residency:
     async def settle(self, reservation: Reservation, need: Need) -> None:
         """Replaces the reservation of a load that has ended with the memory that it was measured to need.
 
-        Raises NoRoom if there is not enough room for that.
+        Raises NoRoom if there is not enough room for that much memory.
         """
         if reservation not in self._running:
             return
@@ -206,7 +216,7 @@ class Residency:
         reservation.need = replace(need, peak=need.own)
 
     async def give_back(self) -> None:
-        """Returns freed memory to the operating system."""
+        """Returns to the operating system the memory that this process has freed."""
         await asyncio.to_thread(self._trim)
 
     def look_for_idle(self) -> None:
@@ -229,6 +239,7 @@ class Residency:
     async def _grow(
         self, reservation: Reservation, pids: Collection[int], own: int, seen: Callable[[int], None]
     ) -> None:
+        # The workers are suspended first: while this load waits for room, they must take no more memory.
         pause(pids)
         reservation.suspended = True
         self._announce_change()
@@ -244,7 +255,9 @@ class Residency:
             resume(pids)
 
     async def _find_room(self, reservation: Reservation, current: Callable[[], Need]) -> None:
-        """Reserves the current need, in place of what is reserved. Raises NoRoom."""
+        """Reserves the memory that the load needs now, in place of its current reservation. Raises NoRoom if
+        that fails.
+        """
         began = monotonic()
         trimming = doubted = False
         while True:
@@ -261,14 +274,15 @@ class Residency:
                         self._running[reservation] = None
                         return
                     if changed.is_set():
-                        continue  # a load ended: its memory was counted, but not its model
+                        continue  # a load ended meanwhile: its memory was counted, but not its version
                     if not trimming:
-                        trimming = True  # try this before evictions: the C library may keep freed memory
+                        trimming = True  # try this before evictions: the C library may hold freed memory
                     elif isinstance(found, Shortage):
                         break
                     else:
                         await self._put_to_sleep(found, f"{TO_MAKE_ROOM} for {reservation.what}")
-            # Waits without the lock, since whatever this load waits for may itself wait for another load.
+            # Waits without holding `_turn`: the memory may be held by a request that waits for another load,
+            # which needs `_turn` first.
             others = self._will_end(reservation)
             waited = monotonic() - began
             if (
@@ -277,7 +291,8 @@ class Residency:
             ) or waited > _PATIENCE:
                 guessed = not need.measured and need.own + need.runtime < need.peak
                 if reservation.evict and guessed and waited <= _PATIENCE:
-                    # A mere guess of the load's peak must not keep the model out for ever.
+                    # The peak was only estimated, and an estimate must not prevent the load forever. So the
+                    # search is repeated without the peak.
                     doubted = True
                     continue
                 error = found.error(reservation.what)
@@ -285,10 +300,10 @@ class Residency:
             await self._wait_for_change(changed, {one.key for one in tenants if one.busy})
 
     def _will_end(self, reservation: Reservation) -> bool:
-        """Returns whether any running load will end without the room that this one waits for.
+        """Returns whether any running load can end, and so free memory, without waiting for this one.
 
-        A load that has not begun holds nothing, so no other waits for it. Of the suspended loads, the one
-        that began last is stopped, and the others wait for that.
+        A load that has not begun holds no memory, so no other load waits for it. Of the suspended loads, the
+        load that began last is stopped, and the others wait for the memory that it held.
         """
         began = list(self._running)
         if reservation not in self._running:
@@ -297,7 +312,9 @@ class Residency:
         return any(other is not reservation and (not other.suspended or other in later) for other in began)
 
     def _must_queue(self, reservation: Reservation) -> bool:
-        """Returns whether an earlier load has waited for so long that this one must not take its room."""
+        """Returns whether an earlier load has waited for so long that this load must not be admitted before
+        the earlier one.
+        """
         if reservation in self._running:  # running loads take precedence
             return False
         for one, since in self._waiting.items():
@@ -324,9 +341,9 @@ class Residency:
         return self._held(workers)
 
     async def _wait_for_change(self, changed: asyncio.Event, busy: set[Hashable]) -> None:
-        """Returns once `changed` is set, a version that was `busy` is not, or a worker has ended.
+        """Returns once `changed` is set, a version in `busy` is no longer busy, or a worker has ended.
 
-        Returns after a moment in any case, so that the caller can check its time limit.
+        Returns after _LONGEST_WAIT seconds in any case, so that the caller can check its time limit.
         """
         workers = set(self._workers())
         until = monotonic() + _LONGEST_WAIT
@@ -381,7 +398,9 @@ class Residency:
 
 
 def _as_held(one: Tenant, held: Held) -> Tenant:
-    """Updates a tenant with what its workers hold now, which may be more than when it was loaded."""
+    """Updates a tenant with the memory that its workers hold now, which may be more than when the version was
+    loaded.
+    """
     if not one.pids:
         return one
     prints = [held.workers[pid] for pid in one.pids if pid in held.workers]

@@ -1,4 +1,6 @@
-"""Decides which versions to unload so that a load fits into the memory budget, by pure functions of sizes."""
+"""Decides which versions to unload so that a load fits into the memory budget: pure functions of sizes in
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,8 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from backline.engine.byte_size import format_bytes
 from backline.engine.errors import Unavailable
+from backline.engine.numbers import format_bytes
 from backline.engine.values.device import CPU, Device
 
 
@@ -15,10 +17,10 @@ from backline.engine.values.device import CPU, Device
 class Tenant:
     """A loaded version.
 
-    `memory` is the memory that the version shares with nobody, in bytes, and `files` are the files that it
-    maps, with their resident bytes. Other tenants may map the same files. `last_used` is in seconds of a
-    common clock. A `busy` version is in use and must stay loaded. The version is unloaded after `idle_limit`
-    seconds without a request, never if None.
+    `memory` is the memory that the version shares with no other version, in bytes, and `files` are the files
+    that it maps, with their resident bytes. Other tenants may map the same files. `last_used` is in seconds
+    of a common clock. A `busy` version is in use and must not be unloaded. After `idle_limit` seconds without
+    a request, the version is unloaded even if nothing needs its memory; None means no limit.
     """
 
     key: Hashable
@@ -30,7 +32,7 @@ class Tenant:
     files: Mapping[str, int] = field(default_factory=dict)
     #: Bytes on each GPU, by the GPU's number.
     gpus: Mapping[int, int] = field(default_factory=dict)
-    #: The worker processes that hold the version; none for a model in the server's process.
+    #: The ids of the worker processes that hold the version; none for a model in the server's process.
     pids: tuple[int, ...] = ()
 
 
@@ -53,7 +55,9 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """Why a load does not fit, in bytes. `idle` is the memory that unloading all idle versions would free."""
+    """The reason why a load does not fit into the memory budget, as sizes in bytes. `idle` is the memory that
+    unloading all idle versions would free.
+    """
 
     demand: Demand
     pinned: int
@@ -63,7 +67,7 @@ class Shortage:
 
     @property
     def passes(self) -> bool:
-        """Whether the shortage will end once running requests have ended."""
+        """Whether there would be enough room if no version were busy."""
         return self.demand.excess <= self.idle + self.busy
 
     def error(self, what: str) -> Unavailable:
@@ -83,7 +87,9 @@ class Shortage:
 
 
 class _Freed:
-    """The bytes that unloading tenants frees on each device; a mapped file is freed with its last tenant."""
+    """The bytes that unloading a set of tenants frees on each device. A mapped file is freed with the last
+    tenant that maps it.
+    """
 
     def __init__(self, tenants: Collection[Tenant], kept_files: Collection[str]) -> None:
         self.bytes: Counter[Device] = Counter()
@@ -115,7 +121,7 @@ def make_room(
 
     Chooses idle versions that are not pinned, least recently used first, and no more than necessary. Returns
     a Shortage if unloading all of them would not free enough. Unloading does not free `kept_files`, because
-    other processes map them too.
+    the server or other loads map them too.
     """
     short = {device: demand for device, demand in demands.items() if demand.excess > 0}
     if not short:
@@ -129,7 +135,7 @@ def make_room(
         before = Counter(freed.bytes)
         freed.add(one)
         if all(freed.bytes[device] <= before[device] for device in short):
-            freed.remove(one)  # the model holds nothing on a device where memory is short
+            freed.remove(one)  # unloading it would free nothing on a device where memory is short
         else:
             chosen.append(one)
     if not freed.suffices(short):
@@ -141,7 +147,8 @@ def make_room(
             freed.bytes[device],
             device,
         )
-    # Keep versions that need not be unloaded because a larger one was chosen later, most recently used first.
+    # Spares versions that turned out to be unnecessary to unload because a larger version was chosen after
+    # them. The most recently used versions are spared first.
     for one in reversed(chosen):
         freed.remove(one)
         if freed.suffices(short):
@@ -167,6 +174,6 @@ def union_of_files(each: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def idle_too_long(tenants: Collection[Tenant], now: float) -> list[Hashable]:
-    """Returns the versions whose idle limit has passed at `now`."""
+    """Returns the unpinned versions that have been idle for their idle limit or longer at the time `now`."""
     idle = (one for one in tenants if not one.pinned and not one.busy)
     return [one.key for one in idle if one.idle_limit is not None and now - one.last_used >= one.idle_limit]

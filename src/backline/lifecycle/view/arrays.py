@@ -20,7 +20,7 @@ from backline.lifecycle.view.stage import Arrays, Stage, Stream
 
 
 class ReshapeTensors(Stage):
-    """Reshapes inputs for the model and outputs for clients."""
+    """The stage that reshapes inputs for the model and outputs for clients."""
 
     def __init__(self, outer: ModelConfig, path: Path) -> None:
         super().__init__(outer, path)
@@ -34,6 +34,8 @@ class ReshapeTensors(Stage):
 
     @property
     def inner(self) -> ModelConfig:
+        if not self.changes_runs:
+            return self.outer
         return replace(self.outer, inputs=_in_model(self.outer.inputs), outputs=_in_model(self.outer.outputs))
 
     def fit(self, inner: Signature) -> Signature:
@@ -61,7 +63,9 @@ class ReshapeTensors(Stage):
 
 
 def to_model(config: ModelConfig) -> dict[str, Reshape]:
-    """Returns the reshapes from clients' to the model's shapes by input, batch dimension included."""
+    """Returns, by input, the reshape from the shape that clients send to the shape in the model. Both include
+    the batch dimension.
+    """
     batch = _batch(config)
     return {
         spec.name: Reshape((*batch, *spec.shape), (*batch, *spec.reshape))
@@ -97,7 +101,9 @@ def _seen(specs: Sequence[TensorSpec], reshapes: Reshapes) -> tuple[TensorSpec, 
 
 
 class Arrange(Stage):
-    """Moves the batch axis of tensors to the front, and supplies constant inputs that clients do not send."""
+    """The stage that moves the batch axis of tensors to the front, and supplies constant inputs that clients
+    do not send.
+    """
 
     _constants: dict[str, np.ndarray]
 
@@ -114,11 +120,13 @@ class Arrange(Stage):
         return replace(self.outer, inputs=(), outputs=(), max_batch_size=None)
 
     def refuse(self, kind: str) -> None:
-        """Raises InvalidArgument if batch axes or constant inputs are set: this `kind` has neither."""
+        """Raises InvalidArgument if batch axes or constant inputs are configured. Models of this `kind`
+        support neither.
+        """
         if self.changes_runs:
             raise InvalidArgument(
-                f"model '{self.outer.name}': {self.outer.source} gives batch_axis or constant_input, which"
-                f" {kind} do not take: remove them"
+                f"model '{self.outer.name}': {self.outer.source} sets batch_axis or constant_input, which"
+                f" {kind} do not support: remove them"
             )
 
     def fit(self, inner: Signature) -> Signature:
@@ -131,12 +139,12 @@ class Arrange(Stage):
         for name in config.batch_axes:
             if name not in names:
                 raise InvalidArgument(
-                    f"{where} gives batch_axis of '{name}', but the model has {_list(names)}"
+                    f"{where} sets batch_axis for '{name}', but the model only has {_list(names)}"
                 )
         for name in config.constant_inputs:
             if name not in inputs:
                 raise InvalidArgument(
-                    f"{where} gives a constant for input '{name}', but the model has {_list(inputs)}"
+                    f"{where} sets a constant for input '{name}', but the model only has {_list(inputs)}"
                 )
         self._constants = {
             name: _constant(where, inputs[name], text) for name, text in config.constant_inputs.items()
@@ -153,7 +161,8 @@ class Arrange(Stage):
             return spec
         if axis >= len(spec.shape):
             raise InvalidArgument(
-                f"{where} gives batch_axis {axis} of '{spec.name}', whose shape is {list(spec.shape)}"
+                f"{where} sets batch_axis {axis} for '{spec.name}', but its shape {list(spec.shape)} has no"
+                " such axis"
             )
         return replace(spec, shape=(spec.shape[axis], *spec.shape[:axis], *spec.shape[axis + 1 :]))
 
@@ -183,7 +192,8 @@ def _constant(where: str, spec: TensorSpec, text: str) -> np.ndarray:
         return np.full(shape, np.array(number, spec.datatype.dtype))
     except (ValueError, OverflowError):
         raise InvalidArgument(
-            f"{where} gives the constant '{text}' for input '{spec.name}', which is {spec.datatype.name}"
+            f"{where} sets the constant '{text}' for input '{spec.name}', but it cannot be converted to"
+            f" {spec.datatype.name}"
         ) from None
 
 

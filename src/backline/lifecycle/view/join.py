@@ -21,10 +21,11 @@ from backline.workers.joiner import Joiner
 
 
 class JoinRequests(Stage):
-    """Hides the inputs that joining creates, such as lengths; shows clients the shapes of single requests.
+    """The stage that hides the inputs that joining creates, such as lengths, and shows clients the shapes of
+    single requests.
 
-    `run` runs one request; batches are joined by an Execution, with `joiner`. `joiner` and `joining` are None
-    if the configuration has no rules.
+    `run` runs one request; to run a batch, an Execution joins the requests with `joiner`. `joiner` and
+    `joining` are None if the configuration has no rules.
     """
 
     per_request = True
@@ -32,7 +33,7 @@ class JoinRequests(Stage):
     def __init__(self, outer: ModelConfig, path: Path) -> None:
         super().__init__(outer, path)
         self.joiner: Joiner | None = None
-        #: Which requests may share a batch.
+        #: The rules for which requests may share a batch.
         self.joining: Joining | None = None
 
     @property
@@ -48,11 +49,12 @@ class JoinRequests(Stage):
         config, joining = self.outer, self.outer.joining
         if joining is None:
             return config
-        # Shapes are without the batch dimension, which backends prepend if there is one.
+        # These shapes do not include the batch dimension. Backends prepend it if the model has one.
         flat, table = ((), (-1,)) if config.max_batch_size else ((-1,), (-1, -1))
 
         def seen(specs: tuple[TensorSpec, ...], flattened: Collection[str]) -> tuple[TensorSpec, ...]:
-            # A flat tensor has one dimension, whatever its reshape says; that only affects batch inputs.
+            # A flat tensor has one dimension even if a reshape is configured for it: that reshape affects
+            # only batch inputs, which are computed from the tensor.
             return tuple(
                 replace(spec, shape=flat, reshape=None) if spec.name in flattened else spec for spec in specs
             )
@@ -128,9 +130,10 @@ class JoinRequests(Stage):
 
 
 class JoinInWorker(JoinRequests):
-    """JoinRequests for a model in worker processes, which joins requests itself or takes them one by one.
+    """JoinRequests for a model in worker processes. Such a model joins requests itself or takes them one by
+    one.
 
-    This stage only decides which shapes clients see and which requests may share a batch.
+    In the server, this stage only decides which shapes clients see and which requests may share a batch.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""One stage between the model that a backend loads and the model that clients see."""
+"""The interface of a stage between the model that a backend loads and the model that clients see."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Stream: TypeAlias = Callable[[Arrays, Sequence[str], Mapping[str, Parameter]], G
 
 
 class Stage:
-    """A stage that changes nothing; subclasses override methods. Each load has its own stages.
+    """A stage that changes nothing. Subclasses override its methods. Each load makes its own stages.
 
     `outer` is the configuration on the clients' side, `inner` the configuration on the backend's side.
     """
 
-    #: Whether the stage works on single requests. If so, `run` serves only requests that run alone; for
-    #: batches, the scheduler or the execution does the work.
+    #: Whether the stage works on single requests. If so, `run` is used only for requests that run alone. For
+    #: batches, the scheduler or the execution does the work of the stage.
     per_request: ClassVar[bool] = False
 
     def __init__(self, outer: ModelConfig, path: Path) -> None:
@@ -59,16 +59,18 @@ class Stage:
     def stream(
         self, stream: Stream, inputs: Arrays, outputs: Sequence[str], parameters: Mapping[str, Parameter]
     ) -> Generator[Arrays, None, None]:
-        """Does for a StreamingModel what `run` does for other models."""
+        """Translates the inputs, calls `stream` on the inner side, and translates each response back; for a
+        StreamingModel.
+        """
         return stream(inputs, outputs, parameters)
 
 
 class StagedModel:
     """A LoadedModel or StreamingModel as seen from the outer side of a stage.
 
-    Attributes other than `signature` and the methods that run the model are forwarded, so that wrapping hides
-    no optional feature. Query such features with getattr: from Python 3.12 on, isinstance() with a protocol
-    does not see forwarded attributes.
+    All attributes except `signature` and the methods that run the model are those of the wrapped model, so
+    that wrapping hides no optional feature. Query such features with getattr: from Python 3.12 on,
+    isinstance() with a protocol does not see forwarded attributes.
     """
 
     run: Run
@@ -79,8 +81,8 @@ class StagedModel:
         self._model: Any = model
         self._stage = stage
         self.signature = stage.fit(model.signature)
-        # Every method that runs the model must pass through the stage, so a new method needs a line here.
-        # They are bound once, because `run` is looked up for every batch.
+        # A method that runs the model must pass through the stage, so each such method needs a line here. The
+        # methods are bound once, because `run` is looked up for every batch.
         if hasattr(model, "run"):
             self.run = partial(stage.run, model.run)
         if hasattr(model, "stream"):

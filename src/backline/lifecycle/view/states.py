@@ -24,10 +24,12 @@ FOLDER = "initial_state"
 
 
 class HideStates(Stage):
-    """Hides the controls and states of sequences, which a SequenceBatcher supplies through `tensors`.
+    """The stage that hides the controls and states of sequences. A SequenceBatcher supplies them through
+    `tensors`.
 
-    `run` treats each item as a sequence of one request. Before `prepare`, the stage does not change runs, so
-    trial runs also make up values for the hidden inputs.
+    `run`, which serves requests outside any batch, treats each item as a sequence of one request. Until
+    `prepare` is called, the stage does not change runs, so trial runs also make up values for the hidden
+    inputs.
     """
 
     per_request = True
@@ -45,7 +47,9 @@ class HideStates(Stage):
 
     @property
     def inner(self) -> ModelConfig:
-        """The configuration of the model itself: if it lists inputs or outputs, hidden ones are added."""
+        """The configuration of the model itself: if it lists inputs or outputs, the hidden tensors are
+        added.
+        """
         config, batching = self.outer, self.outer.sequence
         if batching is None:
             return config
@@ -62,7 +66,9 @@ class HideStates(Stage):
         return replace(config, inputs=inputs, outputs=outputs)
 
     def fit(self, inner: Signature) -> Signature:
-        """Returns the signature without hidden tensors; states remain only as configured outputs."""
+        """Returns the signature without the hidden tensors. An output state remains only if the configuration
+        lists it as an output.
+        """
         self.model, batching = inner, self.outer.sequence
         if batching is None:
             return inner
@@ -76,7 +82,8 @@ class HideStates(Stage):
     def prepare(self, *, batched: bool, model_folder: Path) -> SequenceTensors | None:
         """Returns the hidden tensors, or None for a model without sequences. Call `fit` first.
 
-        Raises InvalidArgument if the model lacks one of them, or a file with an initial state cannot be read.
+        Raises InvalidArgument if the model lacks a hidden tensor, or a file with an initial state cannot be
+        read.
         """
         config, batching = self.outer, self.outer.sequence
         if batching is None:
@@ -139,7 +146,7 @@ def _read(config: ModelConfig, state: SequenceState, folder: Path) -> np.ndarray
     where = f"model '{config.name}': initial state of '{state.input}'"
     try:
         if not file.resolve().is_relative_to(folder.resolve()):
-            raise InvalidArgument(f"{where}: '{state.initial_file}' leads out of '{folder}'")
+            raise InvalidArgument(f"{where}: '{state.initial_file}' points outside '{folder}'")
         size = file.stat().st_size
         expected = element_count(state.initial_shape) * state.datatype.itemsize
         if state.datatype.itemsize and size != expected:

@@ -19,7 +19,7 @@ AnyModel = TypeVar("AnyModel", LoadedModel, StreamingModel)
 
 
 class NameClasses(Stage):
-    """Adds the class labels of the configuration to the outputs."""
+    """The stage that adds the class labels of the configuration to the outputs."""
 
     per_request = True
 
@@ -32,15 +32,18 @@ class NameClasses(Stage):
         )
 
 
-#: The stages from clients to backend: requests pass them in this order, responses and signatures in reverse.
-#: Per-request stages come first, because batches are formed from requests that have passed them.
+#: The stages in the order in which a request passes them on its way to the backend. Responses and signatures
+#: pass them in reverse. Per-request stages come first, because batches are formed from requests that have
+#: passed these stages.
 STAGES: tuple[type[Stage], ...] = (NameClasses, HideStates, JoinRequests, ReshapeTensors, Arrange)
 #: The stages of models in worker processes, where the worker reshapes and joins tensors.
 STAGES_OF_WORKERS: tuple[type[Stage], ...] = (NameClasses, HideStates, JoinInWorker)
 
 
 class View:
-    """The stages of one load. `config` is the configuration that clients see, `inner` the backend's."""
+    """The stages of one load. `config` is the configuration that clients see, and `inner` the one that the
+    backend gets.
+    """
 
     def __init__(self, config: ModelConfig, path: Path, stages: tuple[type[Stage], ...] = STAGES) -> None:
         """`path` is the model's file."""
@@ -57,7 +60,8 @@ class View:
         return next(stage for stage in self._stages if isinstance(stage, kind))
 
     def wrap(self, model: AnyModel) -> AnyModel:
-        """Wraps a backend's model in all stages but the per-request ones, for instances to run batches on.
+        """Wraps a backend's model in all stages except the per-request ones. Instances run batches on the
+        wrapped model.
 
         Raises BacklineError when the model does not fit the configuration.
         """

@@ -1,6 +1,7 @@
 """Writes a line about each request to a verbose log: its model, outcome and times.
 
-The lines are made from the data that traces are made from. They cost nothing while the log is not verbose.
+The lines are made from the same data as traces. While the log is not verbose, no such data is collected for
+it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from backline.observe.tracing.trace import UNKNOWN_VERSION, Exchange, Failure, R
 
 log = logging.getLogger(REQUESTS)
 
-#: The maximum length, in characters, of a text from a client or a model; longer ones are cut off.
+#: The maximum length, in characters, of a text from a client or a model; longer texts are truncated.
 _LONGEST = 256
-#: The names of gRPC's status codes, by code (https://grpc.io/docs/guides/status-codes/).
+#: The names of gRPC's status codes, indexed by code (https://grpc.io/docs/guides/status-codes/).
 _GRPC_STATUSES = (
     "OK",
     "CANCELLED",
@@ -43,7 +44,7 @@ _GRPC_STATUSES = (
 
 
 class RequestLog:
-    """A TraceWriter that logs one line for each request from a client, and none for requests between
+    """A TraceWriter that logs one line for each request from a client, and no lines for requests between
     models.
     """
 
@@ -57,7 +58,9 @@ class RequestLog:
         return "{}"
 
     def responded(self, request: RequestTrace[None], response: InferResponse) -> None:
-        """Logs nothing: the trace counts responses."""
+        """Logs nothing, because the line that is written when the request ends has the number of
+        responses.
+        """
 
     def ended(self, request: RequestTrace[Any]) -> None:
         if request.parent is None:
@@ -70,7 +73,7 @@ class RequestLog:
             _log_line(_fields(exchange.protocol, exchange.model, "", "", exchange.error, took))
 
     def flush(self) -> None:
-        """Does nothing: the log's thread writes lines as they arrive."""
+        """Does nothing, because the log's thread writes lines as they arrive."""
 
     async def close(self) -> None:
         """Does nothing; see `flush`."""
@@ -108,7 +111,7 @@ def _log_line(fields: dict[str, Any]) -> None:
 
 
 def text(fields: dict[str, Any]) -> str:
-    """Returns the log line as text. It is always a single line, because names and ids from clients are
+    """Returns the log line as text. The text is always a single line, because names and ids from clients are
     escaped.
     """
     asked = f"{fields['protocol']} {_plain(fields.get('model', '-'))}"

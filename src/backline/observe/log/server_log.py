@@ -1,44 +1,99 @@
-"""The server's log: receives every record that the program logs, and filters and formats it according to the
-settings.
+"""The server's log: receives every record that the program logs, and filters and formats the records
+according to the settings. The latest entries stay in memory, for the console.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, Self
+from threading import Lock
+from typing import Any, Final, Self
 
 import msgspec
 
 from backline.engine.control import LogLine, LogValue
 from backline.engine.names import printable
-from backline.observe.log.recent import RecentLines
 from backline.observe.log.settings import LogFormat, LogSettings, LogStyle
+
+#: The maximum number of entries that are kept.
+KEPT: Final = 500
+#: The maximum number of characters of an entry. With KEPT, this limits the memory to 2 MiB for ASCII text.
+LONGEST: Final = 4000
+_MASK: Final = "***"
+#: Matches secrets: API keys, JSON Web Tokens, HTTP fields with credentials, and user information and
+#: signatures in URLs. The server does not log secrets, but models and libraries may.
+_SECRETS: Final = re.compile(
+    r"(?P<key>\bbk_)[\w-]{8,}"
+    r"|(?P<token>\beyJ)[\w-]{8,}\.[\w-]+\.[\w-]*"
+    r"|(?P<field>\b(?:bearer|basic|authorization[:=])\s+)[\w.+/=~-]{8,}"
+    r"|(?P<user>://)[^\s/@]+(?=@)"
+    r"|(?P<query>[?&](?:X-Amz-Signature|sig|signature|token|access_token|password|key)=)[^\s&]+",
+    re.IGNORECASE,
+)
+
+
+def masked(text: str) -> str:
+    """Returns the text with everything that looks like a secret replaced by `***`."""
+    return _SECRETS.sub(lambda found: f"{found[found.lastgroup or 0]}{_MASK}", text)
+
+
+class RecentLines:
+    """The latest entries of the log. `add` may be called on any thread."""
+
+    def __init__(self) -> None:
+        self._lines: deque[LogLine] = deque(maxlen=KEPT)
+        self._lock = Lock()
+        self._number = 0
+
+    def add(self, record: logging.LogRecord, text: str) -> None:
+        """Stores an entry. `text` is the line as it is written to the log."""
+        if len(text) > LONGEST:
+            text = f"{text[:LONGEST]}..."
+        with self._lock:
+            self._number += 1
+            self._lines.append(
+                LogLine(self._number, record.created, record.levelname.lower(), record.name, text)
+            )
+
+    def after(self, number: int) -> list[LogLine]:
+        """Returns the entries with numbers above `number`, oldest first, with secrets masked."""
+        with self._lock:
+            found = [*takewhile(lambda line: line.number > number, reversed(self._lines))]
+        return [
+            LogLine(line.number, line.time, line.level, line.logger, masked(line.text))
+            for line in reversed(found)
+        ]
+
 
 log = logging.getLogger("backline.observe")
 
-#: The maximum size, in bytes, of the lines waiting to be written; further lines are lost.
+#: The maximum total size, in bytes, of the lines that wait to be written; further lines are lost.
 MOST_WAITING = 4 << 20
-#: Seconds during which lines are collected, so that they are written together.
+#: The time, in seconds, for which lines are collected so that they can be written together.
 _GATHER = 0.002
-#: Seconds between checks for a log file that rotation has moved or deleted.
+#: Seconds between checks whether log rotation has moved or deleted the log file.
 _LOOK = 1.0
-#: Seconds before the next attempt to write to a terminal or pipe that was full.
+#: Seconds between attempts to write to a terminal or pipe that is full.
 _PAUSE = 0.05
-#: Maximum time, in seconds, for writing the remaining lines when the server stops.
+#: The maximum time, in seconds, for writing the remaining lines when the server stops.
 _LAST = 2.0
 
 
 class LogWriter:
-    """Writes to a file or to stderr, on its own thread. Raises OSError if the file cannot be opened.
+    """Writes lines to a file, or to stderr, on a separate thread. Raises OSError if the file cannot be
+    opened.
 
-    Lines that cannot be written are lost; `report_lost(count, reason)` formats the log line that says so.
+    Lines that cannot be written are lost. `report_lost(count, reason)` returns the log line that reports how
+    many lines were lost, and why.
     """
 
     def __init__(self, file: Path | None, report_lost: Callable[[int, str], bytes]) -> None:
@@ -57,7 +112,7 @@ class LogWriter:
         self._thread.start()
 
     def write(self, line: bytes) -> None:
-        """Queues a line. Never blocks, never raises; may be called from any thread."""
+        """Queues a line. Never blocks and never raises; may be called on any thread."""
         with self._lock:
             if self._size + len(line) > MOST_WAITING:
                 self._lost += 1
@@ -78,6 +133,7 @@ class LogWriter:
             self._wake.wait()
             if not self._ending:
                 time.sleep(_GATHER)
+            # The event is cleared before the lines are taken, so a line that is queued later sets it again.
             self._wake.clear()
             self._write_all()
         self._write_all()
@@ -121,7 +177,7 @@ class LogWriter:
                 before, self._descriptor = self._descriptor, _open(self._file)
                 os.close(before)
         except OSError:
-            pass  # continue with the old file
+            pass  # the old file remains in use
 
 
 def _open(file: Path) -> int:
@@ -129,34 +185,39 @@ def _open(file: Path) -> int:
 
 
 def _standard_error() -> int | None:
-    """Returns the descriptor of stderr; None if stderr was closed at the start, since its number may belong
-    to another file now.
+    """Returns the file descriptor of stderr, or None if stderr was closed when the program started. In that
+    case the descriptor may belong to another file now.
     """
     return None if sys.__stderr__ is None else sys.__stderr__.fileno()
 
 
-#: DEBUG records of these loggers are shown from verbose level 1, those of other loggers from level 2.
+#: The logger of the lines about requests.
 REQUESTS = "backline.requests"
+#: The loggers whose DEBUG records are shown from verbose level 1 on. Those of other loggers are shown from
+#: level 2 on.
 _VERBOSE = (REQUESTS, "backline.model")
 
 
 class ServerLog(logging.Handler):
-    """Handles all log records while installed. Raises OSError if the log file cannot be opened.
+    """A handler that gets all log records of the program while the handler is installed. Raises OSError if
+    the log file cannot be opened.
 
     A record is formatted on the thread that logs it, and written on another thread.
     """
 
     def __init__(self, settings: LogSettings) -> None:
+        # The module logging closes every handler that it has initialised when the program ends, so a handler
+        # without a writer must not reach super().__init__().
+        self._writer = LogWriter(Path(settings.file) if settings.file else None, self._lost)
         super().__init__()
         self._settings = settings
-        self._writer = LogWriter(Path(settings.file) if settings.file else None, self._lost)
         self._listeners: list[Callable[[LogSettings], None]] = []
         self._recent = RecentLines()
 
     @contextmanager
     def installed(self) -> Iterator[Self]:
-        """Makes this the program's log for the duration of a `with` block. Writes the remaining lines at its
-        end.
+        """Makes this handler the program's log for the duration of a `with` block. The remaining lines are
+        written at the end of the block.
         """
         root = logging.getLogger()
         before = root.level
@@ -191,7 +252,7 @@ class ServerLog(logging.Handler):
         return self._recent.after(after)
 
     def watch(self, listener: Callable[[LogSettings], None]) -> None:
-        """Calls `listener` with the settings at once, and again after every change."""
+        """Calls `listener` with the settings immediately, and again after every change."""
         self._listeners.append(listener)
         listener(self._settings)
 
@@ -209,12 +270,15 @@ class ServerLog(logging.Handler):
             listener(settings)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Returns whether to log a record. Loggers have already dropped records below their level."""
+        """Returns whether to log a record. Records below the level of their logger do not reach this
+        method.
+        """
         settings, level = self._settings, record.levelno
         if level < logging.INFO:
             return settings.verbose_level > (0 if record.name in _VERBOSE else 1)
         if level < logging.WARNING:
-            return settings.info
+            # watchfiles reports each change to a watched folder.
+            return settings.info and (settings.verbose_level > 1 or record.name != "watchfiles.main")
         return settings.warning if level < logging.ERROR else settings.error
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -225,7 +289,7 @@ class ServerLog(logging.Handler):
     def _text(self, record: logging.LogRecord) -> str:
         try:
             return self.format(record)
-        except Exception as error:  # the caller's mistake: wrong arguments, or ones without a text form
+        except Exception as error:  # the caller's mistake, such as wrong arguments
             return f"cannot format a record of {record.name}, {record.msg!r}: {error}"
 
     def _lost(self, count: int, reason: str) -> bytes:
@@ -256,21 +320,27 @@ def formatter(kind: LogFormat, style: LogStyle = "backline") -> logging.Formatte
 
 
 class TextFormatter(logging.Formatter):
-    """Writes one line per record, followed by the lines of any traceback. A message may contain text from
-    clients, so its control characters are escaped: they could forge lines, or control the terminal that shows
-    the log.
+    """Formats a record as one line, followed by the lines of the traceback, if there is one. Control
+    characters in messages are escaped, because a message may contain text from clients, who could otherwise
+    forge lines or control the terminal that shows the log.
+
+    If a record has the attribute `multiline`, its message is a traceback from a worker process. The line ends
+    of the message are kept, and all lines but the first are indented, so that none of them looks like a
+    record.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = printable(record.message)
-        return super().formatMessage(record)
+        lines = record.message.split("\n") if getattr(record, "multiline", False) else [record.message]
+        first, *others = map(printable, lines)
+        record.message = first
+        return "\n  ".join([super().formatMessage(record), *others])
 
     def formatException(self, ei: Any) -> str:
         return "\n".join(map(printable, super().formatException(ei).split("\n")))
 
 
 class IsoFormatter(TextFormatter):
-    """Writes times in ISO 8601, UTC, to the millisecond."""
+    """A TextFormatter that writes the time in ISO 8601 format, in UTC, to the millisecond."""
 
     converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"
@@ -278,7 +348,7 @@ class IsoFormatter(TextFormatter):
 
 
 class TritonFormatter(TextFormatter):
-    """Writes lines as Triton does: `I1126 12:00:00.000000 4242 journal.py:99] "message"`, in local time.
+    """Formats records as Triton does: `I1126 12:00:00.000000 4242 journal.py:99] "message"`, in local time.
 
     With `iso`, a line begins with the time in UTC to the millisecond, followed by the severity. If a record
     has the attribute `table`, the text of the table is written unchanged in place of the message.
@@ -305,8 +375,8 @@ class TritonFormatter(TextFormatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """Writes one JSON object per line: `time`, `level`, `logger`, `message`, and if present `exception` and
-    `fields`.
+    """Formats a record as a JSON object in one line, with the keys `time`, `level`, `logger` and `message`,
+    and if present `exception` and the keys of the record's `fields`.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -325,7 +395,8 @@ class JsonFormatter(logging.Formatter):
             text = _encode(document).decode()
         except UnicodeEncodeError:  # an unpaired surrogate, which a client may send in an id
             text = _encode({name: _encodable(value) for name, value in document.items()}).decode()
-        # JSON escapes only the control characters of ASCII; terminals also obey those of Latin-1.
+        # JSON escapes only the control characters of ASCII, but terminals also obey the control characters of
+        # Latin-1.
         return text if text.isprintable() else text.translate(_ESCAPES)
 
 

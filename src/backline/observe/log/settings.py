@@ -1,6 +1,6 @@
 """The log settings, with their names in Triton's logging extension.
 
-Source: docs/protocol/extension_logging.md of triton-inference-server/server.
+The extension is described in docs/protocol/extension_logging.md of triton-inference-server/server.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from backline.engine.spelling import nearest
 
 LogFormat: TypeAlias = Literal["default", "ISO8601", "json"]
 FORMATS: tuple[LogFormat, ...] = get_args(LogFormat)
-#: The appearance of lines in the formats default and ISO8601.
+#: The style of the lines in the formats default and ISO8601.
 LogStyle: TypeAlias = Literal["backline", "triton"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
@@ -25,10 +25,11 @@ _EXPECTED = {bool: "boolean", int: "int32", str: "string"}
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
-    """Which severities are logged, in which format, and to which file (`file` is empty for stderr).
+    """The settings of the log: which severities are logged, in which format, and to which file (`file` is
+    empty for stderr).
 
-    `verbose_level` 1 adds a line per request and verbose messages from models; 2 adds all messages from the
-    server and its libraries.
+    A `verbose_level` of 1 adds a line per request, and verbose messages from models; 2 adds all messages from
+    the server and its libraries.
     """
 
     file: str = ""
@@ -37,13 +38,13 @@ class LogSettings:
     error: bool = True
     verbose_level: int = 0
     format: LogFormat = "default"
-    #: Fixed at the start of the server, and not shown to clients.
+    #: The style of the lines. It is fixed when the server starts, and is not shown to clients.
     style: LogStyle = "backline"
 
     @classmethod
     def of_level(cls, level: LogLevel, **others: Any) -> LogSettings:
-        """Returns settings that log all severities from `level` up; "debug" logs everything. `others`
-        override them unless None.
+        """Returns settings that log the severity `level` and all higher severities; "debug" logs everything.
+        `others` are further settings; those that are None have no effect.
         """
         rank = LEVELS.index(level)
         settings = cls(info=rank <= 1, warning=rank <= 2, verbose_level=0 if rank else 2)
@@ -54,10 +55,10 @@ class LogSettings:
         return {f"log_{name}": value for name, value in asdict(self).items() if name != "style"}
 
     def changed(self, changes: Mapping[str, object]) -> LogSettings:
-        """Returns a copy with `changes`, which use Triton's names.
+        """Returns a copy of the settings with `changes`, whose keys are Triton's names.
 
-        Raises InvalidArgument for a wrong name or value, and Unsupported for a change of the log file, as
-        Triton does.
+        Raises InvalidArgument for an unknown name or an invalid value, and Unsupported for a change of the
+        log file, as Triton does.
         """
         shown = self.shown()
         for name, value in changes.items():

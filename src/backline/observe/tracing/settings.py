@@ -1,5 +1,5 @@
-"""Trace settings, global and per model, with Triton's names and rules. Parses Triton's option
---trace-config.
+"""Trace settings, both global and per model, with Triton's names and rules. Also parses the option
+--trace-config, which is Triton's.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from backline.engine.errors import InvalidArgument, Unsupported
+from backline.engine.numbers import parse_whole
 from backline.engine.spelling import nearest
 from backline.engine.tracing import SettingValue
 
@@ -29,10 +30,10 @@ CHANGEABLE: Final = ("trace_level", *_RANGES)
 
 @dataclass(slots=True, eq=False)
 class TraceSetting:
-    """The trace settings of one model, or the global ones. Decides which requests are traced.
+    """The trace settings of one model, or the global trace settings. They decide which requests are traced.
 
-    The last of every `trace_rate` requests is traced, until `trace_count` requests were traced; -1 means no
-    limit. `specified` names the settings that were set here rather than inherited.
+    The last of every `trace_rate` requests is traced, until `trace_count` requests have been traced; -1 means
+    no limit. `specified` has the names of the settings that were set here rather than inherited.
     """
 
     trace_level: tuple[Level, ...] = ()
@@ -40,8 +41,9 @@ class TraceSetting:
     trace_count: int = -1
     log_frequency: int = 0
     specified: frozenset[str] = frozenset()
-    #: The number of requests considered for sampling, and the number of completed traces.
+    #: The number of requests considered for sampling.
     seen: int = 0
+    #: The number of completed traces.
     collected: int = 0
 
     @property
@@ -63,7 +65,7 @@ class TraceSetting:
         return hit or forced
 
     def shown(self) -> dict[str, SettingValue]:
-        """Returns the settings as clients see them."""
+        """Returns the settings in the form in which clients see them."""
         levels: list[str] = [level for level in LEVELS if level in self.trace_level]
         return {"trace_level": levels or ["OFF"], **{name: str(getattr(self, name)) for name in _RANGES}}
 
@@ -82,14 +84,14 @@ def changed(
 
 
 class SettingTable:
-    """The settings at three levels: those of a model override the global ones, which override those given at
-    the start.
+    """The settings at three levels: a model's settings override the global settings, which override the
+    settings that were given when the server started.
     """
 
     def __init__(self, start: TraceSetting, mode: Mode) -> None:
         self._start = start
         self._mode = mode
-        self._all = replace(start)  # a copy, because counting traces changes it
+        self._all = replace(start)  # a copy, because counting requests changes the object
         self._models: dict[str, TraceSetting] = {}
 
     @property
@@ -100,7 +102,7 @@ class SettingTable:
         return self._models.get(model, self._all)
 
     def update(self, model: str, changes: Mapping[str, SettingValue | None], *, has_file: bool) -> None:
-        """Changes all of the settings or none. Raises InvalidArgument or Unsupported; see TraceControl."""
+        """Makes all of the changes or none. Raises InvalidArgument or Unsupported; see TraceControl."""
         read = read_changes(changes, self._mode)
         if model:
             setting = changed(self._models.get(model), self._all, read)
@@ -120,8 +122,8 @@ class SettingTable:
             self._models.pop(model, None)
 
     def _check(self, setting: TraceSetting, *, has_file: bool) -> None:
-        """Raises InvalidArgument, with Triton's text, for invalid settings. Does not check settings that
-        trace nothing.
+        """Raises InvalidArgument, with Triton's message, for invalid settings. Settings under which
+        nothing is traced are not checked.
         """
         if not setting.on:
             return
@@ -135,15 +137,15 @@ class SettingTable:
 
 
 def read_changes(changes: Mapping[str, SettingValue | None], mode: Mode) -> dict[str, object]:
-    """Parses settings from a client. Raises InvalidArgument, or Unsupported for settings that are fixed at
-    the start.
+    """Parses settings from a client. Raises InvalidArgument for invalid settings, and Unsupported for
+    settings that cannot change after the server has started.
     """
     read: dict[str, object] = {}
     for name, value in changes.items():
         if name == "trace_file":
             raise Unsupported("trace file location can not be updated through network protocol")
         if name == "trace_mode":
-            if value == mode:  # the client sends back all settings that it has read
+            if value == mode:  # unchanged: clients may send back all settings
                 continue
             raise Unsupported(
                 "the trace mode cannot change while the server runs: start it with --trace-config mode=..."
@@ -182,7 +184,7 @@ def read_levels(names: list[str], mode: Mode) -> tuple[Level, ...]:
 
 
 def read_number(name: str, value: SettingValue) -> int:
-    """Parses a numeric setting. Raises InvalidArgument with Triton's text."""
+    """Parses a numeric setting. Raises InvalidArgument, with Triton's message, if the value is not valid."""
     if not isinstance(value, str):
         raise InvalidArgument(f"expect only 1 value for '{name}'")
     if not re.fullmatch(r"\s*[-+]?[0-9]+\s*", value, re.ASCII):
@@ -201,29 +203,32 @@ def read_number(name: str, value: SettingValue) -> int:
 _GLOBAL: Final = ("level", "rate", "count", "mode")
 _TRITON: Final = ("file", "log-frequency")
 _SPANS: Final = ("url", "resource", "bsp_max_queue_size", "bsp_schedule_delay", "bsp_max_export_batch_size")
-#: The default address of an OpenTelemetry collector; environment variables may set another.
+#: The default URL of an OpenTelemetry collector; environment variables can set another.
 DEFAULT_URL: Final = "http://localhost:4318/v1/traces"
 
 
 @dataclass(frozen=True, slots=True)
 class SpanOptions:
-    """Where and how spans are sent. An option that is None is set by OpenTelemetry's environment variables or
-    defaults.
+    """Options that say where and how spans are sent. For an option that is None, OpenTelemetry's environment
+    variables or defaults apply.
     """
 
     url: str | None = None
     #: Attributes of the OpenTelemetry resource.
     resource: tuple[tuple[str, str], ...] = ()
-    #: The maximum number of spans waiting to be sent, the milliseconds between sends, and the maximum number
-    #: of spans per send.
+    #: The maximum number of spans that wait to be sent.
     max_queue_size: int | None = None
+    #: The time between sends in milliseconds.
     schedule_delay_ms: int | None = None
+    #: The maximum number of spans per send.
     max_export_batch_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TraceConfig:
-    """Which requests are traced from the start, and where their traces are written."""
+    """The configuration of tracing: which requests are traced when the server starts, and where their traces
+    are written.
+    """
 
     levels: tuple[Level, ...] = ()
     rate: int = 1000
@@ -313,6 +318,7 @@ def _positive(given: dict[str, str], name: str) -> int | None:
     value = given.get(name)
     if value is None:
         return None
-    if not value.isdecimal() or not 0 < int(value) < 2**31:
+    number = parse_whole(value, 1, 2**31 - 1)
+    if number is None:
         raise InvalidArgument(f"'{name}' is '{value}', expected a number above 0")
-    return int(value)
+    return number

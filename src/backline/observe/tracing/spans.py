@@ -1,5 +1,5 @@
-"""Records traces as OpenTelemetry spans. OpenTelemetry's SDK creates and sends them (the extra
-`backline[otel]`).
+"""Records traces as OpenTelemetry spans. OpenTelemetry's SDK, which the extra `backline[otel]` installs,
+creates and sends the spans.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from backline.version import __version__
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.trace import Span
 
-#: Maximum time, in seconds, for sending the remaining spans when the server stops.
+#: The maximum time, in seconds, for sending the remaining spans when the server stops.
 _FAREWELL = 2.0
 
 
@@ -36,23 +35,21 @@ class KeptSpan:
 
     def __init__(self, span: Span, offset_ns: int, id: int = 0) -> None:
         self.span = span
-        #: A serial number for the attributes that Triton sets.
+        #: A serial number, from which the attributes that Triton sets are derived.
         self.id = id
         self.offset_ns = offset_ns
 
 
 class SpanWriter:
-    """A TraceWriter that turns traces into spans.
+    """A TraceWriter that converts traces to spans.
 
-    A client's request becomes a span `InferRequest`. It has a child for each request to a model, named after
-    the model. Such a child has the children `queue` and `compute`, and `compute` has the children `input`,
-    `infer` and `output`. Spans that cannot be sent in time are lost.
+    A client's request becomes a span `InferRequest`. This span has a child for each request to a model; the
+    child is named after the model. Such a child in turn has the children `queue` and `compute`, and `compute`
+    has the children `input`, `infer` and `output`. Spans that cannot be sent in time are lost.
     """
 
-    def __init__(self, options: SpanOptions, processor: SpanProcessor | None = None) -> None:
-        """`processor` replaces the exporter that sends to `options.url`. Raises Unsupported if the SDK is
-        missing.
-        """
+    def __init__(self, options: SpanOptions) -> None:
+        """Raises Unsupported if the SDK is not installed."""
         try:
             from opentelemetry import trace
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -66,29 +63,30 @@ class SpanWriter:
                 f"trace mode opentelemetry needs OpenTelemetry's SDK ({error}): pip install 'backline[otel]'"
             ) from None
         resource = Resource.create(dict(options.resource))
-        # The SDK uses this default if neither an option nor the environment names the service.
+        # The SDK uses a name that starts like this if neither an option nor the environment names the
+        # service.
         if str(resource.attributes.get("service.name", "")).startswith("unknown_service"):
             resource = resource.merge(Resource({"service.name": "backline"}))
         self._provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
-        if processor is None:
-            processor = BatchSpanProcessor(
+        self._provider.add_span_processor(
+            BatchSpanProcessor(
                 OTLPSpanExporter(options.url),
                 max_queue_size=options.max_queue_size,
                 schedule_delay_millis=options.schedule_delay_ms,
                 max_export_batch_size=options.max_export_batch_size,
             )
-            # The SDK would log every span that does not fit into the queue, which costs more than the span
-            # itself. Another logger reports failed sends.
-            logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.ERROR)
-        self._provider.add_span_processor(processor)
+        )
+        # The SDK would log each span that does not fit into the queue, and logging costs more time than the
+        # span itself. Failures to send are still reported, by another logger.
+        logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.ERROR)
         self._tracer = self._provider.get_tracer("backline", __version__)
         self._trace = trace
         self._ids = count(1)
         self._propagator = TraceContextTextMapPropagator()
 
     def read_parent(self, headers: Mapping[bytes, bytes]) -> Context | None:
-        """Returns the client's trace context from `traceparent` and `tracestate`; None if it is absent or not
-        sampled.
+        """Returns the client's trace context from the headers `traceparent` and `tracestate`; None if there
+        is no context, or if it is not sampled.
         """
         carrier = {
             name: headers[name.encode()].decode("latin-1")
@@ -138,7 +136,7 @@ class SpanWriter:
         return json.dumps(carrier)
 
     def responded(self, request: RequestTrace[KeptSpan], response: InferResponse) -> None:
-        """Adds nothing: the trace counts responses."""
+        """Adds nothing, because the span gets the number of responses when the request ends."""
 
     def ended(self, request: RequestTrace[KeptSpan]) -> None:
         kept = request.kept
@@ -164,8 +162,8 @@ class SpanWriter:
         self._end(exchange.kept, events, exchange.sent_ns, exchange.error)
 
     def _add_queue(self, request: RequestTrace[KeptSpan]) -> None:
-        """Adds the time in the queue, or marks a cache hit. Requests to ensembles and refused requests have
-        neither.
+        """Adds a span for the time in the queue, or records a cache hit. Adds nothing for requests to
+        ensembles and refused requests.
         """
         if request.runs:
             self._add(request.kept, "queue", request.began_ns, request.runs[0].started_ns)
@@ -204,11 +202,11 @@ class SpanWriter:
         span.end(ended_ns + kept.offset_ns)
 
     def flush(self) -> None:
-        """Does nothing: the SDK sends in batches and at intervals."""
+        """Does nothing: the SDK sends spans in batches and at intervals."""
 
     async def close(self) -> None:
-        """Sends the remaining spans, for at most _FAREWELL seconds: a hung receiver must not delay the exit
-        for longer.
+        """Sends the remaining spans. Returns after at most _FAREWELL seconds, so that a receiver that hangs
+        does not delay the exit for longer.
         """
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
@@ -218,7 +216,7 @@ class SpanWriter:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(ended.set)
 
-        # A daemon thread does not block the exit.
+        # The thread is a daemon, so that it does not block the exit of the program.
         threading.Thread(target=shut_down, name="spans", daemon=True).start()
         with suppress(TimeoutError):
             await asyncio.wait_for(ended.wait(), _FAREWELL)

@@ -14,11 +14,11 @@ from backline.engine.tracing import RunMoments, Trace, TraceProtocol
 from backline.engine.values.messages import InferRequest, InferResponse
 from backline.observe.tracing.settings import TraceSetting
 
-#: The type of the object that a writer keeps with each exchange and request.
+#: The type of the object that a writer attaches to each exchange and request.
 Kept = TypeVar("Kept")
-#: Seconds by which a deadline timer may fire early.
+#: The time, in seconds, by which a deadline timer may fire early.
 _EARLY = 0.002
-#: The version of a model that was not found, as in Triton's traces.
+#: The version that is recorded for a model that was not found, as in Triton's traces.
 UNKNOWN_VERSION = "-1"
 #: Triton's names for the start and the end of receiving a request, for each protocol.
 RECEIVED = {
@@ -29,7 +29,9 @@ RECEIVED = {
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run that included the request. Times are from time.monotonic_ns(); `items` counts the whole batch."""
+    """A run of the model that included the request. Times are from time.monotonic_ns(); `batch_size` is the
+    number of items in the whole batch.
+    """
 
     started_ns: int
     gathered_ns: int
@@ -40,8 +42,8 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The class and message of an error. The error itself is not kept, because its traceback would keep the
-    request's tensors alive.
+    """The class and message of an error. The error itself is not kept, because the traceback of the error
+    would keep the request's tensors alive.
     """
 
     kind: str
@@ -59,27 +61,29 @@ class TraceWriter(Protocol[Kept]):
         """Called when a client's request has arrived."""
 
     def began(self, trace: RequestTrace[Kept], request: InferRequest) -> Kept:
-        """Called before a ticket is submitted, either for a client's request or for one made on its
-        behalf.
+        """Called before a ticket is submitted, for a client's request or for a request that is made on
+        behalf of a client's request.
         """
 
     def context(self, kept: Kept) -> str:
         """Returns the trace context that is passed to models; see Trace.context."""
 
     def responded(self, request: RequestTrace[Kept], response: InferResponse) -> None:
-        """Called when a request has a response, possibly one of many."""
+        """Called for each response to a request; there may be several."""
 
     def ended(self, request: RequestTrace[Kept]) -> None:
-        """Called when a request is done: completed, refused or cancelled."""
+        """Called when a request has ended because it was completed, refused or cancelled."""
 
     def answered(self, exchange: Exchange[Kept]) -> None:
-        """Called when the client has its response, and no request made on its behalf is in flight."""
+        """Called when the client has received its response, and no request made on the client's behalf is in
+        flight.
+        """
 
     def flush(self) -> None:
         """Starts writing the completed traces."""
 
     async def close(self) -> None:
-        """Writes the remaining traces, within a few seconds."""
+        """Writes the remaining traces. Returns within a few seconds."""
 
 
 class Exchange(Generic[Kept]):
@@ -105,12 +109,13 @@ class Exchange(Generic[Kept]):
         self.model = model
         self.parent = parent
         self.began_ns = began_ns
-        #: When the request had been read completely.
+        #: The time when the request had been read completely.
         self.read_ns = monotonic_ns()
         self.response_ns = self.send_ns = self.sent_ns = 0
         self.error: Failure | None = None
-        #: The number of requests made for this exchange so far, and the number of those in flight.
+        #: The number of requests made for this exchange so far.
         self.requests = 0
+        #: The number of requests made for this exchange that are in flight.
         self._open = 0
         self._answered = False
         self.kept = writer.arrived(self)
@@ -127,7 +132,9 @@ class Exchange(Generic[Kept]):
         return self
 
     def ran(self, run: RunMoments) -> None:
-        """Does nothing: the traces of the exchange's requests record their runs."""
+        """Does nothing, because the trace of each request of the exchange records the runs of that
+        request.
+        """
 
     def unreadable(self, error: BacklineError) -> None:
         self.answer(error)
@@ -138,7 +145,7 @@ class Exchange(Generic[Kept]):
         self._open += 1
 
     def closed(self) -> None:
-        """Records that a request of this exchange is done."""
+        """Records that a request of this exchange has ended."""
         self._open -= 1
         self._look_at_end()
 
@@ -157,10 +164,11 @@ class Exchange(Generic[Kept]):
 
 
 class RequestTrace(Listener, Generic[Kept]):
-    """One request to a model: the client's, a step of an ensemble, or a call from another model.
+    """The trace of a request to a model: the client's request, a step of an ensemble, or a call from another
+    model.
 
-    Implements Trace, and listens to its ticket. `parent` is the request on whose behalf this one was made;
-    `links` are any further such requests.
+    Implements Trace, and listens to the request's ticket. `parent` is the request on whose behalf this
+    request was made; `links` are further requests on whose behalf it was made.
     """
 
     def __init__(
@@ -178,7 +186,7 @@ class RequestTrace(Listener, Generic[Kept]):
         self.parent = parent
         self.links = links
         self.began_ns = request.arrived_ns
-        #: When the request was done; 0 while it is in flight.
+        #: The time when the request ended; 0 while it is in flight.
         self.ended_ns = 0
         self.runs: list[Run] = []
         self.error: Failure | None = None
@@ -186,9 +194,10 @@ class RequestTrace(Listener, Generic[Kept]):
         self.responses = 0
         self.first_response_ns = 0
         self.model_version, composed = _resolve(exchange.engine, request)
-        #: Whether the request waits in a queue; requests to ensembles and refused requests do not.
+        #: Whether the request waited in a queue. Requests to ensembles and refused requests do not wait in
+        #: queues.
         self.queued = not composed
-        #: Whether other requests were made on behalf of this one.
+        #: Whether other requests were made on behalf of this request.
         self.asked_others = False
         exchange.opened()
         self.kept = exchange.writer.began(self, request)
@@ -203,7 +212,7 @@ class RequestTrace(Listener, Generic[Kept]):
         return RequestTrace(self.exchange, ticket, self)
 
     def unreadable(self, error: BacklineError) -> None:
-        """Never called: only the exchange of a client can be unreadable."""
+        """Never called: only a client's message can be unreadable, and the client's exchange records that."""
 
     def shared_with(self, others: Sequence[Trace]) -> Trace:
         return _Shared(self, [other for other in others if isinstance(other, RequestTrace)])
@@ -218,9 +227,10 @@ class RequestTrace(Listener, Generic[Kept]):
             )
 
     def _is_of(self, ticket: Ticket) -> bool:
-        """Returns whether a ticket in a run is the one that this trace follows.
+        """Returns whether a ticket in a run is the ticket that this trace follows.
 
-        Requests made on behalf of that ticket after tracing was switched off also have this trace.
+        Other tickets may have this trace too: those of requests that were made on behalf of the traced one
+        after tracing was switched off.
         """
         return ticket.trace is self and ticket.request.model_name == self.model_name
 
@@ -260,8 +270,8 @@ class RequestTrace(Listener, Generic[Kept]):
             self.exchange.answer(error)
 
     def _end_all(self, ticket: Ticket, error: BacklineError) -> None:
-        """Records that a request failed without a completion. If it is the client's request, the exchange
-        also ends.
+        """Records that a request failed and will have no completion. If it is the client's request, the
+        exchange also ends.
         """
         self._end(ticket, error)
         if self.parent is None:
@@ -276,7 +286,9 @@ class RequestTrace(Listener, Generic[Kept]):
 
 
 class _Shared(Generic[Kept]):
-    """The trace of a request made for several others: a child of the first, and linked to the rest."""
+    """The trace of a request that is made on behalf of several other requests. It is a child of the first of
+    their traces, and linked to the others.
+    """
 
     def __init__(self, first: RequestTrace[Kept], others: Sequence[RequestTrace[Kept]]) -> None:
         self._first = first
@@ -291,17 +303,17 @@ class _Shared(Generic[Kept]):
         return self
 
     def ran(self, run: RunMoments) -> None:
-        """Never called: after its submission, the request has the trace that `follow` returned."""
+        """Never called: once the request has been submitted, it has the trace that `follow` returned."""
 
     def unreadable(self, error: BacklineError) -> None:
         """Never called; see `ran`."""
 
 
 def _resolve(engine: Engine, request: InferRequest) -> tuple[str, bool]:
-    """Returns the version that would serve the request, and whether the model is an ensemble."""
+    """Returns the version of the model that would serve the request, and whether the model is an ensemble."""
     try:
         model = engine.find(request.model_name, request.model_version)
-    except BacklineError:  # the error is raised again when the request is submitted
+    except BacklineError:  # submitting the request raises this error again
         return request.model_version or UNKNOWN_VERSION, False
     return model.version, model.config.ensemble is not None
 

@@ -20,15 +20,15 @@ from backline.engine.values.tensor import Tensor
 from backline.observe.tracing.settings import TraceSetting
 from backline.observe.tracing.trace import RECEIVED, Exchange, RequestTrace, numbered
 
-#: The maximum number of elements that are written of a tensor; the rest is left out.
+#: The maximum number of elements of a tensor that are written; the other elements are left out.
 MAX_ELEMENTS = 16 * 1024
 
 
 def tensor_document(tensor: Tensor) -> dict[str, str]:
     """Returns a tensor's name, elements, shape and datatype, all as text.
 
-    Floats have six significant digits, as in C++. BYTES are in double quotes, with invalid UTF-8 replaced. A
-    longer tensor ends with "..." after MAX_ELEMENTS elements.
+    Floats have six significant digits, as in C++. Elements of type BYTES are in double quotes, with invalid
+    UTF-8 replaced. If the tensor has more than MAX_ELEMENTS elements, "..." stands in for the rest.
     """
     elements = tensor.data.reshape(-1)
     first = elements[:MAX_ELEMENTS]
@@ -55,18 +55,18 @@ def _text(element: Any) -> str:
 
 log = logging.getLogger("backline.observe")
 
-#: Completed traces are written once they have more than this many bytes in total.
+#: Completed traces are written once their total size, in bytes, exceeds this.
 _MAX_KEPT = 1 << 20
-#: The maximum number of writes waiting for the disk; further traces are lost.
+#: The maximum number of writes that wait for the disk; the traces of further writes are lost.
 _MAX_WRITES = 8
-#: Maximum time, in seconds, for writing the remaining traces when the server stops.
+#: The maximum time, in seconds, for writing the remaining traces when the server stops.
 _FAREWELL = 5.0
 _encode = msgspec.json.Encoder().encode
 
 
 class TraceEntry:
-    """The lines of one request in the file. `id` is a serial number; `entries` has all entries of the
-    exchange.
+    """The lines of a request in the file. `id` is a serial number; `entries` has the entries of all requests
+    in the same exchange.
     """
 
     __slots__ = ("entries", "id", "lines")
@@ -88,8 +88,10 @@ class TraceEntry:
 class TraceFile:
     """A TraceWriter for the format of Triton's trace file.
 
-    With a `log_frequency` of n, every n traces go to a separate file: FILE.0, FILE.1 and so on. Other
-    traces are appended to FILE, whose array is closed when the server stops. A thread does the writing.
+    Traces are written to FILE, which replaces an earlier file of that name. The closing bracket of its JSON
+    array is written when the server stops. If `log_frequency` is n, each group of up to n traces is instead
+    written to a separate file: FILE.0, FILE.1 and so on. When `trace_count` is reached at a `trace_rate` of
+    1, the last traces also get a separate file. Files are written on a thread.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,9 +105,11 @@ class TraceFile:
         self._path = path
         self._ids = count(1)
         self._indices = count()
+        #: Whether FILE was begun. Only the writing thread uses this attribute.
         self._begun = False
-        #: Completed traces that have not been written yet, by log frequency, and their size in bytes.
+        #: The completed traces that have not been written yet, by log frequency.
         self._pending: dict[int, list[bytes]] = {}
+        #: The total size, in bytes, of the traces in `_pending`, by log frequency.
         self._bytes: dict[int, int] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trace-file")
         self._writes = 0
@@ -195,7 +199,10 @@ class TraceFile:
             return
         if self._writes >= _MAX_WRITES:
             if not self._lost:
-                log.warning("losing traces: '%s' is written too slowly", self._path)
+                log.warning(
+                    "losing traces: '%s' is written too slowly; trace fewer requests (a larger trace_rate)",
+                    self._path,
+                )
             self._lost += len(traces)
             return
         self._writes += 1
@@ -207,7 +214,9 @@ class TraceFile:
         self._writes -= 1
 
     def _write_traces(self, traces: list[bytes], index: int | None) -> None:
-        """Writes traces, on the writing thread: to the new file FILE.index, or else to the end of FILE."""
+        """Writes traces to the new file FILE.index, or to the end of FILE if `index` is None. Runs on the
+        writing thread.
+        """
         try:
             if index is not None:
                 self._path.with_name(f"{self._path.name}.{index}").write_bytes(b"[%b]" % b",".join(traces))

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 class TraceWriterPair(Generic[Kept]):
-    """Combines two TraceWriters. The second one, the log, is notified only when requests end."""
+    """Combines two TraceWriters. The second one, such as the request log, is called only at the end of
+    requests and exchanges.
+    """
 
     def __init__(self, writer: TraceWriter[Kept], second: TraceWriter[Any]) -> None:
         self._writer = writer
@@ -39,15 +41,15 @@ class TraceWriterPair(Generic[Kept]):
 
 
 class Tracing:
-    """Traces the requests to an engine as the settings say; implements Tracer and TraceControl.
+    """Traces the requests to an engine according to the settings; implements Tracer and TraceControl.
 
-    All methods must be called on the event loop. `Engine.tracer` refers to this object only while there is
-    something to trace.
+    All methods must be called on the event loop. `Engine.tracer` refers to this object only while requests
+    may have to be traced or logged.
     """
 
     def __init__(self, engine: Engine, config: TraceConfig) -> None:
-        """Raises Unsupported if OpenTelemetry is needed and missing, and InvalidArgument if the trace file
-        cannot be written.
+        """Raises Unsupported if OpenTelemetry is needed but not installed, and InvalidArgument if the trace
+        file cannot be written.
         """
         self._engine = engine
         self._config = config
@@ -64,9 +66,9 @@ class Tracing:
             self._writer = TraceFile(config.file)
         #: Traces requests for people who watch them in the console.
         self.watched = TraceWatch()
-        #: The log, which gets all requests, whether they are traced or not.
+        #: The request log, which gets all requests, whether they are traced or not.
         self._log: TraceWriter[Any] | None = None
-        #: Combines the trace writer and the log, for traced requests.
+        #: The trace writer combined with the request log, for traced requests.
         self._both: TraceWriter[Any] | None = None
         engine.trace_control = self
         self._follow()
@@ -92,7 +94,9 @@ class Tracing:
         return stop
 
     def log_requests(self, log: TraceWriter[Any] | None) -> None:
-        """Reports every request to `log` from now on, whether it is traced or not; None stops this."""
+        """Reports every request to `log` from now on, whether the request is traced or not. If `log` is None,
+        ends the reporting.
+        """
         self._log = log
         self._both = None if self._writer is None or log is None else TraceWriterPair(self._writer, log)
         self._follow()
@@ -100,7 +104,9 @@ class Tracing:
     def arrived(
         self, protocol: TraceProtocol, model: str, headers: Mapping[bytes, bytes], began_ns: int
     ) -> Exchange[Any] | None:
-        """Traces a request if the client asks for it, or if the request is sampled; see Tracer."""
+        """Traces a request if the client asks for a trace, the request is sampled, or requests are logged or
+        watched; see Tracer.
+        """
         setting = self._table.of(model)
         parent = (
             self._spans.read_parent(headers)
@@ -116,7 +122,7 @@ class Tracing:
         return Exchange(writer, self._engine, setting, protocol, model, began_ns, parent)
 
     def settings(self, model: str) -> Mapping[str, SettingValue]:
-        """Returns the settings of a model, or the global ones; see TraceControl."""
+        """Returns the settings of a model, or the global settings; see TraceControl."""
         self._check(model)
         shown = self._table.of(model).shown()
         config = self._config
@@ -135,7 +141,7 @@ class Tracing:
         }
 
     def update(self, model: str, changes: Mapping[str, SettingValue | None]) -> None:
-        """Changes the settings of a model, or the global ones; see TraceControl."""
+        """Changes the settings of a model, or the global settings; see TraceControl."""
         self._check(model)
         self._table.update(model, changes, has_file=self._config.file is not None)
         if self._writer is not None:
@@ -143,7 +149,7 @@ class Tracing:
         self._follow()
 
     def _check(self, model: str) -> None:
-        """Raises InvalidArgument, with Triton's text, for an unknown model."""
+        """Raises InvalidArgument, with Triton's message, for an unknown model."""
         if not model:
             return
         try:

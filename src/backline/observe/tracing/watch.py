@@ -1,5 +1,5 @@
-"""Traces for people who watch requests in the console. The latest traces are kept in memory, but only while
-somebody watches.
+"""Traces for people who watch requests in the console. The latest traces are kept in memory. Requests are
+traced only while somebody watches.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from backline.engine.private_places import for_clients
 from backline.engine.values.messages import InferRequest, InferResponse
 from backline.observe.tracing.trace import UNKNOWN_VERSION, Exchange, RequestTrace
 
-#: The maximum number of requests traced per second, not counting those that the console sends itself.
+#: The maximum number of requests that are traced per second, not counting the console's own requests.
 PER_SECOND = 20
 #: The number of traces that are kept.
 KEPT = 100
-#: While somebody watches, requests with ids that begin with this are always traced: the console sends them.
+#: The prefix of the ids of the console's own requests, which are always traced while somebody watches.
 OWN_ID = b"console-"
-#: The maximum number of requests to models in one trace: a pipeline may make any number.
+#: The maximum number of requests to models in a trace. There is a limit because a pipeline may make any
+#: number of requests.
 _MAX_REQUESTS = 200
 
 
 class TraceWatch:
-    """A TraceWriter that turns each exchange into a document and passes it to the `watchers`."""
+    """A TraceWriter that converts each exchange to a document and passes the document to the `watchers`."""
 
     def __init__(self) -> None:
         self.recent: deque[dict[str, Any]] = deque(maxlen=KEPT)
@@ -48,7 +49,7 @@ class TraceWatch:
     # as a writer
 
     def arrived(self, exchange: Exchange[None]) -> None:
-        """Records nothing: the document is made when the exchange ends."""
+        """Records nothing, because the document is made when the exchange ends."""
 
     def began(self, trace: RequestTrace[None], request: InferRequest) -> None:
         """Records nothing; see `arrived`."""
@@ -57,7 +58,7 @@ class TraceWatch:
         return "{}"
 
     def responded(self, request: RequestTrace[None], response: InferResponse) -> None:
-        """Records nothing: the trace counts responses."""
+        """Records nothing, because the document has only the number of responses."""
 
     def ended(self, request: RequestTrace[Any]) -> None:
         requests = self._open.setdefault(id(request.exchange), [])
@@ -72,7 +73,7 @@ class TraceWatch:
             watcher(document)
 
     def flush(self) -> None:
-        """Does nothing: documents are passed on at once."""
+        """Does nothing, because each document is passed on immediately."""
 
     async def close(self) -> None:
         """Does nothing; see `flush`."""

@@ -1,5 +1,5 @@
-"""Checks a configuration for contradictions, in the order and words of Triton
-(core/src/model_config_utils.cc).
+"""Checks a configuration for contradictions, in Triton's order and, for rules that Triton has too, with its
+error messages (core/src/model_config_utils.cc).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from backline.repository.configuration.document import Document, data_type, sugg
 from backline.repository.configuration.ensemble_checks import ensemble_faults
 from backline.repository.configuration.sequences import sequence_faults, state_faults
 
-#: A description of the fault, and the path of the field.
+#: The description of a fault, and the path of the field that has the fault.
 Fault = tuple[str, str]
 
 _DELAY = 1
-#: The valid form of a metric tag, which becomes part of a label's name; Triton exits if a tag has another
+#: Matches a valid metric tag, which becomes part of the name of a label. Triton exits if a tag has another
 #: form.
 _TAG = re.compile(r"[a-zA-Z0-9_]+")
 #: The numbers of TYPE_INT32 and TYPE_FP32.
@@ -42,7 +42,7 @@ def check(document: Document, name: str, *, whole: bool = True) -> None:
     """Raises InvalidArgument for the first rule that the configuration of the model `name` breaks.
 
     The error is a CreationFault if Triton checks the rule only after it has read the configuration. Unless
-    `whole` is set, tensors may lack a datatype or dims, which the model's code adds.
+    `whole` is set, tensors may lack a datatype or dims, because the model's code may add them.
     """
     message = document.message
     for reason, path in chain(_unknown_values(message), _faults(message, name)):
@@ -54,7 +54,7 @@ def check(document: Document, name: str, *, whole: bool = True) -> None:
 def check_samples(document: Document, name: str) -> None:
     """Raises CreationFault for the first invalid warm-up sample or initial state.
 
-    Triton checks these last, once it has read the label files.
+    Triton checks samples and initial states last, after it has read the label files.
     """
     message = document.message
     for reason, path in chain(_warm_up_faults(message, name), state_faults(message.sequence_batching)):
@@ -73,9 +73,10 @@ def check_complete(document: Document, name: str) -> None:
 
 
 def check_platform(document: Document, name: str, known: frozenset[str]) -> None:
-    """Raises InvalidArgument for a platform that is neither one of `known` nor one of Triton's.
+    """Raises InvalidArgument for a platform that is neither in `known` nor known to Triton, unless the
+    configuration names a backend.
 
-    Triton checks the platform first.
+    Triton makes this check before all others.
     """
     platform = document.message.platform
     if platform and not document.message.backend and platform not in known | _PLATFORMS:
@@ -85,8 +86,8 @@ def check_platform(document: Document, name: str, known: frozenset[str]) -> None
 
 
 def _unknown_values(section: Any, prefix: str = "") -> Iterator[Fault]:
-    """Yields the fields whose number is not a value of their enumeration; the text format accepts such
-    numbers.
+    """Yields the fields that are set to a number that is not a value of their enumeration. The text format
+    accepts such numbers.
     """
     for field, value in section.ListFields():
         path = prefix + field.name
@@ -107,7 +108,7 @@ def _unknown_values(section: Any, prefix: str = "") -> Iterator[Fault]:
 
 def _faults(message: Any, name: str) -> Iterator[Fault]:
     limit = message.max_batch_size
-    said = message.name or name  # Triton checks the name last, and uses it in error texts before that
+    said = message.name or name  # Triton checks the name last, but uses it in earlier error messages
     if limit < 0:
         yield f"'max_batch_size' must be non-negative value for {said}", "max_batch_size"
     yield from _metric_faults(message, name)
@@ -255,7 +256,7 @@ def _reshape_faults(what: str, path: str, tensor: Any, *, batched: bool, name: s
 
 def _sizes_between_variable(dims: list[int]) -> list[int]:
     """Returns the numbers of elements before, between and after the variable dimensions. A reshape must
-    preserve each of them.
+    preserve each of these numbers.
     """
     sizes = [1]
     for dim in dims:
@@ -308,7 +309,9 @@ def _ensemble_faults(message: Any, name: str) -> Iterator[Fault]:
 
 
 def _objective_faults(message: Any, name: str) -> Iterator[Fault]:
-    """Yields the settings that conflict with a model's latency objective, if the model has one."""
+    """Yields a fault for each setting that conflicts with the model's latency objective, if the model has
+    one.
+    """
     if _OBJECTIVE not in message.parameters:
         return
     batching = message.dynamic_batching
@@ -370,8 +373,8 @@ def _instance_faults(message: Any, name: str) -> Iterator[Fault]:
 
 
 def _warm_up_faults(message: Any, name: str) -> Iterator[Fault]:
-    """Checks those of Triton's rules that do not need the model; the others are checked when the warm-up
-    runs.
+    """Yields the faults in warm-up samples that can be found without the model. The other rules are checked
+    when the warm-up runs.
     """
     for index, sample in enumerate(message.model_warmup):
         for tensor, given in sorted(sample.inputs.items()):
@@ -379,7 +382,7 @@ def _warm_up_faults(message: Any, name: str) -> Iterator[Fault]:
             if not given.data_type:
                 wanted = next((one for one in message.input if one.name == tensor), None)
                 reason = f"model warmup input '{tensor}' must specify 'data_type' for {name}"
-                if wanted is not None and wanted.data_type:  # Triton finds this when it runs the sample
+                if wanted is not None and wanted.data_type:  # found when the sample is run
                     reason = (
                         f"[request id: <id_unknown>] inference input '{tensor}' data-type is '<invalid>', but"
                         f" model '{name}' expects '{data_type(wanted).name}': {reason}"

@@ -1,4 +1,4 @@
-"""Holds a configuration as it was written: its message, and the places where the text sets each field."""
+"""A configuration as it was written: its message, and the place in the text where each field is set."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ _NEVER_MEANT = frozenset({"TYPE_INVALID"})
 
 
 class CreationFault(InvalidArgument):
-    """A fault in a configuration that Triton finds when it creates a version, not when it reads the file.
+    """Raised for a fault in a configuration that Triton finds when it creates a version, rather than when it
+    reads the file.
 
-    `reason` says what is wrong, as Triton reports it for the version: its kind and its text, then the place.
-    `versions` are the versions that the version policy names, or None if it names none.
+    `reason` says what is wrong, as Triton reports it for the version: the kind of the error, its text, and
+    then the place of the fault. `versions` are the versions that the version policy names, or None if it
+    names none.
     """
 
     versions: tuple[str, ...] | None = None
@@ -48,9 +50,10 @@ class CreationFault(InvalidArgument):
 class Document:
     """A configuration before it is checked.
 
-    `message` is an inference.ModelConfig. `source` names the file or request that it came from, for errors.
-    `places` has the path ("input[0].dims", "parameters[backline.lane]") of every field that the text sets,
-    including fields set to their defaults, which the message cannot tell from unset fields.
+    `message` is an inference.ModelConfig. `source` names the file or request that contained the
+    configuration, for use in errors. `places` has the path ("input[0].dims", "parameters[backline.lane]") of
+    every field that the text sets, including fields that are set to their defaults, which cannot be
+    distinguished from unset fields in the message.
     """
 
     source: str
@@ -58,7 +61,9 @@ class Document:
     places: Mapping[str, Place | None] = field(default_factory=lambda: MappingProxyType({}))
 
     def place(self, path: str) -> Place | None:
-        """Returns the place of the field `path`, or of the nearest enclosing section whose place is known."""
+        """Returns the place of the field `path`, or of the innermost enclosing section whose place is known;
+        None if no place is known.
+        """
         while path:
             if path in self.places:
                 return self.places[path]
@@ -70,8 +75,8 @@ class Document:
         return InvalidArgument(f"{self._where(path)}: {printable(reason)}")
 
     def creation_fault(self, reason: str, path: str, kind: str = "Invalid argument") -> CreationFault:
-        """Returns the error for a fault that Triton reports for a version; `kind` is Triton's word for its
-        status.
+        """Returns a CreationFault for the field `path`. `kind` is the name of the status code with which
+        Triton reports the fault, such as "Invalid argument".
         """
         where, reason = self._where(path), printable(reason)
         return CreationFault(f"{where}: {reason}", f"{kind}: {reason} ({where})")

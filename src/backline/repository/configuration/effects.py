@@ -65,31 +65,32 @@ SUPPORTED: Final = frozenset(
         "model_metrics.metric_control",
     }
 )
-#: The messages that contain the supported fields.
+#: The paths of the sections that contain the supported fields.
 _SECTIONS: Final = frozenset(
     name[: match.start()] for name in SUPPORTED for match in re.finditer(r"\.", name)
 )
 #: Sections that cause no warning when they are empty.
 _OFF: Final = frozenset({"model_repository_agents"})
 
-#: How a model runs: in this process, as a model with code in worker processes, by a runtime in a worker
-#: process, as streams on threads, only through its steps, or on other servers.
+#: The ways in which a model can run, in this order: in this process, as a model with its own code in worker
+#: processes, by a runtime in a worker process, as streams on threads, only through its steps, or on other
+#: servers.
 Kind: TypeAlias = Literal["here", "worker", "process", "stream", "ensemble", "remote"]
 _OF_WORKERS: Final = ("python", "memory_limit_bytes")
-_OF_RUNS: Final = ("lane", "cpus", "execution_timeout_seconds")
+_OF_RUNS: Final = ("lane", "lone_run_threads", "cpus", "execution_timeout_seconds")
 #: For each kind of model, the native settings that have no effect on it, and the reason.
 _IGNORED: Final[dict[Kind, tuple[str, tuple[str, ...]]]] = {
     "here": ("it is for models in worker processes", _OF_WORKERS),
-    "worker": ("the model runs in worker processes", ("lane",)),
+    "worker": ("the model runs in worker processes", ("lane", "lone_run_threads")),
     "process": ("it is for Python models", ("python",)),
     "stream": ("the model gives any number of responses, on its own threads", (*_OF_RUNS, *_OF_WORKERS)),
-    "remote": ("the model runs on other servers", ("lane", "cpus", *_OF_WORKERS)),
+    "remote": ("the model runs on other servers", ("lane", "lone_run_threads", "cpus", *_OF_WORKERS)),
     "ensemble": (
         "an ensemble runs nothing itself, set it for the models of its steps",
         (*_OF_RUNS, "idempotent", "batch_axis", "constant_input", *_OF_WORKERS),
     ),
 }
-#: The fields of ModelConfig that differ in name from their settings.
+#: The fields of ModelConfig whose names differ from the names of their settings.
 _FIELDS: Final = {"batch_axis": "batch_axes", "constant_input": "constant_inputs"}
 
 

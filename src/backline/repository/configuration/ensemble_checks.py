@@ -1,4 +1,4 @@
-"""Checks ensemble_scheduling, mostly in Triton's words (core/src/ensemble_utils.cc)."""
+"""Checks ensemble_scheduling. Most error messages have Triton's wording (core/src/ensemble_utils.cc)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Fault = tuple[str, str]
 
 
 def ensemble_faults(message: Any, name: str) -> Iterator[Fault]:
-    """Yields each fault in the ensemble_scheduling of an inference.ModelConfig, with the path of its
+    """Yields each fault in the ensemble_scheduling of an inference.ModelConfig, with the path of the
     field.
     """
     section = "ensemble_scheduling"
@@ -77,9 +77,7 @@ def _unused(message: Any, name: str, produced: dict[str, int], used: set[str]) -
 
 
 def _never_there(message: Any, name: str, produced: dict[str, int], inputs: set[str]) -> Iterator[Fault]:
-    """Yields a fault for each step that waits for a tensor that no step produces, or that is part of a
-    cycle.
-    """
+    """Yields a fault for each step that is part of a cycle, or waits for a tensor that no step produces."""
     there = set(inputs)
     waiting = dict(enumerate(message.ensemble_scheduling.step))
     while ready := [index for index, step in waiting.items() if there.issuperset(step.input_map.values())]:

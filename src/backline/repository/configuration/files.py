@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.repository.configuration.checks import check_complete, check_platform
 from backline.repository.configuration.document import Document
-from backline.repository.configuration.reader import to_model_config
 from backline.repository.listing import Listing
 
 CONFIG_PBTXT = "config.pbtxt"
@@ -17,10 +15,11 @@ MODEL_TOML = "model.toml"
 
 @dataclass(frozen=True, slots=True)
 class ConfigFiles:
-    """How to find and check a model's configuration file.
+    """Settings for finding and checking the configuration files of models.
 
-    If a model has the file configs/<name>.pbtxt or .toml, it is used. If `complete` is set, the configuration
-    must name inputs and outputs. If `platforms` is given, the configuration may name no other platform.
+    If a model has the file configs/<name>.pbtxt or configs/<name>.toml, this file is used. If `complete` is
+    set, the configuration must name inputs and outputs. If `platforms` is given, the configuration may name
+    only these platforms and those of Triton, unless it names a backend.
     """
 
     name: str = ""
@@ -39,9 +38,10 @@ def read(
     """Returns the configuration of the model `name` in the folder `listing`; None if it has no configuration
     file.
 
-    With `config_name`, the file is configs/<config_name>.pbtxt or .toml, if there is one. If `complete` is
-    set, the configuration must name the inputs and outputs (Triton's --disable-auto-complete-config). If
-    `platforms` is given, the configuration may name no other platform.
+    If `config_name` is given and the file configs/<config_name>.pbtxt or configs/<config_name>.toml exists,
+    this file is used. If `complete` is set, the configuration must name the inputs and outputs (Triton's
+    --disable-auto-complete-config). If `platforms` is given, the configuration may name only these platforms
+    and those of Triton, unless it names a backend.
 
     Raises InvalidArgument if the file cannot be read, is not valid or contradicts itself. The error names the
     file and, if known, the line and column.
@@ -51,6 +51,10 @@ def read(
         if complete:
             raise missing(listing)
         return None
+    # Imported late, because a repository without configuration files does not need these modules.
+    from backline.repository.configuration.checks import check_complete, check_platform
+    from backline.repository.configuration.reader import to_model_config
+
     document = parse(listing, path)
     if platforms:
         check_platform(document, name, platforms)
@@ -62,13 +66,14 @@ def read(
 def missing(listing: Listing) -> InvalidArgument:
     """Returns the error for a model without a configuration file, if a complete configuration is required."""
     return InvalidArgument(
-        f"'{listing.location}' holds no {CONFIG_PBTXT}, and configurations are not completed from the model"
+        f"'{listing.location}' holds no {CONFIG_PBTXT}, and configurations are not completed from the model;"
+        f" add a {CONFIG_PBTXT}"
     )
 
 
 def find(listing: Listing, config_name: str = "") -> str | None:
-    """Returns the path of a model's configuration file, or None. Raises InvalidArgument if there are two such
-    files.
+    """Returns the path of a model's configuration file, or None if there is none. Raises InvalidArgument if
+    there are two, if the file is a folder, or if `config_name` is not the name of a file.
     """
     if "/" in config_name or "\\" in config_name or config_name.startswith("."):
         raise InvalidArgument(
@@ -94,8 +99,8 @@ def find(listing: Listing, config_name: str = "") -> str | None:
 
 
 def parse(listing: Listing, path: str) -> Document:
-    """Returns the document in the file `path` of a model's folder. Raises InvalidArgument if it cannot be
-    read.
+    """Returns the document in the file `path` of a model's folder. Raises InvalidArgument if the file cannot
+    be read or parsed.
     """
     source = f"{listing.location.rstrip('/')}/{path}"
     if problem := listing.files[path].problem:
@@ -103,11 +108,11 @@ def parse(listing: Listing, path: str) -> Document:
     try:
         content = listing.read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidArgument(f"{source}: is not UTF-8 text (byte {error.start})") from None
+        raise InvalidArgument(f"{source}: the file is not UTF-8 text (byte {error.start})") from None
     if path.endswith(".toml"):
-        from backline.repository.configuration import toml  # only for repositories that have such files
+        from backline.repository.configuration import toml  # needed only for TOML files
 
         return toml.parse(content, source)
-    from backline.repository.configuration import text  # only for repositories with config.pbtxt
+    from backline.repository.configuration import text  # needed only for config.pbtxt
 
     return text.parse(content, source)

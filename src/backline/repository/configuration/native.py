@@ -1,4 +1,6 @@
-"""Defines the settings that Triton lacks: keys in model.toml, and parameters `backline.*` in config.pbtxt."""
+"""Defines the settings that Triton lacks. They are keys in model.toml, and parameters `backline.*` in
+config.pbtxt.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,14 @@ from types import MappingProxyType
 from typing import Any, Final, get_args
 
 from backline.engine.config.model_config import AnyLane, VersionPolicy
+from backline.engine.numbers import parse_whole
 from backline.repository.configuration.document import Document, suggest
 
 PREFIX: Final = "backline."
+_MOST: Final = 2**63 - 1
 _PYTHON: Final = re.compile(r"3\.[0-9]{1,3}(\.[0-9]{1,3})?")
-#: Parameters that the server adds to a configuration when it returns it. A configuration that a client sends
-#: back may contain them; they are then ignored.
+#: Parameters that the server adds to a configuration that it returns to a client. They are ignored if the
+#: client sends the configuration back.
 PLACEMENT: Final = "backline.placement"
 SCHEDULING: Final = "backline.scheduling"
 
@@ -34,11 +38,15 @@ def _truth(text: str) -> bool:
     return _choice("true", "false")(text) == "true"
 
 
-def _seconds(text: str) -> float:
+def _number(text: str) -> float:
     try:
-        seconds = float(text)
+        return float(text)
     except ValueError:
-        seconds = math.nan
+        return math.nan
+
+
+def _seconds(text: str) -> float:
+    seconds = _number(text)
     if not 0 < seconds < math.inf:
         raise ValueError("expected seconds above 0")
     return seconds
@@ -51,10 +59,26 @@ def _milliseconds(text: str) -> float:
         raise ValueError("expected milliseconds above 0") from None
 
 
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) > 1000:
-        raise ValueError("expected a number from 0 to 1000")
-    return int(text)
+def _amount(text: str) -> float:
+    amount = _number(text)
+    if not 0 <= amount < math.inf:
+        raise ValueError("expected a number, at least 0")
+    return amount
+
+
+def _whole(least: int, most: int, expected: str) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        number = parse_whole(text, least, most)
+        if number is None:
+            raise ValueError(f"expected {expected}")
+        return number
+
+    return read
+
+
+_above_0 = _whole(1, _MOST, "a whole number above 0")
+_core = _whole(0, 4095, "core numbers such as 0,2 or 0-3")
+_listed = _whole(0, _MOST, "whole numbers, separated by commas")
 
 
 def _cores(text: str) -> tuple[int, ...]:
@@ -62,10 +86,7 @@ def _cores(text: str) -> tuple[int, ...]:
     cores: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        ends = (first, last if dash else first)
-        if not all(end.isascii() and end.isdigit() and int(end) < 4096 for end in ends):
-            raise ValueError("expected core numbers such as 0,2 or 0-3")
-        cores.update(range(int(ends[0]), int(ends[1]) + 1))
+        cores.update(range(_core(first), _core(last if dash else first) + 1))
     if not cores:
         raise ValueError("expected core numbers such as 0,2 or 0-3")
     return tuple(sorted(cores))
@@ -84,17 +105,8 @@ def _versions(text: str) -> tuple[str, ...]:
     return versions
 
 
-def _axis(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise ValueError("expected the index of a dimension, from 0")
-    return int(text)
-
-
 def _numbers(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        raise ValueError("expected whole numbers, separated by commas")
-    return tuple(map(int, parts))
+    return tuple(_listed(part.strip()) for part in text.split(","))
 
 
 def _ascending(text: str) -> tuple[int, ...]:
@@ -104,16 +116,7 @@ def _ascending(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def _above_0(what: str = "whole number") -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or not int(text):
-            raise ValueError(f"expected a {what} above 0")
-        return int(text)
-
-    return read
-
-
-def _whole(text: str) -> int:
+def _signed(text: str) -> int:
     if not re.fullmatch(r"-?[0-9]{1,18}", text):
         raise ValueError("expected a whole number")
     return int(text)
@@ -143,12 +146,13 @@ _PLAIN_NAMES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A setting of the server.
+    """One of the settings that Triton lacks.
 
-    `read` parses the value from the text of a parameter; it raises ValueError, saying what is expected. In
-    model.toml, the value may have the types `plain`. If `by_key` is set, the setting is a table, and each
-    entry is a parameter `backline.<name>.<key>`; if `keys` are given, only these are valid. If there are
-    `fields`, each entry is a table as well, and its entries are parameters `backline.<name>.<key>.<field>`.
+    `read` parses the value from the text of a parameter, and raises a ValueError that says what is expected.
+    In model.toml, the value may have one of the types `plain`. If `by_key` is set, the setting is a table,
+    and each entry of the table is a parameter `backline.<name>.<key>`; if `keys` are given, only these keys
+    are valid. If there are `fields`, each entry is a table as well, whose entries are parameters
+    `backline.<name>.<key>.<field>`.
     """
 
     name: str
@@ -170,7 +174,7 @@ class Setting:
 
     @property
     def expected(self) -> str:
-        """The types that the value may have in model.toml, in words, for an error message."""
+        """The types that the value may have in model.toml, as words for an error message."""
         return " or ".join(_PLAIN_NAMES[kind] for kind in self.plain)
 
 
@@ -179,21 +183,29 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
         setting.name: setting
         for setting in (
             Setting("lane", _choice(*get_args(AnyLane)), (str,)),
+            Setting("lone_run_threads", _whole(1, 1024, "a number of threads from 1 to 1024"), (int,)),
             Setting("cpus", _cores, (int, str, list)),
             Setting("versions", _versions, (list,)),
             Setting("labels", _name_of("version"), (str, int), by_key=True),
-            Setting("batch_axis", _axis, (int,), by_key=True),
+            Setting("batch_axis", _whole(0, _MOST, "the index of a dimension, from 0"), (int,), by_key=True),
             Setting("constant_input", _constant, (int, float, bool, str), by_key=True),
             Setting("pinned", _truth, (bool,)),
             Setting("load", _choice("at_start", "on_demand"), (str,)),
             Setting("idle_unload_seconds", _seconds, (int, float)),
-            Setting("load_retries", _count, (int,)),
+            Setting("load_retries", _whole(0, 1000, "a number from 0 to 1000"), (int,)),
             Setting("execution_timeout_seconds", _seconds, (int, float)),
             Setting("objective", _milliseconds, (int, float), by_key=True, keys=("p99_ms",)),
             Setting("default_deadline_seconds", _seconds, (int, float)),
             Setting("idempotent", _truth, (bool,)),
-            Setting("memory_limit_bytes", _above_0("number of bytes"), (int,)),
+            Setting("memory_limit_bytes", _whole(1, _MOST, "a number of bytes above 0"), (int,)),
             Setting("python", _python, (str,)),
+            Setting(
+                "ray_actor_options",
+                _amount,
+                (int, float),
+                by_key=True,
+                keys=("memory", "num_cpus", "num_gpus"),
+            ),
             Setting("allowed_batch_sizes", _ascending, (list,)),
             Setting("enable_large_batch_splitting", _truth, (bool,)),
             Setting("pad_variable_length_inputs", _truth, (bool,)),
@@ -217,9 +229,9 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
                 by_key=True,
                 fields=(
                     Setting("to", _name_of("tensor"), (str,)),
-                    Setting("axis", _above_0(), (int,)),
-                    Setting("hop", _above_0(), (int,)),
-                    Setting("window", _whole, (int,)),
+                    Setting("axis", _above_0, (int,)),
+                    Setting("hop", _above_0, (int,)),
+                    Setting("window", _signed, (int,)),
                 ),
             ),
         )
@@ -227,9 +239,10 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
 )
 
 
-#: Settings that are fields of ModelConfig with the same names.
+#: The settings whose values become fields of ModelConfig with the same names.
 _AS_THEY_ARE: Final = (
     "lane",
+    "lone_run_threads",
     "cpus",
     "pinned",
     "idle_unload_seconds",
@@ -240,7 +253,7 @@ _AS_THEY_ARE: Final = (
     "python",
     "default_deadline_seconds",
 )
-#: The settings that cannot be combined with the lane `inline`, and the reasons.
+#: The settings that cannot be combined with the lane `inline`, each with the reason.
 _NOT_INLINE: Final = (
     ("execution_timeout_seconds", "a run on the event loop cannot be abandoned"),
     ("cpus", "the event loop is not bound to cores"),
@@ -309,8 +322,8 @@ def read_settings(document: Document) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _known(entry: str) -> list[str]:
-    """Returns the keys of the `backline.*` parameters for all settings. `entry` stands for any key of a
-    setting that is a table.
+    """Returns the keys of the `backline.*` parameters for all settings. `entry` is the placeholder for any
+    key of a setting that is a table.
     """
     return [parameter(path) for setting in SETTINGS.values() for path in setting.paths(entry)]
 
@@ -330,7 +343,11 @@ def _as_fields(document: Document, given: dict[str, Any]) -> dict[str, Any]:
         fields["objective_seconds"] = given["objective"]["p99_ms"]
     if "labels" in given:
         fields["labels"] = MappingProxyType(given["labels"])
-    for name, field in (("batch_axis", "batch_axes"), ("constant_input", "constant_inputs")):
+    for name, field in (
+        ("batch_axis", "batch_axes"),
+        ("constant_input", "constant_inputs"),
+        ("ray_actor_options", "ray_actor_options"),
+    ):
         if name in given:
             fields[field] = MappingProxyType(given[name])
     if "versions" in given:

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import FieldDescriptor
 
 Origin = Literal["file", "override", "model", "server", "default"]
-#: Fields that the server sets on the basis of measurements. All other fields that it adds come from the
-#: model.
+#: The fields that the server sets on the basis of measurements. All other fields that the server adds come
+#: from the model.
 _DECIDED = ("max_batch_size", "instance_group", "dynamic_batching", "parameters")
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value of the configuration, and its origin. `where` is a file, with line and column if they are
+    """A value in a configuration, and its origin. `where` is a file, with line and column if these are
     known.
     """
 
@@ -32,9 +32,7 @@ class Value:
 
 
 def document_of(config: ModelConfig) -> Document | None:
-    """Returns the document that a model's configuration was read from; None if the model has no such
-    document.
-    """
+    """Returns the document from which a model's configuration was read; None if there is no such document."""
     if not config.declared and not config.places:
         return None
     declared = message("inference.ModelConfig").FromString(config.declared)
@@ -46,8 +44,8 @@ def origins(
 ) -> list[Value]:
     """Returns the values of the message `complete`, in the order of its fields.
 
-    `document` is the configuration as written. The message `described` also contains what the server found in
-    `model_file` and what it decided itself.
+    `document` is the configuration as written. The message `described` also contains the values that the
+    server found in `model_file` or determined itself.
     """
     written = (
         set() if document is None else {path for path, _ in leaves(document.message)} | document.places.keys()

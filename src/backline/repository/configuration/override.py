@@ -1,4 +1,6 @@
-"""Reads the configuration in a load request. It is JSON, and replaces the configuration file of the model."""
+"""Reads the configuration in a load request, which is JSON and replaces the configuration file of the
+model.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,19 @@ from backline.repository.configuration.reader import to_model_config
 from backline.repository.listing import Listing
 
 SOURCE = "load parameter 'config'"
-#: The beginning of Triton's error about a configuration that it cannot read.
+#: The beginning of Triton's error message for a configuration that cannot be read.
 _UNREADABLE = "Invalid config override"
 
 
-#: Parameters whose values name files or programs on the server's machine, in any backend.
+#: Parameters whose values name files or programs on the server's machine, for every backend.
 _NAMING_PLACES = frozenset({"execution_env_path", "cache_dir"})
 _REMOTE = "remote"
-#: Parameters of the backend `remote` that say where to send requests, and which file on the server's machine
-#: holds the key to send along.
+#: Parameters of the backend `remote` that say where requests are sent, and which file on the server's machine
+#: contains the key that is sent with them.
 _NAMING_SERVERS = frozenset({"urls", "model", "version", "ca", "api_key_file"})
-#: Options of execution accelerators whose values are numbers or choices. The other options name files,
-#: libraries to load (trt_extra_plugin_lib_paths), or addresses in the server's memory (user_compute_stream).
+#: Options of execution accelerators whose values are numbers or fixed choices. The values of other options
+#: may be files, libraries to load (trt_extra_plugin_lib_paths), or addresses in the server's memory
+#: (user_compute_stream).
 _HARMLESS_OPTIONS = frozenset(
     {
         "arena_extend_strategy",
@@ -71,10 +74,11 @@ def read_override(
     `listing`.
 
     A `complete` configuration must name the inputs and outputs. `own` is the configuration that the model's
-    files declare (ModelConfig.declared). With `may_name_servers`, a request may say where remote models run.
+    files declare (ModelConfig.declared). With `may_name_servers`, the request may say on which servers remote
+    models run.
 
     Raises InvalidArgument, with the path of the field, if the configuration is not valid, contradicts itself,
-    or names a place on the server, or other servers, that `own` does not name.
+    or names files on the server's machine, or other servers, that `own` does not name.
     """
     document = parse(text)
     if complete:
@@ -88,8 +92,8 @@ def read_override(
 def _check_places(document: Document, own: bytes) -> None:
     """Raises InvalidArgument if a request names files or programs for the server to read, write or run.
 
-    Only the model's own files may name such things. A request may repeat the values in these files, so that a
-    client can change a configuration that it received and send it back.
+    Only the model's own files may name files or programs. A request may repeat the values in the model's
+    files, so that a client can change a configuration that it received and send it back.
     """
     reason = (
         "names a place on the server and cannot be set by a load; set it in the model's own configuration"
@@ -100,8 +104,8 @@ def _check_places(document: Document, own: bytes) -> None:
 def _check_servers(document: Document, own: bytes) -> None:
     """Raises InvalidArgument if a request says where a remote model runs.
 
-    The server would send requests to any address that it reaches, and the contents of any file as the key. A
-    request may repeat what the model's own files say.
+    Otherwise a client could make the server send requests to any address that the server can reach, with the
+    contents of any file as the key. A request may repeat the values in the model's own files.
     """
     reason = (
         "says where a remote model runs and cannot be set by a load; set it in the model's own configuration,"
@@ -113,7 +117,9 @@ def _check_servers(document: Document, own: bytes) -> None:
 def _refuse_changes(
     document: Document, own: bytes, find: Callable[[Any], Mapping[str, str]], reason: str
 ) -> None:
-    """Raises InvalidArgument if `find` finds a value, by its path, that the model's own files do not have."""
+    """Raises InvalidArgument if `find` finds a value in the document that the model's own files do not have
+    at the same path.
+    """
     allowed = find(document.message.FromString(own))
     for path, value in find(document.message).items():
         if allowed.get(path) != value:
@@ -121,7 +127,7 @@ def _refuse_changes(
 
 
 def _servers(message: Any) -> dict[str, str]:
-    """The parameters that say where a remote model runs, by the path of their field."""
+    """Returns the parameters that say where a remote model runs, keyed by the paths of their fields."""
     if _REMOTE not in (message.backend, message.platform):
         return {}
     return {
@@ -132,8 +138,8 @@ def _servers(message: Any) -> dict[str, str]:
 
 
 def _places(message: Any) -> dict[str, str]:
-    """Returns the values that name files, programs or addresses on the server, by the paths of their
-    fields.
+    """Returns the values that name files, programs or memory addresses on the server, keyed by the paths of
+    their fields.
     """
     found = {
         f"parameters[{key}]": value.string_value
@@ -160,23 +166,23 @@ def parse(text: str) -> Document:
         table = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise InvalidArgument(
-            f"{_UNREADABLE}:{error.lineno}:{error.colno}: is not JSON: {error.msg}"
+            f"{_UNREADABLE}:{error.lineno}:{error.colno}: the text is not JSON: {error.msg}"
         ) from None
     except RecursionError:
-        raise InvalidArgument(f"{_UNREADABLE}: is nested too deeply") from None
+        raise InvalidArgument(f"{_UNREADABLE}: the document is nested too deeply") from None
     if re.search(r"\\u[dD][89a-fA-F]", text):  # an escape that may be only half of a surrogate pair
         try:
             json.dumps(table, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise InvalidArgument(
-                f"{_UNREADABLE}: has an escape such as \\ud800 that stands for no character"
+                f"{_UNREADABLE}: the text has an escape such as \\ud800, which is not a character"
             ) from None
     if not isinstance(table, dict):
         raise InvalidArgument(
             f"{_UNREADABLE}: expected an object with the fields of a model configuration, not"
             f" {json.dumps(table)[:40]}"
         )
-    # Imported late, because it needs protobuf, and few servers receive such requests.
+    # Imported here because this module needs protobuf, and few servers receive such requests.
     from backline.repository.configuration.plain import read_plain
 
     return replace(read_plain(table, _UNREADABLE, {}, is_json=True), source=SOURCE)

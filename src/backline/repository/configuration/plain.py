@@ -31,11 +31,11 @@ def read_plain(
 ) -> Document:
     """Returns the document in `table`, whose keys are the names of fields and native settings.
 
-    A section with one field may be written as that field's value (`latest = 2`), a list of one element as
-    that element, and an enumeration's value without its prefix ("FP32"). JSON may have camelCase names,
-    numbers as strings, and null, as in protobuf's JSON form.
+    A section with only one field may be written as the value of that field (`latest = 2`), a list of one
+    element as that element, and a value of an enumeration without its prefix ("FP32"). JSON may have
+    camelCase names, numbers as strings, and null, as in protobuf's JSON format.
 
-    Raises InvalidArgument, which names the place of the fault and what was expected there.
+    Raises InvalidArgument, which says where the fault is and what was expected there.
     """
     reader = _PlainReader(source, places, is_json)
     parsed = message("inference.ModelConfig")()
@@ -142,7 +142,7 @@ class _PlainReader:
         return repr(value) if path == "parameters" and type(value) in (int, float) else value
 
     def _setting(self, target: Any, setting: native.Setting, value: Any, keys: Keys) -> None:
-        """Sets the `backline.*` parameters for a native setting in the message."""
+        """Writes a native setting into the message `target`, as one or more `backline.*` parameters."""
         if setting.by_key and not isinstance(value, Mapping):
             raise self._error(f"'{setting.name}' is {_shown(value)}, expected a table", keys, "")
         for key, inner in value.items() if setting.by_key else ():

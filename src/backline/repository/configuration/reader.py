@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from backline.engine.config.instance_group import InstanceGroup, Resource
+from backline.engine.config.instance_group import MAX_INSTANCES, InstanceGroup, Resource
 from backline.engine.config.joining import BatchInput, Cut, Joining, Padding
 from backline.engine.config.model_config import (
     Ensemble,
@@ -65,7 +65,7 @@ def _scattered(message: Any) -> dict[str, str]:
     scattered = {
         target: output.source_input[0] for output in message.batch_output for target in output.target_name
     }
-    if message.backend == "identity":  # it returns ragged inputs, of which each client expects its own part
+    if message.backend == "identity":  # this backend returns its ragged inputs, split by request
         pairs = zip(message.input, message.output, strict=False)
         scattered |= {output.name: given.name for given, output in pairs if given.allow_ragged_batch}
     return scattered
@@ -133,7 +133,10 @@ def _check(document: Document, name: str, joining: Joining, settings: Mapping[st
                 f"{where} names '{key}', which is not an input{suggest(key, inputs)}", _path(document, where)
             )
         if key in joining.ragged:
-            raise document.error(f"{where} names '{key}', which is ragged for {name}", _path(document, where))
+            raise document.error(
+                f"{where} names '{key}', which is a ragged input of {name}; an input cannot be both",
+                _path(document, where),
+            )
 
 
 def _path(document: Document, setting: str) -> str:
@@ -141,17 +144,12 @@ def _path(document: Document, setting: str) -> str:
     return next((path for path in document.places if path.startswith(f"parameters[{parameter(setting)}")), "")
 
 
-#: The maximum number of instances of a model. It exceeds the number of cores of any machine, and limits the
-#: damage of a typo.
-MAX_INSTANCES = 256
-
-
 def to_model_config(document: Document, name: str, listing: Listing) -> ModelConfig:
     """Returns the checked configuration of the model `name` in the folder `listing`, with its label files
     read.
 
-    The `warnings` of the configuration name the fields without effect. Raises InvalidArgument, which names
-    the document's source and, if known, line and column.
+    The `warnings` of the configuration name the fields that have no effect. Raises InvalidArgument, which
+    names the document's source and, if known, the line and column.
     """
     reader = _Reader(document, name, listing)
     try:
@@ -230,10 +228,11 @@ class _Reader:
         return replace(config, warnings=config.warnings + ignored_settings(config, "ensemble"))
 
     def _dynamic_batching(self, of_joining: Mapping[str, Any], settings: Mapping[str, Any]) -> bool | None:
-        """Returns whether requests share runs; None if the server decides.
+        """Returns whether requests may share a run of the model; None if the server decides.
 
-        As in Triton, a config.pbtxt with max_batch_size and without a scheduler asks for one request per run.
-        If the author uses model.toml or settings that only this server knows, the server's defaults apply.
+        As in Triton, a config.pbtxt with max_batch_size and without a scheduler means one request per run. If
+        the configuration is a model.toml, has a latency objective, or has settings for joining requests, this
+        server's defaults apply.
         """
         message = self._message
         if message.HasField("dynamic_batching"):
@@ -286,8 +285,8 @@ class _Reader:
     def _max_batch_size(self) -> int | None:
         if "max_batch_size" in self._document.places:
             return int(self._message.max_batch_size)
-        # A configuration that names tensors has Triton's default, 0, which means that the shapes in it are
-        # complete: adding a batch dimension would make them wrong.
+        # If a configuration names tensors, Triton's default, 0, applies. It means that the shapes in the
+        # configuration are complete; with a batch dimension added, they would be wrong.
         return 0 if self._message.input or self._message.output else None
 
     def _input(self, tensor: Any) -> TensorSpec:
@@ -333,8 +332,9 @@ class _Reader:
         return normal
 
     def _present(self, what: str, folder: str, filename: str, path: str) -> str:
-        """Returns the path of a file in the subfolder `folder` ("warmup/") of the model's folder. Raises
-        CreationFault if there is no such file.
+        """Returns the path of a file in a subfolder `folder` (such as "warmup/") of the model's folder.
+        Raises CreationFault if there is no such file, and InvalidArgument if the file is outside the folder
+        or cannot be read.
         """
         file = folder + self._inside_folder(what, filename, path)
         entry = self._listing.files.get(file)

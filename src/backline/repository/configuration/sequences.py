@@ -75,15 +75,15 @@ def _state(state: Any) -> SequenceState:
         state.output_name,
         data_type(state),
         shape,
-        # As in Triton, a variable dimension is 1 if no initial state gives its size.
+        # As in Triton, the size of a variable dimension is 1 unless an initial state gives it.
         tuple(initial.dims) if initial is not None else tuple(1 if dim < 0 else dim for dim in shape),
         initial.data_file if initial is not None else "",
     )
 
 
 def sequence_faults(batching: Any, limit: int, name: str) -> Iterator[tuple[str, str]]:
-    """Yields each fault, with the path of its field, in the order and words of Triton; `limit` is
-    max_batch_size.
+    """Yields each fault in sequence_batching, with the path of its field, in Triton's order and wording.
+    `limit` is max_batch_size.
     """
     if batching.HasField("oldest"):
         for size in batching.oldest.preferred_batch_size:
@@ -113,7 +113,7 @@ def state_faults(batching: Any) -> Iterator[tuple[str, str]]:
 
 
 def _control_faults(batching: Any, kind: str, name: str) -> Iterator[tuple[str, str]]:
-    """Yields the faults of one kind of control: more than one tensor for it, or invalid values."""
+    """Yields the faults of one kind of control: more than one tensor for this kind, or invalid values."""
     seen = False
     for index, control_input in enumerate(batching.control_input):
         path = f"{_SECTION}.control_input[{index}]"

@@ -16,7 +16,7 @@ from backline.repository.configuration.document import Document, Place, suggest
 
 
 def parse(text: str, source: str) -> Document:
-    """Returns the document in `text`. Raises InvalidArgument, with file, line and column, if it is not
+    """Returns the document in `text`. Raises InvalidArgument, with file, line and column, if the text is not
     valid.
     """
     parsed = parse_message("inference.ModelConfig", text, source)
@@ -24,8 +24,8 @@ def parse(text: str, source: str) -> Document:
 
 
 def parse_message(kind: str, text: str, source: str) -> Any:
-    """Returns the message of type `kind` in `text`. Raises InvalidArgument, with line and column, if it is
-    not valid.
+    """Returns the message of type `kind` in `text`. Raises InvalidArgument, with line and column, if the text
+    is not valid.
     """
     check_size(text, source)
     parsed = message(kind)()
@@ -45,12 +45,14 @@ def render(document: Document) -> str:
         )
     )
     if not document.message.max_batch_size and "max_batch_size" in document.places:
-        text = f"max_batch_size: 0\n{text}"  # an unset field would mean a measured limit; see reader.py
+        text = f"max_batch_size: 0\n{text}"  # if unset, the limit would be measured; see reader.py
     return text
 
 
 def _explain(error: str) -> str:
-    """Returns the parser's error as one line; for an unknown name, with the most similar known name."""
+    """Returns the parser's error as one line. If the error is about an unknown name, adds the most similar
+    known name.
+    """
     reason = re.sub(r"^\d+:\d+ : ", "", error.replace("\n", " "))
     if found := re.fullmatch(r'Message type "([\w.]+)" has no field named "([^"]*)"\.', reason):
         descriptor = pool().FindMessageTypeByName(found[1])
@@ -107,8 +109,8 @@ class _FieldPlaces:
         tokens.NextToken()
 
     def _entry(self, entry: Descriptor, path: str, close: str, place: Place) -> Iterator[tuple[str, Place]]:
-        """Yields the paths and places in an entry of a map. In its path, the key takes the place of an
-        index.
+        """Yields the paths and places of the fields in an entry of a map. In the path of an entry, the key
+        takes the place of an index.
         """
         key = ""
         within: list[tuple[str, Place]] = []

@@ -1,4 +1,6 @@
-"""Reads and writes model.toml: the fields of inference.ModelConfig and the native settings as plain keys."""
+"""Reads and writes model.toml, in which the fields of inference.ModelConfig and the native settings are plain
+keys.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def parse(text: str, source: str) -> Document:
-    """Returns the document in `text`. Raises InvalidArgument, with file, line and column, if it is not
+    """Returns the document in `text`. Raises InvalidArgument, with file, line and column, if the text is not
     valid.
     """
     check_toml(text, source)
@@ -43,7 +45,7 @@ def parse(text: str, source: str) -> Document:
             raise InvalidArgument(f"{source}:{len(lines)}:{len(lines[-1]) + 1}: {reason}") from None
         raise InvalidArgument(f"{source}: {reason}") from None
     except RecursionError:
-        raise InvalidArgument(f"{source}: is nested too deeply") from None
+        raise InvalidArgument(f"{source}: the document is nested too deeply") from None
     return read_plain(table, source, _KeyScanner(text).places, is_json=False)
 
 
@@ -71,7 +73,7 @@ def render(document: Document) -> str:
         else:
             sections.append(_table(f"[{field.name}]", _pairs(value)))
     if not message.max_batch_size and "max_batch_size" in document.places:
-        plain.append("max_batch_size = 0")  # an unset field would mean a measured limit; see reader.py
+        plain.append("max_batch_size = 0")  # if unset, the limit would be measured; see reader.py
     settings, parameters = _settings(message.parameters)
     if parameters:
         sections.append(
@@ -116,7 +118,7 @@ def _inline(pairs: list[str]) -> str:
 
 
 def _setting(setting: native.Setting, text: str) -> str:
-    """Returns the value of a setting in TOML; `text` is the text of its parameter."""
+    """Returns the value of a setting as TOML; `text` is the text of the setting's parameter."""
     if list in setting.plain:
         parts = [part.strip() for part in text.split(",")]
         return (
@@ -206,7 +208,7 @@ class _KeyScanner:
         #: time.
         self._lines = [0, *(found.end() for found in re.finditer(r"\n", text))]
         self._at = 0
-        #: For each array of tables, the index of its newest element.
+        #: For each array of tables, the index of the last element so far.
         self._newest: dict[Keys, int] = {}
         table: Keys = ()
         while self._skip_blank() < len(text):
@@ -232,8 +234,8 @@ class _KeyScanner:
         return found
 
     def _header(self) -> Keys:
-        """Returns the path of the table that a header names. For an array of tables, this is the newest
-        element.
+        """Returns the path of the table that a header names. For an array of tables, this is the path of its
+        last element so far.
         """
         self._skip_blank()
         path: Keys = ()

@@ -1,7 +1,8 @@
 """Finds the model in a repository of the Hugging Face hub, which contains files for many libraries.
 
-Usually `model.safetensors` and other weights are at the top, and `onnx/model.onnx` is next to quantised
-variants (`onnx/model_fp16.onnx`). All of these are the same model, so only one file is served, with its data.
+Usually `model.safetensors` and other weights are in the top-level folder, and `onnx/model.onnx` is next to
+quantised variants (`onnx/model_fp16.onnx`). All these files are the same model in different forms, so only
+one of them is served, together with its data files.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from backline.repository.layouts.model_files import find_by_suffix, named_models
 from backline.repository.layouts.model_settings import has_settings
 from backline.repository.listing import FileEntry, Folder, Listing
 
-#: Weights that no backend loads. They may be larger than the model, and are not downloaded with it.
+#: Matches weights that no backend loads. They may be larger than the model, and are not downloaded with it.
 _WEIGHTS_OF_LIBRARIES = re.compile(
     r".*\.(safetensors|gguf|h5|keras|msgpack|ot|ckpt|pth)|pytorch_model.*\.bin", re.IGNORECASE
 )
@@ -35,13 +36,14 @@ _LISTED = 8
 def find_served(
     listing: Listing, formats: Sequence[ModelFormat], wanted: str = ""
 ) -> tuple[str, Mapping[str, FileEntry]]:
-    """Returns the folder of the model, and the files in this folder that a load needs, by their paths below
-    it.
+    """Returns the folder of the model, and the files in this folder that a load needs, keyed by their paths
+    below the folder.
 
-    `wanted` is the path of the model's file, or its name if only one folder has a file of this name. Without
-    `wanted`, the model is one in the first of the `formats` that is found, at the top or in a folder. A
-    listing in another layout, such as a repository of many models, is returned unchanged. Raises NotFound if
-    there is no such file, and InvalidArgument if no file, or more than one, could be the model.
+    `wanted` is the path of the model's file, or the name of the file if only one folder has a file of this
+    name. Without `wanted`, the model is the one in the first of the `formats` in which there is a model, in
+    the top-level folder or in another folder. If the listing has another layout, such as a repository of many
+    models, returns all its files unchanged. Raises NotFound if there is no file `wanted`, and InvalidArgument
+    if no file, or more than one file, could be the model.
     """
     if wanted:
         folder, _, file = _find(listing, formats, wanted).rpartition("/")
@@ -57,7 +59,8 @@ def find_served(
         )
     ):
         return "", listing.files
-    # The format matters more than the place, because training leaves files such as optimizer.pt at the top.
+    # The format matters more than the folder, because training leaves files such as optimizer.pt in the
+    # top-level folder.
     for form in sorted(formats, key=lambda form: form.folder):
         for place in (root, *folders.values()):
             if named_models(place.listing, [form]) or find_by_suffix(place.listing, [form]):
@@ -74,8 +77,8 @@ def find_served(
 def hub_name(repo: str, path: str, formats: Sequence[ModelFormat]) -> str:
     """Returns the name of the model at `path` in the repository owner/`repo`.
 
-    The name is the last part of the path that says more than the format, variant or version of the model: the
-    model in `onnx/model_fp16.onnx` is named after the repository.
+    The name is the last part of the path that says more than the format, variant or version of the model. If
+    there is no such part, as in `onnx/model_fp16.onnx`, the model is named after the repository.
     """
     words = {"model", *(form.backend for form in formats)}
     words |= {suffix.removeprefix(".") for form in formats for suffix in form.suffixes}
@@ -125,14 +128,14 @@ def _model_in(place: Folder, form: ModelFormat, formats: Sequence[ModelFormat]) 
 
 
 def _with_its_data(listing: Listing, file: str, formats: Sequence[ModelFormat]) -> Mapping[str, FileEntry]:
-    """Returns the model `file` and the other files of its folder, except other models, their data, and
-    weights.
+    """Returns the model `file` and the other files in its folder, except other models, the data files of
+    other models, and weights that no backend loads.
 
-    A data file has the name of its model as a prefix (`model_fp16.onnx_data`), or the stem of that name
-    (OpenVINO's .bin).
+    The name of a data file starts with the file name of its model (`model_fp16.onnx_data`), or has the same
+    stem (OpenVINO's .bin).
     """
     if not any(suffix_of(file) in form.suffixes for form in formats):
-        return listing.files  # a file such as model.py, which may read any other file
+        return listing.files  # a file such as model.py, whose code may read any other file
     others = [path for path in listing.files if "/" not in path and path != file and _is_model(path, formats)]
     folders = {path.partition("/")[0] for path in listing.files if "/" in path and _is_model(path, formats)}
     stems = {_stem(other) for other in others} - {_stem(file)}

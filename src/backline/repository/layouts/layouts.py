@@ -34,28 +34,27 @@ from backline.repository.layouts.model_files import (
     usual_file,
     with_backend_of_name,
 )
-from backline.repository.listing import FileEntry, Folder, Listing
-from backline.repository.names import check_name, some_of
+from backline.repository.listing import FileEntry, Folder, Listing, check_name, some_of
 from backline.repository.repository import EXAMPLES, FoundModel, FoundVersion
 
-#: The configuration files. A folder that contains one is the folder of a model.
+#: The names of configuration files. A folder that contains such a file is the folder of a model.
 CONFIG_FILES = ("config.pbtxt", "model.toml")
 #: The version number of a model without version folders.
 FIRST_VERSION = "1"
-#: Folders next to the versions that are not versions themselves; all except the last are Triton's. A load
-#: needs those in _NEEDED_FOLDERS.
+#: Folders next to the version folders that are not versions themselves; Triton knows all of them except the
+#: last. A load needs the files in the folders of _NEEDED_FOLDERS.
 _OTHER_FOLDERS = frozenset({"configs", "warmup", "initial_state", EXAMPLES})
 _NEEDED_FOLDERS = ("warmup/", "initial_state/")
-#: The maximum number of examples of a model, and their maximum size in bytes. Larger files, and any beyond
-#: this number, are left out.
+#: The maximum number of examples of a model, and the maximum size of an example in bytes. Larger examples,
+#: and further examples beyond the maximum number, are left out.
 _MAX_EXAMPLES = 50
 _MAX_EXAMPLE = 16 << 20
 #: Matches folder names that are almost certainly versions: numbers, dotted numbers, dates.
 _PLAINLY_VERSION = re.compile(r"v?[0-9]+([._-][0-9]+)*")
 
 
-#: The models of a repository by folder, each with the files that it was read from and the problem of the
-#: folder.
+#: Maps each folder of a repository to the files from which the model was read, the problem of the folder, and
+#: the model.
 Known = dict[str, tuple[Listing, str, FoundModel]]
 
 
@@ -66,10 +65,10 @@ def read_repository(
     configs: ConfigFiles,
     known: Known | None = None,
 ) -> list[FoundModel]:
-    """Returns the models of a repository; each of `folders` is a model.
+    """Returns the models of a repository, one for each of `folders`.
 
-    If the files of a model in `known` have not changed, the model is not read again, unless it had a problem,
-    which may have been temporary. `known` is updated.
+    A model in `known` whose files have not changed is not read again, unless it had a problem, because the
+    problem may have been temporary. Updates `known`.
     """
     before = known or {}
     now: Known = {}
@@ -107,8 +106,8 @@ def read_model(
     """Returns the model in the folder `place`, which has a folder for each version and may contain a
     configuration.
 
-    `problem` is a known problem of the folder itself. If a configuration is `given`, it replaces that of the
-    folder.
+    `problem` is a known problem of the folder itself. If a configuration is `given`, it replaces the
+    configuration in the folder.
     """
     model = FoundModel(printable(name), place.namespace, place.path, ModelConfig(printable(name)))
     try:
@@ -168,13 +167,13 @@ def read_single(
         return replace(model, problem=error.message)
 
 
-#: The beginning, in Triton's words, of the error for a model without versions.
+#: The beginning of Triton's error message for a model without versions.
 UNAVAILABLE_VERSIONS = "at least one version must be available under the version policy of model"
 
 
 def read_config(listing: Listing, name: str, configs: ConfigFiles) -> ModelConfig:
-    """Returns the configuration in a model's folder, or an empty one. Raises InvalidArgument if it cannot be
-    read.
+    """Returns the configuration in a model's folder, or an empty configuration if the folder has none. Raises
+    InvalidArgument if the configuration cannot be read.
     """
     config = configuration.read(
         listing,
@@ -201,8 +200,8 @@ def read_version(
     config: ModelConfig,
     formats: Sequence[ModelFormat],
 ) -> FoundVersion:
-    """Returns the version in the folder `place`. A load also needs the files `needed`, given by their paths
-    below the root.
+    """Returns the version in the folder `place`. A load also needs the files `needed`, which are keyed by
+    their paths below the root.
     """
     listing = place.listing
     try:
@@ -220,8 +219,8 @@ def read_version(
 
 
 def is_model_folder(place: Folder, formats: Sequence[ModelFormat]) -> bool:
-    """Returns whether a folder is clearly that of a model: it has a configuration, or it contains versions
-    and no model file.
+    """Returns whether a folder is clearly the folder of a model: it contains a configuration, or it contains
+    versions and no model file.
     """
     if has_config(place):
         return True
@@ -238,7 +237,7 @@ def is_version_folder(name: str, place: Folder, formats: Sequence[ModelFormat]) 
 
 
 def is_version_name(name: str) -> bool:
-    """Returns whether a name is almost certainly that of a version."""
+    """Returns whether a name is almost certainly the name of a version."""
     return _PLAINLY_VERSION.fullmatch(name) is not None
 
 
@@ -257,7 +256,10 @@ def _read_versions(
     for name, version in folders.items():
         numeric = name.isascii() and name.isdigit()
         if numeric and len(name) > 1 and name[0] == "0":
-            warnings.append(f"'{version.location}' is ignored: a version number has no leading zero")
+            warnings.append(
+                f"'{version.location}' is ignored, because a version number has no leading zero; rename it to"
+                f" '{int(name)}'"
+            )
             continue
         try:
             check_name("version", name, version.location)
@@ -276,8 +278,8 @@ def _read_versions(
 def _is_version(
     name: str, listing: Listing, config: ModelConfig, formats: Sequence[ModelFormat], suffixes: frozenset[str]
 ) -> bool:
-    """Returns whether a folder is a version. It might instead be a tokenizer with a file that has the suffix
-    of a model.
+    """Returns whether a folder is a version. A folder with a file that has the suffix of a model is not
+    always a version: it may be a tokenizer's folder.
 
     `suffixes` are the suffixes of the model files in folders that are clearly versions.
     """
@@ -296,11 +298,11 @@ def _suffixes_of_versions(folders: Mapping[str, Folder], formats: Sequence[Model
 
 
 def _needed_next_to_versions(place: Folder) -> tuple[dict[str, FileEntry], list[str]]:
-    """Returns the files next to the versions that a load may need, and warnings about files there that cannot
-    be used.
+    """Returns those files next to the version folders that a load may need, and warnings about the files
+    there that cannot be used.
 
-    The configuration is left out, because the fingerprint covers its fields rather than its bytes
-    (fingerprint.py).
+    The configuration file is left out, because the fingerprint covers the fields of the configuration rather
+    than the bytes of the file (fingerprint.py).
     """
     needed: dict[str, FileEntry] = {}
     warnings: list[str] = []
@@ -319,7 +321,7 @@ def _needed_next_to_versions(place: Folder) -> tuple[dict[str, FileEntry], list[
 
 
 def _examples(place: Folder) -> dict[str, FileEntry]:
-    """Returns the examples in a model's folder, by file name."""
+    """Returns the examples in a model's folder, keyed by file name."""
     found = {
         path.removeprefix(f"{EXAMPLES}/"): entry
         for path, entry in place.listing.files.items()
@@ -330,8 +332,8 @@ def _examples(place: Folder) -> dict[str, FileEntry]:
 
 
 def _with_examples(version: FoundVersion, place: Folder, examples: Mapping[str, FileEntry]) -> FoundVersion:
-    """Returns a copy of `version` with the examples, which are fetched with it. A change to the examples
-    causes no load.
+    """Returns a copy of `version` with the examples, which are then fetched together with the version. A
+    change to the examples causes no load.
     """
     if not examples or version.path is None:
         return version

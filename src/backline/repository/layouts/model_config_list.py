@@ -1,6 +1,6 @@
-"""Reads TensorFlow Serving's file with a `model_config_list`, which lists models by name and base path.
+"""Reads a TensorFlow Serving file with a `model_config_list`, which lists models by name and base path.
 
-The fields are those of ModelServerConfig (tensorflow_serving/config/model_server_config.proto).
+The message ModelServerConfig (tensorflow_serving/config/model_server_config.proto) defines the fields.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from backline.engine.config.model_config import ModelConfig, ModelFormat, Versio
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.repository.configuration import ConfigFiles
 from backline.repository.layouts.layouts import read_config, read_model
-from backline.repository.listing import Folder
-from backline.repository.names import check_name
+from backline.repository.listing import Folder, check_name
 from backline.repository.repository import FoundModel
 
 #: The platform of every SavedModel; the platform implies the backend.
@@ -42,10 +41,10 @@ def is_list(text: str) -> bool:
 
 
 def parse_list(text: str, source: str) -> list[ListedModel]:
-    """Returns the models in the file `source`. Raises InvalidArgument, with file and line, if it is not
-    valid.
+    """Returns the models listed in `text`, the content of the file `source`. Raises InvalidArgument, with
+    file and line, if the text is not valid.
     """
-    # Imported late, because it needs protobuf, and few repositories are lists.
+    # Imported here because this module needs protobuf, and few repositories are lists.
     from backline.repository.configuration.text import parse_message
 
     models = [
@@ -64,10 +63,10 @@ def parse_list(text: str, source: str) -> list[ListedModel]:
 
 
 def folder_of(model: ListedModel, source: Path) -> Path:
-    """Returns the folder of a listed model. A relative base path is relative to the folder of the list,
-    `source`.
+    """Returns the folder of a listed model. A relative base path is relative to the folder that contains the
+    list, `source`.
 
-    Raises InvalidArgument if the base path is not a path.
+    Raises InvalidArgument if the base path is empty or a URL.
     """
     if not model.base_path or "\0" in model.base_path:
         raise InvalidArgument(
@@ -84,8 +83,8 @@ def folder_of(model: ListedModel, source: Path) -> Path:
 def read_listed(
     place: Folder, listed: ListedModel, formats: Sequence[ModelFormat], configs: ConfigFiles
 ) -> FoundModel:
-    """Returns the model with its versions in `place`. The version policy and labels in the list override
-    those in the folder.
+    """Returns the model with its versions in `place`. The version policy and labels in the list override the
+    version policy and labels in the folder's configuration.
     """
     try:
         check_name("model", listed.name, place.location)
@@ -128,7 +127,8 @@ def _policy(config: Any, source: str) -> VersionPolicy:
     if choice == "specific":
         if not policy.specific.versions:
             raise InvalidArgument(
-                f"{source}: model_version_policy.specific of '{config.name}' names no version"
+                f"{source}: model_version_policy.specific of '{config.name}' names no version; add one, such"
+                " as versions: 1"
             )
         return VersionPolicy(latest=None, specific=tuple(dict.fromkeys(map(str, policy.specific.versions))))
     return VersionPolicy(latest=policy.latest.num_versions or 1)

@@ -16,8 +16,8 @@ _LISTED = 4
 
 
 def find_model(listing: Listing, formats: Sequence[ModelFormat], config: ModelConfig) -> str | None:
-    """Returns the path of the model in a version's folder: "" for the folder itself, None if there is no
-    model.
+    """Returns the path of the model in a version's folder. The path is "" if the folder itself is the model,
+    and None if there is no model.
 
     The model is the file that the configuration names, or else a file with the file name of a format, or else
     the only file with the suffix of a format. Formats of the configured backend come first. Raises
@@ -41,17 +41,17 @@ def find_model(listing: Listing, formats: Sequence[ModelFormat], config: ModelCo
             form.filenames[0] for form in formats if form.filenames and suffix_of(found[0]) in form.suffixes
         )
         raise InvalidArgument(
-            f"'{listing.location}' holds several model files: {names}; name one '{first}', or set"
-            " default_model_filename in config.pbtxt"
+            f"'{listing.location}' holds several model files: {names}; rename one of them to '{first}', or"
+            " set default_model_filename in config.pbtxt"
         )
     return _usable(listing, found[0]) if found else None
 
 
 def with_backend_of_name(config: ModelConfig, listing: Listing) -> ModelConfig:
-    """Returns the configuration. If the name of the model has the form `model.<backend>`, adds the backend,
-    as Triton does.
+    """Returns the configuration. If the name of the model has the form `model.<backend>`, adds this backend
+    to the configuration, as Triton does.
 
-    The name counts only if the configuration does not say what the model is, and no version in `listing` has
+    This applies only if the configuration does not say what the model is, and no version in `listing` has
     files.
     """
     _, dot, backend = config.name.partition(".")
@@ -62,8 +62,8 @@ def with_backend_of_name(config: ModelConfig, listing: Listing) -> ModelConfig:
 
 
 def find_by_suffix(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
-    """Returns the files directly in a folder, sorted, that have a suffix of the first format for which there
-    are any.
+    """Returns the sorted files directly in a folder that have a suffix of one format: the first format for
+    which there are such files.
     """
     loose = sorted(path for path in listing.files if "/" not in path)
     for form in formats:
@@ -78,14 +78,16 @@ def named_models(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
 
 
 def candidates(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
-    """Returns the files directly in a folder that could be its model, judged by their file names or else
-    their suffixes.
+    """Returns the files directly in a folder that could be the model: those with the file name of a format,
+    or, if there are none, those with the suffix of a format.
     """
     return named_models(listing, formats) or find_by_suffix(listing, formats)
 
 
 def no_model_reason(listing: Listing, formats: Sequence[ModelFormat], config: ModelConfig) -> str:
-    """Returns why a version's folder contains no model, and what it should contain."""
+    """Returns a text that says why no model was found in a version's folder, and what the folder should
+    contain.
+    """
     if config.default_model_filename:
         return (
             f"'{listing.location}' does not hold '{config.default_model_filename}', the"
@@ -97,6 +99,12 @@ def no_model_reason(listing: Listing, formats: Sequence[ModelFormat], config: Mo
         return (
             f"'{listing.location}' is for the backend '{wanted}', which does not exist; expected one of"
             f" {known}"
+        )
+    plan = next((path for path in listing.files if path.endswith(".plan")), "")
+    if plan and not wanted:
+        return (
+            f"'{listing.location}' holds {plan}, a TensorRT plan, for which there is no backend: export the"
+            " network to ONNX"
         )
     formats = _likely(formats, config)
     names = [f"'{form.filenames[0]}'" for form in formats if form.filenames]
@@ -115,10 +123,10 @@ def usual_file(formats: Sequence[ModelFormat], config: ModelConfig) -> str:
 
 
 def _likely(formats: Sequence[ModelFormat], config: ModelConfig) -> list[ModelFormat]:
-    """Returns the formats of the configured backend, or else all formats. Formats that are single files come
-    before folders.
+    """Returns the formats of the configured backend, or all formats if no backend is configured. Formats that
+    consist of a single file come before formats that consist of a folder.
     """
-    wanted = config.backend or config.platform  # this may be a platform such as onnxruntime_onnx
+    wanted = config.backend or config.platform  # may be a platform, such as onnxruntime_onnx
     return sorted(
         [form for form in formats if wanted.startswith(form.backend)] or formats, key=lambda form: form.folder
     )
@@ -129,7 +137,7 @@ def _some(items: list[str]) -> list[str]:
 
 
 def suffix_of(path: str) -> str:
-    """Returns the suffix of a file name in lower case, with its dot (".onnx"); "" if the name has no
+    """Returns the suffix of a file name in lower case, including the dot (".onnx"); "" if the name has no
     suffix.
     """
     stem, dot, suffix = path.rpartition(".")

@@ -1,6 +1,7 @@
 """Reads MLServer's layout, in which every folder with a model-settings.json is a version of a model.
 
-The fields of this file are those of ModelSettings in MLServer's documentation (reference/model-settings.md).
+MLServer's documentation of ModelSettings (reference/model-settings.md) describes the fields of a
+model-settings.json.
 """
 
 from __future__ import annotations
@@ -24,8 +25,7 @@ from backline.repository.layouts.layouts import (
     read_model,
     read_single,
 )
-from backline.repository.listing import Folder
-from backline.repository.names import check_name
+from backline.repository.listing import Folder, check_name
 from backline.repository.repository import FoundModel, FoundVersion
 
 SETTINGS_FILE = "model-settings.json"
@@ -45,10 +45,10 @@ def has_settings(root: Folder) -> bool:
 
 
 def read_settings(root: Folder, formats: Sequence[ModelFormat], configs: ConfigFiles) -> list[FoundModel]:
-    """Returns the models of a repository with settings. Folders with the same model name are versions of that
-    model.
+    """Returns the models of a repository that contains model-settings.json files. Folders with the same model
+    name are versions of that model.
 
-    A top-level folder without settings that is clearly a model is read as in any other repository. A
+    A top-level folder without settings is read as in any other repository, if it is clearly a model. A
     configuration in a folder takes precedence over the folder's settings.
     """
     folders = sorted(
@@ -103,8 +103,8 @@ def _read_folder(place: Folder, formats: Sequence[ModelFormat], configs: ConfigF
 
 
 def _follow_uri(place: Folder, uri: str, config: ModelConfig) -> tuple[Folder, ModelConfig]:
-    """Returns the folder of the version to which `uri` refers, and its configuration. Raises
-    InvalidArgument.
+    """Returns the folder of the version to which `uri` refers, and the configuration of the version. Raises
+    InvalidArgument if `uri` does not refer to a usable folder or file.
     """
     where = f"{place.location}/{SETTINGS_FILE}"
     path = posixpath.normpath(uri) if uri else "."
@@ -132,7 +132,7 @@ def _parse(place: Folder) -> _Settings:
         raise InvalidArgument(f"{where} is not valid JSON: {error}") from None
     if not isinstance(settings, dict):
         raise InvalidArgument(
-            f"{where}: must be an object, such as"
+            f"{where}: the file must hold an object, such as"
             f" {{'name': 'model', 'parameters': {{'uri': './model.onnx'}}}}"
         )
     parameters = settings.pop("parameters", None)
@@ -176,8 +176,8 @@ def _text(section: dict[str, Any], key: str, where: str) -> str:
 
 
 def _join(models: list[FoundModel]) -> FoundModel:
-    """Joins the folders of one model. If a folder has a problem and another is usable, the problem becomes a
-    warning.
+    """Joins the folders of one model. If some folders have problems and at least one folder is usable, the
+    problems become warnings.
     """
     if len(models) == 1:
         return models[0]

@@ -1,4 +1,4 @@
-"""Finds the models in a repository. The files show which layout the repository has."""
+"""Finds the models in a repository, whose layout is determined from its files."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def scan_listing(
 ) -> list[FoundModel]:
     """Returns the models of a repository, sorted by name.
 
-    A fault in one model is recorded in its `problem`, and does not affect other models. `formats` are the
-    formats that can be loaded, in order of preference. If the repository is a single model, `name` is its
-    name; the default is the last part of the location. The caller keeps `known` between scans of a
-    repository, so that only changed models are read again. If `nested` is set, the repository may be the only
-    folder in the listing, as in an archive of a folder. Raises InvalidArgument if the files are not a
-    repository.
+    A fault in one model is recorded in the `problem` of that model, and does not affect other models.
+    `formats` are the formats that can be loaded, in order of preference. If the repository is a single model,
+    `name` is the name of the model; the default is the last part of the location. The caller keeps `known`
+    between scans of a repository, so that only changed models are read again. If `nested` is set, and the
+    listing consists of a single folder, as in an archive of a folder, that folder may be the repository.
+    Raises InvalidArgument if the files are not a repository.
     """
     root = Folder(listing, "", listing.location)
     if nested:
@@ -93,14 +93,14 @@ def check_named(models: Sequence[FoundModel], name: str, location: str) -> None:
         return
     names = ", ".join(f"'{model.name}'" for model in models) or "no model"
     raise InvalidArgument(
-        f"the name '{name}' is for the only model at a location, but '{location}' is a repository that holds"
+        f"the name '{name}' can be given only to a single model, but '{location}' is a repository that holds"
         f" {names}; leave the name out, or give the location of one model"
     )
 
 
 def _innermost(root: Folder, formats: Sequence[ModelFormat]) -> Folder:
-    """Returns the repository inside folders that contain nothing but one folder; `root` itself if there is
-    none.
+    """Returns the folder that is the repository, if it is nested in folders that contain nothing but one
+    folder; otherwise returns `root` itself.
     """
     place = root
     while len(folders := place.folders()) == 1 and not has_config(place):

@@ -10,13 +10,11 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from backline.engine.config.model_config import ModelFormat
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
-from backline.repository.configuration import ConfigFiles
 from backline.repository.listing import FileEntry
 from backline.repository.remote.cache import CachedContent, ContentCache
 from backline.repository.remote.downloads import Downloads
-from backline.repository.remote.files import SHA256, Opened
+from backline.repository.remote.files import SHA256, Opened, RemoteFiles
 from backline.repository.remote.http_client import HttpClient, WebResponse, without_secrets
-from backline.repository.remote.remote import RemoteRepository
 from backline.repository.remote.unpack import ARCHIVES, archive_kind, members
 from backline.system.archive_limits import UnpackLimits
 
@@ -26,37 +24,28 @@ _NO_HEAD = frozenset({403, 405, 501})
 _DENIED = "put user and password into the URL (https://user:password@host/...), or use a signed URL"
 
 
-class ArchiveRepository(RemoteRepository):
-    """The models in https://host/models.zip (or another of ARCHIVES), or the model https://host/model.onnx.
+def web_files(
+    location: str,
+    formats: Sequence[ModelFormat],
+    contents: ContentCache,
+    limits: UnpackLimits | None = None,
+) -> RemoteFiles:
+    """Returns the files in the archive https://host/models.zip (or of another kind in ARCHIVES), or the model
+    https://host/model.onnx.
 
-    `#folder` after the URL of an archive names the folder in the archive that is the repository. It is not
-    needed if the archive contains only this folder. Raises InvalidArgument for an invalid URL.
+    `#folder` after the URL of an archive says which folder in the archive is the repository. This is not
+    needed if the archive contains only one folder. Raises InvalidArgument for an invalid URL.
     """
-
-    def __init__(
-        self,
-        location: str,
-        formats: Sequence[ModelFormat],
-        cache: Path,
-        configs: ConfigFiles | None = None,
-        name: str = "",
-        limits: UnpackLimits | None = None,
-    ) -> None:
-        contents = ContentCache(cache)
-        kind = archive_kind(_path(location))
-        known = sorted({name for model in formats for name in model.suffixes if not model.folder})
-        if kind is None and not _path(location).endswith(tuple(known)):
-            raise InvalidArgument(
-                f"'{without_secrets(location)}' is neither an archive nor a model file; expected a name that"
-                " ends with "
-                f"{', '.join((*ARCHIVES, *known))}"
-            )
-        files = (
-            _WebFile(location)
-            if kind is None
-            else _WebArchive(location, kind, contents, limits or UnpackLimits())
+    kind = archive_kind(_path(location))
+    if kind is not None:
+        return _WebArchive(location, kind, contents, limits or UnpackLimits())
+    known = sorted({name for model in formats for name in model.suffixes if not model.folder})
+    if not _path(location).endswith(tuple(known)):
+        raise InvalidArgument(
+            f"'{without_secrets(location)}' is neither an archive nor a model file; expected a name that ends"
+            f" with {', '.join((*ARCHIVES, *known))}"
         )
-        super().__init__(files, contents, formats=formats, configs=configs, name=name, nested=True)
+    return _WebFile(location)
 
 
 class _WebFile:
@@ -87,8 +76,8 @@ class _WebFile:
         return {self._file: self.look()}
 
     def look(self) -> FileEntry:
-        """Returns the current entry of the file. Raises Unavailable if the server does not report the file's
-        size.
+        """Returns the entry of the file as it is now on the server. Raises Unavailable if the server does not
+        report the file's size.
         """
         with self._client.request(self._url, method="HEAD", also=_NO_HEAD) as answer:
             if answer.status not in _NO_HEAD:
@@ -100,11 +89,11 @@ class _WebFile:
         length = answer.headers.get("Content-Length", "")
         if not length.isdigit():
             raise Unavailable(
-                f"'{self._location}': the server does not report its size; use a server that sends"
+                f"'{self._location}': the server does not report the file's size; use a server that sends"
                 " Content-Length"
             )
-        # If there is neither an ETag nor a date, a new file of the same size goes unnoticed. Downloading the
-        # file on every scan would be worse.
+        # If there is neither an ETag nor a date, replacing the file with another file of the same size goes
+        # unnoticed. To notice it, every scan would have to download the file, which would be worse.
         return FileEntry(int(length), _identity(answer) or f"size:{length}")
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
@@ -123,7 +112,9 @@ class _WebFile:
 
 
 class _WebArchive(_WebFile):
-    """The RemoteFiles in an archive. The first scan unpacks the archive to find out what it contains."""
+    """The RemoteFiles in an archive. The first scan unpacks the archive to find out which files it
+    contains.
+    """
 
     def __init__(self, location: str, kind: str, cache: ContentCache, limits: UnpackLimits) -> None:
         super().__init__(location)
@@ -146,7 +137,7 @@ class _WebArchive(_WebFile):
         return self._below(known[0] if known else self._unpack(entry))
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
-        """Unpacks the archive again, because the file is no longer in the cache."""
+        """Unpacks the archive again. Called if the file is no longer in the cache."""
         path = f"{self._folder}/{path}" if self._folder else path
         if self._unpack(self.look()).get(path) != FileEntry(entry.size, entry.identity):
             raise Unavailable(
@@ -194,8 +185,8 @@ class _WebArchive(_WebFile):
 
 
 def _identity(answer: WebResponse) -> str:
-    """Returns a text that changes whenever the file does: its ETag, or else its date; empty if the response
-    has neither.
+    """Returns a text that changes whenever the file changes: the ETag, or the date if there is no ETag; empty
+    if the response has neither.
     """
     if etag := answer.headers.get("ETag", ""):
         return f"etag:{etag}"

@@ -1,14 +1,15 @@
-"""Caches remote files on local disk. Each content is stored once and shared between versions by hard links.
+"""Caches remote files on local disk. Files with the same content are stored once, and versions share them by
+hard links.
 
     blobs/<2 digits>/<SHA-256>    the contents, read-only
-    index/<key>                   the SHA-256 of a remote file; the key is made of location, path and identity
+    index/<key>                   the SHA-256 of a file; <key> is a digest of location, path, identity, size
     trees/<SHA-256>/...           folders to load models from, made of links to blobs
-    listings/<key>.json           what a location held when it was last reached
+    listings/<key>.json           the files of a location when it was last reached
     partial/, locks/              work in progress, and its locks
 
-Several processes may share one cache: files and folders are renamed into place when they are complete, and a
-lock is held during long work. Damage from a crash or a full disk is noticed, by size and hash, and repaired
-at the next use.
+Several processes may share a cache: files and folders are moved into place when they are complete, and a lock
+is held during long work. A file that was damaged by a crash or a full disk is detected by its size and hash,
+and replaced when it is next used.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Protocol
 
 import msgspec
 
+from backline.decodable import decodable
 from backline.engine.errors import BacklineError, Unavailable
 from backline.repository.listing import FileEntry
 from backline.repository.remote.files import SHA256
@@ -35,9 +37,10 @@ from backline.system.file_lock import locked
 
 log = logging.getLogger("backline.repository")
 
-#: Entries that were not used for this many seconds are removed when a repository is opened.
+#: Entries that have not been used for this many seconds are removed when a repository is first scanned.
 KEEP_SECONDS = 30 * 24 * 3600
-#: A partial file that was not written to for this many seconds is left over from a crash.
+#: A partial file that has not been written to for this many seconds is considered left over from a crash, and
+#: removed.
 PARTIAL_SECONDS = 24 * 3600
 _USE_SECONDS = 3600
 _CHUNK = 1 << 20
@@ -56,9 +59,10 @@ class Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
+@decodable
 class _Remembered(msgspec.Struct, frozen=True):
-    """The files of a location as they were at the time `seen`, in seconds since 1970. `files` has (size,
-    identity, problem) by path.
+    """The files of a location as they were at the time `seen`, in seconds since 1970. `files` maps each path
+    to (size, identity, problem).
     """
 
     location: str
@@ -67,12 +71,11 @@ class _Remembered(msgspec.Struct, frozen=True):
     source: str = ""
 
 
-#: Created before any thread needs it: msgspec can crash if two threads are the first to decode a type.
 _decode = msgspec.json.Decoder(_Remembered).decode
 
 
 class ContentCache:
-    """The cache in one folder; the docstring of this module describes the folder.
+    """The cache in one folder. The docstring of this module describes the folder's layout.
 
     Methods may block, are thread-safe, and raise BacklineError.
     """
@@ -88,7 +91,7 @@ class ContentCache:
 
     @contextlib.contextmanager
     def explained(self, what: str) -> Iterator[None]:
-        """Turns a failure of the local disk into a BacklineError with advice on what to do."""
+        """Converts a failure of the local disk to a BacklineError with advice on what to do."""
         try:
             yield
         except OSError as error:
@@ -102,7 +105,7 @@ class ContentCache:
     def full(self, what: str, needed: int = 0) -> BacklineError:
         free = shutil.disk_usage(self.folder).free
         return Unavailable(
-            f"the disk of the model cache '{self.folder}' is full, it cannot {what}: "
+            f"the disk of the model cache '{self.folder}' is full, so it cannot {what}: "
             f"{f'{needed:,} bytes are needed, ' if needed else ''}{free:,} bytes are free; "
             "free space there or choose another cache folder. Partly written files were removed"
         )
@@ -115,7 +118,7 @@ class ContentCache:
     # -- contents of files
 
     def find(self, location: str, path: str, entry: FileEntry) -> CachedContent | None:
-        """Returns the content of a remote file if it is in the cache and intact, else None."""
+        """Returns the content of a remote file if the content is in the cache and intact, otherwise None."""
         sha256 = (
             entry.identity.removeprefix(SHA256)
             if entry.identity.startswith(SHA256)
@@ -139,7 +142,7 @@ class ContentCache:
         return self._blob(content.sha256)
 
     def take(self, source: Readable, name: str) -> CachedContent:
-        """Stores the bytes of a stream; errors call the stream `name`."""
+        """Stores the bytes of a stream. Errors refer to the stream as `name`."""
         with self.explained(f"store '{name}'"):
             descriptor, partial = tempfile.mkstemp(dir=self.folder / "partial")
             try:
@@ -189,12 +192,12 @@ class ContentCache:
         try:
             text = (self.folder / "index" / self.key(location, path, entry)).read_text("ascii", "replace")
         except OSError:
-            return ""  # the file is downloaded again, which reports any failure to write it
+            return ""  # the file is then downloaded again, and any failure to write it is reported
         return text if len(text) == 64 and text.isalnum() else ""
 
     def _intact(self, file: Path, sha256: str, size: int) -> bool:
-        """Returns whether a file has this content. A process hashes a file once, and again if its time or
-        size changes.
+        """Returns whether a file has this content. A process hashes a file once, and again if the file's
+        modification time or size has changed.
         """
         try:
             status = file.stat()
@@ -217,7 +220,9 @@ class ContentCache:
     # -- folders to load models from
 
     def tree(self, files: Mapping[str, CachedContent]) -> Path:
-        """Returns a folder with these files, by path. The contents of the files must be in the cache."""
+        """Returns a folder with these files, which are keyed by path. The contents of the files must be in
+        the cache.
+        """
         name = _digest("".join(f"{path}\0{files[path].sha256}\n" for path in sorted(files)))
         tree = self.folder / "trees" / name
         with self.explained("link the files of a version"), self.lock(f"tree-{name}"):
@@ -242,7 +247,7 @@ class ContentCache:
                 file = made / path
                 file.parent.mkdir(parents=True, exist_ok=True)
                 _link(self._blob(content.sha256), file)
-            if tree.exists():  # the tree is damaged; files in it that are open remain usable
+            if tree.exists():  # the tree is damaged; open files in it remain usable
                 tree.rename(made.with_name(made.name + "-old"))
             made.rename(tree)
         finally:
@@ -276,7 +281,7 @@ class ContentCache:
     # -- records of the files at each location
 
     def remember(self, location: str, files: Mapping[str, FileEntry], source: str = "") -> None:
-        """Records the files of a location, or of the archive `source` there, so that a later start works
+        """Records the files at a location, or in the archive `source` there, so that a server can later start
         offline.
         """
         plain = {path: (entry.size, entry.identity, entry.problem) for path, entry in files.items()}
@@ -285,7 +290,7 @@ class ContentCache:
             self._write(self._listing(location, source), msgspec.json.encode(remembered))
 
     def recall(self, location: str, source: str = "") -> tuple[dict[str, FileEntry], float] | None:
-        """Returns the recorded files and the time of the record, or None if there is no usable record."""
+        """Returns the recorded files and the time of the record; None if there is no usable record."""
         try:
             found = _decode(self._listing(location, source).read_bytes())
         except FileNotFoundError:
@@ -309,7 +314,10 @@ class ContentCache:
     # -- removing old entries
 
     def prune(self, now: float | None = None) -> None:
-        """Removes what was not used for KEEP_SECONDS: first trees, then contents to which no tree links."""
+        """Removes entries that have not been used for KEEP_SECONDS: first trees, then contents to which no
+        tree links. Also removes old locks, index entries without content, and partial files left over from a
+        crash.
+        """
         now = time.time() if now is None else now
         with self.explained("be tidied up"):
             for tree in (self.folder / "trees").iterdir():
@@ -356,7 +364,9 @@ def _older(path: Path, moment: float, links: int = 0) -> bool:
 
 
 def _note_use(blob: Path) -> None:
-    """Updates the access time, at most once an hour. A changed modification time would count as damage."""
+    """Updates the access time of a cached file, at most once an hour. The modification time must not change,
+    because the file would then be hashed again.
+    """
     status = blob.stat()
     if status.st_atime < time.time() - _USE_SECONDS:
         with contextlib.suppress(OSError):  # only the owner of a file may set its times

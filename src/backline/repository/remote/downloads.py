@@ -1,4 +1,4 @@
-"""Downloads remote files into the cache, verifies them, and resumes after a lost connection."""
+"""Downloads remote files into the cache and verifies them. A download resumes after a lost connection."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from backline.repository.remote.files import GIT, MD5, SHA256, RemoteFiles, Unre
 from backline.repository.repository import OnBytes
 from backline.system.file_lock import Stopped
 
-#: A download fails after this many consecutive attempts that received nothing.
+#: A download fails after this many failed attempts in a row, of which only the first may have received
+#: anything.
 _ATTEMPTS = 4
 _FIRST_PAUSE_SECONDS = 0.2
 
-#: A callback that gets the number of bytes received since its last call; negative if bytes must be received
-#: again.
+#: A callback that gets the number of bytes received since the last call. The number is negative if bytes that
+#: were already counted must be received again.
 OnArrived = Callable[[int], None]
 
 
 class Downloads:
-    """Downloads the files of one remote place into the cache. `fetch` blocks, and may be called on several
-    threads.
+    """Downloads the files of one remote source into the cache. `fetch` blocks, and may be called on several
+    threads at once.
     """
 
     def __init__(self, files: RemoteFiles, cache: ContentCache) -> None:
         self._files = files
         self._cache = cache
-        #: Whether the MD5s that this place reports have proved not to be those of the contents.
+        #: Whether the MD5s that this source reports have turned out not to be the MD5s of the contents.
         self._md5_misleads = False
 
     def fetch(
@@ -52,7 +53,7 @@ class Downloads:
             else self._cache.key(location, path, entry)
         )
         with self._cache.lock(key, stop.is_set):
-            # Another thread or process may have fetched the file while this thread waited for the lock.
+            # Another thread or process may have downloaded the file while this thread waited for the lock.
             if found := self._cache.find(location, path, entry):
                 on_arrived(entry.size)
                 return found
@@ -80,7 +81,7 @@ class Downloads:
             self._md5_misleads = True
             return again.content
         raise Unavailable(
-            f"'{self._place(path)}' arrived damaged twice: its checksum is not the announced"
+            f"'{self._place(path)}' was damaged in two downloads: its checksum differs from"
             f" {entry.identity}; check the network, and upload the file again if that does not help"
         )
 
@@ -92,7 +93,9 @@ class Downloads:
     def _receive(
         self, path: str, entry: FileEntry, partial: Path, on_arrived: OnArrived, stop: threading.Event
     ) -> _Received:
-        """Downloads the whole file to `partial`. After a lost connection, resumes at the same position."""
+        """Downloads the whole file to `partial`. After a lost connection, resumes where the download
+        stopped.
+        """
         with self._cache.explained(f"store '{path}'"), partial.open("wb") as file:
             hashes = _Hashes(entry)
             failures = 0
@@ -147,7 +150,7 @@ class Downloads:
 
 
 class DownloadProgress:
-    """Counts bytes that threads receive, and reports the counts to `on_bytes` on the event loop."""
+    """Counts the bytes that threads receive, and reports the counts to `on_bytes` on the event loop."""
 
     def __init__(self, total: int, on_bytes: OnBytes) -> None:
         self._loop = asyncio.get_running_loop()
@@ -158,7 +161,7 @@ class DownloadProgress:
         self._announced = False
 
     def add(self, count: int) -> None:
-        """Counts more bytes. May be called on any thread."""
+        """Adds `count` to the number of bytes received. May be called on any thread."""
         with self._lock:
             self._here += count
             if self._announced:
@@ -174,7 +177,7 @@ class DownloadProgress:
         self._on_bytes(here, self._total)
 
     def end(self) -> None:
-        """Reports the final count immediately, and nothing after that."""
+        """Reports the final count immediately. Nothing is reported after that."""
         with self._lock:
             on_bytes, self._on_bytes = self._on_bytes, _say_nothing
             here = self._here
@@ -182,7 +185,7 @@ class DownloadProgress:
 
 
 def _say_nothing(here: int, total: int) -> None:
-    """Ignores progress; replaces the callback once the download has ended."""
+    """Ignores progress. This function replaces the callback once the download has ended."""
 
 
 class _Writable(Protocol):
@@ -193,14 +196,14 @@ class _Writable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Received:
-    """A finished download: its content, and the digests to compare with the file's identity."""
+    """A finished download: the content, and the digests that are compared with the file's identity."""
 
     content: CachedContent
     digests: dict[str, str]
 
 
 class _Hashes:
-    """Computes, while a file arrives, the digests with which the file's identity can be compared."""
+    """Computes digests of a file while it arrives. They can then be compared with the file's identity."""
 
     def __init__(self, entry: FileEntry) -> None:
         self._entry = entry

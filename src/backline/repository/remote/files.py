@@ -10,30 +10,34 @@ from backline.engine.errors import Unavailable
 from backline.engine.names import printable
 from backline.repository.listing import FileEntry
 
-#: Prefixes of identities that are checksums of the content, such as "sha256:9f86...". Contents are verified
-#: against them. "git:" precedes git's SHA-1 of a blob.
+#: The prefixes of identities that are checksums, such as "sha256:9f86...". Contents are verified against such
+#: an identity. "git:" precedes the SHA-1 that git computes for a blob.
 SHA256, MD5, GIT = "sha256:", "md5:", "git:"
 
-#: The maximum length, in bytes, of a part of a path: each part becomes a file name on local disk.
+#: The maximum length, in bytes, of a part of a path. There is a limit because each part becomes a file name
+#: on local disk.
 _MAX_PART = 255
 
 
 class Unreachable(Unavailable):
-    """Raised when a remote place cannot be reached or has stopped answering. A retry may help."""
+    """Raised if a remote source cannot be reached or has stopped responding. A retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The bytes of a file from `start` on; `start` is 0 if the remote place can send only whole files."""
+    """The content of a file from byte `start` on; `start` is 0 if the remote source can send only whole
+    files.
+    """
 
     start: int
     chunks: Iterator[bytes]
 
 
 class RemoteFiles(Protocol):
-    """Files in a remote place. Methods block and may be called on several threads at once.
+    """The files of a remote source. Methods block and may be called on several threads at once.
 
-    They raise Unreachable if a retry may help, and another BacklineError if it would not.
+    The methods raise Unreachable if a retry may succeed, and another BacklineError if a retry would fail
+    again.
     """
 
     @property
@@ -42,10 +46,10 @@ class RemoteFiles(Protocol):
 
     @property
     def name(self) -> str:
-        """The name of the model, if the place contains a single model."""
+        """The name of the model, if the source contains a single model."""
 
     def files(self) -> Mapping[str, FileEntry]:
-        """Returns all files by path."""
+        """Returns all files, keyed by path."""
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
         """Returns the content of a file from `offset` on. Raises Unavailable if the file differs from
@@ -56,7 +60,9 @@ class RemoteFiles(Protocol):
 
 
 def name_problem(path: str) -> str:
-    """Returns why a remote path must not be used as a path on local disk; empty if it may be used."""
+    """Returns the reason why a remote path must not be used as a path on local disk; empty if the path may be
+    used.
+    """
     if not path or path.startswith("/"):
         return "its name is absolute or empty; give it a relative name"
     if "\0" in path:
@@ -65,7 +71,7 @@ def name_problem(path: str) -> str:
         return "its name has a backslash, which separates folders on some systems; rename it"
     parts = path.split("/")
     if ".." in parts:
-        return "its name leads out of the repository by '..'; rename it"
+        return "its name points outside the repository by '..'; rename it"
     if "" in parts or "." in parts:
         return "its name has an empty part or '.'; rename it"
     if any(len(part.encode("utf-8", "surrogatepass")) > _MAX_PART for part in parts):
@@ -74,14 +80,14 @@ def name_problem(path: str) -> str:
 
 
 def checked(location: str, files: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
-    """Returns the files, with a problem added to each file whose path must not, or cannot, exist on local
+    """Returns the files. Adds a problem to each file whose path must not, or cannot, be used on local
     disk.
     """
     folders = {path[:cut] for path in files for cut in range(len(path)) if path[cut] == "/"}
     result = {}
     for path, entry in files.items():
         problem = name_problem(path) or (
-            path in folders and "it is a file and a folder at once; rename one of them"
+            path in folders and "it is both a file and a folder; rename one of them"
         )
         if problem:
             entry = FileEntry(

@@ -1,4 +1,6 @@
-"""Reads files over HTTP with the standard library. Calls block, so they must be made on threads."""
+"""Reads files over HTTP with the standard library. Calls block, so they must not be made on the event
+loop.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,13 @@ _TIMEOUT_SECONDS: Final = 15
 _CHUNK: Final = 1 << 20
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-#: Status codes below 500 after which a retry may succeed.
+#: The status codes below 500 after which a retry may succeed.
 _TRANSIENT: Final = frozenset({408, 425, 429})
 
 
 @dataclass(frozen=True, slots=True)
 class WebResponse:
-    """The final response after all redirects. `headers` can be looked up in any case."""
+    """The final response after all redirects. The keys of `headers` are case-insensitive."""
 
     url: str
     status: int
@@ -43,7 +45,7 @@ class HttpClient:
     """Sends GET and HEAD requests to one origin, and follows redirects.
 
     `authorization` is sent only to this origin, never to another origin to which a redirect leads. `denied`
-    is the advice that errors give if access is denied.
+    is the advice in the errors that are raised if access is denied.
     """
 
     def __init__(self, url: str, *, authorization: str = "", denied: str = "check its permissions") -> None:
@@ -61,8 +63,8 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         also: Container[int] = (),
     ) -> Iterator[WebResponse]:
-        """Yields the response after all redirects. Raises BacklineError if its status is neither 2xx nor in
-        `also`.
+        """Yields the response after all redirects. Raises BacklineError if the status of the response is
+        neither 2xx nor in `also`.
         """
         asked = url
         for _ in range(_MAX_REDIRECTS + 1):
@@ -81,8 +83,8 @@ class HttpClient:
         )
 
     def open_from(self, url: str, offset: int, check: Callable[[WebResponse], None]) -> Opened:
-        """Opens the body from `offset`, or from 0 if the server cannot resume. `check` may reject the
-        response.
+        """Opens the body from `offset` on, or from 0 if the server cannot send a part of it. `check` may
+        reject the response by raising an error.
         """
         stack = contextlib.ExitStack()
         try:
@@ -164,7 +166,9 @@ def origin(url: str) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """Returns the URL without user, password and query, because the query may contain a signature."""
+    """Returns the URL without user, password and query. The query is removed because it may contain a
+    signature.
+    """
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", parts.fragment))
 

@@ -1,4 +1,4 @@
-"""Reads models from the Hugging Face hub, or from another server with the hub's HTTP API."""
+"""Reads models from the Hugging Face hub, or from another server that has the hub's HTTP API."""
 
 from __future__ import annotations
 
@@ -13,53 +13,33 @@ from urllib.parse import quote, unquote, urljoin
 
 from backline.engine.config.model_config import ModelFormat
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
-from backline.repository.configuration import ConfigFiles
 from backline.repository.layouts.hub import find_served, hub_name
 from backline.repository.listing import FileEntry, Listing
-from backline.repository.remote.cache import ContentCache
 from backline.repository.remote.files import GIT, SHA256, Opened
 from backline.repository.remote.http_client import HttpClient, WebResponse, origin
-from backline.repository.remote.remote import RemoteRepository
 
 _HUB = "https://huggingface.co"
 _FORM = (
     "expected hf://owner/repo, hf://owner/repo@revision, hf://owner/repo/path or hf://owner/repo:model.onnx"
 )
 _NAME = re.compile(r"[A-Za-z0-9][\w.\-]*")
-#: The maximum size, in bytes, of a page of a listing. A page describes at most 1,000 files in a few hundred
-#: bytes each.
+#: The maximum size, in bytes, of a page of a listing. A page describes at most 1,000 files, each with a few
+#: hundred bytes.
 _MAX_PAGE = 64 << 20
 _MAX_FILES = 100_000
 _NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
 
 
-class HuggingFaceRepository(RemoteRepository):
-    """The models in hf://owner/repo[@revision][/path][:file].
+class HubFiles:
+    """The RemoteFiles of hf://owner/repo[@revision][/path][:file], a repository on the hub, at one commit.
 
     A revision is a branch, a tag or a commit; the default is "main", and a "/" in it is written "%2F". `file`
-    is the path or the name of the model's file; if it is left out, `find_served` chooses a file. The
+    is the path or the name of the model's file; if `file` is left out, `find_served` chooses a file. The
     environment variable HF_TOKEN gives access to private repositories, and HF_ENDPOINT names another server.
-    Raises InvalidArgument for an invalid location.
     """
 
-    def __init__(
-        self,
-        location: str,
-        formats: Sequence[ModelFormat],
-        cache: Path,
-        configs: ConfigFiles | None = None,
-        name: str = "",
-    ) -> None:
-        files = HubFiles(location, formats)
-        super().__init__(files, ContentCache(cache), formats=formats, configs=configs, name=name)
-
-
-class HubFiles:
-    """The RemoteFiles of a repository on the hub, at one commit."""
-
-    def __init__(
-        self, location: str, formats: Sequence[ModelFormat], environment: Mapping[str, str] = os.environ
-    ) -> None:
+    def __init__(self, location: str, formats: Sequence[ModelFormat]) -> None:
+        """Raises InvalidArgument for an invalid location or HF_ENDPOINT."""
         self._location = location
         self._formats = formats
         place, colon, wanted = re.sub(r"^hf:/*", "", location).partition(":")
@@ -72,16 +52,16 @@ class HubFiles:
             or any(p in {"", ".", ".."} for p in path.split("/") if path)
             or any(p in {"", ".", ".."} for p in wanted.split("/") if colon)
         ):
-            raise InvalidArgument(f"'{location}' is not a place on the hub; {_FORM}")
+            raise InvalidArgument(f"'{location}' is not a location on the hub; {_FORM}")
         self._repo = f"{owner}/{repo}"
         self._revision = unquote(revision) or "main"
         self._path = path
         self._wanted = wanted
         self._name = repo if wanted else hub_name(repo, path, formats)
-        self._endpoint = (environment.get("HF_ENDPOINT") or _HUB).rstrip("/")
+        self._endpoint = (os.environ.get("HF_ENDPOINT") or _HUB).rstrip("/")
         if not self._endpoint.startswith(("http://", "https://")):
             raise InvalidArgument(f"HF_ENDPOINT is '{self._endpoint}'; expected a URL such as {_HUB}")
-        token = _token(environment)
+        token = _token()
         self._client = HttpClient(
             self._endpoint,
             authorization=f"Bearer {token}" if token else "",
@@ -128,8 +108,8 @@ class HubFiles:
         return served
 
     def _resolve(self) -> str:
-        """Returns the current commit of the revision: a listing and its files must come from the same
-        commit.
+        """Returns the current commit of the revision. Both the listing and the files are then read from this
+        commit, so that they match.
         """
         url = f"{self._endpoint}/api/models/{self._repo}/revision/{quote(self._revision, safe='')}"
         try:
@@ -150,7 +130,7 @@ class HubFiles:
         items: list[dict[str, Any]] = []
         while url:
             page, following = self._json(url)
-            # A page without files that names a next page could make this go on forever.
+            # If pages without files were accepted although they name a next page, this loop might never end.
             if not isinstance(page, list) or not all(map(_is_item, page)) or (following and not page):
                 raise self._odd(url)
             items += page
@@ -205,8 +185,8 @@ def _accept(answer: WebResponse) -> None:
 
 
 def _is_item(item: object) -> bool:
-    """Returns whether an element of a listing has the form that the hub sends. `checked` checks its path
-    later.
+    """Returns whether an element of a listing has the form that the hub sends. Its path is checked later, by
+    `checked`.
     """
     if not isinstance(item, dict):
         return False
@@ -220,8 +200,8 @@ def _is_item(item: object) -> bool:
 
 
 def _entry(item: dict[str, Any]) -> FileEntry:
-    """Returns the entry of a file. A large file is identified by the SHA-256 of its content, other files by
-    git's hash.
+    """Returns the entry of a file. A large file is identified by the SHA-256 of its content, any other file
+    by git's hash.
     """
     large = item.get("lfs")
     if large and large.get("oid"):
@@ -231,17 +211,17 @@ def _entry(item: dict[str, Any]) -> FileEntry:
     return FileEntry(item.get("size", 0), GIT + str(item.get("oid", "")))
 
 
-def _token(environment: Mapping[str, str]) -> str:
-    """Returns the token in HF_TOKEN, or else the token that `hf auth login` has saved; empty if there is
-    neither.
+def _token() -> str:
+    """Returns the token in the environment variable HF_TOKEN (or its older name). If there is none, returns
+    the token that `hf auth login` has saved, or an empty string.
     """
-    if token := environment.get("HF_TOKEN") or environment.get("HUGGING_FACE_HUB_TOKEN"):
+    if token := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
         return token.strip()
     home = (
-        environment.get("HF_HOME")
-        or Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+        os.environ.get("HF_HOME")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
     )
     try:
-        return Path(environment.get("HF_TOKEN_PATH") or Path(home) / "token").read_text("utf-8").strip()
+        return Path(os.environ.get("HF_TOKEN_PATH") or Path(home) / "token").read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return ""

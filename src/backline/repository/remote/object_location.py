@@ -1,5 +1,5 @@
-"""Reads the location and the credentials of an object store from the URL, the environment and Triton's
-credentials file.
+"""Reads the location and the credentials of an object store from the URL, the environment, the AWS files and
+Triton's credentials file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CREDENTIALS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ObjectLocation:
-    """A prefix in a bucket or container of a store, with options for obstore. `kind` is "s3", "gs" or
+    """A prefix in a bucket or container of a store, with the options for obstore. `kind` is "s3", "gs" or
     "az".
     """
 
@@ -43,7 +43,8 @@ class ObjectLocation:
 
 
 def parse_location(location: str, environment: Mapping[str, str] = os.environ) -> ObjectLocation:
-    """Parses the URL of a bucket or container. Raises InvalidArgument, which names the expected form.
+    """Parses the URL of a bucket or container. Raises InvalidArgument, which names the expected forms, if the
+    URL is not valid.
 
     The forms are s3://bucket/prefix, s3://[https://]host:port/bucket/prefix, gs://bucket/prefix,
     az://container/prefix and as://account.blob.core.windows.net/container/prefix.
@@ -84,7 +85,8 @@ def _s3(location: str, rest: str, environment: Mapping[str, str]) -> ObjectLocat
             scheme, rest = candidate, rest.removeprefix(f"{candidate}://")
     host = rest.partition("/")[0]
     if scheme or ":" in host:
-        # Triton's form for a store other than Amazon's. If it has no scheme, HTTP is used.
+        # This is Triton's form for a store other than Amazon's. If the host is written without a scheme, HTTP
+        # is used.
         endpoint, rest = f"{scheme or 'http'}://{host}", rest.partition("/")[2]
         if not _ENDPOINT.fullmatch(endpoint):
             raise InvalidArgument(
@@ -111,7 +113,7 @@ def _s3(location: str, rest: str, environment: Mapping[str, str]) -> ObjectLocat
 
 
 def _aws_profile(profile: str, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the keys and region of a profile in AWS's credentials and config files.
+    """Returns the access keys and the region of a profile in the AWS credentials and config files.
 
     The result is empty if `profile` is empty and the files have no default profile. Raises InvalidArgument if
     the files lack `profile` or cannot be read.
@@ -143,7 +145,7 @@ def _aws_profile(profile: str, environment: Mapping[str, str]) -> dict[str, Any]
     if profile and not options:
         raise InvalidArgument(
             f"neither '{paths[0][0]}' nor '{paths[1][0]}' has the profile '{profile}'; correct AWS_PROFILE"
-            " or add it"
+            " or add the profile"
         )
     return options
 
@@ -179,7 +181,7 @@ def _azure(location: str, scheme: str, rest: str, environment: Mapping[str, str]
         place = f"as://{container}/{prefix}"
     text = environment.get("AZURE_STORAGE_CONNECTION_STRING", "")
     connection = _connection_string(text) if text else {}
-    if connection and account in {"", connection["account_name"]}:  # not for another account
+    if connection and account in {"", connection["account_name"]}:  # it is for this account
         options |= connection
     elif given := _given("as", place, environment):
         options["account_name"] = given.get("account_str", options.get("account_name", ""))
@@ -192,7 +194,7 @@ def _azure(location: str, scheme: str, rest: str, environment: Mapping[str, str]
         options.setdefault("account_key", key)
     if "account_name" not in options and "AZURE_STORAGE_ACCOUNT_NAME" not in environment:
         raise InvalidArgument(
-            f"'{location}' does not say whose container it is: {CREDENTIALS['az']}, "
+            f"'{location}' does not say which account the container belongs to: {CREDENTIALS['az']}, "
             "or write as://ACCOUNT.blob.core.windows.net/container/prefix"
         )
     return ObjectLocation("az", container, prefix, options)
@@ -226,7 +228,9 @@ def _connection_string(text: str) -> dict[str, Any]:
 
 
 def _given(kind: str, place: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns the entry in Triton's credentials file with the longest prefix with which `place` starts."""
+    """Returns an entry in Triton's credentials file. Of the entries whose prefixes match the beginning of
+    `place`, returns the one with the longest prefix; empty if none match.
+    """
     name = environment.get(CREDENTIALS_FILE)
     if not name:
         return {}

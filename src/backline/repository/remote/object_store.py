@@ -6,48 +6,45 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backline.engine.config.model_config import ModelFormat
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
-from backline.repository.configuration import ConfigFiles
 from backline.repository.listing import FileEntry
-from backline.repository.remote.cache import ContentCache
 from backline.repository.remote.files import MD5, Opened, Unreachable
 from backline.repository.remote.object_location import CREDENTIALS, ObjectLocation, parse_location
-from backline.repository.remote.remote import RemoteRepository
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-#: With these limits, a store that does not answer is noticed within seconds; the next poll tries again.
+#: With these limits, a store that does not respond is detected within seconds; the next poll tries again.
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 15
 _RETRIES = 2
 _RETRY_SECONDS = 10
-#: obstore's limit for the duration of a request. It is so high that it never matters, because large files may
-#: take long.
+#: The value of obstore's limit for the duration of a request. It is so high that it is never reached, because
+#: downloading a large file may take a long time.
 _REQUEST_DAYS = 7
 _CHUNK = 1 << 20
-#: A bucket with more objects than this is not a model repository.
+#: The maximum number of objects in a model repository.
 _MAX_OBJECTS = 200_000
-#: The form of an ETag that is an MD5. The ETag of a multipart upload contains a dash.
+#: Matches an ETag that is an MD5. The ETag of a multipart upload does not match, because it contains a dash.
 _MD5_ETAG = re.compile(r"[0-9a-f]{32}")
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]+)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<\n]+)")
-#: Patterns that find the cause of "error sending request" in the debugging part of obstore's messages.
+#: Patterns that find the cause of the error "error sending request" in the debugging part of obstore's
+#: messages.
 _CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)")
 _CAUSES = (
     re.compile(r'\bmessage: "([^"]+)"'),
     re.compile(r'\berror: "([^"]+)"'),
     re.compile(r"\b(TimedOut)\b"),
 )
-#: Signs of missing credentials in an error. Without credentials, obstore asks the metadata service of a
-#: cloud, and the error names the URL of that service.
+#: Texts in an error that indicate missing credentials. Without credentials, obstore asks the metadata service
+#: of a cloud for some, and the error names the URL of that service.
 _NO_CREDENTIALS = (
     "/latest/api/token",
     "/latest/meta-data",
@@ -59,30 +56,16 @@ _NO_CREDENTIALS = (
 _NOT_THERE = ("NoSuchBucket", "ContainerNotFound")
 
 
-class ObjectStoreRepository(RemoteRepository):
-    """The models below a prefix of a bucket; see `parse_location` for the forms of the URL and its errors."""
-
-    def __init__(
-        self,
-        location: str,
-        formats: Sequence[ModelFormat],
-        cache: Path,
-        configs: ConfigFiles | None = None,
-        name: str = "",
-    ) -> None:
-        super().__init__(
-            ObjectFiles(location), ContentCache(cache), formats=formats, configs=configs, name=name
-        )
-
-
 class ObjectReplaced(Exception):
     """Raised when an object has changed since the writer read it."""
 
 
 class ObjectFiles:
-    """The RemoteFiles for a prefix: the objects below it, or the one object that it names.
+    """The RemoteFiles for a prefix of a bucket: the objects below the prefix, or the single object whose key
+    is the prefix.
 
-    Errors call the prefix `what`.
+    See `parse_location` for the forms of `location`, and for the errors that an invalid location raises.
+    Errors refer to the prefix as `what`.
     """
 
     def __init__(self, location: str, what: str = "model repository") -> None:
@@ -115,7 +98,7 @@ class ObjectFiles:
                         f"'{self._location}' has more than {_MAX_OBJECTS:,} objects; add to the URL the"
                         f" prefix under which the {self._bucket} holds the models"
                     )
-        # Tools that show folders store each folder as an empty object, which is not a file.
+        # Tools that show folders store an empty object for each folder. Such objects are not files.
         folders = {path[:end] for path in files for end in range(len(path)) if path[end] == "/"}
         files = {
             path: entry for path, entry in files.items() if path and not (entry.size == 0 and path in folders)
@@ -164,10 +147,10 @@ class ObjectFiles:
         return f"{prefix}/{path}" if prefix else path
 
     def read(self, path: str, most: int) -> tuple[bytes, str] | None:
-        """Returns a small object below the prefix, and the revision to pass to `replace`; None if it does not
-        exist.
+        """Returns the content of a small object below the prefix, and the revision to pass to `replace`; None
+        if there is no such object.
 
-        Raises InvalidArgument if the object has more than `most` bytes; little more than this is read.
+        Raises InvalidArgument if the object has more than `most` bytes, without reading much more than that.
         """
         import obstore
 
@@ -185,7 +168,7 @@ class ObjectFiles:
                         )
                 return bytes(data), _revision(got.meta)
         except NotFound:
-            # If the whole bucket is missing, rather than only the object, a listing raises an error.
+            # This listing raises an error if not only the object is missing, but the whole bucket.
             with self._explained(key):
                 next(iter(obstore.list(self._store, prefix=key, chunk_size=1)), None)
             return None
@@ -193,7 +176,8 @@ class ObjectFiles:
     def replace(self, path: str, data: bytes, revision: str) -> str:
         """Writes an object if its revision is still `revision` ("" means that the object must not exist yet).
 
-        Returns the new revision. Raises ObjectReplaced if another writer was faster.
+        Returns the new revision. Raises ObjectReplaced if the object has another revision because another
+        writer was faster.
         """
         import obstore
         import obstore.exceptions as obstore_errors
@@ -216,7 +200,7 @@ class ObjectFiles:
 
     @contextlib.contextmanager
     def _explained(self, key: str, passed: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-        """Turns errors of obstore, except those in `passed`, into BacklineErrors with advice on what to
+        """Converts errors of obstore, except those in `passed`, to BacklineErrors with advice on what to
         do.
         """
         import obstore.exceptions as obstore_errors
@@ -341,13 +325,15 @@ def _entry(found: Any) -> FileEntry:
 
 
 def _revision(found: Any) -> str:
-    """Returns the ETag and version of an object. Google compares versions, which other stores may not
-    have.
+    """Returns the ETag and version of an object as one text. Google Cloud Storage compares versions; other
+    stores may have none.
     """
     given = {name: found[name] for name in ("e_tag", "version") if found.get(name)}
     return json.dumps(given, sort_keys=True)
 
 
 def _last_line(text: str) -> str:
-    """Returns the reason in an obstore message, without the queries of URLs, which may contain signatures."""
+    """Returns the reason in an obstore message. The queries of URLs are removed, because they may contain
+    signatures.
+    """
     return re.sub(r"\?\S+", "", text.strip().rpartition("\n")[2].rpartition(" - ")[2]).strip()

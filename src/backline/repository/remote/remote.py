@@ -1,5 +1,5 @@
-"""Implements a remote repository: lists the files at a remote place, and loads them through the local
-cache.
+"""Implements a remote repository, which lists the files of a remote source and fetches them into the
+local cache.
 """
 
 from __future__ import annotations
@@ -29,24 +29,27 @@ from backline.system.file_lock import Stopped
 log = logging.getLogger("backline.repository")
 T = TypeVar("T")
 
-#: The maximum number of parallel downloads of a repository: one rarely uses the whole bandwidth, and too many
-#: slow each other down.
+#: The maximum number of parallel downloads from a repository. A single download rarely uses the whole
+#: bandwidth, and too many downloads slow each other down.
 PARALLEL = 8
 _THREADS = 4
-#: Files that a scan will read are fetched in advance if they have at most this many bytes.
+#: The maximum size, in bytes, of files that are fetched in advance because a scan will read them.
 _SMALL = 1 << 20
 _READ_AT_SCAN = (".pbtxt", ".toml", "model-settings.json", "settings.json", ".config")
-#: Seconds after which the trees in use are marked as used again. This is much shorter than the cache's
+#: Seconds after which the trees in use are again marked as used. This time is much shorter than the cache's
 #: KEEP_SECONDS.
 _KEEP_SECONDS = 3600.0
-#: While the files stay the same, seconds between two records of the time when the place was last reached.
+#: While the files do not change, the number of seconds between two records of the time when the source was
+#: last reached.
 _REMEMBER_SECONDS = 60.0
-#: Seconds between two warnings that the place has been unreachable since the start.
+#: Seconds between two warnings that the source has been unreachable since the server started.
 _WARN_SECONDS = 600.0
 
 
 class RemoteRepository:
-    """A repository at a remote place. Blocking work runs on its own threads."""
+    """A repository whose files come from a remote source. Work that blocks runs on threads of the
+    repository.
+    """
 
     def __init__(
         self,
@@ -58,8 +61,8 @@ class RemoteRepository:
         name: str = "",
         nested: bool = False,
     ) -> None:
-        """If the place contains a single model, `name` overrides the model's name. If `nested` is set, the
-        repository may be the only folder of the place; see scan_listing.
+        """Creates the repository. If the source contains a single model, `name` overrides the model's name.
+        If `nested` is set, the repository may be the only folder of the source; see scan_listing.
         """
         self._files = files
         self._given_name = name
@@ -69,8 +72,8 @@ class RemoteRepository:
         self._configs = configs or ConfigFiles()
         self._downloads = Downloads(files, cache)
         self._transfers = ThreadPoolExecutor(PARALLEL, thread_name_prefix="download")
-        #: Threads for work that must not wait for downloads: scans, and fetching versions that are in the
-        #: cache.
+        #: Threads for work that must not wait for downloads: scans, and fetching versions whose files are
+        #: already in the cache.
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="repository")
         self._scans = threading.Lock()
         self._closing = threading.Event()
@@ -78,7 +81,7 @@ class RemoteRepository:
         self._trees: set[Path] = set()
         self._kept = time.monotonic()
         self._known: Known = {}
-        #: The files of the last scan, and the models found in them; None if a file could not be read.
+        #: The files of the last scan, and the models found in these files; None if a file could not be read.
         self._last: tuple[Mapping[str, FileEntry], list[FoundModel]] | None = None
         self._reached = False
         self._remembered_at = 0.0
@@ -148,8 +151,8 @@ class RemoteRepository:
         return files
 
     def _remembered(self, error: Unreachable) -> Mapping[str, FileEntry]:
-        """Returns the files that the place contained when it was last reached. Raises `error` if there is no
-        record of them.
+        """Returns the files that the source contained when it was last reached. Raises `error` if there is no
+        record of these files.
         """
         found = self._cache.recall(self.location)
         if found is None:
@@ -164,8 +167,8 @@ class RemoteRepository:
         return files
 
     def _read_ahead(self, files: Mapping[str, FileEntry]) -> None:
-        """Fetches in parallel the files that the scan will read. If this fails, the scan reports the
-        failure.
+        """Fetches, in parallel, the files that the scan will read. Failures are ignored here, because the
+        scan reports them.
         """
         missing = [
             path
@@ -203,7 +206,9 @@ class RemoteRepository:
 
     @contextlib.contextmanager
     def _lenient(self) -> Iterator[None]:
-        """Logs a failure of the cache instead of raising it. This is for work that is not essential."""
+        """Logs a failure of the cache in a `with` block instead of raising it. Used for work that is not
+        essential.
+        """
         try:
             yield
         except BacklineError as error:
@@ -236,7 +241,7 @@ class RemoteRepository:
             stop.set()
             progress.end()
         self._trees.add(tree)
-        return FetchedVersion(tree / version.path, tree / model.folder)
+        return FetchedVersion(tree, tree / version.path, tree / model.folder)
 
     def _find_all(self, files: Mapping[str, FileEntry]) -> dict[str, CachedContent]:
         found = {path: self._cache.find(self.location, path, entry) for path, entry in files.items()}
@@ -245,8 +250,8 @@ class RemoteRepository:
     async def _fetch_all(
         self, files: Mapping[str, FileEntry], progress: DownloadProgress, stop: threading.Event
     ) -> dict[str, CachedContent]:
-        """Returns the contents of all files. If a download fails, stops the others and raises the first
-        failure.
+        """Returns the contents of all files. If a download fails, stops the other downloads and raises the
+        first failure.
         """
 
         def fetch(path: str, entry: FileEntry) -> CachedContent:
@@ -279,7 +284,7 @@ class RemoteRepository:
 
     async def changes(self, interval: float) -> AsyncIterator[None]:
         """Yields every `interval` seconds, because stores do not report changes. If nothing has changed, a
-        scan takes one request.
+        scan only lists the files.
         """
         while not self._closed.is_set():
             with contextlib.suppress(TimeoutError):
@@ -310,7 +315,7 @@ class RemoteRepository:
 
 
 class _Either(threading.Event):
-    """An event that counts as set when either of two other events is."""
+    """An event that counts as set if either of two other events is set."""
 
     def __init__(self, one: threading.Event, other: threading.Event) -> None:
         super().__init__()
@@ -325,7 +330,7 @@ class _Either(threading.Event):
 
 
 def _ignore(count: int) -> None:
-    """Ignores the progress of downloads that nobody follows."""
+    """Ignores the progress of downloads whose progress is not reported."""
 
 
 def _age(seconds: float) -> str:

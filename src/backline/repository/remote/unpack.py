@@ -1,5 +1,5 @@
-"""Reads untrusted archives. The name, kind and size of a member are checked before any of its bytes are
-stored.
+"""Reads untrusted archives. The name, kind and size of a member are checked before any bytes of the member
+are stored.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ARCHIVES: Final = {
     ".tar.xz": "xz",
     ".tar.zst": "zst",
 }
-#: The maximum size, in bytes, of the headers of a member, including its name. Larger headers would be an
+#: The maximum size, in bytes, of the headers of a member, including its name. Larger headers are probably an
 #: attempt to exhaust the memory.
 _MAX_HEADER: Final = 1 << 20
 _DAMAGED: Final = (
@@ -66,11 +66,12 @@ def archive_kind(path: str) -> str | None:
 
 
 def members(archive: Path, kind: str, place: str, limits: UnpackLimits) -> Iterator[Member]:
-    """Yields the regular files in an archive; errors call the archive `place`.
+    """Yields the regular files in an archive. Errors refer to the archive as `place`.
 
-    Raises InvalidArgument, which names the member, if a name is absolute, leads outside the archive or
-    repeats another name (ignoring case); for links, devices and encrypted members; if the archive exceeds
-    `limits`; or if it is damaged.
+    Raises InvalidArgument if a member's name must not be used on local disk (see `name_problem`), is not
+    printable, or equals the name of another member (ignoring case); if a member is a link, a device or
+    encrypted; if the archive exceeds `limits`; or if the archive is damaged. The error names the member.
+    Raises Unsupported for a .tar.zst before Python 3.14.
     """
     if kind == "zip":
         check_zip_list(archive, place, limits)
@@ -81,7 +82,7 @@ def members(archive: Path, kind: str, place: str, limits: UnpackLimits) -> Itera
 
 @contextlib.contextmanager
 def _explained(place: str) -> Iterator[None]:
-    """Turns the errors that the unpacking libraries raise for a damaged archive into InvalidArgument."""
+    """Converts the errors that the unpacking libraries raise for a damaged archive to InvalidArgument."""
     try:
         yield
     except BacklineError:
@@ -97,7 +98,7 @@ def _explained(place: str) -> Iterator[None]:
 
 
 class _Content:
-    """The content of a member. Reading it raises InvalidArgument if it is damaged."""
+    """The content of a member. Reading the content raises InvalidArgument if it is damaged."""
 
     def __init__(self, stream: IO[bytes], place: str) -> None:
         self._stream = stream
@@ -109,7 +110,7 @@ class _Content:
 
 
 class _Names:
-    """Checks the names of members, and counts them against the limits."""
+    """Checks the names of members, and checks the number and size of the members against the limits."""
 
     def __init__(self, place: str, limits: UnpackLimits, size: int) -> None:
         self.place = place
@@ -117,7 +118,8 @@ class _Names:
         self._members = 0
         self._left = size
         self._size = size
-        #: Paths by their case-folded forms: on many disks, names that differ only in case mean the same file.
+        #: Paths, keyed by their case-folded forms: on many disks, names that differ only in case refer to the
+        #: same file.
         self._seen: dict[str, str] = {}
 
     def error(self, name: str, reason: str) -> InvalidArgument:
@@ -226,7 +228,7 @@ def _decompressed(archive: Path, kind: str, place: str) -> Iterator[IO[bytes]]:
 
 
 class _Forward:
-    """A forward-only stream for tarfile, which rejects large headers because they could exhaust the
+    """A forward-only stream for tarfile. The stream rejects large headers, because they could exhaust the
     memory.
     """
 
@@ -236,7 +238,9 @@ class _Forward:
         self.allow_header()
 
     def allow_header(self) -> None:
-        """Allows tarfile to read _MAX_HEADER more bytes. All headers of a member must fit into these."""
+        """Allows tarfile to read _MAX_HEADER more bytes. All headers of a member must fit into these
+        bytes.
+        """
         self._left = _MAX_HEADER
 
     def read(self, size: int = -1) -> bytes:

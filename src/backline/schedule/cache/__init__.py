@@ -1,3 +1,3 @@
-"""The response cache: how responses are stored, how their keys are computed, and a queue that looks requests
-up before running them.
+"""The response cache: the storage of responses, the computation of their keys, and a queue that looks up each
+request in the cache before the request is run.
 """

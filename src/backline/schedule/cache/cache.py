@@ -1,5 +1,5 @@
-"""The interface of a response cache, which stores outputs by request key, and the cache in the server's
-memory.
+"""The interface of response caches, which store outputs by the key of the request, and the cache in the
+server's memory.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import numpy as np
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Tensor
 
-#: The size in bytes of an entry without its tensors: its dictionary slot, key, tuple and numbers.
+#: The approximate size, in bytes, of an entry without its tensors: the slot in the dictionary, the key, the
+#: tuple and the numbers.
 _ENTRY_BYTES = 320
-#: The size in bytes of a tensor without its data: two array objects, the Tensor, and its shape.
+#: The approximate size, in bytes, of a tensor without its data: two array objects, the Tensor, and its shape.
 _TENSOR_BYTES = 400
-#: A callback, called on the event loop with the outputs that were found, or None. Their data is read-only.
+#: A callback that is called on the event loop with the outputs that were found, or with None. The data of the
+#: outputs are read-only.
 Found: TypeAlias = Callable[[Sequence[Tensor] | None], None]
 
 
@@ -28,11 +30,13 @@ class ResponseCache(Protocol):
 
     All methods are called on the event loop, and none of them blocks.
 
-    A failing cache behaves like an empty one: it logs the failure, and requests run as usual.
+    If a cache fails, it logs the failure and behaves like an empty cache, so that requests are run.
     """
 
     def look_up(self, key: bytes, found: Found) -> None:
-        """Looks up a key and calls `found` once, either before this method returns or later."""
+        """Looks up a key, and calls `found` once with the result, either before this method returns or
+        later.
+        """
 
     def insert(self, key: bytes, outputs: Sequence[Tensor]) -> None:
         """Stores a copy of the outputs if there is room for it."""
@@ -49,20 +53,23 @@ def read_only(tensor: Tensor) -> Tensor:
 
 
 class LocalCache:
-    """Stores copies of outputs in at most `size` bytes, overhead included. Evicts the least recently used
-    entries.
+    """A cache that stores copies of outputs in at most `size` bytes, overhead included, and evicts the least
+    recently used entries.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        #: The size of all entries in bytes, and the number of entries evicted so far.
+        #: The total size of all entries in bytes.
         self.used = 0
+        #: The number of entries evicted so far.
         self.evictions = 0
-        #: The number of lookups that found an entry, the number of those that did not, and the duration of
-        #: all lookups and insertions in nanoseconds.
+        #: The number of lookups that found an entry.
         self.hits = 0
+        #: The number of lookups that found no entry.
         self.misses = 0
+        #: The total duration of all lookups in nanoseconds.
         self.lookup_ns = 0
+        #: The total duration of all insertions in nanoseconds.
         self.insertion_ns = 0
         self._entries: OrderedDict[bytes, tuple[int, tuple[Tensor, ...]]] = OrderedDict()
 
@@ -81,8 +88,8 @@ class LocalCache:
         found(None if entry is None else entry[1])
 
     def insert(self, key: bytes, outputs: Sequence[Tensor]) -> None:
-        """Stores a copy, and evicts other entries if necessary. Ignores outputs larger than the whole
-        cache.
+        """Stores a copy of the outputs, and evicts other entries if necessary. Stores nothing if the outputs
+        are larger than the whole cache.
         """
         began = monotonic_ns()
         entries = self._entries

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from backline.engine.byte_size import parse_bytes
 from backline.engine.errors import InvalidArgument
+from backline.engine.numbers import parse_bytes
 from backline.schedule.cache.cache import LocalCache, ResponseCache
 from backline.schedule.cache.redis import RedisCache, RedisOptions
 
@@ -25,7 +25,7 @@ CACHES: Final = tuple(_KNOWN)
 
 @dataclass(frozen=True, slots=True)
 class LocalOptions:
-    """The options of a cache in the server's memory, which takes at most `size` bytes."""
+    """The options of a cache in the server's memory. The cache takes at most `size` bytes."""
 
     size: int
 
@@ -40,10 +40,10 @@ def open_cache(options: CacheOptions) -> ResponseCache:
 
 def parse_cache_config(texts: Sequence[str]) -> CacheOptions | None:
     """Parses the values of --cache-config, such as "local,size=64MiB" or "redis,host=127.0.0.1,port=6379".
-    The settings of one cache may be divided among several values.
+    The settings of one cache may be divided among several values. Returns None if there are no values.
 
-    Timeouts are in milliseconds, as in Triton; `ttl` is in seconds. Raises InvalidArgument, which names the
-    invalid setting.
+    Timeouts are in milliseconds, as in Triton; `ttl` is in seconds. Raises InvalidArgument, with the name of
+    the setting, if a setting is invalid.
     """
     if not texts:
         return None
@@ -58,14 +58,13 @@ def parse_cache_config(texts: Sequence[str]) -> CacheOptions | None:
     given: dict[str, str] = {}
     for part in (part for text in texts for part in text.split(",")[1:]):
         key, equals, value = part.strip().partition("=")
-        if not equals:  # the text may be the rest of a password that contains a comma
+        if not equals:  # not quoted: this may be the rest of a password that contains a comma
             raise InvalidArgument(
                 f"--cache-config {kind}: a part is not of the form NAME=VALUE; values cannot contain commas"
             )
         if key not in _KNOWN[kind]:
             raise InvalidArgument(
-                f"--cache-config {kind}: unknown setting '{key}',"
-                f" expected {', '.join(f'{one}=..' for one in _KNOWN[kind])}"
+                f"--cache-config {kind}: unknown setting '{key}', expected {', '.join(_KNOWN[kind])}"
             )
         given[key] = value
     if kind == "local":

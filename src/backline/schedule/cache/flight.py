@@ -1,4 +1,6 @@
-"""Joins identical requests in flight: computes a key that identifies them, and runs them once."""
+"""Joins identical requests in flight, so that they are run only once. Identical requests have the same
+key.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,13 @@ if TYPE_CHECKING:
 
 
 class RequestKeys:
-    """Computes the keys of requests to one load of a model version.
+    """Computes the keys of requests to a load of a model version.
 
-    A key is the SHA-256 of the model, its version, the fingerprint of what was loaded, each input's name,
-    datatype, shape and bytes, the requested outputs, and the request's parameters, which a model may read.
-    Triton uses a short checksum, with which a client could construct a request that collides with another
-    client's and poison its response. docs/decisions/response-cache.md states the cost.
+    A key is the SHA-256 of the model, its version, the fingerprint of the loaded files, the name, datatype,
+    shape and bytes of each input, the requested outputs, and the parameters of the request, because a model
+    may read them. Security: Triton uses a short checksum, with which a client could construct a request that
+    has the same key as another client's request, so that the other client would get a wrong response.
+    docs/decisions/response-cache.md says how much time the SHA-256 takes.
     """
 
     __slots__ = ("_start",)
@@ -31,7 +34,7 @@ class RequestKeys:
         self._start = hashlib.sha256(repr((model, version, fingerprint)).encode("utf-8", "surrogatepass"))
 
     def of(self, ticket: Ticket) -> bytes:
-        """Returns the key of a request, which does not depend on the order of its inputs. May be called on
+        """Returns the key of a request. The key does not depend on the order of the inputs. May be called on
         any thread.
         """
         digest = self._start.copy()
@@ -39,7 +42,8 @@ class RequestKeys:
         for name in sorted(inputs) if len(inputs) > 1 else inputs:
             tensor = inputs[name]
             data = encode_tensor(tensor)
-            # Each part is preceded by its length, so that different requests never produce the same bytes.
+            # The data of each input is preceded by its length, so that two different requests cannot give the
+            # same bytes.
             head = f"{name!r}:{tensor.datatype.name}:{tensor.shape}:{len(data)}|"
             digest.update(head.encode("utf-8", "surrogatepass"))
             digest.update(data)
@@ -51,7 +55,9 @@ class RequestKeys:
 
 
 def input_bytes(ticket: Ticket) -> int:
-    """Returns the number of bytes that a key is computed from; an estimate for BYTES tensors."""
+    """Returns the number of bytes from which the key of a request is computed. For BYTES tensors, the number
+    is an estimate.
+    """
     return sum(
         tensor.data.size * 32 if tensor.datatype is DataType.BYTES else tensor.data.nbytes
         for tensor in ticket.request.inputs.values()
@@ -59,7 +65,7 @@ def input_bytes(ticket: Ticket) -> int:
 
 
 class Flight(Owner):
-    """Requests with the same key, which share one lookup and one `run`. Times are from
+    """Requests in flight that have the same key, and share a lookup and a `run`. Times are from
     time.monotonic_ns().
     """
 
@@ -76,7 +82,9 @@ class Flight(Owner):
     )
 
     def __init__(self, ticket: Ticket, now_ns: int, leave: Callable[[Flight, Ticket], None]) -> None:
-        """`leave` is called with this flight and a ticket when that ticket is cancelled."""
+        """Creates a flight with one request. When a ticket of the flight is cancelled, `leave` is called with
+        the flight and the ticket.
+        """
         self._leave = leave
         self.key = b""
         self.waiting = [ticket]
@@ -84,9 +92,9 @@ class Flight(Owner):
         #: The duration of the lookup, in nanoseconds.
         self.lookup_ns = 0
         self.run: Ticket | None = None
-        #: Whether `submit` has not yet returned for the first request.
+        #: Whether the call of `submit` for the first request has not returned yet.
         self.submitting = True
-        #: The error with which `submit` refuses the first request, if any.
+        #: The error with which `submit` refuses the first request; None if it does not.
         self.refusal: BacklineError | None = None
         #: The timers that expire requests at their deadlines.
         self.timers: dict[Ticket, TimerHandle] = {}
@@ -100,8 +108,8 @@ class Flight(Owner):
         return self.run is None or self.run.state is QUEUED
 
     def admits(self, ticket: Ticket, settings: QueueSettings) -> bool:
-        """Returns whether a request may join. While the run is queued, requests of a higher priority may
-        not.
+        """Returns whether a request may join the flight. While the run is queued, requests with a higher
+        priority may not join.
         """
         run = self.run
         return (
@@ -112,8 +120,8 @@ class Flight(Owner):
         )
 
     def join(self, ticket: Ticket, settings: QueueSettings) -> None:
-        """Adds a request. If the run is still queued, its deadline becomes the latest one among its
-        requests.
+        """Adds a request. If the run is still queued, the deadline of the run becomes the latest deadline of
+        its requests.
         """
         policy = settings.policy_of(settings.level_of(ticket))
         if not policy.delay:
@@ -122,7 +130,7 @@ class Flight(Owner):
         if run is not None and self.waits:
             if run.deadline is not None:
                 first = self.waiting[0]
-                if first.deadline is None:  # the deadline of the run is the queue's timeout
+                if first.deadline is None:  # only the queue's timeout limits the run
                     first.deadline = run.deadline
                 run.postpone(latest((run.deadline, ticket.deadline)))
             run.waits_until = latest((run.waits_until, ticket.waits_until))
@@ -131,8 +139,8 @@ class Flight(Owner):
     def make_run(self, settings: QueueSettings, on_complete: Completion) -> Ticket:
         """Creates the stand-in that runs for all requests of this flight.
 
-        It has the inputs of the first request, and the highest priority and the latest deadline of all
-        requests.
+        The stand-in has the inputs of the first request, and the highest priority and the latest deadline of
+        all requests.
         """
         first = self.waiting[0]
         priority = first.request.priority
@@ -144,6 +152,6 @@ class Flight(Owner):
 
 
 def latest(deadlines: Iterable[float | None]) -> float | None:
-    """Returns the latest of some deadlines; None if any is None."""
+    """Returns the latest of the deadlines; None if one of them is None, which means no deadline."""
     found = list(deadlines)
     return None if None in found else max(deadline for deadline in found if deadline is not None)

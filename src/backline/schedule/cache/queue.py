@@ -1,5 +1,5 @@
-"""Puts a response cache in front of a queue: repeated requests are not run again, and identical requests in
-flight run once.
+"""Puts a response cache in front of a queue, so that repeated requests are not run again, and identical
+requests in flight are run only once.
 """
 
 from __future__ import annotations
@@ -27,18 +27,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("backline.schedule")
 
-#: Requests with more bytes than this are hashed on a thread, because hashing takes longer than a run of a
-#: fast model.
+#: Requests with more bytes than this are hashed on a thread, because hashing them would block the event loop
+#: for longer than a run of a fast model takes.
 LARGE = 512 * 1024
 
 
 class CachedQueue:
-    """Completes requests from a cache and passes the others on to `queue`. All methods must be called on the
-    event loop.
+    """A queue that completes requests from a cache, and passes requests that are not in the cache on to
+    `queue`. All methods must be called on the event loop.
 
-    Identical requests in flight share one run. Each request keeps its own id and deadline, and can be
-    cancelled separately. The run expires at the latest deadline of its requests, and is cancelled once they
-    all are. A request of a higher priority than a queued run starts another run. Errors are not cached.
+    Identical requests in flight share one run; requests of sequences and requests to decoupled models do not,
+    nor are they looked up in the cache. Each request keeps its own id and deadline, and can be cancelled
+    separately. The shared run expires at the latest deadline of its requests, and is cancelled once all its
+    requests are cancelled. While the run is queued, a request with a higher priority starts another run.
+    Errors are not cached.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class CachedQueue:
         #: Whether the model is decoupled, in which case no request is looked up.
         self._decoupled = False
         self._flights: dict[bytes, Flight] = {}
-        #: Flights replaced by a flight of a higher priority. They accept no more requests.
+        #: The flights that were replaced by a flight with a higher priority. They accept no more requests.
         self._passed: set[Flight] = set()
         #: The number of requests that are being hashed or looked up.
         self._looking = 0
@@ -81,7 +83,7 @@ class CachedQueue:
     def submit(self, ticket: Ticket) -> None:
         """Completes a request from the cache, adds it to a flight, or queues it.
 
-        Raises Unavailable if the queue is full.
+        Raises the errors of the queue if the queue refuses the request immediately.
         """
         if ticket.request.sequence is not None or self._decoupled:
             self._queue.submit(ticket)
@@ -102,10 +104,11 @@ class CachedQueue:
             raise flight.refusal
 
     def answer_for(self, keys: RequestKeys, *, decoupled: bool) -> None:
-        """Switches to keys of another load, so that earlier responses are no longer found.
+        """Switches to the keys of another load of the version, so that the responses of earlier loads are no
+        longer found.
 
-        `decoupled` says whether the model is decoupled from now on. If so, the cache is not used, because it
-        keeps one response per request.
+        `decoupled` says whether the model of the new load is decoupled. If so, the cache is not used, because
+        it can store only one response per request.
         """
         self._keys = keys
         self._decoupled = decoupled
@@ -120,11 +123,11 @@ class CachedQueue:
             await asyncio.wait((self._looked,), timeout=limit)
         await self._queue.drain(max(0.0, limit - (monotonic() - began)))
 
-    # from the request to the cache
+    # looking requests up in the cache
 
     def _hashed(self, flight: Flight, hashed: asyncio.Future[bytes]) -> None:
         self._done_looking()
-        if not flight.waiting:
+        if not flight.waiting:  # the request was cancelled while its key was computed
             return
         try:
             flight.key = hashed.result()
@@ -143,6 +146,7 @@ class CachedQueue:
                 self._join(ticket, other)
                 return
             self._passed.add(other)
+        # The flight is registered first, because `look_up` may call `_looked_up` before it returns.
         self._flights[flight.key] = flight
         ticket.enqueue(flight)
         self._looking += 1
@@ -158,7 +162,7 @@ class CachedQueue:
             return
         self._forget(flight)
         for ticket in flight.waiting:
-            if flight.submitting:  # `submit` must return before its request completes
+            if flight.submitting:  # the caller may rely on a completion only after `submit` has returned
                 self._loop.call_soon(self._answer_from_cache, flight, ticket, outputs)
             else:
                 self._answer_from_cache(flight, ticket, outputs)
@@ -166,7 +170,8 @@ class CachedQueue:
     def _done_looking(self) -> None:
         self._looking -= 1
         if self._looked is not None and not self._looking and not self._looked.done():
-            # At the end of the turn, so that requests that were not found in the cache are submitted first.
+            # The future is resolved in the next iteration of the loop, because a request that was not found
+            # in the cache must be submitted to `queue` first.
             self._loop.call_soon(_resolve, self._looked)
 
     def _answer_from_cache(self, flight: Flight, ticket: Ticket, outputs: Sequence[Tensor]) -> None:
@@ -177,7 +182,7 @@ class CachedQueue:
         )
         ticket.complete(self._response(ticket, outputs), None)
 
-    # from the request to a run
+    # running requests that the cache does not have
 
     def _join(self, ticket: Ticket, flight: Flight) -> None:
         flight.join(ticket, self._settings)
@@ -190,7 +195,7 @@ class CachedQueue:
                 flight.timers[waiting] = self._loop.call_later(pause, self._too_late, flight, waiting)
 
     def _run(self, flight: Flight) -> None:
-        """Queues one stand-in for all requests of a flight."""
+        """Queues a stand-in that runs for all requests of a flight."""
         run = flight.make_run(self._settings, partial(self._ran, flight))
         try:
             self._queue.submit(run)
@@ -211,15 +216,17 @@ class CachedQueue:
         if response is None:
             self._fail(flight, error)
             return
+        # A completion below may submit an identical request, which must not join this flight any more.
         self._forget(flight)
         began = monotonic_ns()
-        # Responses with parameters are not cached, because parameters belong to the run.
+        # Responses with parameters are not cached, because the parameters may be specific to the run.
         if flight.key and not response.parameters:
             self._cache.insert(flight.key, response.outputs)
         now = monotonic_ns()
         statistics = self._statistics
         statistics.record_cache_miss(flight.lookup_ns + now - began)
         waiting = flight.waiting
+        # Callers that share the outputs must not be able to change the outputs for each other.
         shared = response.outputs if len(waiting) == 1 else [read_only(tensor) for tensor in response.outputs]
         for number, ticket in enumerate(waiting):
             if number:
@@ -240,8 +247,8 @@ class CachedQueue:
     # cancelled and expired requests
 
     def _leave(self, flight: Flight, ticket: Ticket) -> None:
-        """Removes a cancelled request. If no request is left, cancels the run, which the queue then counts as
-        cancelled.
+        """Removes a cancelled request from its flight. If no request is left, cancels the run, which the
+        queue then counts as cancelled.
         """
         flight.waiting.remove(ticket)
         timer = flight.timers.pop(ticket, None)
@@ -256,8 +263,8 @@ class CachedQueue:
 
     def _too_late(self, flight: Flight, ticket: Ticket) -> None:
         flight.timers.pop(ticket, None)
-        # A run that has started completes the request. The queue checks the deadline of a request that it has
-        # not received yet.
+        # Nothing is done if the run has started, because it will complete the request, or if the request has
+        # not been queued yet, because the queue will check its deadline.
         if not flight.waits or (flight.run is None and len(flight.waiting) == 1):
             return
         flight.waiting.remove(ticket)
@@ -266,7 +273,7 @@ class CachedQueue:
             self._statistics.record_expired(ticket)
         elif flight.run is not None:
             self._forget(flight)
-            flight.run.waits_until = ticket.deadline  # so that the queue counts the run as expired
+            flight.run.waits_until = ticket.deadline  # so that the run counts as expired
             flight.run.cancel()
         now = monotonic()
         late = waited_too_long(ticket, self._settings.policy_of(self._settings.level_of(ticket)), now)

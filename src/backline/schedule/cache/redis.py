@@ -1,4 +1,6 @@
-"""A response cache in Redis or Valkey that several servers share. While Redis is down, all requests run."""
+"""A response cache in Redis or Valkey that several servers can share. While Redis does not respond, all
+requests are run.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from backline.decodable import decodable
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Tensor, decode_tensor, encode_tensor
@@ -19,26 +22,27 @@ from backline.schedule.cache.cache import Found
 log = logging.getLogger("backline.schedule")
 
 _PREFIX = b"backline:response:"
-#: Larger entries are not stored: Redis accepts at most 512 MB, and fetching such an entry would take too long
-#: anyway.
+#: The maximum size of an entry in bytes; larger entries are not stored. Redis would accept up to 512 MB, but
+#: fetching such an entry would take too long.
 _LARGEST_ENTRY = 64 * 1024 * 1024
-#: Maximum number of bytes in transit to Redis. Further entries are not stored.
+#: The maximum total size in bytes of entries that are being sent to Redis at the same time. Further entries
+#: are not stored.
 _MOST_UNDER_WAY = 128 * 1024 * 1024
-#: Seconds before an unresponsive Redis is tried again: the first pause, which doubles each time, and the
-#: maximum.
+#: The first pause, in seconds, before the next attempt to reach a Redis that does not respond. The pause
+#: doubles after each failure, up to _LONGEST_PAUSE.
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 15.0
-#: The first bytes of an entry. The last of them is the version of the format.
+#: The first bytes of an entry. The last of these bytes is the version of the format.
 _MAGIC = b"BLRC\x02"
 
 
 @dataclass(frozen=True, slots=True)
 class RedisOptions:
-    """The address of Redis, and timeouts in seconds: `wait_timeout` for a free connection, `socket_timeout`
-    for a reply.
+    """The address of Redis, and timeouts in seconds: `wait_timeout` limits the wait for a free connection,
+    and `socket_timeout` the wait for a reply.
 
-    Entries are kept for `ttl` seconds or, if it is None, until Redis evicts them (maxmemory-policy
-    allkeys-lru). Certificates are given as paths of files.
+    Entries are kept for `ttl` seconds. If `ttl` is None, they are kept until Redis evicts them
+    (maxmemory-policy allkeys-lru). Certificates are given as paths of files.
     """
 
     host: str
@@ -58,13 +62,13 @@ class RedisOptions:
 
 
 class RedisCache:
-    """Looks outputs up in Redis. While Redis does not respond, only one request after each pause tries to
-    reach it.
+    """A cache that keeps outputs in Redis. While Redis does not respond, the cache skips it, except for a
+    single request after each pause.
     """
 
     def __init__(self, options: RedisOptions) -> None:
-        """Raises InvalidArgument if the redis package is not installed. The first request opens the
-        connection.
+        """Raises InvalidArgument if the redis package is not installed. Does not open a connection; the first
+        request does.
         """
         try:
             from redis.asyncio import BlockingConnectionPool, Redis
@@ -99,15 +103,16 @@ class RedisCache:
         self._failures = (RedisError, OSError, TimeoutError)
         self._under_way = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        #: When the current pause ends, and the length of the pause in seconds; 0 while Redis responds.
+        #: The time when the current pause ends (time.monotonic()).
         self._quiet_until = 0.0
+        #: The length of the current pause in seconds; 0 while Redis responds.
         self._pause = 0.0
         self._trying = False
         self._damaged = False
 
     @property
     def answers(self) -> bool:
-        """Whether Redis responded to the last operation."""
+        """Whether Redis has responded to the last operation."""
         return not self._pause
 
     def look_up(self, key: bytes, found: Found) -> None:
@@ -126,14 +131,14 @@ class RedisCache:
             self._do(self._store(key, entry))
 
     async def close(self) -> None:
-        """Waits for the operations in progress, which end at the latest with their timeouts."""
+        """Waits for the operations in progress, whose timeouts limit the wait, and closes the connections."""
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self._redis.aclose()
 
     def _left_alone(self) -> bool:
-        """Returns whether to skip Redis because it failed recently. After a pause, a single request tries it
-        again.
+        """Returns whether to skip Redis because it failed recently. After a pause, returns False for a single
+        request, which tries to reach Redis again.
         """
         if not self._pause:
             return False
@@ -172,7 +177,7 @@ class RedisCache:
         try:
             return decode_entry(key, raw)
         except DamagedEntry as error:
-            if not self._damaged:  # log only once: if one entry is damaged, others may be too
+            if not self._damaged:  # logged only once, because many entries may be damaged
                 text = "the response cache at %s has an entry that cannot be read and is ignored: %s"
                 log.warning(text, self._where, error)
             self._damaged = True
@@ -184,7 +189,7 @@ class RedisCache:
             log.warning(
                 "the response cache at %s does not respond; requests run without it: %s", self._where, why
             )
-        elif not self._trying:  # the operation was in progress when another one failed
+        elif not self._trying:  # this operation was already in progress when another one failed
             return
         self._trying = False
         self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
@@ -196,6 +201,7 @@ class RedisCache:
             self._pause, self._trying = 0.0, False
 
 
+@decodable
 class _StoredTensor(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     name: str
     datatype: str
@@ -203,13 +209,14 @@ class _StoredTensor(msgspec.Struct, array_like=True, forbid_unknown_fields=True)
     data: memoryview
 
 
+@decodable
 class _StoredEntry(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     key: bytes
     outputs: list[_StoredTensor]
 
 
 class DamagedEntry(Exception):
-    """Raised for bytes that are not the entry of the key. The message says why."""
+    """Raised for bytes that are not the entry for the key. The message says why."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -217,7 +224,7 @@ _decode = msgspec.msgpack.Decoder(_StoredEntry).decode
 
 
 def encode_entry(key: bytes, outputs: Sequence[Tensor]) -> bytes:
-    """Encodes the outputs for a key as bytes; see `decode_entry`."""
+    """Encodes the outputs for a key as the bytes of an entry; see `decode_entry`."""
     written = [
         _StoredTensor(tensor.name, tensor.datatype.name, tensor.shape, memoryview(encode_tensor(tensor)))
         for tensor in outputs
@@ -226,10 +233,10 @@ def encode_entry(key: bytes, outputs: Sequence[Tensor]) -> bytes:
 
 
 def decode_entry(key: bytes, raw: bytes) -> list[Tensor]:
-    """Returns the outputs in an entry; their data is a read-only view of `raw`.
+    """Returns the outputs in an entry. The data of the outputs are read-only views of `raw`.
 
-    Raises DamagedEntry if the bytes are malformed, or belong to another key: an entry that was copied or
-    renamed in the cache must not be returned.
+    Raises DamagedEntry if the bytes are malformed or belong to another key, because an entry that was copied
+    or renamed in the cache must not be used.
     """
     if not raw.startswith(_MAGIC):
         raise DamagedEntry("its format is not the one that this server writes")

@@ -1,1 +1,1 @@
-"""Ensembles: models whose requests become requests to other models."""
+"""Ensembles: models that are run by sending requests to other models."""

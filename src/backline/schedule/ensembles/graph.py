@@ -1,5 +1,5 @@
-"""Plans which steps of an ensemble a request needs, and in what order. A plan is made once for each set of
-requested outputs.
+"""Plans which steps of an ensemble a request needs, and in which order they run. A plan is made once for each
+set of requested outputs.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from backline.engine.values.tensor import Tensor
 
 @dataclass(frozen=True, slots=True)
 class StepModel:
-    """The properties of a step's model that the ensemble needs to know.
+    """The properties of a step's model on which the plan depends.
 
     `ranks` has the number of dimensions of each tensor, including the batch dimension if the model is
-    `batched`; it is empty if the model has not been loaded yet.
+    `batched`. `ranks` is empty if the model has not been loaded yet.
     """
 
     decoupled: bool = False
@@ -27,8 +27,8 @@ class StepModel:
     ranks: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
     def fit(self, name: str, tensor: Tensor) -> Tensor:
-        """Adapts a tensor that passes between a model with a batch dimension and one without: adds or removes
-        a dimension of 1.
+        """Adapts a tensor from a model with a batch dimension to a model without a batch dimension, or the
+        reverse, by removing or adding a dimension of size 1.
         """
         rank, shape = self.ranks.get(name), tensor.shape
         if rank is None or rank == len(shape):
@@ -46,14 +46,15 @@ class StepModel:
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """A step to run, and what the ensemble needs from its model.
+    """A step in a plan, with the outputs that the ensemble needs from the step's model.
 
-    `index` is the step's place in the configuration. `names` are the outputs to request from the model;
-    `targets` maps them to tensors of the ensemble, `outputs` lists the same pairs, and `answers` counts those
-    that are outputs of the ensemble. `inputs` pairs each input of the model with a tensor of the ensemble.
-    `followers` lists the steps, by their numbers in the plan, that need tensors from this one, and the number
-    of these tensors. `level` is the number of decoupled steps before this one: a step at level 0 runs once,
-    and a step after a decoupled one runs for each of its responses.
+    `index` is the index of the step in the configuration. `names` are the outputs to request from the model.
+    `targets` maps these outputs to tensors of the ensemble, `outputs` lists the same pairs, and `answers` is
+    the number of these tensors that are outputs of the ensemble. `inputs` pairs each input of the model with
+    a tensor of the ensemble. `followers` lists the steps that need tensors from this step, by their numbers
+    in the plan, each with the number of tensors that it needs. `level` is the number of decoupled steps
+    before this step: a step at level 0 runs once, and a step that follows a decoupled step runs for each
+    response of the decoupled step.
     """
 
     index: int
@@ -70,12 +71,12 @@ class PlannedStep:
 
 @dataclass(frozen=True, slots=True)
 class EnsemblePlan:
-    """The steps that a set of outputs needs. `consumers` lists, for each tensor, the numbers of the steps
-    that wait for it.
+    """The plan for a set of outputs: the steps that are needed to produce these outputs. `consumers` maps
+    each tensor to the numbers of the steps that wait for the tensor.
 
-    `waits` has, for each step, the number of tensors that it needs from other steps; the steps that need none
-    are `first`. `chain` has the numbers of the decoupled steps that the outputs depend on, in order. `made`
-    is the number of outputs that steps produce.
+    `waits` has, for each step, the number of tensors that the step needs from other steps; `first` are the
+    steps that need no such tensors. `chain` has the numbers of the decoupled steps that the outputs depend
+    on, in order. `made` is the number of the ensemble's outputs that steps produce.
     """
 
     steps: tuple[PlannedStep, ...]
@@ -88,15 +89,15 @@ class EnsemblePlan:
 
     @property
     def depth(self) -> int:
-        """The level of the outputs; at level 0 there is exactly one response."""
+        """The level of the outputs. If it is 0, the ensemble sends exactly one response."""
         return len(self.chain)
 
 
 def plan_ensemble(
     ensemble: Ensemble, outputs: Sequence[str], decoupled: Collection[int] = ()
 ) -> EnsemblePlan:
-    """Returns the plan for some of the ensemble's outputs. As in Triton, steps that no such output needs are
-    left out.
+    """Returns the plan for some of the ensemble's outputs. As in Triton, steps that are not needed for these
+    outputs are left out.
 
     `decoupled` has the indexes of the steps with decoupled models.
     """
@@ -160,10 +161,11 @@ def plan_ensemble(
 
 
 def origins(ensemble: Ensemble, decoupled: Collection[int]) -> dict[str, tuple[int, ...]]:
-    """Returns, for each tensor of a step, the indexes of the decoupled steps that it depends on, in order.
+    """Returns, for each tensor of a step, the indexes of the decoupled steps that the tensor depends on, in
+    order.
 
-    Raises InvalidArgument, in Triton's words, if the inputs of a step depend on different decoupled steps:
-    nothing says which of the responses belong together.
+    Raises InvalidArgument, with Triton's message, if the inputs of a step depend on different decoupled
+    steps, because nothing says which responses of these steps belong together.
     """
     producers = {
         tensor: index for index, step in enumerate(ensemble.steps) for tensor in step.outputs.values()

@@ -1,10 +1,12 @@
-"""Tracks the progress of one request through an ensemble, and decides what runs next. It performs no I/O and
-reads no clock.
+"""Tracks the progress of a request through an ensemble, and decides which steps run next. This module
+performs no I/O and reads no clock.
 
-A decoupled step sends any number of responses. Each response passes through the following steps in what is
-called a round of their level. Rounds are numbered in the order of these responses, and the ensemble's
-responses are sent in the order of the rounds, even if later rounds finish first. A decoupled step that
-follows another one processes one round after the other, so that its responses are in order, too.
+A decoupled step sends any number of responses. For each response, the steps that follow the decoupled step
+run once; this is called a round. The level of a step is the number of decoupled steps that precede it in the
+graph, and a round consists of the steps of one level. Rounds are numbered in the order of the responses that
+began them, and the responses of the ensemble are sent in the order of the rounds, even if later rounds finish
+first. A decoupled step that follows another decoupled step processes its rounds one after the other, so that
+its responses are in order, too.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ from dataclasses import dataclass, field
 from backline.engine.values.tensor import Tensor
 from backline.schedule.ensembles.graph import EnsemblePlan
 
-#: Tensors by their names in the ensemble; None for a tensor that a response lacks.
+#: Tensors by their names in the ensemble; None in place of a tensor that a response lacks.
 Tensors = Mapping[str, Tensor | None]
 
 
 class Round:
-    """One pass through the steps of a level, with the tensors that are available so far."""
+    """A round of a level, with the tensors that are available so far."""
 
     __slots__ = ("lacks", "level", "number", "tensors", "waits")
 
@@ -29,15 +31,17 @@ class Round:
         self.level = level
         self.number = number
         self.tensors = dict(tensors)
-        #: For each step of the plan, the number of tensors that it still waits for.
+        #: For each step of the plan, the number of tensors that the step still waits for.
         self.waits = list(plan.waits)
-        #: The number of ensemble outputs still missing.
+        #: The number of the ensemble's outputs that are still missing.
         self.lacks = plan.made
 
 
 @dataclass(slots=True, eq=False)
 class _Rounds:
-    """The rounds of a level: how many have begun, how many are open, and whether more may follow."""
+    """The rounds of a level: the number of rounds that have begun, the number of rounds that are open, and
+    whether more may follow.
+    """
 
     made: int = 0
     open: int = 0
@@ -46,10 +50,10 @@ class _Rounds:
 
 @dataclass(slots=True, eq=False)
 class _InTurn:
-    """The rounds that a decoupled step still has to run, one after the other.
+    """The rounds that a decoupled step still has to process, one after the other.
 
-    `number` is the round that is `busy` or comes next; `early` has the later rounds whose inputs are already
-    available.
+    `number` is the number of the current round if the step is `busy`, and of the next round otherwise.
+    `early` has the rounds whose inputs are available, but whose turn has not come yet.
     """
 
     number: int = 0
@@ -58,24 +62,26 @@ class _InTurn:
 
 
 class EnsembleProgress:
-    """Receives events and decides which steps start and which rounds are sent as responses.
+    """Decides, whenever a step responds or ends, which steps start, and which rounds are sent as responses.
 
-    A step has at most `limit` rounds in flight, a decoupled step only one. The limit is exceeded only if a
-    decoupled step keeps responding although its level is `full`.
+    A step has at most `limit` rounds in flight; a decoupled step has only one. More than `limit` rounds of a
+    level are open only if the decoupled step that begins them keeps responding although the level is `full`.
     """
 
     def __init__(self, plan: EnsemblePlan, inputs: Tensors, limit: int) -> None:
-        """`inputs` are the tensors of the request."""
+        """Begins the first round. `inputs` are the tensors of the request."""
         self._plan = plan
         self._limit = limit
         self._levels = [_Rounds() for _ in range(plan.depth + 1)]
         self._under_way = [0] * len(plan.steps)
         self._waiting: dict[int, deque[Round]] = {}
-        #: The decoupled steps. Each of them begins the rounds of the next level.
+        #: The decoupled steps by their numbers in the plan. Each decoupled step begins the rounds of the next
+        #: level.
         self._turns = {number: _InTurn() for number in plan.chain}
         self._complete: dict[int, Round] = {}
         self._answered = 0
-        #: The steps to start, in order, by their numbers in the plan. The caller removes them.
+        #: The steps to start, in order: the round, and the number of the step in the plan. The caller removes
+        #: the entries.
         self.ready: deque[tuple[Round, int]] = deque()
         first = self._begin(0, inputs)
         self._levels[0].closed = True
@@ -87,12 +93,14 @@ class EnsembleProgress:
 
     @property
     def finished(self) -> bool:
-        """Whether all rounds have been sent and no more can follow."""
+        """Whether all rounds have been sent, and no more rounds can follow."""
         level = self._levels[-1]
         return level.closed and self._answered == level.made
 
     def full(self, level: int) -> bool:
-        """Returns whether the decoupled step that begins the rounds of this level should pause."""
+        """Returns whether the decoupled step that begins the rounds of this level should pause, because too
+        many of these rounds are open.
+        """
         return self._levels[level].open >= self._limit
 
     def next_answer(self) -> Round | None:
@@ -106,7 +114,9 @@ class EnsembleProgress:
         return complete
 
     def responded(self, asked: Round, number: int, tensors: Tensors) -> None:
-        """Processes a response, possibly one of many, that a step has sent in the round `asked`."""
+        """Processes a response that a step has sent in the round `asked`. A decoupled step may send
+        several.
+        """
         plan = self._plan
         planned = plan.steps[number]
         target = self._begin(asked.level + 1, {}) if planned.decoupled else asked
@@ -162,8 +172,8 @@ class EnsembleProgress:
             self.ready.append((turn.early.pop(turn.number), number))
 
     def _close(self, level: int) -> None:
-        """Closes the next level, and those after it, once the decoupled step that begins their rounds has
-        finished.
+        """Closes the next level if the decoupled step that begins its rounds has finished, and likewise each
+        level after that.
         """
         for number in self._plan.chain[level:]:
             rounds = self._levels[level]

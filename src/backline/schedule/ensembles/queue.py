@@ -1,4 +1,4 @@
-"""The queue of an ensemble, which turns each request into requests to other models."""
+"""The queue of an ensemble. It serves each request by sending requests to other models."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from backline.schedule.ensembles.stream import StreamRun
 from backline.schedule.queues.queue import being_unloaded
 from backline.schedule.turn import Turn
 
-#: The maximum number of plans kept, one per set of outputs; clients request only a few different sets.
+#: The maximum number of plans that are kept. There is a plan for each set of outputs, and clients usually
+#: request only a few different sets.
 _KEPT_PLANS = 64
-#: The default limit for the requests to a step after a decoupled one that are in flight for one request to
-#: the ensemble.
+#: The default limit for the number of requests in flight of each step that follows a decoupled step, for a
+#: single request to the ensemble.
 _MAX_INFLIGHT = 64
 
 
 class EnsembleQueue:
-    """Runs the requests of one version of an ensemble. All methods must be called on the event loop.
+    """Runs the requests of a version of an ensemble. All methods must be called on the event loop.
 
-    A request waits here only for its turn after a decoupled step. Otherwise each step waits in the queue of
-    its model, where it is batched with other requests to that model. `submit` is Engine.submit. Tensors pass
-    between steps without copies. The request of each step has the id, parameters, priority, sequence, timeout
-    and deadline of the ensemble's request.
+    In this queue, a step waits only if it follows a decoupled step and its turn has not come. All other
+    requests of steps wait in the queues of the steps' models, where they are batched with other requests.
+    `submit` is Engine.submit. Tensors are passed between steps without copies. The request of each step has
+    the id, parameters, priority, sequence, timeout and deadline of the ensemble's request.
     """
 
     def __init__(
@@ -43,27 +44,30 @@ class EnsembleQueue:
         batched: bool,
         turn: Turn | None = None,
     ) -> None:
-        """`signature` has the ensemble's inputs and outputs. `update` sets the models of the steps."""
+        """Creates the queue. `signature` has the inputs and outputs of the ensemble. `update` must be called
+        to set the models of the steps.
+        """
         self.name = name
         self.version = version
         self.submit_step = submit
         self.turn = turn or Turn()
         self.statistics = statistics
-        #: The call statistics of each step.
+        #: The statistics of the calls to each step's model.
         self.calls = tuple(statistics.calls[step.model] for step in ensemble.steps)
         self.models: tuple[StepModel, ...] = (StepModel(),) * len(ensemble.steps)
         self.max_inflight = ensemble.max_inflight or _MAX_INFLIGHT
-        #: Describes the ensemble like the model of a step, so that the outputs of the ensemble can be adapted
-        #: like those of a step.
+        #: The ensemble itself, described like the model of a step, so that the outputs of the ensemble can be
+        #: adapted in the same way as the outputs of a step.
         self.itself = StepModel(
             batched=batched, ranks={spec.name: len(spec.shape) for spec in signature.outputs}
         )
         self._ensemble = ensemble
         self._outputs = tuple(spec.name for spec in signature.outputs)
-        #: Whether only some of the models have a batch dimension, so that tensors must be adapted.
+        #: Whether some of the models have a batch dimension and others do not, so that tensors must be
+        #: adapted.
         self.mixed = False
         self._decoupled: frozenset[int] = frozenset()
-        #: For each set of requested outputs, the class that runs such requests, and their plan.
+        #: For each set of requested outputs, the class that runs requests for these outputs, and the plan.
         self._plans: dict[tuple[str, ...], tuple[type[EnsembleRun], EnsemblePlan]] = {}
         self._runs: set[EnsembleRun] = set()
         self._drained: asyncio.Future[None] | None = None
@@ -75,19 +79,19 @@ class EnsembleQueue:
 
     @property
     def running(self) -> int:
-        """The number of requests that have steps running or waiting."""
+        """The number of requests that have steps that run or wait."""
         return len(self._runs)
 
     def update(self, models: tuple[StepModel, ...]) -> None:
-        """Plans new requests with these models. Requests in flight keep their plans."""
+        """Sets the models with which new requests are planned. Requests in flight keep their plans."""
         self.models = models
         self.mixed = len({model.batched for model in (*models, self.itself)}) > 1
         self._decoupled = frozenset(index for index, model in enumerate(models) if model.decoupled)
         self._plans.clear()
 
     def submit(self, ticket: Ticket) -> None:
-        """Starts the first steps of a request. Raises BacklineError if a step is refused at once, for example
-        because a queue is full.
+        """Starts the first steps of a request. Raises BacklineError if a step is refused immediately, for
+        example because a queue is full.
         """
         outputs = ticket.request.outputs or self._outputs
         kind, plan = self._plans.get(outputs) or self._plan(outputs)
@@ -96,7 +100,8 @@ class EnsembleQueue:
         run.start()
 
     async def drain(self, limit: float) -> None:
-        """Lets running requests finish within `limit` seconds, then fails the rest.
+        """Waits at most `limit` seconds for running requests to complete, then fails the requests that have
+        not completed.
 
         Nothing may be submitted after this call.
         """
@@ -115,7 +120,7 @@ class EnsembleQueue:
         return kind, plan
 
     def ended(self, run: EnsembleRun) -> None:
-        """Forgets a request that has completed, failed or been cancelled."""
+        """Removes a run whose request has completed, failed or been cancelled."""
         self._runs.discard(run)
         if not self._runs and self._drained is not None and not self._drained.done():
             self._drained.set_result(None)

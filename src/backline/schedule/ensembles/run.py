@@ -1,4 +1,6 @@
-"""Runs one request through an ensemble: the base of all runs, and runs without decoupled steps."""
+"""Runs a request through an ensemble. This module contains the base class of all runs, and the runs without
+decoupled steps.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class EnsembleRun(Owner):
-    """The base of all runs. A run carries one request until it completes or fails. All methods must be called
-    on the event loop.
+    """The base class of all runs. A run serves a single request until the request completes or fails. All
+    methods must be called on the event loop.
     """
 
     __slots__ = ("_compute", "_over", "_plan", "_queue", "_started_ns", "_ticket")
@@ -32,24 +34,26 @@ class EnsembleRun(Owner):
         self._started_ns = monotonic_ns()
 
     def start(self) -> None:
-        """Starts the steps that need no tensors from other steps. If a step is refused, cancels the others
-        and raises its error.
+        """Starts the steps that need no tensors from other steps. If a step is refused, cancels the other
+        steps and raises the error of the refused step.
         """
         self._ticket.enqueue(self)
         try:
             self._begin()
         except BacklineError:
+            # If the run is already over, another step has failed, or the request was cancelled: the ticket
+            # has ended, and must not be refused too.
             if not self._over:
                 self._count_failure()
                 self._give_up()
                 raise
 
     def _begin(self) -> None:
-        """Submits the first steps. If a step is refused, raises its error."""
+        """Submits the first steps. If a step is refused, raises the error."""
         raise NotImplementedError
 
     def _under_way(self) -> list[tuple[Ticket, PlannedStep]]:
-        """Returns the tickets of the steps in flight, and forgets them."""
+        """Removes and returns the tickets of the steps in flight."""
         raise NotImplementedError
 
     def _ask(
@@ -59,7 +63,9 @@ class EnsembleRun(Owner):
         on_response: OnResponse | None = None,
         flow: ResponseFlow | None = None,
     ) -> Ticket:
-        """Creates the ticket of a step: a request like the ensemble's, but with the inputs of the step."""
+        """Creates the ticket of a step. Its request is a copy of the request to the ensemble, but with the
+        inputs of the step.
+        """
         asked, step, deadline = self._ticket.request, planned.step, self._ticket.deadline
         request = InferRequest(
             step.model,
@@ -73,6 +79,7 @@ class EnsembleRun(Owner):
             asked.timeout,
             asked.sequence,
             monotonic_ns(),
+            asked.via,
         )
         ticket = Ticket(request, self._answered, on_response, flow, planned, self._ticket.trace)
         ticket.compute = self._compute
@@ -105,7 +112,9 @@ class EnsembleRun(Owner):
 
     @property
     def _next_response(self) -> tuple[int, int]:
-        """The index of the next response of the request, and the time when the previous one was available."""
+        """The index of the next response to the request, and the time when the previous response was sent or,
+        before the first one, when the run started.
+        """
         return 0, self._started_ns
 
     def _count_response(self, response: InferResponse) -> None:
@@ -131,7 +140,7 @@ class EnsembleRun(Owner):
             statistics.responses.failed(*self._next_response, now)
 
     def cancelled(self, _: Ticket) -> None:
-        """Cancels the steps in flight and starts no more steps; see Owner."""
+        """Ends the run and cancels the steps in flight, because the request is cancelled; see Owner."""
         if not self._over:
             statistics = self._queue.statistics
             statistics.record_cancelled(self._ticket)
@@ -146,17 +155,17 @@ class EnsembleRun(Owner):
     def _give_up(self) -> None:
         """Ends the run and cancels the steps in flight."""
         self._over = True
-        now = monotonic_ns()
         for ticket, planned in self._under_way():
-            self._queue.calls[planned.index].cancel.add(1, now - ticket.request.arrived_ns)
+            self._queue.calls[planned.index].cancel.add(1, monotonic_ns() - ticket.request.arrived_ns)
             ticket.cancel()
+            # A paused model ends only when it is resumed.
             if ticket.flow is not None:
                 ticket.flow.resume()
         self._queue.ended(self)
 
     def _failed(self, ticket: Ticket, planned: PlannedStep, error: BacklineError) -> BacklineError:
-        """Counts the failure of a step. Returns the step's error, extended by the names of the ensemble and
-        the model.
+        """Counts the failure of a step. Returns the error of the step, with the names of the ensemble and the
+        model added.
         """
         self._queue.calls[planned.index].fail.add(1, monotonic_ns() - ticket.request.arrived_ns)
         model = planned.step.model
@@ -167,7 +176,7 @@ class EnsembleRun(Owner):
 
 
 class UnaryRun(EnsembleRun):
-    """A run in which each step responds once, so that nothing needs to be paced or ordered."""
+    """A run in which each step responds once, so that responses need be neither paced nor put in order."""
 
     __slots__ = ("_left", "_open", "_tensors", "_waits")
 
@@ -176,7 +185,7 @@ class UnaryRun(EnsembleRun):
         self._tensors: dict[str, Tensor | None] = dict(ticket.request.inputs)
         self._waits = list(plan.waits)
         self._left = len(plan.steps)
-        #: The requests to models that are in flight.
+        #: The tickets of the steps in flight, that is, of the requests to models.
         self._open: set[Ticket] = set()
 
     def _begin(self) -> None:
@@ -188,7 +197,9 @@ class UnaryRun(EnsembleRun):
             self._finish(self._response(self._tensors))
 
     def _submit(self, planned: PlannedStep) -> None:
-        """Submits a step. If it is refused, raises its error, extended by the name of the step."""
+        """Submits the request of a step. If it is refused, raises the error with the name of the step
+        added.
+        """
         queue = self._queue
         ticket = self._ask(planned, self._inputs(planned))
         self._open.add(ticket)
@@ -203,8 +214,8 @@ class UnaryRun(EnsembleRun):
         inputs = {}
         for name, source in planned.inputs:
             tensor = tensors.get(source)
-            # None stands for an optional input of the ensemble, or an output that a step omitted. The step's
-            # model checks whether it is required.
+            # The tensor is None if it is an optional input that the request lacks, or an output that a step
+            # omitted. The model of the step checks whether the tensor is required.
             if tensor is not None:
                 inputs[name] = Tensor(name, tensor.datatype, tensor.shape, tensor.data)
         return inputs
@@ -217,13 +228,16 @@ class UnaryRun(EnsembleRun):
         if response is None:
             self.fail(self._failed(ticket, planned, error or no_response(planned)))
             return
-        # A step may omit outputs, as in Triton: the following steps and the caller then do not get them.
+        # A step may omit outputs, as in Triton. Then neither the steps that follow nor the caller get these
+        # outputs.
         targets, tensors = planned.targets, self._tensors
         for tensor in response.outputs:
             target = targets.get(tensor.name)
             if target is not None:
                 tensors[target] = tensor
-        self._queue.calls[planned.index].success.add(1, monotonic_ns() - ticket.request.arrived_ns)
+        success = self._queue.calls[planned.index].success
+        success.count += 1  # Duration.add is inlined, for speed
+        success.ns += monotonic_ns() - ticket.request.arrived_ns
         self._left -= 1
         if not self._left:
             self._finish(self._response(tensors))
@@ -257,4 +271,4 @@ class FittedRun(UnaryRun):
 
 def no_response(planned: PlannedStep) -> Internal:
     """Returns the error for a step whose model completed with neither a response nor an error."""
-    return Internal(f"model '{planned.step.model}' gave no response")
+    return Internal(f"model '{planned.step.model}' of a step ended without a response")

@@ -1,4 +1,4 @@
-"""Runs one request through an ensemble with decoupled steps."""
+"""Runs a request through an ensemble with decoupled steps."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ if TYPE_CHECKING:
 
 
 class StreamRun(EnsembleRun):
-    """Carries out the decisions of EnsembleProgress: submits steps and sends responses."""
+    """An EnsembleRun that carries out the decisions of EnsembleProgress: it submits the requests of steps,
+    and sends responses.
+    """
 
     __slots__ = ("_advancing", "_answers", "_flows", "_open", "_progress", "_responded_ns")
 
     def __init__(self, queue: EnsembleQueue, ticket: Ticket, plan: EnsemblePlan) -> None:
         super().__init__(queue, ticket, plan)
         self._progress = EnsembleProgress(plan, ticket.request.inputs, queue.max_inflight)
-        #: The requests to models in flight, with the round and the number of the step in the plan.
+        #: The requests to models that are in flight, with the round and the number of the step in the plan.
         self._open: dict[Ticket, tuple[Round, int]] = {}
         #: For each level, the flow of the decoupled step that begins the rounds of the level.
         self._flows: dict[int, ResponseFlow] = {}
         self._advancing = False
-        #: The number of responses sent, and when the last one was sent.
+        #: The number of responses sent so far.
         self._answers = 0
+        #: The time when the last response was sent.
         self._responded_ns = self._started_ns
 
     def _begin(self) -> None:
@@ -40,10 +43,10 @@ class StreamRun(EnsembleRun):
         self._advance()
 
     def _advance(self) -> None:
-        """Carries out what EnsembleProgress has decided. If a step is refused, raises its error, extended by
-        the name of the step.
+        """Carries out what EnsembleProgress has decided. If the request of a step is refused, raises the
+        error with the name of the step added.
         """
-        if self._advancing:  # a step completed while it was submitted; the outer call continues
+        if self._advancing:  # a step completed while it was being submitted; the outer call continues
             return
         self._advancing = True
         progress = self._progress
@@ -52,7 +55,7 @@ class StreamRun(EnsembleRun):
                 if progress.ready:
                     self._submit(*progress.ready.popleft())
                 elif (answer := progress.next_answer()) is not None:
-                    if progress.finished:  # the last response says that it is the last, as in Triton
+                    if progress.finished:  # as in Triton, the last response has a flag that says so
                         self._finish(self._response(answer.tensors))
                     else:
                         self._answer(answer)
@@ -73,8 +76,8 @@ class StreamRun(EnsembleRun):
         inputs = {}
         for name, source in planned.inputs:
             given = begun.tensors.get(source)
-            # None stands for an optional input of the ensemble, or an output that a step omitted. The step's
-            # model checks whether it is required.
+            # The tensor is None if it is an optional input that the request lacks, or an output that a step
+            # omitted. The model of the step checks whether the tensor is required.
             if given is not None:
                 inputs[name] = (
                     model.fit(name, given) if mixed else Tensor(name, given.datatype, given.shape, given.data)
@@ -93,7 +96,7 @@ class StreamRun(EnsembleRun):
             raise self._failed(ticket, planned, error) from None
 
     def _pace(self) -> None:
-        """Pauses decoupled steps while the following steps, or the caller, cannot keep up."""
+        """Pauses decoupled steps while the steps that follow, or the caller, cannot keep up."""
         if not self._flows:
             return
         asked = self._ticket.flow
@@ -106,7 +109,7 @@ class StreamRun(EnsembleRun):
     # responses of steps
 
     def _responded(self, ticket: Ticket, response: InferResponse) -> None:
-        """Processes one of possibly many responses of a step."""
+        """Processes a response of a step. A decoupled step may send several."""
         open_request = self._open.get(ticket)
         if open_request is not None:
             self._take(*open_request, response)

@@ -1,1 +1,3 @@
-"""Scheduling with a latency objective: learned run times, batch sizes, and early refusals."""
+"""Scheduling with a latency objective. Learned run times determine the batch sizes, and which requests are
+refused early.
+"""

@@ -1,6 +1,7 @@
-"""The policy for a latency objective: learns run times, predicts completion times, and chooses batch sizes.
+"""The policy for a latency objective. It learns run times, predicts completion times, and chooses batch
+sizes.
 
-It performs no I/O and reads no clock. Times are in seconds of the caller's clock.
+This module performs no I/O and reads no clock. Times are in seconds of the caller's clock.
 """
 
 from __future__ import annotations
@@ -11,25 +12,27 @@ from math import log2
 
 from backline.engine.ticket import Ticket
 
-#: The weight of the newest run: in effect, the last 20 runs count.
+#: The weight of the newest run in moving averages. With this weight, an average is in effect over the last 20
+#: runs.
 _RATE = 0.05
-#: A run whose error exceeds the usual error by more than this factor is an outlier, and its error is limited
-#: to that.
+#: An error of more than this many times the usual error is an outlier, and is reduced to this many times the
+#: usual error.
 _OUTLIER = 3.0
 #: The usual error is assumed to be at least this fraction of the run time.
 _LEAST_ERROR = 0.02
-#: The weight of the prior slope: as large as that of runs whose sizes differ by a tenth.
+#: The weight of the prior slope in the fit. It equals the weight of the runs if the standard deviation of
+#: their sizes is a tenth of the mean size.
 _PRIOR_WEIGHT = 0.01
 #: The number of buckets per doubling of the item size.
 _PER_OCTAVE = 2
 
 
 class Line:
-    """The duration, in seconds, of a run of n items of similar size: `a * n + b`.
+    """Estimates the duration, in seconds, of a run of n items of similar size as `a * n + b`.
 
-    It is a least-squares fit to recent runs, in which older runs have less weight. The fit is regularised
-    towards the slope of the prior, scaled to the current speed: if all batches have the same size, the runs
-    alone say nothing about other sizes.
+    The line is a least-squares fit to recent runs, in which older runs have less weight. The fit is
+    regularised towards the slope of the prior, scaled to the current speed, because if all batches have the
+    same size, the runs alone say nothing about other sizes.
     """
 
     __slots__ = ("_error", "_n", "_nn", "_ny", "_prior", "_w", "_x", "_y", "a", "b")
@@ -39,8 +42,8 @@ class Line:
         self.b = b
         self._prior = (a, b)
         self._error = 0.1 * (a + b)
-        #: Sums over the runs, in which older runs have less weight: weights, items, items squared, seconds,
-        #: items times seconds, and prior estimates.
+        #: Weighted sums over the runs, in which older runs have less weight: of 1, items, items squared,
+        #: seconds, items times seconds, and prior estimates.
         self._w = self._n = self._nn = self._y = self._ny = self._x = 0.0
 
     def seconds(self, items: float) -> float:
@@ -48,8 +51,8 @@ class Line:
         return self.a * items + self.b
 
     def largest(self, seconds: float, most: int) -> int:
-        """Returns the largest number of items, up to `most`, that run within `seconds`; 0 if not even one
-        item does.
+        """Returns the largest number of items, up to `most`, whose run takes no longer than `seconds`; 0 if
+        even a single item takes longer.
         """
         left = seconds - self.b
         if left < self.a or left < 0:
@@ -84,15 +87,18 @@ class Line:
 
 
 class LatencyModel:
-    """One Line for each bucket of item sizes.
+    """A Line for each bucket of item sizes.
 
-    An item's size is its number of elements, or 0 for models whose items all have the same number. The times
-    of a size without runs are extrapolated, in proportion, from the nearest size with runs. Before the first
-    run of any size, runs are expected to take no time.
+    The size of an item is its number of elements, or 0 for models whose items all have the same number of
+    elements. For a size without runs, the times are those of the nearest size with runs, scaled in proportion
+    to the sizes, except that the part of the time that does not depend on the number of items is not reduced.
+    Without any run or measurement, runs are expected to take no time.
     """
 
     def __init__(self, seconds: Mapping[int, float] | None = None, size: int = 0) -> None:
-        """`seconds` are run times by batch size, measured earlier with items of size `size`."""
+        """Creates the model. `seconds` are run times by batch size, measured earlier with items of the size
+        `size`.
+        """
         self._lines: dict[int, tuple[int, Line]] = {}
         if seconds:
             most = max(seconds)
@@ -101,7 +107,7 @@ class LatencyModel:
             self._lines[_bucket(size)] = (size, Line(a, seconds[1] - a))
 
     def line(self, size: int) -> Line:
-        """Returns the Line for items of this size."""
+        """Returns the Line for items of the size `size`."""
         bucket = _bucket(size) if size else 0
         known = self._lines.get(bucket)
         if known is not None:
@@ -124,9 +130,10 @@ class LatencyModel:
 
 
 class Quantile:
-    """An online estimate of a quantile: the value below which a `share` of observations lies.
+    """An online estimate of a quantile, which is the value that the fraction `share` of the observations does
+    not exceed.
 
-    Each observation moves the estimate by a step proportional to the spread of the observations.
+    Each observation moves the estimate by a step that is proportional to the spread of the observations.
     """
 
     __slots__ = ("_share", "_spread", "value")
@@ -152,23 +159,28 @@ def _bucket(size: int) -> int:
 
 #: The fraction of batches that should end no later than the expected time plus the margin.
 _SURE = 0.995
-#: The fraction of the objective that a batch may take: minimum, maximum and step. At half, every request that
-#: arrives during a run can be served by the next run. Longer batches have a higher throughput under overload,
-#: but then the next run can serve only requests that arrive late in a run.
+#: The fraction of the objective that a batch may take: the minimum, the maximum, and the step by which it
+#: grows; it shrinks by two steps. If a batch takes half of the objective, each request that arrives during
+#: its run can be served in time by the next run. Larger batches have a higher throughput under overload, but
+#: their runs take so long that the next run is in time only for requests that arrived late in the current
+#: one.
 _LEAST_SHARE, _MOST_SHARE, _SHARE_STEP = 0.5, 0.85, 0.01
 #: A batch counts as full if it has at least this fraction of the usual size.
 _FULL = 0.9
 #: The maximum fraction of the objective that is reserved as a margin for late responses.
 _MOST_MARGIN = 0.25
-#: The weight of the newest batch in the mean size of batches that the next request could not join.
+#: The weight of the newest batch in the moving average of the sizes of batches that the next request could
+#: not join.
 _JOINED_RATE = 0.1
 
 
 def finish(line: Line, free: Sequence[float], ahead: int, size: int, *, usual: int, first: int) -> float:
-    """Returns when a request of `size` items will complete if `ahead` items are queued before it.
+    """Returns the time when a request with `size` items will complete if `ahead` items are queued in front of
+    it.
 
-    `free` lists, in order, when the instances become free. The next batch has at most `first` items, later
-    batches have at most `usual`. The estimate assumes that others join the first request of a batch.
+    `free` lists the times when the instances become free, in ascending order. The next batch has at most
+    `first` items, and later batches have at most `usual` items. The estimate assumes that other requests join
+    the first request of a batch.
     """
     start = free[0]
     if ahead + size <= first or not ahead:
@@ -188,27 +200,29 @@ def finish(line: Line, free: Sequence[float], ahead: int, size: int, *, usual: i
 
 
 class Outlook:
-    """Estimates how long batches take and when running batches will end, and tracks the error of these
-    estimates.
+    """Estimates the durations of batches, and the times when running batches will end, and tracks the error
+    of these estimates.
     """
 
     __slots__ = ("_ends", "_slip", "latency")
 
     def __init__(self, seconds: Mapping[int, float] | None = None, size: int = 0) -> None:
-        """The arguments are those of LatencyModel."""
+        """Creates the estimates. The arguments are the same as those of LatencyModel."""
         self.latency = LatencyModel(seconds, size)
         self._ends: dict[object, float] = {}
         self._slip = Quantile(_SURE)
 
     @property
     def margin(self) -> float:
-        """How many seconds later than expected a response may be."""
+        """The time, in seconds, by which a response may be later than expected."""
         return max(0.0, self._slip.value)
 
     def free(self, now: float, idle: int) -> list[float]:
-        """Returns when the instances will be free, in order; `idle` of them are free now.
+        """Returns the times when the instances will be free, in ascending order; `idle` instances are free
+        now.
 
-        If a batch is overdue, its instance is expected to need as much time again as the batch is late.
+        If a batch has not ended at the expected time, its instance is expected to need as much more time as
+        the batch is late.
         """
         if idle:
             moments = [now] * idle
@@ -217,23 +231,27 @@ class Outlook:
         return sorted([now + abs(end - now) for end in self._ends.values()]) or [now]
 
     def started(self, instance: object, now: float, size: int, items: int) -> None:
-        """Records that `instance` starts a batch of `items` items now; `size` is the size of an item."""
+        """Records that `instance` starts a batch of `items` items at the time `now`; `size` is the size of an
+        item.
+        """
         self._ends[instance] = now + self.latency.line(size).seconds(items)
 
     def ended(self, instance: object) -> float | None:
-        """Records the end of a batch. Returns the time at which the batch was expected to end."""
+        """Records the end of a batch. Returns the time at which the batch was expected to end; None if
+        unknown.
+        """
         return self._ends.pop(instance, None)
 
     def slipped(self, seconds: float) -> None:
-        """Records that the responses of a batch were sent `seconds` later than expected when the batch
-        started.
+        """Records that the responses of a batch were sent `seconds` seconds later than was expected when the
+        batch started.
         """
         self._slip.learn(seconds)
 
 
 def item_size(ticket: Ticket) -> int:
-    """Returns the number of elements of one item, for models in which it varies between requests; otherwise
-    0.
+    """Returns the number of elements in an item of the request, if the model's items may differ in their
+    numbers of elements; otherwise 0.
     """
     if ticket.batch_key is None:
         return 0
@@ -243,30 +261,34 @@ def item_size(ticket: Ticket) -> int:
 
 
 class BatchSizing:
-    """Learns from past batches how large the next batches should be to complete within `objective`
-    seconds.
+    """Learns from past batches how large the next batches should be, so that requests complete within
+    `objective` seconds.
     """
 
     def __init__(self, objective: float, outlook: Outlook) -> None:
         self._objective = objective
         self._outlook = outlook
-        #: The mean number of items in batches that the next request in the queue could not join.
+        #: The mean number of items in those batches that the next request in the queue could not join.
         self._joined = 0.0
         self._share = _LEAST_SHARE
         #: Whether a request was refused since the last batch was formed.
         self.refused = False
-        #: The Line that the current plan is based on; None between a batch and the next request.
+        #: The Line on which the current plan is based; None if there is no plan since the last batch was
+        #: formed.
         self.planned: Line | None = None
-        #: The maximum number of items in a batch, unless its first request has time for more.
+        #: The maximum number of items in a batch, unless a larger batch would still be in time for its first
+        #: request.
         self.usual = 1
-        #: How many seconds later than expected responses may be.
+        #: The time, in seconds, by which responses may be later than expected.
         self.margin = 0.0
-        #: The duration of the largest possible batch in seconds, including the margin.
+        #: The duration of the largest possible batch, including the margin, in seconds.
         self._longest = 0.0
         self._max_items = 1
 
     def plan(self, line: Line, max_items: int) -> None:
-        """Plans the batches with items of the size of `line`, until the next batch is formed."""
+        """Plans the sizes of batches of items whose run times `line` describes. The plan is valid until the
+        next batch is formed.
+        """
         self.planned = line
         self._max_items = max_items
         self.margin = min(self._outlook.margin, _MOST_MARGIN * self._objective)
@@ -283,14 +305,14 @@ class BatchSizing:
         return self.within(line, left, min(self.usual, line.largest(left, self._max_items)))
 
     def within(self, line: Line, left: float, items: int) -> int:
-        """Returns the maximum number of items that complete in `left` seconds including the margin, but at
-        least `items` or 1.
+        """Returns the maximum number of items that can be run in `left` seconds, less the margin, but at
+        least `items` and at least 1.
         """
         return max(1, items, line.largest(left - self.margin, self._max_items))
 
     def formed(self, items: int) -> None:
-        """Adapts the batch size: batches grow while they are full and requests are refused, and shrink
-        otherwise.
+        """Adapts the batch size after a batch was formed. Batches grow while they are full and requests are
+        refused, and shrink when they are not full.
         """
         self.planned = None
         if items < _FULL * self.usual:
@@ -300,7 +322,5 @@ class BatchSizing:
         self.refused = False
 
     def complete(self, items: int) -> None:
-        """Records that a batch of `items` items was complete: the next request in the queue could not join
-        it.
-        """
+        """Records that the next request in the queue could not join a batch of `items` items."""
         self._joined = items if not self._joined else self._joined + _JOINED_RATE * (items - self._joined)

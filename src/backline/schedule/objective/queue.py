@@ -1,5 +1,5 @@
 """The queue of a model with a latency objective. Within each priority level, the request that is due first
-comes first.
+is served first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from backline.schedule.queues.queue import QueueSettings, limit_wait, nobody_ask
 
 @dataclass(slots=True, eq=False)
 class DueList:
-    """The requests of one level, sorted by when they are due (`dues`, in seconds), and their `items`."""
+    """The requests of a level, sorted by the times when they are due (`dues`, in seconds), and their total
+    number of `items`.
+    """
 
     rank: int
     limit: float
@@ -48,17 +50,19 @@ class DueList:
                 break
             index += 1
         else:
-            index = self.waiting.index(ticket)  # its deadline changed while it was queued
+            index = self.waiting.index(ticket)  # the ticket's deadline changed while it was queued
         self.take(index, index + 1)
 
 
 class ObjectiveQueue(Owner):
-    """A Queue in which a request is due `objective` seconds after arrival, or at its deadline if earlier.
+    """A Queue in which a request is due `objective` seconds after its arrival, or at its deadline if that is
+    earlier.
 
-    Higher levels come first, as in every queue; within a level, the request that is due first comes first. A
-    batch is as large as its first request allows. When a batch is formed, requests that cannot complete in
-    time are refused, as long as other requests can. If there is no other request to run, none is refused
-    because of an estimate: the estimate may be wrong, and only a run can correct it.
+    Higher levels come first, as in every queue; within a level, requests are served in the order in which
+    they are due. A batch is as large as possible without making its first request late. When a batch is
+    formed, requests that cannot complete in time are refused, provided that other requests can complete in
+    time. If no request can, no request is refused on the basis of an estimate, because the estimate may be
+    wrong, and only a run can correct it.
     """
 
     def __init__(self, settings: QueueSettings, objective: float, outlook: Outlook) -> None:
@@ -77,14 +81,14 @@ class ObjectiveQueue(Owner):
         return self._size
 
     def due(self, ticket: Ticket) -> float:
-        """Returns when a request is due, in seconds of time.monotonic()."""
+        """Returns the time when a request is due, in seconds of time.monotonic()."""
         due = ticket.request.arrived_ns / 1e9 + self._objective
         deadline = ticket.deadline
         return due if deadline is None or deadline > due else deadline
 
     def lateness(self, ticket: Ticket, free: Sequence[float], max_items: int) -> float:
-        """Returns how many seconds late a request would be if it were added now; negative if it would be in
-        time. `free` is as in `finish`.
+        """Returns the number of seconds by which a request would be late if it were added now; negative if it
+        would be in time. `free` is as in `finish`.
         """
         number = self._settings.level_of(ticket)
         self._limit_wait(ticket, number)
@@ -109,7 +113,7 @@ class ObjectiveQueue(Owner):
             after = own.items * (len(own.dues) - bisect_right(own.dues, due)) // len(own.dues)
         size = ticket.batch_size
         late = finish(line, free, ahead - after, size, usual=sizing.usual, first=first) + sizing.margin - due
-        # The new request must not make the requests after it late.
+        # The new request must not delay requests that are due after it so much that they would be late.
         if after and own is not None and late <= 0:
             last = finish(line, free, ahead, size, usual=sizing.usual, first=first)
             late = last + sizing.margin - own.dues[-1]
@@ -170,8 +174,8 @@ class ObjectiveQueue(Owner):
         left = dues[0] - now
         limit = line.largest(left, max_items)
         if limit < wanted and limit < len(dues):
-            # A smaller batch would be in time for its requests. Would a second batch be in time for the
-            # others?
+            # Only a smaller batch would be in time for its first request. It is formed only if a second batch
+            # can then be in time for the other requests.
             if limit and dues[limit] >= now + line.seconds(limit) + line.seconds(
                 min(wanted, level.items - limit)
             ):
@@ -216,8 +220,8 @@ class ObjectiveQueue(Owner):
                 self._drop_empty(level)
 
     def _refuse_late(self, now: float) -> None:
-        """Removes overdue requests and, if any other request can still be in time, also those that will be
-        late.
+        """Removes overdue requests. If any other request can still be in time, also removes the requests that
+        will be late.
         """
         self._refuse_overdue(now)
         late: list[tuple[DueList, int]] = []

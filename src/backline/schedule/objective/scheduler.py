@@ -1,4 +1,4 @@
-"""The scheduler for a latency objective: learns how long batches take, and refuses requests that would be
+"""The scheduler for a latency objective. It learns how long batches take, and refuses requests that would be
 late.
 """
 
@@ -21,16 +21,17 @@ from backline.schedule.turn import Turn
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance
 
-#: The fraction of the objective that is available for scheduling; the rest is for the network between client
+#: The fraction of the objective that the server uses for its plan. The rest is for the network between client
 #: and server.
 _PLANNED = 0.95
 
 
 class ObjectiveScheduler(Scheduler):
-    """A Scheduler that completes requests within `objective` seconds or refuses them at once.
+    """A Scheduler that refuses a request immediately if it expects that the request will not complete within
+    `objective` seconds, unless an instance is idle and no request is queued.
 
-    `seconds` are run times by batch size, measured at load time with items of `size` elements (0 if all items
-    have the same number of elements).
+    `seconds` are run times by batch size, measured during the load with items of `size` elements. `size` is 0
+    if all items have the same number of elements.
     """
 
     __slots__ = ("_objective", "_outlook")
@@ -79,12 +80,18 @@ class ObjectiveScheduler(Scheduler):
     def _make_queue(self, settings: QueueSettings) -> Queue:
         return ObjectiveQueue(settings, _PLANNED * self._objective, self._outlook)
 
+    def _gathers(self, now: int) -> bool:
+        """Returns False, because the predictions assume that requests start as soon as an instance is
+        free.
+        """
+        return False
+
     def _start(self, formed: Formed, now: int) -> None:
         self._outlook.started(self._idle[-1], now / 1e9, _size(formed.tickets), formed.items)
         super()._start(formed, now)
 
     def _vacated(self, instance: Instance, batch: Batch) -> None:
-        # later responses say nothing about how long the instance is occupied
+        # The time of later responses says nothing about how long the instance was occupied.
         self._outlook.ended(instance)
         super()._vacated(instance, batch)
 
@@ -101,8 +108,8 @@ class ObjectiveScheduler(Scheduler):
             self._outlook.latency.learn(_size(batch.tickets), batch.items, now - batch.started_ns / 1e9)
         super()._finished(instance, batch)
         if learns:
-            # If the loop was late to notice the end of the run, it also read new requests late, which no
-            # timestamp shows.
+            # If the event loop was late in handling the end of the run, it was also late in reading new
+            # requests. Their arrival times do not include this delay, so it is added here.
             late = now - batch.ended_ns / 1e9
             self._outlook.slipped(monotonic() - expected + late)  # type: ignore[operator]  # see `learns`
 
@@ -124,8 +131,8 @@ class ObjectiveScheduler(Scheduler):
 
 
 def _size(tickets: Sequence[Ticket]) -> int:
-    """Returns the size of the largest item in a batch's requests, in elements; 0 if the model's items do not
-    vary in size.
+    """Returns the size of the largest item in the requests of a batch, in elements; 0 if the model's items do
+    not vary in size.
     """
     if tickets[0].batch_key is None:
         return 0

@@ -1,4 +1,6 @@
-"""A queue in which callers take turns, so that no caller can make others wait by sending more requests."""
+"""A queue in which callers take turns, so that no caller can make others wait longer by sending more
+requests.
+"""
 
 from __future__ import annotations
 
@@ -12,39 +14,45 @@ from backline.engine.ticket import Ticket
 from backline.schedule.queues.plain import PlainQueue
 from backline.schedule.queues.queue import limit_wait, nobody_asks, waited_too_long
 
-#: The maximum number of callers whose requests are considered when a batch is filled out of turn.
+#: The maximum number of callers that are considered when a batch is filled up with requests whose turn has
+#: not come.
 _REACH = 64
-#: The maximum number of flows without requests that are kept.
+#: The maximum number of flows that are kept when they have no requests.
 _KEPT = 16
 
 
 class _Flow:
-    """The queued requests of one caller, and its debt: the number of turns that it must skip.
+    """The queued requests of a caller, and the caller's debt, which is the number of turns that the caller
+    must skip.
 
-    A request costs as many turns as it has items. The first of these is the turn in which the request is
-    taken, unless it joined a batch out of turn; the others become debt.
+    A request costs as many turns as it has items. One of them is the turn in which the request is taken; the
+    other turns are added to the debt. If a request joined a batch before the caller's turn, all its turns are
+    added to the debt.
     """
 
-    __slots__ = ("debt", "line", "name")
+    __slots__ = ("append", "debt", "line", "name")
 
     def __init__(self, name: str, line: PlainQueue) -> None:
         self.name = name
         self.line = line
+        self.append = line.append
         self.debt = 0
 
 
 class FairQueue:
     """A Queue that serves its callers in turn, one item each: deficit round robin with a quantum of one item
-    (Shreedhar and Varghese, 1995), except that the cost of a large request is charged after it is taken, not
-    before. A caller that joins is served before those that have had a turn in its absence, like new flows in
-    FQ-CoDel (RFC 8290). So a caller with few requests need not wait for one with thousands.
+    (Shreedhar and Varghese, 1995), except that the cost of a large request is charged after the request is
+    taken, not before. A caller that joins the ring is served before the callers that had a turn while it was
+    absent, like new flows in FQ-CoDel (RFC 8290). So a caller with few requests need not wait for a caller
+    with thousands of requests.
 
-    Invariant: between two turns of a waiting caller, each other caller has at most one. A caller that is
+    Invariant: between two turns of a waiting caller, each other caller has at most one turn. A caller that is
     served goes to the end of the ring, and can join again only after a full round of the ring.
 
-    `Ticket.identity` identifies the caller. Each caller's own requests stay in order. A full queue admits
-    a request of a caller with fewer queued requests than another by displacing the last request of the caller
-    that has the most. Debts are forgotten once nobody waits.
+    `Ticket.identity` identifies the caller. Requests of the same caller are served in the order of their
+    arrival. If the queue is full and a caller has at least two queued requests fewer than another, its
+    request is admitted, and displaces the last request of the caller that has the most. Debts are cancelled
+    once no request is queued.
     """
 
     __slots__ = (
@@ -61,13 +69,14 @@ class FairQueue:
     )
 
     def __init__(self, policy: QueuePolicy, rank: object = None) -> None:
-        """`rank` identifies the queue within a PriorityQueue."""
+        """Creates an empty queue. `rank` identifies the queue within a PriorityQueue."""
         self.rank = rank
         self.policy = policy
         self.limit = policy.max_size or inf
         self._size = 0
         self._flows: dict[str, _Flow] = {}
-        #: The flows in the order of their turns: flows with requests, and flows with debts.
+        #: The flows in the order of their turns. Flows without requests remain in the ring while they have
+        #: debts.
         self._ring: deque[_Flow] = deque()
         #: The number of flows at the start of the ring that have not had a turn since they joined.
         self._joined = 0
@@ -82,7 +91,7 @@ class FairQueue:
     def add(self, ticket: Ticket, *, anyway: bool = False) -> bool:
         if self._size >= self.limit and not anyway:
             self.make_room(ticket)
-            if self._size >= self.limit:  # the completion of the displaced request may have added another
+            if self._size >= self.limit:  # completing the displaced request may have added another
                 return False
         policy = self.policy
         if ticket.request.timeout is not None or policy.timeout_us:
@@ -91,23 +100,23 @@ class FairQueue:
         if flow is None:
             self.append(ticket)
         else:
-            flow.line.append(ticket)
+            flow.append(ticket)
             self._size += 1
         return True
 
     def append(self, ticket: Ticket) -> None:
-        """Adds a ticket at the end of its caller's requests, regardless of any limits."""
+        """Adds a ticket after the other requests of its caller, regardless of any limits."""
         flow = self._flows.get(ticket.identity)
         if flow is None:
             flow = self._join(ticket.identity)
             self._ring.insert(self._joined, flow)
             self._joined += 1
-        flow.line.append(ticket)
+        flow.append(ticket)
         self._size += 1
 
     def make_room(self, ticket: Ticket) -> None:
-        """Displaces a request of the caller with the most queued requests, unless the caller of `ticket`
-        would then have as many.
+        """Displaces the last request of the caller with the most queued requests, unless the caller of
+        `ticket`, together with this request, has at least as many.
         """
         own = self._flows.get(ticket.identity)
         longest = max(self._ring, key=lambda flow: flow.line.size, default=None)
@@ -127,10 +136,21 @@ class FairQueue:
         return None
 
     def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
-        taken: list[Ticket] = []
-        items = 0
-        if self._size and self._ring[0].line.size == self._size:  # no other caller waits
-            return self._take_all_from(self._ring[0], max_items, now)
+        ring = self._ring
+        if self._size and (len(ring) == 1 or ring[0].line.size == self._size):
+            # In the most common case, no other caller waits. The code for this case calls few functions, to
+            # be fast.
+            only = ring[0]
+            only.debt = 0
+            line = only.line
+            taken, items = line.take(max_items, now)
+            self._size -= len(taken)
+            if line.expired:
+                self._collect(only)
+            if self._joined or len(ring) > 1:
+                self._turn()
+            return taken, items
+        taken, items = [], 0
         while items < max_items and (flow := self._whose_turn()) is not None:
             ticket = self._from(flow, now)
             if ticket is None:
@@ -143,21 +163,13 @@ class FairQueue:
             items += ticket.batch_size
         return taken, items
 
-    def _take_all_from(self, flow: _Flow, max_items: int, now: float) -> tuple[list[Ticket], int]:
-        """Takes a batch from the only caller with queued requests."""
-        flow.debt = 0
-        taken, items = flow.line.take(max_items, now)
-        self._size -= len(taken)
-        self._collect(flow)
-        self._turn()
-        return taken, items
-
     def _fill(self, taken: list[Ticket], items: int, max_items: int, now: float) -> tuple[list[Ticket], int]:
-        """Fills a batch with requests of other callers if those of the caller whose turn it is cannot join.
+        """Fills a batch with requests of other callers. Called if the requests of the caller whose turn it is
+        cannot join the batch.
 
-        That caller is still first in the next batch, and callers that join this batch are charged later
-        turns. Otherwise, callers with different batch keys would prevent each other's requests from running
-        in batches.
+        The caller whose turn it is still comes first in the next batch, and requests that join this batch are
+        charged to later turns of their callers. Without this, callers with different batch keys would prevent
+        each other's requests from running in batches.
         """
         waiting = list(islice(self._ring, 1, 1 + _REACH))
         while waiting and items < max_items:
@@ -207,14 +219,14 @@ class FairQueue:
         return waited_too_long(ticket, self.policy, now)
 
     def _join(self, name: str) -> _Flow:
-        """Creates the flow of a caller that has none. The calling method must add the flow to the ring."""
+        """Creates a flow for a caller that has none. The calling method must add the flow to the ring."""
         line = PlainQueue(self.policy)
         line.on_left = self._left
         flow = self._flows[name] = _Flow(name, line)
         return flow
 
     def _whose_turn(self) -> _Flow | None:
-        """Returns the flow whose turn it is, skipping flows that are in debt or empty; None if all flows are
+        """Returns the flow whose turn it is; None if all flows are empty. Skips flows that are in debt or
         empty.
         """
         ring = self._ring
@@ -234,7 +246,7 @@ class FairQueue:
                 flow.debt -= 1
                 self._turn()
                 passed += 1
-            else:  # all flows are in debt: skip as many rounds as it takes until one is not
+            else:  # all flows are in debt: skip rounds until a flow is not
                 rounds = min(other.debt for other in ring)
                 for other in ring:
                     other.debt -= rounds
@@ -247,7 +259,9 @@ class FairQueue:
             self._joined -= 1
 
     def _forget(self) -> None:
-        """Forgets all debts. Keeps the flows, unless there are many, because creating one takes time."""
+        """Cancels all debts. Keeps the flows unless there are more than _KEPT, because creating a flow takes
+        time.
+        """
         if len(self._ring) > _KEPT:
             self._flows.clear()
             self._ring.clear()
@@ -261,7 +275,7 @@ class FairQueue:
         self._turn()
 
     def _from(self, flow: _Flow, now: float) -> Ticket | None:
-        """Removes and returns the next request of a flow that may run at `now`, or None."""
+        """Removes and returns the next request of a flow that may run at `now`; None if there is none."""
         ticket = flow.line.next(now)
         self._collect(flow)
         if ticket is not None:

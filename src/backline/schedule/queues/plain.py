@@ -10,19 +10,20 @@ from backline.engine.config.model_config import QueuePolicy
 from backline.engine.ticket import QUEUED, Owner, Ticket, release_all
 from backline.schedule.queues.queue import limit_wait, nobody_asks, waited_too_long
 
-#: The queue is rebuilt once it holds more cancelled requests than this, and more cancelled than live ones.
+#: The deque is rebuilt once it contains more cancelled requests than this, and also more cancelled requests
+#: than other requests.
 FEW = 16
 
 
 class PlainQueue(Owner):
-    """A first-in, first-out Queue. Cancelled tickets do not count, but remain in the deque until they reach
-    its front.
+    """A first-in, first-out Queue. Cancelled tickets do not count towards the size of the queue, but stay
+    in the deque until they reach the front.
     """
 
     __slots__ = ("_gone", "_waiting", "expired", "limit", "on_displaced", "on_left", "policy", "rank")
 
     def __init__(self, policy: QueuePolicy, rank: object = None) -> None:
-        """`rank` identifies the queue within a PriorityQueue."""
+        """Creates an empty queue. `rank` identifies the queue within a PriorityQueue."""
         self.rank = rank
         self.policy = policy
         self.limit = policy.max_size or inf
@@ -53,10 +54,10 @@ class PlainQueue(Owner):
         self._waiting.append(ticket)
 
     def make_room(self, ticket: Ticket) -> None:
-        """Displaces no request: those that arrived first are kept."""
+        """Displaces no request, because the requests that arrived first are kept."""
 
     def remove_last(self) -> Ticket | None:
-        """Removes and returns the request at the end."""
+        """Removes and returns the request at the end; None if the queue is empty."""
         waiting = self._waiting
         while waiting:
             ticket = waiting.pop()
@@ -79,8 +80,8 @@ class PlainQueue(Owner):
         return None
 
     def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
-        # This does not use `next`: one call per request would take a tenth of the total cost of scheduling a
-        # request.
+        # This does not call `next`, because a call per request would take a tenth of the total time for
+        # scheduling a request.
         waiting = self._waiting
         taken: list[Ticket] = []
         items = 0
@@ -146,7 +147,8 @@ class PlainQueue(Owner):
     def cancelled(self, ticket: Ticket) -> None:
         self._gone += 1
         if self._gone == len(self._waiting):
-            # There may be no further call of `next`, and an idle queue should keep no requests in memory.
+            # All tickets are cancelled. They are removed now, because an idle queue, for which `next` is not
+            # called, must not keep their requests in memory.
             self._waiting.clear()
             self._gone = 0
         elif self._gone > FEW and self._gone > len(self._waiting) // 2:

@@ -1,6 +1,8 @@
-"""Creates the queue of a model: a PlainQueue or FairQueue if one line is enough, else a PriorityQueue.
+"""Creates the queue of a model: a PlainQueue or FairQueue if a single line is enough, otherwise a
+PriorityQueue.
 
-A PriorityQueue has one line per priority level, and keeps expired requests if the configuration says so.
+A PriorityQueue has a line for each priority level. If the configuration says so, it also keeps requests that
+have waited longer than the queue's timeout, and serves them later.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ L = TypeVar("L", bound=Level)
 
 
 class Levels(dict[Any, L], Generic[L]):
-    """Levels by rank. A level is created for the first request of its rank and removed once empty.
+    """Levels by rank. A level is created for the first request with its rank, and removed once it is empty.
 
-    There may be any number of ranks, and ranks without requests cost nothing.
+    Ranks without requests take neither memory nor time, so there may be any number of ranks.
     """
 
     __slots__ = ("_make", "ordered")
@@ -59,7 +61,7 @@ class Levels(dict[Any, L], Generic[L]):
 
 
 def make_queue(settings: QueueSettings) -> Queue:
-    """Returns an empty queue with these settings: a queue without levels if that is enough."""
+    """Returns an empty queue with these settings. The queue has no levels if none are needed."""
     if settings.levels or settings.policy.delay:
         return PriorityQueue(settings)
     return FairQueue(settings.policy) if settings.fair else PlainQueue(settings.policy)
@@ -69,8 +71,9 @@ Line: TypeAlias = PlainQueue | FairQueue
 
 
 class PriorityQueue:
-    """A Queue with one line per level, each followed by a line for the level's late requests if those remain
-    queued. A line is a PlainQueue, or a FairQueue if callers take turns.
+    """A Queue with a line for each level. If requests remain queued after the queue's timeout, each level
+    has another line for these late requests. This line is served after the first one. A line is a PlainQueue,
+    or a FairQueue if callers take turns.
     """
 
     __slots__ = ("_lines", "_settings", "_size", "expired", "on_displaced", "on_left")
@@ -166,7 +169,7 @@ class PriorityQueue:
         return policy.delay and waited_too_long(ticket, policy, now)
 
     def _collect(self, line: Line) -> None:
-        """Moves the expired requests of one line to `expired`."""
+        """Moves the expired requests of a line to `expired`."""
         self._size -= len(line.expired)
         self.expired += line.expired
         line.expired = []
@@ -177,6 +180,6 @@ class PriorityQueue:
         self.on_left(ticket)
 
     def _displaced(self, ticket: Ticket) -> None:
-        """Called when a ticket in one of the lines has been displaced to make room for another."""
+        """Called when a ticket in one of the lines has been displaced to make room for another ticket."""
         self._size -= 1
         self.on_displaced(ticket)

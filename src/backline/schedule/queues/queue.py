@@ -1,5 +1,5 @@
-"""The interface of all queues; also their settings, time limits and errors, and the limit for all models
-together.
+"""The interface of all queues, the settings, time limits and errors of queues, and the limit for the queues
+of all models together.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ _ANY = QueuePolicy()
 
 @dataclass(frozen=True, slots=True)
 class QueueSettings:
-    """Settings of one model's queue. `policy` applies to all levels that have no policy in `policies`.
+    """The settings of a model's queue. `policy` applies to all levels that have no policy in `policies`.
 
     If `levels` is 0, there is a single level. Otherwise requests have levels from 1 (the highest) to
-    `levels`; as in Triton, requests without a level or with one out of range get `default_level`. Levels are
-    strict: no request is taken while one of a higher level waits.
+    `levels`. As in Triton, requests without a level, or with a level out of range, get `default_level`.
+    Levels are strict: no request is taken while a request with a higher level waits.
     """
 
     policy: QueuePolicy = _ANY
     levels: int = 0
     default_level: int = 0
     policies: Mapping[int, QueuePolicy] = field(default_factory=dict)
-    #: Whether callers are served in turn within a level, rather than in the order of arrival.
+    #: Whether, within a level, callers take turns, rather than requests being served in the order of arrival.
     fair: bool = False
 
     def level_of(self, ticket: Ticket) -> int:
@@ -42,19 +42,19 @@ class QueueSettings:
 
 
 class Queue(Protocol):
-    """Holds queued requests. Reads no clock: callers pass the current time, in seconds of time.monotonic().
+    """A queue of requests. It reads no clock: callers pass the current time, in seconds of time.monotonic().
 
-    The queue owns the tickets in it, so that cancelled tickets leave at once. Tickets that it has handed out,
-    or put into `expired`, have no owner.
+    The queue owns the tickets in it, so it is notified of a cancelled ticket, which leaves the queue
+    immediately. Tickets that the queue has handed out, or put into `expired`, have no owner.
     """
 
     #: Called with a request that was cancelled, after the request has left the queue.
     on_left: Callable[[Ticket], None]
-    #: Called with a request that was removed from a full queue to make room for another caller's. It must
-    #: complete the removed request.
+    #: Called with a request that was removed from a full queue to make room for another caller's request. The
+    #: function must complete the removed request.
     on_displaced: Callable[[Ticket], None]
-    #: Requests removed because they expired. Callers of `next`, `take` and `sweep` complete them and clear
-    #: the list.
+    #: The requests that were removed because they expired. Callers of `next`, `take` and `sweep` must
+    #: complete these requests and clear the list.
     expired: list[Ticket]
 
     @property
@@ -68,17 +68,20 @@ class Queue(Protocol):
         """
 
     def next(self, now: float) -> Ticket | None:
-        """Removes and returns the next request that may run at `now`, or None."""
+        """Removes and returns the next request that may run at `now`; None if there is none."""
 
     def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
-        """Removes and returns the next requests that may run together at `now`, and their number of items.
+        """Removes and returns the next requests that may run together at `now`, and their total number of
+        items.
 
-        The requests share a batch key and have at most `max_items` items; a request with more items is taken
-        alone.
+        The requests have the same batch key, and at most `max_items` items in total. A request with more
+        items is taken alone.
         """
 
     def put_back(self, tickets: list[Ticket], now: float) -> None:
-        """Puts back the last requests that `next` returned at `now`, in the same order and places."""
+        """Puts the last requests that `next` or `take` returned at `now` back at their old positions.
+        `tickets` must be in the order in which these methods returned them.
+        """
 
     def sweep(self, now: float) -> float:
         """Removes expired requests. Returns the nearest deadline of the remaining requests, or infinity."""
@@ -93,11 +96,13 @@ class Queue(Protocol):
 
 
 def nobody_asks(ticket: Ticket) -> None:
-    """Does nothing; the default for `on_left` and `on_displaced`."""
+    """Does nothing. This is the default for `on_left` and `on_displaced`."""
 
 
 def limit_wait(ticket: Ticket, policy: QueuePolicy) -> None:
-    """Limits the deadline of a request to the end of its allowed time in the queue."""
+    """Limits the deadline of a request to the time until which the policy allows the request to wait in the
+    queue.
+    """
     timeout = policy.timeout(ticket.request.timeout)
     if timeout is None:
         return
@@ -107,17 +112,18 @@ def limit_wait(ticket: Ticket, policy: QueuePolicy) -> None:
 
 
 def waited_too_long(ticket: Ticket, policy: QueuePolicy, now: float) -> bool:
-    """Returns whether a request has used up its allowed time in the queue."""
+    """Returns whether a request has waited in the queue for as long as the policy allows."""
     timeout = policy.timeout(ticket.request.timeout)
     return timeout is not None and ticket.request.arrived_ns / 1e9 + timeout <= now
 
 
 @dataclass(slots=True, eq=False)
 class QueueTotal:
-    """Counts the requests waiting in the queues of all models together; `limit` is their maximum number, or
-    None.
+    """Counts the requests that wait in the queues of all models together. `limit` is the maximum number of
+    such requests; None means no limit.
 
-    The owner of a queue adds 1 to `waiting` when a request is queued, and subtracts 1 when it leaves.
+    The owner of a queue adds 1 to `waiting` when a request is queued, and subtracts 1 when the request leaves
+    the queue.
     """
 
     limit: int | None = None
@@ -125,7 +131,7 @@ class QueueTotal:
 
     @property
     def full(self) -> bool:
-        """Whether no more requests may be queued."""
+        """Whether the limit is reached, so that no more requests may be queued."""
         return self.limit is not None and self.waiting >= self.limit
 
     def refusal(self, model: str) -> Unavailable:
@@ -145,14 +151,15 @@ def queue_full(model: str, limit: int | None, where: str = "") -> Unavailable:
 
 
 def being_unloaded(model: str) -> Unavailable:
-    """Returns the error for requests of a model that is being unloaded."""
+    """Returns the error for requests to a model that is being unloaded."""
     return Unavailable(f"model '{model}' is being unloaded, try again later", retry_after=1)
 
 
 def expired_in_queue(ticket: Ticket, now: float, model: str, *, by_policy: bool) -> BacklineError:
     """Returns the error for a request that expired in a queue at `now` (in seconds of time.monotonic()).
 
-    `by_policy` says whether the queue's timeout has passed, rather than the caller's deadline.
+    `by_policy` says whether the request expired because of the queue's timeout, rather than the caller's
+    deadline.
     """
     waited = f"after {(now - ticket.request.arrived_ns / 1e9) * 1000:.0f} ms in the queue of model '{model}'"
     if by_policy:

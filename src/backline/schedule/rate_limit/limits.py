@@ -2,13 +2,14 @@
 
 This is the policy of Triton's rate limiter. It reads no clock.
 
-An instance with work is staged. Staged instances are granted in the order of their passes, the lowest first.
-A run adds the instance's priority to its pass, so an instance of priority 2 runs half as often as one of
-priority 1. An instance that was idle resumes at the pass of the running ones, so that it cannot save up turns
+An instance that has work is staged. Each instance has a number called its pass, and staged instances get
+permission to run in ascending order of their passes. A run adds the priority of the instance to the
+instance's pass, so an instance with priority 2 runs half as often as an instance with priority 1. An instance
+that was idle continues with the pass of the instances that are running, so it cannot save up turns
 (start-time fair queueing; Goyal, Vin and Cheng 1996).
 
-Instances may overtake an instance that waits for a resource, but may not take any resource that it needs, so
-that each instance gets its turn.
+Other instances may overtake an instance that waits for a resource. But they may not take any resource that
+the waiting instance needs, so every instance gets its turn.
 """
 
 from __future__ import annotations
@@ -23,23 +24,28 @@ from typing import Final, TypeAlias
 
 from backline.engine.config.instance_group import InstanceGroup
 from backline.engine.errors import InvalidArgument
+from backline.engine.numbers import parse_whole
 
-#: The device of resources that the whole server shares.
+#: The device name of resources that the whole server shares.
 EVERYWHERE: Final = "GLOBAL"
-#: In the server's options, the device of a resource that every device has.
+#: The device name, in the server's options, of a resource that every device has.
 EACH_DEVICE: Final = ""
-#: The device of models that run on the CPU.
+#: The device name of models that run on the CPU.
 PROCESSOR: Final = "0"
+#: The maximum count of a resource, and the maximum number of a device.
+_MOST: Final = 2**31 - 1
 
 #: The name and version of a model.
 Owner: TypeAlias = tuple[str, str]
-#: The device (or EVERYWHERE) and the name of a resource.
+#: The device of a resource (or EVERYWHERE), and the resource's name.
 Key: TypeAlias = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The resources that an instance holds during a run, and the amount by which a run increases its pass."""
+    """The resources that an instance holds during a run, and the amount by which a run increases the
+    instance's pass.
+    """
 
     resources: Mapping[Key, int] = field(default_factory=lambda: MappingProxyType({}))
     priority: int = 1
@@ -57,14 +63,15 @@ def claim_of(group: InstanceGroup, device: str = PROCESSOR) -> Claim:
 
 @dataclass(slots=True, eq=False)
 class Claimant:
-    """An instance that may have work, and its place in the order."""
+    """An instance that may have work, with its position in the order in which instances run."""
 
     claim: Claim
     #: The model that the instance belongs to.
     owner: Owner | None = None
-    #: The instance's pass; see the top of this file.
+    #: The instance's pass; see the docstring of this module.
     passed: int = 0
-    #: Orders instances with equal passes: the instance that was staged first comes first.
+    #: A serial number that orders instances with equal passes: the instance that was staged first comes
+    #: first.
     number: int = 0
 
     def __lt__(self, other: Claimant) -> bool:
@@ -74,8 +81,8 @@ class Claimant:
 class RateLimits:
     """Counts resources and decides which instances run.
 
-    `given` are the server's resources. If it is empty, there is as much of each resource as the largest claim
-    needs.
+    `given` are the server's resources. If `given` is empty, the server has as much of each resource as the
+    largest claim needs.
     """
 
     def __init__(self, given: Mapping[Key, int] | None = None) -> None:
@@ -86,13 +93,14 @@ class RateLimits:
         #: The staged instances, sorted by pass.
         self._staged: list[Claimant] = []
         self._numbers = count()
-        #: The pass of the latest granted instance, before that run increased it.
+        #: The highest pass at which an instance has been granted its resources so far. An instance that was
+        #: idle continues with at least this pass.
         self._now = 0
 
     def register(self, claims: list[Claim], owner: Owner | None = None) -> list[Claimant]:
         """Adds the instances of a model (`owner`).
 
-        Raises InvalidArgument, in Triton's words, if one of them could never run.
+        Raises InvalidArgument, with Triton's message, if one of the instances could never run.
         """
         claimants = [Claimant(claim, owner) for claim in claims]
         self._limits = self._limits_for(self._claimants + claimants)
@@ -115,8 +123,8 @@ class RateLimits:
         self._staged.remove(claimant)
 
     def grant(self) -> list[Claimant]:
-        """Takes resources for the instances whose turn it is. The instances hold them until `release` is
-        called.
+        """Takes resources for the instances whose turn it is, and returns these instances. An instance holds
+        its resources until `release` is called.
         """
         granted: list[Claimant] = []
         kept: list[Claimant] = []
@@ -138,20 +146,22 @@ class RateLimits:
         return granted
 
     def release(self, claimant: Claimant, *, ran: bool = True) -> None:
-        """Releases the resources of an instance. If the instance did not run, its turn does not count."""
+        """Releases the resources of an instance. If the instance did not run, the increase of its pass is
+        undone.
+        """
         for key, wanted in claimant.claim.resources.items():
             self._taken[key] -= wanted
         if not ran:
             claimant.passed -= claimant.claim.priority
 
     def wanting(self, waits: Mapping[Owner, Collection[Owner]], waiting: Owner) -> str:
-        """Returns the resources over which a model that calls others might deadlock, as text; empty if there
-        are none.
+        """Returns the resources over which the model `waiting`, which calls other models, might deadlock. The
+        result is a text, empty if no deadlock is possible.
 
-        `waits` maps each model to the models that it waits for. A waiting model holds what its instances
-        claim. A model that waits only for models that are certain to get their resources will finish and
-        release its own resources; this is repeated until no other model can finish, as in the banker's
-        algorithm (Dijkstra 1965).
+        `waits` maps each model to the models that it waits for. A model that waits holds all resources that
+        its instances claim. In each round, the models that wait only for models certain to get their
+        resources finish and release the resources that they hold. Rounds are repeated until no other model
+        can finish, as in the banker's algorithm (Dijkstra 1965).
         """
         stuck = set(waits)
         while waiting in stuck:
@@ -168,9 +178,9 @@ class RateLimits:
         return ""
 
     def _short(self, holders: Collection[Owner]) -> set[Key]:
-        """Returns the resources that may run short while the `holders` hold the resources that they claim."""
+        """Returns the resources that may run short while the `holders` hold all resources that they claim."""
         held: Counter[Key] = Counter()
-        # The largest claim of any other instance.
+        # The largest claim of any instance whose owner is not among the holders, for each resource.
         most: Counter[Key] = Counter()
         for claimant in self._claimants:
             for key, wanted in claimant.claim.resources.items():
@@ -179,7 +189,8 @@ class RateLimits:
                 else:
                     most[key] = max(most[key], wanted)
         short = {key for key in held | most if self._limits[key] - held[key] < most[key]}
-        # An instance that waits for a resource blocks the other resources that it needs.
+        # An instance that waits for a resource in `short` keeps other instances from taking any resource that
+        # it needs, so these resources may run short too.
         while further := self._kept_back(short):
             short |= further
         return short
@@ -211,8 +222,8 @@ class RateLimits:
         return limits
 
     def _there(self, device: str, name: str) -> int:
-        """Returns how much of a resource a device has. As in Triton, this is 0 unless the resource is given
-        for this device or for every device.
+        """Returns the amount of a resource that a device has. As in Triton, the amount is 0 unless the
+        options give the resource for this device or for every device.
         """
         wanted = name.casefold()
         devices = (device, EACH_DEVICE)
@@ -225,12 +236,14 @@ class RateLimits:
 
 
 def parse_resources(texts: tuple[str, ...]) -> dict[Key, int]:
-    """Parses the server's resource options, NAME:COUNT or NAME:COUNT:DEVICE. Raises InvalidArgument."""
+    """Parses the server's options for resources, of the form NAME:COUNT or NAME:COUNT:DEVICE. Raises
+    InvalidArgument if a text has another form.
+    """
     given: dict[Key, int] = {}
     for text in texts:
         name, *rest = text.split(":")
-        numbers = [part for part in rest if part.isascii() and part.isdigit()]
-        if not name or not 1 <= len(rest) <= 2 or len(numbers) != len(rest):
+        numbers = [parse_whole(part, 0, _MOST) for part in rest]
+        if not name or not 1 <= len(rest) <= 2 or None in numbers:
             raise InvalidArgument(
                 f"'{text}' is not a resource: expected NAME:COUNT or NAME:COUNT:DEVICE,"
                 " for example memory:4 or memory:4:0"

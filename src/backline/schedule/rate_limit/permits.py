@@ -1,4 +1,4 @@
-"""Permits, which instances need in order to run if the server limits the rate of executions."""
+"""Permits, which instances need in order to run if the server has a rate limiter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from backline.schedule.rate_limit.limits import Claim, Claimant, Owner, RateLimi
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished, Instance
 
-#: How many seconds after a deadline to check for expired requests, since event loop timers may fire early.
+#: The time, in seconds, from a deadline to the check for expired requests. It is above 0 because timers of
+#: the event loop may fire early.
 _LATE = 0.001
 
 
@@ -20,8 +21,8 @@ class Permits:
     """Grants permits to the instances of all models, in the order that RateLimits decides. All methods must
     be called on the event loop.
 
-    Released resources are granted at the end of the loop's turn: the instance that has just run may have more
-    work, and it may be next.
+    Released resources are granted again only at the end of the current turn of the event loop. By then, the
+    instance that has just run may have been staged again, and that instance may be the next in order.
     """
 
     def __init__(self, limits: RateLimits) -> None:
@@ -32,7 +33,7 @@ class Permits:
     def register(self, claims: list[Claim], owner: Owner) -> list[Permit]:
         """Returns the permits for the instances of a model (`owner`).
 
-        Raises InvalidArgument if one of them could never run.
+        Raises InvalidArgument if one of the instances could never run.
         """
         permits = [Permit(self, claimant) for claimant in self._limits.register(claims, owner)]
         for permit in permits:
@@ -48,7 +49,7 @@ class Permits:
     def withdraw(self, permit: Permit) -> None:
         """Withdraws an instance that no longer has work."""
         self._limits.withdraw(permit.claimant)
-        self._grant_later()  # the instance may have blocked others
+        self._grant_later()  # other instances may have waited for the resources that this one needed
 
     def release(self, permit: Permit, *, ran: bool) -> None:
         """Releases the resources of an instance that has stopped running, or that did not run after all."""
@@ -74,7 +75,9 @@ class Permits:
         granted = [self._permits[claimant] for claimant in self._limits.grant()]
         for permit in granted:
             permit.hold()
-        # Begin only once all permits are held, because starting one instance may withdraw others.
+        # All permits are marked as held before any instance begins. The start of one instance may make
+        # another instance release its permit, and only a permit that is marked as held releases its
+        # resources.
         for permit in granted:
             permit.begin()
 
@@ -91,12 +94,14 @@ class Permit:
         self._on_granted: Callable[[], None] | None = None
 
     def ask(self, on_granted: Callable[[], None]) -> None:
-        """Calls `on_granted` once when the instance may run, possibly before this method returns."""
+        """Requests the permit. `on_granted` is called once, when the instance may run; this may happen before
+        this method returns.
+        """
         self._on_granted = on_granted
         self._permits.stage(self)
 
     def hold(self) -> None:
-        """Grants the permit: the instance now holds its resources."""
+        """Records that the permit is granted, and that the instance holds its resources."""
         self._held = True
 
     def begin(self) -> None:
@@ -106,7 +111,9 @@ class Permit:
             on_granted()
 
     def give_back(self, *, ran: bool = True) -> None:
-        """Releases the permit after the run, or because the instance no longer wants to run."""
+        """Releases the permit or, if it has not been granted yet, withdraws the request for it. Called
+        after the run, or if the instance no longer has work.
+        """
         asked, self._on_granted = self._on_granted is not None, None
         if self._held:
             self._held = False
@@ -122,10 +129,10 @@ class Permit:
 class PermittedInstance:
     """An instance whose batches wait for a permit. All methods must be called on the event loop.
 
-    A batch is removed at once if all its requests are cancelled. Any other batch that had to wait is formed
-    again (see WaitsForTurn) when the permit is granted, and when a deadline passes in the meantime. An
-    instance that can take its next batch before all responses are sent releases its permit at that point, and
-    requests another.
+    A waiting batch is removed immediately if all its requests are cancelled. Any other batch that had to wait
+    is formed again (see WaitsForTurn) when the permit is granted, and when the deadline of a request passes
+    while the batch waits. If an instance can take its next batch before all responses are sent, it releases
+    its permit at that point, and requests a new permit for the next batch.
     """
 
     off_loop: ClassVar[bool] = True
@@ -141,11 +148,11 @@ class PermittedInstance:
 
     @property
     def memory(self) -> object:
-        """What the wrapped instance remembers about sequences, if anything; see Remembers."""
+        """The `memory` of the wrapped instance; see Remembers."""
         return self._instance.memory  # type: ignore[attr-defined]
 
     def run(self, batch: Batch, finished: Finished) -> None:
-        """Runs a batch once the permit is granted; see Instance."""
+        """Requests the permit, and runs a batch once the permit is granted; see Instance."""
         self._busy = True
         waiting = self._waiting = _PermittedRun(self, batch, finished)
         batch.on_abandon = waiting.abandoned
@@ -158,13 +165,15 @@ class PermittedInstance:
             self._waiting.look_again()
 
     def close(self) -> None:
-        """Closes the instance, once its current run has ended."""
+        """Closes the instance as soon as its current run has ended."""
         self._closing = True
         if not self._busy:
             self._close()
 
     def when_ready(self, begin: Callable[[], None]) -> None:
-        """Calls `begin` at once or, for an inline instance, after the event loop has served the sockets."""
+        """Calls `begin`: immediately, or, for an inline instance, after the event loop has served the
+        sockets.
+        """
         if self._instance.off_loop:
             begin()
         else:
@@ -177,7 +186,7 @@ class PermittedInstance:
     def free(self, *, ran: bool) -> None:
         """Releases the permit, whether or not the batch has run."""
         self._busy = False
-        self._waiting = None  # an idle instance would keep tensors and connections of past requests
+        self._waiting = None  # otherwise an idle instance would keep past requests in memory
         self._permit.give_back(ran=ran)
         if self._closing:
             self._close()
@@ -198,11 +207,13 @@ class _PermittedRun:
         self._has_waited = False
         self._timer: asyncio.TimerHandle | None = None
         self._on_vacated = batch.on_vacated
-        #: Whether the instance is free for its next batch, although responses may still follow.
+        #: Whether the instance is free for its next batch. Responses of this batch may still follow.
         self._over = False
 
     def waits(self) -> None:
-        """Called after the permit was requested. Sets a timer if the permit was not granted at once."""
+        """Called after the permit was requested. If the permit was not granted immediately, sets a timer for
+        the deadlines of the requests.
+        """
         if self._begun:
             return
         self._has_waited = True
@@ -220,7 +231,8 @@ class _PermittedRun:
         if self._granted:
             return
         self._form_again()
-        # The batch may have been abandoned when a refused request completed.
+        # Forming the batch refuses expired requests, whose completion may have made the scheduler abandon the
+        # batch.
         if self._batch.abandoned:
             return
         if self._batch.tickets:
@@ -272,7 +284,7 @@ class _PermittedRun:
         batch = self._batch
         batch.ended_ns = batch.ended_ns or monotonic_ns()
         if not batch.tickets:
-            batch.parts = []  # there is nothing to count
+            batch.parts = []  # there is no run to count
         if not self._over:
             self._instance.free(ran=ran)
         self._finished(self._instance, batch)

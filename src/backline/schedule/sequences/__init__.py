@@ -1,1 +1,3 @@
-"""Sequences of requests with the same id: their order, places and states."""
+"""Sequences, which are requests with the same sequence id: their order, their places on instances, and their
+states.
+"""

@@ -1,5 +1,5 @@
-"""The queue of a model with sequences. It orders requests, assigns places, and passes states from one request
-to the next.
+"""The queue of a model with sequences. Keeps the requests of each sequence in order, assigns places on
+instances to sequences, and passes states from one request to the next.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from math import inf
 from time import monotonic, monotonic_ns
+from typing import Any
 
 from msgspec.structs import replace as derive
 
@@ -19,7 +21,6 @@ from backline.engine.errors import (
     BacklineError,
     Cancelled,
     DeadlineExceeded,
-    Forbidden,
     Internal,
     InvalidArgument,
     Unavailable,
@@ -38,20 +39,22 @@ from backline.schedule.queues.queue import (
 from backline.schedule.scheduler import Settings
 from backline.schedule.sequences.lanes import Lane, Passage, passage_of
 from backline.schedule.sequences.state_store import StateStore
-from backline.schedule.sequences.table import LiveSequence, SequenceTable, step_of
+from backline.schedule.sequences.table import LiveSequence, SequenceTable, begun_by_another, step_of
 from backline.schedule.sequences.tensors import SequenceStates, SequenceTensors
 from backline.schedule.turn import Alarm
 from backline.workers.instance import Instance, remembers
 
 log = logging.getLogger("backline.schedule")
 
-#: Minimum delay in seconds until the next check for deadlines and idle sequences. One check handles many of
-#: them.
+#: The minimum delay, in seconds, before the next check for passed deadlines and idle sequences, so that a
+#: single check can handle many of them.
 _SHORTEST_WAIT = 0.002
 
 
 class _SequenceBacklog(Owner):
-    """Owns the tickets of one sequence that wait for a place, or for the previous request to complete."""
+    """The owner of the waiting tickets of one sequence. They wait for a place, or for the previous request of
+    the sequence to complete.
+    """
 
     __slots__ = ("_batcher", "_sequence")
 
@@ -64,16 +67,18 @@ class _SequenceBacklog(Owner):
 
 
 class SequenceBatcher:
-    """Queues the requests of one model version by sequence. All methods must be called on the event loop.
+    """Queues the requests to a model version by sequence. All methods must be called on the event loop.
 
     A sequence has a place on an instance from its first request to its last, and runs one request at a time,
-    in order. A request that was handed to an instance runs even if it is cancelled, since the following
-    requests need the state that it leaves. A failed request leaves the state unchanged. State inside a model
-    may be lost with the process of the model; then its sequences end, and the next request of each gets an
-    error. `make_lane` creates the lane of an instance, with `slots` places.
+    in order. Once a request has been handed to an instance, it runs even if it is cancelled, because the
+    following requests need the state that it leaves. A failed request leaves the state unchanged. If the
+    model itself keeps the state, the state may be lost when the model's process ends. Then the sequences in
+    that process end, and the next request of each gets an error. `make_lane` creates the lane of an instance,
+    with `slots` places. `advice` is appended to the error of a request whose sequence is unknown to this
+    server.
 
-    While a version drains, its open sequences continue for as long as the drain may take. Their states remain
-    in `store`, under this `version`, so that the next load of the same version can continue them.
+    While a version drains, its open sequences continue until the time limit of the drain. Their states remain
+    in `store`, under this `version`, so that the next load of the same version can continue these sequences.
     """
 
     def __init__(
@@ -92,8 +97,10 @@ class SequenceBatcher:
         policy: QueuePolicy,
         loop: asyncio.AbstractEventLoop,
         total: QueueTotal | None = None,
+        advice: str = "",
     ) -> None:
         self._name = name
+        self._advice = f"; {advice}" if advice else ""
         self._tensors = tensors
         self._statistics = statistics
         self._make_lane = make_lane
@@ -110,10 +117,10 @@ class SequenceBatcher:
         self._alarm = Alarm(self._look, loop, pause=_SHORTEST_WAIT)
         self._ended: asyncio.Future[None] | None = None
         self._closed = False
-        #: Ids for requests that are complete sequences.
+        #: The ids of sequences that consist of a single request.
         self._ids = count(1)
-        #: Tasks that drain replaced lanes or fetch states.
-        self._tasks: set[asyncio.Future[object]] = set()
+        #: The tasks that drain replaced lanes, fetch states or store them.
+        self._tasks: set[asyncio.Future[Any]] = set()
 
     @property
     def pending(self) -> int:
@@ -141,8 +148,10 @@ class SequenceBatcher:
     def submit(self, ticket: Ticket) -> None:
         """Queues a request that fits the model.
 
-        Raises InvalidArgument if the request belongs to no sequence, Forbidden if another caller has begun
-        the sequence, and Unavailable if too many are waiting.
+        Raises InvalidArgument if the request has an unsuitable sequence id or, unless the model is iterative,
+        none, if it lacks the START flag for an unknown sequence whose state cannot be in the store, or if it
+        has more than one item although the model takes batches. Raises Forbidden if another caller has begun
+        the sequence, and Unavailable if too many requests are waiting.
         """
         step = ticket.request.sequence
         if (step is None or not step.id) and self._tensors.iterative:
@@ -161,11 +170,7 @@ class SequenceBatcher:
             )
         self._tensors.check_id(step)
         if self._table.is_foreign(ticket):
-            # Security: callers choose their ids, often small numbers, so another caller can guess them.
-            raise Forbidden(
-                f"sequence {step.id} of model '{self._name}' was begun by another caller; choose another"
-                " correlation ID"
-            )
+            raise begun_by_another(self._name, step.id)
         self._check_room(step)
         table = self._table
         now = monotonic_ns()
@@ -217,7 +222,7 @@ class SequenceBatcher:
     def _no_start(self, ticket: Ticket) -> InvalidArgument:
         return InvalidArgument(
             f"inference request for sequence {step_of(ticket).id} to model '{self._name}'"
-            " must specify the START flag on the first request of the sequence"
+            f" must specify the START flag on the first request of the sequence{self._advice}"
         )
 
     def _run_next(self, sequence: LiveSequence) -> None:
@@ -233,7 +238,9 @@ class SequenceBatcher:
         self._hand_on(sequence, ticket, step_of(ticket))
 
     def _hand_on(self, sequence: LiveSequence, ticket: Ticket, step: SequenceStep) -> None:
-        """Submits a stand-in for a request, as step `step`, to the lane of its sequence."""
+        """Submits a stand-in for a request to the lane of the request's sequence. `step` is the sequence
+        step of the stand-in.
+        """
         on_response = self._responded if ticket.takes_many else None
         inputs = dict(ticket.request.inputs)
         self._tensors.add(inputs, step, sequence.state)
@@ -258,8 +265,8 @@ class SequenceBatcher:
         passage = passage_of(inner)
         sequence, ticket = passage.sequence, passage.ticket
         refused: list[Ticket] = []
-        # If the process was replaced before the run, a request that starts the sequence has started it in the
-        # new process.
+        # If the model's process was replaced before the run, the state is lost, unless this request started
+        # the sequence: then it did so in the new process.
         begun_here = error is None and step_of(inner).start
         if not passage.is_remembered(begins=begun_here):
             response, error = None, error or self._lost(sequence)
@@ -272,14 +279,52 @@ class SequenceBatcher:
             error = being_unloaded(self._name) if self._closed else Cancelled("the request was cancelled")
         if response is not None:
             try:
-                self._states.take_out(sequence, response, ticket.request.outputs)
+                self._take_out(passage, response)
             except Internal as failure:
                 response, error = None, failure
+        stored = passage.stored
+        if stored is None or stored.done():
+            self._finish(sequence, ticket, response, error, refused)
+            return
+        # The sequence counts as running until its state is stored, so that its responses stay in order.
+        stored.add_done_callback(lambda _: self._finish(sequence, ticket, response, error, refused))
+
+    def _take_out(self, passage: Passage, response: InferResponse) -> None:
+        """Moves the state from a response into the sequence, and stores it. Raises Internal if the
+        response lacks the state.
+        """
+        sequence = passage.sequence
+        stored = self._states.take_out(sequence, response, passage.ticket.request.outputs)
+        if stored is not None:
+            passage.stored = stored
+            self._tasks.add(stored)
+            stored.add_done_callback(self._tasks.discard)
+            stored.add_done_callback(partial(self._written, sequence))
+
+    def _written(self, sequence: LiveSequence, stored: asyncio.Future[None]) -> None:
+        error = None if stored.cancelled() else stored.exception()
+        if error is not None:
+            log.warning(
+                "the state of sequence %s of model '%s' was not stored, so no other server can continue the"
+                " sequence: %s",
+                sequence.id,
+                self._name,
+                error,
+            )
+
+    def _finish(
+        self,
+        sequence: LiveSequence,
+        ticket: Ticket,
+        response: InferResponse | None,
+        error: BacklineError | None,
+        refused: list[Ticket],
+    ) -> None:
         # Each request to an iterative model is a complete sequence.
         if self._tensors.iterative and not sequence.waiting:
             self._table.end(sequence)
         runnable = self._table.finish(sequence, monotonic_ns())
-        # In these cases the first request of the sequence has not run.
+        # With these errors, the first request of the sequence has not run.
         if step_of(ticket).start and response is None and isinstance(error, (Unavailable, DeadlineExceeded)):
             self._lose_beginning(sequence)
         self._states.forget_if_over(sequence)
@@ -297,7 +342,7 @@ class SequenceBatcher:
         if sequence.place is not None:
             self._hand_on(sequence, ticket, step)
             return
-        # The sequence lost its place, because there are fewer places now.
+        # The sequence has lost its place, because there are fewer places now.
         ticket.request = derive(ticket.request, sequence=step)
         self._table.put_back(sequence)
         if self._total is not None:
@@ -305,18 +350,18 @@ class SequenceBatcher:
         self._wait(sequence, ticket)
 
     def _responded(self, inner: Ticket, response: InferResponse) -> None:
-        """Passes on one of possibly many responses. The sequence keeps the state of the latest response that
-        has one.
+        """Passes a response of a decoupled model on to the caller. The sequence keeps the state from the
+        latest response that contains a state. The request ends once that state is stored.
         """
         passage = passage_of(inner)
         ticket = passage.ticket
         with suppress(Internal):
-            self._states.take_out(passage.sequence, response, ticket.request.outputs)
+            self._take_out(passage, response)
         ticket.respond(response)
 
     def _lose_beginning(self, sequence: LiveSequence, error: BacklineError | None = None) -> None:
-        """Refuses the requests of a sequence whose first request did not run or is unknown here. They get
-        `error` or, by default, the advice to start the sequence.
+        """Refuses the requests of a sequence whose first request did not run or is unknown here. The requests
+        get `error`, or, if `error` is None, the advice to start the sequence.
         """
         self._refuse_orphans(*self._table.lose_beginning(sequence), error)
 
@@ -353,7 +398,9 @@ class SequenceBatcher:
             self._total.waiting -= count
 
     def _refuse(self, tickets: Sequence[Ticket], why: Callable[[Ticket], BacklineError]) -> None:
-        """Completes waiting requests with an error. Each completion may cancel others of these requests."""
+        """Completes waiting requests with an error. Skips requests that are cancelled meanwhile, because
+        each completion may cancel other requests in `tickets`.
+        """
         self._leave(len(tickets))
         release_all(tickets)
         for ticket in tickets:
@@ -393,7 +440,7 @@ class SequenceBatcher:
         expired, nearest = self._table.expired(now)
         for sequence, ticket in expired:
             if ticket not in sequence.waiting:
-                continue  # already refused, together with the first request of its sequence
+                continue  # it was refused above, together with the first request of its sequence
             if sequence.timed and waited_too_long(ticket, self._policy, now):
                 self._reject(sequence, ticket, now)
                 continue
@@ -410,8 +457,8 @@ class SequenceBatcher:
         self._look_at_rest()
 
     def _reject(self, sequence: LiveSequence, late: Ticket, now: float) -> None:
-        """Refuses all requests of a sequence, because one of them has waited too long for the sequence to get
-        a place.
+        """Refuses all requests of a sequence, because the request `late` has waited too long for the sequence
+        to get a place.
         """
         waited = f"{(now - late.request.arrived_ns / 1e9) * 1000:.0f} ms"
 
@@ -429,14 +476,16 @@ class SequenceBatcher:
     # replacing instances, and draining
 
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
-        """Switches to new queue limits and, if given, new instances. Running requests are unaffected."""
+        """Switches to new queue limits and, if given, new instances. Running requests are not affected."""
         self._policy = settings.queue.policy
         self._limit = self._policy.max_size or inf
         if instances is not None:
             self.replace_instances(instances)
 
     def replace_instances(self, instances: Sequence[Instance]) -> None:
-        """Runs all further requests on other instances. The present instances close once they are drained."""
+        """Runs all further requests on other instances. The current instances are closed once they are
+        drained.
+        """
         for lane in self._lanes:
             self._in_background(lane.drain(inf))
         self._take_instances(instances)
@@ -444,7 +493,7 @@ class SequenceBatcher:
 
     def _take_instances(self, instances: Sequence[Instance]) -> None:
         self._lanes = [self._make_lane(instance) for instance in instances]
-        keeps = not self._tensors.has_states  # otherwise each request carries the state
+        keeps = not self._tensors.has_states  # otherwise, each request contains the state
         self._keepers = [instance if keeps and remembers(instance) else None for instance in instances]
 
     def _in_background(self, work: Awaitable[object]) -> None:
@@ -453,8 +502,8 @@ class SequenceBatcher:
         task.add_done_callback(self._tasks.discard)
 
     async def drain(self, limit: float) -> None:
-        """Continues to run requests until all sequences have ended, for at most `limit` seconds. Then refuses
-        waiting requests and closes the instances.
+        """Continues to run requests until all sequences have ended, but for at most `limit` seconds. Then
+        refuses the waiting requests and closes the instances.
 
         The states of sequences that have not ended remain in the store.
         """

@@ -1,5 +1,5 @@
-"""Lanes, which run sequences on one instance: in fixed slots of its batches (direct), or batched as usual
-(oldest).
+"""Lanes, each of which runs sequences on one instance. With Triton's strategy direct, each sequence has a
+fixed slot in the batches; with oldest, requests of sequences are batched like other requests.
 """
 
 from __future__ import annotations
@@ -22,44 +22,51 @@ from backline.schedule.sequences.table import LiveSequence
 from backline.schedule.tally import record_failure, record_shared_execution
 from backline.schedule.turn import Alarm
 from backline.workers.batch import Batch
-from backline.workers.instance import Instance, Remembers, WaitsForTurn
+from backline.workers.instance import Instance, Remembers, waits_for_turn
 
-#: How many seconds after a deadline to check for what is due, since event loop timers may fire early.
+#: The time, in seconds, from a deadline to the check for expired requests. It is above 0 because timers of
+#: the event loop may fire early.
 _LATER = 0.0001
-#: The queue policy of lanes: as in Triton, timeouts count only while a sequence waits for a place.
+#: The queue policy of lanes. It has no timeouts: as in Triton, timeouts apply only while a sequence waits for
+#: a place.
 UNTIMED = QueuePolicy(timed=False)
 #: The context of a ticket that fills an empty slot.
 _FILLER = object()
 
 
 class Lane(Protocol):
-    """Runs the requests of the sequences that have a place on one instance."""
+    """A lane: runs the requests of the sequences that have a place on its instance."""
 
     @property
     def pending(self) -> int:
-        """The number of queued requests, not counting those that are running."""
+        """The number of queued requests, not counting requests that are running."""
 
     def submit(self, ticket: Ticket) -> None:
         """Queues a request. A sequence has at most one request in the lane at a time."""
 
     async def drain(self, limit: float) -> None:
-        """Finishes the lane's requests within `limit` seconds, refuses the rest, and closes the instance."""
+        """Runs queued requests for at most `limit` seconds, refuses the rest, and closes the instance once
+        its running batch has ended.
+        """
 
 
 @dataclass(slots=True, eq=False)
 class Passage:
-    """Links the stand-in that runs on an instance to the original ticket and its sequence.
+    """The link from a stand-in that runs on an instance to the original ticket and its sequence.
 
-    `instance` is set if the model itself keeps state of the sequence, which may be lost.
+    `instance` is set only if the model itself keeps the state of the sequence, because such a state can be
+    lost. `stored` is a future that is done once the store has the last state that the request left; it is
+    None if the response need not wait for the store.
     """
 
     sequence: LiveSequence
     ticket: Ticket
     instance: Remembers | None
+    stored: asyncio.Future[None] | None = None
 
     def is_remembered(self, *, begins: bool) -> bool:
-        """Returns whether the model still has the state of the sequence. If the request `begins` the
-        sequence, no state is needed.
+        """Returns whether the model still has the state of the sequence. Returns True if the request `begins`
+        the sequence, because no earlier state is needed then.
         """
         if self.instance is None:
             return True
@@ -83,8 +90,8 @@ def slot_of(ticket: Ticket) -> int:
 
 
 class SequenceLane(Scheduler):
-    """A Scheduler that forms its next batch only after the requests of the current batch have completed,
-    because their completions submit the next requests of the same sequences.
+    """A Scheduler that forms its next batch only after the requests of the current batch have been completed,
+    because these completions submit the next requests of the same sequences.
     """
 
     __slots__ = ()
@@ -97,8 +104,9 @@ class SequenceLane(Scheduler):
 
 @dataclass(frozen=True, slots=True)
 class SlotPolicy:
-    """When the slots of an instance run: as soon as at least the fraction `minimum` of them have a request,
-    or once the oldest request has waited for `delay_ns`. Without a delay, they run at once.
+    """The policy for when the slots of an instance run: as soon as at least the fraction `minimum` of the
+    slots have a request, or once the oldest request has waited for `delay_ns` nanoseconds. Without a delay,
+    the slots run immediately.
     """
 
     slots: int = 1
@@ -106,8 +114,8 @@ class SlotPolicy:
     delay_ns: int = 0
 
     def wait_until(self, ready: int, oldest_ns: int, now_ns: int) -> int:
-        """Returns until when `ready` requests, the oldest of which arrived at `oldest_ns`, wait for others; 0
-        if they do not wait.
+        """Returns the time until which `ready` requests wait for other requests; 0 if they do not wait. The
+        oldest of the `ready` requests arrived at `oldest_ns`.
         """
         if not self.delay_ns or ready / self.slots >= self.minimum or now_ns - oldest_ns >= self.delay_ns:
             return 0
@@ -115,8 +123,8 @@ class SlotPolicy:
 
 
 def choose(ready: list[Ticket | None]) -> list[Ticket | None]:
-    """Returns the slots of the next batch: requests with the batch key of the oldest one, without trailing
-    empty slots.
+    """Returns the slots of the next batch, with the requests that have the same batch key as the oldest
+    request. Slots of other requests are empty in this batch. Empty slots at the end are left out.
     """
     first = min(
         (ticket for ticket in ready if ticket is not None), key=lambda ticket: ticket.request.arrived_ns
@@ -130,8 +138,8 @@ def choose(ready: list[Ticket | None]) -> list[Ticket | None]:
 
 
 class SlotLane(Owner):
-    """Runs the slots of one instance. A slot takes one request at a time. All methods must be called on the
-    event loop.
+    """A lane that runs the slots of an instance. A slot takes one request at a time. All methods must be
+    called on the event loop.
 
     `empty` creates the inputs of an empty slot from the inputs of another request in the batch.
     """
@@ -157,12 +165,12 @@ class SlotLane(Owner):
         self._scheduled = False
         self._alarm = Alarm(self._dispatch, loop)
         self._rest: asyncio.Future[None] | None = None
-        if isinstance(instance, WaitsForTurn):
+        if waits_for_turn(instance):
             instance.form_again = self._form_again
 
     @property
     def pending(self) -> int:
-        """The number of requests waiting for the instance."""
+        """The number of requests that wait for the instance."""
         return sum(ticket is not None for ticket in self._ready)
 
     def submit(self, ticket: Ticket) -> None:
@@ -172,19 +180,21 @@ class SlotLane(Owner):
         self._schedule()
 
     def cancelled(self, ticket: Ticket) -> None:
-        """Does nothing: a cancelled request in a slot still runs, because later requests need the state that
-        it leaves.
+        """Does nothing. A cancelled request in a slot still runs, because later requests of its sequence
+        need the state that it leaves.
         """
 
     async def drain(self, limit: float) -> None:
-        """Finishes the lane's requests within `limit` seconds, refuses the rest, and closes the instance."""
+        """Runs queued requests for at most `limit` seconds, refuses the rest, and closes the instance once
+        its running batch has ended.
+        """
         self._policy = SlotPolicy(self._policy.slots)
         self._schedule()
         if self._batch is not None or self.pending:
             self._rest = self._loop.create_future()
             await asyncio.wait((self._rest,), timeout=limit)
         self._refuse_all()
-        if isinstance(self._instance, WaitsForTurn):
+        if waits_for_turn(self._instance):
             self._instance.form_again = self._refuse_batch
             self._instance.look_again()
         if self._batch is not None:
@@ -226,7 +236,7 @@ class SlotLane(Owner):
                 ticket.complete(None, being_unloaded(self._name))
 
     def _refuse_batch(self, batch: Batch) -> None:
-        """Refuses the requests of a batch that is still waiting for a permit when the model is unloaded."""
+        """Refuses the requests of a batch that still waits for a permit when the model is unloaded."""
         self._put_back(batch)
         self._refuse_all()
         batch.items = 0
@@ -239,8 +249,8 @@ class SlotLane(Owner):
         batch.tickets = []
 
     def _form_again(self, batch: Batch) -> None:
-        """Fills a batch that waits for a permit again with the requests that are in the slots now. The batch
-        may become empty.
+        """Replaces the requests of a batch that waits for a permit with the requests that are in the slots
+        now. The batch may become empty.
         """
         self._put_back(batch)
         self._refuse_late(monotonic_ns() / 1e9)
@@ -272,7 +282,8 @@ class SlotLane(Owner):
             if ticket and ticket.deadline is not None and ticket.deadline <= now
         ]:
             self._ready = [None if ticket in late else ticket for ticket in self._ready]
-            # Completions free the slots. The requests that then enter them may also be late.
+            # The slots are emptied first, because completing a late request may put the next request of its
+            # sequence into the slot. That request may be late too, so this is repeated.
             for ticket in late:
                 self._statistics.record_expired(ticket)
                 ticket.expire(expired_in_queue(ticket, now, self._name, by_policy=False))
@@ -312,4 +323,4 @@ class SlotLane(Owner):
 
 
 def _ignore(ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
-    """Ignores the completion of a filler in an empty slot, because nobody awaits its response."""
+    """Ignores the completion of a ticket that filled an empty slot, because nobody waits for its response."""

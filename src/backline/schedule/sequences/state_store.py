@@ -1,7 +1,10 @@
-"""Stores the states of sequences, so that sequences can continue after their version is loaded again."""
+"""Stores the states of sequences, so that sequences can continue after their model version has been loaded
+again.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic
@@ -9,15 +12,18 @@ from typing import Protocol, TypeAlias
 
 from backline.engine.values.tensor import Tensor
 
-#: The state tensors of a sequence, by input name; with a batch dimension of 1 if the model has batches.
+#: The state tensors of a sequence, by input name. If the model takes batches, the tensors have a batch
+#: dimension of size 1.
 State: TypeAlias = Mapping[str, Tensor]
-#: The store looks for expired states only if it holds more states than this.
+#: Expired states are searched for only if the store contains more states than this.
 _FEW = 256
 
 
 @dataclass(frozen=True, slots=True)
 class StateKey:
-    """Identifies a state. Versions do not share states: another version might read them differently."""
+    """The key of a state. It includes the version of the model, because another version might interpret the
+    state differently.
+    """
 
     model: str
     version: str
@@ -27,28 +33,34 @@ class StateKey:
 
 
 class StateStore(Protocol):
-    """Keeps the last state of every open sequence.
+    """A store for the last state of each open sequence.
 
-    The batcher that runs a sequence also holds its state, and writes it here after each request. A batcher
-    that receives a request of an unknown sequence takes the state from here. All methods must be called on
-    the event loop.
+    The batcher that runs a sequence also keeps the state itself, and writes it to the store after each
+    request. A batcher that receives a request of an unknown sequence takes the state from the store. All
+    methods must be called on the event loop.
     """
 
-    def put(self, key: StateKey, state: State, seconds: float) -> None:
+    def put(self, key: StateKey, state: State, seconds: float) -> asyncio.Future[None] | None:
         """Stores a state for at most `seconds`.
 
-        Returns at once. A remote store writes the states later, in the order of the calls.
+        Returns immediately. A store in memory returns None. A remote store writes the states later, in the
+        order of the calls, and returns a future that is done when this state has been written. The response
+        to the request that left the state is sent only after that. Otherwise another server could continue
+        the sequence from an older state, although the client already has the response. If the future raises
+        BacklineError, the sequence continues here, but no other server can continue it.
         """
 
     async def take(self, key: StateKey) -> State | None:
-        """Removes and returns a state, or None. Raises BacklineError if the store does not respond."""
+        """Removes and returns a state; None if there is none. Raises BacklineError if the store does not
+        respond.
+        """
 
     def drop(self, key: StateKey) -> None:
-        """Forgets a state, if there is one, because the sequence has ended."""
+        """Removes a state, if there is one, because the sequence has ended."""
 
 
 class MemoryStateStore:
-    """Keeps states in the memory of this process."""
+    """A store that keeps states in the memory of this process."""
 
     def __init__(self) -> None:
         self._states: dict[StateKey, tuple[State, float]] = {}

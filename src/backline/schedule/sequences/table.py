@@ -1,5 +1,5 @@
-"""The policy of sequences: which sequences are open, their places, and the next request of each. It performs
-no I/O and reads no clock.
+"""The policy for sequences. It tracks which sequences are open, which places they have, and which request of
+each sequence is next. This module performs no I/O and reads no clock.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from heapq import heapify, heappop, heappush
 from itertools import islice, takewhile
 from math import inf
 
+from backline.engine.errors import Forbidden
 from backline.engine.ticket import Ticket
 from backline.engine.values.messages import SequenceStep
 from backline.schedule.sequences.state_store import State
@@ -18,74 +19,78 @@ from backline.schedule.sequences.state_store import State
 
 @dataclass(slots=True, eq=False)
 class LiveSequence:
-    """A sequence that is open, or that has ended but still has requests to run."""
+    """A sequence that is open, or that has ended but still has requests that must run."""
 
     id: int | str
-    #: When the sequence last had a request or a run, in nanoseconds of time.monotonic_ns().
+    #: The time when the sequence last had a request or a run, from time.monotonic_ns().
     last_ns: int
-    #: `Ticket.identity` of the caller that began it.
+    #: The `Ticket.identity` of the caller that began the sequence.
     holder: str = ""
-    #: The place as (slot, lane); None while the sequence has none.
+    #: The place of the sequence, as (slot, lane). None while the sequence has no place.
     place: tuple[int, int] | None = None
-    #: The requests that wait for the running one, in order.
+    #: The requests that wait, in order.
     waiting: deque[Ticket] = field(default_factory=deque)
     running: Ticket | None = None
     #: Whether the last request of the sequence has arrived.
     ended: bool = False
-    #: The state that the previous request left; None before the first request.
+    #: The state after the previous request; None before the first request.
     state: State | None = None
-    #: The identity of the worker that holds the model's own state of the sequence; None if that state cannot
-    #: be lost.
+    #: The `Remembers.memory` of the instance in whose process the model keeps the state of the sequence; None
+    #: if the state cannot be lost.
     memory: object = None
-    #: Whether a waiting request may have a timeout, which counts only while the sequence has no place.
+    #: Whether a waiting request may have a timeout. Timeouts apply only while the sequence has no place.
     timed: bool = False
-    #: Whether the state is still being fetched. No request of the sequence runs until it has been received.
+    #: Whether the state of the sequence is still being fetched from the store. Until then, no request of the
+    #: sequence runs.
     arriving: bool = False
 
     @property
     def over(self) -> bool:
-        """Whether the sequence has ended and has nothing left to run."""
+        """Whether the sequence has ended and has no more requests to run."""
         return self.ended and not self.waiting and self.running is None
 
 
 class SequenceTable:
-    """The sequences of one model version.
+    """The sequences of a model version.
 
-    There are `lanes` with `slots` places each. A sequence has a place from its first request to its end. If
-    none is free, it waits for one, and so do its requests; the sequence that began first gets the next place.
-    Only one request of a sequence runs at a time. A sequence ends with a request that says so, or after
-    `idle_ns` without a request.
+    There are `lanes` lanes with `slots` places each. A sequence has a place from its first request to its
+    end. If no place is free, the sequence and its requests wait for a place; of the waiting sequences, the
+    one that began first gets the next place. Only one request of a sequence runs at a time. A sequence ends
+    with a request that is marked as the last, or after `idle_ns` nanoseconds without a request.
     """
 
     def __init__(
         self, lanes: int, slots: int, idle_ns: int, works: Callable[[int], bool] = lambda _: True
     ) -> None:
-        """`works` says whether a lane can currently run requests: places on such lanes are assigned first."""
+        """Creates the table. `works` returns whether a lane can currently run requests; places on such
+        lanes are assigned first.
+        """
         self.idle_ns = idle_ns
         self._works = works
-        #: The open sequences by id. The sequence that has been idle for longest is first.
+        #: The open sequences by id. The sequence that has been idle for the longest time is first.
         self.open: dict[int | str, LiveSequence] = {}
-        #: Sequences with waiting requests.
+        #: The sequences that have waiting requests.
         self.backlogged: dict[LiveSequence, None] = {}
-        #: The number of waiting requests, not counting those that are running.
+        #: The number of waiting requests, not counting requests that are running.
         self.waiting = 0
-        #: The number of requests that have been taken and have not finished.
+        #: The number of requests that have been taken and have not been finished.
         self.running = 0
         self._placed: dict[LiveSequence, None] = {}
         self._unplaced: dict[LiveSequence, None] = {}
-        #: A heap of free places. The places of a slot are added once all lower slots are taken, since there
-        #: may be far more places than sequences.
+        #: A heap of free places. To save memory, the places of a slot are added only once all places of lower
+        #: slots are taken: there may be far more places than sequences.
         self._free: list[tuple[int, int]] = []
         self._later: Iterator[list[tuple[int, int]]] = iter(())
         self.resize(lanes, slots)
 
     @property
     def empty(self) -> bool:
-        """Whether there are no sequences left, neither open nor ending."""
+        """Whether there are no open sequences, and no sequences with requests that must run."""
         return not self.open and not self._placed and not self._unplaced
 
     def resize(self, lanes: int, slots: int) -> list[LiveSequence]:
-        """Changes the number of places, and assigns the places again, first to the sequences that had one.
+        """Changes the number of places, and assigns all places again, first to the sequences that had a
+        place.
 
         Returns the sequences that have a place now.
         """
@@ -99,8 +104,8 @@ class SequenceTable:
         return self._fill()
 
     def runs_at_once(self, step: SequenceStep) -> bool:
-        """Returns whether a request would run at once: its sequence has or gets a place, and has no other
-        request to run.
+        """Returns whether a request would run immediately: its sequence has a place or gets one, and has no
+        other request to run.
         """
         sequence = self.open.get(step.id)
         if sequence is None:
@@ -108,7 +113,7 @@ class SequenceTable:
         return sequence.place is not None and sequence.running is None and not sequence.waiting
 
     def is_foreign(self, ticket: Ticket) -> bool:
-        """Whether the sequence of a request is open and another caller has begun it."""
+        """Returns whether the sequence of a request is open and was begun by another caller."""
         sequence = self.open.get(step_of(ticket).id)
         return sequence is not None and sequence.holder != ticket.identity
 
@@ -126,9 +131,10 @@ class SequenceTable:
         return sequence
 
     def adopt(self, ticket: Ticket, now_ns: int) -> LiveSequence:
-        """Opens a sequence that began in another load or server.
+        """Opens a sequence that began in another load of this version, or on another server.
 
-        None of its requests run while it is `arriving`, that is, while its state is fetched.
+        No request of the sequence runs while the sequence is `arriving`, that is, while its state is being
+        fetched.
         """
         sequence = self._begin(ticket, now_ns)
         sequence.arriving = True
@@ -155,13 +161,15 @@ class SequenceTable:
 
     def _heard(self, sequence: LiveSequence, now_ns: int) -> None:
         sequence.last_ns = now_ns
-        # Move the sequence to the end, after those that have been idle for longer.
+        # `open` is sorted by idle time, so the sequence moves to the end.
         if self.open.get(sequence.id) is sequence:
             del self.open[sequence.id]
             self.open[sequence.id] = sequence
 
     def take(self, sequence: LiveSequence) -> Ticket | None:
-        """Removes and returns the next request of a sequence if it may run now."""
+        """Removes and returns the next request of a sequence; None if no request of the sequence may run
+        now.
+        """
         blocked = sequence.place is None or sequence.running is not None or sequence.arriving
         if blocked or not sequence.waiting:
             return None
@@ -173,7 +181,7 @@ class SequenceTable:
         return ticket
 
     def put_back(self, sequence: LiveSequence) -> None:
-        """Makes the running request the next request of its sequence again."""
+        """Makes the running request of a sequence its next request again."""
         assert sequence.running is not None, "called for a running request"
         sequence.waiting.appendleft(sequence.running)
         sequence.running = None
@@ -182,15 +190,17 @@ class SequenceTable:
         self.running -= 1
 
     def finish(self, sequence: LiveSequence, now_ns: int) -> list[LiveSequence]:
-        """Marks the running request as finished. Returns the sequences that may have a request to run now."""
+        """Records that the running request of a sequence has finished. Returns the sequences that may now
+        have a request to run.
+        """
         sequence.running = None
         self.running -= 1
         self._heard(sequence, now_ns)
         return [sequence] if sequence.waiting else self._release_if_over(sequence)
 
     def drop(self, sequence: LiveSequence, ticket: Ticket) -> tuple[list[Ticket], list[LiveSequence]]:
-        """Removes a waiting request and, if it begins the sequence, the requests that depend on it; see
-        `lose_beginning`.
+        """Removes a waiting request. If the request begins the sequence, also removes the requests that
+        depend on it; see `lose_beginning`.
         """
         index = sequence.waiting.index(ticket)
         self._take_out(sequence, [ticket])
@@ -203,9 +213,9 @@ class SequenceTable:
     ) -> tuple[list[Ticket], list[LiveSequence]]:
         """Removes requests that cannot run because the request that begins their sequence did not run.
 
-        These are the waiting requests from `index` up to the next one that begins the sequence. If there is
-        no such request, the sequence ends. Returns the removed requests, and the sequences that may have a
-        request to run now.
+        Removes the waiting requests from `index` up to the next request that begins the sequence. If there is
+        no such request, the sequence ends. Returns the removed requests, and the sequences that may now have
+        a request to run.
         """
         following = list(islice(sequence.waiting, index, None))
         orphans = list(takewhile(lambda ticket: not step_of(ticket).start, following))
@@ -222,14 +232,14 @@ class SequenceTable:
             self.backlogged.pop(sequence, None)
 
     def reject(self, sequence: LiveSequence) -> list[Ticket]:
-        """Ends a sequence that is still waiting for a place. Removes and returns its requests."""
+        """Ends a sequence that still waits for a place. Removes and returns the requests of the sequence."""
         tickets = self.clear(sequence)
         self.end(sequence)
         self._release_if_over(sequence)
         return tickets
 
     def clear(self, sequence: LiveSequence) -> list[Ticket]:
-        """Removes and returns the waiting requests of a sequence, which continues without them."""
+        """Removes and returns the waiting requests of a sequence. The sequence continues."""
         tickets = list(sequence.waiting)
         self._take_out(sequence, tickets)
         return tickets
@@ -237,7 +247,7 @@ class SequenceTable:
     def end_idle(self, now_ns: int) -> tuple[list[LiveSequence], list[LiveSequence]]:
         """Ends the sequences that have been idle for too long.
 
-        Returns these sequences, and those that may have a request to run now.
+        Returns the ended sequences, and the sequences that may now have a request to run.
         """
         ended: list[LiveSequence] = []
         runnable: list[LiveSequence] = []
@@ -257,12 +267,14 @@ class SequenceTable:
             yield sequence
 
     def next_idle_ns(self) -> float:
-        """Returns when the next sequence will have been idle for too long, in nanoseconds, or infinity."""
+        """Returns the time, in nanoseconds, when the next sequence will have been idle for too long; infinity
+        if there is none.
+        """
         return next((sequence.last_ns + self.idle_ns for sequence in self.open.values()), inf)
 
     def expired(self, now: float) -> tuple[list[tuple[LiveSequence, Ticket]], float]:
         """Returns the waiting requests that have expired, and the nearest deadline of the other waiting
-        requests, or infinity.
+        requests; infinity if there is none.
         """
         over: list[tuple[LiveSequence, Ticket]] = []
         nearest = inf
@@ -277,7 +289,7 @@ class SequenceTable:
         return over, nearest
 
     def end(self, sequence: LiveSequence) -> None:
-        """Ends a sequence once its waiting requests have run."""
+        """Makes a sequence end once its waiting requests have run."""
         sequence.ended = True
         if self.open.get(sequence.id) is sequence:
             del self.open[sequence.id]
@@ -286,7 +298,7 @@ class SequenceTable:
         return self._release(sequence) if sequence.over else []
 
     def _release(self, sequence: LiveSequence) -> list[LiveSequence]:
-        """Passes the place of a finished sequence on to the next sequence."""
+        """Gives the place of a finished sequence to the next sequence that waits for a place."""
         self._unplaced.pop(sequence, None)
         if sequence.place is None:
             return []
@@ -310,9 +322,10 @@ class SequenceTable:
 
     def _next_place(self) -> tuple[int, int]:
         free = self._free
+        # A place on a lane that cannot run requests now is assigned only if there is no other place.
         if not self._works(free[0][1]):
             if not any(self._works(lane) for _, lane in free):
-                free += next(self._later, [])  # one place on each lane
+                free += next(self._later, [])  # a place on each lane
             if others := [place for place in free if self._works(place[1])]:
                 place = min(others)
                 free.remove(place)
@@ -325,8 +338,19 @@ class SequenceTable:
         return place
 
 
+def begun_by_another(name: str, id: int | str) -> Forbidden:
+    """Returns the error for a request of a sequence that another caller has begun.
+
+    Security: callers choose the ids of their sequences, and often choose small numbers, so another caller can
+    guess an id.
+    """
+    return Forbidden(
+        f"sequence {id} of model '{name}' was begun by another caller; choose another correlation ID"
+    )
+
+
 def step_of(ticket: Ticket) -> SequenceStep:
-    """Returns the place of a request in its sequence."""
+    """Returns the step of a request in its sequence."""
     step = ticket.request.sequence
     assert step is not None, "the batcher has checked it"
     return step

@@ -1,9 +1,10 @@
-"""The tensors that are added to the requests of a sequence and removed from the responses: controls and
-states.
+"""The controls and states of sequences. These are tensors that are added to the requests of a sequence;
+states are also removed from the responses.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,16 +19,17 @@ from backline.schedule.sequences.table import LiveSequence, SequenceTable
 
 
 class SequenceTensors:
-    """The controls and states of one model.
+    """The controls and states of a model.
 
     `initial` has the states at the start of a sequence, by input name. `batched` says whether tensors have a
-    batch dimension, which is 1 here. `served` has the outputs that clients may see.
+    batch dimension, whose size is 1 here. `served` has the outputs that clients may see.
     """
 
     def __init__(
         self, model: str, batching: SequenceBatching, initial: State, *, batched: bool, served: frozenset[str]
     ) -> None:
-        #: Whether each request is a complete sequence, with as many runs as the model asks for.
+        #: Whether each request is a complete sequence, for which the model is run again and again until the
+        #: model says that it is done.
         self.iterative = batching.iterative
         self._model = model
         self._initial = initial
@@ -57,12 +59,18 @@ class SequenceTensors:
                 f"input '{control.name}' of model '{self._model}', which takes it as {control.datatype.name}"
             )
             if isinstance(step.id, str):
-                raise InvalidArgument(f"the sequence ID '{step.id}' is a string and does not fit {kind}")
+                raise InvalidArgument(
+                    f"the sequence ID '{step.id}' is a string and does not fit {kind}; send an integer"
+                )
             if step.id > np.iinfo(control.datatype.dtype).max:
-                raise InvalidArgument(f"the sequence ID {step.id} is too large for {kind}")
+                raise InvalidArgument(
+                    f"the sequence ID {step.id} is too large for {kind}; send a smaller one"
+                )
 
     def add(self, inputs: dict[str, Tensor], step: SequenceStep, state: State | None) -> None:
-        """Adds the controls, and the `state` that the previous request left, to the inputs of a request."""
+        """Adds the controls to the inputs of a request, and the `state` that the previous request of the
+        sequence left.
+        """
         for kind, name, no, yes in self._flags:
             applies = kind == "ready" or (kind == "start" and step.start) or (kind == "end" and step.end)
             inputs[name] = yes if applies else no
@@ -73,22 +81,24 @@ class SequenceTensors:
             inputs.update(self._initial if state is None or step.start else state)
 
     def outputs(self, wanted: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        """Returns the outputs to request from the model: those that the caller wants, and the states."""
+        """Returns the outputs to request from the model: the outputs that the caller wants (None for all),
+        and the states.
+        """
         if wanted is None:
             return None
         return (*wanted, *(name for name in self._outputs if name not in wanted))
 
     def batch_key(self, key: object, inputs: Mapping[str, Tensor]) -> object:
-        """Returns the batch key of a request including its states, because states of different shapes cannot
-        share a batch.
+        """Returns the batch key of a request with the shapes of its states added, because states of different
+        shapes cannot share a batch.
         """
         if not self._state_shapes_vary:
             return key
         return key, tuple(inputs[name].shape for name in self._outputs.values())
 
     def empty(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the inputs of an empty slot: zeros with the shapes of another request, marked as not
-        ready.
+        """Returns the inputs for an empty slot: zeros with the shapes of the inputs of another request, and
+        controls that say that the slot is not ready.
         """
         zeros = {
             name: Tensor(name, tensor.datatype, tensor.shape, _blank(tensor.datatype, tensor.shape))
@@ -97,9 +107,10 @@ class SequenceTensors:
         return zeros | {name: no for _, name, no, _ in self._flags}
 
     def take_state(self, response: InferResponse, wanted: tuple[str, ...] | None) -> State | None:
-        """Removes and returns the states in a response to a request for the outputs `wanted` (None for all).
+        """Removes the states from a response to a request for the outputs `wanted` (None for all), and
+        returns the states.
 
-        Returns None for a model without states. Raises Internal if the model has left out a state.
+        Returns None if the model has no states. Raises Internal if the response lacks a state.
         """
         if not self._outputs:
             return None
@@ -108,7 +119,8 @@ class SequenceTensors:
         for tensor in response.outputs:
             name = self._outputs.get(tensor.name)
             if name is not None:
-                # A copy, because the response is a view of a whole batch, which the sequence may outlive.
+                # The tensor is a view of the output of a whole batch. Without this copy, the whole output
+                # would stay in memory for as long as the sequence is open.
                 data = np.array(tensor.data)
                 state[name] = Tensor(name, tensor.datatype, data.shape, data)
             if tensor.name in self._served if wanted is None else tensor.name in wanted:
@@ -121,12 +133,11 @@ class SequenceTensors:
 
 
 class SequenceStates:
-    """The state that each request of a sequence leaves for the next one. All methods must be called on the
-    event loop.
+    """Keeps the state of each sequence for its next request. All methods must be called on the event loop.
 
-    A sequence holds its state. While the sequence is open, `store` also keeps the state, for `seconds` after
-    each request, so that another load or server can continue the sequence. Nothing is stored for models
-    without states.
+    The state is kept in the LiveSequence. While the sequence is open, `store` also keeps the state, for
+    `seconds` seconds after each request, so that another load or another server can continue the sequence.
+    Nothing is stored for models without states.
     """
 
     def __init__(
@@ -148,38 +159,43 @@ class SequenceStates:
 
     def take_out(
         self, sequence: LiveSequence, response: InferResponse, wanted: tuple[str, ...] | None
-    ) -> None:
+    ) -> asyncio.Future[None] | None:
         """Moves the state from a response to a request for the outputs `wanted` (None for all) into the
         sequence.
 
-        Raises Internal if the model has left out a part of the state.
+        Returns a future if the store has not written the state yet. Raises Internal if the model has left out
+        a part of the state.
         """
         state = self._tensors.take_state(response, wanted)
         if state is None:
-            return
+            return None
         sequence.state = state
         if self._is_open(sequence):
-            self._store.put(self._key(sequence), state, self._seconds)
+            return self._store.put(self._key(sequence), state, self._seconds)
+        return None
 
     async def take_over(self, sequence: LiveSequence) -> None:
-        """Fetches the state that another load of this version, or another server, left for a sequence.
+        """Fetches the state that another load of this version, or another server, has stored for a sequence.
 
         Raises BacklineError if the store does not respond.
         """
         state = sequence.state = await self._store.take(self._key(sequence))
-        # Put it back while the sequence is open, because no request of the sequence may run here.
+        # `take` removed the state from the store. It is stored again while the sequence is open, because
+        # perhaps no request of the sequence will run here.
         if state is not None and (sequence.waiting or not sequence.ended):
-            self._store.put(self._key(sequence), state, self._seconds)
+            stored = self._store.put(self._key(sequence), state, self._seconds)
+            if stored is not None:
+                await stored
 
     def forget(self, sequence: LiveSequence) -> None:
-        """Drops the state of a sequence that has ended or starts over, but not the state of a newer sequence
-        with the same id.
+        """Removes from the store the state of a sequence that has ended or is being restarted. Does not
+        remove the state of a newer sequence with the same id.
         """
         if self._tensors.has_states and (self._is_open(sequence) or sequence.id not in self._table.open):
             self._store.drop(self._key(sequence))
 
     def forget_if_over(self, sequence: LiveSequence) -> None:
-        """Drops the state of a sequence that has ended and has nothing left to run."""
+        """Removes the state of a sequence that has ended and has no more requests to run."""
         if sequence.over:
             self.forget(sequence)
 

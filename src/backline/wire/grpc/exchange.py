@@ -1,4 +1,6 @@
-"""The base class of unary and streaming gRPC calls: checks the head, keeps the deadline, sends the status."""
+"""The base class of unary and streaming gRPC calls: checks the head, enforces the deadline, and sends the
+status.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from backline.wire.application import Certificate, Fields
+from backline.wire.application import Bound, Buffer, Call, Certificate, Denial, Fields, RpcError
+from backline.wire.compression import inflated_beginning
 from backline.wire.connection import peer_address
 from backline.wire.grpc.messages import (
+    BEGINNING,
     DEADLINE_EXCEEDED,
     INVALID_ARGUMENT,
     RESOURCE_EXHAUSTED,
@@ -96,11 +100,42 @@ class GrpcExchange(Stream):
         full = wire.streams > wire.limits.max_streams or connection.peer.streams > wire.peers.max_streams
         return "streams open" if full else None
 
+    def bound_of(self, beginning: Buffer, *, compressed: bool) -> Bound:
+        """Returns the size limit of a large message, given at least its first BEGINNING bytes."""
+        limit_of = None if self.head.rpc is None else self.head.rpc.limit_of
+        if limit_of is None:
+            return None
+        assert isinstance(self, Call), "every exchange is a call"
+        if compressed:
+            limit = self.connection.wire.body_limit
+            beginning = inflated_beginning(self.head.encoding, beginning, BEGINNING, limit)
+        return limit_of(self, beginning[:BEGINNING])
+
+    def begun(self, size: int, compressed: bool, beginning: Buffer) -> None:
+        """Called with the beginning of a large message. Raises RpcError if the message is refused."""
+        bound = self.bound_of(beginning, compressed=compressed)
+        denial = self.connection.wire.too_large(size, f"a message of {size} bytes", bound)
+        if denial is not None:
+            raise RpcError(denial.grpc_code, denial.message)
+
+    def inflation_bound(self, message: Buffer) -> Bound:
+        """Returns the limit on the inflated size of a compressed message. Raises RpcError if the message must
+        be refused regardless of its size.
+        """
+        bound = self.bound_of(message, compressed=True)
+        if isinstance(bound, Denial):
+            raise RpcError(bound.grpc_code, bound.message)
+        return bound
+
     def end(self, code: int, message: str, trailers: Fields = ()) -> None:
-        """Ends the call with a status, which follows any messages that are already queued."""
+        """Ends the call with a status, which is sent after the messages that are already queued."""
         if self.answered or self.closed:
             return
         self.answered = True
+        if self.upload_size:
+            # The client may take long to read the messages that are queued. Meanwhile, its own message, which
+            # is dropped, must not make other large bodies wait.
+            self.leave_line()
         connection = self.connection
         if connection.admission.passes < 0:
             connection.admission.learn(self, 0)
@@ -109,6 +144,8 @@ class GrpcExchange(Stream):
         connection.output.finish(self)
 
     def expire(self) -> None:
+        # The call ends before the application is notified, so that a reply from the application's callback
+        # is dropped.
         self.end(DEADLINE_EXCEEDED, "the deadline passed before the response was ready")
         self.cancelled()
 

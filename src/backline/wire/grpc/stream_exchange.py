@@ -1,4 +1,6 @@
-"""A streaming gRPC call, driven by a coroutine and bounded by flow control."""
+"""A streaming gRPC call: a coroutine handles the call, and flow control bounds what the server buffers for
+it.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,9 @@ _PARTS_WITHOUT_PAUSE = 128
 class StreamExchange(GrpcExchange, StreamCall):
     """A streaming call.
 
-    Invariant: received messages wait in `_messages`, and the stream's window is replenished only as the
-    handler takes them. So a client can make the server hold at most one window, plus one large message for
-    which the window was extended.
+    Invariant: received messages wait in `_messages`, and the stream's window is replenished only when the
+    handler takes a message. So a client can make the server hold at most one window of data, plus one large
+    message for which the window was extended.
     """
 
     streaming = True
@@ -49,10 +51,10 @@ class StreamExchange(GrpcExchange, StreamCall):
         GrpcExchange.__init__(self, connection, number, head)
         self._messages: deque[tuple[bool, Buffer, int]] = deque()
         self._assembler = MessageAssembler(
-            head.encoding, connection.wire.limits.max_body_size, self._announced
+            head.encoding, connection.wire.body_limit, self._announced, self.begun
         )
-        #: Bytes granted in advance, beyond the ordinary window, for a large message. When the handler takes
-        #: the message, they are not granted a second time.
+        #: Bytes granted in advance, beyond the ordinary window, for a large message. They are not granted a
+        #: second time when the handler takes the message.
         self._borrowed = 0
         self._consumed = 0
         self._receiver: asyncio.Future[None] | None = None
@@ -72,7 +74,8 @@ class StreamExchange(GrpcExchange, StreamCall):
         except RpcError as error:
             self.end(error.code, error.message)
         except asyncio.CancelledError:
-            # Either the call is over, or the server is stopping and has to tell the client.
+            # Either the call has ended already, so that `end` does nothing, or the server is stopping, and
+            # the client must get a status.
             self.end(CANCELLED, "the call was cancelled by the server")
         except ConnectionResetError:
             self.end(CANCELLED, "the call was cancelled")
@@ -100,18 +103,19 @@ class StreamExchange(GrpcExchange, StreamCall):
         self.check_length(0, ended)
         if size < PREFIX_SIZE and not ended:
             self.connection.spend(1)
-        held = self.buffer(size)
-        self._assembler.placed(size)
-        if held:
-            self._received(b"", 0, 0, ended)
-        else:
-            self._refuse(overfull())
+        try:
+            if not self.buffer(size):
+                raise overfull()
+            self._assembler.placed(size)
+        except RpcError as error:
+            self._refuse(error)
+        self._received(b"", 0, 0, ended)
 
     def _received(self, data: Buffer, begin: int, end: int, ended: int) -> None:
         if ended:
             self.remote_open = False
         if self.answered:
-            # The call has ended: the data is dropped. The stream is reset once the response has been sent.
+            # The call has ended, so the data is dropped. The stream is reset once the response has been sent.
             return
         try:
             self._take(data, begin, end, ended)
@@ -135,6 +139,7 @@ class StreamExchange(GrpcExchange, StreamCall):
             raise RpcError(INVALID_ARGUMENT, "the call ended in the middle of a message")
 
     def _refuse(self, error: RpcError) -> None:
+        self._assembler.close()
         self.end(error.code, error.message)
         self.cancelled()
 
@@ -142,8 +147,9 @@ class StreamExchange(GrpcExchange, StreamCall):
         if size > LARGE_BODY:
             self.connection.receive_directly()
         self.connection.reader.data.expect(self, min(size, OUR_STREAM_WINDOW))
-        # Security: bytes already received or covered by the window are not granted again. Otherwise each
-        # announced length would also admit the start of the next message, and so on without a bound.
+        # Security: only bytes that are neither received nor covered by the window are granted. Otherwise each
+        # announced length would also let in the beginning of the next message, so the window would grow with
+        # every message.
         missing = size - at_hand - self.connection.reader.data.left - max(0, self.window_in)
         if missing > 0:
             self._borrowed += missing
@@ -162,7 +168,8 @@ class StreamExchange(GrpcExchange, StreamCall):
         compressed, message, size = self._messages[0]
         if not compressed and size <= LARGE_BODY and self.pending_bytes <= HIGH_WATER:
             return self._next()[1]
-        # A connection delivers one large message at a time, and only while the client reads its responses.
+        # A message that the handler has taken is no longer counted. So a connection hands over large messages
+        # one at a time, and only while the client reads its responses.
         async with self.connection.large_messages:
             try:
                 await self.wait_drained()
@@ -184,7 +191,9 @@ class StreamExchange(GrpcExchange, StreamCall):
             raise asyncio.CancelledError("the call is over")
 
     def _return_window(self, size: int) -> None:
-        """Grants the client the `size` bytes that the handler has taken, less those granted in advance."""
+        """Extends the window by the `size` bytes that the handler has taken, minus the bytes that were
+        granted in advance.
+        """
         borrowed = min(size, self._borrowed)
         self._borrowed -= borrowed
         self._consumed += size - borrowed
@@ -197,10 +206,14 @@ class StreamExchange(GrpcExchange, StreamCall):
     async def _inflate(self, message: Buffer) -> Buffer:
         wire = self.connection.wire
         try:
-            inflated = inflate_small(self.head.encoding, message, wire.limits.max_body_size)
+            inflated = inflate_small(self.head.encoding, message, wire.body_limit)
             if inflated is None:
                 inflated = await wire.inflation.inflate(
-                    self.head.encoding, message, self._has_room_for, self.wanted
+                    self.head.encoding,
+                    message,
+                    self._has_room_for,
+                    self.wanted,
+                    self.inflation_bound(message),
                 )
         except CodingError as error:
             raise as_rpc_error(error) from None
@@ -209,7 +222,8 @@ class StreamExchange(GrpcExchange, StreamCall):
         return inflated
 
     def _has_room_for(self, size: int) -> bool:
-        # The inflated bytes are not counted, because the handler owns the message as soon as it is inflated.
+        # This only checks that there is room. The inflated bytes are not counted, because the handler owns
+        # the message as soon as it is inflated.
         wire = self.connection.wire
         return wire.buffered_bytes + size <= wire.limits.max_buffered_bytes
 
@@ -244,13 +258,15 @@ class StreamExchange(GrpcExchange, StreamCall):
         if output.has_room(self, size + PREFIX_SIZE):
             framed = size + PREFIX_SIZE
             output.window -= framed
+            output.unwritten += framed
             self.credit -= framed
             self.sent += framed
             output.data_frames += 1
             output.write(FRAME_HEADER.pack(framed << 8, 0, self.number) + PREFIX.pack(flag, size))
             output.parts.append(message)
             if len(output.parts) > _PARTS_WITHOUT_PAUSE:
-                # A handler that awaits nothing else must neither block the loop nor outrun the socket.
+                # A handler that awaits nothing else must neither block the loop nor queue more than the
+                # socket can take.
                 output.flush()
                 await asyncio.sleep(0)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Callable
@@ -37,8 +38,8 @@ class Expiring(Protocol):
 class Deadlines:
     """A timer that calls `expire` on each entry that is still open at its deadline.
 
-    Invariant: the size of the heap is proportional to the number of open entries, which `live` returns.
-    Closed entries are removed as the heap grows.
+    Invariant: the size of the heap is proportional to the number of open entries, because closed entries are
+    removed as the heap grows. `live` returns the number of open entries.
     """
 
     __slots__ = ("_count", "_heap", "_live", "_loop", "_timer", "_timer_at")
@@ -49,24 +50,25 @@ class Deadlines:
         self._heap: list[tuple[float, int, Expiring]] = []
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
+        #: When the timer will fire; infinity if there is no timer.
+        self._timer_at = math.inf
 
     def add(self, deadline: float, entry: Expiring) -> None:
         """Adds an entry that expires at `deadline`, in seconds of time.monotonic()."""
         self._count += 1
         heap = self._heap
         heappush(heap, (deadline, self._count, entry))
-        if len(heap) > 64 + 2 * self._live():
+        if len(heap) > 64 and len(heap) > 64 + 2 * self._live():
             self._heap = heap = [item for item in heap if not item[2].closed]
             heapify(heap)
-        if self._timer is None or deadline < self._timer_at:
+        if deadline < self._timer_at:
             self._arm(deadline)
 
     def cancel(self) -> None:
         self._heap.clear()
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        self._timer, self._timer_at = None, math.inf
 
     def _arm(self, deadline: float) -> None:
         if self._timer is not None:
@@ -75,12 +77,13 @@ class Deadlines:
         self._timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), self._expire)
 
     def _expire(self) -> None:
-        self._timer = None
-        heap = self._heap
+        self._timer, self._timer_at = None, math.inf
         now = time.monotonic()
-        while heap and (heap[0][2].closed or heap[0][0] <= now):
+        # `expire` may add entries, which may replace the heap and set the timer to a deadline that is later
+        # than the deadlines of entries that are already in the heap.
+        while (heap := self._heap) and (heap[0][2].closed or heap[0][0] <= now):
             entry = heappop(heap)[2]
             if not entry.closed and not entry.answered:
                 entry.expire()
-        if heap and self._timer is None:
+        if heap and heap[0][0] < self._timer_at:
             self._arm(heap[0][0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from struct import Struct
 
 from backline.wire.application import Buffer, Fields, RpcError, UnaryCall, UnaryMethod
@@ -40,13 +39,12 @@ _TRAILERS = Struct(f">5sI{len(OK_BLOCK)}s").pack
 class UnaryExchange(GrpcExchange, UnaryCall):
     """A call with one request message and one response message.
 
-    A message that fits one DATA frame takes the fast path in `feed`.
+    A message that arrives in one DATA frame takes the fast path in `feed`.
     """
 
     _assembler: MessageAssembler | None = None
     _message: Buffer | None = None
     _compressed = False
-    _task: asyncio.Task[None] | None = None
 
     # Receiving
 
@@ -60,14 +58,12 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             and not self.answered
         ):
             flag, size = PREFIX.unpack_from(data, begin)
-            if (
-                not flag
-                and size == length - PREFIX_SIZE
-                and size <= self.connection.wire.limits.max_body_size
-            ):
+            if not flag and size == length - PREFIX_SIZE and size <= self.connection.wire.small_body:
                 self.remote_open = False
                 self.buffered = size
                 connection = self.connection
+                # `Http2Connection.remove` subtracts these bytes again, because they are also in
+                # `self.buffered`.
                 connection.wire.buffered_bytes += size
                 if size <= connection.admission.passes:
                     self._handle(data[begin + PREFIX_SIZE : end])
@@ -90,10 +86,12 @@ class UnaryExchange(GrpcExchange, UnaryCall):
         assembler = self._assembler
         if assembler is not None and not ended and assembler.missing > end - begin:
             # This frame is in the middle of a large message, like most frames of such a message.
-            if self.buffer(end - begin):
+            try:
+                if not self.buffer(end - begin):
+                    raise overfull()
                 assembler.fill(data, begin, end)
-            else:
-                self._refuse(overfull())
+            except RpcError as error:
+                self._refuse(error)
             return
         try:
             self._assemble(data, begin, end, ended)
@@ -103,8 +101,10 @@ class UnaryExchange(GrpcExchange, UnaryCall):
     def _assemble(self, data: Buffer, begin: int, end: int, ended: int) -> None:
         assembler = self._assembler
         if assembler is None:
-            limit = self.connection.wire.limits.max_body_size
-            assembler = self._assembler = MessageAssembler(self.head.encoding, limit, self._announced)
+            limit = self.connection.wire.body_limit
+            assembler = self._assembler = MessageAssembler(
+                self.head.encoding, limit, self._announced, self.begun
+            )
         if self._message is None:
             if begin < end and not self.buffer(end - begin):
                 raise overfull()
@@ -127,9 +127,12 @@ class UnaryExchange(GrpcExchange, UnaryCall):
     def placed(self, size: int, ended: int) -> None:
         assembler = self._assembler
         assert assembler is not None, "it has room"
-        if not self.buffer(size):
-            self._refuse(overfull())
-        assembler.placed(size)
+        try:
+            if not self.buffer(size):
+                raise overfull()
+            assembler.placed(size)
+        except RpcError as error:
+            self._refuse(error)
         self.received += size
         if ended:
             self._receive_in_parts(b"", 0, 0, ended)
@@ -156,12 +159,12 @@ class UnaryExchange(GrpcExchange, UnaryCall):
 
     def _inflate(self, message: Buffer) -> None:
         try:
-            inflated = inflate_small(self.head.encoding, message, self.connection.wire.limits.max_body_size)
+            inflated = inflate_small(self.head.encoding, message, self.connection.wire.body_limit)
         except CodingError as error:
             raise as_rpc_error(error) from None
         if inflated is None:
-            self._task = self.connection.loop.create_task(self._inflate_in_turn(message))
-        elif self.buffer(len(inflated)):
+            self.run(self._inflate_in_turn(message))
+        elif self.reserve(len(inflated)):
             self._handle(inflated)
         else:
             self._refuse(overfull())
@@ -169,10 +172,13 @@ class UnaryExchange(GrpcExchange, UnaryCall):
     async def _inflate_in_turn(self, message: Buffer) -> None:
         try:
             inflated = await self.connection.wire.inflation.inflate(
-                self.head.encoding, message, self.reserve, self.wanted
+                self.head.encoding, message, self.reserve, self.wanted, self.inflation_bound(message)
             )
         except CodingError as error:
             self._refuse(as_rpc_error(error))
+            return
+        except RpcError as error:
+            self._refuse(error)
             return
         if inflated is not None and self.wanted():
             self._handle(inflated)
@@ -189,6 +195,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             self.end(INTERNAL, "the handler of this method failed; see the server's log")
 
     def _refuse(self, error: RpcError) -> None:
+        self._assembler = None  # so that the memory of an incomplete message is freed now
         self.end(error.code, error.message)
 
     # Responding
@@ -217,7 +224,10 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             if rest:
                 parts += rest
             parts.append(_TRAILERS(_OK_START, number, OK_BLOCK))
+            # Only the connection's window is charged: the stream ends here, so its own window no longer
+            # matters.
             output.window -= framed
+            output.unwritten += framed
             connection.finished(self)
             if not output.scheduled:
                 output.schedule()
@@ -237,7 +247,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
         else:
             self.answered = True
             self.connection.output.compressing(self, size)
-            self._task = self.connection.loop.create_task(self._compress_on_thread(message))
+            self.run(self._compress_on_thread(message))
 
     async def _compress_on_thread(self, message: tuple[Buffer, ...]) -> None:
         packed = await self.connection.loop.run_in_executor(
@@ -258,7 +268,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
 
     def lost(self) -> None:
         super().lost()
-        # Breaks the reference cycle with the assembler.
+        # This breaks the reference cycle with the assembler.
         self._assembler = None
 
     def awaits_client(self) -> bool:

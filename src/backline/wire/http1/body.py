@@ -1,11 +1,12 @@
-"""A large request body, received directly into one buffer."""
+"""Large request bodies, received directly into one buffer each."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from backline.wire.connection import BufferReader
 
 if TYPE_CHECKING:
     from backline.wire.http1.connection import Http1Connection
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
 #: The number of bytes per read. A socket may hold megabytes, and copying them at once would block the event
 #: loop.
 READ = 256 * 1024
+#: The maximum number of bytes in the last read of a body. It exceeds READ because a separate read for a small
+#: remainder would cost more.
+LAST_READ = READ * 3 // 2
 
 
-class LargeBody(asyncio.BufferedProtocol):
+class LargeBody(BufferReader["Http1Connection"]):
     """The transport's asyncio protocol until `size` bytes have arrived, when the connection takes over again.
 
     The kernel writes into the final buffer, so each byte is copied once. `numpy.empty` does not touch the
@@ -25,47 +29,63 @@ class LargeBody(asyncio.BufferedProtocol):
     costs little memory.
     """
 
-    __slots__ = ("_connection", "_receiver", "filled", "size", "view")
+    __slots__ = ("_receiver", "filled", "size", "view")
 
     def __init__(self, receiver: Receiver, connection: Http1Connection, size: int) -> None:
+        super().__init__(connection)
         self._receiver = receiver
-        self._connection = connection
         self.view = np.empty(size, np.uint8).data
         self.size = size
         self.filled = 0
 
     def append(self, data: memoryview | bytes) -> None:
-        """Copies bytes that arrived before the transport wrote into this buffer."""
+        """Copies bytes of the body that arrived before the transport began to write into this buffer."""
         end = self.filled + len(data)
         self.view[self.filled : end] = data
         self.filled = end
 
     def take(self) -> memoryview:
-        """Returns the body and drops it here, since transports keep references to their previous protocol."""
+        """Returns the body and drops this object's reference to the body. Transports keep references to their
+        previous protocol, which would keep the body in memory.
+        """
         view, self.view = self.view, memoryview(b"")
         return view
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self.view[self.filled : self.filled + READ]
+        begin = self.filled
+        return self.view[begin:] if self.size - begin <= LAST_READ else self.view[begin : begin + READ]
 
     def buffer_updated(self, nbytes: int) -> None:
         self.filled += nbytes
         self._receiver.large_body_grew(nbytes)
-        if nbytes == READ and self.size - self.filled > READ:  # one more read costs less than a pause
+        if nbytes == READ and self.size - self.filled > LAST_READ:  # one more read costs less than a pause
             self._connection.rest()
         poll = self._connection.wire.poll
         poll.arrived = True
         if poll.asleep:
             poll.wake()
 
-    def eof_received(self) -> bool | None:
-        return self._connection.eof_received()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._connection.connection_lost(exc)
+class HeadReader(BufferReader["Http1Connection"]):
+    """The transport's asyncio protocol after a large body. It expects another large body, as clients usually
+    send several.
 
-    def pause_writing(self) -> None:
-        self._connection.pause_writing()
+    It reads into the short `wire.read_buffer`, so that only the beginning of the next large body has to be
+    copied. After a read that fills this buffer and does not begin a large body, the connection, whose reads
+    are longer, becomes the transport's protocol again.
+    """
 
-    def resume_writing(self) -> None:
-        self._connection.resume_writing()
+    __slots__ = ("_buffer",)
+
+    def __init__(self, connection: Http1Connection) -> None:
+        super().__init__(connection)
+        self._buffer = memoryview(connection.wire.read_buffer)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        connection = self._connection
+        connection.data_received(bytes(self._buffer[:nbytes]))
+        if nbytes == len(self._buffer) and connection.transport.get_protocol() is self:
+            connection.transport.set_protocol(connection)

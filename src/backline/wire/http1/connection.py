@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection: its transport, turns and memo of the last head."""
+"""One HTTP/1.1 connection: its transport, its turns, and its memo of the last request's head."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from time import perf_counter
 
 from backline.wire.connection import Connection, Wire
-from backline.wire.http1.body import LargeBody
+from backline.wire.http1.body import HeadReader, LargeBody
 from backline.wire.http1.head import Refusal
 from backline.wire.http1.pipeline import Pipeline
 from backline.wire.http1.receiver import Head, Receiver, SpellingReceiver
@@ -22,13 +22,14 @@ from backline.wire.websocket.connection import WebSocketConnection
 SLICE = 4 * KIB
 #: A connection that has used up its turn defers reads above this size to its next turn.
 SMALL_READ = 8 * KIB
-#: The number of bytes to read and drop after a refusal, so that a client that is still sending receives the
-#: response.
+#: The maximum number of bytes to read and drop after a refusal, so that a client that is still sending
+#: receives the response.
 LINGER_BYTES = 16 * KIB * KIB
-#: Seconds for which an idle connection remains open while the server drains, for a request that is already in
+#: Seconds for which an idle connection remains open while the server drains, in case a request is already in
 #: transit.
 DRAIN_GRACE = 0.1
-#: After this many heads in a row that were not repeated, the connection stops remembering heads.
+#: The connection stops remembering heads after it has remembered this many in a row that were not received
+#: again.
 IN_VAIN = 8
 NO_HEAD: Head = (b"", b"", b"", {}, 0)
 
@@ -36,11 +37,11 @@ NO_HEAD: Head = (b"", b"", b"", {}, 0)
 class Http1Connection(Connection):
     """A server's HTTP/1.1 or HTTP/1.0 connection (RFC 9112).
 
-    The receiver turns bytes into requests, and the pipeline has them answered in order. While requests or
-    bytes wait for their turn, the socket is not read.
+    The receiver turns bytes into requests. The pipeline passes the requests to the application in order, one
+    at a time. While requests or bytes wait for their turn, the socket is not read.
 
     Clients that keep a connection open mostly send the same head again, so the connection remembers the last
-    one.
+    head.
 
     Invariants of the memo: it holds the bytes of a head that the parser accepted, that had nothing unusual (a
     repeated field, Connection, Upgrade, Expect, Transfer-Encoding, a browser's fields), that the gate
@@ -67,9 +68,11 @@ class Http1Connection(Connection):
         self._in_vain = 0
         #: The value of `pipeline.answers` when a head was last remembered.
         self._remembered_at = 0
+        #: Receives bytes between large bodies; None before the first large body.
+        self._head_reader: HeadReader | None = None
         #: Received bytes that wait for their turn.
         self.held: memoryview | None = None
-        #: Whether the connection used up its previous turn.
+        #: Whether the connection used up its previous turn, with bytes or requests left to handle.
         self._used_up = False
         #: Whether reading is paused until the next turn.
         self._resting = False
@@ -99,8 +102,9 @@ class Http1Connection(Connection):
     def eof_received(self) -> bool | None:
         """Closes the connection and cancels its request in flight; earlier responses are still sent.
 
-        A client that only closes its sending half looks like one that has disconnected: both send a FIN.
-        Cancelling work whose result is no longer wanted matters more, and proxies such as nginx do the same.
+        A client that closes only its sending half cannot be distinguished from a client that has
+        disconnected, because both send a FIN. Such clients are rare. So the request is cancelled, because its
+        result is probably not wanted; proxies such as nginx do the same.
         """
         return None
 
@@ -112,8 +116,8 @@ class Http1Connection(Connection):
         self.receiver.close()
         self.pipeline.lost()
         self.wire.peers.leave(self.peer)
-        # Breaks reference cycles, so that memory need not wait for the cycle collector.
-        del self.receiver, self.pipeline, self.websocket
+        # This breaks reference cycles, so that the memory is freed before the cycle collector runs.
+        del self.receiver, self.pipeline, self.websocket, self._head_reader
 
     def abort(self) -> None:
         self.transport.abort()
@@ -150,6 +154,8 @@ class Http1Connection(Connection):
             and not pipeline.waiting
             and wire.requests < self.max_requests
         ):
+            # The memo matches: the request is counted and dispatched without parsing. See the invariants
+            # above.
             wire.requests += 1
             self.peer.requests += 1
             method, path, query, headers, _ = self._head
@@ -162,7 +168,7 @@ class Http1Connection(Connection):
         self._same_size = 0
         if self.input_closed:
             self._drop(len(data))
-            if len(data) >= LARGE_READ:  # with TLS, even bytes that are dropped cost time
+            if len(data) >= LARGE_READ:  # with TLS, bytes are decrypted even if they are dropped
                 self.rest()
         elif len(data) > self._slice or self.held is not None or pipeline.waiting:
             self._receive_much(data)
@@ -170,6 +176,8 @@ class Http1Connection(Connection):
             receiver = self.receiver
             begins = not receiver.target
             head = receiver.feed(data)
+            if receiver.target:  # the request is incomplete, so its time limits are checked from now on
+                self.rests_until = 0.0
             if self.held is not None:  # the receiver gave bytes back; mypy assumes that it cannot
                 self._feed_held()  # type: ignore[unreachable]
             elif begins and head is not None and not receiver.target and self._in_vain < IN_VAIN:
@@ -179,7 +187,9 @@ class Http1Connection(Connection):
             wire.poll.wake()
 
     def _remember(self, data: bytes, head: Head) -> None:
-        """Remembers `head` if `data` is exactly one request; counts heads in a row that were not repeated."""
+        """Remembers `head` if `data` is exactly one request. Counts the remembered heads in a row that were
+        not received again.
+        """
         answers = self.pipeline.answers
         self._in_vain = self._in_vain + 1 if answers == self._remembered_at + 1 else 0
         self._remembered_at = answers
@@ -190,7 +200,9 @@ class Http1Connection(Connection):
             self._same_size = len(data)
 
     def _receive_much(self, data: bytes) -> None:
-        """Takes a large read, or any read while bytes are held. Defers it if the last turn was used up."""
+        """Handles a large read, or a read while bytes or requests wait. Defers a large read if the previous
+        turn was used up.
+        """
         first = self.held is None
         self.held = memoryview(data if self.held is None else b"".join((self.held, data)))
         rests = len(data) >= LARGE_READ
@@ -250,9 +262,11 @@ class Http1Connection(Connection):
         self.update_reading()
 
     def received_again(self, data: bytes) -> None:
-        """Takes bytes back from the receiver, to be parsed before those held.
+        """Takes back bytes that the receiver did not parse, to be parsed before the bytes that are already
+        held.
 
-        They are held until the receiver returns: parsing them here would nest as deep as there are requests.
+        The bytes are parsed after the receiver has returned: parsing them here would nest one call in another
+        for each pipelined request.
         """
         self.held = memoryview(data if self.held is None else b"".join((data, self.held)))
 
@@ -262,10 +276,13 @@ class Http1Connection(Connection):
             self.transport.set_protocol(large)
 
     def receive_pieces(self) -> None:
-        self.transport.set_protocol(self)
+        """Ends the reception of a large body."""
+        if self._head_reader is None:
+            self._head_reader = HeadReader(self)
+        self.transport.set_protocol(self._head_reader)
 
     def close_input(self) -> None:
-        """Accepts no more requests."""
+        """Makes the connection accept no more requests."""
         self.input_closed = True
         self.held = None
         self._same_size = 0
@@ -288,19 +305,25 @@ class Http1Connection(Connection):
         if self.receiver.large is not None:
             self.receive_pieces()
         self.close_input()
-        self.receiver.abandon()
-        self.pipeline.put(refusal)
+        self.pipeline.put(self.receiver.refuse(refusal))
 
     def last_answered(self) -> None:
         """Closes the connection after a response with `connection: close`."""
-        self.receiver.abandon()
         if self.pipeline.last_answer:
             self.linger()
         else:
+            self.receiver.abandon()
             self.close()
 
     def linger(self) -> None:
-        """Closes only the sending half and drops what arrives: unread bytes would reset the connection."""
+        """Closes only the sending half, and drops what arrives: closing a socket with unread bytes would
+        reset the connection, and the client might lose the last response.
+        """
+        if self.receiver.large is not None:
+            # The rest of the body is dropped too. It must not go into the body's buffer, because more bytes
+            # may follow than the buffer has room for.
+            self.receive_pieces()
+        self.receiver.abandon()
         self.close_input()
         self.lingering = True
         if self.transport.can_write_eof() and not self.transport.is_closing():
@@ -329,10 +352,11 @@ class Http1Connection(Connection):
         self.pipeline.resume()
 
     def update_reading(self) -> None:
-        """Pauses reading while bytes are held, responses are unread, a large body has to wait for others, or
-        other connections have their turn.
+        """Pauses reading while bytes are held, while responses are unread, while a large body waits for other
+        large bodies, or while other connections have their turn.
 
-        Bytes after a refusal are read in any case, in order to be dropped, but also in turns.
+        Bytes after a refusal are read only to be dropped. They are read regardless of these conditions,
+        except that other connections get their turn.
         """
         reading = not self._resting and (
             self.lingering or not (self.held is not None or self.receiver.waits or self.pipeline.write_paused)

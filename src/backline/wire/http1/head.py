@@ -1,4 +1,6 @@
-"""Heads of HTTP/1.1 messages: rules for requests beyond those of the parser, and the start of responses."""
+"""Heads of HTTP/1.1 messages: checks of request heads that the parser does not make, and the heads of
+responses.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ def response_head(status: int) -> bytes:
     return head
 
 
-#: The maximum number of response heads that are cached per second. There is a limit because clients can
-#: influence the sizes of responses.
+#: The maximum number of response heads that are cached at a time. There must be a limit because a head
+#: contains the size of the response, which clients can vary.
 _MAX_HEADS = 1024
 _whole_heads: dict[tuple[Fields, int], bytes] = {}
 
@@ -101,7 +103,9 @@ _UPGRADE_FIELDS = frozenset((b"upgrade", b"connection", b"proxy-connection", b"h
 
 
 def check_size(limits: Limits, size: int, fields: int) -> Refusal | None:
-    """Returns the refusal of a head of this size and number of fields, or None if it is within the limits."""
+    """Returns the refusal of a head of `size` bytes with this number of fields, or None if the head is within
+    the limits.
+    """
     if size > limits.max_header_size:
         return Refusal(431, f"The request's header exceeds the maximum of {limits.max_header_size} bytes")
     if fields > limits.max_header_fields:
@@ -118,7 +122,7 @@ def find_path(method: bytes, target: bytes) -> bytes | Refusal:
     if method == b"CONNECT":
         return Refusal(400, "CONNECT is refused: this server is not a proxy")
     if target[:7].lower() == b"http://" or target[:8].lower() == b"https://":
-        # Section 3.2.2: servers must accept the absolute form, which is sent to proxies.
+        # Servers must accept the absolute form, which clients send to proxies (section 3.2.2).
         slash = target.find(b"/", 8)
         return target[slash:] if slash > 0 else b"/"
     if target.startswith(b"/") or (target == b"*" and method == b"OPTIONS"):
@@ -127,7 +131,7 @@ def find_path(method: bytes, target: bytes) -> bytes | Refusal:
 
 
 def is_websocket(method: bytes, version: str, headers: Mapping[bytes, bytes]) -> bool:
-    """Returns whether a head is a WebSocket handshake (RFC 6455, section 4.2.1), which has no body."""
+    """Returns whether a head asks for a WebSocket (RFC 6455, section 4.2.1) and announces no body."""
     return (
         headers.get(b"upgrade", b"").strip().lower() == b"websocket"
         and (method, version) == (b"GET", "1.1")
@@ -140,7 +144,8 @@ def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -
     """Returns the refusal of a head whose version, Host or special fields are invalid, or None if they are
     valid.
 
-    `upgrade` tells whether the head asks for a protocol other than WebSocket.
+    `upgrade` tells whether the head asks for another protocol, except for a WebSocket on a path that accepts
+    one.
     """
     if version not in ("1.1", "1.0"):
         return Refusal(400, f"HTTP version {version} is not supported on this connection; use 1.1")
@@ -162,8 +167,8 @@ def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -
 
 
 def head_without_upgrade(method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> bytes:
-    """Returns the head without its request for another protocol, which servers may ignore (RFC 9110, section
-    7.8).
+    """Returns the head without the fields that ask for another protocol. Servers may ignore such a request
+    (RFC 9110, section 7.8).
     """
     fields = [field for field in headers.items() if field[0] not in _UPGRADE_FIELDS]
     if b"close" in headers.get(b"connection", b"").lower():
@@ -172,6 +177,6 @@ def head_without_upgrade(method: bytes, target: bytes, headers: Mapping[bytes, b
 
 
 def speaks_http(data: Buffer) -> bool:
-    """Returns whether the third word of the first line starts with "HTTP/"."""
+    """Returns whether the third word of the first line starts with "HTTP/", as in a request line."""
     words = bytes(data[:8192]).split(b"\n", 1)[0].split()
     return len(words) >= 3 and words[2].startswith(b"HTTP/")

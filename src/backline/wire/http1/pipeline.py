@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from backline.wire.application import Certificate
+from backline.wire.application import Certificate, Fields
 from backline.wire.connection import Wire
 from backline.wire.http1.head import CONTINUE, Refusal
 from backline.wire.http1.request import Http1Request, Http1Stream, inflate
@@ -50,11 +50,14 @@ class Pipeline:
         #: The response to the current request if the response is streamed, otherwise None.
         self.open_stream: Http1Stream | None = None
         self.waiting: deque[Entry] = deque()
+        #: Whether `advance` is running. A response during the dispatch of its request must not start another
+        #: `advance`: such calls would nest as deep as there are pipelined requests.
         self._running = False
         #: Whether the connection closes after the next response.
         self.last_answer = False
-        #: The number of responses and chunks sent so far, as a measure of progress.
+        #: The number of responses sent so far, as a measure of progress.
         self.answers = 0
+        #: The number of chunks and WebSocket messages sent so far, as a measure of progress.
         self.sent_chunks = 0
         self.write_paused = False
         self._writers: list[asyncio.Future[None]] = []
@@ -68,7 +71,7 @@ class Pipeline:
     # requests
 
     def put(self, entry: Entry) -> None:
-        """Dispatches an entry, or queues it if others come before it."""
+        """Dispatches an entry, or queues it if earlier entries are not finished."""
         if (
             self.current is None
             and not self.waiting
@@ -90,13 +93,25 @@ class Pipeline:
         self.waiting.append(entry)
 
     def advance(self) -> None:
-        """Dispatches waiting entries in order, until the connection's turn is used up."""
+        """Dispatches waiting entries in order, until one of them has to wait or the connection's turn is used
+        up. Closes the connection if that fails because of a fault in the server; otherwise the client would
+        wait forever for the response.
+        """
         if self._running:
             return
         self._running = True
+        try:
+            self._dispatch_waiting()
+        except Exception:
+            logger.exception("closing an HTTP/1.1 connection after an internal error")
+            self._connection.abort()
+        self._running = False
+        self._connection.advanced()
+
+    def _dispatch_waiting(self) -> None:
         end_of_turn = 0.0
         while self.waiting and self.current is None and not self.write_paused:
-            # In the common case of a single entry, the clock is not read.
+            # The clock is not read for the first entry, which is usually the only one.
             if not end_of_turn:
                 end_of_turn = perf_counter() + self.wire.limits.seconds_per_turn
             elif perf_counter() > end_of_turn:
@@ -113,8 +128,6 @@ class Pipeline:
                     inflate(self, entry)
                 else:
                     self.dispatch(entry)
-        self._running = False
-        self._connection.advanced()
 
     def dispatch(self, request: Http1Request) -> None:
         """Passes the current request to the application."""
@@ -128,12 +141,16 @@ class Pipeline:
             "the application failed on %s %s", request.method.decode(), request.path.decode("latin-1")
         )
         if request.unanswered:
-            kind, body = self.wire.application.render_error(
-                500, "The server failed on this request; see its log"
-            )
-            request.respond(500, ((b"content-type", kind),), (body,))
+            self.fail(request, 500, "The server failed on this request; see its log")
         elif self.open_stream is not None:
             self.transport.abort()
+
+    def fail(self, request: Http1Request, status: int, message: str, fields: Fields = ()) -> None:
+        """Responds to the current request with an error that the wire has detected."""
+        application = self.wire.application
+        kind, body = application.render_error(status, message)
+        sharing = application.gate.sharing(request.headers)
+        request.respond(status, ((b"content-type", kind), *fields, *sharing), (body,))
 
     def release(self, request: Http1Request) -> None:
         """Stops counting a request toward the limits of the server and its peer."""
@@ -183,12 +200,17 @@ class Pipeline:
             self._connection.last_answered()
         elif (self.waiting or self._connection.held is not None) and not self._running:
             self.advance()
+        elif self.last_answer:
+            # The head of the streamed response was sent before the drain began, so the client does not expect
+            # the connection to close.
+            self._connection.drain()
 
     def upgrade(self, request: Http1Request, head: bytes) -> WebSocketConnection:
-        """Answers the current request with `head`, and lets the WebSocket take over the transport.
+        """Answers the current request with `head`, and passes the transport to a WebSocketConnection.
 
-        The request remains the current one, so that the connection counts as busy, but it counts as a stream
-        from now on. Raises ConnectionRefusedError if too many streams are open.
+        The request remains the current one, so the connection counts as busy. From now on, the request counts
+        toward the limit on streams instead of requests. Raises ConnectionRefusedError if too many streams are
+        open.
         """
         wire, peer = self.wire, self.peer
         if wire.streams >= wire.limits.max_streams or peer.streams >= wire.peers.max_streams:
@@ -199,6 +221,9 @@ class Pipeline:
         self.transport.write(head)
         accepted = self._connection.websocket = WebSocketConnection(self._connection, request)
         self.transport.set_protocol(accepted)
+        if self.last_answer:
+            # The drain began before the handshake was accepted.
+            accepted.drain()
         return accepted
 
     def _send_refusal(self, refusal: Refusal) -> None:
@@ -210,7 +235,9 @@ class Pipeline:
             self._connection.linger()
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Runs a coroutine that answers the current request; it is cancelled if the client disconnects."""
+        """Runs a coroutine that answers the current request. The coroutine is cancelled if the client
+        disconnects.
+        """
         task = self.wire.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
@@ -241,6 +268,15 @@ class Pipeline:
             if not writer.done():
                 writer.set_result(None)
         self.advance()
+
+    def may_write(self, size: int) -> bool:
+        """Returns whether a chunk can be written without waiting. If so, counts the chunk's bytes toward the
+        connection's turn.
+        """
+        if self.write_paused or self._sent_in_turn + size >= self.wire.limits.bytes_per_turn:
+            return False
+        self._sent_in_turn += size
+        return True
 
     async def writable(self, sent: int) -> None:
         """Waits while the client leaves responses unread. Yields to other connections from time to time."""

@@ -25,7 +25,7 @@ from backline.wire.http1.head import (
 )
 from backline.wire.http1.pipeline import Continue, Pipeline
 from backline.wire.http1.request import Http1Request
-from backline.wire.limits import INCREASE_BODY_LIMIT, KIB
+from backline.wire.limits import KIB
 from backline.wire.uploads import FREE, Pace
 
 if TYPE_CHECKING:
@@ -33,24 +33,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Bodies above this size are received directly into one preallocated buffer.
+#: Bodies whose announced size is above this are received directly into one preallocated buffer.
 LARGE = 64 * KIB
-#: Bodies up to this size do not count toward max_buffered_bytes: max_concurrent_requests bounds their sum.
+#: Bodies up to this size do not count toward max_buffered_bytes, because max_concurrent_requests already
+#: bounds their total size.
 UNCOUNTED = 4 * KIB
-#: The framing of chunks may take as many bytes as the body itself, plus this number.
+#: The framing of a chunked body may be as large as the body itself, plus this number of bytes.
 CHUNK_OVERHEAD = 65_536 * 4 + 8 * KIB
 #: The head of a request: method, path, query, header fields and length of the body.
 Head: TypeAlias = tuple[bytes, bytes, bytes, Mapping[bytes, bytes], int]
 
 
 class Refused(Exception):
-    """Raised to stop the parser. The parser may replace exceptions, so the response is in the receiver's
-    `_fault`.
+    """Raised to stop the parser. The parser may replace this exception by another, so the refusal is kept in
+    `Receiver._fault`.
     """
 
 
 class Receiver:
-    """The part of a connection that assembles requests, and passes them to the pipeline or refuses them.
+    """The part of a connection that assembles requests, and passes each request to the pipeline or refuses
+    it.
 
     The parser (llhttp in strict mode) rejects malformed messages; the receiver rejects what the parser
     accepts but RFC 9112 or a limit forbids. The parser calls the methods named `on_...`.
@@ -70,28 +72,28 @@ class Receiver:
         self._own_hosts = self._gate.own_hosts
         self._ingress = REMOTE
         self._parser = httptools.HttpRequestParser(self)
-        #: The size of the piece being parsed.
+        #: The size of the piece being parsed, in bytes.
         self._fed = 0
-        #: Whether this piece has already completed a request. A piece can hold a hundred pipelined requests,
-        #: and the parser cannot be paused. The first request is dispatched at once; the others are queued and
-        #: dispatched in turns.
+        #: Whether the piece being parsed has already completed a request. A piece can hold a hundred
+        #: pipelined requests, and the parser cannot be paused. So the first request is dispatched
+        #: immediately, and the others are queued and dispatched in turns.
         self._put = False
         #: The refusal because of which the parser was stopped, or None.
         self._fault: Refusal | None = None
-        #: The head of the last request parsed, if nothing about it was unusual.
+        #: The head of the last complete request, if nothing about that request was unusual.
         self.last_head: Head | None = None
         self._forget()
 
     def _forget(self) -> None:
         """Resets the state for the next request."""
-        #: The request target. It is not empty from the first bytes of a request to the last.
+        #: The target of the request being received; empty between requests.
         self.target = b""
         self._headers = self._new_headers()
         #: The number of repeated header fields.
         self._repeated = 0
         #: The number of bytes of the incomplete head so far.
         self._head_size = 0
-        #: The request whose body is being received, or a refusal if the body is to be dropped.
+        #: The request whose body is being received; a refusal if the body is dropped.
         self._entry: Http1Request | Refusal | None = None
         self._body: bytes | GrowingBuffer | None = None
         #: The announced size of the body, or the number of bytes of a chunked body so far.
@@ -111,7 +113,8 @@ class Receiver:
         """Records how the connection reached the server."""
         self._ingress = ingress
         if ingress.metrics_only:
-            # Security: `own_hosts` holds hosts that were admitted on the other ports.
+            # Security: the shared set `own_hosts` holds hosts that were admitted on other ports. The metrics
+            # port must not trust it, and checks each host itself.
             self._own_hosts = set()
 
     def close(self) -> None:
@@ -125,6 +128,19 @@ class Receiver:
             self._pipeline.release(self._entry)
         self._forget()
 
+    def refuse(self, refusal: Refusal) -> Refusal:
+        """Drops the request being received because it is refused, and with it the parser's copy of the head.
+
+        Clients may keep refused connections open for a long time, so the copies would add up. Returns the
+        refusal with the fields that the request's sender needs.
+        """
+        if isinstance(self._entry, Http1Request):
+            sharing = self._gate.sharing(self._entry.headers)
+            refusal = replace(refusal, fields=(*refusal.fields, *sharing))
+        self.abandon()
+        self._parser = httptools.HttpRequestParser(self)
+        return refusal
+
     # state that the connection reads
 
     @property
@@ -133,7 +149,9 @@ class Receiver:
 
     @property
     def waits(self) -> bool:
-        """Whether the body may not grow until other large bodies have arrived."""
+        """Whether the body being received must wait for other large bodies, so that no more of it may be
+        read.
+        """
         return self._pace is not None and self._pace.waits
 
     @property
@@ -143,7 +161,7 @@ class Receiver:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """A value that changes as a body arrives."""
+        """A value that changes whenever more of a request arrives."""
         if self.large is not None:
             return self.large.filled, 0
         body = self._body
@@ -193,7 +211,9 @@ class Receiver:
             self._connection.receive_into(self.large)
 
     def _refused(self, refusal: Refusal) -> Refused:
-        """Returns the exception for a parser callback to raise; the connection closes after the refusal."""
+        """Returns the exception that a parser callback raises to refuse the request. The connection closes
+        after the refusal has been sent.
+        """
         self._fault = refusal
         return Refused()
 
@@ -208,8 +228,8 @@ class Receiver:
             if context is not None and not isinstance(context, (Refused, httptools.HttpParserUpgrade)):
                 logger.error("reading a request failed", exc_info=context)
             if self._pipeline.answers == 0 and not self.target and not speaks_http(data):
-                # The bytes are not HTTP at all, such as a malformed HTTP/2 preface: no response would be
-                # understood.
+                # The bytes are not HTTP/1 at all (an example is a malformed HTTP/2 preface), so the client
+                # would not understand a response.
                 connection.close_input()
                 connection.abort()
                 return
@@ -257,7 +277,9 @@ class Receiver:
         parser = self._parser
         method = parser.get_method()
         path = self.target
-        if path[0] != 0x2F or b"#" in path or method == b"CONNECT":
+        # CONNECT is checked first, because the parser accepts an empty target for this method only, and
+        # `path[0]` would fail.
+        if method == b"CONNECT" or path[0] != 0x2F or b"#" in path:
             found = find_path(method, path)
             if isinstance(found, Refusal):
                 raise self._refused(found)
@@ -266,6 +288,7 @@ class Receiver:
         if b"?" in path:
             path, _, query = path.partition(b"?")
         request = Http1Request(self._pipeline, method, path, query, headers, b"")
+        # From here on, the request is counted. If it is refused below, `abandon` stops counting the entry.
         self._entry = request
         wire.requests += 1
         self._connection.peer.requests += 1
@@ -277,8 +300,8 @@ class Receiver:
             self._special(request)
             if self._upgrade:
                 return  # the request is parsed again without Upgrade
-        # Security: repeated heads that match the memo skip this check. That is safe because the gate's
-        # admission depends only on the head, and a refused head counts as unusual, so it is never remembered.
+        # Security: a head that the connection remembers skips this check. That is safe because admission
+        # depends only on the head, and because a refused head counts as unusual, so it is never remembered.
         if (self._unusual or headers[b"host"] not in self._own_hosts) and (
             denial := self._gate.refusal(method, path, headers, self._ingress)
         ) is not None:
@@ -288,6 +311,8 @@ class Receiver:
             self._turn_away(request, 503, f"The server has too many {what}; try again later", RETRY_AFTER)
         length = headers.get(b"content-length")
         if length is not None:
+            # The parser has already rejected signs and underscores, which `int` would accept. What remains is
+            # a repeated field.
             try:
                 self._length = int(length)
             except ValueError:
@@ -347,21 +372,22 @@ class Receiver:
         if refusal is not None:
             raise self._refused(refusal)
         request.version_1_0 = version == "1.0"
-        # A handshake is the last request of a connection: the client waits for the response, and then sends
-        # frames.
+        # A WebSocket handshake is the last request of a connection, because the client then sends frames.
         request.keep_alive = parser.should_keep_alive() and not websocket
         if b"transfer-encoding" in request.headers:
             self._chunked = True
             self._body = GrowingBuffer()
 
     def _turn_away(self, request: Http1Request, status: int, message: str, fields: Fields = ()) -> None:
-        """Refuses this request after receiving and dropping its body; the connection stays open."""
+        """Refuses this request after receiving and dropping its body. The connection stays open, unless the
+        body is large or the client asked to close the connection.
+        """
         self._pipeline.release(request)
         self._entry = Refusal(
             status,
             message,
             close=not request.keep_alive,
-            fields=fields,
+            fields=(*fields, *self._gate.sharing(request.headers)),
             head_only=request.method == b"HEAD",
         )
         self._body = GrowingBuffer()
@@ -391,7 +417,9 @@ class Receiver:
             self._pipeline.put(entry)
 
     def _parse_without_upgrade(self, rest: memoryview) -> None:
-        """Parses the request again without Upgrade: that field makes the parser expect another protocol."""
+        """Parses the request again without its Upgrade field. With this field, the parser expects another
+        protocol after the head.
+        """
         request = self._entry
         assert isinstance(request, Http1Request)
         head = head_without_upgrade(request.method, self.target, request.headers)
@@ -402,18 +430,20 @@ class Receiver:
     # bodies above the fast path's limit
 
     def _announced(self, length: int) -> None:
-        """Prepares for a body that is not small. Raises Refused if it exceeds a limit."""
+        """Prepares for a body whose announced size is not small. Raises Refused if the size exceeds a
+        limit.
+        """
         wire = self._wire
-        limit = wire.limits.max_body_size
-        if length > limit:
-            message = f"The request body of {length} bytes exceeds the maximum of {limit} bytes."
-            raise self._refused(Refusal(413, f"{message} {INCREASE_BODY_LIMIT}"))
+        if isinstance(self._entry, Refusal):
+            if length > LARGE:
+                # The connection closes: to receive a large body only to drop it would cost more than a new
+                # connection.
+                raise self._refused(replace(self._entry, close=True))
+        else:
+            self._check_size(length, f"The request body of {length} bytes")
         if wire.buffered_bytes + length > wire.limits.max_buffered_bytes:
             raise self._overfull()
         if length > LARGE:
-            if isinstance(self._entry, Refusal):
-                # Receiving a large body only to drop it costs more than a new connection.
-                raise self._refused(replace(self._entry, close=True))
             try:
                 self.large = LargeBody(self, self._connection, length)
             except MemoryError:
@@ -421,8 +451,17 @@ class Receiver:
             self._body = b""
             self._unusual = True
 
+    def _check_size(self, size: int, what: str) -> None:
+        """Raises Refused if a body of `size` bytes is too large. `what` names the body in the error text."""
+        entry = self._entry
+        assert isinstance(entry, Http1Request)
+        denial = self._wire.refusal_of_body(size, what, entry.method, entry.path)
+        if denial is not None:
+            raise self._refused(Refusal(denial.status, denial.message, fields=denial.fields))
+
     def _overfull(self) -> Refused:
-        # Unread responses may be using up the memory.
+        # Unread responses may be what takes up the memory, so the connections with unread responses are
+        # checked soon.
         self._wire.unsent.watch(self._connection)
         return self._refused(
             Refusal(503, "The server holds too many request bodies; try again later", fields=RETRY_AFTER)
@@ -446,15 +485,14 @@ class Receiver:
             self.large.append(data)
             self._count(len(data))
             return
+        entry = self._entry
         if self._chunked:
             self._length += len(data)
-            limit = self._wire.limits.max_body_size
-            if self._length > limit:
-                message = (
-                    f"The chunked request body exceeds the maximum of {limit} bytes. {INCREASE_BODY_LIMIT}"
-                )
-                raise self._refused(Refusal(413, message))
-        if isinstance(self._entry, Refusal):
+            if not isinstance(entry, Refusal):
+                self._check_size(self._length, "The chunked request body")
+            elif self._length > FREE:
+                raise self._refused(replace(entry, close=True))
+        if isinstance(entry, Refusal):
             return
         self._count(len(data))
         if not isinstance(self._body, GrowingBuffer):
@@ -466,7 +504,7 @@ class Receiver:
         """Called when `nbytes` more bytes of the large body have arrived."""
         large = self.large
         if large is None:
-            # The request was refused or the connection closed meanwhile: the bytes are dropped.
+            # The request was refused or the connection was closed in the meantime, so the bytes are dropped.
             return
         try:
             self._count(nbytes)
@@ -479,6 +517,9 @@ class Receiver:
             self._connection.receive_pieces()
             # The previous parser still expects the body.
             self._parser = httptools.HttpRequestParser(self)
+            # The piece with this request's head may also have completed an earlier request, which set `_put`.
+            # That piece is done, so nothing would dispatch this request if it were only queued.
+            self._put = False
             assert self._entry is not None
             self._complete(self._entry)
 

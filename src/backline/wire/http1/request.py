@@ -15,6 +15,7 @@ from backline.wire.compression import (
     compress_in_steps,
     inflate_small,
     negotiate,
+    overfull,
 )
 from backline.wire.connection import peer_address
 from backline.wire.http1.head import has_no_body, response_head, whole_head
@@ -24,7 +25,8 @@ from backline.wire.websocket.frames import accept_key
 if TYPE_CHECKING:
     from backline.wire.http1.pipeline import Pipeline
 
-#: Responses and chunks up to this size are joined into one write; larger buffers are written without a copy.
+#: Responses and chunks up to this size in bytes are joined into one write. Larger buffers are written without
+#: a copy.
 JOINED_SIZE = 16 * 1024
 
 
@@ -124,15 +126,16 @@ class Http1Request(HttpRequest):
         body: Sequence[Buffer],
         size: int,
     ) -> bool:
-        """Sends the response compressed, on a thread if it is large. Returns False if it must not be
-        compressed.
+        """Sends the response compressed. Large responses are compressed on a thread. Returns False, and sends
+        nothing, if the response must not be compressed.
         """
         if has_no_body(status) or self.method == b"HEAD":
             return False
         coded = (*fields, (b"content-encoding", coding.name), (b"vary", b"accept-encoding"))
         if size <= coding.INLINE_SIZE:
             packed = compress(coding, body)
-            # `respond` does not compress again, since the fields now name a coding.
+            # `respond` does not compress the response again, because the fields now contain a
+            # content-encoding.
             self.respond(status, coded, (packed,))
             return True
         if self.version_1_0:
@@ -156,7 +159,7 @@ class Http1Request(HttpRequest):
             return stream
         lines = [response_head(status), *(b"%b: %b\r\n" % field for field in fields)]
         if self.version_1_0:
-            # HTTP/1.0 has no chunks: the end of the connection marks the end of the body.
+            # HTTP/1.0 has no chunks, so the end of the connection marks the end of the body.
             self.keep_alive = False
         elif not has_no_body(status):
             lines.append(b"transfer-encoding: chunked\r\n")
@@ -208,8 +211,8 @@ class Http1Stream(ResponseStream):
         self.bodiless = False
 
     def begin(self, head: bytes) -> None:
-        """Sends the head together with the first chunk if the chunk comes within this iteration of the event
-        loop, otherwise alone at the end of the iteration.
+        """Sends the head together with the first chunk if that chunk is sent within this iteration of the
+        event loop; otherwise sends the head alone, at the end of the iteration.
         """
         assert self._pipeline is not None, "it has not ended"
         self._head = head
@@ -228,19 +231,30 @@ class Http1Stream(ResponseStream):
         if pipeline is None or pipeline.transport.is_closing():
             raise ConnectionResetError("the client has disconnected")
         size = memoryview(chunk).nbytes
-        # An empty chunk would end the body.
-        if not self.bodiless and size:
-            pipeline.sent_chunks += 1
-            if self._request.version_1_0:
-                self._send_head()
-                pipeline.transport.write(chunk)
-            elif size <= JOINED_SIZE:
-                pipeline.transport.write(b"".join((self._taken_head(), b"%x\r\n" % size, chunk, b"\r\n")))
-            else:
-                pipeline.transport.writelines([self._taken_head() + b"%x\r\n" % size, chunk, b"\r\n"])
+        self._write(pipeline, chunk, size)
         await pipeline.writable(size)
         if self._pipeline is None:
             raise ConnectionResetError("the client has disconnected")
+
+    def send_now(self, chunk: Buffer) -> bool:
+        pipeline = self._pipeline
+        size = memoryview(chunk).nbytes
+        if pipeline is None or pipeline.transport.is_closing() or not pipeline.may_write(size):
+            return False
+        self._write(pipeline, chunk, size)
+        return True
+
+    def _write(self, pipeline: Pipeline, chunk: Buffer, size: int) -> None:
+        if self.bodiless or not size:  # an empty chunk would end the body
+            return
+        pipeline.sent_chunks += 1
+        if self._request.version_1_0:
+            self._send_head()
+            pipeline.transport.write(chunk)
+        elif size <= JOINED_SIZE:
+            pipeline.transport.write(b"".join((self._taken_head(), b"%x\r\n" % size, chunk, b"\r\n")))
+        else:
+            pipeline.transport.writelines([self._taken_head() + b"%x\r\n" % size, chunk, b"\r\n"])
 
     def close(self) -> None:
         pipeline = self._pipeline
@@ -267,9 +281,9 @@ def inflate(pipeline: Pipeline, request: Http1Request) -> None:
         pipeline.dispatch(request)
         return
     try:
-        body = inflate_small(coding, request.body, pipeline.wire.limits.max_body_size)
+        body = inflate_small(coding, request.body, pipeline.wire.body_limit)
         if body is not None and not _reserve(pipeline, request, len(body)):
-            raise CodingError(503, "The server holds too many bytes of requests; try again later")
+            raise overfull()
     except CodingError as error:
         _refuse(pipeline, request, error)
         return
@@ -289,9 +303,11 @@ async def _inflate_in_turn(pipeline: Pipeline, request: Http1Request, coding: by
     def wanted() -> bool:
         return request.unanswered and not peer_is_gone(pipeline.transport)
 
+    wire = pipeline.wire
+    bound = wire.application.body_limit(request.method, request.path)
     try:
-        body = await pipeline.wire.inflation.inflate(
-            coding, request.body, lambda size: _reserve(pipeline, request, size), wanted
+        body = await wire.inflation.inflate(
+            coding, request.body, lambda size: _reserve(pipeline, request, size), wanted, bound
         )
     except CodingError as error:
         _refuse(pipeline, request, error)
@@ -304,7 +320,9 @@ async def _inflate_in_turn(pipeline: Pipeline, request: Http1Request, coding: by
 
 
 def _reserve(pipeline: Pipeline, request: Http1Request, size: int) -> bool:
-    """Counts `size` bytes instead of the compressed body. Returns False above max_buffered_bytes."""
+    """Counts `size` bytes for the request instead of the size of the compressed body. Returns False, and
+    counts nothing, if max_buffered_bytes would be exceeded.
+    """
     wire = pipeline.wire
     counted = wire.buffered_bytes - request.counted_bytes + size
     if counted > wire.limits.max_buffered_bytes:
@@ -315,8 +333,7 @@ def _reserve(pipeline: Pipeline, request: Http1Request, size: int) -> bool:
 
 
 def _refuse(pipeline: Pipeline, request: Http1Request, error: CodingError) -> None:
-    kind, body = pipeline.wire.application.render_error(error.status, error.message)
-    fields = [(b"content-type", kind)]
+    fields = [*error.fields]
     if error.status == 415:
         fields.append((b"accept-encoding", ACCEPTED))
-    request.respond(error.status, fields, (body,))
+    pipeline.fail(request, error.status, error.message, fields)

@@ -1,4 +1,4 @@
-"""Enforces the time limits of an HTTP/1.1 connection, which say how long it may go without progress."""
+"""Enforces the time limits of an HTTP/1.1 connection: how long the connection may go without progress."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 #: Seconds for which bytes that arrive after a refusal are read and dropped.
 LINGER_TIME = 2.0
-#: An idle connection is not checked again for this share of its time limit, or for LONGEST_REST seconds if
-#: that is shorter.
+#: After a check, an idle connection is not checked again for this share of its time limit.
 REST = 1 / 8
-LONGEST_REST = 10.0
+#: The maximum time, in seconds, between two checks of an idle connection.
+LONGEST_REST = 15.0
 
 
 class Awaited(Enum):
@@ -32,8 +32,8 @@ class Awaited(Enum):
 
 
 class TimeLimits:
-    """A periodic check that compares a connection with its state at the previous check, and ends it if there
-    is no progress.
+    """Compares a connection at each periodic check with its state at the previous check, and ends the
+    connection if it has made no progress for too long.
     """
 
     __slots__ = ("_mark", "_since")
@@ -51,8 +51,9 @@ class TimeLimits:
         elif now - self._since >= limit:
             _end(connection, awaited)
         elif awaited is Awaited.REQUEST:
-            # With 10,000 idle connections, checking each of them every second would take 2 % of a core. The
-            # drawback is that the time limit of a request that begins in between counts from the next check.
+            # With 10,000 idle connections, checking each of them every second would take 2 % of a core. A
+            # request that arrives in part ends the rest. The drawback is that the time limit for reading a
+            # response counts from the next check.
             connection.rests_until = min(now + min(limit * REST, LONGEST_REST), self._since + limit)
 
 
@@ -64,8 +65,8 @@ def _look(connection: Http1Connection) -> tuple[Awaited, object, float]:
     unsent = connection.transport.get_write_buffer_size()
     if unsent:
         if unsent > limits.max_unsent_bytes:
-            # An occasional byte that the client reads does not count as progress: the quotient changes only
-            # if the client reads at `min_taking_rate`.
+            # A client that reads only a few bytes makes no progress: the quotient changes only if the client
+            # reads at `min_taking_rate`.
             unsent = int(unsent // max(1.0, limits.min_taking_rate * limits.progress_timeout))
         return Awaited.READING, (unsent, pipeline.answers, pipeline.sent_chunks), limits.progress_timeout
     if connection.lingering:

@@ -13,27 +13,28 @@ from backline.wire.http2.stream import Stream
 if TYPE_CHECKING:
     from backline.wire.connection import Wire
 
-#: Kinds with this number or a higher one are for compressed requests, whose size says little about their
-#: content.
+#: Kinds from this number on are for compressed requests. They are separate, because the size of a compressed
+#: request says little about its content.
 _COMPRESSED = 64
-#: Until a response to a request of the same kind has been seen, the expected size is the budget divided by
-#: this number. Several requests are then admitted at once, since a server's first requests may be slow or
-#: wait for a batch.
+#: Until a request of the same kind has been answered, the expected size of a response is the budget divided
+#: by this number. So several requests are admitted at the same time, because the first requests of a server
+#: may be slow or wait for a batch.
 _UNKNOWN = 16
 
 
 class Admission:
-    """The limit on the responses of one connection: further requests wait until its client reads.
+    """Limits the total size of one connection's responses. Requests above the limit wait until the client has
+    read responses.
 
     The size of a response is unknown in advance. It is predicted from recent responses to requests of the
-    same kind, on this connection or, if there are none, on any connection. If there are none at all, up to 16
-    requests may be in flight. The kind of a request follows from its size, because clients mix small and
-    large calls.
+    same kind, on this connection or, if there are none, on any connection. If there are none at all, up to
+    16 requests of that kind may be in flight. The kind of a request is derived from its size, because clients
+    mix small and large calls.
 
-    Invariant: the expected responses of requests in flight, plus the responses that are held, do not exceed
-    the budget, except that a single response may. Requests up to the size `passes` bypass the count. That is
-    safe while their responses are so small that all concurrent streams together fit the budget; otherwise
-    `passes` is -1.
+    Invariant: the expected sizes of the responses to requests in flight, plus the sizes of the responses that
+    are held, do not exceed the budget, unless only one response is expected. Requests up to the size `passes`
+    are not checked. That is safe as long as their responses are so small that one for each concurrent stream
+    would fit the budget; otherwise `passes` is -1.
     """
 
     __slots__ = (
@@ -54,9 +55,10 @@ class Admission:
         self._streams = streams
         self._output = output
         self._budget = wire.limits.max_held_answer_bytes
-        #: The size of a response for which the budget suffices on every concurrent stream at once.
+        #: The size in bytes at which one response for each concurrent stream would just fit the budget.
         self._small = self._budget // wire.limits.max_concurrent_streams
-        #: The size of the largest recent response by kind of request, decaying slowly.
+        #: By kind of request, the size of the largest recent response. The value decreases slowly when
+        #: responses are smaller.
         self._sizes: dict[int, int] = {}
         self.waiting: deque[Stream] = deque()
         #: Stream handlers that wait for the client to read.
@@ -86,7 +88,7 @@ class Admission:
         self.stir()
 
     def stir(self) -> None:
-        """Schedules a check whether there is room for waiting requests."""
+        """Schedules a check that dispatches waiting requests if there is room for their responses."""
         if (self.waiting or self._pausing) and not self._scheduled:
             self._scheduled = True
             self._wire.loop.call_soon(self._admit)
@@ -119,6 +121,8 @@ class Admission:
                 stream.dispatch()
 
     def _room(self) -> int:
+        # While the responses of all connections take more than half of the budget, the budget of each shrinks
+        # in inverse proportion to their total size.
         budget = self._budget
         everywhere = self._wire.held_answer_bytes
         return budget * budget // (2 * everywhere) if 2 * everywhere > budget else budget
@@ -147,5 +151,5 @@ class Admission:
                 expected += self._expected(other.kind)
         if expected + held + self._expected(stream.kind) <= budget:
             return True
-        # A single response may exceed the budget.
+        # A single response may exceed the budget, because its request could otherwise never be dispatched.
         return not expected and held <= budget // 2

@@ -1,13 +1,12 @@
-"""A server's HTTP/2 connection (RFC 9113): its lifetime, streams, control frames and time limits."""
+"""A server's HTTP/2 connection (RFC 9113): its lifetime, streams and control frames."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-import time
 
-from backline.wire.connection import Connection, Wire
+from backline.wire.connection import Connection, LostTransport, Wire
 from backline.wire.grpc.timeout import Deadlines
 from backline.wire.http2 import frames
 from backline.wire.http2.admission import Admission
@@ -18,29 +17,29 @@ from backline.wire.http2.output import Output
 from backline.wire.http2.read_ahead import DirectProtocol
 from backline.wire.http2.request_head import RequestHead, check_trailers
 from backline.wire.http2.stream import Stream, StreamTable
+from backline.wire.http2.time_limits import Http2TimeLimits
 
 log = logging.getLogger("backline.wire")
 
-#: For this many seconds after GOAWAY, received bytes are read and dropped: unread bytes would reset the
-#: connection.
+#: For this many seconds after GOAWAY, received bytes are read and dropped, because closing a socket with
+#: unread bytes would reset the connection.
 _LINGER = 0.5
-#: Seconds between the two GOAWAYs of a drain, unless the client acknowledges a PING earlier.
+#: Seconds between the two GOAWAY frames of a drain, unless the client acknowledges the PING earlier.
 _DRAIN_GRACE = 0.5
 _DRAIN_PING = b"draining"
-_KEEPALIVE_PING = b"standing"
 
 
 class Http2Connection(Connection):
-    """A connection with its parts. It handles everything that `FrameReader` reads except DATA.
+    """An HTTP/2 connection. It handles all frames that its `FrameReader` reads, except DATA.
 
     DATA goes from the reader directly to the streams. Streams respond through `output`, which calls
     `finished` when a response has been sent.
 
-    Invariant: each stream in `streams.open` counts once toward the server's and its peer's totals, from
-    `open` to `remove`.
+    Invariant: each stream in `streams.open` counts once toward the totals of the server and of the stream's
+    peer, from `open` to `remove`.
     """
 
-    #: These four are set by `attach`.
+    #: `attach` sets `transport`, `output`, `admission` and `reader`.
     transport: asyncio.Transport
     output: Output
     admission: Admission
@@ -51,31 +50,24 @@ class Http2Connection(Connection):
         self.loop = wire.loop
         self.streams = StreamTable()
         self._max_streams = wire.limits.max_concurrent_streams
-        self._closing = False
+        #: Whether the connection handles and sends nothing more.
+        self.closing = False
         self._lost = False
         #: The number of requests whose response has been sent.
         self.answered = 0
         self.deadlines = Deadlines(wire.loop, self.streams.open.__len__)
-        #: Bytes with which the next header block must start. Once the client has chosen a smaller dynamic
-        #: table, the block must resize the table (RFC 7541, section 4.2). The new size is 0, since the server
-        #: does not use the table.
+        #: Bytes with which the next header block must start; usually none. If the client has reduced the
+        #: maximum size of the dynamic table, the block must start with a size update (RFC 7541, section 4.2).
+        #: The new size is 0, because the server does not use the table.
         self.block_prefix = b""
-        #: The lock that is held while the handler of a streaming call waits for a large message.
+        #: The lock that is held while the handler of a streaming call takes a large message.
         self.large_messages = asyncio.Lock()
         self._allowance = FrameAllowance(wire.limits)
         self.max_requests = wire.peers.max_requests
-        #: The number of SETTINGS frames that the client has not acknowledged, and the time since when.
-        self._unacknowledged = 0
-        self._unacknowledged_since = 0.0
         self._draining = False
         #: The number of the last stream to be served; None until the final GOAWAY is sent.
         self._final_stream: int | None = None
-        self._swept_reads = -1
-        #: The value of `output.sent` when the client was last found to read fast enough, which was at
-        #: `_took_enough`.
-        self._swept_sent = 0
-        self._quiet_since = self._idle_since = self._opened = self._took_enough = time.monotonic()
-        self._keepalive_sent = False
+        self.time_limits = Http2TimeLimits()
 
     # Lifetime
 
@@ -106,24 +98,27 @@ class Http2Connection(Connection):
         connected = self.transport.get_extra_info("socket")
         encrypted = self.transport.get_extra_info("ssl_object") is not None
         if self.reader.descriptor < 0 and connected is not None and not encrypted and hasattr(os, "readv"):
-            self.reader.descriptor = connected.fileno()
+            self.reader.receive_directly(connected.fileno())
             self.transport.set_protocol(DirectProtocol(self, self.reader))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lost = self._closing = True
-        self.reader.lose()
-        self.output.closed = True
+        self._lost = self.closing = True
+        self.transport = lost = LostTransport(self.transport)
+        self.reader.lose(lost)
+        self.output.lose(lost)
         self.deadlines.cancel()
         self.wire.unsent.forget(self)
         self.wire.connections.discard(self)
         self._abandon()
+        # The peer is left last, because removing the streams still changes its counts.
         self.wire.peers.leave(self.peer)
 
     def _relieved(self) -> None:
         self.admission.stir()
 
     def eof_received(self) -> bool:
-        # A client that closed its sending half can neither update windows nor complete requests.
+        # False makes the transport close the connection: a client that has closed its sending half can
+        # neither update windows nor complete requests.
         return False
 
     def unsent(self) -> tuple[int, int]:
@@ -144,26 +139,26 @@ class Http2Connection(Connection):
 
     def abort(self) -> None:
         self.output.closed = True
-        self._closing = True
+        self.closing = True
         self.transport.abort()
         self.reader.stop()
 
     def drain(self) -> None:
-        if self._draining or self._closing:
+        if self._draining or self.closing:
             return
         self._draining = True
         if not self.reader.preface_done:
             self._close()
             return
-        # Requests in transit are still served: all of them have arrived once the client acknowledges the
-        # PING.
+        # This first GOAWAY refuses no stream, so that requests in transit are still served. All of them have
+        # arrived once the client acknowledges the PING.
         self.output.write(
             frames.goaway(frames.MAX_WINDOW, frames.NO_ERROR) + frames.frame(frames.PING, 0, 0, _DRAIN_PING)
         )
         self.loop.call_later(_DRAIN_GRACE, self._drained)
 
     def _drained(self) -> None:
-        if self._final_stream is None and not self._closing:
+        if self._final_stream is None and not self.closing:
             self._final_stream = self.streams.last
             self.output.write(frames.goaway(self.streams.last, frames.NO_ERROR))
             if not self.streams.open:
@@ -171,11 +166,11 @@ class Http2Connection(Connection):
 
     def _close(self) -> None:
         """Closes the connection once everything written has been sent."""
-        if self._closing:
+        if self.closing:
             return
         self.output.flush()
-        self._closing = True
-        self._quiet_since = time.monotonic()
+        self.closing = True
+        self.time_limits.closing()
         self.output.closed = True
         if not self._lost:
             if self.transport.can_write_eof():
@@ -187,10 +182,11 @@ class Http2Connection(Connection):
                 self.reader.stop()
 
     def fail(self, failure: ConnectionFailure) -> None:
-        if self._closing:
+        if self.closing:
             return
         log.debug("connection closed: %s", failure.reason)
         self.output.write(frames.goaway(self.streams.last, failure.code, failure.reason.encode()))
+        # The connection closes before the streams are abandoned, so that no frame of a stream follows GOAWAY.
         self._close()
         self._abandon()
 
@@ -200,73 +196,9 @@ class Http2Connection(Connection):
                 self.remove(stream)
                 stream.lost()
 
-    # Time limits
-
     def sweep(self, now: float) -> None:
-        limits = self.wire.limits
         self.wire.unsent.count(self)
-        if self._closing:
-            if now - self._quiet_since > limits.progress_timeout:
-                # The client does not read what was written before closing.
-                self.transport.abort()
-            return
-        quiet = self.reader.reads == self._swept_reads
-        self._swept_reads = self.reader.reads
-        if not quiet:
-            self._quiet_since = now
-            self._keepalive_sent = False
-        if self.reader.mid_frame:
-            if (
-                now - (self._quiet_since if self.reader.preface_done else self._opened)
-                > limits.header_timeout
-            ):
-                self.fail(ConnectionFailure(frames.PROTOCOL_ERROR, "a frame did not arrive in time"))
-            return
-        if self._unacknowledged and now - self._unacknowledged_since > limits.header_timeout:
-            self.fail(ConnectionFailure(frames.SETTINGS_TIMEOUT, "SETTINGS was not acknowledged in time"))
-            return
-        stuck = self.reader.write_blocked and quiet and now - self._quiet_since > limits.progress_timeout
-        if stuck or self._reads_too_slowly(now):
-            self.abort()
-            return
-        if self.streams.open:
-            self._idle_since = now
-        else:
-            if quiet and now - max(self._quiet_since, self._idle_since) > limits.idle_timeout:
-                self.fail(ConnectionFailure(frames.NO_ERROR, "the connection was idle for too long"))
-            return
-        if now - self._quiet_since > limits.idle_timeout + limits.progress_timeout:
-            self.abort()
-            return
-        if now - self._quiet_since > limits.idle_timeout and not self._keepalive_sent:
-            self._keepalive_sent = True
-            self.output.write(frames.frame(frames.PING, 0, 0, _KEEPALIVE_PING))
-        for stream in list(self.streams.open.values()):
-            progress = stream.received + stream.sent
-            if progress != stream.swept or stream in self.wire.uploads.waiting:
-                stream.swept = progress
-                stream.progressed = now
-            elif now - stream.progressed > limits.progress_timeout:
-                if stream.pending_bytes:
-                    self.reset(stream, frames.CANCEL)
-                elif stream.awaits_client():
-                    stream.timed_out()
-                elif stream.streaming and now - stream.progressed > limits.stream_idle_timeout:
-                    stream.idle_too_long()
-
-    def _reads_too_slowly(self, now: float) -> bool:
-        """Returns whether the client reads too slowly. Opening windows a few bytes at a time does not count
-        as progress.
-        """
-        limits = self.wire.limits
-        output = self.output
-        if (
-            output.held <= limits.max_unsent_bytes
-            or output.sent - self._swept_sent >= limits.min_taking_rate * limits.progress_timeout
-        ):
-            self._swept_sent = output.sent
-            self._took_enough = now
-        return now - self._took_enough > limits.progress_timeout
+        self.time_limits.check(self, now)
 
     # Requests
 
@@ -280,7 +212,8 @@ class Http2Connection(Connection):
             self.streams.note(number)
             self.open(number, self._blocks.request(block), ends)
         else:
-            # The block is decoded anyway, to keep the HPACK tables in step.
+            # The block is decoded even though the stream is not open: otherwise the HPACK tables of both
+            # sides would differ.
             self._blocks.fields(block)
             self.spend(1)
             if self.streams.was_reset_by_client(number):
@@ -291,6 +224,8 @@ class Http2Connection(Connection):
                 raise ConnectionFailure(frames.STREAM_CLOSED, "HEADERS on a closed stream")
 
     def _trailers(self, stream: Stream, block: bytes, ends: int) -> None:
+        # The block is decoded before all checks, because a check may end only the stream, and the HPACK
+        # tables of both sides must remain equal.
         fields = self._blocks.fields(block)
         if not stream.remote_open:
             raise StreamFailure(frames.STREAM_CLOSED, "HEADERS after the end of the stream")
@@ -309,6 +244,8 @@ class Http2Connection(Connection):
             self.send_reset(number, frames.REFUSED_STREAM)
             return
         stream = head.exchange(self, number, head)
+        # The stream is registered and counted before `begin`, because `begin` may respond immediately, and a
+        # response removes the stream.
         streams[number] = stream
         if stream.streaming:
             wire.streams += 1
@@ -338,6 +275,7 @@ class Http2Connection(Connection):
 
     def remove(self, stream: Stream) -> None:
         stream.closed = True
+        # Below, each total is reduced exactly once, because only streams in `open` are removed.
         del self.streams.open[stream.number]
         wire = self.wire
         if stream.streaming:
@@ -365,6 +303,8 @@ class Http2Connection(Connection):
     def reset(self, stream: Stream, code: int) -> None:
         """Resets a stream unless it is closed, and abandons its request."""
         if not stream.closed:
+            # `remove` comes before `lost`, because `lost` calls the application, which must find the stream
+            # closed.
             self.remove(stream)
             self.send_reset(stream.number, code)
             stream.lost()
@@ -374,7 +314,7 @@ class Http2Connection(Connection):
         self.output.write(frames.rst_stream(number, code))
 
     def fail_stream(self, number: int, failure: StreamFailure) -> None:
-        # Security: provoking stream errors must not be a free way to make the server work.
+        # Security: each stream error is charged, so that a client cannot keep the server busy with errors.
         self.spend(1)
         stream = self.streams.open.get(number)
         if stream is not None:
@@ -388,9 +328,7 @@ class Http2Connection(Connection):
     # Frames other than DATA
 
     def expect_acknowledgement(self) -> None:
-        if not self._unacknowledged:
-            self._unacknowledged_since = time.monotonic()
-        self._unacknowledged += 1
+        self.time_limits.settings_sent()
 
     def control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if kind == frames.WINDOW_UPDATE:
@@ -414,7 +352,7 @@ class Http2Connection(Connection):
                 raise ConnectionFailure(frames.PROTOCOL_ERROR, "GOAWAY on a stream")
             if len(payload) < 8:
                 raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "GOAWAY is shorter than 8 octets")
-            # The client is closing the connection: its open requests are still answered.
+            # The client is closing the connection. Requests that it has already sent are still answered.
             self._drained()
         elif kind == frames.PUSH_PROMISE:
             raise ConnectionFailure(frames.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
@@ -461,8 +399,7 @@ class Http2Connection(Connection):
         if flags & frames.ACK:
             if payload:
                 raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "a SETTINGS acknowledgement has a payload")
-            self._unacknowledged = max(0, self._unacknowledged - 1)
-            self._unacknowledged_since = time.monotonic()
+            self.time_limits.settings_acknowledged()
             return
         output = self.output
         for key, value in frames.parse_settings(payload):
@@ -472,8 +409,8 @@ class Http2Connection(Connection):
                 output.max_frame_size = value
             elif key == frames.HEADER_TABLE_SIZE and value < 4096:
                 self.block_prefix = b"\x20"
-        # The client enforces the old windows until it reads the acknowledgement, so DATA must be sent after
-        # it.
+        # The client enforces its old windows until it has read the acknowledgement, so DATA that needs the
+        # new windows must follow the acknowledgement.
         output.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
         output.pump()
 

@@ -20,20 +20,21 @@ from backline.wire.uploads import FREE
 if TYPE_CHECKING:
     from backline.wire.http2.frame_reader import FrameHandler
 
-#: The connection's window is replenished when less than this is left.
+#: The connection's window is replenished when fewer bytes than this are left.
 REPLENISH_AT = OUR_CONNECTION_WINDOW // 2
 
 
 class DataReceiver:
-    """A receiver that passes payloads to their streams as they arrive, and drops those that no stream takes.
+    """Passes payloads of DATA frames to their streams as they arrive, and drops payloads that no stream
+    takes.
 
     `FrameReader` handles a complete DATA frame of an open stream inline, on the hot path; any other DATA
     frame starts with `begin` and continues with `read`.
 
     Invariant: each DATA frame is subtracted from the connection's window, and from its stream's window if the
     stream is open, before its payload is used. The connection's window is replenished as bytes arrive. A
-    stream's window is replenished only by `grant`, so that each stream bounds what it holds, and by
-    `promise`, so that large bodies wait for each other.
+    stream's window is replenished only by `grant`, when the stream can hold more, and by `promise`, which
+    makes large bodies take turns.
     """
 
     __slots__ = (
@@ -57,7 +58,7 @@ class DataReceiver:
         self.window_in = OUR_CONNECTION_WINDOW
         #: The maximum size of a frame that the client may send.
         self.max_frame_size = frames.MIN_MAX_FRAME_SIZE
-        #: The number of bytes that remain of the current payload and its padding.
+        #: The number of bytes that are still missing from the current payload and from the padding after it.
         self.left = 0
         self.padding_left = 0
         #: The stream that receives the payload; None if it is dropped.
@@ -71,7 +72,9 @@ class DataReceiver:
         self.stream = None
 
     def check_windows(self, stream: Stream | None) -> None:
-        """Raises a failure if a window is exceeded, and replenishes the connection's window."""
+        """Raises ConnectionFailure or StreamFailure if the client has exceeded a window. Replenishes the
+        connection's window if little of it is left.
+        """
         if self.window_in < 0:
             raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "DATA exceeds the connection's window")
         if self.window_in < REPLENISH_AT:
@@ -105,6 +108,7 @@ class DataReceiver:
         self.left = payload
         self.padding_left = padding
         if not payload and not ends:
+            # Security: padding carries nothing, so a frame of padding costs the client more the longer it is.
             self._handler.spend(1 + (padding >> 6))
         if stream is None or not stream.remote_open:
             self.check_windows(None)
@@ -177,9 +181,10 @@ class DataReceiver:
         self.ends = ends
 
     def expect(self, stream: Stream, size: int) -> None:
-        """Lets an announced body of `size` bytes arrive in large frames.
+        """Prepares for an announced body of `size` bytes: allows large frames, and extends the stream's
+        window.
 
-        The client need not wait for windows either, unless the body has to wait for other large bodies.
+        The window then covers the whole body, unless the body has to wait for other large bodies.
         """
         if size > LARGE_BODY and self.max_frame_size < LARGE_MAX_FRAME_SIZE:
             self.max_frame_size = LARGE_MAX_FRAME_SIZE
@@ -188,10 +193,11 @@ class DataReceiver:
         self.promise(stream, size, size - OUR_STREAM_WINDOW)
 
     def promise(self, stream: Stream, size: int, more: int) -> None:
-        """Lets the client send the last `more` bytes of a body of `size` bytes.
+        """Promises the client window for the last `more` bytes of a body of `size` bytes, the part that the
+        window does not cover yet.
 
-        For a large body, only as many bytes are granted as other large bodies leave room for; the rest
-        follows later.
+        For a small body, the window is extended immediately. For a large one, it is extended now by as many
+        bytes as other large bodies leave room for, and by the rest later.
         """
         if size <= FREE:
             self.grant(stream, more)
@@ -209,7 +215,7 @@ class DataReceiver:
             self.grant(stream, more)
 
     def grant(self, stream: Stream, size: int) -> None:
-        """Lets the client send `size` more bytes on a stream."""
+        """Extends the stream's window by `size` bytes."""
         if size > 0 and not stream.closed and stream.remote_open:
             stream.window_in += size
             self._output.write(frames.window_update(stream.number, size))

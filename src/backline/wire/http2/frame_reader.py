@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Protocol
 
 from backline.wire.body import NO_ROOM
-from backline.wire.connection import Wire
+from backline.wire.connection import LostTransport, Wire
 from backline.wire.http2 import frames
 from backline.wire.http2.data import REPLENISH_AT, DataReceiver
 from backline.wire.http2.frames import FRAME_HEADER, PREFACE, ConnectionFailure, StreamFailure
@@ -18,32 +18,36 @@ from backline.wire.http2.read_ahead import READ, read_ahead
 from backline.wire.http2.request_head import RequestHead
 from backline.wire.http2.stream import StreamTable
 from backline.wire.limits import KIB
-from backline.wire.turns import LARGE_READ, peer_is_gone
+from backline.wire.turns import LARGE_READ, SocketState, peer_is_gone
 
 log = logging.getLogger("backline.wire")
 
 #: The maximum number of CONTINUATION frames per header block.
 _MAX_CONTINUATIONS = 8
-#: A connection that has used up its turn defers reads above this size to its next turn.
+#: A connection that has used up its turn handles reads above this size only in its next turn.
 _SMALL_READ = 8 * KIB
 #: After a read of this many bytes or more, the reader checks whether the client has already disconnected.
-_ASK_FROM = 32 * KIB
+_ASK_FROM = 16 * KIB
 
 
 class FrameHandler(Protocol):
-    """The reader's view of its connection. Methods may raise ConnectionFailure or StreamFailure."""
+    """The methods of a connection that its reader calls. They may raise ConnectionFailure or
+    StreamFailure.
+    """
 
     def open(self, number: int, head: RequestHead, ends: int) -> None:
         """Opens a stream for a request whose header block repeats one that was decoded before."""
 
     def headers(self, number: int, block: bytes, ends: int) -> None:
-        """Handles any other complete header block."""
+        """Handles a complete header block for which the reader did not call `open`."""
 
     def control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         """Handles a complete frame of any type but DATA, HEADERS and CONTINUATION."""
 
     def spend(self, cost: float) -> None:
-        """Charges the client for a frame that carries nothing. Raises ConnectionFailure for too many."""
+        """Charges the client for a frame that carries nothing. Raises ConnectionFailure if the client has
+        sent too many such frames.
+        """
 
     def send_reset(self, number: int, code: int) -> None: ...
 
@@ -58,9 +62,10 @@ class FrameHandler(Protocol):
 
 
 class FrameReader:
-    """A reader that splits received bytes into frames. DATA goes to its stream, all else to the handler.
+    """A reader that splits received bytes into frames. It passes each DATA payload to its stream, and all
+    other frames to the handler.
 
-    The reader stops reading the socket while the client leaves responses unread, and while other connections
+    The reader does not read the socket while the client leaves responses unread, or while other connections
     have their turn.
 
     Invariants: a DATA frame is never assembled, since its payload is passed on as it arrives. At most one
@@ -84,6 +89,7 @@ class FrameReader:
         "_poll",
         "_read_paused",
         "_resting",
+        "_socket",
         "_stopped",
         "_streams",
         "_transport",
@@ -114,12 +120,12 @@ class FrameReader:
         self._blocks = blocks
         self.data = DataReceiver(handler, output, streams)
         self.preface_done = False
-        #: An incomplete frame, and the number of bytes at which it can be handled.
+        #: The bytes of an incomplete frame, and the number of bytes needed to handle the frame.
         self._pending = bytearray()
         self._needed = 0
         #: Bytes that wait for this connection's next turn: (data, position).
         self._held: tuple[bytes, int] | None = None
-        #: Whether the previous turn ended with bytes left over.
+        #: Whether the previous turn ended with bytes left to handle.
         self._busy = False
         #: Whether reading is paused until the next turn.
         self._resting = False
@@ -137,8 +143,9 @@ class FrameReader:
         #: The descriptor of the socket from which large messages are received directly, or -1 if they are
         #: received like everything else.
         self.descriptor = -1
-        #: The number of reads that delivered bytes. The periodic check of time limits compares it to detect
-        #: progress.
+        self._socket: SocketState | None = None
+        #: The number of reads that delivered bytes. The periodic check of time limits compares it with its
+        #: earlier value, to see whether the client makes progress.
         self.reads = 0
 
     @property
@@ -146,15 +153,21 @@ class FrameReader:
         """Whether the client has sent only part of a frame or header block."""
         return not self.preface_done or self._block is not None or bool(self._pending)
 
+    def receive_directly(self, descriptor: int) -> None:
+        """Makes the reader receive large messages directly from this socket from now on."""
+        self.descriptor = descriptor
+        self._socket = SocketState(descriptor)
+
     def stop(self) -> None:
-        """Makes the reader drop all further bytes instead of leaving them unread, as closing with unread
-        bytes would reset the connection.
+        """Makes the reader drop all further bytes. They must not stay unread, because closing a socket with
+        unread bytes would reset the connection.
         """
         self._stopped = True
         self._update_reading()
 
-    def lose(self) -> None:
-        """Frees memory when the connection is closed, instead of leaving that to the cycle collector."""
+    def lose(self, lost: LostTransport) -> None:
+        """Frees the memory of a closed connection immediately, rather than when the cycle collector runs."""
+        self._transport = lost
         self._lost = self._stopped = True
         self._held = None
         self._pending = bytearray()
@@ -170,8 +183,8 @@ class FrameReader:
         self.write_blocked = False
 
     def resume(self) -> None:
-        """Resumes reading after `end_write_pause`, unless sending what was queued has filled the socket
-        again.
+        """Resumes reading after `end_write_pause`, unless the queued responses that were sent in between have
+        filled the socket again.
         """
         self._update_reading()
         if self._held is not None and not self.write_blocked:
@@ -179,7 +192,7 @@ class FrameReader:
 
     def data_received(self, data: bytes) -> None:
         if self._stopped:
-            if len(data) >= LARGE_READ:  # with TLS, even bytes that are dropped cost time
+            if len(data) >= LARGE_READ:  # with TLS, bytes are decrypted even if they are dropped
                 self._rest()
             return
         self.reads += 1
@@ -197,7 +210,7 @@ class FrameReader:
             data = bytes(self._pending)
             self._pending = bytearray()
         if self._busy or len(data) >= _ASK_FROM:
-            if len(data) >= _ASK_FROM and peer_is_gone(self._transport):
+            if len(data) >= _ASK_FROM and self._peer_is_gone():
                 self._handler.abort()
                 return
             if len(data) >= LARGE_READ:
@@ -233,17 +246,24 @@ class FrameReader:
         missing = stream.room().nbytes
         if not missing:
             return
-        if missing <= READ and peer_is_gone(self._transport):
+        if missing <= READ and self._peer_is_gone():
             self._handler.abort()
             return
         more, rest = read_ahead(self.descriptor, self.data)
         if rest:
             self._read(rest, 0)
-        if more and not self._stopped:
+        # Most clients send nothing more until they have their response, so there is no turn to wait for.
+        if more and not self._stopped and self._socket is not None and self._socket.has_bytes():
             self._rest()
 
+    def _peer_is_gone(self) -> bool:
+        state = self._socket
+        return peer_is_gone(self._transport) if state is None else state.peer_is_gone()
+
     def _read_safely(self, data: bytes, at: int, placed: int = 0) -> None:
-        """Handles data[at:], after `placed` bytes that were written to `room`."""
+        """Handles `placed` bytes that were written to `room` or, if `placed` is 0, the bytes data[at:]. An
+        error closes the connection.
+        """
         try:
             if placed:
                 self.data.placed(placed)
@@ -277,7 +297,7 @@ class FrameReader:
         payload = self.data
         budget = self._limits.frames_per_turn
         limit = at + self._limits.bytes_per_turn
-        # The clock is read only at every fourth frame: most reads contain fewer.
+        # The clock is read only at every fourth frame: most reads contain fewer than four.
         end_of_turn = 0.0
         unpack = FRAME_HEADER.unpack_from
         needed = 9
@@ -302,7 +322,7 @@ class FrameReader:
             word, flags, number = unpack(data, at)
             kind = word & 0xFF
             length = word >> 8
-            number &= 0x7FFFFFFF
+            number &= 0x7FFFFFFF  # the reserved bit is ignored (RFC 9113, section 4.1)
             if length > payload.max_frame_size:
                 raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "a frame is larger than MAX_FRAME_SIZE")
             begin = at + 9
@@ -320,12 +340,14 @@ class FrameReader:
                         and not flags & frames.PADDED
                     ):
                         at = end
+                        # Both windows are charged before the payload is used; see DataReceiver.
                         payload.window_in -= length
                         stream.window_in -= length
                         if payload.window_in < REPLENISH_AT or stream.window_in < 0:
                             payload.check_windows(stream)
                         stream.feed(data, begin, end, flags & 1)
                     elif flags & frames.PADDED and length and size == begin:
+                        # The byte with the length of the padding has not arrived.
                         needed = 10
                         break
                     else:
@@ -339,6 +361,7 @@ class FrameReader:
                     needed = 9 + length
                     break
                 at = end
+                # 0x2C is END_HEADERS, PADDED and PRIORITY: the payload is exactly one whole block.
                 if kind == frames.HEADERS and flags & 0x2C == frames.END_HEADERS:
                     block = data[begin:end]
                     head = known.get(block)
@@ -346,7 +369,7 @@ class FrameReader:
                         handler.open(number, head, flags & 1)
                     else:
                         self._handler.headers(number, block, flags & 1)
-                        # Decoding can be expensive, so the clock is read at the next frame.
+                        # Decoding a header block can be expensive, so the clock is read at the next frame.
                         if budget > 3:
                             budget = budget & ~3 | 1
                 elif kind == frames.HEADERS:
@@ -393,8 +416,8 @@ class FrameReader:
         paused, self._resting = self._read_paused, False
         reads = False
         if self._held is not None and not self._stopped and not self.write_blocked:
-            if peer_is_gone(self._transport):
-                # The client has disconnected, so the responses would not be read.
+            if self._peer_is_gone():
+                # The client has disconnected, so nobody would read the responses.
                 self._handler.abort()
                 return False
             data, at = self._held
@@ -406,6 +429,9 @@ class FrameReader:
         self._update_reading()
         return reads or (paused and not self._read_paused)
 
+    def abort(self) -> None:
+        self._handler.abort()
+
     def _update_reading(self) -> None:
         pause = self._resting or (not self._stopped and (self.write_blocked or self._held is not None))
         if pause != self._read_paused and not self._lost and not self._transport.is_closing():
@@ -416,9 +442,11 @@ class FrameReader:
                 self._transport.resume_reading()
 
     def _is_dropped(self, kind: int, length: int) -> bool:
-        """Returns whether the payload of a frame is dropped as it arrives, because its type is unknown.
+        """Returns whether the payload of a frame is dropped as it arrives, because the frame's type is
+        unknown.
 
-        Raises ConnectionFailure if a frame of a known type, which would be buffered, is too large.
+        Raises ConnectionFailure if a frame of another type is too large: its payload would have to be
+        buffered.
         """
         if kind > frames.CONTINUATION:
             self._handler.spend(1 + (length >> 14))
@@ -454,8 +482,9 @@ class FrameReader:
                 if number > self._streams.last:
                     self._streams.note(number)
                 if not flags & frames.END_HEADERS:
+                    # The rest of the block would have to be decoded, but has not arrived.
                     raise ConnectionFailure(failure.code, failure.reason) from None
-                # The connection continues, so the block must still be decoded: otherwise the HPACK tables of
+                # Only the stream fails, so the block must still be decoded: otherwise the HPACK tables of
                 # both sides would differ.
                 self._blocks.fields(block)
                 raise

@@ -107,15 +107,16 @@ def header_frames(stream: int, block: bytes, flags: int, max_frame_size: int) ->
     return b"".join(out)
 
 
-#: The MAX_FRAME_SIZE announced when a body above LARGE_BODY bytes arrives, so that the client needs few
-#: frames. It is not announced earlier, since it also applies to HEADERS.
+#: The MAX_FRAME_SIZE that the server announces when a body above LARGE_BODY bytes arrives, so that the client
+#: needs few frames. The server does not announce it earlier, because the size applies to HEADERS too.
 LARGE_MAX_FRAME_SIZE = 1 * MIB
 LARGE_BODY = 64 * KIB
-#: The receive window of a stream until the length of its message is known and a larger window granted.
+#: The receive window of a stream, until the length of its message is known and a larger window is granted.
 OUR_STREAM_WINDOW = 1 * MIB
 #: The receive window of a connection.
 OUR_CONNECTION_WINDOW = 16 * MIB
-#: The maximum size of a SETTINGS frame; the RFC defines only six settings of six octets.
+#: The maximum payload, in bytes, of a SETTINGS frame or other control frame that arrives in several reads.
+#: The RFC defines only six settings, of six octets each.
 MAX_SETTINGS_FRAME = 4 * KIB
 
 
@@ -147,17 +148,18 @@ def parse_settings(payload: bytes) -> list[tuple[int, int]]:
     return known
 
 
-#: Idle frames that a client may send in return for each answered request, and for each DATA frame sent to it:
-#: clients acknowledge DATA with WINDOW_UPDATE for stream and connection, and probe the bandwidth with PING.
+#: The number of idle frames that a client may send for each answered request, and for each DATA frame that
+#: the server has sent. Clients respond to DATA with WINDOW_UPDATE for the stream and the connection, and with
+#: PING to measure the bandwidth.
 PER_REQUEST = 6
 PER_DATA_FRAME = 4
 
 
 class FrameAllowance:
-    """The limit on the frames without content that a client may send: a token bucket that useful work
-    refills.
+    """Limits how many idle frames, which carry nothing, a client may send: a token bucket, refilled with time
+    and for each request that the server answers and each DATA frame that it sends.
 
-    The clock is read only when no tokens are left, so a frame of an honest client takes only a subtraction.
+    The clock is read only when no tokens are left, so usually a frame costs only a subtraction.
     """
 
     __slots__ = ("_burst", "_credited", "_last", "_rate", "_tokens")

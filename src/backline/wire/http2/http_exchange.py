@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,13 +17,13 @@ from backline.wire.compression import (
     compress_in_steps,
     inflate_small,
     negotiate,
+    overfull,
 )
 from backline.wire.connection import RETRY_AFTER, http_date, peer_address
 from backline.wire.http2 import frames
 from backline.wire.http2.frames import OUR_STREAM_WINDOW
 from backline.wire.http2.request_head import RequestHead
 from backline.wire.http2.stream import CRUMB, Stream
-from backline.wire.limits import INCREASE_BODY_LIMIT
 
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
@@ -51,12 +50,10 @@ class HttpExchange(Stream, HttpRequest):
     body: Buffer
     _gathered: Body | None = None
     _responding = False
-    #: This reference keeps the task alive: the event loop has only a weak one.
-    _task: asyncio.Task[None] | None = None
 
     def __init__(self, connection: Http2Connection, number: int, head: RequestHead) -> None:
         Stream.__init__(self, connection, number, head)
-        HttpRequest.__init__(self, head.method, head.path, head.query, head.headers.copy(), b"")
+        HttpRequest.__init__(self, head.method, head.path, head.query, head.headers, b"")
 
     @property
     def peer(self) -> str:
@@ -83,8 +80,10 @@ class HttpExchange(Stream, HttpRequest):
             self.refuse(405, "gRPC calls must use POST", ((b"allow", b"POST"),))
         elif head.rpc is not None:
             self.refuse(415, "This path is a gRPC method; it requires content-type application/grpc")
-        elif head.content_length is not None and head.content_length > wire.limits.max_body_size:
-            self._too_large()
+        elif head.content_length is not None and not self._fits(
+            head.content_length, f"The request body of {head.content_length} bytes"
+        ):
+            pass  # the request has been refused
         elif head.headers.get(b"expect", b"").lower() == b"100-continue":
             self.connection.output.write(
                 self.connection.header_frames(self.number, frames.encode_status(100))
@@ -113,21 +112,34 @@ class HttpExchange(Stream, HttpRequest):
             else:
                 self._handle()
 
+    def _fits(self, size: int, what: str) -> bool:
+        """Refuses the request and returns False if a body of `size` bytes is too large. `what` names the body
+        in the error text.
+        """
+        denial = self.connection.wire.refusal_of_body(size, what, self.method, self.path)
+        if denial is not None:
+            self.refuse(denial.status, denial.message, denial.fields)
+        return denial is None
+
     def _gather(self, data: Buffer, begin: int, end: int) -> bool:
         connection = self.connection
         gathered = self._gathered
         if gathered is None:
             size = self.head.content_length
-            gathered = self._gathered = Body(size)
+            try:
+                gathered = self._gathered = Body(size)
+            except MemoryError:
+                self._refuse_overfull()
+                return False
             if size is not None:
                 connection.reader.data.expect(self, size)
-        if gathered.filled + end - begin > connection.wire.limits.max_body_size:
-            self._too_large()
+        if not self._fits(gathered.filled + end - begin, "The request body"):
             return False
         if not self.buffer(end - begin):
-            self.refuse(503, "The server holds too many bytes of requests; try again later", RETRY_AFTER)
+            self._refuse_overfull()
             return False
         gathered.add(data, begin, end)
+        # For a body of unknown length, the window is replenished whenever half of it is used.
         if self.head.content_length is None and self.window_in < OUR_STREAM_WINDOW // 2:
             connection.reader.data.promise(
                 self, self.buffered + OUR_STREAM_WINDOW, OUR_STREAM_WINDOW - self.window_in
@@ -138,24 +150,25 @@ class HttpExchange(Stream, HttpRequest):
         coding = self.head.coding
         if coding:
             try:
-                inflated = inflate_small(coding, self.body, self.connection.wire.limits.max_body_size)
+                inflated = inflate_small(coding, self.body, self.connection.wire.body_limit)
+                if inflated is not None and not self.reserve(len(inflated)):
+                    raise overfull()
             except CodingError as error:
                 self.refuse(error.status, error.message)
                 return
             if inflated is None:
-                self._task = self.connection.loop.create_task(self._inflate_in_turn(coding))
+                self.run(self._inflate_in_turn(coding))
                 return
-            self.buffer(len(inflated))
             self.body = inflated
         self._handle()
 
     async def _inflate_in_turn(self, coding: bytes) -> None:
+        wire = self.connection.wire
+        bound = wire.application.body_limit(self.method, self.path)
         try:
-            inflated = await self.connection.wire.inflation.inflate(
-                coding, self.body, self.reserve, self.wanted
-            )
+            inflated = await wire.inflation.inflate(coding, self.body, self.reserve, self.wanted, bound)
         except CodingError as error:
-            self.refuse(error.status, error.message)
+            self.refuse(error.status, error.message, error.fields)
             return
         if inflated is not None and self.wanted():
             self.body = inflated
@@ -191,7 +204,7 @@ class HttpExchange(Stream, HttpRequest):
             packed = compress(coding, body)
             self._send(status, _with_coding(fields, coding), (packed,), len(packed))
         else:
-            self._task = self.connection.loop.create_task(self._send_compressed(coding, status, fields, body))
+            self.run(self._send_compressed(coding, status, fields, body))
 
     def _send(self, status: int, fields: Fields, body: Sequence[Buffer], size: int) -> None:
         self.answered = True
@@ -207,6 +220,7 @@ class HttpExchange(Stream, HttpRequest):
         self.ends_with_data = True
         if output.has_room(self, size):
             output.window -= size
+            output.unwritten += size
             output.data_frames += 1
             output.parts.append(frames.FRAME_HEADER.pack(size << 8, frames.END_STREAM, self.number))
             output.parts += body
@@ -222,11 +236,8 @@ class HttpExchange(Stream, HttpRequest):
         self, coding: ResponseCoding, status: int, fields: Fields, body: Sequence[Buffer]
     ) -> None:
         stream = self._start(status, _with_coding(fields, coding))
-        try:
-            async for piece in compress_in_steps(self.connection.loop, coding, body):
-                await stream.send(piece)
-        except ConnectionResetError:
-            return
+        async for piece in compress_in_steps(self.connection.loop, coding, body):
+            await stream.send(piece)
         stream.close()
 
     def stream(self, status: int, fields: Fields) -> ResponseStream:
@@ -235,7 +246,7 @@ class HttpExchange(Stream, HttpRequest):
         self._responding = True
         if self.closed:
             return HttpBody(self)
-        # Sending waits for the client to read, so no responses accumulate.
+        # A streamed response waits for the client to read, so its expected size in memory is 0.
         self.connection.admission.learn(self, 0)
         return self._start(status, fields)
 
@@ -251,16 +262,21 @@ class HttpExchange(Stream, HttpRequest):
         if self._responding or self.closed:
             return
         self._responding = True
-        kind, body = self.connection.wire.application.render_error(status, message)
+        # The client may take long to read the response. Meanwhile, the body must neither take up memory nor
+        # make other large bodies wait.
+        self._gathered, self.body = None, b""
+        self.release(self.buffered)
+        if self.upload_size:
+            self.leave_line()
+        application = self.connection.wire.application
+        kind, body = application.render_error(status, message)
         self.connection.admission.learn(self, len(body))
-        self._send(status, [(b"content-type", kind), *fields], (body,), len(body))
+        sharing = application.gate.sharing(self.headers)
+        self._send(status, [(b"content-type", kind), *fields, *sharing], (body,), len(body))
 
-    def _too_large(self) -> None:
-        limit = self.connection.wire.limits.max_body_size
-        self.refuse(
-            413,
-            f"The request body exceeds the maximum of {limit} bytes. {INCREASE_BODY_LIMIT}",
-        )
+    def _refuse_overfull(self) -> None:
+        error = overfull()
+        self.refuse(error.status, error.message, RETRY_AFTER)
 
     def _response_head(self, status: int, fields: Fields, size: int | None) -> bytes:
         block = frames.encode_status(status) + frames.encode_fields(
@@ -304,6 +320,14 @@ class HttpBody(ResponseStream):
         if exchange.method != b"HEAD":
             exchange.connection.output.send(exchange, (chunk,))
         await exchange.wait_drained()
+
+    def send_now(self, chunk: Buffer) -> bool:
+        exchange = self._exchange
+        if exchange.closed or exchange.answered or exchange.pending_bytes:
+            return False
+        if exchange.method != b"HEAD":
+            exchange.connection.output.send(exchange, (chunk,))
+        return True
 
     def close(self) -> None:
         exchange = self._exchange

@@ -7,27 +7,29 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from backline.wire.application import Buffer
+from backline.wire.connection import LostTransport
 from backline.wire.http2 import frames
 from backline.wire.http2.frames import FRAME_HEADER, ConnectionFailure
 from backline.wire.http2.stream import HIGH_WATER, Stream
-from backline.wire.limits import KIB
+from backline.wire.limits import KIB, MIB
 
-#: The number of bytes that a stream sends before the next stream gets its turn.
+#: The maximum number of bytes that a stream sends before the next stream gets its turn.
 _QUANTUM = 128 * KIB
 #: The maximum number of bytes that a stream sends in one turn while no other stream has data.
-_ALONE = 512 * KIB
-#: More queued bytes than this are written immediately rather than at the end of the event loop's iteration.
+_ALONE = 1 * MIB
+#: Queued bytes above this number are written immediately, rather than at the end of the event loop's
+#: iteration.
 _WRITE_AT = 64 * KIB
-#: A DATA frame smaller than this counts as work (see `FrameAllowance`) only if no data remains queued after
-#: it.
+#: A DATA frame smaller than this earns the client an allowance of idle frames (see `FrameAllowance`) only if
+#: no more data of its stream is queued.
 _CRUMB = 1 * KIB
 
 
 class Output:
-    """The sender of a connection's frames and response bodies.
+    """Sends a connection's frames and response bodies.
 
-    Invariants: DATA never exceeds the peer's windows for the connection and the stream. Bytes waiting for
-    windows or the socket are counted in `held` and in the server's totals (`_hold`) until they are sent or
+    Invariants: DATA never exceeds the peer's windows for the connection and the stream. Bytes that wait for
+    windows or the socket are counted in `held` and in the server's totals, by `_hold`, until they are sent or
     dropped.
     """
 
@@ -48,6 +50,7 @@ class Output:
         "ready",
         "scheduled",
         "sent",
+        "unwritten",
         "window",
     )
 
@@ -65,8 +68,8 @@ class Output:
         self._transport = transport
         self._loop = loop
         self._max_unsent = max_unsent
-        #: At most `max_unsent`: if the server wrote more in one turn, the client would appear not to read its
-        #: responses.
+        #: `_ALONE`, but at most `max_unsent`: if the server wrote more in one turn, the client would appear
+        #: not to read its responses.
         self._alone = max(_QUANTUM, min(_ALONE, max_unsent))
         self._finished = finished
         self._relieved = relieved
@@ -78,15 +81,19 @@ class Output:
         #: Whether the transport's write buffer is full.
         self.paused = False
         self.parts: list[Buffer] = []
+        #: The number of bytes of response data in `parts`. They must be limited here, because the transport
+        #: limits only what has been written to it. Without a limit on `parts`, a stream of many small pieces,
+        #: or many small responses at the same time, would never have to wait.
+        self.unwritten = 0
         self.scheduled = False
-        #: The streams that have data and room in their own window.
+        #: The streams that have data to send and whose window has room.
         self.ready: deque[Stream] = deque()
-        #: The number of DATA frames sent so far. Each of them allows the peer some WINDOW_UPDATE and PING
-        #: frames.
+        #: The number of DATA frames sent so far, for each of which the peer may send some WINDOW_UPDATE and
+        #: PING frames.
         self.data_frames = 0
-        #: Bytes of responses that wait for windows or the socket, or are being compressed.
+        #: The number of bytes of responses that wait for windows or the socket, or are being compressed.
         self.held = 0
-        #: The number of bytes sent so far of responses that had to wait.
+        #: The number of bytes sent so far that first had to wait in `held`.
         self.sent = 0
 
     def write(self, frame: Buffer) -> None:
@@ -101,6 +108,7 @@ class Output:
 
     def flush(self) -> None:
         self.scheduled = False
+        self.unwritten = 0
         parts = self.parts
         if not parts:
             return
@@ -109,9 +117,16 @@ class Output:
             return
         self._transport.write(b"".join(parts))
         parts.clear()
+        # Security: acknowledgements and resets are not subject to flow control. A client that provokes them
+        # but reads nothing could otherwise fill the memory with them.
         if self.paused and self._transport.get_write_buffer_size() > 4 * self._max_unsent:
             self.closed = True
             self._transport.abort()
+
+    def lose(self, lost: LostTransport) -> None:
+        """Frees memory when the connection is closed, and drops later frames."""
+        self._transport = lost
+        self.closed = True
 
     def has_room(self, stream: Stream, size: int) -> bool:
         """Returns whether a DATA frame of this size can be sent immediately."""
@@ -122,6 +137,7 @@ class Output:
             and size <= _WRITE_AT
             and not self.paused
             and not stream.pending_bytes
+            and self.unwritten <= self._max_unsent
         )
 
     def send(self, stream: Stream, buffers: Sequence[Buffer]) -> None:
@@ -138,7 +154,8 @@ class Output:
         stream.pending_bytes += size
         self._hold(stream, size)
         self.enqueue(stream)
-        # `Admission` no longer reserves the expected size of this response.
+        # The response now counts in `held`, so `Admission` no longer reserves its expected size, and may have
+        # room for other requests.
         self._relieved()
 
     def make_ready(self, stream: Stream) -> None:
@@ -151,8 +168,8 @@ class Output:
         self.pump()
 
     def finish(self, stream: Stream) -> None:
-        """Ends a complete response after its queued data, either with `stream.tail` or with the last DATA
-        frame.
+        """Ends a response that the application has completed: after its queued data, with `stream.tail` or
+        with the last DATA frame.
         """
         if stream.pending_bytes:
             self.enqueue(stream)
@@ -165,7 +182,6 @@ class Output:
         """Sends as much as the windows and the socket allow; streams take turns, one quantum each."""
         ready = self.ready
         sent = self.sent
-        unwritten = 0
         while ready and not self.paused and not self.closed:
             stream = ready[0]
             if stream.closed:
@@ -180,16 +196,16 @@ class Output:
                     ready.popleft()
                     stream.queued = False
                     continue
-                unwritten += self._send_some(stream, room)
-                if unwritten >= _WRITE_AT:
-                    unwritten = 0
-                    self._write_parts()
+                self.unwritten += self._send_some(stream, room)
             if stream.pending_bytes:
                 ready.rotate(-1)
             else:
                 ready.popleft()
                 stream.queued = False
                 self._end(stream)
+            # The end of a stream is written together with its last data, which saves a system call.
+            if self.unwritten >= _WRITE_AT:
+                self._write_parts()
             if stream.drained is not None and stream.pending_bytes <= HIGH_WATER:
                 stream.wake()
         if self.parts and not self.scheduled:
@@ -202,6 +218,7 @@ class Output:
         self._hold(stream, -stream.pending_bytes - stream.compressing)
         stream.pending = None
         stream.pending_bytes = stream.compressing = 0
+        self._relieved()
 
     def compressing(self, stream: Stream, size: int) -> None:
         """Counts a response of `size` bytes while it is being compressed. Call it again with 0 afterwards."""
@@ -226,8 +243,8 @@ class Output:
         full = FRAME_HEADER.pack(longest << 8, 0, stream.number)
         while left:
             view = pending[0]
-            # The middle of a large buffer is sent in frames of full length, none of which is the last of the
-            # stream.
+            # All but the end of a large buffer is sent in frames of full length. None of them is the last
+            # frame of the stream.
             whole = (min(left, view.nbytes) - 1) // longest
             if whole > 0:
                 middle = whole * longest
@@ -244,11 +261,12 @@ class Output:
             last = stream.ends_with_data and not stream.pending_bytes
             stream.end_sent = last
             parts.append(FRAME_HEADER.pack(size << 8, frames.END_STREAM if last else 0, stream.number))
-            # Security: a client that opens its window a few bytes at a time must not earn an allowance of
-            # idle frames each time.
+            # Security: frames below _CRUMB bytes do not count while more bytes wait. Otherwise, a client that
+            # opens its window by only a few bytes at a time would be allowed more idle frames each time.
             if size >= _CRUMB or not stream.pending_bytes:
                 self.data_frames += 1
             frames.move(pending, size, parts)
+        # At most `room` bytes were taken, so sending makes neither window negative.
         self.window -= total
         stream.credit -= total
         stream.sent += total
@@ -271,6 +289,7 @@ class Output:
         if not self.closed:
             self._transport.writelines(self.parts)
         self.parts = []
+        self.unwritten = 0
 
     def widen(self, increment: int) -> None:
         """Handles a WINDOW_UPDATE frame for the connection."""

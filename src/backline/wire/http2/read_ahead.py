@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import TYPE_CHECKING
 
+from backline.wire.connection import BufferReader
 from backline.wire.http2.data import DataReceiver
 from backline.wire.http2.frames import END_STREAM, FRAME_HEADER
-from backline.wire.limits import KIB
+from backline.wire.limits import KIB, MIB
 
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
@@ -16,26 +16,28 @@ if TYPE_CHECKING:
 
 #: The maximum number of bytes of a message per read: receiving more at once would block the event loop for
 #: too long.
-READ = 256 * KIB
-#: The minimum frame size in bytes for direct reads: describing shorter frames to the kernel costs more than
-#: copying them.
+READ = 1 * MIB
+#: The maximum number of bytes per read outside of large messages: about one frame of the usual length.
+_PIECE = 16 * KIB
+#: The minimum frame size in bytes for direct reads. For shorter frames, passing a list of their buffers to
+#: the kernel costs more than copying the frames.
 _SHORTEST = 4 * KIB
 
 
-class DirectProtocol(asyncio.BufferedProtocol):
+class DirectProtocol(BufferReader["Http2Connection"]):
     """The transport's asyncio protocol once the client has announced a large message.
 
     While a large message arrives, the transport writes into the message's buffer. All other bytes go through
-    `wire.read_buffer`. That buffer is short, so that only a little of a message that begins in it has to be
-    copied.
+    the beginning of `wire.read_buffer`. Such reads are short, so that few bytes have to be copied if a large
+    message begins in one of them.
     """
 
-    __slots__ = ("_connection", "_direct", "_pieces", "_reader")
+    __slots__ = ("_direct", "_pieces", "_reader")
 
     def __init__(self, connection: Http2Connection, reader: FrameReader) -> None:
-        self._connection = connection
+        super().__init__(connection)
         self._reader = reader
-        self._pieces = memoryview(connection.wire.read_buffer)
+        self._pieces = memoryview(connection.wire.read_buffer)[:_PIECE]
         #: Whether the transport currently writes into a message's buffer.
         self._direct = False
 
@@ -50,27 +52,15 @@ class DirectProtocol(asyncio.BufferedProtocol):
         else:
             self._connection.data_received(bytes(self._pieces[:nbytes]))
 
-    def eof_received(self) -> bool | None:
-        return self._connection.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._connection.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        self._connection.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._connection.resume_writing()
-
 
 def read_ahead(descriptor: int, payload: DataReceiver) -> tuple[bool, bytes]:
-    """Reads the rest of the current DATA frame from a non-blocking socket, and the frames that follow.
+    """Reads the rest of the current DATA frame, and the frames that follow it, from a non-blocking socket.
 
     The payloads go to their places in the message, and the frame headers between them to a separate buffer.
-    This relies on a guess: that the message continues in frames of the same length, the last of which ends
-    the stream. Returns the bytes from the first header that does not match the guess, which are then handled
-    as usual, and whether the socket may have more bytes. Errors and the end of the connection are left for
-    the transport to detect.
+    This relies on a guess: that the message continues in frames of the same length, of which the last one
+    ends the stream. Returns whether the socket may have more bytes, and the bytes from the first header that
+    does not match the guess; the caller handles these bytes as usual. Errors and the end of the connection
+    are left for the transport to detect.
 
     Raises ConnectionFailure if a flow-control window is exceeded.
     """
@@ -113,15 +103,18 @@ def read_ahead(descriptor: int, payload: DataReceiver) -> tuple[bool, bytes]:
         begun = next(index for index in range(begun) if not _agree(found, as_guessed, index))
         whole = begun
     begins_rest = begun * (9 + length)
-    if begun > whole:  # the last frame has not arrived completely
+    if begun > whole:  # the last frame that began has not arrived completely
         begins_rest = got
+    # Bytes after a header that does not match are copied out of the message. They do not count as filled
+    # there, so the bytes that really belong to the message overwrite them.
     rest = b"".join(views[int(left > 0) + 2 * begun :])[: got - begins_rest] if got > begins_rest else b""
     if left:
         payload.placed(left)
     if not begun:
         return more, rest
     if stream.closed or not stream.room():
-        # The stream failed or was refused: its frames are counted and dropped as usual.
+        # The stream has failed or was refused. Its frames are handled as usual, so they are counted and
+        # dropped.
         return more, b"".join(views[int(left > 0) :])[:got]
     announced = min(begun * length, end - left)
     payload.continues(announced, END_STREAM if left + announced == missing else 0)

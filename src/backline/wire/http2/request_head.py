@@ -101,11 +101,11 @@ def parse_head(
     If the header list is too large, the head contains only the first fields and gives the reason in
     `too_large`, so that the request gets a response (section 10.5.1).
 
-    Security: a single byte that refers to the decompression table can decode to a field of 4 KiB. Such fields
-    share the table's memory, but joining repeated fields allocates new memory. A client that leaves its
-    response unread could make the server hold that memory at the cost of a byte per field. So joined values
-    are kept short, and cookies, which are meant to be repeated and which this server does not use, are
-    dropped.
+    Security: a single byte that refers to HPACK's dynamic table can decode to a field of 4 KiB. Such fields
+    share the table's memory, but joining the values of a repeated field allocates new memory. A client that
+    leaves its response unread could make the server hold 4 KiB for every byte that the client sends. So
+    joined values are limited in size. Cookies, which RFC 9113 allows clients to repeat and which this server
+    does not use, are dropped.
     """
     pseudo: dict[bytes, bytes] = {}
     headers: dict[bytes, bytes] = {}
@@ -128,9 +128,9 @@ def parse_head(
                 raise _malformed("an unknown or repeated pseudo-header field")
             pseudo[name] = value
             continue
-        # RFC 9113 calls whitespace around a value malformed, but clients send metadata that ends with a
-        # blank, and gRPC's own servers accept it. The field is not forwarded, so stripping the whitespace is
-        # safe.
+        # In RFC 9113, whitespace around a value is malformed, but some clients send metadata that ends with a
+        # blank, and gRPC's own servers accept such metadata. Stripping the whitespace is safe, because the
+        # field is not forwarded to another server.
         if value[-1:] in _BLANKS or value[:1] in _BLANKS:
             value = value.strip(b" \t")
         _check_field(name, value)
@@ -140,7 +140,7 @@ def parse_head(
         if known is not None:
             value = known + b", " + value
             if len(value) > _MAX_JOINED:
-                too_large = f"The repeated header fields of the request are larger than {_MAX_JOINED} bytes"
+                too_large = f"The values of a repeated header field have more than {_MAX_JOINED} bytes"
                 break
         headers[name] = value
     _check_pseudo(pseudo, headers)
@@ -182,6 +182,7 @@ def _check_pseudo(pseudo: dict[bytes, bytes], headers: dict[bytes, bytes]) -> No
             _PATH(path) or (path == b"*" and pseudo[b":method"] == b"OPTIONS")
         ):
             raise _malformed("a pseudo-header field is missing or invalid")
+    # Security: the gate checks Host, so :authority must not name another host (RFC 9113, section 8.3.1).
     if authority is not None and headers.setdefault(b"host", authority) != authority:
         raise _malformed(":authority and host differ")
 
@@ -190,6 +191,7 @@ def _content_length(headers: dict[bytes, bytes]) -> int | None:
     value = headers.get(b"content-length")
     if value is None:
         return None
+    # The field may be repeated if all values are equal (RFC 9110, section 8.6).
     values = {part.strip() for part in value.split(b",")}
     if len(values) != 1 or _DIGITS(only := values.pop()) is None:
         raise _malformed("content-length is not a number")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import abstractmethod
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 from backline.wire.application import Buffer
 from backline.wire.body import NO_ROOM
@@ -16,7 +18,10 @@ from backline.wire.http2.request_head import RequestHead
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
 
-#: A piece of a body with fewer bytes than this is charged like an empty frame, unless it is the last piece.
+log = logging.getLogger("backline.wire")
+
+#: A piece of a body with fewer bytes than this is charged like an empty frame, unless the piece is the last
+#: one.
 CRUMB = 64
 #: A sender waits while its stream has more bytes than this queued.
 HIGH_WATER = 64 * 1024
@@ -46,7 +51,8 @@ class Stream:
     received = 0
     #: The size of a large body, while it is in `wire.uploads`; 0 otherwise.
     upload_size = 0
-    #: The number of bytes of the large body that the client may not send yet, for lack of window.
+    #: The number of bytes of the large body that the client may not send yet, because they have not been
+    #: granted.
     ungranted = 0
     #: Response data that waits for windows or the socket.
     pending: deque[memoryview] | None = None
@@ -66,10 +72,13 @@ class Stream:
     queued = False
     #: A future that completes when at most HIGH_WATER bytes are pending, or None if no sender waits for that.
     drained: asyncio.Future[None] | None = None
-    #: The number of bytes sent and received as of the last check of time limits, and the time when that
-    #: number last changed.
+    #: This reference keeps a task of the stream alive: the event loop has only a weak one.
+    _task: asyncio.Task[None] | None = None
+    #: A measure of the stream's progress, in bytes, as of the last check of time limits.
     swept = -1
+    #: The time when `swept` last changed.
     progressed = 0.0
+    #: The number of DATA bytes sent.
     sent = 0
 
     def __init__(self, connection: Http2Connection, number: int, head: RequestHead) -> None:
@@ -83,14 +92,14 @@ class Stream:
 
     @abstractmethod
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
-        """Takes data[begin:end], a piece of the body; `ended` marks the last piece. Raises StreamFailure."""
+        """Handles data[begin:end], a piece of the body. `ended` marks the last one. Raises StreamFailure."""
 
     def room(self) -> memoryview:
-        """Returns the part of a large message's buffer for the next bytes of the body, which may be empty."""
+        """Returns the part of a large message's buffer for the next bytes of the body; may be empty."""
         return NO_ROOM
 
     def placed(self, size: int, ended: int) -> None:
-        """Takes bytes as `feed` does, after they were received into `room`. Raises StreamFailure."""
+        """Handles bytes as `feed` does, after they were received into `room`. Raises StreamFailure."""
         raise NotImplementedError(f"{type(self).__name__} has no room")
 
     def dispatch(self) -> None:
@@ -121,7 +130,7 @@ class Stream:
             raise StreamFailure(frames.PROTOCOL_ERROR, "the length of the body differs from content-length")
 
     def proceed(self) -> None:
-        """Lets the client send as much of a large body as the other large bodies leave room for."""
+        """Extends the stream's window by as much of a large body as the other large bodies leave room for."""
         self.connection.reader.data.grant_room(self)
 
     def leave_line(self) -> None:
@@ -130,15 +139,43 @@ class Stream:
         self.connection.wire.uploads.ended(self)
 
     def buffer(self, size: int) -> bool:
-        """Counts body bytes that the server holds. Returns False if it holds too many."""
+        """Counts body bytes that the server holds. Returns False if the server then holds more than
+        max_buffered_bytes.
+        """
         wire = self.connection.wire
         self.buffered += size
         wire.buffered_bytes += size
         return wire.buffered_bytes <= wire.limits.max_buffered_bytes
 
     def reserve(self, size: int) -> bool:
-        """Counts body bytes in advance. Returns False above the limit, or if the stream is closed."""
-        return not self.closed and self.buffer(size)
+        """Counts a body of `size` bytes in advance, in place of all that the stream has counted. Returns
+        False, and counts nothing more, above the limit or if the stream is closed.
+
+        Call this only before the response begins.
+        """
+        wire = self.connection.wire
+        counted = wire.buffered_bytes - self.buffered + size
+        if self.closed or counted > wire.limits.max_buffered_bytes:
+            return False
+        wire.buffered_bytes = counted
+        self.buffered = size
+        return True
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs a coroutine that answers the request. If the coroutine fails, resets the stream; otherwise the
+        client would wait forever for the rest of the response.
+        """
+        self._task = self.connection.loop.create_task(work)
+        self._task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        if (
+            not task.cancelled()
+            and (error := task.exception()) is not None
+            and not isinstance(error, ConnectionResetError)
+        ):
+            log.error("a response could not be completed", exc_info=error)
+            self.connection.reset(self, frames.INTERNAL_ERROR)
 
     def wanted(self) -> bool:
         """Returns whether the client still waits for a response."""
@@ -155,6 +192,8 @@ class Stream:
         while self.pending_bytes > HIGH_WATER and not self.closed:
             if self.drained is None:
                 self.drained = self.connection.wire.loop.create_future()
+            # Several senders may wait for the same future. The shield keeps a cancelled sender from
+            # cancelling it for the others.
             await asyncio.shield(self.drained)
         if self.closed:
             raise ConnectionResetError("the client has disconnected")
@@ -170,7 +209,7 @@ _REMEMBERED = 512
 
 
 class StreamTable:
-    """The streams of one connection: the open ones, and what is known about the others.
+    """The streams of one connection: the open streams, and what is known about all other streams.
 
     Frames for a stream that the server reset are dropped, since the client may have sent them before it
     received the reset. Frames for a stream that the client reset or ended are an error of the client (RFC

@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from backline.wire.http1.connection import Http1Connection
     from backline.wire.http1.request import Http1Request
 
-#: The maximum number of control frames that a client may send without a message in between.
+#: The maximum number of control frames that a client may send between two messages.
 _MOST_CONTROL = 1000
-#: Seconds that a client has to respond to a close frame.
+#: Seconds within which a client must respond to a close frame.
 _CLOSE_TIME = 2.0
 #: Messages up to this size, in bytes, are joined with their frame header into one write.
 _JOINED_SIZE = 16 * 1024
 
 
 class WebSocketConnection(asyncio.Protocol, WebSocket):
-    """The transport's asyncio protocol after the handshake. The HTTP/1.1 connection stays registered with the
-    wire.
+    """The transport's asyncio protocol after the handshake. The HTTP/1.1 connection remains the one that is
+    registered in `wire.connections`.
 
     Invariant of backpressure: the socket is not read while a message waits for the application, or while the
-    client leaves messages unread. So the server holds at most one message and the bytes of one read for a
-    client.
+    client leaves messages unread. So for each client, the server holds at most one message, and the bytes of
+    one read.
     """
 
     def __init__(self, connection: Http1Connection, request: Http1Request) -> None:
@@ -46,14 +46,15 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         self._request = request
         self._wire = connection.wire
         self._transport = connection.transport
-        self._reader = MessageReader(self._wire.limits.max_body_size)
+        self._reader = MessageReader(self._excess)
         self._waiting: deque[Received] = deque()
         self._receiver: asyncio.Future[None] | None = None
         self._writers: list[asyncio.Future[None]] = []
         self._write_paused = False
         self._reading = True
-        #: Whether a close frame was sent, and whether receiving has ended.
+        #: Whether a close frame was sent.
         self._closing = False
+        #: Whether receiving has ended.
         self._ended = False
         self._lost = False
         self._draining = False
@@ -62,9 +63,10 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         self._pace: Pace | None = None
         #: This connection's share of `wire.buffered_bytes`.
         self._counted = 0
-        #: The time at which a message was last received or sent, and the time since when a message is
-        #: incomplete.
+        #: The time when a message was last received or sent.
         self._active = monotonic()
+        #: For a message that has partly arrived: the time since which no more of the message has arrived, and
+        #: the size of the part. Otherwise None.
         self._incomplete: tuple[float, int] | None = None
 
     # called by the application
@@ -102,8 +104,8 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         if self._draining and code == CloseCode.NORMAL:
             code = CloseCode.GOING_AWAY
         self._send_close(close_payload(CloseCode(code), reason))
-        # Reading continues until the client sends its own close frame: closing with unread bytes would reset
-        # the connection.
+        # Reading continues until the client sends its own close frame, because closing a socket with unread
+        # bytes would reset the connection.
         self._wire.loop.call_later(_CLOSE_TIME, self._transport.close)
 
     def _send_close(self, payload: bytes) -> None:
@@ -150,6 +152,12 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
             self._incomplete = now, self._reader.held
         self._count()
         self._update_reading()
+
+    def _excess(self, size: int) -> str | None:
+        """Returns why a message of `size` bytes is too large, or None if it is not."""
+        request = self._request
+        denial = self._wire.refusal_of_body(size, f"a message of {size} bytes", request.method, request.path)
+        return None if denial is None else denial.message
 
     def _take(self, found: Received) -> None:
         if found.opcode is Opcode.CLOSE:
@@ -230,7 +238,9 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         self._waiting.clear()
-        self._reader = MessageReader(0)
+        # With an empty reader and no messages, `_count` takes this connection's bytes out of the server's
+        # total.
+        self._reader = MessageReader(lambda size: None)  # without a reference cycle
         self._count()
         self._end()
         self._wake_writers()
@@ -246,7 +256,9 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
     # called by the wire
 
     def drain(self) -> None:
-        """Lets the application finish the current request, and then closes the connection."""
+        """Makes `receive` return None after the message that has already arrived, so that the application
+        closes the connection.
+        """
         self._draining = True
         self._wake()
 
@@ -256,7 +268,7 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         """
         limits = self._wire.limits
         if not self._reading and peer_is_gone(self._transport):
-            self._transport.abort()  # while reading is paused, the transport does not notice a disconnect
+            self._transport.abort()  # the transport does not notice a disconnect while reading is paused
         elif self._paused:
             self._incomplete = now, self._reader.held
         elif self._incomplete is not None and now - self._incomplete[0] >= limits.progress_timeout:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -39,7 +39,7 @@ class CloseCode(IntEnum):
 
 
 class WebSocketError(Exception):
-    """Raised when a client breaks a rule; the connection then ends with `code`."""
+    """Raised when a client violates the protocol. The connection then ends with `code`."""
 
     def __init__(self, code: CloseCode, message: str) -> None:
         super().__init__(message)
@@ -86,10 +86,11 @@ def close_payload(code: CloseCode, reason: str) -> bytes:
 
 
 class MessageReader:
-    """A reader that assembles frames into messages of at most `max_size` bytes. Does no I/O."""
+    """Assembles frames into messages. Does no I/O."""
 
-    def __init__(self, max_size: int) -> None:
-        self._max_size = max_size
+    def __init__(self, excess: Callable[[int], str | None]) -> None:
+        """`excess(size)` returns why a message of `size` bytes is too large, or None if it is not."""
+        self._excess = excess
         #: Received bytes that have not been parsed yet.
         self._data = bytearray()
         self._message = bytearray()
@@ -120,7 +121,7 @@ class MessageReader:
     def next(self) -> Received | None:
         """Returns the next message or control frame, or None if more bytes are needed.
 
-        Raises WebSocketError if the bytes break a rule.
+        Raises WebSocketError if the bytes violate the protocol.
         """
         while True:
             if self._missing < 0 and not self._begin():
@@ -146,8 +147,8 @@ class MessageReader:
         if len(data) < 2:
             return False
         opcode, size = data[0] & 0x0F, data[1] & 0x7F
-        # This is checked before the rest of the header arrives, so that a client that speaks another protocol
-        # is refused at its first bytes.
+        # This check does not wait for the rest of the header, so that a client that speaks another protocol
+        # is refused after its first two bytes.
         if data[0] & _RESERVED:
             raise WebSocketError(
                 CloseCode.PROTOCOL_ERROR, "a reserved bit is set, but no extension was agreed on"
@@ -161,15 +162,16 @@ class MessageReader:
             raise WebSocketError(CloseCode.PROTOCOL_ERROR, "a control frame is fragmented or above 125 bytes")
         if kind < Opcode.CLOSE and (kind is Opcode.CONTINUATION) != (self._kind is not None):
             raise WebSocketError(
-                CloseCode.PROTOCOL_ERROR, "a fragment does not continue the message before it"
+                CloseCode.PROTOCOL_ERROR,
+                "a message begins before the previous one has ended, or a fragment continues no message",
             )
         extra = {126: 2, 127: 8}.get(size, 0)
         if len(data) < 2 + extra + 4:
             return False
         if extra:
             size = int.from_bytes(data[2 : 2 + extra], "big")
-        if kind < Opcode.CLOSE and len(self._message) + size > self._max_size:
-            raise WebSocketError(CloseCode.TOO_BIG, f"a message may have at most {self._max_size} bytes")
+        if kind < Opcode.CLOSE and (excess := self._excess(len(self._message) + size)) is not None:
+            raise WebSocketError(CloseCode.TOO_BIG, excess)
         self._opcode, self._final, self._missing = kind, final, size
         self._mask = bytes(data[2 + extra : 6 + extra])
         del data[: 6 + extra]
@@ -198,8 +200,8 @@ class MessageReader:
 
 
 def _unmasked(data: bytearray, mask: bytes) -> bytes:
-    """Returns the payload, with each byte XORed with the mask. Payload and mask are converted to integers, so
-    that one operation suffices.
+    """Returns the payload XORed with the mask, which is repeated as necessary. Payload and mask are converted
+    to integers, so that one operation does this.
     """
     size = len(data)
     key = (mask * (size // 4 + 1))[:size]

@@ -1,24 +1,27 @@
-"""Memory shared by the server and one worker (an anonymous in-memory file that both map), and the columns of
-tensors in it.
+"""The memory that the server and one worker share, an anonymous in-memory file that both map, and the columns
+of tensors in this memory.
 
-Each side writes only to its own half. It lends blocks of that half to the other side by sending their offset
-in a message, and reuses a block once the other side has returned it. These messages lend and return blocks:
+Each side writes only to its own half. A side lends a block of its half to the other side by sending the
+block's offset in a message, and reuses the block once the other side has returned it. These messages lend and
+return blocks:
 
     server's block  lent by EXECUTE, returned by RESULT, or by PONG or CALL if the model kept views
                     lent by RESPONSE, returned by PONG or CALL
-    worker's block  lent by RESULT or CALL, returned by EXECUTE, RESPONSE or PING
+    worker's block  lent by RESULT, CALL or ASK, returned by EXECUTE, RESPONSE or PING
 
-A returned block keeps its pages, so the next batch can use them at once. The file is sparse: pages that were
-never written take no memory. When a worker ends, its server drops the mapping; the memory is freed with the
-last array in it.
+A returned block keeps its pages, so that the next batch need not allocate them again. The file is sparse:
+pages that were never written take no memory. When a worker ends, the server drops its reference to the
+mapping; the memory is freed with the last array in it.
 
-Neither side trusts offsets: `read` checks that they are in the other half, and `give_back` ignores a block
-that is not lent. On Linux the file is sealed against truncation. A worker can still change a block while the
-server reads it, so the server must treat tensor contents as untrusted input, like any output of a model.
+Neither side trusts offsets that it receives: `read` checks that they are in the other side's half, and
+`give_back` ignores a block that is not lent. On Linux the file is sealed against truncation. A worker can
+still change a block while the server reads it. So the server must treat the contents of tensors as untrusted
+input that may change at any time, and must not rely on an earlier check of them.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import weakref
@@ -35,16 +38,16 @@ from backline.workers.channel.protocol import Buffer, Column
 
 #: The size of each half in bytes (of address space, not of memory).
 HALF = 1 << 35
-#: The size in bytes below which a batch travels in its frame, because two copies through the socket then cost
-#: no more than lending a block. The break-even point depends on the machine, and was higher on all measured
-#: ones.
+#: Batches below this size in bytes are sent in their frame, because two copies through the socket then cost
+#: no more than lending a block. The break-even point depends on the machine, and was higher than this on all
+#: machines that were measured.
 INLINE_LIMIT = 1 << 15
 #: The size of the smallest block, in bytes.
 _SMALLEST = 1 << 16
-#: The maximum number of free bytes kept for reuse. The pages of further returned blocks go back to the
-#: system.
+#: The maximum number of bytes in free blocks whose pages are kept for reuse. The pages of further blocks are
+#: returned to the system.
 _KEPT = 1 << 28
-#: The alignment of columns in shared memory, in bytes, which suits vector instructions.
+#: The alignment of columns in shared memory, in bytes. Vector instructions need this alignment.
 _ALIGNMENT: Final = 64
 
 
@@ -68,13 +71,23 @@ def create() -> int:
 
 
 class Arena:
-    """One side's view of the shared memory. `lower` selects the half to which this side writes. Not
+    """One side's view of the shared memory. If `lower`, this side writes to the lower half. Not
     thread-safe.
     """
 
     def __init__(self, descriptor: int, *, lower: bool) -> None:
-        """Maps the shared memory; the caller may then close the descriptor."""
-        self._map = mmap.mmap(descriptor, 2 * HALF)
+        """Maps the shared memory; the caller may then close the descriptor. Raises MemoryError if not enough
+        addresses are free.
+        """
+        try:
+            self._map = mmap.mmap(descriptor, 2 * HALF)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise MemoryError(
+                f"{2 * HALF >> 30} GiB of addresses cannot be reserved, although most of them will take no"
+                " memory: raise the limit on address space (ulimit -v)"
+            ) from None
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._start = 0 if lower else HALF
         self._next = self._start
@@ -84,7 +97,7 @@ class Arena:
 
     @property
     def lent(self) -> int:
-        """The total size in bytes of all blocks that are lent out."""
+        """The total size in bytes of this side's blocks that are lent to the other side."""
         return sum(self._sizes.values())
 
     def borrow(self, size: int) -> tuple[int, np.ndarray]:
@@ -128,7 +141,7 @@ class Arena:
 
 def when_unused(block: np.ndarray, done: Callable[[], None]) -> None:
     """Calls `done` when the last view of a block is freed, on the thread that frees it. `block` must come
-    from `Arena.read`: NumPy views keep it alive as their base.
+    from `Arena.read`: NumPy views keep the block alive as their base.
     """
     finalizer = weakref.finalize(block, done)
     finalizer.atexit = False
@@ -137,11 +150,11 @@ def when_unused(block: np.ndarray, done: Callable[[], None]) -> None:
 def pack_columns(
     parts: Sequence[Sequence[Sequence[Tensor]]], arena: Arena
 ) -> tuple[list[list[Column]], list[Buffer], int]:
-    """Packs tensors into columns. Returns the columns of each part, the payload that holds a small batch, and
-    the offset of the block of shared memory that holds a large one (-1 for none).
+    """Packs tensors into columns. Returns the columns of each part; the payload, if the tensors are small;
+    and the offset of the block of shared memory that holds them, or -1 if they are in the payload.
 
-    A part is a list of columns; a column is the list of tensors of one name to be concatenated, in order.
-    Raises MemoryError if the shared memory is full.
+    A part is given as a list of columns, and a column as the list of tensors that are to be concatenated, in
+    order. Raises MemoryError if the shared memory is full.
     """
     packed: list[list[Column]] = []
     encoded: list[tuple[Column, Sequence[Tensor], list[Buffer] | None]] = []
@@ -212,9 +225,10 @@ def unpack_columns(
     is outside its block.
     """
     tensors: dict[str, Tensor] = {}
-    for name, type_name, dims, size, at in ((c.name, c.datatype, c.shape, c.size, c.at) for c in columns):
-        datatype = DataType.from_name(type_name)
-        shape = tuple(dims)
+    for column in columns:
+        name, size, at = column.name, column.size, column.at
+        datatype = DataType.from_name(column.datatype)
+        shape = tuple(column.shape)
         if at < 0:
             raw = payload[offset : offset + size]
             offset += size
@@ -230,7 +244,7 @@ def unpack_columns(
             raise InvalidArgument(
                 f"column '{name}' has {size} bytes for shape {list(shape)} of {datatype.name}"
             )
-        # This is a NumPy view rather than a memoryview: it keeps `block` alive, so that `when_unused` notices
-        # its last use.
+        # The tensor is a NumPy view rather than a memoryview, because a NumPy view keeps `block` alive, so
+        # `when_unused` notices when the last view is freed.
         tensors[name] = Tensor(name, datatype, shape, place.view(datatype.dtype).reshape(shape))
     return tensors, offset

@@ -26,8 +26,8 @@ class Calls(Protocol):
         """Returns whether a model can serve or, for an empty name, whether the server is ready."""
 
     async def describe(self, model: str, version: str) -> Described:
-        """Describes a model: its inputs and outputs with full shapes, and the versions that serve. Loads an
-        on-demand model.
+        """Describes a model: its inputs and outputs, with their full shapes, and the versions that take
+        requests. Loads an on-demand model first.
         """
 
     async def load(self, model: str, version: str, config: str | None, files: Mapping[str, bytes]) -> None:
@@ -40,4 +40,4 @@ class Calls(Protocol):
         """Records or reads a metric of the model. Returns the value if `message` asks for it."""
 
     def forget(self) -> None:
-        """Removes the model's metrics, because it is unloaded."""
+        """Removes the model's metrics, because the model is unloaded."""

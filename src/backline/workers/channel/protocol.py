@@ -13,21 +13,23 @@ A frame is a prefix of 12 bytes, a header and a payload:
 
 A worker has three channels.
 
-- Data: the server sends LOAD once and then EXECUTE; the worker responds with LOADED or FAILED, and then
-  RESULT.
-- Control: the worker reads this channel on a separate thread, so that it is served while the model computes.
-  It carries PING and PONG (both return blocks of shared memory), CANCEL, STOP, and CREDIT for further
-  responses.
+- Data: the server sends LOAD, and then an EXECUTE for each batch. The worker responds to LOAD with LOADED or
+  FAILED, and to EXECUTE with RESULT.
+- Control: the worker reads this channel on a separate thread, so that the server is heard even while the
+  model computes. The channel carries PING and PONG (both return blocks of shared memory), CANCEL, STOP, and
+  CREDIT for further responses.
 - Calls: the worker sends on this channel from any thread. CALL calls another model of the server, and ASK
-  asks about models. The server sends RESPONSE, with a flag on the last one, or ENDED if no response follows.
-  DROP and MORE do for calls what CANCEL and CREDIT do for requests. A call belongs to open requests of the
-  worker: it inherits their deadline and priority, and is cancelled when all of them are. MEASURE, LOG, LIMIT
-  and READY are one-way notices.
+  asks about models or for a load or unload. The server sends each response as a RESPONSE, the last one with a
+  flag, or ENDED if no response follows. DROP and MORE do for calls what CANCEL and CREDIT do for requests. A
+  call belongs to open requests of the worker: it inherits their deadline and priority, and is cancelled when
+  all these requests are cancelled. MEASURE, LOG, LIMIT and READY get no response, except a MEASURE that waits
+  for a value or an error.
 
-Tensors travel in parts. A part joins requests whose tensors agree in name, datatype and all dimensions but
-the first. The tensors with the same name form a column, so that a model that takes batches gets them without
-a copy. Elements are in the row-major little-endian form of the Open Inference Protocol (BYTES: a 4-byte
-length before each element). A column is in the payload of its frame, or in shared memory (see `arena`).
+Tensors are sent in parts. A part joins requests whose tensors agree in name, datatype and all dimensions but
+the first. Tensors of the same name are concatenated to a column, so that a model that takes batches gets them
+without a copy. Elements are in the row-major little-endian form of the Open Inference Protocol (BYTES: a
+4-byte length before each element). A column is in the payload of its frame, or in shared memory (see
+`arena`).
 
 A worker runs code that the server does not trust. No message can execute anything (there is no pickle), and
 the server validates what a worker sends as it validates what a client sends.
@@ -38,10 +40,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
+from math import isfinite
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from backline.decodable import decodable
 from backline.engine import errors
 from backline.engine.config.joining import Joining
 from backline.engine.errors import BacklineError, Internal
@@ -50,10 +54,10 @@ Parameter: TypeAlias = str | int | float | bool
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 PREFIX = struct.Struct("<B3xII")
-#: The number of responses that a decoupled model may send for one request before the server grants further
+#: The number of responses that a decoupled model may send to one request before the server grants further
 #: credit.
 WINDOW = 16
-#: The maximum size of a frame in bytes. Larger tensors travel in shared memory.
+#: The maximum size of a frame in bytes, without its prefix. Large tensors are sent in shared memory.
 MAX_FRAME = 1 << 30
 #: The exit status of a worker that has lost its channel to the server (EX_PROTOCOL of sysexits.h).
 CONNECTION_LOST = 76
@@ -84,9 +88,11 @@ class Kind(IntEnum):
     READY = 41
 
 
+@decodable
 class Spec(msgspec.Struct, array_like=True):
-    """An input or output. `shape` excludes the batch dimension, with -1 where it varies. `reshape` is the
-    shape that the model sees instead, if different. `json` and `media` are as in TensorSpec.
+    """An input or output of a model. `shape` excludes the batch dimension, and has -1 for variable
+    dimensions. `reshape` is the shape that the model sees, if it differs from `shape`. `json` and `media` are
+    as in TensorSpec.
     """
 
     name: str
@@ -98,19 +104,20 @@ class Spec(msgspec.Struct, array_like=True):
     media: str = ""
 
 
+@decodable
 class WorkerLoad(msgspec.Struct, array_like=True):
     """LOAD: the model that a worker loads.
 
-    `adapter` names the kind of model, "python" or "torchserve", or a module with a function `load`, which
-    gets the `job` that the server encoded for it. `path` is the model's file, `folder` the
-    model's folder above its versions. `instance` is the name of this instance, and `device_kind` and
-    `device_index` say where it computes. `inputs`, `outputs` and `max_batch_size` come from the
-    configuration; `max_batch_size` is None if not configured. `configuration` is the whole configuration with
-    defaults, as the JSON of an inference.ModelConfig.
+    `adapter` names the kind of model, "python" or "torchserve", or a module whose function `load` creates the
+    model from `job`, which the server has encoded for this function. `path` is the model's file, and `folder`
+    is the model's folder, which contains its versions. `instance` is the name of the worker's instance, and
+    `device_kind` and `device_index` say where it computes. `inputs`, `outputs` and `max_batch_size` come from
+    the configuration; `max_batch_size` is None if not configured. `configuration` is the whole configuration
+    with defaults, as the JSON of an inference.ModelConfig.
 
-    With `complete`, a model that can complete its own configuration does only that, and another worker then
-    loads it. With `joining`, each request arrives as a separate part; a model that takes requests together
-    joins them by these rules and sets WorkerLoaded.joins.
+    With `complete`, a model that can complete its own configuration does only that; another worker then loads
+    the model. With `joining`, each request arrives as a separate part. A model that takes several requests
+    together joins them by these rules, and sets WorkerLoaded.joins.
 
     The worker may poll for up to `busy_poll` seconds before it sleeps.
     """
@@ -134,15 +141,17 @@ class WorkerLoad(msgspec.Struct, array_like=True):
     busy_poll: float = 0.0
 
 
+@decodable
 class WorkerLoaded(msgspec.Struct, array_like=True):
     """LOADED: describes the loaded model. Shapes exclude the batch dimension if `max_batch_size` is above 0.
 
     A `decoupled` model sends any number of responses. `concurrency` is the number of batches that the worker
-    takes at once. A `deferred` model may respond to requests after it has returned from their batch, while it
-    runs the next one. `completed` is the completed configuration, if LOAD asked for one; the worker then runs
-    nothing. Requests to a `joined_if_asked` model run together only if its configuration has
-    `dynamic_batching`. `threads_per_run` is the number of cores that one run occupies, or 0 for all. Fields
-    that may be None are settings in the model's code; None means that the model leaves them to the server.
+    takes at the same time. A `deferred` model may respond to requests after their batch has ended, while it
+    runs the next batch. `completed` is the completed configuration if LOAD asked for one; such a worker runs
+    no batches. Requests to a `joined_if_asked` model run together only if its configuration has
+    `dynamic_batching` or `sequence_batching`. `threads_per_run` is the number of cores that one run occupies,
+    or 0 for all. Fields that may be None are settings in the model's code. None means that the code does not
+    set the field, so the server decides.
     """
 
     inputs: list[Spec]
@@ -163,13 +172,17 @@ class WorkerLoaded(msgspec.Struct, array_like=True):
     threads_per_run: int = 1
 
 
+@decodable
 class Failed(msgspec.Struct, array_like=True):
-    """FAILED: a failed load. `message` names the line in the model's file; `details` is the traceback."""
+    """FAILED: the load has failed. `message` says why, and names the line in the model's file. `details` is
+    the traceback.
+    """
 
     message: str
     details: str = ""
 
 
+@decodable
 class Column(msgspec.Struct, array_like=True):
     """The concatenated tensors of one name, from all requests of a part. `shape` includes all of them.
 
@@ -184,12 +197,13 @@ class Column(msgspec.Struct, array_like=True):
     at: int = -1
 
 
+@decodable
 class RequestNote(msgspec.Struct, array_like=True, omit_defaults=True):
-    """A request without its tensors.
+    """The properties of a request, other than its tensors.
 
-    `timeout` is the number of seconds until the request's deadline, or 0 for none. `queue_timeout_us` is the
-    maximum time that the request may wait in a queue, in microseconds, or 0 for no limit. `trace` is its
-    trace context (Trace.context).
+    `timeout` is the number of seconds until the request's deadline, or 0 for none; `timeout` and `priority`
+    are set only in a CALL. `queue_timeout_us` is the maximum time that the request may wait in a queue, in
+    microseconds, or 0 for no limit. `trace` is the request's trace context (Trace.context).
     """
 
     id: str = ""
@@ -204,11 +218,13 @@ class RequestNote(msgspec.Struct, array_like=True, omit_defaults=True):
     trace: str = ""
 
 
+@decodable
 class Part(msgspec.Struct, array_like=True):
-    """The tensors of the requests with these numbers. `rows` has each request's number of rows in the
-    columns; it is empty for a single request.
+    """The tensors of the requests with these `numbers`. `rows` has the number of rows of each request in the
+    columns, and is empty for a single request.
 
-    In a RESULT, a part holds one response to each of its requests: the last one, unless `more` is set.
+    In a RESULT, a part holds one response to each of its requests. This is the last response to the request,
+    unless `more` is set.
     """
 
     numbers: list[int]
@@ -218,12 +234,13 @@ class Part(msgspec.Struct, array_like=True):
     more: bool = False
 
 
+@decodable
 class Execute(msgspec.Struct, array_like=True):
-    """EXECUTE: requests to run together. Their numbers are unique for the lifetime of the worker.
+    """EXECUTE: requests to run together. A request's number is unique for the lifetime of the worker.
 
     `notes` is empty if all notes would have default values. `block` is the offset of the block of shared
-    memory that holds the columns, or -1 for none. `returned` lists blocks of the worker that the server no
-    longer holds.
+    memory that holds the columns, or -1 if there is none. `returned` lists blocks of the worker that the
+    server no longer uses.
     """
 
     batch: int
@@ -233,6 +250,7 @@ class Execute(msgspec.Struct, array_like=True):
     returned: list[int] = []
 
 
+@decodable
 class RequestFailure(msgspec.Struct, array_like=True):
     """The failure of one request. `kind` is the name of a class in backline.engine.errors."""
 
@@ -242,13 +260,14 @@ class RequestFailure(msgspec.Struct, array_like=True):
     retry_after: float | None = None
 
 
+@decodable
 class Result(msgspec.Struct, array_like=True):
-    """RESULT: responses. `done` means that the worker is free for the next batch; responses still missing
-    come in later RESULTs.
+    """RESULT: responses to requests of one batch. `done` means that the worker is free for the next batch;
+    the responses that are still missing then follow in later RESULT messages.
 
     `ended` lists requests that get no further response, and `rescheduled` lists requests of iterative
     sequences that the model wants to run again. `block` is as in EXECUTE. `kept` means that the model still
-    holds inputs in the block of the EXECUTE; a PONG or CALL returns that block later. `began_ns` and `ran_ns`
+    uses inputs in the block of the EXECUTE; a PONG or CALL returns that block later. `began_ns` and `ran_ns`
     are the times when the run began and ended, by the system's monotonic clock.
     """
 
@@ -264,25 +283,27 @@ class Result(msgspec.Struct, array_like=True):
     rescheduled: list[int] = []
 
 
+@decodable
 class NumberList(msgspec.Struct, array_like=True):
-    """Numbers, whose meaning depends on the kind of the message.
+    """A list of numbers, whose meaning depends on the kind of the message.
 
-    CANCEL: cancelled requests. PING and PONG: returned blocks of the other side's half. CREDIT: a request,
-    and how many further responses it may have on top of the initial WINDOW. DROP: calls that the worker has
-    abandoned. MORE: a call, and how many further responses the server may send to it. LIMIT: the limit that
-    the model sets for its worker's resident memory in bytes, sent before LOADED.
+    CANCEL: cancelled requests. PING and PONG: blocks of the receiver's half that are returned. CREDIT: a
+    request, and how many further responses it may have on top of the initial WINDOW. DROP: calls that the
+    worker has abandoned. MORE: a call, and how many further responses the server may send to that call.
+    LIMIT: the limit that the model sets for its worker's resident memory in bytes, sent before LOADED.
     """
 
     numbers: list[int]
 
 
+@decodable
 class WorkerCall(msgspec.Struct, array_like=True):
     """CALL: a call of another model of the server. `number` is unique for the lifetime of the worker.
 
     `requests` are the worker's requests for which the call is made, empty if unknown. With `stream`, the call
     may get any number of responses. `note` describes the call itself. `queue_timeout` is in seconds, or 0 for
-    the model's default. `returned` lists blocks of the server that the worker no longer holds. `traced` lists
-    the requests to whose traces the call belongs, if it is not made for `requests`.
+    the model's default. `returned` lists blocks of the server that the worker no longer uses. If `requests`
+    is empty, `traced` lists the requests to whose traces the call belongs.
     """
 
     number: int
@@ -298,6 +319,7 @@ class WorkerCall(msgspec.Struct, array_like=True):
     traced: list[int] = []
 
 
+@decodable
 class Ask(msgspec.Struct, array_like=True):
     """ASK: asks about a model, or for a load or unload. ENDED carries the answer.
 
@@ -318,23 +340,25 @@ class Ask(msgspec.Struct, array_like=True):
     requests: list[int] = []
 
 
+@decodable
 class Measure(msgspec.Struct, array_like=True):
-    """MEASURE: a change or query of a metric that the model defines. `action` is "declare", "create",
-    "increment", "set", "observe" or "value".
+    """MEASURE: a change or query of a metric that the model defines. `kind` is empty unless `action` is
+    "declare".
 
     If `number` is not 0, ENDED carries the answer. `bounds` are the upper bounds of a histogram's buckets.
     """
 
-    action: str
+    action: Literal["declare", "create", "increment", "set", "observe", "value"]
     name: str
     labels: dict[str, str] = {}
     bounds: list[float] = []
     value: float = 0.0
-    kind: str = ""
+    kind: Literal["", "counter", "gauge", "histogram"] = ""
     description: str = ""
     number: int = 0
 
 
+@decodable
 class Log(msgspec.Struct, array_like=True):
     """LOG: a line for the server's log, at a level of Python's logging."""
 
@@ -342,14 +366,18 @@ class Log(msgspec.Struct, array_like=True):
     text: str
 
 
+@decodable
 class Readiness(msgspec.Struct, array_like=True):
     """READY: why the model reports that it is not ready; empty if it is ready."""
 
     reason: str
 
 
+@decodable
 class Response(msgspec.Struct, array_like=True):
-    """RESPONSE: a response to a call. `returned` lists blocks of the worker that the server has released."""
+    """RESPONSE: a response to a call. `returned` lists blocks of the worker that the server no longer
+    uses.
+    """
 
     number: int
     model: str
@@ -362,6 +390,7 @@ class Response(msgspec.Struct, array_like=True):
     returned: list[int] = []
 
 
+@decodable
 class Ended(msgspec.Struct, array_like=True):
     """ENDED: ends a call that gets no further response, or answers an ASK or MEASURE with `value`. For a
     failure, `kind`, `message` and `retry_after` are as in RequestFailure. `refused` means that a call was
@@ -376,8 +405,11 @@ class Ended(msgspec.Struct, array_like=True):
     refused: bool = False
 
 
+@decodable
 class Described(msgspec.Struct, array_like=True):
-    """The answer to an ASK "describe": inputs and outputs with full shapes, and the versions that serve."""
+    """The answer to an ASK "describe": the model's inputs and outputs, with their full shapes, and the
+    versions that take requests.
+    """
 
     versions: list[str]
     platform: str
@@ -385,6 +417,7 @@ class Described(msgspec.Struct, array_like=True):
     outputs: list[Spec]
 
 
+@decodable
 class Empty(msgspec.Struct, array_like=True):
     """A message without fields, such as STOP."""
 
@@ -424,7 +457,9 @@ def failure_of(message: RequestFailure | Ended) -> BacklineError:
     if not (isinstance(kind, type) and issubclass(kind, BacklineError)):
         kind = Internal
     error: BacklineError = kind(message.message)
-    error.retry_after = message.retry_after
+    # NaN and infinity cannot be sent to a client.
+    if message.retry_after is not None and isfinite(message.retry_after):
+        error.retry_after = message.retry_after
     error.refused = isinstance(message, Ended) and message.refused
     return error
 
@@ -464,8 +499,12 @@ class FrameSplitter:
         start, size = 0, len(data)
         while size - start >= PREFIX.size:
             kind, header, payload = PREFIX.unpack_from(data, start)
-            if header + payload > MAX_FRAME or kind not in _KINDS:
-                raise WorkerProtocolError(f"a frame of kind {kind} with {header} and {payload} bytes")
+            if kind not in _KINDS:
+                raise WorkerProtocolError(f"a frame of kind {kind}, which is unknown")
+            if header + payload > MAX_FRAME:
+                raise WorkerProtocolError(
+                    f"a frame with {header + payload} bytes, more than the limit of {MAX_FRAME}"
+                )
             body = start + PREFIX.size
             end = body + header + payload
             if end > size:
@@ -474,9 +513,13 @@ class FrameSplitter:
             view = memoryview(data)
             try:
                 message = _DECODERS[kind].decode(view[body : body + header])
-            except msgspec.MsgspecError as error:
+            # RecursionError: a value that is nested too deeply.
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 raise WorkerProtocolError(f"a frame of kind {kind} is invalid: {error}") from None
             frames.append((_KINDS[kind], message, view[body + header : end]))
             start = end
-        self._rest = bytearray(memoryview(data)[start:])
+        # The rest goes to a new bytearray, because the old one may be in use as the payload of a frame, and
+        # so cannot be resized.
+        if start < size or self._rest:
+            self._rest = bytearray(memoryview(data)[start:])
         return frames

@@ -1,5 +1,5 @@
-"""Reads what the server sends in response to a model's calls and questions, and delivers each message to the
-thread or coroutine that waits for it.
+"""Reads the server's responses to a model's calls and questions, and delivers each to the thread or coroutine
+that waits for it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ Take: TypeAlias = Callable[[Kind, Any, memoryview], None]
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of a call, or the result of a `Question`. `alone` means that no response comes with it."""
+    """The end of a call, or the result of a `Question`. `alone` means that the end came in a separate
+    message, without a response.
+    """
 
     value: Any = None
     alone: bool = True
@@ -37,7 +39,7 @@ Deliver: TypeAlias = Callable[[Heard], object]
 
 
 class Mailbox:
-    """A queue in which one thread waits for answers that another thread adds."""
+    """A queue from which one thread takes answers that another thread adds."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[Heard] = SimpleQueue()
@@ -52,11 +54,11 @@ class Mailbox:
         try:
             return self._queue.get(timeout=timeout if isfinite(timeout) else None)
         except Empty:
-            raise DeadlineExceeded(f"the server gave no answer within {timeout:.3g} s") from None
+            raise DeadlineExceeded(f"the server did not respond within {timeout:.3g} s") from None
 
 
 class AsyncMailbox:
-    """A queue in which one coroutine waits for answers that any thread adds."""
+    """A queue from which one coroutine takes answers that any thread adds."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -73,7 +75,7 @@ class AsyncMailbox:
             async with asyncio.timeout(timeout if isfinite(timeout) else None):
                 return await self._queue.get()
         except TimeoutError:
-            raise DeadlineExceeded(f"the server gave no answer within {timeout:.3g} s") from None
+            raise DeadlineExceeded(f"the server did not respond within {timeout:.3g} s") from None
 
 
 def response_of(heard: Heard) -> InferResponse:
@@ -89,15 +91,15 @@ def value_of(heard: Heard) -> Any:
     """
     if isinstance(heard, End):
         return heard.value
-    raise heard if isinstance(heard, BacklineError) else Internal("a question was answered by a response")
+    raise heard if isinstance(heard, BacklineError) else Internal("the server sent a response to a query")
 
 
 class ChannelReader:
-    """The reader of the calls channel. If only one thread waits, that thread reads, which saves a thread
-    switch; otherwise a dedicated thread does.
+    """Reads the calls channel. If only one thread waits for answers, that thread reads, which saves a thread
+    switch. Otherwise a dedicated thread reads.
 
-    `take` is called with each frame, `on_end` when no more frames can arrive, and `awaited` returns whether
-    any thread waits. All three are called on the thread that reads.
+    `take` is called with each frame, `on_end` when no more frames can arrive, and `awaited` to find out
+    whether any thread waits. All three are called on the thread that reads.
     """
 
     def __init__(
@@ -108,20 +110,23 @@ class ChannelReader:
         self._on_end = on_end
         self._awaited = awaited
         self._frames = FrameSplitter()
-        #: The lock that is held by the thread that reads the channel.
+        self._received = bytearray(_RECEIVE)
+        #: Held by the thread that reads the channel.
         self._reading = threading.Lock()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self.ended = False
 
     def wait(self, heard: Mailbox) -> None:
-        """Reads until the mailbox has an item; returns at once if another thread already reads."""
+        """Reads until the mailbox has an item; returns immediately if another thread already reads."""
         if not self._reading.acquire(blocking=False):
             return
         try:
             while heard.empty and not self.ended:
                 self._read()
         finally:
+            # The lock is released before the check, so that a thread that begins to wait after the check gets
+            # the lock and reads.
             self._reading.release()
             if self._awaited():  # other threads relied on this thread to read their answers
                 self.listen()
@@ -140,16 +145,17 @@ class ChannelReader:
 
     def _read(self) -> None:
         try:
-            received = self._channel.recv(_RECEIVE)
-            # The bytes are copied to a bytearray, so that a model may write to the arrays it gets.
-            for kind, message, payload in self._frames.feed(bytearray(received)):
+            size = self._channel.recv_into(self._received)
+            # The slice is a copy in a new bytearray. So a model may write to its arrays, and later reads do
+            # not change them.
+            for kind, message, payload in self._frames.feed(self._received[:size]):
                 self._take(kind, message, payload)
         except OSError:
-            received = b""
+            size = 0
         except BaseException:
             self._end()
             raise
-        if not received:
+        if not size:
             self._end()
 
     def _end(self) -> None:
@@ -158,8 +164,8 @@ class ChannelReader:
 
 
 class CallStream:
-    """An iterator over the responses to a call. The called model waits while its responses are not read. To
-    stop early, close the stream.
+    """An iterator over the responses to a call. The called model pauses while too many of its responses have
+    not been read. To stop early, close the stream.
     """
 
     def __init__(self, caller: Caller, number: int, heard: Mailbox) -> None:
@@ -217,7 +223,9 @@ class AsyncCallStream:
 
 
 class _Credit:
-    """A counter of the responses read. It grants credit for as many more, half a window at a time."""
+    """Counts the responses that have been read, and grants the server credit for as many more, half a window
+    at a time.
+    """
 
     def __init__(self, caller: Caller, number: int) -> None:
         self._caller = caller

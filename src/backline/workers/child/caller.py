@@ -1,5 +1,5 @@
-"""What a model in a worker process may request of the server, from any thread or coroutine: calls of other
-models, questions about models, and metrics.
+"""The requests that a model in a worker process can make to the server, from any thread or coroutine: calls
+of other models, questions about models, and metrics.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ _CLOSED = "the connection of this worker to the server is closed"
 class ModelCall:
     """A call of another model of the server.
 
-    `requests` are the requests for which the call is made, if known: the call inherits their deadline and
-    priority, and is cancelled when all of them are. `note` has the call's own properties, with `timeout` in
-    seconds. `queue_timeout` is in seconds, or 0 for the called model's default. `version` may be a label, or
-    empty for the server's choice. `traced` lists the numbers of the requests to whose traces the call
-    belongs, if it has no `requests`.
+    `requests` are the requests for which the call is made, if known. The call inherits their deadline and
+    priority, and is cancelled when all these requests are cancelled. `note` has the call's own properties,
+    with `timeout` in seconds. `queue_timeout` is in seconds, or 0 for the called model's default. `version`
+    may be a label; if it is empty, the server chooses the version. If `requests` is empty, `traced` lists the
+    numbers of the requests to whose traces the call belongs.
     """
 
     model: str
@@ -81,10 +81,11 @@ class ModelCall:
 class Question:
     """A question to the server about its models, or a request to load or unload one; see `Caller.ask`.
 
-    "ready" returns whether the model or, for an empty name, the server can serve. "describe" returns
-    protocol.Described as plain lists. "load" and "unload" return None once done. `config` (a configuration as
-    JSON) and `files` (contents by path below the model's folder) replace those of the repository.
-    `dependents` also unloads the steps of an ensemble. `requests` are as in ModelCall.
+    "ready" returns whether the model can serve or, for an empty name, whether the server is ready. "describe"
+    returns protocol.Described as plain lists. "load" and "unload" return None once the model is loaded or
+    unloaded. `config` (a configuration as JSON) and `files` (contents by path below the model's folder)
+    replace the configuration and files in the repository. With `dependents`, an unload of an ensemble also
+    unloads the models that it calls and that no other ensemble calls. `requests` are as in ModelCall.
     """
 
     what: Literal["ready", "describe", "load", "unload"]
@@ -98,7 +99,9 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class _PendingCall:
-    """A call in flight: where to deliver its answers, and the requests for which it is made."""
+    """A call in flight: the function that delivers its answers, and the requests for which the call is
+    made.
+    """
 
     deliver: Deliver
     requests: Sequence[WorkerRequest] = ()
@@ -112,8 +115,7 @@ class Caller:
         self._connection = connection
         self._numbers = count(1)
         self._waiting: dict[int, _PendingCall] = {}
-        #: The lock that is held while a frame is written, so that frames of several threads do not
-        #: interleave.
+        #: Held while a frame is written, so that frames of several threads do not interleave.
         self._lock = threading.Lock()
         self._reader = ChannelReader(channel, self._take, self._ended, lambda: bool(self._waiting))
 
@@ -140,7 +142,7 @@ class Caller:
             self.drop(number)
 
     def stream(self, call: ModelCall) -> CallStream:
-        """Calls a model, and returns an iterator over its responses. The call starts at once."""
+        """Calls a model, and returns an iterator over its responses. The call starts immediately."""
         self._reader.listen()
         heard = Mailbox()
         return CallStream(self, self._call(call, heard.put, stream=True), heard)
@@ -195,7 +197,7 @@ class Caller:
             self._waiting.pop(number, None)
 
     def tell(self, kind: Kind, message: Measure | Log | NumberList | Readiness) -> None:
-        """Sends a message that has no answer."""
+        """Sends a message to which the server does not respond."""
         self._say(frame(kind, message))
 
     # sending to the server
@@ -252,6 +254,8 @@ class Caller:
     def _begin(self, number: int, waiting: _PendingCall, message: bytes) -> None:
         if self._reader.ended:
             raise Unavailable(_CLOSED)
+        # The waiting object is registered before the message is sent, because the response may arrive before
+        # `_say` returns. If the channel has ended since the check above, `_say` raises.
         self._waiting[number] = waiting
         try:
             self._say(message)
@@ -266,14 +270,16 @@ class Caller:
                 self._say(frame(Kind.DROP, NumberList([number])))
 
     def end_calls(self, requests: Sequence[WorkerRequest]) -> None:
-        """Cancels the calls in flight that were made only for these requests, which have been answered."""
+        """Cancels the calls in flight that were made only for these requests. Called once the requests have
+        been answered.
+        """
         for number, waiting in tuple(self._waiting.items()):
             if waiting.requests and all(request in requests for request in waiting.requests):
                 self.drop(number)
                 waiting.deliver(Cancelled("the request that the call was made for has been answered"))
 
     def take_more(self, number: int, responses: int) -> None:
-        """Tells the server how many further responses it may send to the call."""
+        """Allows the server to send this many further responses to the call."""
         if number in self._waiting:
             self._say(frame(Kind.MORE, NumberList([number, responses])))
 
@@ -323,8 +329,8 @@ class Caller:
 
 
 class Measures:
-    """The model's metrics, which are sent to the server from any thread. The server records a value before it
-    handles responses that the model sends later.
+    """Sends the values of the model's metrics to the server; may be used on any thread. The server records a
+    value before it handles responses that the model sends later.
     """
 
     def __init__(self, caller: Caller) -> None:
@@ -335,11 +341,18 @@ class Measures:
         self._caller.measure(Measure("declare", name, kind=kind, description=description))
 
     def create(self, name: str, labels: Mapping[str, str], bounds: Sequence[float] = ()) -> None:
-        """Creates a combination of labels, so that the metrics page shows it before a value is recorded."""
+        """Creates the metric for a combination of labels, so that the metrics page shows it even before a
+        value is recorded.
+        """
         self._tell(Measure("create", name, dict(labels), list(bounds)))
 
     def record(
-        self, action: str, name: str, labels: Mapping[str, str], value: float, bounds: Sequence[float] = ()
+        self,
+        action: Literal["increment", "set", "observe"],
+        name: str,
+        labels: Mapping[str, str],
+        value: float,
+        bounds: Sequence[float] = (),
     ) -> None:
         """Records a value; `action` is "increment", "set" or "observe"."""
         self._tell(Measure(action, name, dict(labels), list(bounds), value))

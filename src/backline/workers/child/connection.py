@@ -31,11 +31,12 @@ class DataChannel:
     def __init__(self, data: socket, arena: Arena) -> None:
         self._data = data
         self.arena = arena
-        #: The lock that is held while a frame is written, so that frames do not interleave. It also guards
-        #: the arena.
+        #: Held while a frame is written, so that frames do not interleave. Also guards the arena, which is
+        #: not thread-safe.
         self.lock = threading.RLock()
         self.credits = threading.Condition()
-        #: The requests that have no last response yet, by number.
+        #: The requests that have no last response yet, by number. Several threads add and remove requests;
+        #: each does so by a single dict operation, which is atomic.
         self.open: dict[int, WorkerRequest] = {}
         #: The highest request number so far, and the requests that were cancelled before they arrived.
         #: Numbers only increase, so a lower number that is not open belongs to a request that has been
@@ -43,10 +44,12 @@ class DataChannel:
         self._last = -1
         self._cancelled_early: set[int] = set()
         self._arrival = threading.Lock()
-        #: The functions that decode requests, which `reshape` replaces.
+        #: The function that unpacks the tensors of a message, and the class of batches. `reshape` replaces
+        #: both.
         self._unpack: Unpack = unpack_columns
         self._make_batch: MakeBatch = RequestBatch
-        #: Blocks that the model kept after its batch and has freed since. The next message returns them.
+        #: Blocks of the server that the model used beyond the end of their batch and has freed since. The
+        #: next message to the server returns them.
         self.let_go: deque[int] = deque()
 
     def reshape(self, inputs: Reshapes, outputs: Reshapes) -> None:
@@ -66,7 +69,9 @@ class DataChannel:
             self._data.sendall(message)
 
     def cancel(self, numbers: Sequence[int]) -> None:
-        """Cancels requests, possibly before they arrive: requests and cancellations use separate channels."""
+        """Cancels requests. A cancellation may arrive before its request, because they are sent on separate
+        channels.
+        """
         for number in numbers:
             with self._arrival:
                 request = self.open.get(number)
@@ -75,12 +80,14 @@ class DataChannel:
             if request is not None:
                 request.cancel()
 
-    def _arrived(self, request: WorkerRequest) -> None:
+    def _arrived(self, requests: Sequence[WorkerRequest]) -> None:
         with self._arrival:
-            self.open[request.number] = request
-            self._last = request.number
-            request.cancelled = request.number in self._cancelled_early
-            self._cancelled_early.discard(request.number)
+            for request in requests:
+                self.open[request.number] = request
+                if request.number in self._cancelled_early:
+                    request.cancelled = True
+                    self._cancelled_early.discard(request.number)
+            self._last = requests[-1].number
 
     def credit(self, number: int, count: int) -> None:
         """Grants a request credit for further responses."""
@@ -127,7 +134,8 @@ class DataChannel:
                 request = WorkerRequest(batch, number, next(notes, NO_NOTE), tensors, first, count)
                 start += count
                 batch.requests.append(request)
-                self._arrived(request)
+            batch.rows += start
+        self._arrived(batch.requests)
         return batch
 
     def pack(self, answers: Sequence[Outputs]) -> tuple[list[list[Column]], list[Buffer], int]:

@@ -14,7 +14,8 @@ from typing import Any
 from backline.engine.errors import InvalidArgument
 from backline.engine.spelling import nearest
 
-#: The settings of a model: the allowed types, the expected value in words, and a check of the value.
+#: The settings that a model's code may have. For each: the allowed types, the expected value in words, and a
+#: check of the value.
 _SETTINGS: dict[str, tuple[tuple[type, ...], str, Callable[[Any], bool]]] = {
     "max_batch_size": ((int,), "a whole number, 0 for no batches", lambda value: value >= 0),
     "instances": ((int,), "a whole number above 0", lambda value: value > 0),
@@ -25,14 +26,15 @@ _SETTINGS: dict[str, tuple[tuple[type, ...], str, Callable[[Any], bool]]] = {
 
 #: The names of all settings, including the one that is read with the type hints.
 _KNOWN = (*_SETTINGS, "decoded_limit_bytes")
-#: The similarity (0 to 1) at which a name counts as a misspelt setting: `max_batch` does, `size` does not.
+#: The similarity to the name of a setting, from 0 to 1, from which on an attribute counts as a misspelt
+#: setting. `max_batch` counts, `size` does not.
 _NEARLY = 0.78
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCode:
-    """A Python model: the method `predict` of the class `owner`, or a plain function. Its type hints are its
-    signature.
+    """A Python model: the method `predict` of the class `owner`, or a plain function. The type hints of the
+    method or function are the model's signature.
 
     `settings` is the class or the module of the function. Its attributes are the model's settings.
     """
@@ -53,7 +55,7 @@ class ModelCode:
         raise InvalidArgument(f"{self.name.partition('.')[0]}.{name} is {value!r}, expected {expected}")
 
     def misspelt(self) -> list[str]:
-        """Returns warnings about attributes whose names are similar to that of a setting."""
+        """Returns warnings about numbers and booleans whose names are similar to that of a setting."""
         where = self.name.partition(".")[0] + "." if self.owner is not None else ""
         named = (
             name
@@ -76,11 +78,13 @@ class ModelCode:
 
 
 def import_file(path: Path, folder: Path) -> ModuleType:
-    """Imports a file as a module that can import from its folder, even relatively, and from `folder`."""
+    """Imports a file as a module. The module can import other modules from its own folder, even relatively,
+    and from `folder`.
+    """
     for place in (folder, path.parent):
         sys.path.insert(0, str(place))
-    # The package is named after the version, as in Triton: a number cannot clash with the name of a real
-    # module.
+    # The package is named after the version, as in Triton, because a number cannot clash with the name of a
+    # real module.
     package = ModuleType(path.parent.name if path.parent.name.isdecimal() else "_model")
     package.__path__ = [str(path.parent)]
     spec = spec_from_file_location(f"{package.__name__}.{path.stem}", path)
@@ -120,7 +124,9 @@ def find_model(module: ModuleType, path: str) -> ModelCode:
 
 
 def _nearest(own: dict[str, Any]) -> str:
-    """Suggests which class or function of the file was meant as the model."""
+    """Returns the end of an error message, which says why the most likely class or function of the file does
+    not count as a model; "" if there is no likely one.
+    """
     for name, value in own.items():
         if isinstance(value, type):
             near = nearest("predict", [method for method, code in vars(value).items() if callable(code)], 1)
@@ -143,7 +149,8 @@ if sys.version_info >= (3, 14):
     from annotationlib import Format, get_annotations
 
     def _says_what_it_returns(function: FunctionType) -> bool:
-        # Hints are not evaluated: from Python 3.14 on, they may name types that only a type checker imports.
+        # Type hints are not evaluated: from Python 3.14 on, they may name types that only a type checker
+        # imports.
         return "return" in get_annotations(function, format=Format.FORWARDREF)
 
 else:
@@ -153,11 +160,13 @@ else:
 
 
 def _only(found: dict[str, Any], name: str, named: Any, path: str) -> Any:
-    """Returns the candidate called `name`, or the only one, or None if there is none."""
+    """Returns the candidate called `name` or, if there is none of that name, the only candidate. Returns None
+    if there are no candidates. Raises InvalidArgument if there are several, none of that name.
+    """
     if callable(named) and (not isinstance(named, type) or callable(getattr(named, "predict", None))):
         return named
     if len(found) > 1:
         raise InvalidArgument(
-            f"'{path}': expected one model, found several: {', '.join(found)}; call one of them {name}"
+            f"'{path}': expected one model, found several: {', '.join(found)}; rename one of them to {name}"
         )
     return next(iter(found.values()), None)

@@ -1,5 +1,5 @@
-"""Clients inside a worker process, through which a model with a parameter `Models` calls other models. Their
-transport is the worker's channel.
+"""Clients inside a worker process, through which a model with a parameter `Models` calls other models. The
+transport of these clients is the worker's channel.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _URL = "inproc:server"
 
 
 class ModelsOfServer:
-    """A factory of clients for the model, one per request or batch. They share a cache of metadata."""
+    """Creates clients for the model, one per request or batch. The clients share a cache of metadata."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -51,7 +51,9 @@ class ModelsOfServer:
 
 
 class CallingThread:
-    """The calling thread, which runs a client's coroutines. A BlockingTransport needs no event loop."""
+    """Runs a client's coroutines on the calling thread. That is possible without an event loop, because the
+    coroutines of a BlockingTransport never suspend.
+    """
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine to completion. Raises Unsupported if the coroutine waits."""
@@ -88,7 +90,7 @@ class WorkerTransport(Transport):
         return self._control
 
     async def close(self) -> None:
-        """Does nothing: the channel belongs to the worker, and must remain open."""
+        """Does nothing, because the channel belongs to the worker and must remain open."""
 
     async def infer(self, call: InferCall) -> InferResponse:
         return await self._caller.infer_async(self._call(call))
@@ -102,8 +104,8 @@ class WorkerTransport(Transport):
             responses.close()
 
     def _call(self, call: InferCall, *, whole: bool = True) -> ModelCall:
-        """Converts a call. With `whole`, the timeout covers the whole call, otherwise each response
-        separately.
+        """Converts a call. With `whole`, the timeout is for the whole call; otherwise, it is for each
+        response.
         """
         parameters = read_parameters(call.parameters or {})
         step = parameters.sequence or SequenceStep(0)
@@ -153,7 +155,7 @@ class WorkerTransport(Transport):
 
 
 class BlockingTransport(WorkerTransport):
-    """The transport for plain functions: its coroutines block the thread, so they need no event loop."""
+    """The transport for plain functions. Its coroutines block the thread, so they need no event loop."""
 
     async def infer(self, call: InferCall) -> InferResponse:
         return self._caller.infer(self._call(call))
@@ -171,7 +173,9 @@ class BlockingTransport(WorkerTransport):
 
 
 class WorkerControl(ModelControl):
-    """The part of a client by which a model loads and unloads others. Other changes raise an error."""
+    """The part of a client by which a model loads and unloads other models. All other changes raise an
+    error.
+    """
 
     def __init__(self, transport: WorkerTransport) -> None:
         self._transport = transport

@@ -1,4 +1,6 @@
-"""Python models in a worker process: the class in a `model.py`. Its type hints are its signature."""
+"""Python models in a worker process: a class or function in a `model.py`, whose type hints are the model's
+signature.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,7 @@ import numpy as np
 from backline.engine.errors import BacklineError, Cancelled, Internal, InvalidArgument, ModelFailed
 from backline.engine.values.signature import Signature, TensorSpec
 from backline.engine.values.tensor import Tensor
-from backline.model import metrics
-from backline.model.device import place
+from backline.model import metrics, place
 from backline.model.hints import DECODED_LIMIT, Models, Request, without_none
 from backline.workers.channel.protocol import Kind, NumberList, WorkerLoad, WorkerLoaded
 from backline.workers.child.caller import Caller, Measures
@@ -43,22 +44,23 @@ if TYPE_CHECKING:
     from backline.workers.joiner import Joiner
 
 _STREAMS = (Iterator, Generator, AsyncIterator, AsyncGenerator)
-#: The number of batches that an asynchronous model takes at once.
+#: The number of batches that an asynchronous model takes at the same time.
 _CONCURRENCY = 64
-#: The class in a model for Triton's Python backend, and the folder of the module that such models import.
+#: The name of the class in a model for Triton's Python backend.
 _TRITON_CLASS = "TritonPythonModel"
+#: The folder of the module `triton_python_backend_utils`, which such models import.
 _TRITON_API = Path(__file__).parent / "triton" / "importable"
 
 
 def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
     """Imports the file and creates its model. Raises any exception that the file raises, and InvalidArgument
-    if the file has no valid model.
+    (or ModelFailed, if the model has a config.pbtxt) if the file has no valid model.
     """
     worker.begin(message, caller)
     place(message.device_kind, message.device_index)
     metrics.connect(Measures(caller), model=message.name, version=message.version)
-    # This folder is first on the path, because some models bring a copy of Triton's module that works only in
-    # editors.
+    # This folder comes first on the path, because some models include a copy of Triton's module that works
+    # only in editors.
     sys.path.insert(0, str(_TRITON_API))
     module = import_file(Path(message.path), Path(message.folder))
     if hasattr(module, _TRITON_CLASS):
@@ -70,7 +72,7 @@ def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
     except InvalidArgument as error:
         if not (Path(message.folder) / "config.pbtxt").is_file():
             raise
-        # A model with Triton's configuration fails with Triton's error texts.
+        # A model that has a configuration in Triton's format fails with Triton's error texts.
         name = f"{message.version}.{Path(message.path).stem}"
         raise ModelFailed(
             f"AttributeError: module '{name}' has no attribute '{_TRITON_CLASS}'; {error.message}"
@@ -121,7 +123,7 @@ class PythonModel:
     def _make_joiner(self, message: WorkerLoad) -> Joiner | None:
         """Returns the joiner for the model's requests, or None if the configuration has no rules for joining.
 
-        The hint of a hidden input describes the whole input rather than one item.
+        The type hint of a hidden input describes the whole input, rather than one item of it.
         """
         joining = message.joining
         self._hidden = frozenset() if joining is None else joining.hidden_inputs
@@ -130,7 +132,8 @@ class PythonModel:
             return None
         if self._stream:
             raise InvalidArgument(
-                f"{self._where} gives any number of responses per request, so requests cannot be joined"
+                f"{self._where} yields any number of responses per request, so requests cannot be joined:"
+                " remove ragged inputs, padding and allowed_batch_sizes from the configuration"
             )
         batch = (-1,) if self._batched else ()
         inputs = tuple(
@@ -174,7 +177,7 @@ class PythonModel:
         self._outputs, self._single = self._read_outputs(get_args(answer)[0] if self._stream else answer)
         if self._batched and (self._stream or self._request_argument):
             raise InvalidArgument(
-                f"{self._where}: a model with max_batch_size gives one response and takes no Request;"
+                f"{self._where}: a model with max_batch_size sends one response and cannot take a Request;"
                 " set max_batch_size to 0"
             )
         if self._batched and any(
@@ -185,8 +188,8 @@ class PythonModel:
             )
 
     def _read_outputs(self, answer: Any) -> tuple[list[TypedValue], bool]:
-        """Returns the outputs in the return hint `answer`, and whether the hint is a single value rather than
-        a class.
+        """Returns the outputs that the return type hint `answer` describes, and whether the hint is for a
+        single value rather than a class with several.
         """
         is_class = (
             typing.is_typeddict(answer) or dataclasses.is_dataclass(answer) or hasattr(answer, "_fields")
@@ -224,8 +227,7 @@ class PythonModel:
         if self._joiner is not None:
             self._answer_joined(self._joiner, batch.requests, answer)
         else:
-            rows = sum(request.rows for request in batch.requests)
-            batch.answer(batch.requests, self._tensors(answer, rows))
+            batch.answer(batch.requests, self._tensors(answer, batch.rows))
 
     def _joined_arguments(self, joiner: Joiner, requests: Sequence[WorkerRequest]) -> dict[str, Any]:
         arrays = joiner.join(*_given(requests))
@@ -246,8 +248,8 @@ class PythonModel:
             request.answer([Tensor(t.name, t.datatype, array.shape, array) for t, array in pairs])
 
     def _execute_batch(self, batch: RequestBatch) -> None:
-        """Runs all requests at once. If that fails, runs each of them alone, so that only invalid requests
-        fail.
+        """Runs all requests in one call of the model. If the call fails for several requests, and requests
+        may run twice, runs each request alone, so that only invalid requests fail.
         """
         try:
             self._answer_batch(batch, self._predict(**self._batch_arguments(batch)))
@@ -345,7 +347,7 @@ class PythonModel:
         return arguments
 
     def _end_calls(self, batch: RequestBatch) -> None:
-        """Cancels calls of other models that the batch left in flight."""
+        """Cancels calls of other models that were made for the batch and are still in flight."""
         if self._models is not None:
             self._caller.end_calls(batch.requests)
 
@@ -358,7 +360,10 @@ class PythonModel:
             values = answer._asdict() if hasattr(answer, "_asdict") else getattr(answer, "__dict__", {})
         missing = [output.name for output in self._outputs if output.name not in values]
         if missing:
-            raise Internal(f"{self._where} returned a {type(answer).__name__} without output '{missing[0]}'")
+            raise Internal(
+                f"{self._where} returned a {type(answer).__name__} without output '{missing[0]}', which its"
+                " type hints name"
+            )
         try:
             return [
                 output.to_flat(values[output.name])
@@ -392,13 +397,15 @@ def _given(requests: Sequence[WorkerRequest]) -> tuple[list[dict[str, np.ndarray
 
 
 def _check_awaited(request: WorkerRequest) -> None:
-    """Raises Cancelled for a request that was cancelled before it started."""
+    """Raises Cancelled if the request was cancelled before it started."""
     if request.cancelled:
         raise Cancelled("the request was cancelled")
 
 
 def _finish(hook: Any) -> None:
-    """Calls a hook of the model, if the model defines the hook. A coroutine is run to completion."""
+    """Calls a hook of the model if the model defines it. If the hook returns a coroutine, runs the coroutine
+    to completion.
+    """
     if hook is None:
         return
     result = hook()

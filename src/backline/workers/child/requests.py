@@ -34,7 +34,7 @@ NO_NOTE = RequestNote()
 
 class WorkerRequest:
     """One request. A model responds once with `answer` or `fail`. A decoupled model calls `send` any number
-    of times, and then `end`.
+    of times, and then `end`, `answer` or `fail`.
 
     These methods may be called on any thread, even after `WorkerModel.execute` has returned. `inputs` maps
     names to tensors.
@@ -65,17 +65,17 @@ class WorkerRequest:
     ) -> None:
         self._batch = batch
         self._note = note
-        #: The number of responses that may still be sent, guarded by the channel's `credits`.
+        #: The number of responses that may still be sent. Guarded by the condition `DataChannel.credits`.
         self._credit = WINDOW
         self._on_credit: Callable[[], None] | None = None
-        #: The inputs of the request or, if `_first` is not negative, those of the whole batch, in which the
-        #: request's rows begin at `_first`.
+        #: The inputs of the request or, if `_first` is not negative, the inputs of the whole batch, in which
+        #: the request's rows begin at `_first`.
         self._inputs = inputs
         self._first = first
         self.number = number
         #: The number of rows of the batch that belong to the request; 1 if the model takes no batches.
         self.rows = rows
-        #: Whether the request is cancelled. It is set on another thread.
+        #: Whether the request is cancelled. Another thread sets this.
         self.cancelled = False
         #: Called on another thread when the request is cancelled.
         self.on_abandon: Callable[[], object] | None = None
@@ -147,7 +147,7 @@ class WorkerRequest:
             self._batch.send(self, outputs, parameters)
 
     async def send_async(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
-        """Sends a response as `send` does, for coroutines. Await one call before the next."""
+        """Sends a response as `send` does, for coroutines. Await each call before you make the next one."""
         loop = asyncio.get_running_loop()
         welcome = asyncio.Event()
 
@@ -173,7 +173,7 @@ class WorkerRequest:
         return True
 
     def may_send(self, count: int) -> None:
-        """Adds credit that the server has granted for further responses."""
+        """Adds the credit for further responses that the server has granted."""
         with self._batch.credits:
             self._credit += count
             self._batch.credits.notify_all()
@@ -181,14 +181,14 @@ class WorkerRequest:
                 self._on_credit()
 
     def cancel(self) -> None:
-        """Cancels the request. From now on, `send` returns at once and sends nothing."""
+        """Cancels the request. From now on, `send` returns immediately and sends nothing."""
         self.cancelled = True
-        self.may_send(0)
+        self.may_send(0)  # wakes a `send` that waits for credit, which then sees `cancelled`
         if self.on_abandon is not None:
             self.on_abandon()
 
     def reschedule(self) -> None:
-        """Ends this run of the request, so that the server runs it once more."""
+        """Ends this run of the request without a response, and makes the server run the request once more."""
         self._batch.reschedule(self)
 
     def end(self) -> None:
@@ -234,8 +234,10 @@ class RequestBatch:
         self._outcome = _Outcome()
         self._executing = True
         self.requests: list[WorkerRequest] = []
-        #: The inputs by name, concatenated along the first dimension, or None if the requests' names or
-        #: shapes differ or the model takes no batches.
+        #: The number of rows of all requests together.
+        self.rows = 0
+        #: The inputs by name, concatenated along the first dimension. None if the requests differ in the
+        #: names or shapes of their inputs, or if the model takes no batches.
         self.columns: Mapping[str, Tensor] | None = None
 
     @property
@@ -264,7 +266,7 @@ class RequestBatch:
         """Sends a response; see WorkerRequest.send."""
         with self._connection.lock:
             if request.answered:
-                raise RuntimeError("this request has had its last response")
+                raise RuntimeError("the last response to this request has already been sent")
             self._outcome.answers.append(
                 _QueuedResponse([request.number], [], outputs, parameters or {}, more=True)
             )
@@ -287,10 +289,11 @@ class RequestBatch:
     def _add(
         self, requests: Sequence[WorkerRequest], outcome: _QueuedResponse | RequestFailure | _Again | None
     ) -> None:
+        # The lock ensures that each request gets exactly one last response even if two threads respond.
         with self._connection.lock:
             for request in requests:
                 if request.answered:
-                    raise RuntimeError("this request has had its last response")
+                    raise RuntimeError("the last response to this request has already been sent")
             for request in requests:
                 request.answered = True
                 self._connection.open.pop(request.number, None)
@@ -315,7 +318,8 @@ class RequestBatch:
         outcome.answers.clear()
         kept = False
         if done and self._block is not None:
-            # The payload is copied, because it may consist of views of the block that is released below.
+            # The payload is copied before the block is released below, because the outputs may be views of
+            # the block: the server must not reuse it while the payload is being sent.
             payload = list(map(bytes, payload))
             kept = self._let_go()
         result = Result(
@@ -336,8 +340,9 @@ class RequestBatch:
         """Releases the inputs of the batch in shared memory. Returns whether the model still holds views of
         them.
 
-        If it holds none, the RESULT returns the block to the server. Otherwise the block is returned once the
-        last view is freed, because the model's arrays would change if the server reused the block earlier.
+        If the model holds no views, the RESULT returns the block to the server. Otherwise the block is
+        returned once the last view is freed, because the model's arrays would change if the server reused the
+        block earlier.
         """
         assert self._block is not None, "the inputs are in shared memory"
         found = weakref.ref(self._block)
@@ -345,6 +350,7 @@ class RequestBatch:
         for request in self.requests:
             if request.answered:
                 request.let_go()
+        # CPython has freed the block by now, unless the model or an unanswered request still refers to it.
         block = found()
         if block is None:
             return False
@@ -353,7 +359,9 @@ class RequestBatch:
         return True
 
     def finish(self, began: int, ran: int) -> None:
-        """Sends the collected responses and asks for the next batch, once `execute` has returned."""
+        """Sends the collected responses, and reports that the worker is free for the next batch. Called once
+        `execute` has returned.
+        """
         with self._connection.lock:
             self._executing = False
             self._flush(done=True, began=began, ran=ran)

@@ -1,4 +1,6 @@
-"""Tensors whose shape in the model differs from the one at the server, because of a configured `reshape`."""
+"""Tensors whose shape in the model differs from their shape at the server, because of a configured
+`reshape`.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,8 @@ def shapes_of(load: WorkerLoad, loaded: WorkerLoaded) -> tuple[Shapes, Shapes]:
     """
     batch = (-1,) if loaded.max_batch_size else ()
     joining = load.joining if loaded.joins else None
-    # A ragged input is flat in the model, but the model's batch inputs still describe its shape before
-    # flattening.
+    # A ragged input is flat in the model, but batch inputs describe the shape that the input had before it
+    # was flattened.
     ragged, scattered = ((), ()) if joining is None else (joining.ragged, joining.scattered)
     inputs = _shapes("input", loaded.inputs, load.inputs, ragged, batch)
     return inputs, _shapes("output", loaded.outputs, load.outputs, scattered, batch)
@@ -88,8 +90,8 @@ class ReshapedBatch(RequestBatch):
         outputs: Outputs,
         parameters: Mapping[str, Parameter] | None = None,
     ) -> None:
-        """Responds with reshaped outputs. If an output cannot be reshaped, fails the request if it is the
-        only one, and raises Internal if there are several.
+        """Responds with reshaped outputs. If an output cannot be reshaped, fails the request or, if there are
+        several requests, raises Internal.
         """
         try:
             outputs = self._reshaped(outputs)

@@ -1,8 +1,8 @@
 """The entry point of a worker process, run as a file by the model's interpreter.
 
-The interpreter need not have Backline installed: the package is imported from the folder of this file. Other
-packages in that folder are hidden, so that all of them come from the model's environment, which must have
-NumPy and msgspec.
+The interpreter need not have Backline installed, because this file imports the package from its own location.
+Other packages at that location are hidden, so that every other package comes from the model's environment,
+which must have NumPy and msgspec.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def _import_package() -> None:
 
 def _main() -> None:
     faulthandler.enable()
-    sys.path.pop(0)  # removes this folder, where a model's `import worker` would find the module of that name
-    gc.disable()  # imported modules are never freed, so collecting garbage would only cost time
+    sys.path.pop(0)  # removes this folder: a model's `import worker` must not find our module
+    gc.disable()  # imports create little garbage, so collections would only take time
     _import_package()
+    from backline.system.garbage import exempt_imports
     from backline.workers.child.worker import end_with_parent, main
 
-    gc.freeze()
-    gc.enable()
+    exempt_imports()
     end_with_parent()
     data, control, calls, arena, parent = map(int, sys.argv[1:])
     import os

@@ -81,7 +81,9 @@ class ArchiveSettings:
     def _number(self, key: str, default: int) -> int:
         value = self.document.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise InvalidArgument(f"model-config.yaml: {key} is {value!r}, expected a number")
+            raise InvalidArgument(
+                f"model-config.yaml: {key} is {value!r}, expected a whole number of at least 0"
+            )
         return value
 
 
@@ -102,12 +104,13 @@ Handle = Callable[[list[dict[str, Any]], Context], Any]
 
 def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
     """Imports and initialises the handler of an unpacked archive. Raises any exception that the handler
-    raises, and InvalidArgument for an invalid handler.
+    raises, and InvalidArgument if the handler or a setting is invalid.
     """
     folder = Path(message.path)
     if sys.platform != "win32":
         hold(folder)
-    # A debugged model shares the process with its own earlier loads, whose modules are removed here.
+    # A model that is being debugged shares the process with earlier loads of it, whose modules are removed
+    # here.
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(f"{folder.parent}{os.sep}"):
             del sys.modules[name]
@@ -169,7 +172,8 @@ def _built_in(name: str) -> Any:
         return importlib.import_module(f"ts.torch_handler.{name}")
     except ModuleNotFoundError as error:
         raise InvalidArgument(
-            f"the built-in handler '{name}' needs the package '{error.name}', which is not installed"
+            f"the built-in handler '{name}' needs the package '{error.name}', which is not installed: add it"
+            " to the archive's requirements.txt"
         ) from None
 
 
@@ -215,7 +219,9 @@ class TorchServeModel:
         )
 
     def execute(self, batch: RequestBatch) -> None:
-        """Runs all requests at once. If that fails for several requests, runs each of them alone."""
+        """Runs all requests in one call of the handler. If that call fails and there are several requests,
+        runs each request alone.
+        """
         if self._together and len(batch.requests) > 1:
             try:
                 self._answer(batch.requests)
@@ -266,8 +272,8 @@ class TorchServeModel:
             start = end
 
     def _fields(self, tensor: Tensor, row: int, header: Mapping[str, str]) -> Sequence[tuple[str, Any]]:
-        """Returns the fields of a row as (name, value). Text is decoded by its content type; numbers are
-        arrays.
+        """Returns the fields of a row as pairs of name and value. The bytes of the input "data" are decoded
+        by the content type of the request; numbers are arrays.
         """
         data = tensor.data[row] if self._batched else tensor.data
         if tensor.datatype is not DataType.BYTES:
@@ -313,8 +319,8 @@ class TorchServeModel:
             request.answer([self._tensor(encoded)], parameters)
 
     def _send(self, request: WorkerRequest, answer: Any) -> None:
-        """Sends a response other than the last. Raises Cancelled, which ends the handler, for a cancelled
-        request.
+        """Sends a response other than the last. If the request is cancelled, raises Cancelled, which ends the
+        handler.
         """
         if request.cancelled:
             raise Cancelled("the request was cancelled")
@@ -327,7 +333,7 @@ class TorchServeModel:
         return Tensor(self._output, DataType.BYTES, shape, data.reshape(shape))
 
     def close(self) -> None:
-        """Does nothing: handlers have no hook for unloading."""
+        """Does nothing, because handlers have no hook for unloading."""
 
 
 def _in_envelope(name: str, handle: Handle) -> Handle:
@@ -369,7 +375,7 @@ def _encoded(answer: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Converts arrays, tensors and their scalars to lists and numbers, for JSON."""
+    """Converts arrays, tensors and their scalars to lists and numbers, which have a JSON form."""
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"it holds a {type(value).__name__}")

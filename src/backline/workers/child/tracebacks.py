@@ -14,8 +14,8 @@ _LONGEST_TRITON = 2000
 
 
 def reason(error: BaseException, folder: str) -> str:
-    """Describes the exception and its line in the model: "ValueError: too loud (model.py, line 12, in
-    predict)".
+    """Describes an exception and the line of the model that raised it: "ValueError: too loud (model.py, line
+    12, in predict)".
     """
     if isinstance(error, BacklineError):
         return error.message
@@ -45,7 +45,8 @@ def triton_text(error: BaseException, folder: str) -> str:
     """Describes the exception in Triton's format, with only the stack frames in the model's files, innermost
     first.
 
-    "ValueError: too loud", an empty line, "At:", and for each frame " 1/model.py(12): execute".
+    An example of the lines: "ValueError: too loud", an empty line, "At:" and, for each frame, a line such as
+    "  1/model.py(12): execute".
     """
     said = str(error)
     if len(said) > _LONGEST_TRITON:

@@ -33,7 +33,7 @@ class TypedValue:
     """An input or output with the type of its hint. `kind` is the Python type of a single value, or None for
     an array.
 
-    `media` decodes and encodes image and sound files. `limit` is the maximum decoded size in bytes.
+    `media` decodes and encodes image and audio files. `limit` is the maximum decoded size in bytes.
     """
 
     name: str
@@ -55,7 +55,9 @@ class TypedValue:
         output: bool = False,
         limit: int = DECODED_LIMIT,
     ) -> TypedValue:
-        """Reads a hint. Raises InvalidArgument if it is unsupported, Internal if its library is missing."""
+        """Reads a hint. Raises InvalidArgument if the hint is unsupported, or Internal if a library that it
+        needs is missing.
+        """
         try:
             media: Media | None = image_hint(hint) or audio_hint(hint)
             if media is not None:
@@ -87,7 +89,7 @@ class TypedValue:
 
     def to_python(self, tensor: Tensor) -> Any:
         """Returns the value that the model gets. Raises InvalidArgument for invalid text, JSON, images and
-        sounds.
+        audio.
         """
         if self.kind is None:
             return tensor.data

@@ -1,4 +1,4 @@
-"""The main loop of a worker process, which `start.py` runs on its channels and shared memory."""
+"""The main loop of a worker process. `start.py` runs it on the channels and shared memory of the process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from backline.engine.errors import BacklineError, Internal, ModelFailed
+from backline.engine.errors import BacklineError, Internal
 from backline.system.polled_socket import PolledSocket
 from backline.workers.channel.arena import Arena
 from backline.workers.channel.protocol import (
@@ -37,7 +37,8 @@ from backline.workers.child.reshaped import is_reshaped, shapes_of
 from backline.workers.child.tracebacks import details, reason
 from backline.workers.child.worker_model import Adapter, WorkerModel
 
-#: The number of bytes per read. Most frames are smaller, because large tensors travel in shared memory.
+#: The maximum number of bytes per read. Most frames are smaller, because large tensors are sent in shared
+#: memory.
 _RECEIVE = 1 << 18
 
 
@@ -52,12 +53,12 @@ def main(data: int, control: int, calls: int, arena: int) -> None:
     except BaseException as error:
         if os.getpid() != pid:  # a process that the model forked has returned into this loop
             os._exit(0)
-        if isinstance(error, OSError):  # from a channel, because exceptions of the model are caught earlier
+        if isinstance(error, OSError):  # from a channel: exceptions of the model are caught earlier
             os._exit(CONNECTION_LOST)
         raise
     sys.stdout.flush()
     sys.stderr.flush()
-    # This does not wait for the model's threads, which may never end.
+    # Unlike sys.exit, this does not wait for the model's threads, which may never end.
     os._exit(0)
 
 
@@ -73,7 +74,9 @@ def make_worker(data: int, control: int, calls: int, arena: int, *, on_end: Call
 
 
 def _forked(*descriptors: int) -> None:
-    """Closes the channels in a process that the model has forked, and makes it end with its parent."""
+    """Closes the channels in a process that the model has forked, and makes that process end with its
+    parent.
+    """
     for descriptor in descriptors:
         try:
             os.close(descriptor)
@@ -127,11 +130,14 @@ class ControlChannel:
 
 
 class Worker:
-    """A worker, which serves the data channel: it loads the model, and then runs one batch after another."""
+    """Serves the data channel of a worker process: loads the model, and then runs one batch after another."""
 
     def __init__(self, data: socket, connection: DataChannel, caller: Caller) -> None:
         self._socket = data
         self._polled = PolledSocket(data)
+        #: The buffer of all reads. A new one for each read would cost more than a small batch: the C library
+        #: maps and unmaps memory for a buffer of this size.
+        self._received = bytearray(_RECEIVE)
         self._connection = connection
         self._caller = caller
         self._reader = FrameSplitter()
@@ -142,9 +148,9 @@ class Worker:
         self._socket.shutdown(SHUT_RD)
 
     def serve(self) -> None:
-        """Serves the data channel until the server closes it."""
-        # One event loop is kept for the model's lifetime, because the model may keep objects that belong to
-        # its loop.
+        """Serves the data channel until the server closes it or `stop` is called."""
+        # The same event loop is used as long as the model is loaded, because the model may keep objects that
+        # belong to the loop.
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
         frames = self._receive()
@@ -159,11 +165,12 @@ class Worker:
     def _receive(self) -> list[tuple[Kind, Any, memoryview]]:
         """Waits for the next frames and returns them, or an empty list at the end of the channel."""
         while True:
-            received = self._polled.recv(_RECEIVE)
-            if not received:
+            size = self._polled.recv_into(self._received)
+            if not size:
                 return []
-            # The bytes are copied to a bytearray, so that a model may write to its inputs.
-            frames = self._reader.feed(bytearray(received))
+            # The slice is a copy in a new bytearray. So a model may write to its inputs, and later reads do
+            # not change them.
+            frames = self._reader.feed(self._received[:size])
             if frames:
                 return frames
 
@@ -175,7 +182,9 @@ class Worker:
             if is_reshaped(load) and not loaded.completed:
                 loaded = self._reshape(load, loaded)
         except BaseException as error:
-            told = isinstance(error, ModelFailed)  # the model's traceback is already in the log
+            # A BacklineError needs no traceback: its message is enough, or the model's traceback is in the
+            # log already.
+            told = isinstance(error, BacklineError)
             self._connection.send(
                 frame(Kind.FAILED, Failed(reason(error, self._folder), "" if told else details(error)))
             )
@@ -235,11 +244,11 @@ class Worker:
         running: set[asyncio.Task[None]] = set()
 
         def readable() -> None:
-            received = self._socket.recv(_RECEIVE)
-            if not received:
+            size = self._socket.recv_into(self._received)
+            if not size:
                 loop.remove_reader(self._socket)
                 ended.set()
-            for _, message, payload in self._reader.feed(bytearray(received)):
+            for _, message, payload in self._reader.feed(self._received[:size]):
                 task = loop.create_task(self._execute_async(message, payload))
                 running.add(task)
                 task.add_done_callback(running.discard)
@@ -270,8 +279,8 @@ def _adapter(name: str) -> Adapter:
         case "torchserve":
             from backline.workers.child.torchserve_model import load
         case _ if "." in name:
-            # A worker must not depend on the rooms above it (see ARCHITECTURE.md), so a room that adapts
-            # models names its module.
+            # `workers` must not import the rooms that use it (see ARCHITECTURE.md). So a room that has its
+            # own kind of model passes the name of the module.
             load = import_module(name).load
         case _:
             raise Internal(f"a worker has no adapter '{name}'")

@@ -16,12 +16,12 @@ class WorkerModel(Protocol):
     loaded: WorkerLoaded
 
     def execute(self, batch: RequestBatch) -> Awaitable[None] | None:
-        """Runs a batch and responds to its requests. All of them have a response when this method returns,
-        unless the model is `decoupled` or `deferred`; see WorkerRequest.
+        """Runs a batch and responds to its requests. When this method and any awaitable that it returned are
+        done, each request has a response, unless the model is `decoupled` or `deferred`; see WorkerRequest.
 
         A model whose `loaded.concurrency` is above 1 returns an awaitable, which runs on the worker's event
-        loop; the next batch may arrive before it completes. An exception fails all requests that have no
-        response.
+        loop. The next batch may arrive before the awaitable completes. An exception fails all requests of the
+        batch that have no response.
         """
 
     def close(self) -> None:

@@ -18,27 +18,41 @@ from backline.engine.ticket import Ticket
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse
 from backline.engine.values.tensor import Tensor
+from backline.system.cores import seconds_without_core
 from backline.workers.batch import Batch
 from backline.workers.joiner import Joiner
+from backline.workers.stacking import split, stack, wanted_outputs
 
 log = logging.getLogger("backline.workers")
 
-#: Seconds after which a waiting run starts even if no core is free: the operating system shares cores between
-#: long runs better than a queue does.
+#: Seconds after which a waiting run starts even if no core is free, because the operating system shares cores
+#: between long runs better than a queue does.
 PATIENCE = 0.02
+#: Seconds for which runs are not spread after two runs overlapped, because the next runs will probably do so
+#: too.
+AFTER_OVERLAP = 0.2
+#: This time doubles, up to this many seconds, with each spread run that another run overlaps: several callers
+#: that pause between their requests look like a lone caller.
+LONGEST_AFTER_OVERLAP = 3.2
+#: Seconds for which runs are not spread after a spread run had to wait for a core, because something outside
+#: the budget uses the cores: the event loop, a worker process or another program.
+AFTER_CONTENTION = 1.0
+#: A spread run had to wait for a core if its thread waited for more than this share of the run's duration.
+_CONTENTION = 0.1
 
 
 class _NotABatch(Internal):
     """Raised when the outputs of a model do not have the batch size that its configuration declares.
 
-    Retrying each request of the batch alone would hide that the configuration is wrong.
+    The requests of such a batch are not retried alone, because that would hide that the configuration is
+    wrong.
     """
 
 
 class Execution:
-    """The execution of the batches of one model version. Thread-safe.
+    """Executes the batches of one model version. Thread-safe.
 
-    `joiner` joins and splits requests; without a joiner, they are concatenated along the first dimension.
+    `joiner` joins and splits requests; without a joiner, requests are concatenated along the first dimension.
     `outputs` are returned for requests that name none; the default is all outputs of the model.
     `declared_batch` is the `max_batch_size` of the configuration, or 0 if the configuration has none.
     """
@@ -68,8 +82,9 @@ class Execution:
     def __call__(self, batch: Batch) -> None:
         """Runs a batch and records its outcomes. Never raises.
 
-        If a batch of several requests fails, each is run again alone, so that an invalid request fails alone.
-        An abandoned batch is not started, or is interrupted if the runtime can interrupt a run.
+        If a batch of several requests fails, each request is run again alone, so that only invalid requests
+        fail (exception: _NotABatch). An abandoned batch is not started. If it is running already, it is
+        interrupted, provided that the runtime can interrupt a run.
         """
         tickets = batch.tickets
         try:
@@ -83,8 +98,8 @@ class Execution:
         if not batch.outcomes and batch.abandoned:
             batch.outcomes = [Cancelled(f"the request to model '{self._name}' was cancelled")] * len(tickets)
         elif not batch.outcomes:
-            # This is outside the except clause, because errors chained to the batch's error would keep its
-            # tensors alive.
+            # The requests run outside the except clause. Errors raised inside it would be chained to the
+            # first error, whose traceback keeps the batch's tensors alive.
             batch.parts = [self._run_alone(ticket, batch) for ticket in tickets]
             batch.outcomes = [part.outcomes[0] for part in batch.parts]
         batch.ended_ns = monotonic_ns()
@@ -110,11 +125,8 @@ class Execution:
         elif alone:
             inputs = {name: tensor.data for name, tensor in first.request.inputs.items()}
         else:
-            inputs = {
-                name: np.concatenate([ticket.request.inputs[name].data for ticket in tickets])
-                for name in first.request.inputs
-            }
-        names = self._wanted(tickets)
+            inputs = stack(tickets)
+        names = wanted_outputs(tickets, self._outputs)
         batch.gathered_ns = batch.ran_ns = monotonic_ns()
         batch.executed = True
         arrays = self._run_of(batch)(inputs, names)
@@ -133,7 +145,8 @@ class Execution:
                     [self._tensor(n, a) for n, a in zip(names, arrays, strict=True)],
                 )
             ]
-        return self._split(tickets, names, arrays)
+        whole = [self._tensor(name, array) for name, array in zip(names, arrays, strict=True)]
+        return [*split(tickets, whole, self._name, self._version)]
 
     def _run_of(self, batch: Batch) -> Run:
         if self._cancellable is None or not batch.off_loop:
@@ -142,18 +155,6 @@ class Execution:
         if batch.abandoned:
             batch.on_abandon()
         return run
-
-    def _wanted(self, tickets: Sequence[Ticket]) -> tuple[str, ...]:
-        """Returns the names of the outputs to compute: all outputs that any request of the batch asks for."""
-        wanted = tickets[0].request.outputs
-        if wanted is None:
-            return self._outputs
-        if all(ticket.request.outputs == wanted for ticket in tickets):
-            return wanted
-        if any(ticket.request.outputs is None for ticket in tickets):
-            return self._outputs
-        union = {name for ticket in tickets for name in ticket.request.outputs or ()}
-        return tuple(name for name in self._outputs if name in union)
 
     def _tensor(self, name: str, array: np.ndarray) -> Tensor:
         datatype, dtype = self._datatypes[name]
@@ -169,30 +170,6 @@ class Execution:
                     f" {items}, so its first dimension is not a batch, although its configuration sets"
                     f" max_batch_size to {self._declared_batch}: set it to 0"
                 )
-
-    def _split(
-        self, tickets: Sequence[Ticket], names: tuple[str, ...], arrays: list[np.ndarray]
-    ) -> list[InferResponse | BacklineError | None]:
-        items = sum([ticket.batch_size for ticket in tickets])
-        whole = [self._tensor(name, array) for name, array in zip(names, arrays, strict=True)]
-        for tensor in whole:
-            if not tensor.shape or tensor.shape[0] != items:
-                raise Internal(
-                    f"output '{tensor.name}' of model '{self._name}' has shape {list(tensor.shape)}"
-                    f" for a batch of {items}"
-                )
-        responses: list[InferResponse | BacklineError | None] = []
-        end = 0
-        for ticket in tickets:
-            start, end = end, end + ticket.batch_size
-            wanted = ticket.request.outputs
-            outputs = []
-            for tensor in whole:
-                if wanted is None or tensor.name in wanted:
-                    rows = tensor.data[start:end]
-                    outputs.append(Tensor(tensor.name, tensor.datatype, rows.shape, rows))
-            responses.append(InferResponse(self._name, self._version, ticket.request.id, outputs))
-        return responses
 
     def _response(self, ticket: Ticket, names: tuple[str, ...], arrays: list[np.ndarray]) -> InferResponse:
         wanted = ticket.request.outputs
@@ -221,22 +198,31 @@ class _WaitingRun:
 
 
 class CoreBudget:
-    """A limit on the number of cores in use. Runs get cores in the order in which they ask. The methods are
-    called on the threads of the runs.
+    """Limits how many cores runs use at the same time. Runs get cores in the order in which they ask for
+    them. The methods are called on the threads of the runs.
 
-    A run that has waited for PATIENCE starts anyway, so that a model with long runs does not block the
-    others.
+    A run that has waited for PATIENCE seconds starts anyway, so that a model with long runs does not block
+    other models.
+
+    The budget also knows when a run is alone and may be spread over several cores. A spread run takes no more
+    of the budget than any other run, so that it never delays the start of another run.
     """
 
     def __init__(self, cores: int) -> None:
         self.cores = cores
         self._free = cores
+        #: The time of time.monotonic_ns() before which no run is spread.
+        self._spread_from = 0
+        self._after_overlap = AFTER_OVERLAP
         self._lock = threading.Lock()
         self._waiting: deque[_WaitingRun] = deque()
 
     def take(self, cores: int) -> bool:
-        """Takes `cores` cores, waiting until they are free. Returns whether it had to wait."""
+        """Takes `cores` cores once they are free, or after PATIENCE seconds in any case. Returns whether the
+        caller had to wait.
+        """
         with self._lock:
+            self._note_overlap()
             if self._free >= cores and not self._waiting:
                 self._free -= cores
                 return False
@@ -244,28 +230,63 @@ class CoreBudget:
             self._waiting.append(waiting)
         if not waiting.granted.acquire(timeout=PATIENCE):
             with self._lock:
-                if waiting in self._waiting:  # otherwise the cores have been granted in the meantime
+                if waiting in self._waiting:  # `give` may have granted the cores just after the timeout
+                    # The run starts without free cores, so `_free` may become negative.
                     self._waiting.remove(waiting)
                     self._free -= cores
         return True
 
     def give(self, cores: int) -> None:
-        """Gives the cores that the caller took back to the budget."""
+        """Puts cores that the caller has taken back into the budget."""
         with self._lock:
             self._free += cores
+            self._note_overlap()
             waiting = self._waiting
             while waiting and self._free >= waiting[0].cores:
                 self._free -= waiting[0].cores
                 waiting.popleft().granted.release()
 
+    def _note_overlap(self) -> None:
+        if self._free < self.cores:
+            self.keep_narrow(self._after_overlap)
+
+    def keep_narrow(self, seconds: float) -> None:
+        """Spreads no run for the next `seconds` seconds."""
+        self._spread_from = max(self._spread_from, monotonic_ns() + int(seconds * 1e9))
+
+    def spread_ended(self) -> None:
+        """Learns whether another run overlapped a spread run, which has just ended."""
+        if monotonic_ns() < self._spread_from:
+            self._after_overlap = min(2 * self._after_overlap, LONGEST_AFTER_OVERLAP)
+            self.keep_narrow(self._after_overlap)
+        else:
+            self._after_overlap = AFTER_OVERLAP
+
+    def may_spread(self, cores: int) -> bool:
+        """Returns whether a run that has just taken `cores` cores is alone, and no runs have overlapped
+        recently.
+        """
+        # The values are read without the lock: if another thread changes them at this moment, the worst
+        # outcome is one run that is slower than necessary.
+        return self._free == self.cores - cores and monotonic_ns() >= self._spread_from
+
 
 class BudgetedExecution:
-    """The execution of batches within a budget of cores. A run on `threads` threads (0 for one per core)
-    takes half as many cores, because its threads are rarely all busy.
+    """Executes batches within a budget of cores. A run on `threads` threads (0 for one per core) takes half
+    as many cores of the budget, rounded up, because its threads are rarely all busy at the same time.
+    `spread` executes batches of the same model on several cores per run; it is used while no other run is in
+    progress.
     """
 
-    def __init__(self, execute: Callable[[Batch], None], budget: CoreBudget, threads: int) -> None:
+    def __init__(
+        self,
+        execute: Callable[[Batch], None],
+        budget: CoreBudget,
+        threads: int,
+        spread: Callable[[Batch], None] | None = None,
+    ) -> None:
         self._execute = execute
+        self._spread = spread
         self._budget = budget
         self._cores = (min(threads or budget.cores, budget.cores) + 1) // 2
         self._held: dict[Batch, None] = {}
@@ -276,11 +297,22 @@ class BudgetedExecution:
             batch.started_ns = monotonic_ns()
         self._held[batch] = None
         try:
-            self._execute(batch)
+            if self._spread is not None and self._budget.may_spread(self._cores):
+                self._run_spread(self._spread, batch)
+            else:
+                self._execute(batch)
         finally:
             self.release(batch)
 
+    def _run_spread(self, spread: Callable[[Batch], None], batch: Batch) -> None:
+        began, without_core = monotonic_ns(), seconds_without_core()
+        spread(batch)
+        self._budget.spread_ended()
+        if seconds_without_core() - without_core > _CONTENTION * (monotonic_ns() - began) / 1e9:
+            self._budget.keep_narrow(AFTER_CONTENTION)
+
     def release(self, batch: Batch) -> None:
         """Frees the cores of a batch that ended or whose thread was abandoned. Thread-safe, idempotent."""
+        # dict.pop is atomic, so only one of several callers gives the cores back.
         if self._held.pop(batch, batch) is None:
             self._budget.give(self._cores)

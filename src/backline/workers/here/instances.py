@@ -24,27 +24,27 @@ from backline.workers.instance import Finished, Instance
 RunBatch: TypeAlias = Callable[[Batch], None]
 log = logging.getLogger("backline.workers")
 
-#: Seconds that a runtime has to interrupt a run that it was asked to end.
+#: How many seconds a runtime gets to interrupt a run before the thread of the run is abandoned.
 _GRACE = 1.0
-#: The number of abandoned threads at which a version takes no more requests: each thread holds memory, and
-#: perhaps a core.
+#: A version takes no more requests once it has this many abandoned threads, because each of them holds
+#: memory, and perhaps a core.
 MAX_STUCK = 8
 
 
 class InlineInstance:
-    """An instance that runs batches on the event loop. It is for models that take well below a millisecond,
-    for which switching to a thread would take longer.
+    """An instance that runs batches on the event loop. It is for models whose runs take well below a
+    millisecond, less than a switch to another thread and back.
 
-    A model that was fast when measured may get far larger requests, and would then block the event loop.
-    `on_slow` is called once, between batches, if runs keep exceeding LONG_RUN_NS. Because other programs may
-    delay a single run, a run that is slow by the wall clock only starts a measurement; the processor time of
-    the following runs decides.
+    A model that was fast when it was measured may later get far larger requests, and would then block the
+    event loop. `on_slow` is called once, between batches, if several runs exceed LONG_RUN_NS. Other programs
+    may delay a single run. So a run that is slow by the wall clock only starts a measurement of the processor
+    time of the following runs, and that time decides.
     """
 
     off_loop: ClassVar[bool] = False
     #: The time in nanoseconds above which a run counts as slow.
     LONG_RUN_NS = 5_000_000
-    #: The number of runs whose processor time is measured after a slow one.
+    #: The number of runs whose processor time is measured after a slow run.
     _WATCHED = 1000
     #: The number of slow runs, by processor time, at which `on_slow` is called.
     _ENOUGH = 2
@@ -97,8 +97,8 @@ class ThreadInstance:
         cores: Collection[int] = (),
         poll: BusyPoll | None = None,
     ) -> None:
-        """Starts the thread, pinned to `cores`, or on any core if `cores` is empty. `poll` pauses during
-        runs.
+        """Starts the thread, pinned to `cores`, or on any core if `cores` is empty. The busy poll `poll` is
+        paused during runs, so that it takes no core from them.
         """
         self._execute = execute
         self._loop = loop
@@ -124,7 +124,7 @@ class ThreadInstance:
                 self._loop.call_soon_threadsafe(self._ended, batch, finished)
             except RuntimeError:  # the loop was closed during the run
                 return
-            del work, batch, finished  # otherwise the tensors of the batch would be kept until the next batch
+            del work, batch, finished  # otherwise the batch's tensors would be kept until the next batch
 
     def _ended(self, batch: Batch, finished: Finished) -> None:
         self._poll.release()
@@ -132,12 +132,12 @@ class ThreadInstance:
 
 
 class RunLimit:
-    """The time limit for the runs of one model version, and the effects of exceeding it. Use it only on the
-    event loop.
+    """The time limit for the runs of one model version, and the count of threads abandoned because of it. Use
+    it only on the event loop.
 
-    Requests are retried if the model is declared `idempotent`; None means undeclared. `on_given_up` is called
-    for each abandoned thread. `on_available` is called with a reason once there are MAX_STUCK abandoned
-    threads, and with "" when there are fewer again.
+    Requests that belong to no sequence are retried once if the model is declared `idempotent`; None means
+    undeclared. `on_given_up` is called for each abandoned thread. `on_available` is called with a reason once
+    there are MAX_STUCK abandoned threads, and with "" when there are fewer again.
     """
 
     def __init__(
@@ -168,13 +168,13 @@ class RunLimit:
 
     @property
     def why_not_again(self) -> str:
-        """The end of the message for a run that is not retried; it says why."""
+        """Why a run is not retried, worded to end the message about the failure."""
         if self.idempotent is None:
             return "it is not tried again unless the model is declared idempotent"
         return "it is not tried again: the model is not idempotent"
 
     def late(self, *, can_be_ended: bool) -> None:
-        """Counts a run that exceeds the limit."""
+        """Counts a run that has exceeded the limit."""
         self._statistics.timed_out += 1
         if can_be_ended:
             log.error("%s, and is interrupted", self.exceeded)
@@ -198,7 +198,7 @@ class RunLimit:
             self._on_available(self.reason)
 
     def came_back(self) -> None:
-        """Stops counting an abandoned thread, because its run has ended after all."""
+        """Stops counting an abandoned thread, because its run has ended."""
         self._statistics.stuck -= 1
         self.stuck -= 1
         if self.reason and self.stuck < MAX_STUCK:
@@ -207,8 +207,8 @@ class RunLimit:
 
 
 class TimedInstance:
-    """An instance that runs batches on a thread, which is replaced if a run exceeds the limit and cannot be
-    interrupted.
+    """An instance that runs batches on a thread, and replaces the thread if a run exceeds the limit and
+    cannot be interrupted.
     """
 
     off_loop: ClassVar[bool] = True
@@ -220,7 +220,7 @@ class TimedInstance:
         limit: RunLimit,
         leave: Callable[[Batch], None] = lambda _: None,
     ) -> None:
-        """`leave` is called with the batch of each thread that is abandoned."""
+        """When a thread is abandoned, `leave` is called with the batch that the thread is running."""
         self.limit = limit
         self.loop = loop
         self._make_thread = make_thread
@@ -232,7 +232,7 @@ class TimedInstance:
         _TimedRun(self, batch, finished).begin()
 
     def replace_thread(self, running: Batch) -> None:
-        """Starts a new thread. The old thread ends after the batch that it is running."""
+        """Starts a new thread in place of the old one, which ends after the batch that it is running."""
         self._leave(running)
         self.thread.close()
         self.thread = self._make_thread()
@@ -243,11 +243,11 @@ class TimedInstance:
 
 
 class _TimedRun:
-    """One batch, and the outcomes of its requests so far.
+    """The run of one batch with a time limit, and the outcomes of its requests so far.
 
-    If the batch of an idempotent model exceeds the limit, each request is retried alone, so that the request
-    at fault cannot make others fail again. Each thread gets a separate Batch object, because an abandoned
-    thread may still write to its own.
+    If the batch of an idempotent model exceeds the limit, each request that belongs to no sequence is retried
+    alone, so that the request at fault cannot make other requests fail again. Each run gets a separate Batch
+    object, because an abandoned thread may still write to the batch that it was given.
     """
 
     def __init__(self, instance: TimedInstance, batch: Batch, finished: Finished) -> None:
@@ -258,9 +258,11 @@ class _TimedRun:
         self._running = batch
         self._late = False
         self._timer: asyncio.TimerHandle | None = None
-        #: Whether requests are being retried, which requests have yet to run, and which have an outcome.
+        #: Whether requests are being retried.
         self._again = False
+        #: The requests that are still to be retried.
         self._rest: deque[Ticket] = deque()
+        #: One batch for each request that has an outcome.
         self._parts: list[Batch] = []
 
     def begin(self) -> None:
@@ -283,7 +285,8 @@ class _TimedRun:
         self._instance.thread.run(batch, self._done)
 
     def _too_late(self) -> None:
-        # After the server was suspended, the outcome may be on its way to the event loop.
+        # If the server was suspended, the run may have ended in time, with its outcome still on the way to
+        # the event loop.
         if self._timer is not None and stood_still(self._timer, self._instance.loop):
             self._timer = self._instance.loop.call_later(self._limit.seconds, self._too_late)
             return
@@ -303,6 +306,8 @@ class _TimedRun:
         self._took_too_long()
 
     def _done(self, thread: Instance, batch: Batch) -> None:
+        # An abandoned thread has finished. Its outcome is ignored, because its requests have been settled or
+        # retried.
         if thread is not self._instance.thread:
             self._limit.came_back()
             return

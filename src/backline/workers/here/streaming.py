@@ -30,18 +30,19 @@ from backline.workers.instance import Finished, Instance
 
 log = logging.getLogger("backline.workers")
 
-#: The maximum number of responses of one stream that may be on their way to the event loop, and their maximum
-#: total size in bytes.
+#: The maximum number of responses of one stream that have been generated but not yet delivered on the event
+#: loop.
 MAX_HANDED = 16
+#: A stream generates no further response while its undelivered responses have this many bytes or more.
 MAX_HANDED_BYTES = 1024 * 1024
-#: The maximum number of open streams per model version. Most of them wait for their clients. Further requests
-#: are queued.
+#: The maximum number of open streams per model version, unless it has more threads. Most streams usually wait
+#: for their clients. Further requests are queued.
 MAX_STREAMS = 128
 
 
 @dataclass(slots=True)
 class _Handed:
-    """A response on its way to the event loop, with timestamps."""
+    """A response that a thread has generated and the event loop has yet to deliver, with timestamps."""
 
     response: InferResponse
     started: int
@@ -62,8 +63,9 @@ class GeneratorStream:
         self._ticket: Ticket = batch.tickets[0]
         self._flow = self._ticket.flow
         self._responses: Generator[Mapping[str, np.ndarray], None, None] | None = None
-        #: The lock for the state that the thread and the event loop check before one of them waits or wakes
-        #: the other.
+        #: Guards `_parked`, `_handed`, `_handed_bytes`, `_waking` and `_early`. The thread checks them and
+        #: parks the stream, and the event loop changes them and wakes the stream, so neither can miss what
+        #: the other did.
         self._lock = threading.Lock()
         self._parked = False
         self._handed: list[_Handed] = []
@@ -138,8 +140,8 @@ class GeneratorStream:
     # called on a thread of the pool
 
     def advance(self) -> bool:
-        """Generates responses. Returns True when another stream needs the thread, and False when this stream
-        must wait or has ended.
+        """Generates responses. Returns True if another stream needs the thread, so that this stream must be
+        queued again. Returns False if this stream must wait or has ended.
         """
         if self._responses is None:
             self._begin_responses()
@@ -203,7 +205,9 @@ class GeneratorStream:
         return Tensor(name, datatype, array.shape, array)
 
     def _must_wait(self) -> bool:
-        """Returns whether the client or the event loop is falling behind. Called with the lock held."""
+        """Returns whether the client or the event loop cannot keep up with the responses. Called with the
+        lock held.
+        """
         if self._early is not None:
             return False
         if len(self._handed) >= MAX_HANDED or self._handed_bytes >= MAX_HANDED_BYTES:
@@ -232,9 +236,9 @@ class GeneratorStream:
 class StreamPool:
     """A pool of at most `threads` threads, started on demand, that runs the streams of one model version.
 
-    A stream whose client is paused releases its thread, so that a slow client blocks only itself. Streams
-    that can continue take turns, one response each. Use this only on the event loop, where responses are
-    delivered.
+    A stream whose client does not keep up releases its thread, so a slow client delays no other stream.
+    Streams that can continue take turns, one response each. Use the pool, except for `put`, only on the event
+    loop, on which the pool also delivers the responses.
     """
 
     def __init__(
@@ -248,7 +252,7 @@ class StreamPool:
         statistics: ResponseStatistics,
         poll: BusyPoll | None = None,
     ) -> None:
-        """The busy poll `poll` pauses while streams are open."""
+        """The busy poll `poll` is paused while streams are open."""
         self.name = name
         self._poll = poll or BusyPoll()
         self.version = version
@@ -277,6 +281,7 @@ class StreamPool:
     def put(self, stream: GeneratorStream) -> None:
         """Queues a stream that can continue. Called on any thread."""
         with self._lock:
+            # Without the lock, two callers could count on the same idle thread.
             if self._ready.qsize() >= self._idle and self._threads < self._limit:
                 self._threads += 1
                 threading.Thread(target=self._work, name=f"{self.name}-{self._threads}", daemon=True).start()
@@ -321,7 +326,7 @@ class StreamPool:
                     return
             if stream.advance():
                 self._ready.put(stream)
-            del stream  # otherwise the tensors of the stream would be kept until the next request
+            del stream  # otherwise this thread would keep the tensors of the stream until the next one
 
 
 class StreamInstance:

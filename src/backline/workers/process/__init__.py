@@ -1,1 +1,1 @@
-"""The server's side of worker processes. The program that runs in these is `workers/child/`."""
+"""The server's side of worker processes. The program that runs in the processes is in `workers/child/`."""

@@ -7,12 +7,13 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 from socket import socket
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from backline.engine.deadline import watch
-from backline.engine.errors import BacklineError, Cancelled, Internal, Unsupported
+from backline.engine.errors import BacklineError, Cancelled, Internal, InvalidArgument, Unsupported
 from backline.engine.ticket import Ticket
 from backline.engine.tracing import part_of
 from backline.engine.values.datatypes import DataType
@@ -40,16 +41,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("backline.workers")
 model_log = logging.getLogger("backline.model")
 
-#: The maximum number of bytes of the worker's half of the shared memory that its calls in flight may hold.
-#: Further inputs are copied, so that slow callees cannot use up that half.
+#: The maximum number of bytes that the inputs of a worker's calls in flight may occupy in the worker's half
+#: of the shared memory. Further inputs are copied out of it, so that slow callees cannot fill that half.
 _MAX_HELD = 1 << 28
 _NOBODY_WAITS = "the requests that the call was made for were cancelled"
 
 
 @dataclass(slots=True)
 class _Open:
-    """A call in flight. `asked` are the worker's requests for which the call is made, and `unread` is the
-    number of responses that the worker has not consumed.
+    """A call in flight. `asked` are the worker's requests for which the call is made. `unread` is the number
+    of responses that were sent but that the model has not read yet.
     """
 
     ticket: Ticket
@@ -61,8 +62,9 @@ class _Open:
 class CallChannel:
     """The server's end of the calls channel of one worker. Use it only on the event loop.
 
-    `open_requests` returns the open requests with the given numbers. It ignores unknown numbers, which come
-    from the worker, so that a worker cannot attach a call to requests that it does not have.
+    `open_requests` returns the open requests with the given numbers. The numbers come from the worker, so
+    `open_requests` ignores unknown ones: a worker must not be able to attach a call to requests that it does
+    not have.
     """
 
     def __init__(
@@ -82,12 +84,12 @@ class CallChannel:
     def attend(self, channel: socket, process: WorkerProcess) -> None:
         """Starts serving the socket `channel` for a worker process."""
         self._process = process
-        # No handler is needed for the end of this channel: the other channels report that the process has
+        # The end of this channel needs no handler, because the other channels report that the process has
         # ended.
         self._channel = ChannelEnd(channel, self._loop, self._take, process.kill, poll=process.poll)
 
     def close(self) -> None:
-        """Cancels the worker's calls, because it has ended."""
+        """Cancels the worker's calls, because the worker has ended."""
         self._channel.close()
         self._questions.clear()
         for number in tuple(self._open):
@@ -121,20 +123,22 @@ class CallChannel:
         elif kind is Kind.DROP:
             for number in message.numbers:
                 self._give_up(number)
-                # This wakes the thread of the worker that reads the responses to this call, if it still
-                # waits.
+                # This wakes the worker's thread that waits for a response to this call, if there is one.
                 self._fail(number, Cancelled("the call was dropped"))
         elif kind is Kind.MORE:
-            number, count = message.numbers
+            number, count = _exactly(2, message.numbers)
             self._more(number, count)
         elif kind is Kind.MEASURE:
             self._measure(message)
         elif kind is Kind.LIMIT:
-            self._process.limit_memory(*message.numbers)
+            (limit,) = _exactly(1, message.numbers)
+            self._process.limit_memory(limit)
         elif kind is Kind.READY:
             self._process.says_ready(message.reason)
         elif kind is Kind.LOG:
-            model_log.log(message.level, "%s: %s", self._process.command.label, message.text)
+            # Only the five standard levels, because `logging` keeps an entry for every level it has seen.
+            level = min(max(message.level // 10 * 10, logging.DEBUG), logging.CRITICAL)
+            model_log.log(level, "%s: %s", self._process.command.label, message.text)
         else:
             raise WorkerProtocolError(f"a frame of kind {kind.name}")
 
@@ -170,6 +174,11 @@ class CallChannel:
             why = f"model '{message.model}' cannot be called: this model runs without a server"
             self._fail(number, Unsupported(why))
             return
+        limits = message.note.timeout, message.queue_timeout
+        if not all(map(isfinite, limits)):  # NaN would break the order of the event loop's timers
+            why = f"the timeouts of a call must be finite, got {limits[0]} s and {limits[1]} s"
+            self._fail(number, InvalidArgument(why))
+            return
         asked = self._open_requests(message.requests)
         if message.requests and all(ticket.cancelled for ticket in asked):
             self._fail(number, Cancelled(_NOBODY_WAITS))
@@ -182,6 +191,8 @@ class CallChannel:
             trace=part_of(self._open_requests(message.traced) if message.traced else asked),
         )
         if asked:
+            # Security: the call acts for the caller whose request the model is serving. So it takes that
+            # caller's turns in queues, and can continue only that caller's sequences.
             ticket.identity = asked[0].identity
         self._open[number] = _Open(ticket, asked, monotonic_ns())
         if ticket.deadline is not None:
@@ -200,8 +211,9 @@ class CallChannel:
     def _request(
         self, message: WorkerCall, inputs: dict[str, Tensor], asked: Sequence[Ticket]
     ) -> InferRequest:
-        """Returns the engine's request for a call. A call for several requests gets the latest of their
-        deadlines and the most urgent of their priorities.
+        """Converts a call to a request to the engine. The call gets the latest of the deadlines of the
+        requests in `asked`, if all have one, or an earlier one of its own. Without a priority of its own, the
+        call gets the highest of their priorities.
         """
         note = message.note
         limits = [monotonic() + note.timeout] if note.timeout else []
@@ -222,6 +234,7 @@ class CallChannel:
             sequence=SequenceStep(note.sequence, note.sequence_start, note.sequence_end)
             if note.sequence
             else None,
+            via=next((ticket.request.via for ticket in asked if ticket.request.via), b""),
         )
 
     def _responded(self, number: int, ticket: Ticket, response: InferResponse) -> None:
@@ -241,6 +254,8 @@ class CallChannel:
         one = self._open.get(number)
         if one is None or one.ticket.flow is None:
             return
+        if not 0 < count <= one.unread:
+            raise WorkerProtocolError(f"credit for {count} responses, of which {one.unread} were unread")
         one.unread -= count
         if one.ticket.flow.paused and one.unread < WINDOW:
             one.ticket.flow.resume()
@@ -271,6 +286,8 @@ class CallChannel:
         one = self._open.get(number)
         if one is not None:
             self._close(number, "cancel")
+            # The call is closed first, so that nothing more is sent for it. A paused model is resumed so that
+            # it can end.
             one.ticket.cancel()
             if one.ticket.flow is not None:
                 one.ticket.flow.resume()
@@ -294,7 +311,9 @@ class CallChannel:
         except BacklineError as error:
             self._tell(message.number, error)
         except Exception as error:
-            log.exception("'%s' of model '%s', which a worker asked for, failed", message.what, message.model)
+            log.exception(
+                "the '%s' of model '%s' that a worker requested failed", message.what, message.model
+            )
             self._tell(
                 message.number,
                 Internal(f"{message.what} of model '{message.model}' failed: {type(error).__name__}"),
@@ -303,7 +322,9 @@ class CallChannel:
             self._tell(message.number, value)
 
     def _tell(self, number: int, found: Any) -> None:
-        """Sends the result of a question to the worker, unless the question is settled or cancelled."""
+        """Sends the result of a question to the worker, unless the question has been answered or
+        cancelled.
+        """
         if self._questions.pop(number, None) is None:
             return
         if isinstance(found, BacklineError):
@@ -330,7 +351,7 @@ class CallChannel:
     # sending to the worker
 
     def _respond(self, number: int, response: InferResponse, *, last: bool) -> None:
-        """Sends a response. Raises Internal if it does not fit into the shared memory."""
+        """Sends a response. Raises Internal if the response does not fit into the shared memory."""
         try:
             columns, payload, block = pack_columns(
                 [[(tensor,) for tensor in response.outputs]], self._process.arena
@@ -356,6 +377,13 @@ class CallChannel:
 
     def _say(self, kind: Kind, message: Response | Ended, payload: Iterable[Any] = ()) -> None:
         self._channel.send(frame(kind, message, list(payload)))
+
+
+def _exactly(count: int, numbers: list[int]) -> list[int]:
+    """Returns `numbers`. Raises WorkerProtocolError if there are not `count` of them."""
+    if len(numbers) != count:
+        raise WorkerProtocolError(f"{len(numbers)} numbers, expected {count}")
+    return numbers
 
 
 def _is_for_nobody(asked: Sequence[Ticket]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
@@ -22,12 +22,13 @@ log = logging.getLogger("backline.workers")
 
 
 class BatchRun:
-    """A batch of the scheduler that runs in workers. It is finished once every request has an outcome.
+    """A batch of the scheduler that runs in workers. The batch is finished once every request has an outcome.
 
     `statistics` counts the responses of a decoupled model; it is None for other models.
     """
 
     __slots__ = (
+        "_failed",
         "_finished",
         "_given",
         "_instance",
@@ -47,12 +48,14 @@ class BatchRun:
     ) -> None:
         self.batch = batch
         self._statistics = statistics
-        #: The number of responses that each request has had, and the time of the last one, by position in the
-        #: batch.
+        #: The number of responses that each request has had, by its position in the batch.
         self._given: dict[int, int] = {}
+        #: The time of each request's last response, by its position in the batch.
         self._last_ns: dict[int, int] = {}
         self._instance = instance
         self._finished = finished
+        #: Whether any request has failed.
+        self._failed = False
         self.outcomes: list[InferResponse | BacklineError | None] = [None] * len(batch.tickets)
         self.remaining = len(batch.tickets)
 
@@ -61,20 +64,23 @@ class BatchRun:
         return position in self._given
 
     def respond(self, position: int, response: InferResponse) -> None:
-        """Delivers a response of a decoupled model to its request."""
+        """Delivers a response of a decoupled model to its request, and then counts the response."""
         ticket = self.batch.tickets[position]
-        self._count(position, response)
+        now, cancelled = monotonic_ns(), ticket.cancelled
         ticket.respond(response)
+        self._count(position, response, now, cancelled=cancelled)
 
-    def _count(self, position: int, outcome: InferResponse | BacklineError) -> None:
+    def _count(
+        self, position: int, outcome: InferResponse | BacklineError, now: int, *, cancelled: bool
+    ) -> None:
         index = self._given.get(position, 0)
-        started, now = self._last_ns.get(position, self.batch.started_ns), monotonic_ns()
+        started = self._last_ns.get(position, self.batch.started_ns)
         self._given[position], self._last_ns[position] = index + 1, now
         statistics = self._statistics
         if statistics is None:
             return
         ticket = self.batch.tickets[position]
-        if isinstance(outcome, Cancelled) or ticket.cancelled:
+        if isinstance(outcome, Cancelled) or cancelled:
             statistics.cancelled(index, started, now)
         elif isinstance(outcome, BacklineError):
             statistics.failed(index, started, now)
@@ -84,7 +90,9 @@ class BatchRun:
             )
 
     def vacate(self) -> None:
-        """Lets the instance take the next batch before this one has all outcomes."""
+        """Frees the instance for the next batch, although not all requests of this batch have an outcome
+        yet.
+        """
         vacate, self.batch.on_vacated = self.batch.on_vacated, None
         if vacate is not None and self._instance is not None:
             vacate(self._instance, self.batch)
@@ -92,10 +100,22 @@ class BatchRun:
     def settle(self, position: int, outcome: InferResponse | BacklineError | None) -> None:
         """Sets the outcome of one request."""
         self.outcomes[position] = outcome
+        if isinstance(outcome, BacklineError):
+            self._failed = True
         counted = self._statistics is not None  # other models have no responses before the outcome
         if counted and outcome is not None and not isinstance(outcome, Rescheduled):
-            self._count(position, outcome)
+            cancelled = self.batch.tickets[position].cancelled
+            self._count(position, outcome, monotonic_ns(), cancelled=cancelled)
         self.remaining -= 1
+        if not self.remaining:
+            self._finish()
+
+    def settle_all(self, outcomes: Mapping[int, InferResponse]) -> None:
+        """Sets the outcomes of several requests by position. The model must not be decoupled."""
+        own = self.outcomes
+        for position, outcome in outcomes.items():
+            own[position] = outcome
+        self.remaining -= len(outcomes)
         if not self.remaining:
             self._finish()
 
@@ -106,8 +126,10 @@ class BatchRun:
         batch.ended_ns = now = monotonic_ns()
         batch.ran_ns = batch.ran_ns or now
         batch.gathered_ns = batch.gathered_ns or batch.started_ns
-        failed = any(isinstance(outcome, BacklineError) for outcome in self.outcomes)
-        if failed and len(self.outcomes) > 1:
+        # The worker is not trusted: times before the start or in the future would corrupt the statistics.
+        if not batch.started_ns <= batch.gathered_ns <= batch.ran_ns <= now:
+            batch.gathered_ns, batch.ran_ns = batch.started_ns, now
+        if self._failed and len(self.outcomes) > 1:
             batch.parts = [
                 self._part(ticket, outcome)
                 for ticket, outcome in zip(batch.tickets, self.outcomes, strict=True)
@@ -127,18 +149,16 @@ class Job:
     of the batch's instance.
     """
 
-    __slots__ = ("again", "by_number", "open", "positions", "run", "seat")
+    __slots__ = ("again", "open", "positions", "run", "seat")
 
     def __init__(self, run: BatchRun, positions: Sequence[int], seat: Seat, *, again: bool = False) -> None:
         self.run = run
         self.positions = positions
         self.seat = seat
-        #: Whether this job is a retry, after a worker ended while it ran these requests.
+        #: Whether this job is a retry, because a worker ended while it was running these requests.
         self.again = again
         #: The positions of the requests that have no outcome yet.
         self.open = set(positions)
-        #: The positions of requests, by the numbers under which the worker knows them.
-        self.by_number: dict[int, int] = {}
 
     @property
     def turn(self) -> tuple[int, int]:
@@ -156,6 +176,11 @@ class Job:
         """Sets the outcome of one request."""
         self.open.discard(position)
         self.run.settle(position, outcome)
+
+    def settle_all(self, outcomes: Mapping[int, InferResponse]) -> None:
+        """Sets the outcomes of several requests; see BatchRun.settle_all."""
+        self.open.difference_update(outcomes)
+        self.run.settle_all(outcomes)
 
     def fail(self, error: BacklineError) -> None:
         """Fails all requests that have no outcome yet."""
@@ -176,8 +201,8 @@ class Job:
     def once_more(self, ended: str, *, idempotent: bool | None, hung: bool, remembers: bool) -> Iterator[Job]:
         """Yields a job for each request that may be retried, and fails the others.
 
-        `ended` says how the worker ended, and `hung` means that the job did not finish in time. If the worker
-        `remembers`, it held the state of sequences, which is lost.
+        `ended` says how the worker ended. `hung` means that the job exceeded the execution timeout.
+        `remembers` means that the worker held the state of sequences, which is lost.
         """
         tickets = self.run.batch.tickets
         for position in sorted(self.open):

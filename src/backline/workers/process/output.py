@@ -1,4 +1,4 @@
-"""Reads a worker's output, and explains its end from the output and the exit status."""
+"""Reads a worker's output, and explains from the output and the exit status why the worker ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("backline.model")
 
 #: The maximum length of a line in bytes; longer lines are split.
 _LONGEST_LINE = 8192
-#: The number of last output lines that are kept for the error after a crash.
+#: How many of the last lines of output are kept, to be quoted in the error after a crash.
 _KEPT = 40
 _SAID = {
     signal.SIGSEGV: "a segmentation fault: native code used memory that it may not use",
@@ -30,8 +30,9 @@ _FAULT_LINE = re.compile(r'^\s*File "(.*)", line (\d+) in (.*)$')
 _OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
-#: The text in the first line of a traceback, and the lines that connect two tracebacks (traceback.py).
+#: The text in the first line of a traceback.
 _TRACEBACK = "Traceback (most recent call last):"
+#: The lines that Python prints between two tracebacks of chained exceptions (traceback.py).
 _CONNECTING = (
     "During handling of the above exception, another exception occurred:",
     "The above exception was the direct cause of the following exception:",
@@ -41,7 +42,7 @@ _REST_WITHIN = 0.1
 
 
 class WorkerOutput:
-    """A reader for one of a worker's two output streams. It logs each line, or each traceback, as one record.
+    """Reads one of a worker's two output streams, and logs each line, or each traceback, as one record.
 
     Use only on the event loop.
     """
@@ -54,9 +55,9 @@ class WorkerOutput:
         self._level = level
         self._loop = loop
         self._rest = b""
-        #: The lines of a traceback that has begun, and whether the line that names its exception has been
-        #: read.
+        #: The lines so far of a traceback that has begun.
         self._traceback: list[str] = []
+        #: Whether the line that names the exception of this traceback has been read.
         self._named = False
         self._waiting: asyncio.TimerHandle | None = None
         #: The last output lines, without line ends.
@@ -103,7 +104,7 @@ class WorkerOutput:
         if _TRACEBACK in line or line in _CONNECTING:
             self._named = False
         elif line and not line.startswith((" ", "\t")):
-            # The first line without an indent names the exception. A second such line is not part of the
+            # The first line without an indent names the exception. A second such line does not belong to the
             # traceback.
             before, self._named = self._named, True
             return not before
@@ -115,10 +116,10 @@ class WorkerOutput:
         lines, self._traceback = self._traceback, []
         self._named, self._waiting = False, None
         if lines:
-            self._log("\n".join(lines).rstrip())
+            self._log("\n".join(lines).rstrip(), multiline=True)
 
-    def _log(self, text: str) -> None:
-        log.log(self._level, "%s: %s", self._label, text)
+    def _log(self, text: str, *, multiline: bool = False) -> None:
+        log.log(self._level, "%s: %s", self._label, text, extra={"multiline": multiline})
 
     def close(self) -> None:
         """Stops reading, and logs an unfinished last line."""
@@ -162,7 +163,7 @@ def signal_name(number: int) -> str:
 
 def fault_place(lines: Sequence[str], folder: str) -> str:
     """Returns where the model crashed, such as "model.py, line 12, in predict", or "" if that is unknown.
-    `lines` are from faulthandler's output.
+    `lines` is the output, in which faulthandler may have printed a stack.
     """
     for line in lines:
         found = _FAULT_LINE.match(line)
@@ -172,8 +173,8 @@ def fault_place(lines: Sequence[str], folder: str) -> str:
 
 
 def last_words(lines: Sequence[str]) -> str:
-    """Returns the last lines that a process printed, joined into one. Leaves out the stacks that Python and
-    faulthandler printed, which are in the log.
+    """Returns the last lines that a process printed, at most five, joined into one. Leaves out stacks that
+    Python and faulthandler printed, because they are in the log.
     """
     printed: list[str] = []
     for line in lines:

@@ -8,14 +8,14 @@ from bisect import insort
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, islice
 from time import monotonic_ns
 from typing import ClassVar, TypeVar
 
 import msgspec
 import numpy as np
 
-from backline.engine.config.instance_group import InstanceGroup
+from backline.engine.config.instance_group import MAX_INSTANCES, InstanceGroup
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.statistics import ResponseStatistics
 from backline.engine.ticket import Ticket
@@ -38,24 +38,39 @@ Value = TypeVar("Value")
 _ANY_GROUP = InstanceGroup(0)
 log = logging.getLogger("backline.workers")
 
-#: Seconds before a worker that ended without any RESULT is restarted: the first pause and the maximum one.
+#: The pause, in seconds, before a restart of a worker that ended before it had sent a RESULT. The pause
+#: doubles with each such worker, up to _LONGEST_PAUSE.
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
-#: Seconds without any worker after which a model counts as not ready. Until then, requests wait.
+#: A model counts as not ready after this many seconds without any running worker, or once a restart has
+#: failed. Until then, requests wait.
 _GRACE = 2.0
-#: Seconds that a batch may take by default, so that a worker that hangs forever is replaced eventually.
+#: How many seconds a batch may take if neither the configuration nor the model's code sets a limit. There is
+#: a default, so that a worker that hangs is always replaced.
 EXECUTION_TIMEOUT = 300.0
-#: The maximum number of requests to a decoupled model that may be open at once in one worker.
+#: The maximum number of batches that a worker may take at the same time.
+_MOST_CONCURRENT = 4096
+#: The limits of the fields of configurations and of the metadata: max_batch_size is an int32, and the
+#: dimensions are int64.
+_LARGEST_BATCH = 2**31 - 1
+_LARGEST_DIMENSION = 2**63 - 1
+#: The maximum number of microseconds for which requests may wait for others: a day.
+_LONGEST_DELAY_US = 24 * 60 * 60 * 1_000_000
+#: The maximum number of threads of one run.
+_MOST_THREADS = 1024
+#: The maximum number of requests to a decoupled model that may be in flight in one worker at the same time.
 _OPEN_STREAMS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
-    """How to run workers. None means the model's own setting or, without one, the default.
+    """How to run workers. Where a value is None, the setting in the model's code applies or, if there is
+    none, the default.
 
-    `execution_timeout` is in seconds. Requests whose worker ends are retried unless `idempotent` is False;
-    requests that do not finish in time are retried only if it is True. With `remembers`, requests belong to
-    sequences whose state exists only in the worker that started them.
+    `execution_timeout` is in seconds. Requests whose worker ends are retried once, unless `idempotent` is
+    False; requests that do not finish in time are retried only if `idempotent` is True. With `remembers`,
+    requests belong to sequences, and the state of a sequence exists only in the worker that started the
+    sequence, so no request is retried.
     """
 
     execution_timeout: float | None = None
@@ -66,7 +81,9 @@ class PoolOptions:
 
 
 class ProcessInstance:
-    """A slot for one batch at a time on the worker of a seat, or on the worker that replaces it there."""
+    """An instance that runs one batch at a time in the worker of a seat, whichever process that is at the
+    time.
+    """
 
     off_loop: ClassVar[bool] = True
 
@@ -82,11 +99,11 @@ class ProcessInstance:
         return self._seat.memory
 
     def close(self) -> None:
-        """Does nothing: `WorkerPool.close` ends the workers."""
+        """Does nothing, because `WorkerPool.close` ends the workers."""
 
 
 class WorkerPool(ModelInWorkers):
-    """Workers that all run the same model version."""
+    """The worker processes of one model version."""
 
     def __init__(
         self,
@@ -97,8 +114,8 @@ class WorkerPool(ModelInWorkers):
         calls: Calls | None = None,
         poll: BusyPoll | None = None,
     ) -> None:
-        """`calls` serves the model's calls of other models; without it, such calls fail. `poll` is the event
-        loop's busy poll.
+        """`calls` serves the model's calls of other models. If it is None, such calls fail. `poll` is the
+        event loop's busy poll.
         """
         self.calls = calls
         self.placed = placed
@@ -110,16 +127,18 @@ class WorkerPool(ModelInWorkers):
         self.unready = ""
         self.signature = Signature((), ())
         self.execution_timeout = EXECUTION_TIMEOUT
-        #: Whether the model declares that a request may run twice, or None if it does not say.
+        #: Whether a request may run twice, as the configuration or else the model's code declares; None if
+        #: neither does.
         self.idempotent: bool | None = None
         self.warnings = ()
         self.responses = None
         self.loop = self._loop = loop
         self.poll = poll or BusyPoll()
-        #: Whether requests that run together may differ in shape, so that each needs a separate part.
+        #: Whether requests that run together may differ in shape. If so, each request is sent as a separate
+        #: part.
         self.apart = command.load.joining is not None
         self._seats: list[Seat] = []
-        #: The seats that are finishing their last batches, each with the task that waits for it.
+        #: The seats whose workers will end after their last batches, each with the task that waits for that.
         self._retiring: dict[Seat, asyncio.Task[None]] = {}
         self._resizing = asyncio.Lock()
         #: The jobs for which no worker was free, ordered by `Job.turn`.
@@ -155,10 +174,11 @@ class WorkerPool(ModelInWorkers):
     # starting
 
     async def start(self) -> None:
-        """Starts the workers. If their number is configured, all start at once; otherwise the first worker
+        """Starts the workers. If their number is configured, all start together; otherwise the first worker
         starts alone and determines how many are needed.
 
-        Raises Internal with the reason, after stopping the other workers, if a worker cannot be started.
+        If a worker cannot be started, stops the other workers, and raises Internal with the reason. Raises
+        InvalidArgument for a number that cannot be used (see `_check`).
         """
         counted = self.placed.counted and not self.command.load.complete
         if counted:
@@ -168,6 +188,7 @@ class WorkerPool(ModelInWorkers):
             self.loaded, *_ = await asyncio.gather(*(seat.start() for seat in self._seats))
             if self.loaded.completed:
                 return
+            self._check(self.loaded)
             self._take_signature(self.loaded)
             if not counted:
                 self.places = self.placed.spread(self.loaded.instances)
@@ -176,6 +197,38 @@ class WorkerPool(ModelInWorkers):
         except BaseException:
             await self.stop()
             raise
+
+    def _check(self, loaded: WorkerLoaded) -> None:
+        """Raises InvalidArgument if a number in the model's code or archive cannot be used, or is so large
+        that it would exhaust the memory: the server creates an object for each batch that may run at the same
+        time, and a process for each instance.
+        """
+        sizes = [size for spec in (*loaded.inputs, *loaded.outputs) for size in spec.shape]
+        timeout = loaded.execution_timeout_seconds
+        for what, number, valid in (
+            ("maximum batch size", loaded.max_batch_size, 0 <= loaded.max_batch_size <= _LARGEST_BATCH),
+            ("smallest dimension", min(sizes, default=0), min(sizes, default=0) >= -1),
+            ("largest dimension", max(sizes, default=0), max(sizes, default=0) <= _LARGEST_DIMENSION),
+            ("execution timeout", timeout, timeout is None or timeout > 0),  # false for NaN too
+            (
+                "queue delay",
+                loaded.max_queue_delay_us,
+                0 <= (loaded.max_queue_delay_us or 0) <= _LONGEST_DELAY_US,
+            ),
+            (
+                "number of threads per run",
+                loaded.threads_per_run,
+                0 <= loaded.threads_per_run <= _MOST_THREADS,
+            ),
+        ):
+            if not valid:
+                raise InvalidArgument(f"{self.label} has the {what} {number}, which is out of range")
+        for what, asked, most in (
+            ("instances", loaded.instances, MAX_INSTANCES),
+            ("concurrent batches", loaded.concurrency, _MOST_CONCURRENT),
+        ):
+            if asked is not None and not 0 < asked <= most:
+                raise InvalidArgument(f"{self.label} asks for {asked} {what}, expected 1 to {most}")
 
     def _take_signature(self, loaded: WorkerLoaded) -> None:
         batch = (-1,) if loaded.max_batch_size else ()
@@ -207,8 +260,8 @@ class WorkerPool(ModelInWorkers):
         each = (
             _OPEN_STREAMS if self.loaded.decoupled and not self.loaded.deferred else self.loaded.concurrency
         )
-        # The scheduler uses the instance that became free last, so alternating between seats spreads the
-        # load.
+        # The list alternates between seats. The scheduler takes from one end of the free instances, so this
+        # order spreads batches over all workers.
         return [ProcessInstance(self, seat) for _ in range(each) for seat in self._seats]
 
     @property
@@ -219,9 +272,11 @@ class WorkerPool(ModelInWorkers):
         return [seat.process for seat in self._seats if seat.process is not None and seat.process.alive]
 
     async def resize(self, placed: Places, places: tuple[Place, ...]) -> None:
-        """Changes the workers to those of `places`. New workers start before those without a place finish.
+        """Starts and stops workers until there is one for each of `places`. New workers start before workers
+        without a place are stopped.
 
-        Raises Internal, and changes nothing, if a worker cannot be started. Not for pools that `remember`.
+        Changes nothing and raises Internal if a worker cannot be started, or Unavailable if the pool is
+        closing. Not for pools with `remembers`, because state would be lost.
         """
         async with self._resizing:
             spare: dict[Place, list[Seat]] = {}
@@ -263,7 +318,7 @@ class WorkerPool(ModelInWorkers):
     # placing batches
 
     def place(self, run: BatchRun, seat: Seat) -> None:
-        """Gives a batch to the worker of its seat, or to any free worker if that seat has none now."""
+        """Gives a batch to the worker of its seat or, if that seat has no worker now, to any free worker."""
         job = Job(run, range(len(run.batch.tickets)), seat)
         if seat.free:
             seat.send(job)
@@ -275,12 +330,12 @@ class WorkerPool(ModelInWorkers):
         else:
             self._waiting.append(job)
 
-    def next_number(self) -> int:
-        """Returns a new request number, unique in this pool."""
-        return next(self._numbers)
+    def next_numbers(self, count: int) -> list[int]:
+        """Returns new request numbers, unique in this pool."""
+        return list(islice(self._numbers, count))
 
     def has_room(self, seat: Seat) -> None:
-        """Called when the worker of a seat can take another batch. Sends waiting jobs to the worker."""
+        """Sends waiting jobs to the worker of a seat. Called when that worker can take another batch."""
         while (
             seat.free
             and (job := next((job for job in self._waiting if self._may_go(job, seat)), None)) is not None
@@ -296,9 +351,10 @@ class WorkerPool(ModelInWorkers):
         return next((seat for seat in self._seats if seat.free and self._may_go(job, seat)), None)
 
     def retry(self, jobs: Sequence[Job], reason: str, hung: Collection[Job] = ()) -> None:
-        """Separately retries each request of jobs whose worker has ended, so that the request that crashed
-        the worker cannot make others fail again. Requests of `hung` jobs, which did not finish in time, are
-        retried only if the model declares itself idempotent.
+        """Retries the requests of jobs whose worker has ended, unless a rule in Job.once_more forbids it.
+        Each request runs alone, so that a request that crashes the worker again takes no other requests with
+        it. Requests of `hung` jobs, which exceeded the execution timeout, are retried only if the model is
+        declared idempotent.
         """
         for job in jobs:
             ended = f"{self.label}: its worker process {reason}"
@@ -312,8 +368,8 @@ class WorkerPool(ModelInWorkers):
             )
 
     def refused(self, job: Job, error: Exception) -> None:
-        """Handles a job that cannot be encoded: sends its requests one by one or, if it has only one, fails
-        it.
+        """Handles a job that cannot be encoded: sends the job's requests one by one or, if the job has only
+        one request, fails that request.
         """
         if len(job.open) > 1:
             self._place_again(job.apart())
@@ -336,7 +392,9 @@ class WorkerPool(ModelInWorkers):
     # restarting workers
 
     def ended(self, seat: Seat, reason: str, *, proved: bool) -> None:
-        """Restarts a worker that ended unexpectedly. `proved` means that it had sent a RESULT."""
+        """Restarts the worker of a seat, because it has ended unexpectedly. `proved` means that the worker
+        had sent a RESULT.
+        """
         if self._closing:
             return
         log.error("%s: its worker process %s, and is being restarted", self.label, reason)
@@ -345,7 +403,9 @@ class WorkerPool(ModelInWorkers):
         self._start_again(seat, reason)
 
     def look_at_readiness(self) -> None:
-        """Updates the reported readiness of the model: it is ready if all of its workers say so."""
+        """Updates the readiness that is shown for the model: the model is ready if every worker reports that
+        it is.
+        """
         unready = next((process.unready for process in self._running() if process.unready), "")
         if unready == self.unready:
             return
@@ -391,7 +451,7 @@ class WorkerPool(ModelInWorkers):
         if not any(other.usable for other in self._seats):
             self._set_unavailable(reason)
         for job in [job for job in self._waiting if job.seat is seat and self.options.remembers]:
-            self._waiting.remove(job)  # only its own worker could run it, and that worker may never start
+            self._waiting.remove(job)  # only this seat's worker could run the job, but it may never start
             job.fail(Unavailable(reason, retry_after=1))
         self._start_again(seat, reason)
 
@@ -445,13 +505,13 @@ class WorkerPool(ModelInWorkers):
             asyncio.run_coroutine_threadsafe(self.stop(), self._loop).result()
 
     def abort(self) -> None:
-        """Kills the workers at once and fails their jobs, because the load of the model was cancelled."""
+        """Kills the workers immediately and fails their jobs, because the load of the model was cancelled."""
         self._closing = True
         for process in self._running():
             process.kill("was no longer needed")
 
     async def stop(self) -> None:
-        """Lets the workers unload the model and end. Refuses jobs that still wait for a worker."""
+        """Makes the workers unload the model and end. Refuses the jobs that still wait for a worker."""
         self._closing = True
         if self._alone is not None:
             self._alone.cancel()
@@ -464,8 +524,8 @@ class WorkerPool(ModelInWorkers):
 
 
 def _without_group(place: Place) -> Place:
-    """Returns the part of a place on which a worker depends: its device and name. The group also has settings
-    of the scheduler.
+    """Returns the part of a place on which a worker depends: the device and the name of the group. The
+    group's other settings are for the scheduler, so a change to them needs no new worker.
     """
     return replace(place, group=_ANY_GROUP)
 

@@ -23,6 +23,7 @@ import numpy as np
 from backline.engine.errors import Internal
 from backline.system.busy_poll import BusyPoll
 from backline.system.cores import pinned
+from backline.system.exhaustion import exhausted
 from backline.system.memory import resident_bytes
 from backline.system.private_file import without_keys
 from backline.system.standstill import stood_still
@@ -51,16 +52,17 @@ from backline.workers.process.output import (
 
 log = logging.getLogger("backline.workers")
 
-#: Seconds between heartbeats, and seconds of silence after which a worker is considered frozen.
+#: Seconds between heartbeats.
 HEARTBEAT = 1.0
+#: A worker counts as frozen after this many seconds without a message on the control channel.
 HEARTBEAT_TIMEOUT = 30.0
-#: Seconds between checks of a worker's memory, if it has a limit.
+#: Seconds between checks of the memory of a worker with a memory limit.
 _MEMORY_LOOK = 0.1
-#: Seconds that a hanging worker has to print its stack before it is killed.
+#: How many seconds a worker that hangs gets to print its stack before it is killed.
 _LAST_WORDS = 0.3
 _START = Path(__file__).parents[1] / "child" / "start.py"
-#: The thread that starts all workers. The system kills a worker when the thread that started it ends
-#: (PR_SET_PDEATHSIG), so this thread must live as long as the server.
+#: The thread that starts all workers. The kernel kills a worker when the thread that started it ends
+#: (PR_SET_PDEATHSIG), so this thread must run as long as the server.
 _SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="spawn")
 
 
@@ -86,11 +88,11 @@ class WorkerCommand:
 
 
 class WorkerProcess:
-    """A running worker. Use only on the event loop.
+    """A worker process. Use it only on the event loop.
 
     `on_result` is called with each RESULT and its payload. `on_exit` is called once, when the process has
-    ended, with the reason ("was killed by SIGSEGV ..."). By then, everything that the worker had sent has
-    been handled.
+    ended, with the reason ("was killed by SIGSEGV ..."). All messages that the worker had sent on the data
+    channel have been handled by then.
     """
 
     #: Seconds after STOP until a worker that has not ended is killed.
@@ -122,15 +124,16 @@ class WorkerProcess:
         self._why = ""
         self._heard = 0.0
         self._kills = 0
-        #: Blocks that no array uses any more, to be returned to the worker, with their sizes. A deque,
-        #: because arrays may be freed on any thread.
+        #: Blocks of the worker that no array uses any more, with their sizes, to be returned to the worker.
+        #: Arrays may be freed on any thread; the methods of a deque are atomic.
         self._unused: deque[tuple[int, int]] = deque()
+        #: The total size in bytes of the worker's blocks that have not been returned.
         self._held = 0
-        #: Why the model reports that it is not ready; empty if it is ready. `on_ready` is called for every
-        #: report.
+        #: Why the model is not ready, as its last report says; empty if it is ready.
         self.unready = ""
+        #: Called for every report on the model's readiness.
         self.on_ready: Callable[[], None] = lambda: None
-        #: The busy poll, which is notified of messages on the data channel and of calls.
+        #: The busy poll, to which messages on the data channel and the calls channel are reported.
         self.poll = BusyPoll()
         #: Whether the worker has ever sent a RESULT.
         self.proved = False
@@ -150,20 +153,24 @@ class WorkerProcess:
 
     async def start(self) -> WorkerLoaded:
         """Starts the process and loads the model. Raises Internal with the root cause if either fails."""
-        own, given = zip(*(socket.socketpair() for _ in range(3)), strict=True)
-        descriptor = arena.create()
+        own: list[socket.socket] = []
         try:
-            self.arena = Arena(descriptor, lower=True)
-            self._kills = out_of_memory_kills()
-            await self._launch(*(end.fileno() for end in given), descriptor)
-        except OSError as error:
-            for end in own:
-                end.close()
-            raise Internal(f"a worker process of {self.command.label} cannot be started: {error}") from None
-        finally:
-            for end in given:
-                end.close()
-            os.close(descriptor)
+            with contextlib.ExitStack() as given:  # closed here once the process has them
+                ends = []
+                for _ in range(3):
+                    mine, end = socket.socketpair()
+                    own.append(mine)
+                    ends.append(given.enter_context(end).fileno())
+                descriptor = arena.create()
+                given.callback(os.close, descriptor)
+                self.arena = Arena(descriptor, lower=True)
+                self._kills = out_of_memory_kills()
+                await self._launch(*ends, descriptor)
+        except (OSError, MemoryError) as error:
+            for mine in own:
+                mine.close()
+            why = exhausted(error) or error
+            raise Internal(f"a worker process of {self.command.label} cannot be started: {why}") from None
         data, control, calls = own
         self._data = ChannelEnd(data, self._loop, self._take, self._broken, self._disconnected, self.poll)
         self._control = ChannelEnd(control, self._loop, self._take_control, self.kill)
@@ -183,8 +190,8 @@ class WorkerProcess:
         """Starts the process with these descriptors: data, control, calls, arena. Raises OSError."""
         starting = self._loop.run_in_executor(_SPAWNER, self._spawn, *descriptors)
         while not starting.done():
-            # This must not be cancelled: the process gets descriptors that are closed afterwards, and without
-            # the result the process could not be killed.
+            # The start of the process must not be cancelled: its descriptors are closed after this method
+            # returns, and without the result of `_spawn` nobody could kill the process.
             try:
                 await asyncio.wait([starting])
             except asyncio.CancelledError:
@@ -201,6 +208,7 @@ class WorkerProcess:
                 stderr=subprocess.PIPE,
                 pass_fds=descriptors,
                 start_new_session=True,
+                # Security: the model's code must not see the keys of the server or of a client.
                 env={**without_keys(os.environ), "PYTHONUNBUFFERED": "1", **self.command.environment},
             )
 
@@ -210,16 +218,29 @@ class WorkerProcess:
         label = self.command.label
         assert self._process.stdout is not None, "it is a pipe"
         assert self._process.stderr is not None, "it is a pipe"
-        self._stdout = WorkerOutput(os.dup(self._process.stdout.fileno()), label, logging.INFO, loop)
-        self._stderr = WorkerOutput(os.dup(self._process.stderr.fileno()), label, logging.WARNING, loop)
-        self._process.stdout.close()
-        self._process.stderr.close()
-        if hasattr(os, "pidfd_open"):
-            self._pidfd = os.pidfd_open(self._process.pid)
+        with self._process.stdout as out, self._process.stderr as errors, contextlib.ExitStack() as undo:
+            undo.callback(self._abandon)
+            stdout = os.dup(out.fileno())
+            undo.callback(os.close, stdout)
+            stderr = os.dup(errors.fileno())
+            undo.callback(os.close, stderr)
+            if hasattr(os, "pidfd_open"):
+                self._pidfd = os.pidfd_open(self._process.pid)
+            undo.pop_all()
+        self._stdout = WorkerOutput(stdout, label, logging.INFO, loop)
+        self._stderr = WorkerOutput(stderr, label, logging.WARNING, loop)
+        if self._pidfd >= 0:
             loop.add_reader(self._pidfd, self._look_for_end)
         else:
             self._later("end", 0.05, self._look_for_end)
         self._look_at_memory()
+
+    def _abandon(self) -> None:
+        """Ends a process that cannot be watched, for lack of descriptors."""
+        assert self._process is not None, "it was started"
+        self._process.kill()
+        self._process.wait()
+        self._process = None
 
     def _later(self, name: str, seconds: float, call: Callable[..., None], *arguments: object) -> None:
         self._timers[name] = self._loop.call_later(seconds, call, *arguments)
@@ -233,7 +254,7 @@ class WorkerProcess:
         self._data.send(frame(Kind.EXECUTE, message, payload))
 
     def cancel(self, numbers: list[int]) -> None:
-        """Cancels requests, and the calls that were made for them."""
+        """Cancels requests, and calls that were made only for cancelled requests."""
         self._send_control(Kind.CANCEL, NumberList(numbers))
         self._calls.abandoned()
 
@@ -242,8 +263,8 @@ class WorkerProcess:
         self._send_control(Kind.CREDIT, NumberList([number, count]))
 
     def hold(self, block: np.ndarray, at: int) -> int:
-        """Keeps a block of the worker until the last array in it is freed, and then queues the block for
-        return. Returns the total size in bytes of all kept blocks.
+        """Keeps a block of the worker until the last array in it is freed, and then queues the block to be
+        returned to the worker. Returns the total size in bytes of all kept blocks.
         """
         size = block.nbytes
         self._held += size
@@ -258,8 +279,8 @@ class WorkerProcess:
         return [at for at, _ in taken]
 
     def _send_control(self, kind: Kind, message: Any) -> None:
-        # The number of unsent bytes is bounded, because a worker that does not read misses heartbeats and is
-        # killed.
+        # The number of unsent bytes is bounded by time: a worker that does not read misses its heartbeats,
+        # and is killed.
         self._control.send(frame(kind, message))
 
     # receiving from the worker
@@ -283,7 +304,7 @@ class WorkerProcess:
             self._later("heartbeat", HEARTBEAT, self._beat)
         elif kind is Kind.FAILED:
             if message.details:
-                log.warning("%s: %s", self.command.label, message.details)
+                log.warning("%s: %s", self.command.label, message.details, extra={"multiline": True})
             why = f"{self.command.label} cannot be loaded: {message.message}"
             self._loading.set_exception(Internal(why))
         else:
@@ -294,11 +315,13 @@ class WorkerProcess:
         if kind is Kind.PONG:
             for at in message.numbers:
                 self.arena.give_back(at)
+        else:
+            raise WorkerProtocolError(f"a frame of kind {kind.name}")
 
     # watching the worker's health
 
     def _beat(self) -> None:
-        # After the server itself was suspended, silence of the worker does not mean that it is frozen.
+        # If the server itself was suspended, the lack of messages does not mean that the worker is frozen.
         if stood_still(self._timers["heartbeat"], self._loop):
             self._heard = monotonic()
         silent = monotonic() - self._heard
@@ -309,13 +332,15 @@ class WorkerProcess:
         self._later("heartbeat", HEARTBEAT, self._beat)
 
     def says_ready(self, reason: str) -> None:
-        """Records whether the model reports that it is ready: "" if it is, otherwise the reason why not."""
+        """Records a report of the model on its readiness: "" if the model is ready, otherwise the reason why
+        it is not.
+        """
         self.unready = reason
         self.on_ready()
 
     def limit_memory(self, limit: int) -> None:
-        """Applies the model's own limit for the resident memory of its process, unless the configuration has
-        one.
+        """Applies the limit that the model's code sets for the resident memory of its process, unless the
+        configuration sets a limit.
         """
         if self._memory_limit is None:
             self._memory_limit = limit
@@ -336,11 +361,11 @@ class WorkerProcess:
     # ending the process
 
     def hang(self, why: str) -> None:
-        """Kills a worker that does not respond, after a moment in which it prints its stack."""
+        """Kills a worker that does not respond. SIGABRT first makes the worker print its stack."""
         if self.alive and not self._why:
             self._why = why
-            # The signal goes only to the worker itself: otherwise the stacks of processes that it has forked
-            # would be mixed in.
+            # SIGABRT is sent only to the worker itself, because the output would otherwise also contain the
+            # stacks of processes that the worker has forked.
             with contextlib.suppress(OSError):
                 os.kill(self.pid, signal.SIGABRT)
             self._later("last words", _LAST_WORDS, self._signal, signal.SIGKILL)
@@ -352,14 +377,17 @@ class WorkerProcess:
 
     def _signal(self, number: int) -> None:
         if self.alive and self._process is not None:
-            # This kills the whole session, including the processes that the worker has forked.
+            # The signal is sent to the whole process group, which includes the processes that the worker has
+            # forked.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, number)
 
     async def stop(self) -> None:
-        """Gives the model `farewell` seconds to finish and unload, and waits for the process to end."""
+        """Makes the worker unload the model and end, and waits for the end. Kills a worker that needs more
+        than `farewell` seconds.
+        """
         if not self.alive:
             return
         self._why = self._why or "was stopped"
@@ -369,25 +397,26 @@ class WorkerProcess:
 
     def _look_for_end(self) -> None:
         assert self._process is not None, "it was started"
-        status = self._process.poll()
-        if status is None:
-            if self._pidfd < 0:
-                self._later("end", 0.05, self._look_for_end)
-            return
         if self._pidfd >= 0:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
+        elif self._process.poll() is None:
+            self._later("end", 0.05, self._look_for_end)
+            return
+        # This kills processes that the worker has started and that are still in its process group. With a
+        # pidfd, the worker has ended but has not been reaped, so no other process can have its id yet.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._take_rest()
         for output in (self._stdout, self._stderr):
             output.read()
             output.close()
         lines = [line for line in self._stderr.tail if line.strip()]
-        reason = self._reason(status, lines)
+        # The last results and all output have been handled now, before anybody learns that the process ended.
+        reason = self._reason(self._process.wait(), lines)
         self._ended.set_result(None)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
         if not self._loading.done():
-            last = f"; its last words: {said}" if (said := last_words(lines)) else ""
+            last = f"; its last output: {said}" if (said := last_words(lines)) else ""
             self._loading.set_exception(
                 Internal(f"{self.command.label} cannot be loaded: its worker process {reason}{last}")
             )
@@ -398,12 +427,12 @@ class WorkerProcess:
         for timer in self._timers.values():
             timer.cancel()
         self._data.read_rest()
-        for timer in self._timers.values():  # again, because a LOADED among the messages starts the heartbeat
+        for timer in self._timers.values():  # again, because a LOADED message starts the heartbeat timer
             timer.cancel()
         self._data.close()
         self._control.close()
         self._calls.close()
-        # This drops the reference to the mapping, so that the mapping is freed with the last response in it.
+        # Without this reference, the mapping is freed with the last response that has tensors in it.
         del self.arena
 
     def _reason(self, status: int, lines: list[str]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import repeat
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from backline.workers.channel.protocol import (
     RequestNote,
     Result,
     WorkerLoaded,
+    WorkerProtocolError,
     failure_of,
 )
 from backline.workers.process.call_channel import CallChannel
@@ -33,13 +36,16 @@ from backline.workers.process.process import WorkerProcess
 if TYPE_CHECKING:
     from backline.workers.process.pool import WorkerPool
 
-#: The maximum number of bytes of the worker's half of the shared memory that responses in flight may hold.
-#: Further responses are copied, so that slow clients cannot use up that half.
+#: A request that has no outcome yet: its job, its position in the batch, and its ticket.
+_Open: TypeAlias = tuple[Job, int, Ticket]
+#: The maximum number of bytes that responses in flight may occupy in the worker's half of the shared memory.
+#: Further responses are copied out of it, so that slow clients cannot fill that half.
 _MAX_HELD = 1 << 28
-#: The maximum number of requests without a last response at which a worker still gets the next batch.
+#: A worker of a deferred model gets no further batch while this many of its requests lack their last
+#: response.
 _OPEN_REQUESTS = 1024
-#: The maximum queue timeout in microseconds that the message's field can hold. As a float, a timeout just
-#: below 2**64 is rounded up to 2**64.
+#: The maximum queue timeout, in microseconds, that fits into RequestNote. The limit is needed because a
+#: timeout just below 2**64 becomes 2**64 as a float.
 _LONGEST_QUEUE_TIMEOUT = 2**64 - 1
 
 
@@ -53,28 +59,30 @@ class Seat:
         self._pool = pool
         self._place = place
         self.process: WorkerProcess | None = None
-        #: A new object for each worker, because the state of sequences is lost with the worker (see
-        #: Remembers).
+        #: Each worker gets a new object, because the state of sequences is lost with the worker; see
+        #: Remembers.
         self.memory: object = None
         self.usable = False
         #: The number of consecutive workers of this seat that ended without any RESULT.
         self.failures = 0
-        #: Why the last worker ended.
+        #: Why the last worker of this seat ended.
         self.reason = ""
         self._batches = 0
-        #: The job, the shared memory with its inputs, and the start time of each batch, by batch number.
+        #: The jobs of the batches in progress, by the number of the batch.
         self._jobs: dict[int, Job] = {}
+        #: The block of shared memory with the inputs of each batch in progress, if they are in shared memory.
         self._blocks: dict[int, int] = {}
+        #: The time when each batch in progress started, or sent its latest responses.
         self._started: dict[int, float] = {}
         #: The jobs that exceeded the execution timeout, for which the worker is being killed.
         self._late: list[Job] = []
-        #: The job of each request that has no outcome yet, by request number.
-        self._open: dict[int, Job] = {}
-        #: The credit that each request has used and has not been granted again, in responses, by request
+        #: The requests that have no outcome yet, by request number.
+        self._open: dict[int, _Open] = {}
+        #: The number of responses that each request has had since credit was last granted to it, by request
         #: number.
         self._owed: dict[int, int] = {}
         self._watch: asyncio.TimerHandle | None = None
-        #: An event that is set once a retiring seat has nothing left to do.
+        #: Set once a seat that is being retired has no batches and no open requests left.
         self._at_rest: asyncio.Event | None = None
 
     @property
@@ -82,7 +90,9 @@ class Seat:
         return self.usable and len(self._jobs) < self._pool.loaded.concurrency
 
     async def start(self) -> WorkerLoaded:
-        """Starts a worker for this seat. Raises Internal with the reason if it cannot load the model."""
+        """Starts a worker for this seat. Raises Internal with the reason if the worker cannot load the
+        model.
+        """
         pool = self._pool
         calls = CallChannel(pool.calls, self._open_requests, pool.loop)
         self.process = process = pool.options.worker(
@@ -96,7 +106,9 @@ class Seat:
         return loaded
 
     async def retire(self) -> None:
-        """Gives the worker no more batches, and stops it once it has responded to those it has."""
+        """Gives the worker no more batches, and stops the worker once it has responded to the batches that it
+        has already received.
+        """
         self.usable = False
         self._at_rest = asyncio.Event()
         self._look_at_rest()
@@ -122,8 +134,7 @@ class Seat:
         process = self.process
         assert process is not None, "it is free"
         tickets = job.tickets
-        numbers = [self._pool.next_number() for _ in tickets]
-        job.by_number = dict(zip(numbers, job.positions, strict=True))
+        numbers = self._pool.next_numbers(len(tickets))
         together = [[ticket] for ticket in tickets] if self._pool.apart else [tickets]
         columns = [
             [[ticket.request.inputs[name] for ticket in part] for name in part[0].request.inputs]
@@ -142,23 +153,24 @@ class Seat:
         job.run.batch.executed = True
         self._batches += 1
         batch = self._batches
-        notes = [_note(ticket) for ticket in tickets] if any(map(_says_something, tickets)) else []
+        notes = [_note(ticket) for ticket in tickets] if _say_something(tickets) else []
         self._jobs[batch] = job
-        for number in numbers:
-            self._open[number] = job
+        self._open.update(zip(numbers, zip(repeat(job), job.positions, tickets, strict=False), strict=True))
         if block >= 0:
             self._blocks[batch] = block
         self._started[batch] = monotonic()
         if self._watch is None:
             self._watch = self._pool.loop.call_later(self._pool.execution_timeout, self._look_at_time)
         job.run.batch.on_abandon = lambda: process.cancel(numbers)
-        for number, ticket in zip(numbers, tickets, strict=True):
-            if ticket.flow is not None:
-                ticket.flow.on_resume = lambda number=number: self._resumed(number)
+        if self._pool.loaded.decoupled:  # other models send one response, for which they need no credit
+            for number, ticket in zip(numbers, tickets, strict=True):
+                if ticket.flow is not None:
+                    ticket.flow.on_resume = lambda number=number: self._resumed(number)
         try:
             process.execute(Execute(batch, parts, notes, block), payload)
         except (OverflowError, TypeError, UnicodeEncodeError) as error:
-            # Values that an embedding program passes have not been validated by a dialect.
+            # The requests contain a value that cannot be encoded. A program that embeds the server may pass
+            # such values, because no dialect has validated them.
             self._take_back(batch, numbers)
             self._pool.refused(job, error)
 
@@ -173,6 +185,8 @@ class Seat:
     # receiving from the worker
 
     def _result(self, process: WorkerProcess, result: Result, payload: memoryview) -> None:
+        if not 0 < result.batch <= self._batches:
+            raise WorkerProtocolError(f"a RESULT of batch {result.batch}, which was never sent")
         block: np.ndarray | None = None
         if result.block >= 0:
             end = max(
@@ -180,6 +194,8 @@ class Seat:
                 default=result.block,
             )
             block = process.arena.read(result.block, end - result.block)
+            # The block is returned to the worker when the last view of it is freed. If the responses use a
+            # copy instead, that happens immediately.
             if process.hold(block, result.block) > _MAX_HELD:
                 block = block.copy()
         job = self._jobs.get(result.batch)
@@ -190,6 +206,7 @@ class Seat:
             if lent >= 0 and not result.kept:
                 process.arena.give_back(lent)
             job.run.batch.gathered_ns, job.run.batch.ran_ns = result.began_ns, result.ran_ns
+            # The worker gets its next batch before the responses below are delivered, so that it is not idle.
             self._pool.has_room(self)
         elif job is not None:  # a stream continues: the execution timeout applies to each response
             self._started[result.batch] = monotonic()
@@ -201,55 +218,85 @@ class Seat:
             self._failure(failure)
         for number in result.ended:
             self._end(number)
-        load = self._pool.command.load
+        load, loaded = self._pool.command.load, self._pool.loaded
         for number in result.rescheduled:
             self._settle(number, Rescheduled(load.name, load.version, "", []))
+        if result.done and job is not None and job.open and not (loaded.deferred or loaded.decoupled):
+            # These requests would otherwise wait forever: the execution timeout no longer applies to them.
+            raise WorkerProtocolError(f"a batch that ended without responses to {len(job.open)} requests")
         # A deferred model takes the next batch before it has responded to all requests of this one, unless
-        # too many requests have no response.
-        owes = result.done and job is not None and job.open and self._pool.loaded.deferred
+        # too many requests lack their last response.
+        owes = result.done and job is not None and job.open and loaded.deferred
         if job is not None and owes and len(self._open) < _OPEN_REQUESTS:
             job.run.vacate()
         self._look_at_rest()
 
     def _part(self, part: Part, tensors: dict[str, Tensor]) -> None:
-        start = 0
         load, decoupled, opened, rows = (
             self._pool.command.load,
             self._pool.loaded.decoupled,
             self._open,
             part.rows,
         )
+        name, version, parameters = load.name, load.version, part.parameters
         whole = list(tensors.values())
+        if rows or len(part.numbers) != 1:
+            total = sum(rows)
+            if len(rows) != len(part.numbers) or min(rows, default=0) < 0:
+                raise WorkerProtocolError(
+                    f"a part with {len(rows)} row counts for {len(part.numbers)} requests"
+                )
+            for tensor in whole:
+                if not tensor.shape or tensor.shape[0] != total:
+                    raise WorkerProtocolError(
+                        f"an output '{tensor.name}' of shape {list(tensor.shape)} for {total} rows"
+                    )
+        # Requests are settled together, for speed.
+        answered: list[int] = []
+        settled: defaultdict[Job, dict[int, InferResponse]] = defaultdict(dict)
+        end = 0
         for index, number in enumerate(part.numbers):
-            outputs = whole
+            start = end
             if rows:
-                end = start + rows[index]
-                outputs = [_rows(tensor, start, end) for tensor in whole]
-                start = end
-            job = opened.get(number)
-            if job is None:  # the request has had its last response, or the worker invented the number
+                end += rows[index]
+            found = opened.get(number)
+            if found is None:  # the last response was sent, or the worker made up the number
                 continue
-            ticket = job.run.batch.tickets[job.by_number[number]]
-            if ticket.request.outputs is not None:
-                outputs = [tensor for tensor in outputs if tensor.name in ticket.request.outputs]
-            response = InferResponse(
-                load.name, load.version, ticket.request.id, outputs, dict(part.parameters) or None
-            )
+            ticket = found[2]
+            request = ticket.request
+            wanted = request.outputs
+            outputs = []
+            for tensor in whole:
+                if wanted is None or tensor.name in wanted:
+                    data = tensor.data[start:end] if rows else tensor.data
+                    outputs.append(Tensor(tensor.name, tensor.datatype, data.shape, data))
+            response = InferResponse(name, version, request.id, outputs, dict(parameters) or None)
             if part.more:
-                self._respond(job, number, ticket, response)
-            elif decoupled and ticket.cancelled:
-                self._end(number)
+                self._respond(number, found, response)
+            elif decoupled or self._owed:
+                if decoupled and ticket.cancelled:
+                    self._end(number)
+                else:
+                    self._settle(number, response)
             else:
-                self._settle(number, response)
+                settled[found[0]][found[1]] = response
+                answered.append(number)
+        for number in answered:
+            opened.pop(number, None)
+        for job, responses in settled.items():
+            job.settle_all(responses)
 
-    def _respond(self, job: Job, number: int, ticket: Ticket, response: InferResponse) -> None:
+    def _respond(self, number: int, found: _Open, response: InferResponse) -> None:
         """Delivers one response of a decoupled model.
 
-        Grants new credit unless the client is paused. Credit is granted half a window at a time, because each
-        grant wakes a thread of the worker.
+        Grants new credit, unless the client does not keep up with the responses. Credit is granted half a
+        window at a time, because each grant wakes a thread of the worker.
         """
+        job, position, ticket = found
         owed = self._owed[number] = self._owed.get(number, 0) + 1
-        job.run.respond(job.by_number[number], response)
+        if owed > WINDOW:
+            raise WorkerProtocolError(f"more than {WINDOW} responses to a request without credit")
+        job.run.respond(position, response)
         if owed >= WINDOW // 2 and (ticket.flow is None or not ticket.flow.paused):
             self._resumed(number)
 
@@ -261,18 +308,20 @@ class Seat:
 
     def _end(self, number: int) -> None:
         """Ends a request that gets no further response."""
-        job = self._open.get(number)
-        cancelled = job is not None and job.run.batch.tickets[job.by_number[number]].cancelled
+        found = self._open.get(number)
+        cancelled = found is not None and found[2].cancelled
         self._settle(number, Cancelled("the request was cancelled") if cancelled else None)
 
     def _settle(self, number: int, outcome: InferResponse | BacklineError | None) -> None:
-        job = self._open.pop(number, None)
-        self._owed.pop(number, None)
-        if job is not None:
-            job.settle(job.by_number[number], outcome)
+        found = self._open.pop(number, None)
+        if self._owed:
+            self._owed.pop(number, None)
+        if found is not None:
+            job, position, _ = found
+            job.settle(position, outcome)
 
     def _resumed(self, number: int) -> None:
-        """Grants again the credit that the request has used."""
+        """Grants as much credit as the request has used since the last grant."""
         owed = self._owed.pop(number, 0)
         if owed and self.process is not None and number in self._open:
             self.process.credit(number, owed)
@@ -281,21 +330,20 @@ class Seat:
         """Returns the open requests with these numbers. Ignores unknown numbers, because workers are not
         trusted.
         """
-        jobs = self._open
-        return [jobs[one].run.batch.tickets[jobs[one].by_number[one]] for one in numbers if one in jobs]
+        return [self._open[one][2] for one in numbers if one in self._open]
 
     # handling hangs and crashes
 
     def _look_at_time(self) -> None:
-        """Kills the worker if its batch exceeds the execution timeout; otherwise sets the timer for the next
-        batch.
+        """Kills the worker if any of its batches has exceeded the execution timeout. Otherwise sets the timer
+        to when the oldest batch would exceed it.
         """
         watch, self._watch = self._watch, None
         limit = self._pool.execution_timeout
         if not self._started or self.process is None:
             return
         now = monotonic()
-        # After the server was suspended, results may be waiting in the socket.
+        # If the server was suspended, results may be waiting in the socket, so the time starts again.
         if watch is not None and stood_still(watch, self._pool.loop):
             self._started = dict.fromkeys(self._started, now)
         left = min(self._started.values()) + limit - now
@@ -314,7 +362,7 @@ class Seat:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
-        jobs = list(dict.fromkeys(self._open.values()))
+        jobs = list(dict.fromkeys(job for job, _, _ in self._open.values()))
         hung, self._late = self._late, []
         for state in (self._jobs, self._blocks, self._started, self._open, self._owed):
             state.clear()
@@ -324,15 +372,20 @@ class Seat:
         self._look_at_rest()
 
 
-def _says_something(ticket: Ticket) -> bool:
-    return bool(
-        ticket.request.id
-        or ticket.request.parameters
-        or ticket.request.outputs is not None
-        or ticket.request.sequence is not None
-        or ticket.request.timeout
-        or ticket.trace is not None
-    )
+def _say_something(tickets: Sequence[Ticket]) -> bool:
+    """Returns whether the note of any of these requests would say anything."""
+    for ticket in tickets:  # `any` with a generator takes twice as long
+        request = ticket.request
+        if (
+            request.id
+            or request.parameters
+            or request.outputs is not None
+            or request.sequence is not None
+            or request.timeout
+            or ticket.trace is not None
+        ):
+            return True
+    return False
 
 
 def _note(ticket: Ticket) -> RequestNote:
@@ -347,8 +400,3 @@ def _note(ticket: Ticket) -> RequestNote:
     if step is not None:
         note.sequence, note.sequence_start, note.sequence_end = step.id, step.start, step.end
     return note
-
-
-def _rows(tensor: Tensor, start: int, end: int) -> Tensor:
-    data = tensor.data[start:end]
-    return Tensor(tensor.name, tensor.datatype, data.shape, data)

@@ -311,7 +311,9 @@ RUDE = """
 import gc
 from backline.model import Models
 from backline.workers.child.caller import Caller
-from backline.workers.channel.protocol import Ask, Column, Kind, RequestNote, Response, WorkerCall, frame
+from backline.workers.channel.protocol import (
+    Ask, Column, Kind, NumberList, RequestNote, Response, WorkerCall, frame
+)
 
 SAID = {
     "noise": b"\\xff" * 100,
@@ -319,6 +321,7 @@ SAID = {
     "memory": frame(
         Kind.CALL, WorkerCall(9, [], "double", "", [Column("x", "FP32", [4], 16, 0)], RequestNote(), 0)
     ),
+    "limit": frame(Kind.LIMIT, NumberList([1, 2])),
     "file": frame(Kind.ASK, Ask(9, "load", "double", files=[Column("1/model.py", "BYTES", [0], 0)])),
 }
 

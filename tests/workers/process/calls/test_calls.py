@@ -120,6 +120,7 @@ def answers(client: Client, model: str) -> bool:
         ("noise", "a frame of kind 255"),
         ("response", "a frame of kind RESPONSE"),
         ("memory", "outside the other side's half of the shared memory"),
+        ("limit", "2 numbers, expected 1"),
         ("file", "a file that is not a column of UINT8"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Times the steps of a handler, if its model-config.yaml asks for this."""
+"""Measures the duration of a handler's steps, if its model-config.yaml enables this."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 
 def timed(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Records the duration of a handler's step as the metric `ts_handler_<step>`, in ms, if
-    model-config.yaml has `handler: {profile: true}`.
+    """Returns a function that runs a step of a handler. If model-config.yaml has `handler: {profile: true}`,
+    the function records the duration in ms as the metric `ts_handler_<step>`.
     """
 
     @wraps(step)

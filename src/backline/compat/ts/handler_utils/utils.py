@@ -8,7 +8,7 @@ from typing import Any
 def send_intermediate_predict_response(
     ret: Any, req_id_map: Any, message: str, code: int, context: Any = None
 ) -> None:
-    """Sends a response, `ret[0]`, before the last one, which the handler returns.
+    """Sends `ret[0]` as an intermediate response. The last response is the handler's return value.
 
     Raises RuntimeError unless the configuration declares the model decoupled.
     """

@@ -1,1 +1,1 @@
-"""TorchServe's `ts.metrics`: the metrics that handlers record."""
+"""TorchServe's `ts.metrics`, with which handlers record metrics."""

@@ -1,4 +1,6 @@
-"""A handler's metrics, `context.metrics`: each value is logged at level INFO, in TorchServe's format."""
+"""The metrics that a handler records with `context.metrics`. Each value is logged at level INFO, in
+TorchServe's format.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ _HOST = socket.gethostname()
 
 
 class Metric:
-    """A metric: its name, unit and dimension names."""
+    """A metric with a name, a unit, a type and the names of its dimensions."""
 
     def __init__(
         self,
@@ -43,7 +45,9 @@ class Metric:
     def add_or_update(
         self, value: float | str, dimension_values: Sequence[str] = (), request_id: str = ""
     ) -> None:
-        """Logs a value. Raises ValueError if the numbers of dimension names and values differ."""
+        """Logs a value. Raises ValueError if the number of dimension values differs from the number of
+        dimension names.
+        """
         if len(dimension_values) != len(self.dimension_names):
             raise ValueError(
                 f"metric {self.metric_name} has the dimensions {self.dimension_names},"
@@ -66,7 +70,9 @@ class Metric:
 
 
 class MetricsStore:
-    """The metrics of one model. `request_ids` maps indices in the batch to request ids."""
+    """The metrics of one model. `request_ids` maps the index of a request in the batch to the id of the
+    request.
+    """
 
     def __init__(self, request_ids: dict[int, str] | None, model_name: str) -> None:
         self.request_ids = request_ids
@@ -80,14 +86,14 @@ class MetricsStore:
         dimension_names: Sequence[str] = (),
         metric_type: MetricTypes = MetricTypes.COUNTER,
     ) -> Metric:
-        """Creates a metric; record its values with `add_or_update`."""
+        """Adds a metric, and returns it. The method `add_or_update` of the metric records a value."""
         metric = self._metrics[metric_type, metric_name] = Metric(
             metric_name, unit, dimension_names, metric_type
         )
         return metric
 
     def get_metric(self, metric_name: str, metric_type: MetricTypes = MetricTypes.COUNTER) -> Metric:
-        """Returns a metric that was added before. Raises KeyError for an unknown one."""
+        """Returns a metric that was added before. Raises KeyError if there is no such metric."""
         return self._metrics[metric_type, metric_name]
 
     def add_metric(

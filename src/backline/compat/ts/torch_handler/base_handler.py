@@ -15,7 +15,9 @@ from backline.compat.ts.utils.util import list_classes_from_module, load_label_m
 
 
 class BaseHandler(abc.ABC):  # no method is abstract: handlers override what they need
-    """`initialize` loads the manifest's model; `handle` calls `preprocess`, `inference` and `postprocess`."""
+    """A handler whose `initialize` loads the manifest's model, and whose `handle` calls `preprocess`,
+    `inference` and `postprocess`.
+    """
 
     def __init__(self) -> None:
         self.model: Any = None
@@ -31,10 +33,12 @@ class BaseHandler(abc.ABC):  # no method is abstract: handlers override what the
         self.model_yaml_config: dict[str, Any] = {}
 
     def initialize(self, context: Any) -> None:
-        """Loads the manifest's `serializedFile`: with a `modelFile`, as weights for the class in that module;
-        otherwise as TorchScript (.pt), an exported program (.pt2) or ONNX.
+        """Loads the manifest's `serializedFile`. If the manifest has a `modelFile`, which is a Python module,
+        the serialized file holds the weights for the class in this module. Otherwise the file is TorchScript
+        (.pt), an exported program (.pt2) or ONNX.
 
-        Raises RuntimeError for any other file, ValueError if the module does not define exactly one class.
+        Raises RuntimeError for any other file or a missing module, and ValueError if the module does not
+        define exactly one class.
         """
         properties = context.system_properties
         self.model_yaml_config = context.model_yaml_config or {}
@@ -72,11 +76,13 @@ class BaseHandler(abc.ABC):  # no method is abstract: handlers override what the
         return torch.jit.load(model_pt_path, map_location=self.device)
 
     def _load_pickled_model(self, model_dir: str, model_file: str, model_pt_path: str | None) -> Any:
-        """Returns an instance of the module's only class, with weights from a state_dict. `weights_only`
-        keeps pickled code from running.
+        """Returns an instance of the module's only class, with weights from a state_dict. The state_dict is
+        read with `weights_only`, so that loading it cannot run pickled code.
         """
         if not (Path(model_dir) / model_file).is_file():
-            raise RuntimeError(f"the archive does not hold its modelFile '{model_file}'")
+            raise RuntimeError(
+                f"the archive does not hold its modelFile '{model_file}': add the file with --model-file"
+            )
         classes = list_classes_from_module(importlib.import_module(Path(model_file).stem))
         if len(classes) != 1:
             raise ValueError(f"'{model_file}' must define one class, the model; it defines {len(classes)}")
@@ -86,8 +92,8 @@ class BaseHandler(abc.ABC):  # no method is abstract: handlers override what the
         return model
 
     def _compile(self) -> None:
-        """Compiles the model if model-config.yaml has `pt2: {compile: {enable: true, ...}}`; the other keys
-        are arguments of torch.compile.
+        """Compiles the model if model-config.yaml has `pt2: {compile: {enable: true, ...}}`. The keys other
+        than `enable` are passed to torch.compile as arguments.
         """
         settings = self.model_yaml_config.get("pt2")
         options = dict(settings.get("compile") or {}) if isinstance(settings, dict) else {}
@@ -96,7 +102,7 @@ class BaseHandler(abc.ABC):  # no method is abstract: handlers override what the
 
     @timed
     def preprocess(self, data: Any) -> Any:
-        """Makes the model's input from the rows of a batch."""
+        """Converts the rows of a batch to the model's input."""
         return torch.as_tensor(data, device=self.device)
 
     @timed
@@ -110,8 +116,8 @@ class BaseHandler(abc.ABC):  # no method is abstract: handlers override what the
         return data.tolist()
 
     def handle(self, data: Any, context: Any) -> Any:
-        """Returns the results of a batch. If its first request has the header `explain` or `describe` with
-        the value "True", returns the result of explain_handle or describe_handle instead.
+        """Returns the results of a batch. If the batch's first request has the header `explain` or `describe`
+        with the value "True", returns the result of explain_handle or describe_handle instead.
         """
         began = time.perf_counter()
         self.context = context
@@ -131,8 +137,8 @@ class BaseHandler(abc.ABC):  # no method is abstract: handlers override what the
         return bool(self.context.request_processor) and self.context.get_request_header(0, header) == "True"
 
     def explain_handle(self, data_preprocess: Any, raw_data: Any) -> Any:
-        """Explains a prediction by the subclass's `get_insights`, which gets the prepared data, the raw data
-        and the index of the class to explain.
+        """Explains a prediction with the subclass's method `get_insights`, which gets the prepared data, the
+        raw data and the index of the class to explain.
         """
         row = raw_data[0]
         target = (row.get("target") if isinstance(row, dict) else None) or 0

@@ -13,14 +13,14 @@ from backline.compat.ts.utils.util import map_class_to_label
 from .vision_handler import VisionHandler
 
 NORMALIZE = transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
-#: Crops an image and normalizes its channels by the mean and standard deviation of ImageNet.
+#: Resizes and crops an image, and normalises its channels by ImageNet's means and standard deviations.
 PREPARE = transforms.Compose(
     [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), NORMALIZE]
 )
 
 
 class ImageClassifier(VisionHandler):
-    """Returns the `topk` most probable classes of each image, as {name: probability}."""
+    """A handler that returns the `topk` most probable classes of each image, as {name: probability}."""
 
     topk = 5
     image_processing = PREPARE

@@ -13,8 +13,8 @@ from .vision_handler import VisionHandler
 
 
 class ImageSegmenter(VisionHandler):
-    """Returns an array [height, width, 2] for each image: the most probable class of each pixel, and its
-    probability.
+    """A handler that returns an array [height, width, 2] for each image, with the most probable class of each
+    pixel and the probability of that class.
     """
 
     image_processing = PREPARE

@@ -13,8 +13,8 @@ from .vision_handler import VisionHandler
 
 
 class ObjectDetector(VisionHandler):
-    """Returns a list of {class name: box, "score": score} for each image, without scores below
-    `threshold`.
+    """A handler that returns a list of {class name: box, "score": score} for each image. Detections with a
+    score below `threshold` are left out.
     """
 
     threshold = 0.5
@@ -22,7 +22,9 @@ class ObjectDetector(VisionHandler):
 
     @timed
     def preprocess(self, data: Any) -> Any:
-        """Returns a list of tensors, because detectors take images of different sizes."""
+        """Returns a list with a tensor for each image, rather than a single tensor, because images may differ
+        in size.
+        """
         return [self._tensor(row.get("data") or row.get("body")).to(self.device) for row in data]
 
     @timed

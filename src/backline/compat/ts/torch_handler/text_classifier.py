@@ -13,8 +13,8 @@ from .text_handler import TextHandler
 
 
 class TextClassifier(TextHandler):
-    """Classifies one text at a time: returns the probabilities of all classes by name. The model takes the
-    indices of the text's words and word pairs, and an offset.
+    """A handler that classifies one text at a time and returns the probabilities of all classes by name. The
+    model takes the vocabulary indices of the text's words and word pairs, and an offset.
     """
 
     ngrams = 2

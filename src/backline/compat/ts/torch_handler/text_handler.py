@@ -35,8 +35,8 @@ _SHORT_FORMS = [
 
 
 class TextHandler(BaseHandler, abc.ABC):
-    """Loads the vocabulary `source_vocab.pt`, a dictionary saved by torch.save. The file is
-    read with `weights_only`, so that it cannot execute code.
+    """A handler that loads the vocabulary `source_vocab.pt`, a dictionary saved with torch.save. The file is
+    read with `weights_only`, so that loading it cannot run code.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class TextHandler(BaseHandler, abc.ABC):
         self.initialized = True
 
     def get_source_vocab_path(self, ctx: Any) -> str:
-        """Returns the path of the vocabulary. Raises RuntimeError if the archive has none."""
+        """Returns the path of the vocabulary. Raises RuntimeError if the archive has no vocabulary."""
         path = Path(ctx.system_properties["model_dir"]) / self.manifest["model"].get(
             "sourceVocab", "source_vocab.pt"
         )

@@ -17,7 +17,9 @@ from .base_handler import BaseHandler
 
 
 class VisionHandler(BaseHandler, abc.ABC):
-    """Accepts image files, also in base64, and nested lists. `image_processing` turns images into tensors."""
+    """A handler that accepts image files, which may be in base64, and nested lists. `image_processing`
+    converts images to tensors.
+    """
 
     image_processing: ClassVar[Callable[[Any], Any]]
 

@@ -1,4 +1,4 @@
-"""Functions that handlers import: label mappings, and the Python classes in a module."""
+"""Functions that handlers import. They map class indices to labels, and list the classes in a module."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ def list_classes_from_module(module: ModuleType, parent_class: type | None = Non
 
 
 def load_label_mapping(mapping_file_path: str) -> dict[str, str] | None:
-    """Returns the class names by index (as a string) from an index_to_name.json, or None without such a file.
+    """Returns the class names in an index_to_name.json, by index (as a string), or None if the file does not
+    exist.
 
-    A name is a string, or the last of a list of strings. Older files are {"object_type_names": [...]}.
-    Raises ValueError for any other content.
+    A class name is given as a string, or as a list of strings whose last string is the name. Older files have
+    the form {"object_type_names": [...]}. Raises ValueError for any other content.
     """
     path = Path(mapping_file_path)
     if not path.is_file():
@@ -60,7 +61,9 @@ def map_class_to_label(
     mapping: dict[str, str] | None = None,
     lbl_classes: Sequence[Sequence[int]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Returns {class name: value} for each row; `lbl_classes` are the class indices, by default 0, 1, 2..."""
+    """Returns {class name: value} for each row. `lbl_classes` has the class indices of each row, by default
+    0, 1, 2...
+    """
     rows = lbl_classes if lbl_classes is not None else [range(len(row)) for row in probs]
     return [
         {

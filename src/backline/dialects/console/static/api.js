@@ -81,7 +81,7 @@ export async function* events(answer) {
   }
 }
 
-// Follows a stream for ever: reconnects after a failure, waiting longer each time. `onState` learns that the
+// Follows a stream forever: reconnects after a failure, waiting longer each time. `onState` learns that the
 // stream is "on" or "off", and "alive" at each comment in it.
 export function follow(path, onEvent, onState = () => {}) {
   const abort = new AbortController();

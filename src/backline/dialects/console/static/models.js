@@ -22,7 +22,7 @@ export function labels(entry) {
 
 // The link to the form, for models that are ready.
 export function tryLink(entry) {
-  return entry.ready && may("infer", entry.name) ? h("a", { href: `#/models/${encodeURIComponent(entry.name)}/try` }, "Try it") : null;
+  return entry.ready && may("infer", entry.name) ? h("a", { class: "try", href: `#/models/${encodeURIComponent(entry.name)}/try` }, "Try it") : null;
 }
 
 export function progress(entry) {

@@ -8,7 +8,7 @@ export function overview(main) {
   const lede = h("p", { class: "lede" }), tiles = h("div", { class: "grid" });
   const failures = h("div", { class: "panel" }), busiest = h("div", { class: "panel" });
   fill(main, h("div", { class: "head" }, h("h1", {}, "Overview")), lede, h("section", { "aria-label": "Numbers of the last two minutes" }, tiles),
-    h("section", { class: "wide" }, busiest, failures));
+    h("section", { class: "wide uneven" }, busiest, failures));
 
   function update() {
     const server = live.latest();

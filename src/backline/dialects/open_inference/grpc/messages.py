@@ -17,9 +17,8 @@ from backline.dialects.open_inference.grpc.wire_format import (
     split_request,
 )
 from backline.dialects.open_inference.outputs import wanted_outputs
-from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, prefix, size_mismatch
-from backline.dialects.open_inference.planning import PlanBuilder, check_description
+from backline.dialects.open_inference.planning import PlanBuilder, apply_parameters, check_description
 from backline.dialects.open_inference.shared_memory import REGION, REGION_SIZE, SharedInput
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
@@ -61,7 +60,7 @@ _CONTENTS = {
 
 
 class ModelPlan(InferPlan):
-    """An InferPlan that names its model."""
+    """An InferPlan that includes the name of the model."""
 
     __slots__ = ("model_name", "model_version")
 
@@ -119,7 +118,7 @@ class GrpcReader:
                 parsed = self._parse(rest)
             except DecodeError:
                 raise InvalidArgument(MALFORMED) from None
-            # The length is checked first: that costs nothing, and most requests are short.
+            # The length is checked first, because that costs nearly nothing, and most requests are short.
             if (
                 on_loop
                 and len(rest) > MANY
@@ -192,7 +191,9 @@ def make_plan(request: Any, id: str, memory: SharedMemory | None) -> ModelPlan:
             raise _in_message(error, name) from None
         _check_region(given, parameters)
         if place is not None and given.HasField("contents"):
-            raise InvalidArgument(f"input '{name}' has contents and is also in shared memory")
+            raise InvalidArgument(
+                f"input '{name}' has contents and is also in shared memory: send only one of the two"
+            )
         builder.add_input(name, given.datatype, tuple(given.shape), place)
     plan = ModelPlan(tuple(builder.inputs), request.model_name, request.model_version)
     if request.parameters:
@@ -211,8 +212,8 @@ def make_plan(request: Any, id: str, memory: SharedMemory | None) -> ModelPlan:
     return plan
 
 
-#: The fields of InferParameter that Triton accepts for each parameter, other than boolean and int64-only
-#: ones.
+#: The fields of InferParameter that Triton accepts for a parameter. For parameters not listed here, Triton
+#: accepts only bool_param or only int64_param.
 _FIELDS = {
     "priority": "int64_param or uint64_param",
     "sequence_id": "int64_param or string_param",
@@ -221,9 +222,8 @@ _FIELDS = {
 
 
 def _in_message(error: InvalidArgument, tensor: str = "") -> InvalidArgument:
-    """Returns the error for a parameter in a protobuf message, of a tensor or the request.
-
-    Triton's text differs from the one for JSON.
+    """Returns the error for a parameter of the request or of a tensor in it. Triton's texts for gRPC and JSON
+    differ.
     """
     if error.message == RESERVED:
         return InvalidArgument(RESERVED_BUT)
@@ -241,7 +241,10 @@ def _parameters(given: Any) -> dict[str, Parameter]:
 
 
 def _check_region(tensor: Any, parameters: Mapping[str, Parameter]) -> None:
-    """Raises InvalidArgument for a region without a size, which only HTTP allows, as in Triton."""
+    """Raises InvalidArgument for a shared memory region that is given without a size.
+
+    As in Triton, only HTTP allows this.
+    """
     if REGION in parameters and REGION_SIZE not in parameters:
         raise InvalidArgument(
             f"'{REGION_SIZE}' must be specified along with '{REGION}' parameter for tensor '{tensor.name}'"
@@ -291,7 +294,7 @@ def _other_contents(spec: InputPlan, model: str, field: str, detail: str) -> Inv
 def _read_contents(spec: InputPlan, given: Any, model: str, id: str) -> Tensor:
     """Returns the tensor of typed contents.
 
-    Raises InvalidArgument if they do not match datatype and shape.
+    Raises InvalidArgument if the contents do not match the datatype and shape.
     """
     if isinstance(spec, SharedInput):
         return spec.read(b"", 0, 0)
@@ -327,7 +330,7 @@ def _read_contents(spec: InputPlan, given: Any, model: str, id: str) -> Tensor:
 
 
 class GrpcWriter:
-    """Writes responses. The part before the contents is cached, because it repeats."""
+    """Writes responses. The part before the contents is cached, because many responses have the same one."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -338,13 +341,13 @@ class GrpcWriter:
         self._beginnings: Memo[object, bytes] = Memo(_MAX_REMEMBERED)
 
     def write(self, plan: ModelPlan, response: InferResponse) -> bytes:
-        """Encodes a response as a message. Raises BacklineError."""
+        """Encodes a response as a message. Raises what `wanted_outputs` raises."""
         return b"".join(self.write_parts(plan, response))
 
     def write_parts(self, plan: ModelPlan, response: InferResponse) -> Sequence[Buffer]:
         """Encodes a response as a message, in parts so that outputs need not be copied.
 
-        Raises BacklineError.
+        Raises what `wanted_outputs` raises.
         """
         outputs = response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)
         if len(outputs) == 1 and not response.id and not response.parameters:
@@ -367,7 +370,9 @@ class GrpcWriter:
         return response_parts(head, response.id, map(encode_tensor, outputs))
 
     def _beginning(self, response: InferResponse, output: Tensor) -> bytes:
-        """Returns what precedes the output's bytes in a response with one output (not BYTES) and no id."""
+        """Returns everything before the bytes of the output, in a response with one output (not BYTES) and no
+        id.
+        """
         key = (response.model_name, response.model_version, output.name, output.datatype, output.shape)
         known = self._beginnings.get(key)
         if known is None:

@@ -1,4 +1,4 @@
-"""The gRPC service inference.GRPCInferenceService."""
+"""The gRPC service inference.GRPCInferenceService, and its unary inference."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from backline.access.scope import Scope
 from backline.dialects.answers import guarded, unary_method
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.documents import read_message
+from backline.dialects.exchange import GRPC, UnaryInference
 from backline.dialects.forwarding import ForwardPattern
+from backline.dialects.off_loop import OffLoop
 from backline.dialects.open_inference.configuration import model_configuration
-from backline.dialects.open_inference.grpc.inference import GrpcInference
+from backline.dialects.open_inference.grpc.messages import GrpcReader, GrpcWriter
 from backline.dialects.open_inference.grpc.stream import StreamInference
 from backline.dialects.open_inference.metadata import (
     model_index,
@@ -31,8 +33,34 @@ from backline.engine.values.tensor import in_pieces
 from backline.protos import message, pool
 from backline.wire.application import Buffer, StreamMethod, UnaryCall, UnaryMethod
 
+#: Triton's error text for decoupled models.
+_DECOUPLED = "ModelInfer RPC doesn't support models with decoupled transaction policy"
+
+
+class GrpcInference:
+    """The handler of ModelInfer. The reader, the writer and the thread are also used for ModelStreamInfer."""
+
+    def __init__(self, engine: Engine, forward: ForwardPattern | None = None) -> None:
+        """`forward` says which metadata models see as parameters."""
+        self.forward = forward
+        writer = GrpcWriter(engine)
+        self.write = writer.write
+        self.read = GrpcReader(engine).read
+        self.off_loop = OffLoop()
+        carrier = replace(GRPC, forward=forward)
+        self._take = UnaryInference(
+            engine, carrier, self.read, writer.write_parts, self.off_loop, decoupled=_DECOUPLED
+        ).take
+
+    def infer(self, call: UnaryCall, received: Buffer) -> None:
+        """Submits a request; the response follows later. Raises BacklineError if the request is refused
+        immediately.
+        """
+        self._take(call, received, call.metadata, "", "", call.deadline)
+
+
 SERVICE = "inference.GRPCInferenceService"
-#: LogSettings and TraceSetting both read and change settings, so they need the stronger scope.
+#: LogSettings and TraceSetting are used both to read and to change settings, so both need the stronger scope.
 _SCOPES = {
     "ServerLive": Scope.HEALTH,
     "ServerReady": Scope.HEALTH,
@@ -55,7 +83,8 @@ _SCOPES = {
     "LogSettings": Scope.ADMIN,
     "TraceSetting": Scope.ADMIN,
 }
-#: The fields by which messages name their model; methods without one concern the server or every model.
+#: The fields in which messages name their model. Methods that are not listed concern the server or every
+#: model, or read the name in another way (ModelInfer, ModelStreamInfer and RepositoryModelLoad).
 _MODEL_FIELDS = {
     "ModelReady": "name",
     "ModelMetadata": "name",
@@ -64,7 +93,8 @@ _MODEL_FIELDS = {
     "RepositoryModelUnload": "model_name",
     "TraceSetting": "model_name",
 }
-#: Methods that need not name a model: without one, they list all models that the caller may read about.
+#: Methods that need not name a model. If no model is named, all models that the caller may read about are
+#: listed.
 _LISTS = frozenset(("ModelStatistics", "RepositoryIndex"))
 
 
@@ -138,7 +168,9 @@ class InferenceService:
         self._deferred.when_known(asked.name, asked.version, call, answer)
 
     def _statistics(self, method: Any, call: UnaryCall, received: Buffer) -> None:
-        """Joins the encoded statistics of the models: concatenated protobuf messages merge into one."""
+        """Responds with the encoded statistics of all models, one after another: concatenated protobuf
+        messages merge into one.
+        """
         asked = read_message(method.input_type.full_name, received)
         response_type = message(method.output_type.full_name)
         told = model_statistics(self._engine, asked.name, asked.version, visible_to(call.identity))

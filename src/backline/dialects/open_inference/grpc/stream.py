@@ -6,32 +6,35 @@ import asyncio
 from collections import deque
 from functools import partial
 from time import monotonic, monotonic_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backline.access.scope import Scope
 from backline.dialects.answers import hidden_error
 from backline.dialects.exchange import cancel, hidden_answer, trace_arrival, trace_refusal
 from backline.dialects.off_loop import LargeRequest
-from backline.dialects.open_inference.grpc.inference import GrpcInference
 from backline.dialects.open_inference.grpc.messages import ModelPlan
 from backline.dialects.open_inference.grpc.wire_format import length_prefix
-from backline.dialects.open_inference.parameters import FINAL
+from backline.dialects.open_inference.planning import FINAL
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, NotFound
 from backline.engine.ticket import Ticket
 from backline.engine.values.messages import InferRequest, InferResponse, ResponseFlow
+from backline.fleet.loop_check import keep_route
 from backline.memo import Memo
 from backline.protos import message
 from backline.wire.application import RpcError, StreamCall
 
+if TYPE_CHECKING:
+    from backline.dialects.open_inference.grpc.service import GrpcInference
+
 #: The maximum number of requests in flight and unsent responses of one stream. At the maximum, the client's
 #: next request is not read.
 MAX_IN_FLIGHT = 64
-#: The maximum total size in bytes of these requests and responses, and of expected responses. A single
-#: request may exceed this size.
+#: The maximum total size in bytes of a stream's requests in flight, unsent responses and expected responses.
+#: A single request may exceed this size.
 MAX_BYTES = 32 * 1024 * 1024
-#: The number of unsent responses, and their total size in bytes, at which decoupled models pause. They resume
-#: at half of both.
+#: The number of unsent responses of a stream, and their total size in bytes, at which decoupled models pause.
+#: The models resume when both values have fallen to half.
 MAX_WAITING = 64
 MAX_WAITING_BYTES = 1024 * 1024
 _MAX_REMEMBERED = 1024
@@ -55,7 +58,7 @@ class Asked:
         self.flow: ResponseFlow | None = None
         self.ordered = True
         self.answer = b""
-        #: The error that `answer` reports; some clients want the error to end the stream (see `serve`).
+        #: The error that `answer` reports; some clients request that an error ends the stream (see `serve`).
         self.error: BacklineError | None = None
         self.over = False
 
@@ -73,8 +76,8 @@ class StreamInference:
         """Serves a stream with several requests in flight.
 
         Responses keep the order of requests, except those of decoupled models. An error is sent as a response
-        (`error_message`) and the stream continues, unless the client sent the metadata `triton_grpc_error:
-        true`: then the first error ends the stream with its status. Raises RpcError.
+        (`error_message`), and the stream continues. If the client has sent the metadata `triton_grpc_error:
+        true`, the first error instead ends the stream: it is raised as RpcError, with its gRPC status.
         """
         stream = _Stream(self._engine, self._inference, call, self._answer_sizes)
         reading = asyncio.ensure_future(stream.read())
@@ -95,10 +98,11 @@ class _Stream:
         self._inference = inference
         self._call = call
         self._budget = StreamBudget(answer_sizes)
-        #: Requests in flight whose responses are sent in order, and requests to decoupled models.
+        #: The requests in flight whose responses are sent in the order of the requests, and the requests in
+        #: flight to decoupled models.
         self._turns: deque[Asked] = deque()
         self._decoupled: set[Asked] = set()
-        #: Messages to send, each with the error it reports.
+        #: Messages to send, each with the error that it reports, or None.
         self._ready: deque[tuple[bytes, BacklineError | None]] = deque()
         self._ended = False
         self._failure: BaseException | None = None
@@ -106,7 +110,8 @@ class _Stream:
         self._room = asyncio.Event()
         self._strict = call.metadata.get(b"triton_grpc_error", b"").lower() == b"true"
         self._response = message("inference.ModelStreamInferResponse")
-        # Appended to a response to say whether it is the last: concatenated protobuf messages merge.
+        # Appended to a response to say whether the response is the last, because concatenated protobuf
+        # messages merge.
         part = message("inference.ModelInferResponse")
         self._last: bytes = part(parameters={FINAL: {"bool_param": True}}).SerializeToString()
         self._not_last: bytes = part(parameters={FINAL: {"bool_param": False}}).SerializeToString()
@@ -175,10 +180,11 @@ class _Stream:
                         partial(self._inference.read, received, metadata, "", "", False)
                     )
             except BacklineError:
-                if identity is not None and identity.meter is not None:  # unreadable messages count, too
+                if identity is not None and identity.meter is not None:  # counts unreadable messages too
                     identity.meter.charge(None, asked.size, monotonic())
                 raise
             request = plan.request("", "", id, inputs, self._call.deadline)
+            keep_route(request, metadata)
             if self._inference.forward is not None:
                 request = self._inference.forward.apply(request, metadata)
             if identity is not None:
@@ -206,7 +212,7 @@ class _Stream:
     def _is_decoupled(self, plan: ModelPlan) -> bool:
         try:
             return self._engine.find(plan.model_name, plan.model_version).decoupled
-        except NotFound:  # submitting the request raises it again
+        except NotFound:  # submitting the request will raise the error again
             return False
 
     def _begin_decoupled(self, asked: Asked) -> None:
@@ -262,7 +268,9 @@ class _Stream:
         self._over(asked, answer, error)
 
     def _over(self, asked: Asked, answer: bytes, error: BacklineError | None) -> None:
-        """Ends a request. `answer` is its only or last response; empty if a decoupled model sends none."""
+        """Ends a request. `answer` is the only or last response; empty if a decoupled model sends no further
+        response.
+        """
         asked.over = True
         if asked.ticket is not None:
             asked.ticket.context = None
@@ -328,7 +336,7 @@ class StreamBudget:
         self._answer_sizes = answer_sizes
         self._requests = 0
         self._request_bytes = 0
-        #: By model: requests that will have exactly one response.
+        #: The number of requests that will have exactly one response, by model.
         self._expected: dict[str, int] = {}
         self._waiting = 0
         self._waiting_bytes = 0
@@ -341,7 +349,9 @@ class StreamBudget:
             self._expected[model] = self._expected.get(model, 0) + 1
 
     def ended(self, size: int, model: str | None, answer: int | None) -> None:
-        """Counts a request of `size` bytes as ended; `answer` is its response's size, None for an error."""
+        """Counts a request of `size` bytes as ended. `answer` is the size of the response, or None for an
+        error.
+        """
         self._requests -= 1
         self._request_bytes -= size
         if model is None:

@@ -52,9 +52,9 @@ MALFORMED = "the message is not an inference.ModelInferRequest: it is malformed 
 def split_request(message: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
     """Separates the id and the raw_input_contents of a ModelInferRequest from the rest.
 
-    Returns the rest, which is a ModelInferRequest too, the id, and the start and end of each raw content.
-    Raises InvalidArgument if the outermost layer is malformed, PayloadTooLarge for more than MAX_FIELDS
-    fields.
+    Returns three values: the rest, itself a valid ModelInferRequest; the id; and the start and end of each
+    raw content. Raises InvalidArgument if the outermost layer is malformed, and PayloadTooLarge for more than
+    MAX_FIELDS fields or MAX_UNKNOWN_FIELDS unknown fields.
     """
     position = 0
     total = len(message)
@@ -126,13 +126,13 @@ def _check_count(message: Buffer, total: int) -> None:
 def split_load(message: Buffer) -> tuple[Buffer, dict[str, Buffer]]:
     """Separates the files of a RepositoryModelLoadRequest, which may be large, from the rest.
 
-    Returns the rest, which is a RepositoryModelLoadRequest too, and the contents of files by the names of
-    their parameters. A parameter with an unusual or malformed encoding stays in the rest, which the runtime
-    checks. Raises PayloadTooLarge for more than MAX_FIELDS parameters.
+    Returns the rest, itself a valid RepositoryModelLoadRequest, and the contents of the files by the names of
+    their parameters. A parameter with an unusual or malformed encoding remains in the rest, which the runtime
+    checks. Raises PayloadTooLarge for more than MAX_FIELDS fields.
     """
     files: dict[str, Buffer] = {}
     rest: list[Buffer] = []
-    run = before = 0  # where the bytes that are not yet in `rest` start, and the current field
+    run = before = 0  # where the bytes that are not yet in `rest` start, and where the current field starts
     for number, (tag, start, end) in enumerate(_fields(message, 0, len(message))):
         if number == MAX_FIELDS:
             raise _too_many_fields()
@@ -150,7 +150,7 @@ def split_load(message: Buffer) -> tuple[Buffer, dict[str, Buffer]]:
 
 
 def _file(message: Buffer, start: int, end: int) -> tuple[str, Buffer] | None:
-    """Returns the name and the bytes of a load parameter that is a file; None for any other."""
+    """Returns the name and the bytes of a load parameter that is a file; None for any other parameter."""
     try:
         key, key_end = _content(message, start, _KEY)
         value, value_end = _content(message, key_end, _VALUE)
@@ -166,7 +166,7 @@ def _file(message: Buffer, start: int, end: int) -> tuple[str, Buffer] | None:
 def _content(message: Buffer, position: int, tag: int) -> tuple[int, int]:
     """Returns the start and end of the content of the field at `position`.
 
-    Raises InvalidArgument for another tag.
+    Raises InvalidArgument if the field has another tag.
     """
     found, position = _varint(message, position)
     if found != tag:
@@ -176,10 +176,11 @@ def _content(message: Buffer, position: int, tag: int) -> tuple[int, int]:
 
 
 def check_fields(message: bytes) -> None:
-    """Raises PayloadTooLarge for more than MAX_FIELDS fields in total, or MAX_STRINGS strings in contents.
+    """Raises PayloadTooLarge for more than MAX_FIELDS fields in total, or more than MAX_STRINGS strings in
+    contents.
 
-    Packed numbers do not count. Call this function before parsing, which holds the interpreter's lock until
-    it is done. The parser reports malformed messages.
+    Packed numbers do not count. Call this function before parsing, because the parser holds the interpreter's
+    lock until it is done. The parser reports malformed messages.
     """
     fields, strings = MAX_FIELDS, MAX_STRINGS
     for tag, start, end in _fields(message, 0, len(message)):
@@ -217,7 +218,8 @@ def _fields(message: Buffer, position: int, end: int) -> Iterator[tuple[int, int
 
 
 def model_name(message: Buffer) -> str:
-    """Returns the name of the model in a ModelInferRequest, without parsing the rest, or an empty string.
+    """Returns the name of the model in a ModelInferRequest, without parsing the rest; empty if there is no
+    name.
 
     Fields after the first MAX_FIELDS are ignored, as `split_request` refuses such a message.
     """
@@ -228,10 +230,27 @@ def model_name(message: Buffer) -> str:
     return name.decode(errors="replace")
 
 
+def first_model_name(beginning: Buffer) -> str | None:
+    """Returns the model's name in the first bytes of a ModelInferRequest, or None if the name comes later.
+
+    Clients write the fields in the order of their numbers, so the name usually comes first. Raises
+    PayloadTooLarge, as `split_request` would, if these bytes already have more than MAX_UNKNOWN_FIELDS
+    unknown fields.
+    """
+    unknown = 0
+    for tag, start, end in _fields(beginning, 0, len(beginning)):
+        if tag == _MODEL_NAME:
+            return bytes(beginning[start:end]).decode(errors="replace")
+        unknown += tag > 127 or tag & 7 != _LENGTH_DELIMITED
+        if unknown > MAX_UNKNOWN_FIELDS:
+            raise _too_many_unknown()
+    return None
+
+
 def _too_many_unknown() -> PayloadTooLarge:
     return PayloadTooLarge(
         f"the request has more than {MAX_UNKNOWN_FIELDS} fields that do not belong to"
-        " inference.ModelInferRequest"
+        " inference.ModelInferRequest; leave them out"
     )
 
 

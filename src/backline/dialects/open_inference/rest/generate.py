@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain, islice
 from math import isfinite
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 from msgspec import Raw
@@ -23,14 +23,19 @@ from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.event_stream import EventStreams, encoded
 from backline.dialects.exchange import ReadRequest, RequestIntake, deadline_of
 from backline.dialects.input_plan import InputPlan
-from backline.dialects.json_data import decode_data, decode_list, encode_data, replace_words
-from backline.dialects.json_numbers import MAX_DEPTH
+from backline.dialects.json_data import (
+    MAX_DEPTH,
+    decode_data,
+    decode_list,
+    encode_data,
+    read_numbers,
+    replace_words,
+)
 from backline.dialects.json_scan import check_keys, count_elements
 from backline.dialects.off_loop import LARGE, LargeRequest, OffLoop
 from backline.dialects.open_inference.metadata import SCALAR
-from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, prefix
-from backline.dialects.open_inference.rest.inference import RestInference
+from backline.dialects.open_inference.planning import apply_parameters
 from backline.dialects.open_inference.rest.messages import Decoded, instead_of_json
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Internal, InvalidArgument, PayloadTooLarge
@@ -41,8 +46,11 @@ from backline.engine.tracing import Trace
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest, InferResponse, Parameter
 from backline.engine.values.signature import TensorSpec
-from backline.engine.values.tensor import Buffer, Shape, Tensor
+from backline.engine.values.tensor import Buffer, Shape, Tensor, element_count
 from backline.wire.application import HttpRequest
+
+if TYPE_CHECKING:
+    from backline.dialects.open_inference.rest.service import RestInference
 
 _Answer: TypeAlias = Callable[[HttpRequest, str, Responses, InferPlan], None]
 _Take: TypeAlias = Callable[[HttpRequest, Buffer, Mapping[bytes, bytes], str, str, float | None], None]
@@ -51,12 +59,12 @@ NOT_ONE = (
     "generate expects model to produce exactly 1 response, use generate stream for model that"
     " generates various number of responses"
 )
-#: The only key whose value may be an object.
+#: The only key, except for those of inputs, whose value may be an object.
 _PARAMETERS = "parameters"
 #: The maximum number of parameters that are compared with the names of missing inputs.
 _MOST_COMPARED = 32
-#: The maximum number of inputs and parameters in one object. Each is decoded separately, so a larger number
-#: would block the event loop for too long.
+#: The maximum number of inputs and parameters in one object. Each value is decoded separately, so a larger
+#: number would block the event loop for too long.
 MAX_PARAMETERS = 2048
 #: Matches a list of numbers and words that is not empty, in well-formed JSON.
 _FLAT = re.compile(rb"\[[^\[\]{\"]*[^\[\]{\"\s][^\[\]{\"]*\]").fullmatch
@@ -180,7 +188,8 @@ async def _answer_with_one(
 
 
 def _misspelt(asked: InferRequest, model: Model) -> str:
-    """Returns the end of an error about missing inputs, naming a parameter that may be a misspelt one.
+    """Returns the end of an error about missing inputs: the name of a parameter that may be one of them,
+    misspelt.
 
     Empty if no parameter resembles a missing input.
     """
@@ -209,10 +218,11 @@ _skip = msgspec.json.Decoder(Raw).decode
 
 
 def read_generate(body: Buffer, headers: Mapping[bytes, bytes], model: Model) -> Decoded:
-    """Reads the request in `body`. Raises InvalidArgument, with Triton's texts.
+    """Reads the request in `body`. Raises InvalidArgument, with Triton's texts, and PayloadTooLarge for too
+    many keys.
 
-    As in Triton, keys that name inputs are tensors, `id` is the request's id, and all other keys, as well as
-    those in the object `parameters`, are parameters.
+    As in Triton, keys that name inputs are tensors, `id` is the request's id, and all other keys are
+    parameters. The keys in the object `parameters` are read in the same way.
     """
     if len(body) > LARGE:
         check_keys(body)
@@ -249,7 +259,9 @@ def read_generate(body: Buffer, headers: Mapping[bytes, bytes], model: Model) ->
         )
     plan = InferPlan(())
     plan.json_outputs = frozenset(spec.name for spec in model.signature.outputs if spec.json)
-    # Unlike `infer`, Triton's generate extension accepts parameters with this prefix.
+    if not parameters:
+        return plan, id, tensors
+    # Unlike `infer`, Triton's generate extension accepts parameters whose names start with "triton_".
     reserved = {key: value for key, value in parameters.items() if key.startswith("triton_")}
     apply_parameters(plan, {key: value for key, value in parameters.items() if key not in reserved})
     if reserved:
@@ -329,15 +341,19 @@ def _plain(what: str, text: Raw | bytes) -> Any:
 
 
 def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
+    text = bytes(value)
+    if len(text) <= LARGE and (numbers := read_numbers(spec.datatype, text)) is not None:
+        shape = _shape(spec, len(numbers))
+        if element_count(shape) == len(numbers):
+            return Tensor(spec.name, spec.datatype, shape, numbers.reshape(shape))
     if spec.json and _kind(value) == _JSON_KINDS[spec.json]:
         return _decoded(spec, 1, _encode(_text(spec, value)))
-    if _first(value) == b"n" and spec.datatype is DataType.BYTES:  # null is not a text, whatever the shape
+    if _first(value) == b"n" and spec.datatype is DataType.BYTES:  # null is not text, whatever the shape
         return decode_data(InputPlan(spec.name, spec.datatype.name, (1,)), b"[null]", f"$.{spec.name}")
     if _first(value) == b"{":
         if spec.datatype is DataType.BYTES:
-            return _decoded(spec, 1, bytes(value))
+            return _decoded(spec, 1, text)
         raise _no_shape(spec, ": it is an object, expected one element or a list of them")
-    text = bytes(value)
     if len(text) > LARGE and _first(value) == b"[":
         return _decoded(spec, count_elements(text), text)
     if spec.datatype.dtype.kind == "f" and _FLAT(text):
@@ -374,7 +390,9 @@ def _decoded(spec: TensorSpec, count: int, text: bytes) -> Tensor:
 
 
 def _shape(spec: TensorSpec, count: int) -> Shape:
-    """Returns a shape for `count` elements: the innermost variable dimension takes all, the others are 1."""
+    """Returns a shape for `count` elements: variable dimensions are 1, except the innermost, which takes the
+    rest.
+    """
     shape = list(spec.shape or SCALAR)
     for dimension in shape:
         if dimension > 0:
@@ -403,7 +421,9 @@ def _value(tensor: Tensor, *, is_json: bool) -> Any:
         try:
             values = [_skip(text) for text in values]
         except (ValueError, RecursionError) as error:
-            raise Internal(f"output '{tensor.name}' is not JSON: {error}") from None
+            raise Internal(
+                f"output '{tensor.name}' should have JSON, but the model returned other text: {error}"
+            ) from None
     return values[0] if len(values) == 1 else values
 
 

@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from backline.decodable import decodable
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.parameters import RESERVED
 from backline.engine.values.tensor import Buffer
@@ -24,7 +25,7 @@ _KINDS: Final = {
     "name": "string",
     "datatype": "string",
 }
-#: Triton's words for the types of the parameters that it interprets.
+#: Triton's words for the types of the parameters that Triton interprets.
 _PARAMETER_KINDS: Final = {
     "sequence_id": "string",
     "sequence_start": "boolean",
@@ -81,6 +82,7 @@ def _no_member(name: str) -> str:
     return f"Unable to parse '{name}': attempt to access non-existing object member '{name}'"
 
 
+@decodable
 class _Given(msgspec.Struct):
     parameters: dict[str, msgspec.Raw] = {}
 
@@ -88,7 +90,8 @@ class _Given(msgspec.Struct):
 def _odd_parameter(document: Buffer) -> str:
     """Returns the first parameter of a request whose value is not a number, a boolean or a string.
 
-    Empty if there is none, or if the document is malformed after the parameter, where decoding has stopped.
+    Empty if there is none, or if the document is malformed after the parameter, where the decoder has not
+    looked.
     """
     try:
         given = msgspec.json.decode(document, type=_Given).parameters

@@ -8,14 +8,13 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from backline.decodable import decodable
 from backline.dialects.input_plan import MAX_RANK, InputPlan, too_many_dimensions
-from backline.dialects.json_data import decode_data, replace_words
-from backline.dialects.json_numbers import read_numbers
+from backline.dialects.json_data import decode_data, read_numbers, replace_words
 from backline.dialects.json_scan import check_keys, count
 from backline.dialects.off_loop import LARGE, MANY, LargeRequest
-from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, prefix, size_mismatch
-from backline.dialects.open_inference.planning import PlanBuilder, check_description
+from backline.dialects.open_inference.planning import PlanBuilder, apply_parameters, check_description
 from backline.dialects.open_inference.rest.json_errors import ONE_SOURCE, unreadable
 from backline.dialects.open_inference.shared_memory import REGION
 from backline.engine.engine import Engine
@@ -32,7 +31,8 @@ _MAX_REMEMBERED = 1024
 _SIZE = "binary_data_size"
 _ID_FIRST = b'{"id":"'
 _DATA = b'"data":'
-#: A request with one of these after its data is not cached, because a repeated key may replace the data.
+#: A request with one of these texts after its data is not cached, because a repeated key may replace the
+#: data.
 _DOUBTFUL = (b'"data"', b'"id"', b'"inputs"', b"\\")
 
 Scalar = str | int | float | bool
@@ -40,6 +40,7 @@ Scalar = str | int | float | bool
 Decoded = tuple[InferPlan, str, dict[str, Tensor]]
 
 
+@decodable
 class InputDocument(Struct):
     name: str
     shape: tuple[int, ...]
@@ -48,17 +49,22 @@ class InputDocument(Struct):
     data: Raw = Raw()
 
 
+@decodable
 class LargeInputDocument(InputDocument):
-    """An input of a large request: the shape is decoded only once it is known to be short."""
+    """An input of a large request. Its shape is decoded only after the JSON of the shape is known to be
+    short.
+    """
 
     shape: Raw  # type: ignore[assignment]
 
 
+@decodable
 class RequestedOutput(Struct):
     name: str
     parameters: dict[str, Scalar] = {}
 
 
+@decodable
 class RequestDocument(Struct):
     inputs: list[InputDocument]
     id: str = ""
@@ -66,12 +72,13 @@ class RequestDocument(Struct):
     outputs: list[RequestedOutput] | None = None
 
 
+@decodable
 class LargeRequestDocument(RequestDocument):
     inputs: list[LargeInputDocument]  # type: ignore[assignment]
 
 
 class RestReader:
-    """Reads requests. Plans of small headers are cached, because clients repeat them.
+    """Reads requests. Plans of requests with small headers are cached, because clients repeat them.
 
     The header of a binary request is the cache key of its plan. For a request that is all JSON, with numbers
     for one input, the key is the text before the numbers, and the text after them must also be the same. The
@@ -84,7 +91,8 @@ class RestReader:
         self._decoder = msgspec.json.Decoder(RequestDocument)
         self._large_decoder = msgspec.json.Decoder(LargeRequestDocument)
         self._plans: Memo[bytes, InferPlan] = Memo(_MAX_REMEMBERED)
-        #: The plans of requests with numbers, and the text after the numbers.
+        #: The plans of requests that are all JSON. The key is the text before the numbers, without the
+        #: request's id; each plan is stored with the text that must follow the numbers.
         self._number_plans: Memo[bytes, tuple[InferPlan, bytes]] = Memo(_MAX_REMEMBERED)
 
     def read(
@@ -125,7 +133,9 @@ class RestReader:
         return plan, id, _read_binary(plan, body, size, model, id)
 
     def _read_numbers(self, text: bytes) -> Decoded | None:
-        """Reads a request that differs from a cached one only in its numbers; None for any other."""
+        """Reads a request that differs from an earlier one only in its id and its input's values, without
+        parsing the JSON. Returns None for any other request.
+        """
         start = text.find(_DATA, 0, _MAX_REMEMBERED_SIZE) + len(_DATA)
         if start < len(_DATA):
             return None
@@ -280,7 +290,8 @@ class RestReader:
 
 
 def instead_of_json(body: Buffer, headers: Mapping[bytes, bytes]) -> str:
-    """Returns the end of an error about a body that is not a JSON object: what it is, and how to send a file.
+    """Returns the end of an error about a body that is not a JSON object: what the body is, and how to send a
+    file.
 
     Empty if the body is empty, or begins like an object.
     """
@@ -298,9 +309,10 @@ def instead_of_json(body: Buffer, headers: Mapping[bytes, bytes]) -> str:
 
 
 def split_id(header: bytes) -> tuple[str, bytes]:
-    """Splits a JSON header into its id and the rest, if it starts with the id, as with most clients.
+    """Splits a JSON header that starts with the id, as most clients write it, into the id and the rest.
 
-    Returns "" and the header if it starts otherwise, or if the id is written with blanks or escapes.
+    Returns "" and the whole header if the header starts otherwise, if there are blanks before the id, or if
+    the id has escapes or characters other than printable ASCII.
     """
     if header.startswith(_ID_FIRST):
         end = header.find(b'"', len(_ID_FIRST))
@@ -344,7 +356,7 @@ def make_plan(document: RequestDocument, model: str, memory: SharedMemory | None
         if binary < 0:
             raise _missing(spec, -binary, model)
         declared.append(size)
-    if mismatch is not None:  # Triton compares sizes with shapes once it has found the bytes of every input
+    if mismatch is not None:  # Triton compares sizes with shapes only after finding the bytes of every input
         raise _additional(model) if binary else mismatch
     plan = InferPlan(tuple(builder.inputs))
     plan.declared = tuple(declared)
@@ -377,7 +389,7 @@ def _check_source(name: str, given: dict[str, bool]) -> None:
 
 
 def _in_document(error: WrongType, did: str = "parse") -> InvalidArgument:
-    """Returns the error for a parameter of the wrong JSON type: Triton's text, followed by Backline's."""
+    """Returns the error for a parameter of the wrong JSON type: Triton's text, then that of `error`."""
     what = f"attempt to access JSON non-{error.kind} as {error.kind}"
     return InvalidArgument(f"Unable to {did} '{error.key}': {what}: {error.message}")
 

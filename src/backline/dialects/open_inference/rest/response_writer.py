@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from backline.decodable import decodable
 from backline.dialects.json_data import encode_data
 from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.open_inference.plan import InferPlan
@@ -28,6 +29,7 @@ _END = b"}]}"
 _JOINED = 16 * 1024
 
 
+@decodable
 class OutputDocument(Struct):
     name: str
     datatype: str
@@ -36,6 +38,7 @@ class OutputDocument(Struct):
     data: list[Any] | Raw | UnsetType = UNSET
 
 
+@decodable
 class ResponseDocument(Struct):
     id: str | UnsetType
     model_name: str
@@ -45,8 +48,8 @@ class ResponseDocument(Struct):
 
 
 class RestWriter:
-    """Writes responses. For responses with one output, everything except the data is cached, because it
-    repeats.
+    """Writes responses. For responses with one output, everything except the data is cached, because many
+    responses differ in nothing else.
     """
 
     def __init__(self, engine: Engine) -> None:

@@ -1,20 +1,16 @@
-"""The REST routes of the Open Inference Protocol."""
+"""The REST routes of the Open Inference Protocol, and unary inference over REST."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from backline.access.scope import Scope
 from backline.dialects.answers import encode_json, respond_encoded, respond_json
 from backline.dialects.deferred import DeferredAnswers
+from backline.dialects.exchange import ENVOY_TIMEOUT, GRPC_TIMEOUT, HTTP, UnaryInference, deadline_of
 from backline.dialects.forwarding import ForwardPattern
-from backline.dialects.open_inference.configuration import (
-    configuration_origins,
-    explained_configuration,
-    model_configuration,
-)
+from backline.dialects.off_loop import OffLoop
 from backline.dialects.open_inference.metadata import (
     model_listing,
     rest_metadata,
@@ -23,7 +19,8 @@ from backline.dialects.open_inference.metadata import (
 )
 from backline.dialects.open_inference.repository import RepositoryRoutes
 from backline.dialects.open_inference.rest.generate import Generate
-from backline.dialects.open_inference.rest.inference import RestInference
+from backline.dialects.open_inference.rest.messages import HEADER_LENGTH, RestReader
+from backline.dialects.open_inference.rest.response_writer import RestWriter
 from backline.dialects.open_inference.settings import LoggingExtension, TraceSettings
 from backline.dialects.open_inference.shared_memory import SharedMemoryRoutes
 from backline.dialects.open_inference.statistics import model_statistics
@@ -34,6 +31,39 @@ from backline.engine.private_places import for_clients
 from backline.engine.values.tensor import in_pieces
 from backline.protos import to_plain
 from backline.wire.application import HttpRequest
+
+#: Triton's error text for decoupled models.
+_DECOUPLED = "HTTP end point doesn't support models with decoupled transaction policy"
+
+
+class RestInference:
+    """The handler of the infer routes. The reader and the writer are also used for `infer_stream`."""
+
+    def __init__(
+        self, engine: Engine, deferred: DeferredAnswers, forward: ForwardPattern | None = None
+    ) -> None:
+        """`forward` says which header fields models see as parameters."""
+        self._engine = engine
+        self._deferred = deferred
+        self.write = RestWriter(engine).write
+        self.read = RestReader(engine).read
+        self.carrier = replace(HTTP, forward=forward)
+        self._take = UnaryInference(
+            engine, self.carrier, self.read, self.write, OffLoop(), decoupled=_DECOUPLED
+        ).take
+
+    def infer(self, model: str, version: str, request: HttpRequest) -> None:
+        """Submits a request; the response follows later. Raises BacklineError if the request is refused
+        immediately.
+        """
+        headers = request.headers
+        deadline = deadline_of(headers) if GRPC_TIMEOUT in headers or ENVOY_TIMEOUT in headers else None
+        # A raw request cannot be read without knowing the model's input.
+        if headers.get(HEADER_LENGTH) == b"0" and self._engine.is_unknown(model, version):
+            self._deferred.when_known(model, version, request, partial(self.infer, model, version, request))
+            return
+        self._take(request, request.body, headers, model, version, deadline)
+
 
 #: Triton's status for failed health checks.
 _TRITON_NOT_READY = 400
@@ -75,8 +105,8 @@ class RestService:
         for pattern, version in ((_MODEL, ("",)), (_VERSION, ())):
             router.add(Scope.READ, "GET", pattern, self._model_metadata, *version)
             router.add(Scope.READ, "GET", pattern + "/ready", self._model_ready, *version)
-            for path, read in (("config", model_configuration), ("explain-config", explained_configuration)):
-                answer = partial(self._configuration, read)
+            for path, explained in (("config", False), ("explain-config", True)):
+                answer = partial(self._configuration, explained)
                 router.add(Scope.READ, "GET", f"{pattern}/{path}", answer, *version)
             router.add(Scope.READ, "GET", pattern + "/config-origins", self._origins, *version)
             router.add(Scope.READ, "GET", pattern + "/stats", self._statistics, *version)
@@ -141,25 +171,27 @@ class RestService:
         document = {**state, "error": f"Model version not ready: {why}"}
         respond_json(request, document, self._not_ready_status)
 
-    def _configuration(
-        self, read: Callable[[Engine, str, str], Any], name: str, version: str, request: HttpRequest
-    ) -> None:
-        self._deferred.when_known(
-            name,
-            version,
-            request,
-            lambda: respond_json(request, to_plain(read(self._engine, name, version))),
-        )
+    def _configuration(self, explained: bool, name: str, version: str, request: HttpRequest) -> None:
+        def respond() -> None:
+            # Imported late, because few clients ask for configurations.
+            from backline.dialects.open_inference.configuration import (
+                explained_configuration,
+                model_configuration,
+            )
+
+            read = explained_configuration if explained else model_configuration
+            respond_json(request, to_plain(read(self._engine, name, version)))
+
+        self._deferred.when_known(name, version, request, respond)
 
     def _origins(self, name: str, version: str, request: HttpRequest) -> None:
-        self._deferred.when_known(
-            name,
-            version,
-            request,
-            lambda: respond_json(
-                request, {"name": name, "values": configuration_origins(self._engine, name, version)}
-            ),
-        )
+        def respond() -> None:
+            from backline.dialects.open_inference.configuration import configuration_origins
+
+            values = configuration_origins(self._engine, name, version)
+            respond_json(request, {"name": name, "values": values})
+
+        self._deferred.when_known(name, version, request, respond)
 
     def _statistics(self, name: str, version: str, request: HttpRequest) -> None:
         may_see = visible_to(request.identity)

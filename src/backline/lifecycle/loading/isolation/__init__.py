@@ -1,1 +1,3 @@
-"""Tries model files in separate processes, so that a file that crashes its runtime harms nothing else."""
+"""Tries model files in separate processes, so that a file that crashes its runtime does not crash the
+server.
+"""

@@ -1,7 +1,7 @@
 """The messages between the server and a trial process, and the job of a worker that runs a runtime.
 
-A message to the server may come from a file that has taken over the trial process. So messages are plain
-data, decoded by type and checked.
+A malicious file may have taken over the trial process that sends a message. So the server treats messages as
+plain data: it decodes them by type, and checks the values.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 import msgspec
 
 from backline.backends.backend import LoadOptions
+from backline.decodable import decodable
 from backline.engine import errors
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, Internal
@@ -31,7 +32,7 @@ class TrialJob:
     """A trial of the file or folder `path` with its configuration, as a load in the server would use them.
 
     `recorded` is the file of recorded requests, which need not exist. The fork server imports `imports` once
-    for all trials, see `BackendEntry.imports`.
+    for all trials; see `BackendEntry.imports`.
     """
 
     path: Path
@@ -44,7 +45,9 @@ class TrialJob:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeJob:
-    """What a worker process loads with a runtime: the file or folder `path`, as `Backend.load` gets it."""
+    """The job of a worker process: to load the file or folder `path` with a runtime. The fields are the
+    arguments of `Backend.load`.
+    """
 
     path: Path
     config: ModelConfig
@@ -54,21 +57,26 @@ class RuntimeJob:
 Job = TypeVar("Job", TrialJob, RuntimeJob)
 
 
+@decodable
 class Began(msgspec.Struct, tag="began", frozen=True):
-    """Reports that the trial has entered a phase of the load."""
+    """The report that the trial has entered a phase of the load."""
 
     phase: Literal["load", "probe", "warm-up"]
 
 
+@decodable
 class Passed(msgspec.Struct, tag="passed", frozen=True):
-    """Reports that the file was loaded, measured and warmed up on these devices."""
+    """The report that the file was loaded, measured and warmed up on `devices`."""
 
     measured: Measured
     devices: tuple[str, ...]
 
 
+@decodable
 class TrialRefused(msgspec.Struct, tag="refused", frozen=True):
-    """Reports that the load raised an error; `kind` is the name of a subclass of BacklineError, or empty."""
+    """The report that the load raised an error. `kind` is the name of a subclass of BacklineError, or
+    empty.
+    """
 
     kind: str
     message: str
@@ -107,12 +115,14 @@ def encode_job(job: TrialJob | RuntimeJob) -> bytes:
 
 
 def decode_job(data: bytes, kind: type[Job]) -> Job:
-    """Decodes a job that the server has encoded. Slow: it walks through all types of a configuration."""
+    """Decodes a job that the server has encoded. Slow, because msgspec first walks through all types of a
+    configuration.
+    """
     return msgspec.msgpack.Decoder(kind, dec_hook=_restored).decode(data)
 
 
 def _plain(value: Any) -> Any:
-    """Converts a value of a type that msgspec does not know to a plain one."""
+    """Converts a value of a type that msgspec does not know to a value of a plain type."""
     if isinstance(value, MappingProxyType):
         return dict(value)
     if isinstance(value, Path):

@@ -28,7 +28,7 @@ from backline.workers.child.tracebacks import details
 
 
 class RuntimeModel:
-    """A WorkerModel that wraps a runtime's LoadedModel. Implements no batching: each request is one run.
+    """A WorkerModel that wraps a runtime's LoadedModel. Forms no batches: each request is one run.
 
     The server forms batches, reshapes and joins as for any LoadedModel, and sends each batch as one request
     with the arrays that `LoadedModel.run` takes.
@@ -38,7 +38,8 @@ class RuntimeModel:
         self._name, self._version = message.name, message.version
         self._model = model
         self._outputs = {spec.name: spec.datatype for spec in model.signature.outputs}
-        # One more than can compute at once, so that the next batch is ready when one ends.
+        # The server sends one batch more than can compute at the same time, so that another batch has already
+        # arrived when a batch ends.
         concurrency = usable_cores() + 1
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="run")
         self.loaded = WorkerLoaded(
@@ -91,8 +92,8 @@ def load(message: WorkerLoad, caller: Caller) -> RuntimeModel:
     model = entry.backend().load(job.path, job.config, job.options)
     if not runs_here(model):
         raise InvalidArgument(
-            f"'{job.path}': models of the {entry.name} backend have no lane process: remove it from the"
-            " configuration"
+            f"'{job.path}': models of the {entry.name} backend cannot run in a separate process: remove"
+            " lane process from the configuration"
         )
     return RuntimeModel(message, model)
 

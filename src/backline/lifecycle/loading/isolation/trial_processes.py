@@ -19,8 +19,8 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from backline.engine.byte_size import format_bytes
 from backline.engine.errors import Cancelled, Internal
+from backline.engine.numbers import format_bytes
 from backline.lifecycle.loading.isolation.messages import (
     LONGEST_MESSAGE,
     Began,
@@ -37,19 +37,23 @@ from backline.workers.process.output import last_words, signal_name
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Seconds without a trial after which the fork server is ended.
+#: The fork server is ended after this many seconds without a trial.
 IDLE_SECONDS: Final = 10.0
+#: A runtime may take at least this many seconds to import, however short trials must be: an import runs no
+#: code of the model, and takes long on a slow disk or a busy machine, where trials have a low priority.
+_LEAST_IMPORT: Final = 120.0
 #: Seconds between checks of a trial's memory and duration.
 _LOOK: Final = 0.025
-#: How much memory a trial may take, unless the server's options say: this many bytes plus a multiple of the
-#: size of the files, but at most this share of the free memory.
+#: Unless the server's options set a limit, a trial may take this many bytes of memory, plus _MEMORY_PER_BYTE
+#: bytes for each byte of the model's files, but at most the share _SHARE_OF_FREE of the free memory.
 _MEMORY: Final = 4 << 30
 _MEMORY_PER_BYTE: Final = 8
 _SHARE_OF_FREE: Final = 0.8
-#: The maximum size of a file that a trial writes: this many bytes plus a multiple of the size of the files.
+#: A trial may write files of up to this many bytes, plus _FILE_PER_BYTE bytes for each byte of the model's
+#: files.
 _FILE: Final = 64 << 20
 _FILE_PER_BYTE: Final = 2
-#: How much of a trial's last output is read, in bytes.
+#: How many bytes from the end of a trial's output are read for an error message.
 _LAST_OUTPUT: Final = 4096
 _PROGRAM: Final = (
     "import sys; control, *sys.path = sys.argv[1:];"
@@ -62,7 +66,9 @@ OnPhase: TypeAlias = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class TrialLimits:
-    """The limits of a trial: `seconds`, bytes of resident `memory`, and bytes of each written `file`."""
+    """The limits of a trial: its duration in `seconds`, its resident `memory` in bytes, and the size of each
+    `file` that it writes, in bytes.
+    """
 
     seconds: float
     memory: int
@@ -70,7 +76,9 @@ class TrialLimits:
 
     @classmethod
     def of(cls, file_bytes: int, *, seconds: float, memory: int | None) -> TrialLimits:
-        """Returns limits for a model with files of this size, on which `memory` depends if it is None."""
+        """Returns limits for a model with files of this size. If `memory` is None, the memory limit depends
+        on the size.
+        """
         if memory is None:
             import psutil
 
@@ -80,7 +88,7 @@ class TrialLimits:
 
 
 class TrialProcesses:
-    """Tries model files in separate processes. For use on load threads."""
+    """The separate processes in which model files are tried. The methods block: call them on load threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -94,8 +102,9 @@ class TrialProcesses:
     def try_out(self, job: TrialJob, runtime: str, limits: TrialLimits, trial: TrialWatch) -> Passed:
         """Tries a model; returns its measurements.
 
-        Raises the error of the load, or Internal if the process crashed or exceeded a limit; `runtime` names
-        the library that may crash, such as "LightGBM 4.7.0". `trial` reports phases, and can be cancelled.
+        Raises the error of the load, Cancelled, or Internal if the process crashed or exceeded a limit;
+        `runtime` names the library that may crash, such as "LightGBM 4.7.0". `trial` reports phases, and can
+        be cancelled.
         """
         with self._fork_server(), ExitStack() as opened:
             channel, given = (opened.enter_context(end) for end in _pair())
@@ -110,7 +119,7 @@ class TrialProcesses:
             self._ask(json.dumps(asked).encode(), descriptors)
             given.close()
             said.close()
-            begun, pidfd = trial.await_start(ending)
+            begun, pidfd = trial.await_start(ending, runtime, max(limits.seconds, _LEAST_IMPORT))
             opened.callback(os.close, pidfd)
             try:
                 return trial.attend(_Process(job, runtime, limits, begun, channel, ending))
@@ -187,35 +196,48 @@ class TrialProcesses:
             self._control.close()
             self._control = None
         if self._process is not None:
-            # Its trials end too.
+            # The trials of the fork server end with it.
             self._process.kill()
             self._process.wait()
             self._process = None
 
 
 class TrialWatch:
-    """Watches one trial, and can cancel it. `on_phase` is called on the load thread."""
+    """Waits for one trial, which another thread may cancel. `on_phase` is called on the load thread."""
 
     def __init__(self, on_phase: OnPhase) -> None:
         self._on_phase = on_phase
         self._cancelled = False
 
     def cancel(self) -> None:
-        """Kills the trial soon. May be called on any thread, even before the trial begins."""
+        """Makes the load thread kill the trial soon. May be called on any thread, even before the trial
+        begins.
+        """
         self._cancelled = True
 
-    def await_start(self, ending: socket.socket) -> tuple[_Begun, int]:
-        """Returns a trial and its pidfd, once the fork server has imported the runtime and started the trial.
+    def await_start(self, ending: socket.socket, runtime: str, seconds: float) -> tuple[_Begun, int]:
+        """Waits until the fork server has imported the runtime and started the trial. Returns the trial's
+        process id and shared memory, and its pidfd.
 
-        Raises Cancelled, or Internal if the fork server ended.
+        Raises Cancelled if the load is cancelled, and Internal if the fork server has ended or does not start
+        the trial within `seconds`, because it is frozen or the import hangs.
         """
+        end = monotonic() + seconds
         poll = select.poll()
         poll.register(ending, select.POLLIN)
         while not poll.poll(_LOOK * 1000):
             self._check()
+            if monotonic() > end:
+                raise Internal(
+                    f"the process that starts trials of model files did not import {runtime} and start a"
+                    f" trial within {seconds:g} s; if the import needs longer, raise --load-timeout-secs"
+                )
         begun, descriptors, _, _ = socket.recv_fds(ending, 32, 1)
         if not descriptors:
-            raise Internal("the process that starts trials of model files ended, so the model was not loaded")
+            raise Internal(
+                "the process that starts trials of model files ended, so the model was not loaded: load it"
+                " again"
+            )
         pid, shared = map(int, begun.split())
         return _Begun(pid, shared), descriptors[0]
 
@@ -241,7 +263,7 @@ class TrialWatch:
             ready = [descriptor for descriptor, _ in poll.poll(_LOOK * 1000)]
             if not ready:
                 continue
-            # Messages sent before the process ended still count.
+            # The message is read first: a process may have sent its result just before it ended.
             heard = process.channel.fileno() in ready
             data = process.channel.recv(LONGEST_MESSAGE) if heard else b""
             if not data:
@@ -272,7 +294,7 @@ class _Ended(Exception):
 
 
 class _Process:
-    """A trial as the server sees it."""
+    """The server's side of a running trial."""
 
     def __init__(
         self,
@@ -292,7 +314,7 @@ class _Process:
         self.ending = ending
 
     def check_memory(self) -> None:
-        """Raises _Ended if the process uses more memory than it may."""
+        """Raises _Ended if the process exceeds its memory limit."""
         used = resident_bytes(self._begun.pid) - self._begun.shared_bytes
         if used > self.limits.memory:
             raise _Ended(
@@ -316,7 +338,8 @@ class _Process:
         """Returns an error that says how the process ended."""
         self.ending.settimeout(5)
         try:
-            status = int(self.ending.recv(32) or b"1")
+            # If the fork server ends, the kernel kills its trials, and nobody reports their status.
+            status = int(self.ending.recv(32) or -signal.SIGKILL)
         except (OSError, ValueError):
             status = 1
         if status == -signal.SIGKILL:
@@ -336,9 +359,11 @@ def _pair() -> tuple[socket.socket, socket.socket]:
 
 
 def _said(output: int) -> str:
-    """Returns the last lines that a trial printed, as the end of a sentence; "" if it printed nothing."""
+    """Returns the last lines that a trial printed, worded to end a sentence; "" if the trial printed
+    nothing.
+    """
     size = os.fstat(output).st_size
     text = os.pread(output, _LAST_OUTPUT, max(0, size - _LAST_OUTPUT)).decode("utf-8", "replace")
     lines = [line for line in text.splitlines() if line.strip()]
     words = last_words(["".join(c if c.isprintable() else " " for c in line) for line in lines])
-    return f"; its last words: {words}" if words else ""
+    return f"; its last output: {words}" if words else ""

@@ -30,7 +30,7 @@ _KINDS: dict[MetricKind, Kind] = {
 
 
 class MetricFamily:
-    """The metrics that share a name, which appears unchanged on the server's metrics page."""
+    """The metrics that share a name. The server's metrics page shows the name unchanged."""
 
     COUNTER: ClassVar = MetricKind.COUNTER
     GAUGE: ClassVar = MetricKind.GAUGE
@@ -110,7 +110,7 @@ class Metric:
         self._measures.record("observe", self._name, self._labels, float(value), self._buckets)
 
     def value(self) -> float:
-        """Returns the value of a counter or gauge, which the server keeps."""
+        """Returns the value of a counter or gauge, which is stored in the server."""
         self._only(MetricKind.COUNTER, MetricKind.GAUGE, what="Value")
         try:
             return self._measures.value(self._name, self._labels)

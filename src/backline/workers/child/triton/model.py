@@ -24,16 +24,17 @@ from backline.workers.child.worker_model import WorkerModel
 
 Start: TypeAlias = Callable[[Coroutine[Any, Any, Any]], Future[Any]]
 
-#: Seconds between two polls of `is_ready`, and the maximum seconds that one poll may take (Triton's limit).
+#: Seconds between two polls of `is_ready`.
 _PAUSE = 1.0
+#: The maximum duration of a poll in seconds (Triton's limit).
 _PATIENCE = 5.0
 
 
 def load_class(model: Any, message: WorkerLoad) -> WorkerModel:
-    """Creates a model from a class TritonPythonModel. If `message` asks for that, only completes its
-    configuration.
+    """Creates a model from a class TritonPythonModel. If `message.complete` is set and the class can complete
+    its configuration, only does that.
 
-    Raises ModelFailed with the model's exception.
+    Raises ModelFailed, usually with the model's exception.
     """
     if message.complete and hasattr(model, "auto_complete_config"):
         return CompletedModel(model, message)
@@ -67,21 +68,24 @@ class CompletedModel:
         """Never called, because another worker runs the model."""
 
     def close(self) -> None:
-        """Does nothing: the model was not initialised."""
+        """Does nothing, because the model was not initialised."""
 
 
 class TritonModel:
     """A model of a class TritonPythonModel. It runs one batch at a time; responses may come later."""
 
     def __init__(self, model: Any, message: WorkerLoad) -> None:
-        """Raises ModelFailed with the model's exception if it cannot be initialised."""
+        """Raises ModelFailed if the model has no `execute` or, with the model's exception, cannot be
+        initialised.
+        """
         config = json.loads(message.configuration)
         self._name = message.name
         self._version = int(message.version) if message.version.isdecimal() else -1
         self._folder = message.folder
         self._decoupled = bool(config.get("model_transaction_policy", {}).get("decoupled", False))
         self._iterative = bool(config.get("sequence_batching", {}).get("iterative_sequence", False))
-        #: The names of all outputs, including implicit states, which are not outputs in the configuration.
+        #: The names of all outputs. Includes the outputs for implicit states, which the configuration does
+        #: not list as outputs.
         self._outputs = frozenset(output.name for output in message.outputs)
         self._loop = ModelLoop()
         given = _arguments(message)
@@ -134,7 +138,7 @@ class TritonModel:
 
     def _take(self, requests: Sequence[InferenceRequest], answer: Any) -> None:
         """Handles the value that `execute` returned. Raises _Returned, with Triton's text, for an invalid
-        one.
+        value.
         """
         self._take_responses(requests, answer)
         for request in requests:
@@ -200,7 +204,8 @@ class TritonModel:
 class ModelLoop:
     """The event loop for a model's coroutines, on a dedicated thread.
 
-    The loop starts with the first coroutine and also runs between batches, so a model may leave tasks on it.
+    The loop starts with the first coroutine, and keeps running between batches, so that tasks which a model
+    starts can continue.
     """
 
     def __init__(self) -> None:
@@ -237,10 +242,11 @@ def _arguments(message: WorkerLoad) -> dict[str, str]:
 
 
 class ReadinessWatch:
-    """A poll of a model's `is_ready` that reports changes: "" if the model is ready, otherwise why not.
+    """Polls a model's `is_ready` and reports changes: "" if the model is ready, otherwise the reason why it
+    is not.
 
-    The polls run on a separate thread, so that a busy model does not count as unready. Only one poll runs at
-    a time; while it hangs, no other poll starts.
+    The polls run on a separate thread, so that a busy model does not count as unready. A poll that hangs is
+    not followed by another one until it ends.
     """
 
     def __init__(
@@ -278,7 +284,7 @@ class ReadinessWatch:
             answer = self._asked.result(_PATIENCE)
         except TimeoutError:
             if not self._asked.done():
-                return f"its is_ready gave no answer within {_PATIENCE:g} s"
+                return f"its is_ready did not return within {_PATIENCE:g} s"
             answer = self._asked.exception()
         except BaseException as error:
             answer = error

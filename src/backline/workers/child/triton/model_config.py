@@ -65,7 +65,9 @@ class ModelConfig:
         self._add("output", output, ("name", "data_type", "dims"), "'name', 'data_type' and 'dims'")
 
     def set_model_transaction_policy(self, transaction_policy_dict: Mapping[str, Any]) -> None:
-        """Sets `decoupled`. Raises ValueError for other properties, or if the configuration differs."""
+        """Sets `decoupled`. Raises ValueError for other properties, or if the configuration has a different
+        value.
+        """
         config = self._model_config
         if any(name != "decoupled" for name in transaction_policy_dict):
             raise ValueError(

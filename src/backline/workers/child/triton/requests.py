@@ -28,8 +28,8 @@ from backline.workers.child.triton.tensor import Tensor
 class ResponseIterator:
     """An iterator over the responses to a call. A failed call ends with a response that has an error.
 
-    As in Triton, an empty response comes last if the called model ended its stream separately, after its last
-    response.
+    As in Triton, the iterator ends with an empty response if the called model ended its stream in a separate
+    message, after its last response.
     """
 
     def __init__(self, call: ModelCall, responses: CallStream) -> None:
@@ -62,18 +62,18 @@ class ResponseIterator:
 
 
 def load_model(model_name: str, config: str = "", files: Mapping[str, bytes] | None = None) -> None:
-    """Loads or reloads a model. `config` (JSON) and `files` (contents by names such as "file:1/model.onnx")
-    replace those of the repository.
+    """Loads or reloads a model. `config` (JSON) replaces the configuration in the repository. `files`
+    (contents by names such as "file:1/model.onnx") replace its files.
 
-    Returns once the model is loaded. Raises TritonModelException with the reason if that fails.
+    Returns once the model is loaded. Raises TritonModelException with the reason if the load fails.
     """
     contents = {path.removeprefix("file:"): bytes(content) for path, content in (files or {}).items()}
     _ask(Question("load", model_name, config=config or None, files=contents))
 
 
 def unload_model(model_name: str, unload_dependents: bool = False) -> None:
-    """Unloads a model and, with `unload_dependents`, also the steps of an ensemble. Raises
-    TritonModelException with the reason if that fails.
+    """Unloads a model. If the model is an ensemble, `unload_dependents` also unloads the models that it
+    calls and that no other ensemble calls. Raises TritonModelException with the reason if the unload fails.
     """
     _ask(Question("unload", model_name, dependents=unload_dependents))
 
@@ -115,17 +115,17 @@ def _failure(call: ModelCall, error: BacklineError) -> InferenceResponse:
     if error.refused:
         why = said.message()
         if why.startswith(f"Request for unknown model: '{call.model}' "):
-            # This is the text that clients get, preceded by the text that Triton gives calling models.
+            # Triton gives a calling model the text that clients get, with another text in front.
             why = f"Failed for execute the inference request. Model '{call.model}' is not ready. {why}"
         said = TritonError(f"Model {call.model} - Error when running inference: {why}", said.code())
     return InferenceResponse(error=said)
 
 
-#: The numbers of the traced requests that `execute` is running, for its thread and the coroutines that it
-#: starts.
+#: The numbers of the traced requests that `execute` is running. The value applies to the thread of `execute`,
+#: and to the coroutines that `execute` starts.
 _SERVED: ContextVar[tuple[int, ...]] = ContextVar("served", default=())
 
-#: The trace context of a request to whose trace no further spans can be added.
+#: The trace context of a call whose spans are not added to any request's trace.
 _NOWHERE = "{}"
 
 
@@ -144,8 +144,8 @@ class InferenceTrace:
 
     @property
     def requests(self) -> tuple[int, ...]:
-        """The numbers of the requests to whose traces a call belongs; by default, those that `execute` is
-        running.
+        """The numbers of the requests to whose traces a call belongs; by default, the requests that `execute`
+        is running.
         """
         return (self._number,) if self._number else _SERVED.get()
 
@@ -305,7 +305,7 @@ class InferenceRequest:
         self._flags = flags
 
     def timeout(self) -> int:
-        """Returns the maximum time that the request may queue, in microseconds, or 0 for no limit."""
+        """Returns how long the request may wait in the queue, in microseconds, or 0 for no limit."""
         return self._timeout
 
     def parameters(self) -> str:
@@ -379,8 +379,8 @@ class InferenceRequest:
     # releasing the request
 
     def set_release_flags(self, flags: int) -> None:
-        """Makes the request run once more if `flags` is TRITONSERVER_REQUEST_RELEASE_RESCHEDULE; the default
-        is TRITONSERVER_REQUEST_RELEASE_ALL.
+        """Sets what happens when `execute` has returned. With TRITONSERVER_REQUEST_RELEASE_RESCHEDULE, the
+        request is run once more; the default is TRITONSERVER_REQUEST_RELEASE_ALL.
         """
         if flags not in (RELEASE_ALL, RELEASE_RESCHEDULE):
             raise TritonModelException(

@@ -58,9 +58,9 @@ class InferenceResponse:
 
 
 class InferenceResponseSender:
-    """The sender of responses to one request. Works on any thread, even after `execute` has returned.
+    """Sends responses to one request. May be used on any thread, even after `execute` has returned.
 
-    The request is open until its last response. If the sender is garbage-collected before that, the request
+    The request is open until its last response. If the sender is garbage-collected earlier, the request
     fails, because nothing can respond to it any more.
     """
 
@@ -87,8 +87,8 @@ class InferenceResponseSender:
         """Sends a response. The flag TRITONSERVER_RESPONSE_COMPLETE_FINAL marks it as the last one; without a
         response, the flag ends the request.
 
-        Blocks while the client does not read responses. Raises TritonModelException, with Triton's texts,
-        if the response cannot be sent.
+        Blocks while the client does not read responses. Raises TypeError if `response` has another type, and
+        TritonModelException, with Triton's texts, if it cannot be sent.
         """
         if flags not in (0, FINAL):
             raise TritonModelException("Unable to send response. Unsupported flag provided.")
@@ -143,7 +143,7 @@ class InferenceResponseSender:
             self._request.reschedule()
 
     def fail(self, text: str) -> None:
-        """Fails the request, unless it has had its last response."""
+        """Fails the request, unless its last response was sent."""
         with self._lock:
             closed, self._closed = self._closed, True
         if not closed and not self._request.answered:
@@ -152,8 +152,8 @@ class InferenceResponseSender:
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
             self.fail(
-                "the model gave no final response to the request and does not hold its response sender any"
-                " more"
+                "the model sent no final response to the request, and no longer holds the request's response"
+                " sender"
             )
 
 

@@ -48,7 +48,7 @@ _is_valid.restype, _is_valid.argtypes = ctypes.c_int, (ctypes.py_object, ctypes.
 
 
 class _Capsule:
-    """An object around a capsule, because np.from_dlpack does not accept a capsule itself."""
+    """Wraps a capsule in an object with the methods that np.from_dlpack calls."""
 
     def __init__(self, capsule: Any) -> None:
         self._capsule = capsule
@@ -67,7 +67,7 @@ def to_capsule(datatype: DataType, array: np.ndarray) -> Any:
     if not array.flags.writeable:  # DLPack cannot express read-only memory
         array = array.copy()
     capsule = array.__dlpack__()
-    if datatype is DataType.BF16:  # NumPy exports it as uint16
+    if datatype is DataType.BF16:  # NumPy exports BF16 as uint16
         _tensor(capsule).code = _BFLOAT
     return capsule
 
@@ -75,7 +75,8 @@ def to_capsule(datatype: DataType, array: np.ndarray) -> Any:
 def from_object(given: Any) -> tuple[DataType, np.ndarray]:
     """Returns the datatype and the array of a DLPack capsule, or of an object with `__dlpack__`.
 
-    Raises TritonModelException if the tensor is not in CPU memory, or not contiguous in C order.
+    Raises TritonModelException if the tensor is not in CPU memory, not contiguous in C order, or of an
+    unsupported datatype.
     """
     capsule = given if _is_valid(given, _NAME) else _ask(given)
     tensor = _tensor(capsule)
@@ -111,7 +112,7 @@ def _elsewhere(device: int) -> TritonModelException:
 def _tensor(capsule: Any) -> _Tensor:
     if not _is_valid(capsule, _NAME):
         raise TritonModelException(
-            "the DLPack capsule was taken before, or is of a version that is not supported"
+            "the DLPack capsule has already been consumed, or its version is not supported"
         )
     return _Tensor.from_address(_pointer(capsule, _NAME))
 
@@ -186,8 +187,8 @@ def numpy_to_triton_type(data_type: Any) -> int | None:
 
 
 def numpy_datatype(data_type: Any) -> DataType | None:
-    """Returns the datatype for a NumPy type, or None if there is none, as for np.str_, which models must
-    encode.
+    """Returns the datatype for a NumPy type. Returns None if no datatype fits, as for np.str_: models must
+    encode strings to bytes.
     """
     if data_type in (np.object_, np.bytes_) or getattr(data_type, "kind", "") == "S":
         return DataType.BYTES
@@ -195,17 +196,23 @@ def numpy_datatype(data_type: Any) -> DataType | None:
 
 
 def triton_string_to_numpy(triton_type_string: str) -> Any:
-    """Returns the NumPy type of a configuration's datatype ("TYPE_FP32"). Raises KeyError without one."""
+    """Returns the NumPy type of a configuration's datatype ("TYPE_FP32"). Raises KeyError if there is
+    none.
+    """
     return TRITON_STRING_TO_NUMPY[triton_type_string]
 
 
 class Tensor:
-    """A named array in CPU memory. BYTES are object arrays of `bytes`; BF16 passes through DLPack only."""
+    """A named array in CPU memory. A BYTES tensor is an object array of `bytes`. A BF16 tensor can be
+    exchanged only through DLPack.
+    """
 
     __slots__ = ("_array", "_datatype", "_name")
 
     def __init__(self, name: str, array: np.ndarray) -> None:
-        """Raises TypeError if `array` is not an array, TritonModelException if Triton lacks its dtype."""
+        """Raises TypeError for arguments of other types, and TritonModelException for an empty name or a
+        dtype that Triton lacks.
+        """
         if not isinstance(name, str) or not isinstance(array, np.ndarray):
             raise TypeError(
                 f"Tensor: expected a name and a numpy.ndarray, not {type(name).__name__} and"

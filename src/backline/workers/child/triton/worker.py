@@ -113,5 +113,6 @@ def _log(message: str, level: LogLevel) -> None:
         caller().tell(Kind.LOG, Log(_LEVELS[LogLevel(level)], text))
 
 
-# This is an attribute, as in Triton. In the class body, it would hide the enum from annotations.
+# An attribute, as in Triton. It is set here because, in the class body, the name would hide the enum from the
+# annotations of the methods.
 Logger.LogLevel = LogLevel  # type: ignore[attr-defined]

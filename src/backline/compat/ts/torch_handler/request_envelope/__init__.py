@@ -1,1 +1,1 @@
-"""Envelopes, which translate between request bodies and a handler: `json`, `kserve`, `kservev2`, `body`."""
+"""Envelopes, which translate between the bodies of requests and the data that a handler takes and returns."""

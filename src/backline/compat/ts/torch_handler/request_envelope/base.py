@@ -9,7 +9,9 @@ from typing import Any
 
 
 class BaseEnvelope(abc.ABC):
-    """Translates the rows of a batch for a handler, and the handler's results back."""
+    """An envelope, which translates the rows of a batch into a handler's input, and the handler's results
+    into responses.
+    """
 
     def __init__(self, handle_fn: Callable[[Any, Any], Any]) -> None:
         self._handle_fn = handle_fn
@@ -33,6 +35,6 @@ def body_of(row: Any) -> Any:
 
 
 def json_of(row: Any) -> Any:
-    """Returns the body of a request, parsed as JSON. Raises ValueError if it is invalid."""
+    """Returns the body of a request, parsed as JSON. Raises ValueError if the body is not valid JSON."""
     body = body_of(row)
     return json.loads(body) if isinstance(body, (bytes, bytearray, str)) else body

@@ -1,4 +1,6 @@
-"""TensorFlow Serving's REST protocol: `{"instances": [...]}` in, `{"predictions": [...]}` out."""
+"""The envelope for TensorFlow Serving's REST protocol: a request is `{"instances": [...]}`, and the response
+is `{"predictions": [...]}`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from .base import BaseEnvelope, json_of
 
 
 class JSONEnvelope(BaseEnvelope):
-    """The instances of all requests form one batch. `{"b64": "..."}` represents bytes in base64."""
+    """An envelope that joins the instances of all requests into one batch. `{"b64": "..."}` represents bytes
+    in base64.
+    """
 
     _lengths: list[int]
 

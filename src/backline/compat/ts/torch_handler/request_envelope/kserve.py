@@ -1,4 +1,7 @@
-"""KServe's v1 protocol: one request's `{"instances": [...]}` in, `{"predictions": [...]}` out."""
+"""The envelope for KServe's v1 protocol: a single request is `{"instances": [...]}`, and the response is
+`{"predictions": [...]}`, or `{"explanations": [...]}` if the request has the header `explain` with the value
+"True".
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""KServe's v2 protocol, the Open Inference Protocol in JSON. One request's inputs form the batch."""
+"""The envelope for KServe's v2 protocol, which is the Open Inference Protocol in JSON. The inputs of a single
+request form the batch.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class KServev2Envelope(BaseEnvelope):
-    """Passes each input to the handler as a row, with nested lists as `data` (for BYTES, the first string);
-    the result of each row becomes an output.
+    """An envelope that passes each input to the handler as a row whose `data` are nested lists (for BYTES,
+    the first string). The handler's result for each row becomes an output.
     """
 
     def parse_input(self, data: Any) -> Any:

@@ -1,5 +1,5 @@
 """The module that models for Triton's Python backend import. The folder of the module is on sys.path in every
-worker.
+worker that runs a Python file.
 """
 
 from __future__ import annotations

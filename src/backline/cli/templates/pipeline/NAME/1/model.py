@@ -4,7 +4,7 @@ from backline.model import Models
 
 
 class Model:
-    """Calls another model on the server and sorts the words it returns by length."""
+    """Calls another model on the server, and sorts the returned words by length."""
 
     def predict(self, text: str, models: Models) -> list:
         words = json.loads(models["words"](text)["output"].item())

@@ -1,0 +1,64 @@
+"""Recognises responses that differ from the previous response only in the data of their output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferResponse
+from backline.engine.values.tensor import Buffer, Shape, Tensor
+
+#: The maximum number of bytes before the data of a response that is recognised.
+_LONGEST: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class LoneOutput:
+    """The form of an encoded response of `size` bytes that has one output, no id and no parameters.
+
+    The data of the output begin at `start` and end the response; `before` has all bytes before them.
+    """
+
+    size: int
+    start: int
+    before: bytes
+    model: str
+    version: str
+    name: str
+    datatype: DataType
+    shape: Shape
+
+    def response(self, received: Buffer) -> InferResponse:
+        """Returns the response in `received`, which must have this form: the same size, and the same bytes
+        before its data.
+        """
+        data = np.frombuffer(received, self.datatype.dtype, offset=self.start).reshape(self.shape)
+        return InferResponse(
+            self.model, self.version, "", [Tensor(self.name, self.datatype, self.shape, data)]
+        )
+
+
+def lone_output(received: Buffer, start: int, response: InferResponse) -> LoneOutput | None:
+    """Returns the form of `response`, whose last output has its data at received[start:].
+
+    None if the response has an id, parameters or another number of outputs, or if its output is empty or must
+    be decoded.
+    """
+    if response.id or response.parameters or len(response.outputs) != 1:
+        return None
+    output = response.outputs[0]
+    if output.datatype is DataType.BYTES or start > _LONGEST or start == len(received):
+        return None
+    return LoneOutput(
+        len(received),
+        start,
+        bytes(received[:start]),
+        response.model_name,
+        response.model_version,
+        output.name,
+        output.datatype,
+        output.shape,
+    )

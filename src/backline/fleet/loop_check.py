@@ -1,0 +1,70 @@
+"""Recognises requests that come back to the remote model that has sent them.
+
+The URLs of a remote model may lead back to this server, directly or through other servers. Then each request
+would take another instance of every model on its way, until no instance is free and all requests wait for
+each other. So each remote model has an id, which it adds to the requests that it sends, and refuses requests
+that contain this id.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from msgspec.structs import force_setattr
+
+from backline.engine.errors import Internal
+from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferRequest
+
+#: The header field (over gRPC, metadata) with the ids of the remote models that have sent a request on. Each
+#: of them adds a field, so a value may have several ids, separated by commas.
+VIA: Final = b"backline-via"
+#: Matches the values that remote models send. Other values are not sent on.
+_valid = re.compile(rb"[0-9a-f, ]{1,1024}").fullmatch
+
+
+def new_id() -> bytes:
+    """Returns an id for a remote model."""
+    return os.urandom(8).hex().encode()
+
+
+def keep_route(request: InferRequest, fields: Mapping[bytes, bytes]) -> None:
+    """Adds the ids in the header fields or metadata of a request to the request, which must be new: nothing
+    else may refer to it.
+    """
+    via = fields.get(VIA)
+    if via is not None:
+        force_setattr(request, "via", via)  # a changed copy would take several times as long
+
+
+def route_fields(id: bytes) -> dict[str, str]:
+    """Returns the header field with which a remote model sends its id; none if `id` is empty."""
+    return {VIA.decode(): id.decode()} if id and _valid(id) else {}
+
+
+class LoopCheck:
+    """A check of requests to a remote model that refuses requests that the model itself has sent, and then
+    runs `check`.
+
+    `id` is the id of the remote model, and `urls` are its servers.
+    """
+
+    def __init__(self, name: str, id: bytes, urls: str, check: Callable[[Ticket], None]) -> None:
+        self._name = name
+        self._id = id
+        self._urls = urls
+        self._check = check
+
+    def __call__(self, ticket: Ticket) -> None:
+        """Raises InvalidArgument if the request does not fit the model, and Internal if it has come back."""
+        via = ticket.request.via
+        if via and self._id in via:
+            raise Internal(
+                f"model '{self._name}' is served by {self._urls}, but from there its requests come back to"
+                " this server: correct the parameter 'urls' of this model, or of a remote model that the"
+                " requests pass through"
+            )
+        self._check(ticket)

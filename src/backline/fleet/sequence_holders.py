@@ -1,0 +1,70 @@
+"""Remembers which caller began each sequence that other servers run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+
+from backline.balance.open_sequences import OpenSequences
+from backline.engine.errors import BacklineError
+from backline.engine.ticket import Listener, Ticket
+from backline.engine.values.messages import InferResponse
+from backline.schedule.sequences.table import begun_by_another
+
+#: The minimum number of seconds for which a sequence belongs to its caller after a request. The other servers
+#: count from the end of the request, which may be later.
+_LEAST = 60.0
+#: The maximum number of sequences of a model whose callers are remembered.
+_MOST = 65536
+
+
+class HolderCheck:
+    """A check of requests that runs `check`, and then refuses requests of sequences that another caller has
+    begun.
+
+    Security: the other servers cannot distinguish the callers, because all requests come from this server.
+    `idle_seconds` is the time after which the other servers end an idle sequence.
+    """
+
+    def __init__(self, name: str, check: Callable[[Ticket], None], idle_seconds: float) -> None:
+        self._name = name
+        self._check = check
+        self._idle = max(idle_seconds, _LEAST)
+        #: When the last request of each open sequence arrived, by the id of the sequence.
+        self._open: OpenSequences[float] = OpenSequences(_MOST)
+
+    def __call__(self, ticket: Ticket) -> None:
+        """Raises InvalidArgument if the request does not fit the model, and Forbidden if its sequence belongs
+        to another caller.
+        """
+        self._check(ticket)
+        step = ticket.request.sequence
+        if step is None or not step.id:
+            return
+        now = monotonic()
+        holder, seen = self._open.get(step.id) or (ticket.identity, now)
+        if holder != ticket.identity and now - seen < self._idle:
+            raise begun_by_another(self._name, step.id)
+        self._open.keep(step.id, ticket.identity, now)
+        if step.end:
+            ticket.listen(_End(self._open, step.id, now))
+
+
+class _End(Listener):
+    """Forgets a sequence when its last request succeeds.
+
+    Security: if the request fails or is refused, the sequence may still be open on the other server.
+    """
+
+    __slots__ = ("_id", "_open", "_seen")
+
+    def __init__(self, opened: OpenSequences[float], id: int | str, seen: float) -> None:
+        self._open = opened
+        self._id = id
+        self._seen = seen
+
+    def ended(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
+        kept = self._open.get(self._id)
+        # The caller may have begun the sequence again in the meantime.
+        if error is None and kept == (ticket.identity, self._seen):
+            self._open.drop(self._id)

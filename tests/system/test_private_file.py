@@ -1,0 +1,64 @@
+"""Files whose replacement survives a power failure."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from backline.cli import keys
+from backline.lifecycle.labels.document import FileDocument
+from backline.system.private_file import replacement
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the descriptors are looked up in /proc")
+
+
+def replace(file: Path) -> None:
+    with replacement(file, durable=True) as new:
+        new.write_text("data")
+
+
+def write_document(file: Path) -> None:
+    FileDocument(file).replace(b"data", "")
+
+
+def create_key(file: Path) -> None:
+    assert CliRunner().invoke(keys.command, ["create", "app", "--auth", str(file)]).exit_code == 0
+
+
+@pytest.mark.parametrize("write", [replace, write_document, create_key])
+def test_the_contents_are_on_disk_before_the_rename_and_the_name_after_it(
+    write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, rename = os.fsync, Path.replace
+
+    def note_sync(descriptor: int) -> None:
+        sync(descriptor)
+        found = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        done.append("folder" if found == tmp_path else "contents")
+
+    def note_rename(new: Path, target: Path) -> Path:
+        done.append("rename")
+        return rename(new, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_rename)
+
+    write(tmp_path / "file")
+
+    assert done == ["contents", "rename", "folder"]
+
+
+def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")) == tmp_path:
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    replace(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "data"
