@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -227,41 +228,37 @@ class Steady(threading.Thread):
             due = max(due + 1 / RATE, ended)
 
 
-def http_asker(side: Side, fields: dict[str, str]) -> Asker:
-    """Calls the model with tritonclient and returns the status. Use this on the thread that created it."""
-    client = tritonclient.http.InferenceServerClient(f"127.0.0.1:{side.http_port}")
-    given = tritonclient.http.InferInput("x", [1], "FP32")
+def asker(
+    library: Any, port: int, fields: dict[str, str], refusals: dict[str, int | str], **options: Any
+) -> Asker:
+    """Returns a function that calls the model with a library of tritonclient, and returns 200, or the value
+    of the status in `refusals`. Call the function on the thread that created it.
+    """
+    client = library.InferenceServerClient(f"127.0.0.1:{port}")
+    given = library.InferInput("x", [1], "FP32")
     given.set_data_from_numpy(np.ones(1, np.float32))
 
     def ask() -> int | str:
         try:
-            client.infer("sleeper", [given], headers=dict(fields))  # the client adds fields to it
+            client.infer("sleeper", [given], headers=dict(fields), **options)  # the client adds fields
         except InferenceServerException as error:
-            if error.status() not in ("429", "503"):
+            if error.status() not in refusals:
                 raise
-            return int(error.status())
+            return refusals[error.status()]
         return 200
 
     return ask
+
+
+def http_asker(side: Side, fields: dict[str, str]) -> Asker:
+    return asker(tritonclient.http, side.http_port, fields, {"429": 429, "503": 503})
 
 
 def grpc_asker(side: Side, fields: dict[str, str]) -> Asker:
-    """Calls the model with tritonclient, and returns 200 or the name of the gRPC status."""
-    client = tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{side.grpc_port}")
-    given = tritonclient.grpc.InferInput("x", [1], "FP32")
-    given.set_data_from_numpy(np.ones(1, np.float32))
-
-    def ask() -> int | str:
-        try:
-            client.infer("sleeper", [given], headers=fields, client_timeout=60)
-        except InferenceServerException as error:
-            status = str(error.status()).removeprefix("StatusCode.")
-            if status not in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"):
-                raise
-            return status
-        return 200
-
-    return ask
+    refusals: dict[str, int | str] = {
+        f"StatusCode.{name}": name for name in ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
+    }
+    return asker(tritonclient.grpc, side.grpc_port, fields, refusals, client_timeout=60)
 
 
 ASKERS = {"HTTP": http_asker, "gRPC": grpc_asker}

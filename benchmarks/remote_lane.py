@@ -5,6 +5,9 @@ HTTP and gRPC. The model is served by Backline and by Triton. Then one of the tw
 All processes share the cores of this machine, so the throughput through a second server is lower than it
 would be with a machine for each. The CPU time per request shows how much work each server does. h2load sends
 the requests.
+
+`--before FOLDER` also measures the server in front as another checkout of the source has it, in the same
+rounds.
 """
 
 from __future__ import annotations
@@ -47,18 +50,19 @@ def write(repository: Path, name: str, config: str) -> Path:
     return repository
 
 
-def start(name: str, repository: Path) -> tuple[ServerProcess, str, str]:
-    """Starts a server. Returns it with its URLs for HTTP and gRPC."""
+def start(name: str, repository: Path, source: Path | None = None) -> tuple[ServerProcess, str, str]:
+    """Starts a server, from the checkout `source` if given. Returns it with its URLs for HTTP and gRPC."""
     http, grpc, metrics = free_ports(3)
-    process = ServerProcess(name, serve_command(repository, http, grpc, metrics))
+    environment = {"PYTHONPATH": str(source / "src")} if source is not None else {}
+    process = ServerProcess(name, serve_command(repository, http, grpc, metrics), environment=environment)
     process.wait_until(lambda: answers_200(f"http://127.0.0.1:{http}/v2/health/ready"))
     return process, f"http://127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}"
 
 
-def front_of(urls: str, name: str) -> tuple[ServerProcess, str, str]:
+def front_of(urls: str, name: str, source: Path | None = None) -> tuple[ServerProcess, str, str]:
     shutil.rmtree(FRONT / "front", ignore_errors=True)
     parameter = f'parameters {{ key: "urls" value {{ string_value: "{urls}" }} }}'
-    return start("front", write(FRONT / "front", name, f'backend: "remote" {parameter}'))
+    return start("front", write(FRONT / "front", name, f'backend: "remote" {parameter}'), source)
 
 
 def post(protocol: str, port: int) -> tuple[h2load.Post, list[str]]:
@@ -103,33 +107,52 @@ def middle(costs: Sequence[Cost]) -> Cost:
     )
 
 
-def show_costs(peer: Peer, protocols: Sequence[str]) -> None:
+def show_costs(peer: Peer, protocols: Sequence[str], before: Path | None) -> None:
     peer.start([model("add1")])
     try:
         for protocol in protocols:
-            port = peer.grpc_port if protocol == "grpc" else peer.http_port
-            front, *urls = front_of(f"{protocol}://127.0.0.1:{port}", "add1")
-            front_port = int(urls[protocol == "grpc"].rpartition(":")[2])
-            servers = (peer.process, front)
-            try:
-                for callers in (1, 64):
-                    rounds = [
-                        [load(protocol, one, callers, servers) for one in (port, front_port)]
-                        for _ in range(ROUNDS)
-                    ]
-                    direct, through = (middle([one[side] for one in rounds]) for side in (0, 1))
-                    print(
-                        f"| {peer.name} | {protocol} | {callers} | {direct.p50_us:.0f} |"
-                        f" {through.p50_us:.0f} | {through.p50_us - direct.p50_us:+.0f} |"
-                        f" {direct.per_second:.0f} | {through.per_second:.0f} |"
-                        f" {through.per_second / direct.per_second:.2f} |"
-                        f" {direct.cpu_us[0]:.0f} | {through.cpu_us[0]:.0f} + {through.cpu_us[1]:.0f} |",
-                        flush=True,
-                    )
-            finally:
-                front.end()
+            show_costs_over(peer, protocol, {"": None} if before is None else {"before": before, "now": None})
     finally:
         peer.process.end()
+
+
+def show_costs_over(peer: Peer, protocol: str, sources: dict[str, Path | None]) -> None:
+    """Prints the costs of one protocol, for the server in front of each of the `sources`."""
+    port = peer.grpc_port if protocol == "grpc" else peer.http_port
+    fronts: dict[str, tuple[ServerProcess, int]] = {}
+    try:
+        for name, source in sources.items():
+            process, *urls = front_of(f"{protocol}://127.0.0.1:{port}", "add1", source)
+            fronts[name] = process, int(urls[protocol == "grpc"].rpartition(":")[2])
+            process.pause()
+        for callers in (1, 64):
+            direct: list[Cost] = []
+            through: dict[str, list[Cost]] = {name: [] for name in fronts}
+            for _ in range(ROUNDS):
+                direct.append(load(protocol, port, callers, [peer.process]))
+                for name, (front, front_port) in fronts.items():
+                    front.resume()
+                    through[name].append(load(protocol, front_port, callers, [peer.process, front]))
+                    front.pause()
+            for name, costs in through.items():
+                print(
+                    row(f"{peer.name} {name}".strip(), protocol, callers, middle(direct), middle(costs)),
+                    flush=True,
+                )
+    finally:
+        for front, _ in fronts.values():
+            front.resume()
+            front.end()
+
+
+def row(name: str, protocol: str, callers: int, direct: Cost, through: Cost) -> str:
+    return (
+        f"| {name} | {protocol} | {callers} | {direct.p50_us:.0f} |"
+        f" {through.p50_us:.0f} | {through.p50_us - direct.p50_us:+.0f} |"
+        f" {direct.per_second:.0f} | {through.per_second:.0f} |"
+        f" {through.per_second / direct.per_second:.2f} |"
+        f" {direct.cpu_us[0]:.0f} | {through.cpu_us[0]:.0f} + {through.cpu_us[1]:.0f} |"
+    )
 
 
 async def fail(url: str, what: str, victim: ServerProcess, seconds: float) -> tuple[int, int, float]:
@@ -201,7 +224,12 @@ def _echo(is_victim: bool, what: str) -> str:
 @click.command()
 @click.option("--only", type=click.Choice(["backline", "triton", "failures"]), help="Measure this part only.")
 @click.option("--protocol", type=click.Choice(["http", "grpc"]), help="Measure the costs of this one only.")
-def main(only: str | None, protocol: str | None) -> None:
+@click.option(
+    "--before",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Another checkout of the source, whose server is measured in front too.",
+)
+def main(only: str | None, protocol: str | None, before: Path | None) -> None:
     """Print the costs of a server in front, and a table of failures."""
     for name, value in machine().items():
         print(f"{name}: {value}")
@@ -214,7 +242,7 @@ def main(only: str | None, protocol: str | None) -> None:
         for peer in (Backline, Triton):
             if only in (None, peer.name):
                 try:
-                    show_costs(peer(), (protocol,) if protocol else ("http", "grpc"))
+                    show_costs(peer(), (protocol,) if protocol else ("http", "grpc"), before)
                 except CannotRun as error:
                     print(f"{peer.name} was not measured: {error}")
     if only in (None, "failures"):

@@ -6,9 +6,12 @@ are medians over the rounds. Each row is a way to load a server, or one measure 
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import os
 import socket
+import ssl
 import statistics
 import time
 from collections.abc import Callable
@@ -23,14 +26,22 @@ from harness.environment import CannotRun
 from harness.folders import BENCH, ROOT
 from harness.machine import machine
 from harness.model import Model, write_model
-from harness.server_process import ServerProcess, answers_200, free_ports
+from harness.model import model as harness_model
+from harness.open_loop import Clients, poisson
+from harness.prepared_streams import BadAnswer, StreamingCall
+from harness.server_process import ServerProcess, answers_200, free_ports, make_certificate
 
 REPOSITORY = BENCH / "rows"
 MANY = BENCH / "rows-many"
 MANY_MODELS = 1_000
+CERTIFICATE, KEY = BENCH / "rows.crt", BENCH / "rows.key"
+IDLE_SECONDS = 2.0
+#: The seconds at the start of an open loop that do not count, and the smallest number of requests that do.
+LEAD_SECONDS = 0.5
+LEAST_REQUESTS = 50
 #: The measured values. The p50 and p99 are in microseconds, `cpu` is in microseconds per request, and `mb` in
-#: 10**6 bytes.
-COLUMNS = ("rate", "p50", "p99", "cpu", "seconds", "mb")
+#: 10**6 bytes. `refused` is the share of requests that an open loop sent and the server refused.
+COLUMNS = ("rate", "p50", "p99", "cpu", "refused", "seconds", "mb")
 PYTHON_MODEL = """\
 from collections.abc import Iterator
 
@@ -57,25 +68,37 @@ Values = dict[str, float]
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two checkouts, with its server."""
+    """One of the two checkouts, with its server. `scheme` is "https" if the server uses TLS."""
 
     name: str
     root: Path
+    scheme: str
     http_port: int
     grpc_port: int
     process: ServerProcess
 
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.http_port}"
+
+    def ready(self) -> bool:
+        tls = ssl.create_default_context(cafile=CERTIFICATE) if self.scheme == "https" else None
+        return answers_200(f"{self.url}/v2/health/ready", context=tls)
+
 
 @dataclass(frozen=True)
 class Row:
-    """A measurement of a running server or, if `starts` is set, of a separate start."""
+    """A measurement of a running server or, if `starts` is set, of a separate start. `scheme` is that of the
+    server.
+    """
 
     name: str
     measure: Callable[[Side, float], Values]
     starts: bool = False
+    scheme: str = "http"
 
 
-def start(name: str, root: Path, repository: Path, *, wait: bool = True) -> Side:
+def start(name: str, root: Path, repository: Path, *, scheme: str = "http", wait: bool = True) -> Side:
     """Starts the server of a checkout. Raises CannotRun."""
     executable = root / ".venv" / "bin" / "backline"
     if not executable.exists():
@@ -83,14 +106,19 @@ def start(name: str, root: Path, repository: Path, *, wait: bool = True) -> Side
     http_port, grpc_port, metrics_port = free_ports(3)
     command = [str(executable), "serve", str(repository), "--http-port", str(http_port)]
     command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port)]
-    command += ["--state-dir", str(BENCH / f"rows-state-{name}")]
-    side = Side(name, root, http_port, grpc_port, ServerProcess(f"rows-{name}", command))
+    command += ["--state-dir", str(BENCH / f"rows-state-{name}-{scheme}")]
+    if scheme == "https":
+        command += ["--ssl-certificate", str(CERTIFICATE), "--ssl-key", str(KEY)]
+    process = ServerProcess(f"rows-{name}-{scheme}", command)
+    side = Side(name, root, scheme, http_port, grpc_port, process)
     if wait:
-        side.process.wait_until(lambda: answers_200(f"http://127.0.0.1:{http_port}/v2/health/ready"))
+        process.wait_until(side.ready)
     return side
 
 
 def model(name: str, shape: tuple[int, ...]) -> Model:
+    if name == "basic_pitch":
+        return harness_model(name, REPOSITORY)
     return Model(name, REPOSITORY / name, "x" if name == "python" else "INPUT0", shape, 0.1)
 
 
@@ -101,11 +129,11 @@ def loaded(name: str, shape: tuple[int, ...], clients: int, protocol: str) -> Ca
         asked = model(name, shape)
         before = side.process.cpu_seconds()
         if protocol == "grpc":
-            post = h2load.grpc_post(side.grpc_port, asked.grpc_request())
+            post = h2load.grpc_post(side.grpc_port, asked.grpc_request(), scheme=side.scheme)
             result = h2load.run(post, concurrency=clients, seconds=seconds)
         else:
             body, headers = asked.request("json" if protocol == "json" else "binary")
-            url = f"http://127.0.0.1:{side.http_port}/v2/models/{name}/infer"
+            url = f"{side.url}/v2/models/{name}/infer"
             result = wrk.run(
                 url, f"rows-{name}-{protocol}", body, headers, concurrency=clients, seconds=seconds
             )
@@ -113,6 +141,48 @@ def loaded(name: str, shape: tuple[int, ...], clients: int, protocol: str) -> Ca
             raise CannotRun(f"{result.errors} requests to {name} failed")
         cpu = (side.process.cpu_seconds() - before) / max(result.requests, 1) * 1e6
         return {"rate": result.requests_per_second, "p50": result.p50_us, "p99": result.p99_us, "cpu": cpu}
+
+    return measure
+
+
+def open_loop(rate: int) -> Callable[[Side, float], Values]:
+    """Returns a function that sends `rate` requests per second to add1 over HTTP, at the times of a Poisson
+    process. Latency counts from the time at which a request was due. On a machine that cannot keep up, the
+    server may refuse requests because its queue is full.
+    """
+
+    async def offer(side: Side, seconds: float) -> Values:
+        clients = Clients(side.http_port, model(*ADD1).http_request())
+        lead, *moments = LEAD_SECONDS, *poisson(rate, LEAD_SECONDS + seconds, seed=rate)
+        began = time.monotonic() + 0.05
+        await clients.send_at(began + moment for moment in moments if moment < lead)
+        await asyncio.sleep(max(0.0, began + lead - time.monotonic()))
+        before = side.process.cpu_seconds()
+        await clients.send_at(began + moment for moment in moments if moment >= lead)
+        lost = await clients.settle(20)
+        cpu = side.process.cpu_seconds() - before
+        clients.close()
+        fates = [fate for fate in clients.fates.all if fate.due >= began + lead]
+        took = [(fate.ended - fate.due) * 1e6 for fate in fates if fate.what == "200"]
+        refused = sum(fate.what == "503" for fate in fates)
+        if lost or not took or len(took) + refused < len(fates):
+            raise CannotRun(
+                f"requests to add1 failed: {dict(clients.fates.count())}, {lost} without an answer"
+            )
+        p50, p99 = np.percentile(took, [50, 99])
+        return {
+            "p50": float(p50),
+            "p99": float(p99),
+            "cpu": cpu / len(fates) * 1e6,
+            "refused": refused / len(fates),
+        }
+
+    def measure(side: Side, seconds: float) -> Values:
+        gc.disable()  # garbage collection would interrupt the load
+        try:
+            return asyncio.run(offer(side, max(seconds, LEAST_REQUESTS / rate)))
+        finally:
+            gc.enable()
 
     return measure
 
@@ -143,21 +213,46 @@ def first_token(side: Side, seconds: float) -> Values:
     return {"p50": statistics.median(times), "p99": float(np.percentile(times, 99))}
 
 
+def grpc_stream(side: Side, seconds: float) -> Values:
+    """Returns the time from sending a message to add1 on an open ModelStreamInfer call to its response, with
+    one client.
+    """
+    from tritonclient.grpc import service_pb2
+
+    message = model(*ADD1).grpc_request()
+    times: list[float] = []
+    call = StreamingCall(side.grpc_port, "/inference.GRPCInferenceService/ModelStreamInfer")
+    try:
+        response = service_pb2.ModelStreamInferResponse.FromString(call.exchange(message))
+        if response.error_message:
+            raise CannotRun(f"a message to add1 failed: {response.error_message}")
+        until = time.perf_counter() + seconds
+        while (began := time.perf_counter()) < until:
+            call.exchange(message)
+            times.append((time.perf_counter() - began) * 1e6)
+    except BadAnswer as error:
+        raise CannotRun(f"ModelStreamInfer broke off: {error}") from error
+    finally:
+        call.close()
+    return {"p50": statistics.median(times), "p99": float(np.percentile(times, 99))}
+
+
 def startup(repository: Path) -> Callable[[Side, float], Values]:
     """Returns a function that measures a start: the seconds until the server is ready, their CPU time, and
-    the resident memory then.
+    the resident memory after IDLE_SECONDS without requests.
     """
 
     def measure(side: Side, seconds: float) -> Values:
         began = time.perf_counter()
         started = start(f"start-{side.name}", side.root, repository, wait=False)
         try:
-            while not answers_200(f"http://127.0.0.1:{started.http_port}/v2/health/ready"):
+            while not started.ready():
                 if not started.process.alive() or time.perf_counter() - began > 120:
                     raise CannotRun(f"the server did not start: {started.process.last_words()}")
                 time.sleep(0.002)
             took = time.perf_counter() - began
             cpu = started.process.cpu_seconds() * 1e6
+            time.sleep(IDLE_SECONDS)
             return {"seconds": took, "cpu": cpu, "mb": started.process.resident_bytes() / 1e6}
         finally:
             started.process.end()
@@ -169,10 +264,16 @@ ADD1 = ("add1", (1, 16))
 LARGE = ("ident", (1, 3, 224, 224))
 PYTHON = ("python", (1, 16))
 CHAIN = ("chain", (1, 16))
+PITCH = ("basic_pitch", (1, 43844, 1))
 ROWS = (
     *(Row(f"HTTP add1 c={count}", loaded(*ADD1, count, "http")) for count in (1, 16, 64, 256)),
     *(Row(f"gRPC add1 c={count}", loaded(*ADD1, count, "grpc")) for count in (1, 16, 64)),
+    Row("gRPC stream add1 c=1", grpc_stream),
+    Row("gRPC over TLS add1 c=1", loaded(*ADD1, 1, "grpc"), scheme="https"),
+    Row("HTTPS add1 c=64", loaded(*ADD1, 64, "http"), scheme="https"),
     *(Row(f"Python model c={count}", loaded(*PYTHON, count, "http")) for count in (1, 16, 64)),
+    *(Row(f"basic_pitch c={count}", loaded(*PITCH, count, "http")) for count in (1, 2, 4, 8)),
+    *(Row(f"HTTP add1 open loop {rate:,}/s", open_loop(rate)) for rate in (10, 100, 1_000, 10_000)),
     Row("generate_stream, first token c=1", first_token),
     Row("JSON add1 c=64", loaded(*ADD1, 64, "json")),
     Row("JSON 1,000 floats c=16", loaded("floats", (1, 1000), 16, "json")),
@@ -186,7 +287,10 @@ ROWS = (
 
 
 def write_models() -> None:
-    """Writes the repositories, unless they exist."""
+    """Writes the repositories, unless they exist, and a new certificate."""
+    BENCH.mkdir(parents=True, exist_ok=True)
+    make_certificate(CERTIFICATE, KEY)
+    harness_model("basic_pitch", REPOSITORY)
     if (MANY / f"m{MANY_MODELS - 1}").exists():
         return
     for number in (1, 2, 3):
@@ -224,14 +328,18 @@ def compare(
     rows: list[Row], before: Path, rounds: int, seconds: float
 ) -> dict[str, list[tuple[Values, Values]]]:
     """Returns, for each row and round, the values of the earlier checkout and of this one."""
-    sides = [start("before", before, REPOSITORY), start("now", ROOT, REPOSITORY)]
+    sides: list[Side] = []
     found: dict[str, list[tuple[Values, Values]]] = {row.name: [] for row in rows}
     try:
+        for scheme in sorted({row.scheme for row in rows}):
+            for name, root in (("before", before), ("now", ROOT)):
+                sides.append(start(name, root, REPOSITORY, scheme=scheme))
         for number in range(rounds):
             for row in rows:
                 click.echo(f"round {number + 1}: {row.name}", err=True)
                 values: dict[str, Values] = {}
-                for side in sides if number % 2 else sides[::-1]:
+                measured = [side for side in sides if side.scheme == row.scheme]
+                for side in measured if number % 2 else measured[::-1]:
                     for other in sides:
                         if row.starts or other is not side:
                             other.process.pause()

@@ -21,6 +21,8 @@ from attacks.weapons import Weapon
 MIB = 1 << 20
 #: Seconds of honest calls before and after the attack.
 QUIET = 1.0
+#: The allowed memory growth in MiB, and how much of it may remain.
+MEMORY = 64
 IDLE_WITHIN = 1.0
 #: The share of a core below which a server counts as idle, because the honest client keeps calling it.
 IDLE_SHARE = 0.25
@@ -40,6 +42,10 @@ class Watch:
     idle_after: float | None = None
     alive: bool = True
 
+    @property
+    def growth(self) -> float:
+        return self.peak - self.before
+
 
 @dataclass
 class Result:
@@ -51,6 +57,9 @@ class Result:
     watch: Watch
     weapon: Weapon
     valid_p99: float = 0.0
+    #: The memory growth in MiB under valid load with bodies of the same size, if the attack is compared with
+    #: that.
+    valid_growth: float = 0.0
     misses: list[str] = field(default_factory=list)
 
     def judge(self, slack: float) -> None:
@@ -67,11 +76,11 @@ class Result:
         p99 = self.during.quantile(0.99)
         if p99 > self.valid_p99 + slack:
             self.misses.append(f"p99 {p99:.0f} ms, {self.valid_p99:.0f} ms under valid load")
-        grown = self.watch.peak - self.watch.before
-        if grown > self.weapon.memory:
-            self.misses.append(f"memory grew by {grown:.0f} MB")
+        if self.watch.growth > self.valid_growth + MEMORY:
+            valid = f", {self.valid_growth:.0f} MB under valid load" if self.weapon.compared else ""
+            self.misses.append(f"memory grew by {self.watch.growth:.0f} MB{valid}")
         left = self.watch.after - self.watch.before
-        if left > 64:
+        if left > MEMORY:
             self.misses.append(f"{left:.0f} MB were not released")
         if self.watch.idle_after is None:
             self.misses.append(f"not idle within {IDLE_WITHIN:.0f} s")

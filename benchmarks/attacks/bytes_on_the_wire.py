@@ -17,6 +17,12 @@ INITIAL_WINDOW_SIZE = 4
 MIB = 1 << 20
 
 ADD1 = "/v2/models/add1/infer"
+#: A model that takes inputs of any shape, so that its requests may have any size.
+ANY = "any"
+ANY_PATH = f"/v2/models/{ANY}/infer"
+#: The size in bytes of the tensors of large requests, in JSON or in protobuf: with the rest, almost the
+#: permitted 64 MiB.
+LARGE_TENSOR = 60 * MIB
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
@@ -80,6 +86,11 @@ def infer_message(model: str, shape: Sequence[int], raw: bytes) -> bytes:
     return _field(1, model.encode()) + _field(5, tensor) + _field(7, raw)
 
 
+def begun_message(model: str, raw_size: int) -> bytes:
+    """Returns the beginning of an inference.ModelInferRequest, up to its raw input of `raw_size` bytes."""
+    return _field(1, model.encode()) + _varint(7 << 3 | 2) + _varint(raw_size)
+
+
 def grpc_message(message: bytes, *, compressed: bool = False) -> bytes:
     return struct.pack(">BI", compressed, len(message)) + message
 
@@ -107,6 +118,18 @@ def binary_request(model: str, shape: Sequence[int], raw: bytes, *extra: str) ->
         f"Inference-Header-Content-Length: {len(document)}",
         *extra,
     )
+
+
+def large_request(*extra: str) -> bytes:
+    """Returns a valid inference request over HTTP with a large tensor in JSON."""
+    count = LARGE_TENSOR // 2
+    tensor = b'{"inputs":[{"name":"INPUT0","datatype":"FP32","shape":[1,%d],"data":[%b0]}]}'
+    return post(ANY_PATH, tensor % (count, b"0," * (count - 1)), *extra)
+
+
+def large_message() -> bytes:
+    """Returns a valid inference.ModelInferRequest with a large tensor."""
+    return infer_message(ANY, (1, LARGE_TENSOR // 4), bytes(LARGE_TENSOR))
 
 
 def add1_request(*extra: str) -> bytes:

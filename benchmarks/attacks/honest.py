@@ -53,14 +53,15 @@ class HttpCaller:
 
     protocol = "HTTP"
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, request: bytes = b"", timeout: float = TIMEOUT) -> None:
         self._target = target
-        self._request = wire.add1_request(*target.key_field)
+        self._request = request or wire.add1_request(*target.key_field)
+        self._timeout = timeout
         self._socket: socket.socket | None = None
 
     def __call__(self) -> None:
         if self._socket is None:
-            self._socket = self._target.connect(TIMEOUT)
+            self._socket = self._target.connect(self._timeout)
         try:
             self._socket.sendall(self._request)
             response = http.client.HTTPResponse(self._socket)
@@ -79,7 +80,7 @@ class GrpcCaller:
 
     protocol = "gRPC"
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, message: bytes = b"", timeout: float = TIMEOUT) -> None:
         address = f"{target.host}:{target.port}"
         if target.certificate is None:
             self._channel = grpc.insecure_channel(address)
@@ -90,10 +91,11 @@ class GrpcCaller:
         self._call = self._channel.unary_unary(
             wire.MODEL_INFER, request_serializer=bytes, response_deserializer=bytes
         )
-        self._message = wire.infer_message("add1", (1, 16), bytes(64))
+        self._message = message or wire.infer_message("add1", (1, 16), bytes(64))
+        self._timeout = timeout
 
     def __call__(self) -> None:
-        self._call(self._message, timeout=TIMEOUT, metadata=self._metadata)
+        self._call(self._message, timeout=self._timeout, metadata=self._metadata)
 
 
 def _first_call(caller: HttpCaller | GrpcCaller) -> None:

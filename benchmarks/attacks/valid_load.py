@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import selectors
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from time import monotonic
 
 from attacks import bytes_on_the_wire as wire
-from attacks.arena import collect, honest_client, in_process
+from attacks.arena import Sampler, collect, honest_client, in_process
+from attacks.honest import GrpcCaller, HttpCaller
 from attacks.target import Target
 
 #: The maximum number of connections: with more, the clients would only measure how long they queue.
 CONNECTIONS = 32
+#: Seconds until a large request must be answered.
+PATIENCE = 30.0
 
 
 def _take_turns(target: Target, connections: int, duration: float, control: Connection) -> None:
@@ -51,3 +55,43 @@ def valid_p99(target: Target, connections: int, duration: float) -> float:
     if log.errors:
         raise RuntimeError(f"errors under valid load: {log.errors[0].error}")
     return log.between(begin, end).quantile(0.99)
+
+
+def _send_large(
+    target: Target, protocol: str, connections: int, duration: float, control: Connection
+) -> None:
+    """Runs closed-loop clients that send large requests."""
+    request, message = wire.large_request(*target.key_field), wire.large_message()
+    callers = [
+        HttpCaller(target, request, PATIENCE) if protocol == "HTTP" else GrpcCaller(target, message, PATIENCE)
+        for _ in range(connections)
+    ]
+    control.send("loaded")
+    control.recv()
+    end = monotonic() + duration
+
+    def run(caller: HttpCaller | GrpcCaller) -> int:
+        answered = 0
+        while monotonic() < end:
+            caller()
+            answered += 1
+        return answered
+
+    with ThreadPoolExecutor(connections) as threads:
+        control.send(sum(threads.map(run, callers)))
+
+
+def valid_growth(target: Target, protocol: str, connections: int, duration: float) -> float:
+    """Returns how many MiB more the server takes while clients send valid requests of almost 64 MiB."""
+    process, load = in_process(_send_large, target, protocol, connections, duration)
+    sampler = Sampler(target.pid)
+    sampler.start()
+    load.send("go")
+    try:
+        load.recv()
+    except EOFError:
+        raise RuntimeError(f"errors under valid load with large bodies over {protocol}") from None
+    finally:
+        watch = sampler.stop()
+    process.join(5)
+    return watch.growth

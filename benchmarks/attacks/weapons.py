@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import hpack
 
@@ -36,8 +37,9 @@ class Weapon:
     leaves: bool = False
     #: SO_RCVBUF of the attacker.
     receive_buffer: int | None = None
-    #: The allowed memory growth in MiB, which is larger for attacks with large bodies.
-    memory: int = 64
+    #: The protocol of the valid load with which an attack is compared whose model takes bodies of any size.
+    #: Such an attack may take 64 MiB more memory than that load, others 64 MiB.
+    compared: str = ""
 
 
 def repeated(piece: bytes, size: int = MIB // 4) -> bytes:
@@ -243,30 +245,34 @@ def silent() -> Ammunition:
     return Ammunition()
 
 
-def endless_body() -> Ammunition:
+def endless_body(path: str = wire.ADD1) -> Ammunition:
     chunk = b"10000\r\n" + bytes(65536) + b"\r\n"
     return Ammunition(
-        f"POST {wire.ADD1} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode(),
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode(),
         repeated(chunk),
     )
 
 
-def endless_body_http2() -> Ammunition:
+def endless_body_http2(path: str = wire.ADD1) -> Ammunition:
     """Sends a body of unknown size that ignores all windows."""
-    begun = headers(hpack.Encoder(), 1, wire.fields("POST", wire.ADD1), end=False)
+    begun = headers(hpack.Encoder(), 1, wire.fields("POST", path), end=False)
     return Ammunition(greeting() + begun, repeated(wire.data(1, bytes(65536), end=False)))
 
 
-def large_request() -> Ammunition:
+def large_request(path: str = wire.ADD1) -> Ammunition:
     """Sends complete requests of almost the permitted 64 MiB that are not JSON."""
-    return Ammunition(b"", wire.post(wire.ADD1, bytes(60 * MIB)))
+    return Ammunition(b"", wire.post(path, bytes(wire.LARGE_TENSOR)))
 
 
-def large_message() -> Ammunition:
+def large_message(model: str = "add1") -> Ammunition:
     """Sends a gRPC message of almost the permitted 64 MiB that ignores all windows."""
     begun = headers(hpack.Encoder(), 1, wire.GRPC_FIELDS, end=False)
-    prefix = wire.data(1, b"\0" + (63 * MIB).to_bytes(4, "big"), end=False)
-    return Ammunition(greeting() + begun + prefix, repeated(wire.data(1, bytes(65536), end=False)))
+    message = wire.begun_message(model, wire.LARGE_TENSOR)
+    prefix = b"\0" + (len(message) + wire.LARGE_TENSOR).to_bytes(4, "big")
+    return Ammunition(
+        greeting() + begun + wire.data(1, prefix + message, end=False),
+        repeated(wire.data(1, bytes(65536), end=False)),
+    )
 
 
 def tiny_chunks() -> Ammunition:
@@ -293,12 +299,6 @@ def connection_flood() -> Ammunition:
         b"", b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", endless=False
     )
 
-
-#: The memory growth allowed to attacks with large bodies, in MiB. It includes one body of the permitted 64
-#: MiB, since a server that accepts such a body must receive it.
-BODIES = 64 + 64
-#: The same for 4 connections that send complete requests of almost 64 MiB, which are held until answered.
-REQUESTS = 4 * 64 + 64
 
 WEAPONS = {
     "rapid reset, HTTP": Weapon(rapid_reset_http),
@@ -333,10 +333,20 @@ WEAPONS = {
     "slow frames": Weapon(slow_frames, connections=500, trickle=1),
     "2,000 silent connections": Weapon(silent, connections=2000, reconnects=False),
     "connection flood": Weapon(connection_flood),
-    "endless bodies, HTTP/1.1": Weapon(endless_body, connections=4, memory=BODIES),
-    "endless bodies, HTTP/2": Weapon(endless_body_http2, connections=4, memory=BODIES),
-    "large requests, HTTP/1.1": Weapon(large_request, connections=4, memory=REQUESTS),
-    "large messages, gRPC": Weapon(large_message, connections=4, memory=BODIES),
+    "endless bodies, HTTP/1.1": Weapon(endless_body, connections=4),
+    "endless bodies, HTTP/2": Weapon(endless_body_http2, connections=4),
+    "large requests, HTTP/1.1": Weapon(large_request, connections=4),
+    "large messages, gRPC": Weapon(large_message, connections=4),
+    "endless bodies of any size, HTTP/1.1": Weapon(
+        partial(endless_body, wire.ANY_PATH), connections=4, compared="HTTP"
+    ),
+    "endless bodies of any size, HTTP/2": Weapon(
+        partial(endless_body_http2, wire.ANY_PATH), connections=4, compared="gRPC"
+    ),
+    "requests of any size, HTTP/1.1": Weapon(
+        partial(large_request, wire.ANY_PATH), connections=4, compared="HTTP"
+    ),
+    "messages of any size, gRPC": Weapon(partial(large_message, wire.ANY), connections=4, compared="gRPC"),
     "tiny chunks": Weapon(tiny_chunks),
     "pipelined requests": Weapon(pipelined),
     "pipelined inference": Weapon(pipelined_inference),

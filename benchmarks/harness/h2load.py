@@ -45,9 +45,9 @@ class Post:
     headers: dict[str, str]
 
 
-def grpc_post(port: int, message: bytes) -> Post:
+def grpc_post(port: int, message: bytes, *, scheme: str = "http") -> Post:
     """Returns a call of ModelInfer with the serialised `message`, uncompressed."""
-    url = f"http://127.0.0.1:{port}/inference.GRPCInferenceService/ModelInfer"
+    url = f"{scheme}://127.0.0.1:{port}/inference.GRPCInferenceService/ModelInfer"
     return Post(
         url,
         b"\0" + struct.pack(">I", len(message)) + message,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -151,7 +152,7 @@ class Model:
                 )
 
 
-def write_model(path: Path, operator: str, dims: list[int], constant: float | None = None) -> None:
+def write_model(path: Path, operator: str, dims: Sequence[int | str], constant: float | None = None) -> None:
     """Writes a model with one operator on a tensor [N, *dims]; `constant` is its second operand."""
     x = helper.make_tensor_value_info("INPUT0", TensorProto.FLOAT, ["N", *dims])
     y = helper.make_tensor_value_info("OUTPUT0", TensorProto.FLOAT, ["N", *dims])

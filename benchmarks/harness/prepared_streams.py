@@ -2,7 +2,8 @@
 
 This is for servers that answer faster than a client library can send. One thread serves all streams. A stream
 uses HTTP/1.1 on its own connection, or gRPC on a connection shared with other streams. Answers are only
-checked for success, and the last bytes of each are kept.
+checked for success, and the last bytes of each are kept. A `StreamingCall` sends all its messages in one call
+of a streaming gRPC method.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import selectors
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 _RECEIVE = 1 << 18
@@ -98,12 +99,7 @@ class Grpc:
         self._waiting: list[Stream] = []
 
     def start(self) -> None:
-        settings = struct.pack(">HI", 4, _LARGEST_WINDOW)
-        self.socket.sendall(
-            _PREFACE
-            + _frame(_SETTINGS, 0, 0, settings)
-            + _frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", _LARGEST_WINDOW - 65_535))
-        )
+        self.socket.sendall(_OPENING)
         self._waiting = list(self._streams)
         self._send()
 
@@ -126,18 +122,9 @@ class Grpc:
         received = self.socket.recv(_RECEIVE)
         if not received:
             raise BadAnswer("the server closed a connection")
-        data = self._received + received
-        at = 0
-        while len(data) - at >= 9:
-            size = int.from_bytes(data[at : at + 3], "big")
-            end = at + 9 + size
-            if end > len(data):
-                break
-            self._frame(
-                data[at + 3], data[at + 4], int.from_bytes(data[at + 5 : at + 9], "big"), data[at + 9 : end]
-            )
-            at = end
-        self._received = data[at:]
+        frames, self._received = _split(self._received + received)
+        for frame in frames:
+            self._frame(*frame)
         self._send()
         return not self._open and not self._waiting
 
@@ -160,6 +147,44 @@ class Grpc:
             raise BadAnswer(f"the server ended a connection or a call: {payload!r}")
 
 
+class StreamingCall:
+    """One call of a streaming gRPC method, in which each message has one answer. The call's flow-control
+    window is never used up: the server has received each message, and extends the window, before the next one
+    is sent.
+    """
+
+    def __init__(self, port: int, path: str) -> None:
+        self._socket = _connect(port)
+        self._received = b""
+        self._socket.sendall(_OPENING + _frame(_HEADERS, 4, 1, _head(path)))
+
+    def exchange(self, message: bytes) -> bytes:
+        """Sends a message, and returns the answer. Raises BadAnswer if the call or the connection ends."""
+        self._socket.sendall(_frame(_DATA, 0, 1, b"\0" + len(message).to_bytes(4, "big") + message))
+        answer = b""
+        while len(answer) < 5 or len(answer) < 5 + int.from_bytes(answer[1:5], "big"):
+            answer += b"".join(self._data())
+        return answer[5:]
+
+    def _data(self) -> Iterator[bytes]:
+        received = self._socket.recv(_RECEIVE)
+        frames, self._received = _split(self._received + received)
+        if not received:
+            raise BadAnswer("the server closed a connection")
+        for kind, flags, number, payload in frames:
+            if kind == _DATA:
+                yield payload
+            elif kind == _SETTINGS and not flags & 1:
+                self._socket.sendall(_frame(_SETTINGS, 1, 0, b""))
+            elif kind == _PING and not flags & 1:
+                self._socket.sendall(_frame(_PING, 1, 0, payload))
+            elif kind in (_GOAWAY, _RST_STREAM) or (kind == _HEADERS and flags & 1):
+                raise BadAnswer(f"the server ended call {number}: {payload!r}")
+
+    def close(self) -> None:
+        self._socket.close()
+
+
 def _connect(port: int) -> socket.socket:
     connected = socket.create_connection(("127.0.0.1", port))
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -168,6 +193,28 @@ def _connect(port: int) -> socket.socket:
 
 def _frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
     return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + number.to_bytes(4, "big") + payload
+
+
+def _split(data: bytes) -> tuple[list[tuple[int, int, int, bytes]], bytes]:
+    """Splits received bytes into frames (type, flags, stream and payload) and the incomplete rest."""
+    frames = []
+    at = 0
+    while len(data) - at >= 9:
+        end = at + 9 + int.from_bytes(data[at : at + 3], "big")
+        if end > len(data):
+            break
+        number = int.from_bytes(data[at + 5 : at + 9], "big")
+        frames.append((data[at + 3], data[at + 4], number, data[at + 9 : end]))
+        at = end
+    return frames, data[at:]
+
+
+#: What a client sends first: the preface, and windows that never limit the server.
+_OPENING = (
+    _PREFACE
+    + _frame(_SETTINGS, 0, 0, struct.pack(">HI", 4, _LARGEST_WINDOW))
+    + _frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", _LARGEST_WINDOW - 65_535))
+)
 
 
 def _head(path: str) -> bytes:
