@@ -24,6 +24,7 @@ SITE = ROOT / "build" / "site"
 CHAPTERS: dict[str, tuple[str, ...]] = {
     "Start": (
         "README.md",
+        "docs/installation.md",
         "docs/tutorial.md",
         "docs/music-service.md",
         "examples/README.md",
@@ -72,7 +73,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     ),
     "Reference": ("reference/client.md", "reference/embedding.md", "reference/model.md"),
     "Measurements": ("benchmarks/README.md", "docs/benchmarks/overload.md"),
-    "Inside": ("ARCHITECTURE.md", "CHANGELOG.md"),
+    "Inside": ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"),
 }
 #: Files that pages link to and that are not pages.
 FILES = ("LICENSE", "docs/images", "docs/benchmarks")
