@@ -29,6 +29,7 @@ from backline.schedule.cache.config import LocalOptions
 from support.embedded import start
 from support.reading import floats
 from support.reading import put as put_model
+from support.streaming import SQUARE
 
 
 def adder(repository: Path, name: str, number: float, version: str = "1") -> None:
@@ -403,3 +404,39 @@ def test_an_ensemble_takes_the_kind_of_file_that_its_step_takes() -> None:
     found = with_media(Signature(inputs, ()), engine, steps)
 
     assert [(spec.name, spec.media) for spec in found.inputs] == [("title", ""), ("song", "audio")]
+
+
+def streaming(repository: Path, name: str, *models: str) -> None:
+    """An ensemble of decoupled models, each of which takes the responses of the model before it."""
+    steps = (
+        step(model, f"t{number}", f"t{number + 1}", names=("IN", "OUT"))
+        for number, model in enumerate(models)
+    )
+    (repository / name).mkdir()
+    (repository / name / "config.pbtxt").write_text(
+        'platform: "ensemble"\ninput { name: "t0" data_type: TYPE_INT32 dims: [ 1 ] }\n'
+        f'output {{ name: "t{len(models)}" data_type: TYPE_INT32 dims: [ 1 ] }}\n'
+        f"ensemble_scheduling {{ {' '.join(steps)} }}\n"
+    )
+
+
+async def test_decoupled_steps_that_would_wait_for_each_other_are_refused(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "1").mkdir(parents=True)
+        (tmp_path / name / "config.pbtxt").write_text(SQUARE)
+    streaming(tmp_path, "a", "one", "two")
+    streaming(tmp_path, "b", "two", "one")
+    streaming(tmp_path, "twice", "one", "one")
+    program = await start(tmp_path)
+    control = program.engine.control
+    assert control is not None
+
+    served, refused = sorted((program.engine.find(name) for name in "ab"), key=lambda one: not one.ready)
+    assert served.ready
+    assert "would wait for later steps that wait for it" in refused.reason
+    assert "'one' version 1 -> 'one' version 1" in program.engine.find("twice").reason
+
+    await control.unload(served.name, who="test")
+    await control.load(refused.name, who="test")
+    assert program.engine.find(refused.name).ready
+    await program.stop()

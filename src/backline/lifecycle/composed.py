@@ -141,6 +141,13 @@ class ComposedServable(Servable):
         config, permits = self.model.config, self._shared.permits
         self._forget_waits()
         waits = waits_of_decoupled_steps(self._engine, self._ensemble)
+        cycle = self._graph.cycle(waits)
+        if cycle:
+            way = " -> ".join(f"'{name}' version {version}" for name, version in cycle)
+            raise InvalidArgument(
+                f"in ensemble {config.name}, a decoupled step would wait for later steps that wait for it,"
+                f" under load forever: {way}. Let the steps call copies of the model"
+            )
         if permits is not None:
             together = self._graph.together_with(waits)
             for waiting in dict.fromkeys(waiting for waiting, _ in waits):
