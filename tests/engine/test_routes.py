@@ -8,6 +8,7 @@ from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
 from backline.engine.errors import NotFound, Unavailable
 from backline.engine.model import Model, ModelState
+from backline.engine.values.messages import InferRequest
 
 
 def add(engine: Engine, name: str, version: str = "1") -> Model:
@@ -48,6 +49,13 @@ def test_a_refresh_follows_versions_and_labels_of_the_named_model() -> None:
         engine.find("one", "2")
 
 
+class NoSequences:
+    open_sequences = 0
+
+    def holds(self, request: InferRequest) -> bool:
+        return False
+
+
 @pytest.mark.parametrize("names", [None, ["one"]], ids=["all", "named"])
 def test_a_forgotten_model_has_no_routes(names: list[str] | None) -> None:
     engine = Engine()
@@ -69,3 +77,16 @@ def test_models_are_sorted_by_name_and_then_by_version() -> None:
         add(engine, name, version)
 
     assert [(model.name, model.version) for model in engine.models()] == [("a", "1"), ("b", "9"), ("b", "10")]
+
+
+def test_a_version_that_serves_only_its_open_sequences_is_listed_once() -> None:
+    engine = Engine()
+    model = add(engine, "one")
+    model.sequences = NoSequences()
+    model.state = ModelState.UNLOADING
+    engine.refresh()
+    assert engine.versions("one") == [model]
+
+    newer = add(engine, "one")
+    engine.refresh()
+    assert engine.versions("one") == [newer, model]

@@ -249,7 +249,8 @@ class Engine:
         Raises NotFound for an unknown model, InvalidArgument if no model can have that name.
         """
         self.check_known(name)
-        return [*self._models[name].values(), *(model for model in self._leaving if model.name == name)]
+        leaving = (model for model in self._leaving if model.name == name)
+        return list(dict.fromkeys((*self._models[name].values(), *leaving)))
 
     def check_known(self, name: str) -> None:
         """Raises NotFound for an unknown model, and InvalidArgument if no model can have this name."""
