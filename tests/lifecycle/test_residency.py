@@ -17,7 +17,7 @@ from backline.lifecycle.memory.meter import Held
 from backline.lifecycle.memory.needs import Need
 from backline.lifecycle.memory.residency import Reservation, Residency
 from backline.lifecycle.memory.room import Demand, Shortage, Tenant, make_room
-from backline.system.process_memory import Footprint
+from backline.system.process_memory import Footprint, PageCounts
 
 MIB = 1 << 20
 
@@ -282,6 +282,35 @@ def test_a_load_without_room_for_its_guessed_copies_keeps_the_room_for_its_runti
             await house.residency.room("m", lambda: guess, evict=True).__aenter__()
 
     run(scenario)
+
+
+def test_the_id_of_a_worker_that_ended_while_suspended_is_not_resumed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    signals: list[tuple[str, set[int]]] = []
+    pids = [7, 8]
+
+    def pause(given: Collection[int]) -> None:
+        signals.append(("pause", set(given)))
+        pids.remove(7)
+
+    async def scenario() -> None:
+        house = House()
+        resumed = asyncio.Event()
+
+        def resume(given: Collection[int]) -> None:
+            signals.append(("resume", set(given)))
+            resumed.set()
+
+        monkeypatch.setattr(residency, "count_pages", lambda pid: PageCounts(20 * MIB))
+        monkeypatch.setattr(residency, "pause", pause)
+        monkeypatch.setattr(residency, "resume", resume)
+        need = Need(10 * MIB, 10 * MIB)
+        async with house.residency.room("m", lambda: need, evict=False, pids=lambda: list(pids)) as one:
+            await house.residency.watch(one, resumed.wait(), seen=lambda own: None)
+
+    run(scenario)
+    assert signals == [("pause", {7, 8}), ("resume", {8})]
 
 
 def test_a_load_waits_for_a_suspended_one_to_end_rather_than_doubt_its_estimate() -> None:

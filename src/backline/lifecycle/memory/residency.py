@@ -252,7 +252,8 @@ class Residency:
             raise
         finally:
             reservation.suspended = False
-            resume(pids)
+            # A worker may have ended meanwhile, and another process may have its id.
+            resume(set(pids).intersection(reservation.pids()))
 
     async def _find_room(self, reservation: Reservation, current: Callable[[], Need]) -> None:
         """Reserves the memory that the load needs now, in place of its current reservation. Raises NoRoom if
