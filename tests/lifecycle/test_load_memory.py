@@ -22,7 +22,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.bytes = self.peak = 100 * MIB
-        self.imported = 0
+        self.imported = self.trims = 0
         self.needs = Needs()
         self.meter = LoadMeter(
             self.needs,
@@ -31,7 +31,11 @@ class Bench:
             lambda: self.peak,
             lambda: True,
             lambda: self.imported,
+            self.trim,
         )
+
+    def trim(self) -> None:
+        self.trims += 1
 
     def grow(self, mib: int, peak: int = 0) -> None:
         self.bytes += mib * MIB
@@ -99,6 +103,33 @@ def test_a_load_after_another_model_was_freed_is_measured() -> None:
     with bench.meter.measure(onnx(10)) as load:
         bench.grow(11)
     assert load.need.measured
+
+
+def test_memory_is_trimmed_once_after_models_that_are_freed_together() -> None:
+    bench = Bench()
+    with bench.meter.freeing():
+        with bench.meter.freeing(), bench.meter.freeing():
+            pass
+        assert bench.trims == 0
+    assert bench.trims == 1
+    with bench.meter.freeing():
+        pass
+    assert bench.trims == 2
+
+
+def test_memory_freed_during_a_trim_is_trimmed_too() -> None:
+    bench = Bench()
+
+    def trim() -> None:
+        bench.trims += 1
+        if bench.trims == 1:
+            with bench.meter.freeing():
+                pass
+
+    bench.meter._trim = trim
+    with bench.meter.freeing():
+        pass
+    assert bench.trims == 2
 
 
 def test_a_peak_that_was_measured_too_low_is_outweighed_by_later_ones() -> None:

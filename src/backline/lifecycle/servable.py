@@ -34,7 +34,6 @@ from backline.lifecycle.plan import HeldVersion
 from backline.repository.repository import EXAMPLES, FetchedVersion, FoundVersion, OnBytes
 from backline.schedule.queues.queue import being_unloaded
 from backline.schedule.version_queue import InstancesQueue, with_deadline
-from backline.system.memory import trim
 from backline.workers.here.instances import InlineInstance
 from backline.workers.here.streaming import StreamPool
 
@@ -449,7 +448,6 @@ class Servable(ShownVersion):
             return
         with self._shared.meter.freeing():
             loaded.close()
-            trim()
 
     def end(self) -> None:
         """Marks the load as unloaded. The planner does not know this phase, so the load must not be passed to

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from backline.backends.runtime import grown_by_imports
 from backline.lifecycle.memory.needs import LoadKind, Need, Needs
 from backline.lifecycle.memory.room import union_of_files
+from backline.system.memory import trim
 from backline.system.process_memory import (
     Footprint,
     Footprints,
@@ -115,6 +116,7 @@ class LoadMeter:
         peak: Callable[[], int] = lambda: peak_bytes() - count_pages().shared,
         restart: Callable[[], bool] = restart_peak,
         imported: Callable[[], int] = grown_by_imports,
+        trim: Callable[[], object] = trim,
     ) -> None:
         self._needs = needs
         self._held = held
@@ -122,6 +124,7 @@ class LoadMeter:
         self._peak = peak
         self._restart = restart
         self._imported = imported
+        self._trim = trim
         self._lock = threading.Lock()
         #: All loads since the last time when no load was running. They overlap, so their memory can only be
         #: measured together.
@@ -134,13 +137,15 @@ class LoadMeter:
         self._disturbed = False
         #: The number of models that are being freed.
         self._freeing = 0
+        #: Whether a model has been freed since the last trim began.
+        self._untrimmed = False
         #: Whether any model was freed since the first of the overlapping loads began.
         self._freed = False
 
     @contextmanager
     def freeing(self) -> Iterator[None]:
         """Marks the `with` block as code that frees a model in this process, so that loads are not measured
-        during the block.
+        during the block. Afterwards, returns the freed memory to the operating system.
         """
         with self._lock:
             self._freeing += 1
@@ -149,7 +154,19 @@ class LoadMeter:
             yield
         finally:
             with self._lock:
-                self._freeing -= 1
+                self._untrimmed = True
+            self._end_freeing()
+
+    def _end_freeing(self) -> None:
+        # Of several overlapping blocks, only the last one to end trims. A server that stops frees all its
+        # models at once, and a trim for each of a thousand models would take seconds.
+        while True:
+            with self._lock:
+                if self._freeing > 1 or not self._untrimmed:
+                    self._freeing -= 1
+                    return
+                self._untrimmed = False
+            self._trim()
 
     @contextmanager
     def measure(self, kind: LoadKind) -> Iterator[LoadMemory]:
