@@ -17,7 +17,7 @@ from backline.engine.model import LoadProgress, Model
 from backline.engine.statistics import FIRST_RESPONSE_BOUNDS_MS, ModelStatistics
 from backline.engine.values.signature import DecoupledCheck
 from backline.lifecycle.loading.instances import InstanceMaker
-from backline.lifecycle.loading.loaded import LoadedVersion, Measured
+from backline.lifecycle.loading.loaded import LoadedVersion, LoadedWorkers, Measured
 from backline.lifecycle.loading.queueing import (
     build_queue,
     build_sequence_queue,
@@ -32,10 +32,8 @@ from backline.lifecycle.options import runs_apart
 from backline.lifecycle.phase import ShownVersion, VersionPhase
 from backline.lifecycle.plan import HeldVersion
 from backline.repository.repository import EXAMPLES, FetchedVersion, FoundVersion, OnBytes
-from backline.schedule.queues.queue import being_unloaded
 from backline.schedule.version_queue import InstancesQueue, with_deadline
 from backline.workers.here.instances import InlineInstance
-from backline.workers.here.streaming import StreamPool
 
 if TYPE_CHECKING:
     from backline.lifecycle.loading.worker_pools import Completion
@@ -416,17 +414,18 @@ class Servable(ShownVersion):
     async def drain(self, limit: float) -> None:
         """Waits for the requests in flight to complete, then frees the model, unless some of its runs hang.
 
-        After `limit` seconds, the requests that are still queued are refused, and streams that are open in
-        this process are ended.
+        After `limit` seconds, the requests that are still queued are refused, and streams are ended.
         """
         if self._queue is not None:
-            streams = None if self._maker is None else self._maker.streams
             ending = None
-            if streams is not None:
-                ending = asyncio.get_running_loop().call_later(limit, self._end_streams, streams)
-            await self._queue.drain(limit)
-            if ending is not None:
-                ending.cancel()
+            if self.model.decoupled and isinstance(self._loaded, LoadedWorkers):
+                # The model's code may go on with a stream although the request has ended.
+                ending = asyncio.get_running_loop().call_later(limit, self._loaded.close)
+            try:
+                await self._queue.drain(limit)
+            finally:
+                if ending is not None:
+                    ending.cancel()
         if self._maker is not None and self._maker.stuck:
             log.error(
                 "the memory of model '%s' version %s cannot be freed: some of its runs have not ended",
@@ -455,10 +454,6 @@ class Servable(ShownVersion):
         """
         self.enter(VersionPhase.UNLOADED, "unloaded")
         self.ended_at = time.monotonic()
-
-    def _end_streams(self, streams: StreamPool) -> None:
-        """Ends the streams that are still open after the drain, because a stream may be endless."""
-        streams.end_all(being_unloaded(self.model.name))
 
     def _move_to_threads(self) -> None:
         """Moves a model to threads because its runs block the event loop for longer than their measured

@@ -210,8 +210,8 @@ class Scheduler(Owner):
                 instance.form_again = self._form_again
 
     async def drain(self, limit: float) -> None:
-        """Runs queued requests for up to `limit` seconds, refuses requests that are still queued then, waits
-        for running batches, and closes the instances.
+        """Runs queued requests for up to `limit` seconds, refuses requests that are still queued then, ends
+        streams, waits for running batches, and closes the instances.
 
         Nothing may be submitted after this call.
         """
@@ -222,7 +222,9 @@ class Scheduler(Owner):
         await self.close()
 
     async def close(self) -> None:
-        """Refuses queued requests, waits for running batches, and closes the instances."""
+        """Refuses queued requests, ends streams, which may be endless, waits for running batches, and closes
+        the instances.
+        """
         self._company.stop()
         self._expiry.stop()
         self._refuse(self._queue.clear(), self._unloading)
@@ -230,6 +232,9 @@ class Scheduler(Owner):
             if waits_for_turn(instance):
                 instance.form_again = self._refuse_batch
                 instance.look_again()
+        if self._statistics.responses is not None:
+            for ticket in [ticket for batch in self._busy for ticket in batch.tickets]:
+                ticket.expire(being_unloaded(self._name))
         await self._until_rest(None)
         for instance in self._instances:
             instance.close()

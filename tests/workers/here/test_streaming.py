@@ -77,6 +77,7 @@ class Served:
         self.engine = Engine()
         served = Model("count", "1", ModelConfig("count", decoupled=True))
         served.signature = model.signature
+        served.statistics.responses = self.statistics
         served.check = lambda _: None
         self.scheduler = Scheduler("count", Settings(), self.pool.instances, served.statistics, loop=loop)
         served.queue = self.scheduler
@@ -221,9 +222,6 @@ def test_an_unloaded_model_ends_its_streams() -> None:
         served = Served(model)
         responses = served.ask(1_000_000)
         await anext(responses)
-        asyncio.get_running_loop().call_later(
-            0.05, served.pool.end_all, Unavailable("model 'count' is being unloaded")
-        )
         await asyncio.wait_for(served.scheduler.drain(0.05), 5)
         with pytest.raises(Unavailable, match="is being unloaded"):
             await numbers_of(responses)

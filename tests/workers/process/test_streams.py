@@ -20,7 +20,12 @@ import pytest
 import tritonclient.grpc as triton
 
 import backline
-from backline.engine.errors import BacklineError
+from backline.engine.errors import BacklineError, Unavailable
+from backline.engine.model import ModelState
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest
+from backline.engine.values.tensor import Tensor
+from support.embedded import start
 from support.repositories import put
 from support.server import ServerProcess, metrics_page, serve
 from support.waiting import until
@@ -102,6 +107,38 @@ class Model:
 
     async def unload(self):
         print("unloaded on the same loop:", self.loop is asyncio.get_running_loop())
+"""
+ENDLESS = """
+from collections.abc import Iterator
+
+class Model:
+    def predict(self, x: int) -> Iterator[int]:
+        while True:
+            yield x
+"""
+ENDLESS_SENDER = """
+import threading
+import time
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            threading.Thread(target=self.respond, args=(sender,), daemon=True).start()
+
+    def respond(self, sender):
+        while True:
+            sender.send(pb_utils.InferenceResponse([pb_utils.Tensor("y", np.ones(1, np.int64))]))
+            time.sleep(0.01)
+"""
+ENDLESS_SENDER_CONFIGURATION = """
+backend: "python"
+input [ { name: "x" data_type: TYPE_INT64 dims: [ 1 ] } ]
+output [ { name: "y" data_type: TYPE_INT64 dims: [ 1 ] } ]
+model_transaction_policy { decoupled: true }
 """
 ASYNC_NUMBERS = """
 from collections.abc import AsyncIterator
@@ -266,6 +303,34 @@ def test_load_predict_and_unload_share_an_event_loop(tmp_path: Path) -> None:
         server.stop()
 
         assert "unloaded on the same loop: True" in server.output
+
+
+@pytest.mark.parametrize(
+    ("code", "configuration"),
+    [(ENDLESS, ""), (ENDLESS_SENDER, ENDLESS_SENDER_CONFIGURATION)],
+    ids=["generator", "sender that ignores the cancellation"],
+)
+async def test_an_unload_ends_endless_streams(tmp_path: Path, code: str, configuration: str) -> None:
+    put(tmp_path / "models" / "endless" / "1" / "model.py", code)
+    if configuration:
+        (tmp_path / "models" / "endless" / "config.pbtxt").write_text(configuration)
+    program = await start(tmp_path / "models", drain_seconds=0.1)
+    control, model = program.engine.control, program.engine.find("endless")
+    assert control is not None
+    x = Tensor("x", DataType.INT64, (1,), np.array([1]))
+
+    responses = program.engine.stream(InferRequest("endless", {"x": x}))
+    await anext(responses)
+    await control.unload("endless", who="test")
+    with pytest.raises(Unavailable, match="is being unloaded"):
+        async for _ in responses:
+            pass
+    while model.state is not ModelState.UNAVAILABLE:
+        changed = asyncio.Event()
+        stop = program.engine.watch(changed.set)
+        await asyncio.wait_for(changed.wait(), 30)
+        stop()
+    await program.stop()
 
 
 def test_a_coroutine_is_cancelled_with_its_request(server: ServerProcess, repository: Path) -> None:

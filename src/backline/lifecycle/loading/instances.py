@@ -169,8 +169,6 @@ class InstanceMaker:
         self._limit: RunLimit | None = None
         #: Whether the model was moved to threads because it blocked the loop.
         self.moved = False
-        #: The streams of a decoupled model that runs in this process.
-        self.streams: StreamPool | None = None
 
     def make(self, loaded: LoadedVersion) -> list[Instance]:
         """Makes the instances of a loaded model.
@@ -259,10 +257,10 @@ class InstanceMaker:
         if statistics.responses is None:
             statistics.responses = ResponseStatistics()
         name, version, responses = self.model.name, self.model.version, statistics.responses
-        self.streams = StreamPool(
+        pool = StreamPool(
             name, version, model, self._loop, threads=threads, statistics=responses, poll=self.poll
         )
-        return list(self.streams.instances)
+        return list(pool.instances)
 
     def places_in_workers(self, model: ModelInWorkers) -> list[Instance]:
         """Returns an instance for each batch that the worker processes can run at the same time."""

@@ -63,15 +63,15 @@ class GeneratorStream:
         self._ticket: Ticket = batch.tickets[0]
         self._flow = self._ticket.flow
         self._responses: Generator[Mapping[str, np.ndarray], None, None] | None = None
-        #: Guards `_parked`, `_handed`, `_handed_bytes`, `_waking` and `_early`. The thread checks them and
-        #: parks the stream, and the event loop changes them and wakes the stream, so neither can miss what
-        #: the other did.
+        #: Guards `_parked`, `_handed`, `_handed_bytes`, `_waking` and `_abandoned`. The thread checks them
+        #: and parks the stream, and the event loop changes them and wakes the stream, so neither can miss
+        #: what the other did.
         self._lock = threading.Lock()
         self._parked = False
         self._handed: list[_Handed] = []
         self._handed_bytes = 0
         self._waking = False
-        self._early: BacklineError | None = None
+        self._abandoned = False
         self._index = 0
         self._began = 0
 
@@ -85,13 +85,9 @@ class GeneratorStream:
             self._abandon()
 
     def _abandon(self) -> None:
-        self.end_early(Cancelled("the request was cancelled"))
-
-    def end_early(self, error: BacklineError) -> None:
-        """Ends the stream with an error, and closes the generator before its next response."""
+        """Closes the generator before its next response."""
         with self._lock:
-            if self._early is None:
-                self._early = error
+            self._abandoned = True
         self._unpark()
 
     def _unpark(self) -> None:
@@ -147,12 +143,11 @@ class GeneratorStream:
             self._begin_responses()
         while True:
             with self._lock:
-                if self._early is None and self._must_wait():
+                if self._must_wait():
                     self._parked = True
                     return False
-                early = self._early
-            if early is not None:
-                self._end(early)
+            if self._abandoned:
+                self._end(Cancelled("the request was cancelled"))
                 return False
             try:
                 self._make()
@@ -208,7 +203,7 @@ class GeneratorStream:
         """Returns whether the client or the event loop cannot keep up with the responses. Called with the
         lock held.
         """
-        if self._early is not None:
+        if self._abandoned:
             return False
         if len(self._handed) >= MAX_HANDED or self._handed_bytes >= MAX_HANDED_BYTES:
             return True
@@ -292,11 +287,6 @@ class StreamPool:
         self._streams.discard(stream)
         self._poll.release()
         self._retire()
-
-    def end_all(self, error: BacklineError) -> None:
-        """Ends every stream with an error, after the responses that the stream has already generated."""
-        for stream in tuple(self._streams):
-            stream.end_early(error)
 
     def close_one(self) -> None:
         """Closes one instance. The threads end once the last instance is closed and its stream has ended."""
