@@ -7,6 +7,7 @@ function cannot be saved, so the repository contains a `model.py` that gets the 
 from __future__ import annotations
 
 import atexit
+import errno
 import html
 import inspect
 import itertools
@@ -23,7 +24,8 @@ from backline.client.background_loop import BackgroundLoop
 from backline.client.options import ClientOptions
 from backline.client.records import ModelMetadata
 from backline.client.sync import Client, Model
-from backline.engine.errors import AlreadyExists, InvalidArgument
+from backline.engine.errors import AlreadyExists, BacklineError, InvalidArgument
+from backline.engine.names import check_name
 from backline.lifecycle.options import LifecycleOptions
 from backline.server import PortNotOpened, Server, ServerOptions
 
@@ -70,10 +72,7 @@ class RunningServer:
             try:
                 self._loop.run(self._server.start())
             except PortNotOpened as error:
-                raise AlreadyExists(
-                    f"{error}: stop the server that has this port, which may be one that this program started"
-                    " before, or leave out `port` for a free one"
-                ) from error
+                raise _not_opened(error) from error
             self.url = dict(self._server.urls)["HTTP"]
             self.client = Client(self.url, ClientOptions())
             if name:
@@ -141,6 +140,19 @@ class RunningServer:
         )
 
 
+def _not_opened(error: PortNotOpened) -> BacklineError:
+    if error.errno == errno.EADDRINUSE:
+        return AlreadyExists(
+            f"{error.strerror}: stop the server that has this port, which may be one that this program"
+            " started before, or leave out `port` for a free one"
+        )
+    if error.errno == errno.EACCES:
+        advice = "choose a port above 1023, or leave out `port` for a free one"
+    else:
+        advice = "choose an address of this machine for `host`, for example 127.0.0.1 or 0.0.0.0"
+    return InvalidArgument(f"{error.strerror}: {advice}")
+
+
 def _card(metadata: ModelMetadata) -> str:
     rows = "".join(
         f"<tr><td>{kind}</td><td><code>{html.escape(spec.name)}</code></td><td>{spec.datatype.name}</td>"
@@ -179,6 +191,8 @@ def serve(
     from this machine. Raises InvalidArgument for any other kind of model, and BacklineError, with the reason,
     if the object cannot be loaded, the path or URL cannot be read, or the port is taken.
     """
+    if not 0 <= port <= 65535:
+        raise InvalidArgument(f"port is {port}: expected 0 (any free port) to 65535")
     key, debugged = "", ""
     trusted: tuple[str, ...] = ()
     folder = Path(tempfile.mkdtemp(prefix="backline-"))
@@ -190,6 +204,7 @@ def serve(
             if isinstance(model, type):
                 raise InvalidArgument(f"{model.__name__} is a class: serve an instance of it")
             name = name or _name_of(model)
+            check_name("model", name)
             repository = folder / "models"
             version = repository / name / "1"
             version.mkdir(parents=True)

@@ -168,6 +168,18 @@ def test_bytes_of_an_event_are_searched_once() -> None:
     assert reader.next() == b"y"
 
 
+@pytest.mark.parametrize(
+    "event", [b"{broken", b"\xff", b"7", b"{}", b"[" * 100_000, b'{"error":7,"requests":[7]}']
+)
+def test_watching_a_server_that_sends_no_traces_ends_with_its_error(
+    hostile: str, capsys: pytest.CaptureFixture[str], event: bytes
+) -> None:
+    Hostile.answer = 200, {"Content-Type": "text/event-stream"}, b"data: " + event + b"\n\n"
+    with pytest.raises(SystemExit):  # and no other exception
+        main(["watch", "--url", hostile])
+    assert capsys.readouterr().err.startswith(f"Error: {hostile}")
+
+
 ESCAPES = "\x1b]0;owned\x07\x1b[31m\n"
 
 

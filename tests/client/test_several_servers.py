@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.client import connect, connect_async
+from backline.client import balanced_transport, connect, connect_async
 from backline.client.address import Address
 from backline.client.errors import ConnectionLost, InvalidArgument, Unavailable, Unsupported
 from support import models
@@ -219,6 +219,37 @@ def test_a_name_stands_for_all_its_addresses(pair: tuple[ServerProcess, ...]) ->
         pytest.raises(Unavailable, match="look up"),
     ):
         client["add1"](ONES)
+
+
+def test_a_failed_look_up_of_the_servers_does_not_end_the_watch(
+    pair: tuple[ServerProcess, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While replicas with all models are replaced by shards, a look-up without a model is an invalid one."""
+    looked_up: list[Address] = []
+
+    async def run() -> None:
+        again = asyncio.Event()
+
+        async def resolve(address: Address) -> tuple[Address, ...]:
+            looked_up.append(address)
+            if len(looked_up) in (2, 3):
+                raise InvalidArgument("the replicas have different models")
+            if len(looked_up) > 3:
+                again.set()
+            return (Address.parse(pair[0].url),)
+
+        monkeypatch.setattr(balanced_transport, "resolve", resolve)
+        monkeypatch.setattr(balanced_transport, "_LOOK_AGAIN", 0.01)
+        async with connect_async("ray://backline") as client:
+            await client["add1"](ONES)
+            async with asyncio.timeout(30):
+                await again.wait()
+            assert (await client["add1"](ONES))["OUTPUT0"][0, 0] == 2
+
+    asyncio.run(run())
+    assert [record.message for record in caplog.records if "different models" in record.message] == [
+        "the replicas have different models. The servers that are known still get requests"
+    ]
 
 
 def test_lists_of_urls_are_checked(tmp_path: Path) -> None:

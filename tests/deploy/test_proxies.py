@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import subprocess
 import time
@@ -13,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.client import connect
+from backline.client import Client, Model, connect
+from backline.client.errors import ConnectionFailed
 from docs.pages import ROOT
 from support import models
 from support.repositories import put
@@ -65,10 +67,18 @@ def proxy(
 ) -> Iterator[Proxy]:
     name = request.param
     tool(name)
-    folder = tmp_path_factory.mktemp(name)
-    http, grpc = free_ports(2)
     text = (ROOT / "deploy" / "proxies" / CONFIGURATIONS[name]).read_text()
-    ports = {8000: server.http_port, 8001: server.grpc_port, 8080: http, 8081: grpc}
+    with _proxy(name, text, tmp_path_factory.mktemp(name), server) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def _proxy(name: str, text: str, folder: Path, *servers: ServerProcess) -> Iterator[Proxy]:
+    """Runs a proxy with a configuration. The servers replace the ports 8000 and 8001, 8010 and 8011, ..."""
+    http, grpc = free_ports(2)
+    ports = {8080: http, 8081: grpc}
+    for number, one in enumerate(servers):
+        ports |= {8000 + 10 * number: one.http_port, 8001 + 10 * number: one.grpc_port}
     for printed, own in ports.items():
         text = text.replace(f":{printed}", f":{own}").replace(f"listen {printed}", f"listen 127.0.0.1:{own}")
         text = text.replace(f"port_value: {printed}", f"port_value: {own}")
@@ -142,3 +152,53 @@ def test_each_response_of_a_stream_arrives_at_once(proxy: Proxy, protocol: str) 
 
     assert first == [0, 1]
     assert took < 3
+
+
+@pytest.mark.parametrize(
+    ("name", "server_line", "added"),
+    [
+        ("haproxy", r"( +server )a( 127\.0\.0\.1:80)0(.*)", r"\g<0>\n\1b\g<2>1\3"),
+        ("caddy", r"(reverse_proxy )(.*:80)0(\d)", r"\g<0> \g<2>1\3"),
+        ("envoy", r"( +- endpoint: .*port_value: 80)0(.*)", r"\g<0>\n\g<1>1\2"),
+    ],
+)
+def test_a_server_that_is_not_ready_gets_no_requests(
+    server: ServerProcess, tmp_path: Path, name: str, server_line: str, added: str
+) -> None:
+    tool(name)
+    text = (ROOT / "deploy" / "proxies" / CONFIGURATIONS[name]).read_text()
+    text, lines = re.subn(server_line, added, text)
+    assert lines == 2
+    models.add1(tmp_path / "models")
+    put(tmp_path / "models" / "broken" / "1" / "model.onnx", "not a model")
+    with (
+        serve(tmp_path / "models", tmp_path / "log", ready=False) as unready,
+        connect(unready.url) as direct,
+        _proxy(name, text, tmp_path, server, unready) as proxy,
+    ):
+        end = time.monotonic() + 60
+        while not _is_ready(direct["add1"]):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert not direct.ready()
+        for protocol in ("http", "grpc"):
+            with connect(proxy.url(protocol), timeout=20) as client:
+                end = time.monotonic() + 60
+                while True:
+                    before = _successes(direct)
+                    for _ in range(20):
+                        client["add1"](np.ones((1, 16), np.float32))
+                    if _successes(direct) == before:
+                        break
+                    assert time.monotonic() < end
+
+
+def _is_ready(model: Model) -> bool:
+    with contextlib.suppress(ConnectionFailed):  # the server starts
+        return model.ready()
+    return False
+
+
+def _successes(client: Client) -> int:
+    count: int = client["add1"].statistics()[0]["inference_stats"]["success"]["count"]
+    return count

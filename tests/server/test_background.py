@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 import backline
 from backline.engine.errors import AlreadyExists, InvalidArgument, Unsupported
+from backline.wire.listener import Listeners
 from support import models
 from support.chromium import chromium
 from support.web import WebServer
@@ -197,6 +199,34 @@ def test_a_port_in_use_is_named_with_what_to_do() -> None:
         pytest.raises(AlreadyExists, match="stop the server that has this port"),
     ):
         backline.serve(doubled, port=int(server.url.rpartition(":")[2]))
+
+
+def test_a_port_without_the_right_to_it_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(*arguments: object, **options: object) -> int:
+        raise PermissionError(errno.EACCES, "cannot listen on 127.0.0.1:80: Permission denied")
+
+    monkeypatch.setattr(Listeners, "open_tcp", refused)
+    with pytest.raises(
+        InvalidArgument, match=r"127\.0\.0\.1:80: Permission denied: choose a port above 1023"
+    ):
+        backline.serve(doubled, port=80)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "a" * 70, "a..b"])
+def test_an_address_of_another_machine_is_named_with_what_to_do(host: str) -> None:
+    with pytest.raises(InvalidArgument, match=rf"cannot listen on {host}:0: .*: choose an address of this"):
+        backline.serve(doubled, host=host)
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_port_that_no_machine_has_is_refused(port: int) -> None:
+    with pytest.raises(InvalidArgument, match=rf"port is {port}: expected 0 \(any free port\) to 65535"):
+        backline.serve(doubled, port=port)
+
+
+def test_a_name_that_no_model_can_have_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="the name of the model"):
+        backline.serve(doubled, "a/b")
 
 
 def test_a_stream_that_is_called_like_a_function_says_how_to_call_it() -> None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import click
@@ -57,15 +58,22 @@ async def _watch(
         shown = 0
         async with aclosing(transport.follow(b"/v2/traces", _SILENCE)) as traces:
             async for trace in traces:
-                if (model and not _concerns(trace, model)) or (failed and not trace["error"]):
+                text = transport.read(
+                    "a trace", partial(_shown, trace, model, failed=failed, as_json=as_json)
+                )
+                if not text:
                     continue
-                if as_json:
-                    click.echo(json.dumps(trace))
-                else:
-                    click.secho(line(trace), fg="red" if trace["error"] else None)
+                click.secho(text, fg="red" if not as_json and trace["error"] else None)
                 shown += 1
                 if shown == count:
                     return
+
+
+def _shown(trace: Mapping[str, Any], model: str, *, failed: bool, as_json: bool) -> str:
+    """Returns the text to show for a trace; "" if the options exclude the trace."""
+    if (model and not _concerns(trace, model)) or (failed and not trace["error"]):
+        return ""
+    return json.dumps(trace) if as_json else line(trace)
 
 
 def _concerns(trace: Mapping[str, Any], model: str) -> bool:

@@ -112,6 +112,15 @@ class Address:
             ) from None
         if not host:
             raise InvalidArgument(f"'{url}' names no host. Use, for example, {_EXAMPLES}")
+        try:
+            host.encode("idna")
+        except UnicodeError:
+            raise InvalidArgument(
+                f"'{url}' names a host that cannot exist: the parts of a host name, which are separated by"
+                " dots, have 1 to 63 characters"
+            ) from None
+        if host.isdecimal():
+            raise InvalidArgument(f"'{url}' names a port, but no host: use localhost:{host}")
         if parts.username is not None:
             raise InvalidArgument(
                 "the URL contains a user name or password: pass headers={'authorization': '...'} instead, or"

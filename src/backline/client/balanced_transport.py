@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from time import monotonic
@@ -73,6 +73,10 @@ class BalancedTransport(Transport):
         self._probes: set[asyncio.Task[None]] = set()
         #: The server of each open sequence.
         self._sequences: OpenSequences[Endpoint] = OpenSequences(_MAX_SEQUENCES)
+        #: Seconds between two look-ups; 0 if the set of servers cannot change.
+        self._look_up_every = min(
+            (_LOOK_AGAIN if one.by_ray else _RESOLVE for one in addresses if one.changes), default=0.0
+        )
         self._resolve_at = 0.0
         #: Whether `close` was called. No call is sent after that, not even to another server.
         self.closed = False
@@ -273,6 +277,7 @@ class BalancedTransport(Transport):
             self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     async def _watch(self) -> None:
+        failing = False
         while True:
             await asyncio.sleep(_WATCH)
             now = monotonic()
@@ -281,8 +286,14 @@ class BalancedTransport(Transport):
                 self._probes.add(task)
                 task.add_done_callback(self._probes.discard)
             if self._resolve_at and now >= self._resolve_at:
-                with suppress(Unavailable):  # keep the last known addresses
+                try:
                     await self._look_up()
+                    failing = False
+                except BacklineError as error:
+                    self._resolve_at = now + self._look_up_every
+                    if not failing:
+                        log.warning("%s. The servers that are known still get requests", error.message)
+                    failing = True
             if self.balancer.quiet and not self.calls and not any(one.by_ray for one in self._given):
                 return
 
@@ -307,8 +318,7 @@ class BalancedTransport(Transport):
         for address in self._given:
             for one in await resolve(address):
                 found[one.url] = one
-        again = [_LOOK_AGAIN if one.by_ray else _RESOLVE for one in self._given if one.changes]
-        self._resolve_at = monotonic() + min(again) if again else 0.0
+        self._resolve_at = monotonic() + self._look_up_every if self._look_up_every else 0.0
         self._addresses |= found
         _, removed = self.balancer.update(found)
         self._leaving += removed

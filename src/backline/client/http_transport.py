@@ -306,7 +306,7 @@ class HttpTransport(Transport):
         head = b"GET %b%b HTTP/1.1\r\n%bAccept: text/event-stream\r\n\r\n"
         async with aclosing(self._events([head % (self._prefix, path, self._fields)], timeout)) as events:
             async for event in events:
-                yield msgspec.json.decode(event)
+                yield self._decode(path, event)
 
     def document(self, path: bytes, answer: HttpAnswer) -> Any:
         """Returns the JSON document in an answer.
@@ -315,8 +315,11 @@ class HttpTransport(Transport):
         """
         if answer.status != 200:
             raise self.failure(answer)
+        return self._decode(path, answer.body)
+
+    def _decode(self, path: bytes, body: Buffer) -> Any:
         try:
-            return msgspec.json.decode(answer.body)
+            return msgspec.json.decode(body)
         except UNREADABLE as error:
             raise ProtocolError(f"{self._url}{path.decode()} did not answer with JSON: {error}") from None
 

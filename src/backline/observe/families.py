@@ -38,23 +38,17 @@ _LABELS, _VERSION = "\0", "\1"
 class FamilyTemplate:
     """The comment lines of a metric, and the function that formats the samples of a version.
 
-    A version in the state UNKNOWN has samples only if `always` is set. With `if_any`, the comment lines are
-    left out if no version has samples.
+    With `if_any`, the comment lines are left out if no version has samples.
     """
 
     comment: str
     write: Write
-    always: bool = False
     if_any: bool = False
 
 
-def _single(
-    name: str, kind: str, text: str, read: Callable[[Model], float], *, always: bool = False
-) -> FamilyTemplate:
+def _single(name: str, kind: str, text: str, read: Callable[[Model], float]) -> FamilyTemplate:
     line = f"{name}{{%s}} %r\n"
-    return FamilyTemplate(
-        comment(name, kind, text), lambda model, labels: line % (labels, read(model)), always
-    )
+    return FamilyTemplate(comment(name, kind, text), lambda model, labels: line % (labels, read(model)))
 
 
 def _counter(name: str, text: str, read: Read) -> FamilyTemplate:
@@ -202,9 +196,7 @@ def _states() -> FamilyTemplate:
     def write(model: Model, labels: str) -> str:
         return (lines % tuple([model.state is state for state in ModelState])).replace(_LABELS, labels)
 
-    return FamilyTemplate(
-        comment(name, "gauge", "1 for the current state of the model version"), write, always=True
-    )
+    return FamilyTemplate(comment(name, "gauge", "1 for the current state of the model version"), write)
 
 
 _COUNTS: tuple[FamilyTemplate, ...] = (
@@ -315,7 +307,6 @@ _DETAILS: tuple[FamilyTemplate, ...] = (
         "gauge",
         "Resident memory of the model version",
         lambda m: m.memory_bytes,
-        always=True,
     ),
     _histogram(
         "backline_request_duration_seconds",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from time import monotonic
 
 from backline.engine.engine import Engine
-from backline.engine.model import Model, ModelState
+from backline.engine.model import Model
 from backline.engine.values.tensor import in_pieces
 from backline.observe.exposition import CONTENT_TYPE, comment, exposed, label_text, number
 from backline.observe.families import families
@@ -112,8 +112,7 @@ class Metrics:
         for model in self._engine.models():
             labels = _labels(model, self._engine.namespaces.get(model.name))
             for family, text in zip(self._families, texts, strict=True):
-                if family.always or model.state is not ModelState.UNKNOWN:
-                    text.append(family.write(model, labels))
+                text.append(family.write(model, labels))
             yield ""
         for family, text in zip(self._families, texts, strict=True):
             if not family.if_any or any(text[1:]):

@@ -76,8 +76,9 @@ class Listeners:
             infos = await self._wire.loop.getaddrinfo(
                 name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )
-        except socket.gaierror as error:
-            raise OSError(errno.EADDRNOTAVAIL, f"cannot listen on {host}:{port}: {error.strerror}") from error
+        except (socket.gaierror, UnicodeError) as error:  # UnicodeError: no host can have this name
+            reason = error.strerror if isinstance(error, socket.gaierror) else "this is not a host name"
+            raise OSError(errno.EADDRNOTAVAIL, f"cannot listen on {host}:{port}: {reason}") from error
         sockets: list[socket.socket] = []
         try:
             for family, kind, protocol, _, address in dict.fromkeys(infos):
