@@ -134,7 +134,7 @@ class AsyncClient:
         return await (await self.transport()).server_live(self._limit(timeout))
 
     async def ready(self, timeout: float | None = None) -> bool:
-        """Returns whether the server and all models on it are ready."""
+        """Returns whether the server reports that it is ready."""
         return await (await self.transport()).server_ready(self._limit(timeout))
 
     async def wait_ready(self, timeout: float | None = None) -> None:

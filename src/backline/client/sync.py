@@ -67,7 +67,7 @@ class Client:
         return self._loop.run(self._client.live(timeout))
 
     def ready(self, timeout: float | None = None) -> bool:
-        """Returns whether the server and all models on it are ready."""
+        """Returns whether the server reports that it is ready."""
         return self._loop.run(self._client.ready(timeout))
 
     def wait_ready(self, timeout: float | None = None) -> None:

@@ -212,8 +212,8 @@ class Executor:
         one.task.add_done_callback(lambda _: self._load_ended(served, one))
 
     def _load_again(self, served: ServedModel, one: Servable) -> None:
-        """Loads a version again although its files are the same, because other servers that run it have
-        changed it. The present load serves until then.
+        """Loads a remote version again although its files are the same, because the servers that run it have
+        changed it. The current load serves until the new one is ready.
         """
         version = one.model.version
         if served.ready(version) is one and served.load_again(version):

@@ -106,7 +106,7 @@ class Lifecycle:
         wait for such repositories. With that option, the models of a repository are loaded once it can be
         read, and the engine is not ready until then.
         """
-        if self._options.mode != "none":  # in mode none, requests cannot change what it holds
+        if self._options.mode != "none":  # in mode none, requests can neither move labels nor send files
             await asyncio.to_thread(warn_of_folder, self.state_folder)
             await asyncio.to_thread(remove_stale)
         chosen = await self._holdings.open()

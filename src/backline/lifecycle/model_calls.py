@@ -34,7 +34,7 @@ class ModelCalls:
         model might wait for resources that the caller holds.
 
         If the models have several instances, a cycle would deadlock only under load. It is refused on every
-        call, because such an error is easier to find.
+        call, because an error that always occurs is easier to find.
         """
         called = self._engine.find_ready(ticket.request.model_name, ticket.request.model_version)
         waits = [(node(self._caller), node(called)), *waits_for_steps(self._engine, called)]

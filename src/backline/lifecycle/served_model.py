@@ -351,8 +351,9 @@ class ServedModel:
         )
 
     def load_again(self, version: str) -> bool:
-        """Requires another load of a version, from the same files. Returns whether it does: not during a
-        change, or while a load of the version is in progress anyway.
+        """Changes the target so that a version is loaded again from the same files. Returns False, without
+        changing anything, if the model is not wanted, or while a change of the model or a load of the version
+        is in progress.
         """
         if self.target is None or self.change is not None:
             return False

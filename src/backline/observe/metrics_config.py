@@ -60,7 +60,7 @@ def as_triton_reads(texts: Sequence[str]) -> tuple[list[str], list[str]]:
 
     Triton ignores unknown settings. It also ignores values that equal the default, so a later value cannot
     undo a change. `histogram_latencies` is an exception, because its default in Backline is not Triton's. In
-    a list of quantiles, it ignores invalid quantiles, and it ignores the whole list if no quantile is valid.
+    a list of quantiles, Triton ignores invalid quantiles, or the whole list if no quantile is valid.
     """
     obeyed: list[str] = []
     ignored: list[str] = []

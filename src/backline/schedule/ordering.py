@@ -38,7 +38,7 @@ class ResponseOrder:
         return len(self._answers)
 
     def start(self, tickets: Sequence[Ticket]) -> None:
-        """Adds requests that are about to run at the end of the order."""
+        """Adds requests that are about to run to the end of the order."""
         for ticket in tickets:
             answer = self._places[ticket] = HeldOutcome(ticket)
             self._answers.append(answer)

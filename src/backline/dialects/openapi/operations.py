@@ -150,7 +150,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("GET", "/v2/health/live"): read(_SERVER, "Whether the process responds", _HEALTH),
     ("GET", "/v2/health/ready"): Operation(
-        _SERVER, "Whether every model is ready", _json(_HEALTH), further={503: "Not ready", 400: "Not ready"}
+        _SERVER, "Whether the server is ready", _json(_HEALTH), further={503: "Not ready", 400: "Not ready"}
     ),
     ("GET", "/v2/models"): read(
         _MODEL,

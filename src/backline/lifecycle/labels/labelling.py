@@ -322,9 +322,8 @@ class Labelling:
 
 
 def earlier_version(history: Iterable[Change], label: str, now: str) -> str:
-    """Returns the version that a rollback of a label restores, or "" if there is none. The label points to
-    `now`.
-
+    """Returns the version that a rollback of a label restores, or "" if there is none. `now` is the version
+    to which the label points.
     `history` has the changes to one model, newest first. A rollback undoes the last move that has not been
     undone, so that repeated rollbacks lead back to the first version.
     """

@@ -186,7 +186,8 @@ class LabelStore:
             self._copy.replace(_encode(self._contents), self._copy.read().revision)
         except (BacklineError, Replaced) as error:
             log.warning(
-                "no local copy of the labels of %s could be written for a start without it: %s",
+                "the local copy of the labels in %s cannot be written, so this server cannot start while the"
+                " original cannot be reached: %s",
                 self.where,
                 error,
             )

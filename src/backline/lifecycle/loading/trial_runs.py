@@ -108,7 +108,7 @@ class TrialRuns:
         return self._times.get(_shapes(inputs), ())
 
     def check_failures(self, *, batched: bool) -> None:
-        """Raises Internal if every run has failed, and runs with other inputs would fail too.
+        """Raises Internal if every run has failed, and runs with other inputs would probably fail too.
 
         A damaged file may load and fail only when it runs. The model is refused if it raises NeverRuns, or if
         it fails with the same error for all inputs. A model that refuses an input may accept other inputs.

@@ -148,10 +148,11 @@ class SequenceBatcher:
     def submit(self, ticket: Ticket) -> None:
         """Queues a request that fits the model.
 
-        Raises InvalidArgument if the request has an unsuitable sequence id or, unless the model is iterative,
-        none, if it lacks the START flag for an unknown sequence whose state cannot be in the store, or if it
-        has more than one item although the model takes batches. Raises Forbidden if another caller has begun
-        the sequence, and Unavailable if too many requests are waiting.
+        Raises InvalidArgument if the request has no sequence id (unless the model is iterative) or one that
+        the model's input cannot represent, if the sequence is unknown, the request lacks the START flag and
+        the model keeps no states in the store, or if the request has more than one item although the model
+        takes batches. Raises Forbidden if another caller has begun the sequence, and Unavailable if too many
+        requests are waiting.
         """
         step = ticket.request.sequence
         if (step is None or not step.id) and self._tensors.iterative:

@@ -51,8 +51,8 @@ class TimeLimits:
         elif now - self._since >= limit:
             _end(connection, awaited)
         elif awaited is Awaited.REQUEST:
-            # With 10,000 idle connections, checking each of them every second would take 2 % of a core. A
-            # request that arrives in part ends the rest. The drawback is that the time limit for reading a
+            # With 10,000 idle connections, checking each of them every second would take 2 % of a core. The
+            # checks resume when part of a request arrives. The drawback is that the time limit for reading a
             # response counts from the next check.
             connection.rests_until = min(now + min(limit * REST, LONGEST_REST), self._since + limit)
 

@@ -254,8 +254,8 @@ class Caller:
     def _begin(self, number: int, waiting: _PendingCall, message: bytes) -> None:
         if self._reader.ended:
             raise Unavailable(_CLOSED)
-        # The waiting object is registered before the message is sent, because the response may arrive before
-        # `_say` returns. If the channel has ended since the check above, `_say` raises.
+        # The call is registered before the message is sent, because the response may arrive before `_say`
+        # returns. If the channel has ended since the check above, `_say` raises.
         self._waiting[number] = waiting
         try:
             self._say(message)

@@ -31,8 +31,8 @@ PATIENCE = 0.02
 #: Seconds for which runs are not spread after two runs overlapped, because the next runs will probably do so
 #: too.
 AFTER_OVERLAP = 0.2
-#: This time doubles, up to this many seconds, with each spread run that another run overlaps: several callers
-#: that pause between their requests look like a lone caller.
+#: The time of AFTER_OVERLAP doubles, up to this many seconds, with each spread run that another run overlaps:
+#: several callers that pause between their requests look like a lone caller.
 LONGEST_AFTER_OVERLAP = 3.2
 #: Seconds for which runs are not spread after a spread run had to wait for a core, because something outside
 #: the budget uses the cores: the event loop, a worker process or another program.

@@ -163,7 +163,7 @@ _BY_NUMBER: Final = (
     DataType.BYTES,
     DataType.BF16,
 )
-#: TRITONSERVER_datatype_enum (core: include/triton/core/tritonserver.h); 0 means that there is none.
+#: TRITONSERVER_datatype_enum (core: include/triton/core/tritonserver.h), in which 0 is the invalid datatype.
 NUMBERS: Final = {datatype: number for number, datatype in enumerate(_BY_NUMBER, 1)}
 
 TRITON_STRING_TO_NUMPY: Final[dict[str, Any]] = {
