@@ -177,7 +177,7 @@ def test_a_thread_that_cannot_be_interrupted_is_abandoned_and_replaced(tmp_path:
             ("server", "sleep", "1")
         ] * 2
         assert (
-            "cannot be interrupted: its thread is left alone, and a new one takes its place (2 so far)"
+            "cannot be interrupted: its thread is abandoned, and a new thread replaces it (2 so far)"
             in replaced[0].detail
         )
         await until(lambda: not counted.stuck)  # they end within a second

@@ -228,9 +228,9 @@ class KeyRing:
     """
 
     def __init__(self, location: str, loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> None:
-        """`changed` is called after a key has been removed.
+        """`location` is the URL or the file of the keys. `changed` is called after a key has been removed.
 
-        Raises InvalidArgument if the keys are in a file that is not valid.
+        Raises InvalidArgument if the file cannot be read or is not a key set.
         """
         self._location = location
         self._loop = loop

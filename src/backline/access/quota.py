@@ -15,7 +15,7 @@ from backline.engine.ticket import InFlight, Listener, Ticket
 from backline.engine.values.messages import InferResponse
 from backline.memo import Memo
 
-#: The allowed rounding error, in seconds or as a share of a burst, because times are sums of floats.
+#: The allowed rounding error, in seconds and as a share of a burst, because times are sums of floats.
 _ROUNDING = 1e-9
 #: Seconds after which to retry if too many requests are in flight. The server cannot know when one of these
 #: requests will end.
@@ -218,8 +218,8 @@ class Meter:
         #: Whether any quota is limited to some models.
         self.by_model = any("*" not in quota.models for quota in quotas)
         self._limits_flight = any(quota.max_in_flight is not None for quota in quotas)
-        #: Whether `standing` may return a value. If there is only one limit, `charge` keeps this up to date;
-        #: otherwise it says whether any quota limits the rate of requests.
+        #: Whether `standing` may return a value. If `only` is not None, `charge` updates this flag; otherwise
+        #: the flag says whether any quota limits the rate of requests.
         self.low = any(quota.requests_per_second is not None for quota in quotas)
         #: The only limit, if there is just one and it applies to every model; otherwise None.
         self.only = self._limits[0] if len(self._limits) == 1 and not self.by_model else None

@@ -22,7 +22,7 @@ class OpenSequences(Generic[Value]):
         #: The sequences of each caller. The one that was kept longest ago is first.
         self._of_caller: dict[str, dict[Hashable, None]] = {}
         #: The callers by the number of their sequences, and the largest number. With these, the caller with
-        #: the most sequences is found at once, however many callers there are.
+        #: the most sequences is found without a search, however many callers there are.
         self._by_count: dict[int, dict[str, None]] = {}
         self._largest = 0
 

@@ -29,8 +29,8 @@ class Client:
     """A client of a server, or of a repository in this process. Any number of threads may share the client.
 
     Methods and errors are those of AsyncClient. The event loop runs on one background thread per process, so
-    each call costs a thread switch (about 50 us). Programs with thousands of requests in flight should use
-    `connect_async`.
+    each call costs two thread switches (about 50 us). Programs with thousands of requests in flight should
+    use `connect_async`.
     """
 
     def __init__(self, url: str, options: ClientOptions) -> None:

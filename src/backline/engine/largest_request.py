@@ -1,7 +1,7 @@
 """The size of the largest request to a model. A server receives no larger bodies for the model.
 
 The sizes are upper bounds on what clients write, not estimates. A request that is a byte larger may still be
-valid JSON, as JSON may contain any number of blanks, but no client writes so many.
+valid JSON, as JSON may contain any number of blanks, but no client writes that many.
 """
 
 from __future__ import annotations

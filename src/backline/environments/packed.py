@@ -94,7 +94,8 @@ def _unpacked(archive: Path, cache: Path) -> Path:
         ) from None
     except OSError as error:
         raise Unavailable(
-            f"{PARAMETER}: '{archive}' cannot be unpacked to '{cache}': {error.strerror}"
+            f"{PARAMETER}: '{archive}' cannot be unpacked to '{cache}': {error.strerror}; make room, or"
+            " choose another folder with --cache-dir"
         ) from None
     return folder
 

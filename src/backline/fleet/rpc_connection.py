@@ -65,8 +65,8 @@ _MOST_UNREAD = 1000
 class RpcConnection(asyncio.Protocol):
     """One connection that many calls share. Each call has its own HTTP/2 stream.
 
-    A call that is the only one in flight is written at once. Other calls that start in the same turn of the
-    event loop are written together at the end of that turn, unless they are large.
+    A call that is the only one in flight is written immediately. Other calls that start in the same turn of
+    the event loop are written together at the end of that turn, unless they are large.
 
     `url` names the other side in errors, and `advice` says what may be wrong if the other side closes a new
     connection. `again` is called with each call that must be sent again, because the other side has certainly
@@ -200,7 +200,7 @@ class RpcConnection(asyncio.Protocol):
             parts.append(_LONE_FRAME.pack(size << 8, frames.END_STREAM, number, 0, call.size))
             parts += call.parts
             if len(self.calls) == 1 and not self._scheduled:
-                self._flush()  # the only call is written at once, because the next one may start much later
+                self._flush()  # the only call does not wait, because the next one may start much later
                 return
         else:
             views = [memoryview(part).cast("B") for part in call.parts]

@@ -29,8 +29,8 @@ class WholeAnswer:
         message = length - PREFIX_SIZE
         layout = Struct(f">IBI{head}sIBIBI{message}sIBI{trailers}s")
         self._unpack = layout.unpack
-        #: What is the same in all such responses: for each frame, the word with its length and type, and its
-        #: flags; for the message, its compression flag and its size.
+        #: The values that are the same in all such responses: for each frame, the word with its length and
+        #: type, and its flags; for the message, its compression flag and its size.
         self._constant = (
             head << 8 | frames.HEADERS,
             frames.END_HEADERS,

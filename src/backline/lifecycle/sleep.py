@@ -223,7 +223,7 @@ class OnDemandQueue:
 
     def _fail(self, error: BacklineError) -> None:
         self._failure = error
-        if error.retry_after is None:  # otherwise, the next request may try again at once
+        if error.retry_after is None:  # otherwise, the next request may try again immediately
             self._failed_at = monotonic()
         self._refuse(error)
 

@@ -41,7 +41,10 @@ def unpacked(archive: Path, cache: Path, root: str = "", limits: UnpackLimits | 
             _unpack(archive, folder, root, limits or UnpackLimits())
         os.utime(folder)
     except OSError as error:
-        raise Unavailable(f"'{archive}' cannot be unpacked to '{cache}': {error.strerror}") from None
+        raise Unavailable(
+            f"'{archive}' cannot be unpacked to '{cache}': {error.strerror}; make room, or choose another"
+            " folder with --cache-dir"
+        ) from None
     return folder
 
 

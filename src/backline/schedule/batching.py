@@ -16,7 +16,7 @@ from backline.schedule.queues.queue import Queue
 BRIEF_NS: Final = 200_000
 #: The maximum time, in nanoseconds, for which a batch gathers requests.
 LONGEST_GATHERING_NS: Final = 1_000_000
-#: The minimum size of a group for which a batch starts at once. The batches of smaller groups cost the loop
+#: The minimum size of a group for which a batch starts immediately. Batches of smaller groups cost the loop
 #: more time than they save.
 SMALLEST_GROUP: Final = 8
 

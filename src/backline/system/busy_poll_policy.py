@@ -26,7 +26,7 @@ _SIMILAR: Final = 0.5
 _JITTER: Final = WAKE_TIME / 2
 #: A gap is not worth a poll if sleeping through it, including the wake-up, took less than WAKE_TIME by this
 #: many seconds. Either the input had arrived before the loop slept, as under load, or the core was busy and
-#: woke up at once.
+#: woke up immediately.
 _MARGIN: Final = 5e-6
 #: Each gap is compared with the gap this many gaps earlier. So requests with one, two, three or six gaps each
 #: are recognised as regular.

@@ -134,7 +134,7 @@ class Pace:
             self.proceed()
 
     def proceed(self) -> None:
-        # This asks for room for one more read, because a read may take more bytes than there is room left.
+        # One more read is allowed for, because a read may take more bytes than the room that is left.
         self._room = self._uploads.room(self, self._size + READ)
         self._set(self._room <= self._size)
 

@@ -103,7 +103,7 @@ DROP_IN: tuple[Difference, ...] = (
         any_value,
     ),
     Difference(
-        "versions that are no numbers are unknown ones",
+        "versions that are not numbers are unknown",
         ("health_over_grpc", "health_over_http"),
         _within("gain x", "gain -1", "*versions/x/ready", "*versions/-1/ready"),
         any_value,

@@ -173,7 +173,7 @@ def read_exposure(options: ServerOptions) -> Exposure:
 
 
 def _try(port: OpenPort, default: str) -> TriedPort:
-    """Tries to listen on a port. `default` is the address of ports without one of their own."""
+    """Tries to listen on a port. `default` is the address of ports for which no other address is given."""
     option, host_option = _OPTIONS[port.label]
     if port.host == default:
         host_option = "--host"

@@ -60,7 +60,7 @@ class Machine:
     @property
     def usable_cores(self) -> int:
         """The number of cores that this process can use at the same time. The affinity of the process and the
-        quota, rounded up, limit this number.
+        container's quota, rounded up, limit this number.
         """
         return self.cores if self.quota is None else max(1, min(self.cores, -int(-self.quota // 1)))
 

@@ -132,8 +132,8 @@ def conflicting_packages(software: Software) -> Iterator[Finding]:
     for first, second in rivals:
         yield error(
             f"{first} and {second} are both installed",
-            "Both install the same module, so files of one overwrite files of the other. What then loads"
-            " depends on the order of installation.",
+            "Both install the same module, so files of one overwrite files of the other. Which of them is"
+            " imported depends on the order of installation.",
             f"pip uninstall {first} {second}, then install the one that you need",
         )
     if not rivals:

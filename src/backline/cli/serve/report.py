@@ -383,8 +383,9 @@ def curl_line(model: Model, url: str, certificate: str | None = None, *, keyed: 
     key.
 
     If the model has a single input for pictures or sounds, the command sends FILE. Otherwise the command
-    sends JSON if the request is short and has no 16-bit floats, or else zeros in binary form if there is a
-    single input of fixed shape. For any other model, the command gets the metadata.
+    sends JSON if the request is short and has no 16-bit floats, or else zeros in binary form if the only
+    input is numeric and of fixed shape. For other models, and for decoupled models whose request is not
+    short, the command gets the metadata.
     """
     curl = "curl" if certificate is None else f"curl --cacert {shlex.quote(certificate)}"
     if keyed:

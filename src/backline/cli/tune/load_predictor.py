@@ -32,8 +32,9 @@ class BatchTimes:
         return cls(tuple(sorted(seconds.items())))
 
     def seconds(self, batch: float) -> float:
-        """Returns the duration of a run in seconds. Interpolates between the measured batch sizes. Above the
-        largest one, the duration is proportional to the batch size.
+        """Returns the duration of a run in seconds. Interpolates between the measured batch sizes. Below the
+        smallest one, the duration is that of the smallest; above the largest, it is proportional to the batch
+        size.
         """
         first, last = self.points[0], self.points[-1]
         if batch <= first[0]:

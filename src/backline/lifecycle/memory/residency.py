@@ -247,7 +247,9 @@ class Residency:
             grown = replace(reservation.need, own=own, peak=own + _GROWTH)
             await self._find_room(reservation, lambda: grown)
         except NoRoom:
-            seen(own + _GROWTH)  # the next load asks for this much at once, and is refused without evictions
+            seen(
+                own + _GROWTH
+            )  # the next load asks for this from its start, and is refused without evictions
             reservation.crowded_out = len(self._running) > 1
             raise
         finally:

@@ -118,7 +118,10 @@ def _follow_uri(place: Folder, uri: str, config: ModelConfig) -> tuple[Folder, M
     if path in place.listing.folders:
         return place.below(path), config
     if path not in place.listing.files:
-        raise InvalidArgument(f"{where}: parameters.uri '{uri}' does not exist below '{place.location}'")
+        raise InvalidArgument(
+            f"{where}: parameters.uri '{uri}' does not exist below '{place.location}'; correct it, or add the"
+            " file"
+        )
     return place, replace(config, default_model_filename=path)
 
 

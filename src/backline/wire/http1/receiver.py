@@ -311,8 +311,8 @@ class Receiver:
             self._turn_away(request, 503, f"The server has too many {what}; try again later", RETRY_AFTER)
         length = headers.get(b"content-length")
         if length is not None:
-            # The parser has already rejected signs and underscores, which `int` would accept. What remains is
-            # a repeated field.
+            # The parser has already rejected signs and underscores, which `int` would accept. So `int` fails
+            # only for a repeated field.
             try:
                 self._length = int(length)
             except ValueError:

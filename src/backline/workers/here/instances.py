@@ -185,8 +185,8 @@ class RunLimit:
         self.stuck += 1
         stuck = self.stuck
         reason = (
-            f"{self.exceeded} and cannot be interrupted: its thread is left alone,"
-            f" and a new one takes its place ({stuck} so far)"
+            f"{self.exceeded} and cannot be interrupted: its thread is abandoned, and a new thread"
+            f" replaces it ({stuck} so far)"
         )
         log.error("%s", reason)
         self._on_given_up(reason)

@@ -37,7 +37,9 @@ class MetricFamily:
     HISTOGRAM: ClassVar = MetricKind.HISTOGRAM
 
     def __init__(self, name: str, description: str, kind: MetricKind) -> None:
-        """Declares the metrics. Raises TritonModelException if the name is invalid or has another kind."""
+        """Declares the metrics. Raises TritonModelException if the name is invalid, or belongs to a metric of
+        another kind.
+        """
         self._name = name
         self._kind = MetricKind(kind)
         self._measures = Measures(worker.caller())
