@@ -371,6 +371,17 @@ async def test_an_invalid_request_fails_alone(tmp_path: Path, behind: ServerProc
         assert program.engine.find("pick").statistics.fail.count == 1
 
 
+async def test_requests_to_a_model_that_is_not_idempotent_are_not_sent_again(
+    tmp_path: Path, behind: ServerProcess
+) -> None:
+    once = 'parameters { key: "backline.idempotent" value { string_value: "false" } }'
+    async with front(tmp_path, behind.grpc_url, "pick", f"{BATCHES} {once}") as program:
+        asked = submit(program, [pick(3), pick(99)])
+        for one in asked:
+            with pytest.raises(Internal, match=r"out of data bounds.*in a batch of 2.*not idempotent"):
+                await one.done
+
+
 async def test_requests_that_are_sent_again_alone_do_not_exceed_the_calls_in_flight(
     tmp_path: Path, behind: ServerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:

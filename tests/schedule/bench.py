@@ -64,11 +64,12 @@ class Bench:
         preserve_ordering: bool = False,
         total: QueueTotal | None = None,
         split_at: int = 0,
+        idempotent: bool = True,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.model = Doubler()
         self.statistics = ModelStatistics()
-        execute = Execution("m", "1", self.model)
+        execute = Execution("m", "1", self.model, idempotent=idempotent)
         made: list[Instance] = [
             InlineInstance(execute) if inline else ThreadInstance(execute, self.loop, "m")
             for _ in range(instances)

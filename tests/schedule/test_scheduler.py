@@ -8,7 +8,7 @@ import time
 import pytest
 
 from backline.engine.config.model_config import QueuePolicy
-from backline.engine.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable
+from backline.engine.errors import BacklineError, DeadlineExceeded, Internal, InvalidArgument, Unavailable
 from backline.engine.values.messages import InferResponse
 from backline.schedule.batching import BRIEF_NS, BatchPolicy
 from backline.schedule.queues.queue import QueueSettings
@@ -221,6 +221,17 @@ def test_the_default_timeout_applies_to_requests_without_one() -> None:
             await bench.ask(2)[1]
 
     asyncio.run(scenario())
+
+
+def test_a_failed_batch_is_run_again_one_by_one_unless_the_model_is_not_idempotent() -> None:
+    async def scenario(*, idempotent: bool) -> tuple[list[int], list[bool]]:
+        bench = Bench(inline=True, idempotent=idempotent)
+        answers = [bench.ask(number)[1] for number in (1, 13)]
+        outcomes = await asyncio.gather(*answers, return_exceptions=True)
+        return bench.model.batches, [isinstance(one, BacklineError) for one in outcomes]
+
+    assert asyncio.run(scenario(idempotent=True)) == ([2, 1, 1], [False, True])
+    assert asyncio.run(scenario(idempotent=False)) == ([2], [True, True])
 
 
 def test_instances_can_be_replaced_between_two_batches() -> None:

@@ -34,7 +34,7 @@ class RemoteLane:
     The requests of a batch are sent as one call (`SentBatch`). All methods must be called on the event loop.
     `responses`, the counters of responses, is set only for a decoupled model. `time_limit` is the maximum
     duration of a call in seconds, and the only time limit of requests without a deadline. For a decoupled
-    model, it limits the wait for each response.
+    model, it limits the wait for each response. `idempotent` says whether a request may run twice.
     """
 
     def __init__(
@@ -47,11 +47,13 @@ class RemoteLane:
         *,
         time_limit: float,
         responses: ResponseStatistics | None,
+        idempotent: bool = True,
         poll: BusyPoll | None = None,
     ) -> None:
         self.name = name
         self.version = version
         self.responses = responses
+        self.idempotent = idempotent
         self._remote = remote
         self.urls = remote.urls
         #: The busy poll of the event loop, in which the lane counts the responses that it awaits.

@@ -24,6 +24,7 @@ from backline.engine.values.messages import InferRequest, InferResponse
 from backline.engine.values.signature import Signature
 from backline.engine.values.tensor import element_count
 from backline.workers.batch import Batch
+from backline.workers.here.execution import failed_together
 from backline.workers.instance import Finished, Instance
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ class SentBatch:
     """A batch whose requests are in flight to other servers, normally as one call.
 
     If a call with several requests fails, and one of them may be the cause, the requests are sent again one
-    after the other, each in a separate call. So only the invalid request fails, as in a batch that runs in
-    this process (`Execution`).
+    after the other, each in a separate call, unless the model is not idempotent. So only the invalid request
+    fails, as in a batch that runs in this process (`Execution`).
 
     The call lasts at most until the latest deadline among its requests. A request with an earlier deadline
     expires while the call continues.
@@ -164,7 +165,10 @@ class SentBatch:
             except BacklineError as wrong:
                 self.end([wrong] * len(tickets))
         elif len(tickets) > 1 and isinstance(error, _ABOUT_REQUESTS):
-            self._send_each_alone()
+            if lane.idempotent:
+                self._send_each_alone()
+            else:
+                self.end([failed_together(lane.explain(error), len(tickets))] * len(tickets))
         else:
             self.end([lane.explain(error or asyncio.CancelledError())] * len(tickets))
 

@@ -272,7 +272,7 @@ class LocalRepository:
                 now = ""
             if now != entry.identity:
                 raise Unavailable(
-                    f"'{place}' changed while it was being loaded; it will be loaded again once it is"
-                    " complete",
+                    f"'{place}' changed while it was being loaded, or is gone; mode poll loads it again once"
+                    " it is complete, in mode explicit load it again",
                     retry_after=1,
                 )

@@ -30,6 +30,7 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest, InferResponse
 from backline.engine.values.tensor import Tensor
 from backline.workers.child.model_code import find_model
+from support.embedded import AwaitedTicket, start
 from support.repositories import put
 from support.server import ServerProcess, serve
 
@@ -240,6 +241,50 @@ def test_a_request_that_hangs_runs_again_only_if_the_model_allows_it(
         assert client["hanging"](np.array([b"fine"], object))["output"][0] == b"fine"
 
     assert path.with_name("runs").read_text().split() == ["hang"] * runs + ["fine"]
+
+
+COUNTING = """
+from pathlib import Path
+
+from backline.model import FP32
+
+class Model:
+    max_batch_size = 8
+    %s
+
+    def predict(self, x: FP32[1]) -> FP32[1]:
+        with Path(__file__).with_name("runs").open("a") as runs:
+            print(len(x), file=runs)
+        if (x < 0).any():
+            raise ValueError("negative")
+        return x
+"""
+
+
+@pytest.mark.parametrize(
+    ("declared", "configured", "runs"),
+    [("", "", [2, 1, 1]), ("idempotent = False", "", [2]), ("", "idempotent = false\n", [2])],
+    ids=["nowhere", "in the code", "in the configuration"],
+)
+async def test_a_batch_that_fails_is_run_again_one_by_one_unless_the_model_forbids_it(
+    tmp_path: Path, declared: str, configured: str, runs: list[int]
+) -> None:
+    path = put(tmp_path / "models" / "counting" / "1" / "model.py", COUNTING % declared)
+    if configured:
+        put(tmp_path / "models" / "counting" / "model.toml", configured)
+    program = await start(tmp_path / "models")
+    asked = []
+    for number in (1, -1):
+        x = Tensor("x", DataType.FP32, (1, 1), np.float32([[number]]))
+        asked.append(AwaitedTicket(InferRequest("counting", {"x": x})))
+    for one in asked:
+        program.engine.submit(one.ticket)
+    outcomes = await asyncio.gather(*(one.done for one in asked), return_exceptions=True)
+    await program.stop()
+
+    assert [int(line) for line in path.with_name("runs").read_text().split()] == runs
+    assert isinstance(outcomes[0], Internal if len(runs) == 1 else InferResponse)
+    assert isinstance(outcomes[1], Internal)
 
 
 JSON = """

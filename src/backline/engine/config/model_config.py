@@ -235,8 +235,8 @@ class ModelConfig:
     #: The time limit for a run in seconds; None if the configuration sets none. A model's code may then set
     #: one.
     execution_timeout_seconds: float | None = None
-    #: Whether a request may be run twice. If the worker process ends, requests are retried unless this is
-    #: False. If a run exceeds the time limit, requests are retried only if this is True.
+    #: Whether a request may be run twice. If a batch fails or the worker process ends, requests are retried
+    #: unless this is False. If a run exceeds the time limit, requests are retried only if this is True.
     idempotent: bool | None = None
     #: The maximum resident memory of a worker process, in bytes; None if the configuration sets none. A
     #: model's code may then set one.

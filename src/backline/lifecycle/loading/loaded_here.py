@@ -126,6 +126,7 @@ class LoadedHere(LoadedVersion):
             joiner=join.joiner,
             outputs=tuple(spec.name for spec in self.states.model.outputs),
             declared_batch=config.max_batch_size or 0,
+            idempotent=config.idempotent is not False,
         )
 
     def make_first_runs(self, samples: Samples) -> None:

@@ -65,14 +65,16 @@ class LoadedRemote(LoadedVersion):
         model, config = maker.model, self.view.config
         if self.decoupled and model.statistics.responses is None:
             model.statistics.responses = ResponseStatistics()
+        idempotent = config.idempotent is not False
         lane = RemoteLane(
             model.name,
             model.version,
             self.remote,
-            open_remote(self.remote, idempotent=config.idempotent is not False, poll=maker.poll, id=self.id),
+            open_remote(self.remote, idempotent=idempotent, poll=maker.poll, id=self.id),
             tuple(spec.name for spec in self.signature.outputs),
             time_limit=config.execution_timeout_seconds or _TIME_LIMIT,
             responses=model.statistics.responses if self.decoupled else None,
+            idempotent=idempotent,
             poll=maker.poll,
         )
         self.lanes.append((lane, asyncio.get_running_loop()))
@@ -133,8 +135,7 @@ def _batch_limit(config: ModelConfig, max_batch_size: int, *, joins: bool) -> in
     """Returns the maximum number of items in a call.
 
     By default, requests share a call only if the other servers form batches themselves. A model that is not
-    idempotent needs `dynamic_batching` in the configuration, because the requests in a failed call are sent
-    again one by one.
+    idempotent needs `dynamic_batching` in the configuration, because all requests in a failed call fail.
     """
     wanted = config.dynamic_batching
     if wanted is None:

@@ -291,6 +291,7 @@ class WorkerStarter:
             busy_poll=self._shared.poll.longest
             if usable_cores() >= POLLING_CORES and not self._debugged
             else 0.0,
+            idempotent=config.idempotent,
         )
         python = hosted.python or sys.executable
         variables = hosted.environment

@@ -112,8 +112,8 @@ class WorkerLoad(msgspec.Struct, array_like=True):
     model from `job`, which the server has encoded for this function. `path` is the model's file, and `folder`
     is the model's folder, which contains its versions. `instance` is the name of the worker's instance, and
     `device_kind` and `device_index` say where it computes. `inputs`, `outputs` and `max_batch_size` come from
-    the configuration; `max_batch_size` is None if not configured. `configuration` is the whole configuration
-    with defaults, as the JSON of an inference.ModelConfig.
+    the configuration; `max_batch_size` and `idempotent` are None if not configured. `configuration` is the
+    whole configuration with defaults, as the JSON of an inference.ModelConfig.
 
     With `complete`, a model that can complete its own configuration does only that; another worker then loads
     the model. With `joining`, each request arrives as a separate part. A model that takes several requests
@@ -139,6 +139,7 @@ class WorkerLoad(msgspec.Struct, array_like=True):
     joining: Joining | None = None
     job: bytes = b""
     busy_poll: float = 0.0
+    idempotent: bool | None = None
 
 
 @decodable

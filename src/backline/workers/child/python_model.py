@@ -115,7 +115,7 @@ class PythonModel:
                 for warning in code.misspelt()
             ],
             instances=code.setting("instances"),
-            idempotent=code.setting("idempotent"),
+            idempotent=message.idempotent if message.idempotent is not None else code.setting("idempotent"),
             execution_timeout_seconds=code.setting("execution_timeout_seconds"),
             joins=self._joiner is not None,
         )

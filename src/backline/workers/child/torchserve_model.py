@@ -191,6 +191,7 @@ class TorchServeModel:
         self._handle = handle
         self._context = context
         self._together = batch > 0 and envelope not in _ALONE
+        self._may_repeat = message.idempotent is not False
         inputs = message.inputs or [Spec(INPUT, DataType.BYTES.name, [1])]
         outputs = message.outputs or [Spec(OUTPUT, DataType.BYTES.name, [1])]
         if len(outputs) != 1 or outputs[0].datatype != DataType.BYTES.name:
@@ -219,14 +220,16 @@ class TorchServeModel:
         )
 
     def execute(self, batch: RequestBatch) -> None:
-        """Runs all requests in one call of the handler. If that call fails and there are several requests,
-        runs each request alone.
+        """Runs all requests in one call of the handler. If that call fails for several requests, and requests
+        may run twice, runs each request alone.
         """
         if self._together and len(batch.requests) > 1:
             try:
                 self._answer(batch.requests)
                 return
             except Exception as error:
+                if not self._may_repeat:
+                    raise
                 print(
                     f"a batch of {len(batch.requests)} failed, so each request runs alone: {error!r}",
                     file=sys.stderr,

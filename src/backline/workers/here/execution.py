@@ -55,6 +55,7 @@ class Execution:
     `joiner` joins and splits requests; without a joiner, requests are concatenated along the first dimension.
     `outputs` are returned for requests that name none; the default is all outputs of the model.
     `declared_batch` is the `max_batch_size` of the configuration, or 0 if the configuration has none.
+    `idempotent` says whether a request may run twice.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class Execution:
         joiner: Joiner | None = None,
         outputs: tuple[str, ...] | None = None,
         declared_batch: int = 0,
+        idempotent: bool = True,
     ) -> None:
+        self._idempotent = idempotent
         self._declared_batch = declared_batch
         self._name = name
         self._version = version
@@ -83,8 +86,8 @@ class Execution:
         """Runs a batch and records its outcomes. Never raises.
 
         If a batch of several requests fails, each request is run again alone, so that only invalid requests
-        fail (exception: _NotABatch). An abandoned batch is not started. If it is running already, it is
-        interrupted, provided that the runtime can interrupt a run.
+        fail (exceptions: _NotABatch, and models that are not idempotent). An abandoned batch is not started.
+        If it is running already, it is interrupted, provided that the runtime can interrupt a run.
         """
         tickets = batch.tickets
         try:
@@ -95,6 +98,9 @@ class Execution:
         except Exception as error:
             if len(tickets) == 1 and not batch.abandoned:
                 batch.outcomes = [outcome_of(self._name, self._version, error)]
+            elif batch.executed and not self._idempotent and not batch.abandoned:
+                failure = outcome_of(self._name, self._version, error)
+                batch.outcomes = [failed_together(failure, len(tickets))] * len(tickets)
         if not batch.outcomes and batch.abandoned:
             batch.outcomes = [Cancelled(f"the request to model '{self._name}' was cancelled")] * len(tickets)
         elif not batch.outcomes:
@@ -184,6 +190,14 @@ def outcome_of(model: str, version: str, error: Exception) -> BacklineError:
         return error
     log.error("model '%s' version %s failed", model, version, exc_info=error)
     return Internal(f"model '{model}' version {version} failed: {type(error).__name__}: {error}")
+
+
+def failed_together(failure: BacklineError, requests: int) -> BacklineError:
+    """Returns the outcome of each request in a failed batch of a model that is not idempotent."""
+    return Internal(
+        f"{failure.message} (in a batch of {requests} requests, which are not tried again alone: the model is"
+        " not idempotent)"
+    )
 
 
 class _WaitingRun:
