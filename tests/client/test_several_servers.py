@@ -12,9 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.client import connect, connect_async
+from backline.client import balanced_transport, connect, connect_async
 from backline.client.address import Address
+from backline.client.balanced_transport import BalancedTransport
 from backline.client.errors import ConnectionLost, InvalidArgument, Unavailable, Unsupported
+from backline.client.http_transport import HttpTransport
+from backline.client.options import ClientOptions
+from backline.client.transport import InferCall
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.tensor import Tensor
 from support import models
 from support.repositories import put
 from support.server import ServerProcess, free_ports, serve
@@ -189,6 +195,26 @@ def test_a_late_request_is_answered_by_the_second_server(
     assert max(waited) < 1.0  # the least time after which the server could be found frozen
 
 
+def test_a_server_whose_connections_are_all_in_use_is_not_taken_for_dead(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tmp_path / "models" / "echo"
+    put(model / "1" / "empty", "")
+    put(
+        model / "config.pbtxt",
+        """backend: "identity" max_batch_size: 1
+        input [ { name: "x" data_type: TYPE_FP32 dims: [ 1 ] } ]
+        output [ { name: "y" data_type: TYPE_FP32 dims: [ 1 ] } ]
+        parameters { key: "execute_delay_ms" value { string_value: "2000" } }""",
+    )
+    with serve(model.parent, tmp_path / "log") as slow:
+        url = f"{slow.url},http://127.0.0.1:{free_ports(1)[0]}"
+        with connect(url, max_connections=1, timeout=30) as client:
+            client["echo"](np.ones((1, 1), np.float32))  # takes longer than the first probe waits
+
+    assert "no connection" not in caplog.text, "the probe waited for a connection"
+
+
 def test_a_server_that_comes_back_gets_requests_again(repository: Path, tmp_path: Path) -> None:
     async def back(client_url: str, second: contextlib.AbstractContextManager[ServerProcess]) -> None:
         async with connect_async(client_url) as client:
@@ -219,6 +245,45 @@ def test_a_name_stands_for_all_its_addresses(pair: tuple[ServerProcess, ...]) ->
         pytest.raises(Unavailable, match="look up"),
     ):
         client["add1"](ONES)
+
+
+def test_a_name_that_is_unknown_costs_no_request(pair: tuple[ServerProcess, ...]) -> None:
+    url = f"dns+http://no-such-name.invalid:8000,dns+http://localhost:{pair[0].http_port}"
+    with connect(url) as client:
+        assert client["add1"](ONES)["OUTPUT0"][0, 0] == 2
+
+
+def test_a_name_server_that_does_not_respond_costs_no_request(
+    pair: tuple[ServerProcess, ...], repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = Address("dns+http://name", "http", by_dns=True)
+    hangs = asyncio.Event()
+
+    async def look_up(_: Address) -> tuple[Address, ...]:
+        if hangs.is_set():
+            await asyncio.Event().wait()
+        return Address.parse_all(urls)
+
+    async def send(frozen: ServerProcess) -> None:
+        transport = BalancedTransport("name", (given,), ClientOptions(timeout=20), HttpTransport)
+        await transport.open()
+        call = InferCall("add1", (Tensor("INPUT0", DataType.FP32, ONES.shape, ONES),), timeout=20)
+        try:
+            await asyncio.gather(*(transport.infer(call) for _ in range(4)))
+            hangs.set()
+            frozen.process.send_signal(signal.SIGSTOP)
+            await asyncio.gather(*(transport.infer(call) for _ in range(4)))  # two go to the frozen server
+        finally:
+            await transport.close()
+
+    monkeypatch.setattr(balanced_transport, "resolve", look_up)
+    monkeypatch.setattr(balanced_transport, "_RESOLVE", 0.0)
+    with serve(repository, tmp_path / "log") as frozen:
+        urls = _urls((pair[0], frozen), "http")
+        try:
+            asyncio.run(send(frozen))
+        finally:
+            frozen.process.send_signal(signal.SIGCONT)
 
 
 def test_lists_of_urls_are_checked(tmp_path: Path) -> None:
