@@ -15,7 +15,15 @@ import pytest
 from backline.client import balanced_transport, connect, connect_async
 from backline.client.address import Address
 from backline.client.balanced_transport import BalancedTransport
-from backline.client.errors import ConnectionLost, InvalidArgument, Unavailable, Unsupported
+from backline.client.errors import (
+    BacklineError,
+    ConnectionLost,
+    InvalidArgument,
+    NotFound,
+    ProtocolError,
+    Unavailable,
+    Unsupported,
+)
 from backline.client.http_transport import HttpTransport
 from backline.client.options import ClientOptions
 from backline.client.transport import InferCall
@@ -125,6 +133,39 @@ def _metadata(server: ServerProcess) -> bytes:
     with socket.create_connection(("127.0.0.1", server.http_port)) as connection:
         connection.sendall(b"GET /v2/models/add1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"nonsense\r\n\r\n", ProtocolError),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nnonsense", ProtocolError),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"model_na', ConnectionLost),
+    ],
+    ids=["not HTTP", "not JSON", "half"],
+)
+def test_a_response_that_cannot_be_read_costs_no_idempotent_request(
+    pair: tuple[ServerProcess, ...], answering: Callable[..., str], answer: bytes, error: type[BacklineError]
+) -> None:
+    metadata = _metadata(pair[0])
+    for idempotent in (True, False):
+        failing = answering(metadata, answer)
+        with connect(f"{failing},{pair[0].url}", idempotent=idempotent) as client:
+            client["add1"].metadata()
+            with contextlib.nullcontext() if idempotent else pytest.raises(error):
+                for _ in range(2):  # one of them goes to the server that fails
+                    client["add1"](ONES)
+
+
+def test_a_server_without_the_model_costs_no_request(pair: tuple[ServerProcess, ...], tmp_path: Path) -> None:
+    models.add1(tmp_path / "models", "other")
+    with serve(tmp_path / "models", tmp_path / "log") as other:
+        for protocol in ("http", "grpc"):
+            with connect(_urls((other, pair[0]), protocol), idempotent=False) as client:
+                for _ in range(10):
+                    assert client["add1"](ONES)["OUTPUT0"][0, 0] == 2
+                with pytest.raises(NotFound):
+                    client["no_such_model"](ONES)
 
 
 def test_a_killed_server_costs_no_request(
