@@ -14,7 +14,21 @@ import pytest
 
 from backline.client import balanced_transport, connect, connect_async
 from backline.client.address import Address
-from backline.client.errors import ConnectionLost, InvalidArgument, Unavailable, Unsupported
+from backline.client.balanced_transport import BalancedTransport
+from backline.client.errors import (
+    BacklineError,
+    ConnectionLost,
+    InvalidArgument,
+    NotFound,
+    ProtocolError,
+    Unavailable,
+    Unsupported,
+)
+from backline.client.http_transport import HttpTransport
+from backline.client.options import ClientOptions
+from backline.client.transport import InferCall
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.tensor import Tensor
 from support import models
 from support.repositories import put
 from support.server import ServerProcess, free_ports, serve
@@ -121,6 +135,39 @@ def _metadata(server: ServerProcess) -> bytes:
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"nonsense\r\n\r\n", ProtocolError),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nnonsense", ProtocolError),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"model_na', ConnectionLost),
+    ],
+    ids=["not HTTP", "not JSON", "half"],
+)
+def test_a_response_that_cannot_be_read_costs_no_idempotent_request(
+    pair: tuple[ServerProcess, ...], answering: Callable[..., str], answer: bytes, error: type[BacklineError]
+) -> None:
+    metadata = _metadata(pair[0])
+    for idempotent in (True, False):
+        failing = answering(metadata, answer)
+        with connect(f"{failing},{pair[0].url}", idempotent=idempotent) as client:
+            client["add1"].metadata()
+            with contextlib.nullcontext() if idempotent else pytest.raises(error):
+                for _ in range(2):  # one of them goes to the server that fails
+                    client["add1"](ONES)
+
+
+def test_a_server_without_the_model_costs_no_request(pair: tuple[ServerProcess, ...], tmp_path: Path) -> None:
+    models.add1(tmp_path / "models", "other")
+    with serve(tmp_path / "models", tmp_path / "log") as other:
+        for protocol in ("http", "grpc"):
+            with connect(_urls((other, pair[0]), protocol), idempotent=False) as client:
+                for _ in range(10):
+                    assert client["add1"](ONES)["OUTPUT0"][0, 0] == 2
+                with pytest.raises(NotFound):
+                    client["no_such_model"](ONES)
+
+
 def test_a_killed_server_costs_no_request(
     pair: tuple[ServerProcess, ...], repository: Path, tmp_path: Path
 ) -> None:
@@ -189,6 +236,26 @@ def test_a_late_request_is_answered_by_the_second_server(
     assert max(waited) < 1.0  # the least time after which the server could be found frozen
 
 
+def test_a_server_whose_connections_are_all_in_use_is_not_taken_for_dead(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tmp_path / "models" / "echo"
+    put(model / "1" / "empty", "")
+    put(
+        model / "config.pbtxt",
+        """backend: "identity" max_batch_size: 1
+        input [ { name: "x" data_type: TYPE_FP32 dims: [ 1 ] } ]
+        output [ { name: "y" data_type: TYPE_FP32 dims: [ 1 ] } ]
+        parameters { key: "execute_delay_ms" value { string_value: "2000" } }""",
+    )
+    with serve(model.parent, tmp_path / "log") as slow:
+        url = f"{slow.url},http://127.0.0.1:{free_ports(1)[0]}"
+        with connect(url, max_connections=1, timeout=30) as client:
+            client["echo"](np.ones((1, 1), np.float32))  # takes longer than the first probe waits
+
+    assert "no connection" not in caplog.text, "the probe waited for a connection"
+
+
 def test_a_server_that_comes_back_gets_requests_again(repository: Path, tmp_path: Path) -> None:
     async def back(client_url: str, second: contextlib.AbstractContextManager[ServerProcess]) -> None:
         async with connect_async(client_url) as client:
@@ -250,6 +317,45 @@ def test_a_failed_look_up_of_the_servers_does_not_end_the_watch(
     assert [record.message for record in caplog.records if "different models" in record.message] == [
         "the replicas have different models. The servers that are known still get requests"
     ]
+
+
+def test_a_name_that_is_unknown_costs_no_request(pair: tuple[ServerProcess, ...]) -> None:
+    url = f"dns+http://no-such-name.invalid:8000,dns+http://localhost:{pair[0].http_port}"
+    with connect(url) as client:
+        assert client["add1"](ONES)["OUTPUT0"][0, 0] == 2
+
+
+def test_a_name_server_that_does_not_respond_costs_no_request(
+    pair: tuple[ServerProcess, ...], repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = Address("dns+http://name", "http", by_dns=True)
+    hangs = asyncio.Event()
+
+    async def look_up(_: Address) -> tuple[Address, ...]:
+        if hangs.is_set():
+            await asyncio.Event().wait()
+        return Address.parse_all(urls)
+
+    async def send(frozen: ServerProcess) -> None:
+        transport = BalancedTransport("name", (given,), ClientOptions(timeout=20), HttpTransport)
+        await transport.open()
+        call = InferCall("add1", (Tensor("INPUT0", DataType.FP32, ONES.shape, ONES),), timeout=20)
+        try:
+            await asyncio.gather(*(transport.infer(call) for _ in range(4)))
+            hangs.set()
+            frozen.process.send_signal(signal.SIGSTOP)
+            await asyncio.gather(*(transport.infer(call) for _ in range(4)))  # two go to the frozen server
+        finally:
+            await transport.close()
+
+    monkeypatch.setattr(balanced_transport, "resolve", look_up)
+    monkeypatch.setattr(balanced_transport, "_RESOLVE", 0.0)
+    with serve(repository, tmp_path / "log") as frozen:
+        urls = _urls((pair[0], frozen), "http")
+        try:
+            asyncio.run(send(frozen))
+        finally:
+            frozen.process.send_signal(signal.SIGCONT)
 
 
 def test_lists_of_urls_are_checked(tmp_path: Path) -> None:

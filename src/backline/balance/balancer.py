@@ -125,7 +125,8 @@ class Verdict(Enum):
 
     #: The server responded, perhaps only with the error that the request is invalid.
     ANSWERED = "answered"
-    #: The server refused the request because it already has too many requests.
+    #: The server refused the request because it already has too many requests, or does not have the model at
+    #: the moment.
     BUSY = "busy"
     #: The connection could not be opened, or broke.
     LOST = "lost"

@@ -16,6 +16,7 @@ from backline.client.errors import (
     ConnectionLost,
     DeadlineExceeded,
     Internal,
+    NotFound,
     ProtocolError,
     Unavailable,
 )
@@ -37,7 +38,7 @@ def verdict_of(error: BaseException | None) -> Verdict:
         return Verdict.ABANDONED
     if isinstance(error, ConnectionFailed):
         return Verdict.LOST
-    if isinstance(error, Unavailable):
+    if isinstance(error, (Unavailable, NotFound)):
         return Verdict.BUSY
     if isinstance(error, (DeadlineExceeded, Internal, ProtocolError)):
         return Verdict.FAILED
@@ -47,13 +48,14 @@ def verdict_of(error: BaseException | None) -> Verdict:
 def may_try_again(error: BaseException, *, idempotent: bool) -> bool:
     """Returns whether a request that got this error may be sent to another server.
 
-    Any request may be sent again if it has certainly not run, because no connection was opened, or because
-    the server refused the request while busy, loading or draining. An idempotent request may also be sent
-    again if the connection broke.
+    Any request may be sent again if it has certainly not run, because no connection was opened, because the
+    server refused the request while busy, loading or draining, or because the server does not have the model:
+    servers do not load and unload a version at exactly the same time. An idempotent request may also be sent
+    again if the connection broke, or if the response cannot be read.
     """
-    if isinstance(error, ConnectionLost):
+    if isinstance(error, (ConnectionLost, ProtocolError)):
         return idempotent
-    return isinstance(error, Unavailable)
+    return isinstance(error, (Unavailable, NotFound))
 
 
 class BalancedCall(Generic[T]):

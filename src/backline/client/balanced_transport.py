@@ -62,6 +62,8 @@ class BalancedTransport(Transport):
         # A failed request goes to another server immediately, instead of to the same server a little later.
         self._options = replace(options, retries=0)
         self._make = make
+        #: The servers found at each of the given addresses by the last look-up that succeeded.
+        self._found: dict[Address, tuple[Address, ...]] = {}
         self._addresses: dict[str, Address] = {}
         self._transports: dict[str, Transport] = {}
         self.balancer = Balancer(())
@@ -70,25 +72,26 @@ class BalancedTransport(Transport):
         #: The calls in flight.
         self.calls: set[BalancedCall[Any]] = set()
         self._watching: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._probes: set[asyncio.Task[None]] = set()
         #: The server of each open sequence.
         self._sequences: OpenSequences[Endpoint] = OpenSequences(_MAX_SEQUENCES)
-        #: Seconds between two look-ups; 0 if the set of servers cannot change.
-        self._look_up_every = min(
-            (_LOOK_AGAIN if one.by_ray else _RESOLVE for one in addresses if one.changes), default=0.0
-        )
+        #: Whether the last look-up failed.
+        self._look_up_failed = False
         self._resolve_at = 0.0
         #: Whether `close` was called. No call is sent after that, not even to another server.
         self.closed = False
         self._control = _OneServerOnly(self)
 
     async def open(self) -> None:
-        """Looks up host names. Raises Unavailable if a host name is unknown."""
-        await self._look_up()
+        """Looks up host names. Raises Unavailable if this finds no server at all."""
+        error = await self._look_up()
+        if error is not None and not self.balancer.endpoints:
+            raise error
 
     async def close(self) -> None:
         self.closed = True
-        for task in (self._watching, *self._probes):
+        for task in (self._watching, self._looking, *self._probes):
             if task is not None:
                 task.cancel()
         transports, self._transports = self._transports, {}
@@ -277,7 +280,6 @@ class BalancedTransport(Transport):
             self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     async def _watch(self) -> None:
-        failing = False
         while True:
             await asyncio.sleep(_WATCH)
             now = monotonic()
@@ -285,23 +287,23 @@ class BalancedTransport(Transport):
                 task = asyncio.create_task(self._probe(endpoint))
                 self._probes.add(task)
                 task.add_done_callback(self._probes.discard)
-            if self._resolve_at and now >= self._resolve_at:
-                try:
-                    await self._look_up()
-                    failing = False
-                except BacklineError as error:
-                    self._resolve_at = now + self._look_up_every
-                    if not failing:
-                        log.warning("%s. The servers that are known still get requests", error.message)
-                    failing = True
+            if (
+                self._resolve_at
+                and now >= self._resolve_at
+                and (self._looking is None or self._looking.done())
+            ):
+                # A look-up may take long if a name server does not respond. The probes go on meanwhile.
+                self._looking = asyncio.create_task(self._look_up_again())
             if self.balancer.quiet and not self.calls and not any(one.by_ray for one in self._given):
                 return
 
     async def _probe(self, endpoint: Endpoint) -> None:
         """Checks whether a server is alive. If not, sends the calls in flight there to other servers."""
         was_ejected, why = endpoint.ejected, "it says that it is not"
+        if endpoint not in self.balancer.endpoints:
+            return  # the address no longer resolves to this server
         try:
-            alive = await self.transport_of(endpoint).server_live(_PROBE_TIMEOUT)
+            alive = await self.transport_of(endpoint).probe(_PROBE_TIMEOUT)
         except BacklineError as error:
             alive, why = False, error.message
         self.balancer.probed(endpoint, monotonic(), alive=alive)
@@ -313,21 +315,37 @@ class BalancedTransport(Transport):
             for call in tuple(self.calls):
                 call.left_by(endpoint)
 
-    async def _look_up(self) -> None:
-        found: dict[str, Address] = {}
+    async def _look_up_again(self) -> None:
+        error = await self._look_up()
+        if error is not None and not self._look_up_failed:
+            log.warning("%s. The servers that are known still get requests", error.message)
+        self._look_up_failed = error is not None
+
+    async def _look_up(self) -> BacklineError | None:
+        """Looks up the servers at all given addresses, and returns the last error. After an error, the known
+        servers at that address are kept.
+        """
+        error: BacklineError | None = None
         for address in self._given:
-            for one in await resolve(address):
-                found[one.url] = one
-        self._resolve_at = monotonic() + self._look_up_every if self._look_up_every else 0.0
+            try:
+                self._found[address] = await resolve(address)
+            except BacklineError as failed:
+                error = failed
+        again = [_LOOK_AGAIN if one.by_ray else _RESOLVE for one in self._given if one.changes]
+        self._resolve_at = monotonic() + min(again) if again else 0.0
+        found = {one.url: one for address in self._given for one in self._found.get(address, ())}
         self._addresses |= found
         _, removed = self.balancer.update(found)
         self._leaving += removed
         ended = [endpoint for endpoint in self._leaving if not endpoint.in_flight or endpoint.url in found]
         self._leaving = [endpoint for endpoint in self._leaving if endpoint not in ended]
         for endpoint in ended:
-            transport = None if endpoint.url in found else self._transports.pop(endpoint.url, None)
-            if transport is not None:
-                await transport.close()
+            if endpoint.url not in found:
+                del self._addresses[endpoint.url]
+                transport = self._transports.pop(endpoint.url, None)
+                if transport is not None:
+                    await transport.close()
+        return error
 
 
 def _settle(answered: asyncio.Future[T], response: T | None, error: BaseException | None) -> None:

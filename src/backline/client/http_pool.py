@@ -44,6 +44,26 @@ class HttpPool:
         self._closed = False
         self._ssl = options.ssl_context() if address.tls else None
 
+    async def request_at_once(self, parts: Sequence[Buffer], size: int, timeout: float) -> HttpAnswer:
+        """Sends a request and waits for the answer. If no connection is free, uses a new one for this request
+        only, even if `max_connections` are in use.
+        """
+        connection = self._take_idle()
+        if connection is not None:
+            try:
+                return await connection.request(parts, size, timeout)
+            finally:
+                self.release(connection)
+        try:
+            async with asyncio.timeout(timeout):
+                connection = await self._open()
+        except (OSError, TimeoutError) as error:
+            raise refused(self._address, timeout, error) from None
+        try:
+            return await connection.request(parts, size, timeout)
+        finally:
+            connection.abort()
+
     async def request(self, parts: Sequence[Buffer], size: int, timeout: float) -> HttpAnswer:
         """Sends a request over a free connection and waits for the answer."""
         connection = self._take_idle()

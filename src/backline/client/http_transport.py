@@ -227,6 +227,10 @@ class HttpTransport(Transport):
     async def server_live(self, timeout: float) -> bool:
         return await self._holds(b"/v2/health/live", timeout)
 
+    async def probe(self, timeout: float) -> bool:
+        head = b"GET %b/v2/health/live HTTP/1.1\r\n%b\r\n" % (self._prefix, self._fields)
+        return self._is_healthy(await self._pool.request_at_once([head], len(head), timeout))
+
     async def server_ready(self, timeout: float) -> bool:
         return await self._holds(b"/v2/health/ready", timeout)
 
@@ -282,11 +286,14 @@ class HttpTransport(Transport):
         ]
 
     async def _holds(self, path: bytes, timeout: float) -> bool:
-        """Returns whether a health route answers with status 200.
+        """Returns whether a health route answers with status 200."""
+        return self._is_healthy(await self.exchange(b"GET", path, timeout))
+
+    def _is_healthy(self, answer: HttpAnswer) -> bool:
+        """Returns whether the answer of a health route has status 200.
 
         An unhealthy server answers with 400 (Triton) or 503.
         """
-        answer = await self.exchange(b"GET", path, timeout)
         if answer.status == 200:
             return True
         if answer.status in (400, 503):

@@ -132,6 +132,10 @@ class Transport(ABC):
     @abstractmethod
     async def server_live(self, timeout: float) -> bool: ...
 
+    async def probe(self, timeout: float) -> bool:
+        """Like `server_live`, but never waits for requests in flight to end."""
+        return await self.server_live(timeout)
+
     @abstractmethod
     async def server_ready(self, timeout: float) -> bool: ...
 
