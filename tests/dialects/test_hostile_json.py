@@ -30,6 +30,7 @@ from backline.dialects.open_inference.grpc.messages import GrpcReader
 from backline.dialects.open_inference.grpc.wire_format import (
     MAX_FIELDS,
     MAX_STRINGS,
+    MAX_VARINTS,
     split_load,
     split_request,
 )
@@ -228,6 +229,17 @@ def rpc(**fields: object) -> bytes:
     return bytes(message("inference.ModelInferRequest")(model_name="add1", **fields).SerializeToString())
 
 
+def unpacked(count: int) -> bytes:
+    """A request whose contents are numbers that are not packed; stock clients pack them."""
+    number = b"\x10\x01"  # int_contents
+    contents = b"\x2a" + varint(len(number) * count) + number * count
+    return rpc() + b"\x2a" + varint(len(contents)) + contents
+
+
+def varint(number: int) -> bytes:
+    return bytes([*(number >> shift & 127 | 128 for shift in range(0, 28, 7)), number >> 28])
+
+
 @pytest.mark.parametrize(
     ("received", "told"),
     [
@@ -239,9 +251,22 @@ def rpc(**fields: object) -> bytes:
             rpc(inputs=[{"parameters": {str(number): {"int64_param": 1} for number in range(MAX_FIELDS)}}]),
             "fields",
         ),
+        (rpc(inputs=[{"shape": [1] * (LARGE + 1)}]), "fields"),
         (rpc(inputs=[{"contents": {"bytes_contents": [b""] * (MAX_STRINGS + 1)}}]), "bytes_contents"),
+        (unpacked(MAX_STRINGS + 1), "not packed"),
+        (rpc(inputs=[{"contents": {"uint_contents": [300] * (MAX_VARINTS + 1)}}]), "raw_input_contents"),
     ],
-    ids=["inputs", "outputs", "raw contents", "parameters", "parameters of an input", "strings"],
+    ids=[
+        "inputs",
+        "outputs",
+        "raw contents",
+        "parameters",
+        "parameters of an input",
+        "shape",
+        "strings",
+        "numbers that are not packed",
+        "packed numbers",
+    ],
 )
 async def test_more_fields_than_allowed_are_refused(caller: Caller, received: bytes, told: str) -> None:
     call = caller.call(OIP + b"ModelInfer", received)

@@ -7,11 +7,19 @@ import json
 import threading
 from collections.abc import Callable
 
+import msgspec
+import numpy as np
 import pytest
 from fake_models import OIP, Caller, FakeStreamCall
 
-from backline.dialects.off_loop import LARGE
+from backline.dialects.input_plan import MAX_BYTES_ELEMENTS
+from backline.dialects.json_data import encode_data
+from backline.dialects.off_loop import LARGE, is_long
+from backline.dialects.open_inference.plan import InferPlan
+from backline.dialects.open_inference.planning import PlanBuilder
+from backline.engine.errors import PayloadTooLarge
 from backline.engine.values import tensor as tensors
+from backline.engine.values.datatypes import DataType
 from backline.protos import message
 
 #: Empty elements of 4 bytes each, more than are decoded on the loop.
@@ -33,28 +41,30 @@ def decoding(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
     return threads
 
 
-def rest_body(datatype: str = "BYTES", name: str = "INPUT0") -> tuple[bytes, dict[bytes, bytes]]:
+def rest_body(
+    datatype: str = "BYTES", name: str = "INPUT0", count: int = COUNT
+) -> tuple[bytes, dict[bytes, bytes]]:
     header = json.dumps(
         {
             "inputs": [
                 {
                     "name": name,
-                    "shape": [COUNT],
+                    "shape": [count],
                     "datatype": datatype,
-                    "parameters": {"binary_data_size": len(EMPTY)},
+                    "parameters": {"binary_data_size": 4 * count},
                 }
             ]
         }
     ).encode()
-    return header + EMPTY, {b"inference-header-content-length": b"%d" % len(header)}
+    return header + bytes(4 * count), {b"inference-header-content-length": b"%d" % len(header)}
 
 
-def rpc_message(model: str, *, raw: bool, name: str = "INPUT0") -> bytes:
-    given: dict[str, object] = {"name": name, "shape": [COUNT], "datatype": "BYTES"}
+def rpc_message(model: str, *, raw: bool, name: str = "INPUT0", count: int = COUNT) -> bytes:
+    given: dict[str, object] = {"name": name, "shape": [count], "datatype": "BYTES"}
     if not raw:
-        given["contents"] = {"bytes_contents": [b""] * COUNT}
+        given["contents"] = {"bytes_contents": [b""] * count}
     asked = message("inference.ModelInferRequest")(
-        model_name=model, inputs=[given], raw_input_contents=[EMPTY] if raw else []
+        model_name=model, inputs=[given], raw_input_contents=[bytes(4 * count)] if raw else []
     )
     return bytes(asked.SerializeToString())
 
@@ -143,3 +153,60 @@ async def test_a_grpc_stream_decodes_many_elements_off_the_loop_and_in_order(
     assert "nope" in answers[1].error_message
     assert decoding
     assert threading.main_thread() not in decoding
+
+
+#: More elements than a request may have.
+TOO_MANY = MAX_BYTES_ELEMENTS + 1
+
+
+async def test_rest_refuses_too_many_elements_before_decoding(
+    caller: Caller, decoding: list[threading.Thread]
+) -> None:
+    body, headers = rest_body(count=TOO_MANY)
+    request = caller.http("POST", "/v2/models/echo_BYTES_1/infer", body, headers)
+    await request.answered.wait()
+
+    assert request.answer is not None
+    assert request.answer.status == 413
+    assert f"have {TOO_MANY} elements" in request.answer.error
+    assert not decoding
+
+
+async def test_grpc_refuses_too_many_elements_before_decoding(
+    caller: Caller, decoding: list[threading.Thread]
+) -> None:
+    call = caller.call(OIP + b"ModelInfer", rpc_message("echo_BYTES_1", raw=True, count=TOO_MANY))
+    await call.answered.wait()
+
+    assert call.code == 8
+    assert f"have {TOO_MANY} elements" in call.error
+    assert not decoding
+
+
+@pytest.mark.parametrize("path", ["/v2/models/echo_BYTES_1/generate", "/models/echo_BYTES_1"])
+async def test_json_by_names_of_inputs_refuses_too_many_elements(caller: Caller, path: str) -> None:
+    answer = await caller.post_large(path, b'{"INPUT0":["' + b'","' * MAX_BYTES_ELEMENTS + b'"]}')
+
+    assert answer.status == 413
+    assert f"have {TOO_MANY} elements" in answer.error
+
+
+def test_the_elements_of_all_inputs_count_together() -> None:
+    builder = PlanBuilder("add1", "", None)
+    plan = InferPlan(
+        tuple(builder.add_input(name, "BYTES", (MAX_BYTES_ELEMENTS // 2 + 1,), None) for name in "ab")
+    )
+
+    with pytest.raises(PayloadTooLarge, match=f"have {MAX_BYTES_ELEMENTS + 2} elements"):
+        builder.finish(plan)
+
+
+@pytest.mark.parametrize("character", ['"', "\0", "é"])
+def test_a_long_element_is_encoded_as_json_in_pieces_off_the_loop(character: str) -> None:
+    text = character * (3 * LARGE)
+    tensor = tensors.Tensor("y", DataType.BYTES, (1,), np.array([text.encode()], object))
+    (encoded,) = encode_data(tensor)
+
+    assert is_long(tensor)
+    assert isinstance(encoded, msgspec.Raw)
+    assert bytes(encoded) == msgspec.json.encode(text)

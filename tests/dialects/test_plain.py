@@ -12,6 +12,10 @@ from fake_models import Caller, HttpAnswer, add_model
 from PIL import Image
 
 from backline.dialects.application import build_application
+from backline.dialects.input_plan import MAX_BYTES_ELEMENTS
+from backline.dialects.json_scan import MAX_KEYS
+from backline.dialects.plain.media import MAX_PADDING
+from backline.dialects.plain.reader import MAX_JSON, MAX_LISTS
 from backline.engine.engine import Engine
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec
@@ -202,6 +206,54 @@ def raw_npy(datatype: str, shape: str, data: bytes = b"") -> bytes:
 def test_a_hostile_npy_file_is_refused(datatype: DataType, body: bytes, error: str) -> None:
     answer = ask(echo(TensorSpec("x", datatype, (-1,))), "echo", body, "application/x-npy")
     assert (answer.status, error in answer.error) == (400, True), answer.error
+
+
+@pytest.mark.parametrize("type_", ["S1", "U1"])
+async def test_an_npy_file_with_too_many_strings_is_refused(type_: str) -> None:
+    caller = echo(TensorSpec("x", DataType.BYTES, (-1,)))
+    body = npy(np.zeros(MAX_BYTES_ELEMENTS + 1, type_))
+    request = caller.http("POST", "/models/echo", body, {b"content-type": b"application/x-npy"})
+    await request.answered.wait()
+
+    assert request.answer is not None
+    assert request.answer.status == 413
+    assert f"more than the {MAX_BYTES_ELEMENTS} allowed" in request.answer.error
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (json.dumps(dict.fromkeys(map(str, range(MAX_KEYS + 1)), 1)), f"more than {MAX_KEYS} keys"),
+        (f"[{'[],' * MAX_LISTS}1]", f"{MAX_LISTS + 1} lists"),
+        (f'"{" " * MAX_JSON}"', f"{MAX_JSON + 2} bytes"),
+    ],
+    ids=["keys", "lists", "bytes"],
+)
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=b"])
+async def test_json_that_is_costly_to_decode_is_refused(
+    caller: Caller, kind: str, text: str, error: str
+) -> None:
+    body = text.encode()
+    body = b'{"A":%b}' % body if kind == "application/json" else form(("A", "application/json", body))
+    if error.endswith("bytes") and kind == "application/json":
+        error = f"{len(body)} bytes"
+    request = caller.http("POST", "/models/pair", body, {b"content-type": kind.encode()})
+    await request.answered.wait()
+
+    assert request.answer is not None
+    assert request.answer.status == 413
+    assert error in request.answer.error
+
+
+def test_bytes_are_not_padded_to_a_huge_npy_file() -> None:
+    caller = echo(TensorSpec("x", DataType.BYTES, (-1,)))
+    longest = MAX_PADDING // 1000
+    answer = ask(caller, "echo", {"x": ["a" * longest, *[""] * 1001]}, accept="application/x-npy")
+    padded = ask(caller, "echo", {"x": ["a" * longest, *[""] * 999]}, accept="application/x-npy")
+
+    assert answer.status == 406
+    assert f"all its elements would take {longest} bytes" in answer.error
+    assert np.load(io.BytesIO(padded.body)).nbytes == 1000 * longest
 
 
 def test_a_body_of_a_type_that_fits_no_input_is_refused(caller: Caller) -> None:

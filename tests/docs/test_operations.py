@@ -18,6 +18,7 @@ from backline.dialects import input_plan, json_scan
 from backline.dialects.open_inference import repository
 from backline.dialects.open_inference.grpc import wire_format
 from backline.dialects.open_inference.rest import generate
+from backline.dialects.plain import reader
 from backline.lifecycle.labels import labelling
 from backline.lifecycle.loading.queueing import DEFAULT_QUEUE_SIZE
 from backline.wire.limits import Limits
@@ -76,7 +77,11 @@ def test_the_bounds_of_requests_are_listed() -> None:
         "MAX_UNKNOWN_FIELDS": wire_format.MAX_UNKNOWN_FIELDS,
         "MAX_PARAMETERS": generate.MAX_PARAMETERS,
         "MOST_LABELS": labelling.MOST_LABELS,
+        "MAX_BYTES_ELEMENTS": input_plan.MAX_BYTES_ELEMENTS,
         "MAX_STRINGS": wire_format.MAX_STRINGS,
+        "MAX_VARINTS": wire_format.MAX_VARINTS,
+        "MAX_JSON": reader.MAX_JSON,
+        "MAX_LISTS": reader.MAX_LISTS,
     }
 
 

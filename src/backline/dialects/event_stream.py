@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from backline.dialects.answers import error_body, hidden_error, respond_error, retry_fields
-from backline.dialects.off_loop import PIECE, OffLoop
+from backline.dialects.off_loop import OffLoop, is_long
 from backline.engine.errors import BacklineError
 from backline.engine.responses import Responses
 from backline.engine.values.messages import InferResponse
@@ -75,7 +75,7 @@ async def encoded(off_loop: OffLoop, encode: Encode, response: InferResponse) ->
 
 
 def _is_large(response: InferResponse) -> bool:
-    return any(tensor.data.size > PIECE for tensor in response.outputs)
+    return any(map(is_long, response.outputs))
 
 
 class _EventSender:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from backline.engine.errors import InvalidArgument
+from backline.engine.errors import InvalidArgument, PayloadTooLarge
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Buffer, Shape, Tensor, decode_tensor, element_count
 
 #: The maximum number of dimensions of an input: the limit of numpy 1.26, the oldest supported version.
 MAX_RANK = 32
+#: The maximum number of elements of all BYTES inputs of a request together. On its way through the server and
+#: a runtime, each element becomes several Python objects, even if it is empty: it takes up to 300 bytes of
+#: memory, and about a microsecond during which the interpreter's lock is held.
+MAX_BYTES_ELEMENTS = 1 << 20
 _from_buffer = np.frombuffer
 _MAX_DIMENSION = 2**63 - 1
 
@@ -30,7 +36,10 @@ class InputPlan:
         self.dtype = self.datatype.dtype
         self.shape = shape
         self.count = checked_count(name, self.dtype, shape)
-        self.size = -1 if self.datatype is DataType.BYTES else self.count * self.datatype.itemsize
+        self.size = self.count * self.datatype.itemsize
+        if self.datatype is DataType.BYTES:
+            check_bytes_elements(self.count)
+            self.size = -1
 
     def read(self, buffer: Buffer, start: int, end: int) -> Tensor:
         """Returns the tensor in `buffer[start:end]`: a view, unless the datatype is BYTES.
@@ -47,6 +56,23 @@ class InputPlan:
         if self.size:
             return decode_tensor(self.name, self.datatype, self.shape, memoryview(buffer)[start:end])
         return Tensor(self.name, self.datatype, self.shape, np.empty(self.shape, self.dtype))
+
+
+def check_bytes_elements(count: int) -> None:
+    """Raises PayloadTooLarge if the BYTES inputs of a request may not have `count` elements."""
+    if count > MAX_BYTES_ELEMENTS:
+        raise PayloadTooLarge(
+            f"the BYTES inputs of the request have {count} elements, more than the {MAX_BYTES_ELEMENTS}"
+            " allowed; divide them among several requests"
+        )
+
+
+def check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    """Raises what `check_bytes_elements` raises for these inputs of a request."""
+    if len(tensors) > 1:  # the elements of a single input were checked before they were decoded
+        check_bytes_elements(
+            sum([one.data.size for one in tensors.values() if one.datatype is DataType.BYTES])
+        )
 
 
 def too_many_dimensions(name: str, rank: int) -> InvalidArgument:

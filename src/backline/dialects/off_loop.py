@@ -7,6 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.tensor import Tensor
+
 #: The maximum size in bytes of JSON, BYTES tensors or protobuf fields that are decoded on the event loop:
 #: even a hostile request of this size blocks the loop for less than 5 ms. Anything larger is decoded on a
 #: thread, in steps between which the loop can run.
@@ -18,6 +21,13 @@ MANY = 512
 #: encodes larger tensors in pieces of this size.
 PIECE = 8 * 1024
 Result = TypeVar("Result")
+
+
+def is_long(tensor: Tensor) -> bool:
+    """Returns whether it takes too long to encode a tensor as JSON on the event loop."""
+    if tensor.data.size > PIECE:
+        return True
+    return tensor.datatype is DataType.BYTES and sum(map(len, tensor.data.reshape(-1).tolist())) > LARGE
 
 
 class LargeRequest(Exception):

@@ -8,7 +8,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Self
 
 from backline.dialects.input_plan import InputPlan
-from backline.dialects.off_loop import PIECE
+from backline.dialects.off_loop import PIECE, is_long
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest, InferResponse, Parameter, SequenceStep
@@ -116,10 +116,10 @@ class InferPlan:
         """Returns whether a response is too large to encode on the event loop."""
         shared = self.shared
         for tensor in response.outputs:
-            if tensor.data.size > PIECE and (
-                tensor.datatype is DataType.BYTES
-                or not (self.is_binary(tensor.name) or (shared is not None and shared.takes(tensor.name)))
-            ):
+            if self.is_binary(tensor.name) or (shared is not None and shared.takes(tensor.name)):
+                if tensor.data.size > PIECE and tensor.datatype is DataType.BYTES:
+                    return True
+            elif is_long(tensor):
                 return True
         return shared is not None and shared.is_large(response)
 

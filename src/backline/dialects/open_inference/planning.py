@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from backline.dialects.input_plan import InputPlan
+from backline.dialects.input_plan import InputPlan, check_bytes_elements
 from backline.dialects.open_inference.plan import InferPlan, prefix
 from backline.dialects.open_inference.shared_memory import (
     REGION,
@@ -118,7 +118,11 @@ class PlanBuilder:
         self._slices[name] = slice
 
     def finish(self, plan: InferPlan) -> None:
-        """Completes the plan. Raises PayloadTooLarge for too much shared memory."""
+        """Completes the plan. Raises PayloadTooLarge for too many BYTES elements, or too much shared
+        memory.
+        """
+        if len(self.inputs) > 1:  # an InputPlan has checked its own elements
+            check_bytes_elements(sum([spec.count for spec in self.inputs if spec.size < 0]))
         if self._outputs:
             plan.outputs = tuple(self._outputs)
         shared = [spec for spec in self.inputs if isinstance(spec, SharedInput)]

@@ -28,6 +28,8 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: The parameters of the Accept header that select the output and, for audio, its sample rate.
 OUTPUT, RATE = "output", "rate"
 _MAX_ACCEPT = 1024
+#: The maximum number of bytes by which the elements of a BYTES tensor are padded in a .npy file.
+MAX_PADDING = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +120,28 @@ def _malformed(name: str, error: Exception) -> InvalidArgument:
 def write_npy(tensor: Tensor, _: Form) -> bytes:
     data = tensor.data
     if tensor.datatype is DataType.BYTES:
-        data = data.astype("S") if data.size else data.astype("S1")
+        data = _padded(tensor) if data.size else data.astype("S1")
     elif tensor.datatype is DataType.BF16:
         data = widened(data)
     stream = BytesIO()
     np.lib.format.write_array(stream, np.asarray(data), allow_pickle=False)
     return stream.getvalue()
+
+
+def _padded(tensor: Tensor) -> np.ndarray:
+    """Returns the elements of a BYTES tensor, all padded to the length of the longest.
+
+    Security: raises NotAcceptable for too much padding. A single long element among many short ones would
+    make the file many times as large as the tensor.
+    """
+    sizes = [len(element) for element in tensor.data.reshape(-1).tolist()]
+    if len(sizes) * max(sizes) - sum(sizes) > MAX_PADDING:
+        raise _cannot(
+            tensor,
+            NPY,
+            f"all its elements would take {max(sizes)} bytes, as many as the longest; ask for JSON",
+        )
+    return tensor.data.astype("S")
 
 
 def write_png(tensor: Tensor, _: Form) -> bytes:

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from backline.dialects.json_scan import check_keys
-from backline.dialects.off_loop import LARGE, PIECE, LargeRequest
+from backline.dialects.input_plan import check_bytes_elements, check_tensors
+from backline.dialects.json_scan import check_keys, count
+from backline.dialects.off_loop import LARGE, LargeRequest, is_long
 from backline.dialects.plain.media import BINARY, NPY, Form, accepted, read_npy
 from backline.dialects.plain.multipart import FormPart, media_type, read_multipart
 from backline.dialects.plain.values import bytes_tensor, tensor_of
@@ -25,6 +26,8 @@ from backline.engine.values.tensor import Buffer, Tensor, decode_tensor, element
 
 #: The maximum size of a JSON body in bytes. Once decoded, its numbers take up to ten times as much memory.
 MAX_JSON = 8 << 20
+#: The maximum number of lists in a JSON body: in a tensor with two dimensions, one for each row.
+MAX_LISTS = 262_144
 REQUEST_ID = b"x-request-id"
 _MAX_ID = 256
 PARAMETERS = "parameters"
@@ -51,7 +54,7 @@ class PlainPlan:
         return InferRequest(model, inputs, version, id, None, self.parameters, deadline=deadline)
 
     def is_large(self, response: InferResponse) -> bool:
-        return any(tensor.data.size > PIECE for tensor in response.outputs)
+        return any(map(is_long, response.outputs))
 
     def release(self) -> None:
         """Does nothing: a plan holds no resources."""
@@ -79,6 +82,7 @@ class PlainReader:
         else:
             spec = _only_input(served, kind)
             given = {spec.name: _of_body(spec, kind, bytes(body), served)}
+        check_tensors(given)
         inputs, unbatched = _fitted(served, given)
         outputs = served.signature.outputs
         plan = PlainPlan(
@@ -88,13 +92,7 @@ class PlainReader:
 
 
 def _of_json(model: Model, body: Buffer, parameters: dict[str, Parameter]) -> dict[str, Tensor]:
-    if len(body) > MAX_JSON:
-        raise PayloadTooLarge(
-            f"the JSON has {len(body)} bytes, more than the {MAX_JSON} allowed here; send large"
-            " tensors as .npy (Content-Type: application/x-npy), or as binary data to the route infer"
-        )
-    if len(body) > LARGE:
-        check_keys(body)
+    _check_json("the JSON", body)
     specs = {spec.name: spec for spec in model.signature.inputs}
     try:
         document = msgspec.json.decode(body or b"{}")
@@ -117,6 +115,27 @@ def _of_json(model: Model, body: Buffer, parameters: dict[str, Parameter]) -> di
         else:
             raise _unknown(model, name)
     return given
+
+
+def _check_json(what: str, text: Buffer) -> None:
+    """Raises PayloadTooLarge if decoding a JSON text would hold the interpreter's lock for too long.
+
+    `what` names the text in the error.
+    """
+    if len(text) > MAX_JSON:
+        raise _too_large(what, len(text), "bytes", MAX_JSON)
+    if len(text) > LARGE:
+        check_keys(text)
+        lists = count(text, ord("["))
+        if lists > MAX_LISTS:
+            raise _too_large(what, lists, "lists", MAX_LISTS)
+
+
+def _too_large(what: str, size: int, of: str, limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"{what} has {size} {of}, more than the {limit} allowed here; send large tensors as .npy"
+        " (Content-Type: application/x-npy), or as binary data to the route infer"
+    )
 
 
 def plain_parameters(value: Any) -> dict[str, Parameter]:
@@ -158,10 +177,7 @@ def _is_text(spec: TensorSpec) -> bool:
 
 
 def _json_of(name: str, text: bytes) -> Any:
-    if len(text) > MAX_JSON:
-        raise PayloadTooLarge(
-            f"the JSON of '{name}' has {len(text)} bytes, more than the {MAX_JSON} allowed here"
-        )
+    _check_json(f"the JSON of '{name}'", text)
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -189,6 +205,7 @@ def _of_npy(spec: TensorSpec, body: bytes) -> Tensor:
             raise InvalidArgument(
                 f"the .npy file for input '{spec.name}' holds numbers; the input takes BYTES"
             )
+        check_bytes_elements(array.size)
         elements = np.empty(array.size, np.object_)
         try:
             elements[:] = [

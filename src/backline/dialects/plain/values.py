@@ -14,6 +14,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from backline.dialects.input_plan import check_bytes_elements
+from backline.dialects.json_data import json_text
 from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec
@@ -115,6 +117,7 @@ def _flatten(spec: TensorSpec, value: Any, shape: Shape, elements: list[Any]) ->
 def _array(spec: TensorSpec, elements: list[Any], shape: Shape) -> np.ndarray:
     datatype = spec.datatype
     if datatype is DataType.BYTES:
+        check_bytes_elements(len(elements))
         return _strings([_element_bytes(spec, element) for element in elements], shape)
     if datatype in _FLOATS:
         return _floats(spec, elements).reshape(shape)
@@ -183,7 +186,7 @@ def _string(_: str, element: Any) -> Any:
     if not isinstance(element, bytes):
         return str(element)
     try:
-        return element.decode()
+        return json_text(element.decode())
     except UnicodeDecodeError:
         return {"b64": base64.b64encode(element).decode()}
 

@@ -22,13 +22,14 @@ from backline.dialects.answers import JSON, respond_error
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.event_stream import EventStreams, encoded
 from backline.dialects.exchange import ReadRequest, RequestIntake, deadline_of
-from backline.dialects.input_plan import InputPlan
+from backline.dialects.input_plan import InputPlan, check_tensors
 from backline.dialects.json_data import (
     MAX_DEPTH,
     decode_data,
     decode_list,
     encode_data,
     read_numbers,
+    read_texts,
     replace_words,
 )
 from backline.dialects.json_scan import check_keys, count_elements
@@ -252,6 +253,7 @@ def read_generate(body: Buffer, headers: Mapping[bytes, bytes], model: Model) ->
                     raise InvalidArgument(f"Converting keyword: '{_PARAMETERS}': {error.message}") from None
         else:
             _take(key.text, value, inputs, tensors, parameters)
+    check_tensors(tensors)
     id = parameters.pop("id", "")
     if not isinstance(id, str):
         raise InvalidArgument(
@@ -414,7 +416,7 @@ def _no_shape(spec: TensorSpec, detail: str = "") -> InvalidArgument:
 
 
 def _value(tensor: Tensor, *, is_json: bool) -> Any:
-    values = encode_data(tensor)
+    values = read_texts(tensor) if is_json and tensor.datatype is DataType.BYTES else encode_data(tensor)
     if isinstance(values, Raw):
         return Raw(bytes(values)[1:-1]) if tensor.data.size == 1 else values
     if is_json:
