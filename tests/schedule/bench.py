@@ -20,7 +20,6 @@ from backline.schedule.batching import BatchPolicy
 from backline.schedule.queues.queue import QueueSettings, QueueTotal
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.splitting import SplittingQueue
-from backline.schedule.turn import Turn
 from backline.workers.here.execution import Execution
 from backline.workers.here.instances import InlineInstance, ThreadInstance
 from backline.workers.instance import Instance
@@ -65,7 +64,6 @@ class Bench:
         preserve_ordering: bool = False,
         total: QueueTotal | None = None,
         split_at: int = 0,
-        turn: Turn | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.model = Doubler()
@@ -83,7 +81,6 @@ class Bench:
             loop=self.loop,
             preserve_ordering=preserve_ordering,
             total=total,
-            turn=turn,
         )
         self.queue = SplittingQueue(self.scheduler, split_at, self.statistics) if split_at else self.scheduler
 

@@ -297,14 +297,6 @@ def test_after_a_run_that_is_not_brief_a_batch_starts_at_once() -> None:
     assert not gathering(8, 0).goes_on(3, 0)
 
 
-def test_after_a_large_batch_on_the_loop_a_batch_gathers_without_a_group() -> None:
-    made = gathering(16, share=16)
-    made.ran_on_loop(SMALLEST_GROUP)
-    assert [made.goes_on(queued, 0) for queued in (3, 40, 40)] == [True, True, False]
-    made.ran_on_loop(SMALLEST_GROUP - 1)
-    assert not made.goes_on(3, 0)
-
-
 def test_a_client_that_sends_one_request_at_a_time_is_not_delayed() -> None:
     assert not gathering(1).goes_on(1, 0)
     assert gathering(1).goes_on(2, 0)

@@ -9,12 +9,10 @@ import pytest
 
 from backline.engine.config.model_config import QueuePolicy
 from backline.engine.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable
-from backline.engine.ticket import Ticket
-from backline.engine.values.messages import InferRequest, InferResponse
+from backline.engine.values.messages import InferResponse
 from backline.schedule.batching import BRIEF_NS, BatchPolicy
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Settings
-from backline.schedule.turn import Turn
 from backline.workers.batch import Batch
 from backline.workers.here.execution import Execution
 from backline.workers.here.instances import ThreadInstance
@@ -157,38 +155,6 @@ def test_after_brief_runs_a_group_of_requests_runs_while_the_loop_receives_the_o
         assert held.batches == [32, 16, 16]
         held.end(BRIEF_NS // 2)
         await asyncio.gather(*answers)
-        await bench.scheduler.close()
-
-    asyncio.run(scenario())
-
-
-@pytest.mark.parametrize(("first", "batches"), [(8, [8, 6]), (7, [7, 3, 3])])
-def test_after_a_large_batch_on_the_loop_the_next_one_waits_for_requests_of_the_next_turn(
-    first: int, batches: list[int]
-) -> None:
-    async def scenario() -> None:
-        bench = Bench(inline=True, policy=BatchPolicy(64))
-        answers = []
-        for requests in (first, 3, 3):
-            answers += [bench.ask(1)[1] for _ in range(requests)]
-            await asyncio.sleep(0)
-        await asyncio.gather(*answers)
-        assert bench.model.batches == batches
-        await bench.scheduler.close()
-
-    asyncio.run(scenario())
-
-
-def test_the_steps_of_an_ensemble_do_not_wait_for_requests_of_the_next_turn() -> None:
-    async def scenario() -> None:
-        turn = Turn()
-        bench = Bench(inline=True, policy=BatchPolicy(64), turn=turn)
-        await asyncio.gather(*(bench.ask(1)[1] for _ in range(8)))
-        turn.begin_completions()
-        step = Ticket(InferRequest("m", {}), lambda *_: None)
-        turn.submit_step(lambda _: bench.ask(1), step)
-        turn.end_completions(bench.loop)
-        assert bench.model.batches == [8, 1]
         await bench.scheduler.close()
 
     asyncio.run(scenario())

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from math import inf
 from typing import Final
 
 from backline.engine.ticket import Ticket
@@ -17,8 +16,8 @@ from backline.schedule.queues.queue import Queue
 BRIEF_NS: Final = 200_000
 #: The maximum time, in nanoseconds, for which a batch gathers requests.
 LONGEST_GATHERING_NS: Final = 1_000_000
-#: The minimum size of a group for which a batch starts at once, and of a batch on the event loop after which
-#: the next one gathers requests. The batches of smaller groups cost the loop more time than they save.
+#: The minimum size of a group for which a batch starts at once. The batches of smaller groups cost the loop
+#: more time than they save.
 SMALLEST_GROUP: Final = 8
 
 
@@ -82,10 +81,6 @@ class Gathering:
     starts as soon as a `group` of requests is queued. The clients then form one group for each instance and
     one more: while the instances run the batches of the other groups, the loop serves that one.
 
-    A run on the event loop leaves the loop nothing else to do, so its batch gathers the requests of all
-    clients. A request that arrives while the loop still reads others would otherwise wait for their run, and
-    then for its own.
-
     A client that sends one request at a time is not delayed: a single request does not wait after a run that
     was not brief, or that was itself for a single request.
     """
@@ -93,7 +88,8 @@ class Gathering:
     __slots__ = ("_seen", "_share", "_until_ns", "group", "last")
 
     def __init__(self) -> None:
-        #: The number of requests in the last batch; 0 if the next batch does not gather requests.
+        #: The number of requests in the last batch if its run was brief; otherwise 0, so that the next batch
+        #: does not gather requests.
         self.last = 0
         #: The number of queued requests at which a batch starts immediately; 0 if batches do not gather.
         self.group = 0.0
@@ -116,11 +112,6 @@ class Gathering:
         # A share is too small if clients are still preparing their next requests, so it falls slowly.
         self._share = max(share, self._share + (share - self._share) / 8)
         self.group = min(max(SMALLEST_GROUP, self._share), max_items)
-
-    def ran_on_loop(self, requests: int) -> None:
-        """Learns from a batch that ran on the event loop."""
-        self.last = requests if requests >= SMALLEST_GROUP else 0
-        self.group = inf
 
     def goes_on(self, queued: int, now_ns: int) -> bool:
         """Returns whether the next batch waits for another turn, while `queued` requests are waiting."""

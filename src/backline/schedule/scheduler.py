@@ -290,12 +290,7 @@ class Scheduler(Owner):
         """Returns whether the next batch waits for the requests of another turn."""
         policy = self._policy
         queued = self._queue.size
-        return (
-            queued < policy.max_items
-            and policy.gathers
-            and not self._turn.answering  # steps of ensembles arrive together
-            and self._gathering.goes_on(queued, now)
-        )
+        return queued < policy.max_items and policy.gathers and self._gathering.goes_on(queued, now)
 
     def _start_others(self, began: int) -> None:
         """Starts requests on all other free instances, for at most LONGEST_NS nanoseconds.
@@ -410,8 +405,6 @@ class Scheduler(Owner):
             # queued batches.
             if self._queue.size and not self._scheduled and not self._starting:
                 self._dispatch()  # the instance starts its next batch while these responses are written
-        elif len(tickets) > 1 or self._gathering.last:
-            self._gathering.ran_on_loop(len(tickets))
         order = self._order
         # A lone request is completed before it is counted, so that its caller gets the response sooner. Only
         # a caller that adds up the times of several runs could notice the order, because no other code runs

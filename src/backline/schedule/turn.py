@@ -24,12 +24,10 @@ class Turn:
     on an event loop share one Turn.
     """
 
-    __slots__ = ("_following", "_next", "answering")
+    __slots__ = ("_answering", "_following", "_next")
 
     def __init__(self) -> None:
-        #: Whether the requests of a batch are being completed, or the batches that have become ready by that
-        #: are being formed.
-        self.answering = False
+        self._answering = False
         self._following = False
         self._next: deque[Callable[[], None]] = deque()
 
@@ -46,7 +44,7 @@ class Turn:
 
     def submit_step(self, submit: Callable[[Ticket], None], ticket: Ticket) -> None:
         """Submits the request of a step of an ensemble. Raises the errors that `submit` raises."""
-        self._following = self.answering
+        self._following = self._answering
         try:
             submit(ticket)
         finally:
@@ -57,7 +55,7 @@ class Turn:
 
         If this method returns True, the caller must call `end_completions` after the completions.
         """
-        begun, self.answering = self.answering, True
+        begun, self._answering = self._answering, True
         return not begun
 
     def end_completions(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -71,7 +69,7 @@ class Turn:
                 while following and monotonic_ns() < until:
                     following.popleft()()
         finally:
-            self.answering = False
+            self._answering = False
             while following:
                 loop.call_soon(following.popleft())
 
