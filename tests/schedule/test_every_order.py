@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec.structs import replace
 
-from backline.engine.config.model_config import Ensemble, EnsembleStep, QueuePolicy
+from backline.engine.config.model_config import Ensemble, EnsembleStep, ModelConfig, QueuePolicy
 from backline.engine.config.sequence_batching import SequenceBatching
+from backline.engine.model import Model
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import QUEUED, Ticket
 from backline.engine.values.datatypes import DataType
@@ -512,6 +513,8 @@ class RateLimitedSplittingMachine(RateLimited, SplittingMachine):
 class EnsembleMachine(SchedulerMachine):
     """An ensemble: two parallel steps and one after them, all of the same model."""
 
+    MODELS = ("m", "m", "m")
+
     LEVELS = 2
 
     def make(self, instances: list[HeldInstance]) -> Any:
@@ -519,15 +522,30 @@ class EnsembleMachine(SchedulerMachine):
         scheduler = super().make(instances)
         world.factor = 4
         self.statistics = ModelStatistics()
-        steps = (_step({"x": "X"}, "A"), _step({"x": "X"}, "B"), _step({"x": "A", "other": "B"}, "Y"))
+        maps = (({"x": "X"}, "A"), ({"x": "X"}, "B"), ({"x": "A", "other": "B"}, "Y"))
+        steps = tuple(
+            EnsembleStep(name, "", inputs, {"y": output})
+            for name, (inputs, output) in zip(self.MODELS, maps, strict=True)
+        )
         spec = TensorSpec("Y", DataType.FP32, (-1,))
 
-        def submit_step(ticket: Ticket) -> None:
+        def check(ticket: Ticket) -> None:
             ticket.batch_size = ticket.request.inputs["x"].shape[0]
+
+        def submit_step(ticket: Ticket) -> None:
+            check(ticket)
             scheduler.submit(ticket)
 
+        model = Model("m", "1", ModelConfig("m"), check=check, queue=scheduler)
         self.ensemble = EnsembleQueue(
-            "e", "1", Ensemble(steps), Signature((), (spec,)), submit_step, self.statistics, batched=True
+            "e",
+            "1",
+            Ensemble(steps),
+            Signature((), (spec,)),
+            submit_step,
+            self.statistics,
+            batched=True,
+            find=lambda name, version: model,
         )
         return SimpleNamespace(submit=self.submit_request, update=scheduler.update, drain=self.drain_both)
 
@@ -554,8 +572,21 @@ class EnsembleMachine(SchedulerMachine):
         assert steps.success.count >= 3 * counted.success.count
 
 
-def _step(inputs: dict[str, str], output: str) -> EnsembleStep:
-    return EnsembleStep("m", "", inputs, {"y": output})
+class StackedEnsembleMachine(EnsembleMachine):
+    """An ensemble on the event loop, whose requests go through the steps together. Its three models share a
+    scheduler.
+    """
+
+    MODELS = ("m1", "m2", "m3")
+
+    @initialize(data=st.data(), count=st.integers(1, 3))
+    def begin(self, data: st.DataObject, count: int) -> None:
+        super().begin(data=data, inline=True, count=count, batch=BatchPolicy(8))
+
+    def change(self, settings: Settings, others: list[Any] | None) -> None:
+        for instance in others or ():
+            instance.off_loop = False
+        super().change(Settings(BatchPolicy(8), settings.queue), others)
 
 
 class SequencesMachine(SchedulerMachine):
@@ -686,6 +717,7 @@ TestSplitting = _in_every_order(SplittingMachine)
 TestCached = _in_every_order(CachedMachine)
 TestCachedSplitting = _in_every_order(CachedSplittingMachine)
 TestEnsemble = _in_every_order(EnsembleMachine)
+TestStackedEnsemble = _in_every_order(StackedEnsembleMachine)
 TestRateLimited = _in_every_order(RateLimited)
 TestRateLimitedOrdered = _in_every_order(RateLimitedOrderedMachine)
 TestRateLimitedObjective = _in_every_order(RateLimitedObjectiveMachine)

@@ -288,6 +288,9 @@ class World:
             "a batch has the items of its requests",
         )
         self.claim(batch.items <= self.most or len(batch.tickets) == 1, "a batch is not above the maximum")
+        if not asked:  # a request that stands for several requests to an ensemble
+            self.running.append(batch)
+            return
         self.claim(len({ticket.batch_key for ticket in asked}) == 1, "the requests of a batch have one key")
         for ticket in asked:
             self.claim(not ticket.cancelled, "a cancelled request does not run")

@@ -74,6 +74,7 @@ class ComposedServable(Servable):
             self._engine.submit,
             self.model.statistics,
             batched=bool(config.max_batch_size),
+            find=self._engine.find_ready,
             turn=self._shared.turn,
         )
         model = self.model

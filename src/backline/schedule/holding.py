@@ -24,6 +24,10 @@ class HoldingScheduler(Scheduler):
         super().__init__(*arguments, **settings)
         self._hold = hold
 
+    @property
+    def most_at_once(self) -> int:
+        return 0 if self._hold else super().most_at_once
+
     async def drain(self, limit: float) -> None:
         self._hold = 0
         await super().drain(limit)

@@ -168,6 +168,28 @@ class Scheduler(Owner):
             self._scheduled = True
             self._turn.soon(self._dispatch, self._loop)
 
+    @property
+    def most_at_once(self) -> int:
+        """The maximum number of items that `run_at_once` can run now; 0 if no instance on the event loop is
+        free, or if batches must wait for more requests or be in order.
+        """
+        idle = self._idle
+        if not idle or idle[-1].off_loop or not self._policy.takes_all or self._order is not None:
+            return 0
+        return self._policy.max_items
+
+    def run_at_once(self, ticket: Ticket) -> Batch:
+        """Runs a request that fits the model immediately, before those that are queued, and returns its
+        batch. The request may have at most `most_at_once` items. It is neither completed nor counted.
+        """
+        batch = Batch([ticket], ticket.batch_size, monotonic_ns())
+        self._idle.pop().run(batch, self._ran_at_once)
+        return batch
+
+    def _ran_at_once(self, instance: Instance, _: Batch) -> None:
+        if instance in self._instances:
+            self._idle.append(instance)
+
     def _runs_at_once(self) -> bool:
         """Returns whether the free instances would take a further request at the end of the current turn."""
         return self._queue.size < len(self._idle) * self._policy.max_items

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
+from time import monotonic
 
 from backline.engine.config.model_config import Ensemble
+from backline.engine.errors import BacklineError
+from backline.engine.model import Model
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
 from backline.engine.values.signature import Signature
 from backline.schedule.ensembles.graph import EnsemblePlan, StepModel, plan_ensemble
 from backline.schedule.ensembles.run import EnsembleRun, FittedRun, UnaryRun
+from backline.schedule.ensembles.stacked import StackedRun, queue_at_once
 from backline.schedule.ensembles.stream import StreamRun
 from backline.schedule.queues.queue import being_unloaded
 from backline.schedule.turn import Turn
@@ -30,6 +35,9 @@ class EnsembleQueue:
     requests of steps wait in the queues of the steps' models, where they are batched with other requests.
     `submit` is Engine.submit. Tensors are passed between steps without copies. The request of each step has
     the id, parameters, priority, sequence, timeout and deadline of the ensemble's request.
+
+    If the models of all steps run on the event loop, the requests of a turn that may share a batch go through
+    the steps together at the end of the turn; see StackedRun. `find` is Engine.find_ready.
     """
 
     def __init__(
@@ -42,6 +50,7 @@ class EnsembleQueue:
         statistics: ModelStatistics,
         *,
         batched: bool,
+        find: Callable[[str, str], Model],
         turn: Turn | None = None,
     ) -> None:
         """Creates the queue. `signature` has the inputs and outputs of the ensemble. `update` must be called
@@ -50,6 +59,7 @@ class EnsembleQueue:
         self.name = name
         self.version = version
         self.submit_step = submit
+        self.find = find
         self.turn = turn or Turn()
         self.statistics = statistics
         #: The statistics of the calls to each step's model.
@@ -69,7 +79,9 @@ class EnsembleQueue:
         self._decoupled: frozenset[int] = frozenset()
         #: For each set of requested outputs, the class that runs requests for these outputs, and the plan.
         self._plans: dict[tuple[str, ...], tuple[type[EnsembleRun], EnsemblePlan]] = {}
-        self._runs: set[EnsembleRun] = set()
+        self._runs: set[EnsembleRun | StackedRun] = set()
+        #: The runs that other requests of this turn may join, by requested outputs and batch key.
+        self._gathering: dict[object, StackedRun] = {}
         self._drained: asyncio.Future[None] | None = None
 
     @property
@@ -80,7 +92,7 @@ class EnsembleQueue:
     @property
     def running(self) -> int:
         """The number of requests that have steps that run or wait."""
-        return len(self._runs)
+        return sum([run.requests for run in self._runs])
 
     def update(self, models: tuple[StepModel, ...]) -> None:
         """Sets the models with which new requests are planned. Requests in flight keep their plans."""
@@ -90,14 +102,77 @@ class EnsembleQueue:
         self._plans.clear()
 
     def submit(self, ticket: Ticket) -> None:
-        """Starts the first steps of a request. Raises BacklineError if a step is refused immediately, for
-        example because a queue is full.
+        """Starts the first steps of a request, or lets the request wait for others until the end of the turn.
+
+        Raises BacklineError if a step is refused immediately, for example because a queue is full.
         """
         outputs = ticket.request.outputs or self._outputs
         kind, plan = self._plans.get(outputs) or self._plan(outputs)
-        run = kind(self, ticket, plan)
+        if kind is not UnaryRun or not self._joins(ticket, plan):
+            self._start(kind(self, ticket, plan))
+
+    def _start(self, run: EnsembleRun) -> None:
         self._runs.add(run)
         run.start()
+
+    def _joins(self, ticket: Ticket, plan: EnsemblePlan) -> bool:
+        """Adds a request to a StackedRun. Returns False if the request must go through the steps by itself:
+        because its steps are traced or belong to a sequence, because it is itself the step of an ensemble,
+        where it may share batches with other steps, or because its deadline has passed.
+        """
+        if (
+            not self.itself.batched
+            or ticket.trace is not None
+            or ticket.request.sequence is not None
+            or ticket.compute is not None
+            or (ticket.deadline is not None and ticket.deadline <= monotonic())
+        ):
+            return False
+        key = plan.outputs, ticket.batch_key
+        run = self._gathering.get(key)
+        if run is None or ticket.batch_size > run.room:
+            most = self._most_together(plan)
+            if ticket.batch_size > most:
+                return False
+            run = StackedRun(self, plan, key, most)
+            self._gathering[key] = run
+            self._runs.add(run)
+            self.turn.soon(run.start, asyncio.get_running_loop())
+        run.join(ticket)
+        return True
+
+    def _most_together(self, plan: EnsemblePlan) -> int:
+        """Returns the maximum number of items that may go through the steps together; 0 if some of the models
+        do not run on the event loop, or if a model runs several steps, which may then share batches.
+        """
+        if len({planned.step.model for planned in plan.steps}) < len(plan.steps):
+            return 0
+        most = sys.maxsize
+        for planned in plan.steps:
+            try:
+                queue = queue_at_once(self.find(planned.step.model, planned.step.version))
+            except BacklineError:
+                return 0
+            most = min(most, 0 if queue is None else queue.most_at_once)
+        return most
+
+    def gathered(self, key: object, run: StackedRun) -> None:
+        """Lets no more requests join a run."""
+        if self._gathering.get(key) is run:
+            del self._gathering[key]
+
+    def run_apart(self, tickets: Iterable[Ticket], plan: EnsemblePlan) -> None:
+        """Starts requests that go through the steps one by one after all."""
+        first = self.turn.begin_completions()
+        for ticket in tickets:
+            if ticket.cancelled:
+                continue
+            try:
+                self._start(UnaryRun(self, ticket, plan))
+            except BacklineError as error:
+                ticket.complete(None, error)
+        if first:
+            self.turn.end_completions(asyncio.get_running_loop())
 
     async def drain(self, limit: float) -> None:
         """Waits at most `limit` seconds for running requests to complete, then fails the requests that have
@@ -119,8 +194,8 @@ class EnsembleQueue:
         self._plans[outputs] = kind, plan
         return kind, plan
 
-    def ended(self, run: EnsembleRun) -> None:
-        """Removes a run whose request has completed, failed or been cancelled."""
+    def ended(self, run: EnsembleRun | StackedRun) -> None:
+        """Removes a run whose requests have all completed, failed or been cancelled."""
         self._runs.discard(run)
         if not self._runs and self._drained is not None and not self._drained.done():
             self._drained.set_result(None)

@@ -5,7 +5,7 @@ decoupled steps.
 from __future__ import annotations
 
 from time import monotonic_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from backline.engine.errors import BacklineError, Internal
 from backline.engine.statistics import ComputeTimes
@@ -24,6 +24,9 @@ class EnsembleRun(Owner):
     """
 
     __slots__ = ("_compute", "_over", "_plan", "_queue", "_started_ns", "_ticket")
+
+    #: The number of requests that the run serves.
+    requests: ClassVar = 1
 
     def __init__(self, queue: EnsembleQueue, ticket: Ticket, plan: EnsemblePlan) -> None:
         self._queue = queue

@@ -64,6 +64,11 @@ class ObjectiveScheduler(Scheduler):
             turn=turn,
         )
 
+    @property
+    def most_at_once(self) -> int:
+        """Always 0, because the scheduler must see each request to tell whether it will be late."""
+        return 0
+
     def submit(self, ticket: Ticket) -> None:
         """Queues a request. Raises Unavailable if the queue is full, or if the request would be late."""
         queue: ObjectiveQueue = self._queue  # type: ignore[assignment]  # see `_make_queue`
