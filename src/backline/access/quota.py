@@ -225,7 +225,7 @@ class Meter:
         self.only = self._limits[0] if len(self._limits) == 1 and not self.by_model else None
 
     def rests(self, now: float) -> bool:
-        """Returns whether nothing of the quotas is in use, so that a new meter would behave the same."""
+        """Returns whether nothing counts against the quotas, so that a new meter would behave the same."""
         return all(
             limit.in_flight == 0
             and all(bucket is None or bucket.full_at <= now for bucket in (limit.requests, limit.bytes))

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from backline.repository.remote.cache import ContentCache
     from backline.repository.remote.files import RemoteFiles
 
-#: Matches the scheme of a URL. The scheme must have at least two letters, because a single letter is a drive
-#: on Windows.
+#: Matches the scheme of a URL. The scheme must have at least two characters, because a single letter is a
+#: drive on Windows.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 #: Matches the name in NAME=URL, including the equals sign.
 _NAMED = re.compile(r"([\w.+-]+)=(?=[A-Za-z][A-Za-z0-9+.-]+:/|hf:)")

@@ -94,7 +94,9 @@ def _read(
         if not argument.startswith("--"):
             if argument.startswith("-") and len(argument) > 1:
                 raise BadOption(f"invalid option -- '{argument[1]}'; options begin with two dashes")
-            raise BadCommandLine(f"Unexpected argument: {argument}; name repositories by --model-repository")
+            raise BadCommandLine(
+                f"Unexpected argument: {argument}; specify repositories with --model-repository"
+            )
         name, equals, value = argument[2:].partition("=")
         option = _find(name, argument)
         if option is None:

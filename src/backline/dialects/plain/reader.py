@@ -193,7 +193,7 @@ def _of_body(spec: TensorSpec, kind: str, body: bytes, model: Model) -> Tensor:
     if kind != BINARY:
         raise UnsupportedMediaType(
             f"input '{spec.name}' takes {spec.datatype.name} numbers, which cannot be read from"
-            f" '{kind[:64]}'; send JSON, {NPY}, or the numbers themselves as {BINARY}"
+            f" '{kind[:64]}'; send JSON, {NPY}, or raw little-endian numbers as {BINARY}"
         )
     return decode_tensor(spec.name, spec.datatype, _shape_for(spec, len(body), model), body)
 

@@ -98,7 +98,11 @@ def load_kind(
     files: Mapping[str, int],
     gpus: Collection[int] = (),
 ) -> LoadKind:
-    """Describes the load of a version from its model file or folder, and all its files with their sizes."""
+    """Returns what is known about the load of a version before the load begins.
+
+    `model_file` is the path of the version's model file or folder; only its last part is used. `files` maps
+    the paths of all files of the version to their sizes in bytes. `gpus` are the GPUs with a budget.
+    """
     if config.ensemble is not None:
         return LoadKind(fingerprint, "", 0)
     count = sum(group.count for group in config.instance_groups if not group.passive) or config.instance_count

@@ -149,8 +149,8 @@ if sys.version_info >= (3, 14):
     from annotationlib import Format, get_annotations
 
     def _says_what_it_returns(function: FunctionType) -> bool:
-        # Type hints are not evaluated: from Python 3.14 on, they may name types that only a type checker
-        # imports.
+        # FORWARDREF tolerates undefined names: from Python 3.14 on, type hints may name types that only a
+        # type checker imports.
         return "return" in get_annotations(function, format=Format.FORWARDREF)
 
 else:
