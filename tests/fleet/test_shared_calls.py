@@ -27,7 +27,7 @@ from backline.engine.values.signature import Signature, TensorSpec
 from backline.engine.values.tensor import Tensor
 from backline.fleet import sequence_holders
 from backline.fleet.sent_batch import AlikeCheck
-from backline.fleet.sequence_holders import HolderCheck
+from backline.fleet.sequence_holders import HolderCheck, RemoteSequences
 from backline.protos import message
 from support import models
 from support.embedded import AwaitedTicket, start
@@ -42,6 +42,9 @@ output [ {{ name: "y" data_type: TYPE_FP32 dims: [ -1 ] }},
   {{ name: "w" data_type: TYPE_INT32 dims: [ 1 ] }} ]
 parameters {{ key: "execute_delay_ms" value {{ string_value: "{delay}" }} }}"""
 BATCHES = "dynamic_batching { }"
+SEQUENCES = (
+    "sequence_batching { max_sequence_idle_microseconds: 60000000 oldest { max_candidate_sequences: 16 } }"
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         ("echo", 0, BATCHES),
         ("late", 300, BATCHES),
         ("alone", 0, ""),
-        ("steps", 0, "sequence_batching { }"),
+        ("steps", 0, SEQUENCES),
     ):
         put(folder / "models" / name / "config.pbtxt", ECHO.format(delay=delay, batching=batching))
         put(folder / "models" / name / "1" / "empty", "")
@@ -257,11 +260,49 @@ async def test_only_the_caller_that_began_a_sequence_can_continue_or_restart_it_
         await ask("b", start=True)
 
 
+async def test_sequences_keep_their_callers_and_servers_when_a_remote_model_is_reloaded(
+    tmp_path: Path, behind: ServerProcess
+) -> None:
+    """The servers are the same process under two names, so that the name in use says which was chosen."""
+    urls = f"{behind.grpc_url},grpc://localhost:{behind.grpc_port}"
+    async with front(tmp_path, urls, "steps", sequence=SequenceStep(1, True, True)) as program:
+        control = program.engine.control
+        assert control is not None
+
+        async def ask(caller: str, id: int, start: bool = False) -> None:
+            asked = AwaitedTicket(echo("steps", 1, sequence=SequenceStep(id, start)))
+            asked.ticket.identity = caller
+            program.engine.submit(asked.ticket)
+            await responses([asked])
+
+        def servers() -> dict[int, str]:
+            """The server of each sequence."""
+            kept = program._lifecycle._shared.remote_sequences["steps", "1"].servers
+            return {id: kept.get(("steps", id))[1] for id in ids}
+
+        ids = range(10, 18)
+        await asyncio.gather(*(ask("a", id, start=True) for id in ids))
+        before, loaded = servers(), program.engine.find("steps")
+        assert len(set(before.values())) == 2
+
+        config = tmp_path / "models" / "steps" / "config.pbtxt"
+        config.write_text(
+            config.read_text() + ' parameters { key: "max_in_flight" value { string_value: "3" } }'
+        )
+        await control.load("steps", who="test")
+        assert program.engine.find("steps") is not loaded
+        for id in ids:
+            with pytest.raises(Forbidden, match="begun by another caller"):
+                await ask("b", id)
+            await ask("a", id)
+        assert servers() == before
+
+
 def test_a_caller_that_begins_many_sequences_does_not_free_those_of_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sequence_holders, "_MOST", 10)
-    check = HolderCheck("steps", lambda ticket: None, 60.0)
+    check = HolderCheck("steps", lambda ticket: None, 60.0, RemoteSequences().arrivals)
 
     def ask(caller: str, id: int) -> None:
         ticket = unsubmitted(echo("steps", 1, sequence=SequenceStep(id, start=True)))
@@ -278,7 +319,7 @@ def test_a_caller_that_begins_many_sequences_does_not_free_those_of_others(
 
 @pytest.mark.parametrize("way", ["responded", "failed", "refused", "cancelled"])
 def test_a_sequence_belongs_to_its_caller_until_its_last_request_succeeds(way: str) -> None:
-    check = HolderCheck("steps", lambda ticket: None, 60.0)
+    check = HolderCheck("steps", lambda ticket: None, 60.0, RemoteSequences().arrivals)
 
     def ask(caller: str, **step: bool) -> Ticket:
         ticket = unsubmitted(echo("steps", 1, sequence=SequenceStep(7, **step)))

@@ -56,6 +56,7 @@ class BalancedTransport(Transport):
         addresses: Sequence[Address],
         options: ClientOptions,
         make: Callable[[Address, ClientOptions], Transport],
+        sequences: OpenSequences[str] | None = None,
     ) -> None:
         self.url = url
         self._given = tuple(addresses)
@@ -74,8 +75,8 @@ class BalancedTransport(Transport):
         self._watching: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._probes: set[asyncio.Task[None]] = set()
-        #: The server of each open sequence.
-        self._sequences: OpenSequences[Endpoint] = OpenSequences(_MAX_SEQUENCES)
+        #: The URL of the server of each open sequence.
+        self._sequences = OpenSequences[str](_MAX_SEQUENCES) if sequences is None else sequences
         #: Whether the last look-up failed.
         self._look_up_failed = False
         self._resolve_at = 0.0
@@ -198,8 +199,9 @@ class BalancedTransport(Transport):
         """Returns the server that has the state of a sequence: the server that got the sequence's first
         request.
         """
-        _, endpoint = self._sequences.get(key) or ("", None)
-        if endpoint is None or endpoint not in self.balancer.endpoints:
+        _, url = self._sequences.get(key) or ("", None)
+        endpoint = next((one for one in self.balancer.endpoints if one.url == url), None)
+        if endpoint is None:
             endpoint = self.balancer.choose(monotonic())
         self._keep_sequence(call, key, endpoint)
         return endpoint
@@ -213,7 +215,7 @@ class BalancedTransport(Transport):
         if endpoint is None or (call.parameters or {}).get("sequence_end"):
             self._sequences.drop(key)
         else:
-            self._sequences.keep(key, call.caller, endpoint)
+            self._sequences.keep(key, call.caller, endpoint.url)
 
     # health, metadata, configuration and statistics, from any one server
 

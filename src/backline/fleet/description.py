@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backline.backends.backend import RemoteModel
+from backline.balance.open_sequences import OpenSequences
 from backline.client.address import Address
 from backline.client.balanced_transport import BalancedTransport
 from backline.client.http_transport import HttpTransport
@@ -46,13 +47,19 @@ class Description:
 
 
 def open_remote(
-    remote: RemoteModel, *, idempotent: bool, poll: BusyPoll | None = None, id: bytes = b""
+    remote: RemoteModel,
+    *,
+    idempotent: bool,
+    poll: BusyPoll | None = None,
+    id: bytes = b"",
+    sequences: OpenSequences[str] | None = None,
 ) -> BalancedTransport:
     """Returns a transport, not yet opened, to the servers of a model. Raises InvalidArgument for invalid
     URLs.
 
     `poll` is the busy poll of the event loop, to which the transport reports that responses have arrived.
-    `id` is the id of the remote model, by which `LoopCheck` recognises requests that come back.
+    `id` is the id of the remote model, by which `LoopCheck` recognises requests that come back. `sequences`
+    has the server of each open sequence.
     """
     addresses = Address.parse_all(remote.urls)
     if any(address.protocol == "inproc" for address in addresses):
@@ -71,7 +78,7 @@ def open_remote(
             return RpcTransport(address, options, loop_poll)
         return HttpTransport(address, options, loop_poll)
 
-    return BalancedTransport(remote.urls, addresses, options, make)
+    return BalancedTransport(remote.urls, addresses, options, make, sequences)
 
 
 def describe(remote: RemoteModel) -> Description:

@@ -1,4 +1,4 @@
-"""Remembers which caller began each sequence that other servers run."""
+"""Remembers which caller began each sequence that other servers run, and which server runs it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,20 @@ from backline.schedule.sequences.table import begun_by_another
 #: The minimum number of seconds for which a sequence belongs to its caller after a request. The other servers
 #: count from the end of the request, which may be later.
 _LEAST = 60.0
-#: The maximum number of sequences of a model whose callers are remembered.
+#: The maximum number of sequences of a model that are remembered.
 _MOST = 65536
+
+
+class RemoteSequences:
+    """The open sequences of a version that other servers run. Loads of the same version share this object, so
+    that sequences continue when the version is reloaded.
+    """
+
+    def __init__(self) -> None:
+        #: When the last request of each sequence arrived, by the id of the sequence.
+        self.arrivals: OpenSequences[float] = OpenSequences(_MOST)
+        #: The URL of the server that runs each sequence.
+        self.servers: OpenSequences[str] = OpenSequences(_MOST)
 
 
 class HolderCheck:
@@ -23,15 +35,21 @@ class HolderCheck:
     begun.
 
     Security: the other servers cannot distinguish the callers, because all requests come from this server.
-    `idle_seconds` is the time after which the other servers end an idle sequence.
+    `idle_seconds` is the time after which the other servers end an idle sequence. `opened` are the open
+    sequences.
     """
 
-    def __init__(self, name: str, check: Callable[[Ticket], None], idle_seconds: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        check: Callable[[Ticket], None],
+        idle_seconds: float,
+        opened: OpenSequences[float],
+    ) -> None:
         self._name = name
         self._check = check
         self._idle = max(idle_seconds, _LEAST)
-        #: When the last request of each open sequence arrived, by the id of the sequence.
-        self._open: OpenSequences[float] = OpenSequences(_MOST)
+        self._open = opened
 
     def __call__(self, ticket: Ticket) -> None:
         """Raises InvalidArgument if the request does not fit the model, and Forbidden if its sequence belongs

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from backline.repository.configuration.effects import ignored_settings
 from backline.system.cores import format_cores
 from backline.workers.instance import Instance
 from backline.workers.model_in_workers import ModelInWorkers
+
+if TYPE_CHECKING:
+    from backline.fleet.sequence_holders import RemoteSequences
 
 
 @decodable
@@ -139,6 +142,14 @@ class LoadedVersion(ABC):
     def resized(self, config: ModelConfig) -> LoadedVersion:
         """Returns the same model with the instances that exist after `resize`."""
         raise NotImplementedError
+
+    def continue_sequences(
+        self, version: str, opened: MutableMapping[tuple[str, str], RemoteSequences]
+    ) -> LoadedVersion:
+        """Returns the same model with the open sequences of an earlier load of this version, if other servers
+        run them. `opened` has the open sequences by model and version.
+        """
+        return self
 
     def extend(self, check: RequestCheck) -> Callable[[Ticket], None]:
         """Returns a check of requests that also decides which requests may share a batch."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field, replace
 
 from backline.backends.backend import RemoteModel, Run
@@ -17,7 +17,7 @@ from backline.fleet.description import Description, DescriptionWatch, describe, 
 from backline.fleet.lane import RemoteLane
 from backline.fleet.loop_check import LoopCheck, new_id
 from backline.fleet.sent_batch import AlikeCheck
-from backline.fleet.sequence_holders import HolderCheck
+from backline.fleet.sequence_holders import HolderCheck, RemoteSequences
 from backline.lifecycle.loading.instances import InstanceMaker
 from backline.lifecycle.loading.loaded import LoadedVersion
 from backline.lifecycle.view.arrays import Arrange, ReshapeTensors
@@ -44,6 +44,7 @@ class LoadedRemote(LoadedVersion):
     watch: DescriptionWatch
     #: The id by which `LoopCheck` recognises the requests that this model has sent.
     id: bytes = field(default_factory=new_id)
+    sequences: RemoteSequences = field(default_factory=RemoteSequences)
     #: The lanes created so far, each with the event loop to which it belongs.
     lanes: list[tuple[RemoteLane, asyncio.AbstractEventLoop]] = field(default_factory=list)
 
@@ -51,11 +52,17 @@ class LoadedRemote(LoadedVersion):
         limit = 1 if self.decoupled else _batch_limit(config, self.max_batch_size, joins=self.joins)
         return replace(self, batch_limit=limit)
 
+    def continue_sequences(
+        self, version: str, opened: MutableMapping[tuple[str, str], RemoteSequences]
+    ) -> LoadedRemote:
+        key = (self.view.config.name, version)
+        return replace(self, sequences=opened.setdefault(key, self.sequences))
+
     def extend(self, check: RequestCheck) -> Callable[[Ticket], None]:
         name = self.view.config.name
         checks: Callable[[Ticket], None] = check
         if self.idle_seconds is not None:
-            checks = HolderCheck(name, check, self.idle_seconds)
+            checks = HolderCheck(name, check, self.idle_seconds, self.sequences.arrivals)
         checks = LoopCheck(name, self.id, self.remote.urls, checks)
         if self.max_batch_size > 1:
             checks = AlikeCheck(checks, self.signature, self.max_batch_size)
@@ -70,7 +77,13 @@ class LoadedRemote(LoadedVersion):
             model.name,
             model.version,
             self.remote,
-            open_remote(self.remote, idempotent=idempotent, poll=maker.poll, id=self.id),
+            open_remote(
+                self.remote,
+                idempotent=idempotent,
+                poll=maker.poll,
+                id=self.id,
+                sequences=self.sequences.servers,
+            ),
             tuple(spec.name for spec in self.signature.outputs),
             time_limit=config.execution_timeout_seconds or _TIME_LIMIT,
             responses=model.statistics.responses if self.decoupled else None,

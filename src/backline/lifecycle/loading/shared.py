@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 from backline.engine.engine import Engine
 from backline.lifecycle.call_graph import CallGraph
@@ -22,6 +22,7 @@ from backline.system.cores import usable_cores
 from backline.workers.here.execution import CoreBudget
 
 if TYPE_CHECKING:
+    from backline.fleet.sequence_holders import RemoteSequences
     from backline.lifecycle.loading.isolation.trial_processes import TrialProcesses
     from backline.lifecycle.memory.gpu_budgets import GpuBudgets
     from backline.schedule.cache.cache import ResponseCache
@@ -48,6 +49,9 @@ class Shared:
         self.cache = None if options.response_cache is None else _open_cache(options.response_cache, engine)
         #: The states of sequences, kept here so that sequences continue when their version is reloaded.
         self.states: StateStore = MemoryStateStore() if options.state_store is None else options.state_store
+        #: The open sequences that other servers run, by model and version, for the same purpose. Load threads
+        #: use this object too.
+        self.remote_sequences: WeakValueDictionary[tuple[str, str], RemoteSequences] = WeakValueDictionary()
         self.call_graph = CallGraph()
         #: How much memory loads need. Load threads use this object too. If there is a memory budget, the
         #: needs are kept across restarts.

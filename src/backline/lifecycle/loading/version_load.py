@@ -150,7 +150,7 @@ class VersionLoad:
                 load_options,
                 warm_up_items(config, self._fetched.model_folder),
                 kept.recall,
-            )
+            ).continue_sequences(self._version.version, self._shared.remote_sequences)
             if known is None:
                 file_bytes = sum(file.size for file in self._version.files.values())
                 kept.keep_if_dearer(loaded.measured, loaded.placed, file_bytes)
