@@ -31,7 +31,7 @@ from backline.observe.log.server_log import ServerLog
 from backline.observe.metrics import Metrics
 from backline.observe.metrics_config import MetricsConfig
 from backline.observe.recording import Recorder
-from backline.observe.scaling import ScalingPolicy
+from backline.observe.scaling import STEADY, ScalingPolicy, ScalingSignal
 from backline.observe.tracing.settings import TraceConfig
 from backline.observe.tracing.tracing import Tracing
 from backline.system.garbage import collected_rarely
@@ -272,6 +272,7 @@ class Server:
                 options.limits.max_body_size, options.limits.max_buffered_bytes
             )
         self._tracing: Tracing | None = None
+        self._metrics: Metrics | None = None
         self._passed: list[PassedSocket] = []
         self._listeners: Listeners | None = None
         #: The open TCP ports, each with the number of the port that was opened (the options may ask for any
@@ -286,6 +287,10 @@ class Server:
     @property
     def engine(self) -> Engine:
         return self._embedded.engine
+
+    def signal(self) -> ScalingSignal:
+        """Returns the current signal for autoscalers; STEADY before the server has started."""
+        return STEADY if self._metrics is None else self._metrics.signal()
 
     def _keep_places_private(self) -> None:
         options = self.options
@@ -321,7 +326,7 @@ class Server:
                 lambda settings: tracing.log_requests(requests if settings.verbose_level else None)
             )
         recorder = Recorder(self.engine, self._embedded.state_folder)
-        metrics = Metrics(self.engine, _scaling(options), options.metrics)
+        metrics = self._metrics = Metrics(self.engine, _scaling(options), options.metrics)
         application = build_application(
             self.engine,
             metrics.page,

@@ -198,6 +198,7 @@ def test_infer_shows_all_responses(backline: Run, tmp_path: Path, scheme: str) -
             ("add1", "-i", "@/nowhere.npy"),
             "cannot read '/nowhere.npy' for input 'INPUT0': No such file or directory",
         ),
+        (("add1", "-i", "@nowhere"), "cannot read 'nowhere' for input 'INPUT0': No such file or directory"),
         (("add1", "-i", "[[1, 2]]"), "expects shape [-1, 16], got [1, 2]"),
         (("add1", "-i", "zeros", "--output", "NOPE"), "NOPE"),
         (

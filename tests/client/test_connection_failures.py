@@ -37,6 +37,19 @@ def test_a_refused_connection_names_the_url_and_what_to_do(scheme: str) -> None:
     assert url in str(caught.value)
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_an_unknown_host_is_named_with_what_to_check(scheme: str) -> None:
+    with (
+        connect(f"{scheme}://no-such-host.invalid") as client,
+        pytest.raises(
+            ConnectionFailed,
+            match=rf"cannot look up the host of {scheme}://no-such-host\.invalid: .*Is the name right\?",
+        ) as caught,
+    ):
+        client.live()
+    assert "Errno" not in str(caught.value)
+
+
 def test_a_missing_socket_names_its_path() -> None:
     with (
         connect("unix:/nowhere/s") as client,

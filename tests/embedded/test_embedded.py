@@ -81,6 +81,12 @@ def test_a_repository_that_is_missing_is_reported_and_leaves_nothing_running(tmp
         pass
 
 
+def test_a_model_name_that_no_model_can_have_is_refused(repository: Path) -> None:
+    """Otherwise the model would be unavailable, with advice to rename its folder."""
+    with pytest.raises(InvalidArgument, match="the name of the model has '/'"):
+        backline.Embedded(repository / "add1", model_name="a/b")
+
+
 def test_a_url_names_models_and_options(repository: Path) -> None:
     query = f"model=add1&memory_budget=64GiB&cache_folder={repository.parent / 'cache'}"
     with backline.connect(f"inproc://{repository}?{query}") as client:

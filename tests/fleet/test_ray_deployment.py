@@ -19,8 +19,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from backline.access.keys import hash_key
 from backline.client import connect, connect_async
-from backline.client.errors import BacklineError, InvalidArgument, Unavailable
+from backline.client.errors import BacklineError, InvalidArgument, PermissionDenied, Unavailable
 from backline.ray import Deployment, ServeScaler, deployment
 from backline.ray.deployment import open_ports_warning
 from support.repositories import put
@@ -320,7 +321,7 @@ def test_each_replica_of_shards_has_a_part_of_the_models(cluster: Cluster, tmp_p
             ["third"],
         ]
         with connect(cluster.front.grpc_url) as client:
-            until(lambda: len(client.models()) == 3)
+            until(lambda: [entry.ready for entry in client.models()] == [True] * 3)
             for name in ("echo", "second", "third"):
                 assert client[name](ONE)["y"][0, 0] == 1
         with connect("ray://backline/third") as client:
@@ -342,6 +343,40 @@ def test_each_replica_of_shards_has_a_part_of_the_models(cluster: Cluster, tmp_p
 
     assert (load.failures, load.answered > 0) == ([], True)
     assert len(cluster.deployed.urls()) == 2
+
+
+def test_keys_and_labels_reach_the_replicas(cluster: Cluster, tmp_path: Path) -> None:
+    put(tmp_path / "models" / "echo" / "config.pbtxt", ECHO + "version_policy { all {} }")
+    for version in ("1", "2"):
+        put(tmp_path / "models" / "echo" / version / "empty", "")
+    keys = {name: f"bk_{name}".ljust(32, "x") for name in ("front", "caller", "operator")}
+    scopes = {"front": '"infer", "read"', "caller": '"infer", "read"', "operator": '"read", "manage"'}
+    tables = (
+        f'[[keys]]\nname = "{name}"\nsha256 = "{hash_key(key)}"\nscopes = [{scopes[name]}]\n'
+        for name, key in keys.items()
+    )
+    put(tmp_path / "keys.toml", "".join(tables))
+    options = ("--engine", "ray", "--ray-name", "keyed", "--ray-actor-options", '{"num_cpus": 0.5}')
+    options += ("--auth", str(tmp_path / "keys.toml"), "--labels", "repository")
+    environment = {"RAY_ADDRESS": cluster.nodes.address, "BACKLINE_KEY": keys["front"]}
+    try:
+        with serve(
+            tmp_path / "models", tmp_path / "log", *options, ready=False, environment=environment
+        ) as front:
+            until(lambda: "Ready: 2 of 2" in front.output)
+            with connect(front.grpc_url, api_key=keys["caller"]) as client:
+                assert client["echo"](ONE)["y"][0, 0] == 1
+            with connect("ray://keyed", api_key=keys["caller"]) as client:
+                assert client["echo"](ONE)["y"][0, 0] == 1
+            with connect("ray://keyed") as client, pytest.raises(PermissionDenied):
+                client["echo"](ONE)
+
+            with connect(front.url, api_key=keys["operator"]) as client:
+                client.set_label("echo", "canary", "2")
+            with connect("ray://keyed", api_key=keys["caller"]) as client:
+                until(lambda: client.model("echo", "canary")(ONE)["y"][0, 0] == 1)
+    finally:
+        Deployment("keyed", 1).delete()
 
 
 def test_a_deleted_deployment_is_gone(cluster: Cluster) -> None:

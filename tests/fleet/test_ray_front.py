@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from backline.ray.front import RemoteRepository
+from backline.cli.serve.engine import RayOptions, in_front
+from backline.client import ray_directory
+from backline.engine.errors import InvalidArgument
+from backline.lifecycle.options import LifecycleOptions
+from backline.ray.front import Front, RemoteRepository
+from backline.ray.spec import replica_options
+from backline.server import ServerOptions
 
 ALL = [("a", "1"), ("a", "2"), ("b", "1"), ("c", "7")]
 
@@ -30,7 +37,9 @@ def test_the_repository_has_the_versions_that_replicas_have(repository: RemoteRe
 
         assert versions(repository.folder) == models
         for name, _ in models:
-            assert f'"ray://fleet/{name}"' in (repository.folder / name / "config.pbtxt").read_text()
+            configuration = (repository.folder / name / "config.pbtxt").read_text()
+            assert f'"ray://fleet/{name}"' in configuration
+            assert "version_policy { all {} }" in configuration  # the default is the newest version
 
 
 def test_models_stay_while_no_replica_has_any(repository: RemoteRepository) -> None:
@@ -73,3 +82,37 @@ def test_a_scan_never_finds_a_part_of_a_model(repository: RemoteRepository) -> N
         scanning.join()
 
     assert parts == []
+
+
+def test_the_server_in_front_gets_the_options_about_clients_and_shares_the_labels(
+    repository: RemoteRepository, tmp_path: Path
+) -> None:
+    front = Front.__new__(Front)
+    front._repository = repository
+    lifecycle = LifecycleOptions(labels="repository", memory_budget=1, complete_configs=True)
+    given = ServerOptions((tmp_path,), lifecycle, model_name="a", host="0.0.0.0", auth=Path("keys.toml"))
+
+    options = front.options(given)
+
+    assert (options.host, options.auth, options.model_name) == ("0.0.0.0", Path("keys.toml"), "")
+    assert options.repositories == (repository.folder,)
+    assert options.lifecycle == LifecycleOptions(
+        mode="poll", poll_seconds=2.0, labels=replica_options(given).lifecycle.labels
+    )
+
+
+def test_keys_that_would_not_protect_the_replicas_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_directory, "require_ray", lambda: None)
+    engine = RayOptions("backline", None, 1, None, {}, "", shards=False, keep_sequences=False)
+    open_to_all = ServerOptions(("models",))
+
+    monkeypatch.setenv("BACKLINE_API_KEY", "k" * 32)
+    with (
+        pytest.raises(InvalidArgument, match="pass a file of keys with --auth"),
+        in_front(open_to_all, engine),
+    ):
+        pass
+    monkeypatch.delenv("BACKLINE_KEY", raising=False)
+    keyed = replace(open_to_all, auth=Path("keys.toml"))
+    with pytest.raises(InvalidArgument, match="set BACKLINE_KEY to a key"), in_front(keyed, engine):
+        pass

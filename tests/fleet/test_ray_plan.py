@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from backline.engine.errors import InvalidArgument
+from backline.lifecycle.options import LifecycleOptions
 from backline.ray.plan import ReplicaMember, ShardTarget, Steps, next_steps, wanted_replicas
-from backline.ray.spec import ReplicaSpec, ReplicaState
+from backline.ray.spec import ReplicaSpec, ReplicaState, replica_options
+from backline.server import ServerOptions
+from backline.wire.tls import TlsFiles
 
 
 def state(desired: float = 1.0, *, models: str = "", ready: bool = True) -> ReplicaState:
@@ -88,12 +95,64 @@ def test_the_number_is_not_lowered_while_a_replica_does_not_answer() -> None:
 
 
 def test_a_changed_specification_is_another_one() -> None:
-    spec = ReplicaSpec(("models",), {"num_cpus": 1})
+    models = ServerOptions(("models",))
+    spec = ReplicaSpec(models, {"num_cpus": 1})
 
-    assert spec.digest == ReplicaSpec(("models",), {"num_cpus": 1}).digest
-    assert spec.digest != ReplicaSpec(("models",), {"num_cpus": 2}).digest
-    assert spec.digest != ReplicaSpec(("models",), {"num_cpus": 1}, revision="2").digest
-    assert spec.digest != ReplicaSpec(("models",), {"num_cpus": 1}, models=("a",)).digest
+    assert spec.digest == ReplicaSpec(ServerOptions(("models",)), {"num_cpus": 1}).digest
+    assert spec.digest != ReplicaSpec(ServerOptions(("others",)), {"num_cpus": 1}).digest
+    assert spec.digest != ReplicaSpec(replace(models, auth=Path("keys.toml")), {"num_cpus": 1}).digest
+    assert spec.digest != ReplicaSpec(models, {"num_cpus": 2}).digest
+    assert spec.digest != ReplicaSpec(models, {"num_cpus": 1}, revision="2").digest
+    assert spec.digest != ReplicaSpec(models, {"num_cpus": 1}, models=("a",)).digest
+
+
+def test_replicas_get_the_options_about_models_and_callers_with_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    lifecycle = LifecycleOptions(
+        mode="poll",
+        trust_pickle=True,
+        labels="repository",
+        cache_folder=Path("cache"),
+        state_folder=Path("state"),
+    )
+    given = ServerOptions(
+        ("models", "s3://bucket/more"),
+        lifecycle,
+        config_name="gpu",
+        exit_on_error=True,
+        tls=TlsFiles(Path("a"), Path("b")),
+        auth=Path("keys.toml"),
+        http_restricted_apis=("health:a=b",),
+    )
+
+    assert replica_options(given) == ServerOptions(
+        (f"{tmp_path}/models", "s3://bucket/more"),
+        replace(
+            lifecycle,
+            labels=f"{tmp_path}/models/.backline",
+            cache_folder=tmp_path / "cache",
+            state_folder=None,
+        ),
+        config_name="gpu",
+        auth=tmp_path / "keys.toml",
+    )
+
+
+def test_labels_can_move_in_replicas_that_do_not_watch_their_repositories() -> None:
+    for place in ("redis://host:6379/0", "s3://bucket/labels"):
+        options = replica_options(ServerOptions(("a=s3://b/models",), LifecycleOptions(labels=place)))
+
+        assert options.lifecycle == LifecycleOptions(mode="explicit", load_models=("*",), labels=place)
+    with pytest.raises(InvalidArgument, match="which is read-only"):
+        replica_options(ServerOptions(("x=hf://owner/repo",), LifecycleOptions(labels="repository")))
+
+
+def test_replicas_without_any_model_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match="name the models to serve with --load-model"):
+        replica_options(ServerOptions(("models",), LifecycleOptions(mode="explicit")))
 
 
 def test_each_shard_gets_its_replicas() -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backline.engine.errors import InvalidArgument
+from backline.lifecycle.options import LifecycleOptions
 from backline.ray.deployment import divided
 from backline.ray.needs import read_needs
 from backline.ray.shards import ModelNeed, Shard, place
-from backline.ray.spec import ReplicaSpec
+from backline.ray.spec import ReplicaSpec, replica_options
+from backline.server import ServerOptions
 from support.repositories import put
 
 IDENTITY = """backend: "identity" max_batch_size: 8
@@ -119,7 +123,7 @@ def test_the_memory_of_a_model_is_configured_or_follows_from_the_served_files(re
 
 
 def test_each_shard_has_its_specification(repository: Path) -> None:
-    spec = ReplicaSpec((str(repository),), {"num_cpus": 2, "memory": 200_000_000, "resources": {"disk": 1}})
+    spec = ReplicaSpec(_options(repository), {"num_cpus": 2, "memory": 200_000_000, "resources": {"disk": 1}})
 
     told, others = divided(spec)
 
@@ -130,10 +134,38 @@ def test_each_shard_has_its_specification(repository: Path) -> None:
 
 
 def test_models_are_not_divided_by_nothing(repository: Path, tmp_path: Path) -> None:
-    spec = ReplicaSpec((str(repository / "large"),))
+    spec = ReplicaSpec(_options(repository / "large"))
 
     with pytest.raises(InvalidArgument, match="Pass the memory of a replica in bytes"):
         divided(spec)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidArgument, match="has no models to divide"):
-        divided(ReplicaSpec((str(tmp_path / "empty"),), {"memory": 1}))
+        divided(ReplicaSpec(_options(tmp_path / "empty"), {"memory": 1}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lifecycle": LifecycleOptions(mode="poll")},
+        {"lifecycle": LifecycleOptions(mode="explicit", load_models=("small",))},
+        {"lifecycle": LifecycleOptions(namespacing=True)},
+        {"model_name": "other"},
+    ],
+)
+def test_options_that_choose_or_name_models_are_refused_with_shards(
+    repository: Path, options: dict[str, Any]
+) -> None:
+    spec = ReplicaSpec(replace(_options(repository), **options), {"memory": 200_000_000})
+
+    with pytest.raises(InvalidArgument, match="leave out --model-control-mode"):
+        divided(spec)
+
+
+def test_labels_are_shared_by_shards(repository: Path) -> None:
+    options = replica_options(replace(_options(repository), lifecycle=LifecycleOptions(labels="repository")))
+
+    assert len(divided(ReplicaSpec(options, {"memory": 200_000_000}))) == 2
+
+
+def _options(repository: Path) -> ServerOptions:
+    return ServerOptions((str(repository),))

@@ -126,6 +126,7 @@ def read_file(spec: TensorSpec, path: Path) -> Any:
     suffix = path.suffix.lower()
     where = f"'{path}' for input '{spec.name}'"
     try:
+        path.stat()  # a missing file is an error of its own, whatever its suffix
         if suffix == ".npy":
             return _complete(np.load(path, allow_pickle=False), where)
         if suffix == ".npz":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 import ssl
 from collections import deque
 from collections.abc import Sequence
@@ -244,6 +245,10 @@ def refused(address: Address, timeout: float, error: Exception) -> ConnectionFai
         return ConnectionFailed(
             f"connection refused by {address.url}: nothing listens there."
             " Start a server (backline serve REPO), or check host and port"
+        )
+    if isinstance(error, socket.gaierror):
+        return ConnectionFailed(
+            f"cannot look up the host of {address.url}: {error.strerror}. Is the name right?"
         )
     if address.tls and isinstance(error, ConnectionError):
         return no_tls(address)

@@ -11,6 +11,7 @@ from backline.backends.registry import FORMATS, PLATFORMS
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.model import ModelState
+from backline.engine.names import check_name
 from backline.lifecycle.journal import LoadEvent
 from backline.lifecycle.lifecycle import Lifecycle
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
@@ -85,6 +86,8 @@ class Embedded:
                 raise InvalidArgument(
                     f"a repository was given twice: '{first}' and '{location}'; leave one out"
                 )
+        if model_name:
+            check_name("model", model_name)
         if model_name and len(locations) > 1:
             raise InvalidArgument(
                 f"the model name '{model_name}' can be given only with one repository, but there are"

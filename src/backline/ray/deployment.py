@@ -13,8 +13,10 @@ from urllib.parse import quote
 
 from backline.client.ray_directory import NAMESPACE, controller_name, join_ray, replica_urls, require_ray
 from backline.engine.errors import BacklineError, DeadlineExceeded, InvalidArgument
+from backline.lifecycle.options import ALL_MODELS
 from backline.ray.shards import AMOUNTS, MEMORY, Shard, place
-from backline.ray.spec import ReplicaSpec, ReplicaState
+from backline.ray.spec import ReplicaSpec, ReplicaState, replica_options
+from backline.server import ServerOptions
 
 log = logging.getLogger("backline.ray")
 
@@ -105,6 +107,7 @@ def deployment(
     shards: bool = False,
     keep_sequences: bool = False,
     address: str | None = None,
+    options: ServerOptions | None = None,
 ) -> Deployment:
     """Deploys repositories to Ray: on `replicas` servers, or on up to `max_replicas` if the load requires it.
 
@@ -118,7 +121,9 @@ def deployment(
     exists on every node. `ray_actor_options` are Ray's actor options for each replica: num_cpus (1 by
     default), num_gpus, memory, resources. `address` is the address of the cluster, by default RAY_ADDRESS or
     a cluster on this machine. `target_in_flight` means the same as for `backline serve`. To replace the
-    replicas when nothing else has changed, pass a new `revision`.
+    replicas when nothing else has changed, pass a new `revision`. `options` are the other options of the
+    servers; their repositories and addresses are ignored, and each file in them, such as that of the keys,
+    must exist on every node.
 
     Raises InvalidArgument for invalid arguments, Unavailable if Ray cannot be reached and, with `shards`,
     BacklineError if a repository cannot be read.
@@ -138,11 +143,13 @@ def deployment(
         log.warning(warning)
     from backline.ray.controller import Controller
 
+    options = options or ServerOptions(repositories)
+    if target_in_flight is not None:
+        options = replace(options, target_in_flight=target_in_flight)
     spec = ReplicaSpec(
-        tuple(repositories),
+        replica_options(replace(options, repositories=repositories)),
         dict(ray_actor_options or {}),
         revision,
-        target_in_flight,
         states=keeper_name(name) if keep_sequences else "",
     )
     specs = divided(spec) if shards else (spec,)
@@ -179,11 +186,19 @@ def divided(spec: ReplicaSpec) -> tuple[ReplicaSpec, ...]:
     """
     from backline.ray.needs import read_needs
 
+    lifecycle = spec.options.lifecycle
+    chosen = lifecycle.mode == "explicit" and lifecycle.load_models != (ALL_MODELS,)
+    if chosen or lifecycle.mode == "poll" or lifecycle.namespacing or spec.options.model_name:
+        raise InvalidArgument(
+            "with shards, each replica loads certain models by their names in the repositories: leave out"
+            " --model-control-mode, --model-namespacing and --model-name, or the shards"
+        )
     room: dict[str, float] = {"num_cpus": 1.0}
     room |= {name: spec.actor_options[name] for name in AMOUNTS if name in spec.actor_options}
-    needs = asyncio.run(read_needs(spec.repositories))
+    locations = [str(one) for one in spec.options.repositories]
+    needs = asyncio.run(read_needs(locations, spec.options.config_name))
     if not needs:
-        raise InvalidArgument(f"{', '.join(spec.repositories)} has no models to divide among replicas")
+        raise InvalidArgument(f"{', '.join(locations)} has no models to divide among replicas")
     if MEMORY not in room and all(set(need.amounts) <= {MEMORY} for need in needs):
         raise InvalidArgument(
             "shards: nothing says how many models fit into a replica. Pass the memory of a replica in bytes,"

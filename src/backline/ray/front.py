@@ -12,7 +12,9 @@ from pathlib import Path
 
 from backline.client.ray_directory import require_ray
 from backline.engine.errors import BacklineError
+from backline.lifecycle.options import LifecycleOptions
 from backline.ray.deployment import Deployment
+from backline.ray.spec import shared_labels
 from backline.server import ServerOptions
 
 #: Seconds between two checks of the replicas' models, and between two scans of the repository that is
@@ -91,9 +93,26 @@ class Front:
         self._thread.start()
 
     def options(self, options: ServerOptions) -> ServerOptions:
-        """Returns the options of the server in front, derived from the options for the replicas."""
-        lifecycle = replace(options.lifecycle, mode="poll", poll_seconds=_LOOK)
-        return replace(options, repositories=(self._repository.folder,), lifecycle=lifecycle)
+        """Returns the options of the server in front. Its models are remote, so options about model files and
+        what their runs need are left to the replicas.
+        """
+        given = options.lifecycle
+        lifecycle = LifecycleOptions(
+            mode="poll",
+            poll_seconds=_LOOK,
+            labels=shared_labels(options),
+            state_folder=given.state_folder,
+            strict_readiness=given.strict_readiness,
+            drain_seconds=given.drain_seconds,
+            max_queued_requests=given.max_queued_requests,
+        )
+        return replace(
+            options,
+            repositories=(self._repository.folder,),
+            lifecycle=lifecycle,
+            config_name="",
+            model_name="",
+        )
 
     def close(self) -> None:
         """Stops the thread and removes the repository. The deployment keeps running."""
@@ -115,4 +134,5 @@ def _configuration(url: str) -> str:
         f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}'
         for name, value in parameters.items()
     ]
-    return "\n".join(['backend: "remote"', *lines, ""])
+    # The version policy of each model has been applied by the replicas.
+    return "\n".join(['backend: "remote"', "version_policy { all {} }", *lines, ""])

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from backline.backends.registry import FORMATS
+from backline.backends.registry import FORMATS, PLATFORMS
 from backline.lifecycle.memory.needs import Needs, load_kind
 from backline.lifecycle.wanted import select
 from backline.ray.shards import MEMORY, ModelNeed
+from backline.repository.configuration import ConfigFiles
 from backline.repository.location import open_repository
 from backline.repository.repository import FoundModel
 from backline.system.user_folders import user_cache
 
 
-async def read_needs(locations: Iterable[str]) -> list[ModelNeed]:
-    """Returns the needs of all models at `locations`. Raises BacklineError if a repository cannot be read.
+async def read_needs(locations: Iterable[str], config_name: str = "") -> list[ModelNeed]:
+    """Returns the needs of all models at `locations`, as configured in configs/<config_name>.pbtxt if a model
+    has this file. Raises BacklineError if a repository cannot be read.
 
     If the configuration of a model does not say how much memory the model needs, the memory is estimated from
     the size of the files of those versions that the model's version policy selects.
     """
     needs: list[ModelNeed] = []
     estimates = Needs()
+    configs = ConfigFiles(config_name, platforms=PLATFORMS)
     for location in locations:
-        repository = open_repository(location, formats=FORMATS, cache=user_cache())
+        repository = open_repository(location, formats=FORMATS, cache=user_cache(), configs=configs)
         try:
             needs += [_need(found, estimates) for found in await repository.scan()]
         finally:

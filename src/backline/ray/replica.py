@@ -10,12 +10,11 @@ from pathlib import Path
 import ray
 
 from backline.client.background_loop import BackgroundLoop
-from backline.engine.engine import Engine
 from backline.lifecycle.options import LifecycleOptions
-from backline.ray.scaling import read_signal
+from backline.observe.scaling import ScalingSignal
 from backline.ray.spec import ReplicaSpec, ReplicaState
 from backline.ray.states import RayStateStore
-from backline.server import Server, ServerOptions
+from backline.server import Server
 
 #: Advice in the error for an unknown sequence: the first if no actor keeps the states of sequences, the
 #: second if one does.
@@ -41,14 +40,15 @@ class Replica:
         folder = Path(tempfile.mkdtemp(prefix="backline-"))
         self._socket = folder / "socket"
         self._server = Server(
-            ServerOptions(
-                repositories=spec.repositories,
+            replace(
+                spec.options,
                 host=host,
+                grpc_host="",
+                metrics_host="",
                 http_port=0,
                 grpc_port=None,
                 metrics_port=None,
                 unix_socket=self._socket,
-                target_in_flight=spec.target_in_flight,
                 lifecycle=_lifecycle(spec, folder),
             )
         )
@@ -57,16 +57,15 @@ class Replica:
 
     def state(self) -> ReplicaState:
         """Returns the address, the scaling signal and the models of the replica, for the controller."""
-        signal = read_signal(self._http)
-        engine = self._server.engine
+        signal, models = self._loop.run(_load(self._server))
         return ReplicaState(
             self._http.replace("http", "grpc", 1),
-            engine.ready,
+            self._server.engine.ready,
             signal.utilisation,
             signal.desired_replicas,
             os.getpid(),
             ray.get_runtime_context().get_node_id(),
-            self._loop.run(_ready_models(engine)),
+            models,
             str(self._socket),
         )
 
@@ -76,7 +75,8 @@ class Replica:
 
 
 def _lifecycle(spec: ReplicaSpec, state_folder: Path) -> LifecycleOptions:
-    options = LifecycleOptions(
+    options = replace(
+        spec.options.lifecycle,
         state_folder=state_folder,
         state_store=RayStateStore(spec.states) if spec.states else None,
         unknown_sequence_advice=_LOST if spec.states else _NOT_KEPT,
@@ -84,8 +84,11 @@ def _lifecycle(spec: ReplicaSpec, state_folder: Path) -> LifecycleOptions:
     return options if spec.models is None else replace(options, mode="explicit", load_models=spec.models)
 
 
-async def _ready_models(engine: Engine) -> tuple[tuple[str, str], ...]:
-    """Returns the name and version of each model version that responds to requests. Must run on the engine's
-    event loop.
+async def _load(server: Server) -> tuple[ScalingSignal, tuple[tuple[str, str], ...]]:
+    """Returns the scaling signal, and the name and version of each model version that responds to requests.
+    Must run on the server's event loop.
     """
-    return tuple((model.name, model.version) for model in engine.models() if model.answers and model.version)
+    models = server.engine.models()
+    return server.signal(), tuple(
+        (model.name, model.version) for model in models if model.answers and model.version
+    )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import click
 
+from backline.access.keys import ENVIRONMENT_KEYS, environment_has_keys
 from backline.cli.numbers import WholeNumber
 from backline.cli.serve.option import Decorator, decorated, option
+from backline.client.credentials import VARIABLE
+from backline.engine.errors import InvalidArgument
 from backline.server import ServerOptions
 
 #: The maximum time for the replicas to start and load their models, in seconds.
@@ -137,20 +140,21 @@ def in_front(options: ServerOptions, engine: RayOptions | None) -> Iterator[Serv
     from backline.client.ray_directory import require_ray
 
     require_ray()
+    _check_keys(options)
     from backline.ray.deployment import deployment
     from backline.ray.front import Front
 
     deployed = deployment(
-        *map(_everywhere, options.repositories),
+        *map(str, options.repositories),
         name=engine.name,
         replicas=engine.replicas,
         max_replicas=engine.most,
         revision=engine.revision,
         ray_actor_options=engine.actor_options,
-        target_in_flight=options.target_in_flight,
         shards=engine.shards,
         keep_sequences=engine.keep_sequences,
         address=engine.address,
+        options=options,
     )
     deployed.wait_ready(_READY_WITHIN)
     front = Front(deployed)
@@ -160,7 +164,18 @@ def in_front(options: ServerOptions, engine: RayOptions | None) -> Iterator[Serv
         front.close()
 
 
-def _everywhere(repository: str | Path) -> str:
-    """Returns a repository as a URL or an absolute path, which every node of a cluster can resolve."""
-    path = Path(repository)
-    return str(path.absolute()) if path.exists() else str(repository)
+def _check_keys(options: ServerOptions) -> None:
+    """Raises InvalidArgument if the replicas would need no key, although this server needs one, or if this
+    server has no key for requests to the replicas.
+    """
+    if options.auth is None:
+        if environment_has_keys():
+            raise InvalidArgument(
+                f"with --engine ray, keys in environment variables ({', '.join(ENVIRONMENT_KEYS)}) would not"
+                " protect the replicas: pass a file of keys with --auth, and put it on every node"
+            )
+    elif not os.environ.get(VARIABLE):
+        raise InvalidArgument(
+            f"with --engine ray and --auth, replicas need keys too: set {VARIABLE} to a key with the scopes"
+            " infer and read, with which this server sends requests to the replicas"
+        )

@@ -203,29 +203,37 @@ def open_labels(place: str, locations: Sequence[str], state_folder: Path) -> Lab
     state = FileDocument(state_folder / _FILE, private=True)
     if not place:
         return LabelStore(state)
-    return LabelStore(_open_document(place, locations), state)
+    return LabelStore(_open_document(find_place(place, locations)), state)
 
 
-def _open_document(place: str, locations: Sequence[str]) -> LabelDocument:
-    where, below = place, ""
+def find_place(place: str, locations: Sequence[str]) -> str:
+    """Returns the place of labels as a folder or URL, also if it is "repository"; see `open_labels`.
+
+    Raises InvalidArgument if labels cannot be stored there.
+    """
+    found = f"{locations[0].rstrip('/')}/{_FOLDER}" if place == IN_REPOSITORY else place
+    scheme, colon, _ = found.partition("://")
+    if not colon or scheme.lower() in _BUCKETS:
+        return found
     if place == IN_REPOSITORY:
-        where, below = locations[0], f"{_FOLDER}/"
-    scheme, colon, _ = where.partition("://")
-    if not colon:
-        return FileDocument(Path(where) / below / _FILE)
-    if scheme.lower() in _BUCKETS:
-        return ObjectDocument(where, below + _FILE)
-    if below:
         raise InvalidArgument(
-            f"labels cannot be kept in the repository '{where}', which is read-only; use a repository in a"
-            " folder or a bucket, or keep the labels elsewhere, for example with --labels redis://host:6379"
+            f"labels cannot be kept in the repository '{locations[0]}', which is read-only; use a repository"
+            " in a folder or a bucket, or keep the labels elsewhere, for example with --labels"
+            " redis://host:6379"
         )
-    if scheme.lower() in SCHEMES:
-        return RedisDocument(where)
-    known = ", ".join(f"{one}://" for one in (*_BUCKETS, *SCHEMES))
-    raise InvalidArgument(
-        f"labels cannot be kept at '{where}': expected '{IN_REPOSITORY}', a folder, or one of {known}"
-    )
+    if scheme.lower() not in SCHEMES:
+        known = ", ".join(f"{one}://" for one in (*_BUCKETS, *SCHEMES))
+        raise InvalidArgument(
+            f"labels cannot be kept at '{place}': expected '{IN_REPOSITORY}', a folder, or one of {known}"
+        )
+    return found
+
+
+def _open_document(place: str) -> LabelDocument:
+    scheme, colon, _ = place.partition("://")
+    if not colon:
+        return FileDocument(Path(place) / _FILE)
+    return ObjectDocument(place, _FILE) if scheme.lower() in _BUCKETS else RedisDocument(place)
 
 
 def _changed(contents: _Contents, change: Change) -> _Contents:
