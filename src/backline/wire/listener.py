@@ -259,9 +259,6 @@ def _remove_stale(path: Path) -> None:
 
 #: The number of connections accepted per iteration of the event loop.
 ACCEPTS_PER_TURN = 64
-#: The number of handshakes begun per iteration of the event loop. Each takes about a millisecond of CPU time,
-#: in two steps.
-HANDSHAKES_PER_TURN = 2
 #: For how many seconds no connections are accepted after the process has run out of file descriptors.
 EXHAUSTED_PAUSE = 0.5
 
@@ -272,8 +269,9 @@ class TlsAcceptor:
     Connections in their handshake count toward max_connections and the share of their peer. asyncio's own
     server cannot count these connections: it reports a connection only after the handshake, which is the most
     expensive part. A handshake begins only once the client has sent something, so that connections of silent
-    clients take little memory. Only a few handshakes begin at a time, so that many connections that arrive
-    together do not delay the requests of other clients.
+    clients take little memory. A handshake takes about a millisecond of CPU time, in two steps, so only one
+    begins in each iteration of the event loop. Many connections that arrive together then delay the requests
+    of other clients only a little.
     """
 
     def __init__(self, wire: Wire, listening: socket.socket, tls: LiveTls) -> None:
@@ -379,17 +377,17 @@ class TlsAcceptor:
             return
         self._greeted.append((silent, end))
         if len(self._greeted) == 1:
-            self._wire.loop.call_soon(self._begin_some)
+            self._wire.loop.call_soon(self._begin_next)
 
-    def _begin_some(self) -> None:
+    def _begin_next(self) -> None:
         loop = self._wire.loop
-        for _ in range(min(HANDSHAKES_PER_TURN, len(self._greeted))):
+        if self._greeted:
             accepted, end = self._greeted.popleft()
             handshake = loop.create_task(self._shake_hands(accepted, max(end - loop.time(), 0.1)))
             self._handshakes.add(handshake)
             handshake.add_done_callback(self._handshakes.discard)
         if self._greeted:
-            loop.call_soon(self._begin_some)
+            loop.call_soon(self._begin_next)
 
     async def _shake_hands(self, accepted: socket.socket, timeout: float) -> None:
         wire = self._wire
