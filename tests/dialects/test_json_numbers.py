@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from backline.dialects import json_data
 from backline.dialects.json_data import read_numbers, write_numbers
+from backline.dialects.open_inference.rest import messages
 from backline.dialects.open_inference.rest.messages import RestReader
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
@@ -94,17 +96,28 @@ def request(data: str, *, before: str = "", after: str = "", shape: str = "[3]")
     return text.encode()
 
 
+@pytest.fixture(params=[False, True], ids=["small", "large"])
+def large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether all requests count as large, and are read in pieces of a few bytes."""
+    if request.param:
+        monkeypatch.setattr(messages, "LARGE", 1)
+        monkeypatch.setattr(json_data, "LARGE", 4)
+        monkeypatch.setattr(messages, "check_description", lambda *_: None)  # there is no model
+    return bool(request.param)
+
+
 class Requests:
     """Reads requests with one reader, which remembers, and with a new one for each, which does not."""
 
-    def __init__(self) -> None:
+    def __init__(self, large: bool) -> None:
+        self._on_loop = not large
         self._reader = RestReader(Engine())
 
     def read(self, body: bytes) -> Any:
         outcomes = []
         for reader in (self._reader, RestReader(Engine())):
             try:
-                _, id, tensors = reader.read(body, {}, "m", "", True)
+                _, id, tensors = reader.read(body, {}, "m", "", self._on_loop)
             except InvalidArgument as error:
                 outcomes.append(error.message)
             else:
@@ -118,6 +131,15 @@ class Requests:
     [
         request("[4,5,6]"),
         request("[4, 5,\n6 ]"),
+        request("\n[ 4,5,6] "),
+        request("\x0b[4,5,6]"),
+        request("[4,[5],6]"),
+        request("[[4],[5],[6]]"),
+        request("[4 4,5,6]"),
+        request("[4,5,,6]"),
+        request("[4,5,6,]"),
+        request("[4,,6]"),
+        request("[4,5,-Infinity]"),
         request("[4,5,6]", before='"id":"b",'),
         request("[4,5,6]", before='"id":"a","id":"b",'),
         request("[4,5,6]", after=',"data":[1,2,3]'),
@@ -138,8 +160,8 @@ class Requests:
         b'"data":',
     ],
 )
-def test_a_remembered_request_changes_nothing_about_the_next_one(body: bytes) -> None:
-    requests = Requests()
+def test_a_remembered_request_changes_nothing_about_the_next_one(body: bytes, large: bool) -> None:
+    requests = Requests(large)
     for seen in (request("[1,2,3]"), request("[1,2,3]", before='"id":"a",')):
         requests.read(seen)
         requests.read(seen)
@@ -158,13 +180,26 @@ def test_a_remembered_request_changes_nothing_about_the_next_one(body: bytes) ->
         request("[1,2,3]").replace(b"]}]}", b']}],"inputs":[]}'),
     ],
 )
-def test_keys_that_occur_twice_are_read_as_before(first: bytes) -> None:
-    requests = Requests()
+def test_keys_that_occur_twice_are_read_as_before(first: bytes, large: bool) -> None:
+    requests = Requests(large)
     requests.read(first)
 
     requests.read(first)
     requests.read(first.replace(b'"data":[1,2,3]', b'"data":[4,5,6]', 1))
     requests.read(first.replace(b'"id":"a"', b'"id":"b"', 1))
+
+
+def test_a_request_like_an_earlier_one_is_read_without_parsing_the_document(
+    large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = RestReader(Engine())
+    reader.read(request("[1,2,3]"), {}, "m", "", not large)
+    monkeypatch.delattr(RestReader, "_decode")
+
+    for data in ("[4,5,6]", "[4, 5, 6]"):
+        _, _, tensors = reader.read(memoryview(request(data)), {}, "m", "", not large)
+
+        assert tensors["x"].data.tolist() == [4, 5, 6]
 
 
 def test_fp32_is_written_with_the_digits_that_distinguish_it() -> None:

@@ -11,15 +11,16 @@ from msgspec import Raw, Struct
 from backline.decodable import decodable
 from backline.dialects.input_plan import MAX_RANK, InputPlan, too_many_dimensions
 from backline.dialects.json_data import decode_data, read_numbers, replace_words
-from backline.dialects.json_scan import check_keys, count
+from backline.dialects.json_scan import STEP, check_keys, count
 from backline.dialects.off_loop import LARGE, MANY, LargeRequest
 from backline.dialects.open_inference.plan import InferPlan, prefix, size_mismatch
 from backline.dialects.open_inference.planning import PlanBuilder, apply_parameters, check_description
 from backline.dialects.open_inference.rest.json_errors import ONE_SOURCE, unreadable
 from backline.dialects.open_inference.shared_memory import REGION
 from backline.engine.engine import Engine
-from backline.engine.errors import InvalidArgument
+from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.shared_memory import SharedMemory
+from backline.engine.values.datatypes import DataType
 from backline.engine.values.parameters import EMPTY_FINAL, RESERVED, WrongType
 from backline.engine.values.tensor import Buffer, Shape, StringsMismatch, Tensor
 from backline.memo import Memo
@@ -31,6 +32,7 @@ _MAX_REMEMBERED = 1024
 _SIZE = "binary_data_size"
 _ID_FIRST = b'{"id":"'
 _DATA = b'"data":'
+_BLANK = b" \t\r\n"
 #: A request with one of these texts after its data is not cached, because a repeated key may replace the
 #: data.
 _DOUBTFUL = (b'"data"', b'"id"', b'"inputs"', b"\\")
@@ -109,6 +111,10 @@ class RestReader:
             known = self._read_numbers(bytes(body))
             if known is not None:
                 return known
+        elif not on_loop:
+            known = self._read_many_numbers(body, model, version)
+            if known is not None:
+                return known
         if size > _MAX_REMEMBERED_SIZE:
             if on_loop and size > LARGE:
                 raise LargeRequest
@@ -136,14 +142,10 @@ class RestReader:
         """Reads a request that differs from an earlier one only in its id and its input's values, without
         parsing the JSON. Returns None for any other request.
         """
-        start = text.find(_DATA, 0, _MAX_REMEMBERED_SIZE) + len(_DATA)
-        if start < len(_DATA):
-            return None
-        id, key = split_id(text[:start])
-        known = self._number_plans.get(key)
+        known = self._find_plan(text)
         if known is None:
             return None
-        plan, rest = known
+        plan, rest, id, start = known
         spec = plan.inputs[0]
         if not text.endswith(rest):
             return None
@@ -152,17 +154,53 @@ class RestReader:
             return None
         return plan, id, {spec.name: Tensor(spec.name, spec.datatype, spec.shape, array.reshape(spec.shape))}
 
-    def _remember_numbers(self, text: bytes, document: RequestDocument, plan: InferPlan) -> None:
+    def _read_many_numbers(self, body: Buffer, model: str, version: str) -> Decoded | None:
+        """Reads a large request as `_read_numbers` does, unless its numbers are in nested lists."""
+        known = self._find_plan(bytes(body[:_MAX_REMEMBERED_SIZE]))
+        if known is None:
+            return None
+        plan, rest, id, start = known
+        end = len(body) - len(rest)
+        data = bytes(body[start:end]).strip(_BLANK)
+        spec = plan.inputs[0]
+        flat = data[:1] == b"[" and data[1:2] != b"[" and data[-1:] == b"]"
+        if not flat or body[end:] != rest or spec.datatype is DataType.BYTES:
+            return None
+        try:
+            check_description(self._engine, model, version, id, plan)
+            return plan, id, {spec.name: decode_data(spec, data, "")}
+        except BacklineError:
+            return None  # the caller reads the whole document, to find the error that comes first
+
+    def _find_plan(self, text: bytes) -> tuple[InferPlan, bytes, str, int] | None:
+        """Finds the plan of an earlier request with the same text before its input's numbers. `text` may be
+        only the beginning of a request.
+
+        Returns the plan, the text that must follow the numbers, the id, and where the numbers start.
+        """
+        start = text.find(_DATA, 0, _MAX_REMEMBERED_SIZE) + len(_DATA)
+        if start < len(_DATA):
+            return None
+        id, key = split_id(text[:start])
+        known = self._number_plans.get(key)
+        return None if known is None else (*known, id, start)
+
+    def _remember_numbers(self, header: Buffer, document: RequestDocument, plan: InferPlan) -> None:
         if len(plan.inputs) != 1 or plan.shared is not None or not plan.inputs[0].count:
             return
-        data = bytes(document.inputs[0].data)
-        start = text.find(_DATA, 0, _MAX_REMEMBERED_SIZE) + len(_DATA)
-        if start < len(_DATA) or not text[start:].lstrip().startswith(data):
+        beginning = bytes(header[:_MAX_REMEMBERED_SIZE])
+        start = beginning.find(_DATA) + len(_DATA)
+        if start < len(_DATA):
             return
-        rest = text[start:].lstrip()[len(data) :]
-        id, key = split_id(text[:start])
+        data = memoryview(document.inputs[0].data)
+        begin = len(beginning) - len(beginning[start:].lstrip())
+        end = begin + len(data)
+        if len(header) - end > _MAX_REMEMBERED_SIZE or not _same(memoryview(header)[begin:end], data):
+            return
+        rest = bytes(header[end:])
+        id, key = split_id(beginning[:start])
         doubtful = any(word in rest for word in _DOUBTFUL) or b'"id"' in key or b"\\" in key
-        if id == document.id and len(rest) <= _MAX_REMEMBERED_SIZE and not doubtful:
+        if id == document.id and not doubtful:
             self._number_plans.keep(key, (plan, rest))
 
     def _check_large(self, plan: InferPlan, id: str, model: str, version: str, on_loop: bool) -> None:
@@ -215,8 +253,8 @@ class RestReader:
                 raise error.in_request(prefix(document.id), model) from None
         if size != len(body):
             raise _additional(model)
-        if HEADER_LENGTH not in headers and size <= LARGE:
-            self._remember_numbers(bytes(header), document, plan)
+        if HEADER_LENGTH not in headers:
+            self._remember_numbers(header, document, plan)
         return plan, document.id, tensors
 
     def _decode(self, header: Buffer) -> RequestDocument:
@@ -305,6 +343,14 @@ def instead_of_json(body: Buffer, headers: Mapping[bytes, bytes]) -> str:
         f". {what}{form}, but it must be a JSON object. To send a file as the only input, POST its bytes"
         " alone to the route infer, with the header field Inference-Header-Content-Length: 0"
         " (curl -H 'Inference-Header-Content-Length: 0' --data-binary @FILE)"
+    )
+
+
+def _same(one: memoryview, other: memoryview) -> bool:
+    """Returns whether two texts, which may be large, have the same bytes."""
+    return len(one) == len(other) and all(
+        bytes(one[start : start + STEP]) == bytes(other[start : start + STEP])
+        for start in range(0, len(one), STEP)
     )
 
 
