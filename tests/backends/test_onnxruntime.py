@@ -535,7 +535,8 @@ def test_a_configuration_that_disagrees_with_the_file_is_an_error(
 def test_a_batch_limit_for_a_model_without_batch_dimension_is_an_error(file: Path) -> None:
     with pytest.raises(
         InvalidArgument,
-        match=r"max_batch_size 8 .* input 'X' .* has shape \[1, 4\], whose first dimension is not a batch",
+        match=r"max_batch_size 8 .* input 'X' .* has shape \[1, 4\], whose first dimension is not the batch"
+        r" dimension",
     ):
         load(identity(file, shape=(1, 4)), max_batch_size=8)
 

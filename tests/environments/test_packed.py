@@ -155,7 +155,7 @@ def crafted(archive: Path, *members: tuple[str, bytes, str | bytes]) -> Path:
             ],
             "outside",
         ),
-        ([("d", tarfile.DIRTYPE, ""), ("d", tarfile.SYMTYPE, "{folder}")], "there is a folder of that name"),
+        ([("d", tarfile.DIRTYPE, ""), ("d", tarfile.SYMTYPE, "{folder}")], "member of that name is a folder"),
         ([("../victim", tarfile.REGTYPE, b"evil")], "outside"),
         ([("x", tarfile.FIFOTYPE, "")], "a device or a pipe"),
         ([("x", tarfile.CHRTYPE, "")], "a device or a pipe"),

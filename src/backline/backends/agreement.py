@@ -27,8 +27,8 @@ def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
             if not spec.shape or spec.shape[0] != -1:
                 raise InvalidArgument(
                     f"{where} has max_batch_size {batch} in {config.source}, but input '{spec.name}' of"
-                    f" '{path}' has shape {list(spec.shape)}, whose first dimension is not a batch; set"
-                    f" max_batch_size: 0 and give the full dims{_other_axis(spec)}"
+                    f" '{path}' has shape {list(spec.shape)}, whose first dimension is not the batch"
+                    f" dimension; set max_batch_size: 0 and give the full dims{_other_axis(spec)}"
                 )
     inputs = _merge(where, path, "input", file.inputs, config.inputs, config)
     outputs = _merge(where, path, "output", file.outputs, config.outputs, config)

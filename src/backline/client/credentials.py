@@ -29,7 +29,8 @@ class Credential:
     """The header fields that a client sends with every request, including its API key, if any."""
 
     fields: Mapping[str, str] = field(repr=False)
-    #: Which key is sent, as a clause for messages; empty if none is.
+    #: Where the key comes from, as the end of "the client sent the key ...": "in BACKLINE_KEY". Empty if no
+    #: key is sent.
     source: str
 
     def explain(self, error: BacklineError, url: str) -> BacklineError:

@@ -382,7 +382,10 @@ def _pieces(raw: bytes, depth: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _first_element(raw: bytes) -> int:
-    """Returns the first character of the first element of a list, as a byte; 0 if the list is empty."""
+    """Returns the first byte of `raw` that is neither "[" nor blank, which tells a string from an object.
+
+    Returns 0 if the first 64 * MAX_DEPTH bytes contain no such byte.
+    """
     return next((character for character in raw[: 64 * MAX_DEPTH] if character not in b"[" + _BLANK), 0)
 
 

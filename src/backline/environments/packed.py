@@ -140,10 +140,10 @@ class _Members:
                 )
         if not member.isdir() and path != root and os.path.lexists(path):
             if path.is_dir() and not path.is_symlink():
-                raise self._refusal(member, "there is a folder of that name")
+                raise self._refusal(member, "an earlier member of that name is a folder")
             path.unlink()  # otherwise tarfile would write to the target of a link
         elif member.isdir() and path.is_symlink():
-            raise self._refusal(member, "there is a link of that name")
+            raise self._refusal(member, "an earlier member of that name is a link")
         return member
 
     def _refusal(self, member: tarfile.TarInfo, why: str) -> InvalidArgument:

@@ -1,4 +1,6 @@
-"""Decides which models a server serves, from repositories and requests to load, unload and label them."""
+"""Decides which models a server serves, based on its repositories and on requests to load, unload and label
+models.
+"""
 
 from __future__ import annotations
 

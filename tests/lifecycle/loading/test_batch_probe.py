@@ -452,7 +452,7 @@ def test_sizes_that_equal_a_constant_of_the_model_do_not_deceive_the_proof(tmp_p
     found = probe(rows_of_four(tmp_path / "model.onnx"))
 
     assert found == BatchProbe(
-        False, "output 'Y' has shape [2, 4] for one item, so its first dimension is not a batch"
+        False, "output 'Y' has shape [2, 4] for one item, so its first dimension is not the batch dimension"
     )
 
 

@@ -1,4 +1,6 @@
-"""Defines the settings that `backline tune` varies, lists their combinations, and writes configurations."""
+"""Defines the settings that `backline tune` varies, lists their combinations, and puts them into
+configurations.
+"""
 
 from __future__ import annotations
 

@@ -108,7 +108,9 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def _recorded_inputs(model: Model, file: Path) -> list[dict[str, Any]]:
-    """Returns the first recorded requests, as inputs by name; no requests if the file does not exist."""
+    """Returns the first recorded requests as JSON: the number of each as its `name`, and its `inputs` by
+    name. Requests above _MAX_INPUTS are left out. The list is empty if the file does not exist.
+    """
     if not file.is_file():
         return []
     documents = frozenset(spec.name for spec in model.signature.inputs if spec.json)

@@ -236,7 +236,7 @@ class _Prober:
             if array.ndim == 0 or array.shape[0] != 1:
                 raise _Refuted(
                     f"output '{spec.name}' has shape {list(array.shape)} for one item, so its first dimension"
-                    " is not a batch"
+                    " is not the batch dimension"
                 )
 
     def _run(self, inputs: Arrays) -> list[np.ndarray]:
@@ -261,7 +261,7 @@ class _Prober:
             if array.ndim == 0 or array.shape[0] != len(items):
                 raise _Refuted(
                     f"output '{spec.name}' has shape {list(array.shape)} for {len(items)} items, so its first"
-                    " dimension is not a batch"
+                    " dimension is not the batch dimension"
                 )
             for row, item in enumerate(items):
                 if item is None:

@@ -112,7 +112,7 @@ class RunPlan:
 
 
 def measure(model: Tried, max_batch: int, trial: Trial | None = None) -> RunTimes:
-    """Times a model with batches of up to `max_batch` items (0: its first dimension is not a batch).
+    """Times a model with batches of up to `max_batch` items (0: the model has no batch dimension).
 
     `trial` has inputs that the model accepts; if `trial` is None, such inputs are searched for. Measuring
     takes about 50 ms, or longer for a slow model. A model whose runs take more than 100 ms is run at most

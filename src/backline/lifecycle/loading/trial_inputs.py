@@ -46,7 +46,7 @@ ZEROS = ValueFamily(0.0, 0.0, 0, 0, (b"",))
 ONES = ValueFamily(0.0, 1.0, 1, 1, (b"1",))
 POSITIVE = ValueFamily(0.5, 0.5, 99, 0, (b"one", b"two", b"three"))
 HUGE = ValueFamily(1e4, 0.0, 255, 0, (b"a longer text, with several words", b"z"))
-#: For audio models with an input for the sampling rate: often they accept only 16000.
+#: For audio models with an input for the sampling rate in Hz. Many of them accept only 16000.
 SAMPLING_RATE = ValueFamily(1.0, 0.0, 16000, 16000, (b"a",))
 FAMILIES = (NORMAL, LARGE, ZEROS, ONES, POSITIVE, HUGE)
 

@@ -64,7 +64,7 @@ _NOISE = 4 << 20
 
 
 class NoRoom(Unavailable):
-    """Raised when a load does not fit into the memory budget, and not enough may be unloaded for it."""
+    """Raised when a load does not fit into the memory budget, even with all evictions allowed for it."""
 
 
 class Reservation:

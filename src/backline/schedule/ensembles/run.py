@@ -161,7 +161,7 @@ class EnsembleRun(Owner):
         for ticket, planned in self._under_way():
             self._queue.calls[planned.index].cancel.add(1, monotonic_ns() - ticket.request.arrived_ns)
             ticket.cancel()
-            # A paused model ends only when it is resumed.
+            # A paused model must be resumed before its run can end.
             if ticket.flow is not None:
                 ticket.flow.resume()
         self._queue.ended(self)

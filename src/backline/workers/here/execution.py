@@ -173,8 +173,8 @@ class Execution:
             if array.ndim == 0 or array.shape[0] != items:
                 raise _NotABatch(
                     f"output '{name}' of model '{self._name}' has shape {list(array.shape)} for a batch of"
-                    f" {items}, so its first dimension is not a batch, although its configuration sets"
-                    f" max_batch_size to {self._declared_batch}: set it to 0"
+                    f" {items}, so its first dimension is not the batch dimension, although its"
+                    f" configuration sets max_batch_size to {self._declared_batch}: set it to 0"
                 )
 
     def _response(self, ticket: Ticket, names: tuple[str, ...], arrays: list[np.ndarray]) -> InferResponse:

@@ -22,7 +22,7 @@ from backline.lifecycle.loading.loaded import Measured, check_measured
 
 #: The maximum size of a message from a trial process, in bytes.
 LONGEST_MESSAGE: Final = 1 << 16
-#: The maximum length of a text in a message, in characters.
+#: The maximum length of an error's text, in characters. Longer texts are truncated.
 LONGEST_TEXT: Final = 4000
 _MOST_DEVICES: Final = 64
 
