@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from backline.embedded.embedded import Embedded
 from backline.engine.errors import BacklineError, DeadlineExceeded
-from backline.engine.statistics import ModelStatistics
+from backline.engine.statistics import ModelStatistics, ResponseStatistics
 from backline.engine.ticket import Ticket
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest
@@ -172,6 +172,42 @@ async def test_a_request_that_fails_fails_alone(tmp_path: Path) -> None:
         both = of(program, "both")
         assert (both.success.count, both.fail.count) == (2, 1)
         assert (both.calls["pick"].success.count, both.calls["pick"].fail.count) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "configuration",
+    [
+        'parameters { key: "backline.idempotent" value { string_value: "false" } }',
+        'parameters { key: "backline.allowed_batch_sizes" value { string_value: "1,8" } }',
+    ],
+    ids=["not idempotent", "joins requests by its own rules"],
+)
+async def test_a_step_that_must_see_each_request_runs_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configuration: str
+) -> None:
+    with (write(tmp_path / "models") / "double" / "config.pbtxt").open("a") as file:
+        file.write(configuration)
+    program = await start(tmp_path / "models")
+    seen = checked(program, monkeypatch)
+    asked = [Asked(1), Asked(2, 99), Asked(3)]
+
+    submit(program, *asked)
+
+    results = await asyncio.gather(*(one.done for one in asked), return_exceptions=True)
+    assert [isinstance(one, BacklineError) for one in results] == [False, True, False]
+    assert [items for step, items in seen if step == "double"] == [1, 1, 1]
+    await program.stop()
+
+
+async def test_each_response_is_counted_if_the_ensemble_may_send_several(tmp_path: Path) -> None:
+    async with serving(tmp_path) as program:
+        responses = of(program, "both").responses = ResponseStatistics()
+        asked = [Asked(1), Asked(2)]
+
+        submit(program, *asked)
+
+        await asyncio.gather(*(one.check() for one in asked))
+        assert responses.counters[0].compute_infer.count == 2
 
 
 async def test_a_request_cancelled_before_the_steps_run_does_not_run(

@@ -106,7 +106,6 @@ class Address:
         try:
             parts = urlsplit(text)
             host, port = parts.hostname or "", port if parts.port is None else parts.port
-            host.encode("idna")  # raises an error for a host name that cannot be looked up
         except ValueError as error:
             raise InvalidArgument(
                 f"'{url}' is not a server URL: {error}. Use, for example, {_EXAMPLES}"

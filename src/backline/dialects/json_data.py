@@ -120,8 +120,8 @@ _READ_AS = {
 }
 _BINARY_ONLY = (DataType.FP16, DataType.BF16)
 _BLANK = b" \t\r\n"
-#: For each byte: whether it may occur between the strings of a list.
 _encode = msgspec.json.Encoder().encode
+#: For each byte: whether it may occur between the strings of a list.
 _BETWEEN = np.isin(np.arange(256), list(b"[]," + _BLANK))
 
 

@@ -247,9 +247,8 @@ class Residency:
             grown = replace(reservation.need, own=own, peak=own + _GROWTH)
             await self._find_room(reservation, lambda: grown)
         except NoRoom:
-            seen(
-                own + _GROWTH
-            )  # the next load asks for this from its start, and is refused without evictions
+            # The next load asks for this much from its start, and is refused without evictions.
+            seen(own + _GROWTH)
             reservation.crowded_out = len(self._running) > 1
             raise
         finally:

@@ -118,13 +118,15 @@ class EnsembleQueue:
     def _joins(self, ticket: Ticket, plan: EnsemblePlan) -> bool:
         """Adds a request to a StackedRun. Returns False if the request must go through the steps by itself:
         because its steps are traced or belong to a sequence, because it is itself the step of an ensemble,
-        where it may share batches with other steps, or because its deadline has passed.
+        where it may share batches with other steps, because its responses are counted one by one, or because
+        its deadline has passed.
         """
         if (
             not self.itself.batched
             or ticket.trace is not None
             or ticket.request.sequence is not None
             or ticket.compute is not None
+            or self.statistics.responses is not None
             or (ticket.deadline is not None and ticket.deadline <= monotonic())
         ):
             return False

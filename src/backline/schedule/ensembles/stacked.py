@@ -37,10 +37,13 @@ class RunsAtOnce(Protocol):
 
 def queue_at_once(model: Model) -> RunsAtOnce | None:
     """Returns the queue of a model if it may be able to run requests immediately. Returns None if it cannot,
-    or if the model's requests are being recorded, because they are recorded one by one.
+    or if several requests must not reach the model as one: because they are recorded one by one, because the
+    model must not run them again if a later step fails, or because it joins requests by rules of its own.
     """
-    queue = model.queue
-    return queue if _runs_at_once(queue) and model.recording is None else None
+    queue, config = model.queue, model.config
+    if not _runs_at_once(queue) or model.recording is not None or config.idempotent is False:
+        return None
+    return queue if config.joining is None else None
 
 
 def _runs_at_once(queue: RequestQueue | None) -> TypeGuard[RunsAtOnce]:
