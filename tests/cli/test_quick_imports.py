@@ -101,14 +101,36 @@ def test_the_finder_and_the_stand_ins_are_gone_after_the_block() -> None:
     assert (list(sys.meta_path), set(sys.modules), dict(os.environ)) == before
 
 
-def test_a_command_imports_its_modules_with_few_system_calls_and_numpy_without_its_texts() -> None:
+def test_a_stand_in_gives_way_to_its_module_when_more_of_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_UNUSED", {"colorsys": {"ONE_THIRD": "a third"}})
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with quick_imports():
+        from colorsys import ONE_THIRD
+
+        assert str(ONE_THIRD) == "a third"
+    assert "colorsys" not in sys.modules
+    with quick_imports():
+        from colorsys import rgb_to_hls
+
+        assert rgb_to_hls(0, 0, 0) == (0, 0, 0)
+    assert sys.modules["colorsys"].ONE_THIRD == 1 / 3
+
+
+def test_a_server_imports_its_modules_quickly_and_none_that_it_does_not_use() -> None:
     program = """
 import sys, backline.cli.main as main
+from backline.cli.quick_imports import _UNUSED
+
 main.command.get_command(None, "serve")
-import numpy, numpy.ma
 ours = [each for name, each in sys.modules.items() if name.startswith("backline.cli.serve.")]
 print([each for each in ours if type(each.__loader__).__name__ != "_Loader"])
-print(numpy.add.reduce([1, 2]), numpy.ndarray.reshape.__doc__)
+print(sorted(_UNUSED.keys() & sys.modules.keys()))
+
+import numpy.ma, numpy.typing
+print(numpy.add.reduce([1, 2]), numpy.linalg.eigh([[1.0]]).eigenvalues)
+print(numpy.typing.NDArray[numpy.float32].__origin__)
 """
     # The first process compiles what is not compiled.
     for _ in range(2):
@@ -120,4 +142,4 @@ print(numpy.add.reduce([1, 2]), numpy.ndarray.reshape.__doc__)
             check=True,
             env={name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         )
-    assert done.stdout == "[]\n3 None\n"
+    assert done.stdout == "[]\n[]\n3 [1.]\n<class 'numpy.ndarray'>\n"

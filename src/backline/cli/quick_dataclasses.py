@@ -251,7 +251,7 @@ def _eq_of(names: Sequence[str]) -> Callable[[Any, object], bool]:
 
     def equal(self: Any, other: object) -> bool:
         if other.__class__ is not self.__class__:
-            return NotImplemented
+            return NotImplemented  # type: ignore[no-any-return]
         if _ONE_BY_ONE:
             return self is other or all(map(eq, values(self), values(other)))
         return bool(values(self) == values(other))

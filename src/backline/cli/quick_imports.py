@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from marshal import loads
 from types import CodeType, ModuleType
-from typing import Final
+from typing import Any, Final
 
 #: The packages whose modules QuickFinder finds. In these, no source file has the name of an extension module,
 #: which Python's own finder would prefer.
@@ -20,8 +22,18 @@ _PACKAGES: Final = frozenset({"asyncio", "backline", "numpy"})
 #: What stands before and after the name of a module in the name of its compiled file: "__pycache__/" and
 #: ".cpython-311.pyc".
 _FOLDER, _ENDING = cache_from_source("?.py").split("?")
-#: The numpy modules that only add docstrings to functions written in C, a tenth of the time to import numpy.
-_DOCSTRINGS: Final = ("numpy._core._add_newdocs", "numpy._core._add_newdocs_scalars")
+#: Modules that numpy and msgspec import but a server never uses, and what the importing modules take from
+#: them. The first two only add docstrings to functions that are written in C; the others are for type hints.
+_UNUSED: Final[Mapping[str, Mapping[str, object]]] = {
+    "numpy._core._add_newdocs": {},
+    "numpy._core._add_newdocs_scalars": {},
+    "numpy._typing": {"NDArray": list},
+    "typing_extensions": {
+        "get_type_hints": typing.get_type_hints,
+        "NotRequired": typing.NotRequired,
+        "Required": typing.Required,
+    },
+}
 
 
 @contextmanager
@@ -32,7 +44,7 @@ def quick_imports() -> Iterator[None]:
     if quick:
         sys.meta_path.insert(sys.meta_path.index(PathFinder), finder)
     try:
-        with _one_blas_thread(), _without_docstrings():
+        with _one_blas_thread(), _without_unused():
             yield
     finally:
         if quick:
@@ -93,16 +105,29 @@ class _Loader(SourceFileLoader):
         return loads(memoryview(content)[16:])  # type: ignore[no-any-return]
 
 
+class _StandIn(ModuleType):
+    """Takes the place of a module until an attribute is needed that the stand-in does not have."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        sys.modules.pop(self.__name__, None)
+        return getattr(import_module(self.__name__), name)
+
+
 @contextmanager
-def _without_docstrings() -> Iterator[None]:
-    """Keeps numpy from adding docstrings to its functions when numpy is imported in the `with` block."""
-    absent = [name for name in _DOCSTRINGS if name not in sys.modules]
-    sys.modules.update({name: ModuleType(name) for name in absent})
+def _without_unused() -> Iterator[None]:
+    """Keeps the modules in _UNUSED from being imported in the `with` block, unless more of them is needed."""
+    stand_ins = {name: _StandIn(name) for name in _UNUSED if name not in sys.modules}
+    for name, stand_in in stand_ins.items():
+        vars(stand_in).update(_UNUSED[name])
+    sys.modules.update(stand_ins)
     try:
         yield
     finally:
-        for name in absent:
-            sys.modules.pop(name, None)
+        for name, stand_in in stand_ins.items():
+            if sys.modules.get(name) is stand_in:
+                del sys.modules[name]
 
 
 @contextmanager
