@@ -6,7 +6,8 @@ import os
 import py_compile
 import subprocess
 import sys
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from importlib.util import module_from_spec
 from pathlib import Path
 
@@ -84,13 +85,31 @@ def test_a_module_that_is_loaded_again_is_read_again(package: Path) -> None:
     assert number(spec) == 2345
 
 
-def test_packages_and_modules_of_other_packages_are_left_to_python(package: Path) -> None:
-    (package / "inner").mkdir()
-    (package / "inner" / "__init__.py").touch()
+def test_a_subpackage_has_the_attributes_that_python_gives_it(package: Path) -> None:
+    source = package / "inner" / "__init__.py"
+    source.parent.mkdir()
+    source.touch()
+    assert found(package, "sample.inner") is None  # it is not compiled
+    py_compile.compile(str(source), invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP)
+    expected, spec = PathFinder.find_spec("sample.inner", [str(package)]), found(package, "sample.inner")
 
-    assert found(package, "sample.inner") is None
+    assert expected is not None
+    assert spec is not None
+    for name in ("__name__", "__package__", "__file__", "__cached__", "__path__"):
+        assert getattr(module_from_spec(spec), name) == getattr(module_from_spec(expected), name)
+
+
+def test_modules_of_other_packages_are_left_to_python(package: Path) -> None:
     assert found(package, "other.one") is None
     assert QuickFinder().find_spec("sample") is None
+
+
+def test_no_module_shares_its_name_with_something_that_python_would_prefer() -> None:
+    for package in module._PACKAGES:
+        (folder,) = import_module(package).__path__
+        for source in Path(folder).rglob("*.py"):
+            assert not source.with_suffix("").is_dir()
+            assert not any(source.with_suffix(suffix).exists() for suffix in EXTENSION_SUFFIXES)
 
 
 def test_the_finder_and_the_stand_ins_are_gone_after_the_block() -> None:

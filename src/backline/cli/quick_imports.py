@@ -18,7 +18,7 @@ from typing import Any, Final
 
 #: The packages whose modules QuickFinder finds. In these, no source file has the name of an extension module,
 #: which Python's own finder would prefer.
-_PACKAGES: Final = frozenset({"asyncio", "backline", "numpy"})
+_PACKAGES: Final = frozenset({"asyncio", "backline", "httptools", "msgspec", "numpy"})
 #: What stands before and after the name of a module in the name of its compiled file: "__pycache__/" and
 #: ".cpython-311.pyc".
 _FOLDER, _ENDING = cache_from_source("?.py").split("?")
@@ -40,7 +40,7 @@ _UNUSED: Final[Mapping[str, Mapping[str, object]]] = {
 def quick_imports() -> Iterator[None]:
     """Makes imports in the `with` block quicker."""
     finder = QuickFinder()
-    quick = sys.pycache_prefix is None and PathFinder in sys.meta_path
+    quick = os.name == "posix" and sys.pycache_prefix is None and PathFinder in sys.meta_path
     if quick:
         sys.meta_path.insert(sys.meta_path.index(PathFinder), finder)
     try:
@@ -52,11 +52,11 @@ def quick_imports() -> Iterator[None]:
 
 
 class QuickFinder:
-    """Finds modules whose compiled files are up to date.
+    """Finds modules and subpackages whose compiled files are up to date.
 
     Python's own finders and loaders find these modules too, with the same result, but take twice the time for
-    each of 300 modules. They also find everything that this finder leaves to them: packages, and modules that
-    have to be compiled.
+    each of 350 modules. They also find everything that this finder leaves to them, such as modules that have
+    to be compiled.
     """
 
     def find_spec(
@@ -65,30 +65,38 @@ class QuickFinder:
         if not path or name.partition(".")[0] not in _PACKAGES:
             return None
         last = name.rpartition(".")[2]
-        source = f"{path[0]}/{last}.py"
-        cached = f"{path[0]}/{_FOLDER}{last}{_ENDING}"
+        found = _find(name, path[0], last)
+        if found is None and (found := _find(name, f"{path[0]}/{last}", "__init__")) is not None:
+            found.submodule_search_locations = [f"{path[0]}/{last}"]
+        return found
+
+
+def _find(name: str, folder: str, file: str) -> ModuleSpec | None:
+    """Returns the spec of the module `name` in the file `file`.py in `folder`, or None."""
+    source = f"{folder}/{file}.py"
+    cached = f"{folder}/{_FOLDER}{file}{_ENDING}"
+    try:
+        written = os.stat(source)
+        compiled = os.open(cached, os.O_RDONLY)
         try:
-            written = os.stat(source)
-            file = os.open(cached, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                content = os.read(file, os.fstat(file).st_size)
-            finally:
-                os.close(file)
-        except OSError:
-            return None
-        # PEP 552: the magic number, flags (0: compare the source's time and size), the time, the size
-        current = (
-            MAGIC_NUMBER
-            + b"\0\0\0\0"
-            + (int(written.st_mtime) & 0xFFFFFFFF).to_bytes(4, "little")
-            + (written.st_size & 0xFFFFFFFF).to_bytes(4, "little")
-        )
-        if not content.startswith(current):
-            return None
-        spec = ModuleSpec(name, _Loader(name, source, content), origin=source)
-        spec.has_location = True
-        spec.cached = cached
-        return spec
+            content = os.read(compiled, os.fstat(compiled).st_size)
+        finally:
+            os.close(compiled)
+    except OSError:
+        return None
+    # PEP 552: the magic number, flags (0: compare the source's time and size), the time, the size
+    current = (
+        MAGIC_NUMBER
+        + b"\0\0\0\0"
+        + (int(written.st_mtime) & 0xFFFFFFFF).to_bytes(4, "little")
+        + (written.st_size & 0xFFFFFFFF).to_bytes(4, "little")
+    )
+    if not content.startswith(current):
+        return None
+    spec = ModuleSpec(name, _Loader(name, source, content), origin=source)
+    spec.has_location = True
+    spec.cached = cached
+    return spec
 
 
 class _Loader(SourceFileLoader):
