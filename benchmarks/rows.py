@@ -13,6 +13,7 @@ import os
 import socket
 import ssl
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -324,6 +325,14 @@ def save(folder: Path, operator: str, dims: list[int], constant: float | None = 
     onnx.checker.check_model(str(path))
 
 
+def compile_modules(root: Path) -> None:
+    """Compiles the modules of a checkout. A start would compile those that are not, each time if the
+    environment forbids to write compiled files, and that takes longer than the start.
+    """
+    python = root / ".venv" / "bin" / "python"
+    subprocess.run([str(python), "-m", "compileall", "-q", str(root / "src")], check=True)
+
+
 def compare(
     rows: list[Row], before: Path, rounds: int, seconds: float
 ) -> dict[str, list[tuple[Values, Values]]]:
@@ -387,6 +396,8 @@ def main(before: Path, rounds: int, seconds: float, chosen: str, json_file: Path
     about = machine()
     click.echo("\n".join(f"- {name}: {value}" for name, value in about.items()))
     write_models()
+    for root in (before.resolve(), ROOT):
+        compile_modules(root)
     try:
         found = compare(rows, before.resolve(), rounds, seconds)
     except CannotRun as error:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from typing import NoReturn
 
@@ -15,6 +13,7 @@ import click
 import backline
 from backline.cli.command import CommandGroup
 from backline.cli.quick_dataclasses import quick_dataclasses
+from backline.cli.quick_imports import quick_imports
 from backline.engine.errors import BacklineError
 from backline.engine.names import printable
 from backline.engine.spelling import nearest
@@ -59,7 +58,7 @@ class LazyCommands(CommandGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        with quick_dataclasses(), one_blas_thread():
+        with quick_dataclasses(), quick_imports():
             found: click.Command = import_module(f"backline.cli.{cmd_name}").command
         if not gc.isenabled():  # main() has disabled the garbage collector
             exempt_imports()
@@ -86,25 +85,6 @@ def command() -> None:
     backline infer add1 --input INPUT0=random   run a model
     backline bench add1                         measure how fast it is
     """
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Keeps numpy from starting threads for linear algebra when numpy is imported in the `with` block.
-
-    Nothing in this process uses these threads. OpenBLAS would start one thread per core, and each thread
-    would spin for a while before it sleeps. On two cores, this takes a tenth of the CPU time of a start, and
-    more on machines with more cores. The environment variable that limits the threads is removed afterwards,
-    because worker processes would inherit it.
-    """
-    if any(name in os.environ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")):
-        yield
-        return
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop("OPENBLAS_NUM_THREADS", None)
 
 
 def tritonserver() -> NoReturn:

@@ -10,10 +10,13 @@ per class (docs/decisions/a-quick-start.md).
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from operator import attrgetter
+from copy import copy
+from operator import attrgetter, eq
 from reprlib import recursive_repr
+from types import MemberDescriptorType
 from typing import Any, Final
 
 _dataclass: Final[Callable[..., Any]] = dataclasses.dataclass
@@ -22,6 +25,8 @@ _OPTIONS: Final = frozenset({"eq", "frozen", "kw_only", "repr", "slots"})
 #: The standard library also handles classes that define any of these methods, because such classes need
 #: different code.
 _SPECIAL: Final = ("__eq__", "__hash__", "__setattr__", "__delattr__", "__getstate__", "__setstate__")
+#: Whether values are compared one by one, not as tuples, for which a NaN equals itself: since Python 3.13.
+_ONE_BY_ONE: Final = sys.hexversion >= 0x030D0000
 #: The number of objects that are created without compiling `__init__`. Compiling it takes as long as creating
 #: about 30 objects without it.
 _UNCOMPILED: Final = 16
@@ -48,45 +53,105 @@ def _for_our_modules(cls: type | None = None, /, **options: Any) -> Any:
 
 def quick_dataclass(cls: type, **options: Any) -> type:
     """Returns what `dataclasses.dataclass(cls, **options)` returns, except that `inspect` shows another
-    signature.
+    signature, and that mistakes in the definition of a class are not found.
 
-    Leaves rare options to the standard library, and for classes that inherit from a dataclass also the
-    methods that make objects immutable.
+    Leaves classes with rare options or methods to the standard library.
     """
     own = vars(cls)
-    annotations = map(str, own.get("__annotations__", {}).values())
+    annotations = cls.__annotations__.values()
+    frozen, slots = options.get("frozen", False), options.get("slots", False)
     if (
         not _OPTIONS.issuperset(options)
         or any(name in own for name in _SPECIAL)
-        or any("InitVar" in text or "KW_ONLY" in text for text in annotations)
+        or any(not isinstance(text, str) or "InitVar" in text or "KW_ONLY" in text for text in annotations)
+        # The standard library refuses a class that is frozen if the one that it inherits from is not, or the
+        # other way round.
+        or any(base.__dataclass_params__.frozen != frozen for base in _dataclasses_above(cls))
     ):
         return _dataclass(cls, **options)  # type: ignore[no-any-return]
-    frozen, eq, shown = options.get("frozen", False), options.get("eq", True), options.get("repr", True)
-    slots, kw_only = options.get("slots", False), options.get("kw_only", False)
-    if not cls.__doc__:
-        cls.__doc__ = cls.__name__  # keeps `dataclass` from generating a docstring, which is slow
-    # The standard library checks that a class is frozen if and only if the dataclasses that it inherits from
-    # are.
-    inherits = any(hasattr(base, "__dataclass_fields__") for base in cls.__mro__[1:])
-    made: Any = _dataclass(
-        init=False, repr=False, eq=False, frozen=frozen and inherits, slots=slots, kw_only=kw_only
-    )(cls)
-    for option in ("init", "repr", "eq", "frozen"):  # `dataclass` reads these attributes for subclasses
-        setattr(made.__dataclass_params__, option, options.get(option, option != "frozen"))
-    fields: Sequence[dataclasses.Field[Any]] = dataclasses.fields(made)
+    found = _fields_of(cls, kw_only=options.get("kw_only", False))
+    fields, names = list(found.values()), list(found)
+    made: Any = _with_slots(cls, names) if slots else cls
+    made.__dataclass_fields__ = found
+    made.__dataclass_params__ = params = copy(_SAMPLE_PARAMS)
+    for option in ("init", "repr", "eq", "frozen", "kw_only", "slots"):
+        if hasattr(params, option):
+            setattr(params, option, options.get(option, option in ("init", "repr", "eq")))
+    positional = tuple(field.name for field in fields if field.init and not field.kw_only)
+    setattr(made, "__match_args__", positional)  # noqa: B010 (mypy refuses the assignment)
+    if replace := vars(_Sample).get("__replace__"):  # since Python 3.13
+        made.__replace__ = replace
+    made.__doc__ = cls.__doc__ or cls.__name__  # the standard library's is the signature
     if "__init__" not in own:
         made.__init__ = _init_of(made, fields, frozen=frozen, slots=slots)
-    if shown and "__repr__" not in own:
+    if options.get("repr", True) and "__repr__" not in own:
         made.__repr__ = _repr_of([field.name for field in fields if field.repr])
-    if eq:
+    if options.get("eq", True):
         made.__eq__ = _eq_of([field.name for field in fields if field.compare])
         hashed = (field.name for field in fields if (field.compare if field.hash is None else field.hash))
         made.__hash__ = _hash_of(list(hashed)) if frozen else None
-    if frozen and not inherits:
-        _freeze(made, frozenset(field.name for field in fields))
+    if frozen:
+        _freeze(made, frozenset(names))
         if slots:
-            _allow_copies(made, [field.name for field in fields])
+            _allow_copies(made, names)
     return made  # type: ignore[no-any-return]
+
+
+@_dataclass(init=False, repr=False, eq=False)
+class _Sample:
+    """Has the attributes that the standard library gives to every dataclass."""
+
+    field: int
+
+
+_sample: Any = _Sample
+_SAMPLE_PARAMS: Final[Any] = _sample.__dataclass_params__
+#: What tells fields from other attributes that have an annotation.
+_A_FIELD: Final[Any] = _sample.__dataclass_fields__["field"]._field_type
+
+
+def _dataclasses_above(cls: type) -> list[Any]:
+    """Returns the dataclasses that a class inherits from, in the order in which their fields count."""
+    return [base for base in cls.__mro__[:0:-1] if "__dataclass_fields__" in vars(base)]
+
+
+def _fields_of(cls: type, *, kw_only: bool) -> dict[str, Any]:
+    """Returns the fields of a class by name, those that it inherits first.
+
+    Replaces each `field()` among the attributes of the class by its default.
+    """
+    found: dict[str, Any] = {}
+    for base in _dataclasses_above(cls):
+        found.update(base.__dataclass_fields__)
+    for name, annotation in cls.__annotations__.items():
+        if annotation.startswith("ClassVar"):
+            continue
+        default = getattr(cls, name, dataclasses.MISSING)
+        if isinstance(default, MemberDescriptorType):  # a slot of a class that this class inherits from
+            default = dataclasses.MISSING
+        given = isinstance(default, dataclasses.Field)
+        one: Any = default if given else dataclasses.field(default=default)
+        if given and one.default is dataclasses.MISSING:
+            delattr(cls, name)
+        elif given:
+            setattr(cls, name, one.default)
+        one.name, one.type, one._field_type = name, annotation, _A_FIELD
+        if one.kw_only is dataclasses.MISSING:
+            one.kw_only = kw_only
+        found[name] = one
+    return found
+
+
+def _with_slots(cls: type, names: Sequence[str]) -> type:
+    """Returns a class like `cls` whose objects have slots for the attributes `names`."""
+    inherited = {name for base in cls.__mro__[1:] for name in vars(base).get("__slots__", ())}
+    attributes = dict(vars(cls))
+    for name in (*names, "__dict__", "__weakref__"):
+        attributes.pop(name, None)
+    attributes["__slots__"] = tuple(name for name in names if name not in inherited)
+    made = type(cls)(cls.__name__, cls.__bases__, attributes)
+    made.__qualname__ = cls.__qualname__
+    return made
 
 
 def _init_of(
@@ -185,7 +250,11 @@ def _eq_of(names: Sequence[str]) -> Callable[[Any, object], bool]:
     values = _values_of(names)
 
     def equal(self: Any, other: object) -> bool:
-        return values(self) == values(other) if other.__class__ is self.__class__ else NotImplemented
+        if other.__class__ is not self.__class__:
+            return NotImplemented  # type: ignore[no-any-return]
+        if _ONE_BY_ONE:
+            return self is other or all(map(eq, values(self), values(other)))
+        return bool(values(self) == values(other))
 
     return equal
 

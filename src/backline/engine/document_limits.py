@@ -23,11 +23,10 @@ MAX_KEY_PARTS: Final = 32
 
 #: Matches a token. Each alternative matches a whole token, even a string that is not closed, so that a search
 #: takes linear time.
-_TOML: Final = re.compile(
-    r'"""(?:[^"\\]|\\.|"(?!""))*(?:"{3,5})?' r"|'''(?:[^']|'(?!''))*(?:'{3,5})?"
+_TOML: Final = (
+    r'(?s)"""(?:[^"\\]|\\.|"(?!""))*(?:"{3,5})?' r"|'''(?:[^']|'(?!''))*(?:'{3,5})?"
     r"|(?P<key>[A-Za-z0-9_-]+|" r'"(?:[^"\\\n]|\\.)*"?' r"|'[^'\n]*'?)"
-    r"|(?P<dot>\.)|(?P<blank>[ \t]+)|#[^\n]*|.",
-    re.DOTALL,
+    r"|(?P<dot>\.)|(?P<blank>[ \t]+)|#[^\n]*|."
 )  # fmt: skip
 
 
@@ -45,7 +44,7 @@ def check_toml(text: str, source: str) -> None:
     if text.count(".") < MAX_KEY_PARTS:
         return
     parts, after_dot = 0, False
-    for match in _TOML.finditer(text):
+    for match in re.finditer(_TOML, text):
         match match.lastgroup:
             case "key":
                 parts = parts + 1 if after_dot else 1

@@ -31,7 +31,7 @@ _LOST_EVENTS = 60.0
 MOUNTS = Path("/proc/self/mounts")
 #: Matches the types of file systems that other machines can write to: first the names on Linux, then the
 #: names on macOS and in containers on a desktop.
-_REMOTE = re.compile(
+_REMOTE = (
     r"nfs4?|cifs|smb2|smb3|smbfs|ncpfs|afs|9p|v9fs|ceph|glusterfs|lustre|gpfs|beegfs|fuse\..*"
     r"|virtiofs|vboxsf|prl_fs|vmhgfs|fakeowner|grpcfuse|afpfs|webdav|(osx|mac)fuse.*"
 )
@@ -160,7 +160,7 @@ def is_remote(path: Path) -> bool:
         # If several file systems are mounted at one point, the last one hides the others.
         if len(point) >= len(best) and (real == point or real.startswith(point.rstrip("/") + "/")):
             best, kind = point, mounted
-    return _REMOTE.fullmatch(kind) is not None
+    return re.fullmatch(_REMOTE, kind) is not None
 
 
 def mounts() -> Iterator[tuple[str, str]]:

@@ -12,11 +12,10 @@ from contextlib import contextmanager, suppress
 _MADV_DONTNEED = 4
 #: Matches a mapping of a shared library in /proc/self/smaps that is not writable and has no private pages,
 #: neither in memory nor in swap space. The groups are the first address and the address after the last.
-_UNCHANGED = re.compile(
-    rb"^([0-9a-f]+)-([0-9a-f]+) r-[x-]p [0-9a-f]+ \S+ \d+ +/\S*\.so[.\d]*\n"
+_UNCHANGED = (
+    rb"(?m)^([0-9a-f]+)-([0-9a-f]+) r-[x-]p [0-9a-f]+ \S+ \d+ +/\S*\.so[.\d]*\n"
     rb"(?:(?!Anonymous:)[A-Z]\w*: .*\n)*Anonymous: +0 kB\n"
-    rb"(?:(?!Swap:)[A-Z]\w*: .*\n)*Swap: +0 kB$",
-    re.MULTILINE,
+    rb"(?:(?!Swap:)[A-Z]\w*: .*\n)*Swap: +0 kB$"
 )
 
 
@@ -67,7 +66,7 @@ def unchanged_mappings(smaps: bytes) -> list[tuple[int, int]]:
     A page that was changed after it was mapped, such as a table of relocated addresses, is private. Private
     pages in memory count in the field Anonymous, those in swap space in the field Swap.
     """
-    found = ((int(start, 16), int(end, 16)) for start, end in _UNCHANGED.findall(smaps))
+    found = ((int(start, 16), int(end, 16)) for start, end in re.findall(_UNCHANGED, smaps))
     return [(start, end - start) for start, end in found]
 
 

@@ -15,8 +15,8 @@ from backline.system.memory import resident_bytes
 
 #: Mapped files with fewer resident bytes than this are not listed individually.
 _SMALL_FILE = 1 << 20
-_MAPPING = re.compile(rb"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ (\d+) *(.*)\n((?:[A-Z]\w*: .*\n)+)", re.MULTILINE)
-_SIZE = re.compile(rb"^(\w+):\s+(\d+) kB", re.MULTILINE)
+_MAPPING = rb"(?m)^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ (\d+) *(.*)\n((?:[A-Z]\w*: .*\n)+)"
+_SIZE = rb"(?m)^(\w+):\s+(\d+) kB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def mapped_files(pid: int | None = None) -> Mapping[str, int]:
     """
     text = _read(pid, "smaps")
     files: dict[str, int] = {}
-    for found in _MAPPING.finditer(text or b""):
+    for found in re.finditer(_MAPPING, text or b""):
         inode, path, lines = found.groups()
         if inode == b"0" or not path.startswith(b"/") or path.startswith((b"/memfd:", b"/dev/")):
             continue
@@ -196,4 +196,4 @@ def _size(status: bytes, name: bytes) -> int:
 
 
 def _sizes(lines: bytes) -> dict[str, int]:
-    return {name.decode(): int(size) * 1024 for name, size in _SIZE.findall(lines)}
+    return {name.decode(): int(size) * 1024 for name, size in re.findall(_SIZE, lines)}

@@ -28,7 +28,7 @@ _PREFIX = "BACKLINE_"
 #: Environment variables that set no option of `backline serve`, because other code reads them.
 _OTHERS = frozenset({"BACKLINE_DEBUG", "BACKLINE_KEY", "BACKLINE_URL", *ENVIRONMENT_KEYS})
 #: Variables that Kubernetes sets in every container if a service has the name backline or backline-something.
-_OF_KUBERNETES = re.compile(
+_OF_KUBERNETES = (
     r"BACKLINE_(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
 #: Prefixes of the values that Kubernetes sets as the port of a service. These values are URLs.
@@ -49,7 +49,7 @@ def unknown_variables(command: click.Command, environment: Mapping[str, str]) ->
     known = {str(param.envvar) for param in command.params if param.envvar} | _OTHERS
     warnings = []
     for name in sorted(name for name in environment if name.startswith(_PREFIX) and name not in known):
-        if _OF_KUBERNETES.fullmatch(name) or (
+        if re.fullmatch(_OF_KUBERNETES, name) or (
             name.endswith("_PORT") and environment[name].startswith(_LINKS)
         ):
             continue

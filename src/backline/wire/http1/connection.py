@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from backline.wire.connection import Connection, Wire
 from backline.wire.http1.body import HeadReader, LargeBody
@@ -15,7 +16,9 @@ from backline.wire.http1.time_limits import TimeLimits
 from backline.wire.limits import KIB
 from backline.wire.peers import Peer
 from backline.wire.turns import LARGE_READ
-from backline.wire.websocket.connection import WebSocketConnection
+
+if TYPE_CHECKING:
+    from backline.wire.websocket.connection import WebSocketConnection
 
 #: The number of bytes per call of the parser. The parser cannot be paused, so this bounds the number of
 #: requests that one call yields.

@@ -14,10 +14,10 @@ from backline.wire.connection import Wire
 from backline.wire.http1.head import CONTINUE, Refusal
 from backline.wire.http1.request import Http1Request, Http1Stream, inflate
 from backline.wire.peers import Peer
-from backline.wire.websocket.connection import WebSocketConnection
 
 if TYPE_CHECKING:
     from backline.wire.http1.connection import Http1Connection
+    from backline.wire.websocket.connection import WebSocketConnection
 
 logger = logging.getLogger(__name__)
 
@@ -212,6 +212,8 @@ class Pipeline:
         toward the limit on streams instead of requests. Raises ConnectionRefusedError if too many streams are
         open.
         """
+        from backline.wire.websocket.connection import WebSocketConnection  # few clients use WebSockets
+
         wire, peer = self.wire, self.peer
         if wire.streams >= wire.limits.max_streams or peer.streams >= wire.peers.max_streams:
             raise ConnectionRefusedError("too many streams are open")

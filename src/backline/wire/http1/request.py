@@ -20,7 +20,6 @@ from backline.wire.compression import (
 from backline.wire.connection import peer_address
 from backline.wire.http1.head import has_no_body, response_head, whole_head
 from backline.wire.turns import peer_is_gone
-from backline.wire.websocket.frames import accept_key
 
 if TYPE_CHECKING:
     from backline.wire.http1.pipeline import Pipeline
@@ -173,6 +172,8 @@ class Http1Request(HttpRequest):
         return stream
 
     def accept_websocket(self, protocol: bytes = b"") -> WebSocket | None:
+        from backline.wire.websocket.frames import accept_key  # few clients use WebSockets
+
         pipeline = self._pipeline
         key = accept_key(self.headers) if self.headers.get(b"upgrade", b"").lower() == b"websocket" else None
         if pipeline is None or key is None:

@@ -1,0 +1,164 @@
+"""Modules that are imported quickly are the same as those that Python's own finder finds."""
+
+from __future__ import annotations
+
+import os
+import py_compile
+import subprocess
+import sys
+from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
+from importlib.util import module_from_spec
+from pathlib import Path
+
+import pytest
+
+from backline.cli import quick_imports as module
+from backline.cli.quick_imports import QuickFinder, quick_imports
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package `sample` with a compiled module `sample.one`."""
+    monkeypatch.setattr(module, "_PACKAGES", frozenset({"sample"}))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # then no import below changes a compiled file
+    source = tmp_path / "one.py"
+    source.write_text('"""A module."""\nnumber = 1\n')
+    py_compile.compile(str(source), invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP)
+    return tmp_path
+
+
+def found(package: Path, name: str = "sample.one") -> ModuleSpec | None:
+    return QuickFinder().find_spec(name, [str(package)])
+
+
+def number(spec: ModuleSpec | None) -> object:
+    assert spec is not None
+    assert spec.loader is not None
+    made = module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made.number
+
+
+def test_a_module_has_the_attributes_that_python_gives_it(package: Path) -> None:
+    expected, spec = PathFinder.find_spec("sample.one", [str(package)]), found(package)
+
+    assert expected is not None
+    assert spec is not None
+    assert number(spec) == number(expected) == 1
+    for name in ("__name__", "__package__", "__file__", "__cached__"):
+        assert getattr(module_from_spec(spec), name) == getattr(module_from_spec(expected), name)
+    for name in ("name", "origin", "has_location", "cached", "parent", "submodule_search_locations"):
+        assert getattr(spec, name) == getattr(expected, name)
+    assert spec.loader.get_source("sample.one") == (package / "one.py").read_text()  # type: ignore[union-attr]
+
+
+def test_a_module_is_left_to_python_if_its_compiled_file_is_not_up_to_date(package: Path) -> None:
+    source, cached = package / "one.py", Path(found(package).cached)  # type: ignore[union-attr, arg-type]
+    compiled, before = cached.read_bytes(), source.stat()
+
+    source.write_text("number = 22\n")
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert found(package) is None  # another size
+    source.write_text('"""A module."""\nnumber = 2\n')
+    os.utime(source, (before.st_atime, before.st_mtime + 5))
+    assert found(package) is None  # another time
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert found(package) is not None
+    cached.write_bytes(b"\0\0" + compiled[2:])
+    assert found(package) is None  # another version of Python
+    py_compile.compile(str(source), invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
+    assert found(package) is None  # valid as long as the source has the same hash
+    cached.unlink()
+    assert found(package) is None
+    cached.write_bytes(compiled)
+    source.unlink()
+    assert found(package) is None
+
+
+def test_a_module_that_is_loaded_again_is_read_again(package: Path) -> None:
+    spec = found(package)
+    assert number(spec) == 1
+
+    (package / "one.py").write_text("number = 2345\n")
+
+    assert number(spec) == 2345
+
+
+def test_a_subpackage_has_the_attributes_that_python_gives_it(package: Path) -> None:
+    source = package / "inner" / "__init__.py"
+    source.parent.mkdir()
+    source.touch()
+    assert found(package, "sample.inner") is None  # it is not compiled
+    py_compile.compile(str(source), invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP)
+    expected, spec = PathFinder.find_spec("sample.inner", [str(package)]), found(package, "sample.inner")
+
+    assert expected is not None
+    assert spec is not None
+    for name in ("__name__", "__package__", "__file__", "__cached__", "__path__"):
+        assert getattr(module_from_spec(spec), name) == getattr(module_from_spec(expected), name)
+
+
+def test_modules_of_other_packages_are_left_to_python(package: Path) -> None:
+    assert found(package, "other.one") is None
+    assert QuickFinder().find_spec("sample") is None
+
+
+def test_no_module_shares_its_name_with_something_that_python_would_prefer() -> None:
+    for package in module._PACKAGES:
+        (folder,) = import_module(package).__path__
+        for source in Path(folder).rglob("*.py"):
+            assert not source.with_suffix("").is_dir()
+            assert not any(source.with_suffix(suffix).exists() for suffix in EXTENSION_SUFFIXES)
+
+
+def test_the_finder_and_the_stand_ins_are_gone_after_the_block() -> None:
+    before = list(sys.meta_path), set(sys.modules), dict(os.environ)
+    with quick_imports():
+        pass
+
+    assert (list(sys.meta_path), set(sys.modules), dict(os.environ)) == before
+
+
+def test_a_stand_in_gives_way_to_its_module_when_more_of_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_UNUSED", {"colorsys": {"ONE_THIRD": "a third"}})
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with quick_imports():
+        from colorsys import ONE_THIRD
+
+        assert str(ONE_THIRD) == "a third"
+    assert "colorsys" not in sys.modules
+    with quick_imports():
+        from colorsys import rgb_to_hls
+
+        assert rgb_to_hls(0, 0, 0) == (0, 0, 0)
+    assert sys.modules["colorsys"].ONE_THIRD == 1 / 3
+
+
+def test_a_server_imports_its_modules_quickly_and_none_that_it_does_not_use() -> None:
+    program = """
+import sys, backline.cli.main as main
+from backline.cli.quick_imports import _UNUSED
+
+main.command.get_command(None, "serve")
+ours = [each for name, each in sys.modules.items() if name.startswith("backline.cli.serve.")]
+print([each for each in ours if type(each.__loader__).__name__ != "_Loader"])
+print(sorted(_UNUSED.keys() & sys.modules.keys()))
+
+import numpy.ma, numpy.typing
+print(numpy.add.reduce([1, 2]), numpy.linalg.eigh([[1.0]]).eigenvalues)
+print(numpy.typing.NDArray[numpy.float32].__origin__)
+"""
+    # The first process compiles what is not compiled.
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+        )
+    assert done.stdout == "[]\n[]\n3 [1.]\n<class 'numpy.ndarray'>\n"
