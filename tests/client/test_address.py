@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from backline.client.address import Address
@@ -47,3 +49,9 @@ def test_urls_are_parsed(url: str, expected: tuple[object, ...]) -> None:
 def test_invalid_urls_are_refused(url: str, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         Address.parse(url)
+
+
+@pytest.mark.parametrize("urls", [None, ["http://a", "http://b"], b"http://a"])
+def test_an_object_that_is_not_a_string_is_refused_with_how_to_name_several_servers(urls: Any) -> None:
+    with pytest.raises(InvalidArgument, match=f"type {type(urls).__name__}: pass a string, in which commas"):
+        Address.parse_all(urls)

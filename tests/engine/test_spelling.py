@@ -29,6 +29,7 @@ OPTIONS = [
         ("model_repository", ["--model-repository", "--model-name"], "--model-repository"),
         ("--max-queue", OPTIONS, "--max-queued-requests"),
         ("--host", OPTIONS, "--host"),
+        ("inputs", ["pad_variable_length_inputs", "input"], "input"),
     ],
 )
 def test_the_nearest_name_is_found(given: str, known: list[str], expected: str) -> None:

@@ -314,6 +314,36 @@ def test_an_invalid_setting_is_reported(models_of: Misbehaving, setting: str, te
     assert_reason(models_of.load("native"), 400, text)
 
 
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("def predict(x) -> float: ...", "predict: 'x' has no type hint; expected FP32"),
+        (
+            "def predict(x: 'FP32[1]') -> float: ...",
+            "predict: a type hint cannot be read: NameError: name 'FP32' is not defined",
+        ),
+        ("import nothing_there", "; list the packages that the model imports in a requirements.txt"),
+    ],
+)
+def test_a_load_that_fails_for_a_common_mistake_names_it(
+    models_of: Misbehaving, source: str, text: str
+) -> None:
+    models_of.write("native", "fine", source)
+
+    assert_reason(models_of.load("native"), 400, text)
+
+
+@pytest.mark.parametrize("hint", ["float", "FP32[-1]", "str", "dict"])
+def test_a_missing_return_statement_is_reported(models_of: Misbehaving, hint: str) -> None:
+    """NumPy would turn None into NaN, and JSON into null."""
+    source = f"from backline.model import FP32\n\ndef predict(how: FP32[1, 1]) -> {hint}:\n    how + 1\n"
+    models_of.write("native", "fine", source)
+    assert models_of.load("native")[0] == 200
+
+    assert_reason(models_of.ask("native", "fine"), 500, "'output' is None; is a return statement missing")
+    models_of.unload("native")
+
+
 @pytest.mark.parametrize("kind", FILES)
 def test_misbehaviour_in_a_request_is_reported_and_the_next_request_succeeds(
     models_of: Misbehaving, kind: str

@@ -66,6 +66,11 @@ class Address:
 
         Raises InvalidArgument if one of them cannot be used.
         """
+        if not isinstance(urls, str):
+            raise InvalidArgument(
+                f"the URL is an object of type {type(urls).__name__}: pass a string, in which commas separate"
+                " the URLs of several servers"
+            )
         if "," not in urls or urls.strip().startswith(("inproc:", "unix:", "http+unix:", "grpc+unix:")):
             return (cls.parse(urls),)
         addresses = tuple(cls.parse(url) for url in urls.split(",") if url.strip())

@@ -10,8 +10,9 @@ from typing import Final
 #: The number of characters of a name that are compared. It is limited because the time grows with the product
 #: of the lengths.
 _COMPARED: Final = 64
-#: The amount by which the similarity is reduced if a name only matches some words of a longer name.
-_PART: Final = 0.1
+#: The factor of the similarity if a name only matches some words of a longer name: "inputs" is more similar
+#: to "input" than to "variable_length_inputs".
+_PART: Final = 0.8
 #: The minimum length, in characters, of names that are compared with parts of longer names.
 _SHORTEST_PART: Final = 3
 _BETWEEN_WORDS: Final = re.compile(r"[-_.:/ ]+")
@@ -46,7 +47,7 @@ def _plain(name: str) -> str:
 def _similarity(name: str, other: str, cutoff: float, *, whole: bool) -> float:
     best = _alike(name, other, cutoff)
     if not whole and len(name) >= _SHORTEST_PART and len(other) > len(name):
-        best = max(best, *(_alike(name, part, cutoff + _PART) - _PART for part in _parts(other)), 0.0)
+        best = max(best, *(_PART * _alike(name, part, cutoff / _PART) for part in _parts(other)), 0.0)
     return best
 
 

@@ -15,7 +15,6 @@ import click
 from backline.access.keys import ENVIRONMENT_KEYS, environment_has_keys
 from backline.cli.numbers import WholeNumber
 from backline.cli.serve.option import Decorator, decorated, option
-from backline.client.credentials import VARIABLE
 from backline.engine.errors import InvalidArgument
 from backline.server import ServerOptions
 
@@ -168,6 +167,8 @@ def _check_keys(options: ServerOptions) -> None:
     """Raises InvalidArgument if the replicas would need no key, although this server needs one, or if this
     server has no key for requests to the replicas.
     """
+    from backline.client.credentials import VARIABLE  # imported here, because most servers need no client
+
     if options.auth is None:
         if environment_has_keys():
             raise InvalidArgument(

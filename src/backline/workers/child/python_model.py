@@ -152,7 +152,7 @@ class PythonModel:
 
     def _read_hints(self, code: ModelCode) -> None:
         predict = code.predict
-        hints = typing.get_type_hints(predict)
+        hints = self._hints_of(predict)
         limit = getattr(code.settings, "decoded_limit_bytes", DECODED_LIMIT)
         self._inputs: dict[str, TypedValue] = {}
         self._request_argument = self._models_argument = ""
@@ -187,6 +187,14 @@ class PythonModel:
                 f"{self._where}: a model with max_batch_size takes and returns arrays: BYTES[1] for text"
             )
 
+    def _hints_of(self, annotated: Any) -> dict[str, Any]:
+        try:
+            return typing.get_type_hints(annotated)
+        except Exception as error:  # hints in quotes are arbitrary expressions
+            raise InvalidArgument(
+                f"{self._where}: a type hint cannot be read: {type(error).__name__}: {error}"
+            ) from None
+
     def _read_outputs(self, answer: Any) -> tuple[list[TypedValue], bool]:
         """Returns the outputs that the return type hint `answer` describes, and whether the hint is for a
         single value rather than a class with several.
@@ -196,7 +204,7 @@ class PythonModel:
         )
         if not (isinstance(answer, type) and is_class):
             return [TypedValue.of("output", answer, self._where, output=True)], True
-        hints = typing.get_type_hints(answer)
+        hints = self._hints_of(answer)
         return [TypedValue.of(name, hint, self._where, output=True) for name, hint in hints.items()], False
 
     # running batches

@@ -29,10 +29,12 @@ def reason(error: BaseException, folder: str) -> str:
     else:
         text = f"{type(error).__name__}: {said}" if said else type(error).__name__
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _inside(frame.filename, folder)]
-    if not frames:
-        return text
-    last = frames[-1]
-    return f"{text} ({Path(last.filename).name}, line {last.lineno}, in {last.name})"
+    if frames:
+        last = frames[-1]
+        text = f"{text} ({Path(last.filename).name}, line {last.lineno}, in {last.name})"
+    if isinstance(error, ModuleNotFoundError):
+        text += "; list the packages that the model imports in a requirements.txt in its folder"
+    return text
 
 
 def details(error: BaseException) -> str:

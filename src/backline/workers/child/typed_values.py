@@ -76,9 +76,10 @@ class TypedValue:
                 " import FP32 or another datatype from backline.model, and write FP32[16], or FP32[-1] for"
                 " any length"
             )
+        wrong = f"'{name}' has no type hint" if hint is None else f"the type hint of '{name}' is {hint!r}"
         raise InvalidArgument(
-            f"{where}: the type hint of '{name}' is {hint!r}; expected FP32[16] or another datatype of"
-            " backline.model, str, bytes, int, float, bool, dict, list, Image or Audio[16000]"
+            f"{where}: {wrong}; expected FP32[16] or another datatype of backline.model, str, bytes, int,"
+            " float, bool, dict, list, Image or Audio[16000]"
         )
 
     @property
@@ -118,6 +119,8 @@ class TypedValue:
         """Returns the tensor for a value that the model returned. `rows` is the batch size, or None without a
         batch. Raises TypeError or ValueError if the value contradicts the hint.
         """
+        if value is None:  # which NumPy would turn into NaN, and JSON into null
+            raise TypeError(f"output '{self.name}' is None; is a return statement missing?")
         if self.kind is None:
             return self._array(value, rows)
         if self.media is not None:
