@@ -26,6 +26,7 @@ from backline.engine.private_places import keep_private
 from backline.engine.shared_memory import SharedMemory
 from backline.lifecycle.journal import LoadEvent
 from backline.lifecycle.options import LifecycleOptions
+from backline.lifecycle.records import warn_of_folder
 from backline.observe.log.requests import RequestLog
 from backline.observe.log.server_log import ServerLog
 from backline.observe.metrics import Metrics
@@ -319,6 +320,8 @@ class Server:
             self._auth_watch = AuthFileWatch(
                 options.auth, access, asyncio.get_running_loop(), self._note_reload
             )
+            if options.lifecycle.mode == "none":  # in the other modes, the lifecycle warns
+                await asyncio.to_thread(warn_of_folder, self._embedded.state_folder)
         tracing = self._tracing = Tracing(self.engine, options.trace)
         if self._log is not None:
             requests = RequestLog()

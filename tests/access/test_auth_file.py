@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 
+from backline.access import auth_file
 from backline.access.access import Access
 from backline.access.auth_file import AuthDocument, AuthFileWatch, make_policy, read_auth_file
 from backline.access.keys import hash_key
 from backline.access.scope import Scope
 from backline.engine.errors import InvalidArgument, Unauthenticated
 from backline.system import file_watch
+from support.waiting import until
 
 #: Fixed, as workers of one test run must collect the same tests.
 KEY = "bk_3CTebq8bC-RvqehCLEW8redD-T4Xm-5kB9OPVMcVc8I"
@@ -118,3 +121,41 @@ def test_a_running_server_follows_the_file_but_not_into_a_mistake(
             watch.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+async def test_a_file_is_read_on_a_thread_and_the_latest_read_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "auth.toml", VALID)
+    access = Access(make_policy(read_auth_file(path), {}))
+    reads: list[threading.Event] = []
+
+    def read_slowly(path: Path) -> AuthDocument:
+        document, go_on = read_auth_file(path), threading.Event()
+        reads.append(go_on)
+        assert go_on.wait(30)
+        return document
+
+    reloaded = asyncio.Event()
+    monkeypatch.setattr(auth_file, "read_auth_file", read_slowly)
+    watch = AuthFileWatch(path, access, asyncio.get_running_loop(), lambda error: reloaded.set())
+    try:
+        watch.reload()
+        await asyncio.to_thread(until, lambda: len(reads) == 1)
+        write(path, "")
+        watch.reload()
+        await asyncio.to_thread(until, lambda: len(reads) == 2)
+        reads[1].set()
+        await asyncio.wait_for(reloaded.wait(), 30)
+        reloaded.clear()
+        reads[0].set()
+        write(path, "")
+        watch.reload()
+        await asyncio.to_thread(until, lambda: len(reads) == 3)
+        reads[2].set()
+        await asyncio.wait_for(reloaded.wait(), 30)
+        assert not access.policy.keys
+    finally:
+        for read in reads:
+            read.set()
+        watch.close()

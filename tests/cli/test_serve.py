@@ -600,6 +600,11 @@ def test_an_unwritable_state_folder_is_reported_at_start(repository: Path, tmp_p
         assert "labels and the audit log cannot be stored: '" in wait_report(server)
     with serve(repository, tmp_path / "log", *state) as server:
         assert "labels and the audit log" not in wait_report(server)
+    keys = tmp_path / "keys.toml"
+    keys.write_text('[anonymous]\nscopes = ["infer", "read"]\n')
+    keys.chmod(0o600)
+    with serve(repository, tmp_path / "log", "--auth", str(keys), *state) as server:  # it logs refusals
+        assert "labels and the audit log cannot be stored: '" in wait_report(server)
 
 
 def test_without_strict_readiness_a_failed_model_is_ignored(repository: Path, tmp_path: Path) -> None:

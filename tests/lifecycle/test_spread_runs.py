@@ -13,7 +13,7 @@ import pytest
 from backline.backends import onnxruntime
 from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import BacklineError, Internal
+from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.model import Model
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest
@@ -223,6 +223,15 @@ def test_a_copy_gives_the_same_outputs(repository: Path) -> None:
 
     np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-5)
     assert (model.threads_per_run, copy.threads_per_run) == (1, 2)
+
+
+def test_no_copy_is_made_of_a_file_that_has_been_replaced_since(repository: Path, tmp_path: Path) -> None:
+    path = slow(repository)
+    model = OnnxRuntime().load(path, ModelConfig("slow"))
+    slow(tmp_path / "other").replace(path)
+
+    with pytest.raises(InvalidArgument, match="changed while it was being loaded, so a copy may differ"):
+        model.spread(2)
 
 
 def test_large_weights_are_copied_only_if_that_is_configured(

@@ -137,7 +137,7 @@ async def test_the_event_loop_never_waits_for_the_files(
     monkeypatch.setattr(file_watch, "WATCH_INTERVAL", 0.01)
     found = FileWatch(files, lambda: None, asyncio.get_running_loop())
     looked: list[threading.Thread] = []
-    monkeypatch.setattr(file_watch, "_state", lambda path: looked.append(threading.current_thread()))
+    monkeypatch.setattr(file_watch, "file_state", lambda path: looked.append(threading.current_thread()))
 
     await asyncio.to_thread(until, lambda: len(looked) >= 4)
     found.close()

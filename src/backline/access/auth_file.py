@@ -321,19 +321,38 @@ class AuthFileWatch:
         self._on_reload = on_reload
         self._path = path
         self._access = access
-        self._watch = FileWatch([path], self._apply, loop)
+        self._loop = loop
+        #: The latest read of the file. Results of earlier reads are ignored.
+        self._reading: asyncio.Future[Policy | InvalidArgument] | None = None
+        self._watch = FileWatch([path], self._read, loop)
 
     def close(self) -> None:
         self._watch.close()
+        self._reading = None
 
     def reload(self) -> None:
         """Reads the file again, whether or not it has changed."""
         self._watch.mark_read()
-        self._apply()
+        self._read()
 
-    def _apply(self) -> None:
+    def _read(self) -> None:
+        # A file of thousands of keys takes a second to read.
+        self._reading = self._loop.run_in_executor(None, self._read_on_thread)
+        self._reading.add_done_callback(self._apply)
+
+    def _read_on_thread(self) -> Policy | InvalidArgument:
         try:
-            policy = make_policy(read_auth_file(self._path), folder=self._path.parent)
+            return make_policy(read_auth_file(self._path), folder=self._path.parent)
+        except InvalidArgument as error:
+            return error
+
+    def _apply(self, reading: asyncio.Future[Policy | InvalidArgument]) -> None:
+        if reading.cancelled() or reading is not self._reading:
+            return
+        policy = reading.result()
+        try:
+            if isinstance(policy, InvalidArgument):
+                raise policy
             self._access.use(policy)
         except InvalidArgument as error:
             log.error("%s; the keys read before stay in force", error.message)

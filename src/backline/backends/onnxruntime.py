@@ -40,6 +40,7 @@ from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.device import CPU, Gpus
 from backline.engine.values.signature import Signature, TensorSpec
+from backline.system.file_watch import file_state
 
 _DATATYPES = {
     "tensor(bool)": DataType.BOOL,
@@ -99,6 +100,8 @@ class OnnxRuntime:
         if options.device == CPU and (idle := idle_accelerators(config)):
             settings = _without_accelerators(config, settings, idle, strict=options.strict_devices)
         file = check_model(path)
+        files = [path, *(path.parent / name for name in file.external)]
+        before = [file_state(one) for one in files]
         model = _open(runtime, path, config, settings, providers, file)
         model.unbounded = LOOPS if file.loops else ""
         on_cpu = options.device == CPU and [name for name, _ in providers] == [CPU_PROVIDER]
@@ -106,7 +109,12 @@ class OnnxRuntime:
 
             def open_spread(threads: int) -> OnnxModel | None:
                 wide = spread_settings(config, settings, threads)
-                return None if wide is None else _open(runtime, path, config, wide, providers, file)
+                if wide is None:
+                    return None
+                copy = _open(runtime, path, config, wide, providers, file)
+                if [file_state(one) for one in files] != before:
+                    raise InvalidArgument(f"'{path}' changed while it was being loaded, so a copy may differ")
+                return copy
 
             model.open_spread = open_spread
         return model

@@ -12,7 +12,7 @@ from typing import TypeAlias
 WATCH_INTERVAL = 1.0
 
 #: Numbers that change when a file's content changes; None if there is no file.
-_State: TypeAlias = tuple[int, int, int] | None
+FileState: TypeAlias = tuple[int, int, int] | None
 
 
 class FileWatch:
@@ -39,7 +39,7 @@ class FileWatch:
         self._loop = loop
         self._settle = settle
         self._closed = False
-        self._looking: asyncio.Future[list[_State]] | None = None
+        self._looking: asyncio.Future[list[FileState]] | None = None
         self._reported = self._seen = self._states()
         self._timer = loop.call_later(WATCH_INTERVAL, self._look)
 
@@ -57,7 +57,7 @@ class FileWatch:
         self._looking = self._loop.run_in_executor(None, self._states)
         self._looking.add_done_callback(partial(self._compare, self._seen))
 
-    def _compare(self, before: list[_State], looking: asyncio.Future[list[_State]]) -> None:
+    def _compare(self, before: list[FileState], looking: asyncio.Future[list[FileState]]) -> None:
         if self._closed:
             return
         # If `mark_read` was called in the meantime, the files may have been looked at before it.
@@ -69,11 +69,11 @@ class FileWatch:
             self._reported = now
             self._changed()
 
-    def _states(self) -> list[_State]:
-        return [_state(path) for path in self._paths]
+    def _states(self) -> list[FileState]:
+        return [file_state(path) for path in self._paths]
 
 
-def _state(path: Path) -> _State:
+def file_state(path: Path) -> FileState:
     try:
         found = path.stat()
     except OSError:

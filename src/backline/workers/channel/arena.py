@@ -13,10 +13,11 @@ A returned block keeps its pages, so that the next batch need not allocate them 
 pages that were never written take no memory. When a worker ends, the server drops its reference to the
 mapping; the memory is freed with the last array in it.
 
-Neither side trusts offsets that it receives: `read` checks that they are in the other side's half, and
-`give_back` ignores a block that is not lent. On Linux the file is sealed against truncation. A worker can
-still change a block while the server reads it. So the server must treat the contents of tensors as untrusted
-input that may change at any time, and must not rely on an earlier check of them.
+Neither side trusts offsets that it receives: `read` checks that they are in the other side's half, and that a
+worker has written as much as it claims, and `give_back` ignores a block that is not lent. On Linux the file
+is sealed against truncation. A worker can still change a block while the server reads it. So the server must
+treat the contents of tensors as untrusted input that may change at any time, and must not rely on an earlier
+check of them.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ _SMALLEST = 1 << 16
 #: The maximum number of bytes in free blocks whose pages are kept for reuse. The pages of further blocks are
 #: returned to the system.
 _KEPT = 1 << 28
+#: A worker may claim outputs of up to this many bytes although it has not written them.
+_SMALL_CLAIM = 1 << 20
 #: The alignment of columns in shared memory, in bytes. Vector instructions need this alignment.
 _ALIGNMENT: Final = 64
 
@@ -88,6 +91,10 @@ class Arena:
                 f"{2 * HALF >> 30} GiB of addresses cannot be reserved, although most of them will take no"
                 " memory: raise the limit on address space (ulimit -v)"
             ) from None
+        #: The file, if this side checks the sizes that the other side claims.
+        self._file = os.dup(descriptor) if lower else -1
+        if lower:
+            weakref.finalize(self, os.close, self._file)
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._start = 0 if lower else HALF
         self._next = self._start
@@ -130,10 +137,19 @@ class Arena:
             self._map.madvise(mmap.MADV_REMOVE, at, size)
 
     def read(self, at: int, size: int, *, writable: bool = False) -> np.ndarray:
-        """Returns a view of bytes in the other side's half. Raises ValueError for a range outside it."""
+        """Returns a view of bytes in the other side's half. Raises ValueError for a range outside it, and for
+        a large range of which a worker cannot have written every byte.
+
+        Security: the server may copy the range, and reading pages that were never written allocates them. So
+        a worker could make the server use 32 GiB of memory without using any itself.
+        """
         start = HALF - self._start
         if not (start <= at and size >= 0 and at + size <= start + HALF):
             raise ValueError(f"{size} bytes at {at} are outside the other side's half of the shared memory")
+        if size > _SMALL_CLAIM and self._file >= 0:
+            written = os.fstat(self._file).st_blocks * 512
+            if 0 < written < size:  # 0 if the system does not count the blocks
+                raise ValueError(f"{size} bytes at {at} are more than the shared memory holds: {written}")
         found = np.frombuffer(self._map, np.uint8, size, at)
         found.flags.writeable = writable
         return found
