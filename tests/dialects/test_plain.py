@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import wave
 
+import msgspec
 import numpy as np
 import pytest
 from fake_models import Caller, HttpAnswer, add_model
@@ -14,11 +16,14 @@ from PIL import Image
 from backline.dialects.application import build_application
 from backline.dialects.input_plan import MAX_BYTES_ELEMENTS
 from backline.dialects.json_scan import MAX_KEYS
+from backline.dialects.off_loop import PIECE
 from backline.dialects.plain.media import MAX_PADDING
 from backline.dialects.plain.reader import MAX_JSON, MAX_LISTS
+from backline.dialects.plain.values import value_of
 from backline.engine.engine import Engine
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec
+from backline.engine.values.tensor import Tensor
 
 ROW = [float(n) for n in range(16)]
 
@@ -92,6 +97,26 @@ def test_nan_and_infinity_are_strings(datatype: str) -> None:
     values = ["NaN", "Infinity", "-Infinity", 0.5]
     caller = echo(TensorSpec("x", DataType[datatype], (-1,)))
     assert ask(caller, "echo", {"x": values}).json == {"y": values}
+
+
+LARGE_SHAPES = [(3 * PIECE,), (1, 3 * PIECE), (PIECE + 1, 1, 3), (2, 2, PIECE), (3, PIECE + 1)]
+
+
+@pytest.mark.parametrize("shape", LARGE_SHAPES)
+def test_a_large_output_is_encoded_in_pieces(shape: tuple[int, ...]) -> None:
+    numbers = (np.arange(math.prod(shape)) % 100).reshape(shape)
+    texts = np.array([b"%d" % number for number in numbers.flat], object).reshape(shape)
+    damaged = numbers.astype(np.float32)
+    damaged.flat[-1] = np.nan
+
+    whole = value_of(Tensor("x", DataType.INT64, shape, numbers))
+    of_texts = value_of(Tensor("x", DataType.BYTES, shape, texts))
+    with_nan = value_of(Tensor("x", DataType.FP32, shape, damaged))
+
+    assert all(isinstance(one, msgspec.Raw) for one in (whole, of_texts, with_nan))
+    assert json.loads(bytes(whole)) == numbers.tolist()
+    assert json.loads(bytes(of_texts)) == numbers.astype(str).tolist()
+    assert np.array(json.loads(bytes(with_nan)), object).flat[-1] == "NaN"
 
 
 def test_json_documents_are_sent_as_they_are() -> None:

@@ -36,11 +36,13 @@ class Doubler:
         self.gate = threading.Event()
         self.gate.set()
         self.batches: list[int] = []
+        self.threads: list[threading.Thread] = []
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         self.gate.wait(10)
         x = inputs["x"]
         self.batches.append(len(x))
+        self.threads.append(threading.current_thread())
         if 13 in x:
             raise InvalidArgument("13 is refused")
         if 14 in x:
@@ -71,7 +73,9 @@ class Bench:
         self.statistics = ModelStatistics()
         execute = Execution("m", "1", self.model, idempotent=idempotent)
         made: list[Instance] = [
-            InlineInstance(execute) if inline else ThreadInstance(execute, self.loop, "m")
+            InlineInstance(execute, None, lambda run: ThreadInstance(run, self.loop, "m-large"))
+            if inline
+            else ThreadInstance(execute, self.loop, "m")
             for _ in range(instances)
         ]
         self.scheduler = Scheduler(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -15,7 +16,7 @@ from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Settings
 from backline.workers.batch import Batch
 from backline.workers.here.execution import Execution
-from backline.workers.here.instances import ThreadInstance
+from backline.workers.here.instances import InlineInstance, ThreadInstance
 from backline.workers.instance import Finished
 from schedule.bench import Bench, values
 
@@ -383,3 +384,20 @@ def test_settings_and_instances_change_while_batches_run() -> None:
         await bench.scheduler.close()
 
     asyncio.run(scenario())
+
+
+async def test_a_batch_far_larger_than_those_measured_does_not_block_the_loop() -> None:
+    bench = Bench(inline=True)
+    bench.model.gate.clear()
+    _, answer = bench.ask(*[1.0] * (InlineInstance.FEW_ELEMENTS + 1))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    closing = asyncio.ensure_future(bench.scheduler.close())
+    await asyncio.sleep(0)
+    assert not answer.done()
+    assert not closing.done()
+
+    bench.model.gate.set()
+    assert values(await answer) == [2.0] * (InlineInstance.FEW_ELEMENTS + 1)
+    await closing
+    assert bench.model.threads[0] is not threading.current_thread()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
 import time
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backline.wire.http1.connection import Http1Connection
 from backline.wire.websocket.frames import MessageReader, Opcode, Received, accept_key
 from wire.conftest import WireServer, read_all, read_answer
 
@@ -121,10 +123,12 @@ def test_a_subprotocol_is_chosen(start: Callable[..., WireServer]) -> None:
         (sent(2, b"x" * 600, final=False) + sent(0, b"x" * 600), 1009),
         (bytes((0x82, 0xFF)) + (1 << 62).to_bytes(8, "big") + MASK, 1009),
         (sent(9, b"") * 1001, 1008),
+        (sent(1, b"", final=False) + sent(0, b"", final=False) * 12_000, 1008),
     ],
     ids=[
         "not-masked", "reserved-bit", "unknown-opcode", "continues-nothing", "message-in-message",
         "fragmented-ping", "long-ping", "not-utf8", "too-big", "too-big-in-parts", "huge", "many-pings",
+        "many-fragments",
     ],
 )  # fmt: skip
 def test_a_client_that_breaks_a_rule_is_told_which(
@@ -161,6 +165,41 @@ def test_a_handshake_with_a_body_or_a_method_other_than_get_is_refused(
         HANDSHAKE.replace(b"HTTP/1.1", b"HTTP/1.0"),
     ):
         assert server.send(wrong % (b"", b"")).startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize(
+    ("frames", "answers"),
+    [
+        (sent(1, b"") * 20_000, b"\x81\x00" * 20_000),
+        (b"".join(sent(1, b"xxxxxx", final=False) if not n else sent(0, b"xxxxxx", final=n == 20_000)
+                  for n in range(20_001)), b"\x81\x7f" + (120_006).to_bytes(8, "big") + b"x" * 120_006),
+    ],
+    ids=["messages", "fragments"],
+)  # fmt: skip
+def test_small_frames_are_handled_in_turns(
+    start: Callable[..., WireServer], frames: bytes, answers: bytes
+) -> None:
+    server = start()
+    with connect(server) as client:
+        connection = next(iter(server.wire.connections))
+        assert isinstance(connection, Http1Connection)
+        server.until(lambda: connection.websocket is not None)
+        websocket = connection.websocket
+        assert websocket is not None
+
+        async def receive() -> int:
+            websocket.data_received(frames)
+            assert not connection.transport.is_reading()
+            for _ in range(3):
+                await asyncio.sleep(0)
+            return websocket._reader.held
+
+        assert server.wait(receive()) > 0
+        received = b""
+        while len(received) < len(answers):
+            received += client.recv(1 << 16)
+        assert received == answers
+        server.until(connection.transport.is_reading)
 
 
 def test_streams_are_limited(start: Callable[..., WireServer]) -> None:

@@ -28,7 +28,7 @@ from backline.schedule.queues.queue import (
 from backline.schedule.tally import Tally
 from backline.schedule.turn import LONGEST_NS, Alarm, Turn
 from backline.workers.batch import Batch
-from backline.workers.instance import Instance, waits_for_turn
+from backline.workers.instance import Instance, runs_off_loop, waits_for_turn
 
 #: The minimum delay, in seconds, before the next check for expired requests. Timers of the event loop may
 #: fire up to this much too early.
@@ -343,7 +343,7 @@ class Scheduler(Owner):
             self._order.start(tickets)
         instance = self._idle.pop()
         batch = Batch(tickets, formed.items, now)
-        if instance.off_loop:
+        if runs_off_loop(instance, tickets):
             batch.off_loop = True
             batch.on_vacated = self._vacated
             self._busy.add(batch)

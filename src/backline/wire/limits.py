@@ -80,7 +80,7 @@ class Limits:
     seconds_per_turn: float = 0.002
     #: The maximum average rate of idle frames, beyond those that answered requests and sent DATA allow. Idle
     #: frames are HTTP/2 frames that carry nothing (RST_STREAM, WINDOW_UPDATE, SETTINGS, PING, PRIORITY, empty
-    #: DATA, unknown types).
+    #: DATA, unknown types), and messages below 16 bytes in streaming gRPC calls.
     max_idle_frames_rate: float = 500.0
     #: The maximum number of idle frames in a burst.
     idle_frames_burst: int = 2000

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol, TypeAlias, TypeGuard
 
+from backline.engine.ticket import Ticket
 from backline.workers.batch import Batch
 
 #: Called on the event loop when a batch has run and its instance is free again.
@@ -14,7 +15,8 @@ Finished: TypeAlias = Callable[["Instance", Batch], None]
 class Instance(Protocol):
     """An instance, which runs one batch at a time: on the event loop, on a thread, or in a worker process."""
 
-    #: Whether batches run outside the event loop, so that `run` returns immediately.
+    #: Whether all batches run outside the event loop, so that `run` returns immediately. If not,
+    #: `runs_off_loop` tells which batches do.
     off_loop: ClassVar[bool]
 
     def run(self, batch: Batch, finished: Finished) -> None:
@@ -22,6 +24,14 @@ class Instance(Protocol):
 
     def close(self) -> None:
         """Releases the resources of the instance, once its batch has ended."""
+
+
+def runs_off_loop(instance: Instance, tickets: Sequence[Ticket]) -> bool:
+    """Returns whether an instance will run a batch of these requests outside the event loop."""
+    if instance.off_loop:
+        return True
+    leaves_loop = getattr(instance, "leaves_loop", None)
+    return leaves_loop is not None and leaves_loop(tickets)
 
 
 class WaitsForTurn(Protocol):

@@ -68,6 +68,7 @@ class Handlers:
             b"/test.Test/Count": _stream(self.count),
             b"/test.Test/Endless": _stream(self.endless),
             b"/test.Test/Deaf": _stream(self.deaf),
+            b"/test.Test/Ticks": _stream(self.ticks),
         }
         return Application(
             self.http,
@@ -127,6 +128,23 @@ class Handlers:
         while (message := await call.receive()) is not None:
             total += len(message)
         await call.send(b"%d" % total)
+
+    async def ticks(self, call: StreamCall) -> None:
+        """Sends the maximum number of messages received between two iterations of the event loop."""
+        loop = asyncio.get_running_loop()
+        received = most = 0
+
+        def tick() -> None:
+            nonlocal received, timer
+            received = 0
+            timer = loop.call_soon(tick)
+
+        timer = loop.call_soon(tick)
+        while await call.receive() is not None:
+            received += 1
+            most = max(most, received)
+        timer.cancel()
+        await call.send(b"%d" % most)
 
     async def count(self, call: StreamCall) -> None:
         message = await call.receive()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from backline.wire.grpc.messages import PREFIX
 from backline.wire.http2 import frames
 from backline.wire.limits import Limits
 from wire.http2.served import FrameClient, Served, serve
@@ -34,6 +35,29 @@ def test_flood_ends_the_connection(name: str) -> None:
         assert client.goaway() == frames.ENHANCE_YOUR_CALM
         assert client.ended()
         served.wait_until(lambda: not served.wire.connections and served.wire.requests == 0)
+
+
+def begun_call(client: FrameClient, path: str) -> bytes:
+    """The frame that begins call 1 of a gRPC method."""
+    fields = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "test")]
+    block = client.encoder.encode([*fields, ("content-type", "application/grpc")])
+    return frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block)
+
+
+def test_flood_of_empty_messages_in_one_frame_ends_the_connection() -> None:
+    with serve(SMALL) as served, FrameClient(served.port) as client:
+        client.write(begun_call(client, "/test.Test/Deaf") + frames.frame(frames.DATA, 0, 1, bytes(5) * 300))
+        assert client.goaway() == frames.ENHANCE_YOUR_CALM
+        served.wait_until(lambda: not served.wire.connections)
+
+
+def test_handler_of_many_small_messages_lets_others_continue(served: Served) -> None:
+    message = PREFIX.pack(0, 20) + bytes(20)
+    with FrameClient(served.port) as client:
+        data = frames.frame(frames.DATA, frames.END_STREAM, 1, message * 600)
+        client.write(begun_call(client, "/test.Test/Ticks") + data)
+        answer = client.until(frames.DATA, 1).payload
+        assert int(answer[PREFIX.size :]) < 20
 
 
 def test_rapid_reset_ends_the_connection_and_leaks_nothing() -> None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections.abc import Callable
 
+import numpy as np
+
+from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest
+from backline.engine.values.tensor import Tensor
 from backline.workers.batch import Batch
-from backline.workers.here.instances import InlineInstance
-from backline.workers.instance import Instance
+from backline.workers.here.instances import InlineInstance, ThreadInstance
+from backline.workers.instance import Instance, runs_off_loop
 
 
 def compute(seconds: float) -> None:
@@ -64,3 +72,61 @@ def test_long_runs_far_apart_are_not_reported() -> None:
         runs.run(lambda: compute(0.006))
         runs.run(lambda: None, times=2000)
     assert runs.slow == []
+
+
+class LargeRuns:
+    """An inline instance whose batches have one request of any number of elements, and where they ran."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.seconds = 0.0
+        self.threads: list[threading.Thread] = []
+        self.slow = 0
+        self.instance = InlineInstance(
+            self._execute, self._report, lambda run: ThreadInstance(run, self.loop, "large")
+        )
+
+    def _report(self) -> None:
+        self.slow += 1
+
+    def _execute(self, batch: Batch) -> None:
+        self.threads.append(threading.current_thread())
+        compute(self.seconds)
+        batch.ended_ns = time.monotonic_ns()
+
+    async def run(self, elements: int) -> bool:
+        """Runs a batch. Returns whether it ran on the event loop."""
+        tensor = Tensor("x", DataType.FP32, (elements,), np.zeros(elements, np.float32))
+        tickets = [Ticket(InferRequest("m", {"x": tensor}), lambda *_: None)]
+        off_loop = runs_off_loop(self.instance, tickets)
+        ended: asyncio.Future[Instance] = self.loop.create_future()
+        batch = Batch(tickets, 1, time.monotonic_ns(), off_loop=off_loop)
+        self.instance.run(batch, lambda instance, _: ended.set_result(instance))
+        assert await ended is self.instance
+        on_loop = self.threads[-1] is threading.current_thread()
+        assert on_loop is not off_loop
+        return on_loop
+
+
+async def test_a_batch_far_larger_than_any_fast_one_runs_on_a_thread_first() -> None:
+    runs = LargeRuns()
+    size = InlineInstance.FEW_ELEMENTS
+    try:
+        assert await runs.run(size)
+        assert not await runs.run(2 * size)
+        assert await runs.run(4 * size)
+        assert not await runs.run(40 * size)
+        assert await runs.run(100 * size)
+    finally:
+        runs.instance.close()
+
+
+async def test_large_batches_that_are_slow_stay_on_the_thread_and_are_reported() -> None:
+    runs = LargeRuns()
+    runs.seconds = 0.006
+    try:
+        for _ in range(3):
+            assert not await runs.run(InlineInstance.FEW_ELEMENTS + 1)
+    finally:
+        runs.instance.close()
+    assert runs.slow == 1

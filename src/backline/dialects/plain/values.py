@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -16,6 +18,7 @@ import numpy as np
 
 from backline.dialects.input_plan import check_bytes_elements
 from backline.dialects.json_data import json_text
+from backline.dialects.off_loop import PIECE
 from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec
@@ -51,10 +54,29 @@ def tensor_of(spec: TensorSpec, value: Any) -> Tensor:
 def value_of(tensor: Tensor, *, json: bool = False) -> Any:
     """Returns a tensor as nested lists that msgspec can encode, or a scalar as itself.
 
-    With `json`, each element is the text of a JSON value and is replaced by that value. Raises Internal for
-    an element that is not valid JSON.
+    A large tensor is returned as JSON that was encoded in pieces, between which other threads can run. With
+    `json`, each element is the text of a JSON value and is replaced by that value. Raises Internal for an
+    element that is not valid JSON.
     """
-    data = tensor.data
+    lists = partial(_lists, tensor, json)
+    if tensor.data.size <= PIECE:
+        return lists(tensor.data)
+    return msgspec.Raw(_in_pieces(tensor.data, lists))
+
+
+def _in_pieces(data: np.ndarray, lists: Callable[[np.ndarray], Any]) -> bytes:
+    """Encodes an array with more than PIECE elements; `lists` converts a part of the array."""
+    row = data.size // len(data)
+    if row > PIECE:
+        parts = [_in_pieces(part, lists) for part in data]
+    else:
+        rows = PIECE // row
+        parts = [_encode(lists(data[start : start + rows]))[1:-1] for start in range(0, len(data), rows)]
+    return b"[%b]" % b",".join(parts)
+
+
+def _lists(tensor: Tensor, json: bool, data: np.ndarray) -> Any:
+    """Returns `data`, a part of the tensor's data, as nested lists or a scalar."""
     if tensor.datatype is DataType.BYTES:
         convert = _json_value if json else _string
         elements = np.empty(data.shape, np.object_)

@@ -203,7 +203,13 @@ class InstanceMaker:
 
     def inline(self, execute: Execution) -> Instance:
         """Returns an instance that runs `execute` on the event loop."""
-        return InlineInstance(execute, self._on_slow if self.model.config.lane is None else None)
+        config = self.model.config
+        if config.lane is not None:
+            return InlineInstance(execute)
+        name = f"{self.model.name}-large"
+        return InlineInstance(
+            execute, self._on_slow, lambda run: ThreadInstance(run, self._loop, name, config.cpus, self.poll)
+        )
 
     def run_on(
         self,

@@ -22,7 +22,7 @@ from backline.schedule.sequences.table import LiveSequence
 from backline.schedule.tally import record_failure, record_shared_execution
 from backline.schedule.turn import Alarm
 from backline.workers.batch import Batch
-from backline.workers.instance import Instance, Remembers, waits_for_turn
+from backline.workers.instance import Instance, Remembers, runs_off_loop, waits_for_turn
 
 #: The time, in seconds, from a deadline to the check for expired requests. It is above 0 because timers of
 #: the event loop may fire early.
@@ -226,7 +226,7 @@ class SlotLane(Owner):
             self._alarm.set(min([until / 1e9, *deadlines]) + _LATER)
             return
         tickets = self._take()
-        self._batch = Batch(tickets, len(tickets), now, off_loop=self._instance.off_loop)
+        self._batch = Batch(tickets, len(tickets), now, off_loop=runs_off_loop(self._instance, tickets))
         self._instance.run(self._batch, self._finished)
 
     def _refuse_all(self) -> None:

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 #: The maximum number of buffers that a handler queues before it yields to the event loop.
 _PARTS_WITHOUT_PAUSE = 128
+#: The maximum number of messages that a handler takes before it yields to the event loop.
+_MESSAGES_WITHOUT_PAUSE = 8
+#: A message below this size, in bytes, counts as a frame that carries nothing. Inference requests are larger.
+_TINY = 16
 
 
 class StreamExchange(GrpcExchange, StreamCall):
@@ -57,6 +61,8 @@ class StreamExchange(GrpcExchange, StreamCall):
         #: second time when the handler takes the message.
         self._borrowed = 0
         self._consumed = 0
+        #: The number of messages that the handler has taken since it last waited.
+        self._taken = 0
         self._receiver: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._compress_with: bytes | None = None
@@ -134,6 +140,9 @@ class StreamExchange(GrpcExchange, StreamCall):
                 if self.upload_size:
                     self.leave_line()
                 compressed, message = complete
+                if len(message) < _TINY:
+                    # Security: a waiting message takes a hundred bytes of memory, even if it is empty.
+                    self.connection.spend(1)
                 self._messages.append((compressed, message, len(message) + PREFIX_SIZE))
         if ended and not self._assembler.between_messages:
             raise RpcError(INVALID_ARGUMENT, "the call ended in the middle of a message")
@@ -156,7 +165,13 @@ class StreamExchange(GrpcExchange, StreamCall):
             self.connection.reader.data.promise(self, size, missing)
 
     async def receive(self) -> Buffer | None:
+        self._taken += 1
+        if self._taken > _MESSAGES_WITHOUT_PAUSE:
+            # A handler that awaits nothing else must not block the loop.
+            self._taken = 0
+            await asyncio.sleep(0)
         while not self._messages:
+            self._taken = 0
             self._check_alive()
             if not self.remote_open:
                 return None

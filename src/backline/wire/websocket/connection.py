@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, WebSocket
-from backline.wire.turns import peer_is_gone
+from backline.wire.turns import LARGE_READ, peer_is_gone
 from backline.wire.uploads import FREE, Pace
 from backline.wire.websocket.frames import (
     CloseCode,
@@ -36,6 +36,9 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
     """The transport's asyncio protocol after the handshake. The HTTP/1.1 connection remains the one that is
     registered in `wire.connections`.
 
+    The connection takes turns with others (see `Turns`). After a large read, and when bytes are left at the
+    end of its turn, it handles and reads no more until its next turn.
+
     Invariant of backpressure: the socket is not read while a message waits for the application, or while the
     client leaves messages unread. So for each client, the server holds at most one message, and the bytes of
     one read.
@@ -52,6 +55,10 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         self._writers: list[asyncio.Future[None]] = []
         self._write_paused = False
         self._reading = True
+        #: When the current turn ends, in seconds of perf_counter().
+        self._turn_ends = 0.0
+        #: Whether the connection waits for its next turn.
+        self._resting = False
         #: Whether a close frame was sent.
         self._closing = False
         #: Whether receiving has ended.
@@ -132,15 +139,46 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         poll.arrived = True
         if poll.asleep:
             poll.wake()
-        if not self._lost:
-            self._reader.feed(data)
-            self._read_on()
+        if self._lost:
+            return
+        self._reader.feed(data)
+        if len(data) >= LARGE_READ:
+            self._rest()
+        if self._resting:
+            self._update_reading()
+        else:
+            self._begin_turn()
+
+    def _begin_turn(self) -> None:
+        self._turn_ends = perf_counter() + self._wire.limits.seconds_per_turn
+        self._read_on()
+
+    def _rest(self) -> None:
+        self._resting = True
+        self._wire.turns.wait(self)
+
+    def take_turn(self) -> bool:
+        if self._lost:
+            return False
+        reading, self._resting = self._reading, False
+        self._begin_turn()
+        return self._reading and not reading
+
+    def abort(self) -> None:
+        self._transport.abort()
 
     def _read_on(self) -> None:
-        """Handles the bytes that have arrived, until a message waits for the application."""
+        """Handles the bytes that have arrived, until a message waits for the application or the turn ends."""
+        reader = self._reader
         try:
-            while not self._waiting and (found := self._reader.next()) is not None:
-                self._take(found)
+            while not self._waiting and not self._resting:
+                found = reader.next()
+                if found is not None:
+                    self._take(found)
+                elif not reader.stopped:
+                    break
+                if reader.within and perf_counter() >= self._turn_ends:
+                    self._rest()
         except WebSocketError as error:
             self.close(error.code, str(error))
             self._transport.close()
@@ -210,7 +248,8 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         return self._pace is not None and self._pace.waits
 
     def _update_reading(self) -> None:
-        reading = self._closing or not (self._waiting or self._write_paused or self._paused)
+        waits = self._waiting or self._write_paused or self._paused
+        reading = not self._resting and (self._closing or not waits)
         if reading != self._reading and not self._transport.is_closing():
             self._reading = reading
             (self._transport.resume_reading if reading else self._transport.pause_reading)()

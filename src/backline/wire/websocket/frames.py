@@ -14,6 +14,10 @@ from backline.wire.application import Buffer
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _LONGEST_CONTROL: Final = 125
 _FIN, _RESERVED, _MASKED = 0x80, 0x70, 0x80
+#: The maximum number of frames handled without a pause. A frame of only six bytes takes microseconds.
+_FRAMES = 64
+#: The headers of a message's fragments may be as large as the message itself, plus this number of bytes.
+_FRAMING = 64 * 1024
 
 
 class Opcode(IntEnum):
@@ -23,6 +27,9 @@ class Opcode(IntEnum):
     CLOSE = 0x8
     PING = 0x9
     PONG = 0xA
+
+
+_OPCODES = {int(opcode): opcode for opcode in Opcode}
 
 
 class CloseCode(IntEnum):
@@ -104,6 +111,10 @@ class MessageReader:
         self._final = False
         self._mask = b""
         self._missing = -1
+        #: The total size of the headers of the fragments of the message that is arriving.
+        self._framing = 0
+        #: Whether `next` has returned None although there may be further frames.
+        self.stopped = False
 
     @property
     def held(self) -> int:
@@ -121,9 +132,11 @@ class MessageReader:
     def next(self) -> Received | None:
         """Returns the next message or control frame, or None if more bytes are needed.
 
-        Raises WebSocketError if the bytes violate the protocol.
+        Also returns None after many fragments, and then sets `stopped`: call it again. Raises WebSocketError
+        if the bytes violate the protocol.
         """
-        while True:
+        self.stopped = False
+        for _ in range(_FRAMES):
             if self._missing < 0 and not self._begin():
                 return None
             taken = min(self._missing, len(self._data))
@@ -140,6 +153,8 @@ class MessageReader:
             complete = self._complete()
             if complete is not None:
                 return complete
+        self.stopped = True
+        return None
 
     def _begin(self) -> bool:
         """Parses the header of a frame; returns False if the header is incomplete."""
@@ -153,11 +168,11 @@ class MessageReader:
             raise WebSocketError(
                 CloseCode.PROTOCOL_ERROR, "a reserved bit is set, but no extension was agreed on"
             )
-        if opcode not in Opcode.__members__.values():
+        kind, final = _OPCODES.get(opcode), bool(data[0] & _FIN)
+        if kind is None:
             raise WebSocketError(CloseCode.PROTOCOL_ERROR, f"opcode {opcode} is unknown")
         if not data[1] & _MASKED:
             raise WebSocketError(CloseCode.PROTOCOL_ERROR, "a client must mask its frames")
-        kind, final = Opcode(opcode), bool(data[0] & _FIN)
         if kind >= Opcode.CLOSE and (size > _LONGEST_CONTROL or not final):
             raise WebSocketError(CloseCode.PROTOCOL_ERROR, "a control frame is fragmented or above 125 bytes")
         if kind < Opcode.CLOSE and (kind is Opcode.CONTINUATION) != (self._kind is not None):
@@ -172,6 +187,12 @@ class MessageReader:
             size = int.from_bytes(data[2 : 2 + extra], "big")
         if kind < Opcode.CLOSE and (excess := self._excess(len(self._message) + size)) is not None:
             raise WebSocketError(CloseCode.TOO_BIG, excess)
+        if kind < Opcode.CLOSE:
+            self._framing += 6 + extra
+            if self._framing > len(self._message) + size + _FRAMING:
+                raise WebSocketError(
+                    CloseCode.POLICY, "a message has too many small fragments; send larger ones"
+                )
         self._opcode, self._final, self._missing = kind, final, size
         self._mask = bytes(data[2 + extra : 6 + extra])
         del data[: 6 + extra]
@@ -190,6 +211,7 @@ class MessageReader:
         if not self._final or self._kind is None:
             return None
         kind, self._kind = self._kind, None
+        self._framing = 0
         message, self._message = bytes(self._message), bytearray()
         if kind is Opcode.TEXT:
             try:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from queue import SimpleQueue
 from time import monotonic_ns, thread_time_ns
 from typing import ClassVar, TypeAlias
@@ -36,9 +36,13 @@ class InlineInstance:
     millisecond, less than a switch to another thread and back.
 
     A model that was fast when it was measured may later get far larger requests, and would then block the
-    event loop. `on_slow` is called once, between batches, if several runs exceed LONG_RUN_NS. Other programs
-    may delay a single run. So a run that is slow by the wall clock only starts a measurement of the processor
-    time of the following runs, and that time decides.
+    event loop. So a batch that is much larger than any batch known to be fast runs on a thread, which
+    `make_thread` creates when it is first needed. If that run is fast, batches up to a few times its size run
+    on the event loop from then on. Without `make_thread`, all batches run on the event loop.
+
+    `on_slow` is called once, between batches, if several runs exceed LONG_RUN_NS. Other programs may delay a
+    single run. So a run that is slow by the wall clock only starts a measurement of the processor time of the
+    following runs, and that time decides.
     """
 
     off_loop: ClassVar[bool] = False
@@ -48,14 +52,41 @@ class InlineInstance:
     _WATCHED = 1000
     #: The number of slow runs, by processor time, at which `on_slow` is called.
     _ENOUGH = 2
+    #: The number of elements in the inputs of a batch up to which the batch always runs on the event loop: a
+    #: few times the number with which models are measured.
+    FEW_ELEMENTS = 4096
+    #: A batch with this many times the elements of a fast one may run on the event loop.
+    _GROWTH = 4
+    #: The processor time in nanoseconds up to which a run on the thread counts as fast.
+    _FAST_RUN_NS = LONG_RUN_NS // _GROWTH
 
-    def __init__(self, execute: RunBatch, on_slow: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        execute: RunBatch,
+        on_slow: Callable[[], None] | None = None,
+        make_thread: Callable[[RunBatch], ThreadInstance] | None = None,
+    ) -> None:
         self._execute = execute
         self._on_slow = on_slow
         self._watched = 0
         self._slow = 0
+        self._make_thread = make_thread
+        self._thread: ThreadInstance | None = None
+        #: The processor time of the last run on the thread, in nanoseconds.
+        self._took = 0
+        #: The maximum number of elements in the inputs of a batch on the event loop.
+        self._most = float("inf") if make_thread is None else self.FEW_ELEMENTS
+
+    def leaves_loop(self, tickets: Sequence[Ticket]) -> bool:
+        """Returns whether a batch of these requests is too large for the event loop."""
+        return _count_elements(tickets) > self._most
 
     def run(self, batch: Batch, finished: Finished) -> None:
+        if batch.off_loop and self._make_thread is not None and self.leaves_loop(batch.tickets):
+            if self._thread is None:
+                self._thread = self._make_thread(self._run_large)
+            self._thread.run(batch, lambda _, ended: self._ran_large(ended, finished))
+            return
         if self._watched:
             self._run_watched(batch, finished)
             return
@@ -65,21 +96,52 @@ class InlineInstance:
         finished(self, batch)
 
     def close(self) -> None:
-        pass
+        if self._thread is not None:
+            self._thread.close()
+
+    def _run_large(self, batch: Batch) -> None:
+        """Runs a batch on the thread."""
+        elements = _count_elements(batch.tickets)
+        began = thread_time_ns()
+        self._execute(batch)
+        self._took = thread_time_ns() - began
+        if self._took <= self._FAST_RUN_NS:
+            self._most = max(self._most, self._GROWTH * elements)
+
+    def _ran_large(self, batch: Batch, finished: Finished) -> None:
+        self._note(self._took)
+        finished(self, batch)
+        self._report()
 
     def _run_watched(self, batch: Batch, finished: Finished) -> None:
         self._watched -= 1
         began = thread_time_ns()
         self._execute(batch)
-        if thread_time_ns() - began > self.LONG_RUN_NS:
+        self._note(thread_time_ns() - began)
+        finished(self, batch)
+        self._report()
+
+    def _note(self, took: int) -> None:
+        """Counts a slow run; `took` is its processor time in nanoseconds."""
+        if took > self.LONG_RUN_NS:
             self._slow += 1
             self._watched = self._WATCHED
         elif not self._watched:
             self._slow = 0
-        finished(self, batch)
+
+    def _report(self) -> None:
         if self._slow >= self._ENOUGH and self._on_slow is not None:
             on_slow, self._on_slow, self._watched = self._on_slow, None, 0
             on_slow()
+
+
+def _count_elements(tickets: Sequence[Ticket]) -> int:
+    """Returns the number of elements in the inputs of requests."""
+    elements = 0
+    for ticket in tickets:
+        for tensor in ticket.request.inputs.values():
+            elements += tensor.data.size
+    return elements
 
 
 class ThreadInstance:
