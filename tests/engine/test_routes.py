@@ -69,3 +69,13 @@ def test_models_are_sorted_by_name_and_then_by_version() -> None:
         add(engine, name, version)
 
     assert [(model.name, model.version) for model in engine.models()] == [("a", "1"), ("b", "9"), ("b", "10")]
+
+
+def test_a_version_that_serves_requests_is_found_by_one_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine()
+    model = add(engine, "one")
+    engine.refresh()
+
+    monkeypatch.delattr(Engine, "find")
+
+    assert engine.find_ready("one") is engine.find_ready("one", "1") is model
