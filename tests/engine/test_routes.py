@@ -90,3 +90,13 @@ def test_a_version_that_serves_only_its_open_sequences_is_listed_once() -> None:
     newer = add(engine, "one")
     engine.refresh()
     assert engine.versions("one") == [newer, model]
+
+
+def test_a_version_that_serves_requests_is_found_by_one_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine()
+    model = add(engine, "one")
+    engine.refresh()
+
+    monkeypatch.delattr(Engine, "find")
+
+    assert engine.find_ready("one") is engine.find_ready("one", "1") is model

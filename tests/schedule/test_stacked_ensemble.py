@@ -38,6 +38,21 @@ ensemble_scheduling {{
 }}
 """
 STEPS = ("double", "pick")
+#: Two steps with the same model.
+TWICE = f"""\
+platform: "ensemble"
+max_batch_size: 8
+input {{ name: "one" data_type: TYPE_FP32 dims: [ {WIDTH} ] }}
+input {{ name: "other" data_type: TYPE_FP32 dims: [ {WIDTH} ] }}
+output {{ name: "first" data_type: TYPE_FP32 dims: [ {WIDTH} ] }}
+output {{ name: "second" data_type: TYPE_FP32 dims: [ {WIDTH} ] }}
+ensemble_scheduling {{
+  step {{ model_name: "double" model_version: -1
+    input_map {{ key: "row" value: "one" }} output_map {{ key: "doubled" value: "first" }} }}
+  step {{ model_name: "double" model_version: -1
+    input_map {{ key: "row" value: "other" }} output_map {{ key: "doubled" value: "second" }} }}
+}}
+"""
 
 
 def write(repository: Path) -> Path:
@@ -55,8 +70,9 @@ def write(repository: Path) -> Path:
             "max_batch_size: 8\ndynamic_batching { preferred_batch_size: 8 }\n"
             'parameters { key: "backline.lane" value { string_value: "inline" } }\n'
         )
-    (repository / "both" / "1").mkdir(parents=True)
-    (repository / "both" / "config.pbtxt").write_text(ENSEMBLE)
+    for name, text in (("both", ENSEMBLE), ("twice", TWICE)):
+        (repository / name / "1").mkdir(parents=True)
+        (repository / name / "config.pbtxt").write_text(text)
     return repository
 
 
@@ -295,3 +311,15 @@ async def test_an_ensemble_that_is_unloaded_at_once_refuses_the_requests_of_the_
             with pytest.raises(BacklineError, match="unloaded"):
                 await one.check()
         assert of(program, "both").fail.count == 2
+
+
+async def test_steps_with_the_same_model_share_a_batch(tmp_path: Path) -> None:
+    async with serving(tmp_path) as program:
+        rows = {
+            name: Tensor(name, DataType.FP32, (1, WIDTH), np.ones((1, WIDTH), np.float32))
+            for name in ("one", "other")
+        }
+
+        await program.engine.infer(InferRequest("twice", rows))
+
+        assert of(program, "double").batches.keys() == {2}

@@ -265,6 +265,9 @@ class Engine:
         Raises NotFound if there is no such version, or if the model could not be read, and Unavailable if the
         version is not ready.
         """
+        route = self._routes.get((name, version))
+        if route is not None and route.answers:  # the usual case
+            return route
         model = self.find(name, version)
         if model.version == NO_VERSION:
             raise NotFound(f"Request for unknown model: '{name}' is not found: {model.reason}")

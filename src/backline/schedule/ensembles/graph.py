@@ -76,7 +76,8 @@ class EnsemblePlan:
 
     `waits` has, for each step, the number of tensors that the step needs from other steps; `first` are the
     steps that need no such tensors. `chain` has the numbers of the decoupled steps that the outputs depend
-    on, in order. `made` is the number of the ensemble's outputs that steps produce.
+    on, in order. `made` is the number of the ensemble's outputs that steps produce. `repeats` says whether
+    several steps have the same model.
     """
 
     steps: tuple[PlannedStep, ...]
@@ -86,6 +87,7 @@ class EnsemblePlan:
     outputs: tuple[str, ...]
     chain: tuple[int, ...] = ()
     made: int = 0
+    repeats: bool = False
 
     @property
     def depth(self) -> int:
@@ -157,6 +159,7 @@ def plan_ensemble(
         tuple(outputs),
         tuple(sorted(chain, key=lambda number: chosen[number].level)),
         sum(tensor in made for tensor in outputs),
+        len({planned.step.model for planned in chosen}) < len(chosen),
     )
 
 

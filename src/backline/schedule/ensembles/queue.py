@@ -117,12 +117,13 @@ class EnsembleQueue:
 
     def _joins(self, ticket: Ticket, plan: EnsemblePlan) -> bool:
         """Adds a request to a StackedRun. Returns False if the request must go through the steps by itself:
-        because its steps are traced or belong to a sequence, because it is itself the step of an ensemble,
-        where it may share batches with other steps, because its responses are counted one by one, or because
-        its deadline has passed.
+        because its steps are traced or belong to a sequence, because steps with the same model, perhaps of
+        an ensemble that has this one as a step, may share batches, because its responses are counted one by
+        one, or because its deadline has passed.
         """
         if (
             not self.itself.batched
+            or plan.repeats
             or ticket.trace is not None
             or ticket.request.sequence is not None
             or ticket.compute is not None
@@ -145,10 +146,8 @@ class EnsembleQueue:
 
     def _most_together(self, plan: EnsemblePlan) -> int:
         """Returns the maximum number of items that may go through the steps together; 0 if some of the models
-        do not run on the event loop, or if a model runs several steps, which may then share batches.
+        do not run on the event loop.
         """
-        if len({planned.step.model for planned in plan.steps}) < len(plan.steps):
-            return 0
         most = sys.maxsize
         for planned in plan.steps:
             try:
@@ -156,6 +155,8 @@ class EnsembleQueue:
             except BacklineError:
                 return 0
             most = min(most, 0 if queue is None else queue.most_at_once)
+            if not most:
+                break
         return most
 
     def gathered(self, key: object, run: StackedRun) -> None:
