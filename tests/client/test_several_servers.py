@@ -157,6 +157,31 @@ def test_a_response_that_cannot_be_read_costs_no_idempotent_request(
                     client["add1"](ONES)
 
 
+def test_a_new_client_finds_the_servers_of_open_sequences(tmp_path: Path) -> None:
+    model = tmp_path / "models" / "steps"
+    put(model / "1" / "empty", "")
+    put(
+        model / "config.pbtxt",
+        """backend: "identity" max_batch_size: 8
+        sequence_batching { max_sequence_idle_microseconds: 600000000 }
+        input [ { name: "x" data_type: TYPE_FP32 dims: [ 1 ] } ]
+        output [ { name: "y" data_type: TYPE_FP32 dims: [ 1 ] } ]""",
+    )
+    data = np.ones((1, 1), np.float32)
+    with serve(model.parent, tmp_path / "a") as a, serve(model.parent, tmp_path / "b") as b:
+        for protocol in ("http", "grpc"):
+            for number, server in enumerate((a, b, a, b), 1):
+                with connect(_urls((server,), protocol)) as client:
+                    client["steps"](data, parameters={"sequence_id": number, "sequence_start": True})
+            with connect(_urls((a, b), protocol)) as client:
+                for last in (False, True):
+                    for number in range(1, 5):
+                        parameters = {"sequence_id": number, "sequence_end": last}
+                        client["steps"](data, parameters=parameters)
+                with pytest.raises(InvalidArgument, match="must specify the START flag"):
+                    client["steps"](data, parameters={"sequence_id": 1})
+
+
 def test_a_server_without_the_model_costs_no_request(pair: tuple[ServerProcess, ...], tmp_path: Path) -> None:
     models.add1(tmp_path / "models", "other")
     with serve(tmp_path / "models", tmp_path / "log") as other:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from backline.balance.balancer import Endpoint, RequestAttempt, Verdict
 from backline.client.errors import (
@@ -16,6 +16,7 @@ from backline.client.errors import (
     ConnectionLost,
     DeadlineExceeded,
     Internal,
+    InvalidArgument,
     NotFound,
     ProtocolError,
     Unavailable,
@@ -45,16 +46,23 @@ def verdict_of(error: BaseException | None) -> Verdict:
     return Verdict.ANSWERED
 
 
-def may_try_again(error: BaseException, *, idempotent: bool) -> bool:
+#: What Backline and Triton say of a request for a sequence that they do not have.
+_NO_SEQUENCE: Final = "must specify the START flag"
+
+
+def may_try_again(error: BaseException, *, idempotent: bool, seeks: bool) -> bool:
     """Returns whether a request that got this error may be sent to another server.
 
     Any request may be sent again if it has certainly not run, because no connection was opened, because the
     server refused the request while busy, loading or draining, or because the server does not have the model:
     servers do not load and unload a version at exactly the same time. An idempotent request may also be sent
-    again if the connection broke, or if the response cannot be read.
+    again if the connection broke, or if the response cannot be read. A request that `seeks` the server of its
+    sequence may be sent again if a server does not have the sequence.
     """
     if isinstance(error, (ConnectionLost, ProtocolError)):
         return idempotent
+    if seeks and isinstance(error, InvalidArgument):
+        return _NO_SEQUENCE in error.message
     return isinstance(error, (Unavailable, NotFound))
 
 
@@ -76,11 +84,13 @@ class BalancedCall(Generic[T]):
         *,
         idempotent: bool,
         pinned: Endpoint | None = None,
+        seeks: bool = False,
         requests: int = 1,
         on_attempt: Callable[[Endpoint], None] | None = None,
     ) -> None:
-        """If `pinned` is given, the call is sent once, to that server only. `requests` is the number of
-        requests that the call carries. `on_attempt` is called with the server of each attempt.
+        """If `pinned` is given, the call is sent once, to that server only. `seeks` says whether the call
+        continues a sequence that any of the servers may have. `requests` is the number of requests that the
+        call carries. `on_attempt` is called with the server of each attempt.
         """
         self._group = group
         self._send = send
@@ -88,6 +98,7 @@ class BalancedCall(Generic[T]):
         self._end = monotonic() + timeout
         self._idempotent = idempotent
         self._pinned = pinned
+        self._seeks = seeks
         self._requests = requests
         self._on_attempt = on_attempt
         self._on_outcome = on_outcome
@@ -157,7 +168,7 @@ class BalancedCall(Generic[T]):
             self._end_attempts()
             self._on_outcome(response, None)
             return
-        again = self._pinned is None and may_try_again(error, idempotent=self._idempotent)
+        again = self._pinned is None and may_try_again(error, idempotent=self._idempotent, seeks=self._seeks)
         if again and balancer.take_retry() and self._attempt_elsewhere():
             return
         if not self._running:

@@ -130,7 +130,7 @@ class BalancedTransport(Transport):
 
         Raises Unavailable if there is no server to send the call to.
         """
-        key = _sequence_of(call)
+        key, pinned, seeks = self._sequence(call)
         # BalancedCall[InferResponse](...) would be the same, but typing takes longer to create the object.
         started: BalancedCall[InferResponse] = BalancedCall(
             self,
@@ -138,9 +138,10 @@ class BalancedTransport(Transport):
             timeout,
             on_outcome,
             idempotent=self._options.idempotent and key is None,
-            pinned=None if key is None or _begins_sequence(call) else self._server_of(call, key),
+            pinned=pinned,
+            seeks=seeks,
             requests=call.requests,
-            on_attempt=partial(self._keep_sequence, call, key) if _begins_sequence(call) else None,
+            on_attempt=None if key is None else partial(self._keep_sequence, call, key),
         )
         started.start()
         return started
@@ -164,8 +165,7 @@ class BalancedTransport(Transport):
 
         A stream moves to another server only before its first response.
         """
-        key, begins = _sequence_of(call), _begins_sequence(call)
-        pinned = None if key is None or begins else self._server_of(call, key)
+        key, pinned, seeks = self._sequence(call)
         idempotent = self._options.idempotent and key is None
         tried: list[Endpoint] = []
         self.balancer.arrived()
@@ -174,7 +174,7 @@ class BalancedTransport(Transport):
             not self.closed and (endpoint := pinned or self.balancer.choose(monotonic(), tried)) is not None
         ):
             tried.append(endpoint)
-            if begins:
+            if key is not None:
                 self._keep_sequence(call, key, endpoint)
             attempt = self.balancer.started(endpoint, monotonic(), timed=False)
             self.watch()
@@ -190,29 +190,31 @@ class BalancedTransport(Transport):
                 error, verdict = failed, verdict_of(failed)
             finally:
                 self.balancer.finished(attempt, verdict, monotonic(), busy_for=error.retry_after)
-            again = may_try_again(error, idempotent=idempotent)
+            again = may_try_again(error, idempotent=idempotent, seeks=seeks)
             if begun or pinned is not None or not again or not self.balancer.take_retry():
                 raise error
         raise error
 
-    def _server_of(self, call: InferCall, key: object) -> Endpoint | None:
-        """Returns the server that has the state of a sequence: the server that got the sequence's first
-        request.
+    def _sequence(self, call: InferCall) -> tuple[object, Endpoint | None, bool]:
+        """Returns the key of the sequence that a call belongs to, or None; the server that has the sequence's
+        state, if it is known; and whether the call seeks this server.
+
+        Another client, or this program before a restart, may have begun the sequence.
         """
+        key = _sequence_of(call)
+        if key is None or _begins_sequence(call):
+            return key, None, False
         _, url = self._sequences.get(key) or ("", None)
         endpoint = next((one for one in self.balancer.endpoints if one.url == url), None)
-        if endpoint is None:
-            endpoint = self.balancer.choose(monotonic())
-        self._keep_sequence(call, key, endpoint)
-        return endpoint
+        return key, endpoint, endpoint is None
 
-    def _keep_sequence(self, call: InferCall, key: object, endpoint: Endpoint | None) -> None:
+    def _keep_sequence(self, call: InferCall, key: object, endpoint: Endpoint) -> None:
         """Remembers the server for the further requests of a sequence, or forgets it with the last request.
 
         The first request of a sequence may go to another server as long as it has certainly not run, because
         no server has a state then.
         """
-        if endpoint is None or (call.parameters or {}).get("sequence_end"):
+        if (call.parameters or {}).get("sequence_end"):
             self._sequences.drop(key)
         else:
             self._sequences.keep(key, call.caller, endpoint.url)
