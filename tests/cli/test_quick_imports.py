@@ -131,10 +131,13 @@ def test_a_stand_in_gives_way_to_its_module_when_more_of_it_is_needed(
         assert str(ONE_THIRD) == "a third"
     assert "colorsys" not in sys.modules
     with quick_imports():
-        from colorsys import rgb_to_hls
+        import colorsys
 
-        assert rgb_to_hls(0, 0, 0) == (0, 0, 0)
-    assert sys.modules["colorsys"].ONE_THIRD == 1 / 3
+        assert colorsys.rgb_to_hls(0, 0, 0) == (0, 0, 0)
+        real = sys.modules["colorsys"]
+        assert real.ONE_THIRD == 1 / 3
+        assert colorsys.hls_to_rgb is real.hls_to_rgb
+    assert sys.modules["colorsys"] is real
 
 
 def test_a_server_imports_its_modules_quickly_and_none_that_it_does_not_use() -> None:
