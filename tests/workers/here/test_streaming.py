@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +18,20 @@ from backline.engine.responses import MAX_WAITING, Responses
 from backline.engine.statistics import ResponseStatistics
 from backline.engine.ticket import Ticket
 from backline.engine.values.datatypes import DataType
-from backline.engine.values.messages import InferRequest, Parameter
+from backline.engine.values.messages import InferRequest, Parameter, SequenceStep
 from backline.engine.values.signature import Signature, TensorSpec
 from backline.engine.values.tensor import Tensor
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.workers.here.streaming import MAX_HANDED, StreamPool
+from support.embedded import start
+from support.repositories import put
 
+SQUARE = """backend: "square"
+input [ { name: "IN" data_type: TYPE_INT32 dims: [ 1 ] } ]
+output [ { name: "OUT" data_type: TYPE_INT32 dims: [ 1 ] } ]
+model_transaction_policy { decoupled: true }
+sequence_batching { %s }
+"""
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -228,6 +237,23 @@ def test_an_unloaded_model_ends_its_streams() -> None:
         assert model.closed == 1
 
     run(test())
+
+
+@pytest.mark.parametrize("strategy", ["direct { }", "oldest { max_candidate_sequences: 4 }"])
+async def test_an_unloaded_model_ends_the_streams_of_its_sequences(tmp_path: Path, strategy: str) -> None:
+    put(tmp_path / "models" / "square" / "1" / "empty", "")
+    put(tmp_path / "models" / "square" / "config.pbtxt", SQUARE % strategy)
+    program = await start(tmp_path / "models", drain_seconds=0.1)
+    count = Tensor("IN", DataType.INT32, (1,), np.array([2**31 - 1], np.int32))
+    begins = SequenceStep(7, start=True)
+
+    responses = program.engine.stream(InferRequest("square", {"IN": count}, sequence=begins))
+    await anext(responses)
+    await asyncio.wait_for(program.stop(), 30)
+
+    with pytest.raises(Unavailable, match="is being unloaded"):
+        async for _ in responses:
+            pass
 
 
 def test_a_finished_stream_is_garbage_collected() -> None:

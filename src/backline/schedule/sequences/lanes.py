@@ -45,8 +45,8 @@ class Lane(Protocol):
         """Queues a request. A sequence has at most one request in the lane at a time."""
 
     async def drain(self, limit: float) -> None:
-        """Runs queued requests for at most `limit` seconds, refuses the rest, and closes the instance once
-        its running batch has ended.
+        """Runs queued requests for at most `limit` seconds, refuses the rest, ends streams, which may be
+        endless, and closes the instance once its running batch has ended.
         """
 
 
@@ -185,8 +185,8 @@ class SlotLane(Owner):
         """
 
     async def drain(self, limit: float) -> None:
-        """Runs queued requests for at most `limit` seconds, refuses the rest, and closes the instance once
-        its running batch has ended.
+        """Runs queued requests for at most `limit` seconds, refuses the rest, ends streams, which may be
+        endless, and closes the instance once its running batch has ended.
         """
         self._policy = SlotPolicy(self._policy.slots)
         self._schedule()
@@ -199,6 +199,10 @@ class SlotLane(Owner):
             self._instance.look_again()
         if self._batch is not None:
             self._rest = self._loop.create_future()
+            if self._statistics.responses is not None:
+                for ticket in self._batch.tickets:
+                    ticket.expire(being_unloaded(self._name))
+                self._batch.abandon()
             await self._rest
         self._instance.close()
 
