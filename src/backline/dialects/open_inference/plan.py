@@ -116,6 +116,8 @@ class InferPlan:
         """Returns whether a response is too large to encode on the event loop."""
         shared = self.shared
         for tensor in response.outputs:
+            if tensor.data.size <= PIECE and tensor.datatype is not DataType.BYTES:
+                continue  # the usual case, without a call
             if self.is_binary(tensor.name) or (shared is not None and shared.takes(tensor.name)):
                 if tensor.data.size > PIECE and tensor.datatype is DataType.BYTES:
                     return True
