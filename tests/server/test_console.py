@@ -522,6 +522,24 @@ def test_a_melodys_notes_are_on_the_piano_roll(page: Page, tmp_path: Path) -> No
     assert {one.name.replace("#", "♯") for one in true} <= set(notes)
 
 
+def test_only_midi_notes_are_drawn_as_a_piano_roll(page: Page) -> None:
+    """A model may respond with anything: a row for each pitch up to a billion would freeze the page."""
+    enter(page, "runner")
+    page.run(
+        """import('/console/results.js').then(({ outputs }) => {
+          const show = (...pitches) => {
+            const notes = pitches.map((midi) => ({ midi, start: 0, end: 1 }));
+            return outputs({ notes }, [{ name: 'notes', datatype: 'BYTES' }])[0].innerText;
+          };
+          window.shown = [show(60, 64.5), show(60, 1e9), show(...Array(20001).fill(60))];
+        })"""
+    )
+    page.wait("window.shown")
+    drawn, too_high, too_many = (page.run(f"window.shown[{number}]") for number in range(3))
+    assert "2 notes: C4 F4" in drawn
+    assert "Piano roll" not in too_high + too_many
+
+
 @pytest.mark.parametrize(("width", "dark"), [(360, True), (1440, False)], ids=["phone-dark", "desk-light"])
 def test_every_page_fits_its_window_and_is_accessible(page: Page, width: int, dark: bool) -> None:
     enter(page, "root")

@@ -5,7 +5,10 @@ import { fill, h, number, svg, table } from "./dom.js";
 const NOTES = ["C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B"];
 const LOWEST_PIANO = 21;
 
-export function noteName(midi) { return `${NOTES[midi % 12]}${Math.floor(midi / 12) - 1}`; }
+// More notes than this are shown as JSON: each is an element of the page.
+const MOST_NOTES = 20000;
+
+export function noteName(midi) { const note = Math.round(midi); return `${NOTES[note % 12]}${Math.floor(note / 12) - 1}`; }
 
 export function outputs(document_, specs, context = {}) {
   return specs.filter((spec) => spec.name in document_).map((spec) => output(spec, document_[spec.name], context));
@@ -90,14 +93,14 @@ function binary(text, name) {
 
 function noteList(value) {
   const list = Array.isArray(value) ? value : Array.isArray(value?.notes) ? value.notes : null;
-  if (!list?.length || typeof list[0] !== "object") return null;
+  if (!list?.length || list.length > MOST_NOTES || !list.every((one) => one && typeof one === "object")) return null;
   const pick = (one, ...names) => names.map((name) => one[name]).find((found) => typeof found === "number");
   const notes = list.map((one) => {
     const pitch = pick(one, "midi", "pitch", "note"), start = pick(one, "start", "onset", "time", "start_time");
     const length = pick(one, "duration", "length"), end = pick(one, "end", "offset", "end_time") ?? (length === undefined ? undefined : start + length);
     return { midi: pitch, start, end, strength: pick(one, "strength", "velocity", "amplitude", "confidence") ?? 1 };
   });
-  return notes.every((note) => [note.midi, note.start, note.end].every(Number.isFinite)) ? notes : null;
+  return notes.every((note) => note.midi >= 0 && note.midi <= 127 && [note.start, note.end].every(Number.isFinite)) ? notes : null;
 }
 
 // Notes in a matrix of probabilities [frame][pitch]: where a pitch stays above a threshold. Times are in frames.
