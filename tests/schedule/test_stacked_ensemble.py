@@ -226,6 +226,21 @@ async def test_each_response_is_counted_if_the_ensemble_may_send_several(tmp_pat
         assert responses.counters[0].compute_infer.count == 2
 
 
+async def test_requests_that_are_too_large_together_go_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stack(tickets: list[Ticket]) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(stacked, "stack", stack)
+    async with serving(tmp_path) as program:
+        asked = [Asked(1), Asked(2)]
+
+        submit(program, *asked)
+
+        await asyncio.gather(*(one.check() for one in asked))
+
+
 async def test_a_request_cancelled_before_the_steps_run_does_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

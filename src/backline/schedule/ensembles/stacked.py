@@ -121,7 +121,11 @@ class StackedRun(Owner):
             return
         self._items = sum([ticket.batch_size for ticket in self._tickets])
         self._started_ns = monotonic_ns()
-        self._stack()
+        try:
+            self._stack()
+        except MemoryError:  # large inputs may still be too large together
+            self._run_apart()
+            return
         self._advance()
 
     def _advance(self) -> None:
