@@ -1,4 +1,4 @@
-"""The graph of calls in flight: records which model waits for which, to detect calls that would deadlock."""
+"""The call graph: records which models wait for which others, to detect calls that would deadlock."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Wait: TypeAlias = tuple[Node, Node]
 
 
 class CallGraph:
-    """Which models wait for which other models. Callers add only waits that close no cycle, so calls cannot
-    deadlock, even if each model has only one instance.
+    """Records which models wait for which other models. Its users add only waits that close no cycle, so
+    calls cannot deadlock, even if each model has only one instance.
     """
 
     def __init__(self) -> None:

@@ -41,7 +41,7 @@ from backline.repository.layouts.layouts import FIRST_VERSION
 from backline.repository.repository import FoundModel, Repository
 from backline.system.busy_poll import BusyPoll
 
-#: How many seconds pass between checks for a repository that does not exist yet.
+#: Seconds between attempts to read repositories that could not be read at start.
 _LOOK_FOR_REPOSITORIES = 0.5
 
 
@@ -137,7 +137,7 @@ class Lifecycle:
         self._engine.started()
 
     def stopping(self) -> None:
-        """Fails the requests that wait for a change, because loads that never end would keep them waiting."""
+        """Fails the load requests in progress, because a load that never ends would keep them waiting."""
         self._executor.changes.end_all("the server's shutdown")
 
     async def close(self) -> None:
@@ -303,7 +303,7 @@ class Lifecycle:
             for name in self._executor.dependencies.only_of(model):
                 may_change(name)
         if not version:
-            # A load that may never end could hold the lock of the model, so it is aborted first.
+            # A load request in progress holds the lock of the model, perhaps forever, so it is aborted first.
             self._executor.changes.end(model)
         async with self._changing(model, version):
             served = self._models.find(model)
@@ -368,8 +368,7 @@ class Lifecycle:
         source = self._holdings.find(served.name)
         if source is not None and version in source.versions and self._options.mode == "explicit":
             target = _with_version(served.target, source, version)
-            # The version is loaded only for the label. It must not become the version that requests without a
-            # version get.
+            # The version is loaded only for the label. It must not serve requests that name no version.
             served.target = replace(
                 target, added=target.added - {version}, removed=target.removed | {version}
             )
@@ -398,7 +397,7 @@ class Lifecycle:
     def check_changeable(self, what: str) -> None:
         if self._options.mode == "none":
             raise Unavailable(
-                f"{what} cannot be changed in this server, which serves what its repositories held when it"
+                f"{what} cannot be changed on this server, which serves what its repositories held when it"
                 " started; start it with --model-control-mode poll or explicit"
             )
 

@@ -14,15 +14,16 @@ if TYPE_CHECKING:
     from backline.schedule.cache.config import CacheOptions
     from backline.schedule.sequences.state_store import StateStore
 
-#: What decides which models are loaded, as in Triton. "none": the repositories at start; "poll": the
-#: repositories whenever they change; "explicit": requests.
+#: How the server decides which models to load, as in Triton. "none": it loads the models that the
+#: repositories contain at start; "poll": it also follows later changes to the repositories; "explicit": it
+#: loads `load_models` at start, and other models on request.
 ControlMode: TypeAlias = Literal["none", "poll", "explicit"]
-#: Which model files are tried in a separate process before the server loads them. "always": all files at each
-#: load; "new": files that have not been tried yet; "remote": files that have not been tried yet and come from
-#: a remote repository or a load request; "never": none. With "workers", only worker processes load files from
-#: remote repositories or load requests.
+#: Says which model files the server tries in a separate process before it loads them. "always": all files at
+#: each load; "new": files that have not been tried yet; "remote": files that have not been tried yet and come
+#: from a remote repository or a load request; "never": none. With "workers", only worker processes load files
+#: from remote repositories or load requests.
 IsolateMode: TypeAlias = Literal["always", "new", "remote", "workers", "never"]
-#: The value of `load_models` that means all models in the repositories.
+#: The entry in `load_models` that stands for all models in the repositories.
 ALL_MODELS = "*"
 
 
@@ -31,7 +32,7 @@ TRIALS_WORK: Final = sys.platform == "linux" and hasattr(os, "pidfd_open")
 
 
 def check_isolation(mode: IsolateMode) -> None:
-    """Raises InvalidArgument if model files cannot be tried in separate processes on this system."""
+    """Raises InvalidArgument unless `mode` is "never" or this system supports trials of model files."""
     if mode != "never" and not TRIALS_WORK:
         raise InvalidArgument(
             f"isolate is {mode}, but model files can be tried in separate processes only on Linux: set it"
@@ -40,8 +41,8 @@ def check_isolation(mode: IsolateMode) -> None:
 
 
 def runs_apart(mode: IsolateMode, *, from_elsewhere: bool) -> bool:
-    """Returns whether a model runs in worker processes regardless of the lane that its configuration asks
-    for.
+    """Returns whether a model runs in worker processes whatever lane its configuration sets. `from_elsewhere`
+    says that its files come from a remote repository or a load request.
     """
     return mode == "workers" and from_elsewhere
 
@@ -57,7 +58,8 @@ class LifecycleOptions:
     load_models: tuple[str, ...] = ()
     #: Whether models that share a name are served as <repository>.<model>, instead of not at all.
     namespacing: bool = False
-    #: Whether the start waits for repositories that do not exist yet, instead of failing.
+    #: Whether the server starts although repositories do not exist or cannot be read yet. It is not ready
+    #: until all of them have been read.
     await_repositories: bool = False
     #: Whether configurations must name all inputs and outputs, instead of completing them from the model.
     complete_configs: bool = False
@@ -68,8 +70,7 @@ class LifecycleOptions:
     load_threads: int = 4
     #: How many times a failed load is retried, unless the model's configuration sets the number.
     load_retries: int = 0
-    #: Which model files are first tried in a separate process, or always run in one. All values except
-    #: "never" need Linux.
+    #: Which model files to try in a separate process; see IsolateMode. All values except "never" need Linux.
     isolate: IsolateMode = "remote" if TRIALS_WORK else "never"
     #: Seconds after which a process that tries a model file, or a worker that loads one, is killed.
     load_timeout_seconds: float = 600.0

@@ -66,7 +66,8 @@ class Servable(ShownVersion):
         on_given_up: Callable[[Model, str], None],
         on_redescribed: Callable[[Servable], None],
     ) -> None:
-        """`statistics` are the statistics of the load that this load replaces.
+        """`statistics` are the statistics of the load that this load replaces. `attempt` is 1 for the first
+        try of a load, and one more for each retry.
 
         `from_elsewhere` says that the files come from a remote repository or a load request.
 
@@ -141,8 +142,8 @@ class Servable(ShownVersion):
     async def load(self, threads: Threads, known: Measured | None, settle: Settle) -> None:
         """Fetches, loads and warms up the version. Raises BacklineError if that fails.
 
-        `known` are the measurements of an earlier load of the same files. `settle` is called with the memory
-        of the loaded model before the model may serve. If `settle` raises, the model is closed.
+        `known` are the measurements of an earlier load of the same files, if any. `settle` is called with the
+        memory of the loaded model before the model may serve. If `settle` raises, the model is closed.
         """
         if self._version.problem:
             raise InvalidArgument(self._version.problem)
@@ -310,7 +311,7 @@ class Servable(ShownVersion):
 
     def review(self) -> bool:
         """Checks the models that an ensemble calls. Returns whether changes to these models take the ensemble
-        out of service, or allow it to be loaded again. Always False for other models.
+        out of service, or allow it to be loaded again. Always False if the model is no ensemble.
         """
         return False
 
@@ -456,9 +457,7 @@ class Servable(ShownVersion):
         self.ended_at = time.monotonic()
 
     def _move_to_threads(self) -> None:
-        """Moves a model to threads because its runs block the event loop for longer than their measured
-        duration.
-        """
+        """Moves a model to threads because its runs block the event loop for too long; see InlineInstance."""
         if self.phase is not VersionPhase.READY:
             return
         assert self._loaded is not None, "what is ready is loaded"
