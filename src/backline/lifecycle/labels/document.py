@@ -145,7 +145,7 @@ class ObjectDocument:
         # Imported here, because few servers keep labels in a bucket.
         from backline.repository.remote.object_store import ObjectFiles, ObjectReplaced
 
-        self._files = ObjectFiles(location, "the place of labels")
+        self._files = ObjectFiles(location, "label store")
         self._name = name
         self._where = f"'{location.rstrip('/')}/{name}'"
         self._overtaken = ObjectReplaced
