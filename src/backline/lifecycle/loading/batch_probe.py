@@ -55,7 +55,7 @@ class BatchProbe:
 
 
 #: The advice to the user that ends each message about a proof that was impossible.
-_ADVICE = "give one as model_warmup, or set max_batch_size"
+_ADVICE = "set model_warmup to inputs that the model accepts, or set max_batch_size"
 
 
 class _Refuted(Exception):
@@ -118,7 +118,7 @@ def check_batching(model: Tried, trial: Trial, samples: Iterable[Arrays] = ()) -
         return BatchProbe(False, str(refuted))
     except BacklineError as error:
         return BatchProbe(False, f"a run that had succeeded failed when it was repeated: {error.message}")
-    return BatchProbe(True, "an item gave the same outputs after another item as alone")
+    return BatchProbe(True, "an item gave the same outputs in a batch as alone")
 
 
 def _nothing_known(why: str) -> BatchProbe:

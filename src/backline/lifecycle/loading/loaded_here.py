@@ -262,9 +262,9 @@ def _load_spread(
     measured: Measured,
     run_cores: int | None,
 ) -> LoadedModel | None:
-    """Loads the copy of a model for lone runs; returns None unless they are to use several cores. Raises the
-    errors of Backend.load if the configuration asks for such a copy; otherwise the model is served without
-    one.
+    """Loads the copy of a model for lone runs; returns None if lone runs should use one core. If the copy
+    cannot be loaded, raises the errors of Backend.load if the configuration asks for the copy, and otherwise
+    returns None.
     """
     threads = config.lone_run_threads or measured.times.lone_threads
     if CPU not in replicas or threads == 1 or (run_cores is not None and threads > run_cores):
@@ -409,7 +409,7 @@ def _batched_against_proof(config: ModelConfig, probe: BatchProbe) -> str:
     """Returns a warning that requests in a configured batch change, or may change, each other's outputs."""
     says = f"{config.source or config.name}: max_batch_size is {config.max_batch_size}"
     if not probe.known:
-        return f"{says}, and whether joining requests changes outputs could not be checked: {probe.reason}"
+        return f"{says}, but it is not known whether joining requests changes outputs: {probe.reason}"
     advice = (
         "Set max_batch_size to 0"
         if config.joining is None

@@ -63,8 +63,8 @@ MOST_SPREAD = 8
 _SPREAD_BUDGET = 0.3
 #: No further spread run is timed after this many seconds in any case.
 _PATIENT_SPREAD_BUDGET = 1.0
-#: The share of its duration for which the threads of a spread run may wait for cores. If they wait longer,
-#: other work uses the cores, and a long duration says nothing about the model.
+#: The threads of a spread run may wait for cores for at most this share of the run's duration. If they wait
+#: longer, other work uses the cores, and a long duration says nothing about the model.
 _DISTURBED = 0.3
 #: The factors by which variable dimensions are enlarged.
 _GROWTH = (4, 16)

@@ -142,7 +142,7 @@ def _logged(file: Path, *, must_fit: bool) -> Iterator[WarmUpRequest]:
             log.warning("'%s' has more than %d records; the rest is not run", file, MAX_RECORDS)
             return
         if request.other:
-            text = "'%s', record %d: a %s is not run, only predict requests are"
+            text = "'%s', record %d: a %s is skipped, because only predict requests are run"
             log.warning(text, file, request.number, request.other)
             continue
         label = f"warm-up request {request.number} of '{file}'"
