@@ -84,7 +84,7 @@ def node(model: Model) -> Node:
 
 
 def called(engine: Engine, step: EnsembleStep) -> Model:
-    """Returns the version that a step calls now. Raises BacklineError if no version is ready."""
+    """Returns the version that a step calls now. A version that the step may call must be ready."""
     return engine.find_ready(step.model, step.version or engine.served_versions(step.model)[-1])
 
 

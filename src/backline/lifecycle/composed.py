@@ -147,7 +147,7 @@ class ComposedServable(Servable):
             way = " -> ".join(f"'{name}' version {version}" for name, version in cycle)
             raise InvalidArgument(
                 f"in ensemble {config.name}, a decoupled step would wait for later steps that wait for it,"
-                f" which under load would be a deadlock: {way}. Let the steps call copies of the model"
+                f" which could deadlock under load: {way}. Let the steps call copies of the model"
             )
         if permits is not None:
             together = self._graph.together_with(waits)

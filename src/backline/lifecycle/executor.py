@@ -217,7 +217,9 @@ class Executor:
         """
         version = one.model.version
         if served.ready(version) is one and served.load_again(version):
-            log.info("the servers of model '%s' version %s have changed it", served.name, version)
+            log.info(
+                "model '%s' version %s changed on its servers, so it is loaded again", served.name, version
+            )
             self.advance_known(served)
 
     async def _load(self, served: ServedModel, one: Servable) -> None:

@@ -159,5 +159,5 @@ class Holdings:
 
     @property
     def described(self) -> str:
-        """The end of messages about a missing model: a list of the available models."""
+        """The end of messages about a missing model, with a list of the available models."""
         return f"model not found in any model repository; available: {listed(sorted(self._known))}"

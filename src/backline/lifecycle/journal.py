@@ -45,7 +45,9 @@ _AUDITED: Mapping[str, Action] = {
 
 @dataclass(frozen=True, slots=True)
 class LoadEvent:
-    """The end of a version's load at startup, after `seconds`. `done` of `total` loads have ended so far."""
+    """The end of an attempt to load a version at startup. `seconds` is the duration of a successful load.
+    `done` of `total` loads have ended so far, not counting failed loads that will be retried.
+    """
 
     name: str
     version: str

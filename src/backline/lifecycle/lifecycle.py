@@ -84,8 +84,8 @@ class Lifecycle:
         self._overriding = OverridingFiles(
             complete=options.complete_configs, may_name_servers=options.trust_remote_code
         )
-        #: By model, the configuration that the last load request contained, and the model as it was in the
-        #: repository at that time.
+        #: For each model whose last load request contained a configuration: the model as it was in the
+        #: repository at that time, and the configuration.
         self._configurations: dict[str, tuple[FoundModel, str]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._changes: Counter[str] = Counter()
@@ -105,7 +105,7 @@ class Lifecycle:
 
         A model that fails to load becomes UNAVAILABLE, with the reason, and does not affect the others.
         Raises BacklineError for a repository that does not exist or cannot be read, unless the options say to
-        wait for such repositories. With that option, the models of a repository are loaded once it can be
+        wait for such repositories. With that option, their models are loaded once all repositories can be
         read, and the engine is not ready until then.
         """
         if self._options.mode != "none":  # in mode none, requests can neither move labels nor send files

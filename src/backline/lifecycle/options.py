@@ -58,8 +58,8 @@ class LifecycleOptions:
     load_models: tuple[str, ...] = ()
     #: Whether models that share a name are served as <repository>.<model>, instead of not at all.
     namespacing: bool = False
-    #: Whether the server starts although repositories do not exist or cannot be read yet. It is not ready
-    #: until all of them have been read.
+    #: Whether the server starts even if some repositories do not exist or cannot be read yet. It is ready
+    #: only once all of them have been read.
     await_repositories: bool = False
     #: Whether configurations must name all inputs and outputs, instead of completing them from the model.
     complete_configs: bool = False
@@ -72,7 +72,8 @@ class LifecycleOptions:
     load_retries: int = 0
     #: Which model files to try in a separate process; see IsolateMode. All values except "never" need Linux.
     isolate: IsolateMode = "remote" if TRIALS_WORK else "never"
-    #: Seconds after which a process that tries a model file, or a worker that loads one, is killed.
+    #: Seconds after which a process that tries a model file, or a worker that loads one with a runtime, is
+    #: killed.
     load_timeout_seconds: float = 600.0
     #: The limit on the resident memory, in bytes, of a process that tries a model file, and of a worker that
     #: loads one from a remote repository or load request. A process above the limit is killed. None means 4
@@ -94,7 +95,7 @@ class LifecycleOptions:
     #: Whether to load files that can execute arbitrary code when they are loaded: pickles and machine code.
     trust_pickle: bool = False
     #: Patterns of the names of models for which pickles and machine code are loaded, as if `trust_pickle`
-    #: were set.
+    #: were set. Files from remote repositories or load requests also need `trust_remote_code`.
     trust_pickle_models: tuple[str, ...] = ()
     #: The full names of types that skops files may contain although skops does not know them.
     trust_skops_types: tuple[str, ...] = ()

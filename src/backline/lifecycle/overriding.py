@@ -217,7 +217,7 @@ def _under(version: FoundVersion, folder: str, config: ModelConfig) -> FoundVers
         if path not in version.files and not any(name.startswith(path + "/") for name in version.files):
             return replace(
                 version,
-                problem=f"it does not hold '{config.default_model_filename}',"
+                problem=f"it does not contain '{config.default_model_filename}',"
                 " the default_model_filename of the load request",
             )
         version = replace(version, path=path)

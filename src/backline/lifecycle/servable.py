@@ -72,8 +72,8 @@ class Servable(ShownVersion):
         `from_elsewhere` says that the files come from a remote repository or a load request.
 
         `on_given_up` is called with the model and the reason when an instance that hung has been replaced,
-        and `on_redescribed` with this object when the servers of a remote model have changed it, so that the
-        version must be loaded again.
+        and `on_redescribed` with this object when the servers of a remote model have changed the model, so
+        that the version must be loaded again.
         """
         super().__init__(Model(config.name, version.version, config), VersionPhase.LOADING)
         self.key = key
@@ -288,7 +288,7 @@ class Servable(ShownVersion):
         if self.model.config.response_cache and self._shared.cache is None:
             log.warning(
                 "model '%s' version %s asks for the response cache, but the server has none and runs every"
-                " request: start it with --cache-config local,size=64MiB",
+                " request: start the server with --cache-config local,size=64MiB",
                 self.model.name,
                 self.model.version,
             )
@@ -311,7 +311,7 @@ class Servable(ShownVersion):
 
     def review(self) -> bool:
         """Checks the models that an ensemble calls. Returns whether changes to these models take the ensemble
-        out of service, or allow it to be loaded again. Always False if the model is no ensemble.
+        out of service, or allow it to be loaded again. Always False unless the model is an ensemble.
         """
         return False
 

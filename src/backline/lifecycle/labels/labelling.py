@@ -221,8 +221,8 @@ class Labelling:
         )
 
     async def _catch_up(self) -> None:
-        """Reads the stored labels again, and starts a task for each model whose labels other servers have
-        moved.
+        """Reads the stored labels again. For each model whose labels other servers have moved, starts a task
+        that applies the moves.
         """
         async with self._storing:
             moved = await asyncio.to_thread(self._store.refresh)

@@ -82,9 +82,9 @@ def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] 
     """Tests whether requests can be concatenated, and outputs can be split, along the first dimension.
 
     Runs three items of different magnitudes alone and then together, in a batch that contains the first item
-    twice; each item must get the same outputs. (If the model rejects other items, two are enough.) Then runs
-    one item with other sizes of the variable dimensions. `trial` is the first item, or None if the model
-    accepted no input. The other items are the user's `samples`, or made up if there are too few.
+    twice; each item must get the same outputs both times. (Two items are enough if the model rejects others.)
+    Then runs one item with other sizes of the variable dimensions. `trial` is the first item, or None if the
+    model accepted no input. The other items are the user's `samples`, or made up if there are too few.
 
     The runs are the same on every machine: they depend on the model, and never on how long a run takes. If
     the model accepts the made-up items, there are four runs on seven items in total, or with variable

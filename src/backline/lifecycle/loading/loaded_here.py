@@ -227,8 +227,8 @@ def measure_spread(
     try:
         copy = _copy(view, model, cores)
     except BacklineError as error:
-        # The model works without the copy, which nobody has configured.
-        log.warning("model '%s' runs on one core when a run is alone: %s", config.name, error.message)
+        # The model works without the copy, and its configuration does not ask for one.
+        log.warning("model '%s' uses one core even for a run that is alone: %s", config.name, error.message)
         return measured
     if copy is None:
         return measured
@@ -274,7 +274,7 @@ def _load_spread(
     except BacklineError as error:
         if config.lone_run_threads:
             raise
-        log.warning("model '%s' runs on one core when a run is alone: %s", config.name, error.message)
+        log.warning("model '%s' uses one core even for a run that is alone: %s", config.name, error.message)
         return None
 
 

@@ -105,7 +105,8 @@ class LoadedRemote(LoadedVersion):
 
 
 def loaded_remote(config: ModelConfig, view: View, remote: RemoteModel, *, placed: Places) -> LoadedRemote:
-    """Asks the servers to describe the model, or uses a configuration that names inputs and outputs.
+    """Asks the servers to describe the model. If none responds, uses the configuration, which must then set
+    max_batch_size, input and output.
 
     Raises Unavailable if neither is possible, and InvalidArgument for settings that a remote model cannot
     have.

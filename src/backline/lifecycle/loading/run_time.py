@@ -40,7 +40,7 @@ _SLOW_RUN = 0.005
 #: No larger batch size is measured after this many seconds or, as long as larger batches save time, after
 #: three times as many.
 _BUDGET = 0.05
-#: A model whose runs take longer than this, in seconds, is not run again only for a measurement.
+#: A model whose runs take longer than this, in seconds, is run as few times as possible; see `measure`.
 LONG_RUN = 0.1
 #: The maximum number of timed runs at each batch size, not counting the first run.
 _RUNS = 5
@@ -57,7 +57,7 @@ SPREAD_RUN = 0.003
 #: A lone run is spread only if this makes it faster by at least this factor, because a spread run uses more
 #: CPU time.
 SPREAD_GAIN = 1.3
-#: The maximum number of cores for one run. Few models use more cores well.
+#: The maximum number of cores for one run. Few models gain from more cores.
 MOST_SPREAD = 8
 #: No further spread run is timed after this many seconds if a run was undisturbed or fast enough.
 _SPREAD_BUDGET = 0.3

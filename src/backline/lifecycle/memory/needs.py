@@ -79,8 +79,8 @@ class Need:
 class LoadKind:
     """The facts about a load that are known before the load begins.
 
-    `key` depends on the files, on the settings that a load reads and, for a model in workers, on their
-    number. `backend` is "" if the files do not show which backend they need. `gpus` are the GPUs with a
+    `key` depends on the files, on the settings that a load reads and, for a model in workers, on the number
+    of workers. `backend` is "" if the files do not show which backend they need. `gpus` are the GPUs with a
     budget on which the model may be placed.
     """
 
