@@ -137,7 +137,7 @@ class ComposedServable(Servable):
 
     def _wait_for_steps(self) -> None:
         """Records in the call graph which decoupled steps wait for which later steps. Raises InvalidArgument
-        if these waits could form a deadlock, also over resources of the rate limiter.
+        if these waits, or waits for resources of the rate limiter, could deadlock.
         """
         config, permits = self.model.config, self._shared.permits
         self._forget_waits()

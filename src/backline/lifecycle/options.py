@@ -129,7 +129,8 @@ class LifecycleOptions:
     #: instance.
     hold_requests: int = 0
     hold_backlog: int = 0
-    #: The Python model to run in the server's process, without time limits, under a debugger; empty for none.
+    #: The name of the Python model that runs in the server's process, so that it can be debugged, and without
+    #: time limits; empty for none.
     debugged_model: str = ""
     #: The folder for remote files, environments and unpacked archives; None for a folder in the user's home.
     cache_folder: Path | None = None

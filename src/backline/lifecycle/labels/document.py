@@ -1,5 +1,5 @@
-"""A small document, in a file, a bucket or Redis, that several servers read and replace. A replacement fails
-if another server has changed the document since it was read.
+"""The document that stores labels: in a file, a bucket or Redis, where several servers may read and replace
+it. A replacement fails if another server has changed the document since it was read.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ class LoadedVersion(ABC):
         return self
 
     def extend(self, check: RequestCheck) -> Callable[[Ticket], None]:
-        """Returns a check of requests that also decides which requests may share a batch."""
+        """Extends a check of requests, so that it also decides which requests may share a batch."""
         if self.joining is None:
             return check
         return JoiningCheck(check, self.joining, tuple(spec.name for spec in self.signature.inputs))

@@ -470,7 +470,7 @@ class LoadThreads(Executor):
         return future
 
     def _following(self) -> Callable[[], None] | None:
-        """Waits for the next call for the current thread. Returns None if none comes for a while."""
+        """Waits for the next call for the current thread. Returns None if none comes within _IDLE seconds."""
         with self._lock:
             self._idle += 1
         with suppress(Empty):

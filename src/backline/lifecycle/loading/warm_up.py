@@ -154,7 +154,9 @@ _MOST_ITEMS = 8
 
 
 def warm_up_items(config: ModelConfig, model_folder: Path) -> list[Mapping[str, Tensor]]:
-    """Returns the inputs of the first configured samples, without a batch, for trial runs."""
+    """Returns the inputs of the first configured samples, without a batch dimension, for trial runs. Skips
+    samples that cannot be created.
+    """
     items: list[Mapping[str, Tensor]] = []
     for sample in config.warm_up[:_MOST_ITEMS]:
         with suppress(InvalidArgument):  # the warm-up itself reports the error
