@@ -620,7 +620,7 @@ def test_damaged_labels_are_reported_at_start(backline: Run, repository: Path, t
         "serve", repository, "--http-port", 0, "--no-grpc", "--no-metrics", "--state-dir", tmp_path
     )
     assert done.returncode == 1
-    assert f"'{tmp_path / 'labels.json'}' with the labels of models is damaged" in done.stderr
+    assert f"the labels of models in '{tmp_path / 'labels.json'}' are damaged" in done.stderr
 
 
 def test_namespaces_are_repository_names(tmp_path: Path) -> None:

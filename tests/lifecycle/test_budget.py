@@ -46,9 +46,9 @@ def test_without_room_the_error_has_the_numbers() -> None:
     assert isinstance(error, Unavailable)
     assert error.retry_after == 1
     assert error.message == (
-        "model 'm' version 1 needs 40 MiB, and the memory budget of 100 MiB has no room for it: 90 MiB are in"
-        " use, 30 MiB of it by pinned models and 20 MiB by models with requests; unloading the idle ones"
-        " frees 10 MiB. Try again"
+        "model 'm' version 1 needs 40 MiB, and the memory budget of 100 MiB has no room for it: 90 MiB is in"
+        " use, 30 MiB of it by pinned models and 20 MiB by busy models; unloading the idle models would free"
+        " 10 MiB. Try again"
     )
 
 
@@ -144,6 +144,6 @@ def test_a_shortage_on_a_gpu_names_the_gpu_and_its_option() -> None:
     assert isinstance(found, Shortage)
     assert found.error("model 'm' version 1").message == (
         "model 'm' version 1 needs 200 MiB, and the memory budget of 500 MiB on GPU 1 has no room for it:"
-        " 400 MiB are in use, 0 B of it by pinned models and 0 B by models with requests; unloading the idle"
-        " ones frees 0 B. Raise --gpu-memory-budget"
+        " 400 MiB is in use, 0 B of it by pinned models and 0 B by busy models; unloading the idle models"
+        " would free 0 B. Raise --gpu-memory-budget"
     )

@@ -234,7 +234,9 @@ def test_nothing_is_evicted_for_a_load_that_would_not_fit_even_then() -> None:
         house = House()
         house.add("a", 40, pids=(7,))
         house.add("b", 40)
-        with pytest.raises(Unavailable, match=r"^m needs 120 MiB, .*; unloading the idle ones frees 80 MiB"):
+        with pytest.raises(
+            Unavailable, match=r"^m needs 120 MiB, .*; unloading the idle models would free 80 MiB"
+        ):
             async with house.room("m", 120 * MIB, evict=True):
                 pytest.fail("there is no room")
         assert house.gone == []

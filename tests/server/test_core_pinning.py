@@ -81,7 +81,7 @@ def test_threads_of_a_model_and_its_runtime_are_pinned_to_its_cores(tmp_path: Pa
         placement = program.engine.find("add1").placement
         assert placement is not None
         assert (placement.lane, placement.instances) == ("thread", 2)
-        assert placement.reason.endswith(f"; kept to core {CORE}")
+        assert placement.reason.endswith(f"; pinned to core {CORE}")
 
     run(tmp_path, look)
 

@@ -1,4 +1,4 @@
-"""The graph of calls in flight: records which model waits for which, to detect calls that would deadlock."""
+"""The call graph: records which models wait for which others, to detect calls that would deadlock."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Wait: TypeAlias = tuple[Node, Node]
 
 
 class CallGraph:
-    """Which models wait for which other models. Callers add only waits that close no cycle, so calls cannot
-    deadlock, even if each model has only one instance.
+    """Records which models wait for which other models. Its users add only waits that close no cycle, so
+    calls cannot deadlock, even if each model has only one instance.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ def node(model: Model) -> Node:
 
 
 def called(engine: Engine, step: EnsembleStep) -> Model:
-    """Returns the version that a step calls now. Raises BacklineError if no version is ready."""
+    """Returns the version that a step calls now. A version that the step may call must be ready."""
     return engine.find_ready(step.model, step.version or engine.served_versions(step.model)[-1])
 
 

@@ -28,7 +28,7 @@ class AwaitedChanges:
         self._ended: dict[str, str] = {}
 
     async def load_now(self, served: ServedModel, version: str) -> str:
-        """Waits for the load of a wanted version. Returns why the load failed, or "" if it succeeded."""
+        """Loads a wanted version. Returns, once the load has ended, why it failed, or "" if it succeeded."""
         served.awake.add(version)
         served.resting.pop(version, None)
         _drop_failed(served, version)
@@ -37,8 +37,8 @@ class AwaitedChanges:
         return served.load_ended(version) or ""
 
     async def bring_up(self, served: ServedModel, version: str) -> bool:
-        """Loads a version; returns whether it was added to the target. Raises InvalidArgument if the load
-        fails.
+        """Loads a version, unless it is ready. Returns whether the load added it to the target. Raises
+        InvalidArgument if the load fails.
         """
         before = served.target
         if served.ready(version) is not None or before is None:

@@ -43,8 +43,8 @@ class ComposedServable(Servable):
         #: The waits that this ensemble has added to the call graph, to be removed when it is unloaded.
         self._waits: list[Wait] = []
         self._composed: EnsembleQueue | None = None
-        #: The queue that answers from the response cache before it calls the steps, if the ensemble uses the
-        #: cache.
+        #: The queue that looks for a response in the cache before it runs the steps; None if the ensemble has
+        #: no response cache.
         self._cached: CachedQueue | None = None
         #: The versions that the steps call.
         self._asked: tuple[Model, ...] = ()
@@ -136,8 +136,8 @@ class ComposedServable(Servable):
         model.check = DecoupledCheck(model.name, check) if model.decoupled else check
 
     def _wait_for_steps(self) -> None:
-        """Records in the call graph which runs of the ensemble wait for which steps. Raises InvalidArgument
-        if these waits could form a deadlock.
+        """Records in the call graph which decoupled steps wait for which later steps. Raises InvalidArgument
+        if these waits, or waits for resources of the rate limiter, could deadlock.
         """
         config, permits = self.model.config, self._shared.permits
         self._forget_waits()
@@ -147,7 +147,7 @@ class ComposedServable(Servable):
             way = " -> ".join(f"'{name}' version {version}" for name, version in cycle)
             raise InvalidArgument(
                 f"in ensemble {config.name}, a decoupled step would wait for later steps that wait for it,"
-                f" under load forever: {way}. Let the steps call copies of the model"
+                f" which could deadlock under load: {way}. Let the steps call copies of the model"
             )
         if permits is not None:
             together = self._graph.together_with(waits)
@@ -171,8 +171,8 @@ class ComposedServable(Servable):
         super().fail(reason, retry_at)
 
     def review(self) -> bool:
-        """Returns whether changes to the called models end the ensemble's service, or allow a new load of the
-        ensemble.
+        """Returns whether changes to the called models take the ensemble out of service, or allow it to be
+        loaded again.
         """
         if self.phase is not VersionPhase.READY and not (self.phase is VersionPhase.FAILED and self.lacking):
             return False
@@ -215,7 +215,7 @@ class ComposedServable(Servable):
         self._time_first_responses()
 
     async def drain(self, limit: float) -> None:
-        """Waits at most `limit` seconds for requests in flight to complete, then fails the others."""
+        """Waits at most `limit` seconds for requests in flight to complete, then fails those that remain."""
         queue = self._cached or self._composed
         if queue is not None:
             await queue.drain(limit)

@@ -79,7 +79,7 @@ class Executor:
             held=shared.held,
             gpu_budgets=None if shared.gpu_budgets is None else shared.gpu_budgets.bytes,
         )
-        #: The task that writes what was learned about how much memory models need.
+        #: The task that writes the measured memory of models to the state folder.
         self._saving: asyncio.Task[None] | None = None
         self._threads = LoadThreads()
         self._keys = count(1)
@@ -217,7 +217,9 @@ class Executor:
         """
         version = one.model.version
         if served.ready(version) is one and served.load_again(version):
-            log.info("the servers of model '%s' version %s have changed it", served.name, version)
+            log.info(
+                "model '%s' version %s changed on its servers, so it is loaded again", served.name, version
+            )
             self.advance_known(served)
 
     async def _load(self, served: ServedModel, one: Servable) -> None:
@@ -233,7 +235,7 @@ class Executor:
             if evict:
                 one.retry_after = error.retry_after
                 self._fail(served, one, error.message, time.monotonic() - began)
-            else:  # no request waits for this load, so nothing is evicted for it
+            else:  # no request waits for this load, so it must not evict other versions
                 del served.held[one.key]
                 served.rest(model.version, "not loaded, as the memory budget is used up")
         except BacklineError as error:
@@ -270,7 +272,9 @@ class Executor:
         self.advance([served.name for served in ended if self.models.find(served.name) is served])
 
     async def _load_within_budget(self, one: Servable, known: Measured | None, *, evict: bool) -> None:
-        """Loads a version. Raises NoRoom if the memory budget is exhausted, or an error of Servable.load."""
+        """Loads a version. Raises NoRoom if it does not fit into the memory budget, and the errors of
+        Servable.load.
+        """
         needs, residency, kind = self._shared.needs, self._residency, one.kind
         label = f"model '{one.model.name}' version {one.model.version}"
 
@@ -428,7 +432,7 @@ class Dependencies:
             found |= more
 
     def is_waiting(self, config: ModelConfig) -> bool:
-        """Returns whether a model's load must wait for loads of models that it calls."""
+        """Returns whether the load of an ensemble must wait for loads of models that it calls."""
         if config.ensemble is None:
             return False
         from backline.lifecycle.composed import unanswered_step

@@ -111,7 +111,9 @@ class Holdings:
             served.target = None
 
     def _aim(self, source: Source) -> None:
-        """Sets a model's target to what its repository now contains."""
+        """Sets a model's target to what its repository now contains. If the model's files can no longer be
+        used, the target keeps the previous files instead, and says why.
+        """
         served = self._executor.models[source.name]
         old = served.target
         if old is not None and source.found.problem and not old.source.found.problem:
@@ -159,5 +161,5 @@ class Holdings:
 
     @property
     def described(self) -> str:
-        """The end of messages about a missing model: a list of the available models."""
+        """The end of messages about a missing model, with a list of the available models."""
         return f"model not found in any model repository; available: {listed(sorted(self._known))}"

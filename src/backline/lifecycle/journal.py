@@ -26,8 +26,8 @@ REPOSITORY = "repository"
 REQUEST = "request"
 SERVER = "server"
 _SLEEP: Mapping[str, str] = {TO_MAKE_ROOM: "memory budget", WHEN_IDLE: "idle limit"}
-#: The words with which log lines about these steps begin. They are Triton's words, because scripts that wait
-#: for a model search the log for them.
+#: The words with which log lines about these steps begin. Where Triton logs such a step, they are Triton's
+#: words, because scripts that wait for a model search the log for them.
 _LOGGED: Mapping[str, str] = {
     "loaded": "successfully loaded",
     "reloaded": "successfully reloaded",
@@ -45,7 +45,9 @@ _AUDITED: Mapping[str, Action] = {
 
 @dataclass(frozen=True, slots=True)
 class LoadEvent:
-    """The end of a version's load at startup, after `seconds`. `done` of `total` loads have ended so far."""
+    """The end of an attempt to load a version at startup. `seconds` is the duration of a successful load.
+    `done` of `total` loads have ended so far, not counting failed loads that will be retried.
+    """
 
     name: str
     version: str
@@ -60,8 +62,8 @@ OnEvent: TypeAlias = Callable[[LoadEvent], None]
 
 
 class Journal:
-    """Reports changes to models. With `audit_steps`, the audit log also gets the loads and unloads that no
-    caller requested. It always gets the replacements of instances.
+    """Reports changes to models. With `audit_steps`, loads and unloads that no caller requested are written
+    to the audit log too. Replacements of instances are always written there.
     """
 
     def __init__(self, audit: AuditLog, *, audit_steps: bool) -> None:
@@ -72,8 +74,8 @@ class Journal:
         self._total = 0
 
     def starting(self, on_event: OnEvent, loads: int) -> None:
-        """Begins the report of a startup with this number of loads; `on_event` is called whenever a load
-        ends.
+        """Begins the report of a startup with this number of `loads`; `on_event` is called at the end of each
+        load.
         """
         self._on_event = on_event
         self._total = loads

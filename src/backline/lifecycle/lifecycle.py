@@ -41,7 +41,7 @@ from backline.repository.layouts.layouts import FIRST_VERSION
 from backline.repository.repository import FoundModel, Repository
 from backline.system.busy_poll import BusyPoll
 
-#: How many seconds pass between checks for a repository that does not exist yet.
+#: Seconds between attempts to read repositories that could not be read at start.
 _LOOK_FOR_REPOSITORIES = 0.5
 
 
@@ -84,8 +84,8 @@ class Lifecycle:
         self._overriding = OverridingFiles(
             complete=options.complete_configs, may_name_servers=options.trust_remote_code
         )
-        #: By model, the configuration that the last load request contained, and the model as it was in the
-        #: repository at that time.
+        #: For each model whose last load request contained a configuration: the model as it was in the
+        #: repository at that time, and the configuration.
         self._configurations: dict[str, tuple[FoundModel, str]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._changes: Counter[str] = Counter()
@@ -105,7 +105,7 @@ class Lifecycle:
 
         A model that fails to load becomes UNAVAILABLE, with the reason, and does not affect the others.
         Raises BacklineError for a repository that does not exist or cannot be read, unless the options say to
-        wait for such repositories. With that option, the models of a repository are loaded once it can be
+        wait for such repositories. With that option, their models are loaded once all repositories can be
         read, and the engine is not ready until then.
         """
         if self._options.mode != "none":  # in mode none, requests can neither move labels nor send files
@@ -137,7 +137,7 @@ class Lifecycle:
         self._engine.started()
 
     def stopping(self) -> None:
-        """Fails the requests that wait for a change, because loads that never end would keep them waiting."""
+        """Fails the load requests in progress, because a load that never ends would keep them waiting."""
         self._executor.changes.end_all("the server's shutdown")
 
     async def close(self) -> None:
@@ -303,7 +303,7 @@ class Lifecycle:
             for name in self._executor.dependencies.only_of(model):
                 may_change(name)
         if not version:
-            # A load that may never end could hold the lock of the model, so it is aborted first.
+            # A load request in progress holds the lock of the model, perhaps forever, so it is aborted first.
             self._executor.changes.end(model)
         async with self._changing(model, version):
             served = self._models.find(model)
@@ -368,8 +368,7 @@ class Lifecycle:
         source = self._holdings.find(served.name)
         if source is not None and version in source.versions and self._options.mode == "explicit":
             target = _with_version(served.target, source, version)
-            # The version is loaded only for the label. It must not become the version that requests without a
-            # version get.
+            # The version is loaded only for the label. It must not serve requests that name no version.
             served.target = replace(
                 target, added=target.added - {version}, removed=target.removed | {version}
             )
@@ -398,7 +397,7 @@ class Lifecycle:
     def check_changeable(self, what: str) -> None:
         if self._options.mode == "none":
             raise Unavailable(
-                f"{what} cannot be changed in this server, which serves what its repositories held when it"
+                f"{what} cannot be changed on this server, which serves what its repositories held when it"
                 " started; start it with --model-control-mode poll or explicit"
             )
 

@@ -31,10 +31,11 @@ class ModelCalls:
 
     def submit(self, ticket: Ticket) -> None:
         """Submits a call. Raises Internal if the call closes a cycle of waiting models, or if the called
-        model might wait for resources that the caller holds.
+        model might wait for resources that the caller holds, and the errors of Engine.find_ready and
+        Engine.submit.
 
-        If the models have several instances, a cycle would deadlock only under load. It is refused on every
-        call, because an error that always occurs is easier to find.
+        If the models have several instances, a cycle would deadlock only under load. Such a call is refused
+        in any case, because an error that always occurs is easier to find.
         """
         called = self._engine.find_ready(ticket.request.model_name, ticket.request.model_version)
         waits = [(node(self._caller), node(called)), *waits_for_steps(self._engine, called)]

@@ -16,8 +16,8 @@ class _Kept:
 
 
 class KeptVersions:
-    """The versions of a model that are kept loaded for rollbacks. For each label, this is at most the version
-    to which a rollback would move the label.
+    """The versions of a model that are kept loaded for rollbacks: for each label, at most one version, to
+    which a rollback would move the label.
 
     Use this class only on the event loop.
     """

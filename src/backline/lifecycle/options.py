@@ -14,15 +14,16 @@ if TYPE_CHECKING:
     from backline.schedule.cache.config import CacheOptions
     from backline.schedule.sequences.state_store import StateStore
 
-#: What decides which models are loaded, as in Triton. "none": the repositories at start; "poll": the
-#: repositories whenever they change; "explicit": requests.
+#: How the server decides which models to load, as in Triton. "none": it loads the models that the
+#: repositories contain at start; "poll": it also follows later changes to the repositories; "explicit": it
+#: loads `load_models` at start, and other models on request.
 ControlMode: TypeAlias = Literal["none", "poll", "explicit"]
-#: Which model files are tried in a separate process before the server loads them. "always": all files at each
-#: load; "new": files that have not been tried yet; "remote": files that have not been tried yet and come from
-#: a remote repository or a load request; "never": none. With "workers", only worker processes load files from
-#: remote repositories or load requests.
+#: Says which model files the server tries in a separate process before it loads them. "always": all files at
+#: each load; "new": files that have not been tried yet; "remote": files that have not been tried yet and come
+#: from a remote repository or a load request; "never": none. With "workers", only worker processes load files
+#: from remote repositories or load requests.
 IsolateMode: TypeAlias = Literal["always", "new", "remote", "workers", "never"]
-#: The value of `load_models` that means all models in the repositories.
+#: The entry in `load_models` that stands for all models in the repositories.
 ALL_MODELS = "*"
 
 
@@ -31,7 +32,7 @@ TRIALS_WORK: Final = sys.platform == "linux" and hasattr(os, "pidfd_open")
 
 
 def check_isolation(mode: IsolateMode) -> None:
-    """Raises InvalidArgument if model files cannot be tried in separate processes on this system."""
+    """Raises InvalidArgument unless `mode` is "never" or this system supports trials of model files."""
     if mode != "never" and not TRIALS_WORK:
         raise InvalidArgument(
             f"isolate is {mode}, but model files can be tried in separate processes only on Linux: set it"
@@ -40,8 +41,8 @@ def check_isolation(mode: IsolateMode) -> None:
 
 
 def runs_apart(mode: IsolateMode, *, from_elsewhere: bool) -> bool:
-    """Returns whether a model runs in worker processes regardless of the lane that its configuration asks
-    for.
+    """Returns whether a model runs in worker processes whatever lane its configuration sets. `from_elsewhere`
+    says that its files come from a remote repository or a load request.
     """
     return mode == "workers" and from_elsewhere
 
@@ -57,7 +58,8 @@ class LifecycleOptions:
     load_models: tuple[str, ...] = ()
     #: Whether models that share a name are served as <repository>.<model>, instead of not at all.
     namespacing: bool = False
-    #: Whether the start waits for repositories that do not exist yet, instead of failing.
+    #: Whether the server starts even if some repositories do not exist or cannot be read yet. It is ready
+    #: only once all of them have been read.
     await_repositories: bool = False
     #: Whether configurations must name all inputs and outputs, instead of completing them from the model.
     complete_configs: bool = False
@@ -68,10 +70,10 @@ class LifecycleOptions:
     load_threads: int = 4
     #: How many times a failed load is retried, unless the model's configuration sets the number.
     load_retries: int = 0
-    #: Which model files are first tried in a separate process, or always run in one. All values except
-    #: "never" need Linux.
+    #: Which model files to try in a separate process; see IsolateMode. All values except "never" need Linux.
     isolate: IsolateMode = "remote" if TRIALS_WORK else "never"
-    #: Seconds after which a process that tries a model file, or a worker that loads one, is killed.
+    #: Seconds after which a process that tries a model file, or a worker that loads one with a runtime, is
+    #: killed.
     load_timeout_seconds: float = 600.0
     #: The limit on the resident memory, in bytes, of a process that tries a model file, and of a worker that
     #: loads one from a remote repository or load request. A process above the limit is killed. None means 4
@@ -93,7 +95,7 @@ class LifecycleOptions:
     #: Whether to load files that can execute arbitrary code when they are loaded: pickles and machine code.
     trust_pickle: bool = False
     #: Patterns of the names of models for which pickles and machine code are loaded, as if `trust_pickle`
-    #: were set.
+    #: were set. Files from remote repositories or load requests also need `trust_remote_code`.
     trust_pickle_models: tuple[str, ...] = ()
     #: The full names of types that skops files may contain although skops does not know them.
     trust_skops_types: tuple[str, ...] = ()
@@ -127,7 +129,8 @@ class LifecycleOptions:
     #: instance.
     hold_requests: int = 0
     hold_backlog: int = 0
-    #: The Python model to run in the server's process, without time limits, under a debugger; empty for none.
+    #: The name of the Python model that runs in the server's process, so that it can be debugged, and without
+    #: time limits; empty for none.
     debugged_model: str = ""
     #: The folder for remote files, environments and unpacked archives; None for a folder in the user's home.
     cache_folder: Path | None = None

@@ -48,7 +48,9 @@ class OverridingFiles:
         self._folders: dict[str, Path] = {}
 
     async def source(self, name: str, overrides: Overrides) -> Source:
-        """Writes a load request's files and returns the model. Raises InvalidArgument for unusable files."""
+        """Writes a load request's files, and returns the model in them. Raises InvalidArgument if the request
+        has no configuration, or if its configuration or files are unusable.
+        """
         if overrides.config is None:
             # Triton's text.
             raise InvalidArgument("Load parameter 'config' must be specified for model file override")
@@ -112,8 +114,8 @@ class OverridingFiles:
         except OSError as error:
             _remove(place)
             raise InvalidArgument(
-                f"the files of the load of '{name}' cannot be written to '{place}': {error.strerror}; free"
-                " some space there"
+                f"the files sent to load '{name}' cannot be written to '{place}': {error.strerror}; free some"
+                " space there"
             ) from None
         except BaseException:
             _remove(place)
@@ -215,8 +217,8 @@ def _under(version: FoundVersion, folder: str, config: ModelConfig) -> FoundVers
         if path not in version.files and not any(name.startswith(path + "/") for name in version.files):
             return replace(
                 version,
-                problem=f"it does not hold '{config.default_model_filename}',"
-                " the default_model_filename of the load",
+                problem=f"it does not contain '{config.default_model_filename}',"
+                " the default_model_filename of the load request",
             )
         version = replace(version, path=path)
     return replace(version, fingerprint=fingerprint(version.files, config))

@@ -139,7 +139,7 @@ class StandIn(ShownVersion):
         self.model.progress = progress
 
     def fail_to_wake(self, reason: str) -> None:
-        """Shows why the last load failed. The next request starts a new load."""
+        """Shows clients why the last load failed."""
         self.model.reason = f"the last load failed: {reason}; the next request tries again"
 
     def hand_over(self, loaded: Model) -> None:

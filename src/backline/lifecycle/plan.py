@@ -28,7 +28,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class HeldVersion:
-    """A load of a version that has begun, in any phase.
+    """One load of a version, in any phase from LOADING on.
 
     `retry_at` is the time when a failed load is retried; None for never. `replaced_by` names the versions
     that replace this version, which continues to serve until they are ready, even when it is no longer
@@ -43,8 +43,8 @@ class HeldVersion:
     settings: object = None
     retry_at: float | None = None
     replaced_by: frozenset[str] = frozenset()
-    #: Whether a request asked to unload this version. Such a version is unloaded even if no other version is
-    #: ready to take requests.
+    #: Whether to unload this version even if no other version is ready to take requests, because the target
+    #: has removed it; see Target.
     dismissed: bool = False
 
 

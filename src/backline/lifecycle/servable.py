@@ -66,13 +66,14 @@ class Servable(ShownVersion):
         on_given_up: Callable[[Model, str], None],
         on_redescribed: Callable[[Servable], None],
     ) -> None:
-        """`statistics` are the statistics of the load that this load replaces.
+        """`statistics` are the statistics of the load that this load replaces. `attempt` is 1 for the first
+        try of a load, and one more for each retry.
 
         `from_elsewhere` says that the files come from a remote repository or a load request.
 
         `on_given_up` is called with the model and the reason when an instance that hung has been replaced,
-        and `on_redescribed` with this object when the servers of a remote model have changed it, so that the
-        version must be loaded again.
+        and `on_redescribed` with this object when the servers of a remote model have changed the model, so
+        that the version must be loaded again.
         """
         super().__init__(Model(config.name, version.version, config), VersionPhase.LOADING)
         self.key = key
@@ -141,8 +142,8 @@ class Servable(ShownVersion):
     async def load(self, threads: Threads, known: Measured | None, settle: Settle) -> None:
         """Fetches, loads and warms up the version. Raises BacklineError if that fails.
 
-        `known` are the measurements of an earlier load of the same files. `settle` is called with the memory
-        of the loaded model before the model may serve. If `settle` raises, the model is closed.
+        `known` are the measurements of an earlier load of the same files, if any. `settle` is called with the
+        memory of the loaded model before the model may serve. If `settle` raises, the model is closed.
         """
         if self._version.problem:
             raise InvalidArgument(self._version.problem)
@@ -287,7 +288,7 @@ class Servable(ShownVersion):
         if self.model.config.response_cache and self._shared.cache is None:
             log.warning(
                 "model '%s' version %s asks for the response cache, but the server has none and runs every"
-                " request: start it with --cache-config local,size=64MiB",
+                " request: start the server with --cache-config local,size=64MiB",
                 self.model.name,
                 self.model.version,
             )
@@ -310,7 +311,7 @@ class Servable(ShownVersion):
 
     def review(self) -> bool:
         """Checks the models that an ensemble calls. Returns whether changes to these models take the ensemble
-        out of service, or allow it to be loaded again. Always False for other models.
+        out of service, or allow it to be loaded again. Always False unless the model is an ensemble.
         """
         return False
 
@@ -456,9 +457,7 @@ class Servable(ShownVersion):
         self.ended_at = time.monotonic()
 
     def _move_to_threads(self) -> None:
-        """Moves a model to threads because its runs block the event loop for longer than their measured
-        duration.
-        """
+        """Moves a model to threads because its runs block the event loop for too long; see InlineInstance."""
         if self.phase is not VersionPhase.READY:
             return
         assert self._loaded is not None, "what is ready is loaded"

@@ -44,7 +44,7 @@ class ServedModel:
         self._failed_loads_end_readiness = failed_loads_end_readiness
         #: The versions that should be served; None if the model should not be served.
         self.target: Target | None = None
-        #: The target of a change in progress, which is either reached completely or dropped.
+        #: The target of a change in progress, which is reached completely or dropped; None without a change.
         self.change: Target | None = None
         self.labels = ModelLabels()
         self.held: dict[int, Servable] = {}
@@ -63,7 +63,7 @@ class ServedModel:
         self.known_versions: frozenset[str] = frozenset()
         #: On-demand versions that should be loaded, because a request needed them or asked for the load.
         self.awake: set[str] = set()
-        #: Maps each version that was unloaded until a request needs it to the reason for the unload.
+        #: Versions that are unloaded until a request needs them, each with the reason for its unload.
         self.resting: dict[str, str] = {}
         #: Versions that the last change failed to load, each with a placeholder that holds the reason.
         self.failures: dict[str, StandIn] = {}
@@ -551,7 +551,7 @@ class ServedModel:
         """Returns versions that served before and are still in the repository, to be listed as unloaded.
 
         A version that a request has unloaded is listed until it is loaded again. A version that the version
-        policy has deselected is listed for a while, for clients that follow the change.
+        policy has deselected is listed for UNLOADED_SHOWN_SECONDS, so that clients can see what became of it.
         """
         if not self._unloaded:
             return self._unloaded

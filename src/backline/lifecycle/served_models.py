@@ -70,8 +70,8 @@ class ServedModels:
             await watcher
 
     async def settle(self, names: Iterable[str] | None = None) -> None:
-        """Waits until no step of the models `names`, or of all models if None, is in progress or
-        scheduled.
+        """Waits until no step of the models `names`, or of all models if None, is in progress or scheduled.
+        Raises Unavailable if the server stops first.
         """
         for name in self.names if names is None else names:
             await self.until(partial(self._is_settled, name))

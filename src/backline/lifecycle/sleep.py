@@ -189,14 +189,18 @@ class OnDemandQueue:
         self._begin()
 
     async def wake(self) -> None:
-        """Waits until the version is loaded. Raises BacklineError, with the reason, if the load fails."""
+        """Loads the version, and returns once it is loaded. Raises BacklineError, with the reason, if the
+        load fails.
+        """
         self._raise_recent_failure()
         await asyncio.shield(self._begin())
         if self._failure is not None:
             raise _again(self._failure)
 
     def close(self, reason: str) -> None:
-        """Refuses the held requests with `reason`, which says why the version will not be loaded."""
+        """Cancels the load, and refuses the held requests with `reason`, which says why the version will not
+        be loaded.
+        """
         if self._loading is not None:
             self._loading.cancel()
         self._refuse(Unavailable(reason, retry_after=1))
@@ -238,7 +242,7 @@ class OnDemandQueue:
         check, queue = model.check, model.queue
         if check is None or queue is None or queue is self:
             what = f"model '{model.name}' version {model.version}"
-            self._refuse(Unavailable(f"{what} was unloaded again, try again later", retry_after=1))
+            self._refuse(Unavailable(f"{what} was unloaded again; try again later", retry_after=1))
             return
         for ticket in self._take_all():
             try:

@@ -353,9 +353,9 @@ def _check_apart(prefixes: dict[str, str]) -> None:
     for location, prefix in prefixes.items():
         if prefix in seen:
             raise InvalidArgument(
-                "with namespaces, models are named after the last part of their repository, which is"
-                f" '{prefix[:-1]}' for both '{seen[prefix]}' and '{location}'; rename one, or name the"
-                " model at a URL: NAME=URL"
+                "with namespaces, the name of a model may begin with the name of its repository, which is"
+                f" '{prefix[:-1]}' for both '{seen[prefix]}' and '{location}'; rename one of them, or write"
+                " NAME=URL to name a model at a URL"
             )
         seen[prefix] = location
 

@@ -122,7 +122,7 @@ def many_moves(store: LabelStore, index: int) -> None:
 )
 def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "labels.json").write_text(text)
-    with pytest.raises(InvalidArgument, match=r"labels\.json' .*is damaged.*remove it"):
+    with pytest.raises(InvalidArgument, match=r"labels\.json' are damaged.*remove the document"):
         open_labels("", [], tmp_path)
 
 

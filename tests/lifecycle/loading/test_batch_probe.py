@@ -356,8 +356,8 @@ def test_a_model_that_rejects_all_trials_is_not_batched(tmp_path: Path) -> None:
 
     assert found == BatchProbe(
         False,
-        "no input that was tried could be run, so it is not known whether requests can be batched: give one"
-        " as model_warmup, or set max_batch_size",
+        "no input that was tried could be run, so it is not known whether requests can be batched: set"
+        " model_warmup to inputs that the model accepts, or set max_batch_size",
         known=False,
     )
 

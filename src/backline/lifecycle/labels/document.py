@@ -1,5 +1,5 @@
-"""A small document, in a file, a bucket or Redis, that several servers read and replace. A replacement fails
-if another server has changed the document since it was read.
+"""The document that stores labels: in a file, a bucket or Redis, where several servers may read and replace
+it. A replacement fails if another server has changed the document since it was read.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class ObjectDocument:
         # Imported here, because few servers keep labels in a bucket.
         from backline.repository.remote.object_store import ObjectFiles, ObjectReplaced
 
-        self._files = ObjectFiles(location, "the place of labels")
+        self._files = ObjectFiles(location, "label store")
         self._name = name
         self._where = f"'{location.rstrip('/')}/{name}'"
         self._overtaken = ObjectReplaced

@@ -140,8 +140,8 @@ class Labelling:
                 served.labels.wanted = {**served.labels.wanted, label: version}
                 self._keep_previous(served, label, before, move.action)
             finally:
-                # The target no longer includes the version. If the label was moved, the label keeps the
-                # version loaded from now on; otherwise the version is unloaded.
+                # Removes the version from the target again. If the label was moved, the version stays loaded
+                # because of the label; otherwise it is unloaded.
                 if added and served.target is not None:
                     served.target = replace(
                         served.target,
@@ -221,8 +221,8 @@ class Labelling:
         )
 
     async def _catch_up(self) -> None:
-        """Reads the stored labels again, and starts a task for each model whose labels other servers have
-        moved.
+        """Reads the stored labels again. For each model whose labels other servers have moved, starts a task
+        that applies the moves.
         """
         async with self._storing:
             moved = await asyncio.to_thread(self._store.refresh)
@@ -309,8 +309,8 @@ class Labelling:
             )
 
     def _check_expected(self, source: Source, move: LabelMove) -> None:
-        # Checks the stored labels, not the labels in use on this server, because this server may still be
-        # taking over a label that another server has moved.
+        # Checks the stored labels, not the labels in use on this server, because this server may not have
+        # applied the latest moves of other servers yet.
         now = self.in_force(source).get(move.label, "")
         if move.expected not in (ANY_VERSION, now):
             found = f"points to version {now}" if now else "does not exist"
@@ -322,10 +322,11 @@ class Labelling:
 
 
 def earlier_version(history: Iterable[Change], label: str, now: str) -> str:
-    """Returns the version that a rollback of a label restores, or "" if there is none. `now` is the version
-    to which the label points.
-    `history` has the changes to one model, newest first. A rollback undoes the last move that has not been
-    undone, so that repeated rollbacks lead back to the first version.
+    """Returns the version that a rollback of a label restores, or "" if there is none.
+
+    `now` is the version to which the label points. `history` has the changes to the labels of one model,
+    newest first. A rollback undoes the last move that has not been undone, so that repeated rollbacks lead
+    back to the first version.
     """
     #: The versions that the label pointed to, oldest first, without those whose moves were undone.
     path: list[str] = []

@@ -207,7 +207,8 @@ def open_labels(place: str, locations: Sequence[str], state_folder: Path) -> Lab
 
 
 def find_place(place: str, locations: Sequence[str]) -> str:
-    """Returns the place of labels as a folder or URL, also if it is "repository"; see `open_labels`.
+    """Returns the folder or URL that `place` means: a folder in the first repository if `place` is
+    "repository", and otherwise `place` itself.
 
     Raises InvalidArgument if labels cannot be stored there.
     """
@@ -287,6 +288,6 @@ def _decode(data: bytes | None, where: str) -> _Contents:
         return contents
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidArgument(
-            f"{where} with the labels of models is damaged: {error}. Repair it, or remove it to start with"
-            " the labels of the configurations"
+            f"the labels of models in {where} are damaged: {error}. Repair them, or remove the document to"
+            " start with the labels of the configurations"
         ) from None

@@ -55,7 +55,7 @@ class BatchProbe:
 
 
 #: The advice to the user that ends each message about a proof that was impossible.
-_ADVICE = "give one as model_warmup, or set max_batch_size"
+_ADVICE = "set model_warmup to inputs that the model accepts, or set max_batch_size"
 
 
 class _Refuted(Exception):
@@ -82,9 +82,9 @@ def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] 
     """Tests whether requests can be concatenated, and outputs can be split, along the first dimension.
 
     Runs three items of different magnitudes alone and then together, in a batch that contains the first item
-    twice; each item must get the same outputs. (If the model rejects other items, two are enough.) Then runs
-    one item with other sizes of the variable dimensions. `trial` is the first item, or None if the model
-    accepted no input. The other items are the user's `samples`, or made up if there are too few.
+    twice; each item must get the same outputs both times. (Two items are enough if the model rejects others.)
+    Then runs one item with other sizes of the variable dimensions. `trial` is the first item, or None if the
+    model accepted no input. The other items are the user's `samples`, or made up if there are too few.
 
     The runs are the same on every machine: they depend on the model, and never on how long a run takes. If
     the model accepts the made-up items, there are four runs on seven items in total, or with variable
@@ -118,7 +118,7 @@ def check_batching(model: Tried, trial: Trial, samples: Iterable[Arrays] = ()) -
         return BatchProbe(False, str(refuted))
     except BacklineError as error:
         return BatchProbe(False, f"a run that had succeeded failed when it was repeated: {error.message}")
-    return BatchProbe(True, "an item gave the same outputs after another item as alone")
+    return BatchProbe(True, "an item gave the same outputs in a batch as alone")
 
 
 def _nothing_known(why: str) -> BatchProbe:

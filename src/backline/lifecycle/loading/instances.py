@@ -223,7 +223,7 @@ class InstanceMaker:
 
         Each run occupies `threads` cores of the core budget; 0 means all cores, and None means no core,
         because the run mostly waits. A run that is alone within the budget uses the execution that
-        `make_spread` makes.
+        `make_spread` makes, if there is one.
         """
         run = self._runs.get(device)
         if run is None:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Measured:
     """Results of trial runs, valid for all loads of the same files and configuration. `probe` is None if no
-    proof was tried.
+    proof was attempted.
     """
 
     probe: BatchProbe | None = None
@@ -64,11 +64,11 @@ def check_measured(measured: Measured) -> None:
     ):
         raise ValueError("a run time is negative or not finite")
     if not (0 <= times.spread_threads <= 1024 and math.isfinite(times.spread_seconds)):
-        raise ValueError("its time of a run on several threads is out of range")
+        raise ValueError("its run time on several threads is out of range")
     if not 0 <= times.elements < 1 << 40:
         raise ValueError(f"its number of elements, {times.elements}, is out of range")
     if measured.probe is not None and len(measured.probe.reason) > _LONGEST_REASON:
-        raise ValueError("its reason is too long")
+        raise ValueError("the reason of its proof is too long")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +104,8 @@ class LoadedVersion(ABC):
 
     @property
     def lone_threads(self) -> int:
-        """The number of threads that a run uses while no other run is in progress; 1 unless runs are spread
-        over several cores only then.
+        """The number of threads that a run uses while no other run is in progress; 1 unless such a run is
+        spread over more cores than other runs.
         """
         return 1
 
@@ -152,7 +152,7 @@ class LoadedVersion(ABC):
         return self
 
     def extend(self, check: RequestCheck) -> Callable[[Ticket], None]:
-        """Returns a check of requests that also decides which requests may share a batch."""
+        """Extends a check of requests, so that it also decides which requests may share a batch."""
         if self.joining is None:
             return check
         return JoiningCheck(check, self.joining, tuple(spec.name for spec in self.signature.inputs))
@@ -189,7 +189,7 @@ def why_there(config: ModelConfig, placed: Places) -> str:
     """Returns the cores and devices on which a model runs, worded to end a sentence; "" if the model runs on
     any core of the CPU.
     """
-    kept = f"; kept to core{'s' if len(config.cpus) > 1 else ''} {format_cores(config.cpus)}"
+    kept = f"; pinned to core{'s' if len(config.cpus) > 1 else ''} {format_cores(config.cpus)}"
     cores = kept if config.cpus else ""
     if placed.missing:
         return f"{cores}; on the CPU: {placed.missing}"
@@ -330,7 +330,9 @@ def loaded_workers(
 
 
 def _joined(config: ModelConfig, model: ModelInWorkers) -> int:
-    """Returns the maximum batch size; 1 if the configuration or the model asks for one request per run."""
+    """Returns the maximum batch size: 0 for a model without batches, and 1 if the configuration or the model
+    asks for one request per run.
+    """
     said = model.loaded
     only_if_asked = said.joined_if_asked and not config.dynamic_batching and config.sequence is None
     alone = only_if_asked or config.dynamic_batching is False

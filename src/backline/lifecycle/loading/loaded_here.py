@@ -227,8 +227,8 @@ def measure_spread(
     try:
         copy = _copy(view, model, cores)
     except BacklineError as error:
-        # The model works without the copy, which nobody has configured.
-        log.warning("model '%s' runs on one core when a run is alone: %s", config.name, error.message)
+        # The model works without the copy, and its configuration does not ask for one.
+        log.warning("model '%s' uses one core even for a run that is alone: %s", config.name, error.message)
         return measured
     if copy is None:
         return measured
@@ -262,9 +262,9 @@ def _load_spread(
     measured: Measured,
     run_cores: int | None,
 ) -> LoadedModel | None:
-    """Loads the copy of a model for lone runs; returns None unless they are to use several cores. Raises the
-    errors of Backend.load if the configuration asks for such a copy; otherwise the model is served without
-    one.
+    """Loads the copy of a model for lone runs; returns None if lone runs should use one core. If the copy
+    cannot be loaded, raises the errors of Backend.load if the configuration asks for the copy, and otherwise
+    returns None.
     """
     threads = config.lone_run_threads or measured.times.lone_threads
     if CPU not in replicas or threads == 1 or (run_cores is not None and threads > run_cores):
@@ -274,7 +274,7 @@ def _load_spread(
     except BacklineError as error:
         if config.lone_run_threads:
             raise
-        log.warning("model '%s' runs on one core when a run is alone: %s", config.name, error.message)
+        log.warning("model '%s' uses one core even for a run that is alone: %s", config.name, error.message)
         return None
 
 
@@ -409,7 +409,7 @@ def _batched_against_proof(config: ModelConfig, probe: BatchProbe) -> str:
     """Returns a warning that requests in a configured batch change, or may change, each other's outputs."""
     says = f"{config.source or config.name}: max_batch_size is {config.max_batch_size}"
     if not probe.known:
-        return f"{says}, and whether joining requests changes outputs could not be checked: {probe.reason}"
+        return f"{says}, but it is not known whether joining requests changes outputs: {probe.reason}"
     advice = (
         "Set max_batch_size to 0"
         if config.joining is None

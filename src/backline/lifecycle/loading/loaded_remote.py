@@ -38,7 +38,7 @@ class LoadedRemote(LoadedVersion):
     remote: RemoteModel
     #: Whether the servers run several requests together; see Description.
     joins: bool
-    #: When the servers end an idle sequence, in seconds; see Description.
+    #: The seconds after which the servers end an idle sequence; 0 if unknown, None without sequences.
     idle_seconds: float | None
     #: Notices when the servers change the model.
     watch: DescriptionWatch
@@ -105,9 +105,11 @@ class LoadedRemote(LoadedVersion):
 
 
 def loaded_remote(config: ModelConfig, view: View, remote: RemoteModel, *, placed: Places) -> LoadedRemote:
-    """Asks the servers to describe the model, or uses a configuration that names inputs and outputs.
+    """Asks the servers to describe the model. If none responds, uses the configuration, which must then set
+    max_batch_size, input and output.
 
-    Raises Unavailable if neither is possible, InvalidArgument for settings that a remote model cannot have.
+    Raises Unavailable if neither is possible, and InvalidArgument for settings that a remote model cannot
+    have.
     """
     _refuse_stages(config, view)
     warnings = remote.warnings + ignored_settings(config, "remote")
@@ -120,7 +122,7 @@ def loaded_remote(config: ModelConfig, view: View, remote: RemoteModel, *, place
                 f"model '{config.name}' cannot be described by {remote.urls}: {error.message}. To load it"
                 " anyway, set max_batch_size, input and output in its configuration"
             ) from None
-        warnings += (f"model '{config.name}': no server answers yet: {error.message}",)
+        warnings += (f"model '{config.name}': no server responds yet: {error.message}",)
         found = _configured(config)
     limit = config.max_batch_size if config.max_batch_size is not None else found.max_batch_size or 0
     decoupled = config.decoupled or found.decoupled

@@ -120,7 +120,7 @@ def load(
         replicas = {first: view.wrap(model)}
         for device in others:
             replica = load_on(device)
-            assert runs_here(replica), "models on other devices are of the kind on the first"
+            assert runs_here(replica), "the models on all devices are of one kind"
             loaded.append(replica)
             replicas[device] = view.wrap(replica)
         view.fit(replicas[first].signature)

@@ -84,7 +84,9 @@ class MeasurementFile:
         self._made_key: str | None = None
 
     def recall(self, placed: Places) -> Measured | None:
-        """Returns the measurements of an earlier load on the devices of `placed`; None if there are none."""
+        """Returns the measurements of an earlier load or trial on the devices of `placed`; None if there are
+        none.
+        """
         kept = self._recall()
         return kept.measured if kept is not None and kept.devices == device_names(placed) else None
 
@@ -124,7 +126,9 @@ class MeasurementFile:
             self.keep(measured, device_names(placed))
 
     def keep(self, measured: Measured, devices: Sequence[str]) -> None:
-        """Stores measurements made on `devices`. If storing fails, the next start measures again."""
+        """Stores measurements made on `devices`, unless the files are unreadable or have changed since `hold`
+        read them. If storing fails, logs a warning; the next start then measures again.
+        """
         key = self._key()
         if not key or not self.unchanged:
             return

@@ -40,7 +40,7 @@ _SLOW_RUN = 0.005
 #: No larger batch size is measured after this many seconds or, as long as larger batches save time, after
 #: three times as many.
 _BUDGET = 0.05
-#: A model whose runs take longer than this, in seconds, is not run again only for a measurement.
+#: A model whose runs take longer than this, in seconds, is run as few times as possible; see `measure`.
 LONG_RUN = 0.1
 #: The maximum number of timed runs at each batch size, not counting the first run.
 _RUNS = 5
@@ -57,14 +57,14 @@ SPREAD_RUN = 0.003
 #: A lone run is spread only if this makes it faster by at least this factor, because a spread run uses more
 #: CPU time.
 SPREAD_GAIN = 1.3
-#: The maximum number of cores for one run. Few models use more cores well.
+#: The maximum number of cores for one run. Few models gain from more cores.
 MOST_SPREAD = 8
 #: No further spread run is timed after this many seconds if a run was undisturbed or fast enough.
 _SPREAD_BUDGET = 0.3
 #: No further spread run is timed after this many seconds in any case.
 _PATIENT_SPREAD_BUDGET = 1.0
-#: The share of its duration for which the threads of a spread run may wait for cores. If they wait longer,
-#: other work uses the cores, and a long duration says nothing about the model.
+#: The threads of a spread run may wait for cores for at most this share of the run's duration. If they wait
+#: longer, other work uses the cores, and a long duration says nothing about the model.
 _DISTURBED = 0.3
 #: The factors by which variable dimensions are enlarged.
 _GROWTH = (4, 16)

@@ -42,19 +42,19 @@ class Shared:
         self.state_folder = state_folder
         self.total = QueueTotal(options.max_queued_requests)
         self.turn = Turn()
-        #: Polling is off unless the server that owns the event loop allows it.
+        #: The busy poll of the event loop. Polling is off unless the owner of the loop allows it.
         self.poll = BusyPoll()
         self.cores = _core_budget(options.compute_threads)
         self.permits = None if options.rate_limit is None else _permits(options.rate_limit)
         self.cache = None if options.response_cache is None else _open_cache(options.response_cache, engine)
         #: The states of sequences, kept here so that sequences continue when their version is reloaded.
         self.states: StateStore = MemoryStateStore() if options.state_store is None else options.state_store
-        #: The open sequences that other servers run, by model and version, for the same purpose. Load threads
-        #: use this object too.
+        #: The open sequences that other servers run, by model and version. They also continue when their
+        #: version is reloaded. Load threads use this object too.
         self.remote_sequences: WeakValueDictionary[tuple[str, str], RemoteSequences] = WeakValueDictionary()
         self.call_graph = CallGraph()
-        #: How much memory loads need. Load threads use this object too. If there is a memory budget, the
-        #: needs are kept across restarts.
+        #: The measured or estimated memory that loads need. Load threads use this object too. If there is a
+        #: memory budget, measurements are kept across restarts.
         self.needs = Needs(state_folder / NEEDS_FILE if options.limits_memory else None)
         self.gpu_budgets = _gpu_budgets(options)
         self.held = HeldMemory(self.gpu_budgets)

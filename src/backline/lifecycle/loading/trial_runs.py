@@ -131,7 +131,7 @@ class TrialRuns:
         if len({error.message for error in failures}) == 1:
             raise Internal(
                 f"{failures[0].message} (the same for all {len(failures)} inputs that were tried; if the"
-                " model accepts others, give one as model_warmup)"
+                " model accepts others, set model_warmup to them)"
             )
 
 
@@ -241,7 +241,8 @@ def _rounds(signature: Signature, free: Sequence[object]) -> Iterator[tuple[Valu
     """Yields, for each round, the families of values to try, because a model may accept only certain numbers
     or strings.
 
-    If the model has `free` sizes, the rounds vary these sizes instead of the floats.
+    If all inputs are floats or booleans, other values are tried only if no dimension is variable (`free` is
+    empty): otherwise the first round already tries many sizes.
     """
     others = {*FLOATS, DataType.BOOL}
     whole_numbers = [spec for spec in signature.inputs if spec.datatype not in others]

@@ -182,8 +182,9 @@ class VersionLoad:
         return [] if self._starter is None else self._starter.pids
 
     def _proved(self, kept: MeasurementFile, options: LoadOptions) -> Measured | None:
-        """Tries the files in another process, unless the option `isolate` requires no trial of these files or
-        they have already passed one.
+        """Tries the files in another process, unless the option `isolate` requires no trial of these files,
+        they have already passed one, or this process does not read them.
+
         Returns the measurements, or None if there are none yet. Raises BacklineError if the trial fails.
         """
         isolate = self._shared.options.isolate
@@ -469,7 +470,7 @@ class LoadThreads(Executor):
         return future
 
     def _following(self) -> Callable[[], None] | None:
-        """Waits for the next call for the current thread. Returns None if none comes for a while."""
+        """Waits for the next call for the current thread. Returns None if none comes within _IDLE seconds."""
         with self._lock:
             self._idle += 1
         with suppress(Empty):

@@ -142,7 +142,7 @@ def _logged(file: Path, *, must_fit: bool) -> Iterator[WarmUpRequest]:
             log.warning("'%s' has more than %d records; the rest is not run", file, MAX_RECORDS)
             return
         if request.other:
-            text = "'%s', record %d: a %s is not run, only predict requests are"
+            text = "'%s', record %d: a %s is skipped, because only predict requests are run"
             log.warning(text, file, request.number, request.other)
             continue
         label = f"warm-up request {request.number} of '{file}'"
@@ -154,7 +154,9 @@ _MOST_ITEMS = 8
 
 
 def warm_up_items(config: ModelConfig, model_folder: Path) -> list[Mapping[str, Tensor]]:
-    """Returns the inputs of the first configured samples, without a batch, for trial runs."""
+    """Returns the inputs of the first configured samples, without a batch dimension, for trial runs. Skips
+    samples that cannot be created.
+    """
     items: list[Mapping[str, Tensor]] = []
     for sample in config.warm_up[:_MOST_ITEMS]:
         with suppress(InvalidArgument):  # the warm-up itself reports the error

@@ -66,7 +66,7 @@ class GpuBudgets:
         try:
             return self._read(pids)
         except OSError as error:
-            log.error("the memory of GPUs cannot be read: %s", error)
+            log.error("the use of GPU memory cannot be read: %s", error)
             return {}
 
 

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 class Held:
     """The memory that the server's process and its workers hold at one moment, in bytes.
 
-    `server` counts only memory that is not shared with a worker. `workers` lists only workers that have not
-    ended.
+    `server` counts only memory that is not shared with a worker, and no mapped files, whose resident bytes
+    are in `server_files`. `workers` has the footprint of each worker that has not ended, by its process id.
+    `gpus` has the memory on each GPU, by the GPU's number and the process id.
     """
 
     server: int
@@ -126,7 +127,7 @@ class LoadMeter:
         self._imported = imported
         self._trim = trim
         self._lock = threading.Lock()
-        #: All loads since the last time when no load was running. They overlap, so their memory can only be
+        #: All loads that have begun since no load was running. They overlap, so their memory can only be
         #: measured together.
         self._together: list[LoadMemory] = []
         self._running = 0

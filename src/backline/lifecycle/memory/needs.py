@@ -1,5 +1,5 @@
-"""How much memory a load needs, as measured at an earlier load (also before a restart of the server) or else
-as estimated.
+"""Predicts how much memory a load needs: as much as was measured at an earlier load, even before a restart of
+the server, or else an estimate.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _MOST_MODELS = 10_000
 _FIRST_RATIO = 1.2
 #: The weight of a new measurement in the moving average of the ratio of memory to file size.
 _WEIGHT = 0.2
-#: While a runtime loads a file, it holds both the file and the model, here as a multiple of the file's size.
+#: The memory that a load takes besides the model's, as a multiple of the file's size: while a runtime builds
+#: the model, it also holds the contents of the file.
 _COPIES_WHILE_LOADING = 1.2
 #: How many bytes a worker process is assumed to need, in addition to the model's files, until a load is
 #: measured: for the interpreter and NumPy and, with TorchServe, for PyTorch.
@@ -78,8 +79,8 @@ class Need:
 class LoadKind:
     """The facts about a load that are known before the load begins.
 
-    `key` depends on the files, on the settings that a load reads and, for a model in workers, on their
-    number. `backend` is "" if the files do not show which backend they need. `gpus` are the GPUs with a
+    `key` depends on the files, on the settings that a load reads and, for a model in workers, on the number
+    of workers. `backend` is "" if the files do not show which backend they need. `gpus` are the GPUs with a
     budget on which the model may be placed.
     """
 
@@ -253,7 +254,7 @@ class Needs:
             return
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             log.warning(
-                "'%s' with the measured memory of models cannot be used, and all are measured again: %s",
+                "the measured memory of models in '%s' cannot be used, so they are measured again: %s",
                 file,
                 error,
             )

@@ -45,8 +45,8 @@ _SHORTEST_LOOK = 0.05
 _PATIENCE = 30.0
 #: How many seconds a load waits for worker processes that are ending.
 _ENDING = 5.0
-#: How many seconds later loads may overtake a load that waits for room. Overtaking is allowed, because a
-#: request that holds the memory may itself be waiting for a later load.
+#: A load that has waited for room for at most this many seconds may be overtaken by later loads. Overtaking
+#: is allowed, because a request that holds the memory may itself be waiting for a later load.
 _OVERTAKEN = 3.0
 #: How many seconds the first load of a model waits for another first load to end, so that each is measured
 #: alone. Without a limit, the wait might never end: a model may call another model during its own load.
@@ -64,13 +64,14 @@ _NOISE = 4 << 20
 
 
 class NoRoom(Unavailable):
-    """Raised when a load does not fit into the memory budget, even with all evictions allowed for it."""
+    """Raised when a load does not fit into the memory budget, even after all evictions that it may cause."""
 
 
 class Reservation:
     """The memory that is reserved for a running load.
 
-    `what` names the model, and `pids` returns the ids of the worker processes that the load has started.
+    `what` names the model, and `pids` returns the ids of the worker processes that the load has started. With
+    `evict`, idle versions may be unloaded to make room.
     """
 
     def __init__(self, what: str, need: Need, *, evict: bool, pids: Callable[[], Collection[int]]) -> None:
@@ -247,7 +248,8 @@ class Residency:
             grown = replace(reservation.need, own=own, peak=own + _GROWTH)
             await self._find_room(reservation, lambda: grown)
         except NoRoom:
-            # The next load asks for this much from its start, and is refused without evictions.
+            # The next load of this model reserves this much before it begins. If there is too little room, it
+            # is refused, and evicts nothing.
             seen(own + _GROWTH)
             reservation.crowded_out = len(self._running) > 1
             raise

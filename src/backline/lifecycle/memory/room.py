@@ -79,9 +79,9 @@ class Shortage:
         demand = self.demand
         text = (
             f"{what} needs {format_bytes(demand.needed)}, and the memory budget of"
-            f" {format_bytes(demand.budget)}{place} has no room for it: {format_bytes(demand.held)} are in"
-            f" use, {format_bytes(self.pinned)} of it by pinned models and {format_bytes(self.busy)} by"
-            f" models with requests; unloading the idle ones frees {format_bytes(self.idle)}. {advice}"
+            f" {format_bytes(demand.budget)}{place} has no room for it: {format_bytes(demand.held)} is in"
+            f" use, {format_bytes(self.pinned)} of it by pinned models and {format_bytes(self.busy)} by busy"
+            f" models; unloading the idle models would free {format_bytes(self.idle)}. {advice}"
         )
         return Unavailable(text, retry_after=1 if self.passes else None)
 
@@ -147,8 +147,8 @@ def make_room(
             freed.bytes[device],
             device,
         )
-    # Spares versions that turned out to be unnecessary to unload because a larger version was chosen after
-    # them. The most recently used versions are spared first.
+    # A larger version that was chosen later may make earlier choices unnecessary. Such versions stay loaded,
+    # the most recently used first.
     for one in reversed(chosen):
         freed.remove(one)
         if freed.suffices(short):

@@ -47,8 +47,8 @@ class Stage:
     def fit(self, inner: Signature) -> Signature:
         """Returns the signature on the outer side, derived from the inner one.
 
-        Called before any run, once for each replica. Raises BacklineError when the model does not fit the
-        configuration.
+        Called before any run, at least once for each replica. Raises BacklineError when the model does not
+        fit the configuration.
         """
         return inner
 

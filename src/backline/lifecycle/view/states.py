@@ -82,8 +82,8 @@ class HideStates(Stage):
     def prepare(self, *, batched: bool, model_folder: Path) -> SequenceTensors | None:
         """Returns the hidden tensors, or None for a model without sequences. Call `fit` first.
 
-        Raises InvalidArgument if the model lacks a hidden tensor, or a file with an initial state cannot be
-        read.
+        Raises InvalidArgument if the model lacks a hidden tensor or has it with another datatype or shape, or
+        if a file with an initial state is unusable.
         """
         config, batching = self.outer, self.outer.sequence
         if batching is None:

@@ -146,7 +146,7 @@ class _ForkServer:
         pidfd = os.pidfd_open(pid)
         self._trials[pidfd] = _Trial(pid, said)
         self._selector.register(pidfd, selectors.EVENT_READ)
-        with suppress(OSError):  # the server has closed the socket
+        with suppress(OSError):  # the server may have closed the socket
             socket.send_fds(said, [b"%d %d" % (pid, resident_bytes())], [pidfd])
         return True
 
