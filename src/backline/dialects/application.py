@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 #: Returns the content type of the metrics page, and its text in pieces.
 Page: TypeAlias = Callable[[], Coroutine[Any, Any, tuple[bytes, Sequence[Buffer]]]]
-#: Admits no pages of other origins, and no host names except those of the loopback address.
+#: Refuses pages of other origins, and knows no host names except those of the loopback address.
 _LOOPBACK_ONLY = BrowserPolicy()
 
 

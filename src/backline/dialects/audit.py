@@ -53,7 +53,8 @@ class RefusalLimit:
     def admits(self, attempt: Attempt, now: float) -> bool:
         """Returns whether to log a refusal. Counts a refusal that is not logged."""
         if now >= self._forget_at:
-            # Full buckets are removed at most once a second, as an attacker may have many addresses.
+            # Full buckets are removed at most once a second, because an attacker with many addresses could
+            # otherwise make each refusal scan them all.
             self._buckets = {name: known for name, known in self._buckets.items() if known.full_at > now}
             self._forget_at = now + 1
         address = attempt.address
@@ -73,8 +74,8 @@ class RefusalLimit:
         return True
 
     def summary(self) -> list[Attempt]:
-        """Returns the last suppressed refusal of each address, with the number of all suppressed ones, and
-        resets the counts.
+        """Returns the last suppressed refusal of each address, with the number of suppressed refusals of that
+        address, and resets the counts.
         """
         found = [replace(last, suppressed=count) for count, last in self.suppressed.values()]
         self.suppressed.clear()

@@ -88,7 +88,7 @@ class Carrier(Generic[Caller, Written]):
     ends_at_deadline: bool
     reply: Callable[[Caller, Written], None]
     fail: Callable[[Caller, BacklineError], None]
-    #: Which header fields or metadata models see as parameters.
+    #: Selects the header fields or metadata that models see as parameters; None selects nothing.
     forward: ForwardPattern | None = None
 
 

@@ -238,8 +238,8 @@ def _without_words(text: bytes) -> bytes:
 def json_text(text: str) -> str | msgspec.Raw:
     """Returns a text as a value for the JSON encoder.
 
-    The encoder takes up to 100 ns for a character. So a long text is returned encoded: it was encoded in
-    pieces, between which other threads can run.
+    The encoder takes up to 100 ns for a character. So a long text is encoded here, in pieces between which
+    other threads can run.
     """
     if len(text) <= LARGE:
         return text
@@ -262,8 +262,8 @@ def read_texts(tensor: Tensor) -> list[str]:
 
 
 def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:
-    """Returns the elements of a tensor: a list of values of `json_text`, or the JSON text of a flat list of
-    numbers.
+    """Returns the elements of a tensor: for BYTES, a list of strings encoded by `json_text`; for other
+    datatypes, the JSON text of a flat list of numbers.
 
     Raises InvalidArgument for values that JSON cannot represent.
     """
@@ -358,8 +358,8 @@ def _without_blanks(raw: bytes) -> bytes:
 
 
 def _has_more(raw: bytes, characters: bytes) -> bool:
-    """Returns whether `raw` contains any byte that is not in `characters`. Most texts start with such bytes,
-    so short pieces are searched.
+    """Returns whether `raw` contains any byte that is not in `characters`. Searches in short pieces, because
+    most texts contain such a byte near the start.
     """
     return any(raw[start : start + 4096].translate(None, characters) for start in range(0, len(raw), 4096))
 

@@ -1,4 +1,4 @@
-"""Metadata of the server and its models, and the repository index: plain data, the same for REST and gRPC."""
+"""Collects the metadata of the server and its models, and the repository index, for both REST and gRPC."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// Who changed what, and who was refused, as it happens.
+// The audit log, kept up to date: who changed what, and who was refused.
 
 import { fill, h, table, when } from "./dom.js";
 import { json } from "./api.js";

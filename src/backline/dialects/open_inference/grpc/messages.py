@@ -1,4 +1,6 @@
-"""inference.ModelInferRequest, with raw or typed contents, and ModelInferResponse, with raw contents."""
+"""Reads inference.ModelInferRequest, with raw or typed contents, and writes ModelInferResponse, with raw
+contents.
+"""
 
 from __future__ import annotations
 
@@ -316,7 +318,7 @@ def _read_contents(spec: InputPlan, given: Any, model: str, id: str) -> Tensor:
             raise wrong_count(name, spec.count, len(values)).in_request(prefix(id), model)
         raise size_mismatch(spec, len(values) * datatype.itemsize, model, id)
     data = np.empty(spec.count, spec.dtype)
-    # The interpreter cannot switch threads while it copies a part of the values.
+    # Copied in parts, because the interpreter cannot switch threads during a copy.
     for start in range(0, spec.count, PIECE):
         part = values[start : start + PIECE]
         if field.limits is not None:
