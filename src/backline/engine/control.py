@@ -43,7 +43,7 @@ class LogControl(Protocol):
     """
 
     def settings(self) -> Mapping[str, LogValue]:
-        """Returns all settings, in the order in which the description of LogControl lists them."""
+        """Returns all settings, in the order of the docstring of LogControl."""
 
     def recent(self, after: int = 0) -> Sequence[LogLine]:
         """Returns the latest entries with numbers above `after`, oldest first. Only the last 500 entries are
@@ -222,8 +222,8 @@ class Control(Protocol):
         """
 
     async def move_label(self, move: LabelMove, *, who: str) -> Change:
-        """Points a label to a version, which is loaded if necessary, or back to an earlier version; or
-        removes the label.
+        """Carries out `move`; loads the label's new version first if necessary. Returns the change, as an
+        entry of the audit log.
         """
 
     def check_changeable(self, what: str) -> None:
