@@ -60,7 +60,7 @@ UNCONFIGURED = Policy(anonymous((Scope.INFER, Scope.READ, Scope.METRICS), cure=_
 
 
 def _of_websocket(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """Returns the key or token among the subprotocols that a WebSocket handshake offers; None without one."""
+    """Returns the key or token among the subprotocols that a WebSocket handshake offers, or None."""
     for one in headers[_SUBPROTOCOLS].split(b","):
         if one.strip().startswith(_SUBPROTOCOL):
             return b"Bearer " + one.strip().removeprefix(_SUBPROTOCOL)

@@ -60,8 +60,8 @@ def _nobody_asks(denial: Denial, route: str, model: str | None, peer: str) -> No
 
 
 class ScopeGate(Gate):
-    """A gate that checks whether a request may use its route. Requests for unknown routes pass, and get
-    status 404.
+    """A gate that checks whether a request may use its route. Requests for unknown routes pass the gate, and
+    the router refuses them.
 
     Without `access`, callers need no credentials, but web pages of other origins are kept out. With `access`,
     a request with a key or token may come from any page and have any Host, because a page can only send a
@@ -129,7 +129,7 @@ class ScopeGate(Gate):
 
 
 class CrossOrigin:
-    """A wrapper of the HTTP handler `http` that lets web pages of the origins that `policy` allows use it.
+    """Wraps the HTTP handler `http`, so that web pages of the origins that `policy` allows can use it.
 
     Responds to preflight requests and adds access-control fields to responses.
     """

@@ -96,7 +96,7 @@ class TokenBucket:
         return self.portion
 
     def give_back(self, amount: float) -> None:
-        """Puts tokens back that were taken. If the bucket has filled up since then, these tokens are lost."""
+        """Puts back tokens that were taken. If the bucket has filled up since then, these tokens are lost."""
         self.full_at -= amount * self.token
 
     def change(self, rate: float, burst: float, now: float) -> None:
@@ -188,8 +188,8 @@ def _changed(
 
 
 class Meter:
-    """A meter of what one identity uses. It refuses requests that exceed a quota; error texts begin with
-    `whose`.
+    """Measures what one identity uses, and refuses requests that exceed a quota. Error texts begin with
+    `whose`, which names the identity.
     """
 
     __slots__ = ("__weakref__", "_limits", "_limits_flight", "_of", "by_model", "low", "only", "whose")

@@ -60,7 +60,7 @@ def parse_subject(text: str) -> frozenset[str]:
 def parse_alternative_name(text: str) -> str:
     """Returns a subject alternative name such as "DNS:app.example.org", spelt as the ssl module spells it.
 
-    Raises InvalidArgument if the kind of name is unknown.
+    Raises InvalidArgument if the kind of name is missing or unknown, or nothing follows it.
     """
     kind, _, value = text.partition(":")
     spelt = _KINDS.get(kind.strip().lower())
