@@ -251,8 +251,8 @@ class _HttpHandler:
 
 
 class _IdentifyingHandler(_HttpHandler):
-    """A handler that also checks the caller. The gate's check is not enough, because its result may be that
-    of an earlier request with the same head.
+    """A handler that also checks the caller. The gate's check is not enough, because the wire may reuse its
+    result for later requests with the same header.
     """
 
     def __init__(self, router: Router, access: Access, audit: Audit) -> None:

@@ -1,4 +1,6 @@
-"""Records two kinds of requests in the audit log: requests that change something, and refused requests."""
+"""Records requests in the audit log: requests to routes and methods with a scope in CHANGING, and refused
+requests.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +120,7 @@ class Audit:
             self._note(replace(attempt, time=now))
 
     def ended(self, caller: HttpRequest | Call, route: str, model: str | None, error: str | None) -> None:
-        """Logs a request that changed something, or that failed with `error`."""
+        """Logs a request with a scope in CHANGING. `error` says why it failed; None if it succeeded."""
         identity = "" if caller.identity is None else caller.identity.name
         outcome: Literal["done", "failed"] = "done" if error is None else "failed"
         self._note(Attempt(time.time(), outcome, route, identity, caller.peer, model or "", error or ""))
@@ -128,7 +130,7 @@ class Audit:
             self._engine.control.note(attempt)
 
     def route(self, handler: Callable[..., None]) -> Callable[..., None]:
-        """Wraps the handler of a route that changes something, so that every response is logged."""
+        """Wraps the handler of a route, so that every response is logged."""
 
         def handle(*arguments: Any) -> None:
             *names, request = arguments
@@ -144,7 +146,7 @@ class Audit:
         return handle
 
     def method(self, path: bytes, method: UnaryMethod) -> UnaryMethod:
-        """Wraps a gRPC method that changes something, so that every response is logged."""
+        """Wraps a gRPC method, so that every response is logged."""
         handler, model_of = method.handler, method.model_of
 
         def handle(call: UnaryCall, received: Buffer) -> None:

@@ -325,7 +325,8 @@ def trace_refusal(
 
 
 def deadline_of(headers: Mapping[bytes, bytes]) -> float | None:
-    """Returns the deadline (time.monotonic()) that the client of a new HTTP request has set, or None.
+    """Returns the deadline that the client of a new HTTP request has set, in seconds of time.monotonic(), or
+    None.
 
     Raises InvalidArgument for a malformed timeout, and DeadlineExceeded for a timeout of zero.
     """

@@ -93,14 +93,12 @@ def checked_count(name: str, dtype: np.dtype, shape: Shape) -> int:
             raise InvalidArgument(f"input '{name}' has a negative dimension in its shape {list(shape)}")
         if dimension > _MAX_DIMENSION:
             raise InvalidArgument(
-                f"input '{name}' has the dimension {dimension} in its shape, which is too large for any data"
+                f"input '{name}' has the dimension {dimension} in its shape, which is too large"
             )
     count = element_count(shape)
     if not count:
         try:
             np.empty(shape, dtype)  # allocates nothing, but refuses strides that overflow
         except ValueError:
-            raise InvalidArgument(
-                f"input '{name}' has the shape {list(shape)}, which is too large for any data"
-            ) from None
+            raise InvalidArgument(f"input '{name}' has the shape {list(shape)}, which is too large") from None
     return count

@@ -262,8 +262,8 @@ def read_texts(tensor: Tensor) -> list[str]:
 
 
 def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:
-    """Returns the elements of a tensor: for BYTES, a list of strings encoded by `json_text`; for other
-    datatypes, the JSON text of a flat list of numbers.
+    """Returns the elements of a tensor: for BYTES, a list of strings as `json_text` returns them; for other
+    datatypes, the JSON text of a flat list.
 
     Raises InvalidArgument for values that JSON cannot represent.
     """
@@ -456,7 +456,7 @@ def _decoder(element: Any, depth: int) -> msgspec.json.Decoder[Any]:
 
 def _integer(datatype: DataType) -> Any:
     limits = np.iinfo(datatype.dtype)
-    # msgspec takes limits up to INT64 only; numpy refuses numbers above UINT64.
+    # msgspec accepts no limits above INT64; numpy refuses numbers above UINT64.
     return Annotated[
         int, msgspec.Meta(ge=int(limits.min), le=int(limits.max) if limits.max < 2**63 else None)
     ]

@@ -57,7 +57,7 @@ class Router:
     def __init__(
         self, changing: Callable[[Callable[..., None]], Callable[..., None]] = lambda it: it
     ) -> None:
-        """`changing` wraps the handlers of routes that change something."""
+        """`changing` wraps the handlers of routes with a scope in CHANGING."""
         self._changing = changing
         self._patterns: dict[tuple[str, ...], dict[bytes, _Route]] = {}
         #: The number of segments of the longest pattern.

@@ -284,7 +284,9 @@ def _who(caller: HttpRequest | UnaryCall) -> str:
 
 
 def _may_change(caller: HttpRequest | UnaryCall) -> MayChange:
-    """Returns a function that says whether the caller may change a model that the route does not name."""
+    """Returns the function that checks the caller's permission to change models that the route does not
+    name; see MayChange.
+    """
     identity = caller.identity
     return may_change_all if identity is None else partial(identity.require, Scope.MANAGE)
 

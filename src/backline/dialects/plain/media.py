@@ -65,7 +65,7 @@ def accepted(field: bytes) -> Form:
             best = quality, Form(match, parameters)
     if best is None:
         raise NotAcceptable(
-            f"Accept '{field[:100].decode('latin-1')}' allows none of the forms that a response can have:"
+            f"Accept '{field[:100].decode('latin-1')}' matches none of the types that a response can have:"
             f" {', '.join(FORMS)}"
         )
     return best[1]

@@ -1,4 +1,4 @@
-"""Reads a plain request: JSON by the names of inputs, a form with a part per input, or a raw body."""
+"""Reads a plain request: JSON with the inputs by name, a form with a part per input, or a raw body."""
 
 from __future__ import annotations
 

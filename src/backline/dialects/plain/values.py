@@ -217,9 +217,7 @@ def _json_value(name: str, element: Any) -> Any:
     try:
         return _decode(element)
     except (ValueError, RecursionError) as error:
-        raise Internal(
-            f"output '{name}' should have JSON, but the model returned other text: {error}"
-        ) from None
+        raise Internal(f"output '{name}' must be JSON, but the model returned other text: {error}") from None
 
 
 def _strings(elements: list[bytes], shape: Shape) -> np.ndarray:

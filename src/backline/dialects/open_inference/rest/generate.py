@@ -424,7 +424,7 @@ def _value(tensor: Tensor, *, is_json: bool) -> Any:
             values = [_skip(text) for text in values]
         except (ValueError, RecursionError) as error:
             raise Internal(
-                f"output '{tensor.name}' should have JSON, but the model returned other text: {error}"
+                f"output '{tensor.name}' must be JSON, but the model returned other text: {error}"
             ) from None
     return values[0] if len(values) == 1 else values
 
