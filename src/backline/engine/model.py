@@ -67,7 +67,7 @@ class OpenSequences(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A description of how the server runs a model version, as texts for people to read."""
+    """A description, for people, of how the server runs a model version."""
 
     lane: str
     instances: int

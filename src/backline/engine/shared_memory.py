@@ -178,7 +178,7 @@ class SharedMemory:
             self.unregister(name)
 
     def regions(self) -> Iterator[Region]:
-        """Yields all regions, sorted by name."""
+        """Yields all regions, sorted by name, including unregistered regions that requests still use."""
         yield from sorted((*self._regions.values(), *self._leaving.values()), key=lambda region: region.name)
 
     def region(self, name: str) -> Region:
