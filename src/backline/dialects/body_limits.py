@@ -80,8 +80,8 @@ class BodyLimits:
             return _denial(error)
 
     def _find(self, method: bytes, path: bytes) -> BodyLimit:
-        """Returns the limit. Raises BacklineError for a request that has no handler or names an unknown
-        model.
+        """Returns the limit of a large HTTP body. Raises BacklineError for a request that has no handler or
+        names an unknown model.
         """
         target = self._target_of(method, path)
         if target is None:

@@ -33,8 +33,8 @@ from backline.fleet.loop_check import VIA, keep_route
 from backline.wire.application import Buffer, Fields, HttpRequest, UnaryCall
 from backline.wire.grpc.timeout import InvalidTimeout, parse_timeout
 
-#: The timeout of gRPC, which gateways from HTTP to gRPC pass on: up to eight digits and a unit, so "250m"
-#: is 250 ms.
+#: The header field of gRPC's timeout, which HTTP clients may send too: up to eight digits and a unit, so
+#: "250m" is 250 ms.
 GRPC_TIMEOUT = b"grpc-timeout"
 #: The field in which Envoy says, in requests that it forwards, how many milliseconds it waits for a response.
 ENVOY_TIMEOUT = b"x-envoy-expected-rq-timeout-ms"
@@ -49,7 +49,7 @@ class RequestPlan(Protocol):
         """Builds the request. A plan that names its model ignores `model` and `version`."""
 
     def is_large(self, response: InferResponse) -> bool:
-        """Returns whether writing this response takes too long for the event loop."""
+        """Returns whether writing this response would block the event loop for too long."""
 
     def release(self) -> None:
         """Releases resources early, because the request has failed."""

@@ -37,8 +37,8 @@ class Activity:
         self._engine = engine
         self._number = 0
         self._read_at = 0.0
-        #: For each model and version, the last reading, the reading as JSON, and the number of the reading
-        #: that changed it.
+        #: For each model and version, its state in the last reading, its JSON for clients, and the number of
+        #: the reading in which it last changed.
         self._known: dict[tuple[str, str], tuple[object, bytes, int]] = {}
         self._order: list[tuple[str, str]] = []
         self._frames: dict[int, bytes] = {}

@@ -84,7 +84,9 @@ def _statistics(model: Model) -> dict[str, Any]:
 
 
 def _details(counters: ModelStatistics) -> dict[str, Any]:
-    """Returns failures by reason, and calls to other models by the name of the model."""
+    """Returns the number of failures by reason and, if there are any, the counters of calls to other models
+    by the name of the model.
+    """
     called = {
         name: {
             "success": _duration(calls.success),

@@ -245,7 +245,7 @@ def _parameters(given: Any) -> dict[str, Parameter]:
 def _check_region(tensor: Any, parameters: Mapping[str, Parameter]) -> None:
     """Raises InvalidArgument for a shared memory region that is given without a size.
 
-    As in Triton, only HTTP allows this.
+    As in Triton, such a region is allowed only over HTTP.
     """
     if REGION in parameters and REGION_SIZE not in parameters:
         raise InvalidArgument(
