@@ -103,7 +103,7 @@ def test_a_running_server_follows_the_file_but_not_into_a_mistake(
         watch = AuthFileWatch(path, access, asyncio.get_running_loop())
         try:
             app = access.identify(given)
-            for text, told in (("[[keys]]", "the keys read before stay in force"), (None, "cannot be read")):
+            for text, told in (("[[keys]]", "the previous keys stay in force"), (None, "cannot be read")):
                 if text is None:
                     path.unlink()
                 else:

@@ -366,7 +366,7 @@ def test_a_changed_file_of_keys_is_followed(
         old = issuer.token()
         used = site.identify(old)
         (tmp_path / "keys.json").write_text("broken")
-        while "the keys read before stay in force" not in caplog.text:  # noqa: ASYNC110
+        while "the previous keys stay in force" not in caplog.text:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert site.identify(old) is used
         issuer.rotate("second", withdraw=True)
@@ -648,7 +648,7 @@ def test_keys_are_refreshed_in_the_background_and_kept_while_the_issuer_is_down(
         token = issuer.token()
         used = await accepted(site, token)
         issuer.answer = (500, {}, b"down")
-        while "answered with status 500; the keys fetched before stay in force" not in caplog.text:  # noqa: ASYNC110
+        while "answered with status 500; the previous keys stay in force" not in caplog.text:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert site.identify(token) is used
         issuer.rotate("second", withdraw=True)

@@ -222,7 +222,7 @@ def test_the_deadline_of_the_call_and_the_timeout_in_the_queue_reach_the_model_a
             3,
             "input byte size mismatch for input 'INPUT0' for model 'add1'",
         ),
-        ({"inputs": [row_input(shape=[0, 2**62, 4])]}, 3, "too large for any data"),
+        ({"inputs": [row_input(shape=[0, 2**62, 4])]}, 3, "which is too large"),
         ({"inputs": [row_input(shape=[1] * 100)]}, 3, "100 dimensions"),
         ({"raw_input_contents": [b"x" * 60]}, 3, "Expected 64, got 60"),
         ({"raw_input_contents": [b"x" * 64] * 2}, 3, "expected 1 raw_input_contents"),

@@ -308,7 +308,7 @@ def test_a_sound_is_sent_as_wav() -> None:
     ("accept", "error"),
     [
         ("audio/wav", "UINT8"),
-        ("application/pdf", "allows none of the forms"),
+        ("application/pdf", "matches none of the types"),
         ("application/x-npy; output=z", "expected one of y"),
     ],
 )

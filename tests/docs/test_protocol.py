@@ -69,7 +69,7 @@ def test_routes_are_served(server: ServerProcess, method: str, route: str) -> No
     if route.endswith(("/infer", "_stream", "/generate")):
         assert (status, "the body is empty" in body) == (400, True)
     elif route.endswith("/stream"):
-        assert (status, "takes WebSocket" in body) == (426, True)
+        assert (status, "accepts only WebSocket" in body) == (426, True)
     elif route.endswith("/examples/{file}"):  # the model has none
         assert (status, "has no example" in body) == (404, True)
     elif route.startswith("/models/"):

@@ -68,7 +68,7 @@ def test_sighup_reads_certificate_and_keys_again_without_losing_a_connection(
             client.request("GET", "/v2", headers={"Authorization": f"Bearer {first}"})
             assert client.getresponse().status == 200
             server.process.send_signal(signal.SIGHUP)
-            server.wait_for("read 2 keys, 0 certificates and 0 issuers of tokens")
+            server.wait_for("read 2 keys, 0 certificates and 0 token issuers")
         assert server.stop() == 0
 
 
@@ -86,7 +86,7 @@ def test_sighup_with_broken_files_keeps_what_was_read_before(
         auth.write_text("[[keys]]")
         server.process.send_signal(signal.SIGHUP)
         server.wait_for("new connections still get the previous certificate")
-        server.wait_for("the keys read before stay in force")
+        server.wait_for("the previous keys stay in force")
         assert status(server, context, key) == 200
 
 

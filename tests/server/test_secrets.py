@@ -174,7 +174,7 @@ def test_no_secret_leaves_the_server(tmp_path: Path, log_format: str) -> None:
             process = psutil.Process(running.process.pid)
             titles = [" ".join(one.cmdline()) for one in (process, *process.children(recursive=True))]
             auth.write_text(auth.read_text() + "nonsense = 1\n")  # a reload that fails
-            running.wait_for("keys read before stay in force", 30)
+            running.wait_for("previous keys stay in force", 30)
     assert any(answer.startswith("200") for answer in told)
     assert any("audit" in answer or "entries" in answer for answer in told)
     shown = subprocess.run(

@@ -53,14 +53,14 @@ class Certified(Protocol):
 
 #: Appended to error texts if no identity is configured and other machines can reach the server's address.
 _CLOSED = (
-    ", as the server listens on a network without knowing any keys; give it some with --auth FILE (see"
-    " 'backline keys create --help'), or allow everything to everybody with --insecure-open"
+    ", because the server listens on a network and has no keys; define keys with --auth FILE (see"
+    " 'backline keys create --help'), or allow everyone to do everything with --insecure-open"
 )
 UNCONFIGURED = Policy(anonymous((Scope.INFER, Scope.READ, Scope.METRICS), cure=_CLOSED))
 
 
 def _of_websocket(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """Returns the key or token among the subprotocols that a WebSocket handshake offers."""
+    """Returns the key or token among the subprotocols that a WebSocket handshake offers, or None."""
     for one in headers[_SUBPROTOCOLS].split(b","):
         if one.strip().startswith(_SUBPROTOCOL):
             return b"Bearer " + one.strip().removeprefix(_SUBPROTOCOL)
@@ -68,7 +68,7 @@ def _of_websocket(headers: Mapping[bytes, bytes]) -> bytes | None:
 
 
 class Access:
-    """A map from a request's header fields or metadata to its identity. Used only on the event loop.
+    """Finds the identity of each request from its header fields or metadata. Used only on the event loop.
 
     A key or token in the header determines the identity; if there is none, the client's certificate does.
 
@@ -86,9 +86,9 @@ class Access:
         #: The meters of the holders of certificates and tokens. All certificates to which one rule applies
         #: share the same quotas, and so do all tokens of one subject.
         self._meters: WeakValueDictionary[str, Meter] = WeakValueDictionary()
-        #: Security: keeps each meter until nothing of its quotas is in use (`Meter.rests`). Identities may be
-        #: forgotten sooner, because a holder can fill the memo with other spellings of its token; with a new
-        #: meter, the holder would get its quotas again.
+        #: Security: keeps each meter as long as past requests count against its quotas (see `Meter.rests`).
+        #: Identities may be forgotten sooner, because a holder can fill the memo with other spellings of its
+        #: token; with a new meter, the holder would get its full quotas again.
         self._in_use: set[Meter] = set()
         self._look_at = _MAX_REMEMBERED
         self._verifier: TokenVerifier | None = None
@@ -144,7 +144,7 @@ class Access:
             self._verifier.use(policy.tokens)
 
     def _reissue(self) -> None:
-        """Applies changed rules, or the withdrawal of a key, to the identities of certificates and tokens."""
+        """Updates the identities of certificates and tokens when rules have changed or a key is withdrawn."""
         self._known.clear()
         self._holders.clear()
         for identity, credential in list(self._issued.items()):

@@ -1,4 +1,4 @@
-"""Reads the file given with --auth, which lists callers and what each may do. Also applies later changes of
+"""Reads the file given with --auth, which lists callers and what each may do, and applies later changes to
 the file.
 """
 
@@ -174,7 +174,7 @@ def read_auth_file(path: Path) -> AuthDocument:
         raise InvalidArgument(f"--auth: '{path}' cannot be read: {error.strerror}") from None
     if len(content) > _MAX_SIZE:
         raise InvalidArgument(
-            f"--auth: '{path}' is larger than {_MAX_SIZE >> 20} MiB, the maximum; name a file of keys"
+            f"--auth: '{path}' is larger than {_MAX_SIZE >> 20} MiB, the maximum size of an auth file"
         )
     try:
         text = content.decode()
@@ -308,7 +308,9 @@ def _timestamp(moment: datetime | None) -> float | None:
 
 
 class AuthFileWatch:
-    """A watch that applies changes to the file while the server runs. An invalid file is ignored."""
+    """Applies changes to the auth file while the server runs. If the changed file is not valid, logs an error
+    and keeps the previous policy.
+    """
 
     def __init__(
         self,
@@ -355,11 +357,11 @@ class AuthFileWatch:
                 raise policy
             self._access.use(policy)
         except InvalidArgument as error:
-            log.error("%s; the keys read before stay in force", error.message)
+            log.error("%s; the previous keys stay in force", error.message)
             self._on_reload(error.message)
             return
         log.info(
-            "read %d keys, %d certificates and %d issuers of tokens from '%s'",
+            "read %d keys, %d certificates and %d token issuers from '%s'",
             len(policy.keys),
             len(policy.certificates),
             len(policy.tokens),

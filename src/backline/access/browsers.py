@@ -21,7 +21,7 @@ from backline.engine.errors import InvalidArgument
 #: "CORS-safelisted request-header").
 _FORM_TYPES = frozenset((b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data"))
 _SENT_BY_PAGES = frozenset((b"origin", b"referer", b"sec-fetch-site", b"accept-language"))
-#: The value that, in place of a host name, lets programs address the server by any name.
+#: The value of --allowed-host that lets programs address the server by any name.
 ANY_HOST = "*"
 _OWN_SITES = frozenset((b"same-origin", b"none"))
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?").fullmatch
@@ -107,7 +107,10 @@ def parse_host_name(text: str) -> str:
 
 
 def parse_allowed_host(text: str) -> str:
-    """Returns ANY_HOST, or a host name as `parse_host_name` does, and raises what that raises."""
+    """Returns ANY_HOST, or a host name as `parse_host_name` does.
+
+    Raises InvalidArgument if `text` is neither.
+    """
     return ANY_HOST if text.strip() == ANY_HOST else parse_host_name(text)
 
 
@@ -139,8 +142,8 @@ class BrowserPolicy:
         return cls(HostNames.of(named), allowed, any_host_for_programs=ANY_HOST in hosts)
 
     def sharing(self, headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
-        """Returns the fields with which a response can be read by the page that sent the request, if its
-        origin is allowed (Fetch standard, "HTTP-CORS protocol"); none otherwise.
+        """Returns the response header fields that let the page that sent the request read the response (Fetch
+        standard, "HTTP-CORS protocol"). Returns no fields if the page's origin is not allowed.
 
         Credentials are not allowed, so "*" exposes all response fields, such as those that say where binary
         tensors begin.
@@ -268,7 +271,7 @@ def _shown(value: bytes) -> str:
 def is_loopback(host: str) -> bool:
     """Returns whether only this machine can reach an address.
 
-    Host names other than localhost count as reachable, since they may resolve to any address.
+    Returns False for host names other than localhost, since they may resolve to any address.
     """
     if host.lower() == "localhost":
         return True

@@ -23,8 +23,8 @@ from backline.wire.application import (
 )
 from backline.wire.connection import RETRY_AFTER
 
-#: The maximum number of Host values cached as known, and also of those cached as unknown. The values are
-#: chosen by clients.
+#: The maximum number of cached Host values that name this server, and also of those that do not. Clients
+#: choose the values.
 _MAX_HOSTS = 64
 #: How long a browser may cache a preflight response, in seconds.
 _MAX_AGE = b"600"
@@ -35,7 +35,7 @@ _METHODS = b"GET, HEAD, POST, PUT, DELETE"
 CHALLENGE: Fields = ((b"www-authenticate", b'Bearer realm="backline"'),)
 
 
-METRICS_ONLY = "this port serves only metrics and health checks, as it does not speak TLS; use another port"
+METRICS_ONLY = "this port serves only metrics and health checks, because it has no TLS; use another port"
 
 
 def route_of(method: bytes, path: bytes) -> str:
@@ -60,8 +60,8 @@ def _nobody_asks(denial: Denial, route: str, model: str | None, peer: str) -> No
 
 
 class ScopeGate(Gate):
-    """A gate that checks whether a request may use its route. Requests for unknown routes pass, and get
-    status 404.
+    """A gate that checks whether a request may use its route. Requests for unknown routes pass the gate, and
+    the router refuses them.
 
     Without `access`, callers need no credentials, but web pages of other origins are kept out. With `access`,
     a request with a key or token may come from any page and have any Host, because a page can only send a
@@ -129,7 +129,7 @@ class ScopeGate(Gate):
 
 
 class CrossOrigin:
-    """A wrapper of the HTTP handler `http` that lets web pages of the origins that `policy` allows use it.
+    """Wraps the HTTP handler `http`, so that web pages of the origins that `policy` allows can use it.
 
     Responds to preflight requests and adds access-control fields to responses.
     """
@@ -195,7 +195,7 @@ class WrappedRequest(HttpRequest):
 
 
 class _SharedRequest(WrappedRequest):
-    """A request that adds fields to its response."""
+    """A request whose response gets the header fields `shared` in addition to its own."""
 
     __slots__ = ("_shared",)
 

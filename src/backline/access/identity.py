@@ -123,7 +123,7 @@ class Identity:
         return self.expires is None and not self.revoked
 
     def follow(self, ticket: Ticket) -> None:
-        """Marks a ticket as this identity's, and counts the ticket as in flight until it ends.
+        """Records this identity in a ticket, and counts the ticket as in flight until it ends.
 
         Must be called before the ticket is submitted. Raises QuotaExceeded if too many tickets are in flight.
         """

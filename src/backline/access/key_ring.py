@@ -103,7 +103,7 @@ class FetchAbort:
                 _shut_down(second)
 
     def abort(self) -> None:
-        """Makes reads and writes of the fetch fail, now and later."""
+        """Makes all current and later reads and writes of the fetch fail."""
         with self._lock:
             self._aborted = True
             for connection in self._connections:
@@ -124,8 +124,8 @@ def _shut_down(connection: socket.socket) -> None:
 def fetch_keys(url: str, abort: FetchAbort) -> tuple[SigningKey, ...]:
     """Fetches a set of keys, or an issuer's metadata and then the keys at the URL that the metadata names.
 
-    Each of these fetches takes at most about FETCH_TIMEOUT seconds, unless the server sends its header byte
-    by byte. Raises InvalidArgument if a fetch fails or is aborted.
+    Each of these fetches fails if the server sends nothing for FETCH_TIMEOUT seconds, or if the body is still
+    arriving after that time. Raises InvalidArgument if a fetch fails or is aborted.
     """
     try:
         if url.endswith(_METADATA):
@@ -289,7 +289,7 @@ class KeyRing:
         try:
             keys = read_key_file(Path(self._location))
         except InvalidArgument as error:
-            log.error("%s; the keys read before stay in force", error.message)
+            log.error("%s; the previous keys stay in force", error.message)
             return
         self._replace(keys)
 
@@ -332,7 +332,7 @@ class KeyRing:
         if isinstance(found, InvalidArgument):
             delay = min(RETRY * 2**self._failures, REFRESH)
             self._failures += 1
-            kept = "; the keys fetched before stay in force" if self._keys else ""
+            kept = "; the previous keys stay in force" if self._keys else ""
             log.error("%s%s; trying again in %g s", found.message, kept, delay)
         else:
             self._failures = 0

@@ -67,7 +67,8 @@ class TokenBucket:
 
     def _set(self, rate: float, burst: float) -> None:
         self.rate, self.burst = rate, burst
-        #: The seconds that it takes to refill one token, and the whole burst; `slack` allows for rounding.
+        #: `token` and `room` are the seconds in which one token and the whole burst refill. `room` includes
+        #: `slack`, the allowance for rounding errors.
         self.token = 1 / rate
         self.slack = _ROUNDING * (1 + burst / rate)
         self.room = burst / rate + self.slack
@@ -95,7 +96,7 @@ class TokenBucket:
         return self.portion
 
     def give_back(self, amount: float) -> None:
-        """Puts tokens back that were taken. If the bucket has filled up since then, these tokens are lost."""
+        """Puts back tokens that were taken. If the bucket has filled up since then, these tokens are lost."""
         self.full_at -= amount * self.token
 
     def change(self, rate: float, burst: float, now: float) -> None:
@@ -124,8 +125,8 @@ class Limit(InFlight):
         burst = None if rate is None else quota.burst or max(1, ceil(rate))
         self.requests = _changed(self.requests, rate, burst, now)
         self.bytes = _changed(self.bytes, quota.bytes_per_second, quota.bytes_per_second, now)
-        #: The numbers of requests and of bytes that may pass before the buckets are looked at again; infinite
-        #: if there is no bucket.
+        #: The numbers of requests and of bytes that may pass before the buckets must be checked again;
+        #: infinite if there is no bucket.
         self.paid = inf if self.requests is None else 0
         self.paid_bytes = inf if self.bytes is None else 0
 
@@ -187,8 +188,8 @@ def _changed(
 
 
 class Meter:
-    """A meter of what one identity uses. It refuses requests that exceed a quota; error texts begin with
-    `whose`.
+    """Measures what one identity uses, and refuses requests that exceed a quota. Error texts begin with
+    `whose`, which names the identity.
     """
 
     __slots__ = ("__weakref__", "_limits", "_limits_flight", "_of", "by_model", "low", "only", "whose")

@@ -22,7 +22,9 @@ _SEPARATOR = re.compile(r"(?<!\\),")
 
 @dataclass(frozen=True, slots=True)
 class CertificateRule:
-    """A rule that identifies the holders of certificates with all of `subject` and all of `names`."""
+    """Identifies the holders of certificates that have all attributes in `subject` and all alternative names
+    in `names`.
+    """
 
     name: str
     subject: frozenset[str]
@@ -58,7 +60,7 @@ def parse_subject(text: str) -> frozenset[str]:
 def parse_alternative_name(text: str) -> str:
     """Returns a subject alternative name such as "DNS:app.example.org", spelt as the ssl module spells it.
 
-    Raises InvalidArgument if the kind of name is unknown.
+    Raises InvalidArgument if the kind of name is missing or unknown, or nothing follows it.
     """
     kind, _, value = text.partition(":")
     spelt = _KINDS.get(kind.strip().lower())
@@ -129,7 +131,9 @@ class TokenRule:
         return Identity(claims.subject, grants, expires, kind="token", quotas=self.quotas)
 
     def _values(self, payload: Mapping[str, Any]) -> list[str]:
-        """Returns the strings in the claim: a list, or words separated by spaces (RFC 8693, section 4.2)."""
+        """Returns the strings in the claim, which is a list of strings, or one string of words separated by
+        spaces (RFC 8693, section 4.2). Returns none for any other claim.
+        """
         found: Any = payload.get(self.claim)
         if found is None:
             found = payload

@@ -26,7 +26,8 @@ class Scope(StrEnum):
 
 #: The scopes that need no credentials: every caller has them.
 EVERYBODY = frozenset((Scope.HEALTH, Scope.PUBLIC))
-#: The scopes of the routes that change something that outlives the request.
+#: The scopes of routes that change something that outlives the request, or read the log or recorded requests.
+#: Requests to these routes are recorded in the audit log.
 CHANGING = frozenset((Scope.MANAGE, Scope.ADMIN))
 #: The scopes denied to web pages of other origins by default: CHANGING, and INFER, since running models costs
 #: compute.

@@ -154,7 +154,7 @@ def _is_time(value: object) -> TypeGuard[float]:
 
 
 def _read_object(part: bytes) -> dict[str, Any]:
-    """Returns the JSON object in a part of a token."""
+    """Returns the JSON object in a part of a token. Raises Unauthenticated if the part is malformed."""
     try:
         return msgspec.json.decode(_decode(part), type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -75,8 +75,8 @@ def render_error(_: int, message: str) -> tuple[bytes, bytes]:
 def hidden_error(what: str, cause: BaseException) -> BacklineError:
     """Logs an unexpected exception with its traceback; returns the error that the client sees instead.
 
-    Running out of memory is not a bug in the line where it happens. It is logged without a traceback, and the
-    error tells the client that it may try again.
+    `what` names the failed work in the log. A MemoryError is logged without a traceback, because the line
+    that raised it is not at fault, and the error tells the client to try again later.
     """
     if isinstance(cause, MemoryError):
         _log.error("out of memory in %s", what)
@@ -90,7 +90,7 @@ UnaryHandler = Callable[[UnaryCall, Buffer], None]
 
 
 def fail_call(call: UnaryCall, error: BacklineError) -> None:
-    """Ends a call with an error. If a retry makes sense, a trailer says how long to wait before it."""
+    """Ends a call with an error. If a retry makes sense, a trailer says how long the client should wait."""
     trailers: Fields = ()
     if error.retry_after is not None:
         trailers = ((b"grpc-retry-pushback-ms", b"%d" % max(1, ceil(error.retry_after * 1000))),)
@@ -122,10 +122,10 @@ def unary_method(
     when: Callable[[Any, UnaryCall, Callable[[], None]], None] | None = None,
 ) -> UnaryMethod:
     """Returns the method with the protobuf descriptor `method`. `answer` maps a request to the response's
-    fields.
+    fields; None stands for a response without fields.
 
-    `when(asked, call, reply)` calls `reply` as soon as `answer` may be called. Without `when`, this is
-    immediately.
+    `when(asked, call, reply)` calls `reply` as soon as `answer` may be called. Without `when`, `answer` is
+    called immediately.
     """
     response_type = message(method.output_type.full_name)
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 #: Returns the content type of the metrics page, and its text in pieces.
 Page: TypeAlias = Callable[[], Coroutine[Any, Any, tuple[bytes, Sequence[Buffer]]]]
-#: Admits no pages of other origins, and no host names except those of the loopback address.
+#: Refuses pages of other origins, and knows no host names except those of the loopback address.
 _LOOPBACK_ONLY = BrowserPolicy()
 
 
@@ -251,8 +251,8 @@ class _HttpHandler:
 
 
 class _IdentifyingHandler(_HttpHandler):
-    """A handler that also checks the caller. The gate's check is not enough, because its result may be that
-    of an earlier request with the same head.
+    """A handler that also checks the caller. The gate's check is not enough, because the wire may reuse its
+    result for later requests with the same header.
     """
 
     def __init__(self, router: Router, access: Access, audit: Audit) -> None:

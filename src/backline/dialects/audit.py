@@ -1,4 +1,6 @@
-"""Records two kinds of requests in the audit log: requests that change something, and refused requests."""
+"""Records requests in the audit log: requests to routes and methods with a scope in CHANGING, and refused
+requests.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,8 @@ class RefusalLimit:
     def admits(self, attempt: Attempt, now: float) -> bool:
         """Returns whether to log a refusal. Counts a refusal that is not logged."""
         if now >= self._forget_at:
-            # Full buckets are removed at most once a second, as an attacker may have many addresses.
+            # Full buckets are removed at most once a second, because an attacker with many addresses could
+            # otherwise make each refusal scan them all.
             self._buckets = {name: known for name, known in self._buckets.items() if known.full_at > now}
             self._forget_at = now + 1
         address = attempt.address
@@ -73,8 +76,8 @@ class RefusalLimit:
         return True
 
     def summary(self) -> list[Attempt]:
-        """Returns the last suppressed refusal of each address, with the number of all suppressed ones, and
-        resets the counts.
+        """Returns the last suppressed refusal of each address, with the number of suppressed refusals of that
+        address, and resets the counts.
         """
         found = [replace(last, suppressed=count) for count, last in self.suppressed.values()]
         self.suppressed.clear()
@@ -117,7 +120,7 @@ class Audit:
             self._note(replace(attempt, time=now))
 
     def ended(self, caller: HttpRequest | Call, route: str, model: str | None, error: str | None) -> None:
-        """Logs a request that changed something, or that failed with `error`."""
+        """Logs a request with a scope in CHANGING. `error` says why it failed; None if it succeeded."""
         identity = "" if caller.identity is None else caller.identity.name
         outcome: Literal["done", "failed"] = "done" if error is None else "failed"
         self._note(Attempt(time.time(), outcome, route, identity, caller.peer, model or "", error or ""))
@@ -127,7 +130,7 @@ class Audit:
             self._engine.control.note(attempt)
 
     def route(self, handler: Callable[..., None]) -> Callable[..., None]:
-        """Wraps the handler of a route that changes something, so that every response is logged."""
+        """Wraps the handler of a route, so that every response is logged."""
 
         def handle(*arguments: Any) -> None:
             *names, request = arguments
@@ -143,7 +146,7 @@ class Audit:
         return handle
 
     def method(self, path: bytes, method: UnaryMethod) -> UnaryMethod:
-        """Wraps a gRPC method that changes something, so that every response is logged."""
+        """Wraps a gRPC method, so that every response is logged."""
         handler, model_of = method.handler, method.model_of
 
         def handle(call: UnaryCall, received: Buffer) -> None:

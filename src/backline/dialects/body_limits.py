@@ -26,7 +26,7 @@ _ADVICE = (
     "This is the size of the largest inputs plus 1 MiB for names and parameters: check the model's name, the"
     " shapes of the inputs and the batch size, and send large values as inputs instead of as parameters."
 )
-#: The limit of requests that neither run nor change models.
+#: The limit of requests that neither run a model nor change anything.
 _OTHER = BodyLimit(FREE, " for this route", "Only requests that run or change models may be larger.")
 #: Adds no limit; the server's own limit on requests still applies.
 _UNLIMITED = BodyLimit(sys.maxsize)
@@ -80,8 +80,8 @@ class BodyLimits:
             return _denial(error)
 
     def _find(self, method: bytes, path: bytes) -> BodyLimit:
-        """Returns the limit. Raises BacklineError for a request that has no handler or names an unknown
-        model.
+        """Returns the limit of a large HTTP body. Raises BacklineError for a request that has no handler or
+        names an unknown model.
         """
         target = self._target_of(method, path)
         if target is None:

@@ -32,8 +32,8 @@ class DeferredAnswers:
         work: Coroutine[Any, Any, Result],
         then: Callable[[Result], None],
     ) -> None:
-        """Runs `work` and passes the result to `then`, which responds. If either function fails, sends the
-        error.
+        """Runs `work` and passes the result to `then`, which responds. If `work` or `then` fails, responds
+        with the error.
         """
         task = asyncio.get_running_loop().create_task(_run(caller, work, then))
         self._tasks.add(task)
@@ -83,7 +83,7 @@ def control_of(engine: Engine, what: str) -> Control:
 def caller_name(peer: str, fields: Mapping[bytes, bytes], identity: str = "") -> str:
     """Returns the caller for the audit log, such as "ada@laptop (deploy, 10.0.0.7)".
 
-    The user's name is not verified, in contrast to `identity`, the name of the caller's key.
+    The user's name is not verified, unlike `identity`, the name of the caller's key, token or certificate.
     """
     given = fields.get(USER, b"")[: 4 * _LONGEST_USER].decode(errors="replace")
     user = "".join(character if character.isprintable() else "?" for character in given).strip()[

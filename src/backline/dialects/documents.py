@@ -48,7 +48,7 @@ def read_document(kind: type[Document], body: Buffer, *, bounded: bool = True) -
 def read_query(kind: type[Document], query: bytes) -> Document:
     """Reads the query parameters of a URL.
 
-    Raises InvalidArgument, for example for a parameter given twice.
+    Raises InvalidArgument if the query is malformed or does not fit `kind`, or gives a parameter twice.
     """
     try:
         pairs = parse_qsl(

@@ -21,7 +21,7 @@ Encode = Callable[[InferResponse], bytes]
 
 
 def event(data: bytes) -> bytes:
-    """Returns an event with one line of data, which must be without line breaks, like compact JSON."""
+    """Returns an event with `data`, which must be a single line, such as compact JSON."""
     return b"data: %b\n\n" % data
 
 
@@ -103,7 +103,7 @@ class _EventSender:
         return self._begun(None).send_now(event(data))
 
     async def send_all(self, responses: Responses) -> None:
-        """Sends the responses that `send_now` leaves, and ends the stream.
+        """Sends the responses for which `send_now` returned False, and ends the stream.
 
         Raises ConnectionResetError if the client closes the connection first.
         """

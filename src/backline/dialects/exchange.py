@@ -33,8 +33,8 @@ from backline.fleet.loop_check import VIA, keep_route
 from backline.wire.application import Buffer, Fields, HttpRequest, UnaryCall
 from backline.wire.grpc.timeout import InvalidTimeout, parse_timeout
 
-#: The timeout of gRPC, which gateways from HTTP to gRPC pass on: up to eight digits and a unit, so "250m"
-#: is 250 ms.
+#: The header field of gRPC's timeout, which HTTP clients may send too: up to eight digits and a unit, so
+#: "250m" is 250 ms.
 GRPC_TIMEOUT = b"grpc-timeout"
 #: The field in which Envoy says, in requests that it forwards, how many milliseconds it waits for a response.
 ENVOY_TIMEOUT = b"x-envoy-expected-rq-timeout-ms"
@@ -49,7 +49,7 @@ class RequestPlan(Protocol):
         """Builds the request. A plan that names its model ignores `model` and `version`."""
 
     def is_large(self, response: InferResponse) -> bool:
-        """Returns whether writing this response takes too long for the event loop."""
+        """Returns whether writing this response would block the event loop for too long."""
 
     def release(self) -> None:
         """Releases resources early, because the request has failed."""
@@ -88,7 +88,7 @@ class Carrier(Generic[Caller, Written]):
     ends_at_deadline: bool
     reply: Callable[[Caller, Written], None]
     fail: Callable[[Caller, BacklineError], None]
-    #: Which header fields or metadata models see as parameters.
+    #: Selects the header fields or metadata that models see as parameters; None selects nothing.
     forward: ForwardPattern | None = None
 
 
@@ -325,7 +325,8 @@ def trace_refusal(
 
 
 def deadline_of(headers: Mapping[bytes, bytes]) -> float | None:
-    """Returns the deadline (time.monotonic()) that the client of a new HTTP request has set, or None.
+    """Returns the deadline that the client of a new HTTP request has set, in seconds of time.monotonic(), or
+    None.
 
     Raises InvalidArgument for a malformed timeout, and DeadlineExceeded for a timeout of zero.
     """

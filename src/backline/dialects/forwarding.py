@@ -82,7 +82,7 @@ class Forwarding:
     def of(cls, http: str, grpc: str) -> Forwarding:
         """Makes the rules from two patterns; an empty pattern forwards nothing.
 
-        Raises InvalidArgument if a pattern cannot be used.
+        Raises InvalidArgument if a pattern is not a regular expression.
         """
         return cls(ForwardPattern(http) if http else None, ForwardPattern(grpc) if grpc else None)
 

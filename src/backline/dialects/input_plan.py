@@ -59,7 +59,9 @@ class InputPlan:
 
 
 def check_bytes_elements(count: int) -> None:
-    """Raises PayloadTooLarge if the BYTES inputs of a request may not have `count` elements."""
+    """Raises PayloadTooLarge if `count`, the elements of all BYTES inputs of a request, is above
+    MAX_BYTES_ELEMENTS.
+    """
     if count > MAX_BYTES_ELEMENTS:
         raise PayloadTooLarge(
             f"the BYTES inputs of the request have {count} elements, more than the {MAX_BYTES_ELEMENTS}"
@@ -68,7 +70,7 @@ def check_bytes_elements(count: int) -> None:
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:
-    """Raises what `check_bytes_elements` raises for these inputs of a request."""
+    """Raises PayloadTooLarge if the BYTES inputs of a request together have too many elements."""
     if len(tensors) > 1:  # the elements of a single input were checked before they were decoded
         check_bytes_elements(
             sum([one.data.size for one in tensors.values() if one.datatype is DataType.BYTES])
@@ -91,14 +93,12 @@ def checked_count(name: str, dtype: np.dtype, shape: Shape) -> int:
             raise InvalidArgument(f"input '{name}' has a negative dimension in its shape {list(shape)}")
         if dimension > _MAX_DIMENSION:
             raise InvalidArgument(
-                f"input '{name}' has the dimension {dimension} in its shape, which is too large for any data"
+                f"input '{name}' has the dimension {dimension} in its shape, which is too large"
             )
     count = element_count(shape)
     if not count:
         try:
             np.empty(shape, dtype)  # allocates nothing, but refuses strides that overflow
         except ValueError:
-            raise InvalidArgument(
-                f"input '{name}' has the shape {list(shape)}, which is too large for any data"
-            ) from None
+            raise InvalidArgument(f"input '{name}' has the shape {list(shape)}, which is too large") from None
     return count

@@ -211,8 +211,8 @@ def replace_words(text: Buffer) -> bytes | None:
     Words inside strings are kept. Returns None if no such word occurs outside strings. Only `decode_list`
     reads the numbers as NaN and the infinities.
     """
-    # The text may be 64 MB long. The interpreter cannot switch threads during a search or a copy, so
-    # searching or copying the whole text at once would block the event loop for too long.
+    # By default, the text may be up to 64 MiB long. The interpreter cannot switch threads in a search or a
+    # copy, so searching or copying the whole text at once would block the event loop for too long.
     if not contains(text, _WORDS) or contains(text, [_HIDDEN[:1], _HIDDEN[1:]]):
         return None
     pieces: list[bytes] = []
@@ -238,8 +238,8 @@ def _without_words(text: bytes) -> bytes:
 def json_text(text: str) -> str | msgspec.Raw:
     """Returns a text as a value for the JSON encoder.
 
-    The encoder takes up to 100 ns for a character. So a long text is returned encoded: it was encoded in
-    pieces, between which other threads can run.
+    The encoder takes up to 100 ns for a character. So a long text is encoded here, in pieces between which
+    other threads can run.
     """
     if len(text) <= LARGE:
         return text
@@ -262,8 +262,8 @@ def read_texts(tensor: Tensor) -> list[str]:
 
 
 def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:
-    """Returns the elements of a tensor: a list of values of `json_text`, or the JSON text of a flat list of
-    numbers.
+    """Returns the elements of a tensor: for BYTES, a list of strings as `json_text` returns them; for other
+    datatypes, the JSON text of a flat list.
 
     Raises InvalidArgument for values that JSON cannot represent.
     """
@@ -358,8 +358,8 @@ def _without_blanks(raw: bytes) -> bytes:
 
 
 def _has_more(raw: bytes, characters: bytes) -> bool:
-    """Returns whether `raw` contains any byte that is not in `characters`. Most texts start with such bytes,
-    so short pieces are searched.
+    """Returns whether `raw` contains any byte that is not in `characters`. Searches in short pieces, because
+    most texts contain such a byte near the start.
     """
     return any(raw[start : start + 4096].translate(None, characters) for start in range(0, len(raw), 4096))
 
@@ -456,7 +456,7 @@ def _decoder(element: Any, depth: int) -> msgspec.json.Decoder[Any]:
 
 def _integer(datatype: DataType) -> Any:
     limits = np.iinfo(datatype.dtype)
-    # msgspec takes limits up to INT64 only; numpy refuses numbers above UINT64.
+    # msgspec accepts no limits above INT64; numpy refuses numbers above UINT64.
     return Annotated[
         int, msgspec.Meta(ge=int(limits.min), le=int(limits.max) if limits.max < 2**63 else None)
     ]

@@ -22,7 +22,7 @@ MAX_DOCUMENT = 64 * 1024
 STEP = 256 * 1024
 _QUOTE, _COLON, _COMMA, _BACKSLASH = b'":,\\'
 _OPENING, _CLOSING = list(b"{["), list(b"}]")
-#: The decoder's own limit of nested objects and lists.
+#: The maximum depth of nested objects and lists that the decoder itself accepts.
 MAX_DEPTH = 1000
 TOO_DEEP = "failed to parse the request JSON: it is nested too deeply"
 

@@ -35,7 +35,7 @@ class LargeRequest(Exception):
 
 
 class OffLoop:
-    """Runs work on one thread, so that only one request at a time takes the memory needed for decoding."""
+    """Runs work on one thread, one request after the other, to limit the memory that decoding takes."""
 
     def __init__(self) -> None:
         self._thread: ThreadPoolExecutor | None = None

@@ -57,7 +57,7 @@ class Router:
     def __init__(
         self, changing: Callable[[Callable[..., None]], Callable[..., None]] = lambda it: it
     ) -> None:
-        """`changing` wraps the handlers of routes that change something."""
+        """`changing` wraps the handlers of routes with a scope in CHANGING."""
         self._changing = changing
         self._patterns: dict[tuple[str, ...], dict[bytes, _Route]] = {}
         #: The number of segments of the longest pattern.
@@ -201,7 +201,9 @@ class Router:
         raise MethodNotAllowed(f"Method Not Allowed: {shown} (allowed: {allow.decode()})", allow)
 
     def _not_found(self, method: bytes, path: bytes) -> str:
-        """Returns the error text for an unknown path: names the most similar route for this method."""
+        """Returns the error text for an unknown path, which names a similar route for this method if there is
+        one.
+        """
         segments = _segments(path[:_MAX_PATH_SIZE], "replace")
         asked = "/" + "/".join(segments)
         text = f"Not Found: {method[:32].decode('latin-1')} {asked[:256]}"

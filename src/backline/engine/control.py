@@ -43,7 +43,7 @@ class LogControl(Protocol):
     """
 
     def settings(self) -> Mapping[str, LogValue]:
-        """Returns all settings, in the order in which the description of LogControl lists them."""
+        """Returns all settings, in the order of the docstring of LogControl."""
 
     def recent(self, after: int = 0) -> Sequence[LogLine]:
         """Returns the latest entries with numbers above `after`, oldest first. Only the last 500 entries are
@@ -94,13 +94,13 @@ class Change:
 @decodable
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An entry of the audit log for a request to change something. The request succeeded, failed or was
-    refused at `time`.
+    """An entry of the audit log for a request to change something or to read what clients sent, or for any
+    request that was refused. The request succeeded, failed or was refused at `time` (seconds since 1970).
 
     `identity` is the name of the caller's key, certificate or token, empty if the caller has none; `address`
     is the address from which the request came. `route` is the HTTP method and path, or the gRPC method.
-    `detail` is the error. `suppressed` is the number of earlier refusals for the same address that were not
-    logged because there were too many.
+    `detail` is the error, if any. If an address causes too many refusals, some are not logged separately:
+    the entry for the last of these has their number in `suppressed`.
     """
 
     time: float
@@ -120,9 +120,9 @@ class RepositoryState:
     `location` is a path, or a URL without secrets. `models` are the names under which the models of the
     repository are served. `failures` maps the name of each model that cannot be loaded to the reason.
     `scanned` is the time when the last successful scan ended, in seconds since 1970, and `scan_seconds` the
-    duration of that scan; both are 0 before the first scan. `problem` says why the last scan failed; it is
-    empty if the scan succeeded. The repository is scanned when it reports changes or, if it cannot, every
-    `poll_seconds`; if `poll_seconds` is 0, only on request.
+    duration of that scan; both are 0 before the first successful scan. `problem` says why the last scan
+    failed; it is empty if the scan succeeded. The repository is scanned when it reports changes or, if it
+    cannot report them, every `poll_seconds`; if `poll_seconds` is 0, it is scanned only on request.
     """
 
     location: str
@@ -222,8 +222,8 @@ class Control(Protocol):
         """
 
     async def move_label(self, move: LabelMove, *, who: str) -> Change:
-        """Points a label to a version, which is loaded if necessary, or back to an earlier version; or
-        removes the label.
+        """Carries out `move`; loads the label's new version first if necessary. Returns the change, as an
+        entry of the audit log.
         """
 
     def check_changeable(self, what: str) -> None:

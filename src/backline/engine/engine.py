@@ -46,7 +46,7 @@ class Engine:
         self.trace_control: TraceControl | None = None
         #: The metrics that models define.
         self.custom_metrics = CustomMetrics()
-        #: The response cache, if it is in the server's memory.
+        #: The counters of the response cache; None if the server has no response cache in its memory.
         self.response_cache: CacheCounters | None = None
         #: Whether the engine computes quantiles of latencies for the versions that are added from now on.
         self.summarises_latencies = False
@@ -174,7 +174,7 @@ class Engine:
         return responses
 
     def is_unknown(self, name: str, version: str = "") -> bool:
-        """Returns whether a version is on demand and was never loaded, so that its inputs are unknown until
+        """Returns whether a version is on demand and was never loaded. Its inputs are then unknown until
         `wake` has loaded it.
 
         Raises NotFound if there is no such version, and Unavailable if it is not ready.
@@ -421,7 +421,7 @@ class Engine:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the server is stopping. If so, streams of responses that would never end must be ended."""
+        """Whether the server is stopping. Streams of events that have no end must then be closed."""
         return self._stopping
 
     def stopping(self) -> None:

@@ -67,7 +67,7 @@ class OpenSequences(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A description of how the server runs a model version, as texts for people to read."""
+    """A description, for people, of how the server runs a model version."""
 
     lane: str
     instances: int
@@ -129,7 +129,8 @@ class Model:
     #: The open sequences of a loaded model that has sequences; otherwise None.
     sequences: OpenSequences | None = None
     on_demand: bool = False
-    #: Loads an on-demand version without a request. Raises BacklineError, with the reason, if the load fails.
+    #: Loads an on-demand version without a request; None for other versions. Raises BacklineError, with the
+    #: reason, if the load fails.
     wake: Callable[[], Awaitable[None]] | None = None
     #: Whether the server counts as ready only if this version is ready. The lifecycle decides this; see
     #: ServedModel.publish.

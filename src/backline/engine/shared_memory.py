@@ -5,7 +5,7 @@ A client registers a POSIX shared memory object, or a part of one, under a name.
 Security: the objects are never mapped, but read and written as files
 (docs/decisions/client-shared-memory.md). A client may shrink its object at any time. An access to a mapping
 of the object would then raise SIGBUS and kill the server, whereas a read or write of a file fails with an
-error. Errors that Triton has too have its texts.
+error. Errors that Triton has too use Triton's texts.
 """
 
 from __future__ import annotations
@@ -147,8 +147,10 @@ class SharedMemory:
         self._lock = Lock()
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
-        """Registers a region of the object `key` (a name for shm_open) under `name`. Raises BacklineError if
-        that is not possible.
+        """Registers a region of the object `key` (a name for shm_open) under `name`.
+
+        Raises InvalidArgument for an invalid name or object, AlreadyExists if the name is in use, and
+        Unavailable if there are MAX_REGIONS regions already.
         """
         if not 0 < len(name) <= _LONGEST_NAME:
             raise InvalidArgument(
@@ -176,7 +178,7 @@ class SharedMemory:
             self.unregister(name)
 
     def regions(self) -> Iterator[Region]:
-        """Yields all regions, sorted by name."""
+        """Yields all regions, sorted by name, including unregistered regions that requests still use."""
         yield from sorted((*self._regions.values(), *self._leaving.values()), key=lambda region: region.name)
 
     def region(self, name: str) -> Region:

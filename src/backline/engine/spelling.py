@@ -63,7 +63,7 @@ def _parts(name: str) -> Iterator[str]:
 
 
 def _alike(one: str, other: str, cutoff: float) -> float:
-    """Returns the share of letters that two names have in common; 0 if the share is below the cutoff."""
+    """Returns the similarity of two names, as `nearest` defines it; 0 if it is below the cutoff."""
     longest = max(len(one), len(other))
     if not longest:
         return 1.0

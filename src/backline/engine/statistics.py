@@ -1,5 +1,5 @@
-"""Counters of requests, responses, runs, calls and loads. Those that Triton has too are defined as in Triton.
-Most of the counters are updated once per batch.
+"""Counters of requests, responses, runs, calls and loads. Counters that Triton has too are defined as in
+Triton. Most counters are updated once per batch.
 """
 
 from __future__ import annotations
@@ -257,8 +257,8 @@ class ModelStatistics:
             self.summaries.record(arrivals, started, ended, (compute_input, compute_infer, compute_output))
 
     def record_execution(self, items: int, started: int, gathered: int, ran: int, ended: int) -> None:
-        """Counts a run of the model, whatever its outcome. The arguments are as for `record_batch`; a time
-        that a failed run did not reach is 0.
+        """Counts a run of the model, whatever its outcome. The arguments are as for `record_batch`, but
+        `gathered` and `ran` are 0 if a failed run did not get that far.
         """
         self.execution_count += 1
         batch = self.batches[items]

@@ -362,7 +362,7 @@ class Ticket:
     # deadline and listeners
 
     def postpone(self, deadline: float | None) -> None:
-        """Changes the deadline of a waiting ticket."""
+        """Changes the deadline of a waiting ticket, and notifies its owner. None means no deadline."""
         self.deadline = deadline
         if self.owner is not None:
             self.owner.postponed(self)

@@ -1,4 +1,6 @@
-"""What the server is doing: counters of the process and of all models, read once a second for all readers."""
+"""Reports the server's activity to the console: counters of the process and of all models, read at most about
+once a second however many clients follow them.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,8 @@ class Activity:
         self._engine = engine
         self._number = 0
         self._read_at = 0.0
-        #: For each model and version, the last reading, the reading as JSON, and the number of the reading
-        #: that changed it.
+        #: For each model and version, its state in the last reading, its JSON for clients, and the number of
+        #: the reading in which it last changed.
         self._known: dict[tuple[str, str], tuple[object, bytes, int]] = {}
         self._order: list[tuple[str, str]] = []
         self._frames: dict[int, bytes] = {}
@@ -47,9 +49,10 @@ class Activity:
         self._gpus: Sequence[GpuReading] = ()
 
     async def frame(self, since: int) -> tuple[int, bytes]:
-        """Returns the number of the current reading and, as JSON, all that changed since reading `since`.
+        """Returns the number of the current reading and, as JSON, everything that has changed since reading
+        `since`.
 
-        A new reader passes 0, and then always the number that the previous call returned.
+        A client first passes 0, and then always the number that the previous call returned.
         """
         async with self._reading:
             if time.monotonic() - self._read_at >= INTERVAL * 0.9:

@@ -1,4 +1,4 @@
-"""Inputs to try a model with: examples from the model's folder, and recorded requests."""
+"""Serves inputs to try a model with: examples from the model's folder, and recorded requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The routes of the console: its files, the caller's permissions, and streams of what the server is doing."""
+"""Routes of the console: its files, the caller's permissions, and the server's activity, traces and log."""
 
 from __future__ import annotations
 
@@ -86,8 +86,7 @@ class ConsoleFiles:
         return _File(body, (kind, (b"etag", tag), policy, *_FIELDS), tag)
 
 
-#: Seconds after which a stream without news sends a comment, to find out whether the reader is still
-#: connected.
+#: Seconds after which an idle stream sends a comment, to find out whether the client is still connected.
 _ALIVE = 15.0
 #: The maximum number of traces that wait for a reader. Further traces are dropped, to limit memory.
 _WAITING = 100

@@ -128,7 +128,7 @@ def _fill_tensor(entry: Any, spec: TensorSpec, *, batched: bool) -> None:
 
 
 def _filename(backend: str) -> str:
-    """Returns the default file name of a backend's models."""
+    """Returns the default file name of a backend's models; empty if there is none."""
     return next(
         (filename for known in FORMATS if known.backend == backend for filename in known.filenames), ""
     )

@@ -1,4 +1,4 @@
-"""Metadata of the server and its models, and the repository index: plain data, the same for REST and gRPC."""
+"""Collects the metadata of the server and its models, and the repository index, for both REST and gRPC."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def model_listing(engine: Engine, may_see: MaySee) -> list[dict[str, Any]]:
     """Lists all versions of the models that the caller may see: state, reason, labels, memory, load progress.
 
     `ready` says whether the version takes requests, and `default` whether requests that name no version go to
-    it. `progress` is present only during a load, and gives the seconds since the start of the load and the
-    bytes fetched from the repository.
+    it. `progress` is present only during a load: the phase of the load, the seconds since the load started,
+    and the bytes fetched so far and in total (see LoadProgress).
     """
     listing = []
     for model in engine.models():

@@ -1,5 +1,5 @@
-"""The part of an inference request that is often the same in many requests: everything but the data and the
-id.
+"""Plans of inference requests. A plan has everything except the data and the id of a request, so requests
+that differ only in these two can share a cached plan.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class InferPlan:
         #: The only input, if its shape determines its size and nothing is in shared memory; otherwise None.
         self.single = inputs[0] if len(inputs) == 1 and inputs[0].size >= 0 else None
         self.declared: tuple[int | None, ...] = ()
-        #: Whether the request declares more BYTES than are decoded on the event loop.
+        #: Whether the binary data of the BYTES inputs is too large to decode on the event loop.
         self.large = False
         self.outputs: tuple[str, ...] | None = None
         self.binary: dict[str, bool] = {}

@@ -42,7 +42,7 @@ def apply_parameters(plan: InferPlan, given: Mapping[str, Any]) -> None:
 
 
 def class_count(output: str, value: object) -> int:
-    """Returns the number of classes requested of an output.
+    """Returns the number of classes requested of an output, limited to MAX_CLASSES.
 
     Raises InvalidArgument unless the value is a positive int.
     """
@@ -62,7 +62,7 @@ class PlanBuilder:
     """Collects the inputs and outputs of a request and checks them as far as possible without the model.
 
     Every method raises InvalidArgument for an invalid request, and Unsupported if clients may not share
-    memory. `model` and `id` are the names of the model and the request that error texts show.
+    memory. `model` and `id` identify the model and the request in error texts.
     """
 
     def __init__(self, model: str, id: str, memory: SharedMemory | None) -> None:
@@ -95,7 +95,9 @@ class PlanBuilder:
     def add_output(
         self, plan: InferPlan, name: str, parameters: Mapping[str, Any], *, binary: bool = False
     ) -> None:
-        """Adds a requested output. If `binary` is true, `parameters` may choose JSON or binary form."""
+        """Adds a requested output. If `binary` is true, the parameter `binary_data` chooses binary form or
+        JSON.
+        """
         if name in self._outputs:
             raise InvalidArgument(f"output '{name}' already exists in request")
         self._outputs[name] = None

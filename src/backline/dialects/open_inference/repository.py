@@ -51,9 +51,9 @@ DEPENDENTS = "unload_dependents"
 #: The maximum size of a load request without its files, in bytes.
 _MAX_LOAD = MAX_CONFIG + MAX_DOCUMENT
 _BACKSLASH = b"\\"
-#: How Triton's errors about unknown parameters of a load begin over HTTP.
+#: The beginning of Triton's HTTP error for an unknown load parameter.
 _UNKNOWN_OVER_HTTP = "unexpected error on creating Triton parameter: "
-#: The length in bytes of the longest escape in a JSON string, such as a hexadecimal one for "=".
+#: The length in bytes of the longest escape in a JSON string, such as \u003d for "=".
 _LONGEST_ESCAPE = 6
 #: The number of base64 characters decoded at a time, so that other threads can run in between.
 _PIECE = 1 << 20
@@ -284,7 +284,9 @@ def _who(caller: HttpRequest | UnaryCall) -> str:
 
 
 def _may_change(caller: HttpRequest | UnaryCall) -> MayChange:
-    """Returns a function that says whether the caller may change a model that the route does not name."""
+    """Returns the function that checks the caller's permission to change models that the route does not
+    name; see MayChange.
+    """
     identity = caller.identity
     return may_change_all if identity is None else partial(identity.require, Scope.MANAGE)
 
@@ -456,7 +458,7 @@ def _decode_base64(name: str, text: memoryview) -> Buffer:
         for start in range(0, len(text), _PIECE):
             more = start + _PIECE < len(text)
             piece, pending = pending + bytes(text[start : start + _PIECE]), b""
-            if _BACKSLASH in piece:  # JSON may escape any character, and often "/" and "="
+            if _BACKSLASH in piece:  # JSON may escape any character; some encoders escape "/" and "="
                 cut = piece.rfind(_BACKSLASH, -_LONGEST_ESCAPE) if more else -1
                 if cut >= 0:
                     piece, pending = piece[:cut], piece[cut:]

@@ -82,7 +82,10 @@ def _value(name: str, values: list[str]) -> SettingValue | None:
 
 
 def _read(body: Buffer) -> dict[str, SettingValue | None]:
-    """Reads the changed settings in a body, which may be empty. Raises InvalidArgument or PayloadTooLarge."""
+    """Reads the changed settings in a body; an empty body changes nothing. None clears a setting.
+
+    Raises InvalidArgument if the body is not such an object, and PayloadTooLarge above MAX_DOCUMENT bytes.
+    """
     check_document(body)
     try:
         return _trace_decoder.decode(body or b"{}")
@@ -137,8 +140,8 @@ class LoggingExtension:
                 " embeds it"
             )
         if changes:
-            # Changing the log can fill the disk or hide errors, so a server that refuses changes refuses this
-            # too.
+            # Changed log settings can fill the disk or hide errors, so they are refused wherever changes of
+            # models are refused.
             if self._engine.control is not None:
                 self._engine.control.check_changeable("the settings of the log")
             log.update(changes)

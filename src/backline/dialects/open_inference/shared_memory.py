@@ -96,7 +96,8 @@ class SharedInput(InputPlan):
     def read(self, buffer: Buffer, start: int, end: int) -> Tensor:
         """Copies the tensor from its region. The arguments are unused.
 
-        Raises BacklineError if the region is missing or too small, or its bytes are not the tensor.
+        Raises BacklineError if the region is missing or too small, or its bytes do not fit the datatype and
+        shape.
         """
         region = self.memory.region(self.place.region)
         region.check(self.place.offset, self.place.size)
@@ -176,7 +177,10 @@ class SharedTensors:
 
 
 class SharedMemoryRegions:
-    """System shared memory. Every method raises Unsupported if clients may not share memory."""
+    """Registers, unregisters and describes regions of system shared memory.
+
+    Every method raises Unsupported if clients may not share memory.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -228,7 +232,7 @@ class CudaRegions:
         return []
 
     def register(self, name: str, handle: bytes, invalid: str) -> None:
-        """Raises InvalidArgument, or Unsupported if clients may not share memory.
+        """Always fails: raises InvalidArgument, or Unsupported if clients may not share memory.
 
         The text of InvalidArgument starts with `invalid` if `handle` has the wrong size.
         """
@@ -280,7 +284,7 @@ class SharedMemoryRoutes:
             router.add(Scope.MANAGE, "POST", f"{base}/region/{{}}/unregister", unregister)
 
     def _register(self, name: str, request: HttpRequest) -> None:
-        _ = self._system.memory  # raises if memory may not be shared, before the request is read
+        _ = self._system.memory  # raises Unsupported, before the body is read
         asked = read_document(SystemDocument, request.body)
         if asked.key is UNSET:
             raise InvalidArgument("Shared memory register request has no 'key' field")

@@ -21,8 +21,8 @@ def model_statistics(
     Times are in ns. The iterator is lazy, because reading the counters of hundreds of models at once would
     block the event loop for too long. Versions that are not ready and have run nothing are left out.
     `details` adds what the gRPC message has no field for: `failure_stats` (see FAILURES), and `call_stats`
-    for models that call others. Raises NotFound for an unknown model or version, a version without a model,
-    and versions that are all left out because they are unavailable.
+    for models that call others. Raises NotFound for an unknown model or version, for a `version` without a
+    `name`, and for a named model whose requested versions are all unavailable and have run nothing.
     """
     if name:
         try:
@@ -84,7 +84,9 @@ def _statistics(model: Model) -> dict[str, Any]:
 
 
 def _details(counters: ModelStatistics) -> dict[str, Any]:
-    """Returns failures by reason, and calls to other models by the name of the model."""
+    """Returns the number of failures by reason and, if there are any, the counters of calls to other models
+    by the name of the model.
+    """
     called = {
         name: {
             "success": _duration(calls.success),

@@ -91,7 +91,7 @@ def model_document(model: Model, *, versioned: bool) -> dict[str, Any]:
 
 
 def _is_binary_only(model: Model) -> bool:
-    """Returns whether the Open Inference Protocol has no JSON for an input or output."""
+    """Returns whether an input or output has a datatype that cannot be sent as JSON in inference requests."""
     both = (*model.signature.inputs, *model.signature.outputs)
     return any(spec.datatype.name in ("FP16", "BF16") for spec in both)
 

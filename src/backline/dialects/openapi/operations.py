@@ -34,11 +34,11 @@ VERSION: Schema = {"anyOf": [NAME, {"type": "integer"}]}
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """The description of a route. `responses` maps media types to schemas; if it is empty, so is the
-    response.
+    """The description of a route. `responses` maps media types to schemas; if it is empty, responses have no
+    body.
 
-    `further` maps other statuses than 200 to their meanings, if their responses have the same media types and
-    schemas.
+    `further` maps statuses other than 200 to their meanings, if the body is then a JSON object that is not an
+    error.
     """
 
     tag: str
@@ -97,7 +97,7 @@ _LABEL, _SETTING, _MEMORY, _INFER = "Versions and labels", "Settings", "Shared m
 
 _PLAIN = Operation(
     _INFER,
-    "Run a model on inputs by name; responds with JSON or, by Accept, with one output as a file",
+    "Run a model on inputs by name; responds with JSON or, depending on Accept, with one output as a file",
     {
         JSON: OBJECT,
         EVENTS: EVENT,
@@ -120,7 +120,7 @@ _PLAIN = Operation(
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/"): Operation(
         _CONSOLE,
-        "The console for browsers; for other clients the routes",
+        "The console for browsers, the list of routes for other clients",
         {JSON: OBJECT, "text/html": STRING},
     ),
     ("GET", "/console"): Operation(_CONSOLE, "The console", {"text/html": STRING}),
@@ -130,19 +130,19 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         {"text/html": STRING, "text/css": STRING, "text/javascript": STRING, "image/svg+xml": STRING},
     ),
     ("GET", "/v2/access"): read(
-        _SERVER, "What the caller may do", having({"name": STRING, "grants": listed(OBJECT)})
+        _SERVER, "The caller's permissions", having({"name": STRING, "grants": listed(OBJECT)})
     ),
     ("GET", "/v2/activity"): Operation(
         _SERVER,
-        "Counters of all models; as server-sent events, what has changed each second",
+        "Counters of all models; as server-sent events, the changes of each second",
         {JSON: OBJECT, EVENTS: EVENT},
     ),
     ("GET", "/v2/traces"): Operation(
         _SERVER,
-        "The course of the last requests; as server-sent events, of each as it ends",
+        "Traces of the last requests; as server-sent events, the trace of each request when it ends",
         {JSON: OBJECT, EVENTS: EVENT},
     ),
-    ("GET", "/v2/graph"): read(_MODEL, "Which models call which", having({"models": listed(OBJECT)})),
+    ("GET", "/v2/graph"): read(_MODEL, "Models that call other models", having({"models": listed(OBJECT)})),
     ("GET", "/openapi.json"): read(_SERVER, "This document", OBJECT),
     ("GET", "/metrics"): Operation(_SERVER, "Metrics for Prometheus", {"text/plain": STRING}),
     ("GET", "/v2"): read(
@@ -182,7 +182,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         ),
     ),
     **both("GET /stats", read(_MODEL, "Counters", having({"model_stats": listed(OBJECT)}))),
-    **both("GET /openapi.json", read(_MODEL, "An OpenAPI document of the model alone", OBJECT)),
+    **both("GET /openapi.json", read(_MODEL, "The OpenAPI document of this model", OBJECT)),
     **both(
         "GET /ready",
         Operation(
@@ -240,9 +240,9 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/v2/repository/index"): change(
         _REPOSITORY, "All versions with state and reason", fields({}, {"ready": BOOLEAN}), _INDEX
     ),
-    ("GET", "/v2/repository/{}/index"): read(_REPOSITORY, "The same as without a name", _INDEX),
+    ("GET", "/v2/repository/{}/index"): read(_REPOSITORY, "The same as /v2/repository/index", _INDEX),
     ("POST", "/v2/repository/{}/index"): change(
-        _REPOSITORY, "The same as without a name", fields({}, {"ready": BOOLEAN}), _INDEX
+        _REPOSITORY, "The same as /v2/repository/index", fields({}, {"ready": BOOLEAN}), _INDEX
     ),
     ("POST", "/v2/repository/{}/models/{}/load"): change(_REPOSITORY, "Not supported"),
     ("POST", "/v2/repository/{}/models/{}/unload"): change(_REPOSITORY, "Not supported"),
@@ -290,7 +290,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/v2/logging"): change(_SETTING, "Change settings of the log", OBJECT, OBJECT),
     ("GET", "/v2/logging/lines"): Operation(
         _SETTING,
-        "The last lines of the log; as server-sent events, also further ones as they come",
+        "The last lines of the log; as server-sent events, also each new line",
         {JSON: having({"lines": listed(OBJECT)}), EVENTS: EVENT},
     ),
     ("GET", "/v2/trace/setting"): read(_SETTING, "The trace settings", OBJECT),
@@ -319,8 +319,8 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         for method, end, operation in (
             ("GET", "/status", read(_MEMORY, "All regions", listed(OBJECT))),
             ("GET", "/region/{}/status", read(_MEMORY, "A region", listed(OBJECT))),
-            ("POST", "/unregister", change(_MEMORY, "Forget all regions")),
-            ("POST", "/region/{}/unregister", change(_MEMORY, "Forget a region")),
+            ("POST", "/unregister", change(_MEMORY, "Unregister all regions")),
+            ("POST", "/region/{}/unregister", change(_MEMORY, "Unregister a region")),
         )
     },
     ("POST", "/v2/systemsharedmemory/region/{}/register"): change(

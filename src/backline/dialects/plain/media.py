@@ -1,4 +1,6 @@
-"""The forms of a response: JSON with all outputs, or one output as an array, image, sound or text."""
+"""Chooses the form of a response by the Accept field: JSON with all outputs, or one output as an array,
+image, sound or text. Encodes single outputs, and reads .npy files.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,7 @@ def accepted(field: bytes) -> Form:
             best = quality, Form(match, parameters)
     if best is None:
         raise NotAcceptable(
-            f"Accept '{field[:100].decode('latin-1')}' allows none of the forms that a response can have:"
+            f"Accept '{field[:100].decode('latin-1')}' matches none of the types that a response can have:"
             f" {', '.join(FORMS)}"
         )
     return best[1]
@@ -145,9 +147,9 @@ def _padded(tensor: Tensor) -> np.ndarray:
 
 
 def write_png(tensor: Tensor, _: Form) -> bytes:
-    """Encodes UINT8 [height, width, 1, 3 or 4 colours] as PNG (ISO 15948).
+    """Encodes UINT8 in shape [height, width] or [height, width, 1, 3 or 4 channels] as PNG (ISO 15948).
 
-    A BYTES tensor must already contain a complete PNG file.
+    A BYTES tensor must already contain a complete PNG file. Raises NotAcceptable for any other tensor.
     """
     if tensor.datatype is DataType.BYTES:
         element = _only(tensor)
@@ -176,7 +178,8 @@ def write_png(tensor: Tensor, _: Form) -> bytes:
 def write_wav(tensor: Tensor, form: Form) -> bytes:
     """Encodes samples, INT16 or FP32 in shape [frames] or [frames, up to 8 channels], as WAV.
 
-    A BYTES tensor must already contain a complete WAV file.
+    A BYTES tensor must already contain a complete WAV file. Raises NotAcceptable for any other tensor, and if
+    the Accept field has no valid `rate`, the sample rate in Hz.
     """
     if tensor.datatype is DataType.BYTES:
         element = _only(tensor)

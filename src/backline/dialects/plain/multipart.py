@@ -33,7 +33,9 @@ def media_type(value: bytes) -> tuple[str, dict[str, str]]:
 
 
 def _parameters(field: str) -> dict[str, str]:
-    """Returns the parameters after the first semicolon. Browsers write a quote in a file's name as %22."""
+    """Returns the parameters after the first semicolon. A quote in a file's name stays %22, as browsers send
+    it.
+    """
     return {
         name.lower(): re.sub(r"\\(.)", r"\1", quoted) if quoted else plain
         for name, quoted, plain in _PARAMETER.findall(field)

@@ -1,4 +1,4 @@
-"""Reads a plain request: JSON by the names of inputs, a form with a part per input, or a raw body."""
+"""Reads a plain request: JSON with the inputs by name, a form with a part per input, or a raw body."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _FORMS = frozenset(("", "application/json", "application/x-www-form-urlencoded")
 
 @dataclass(slots=True, eq=False)
 class PlainPlan:
-    """How to run a request and write its response; see RequestPlan.
+    """A RequestPlan of plain HTTP, which also says how to write the response.
 
     `json_outputs` are the outputs whose elements are JSON texts. With `unbatched`, the request left out the
     batch dimension, so the response does too.
@@ -139,8 +139,8 @@ def _too_large(what: str, size: int, of: str, limit: int) -> PayloadTooLarge:
 
 
 def plain_parameters(value: Any) -> dict[str, Parameter]:
-    """Returns the parameters in a decoded JSON value. Raises InvalidArgument if a request cannot have one of
-    them.
+    """Returns the parameters in a decoded JSON value. Raises InvalidArgument if the value is not an object of
+    strings, numbers and booleans, or has an integer that does not fit into 64 bits.
     """
     if not isinstance(value, dict) or not all(isinstance(one, str | int | float) for one in value.values()):
         raise InvalidArgument("'parameters' must be an object of strings, numbers, true and false")
@@ -185,7 +185,11 @@ def _json_of(name: str, text: bytes) -> Any:
 
 
 def _of_body(spec: TensorSpec, kind: str, body: bytes, model: Model) -> Tensor:
-    """Returns the tensor in a file or raw body of a media type."""
+    """Returns the tensor in `body`, a file or raw body of the media type `kind`.
+
+    Raises InvalidArgument if the bytes do not fit the input, and UnsupportedMediaType if the input cannot be
+    read from this type.
+    """
     if kind in (NPY, "application/npy"):
         return _of_npy(spec, body)
     if spec.datatype is DataType.BYTES:
@@ -225,10 +229,10 @@ def _of_npy(spec: TensorSpec, body: bytes) -> Tensor:
 
 
 def _shape_for(spec: TensorSpec, size: int, model: Model) -> tuple[int, ...]:
-    """Returns the shape of raw numbers.
+    """Returns the shape of an input that is sent as `size` bytes of raw numbers.
 
     The length of a variable dimension follows from `size`. If a batched model has more than one variable
-    dimension, the batch has one item.
+    dimension, the batch has one item. Raises InvalidArgument if the shape does not follow from `size`.
     """
     dimensions = list(spec.shape)
     if model.max_batch_size and dimensions and dimensions.count(-1) > 1:

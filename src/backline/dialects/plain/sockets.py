@@ -80,8 +80,8 @@ class SocketService:
             ) from None
         if socket is None:
             error = UpgradeRequired(
-                "this path takes WebSocket (RFC 6455, version 13) over HTTP/1.1; send single requests to"
-                f" POST /models/{model[:64]}"
+                "this path accepts only WebSocket (RFC 6455, version 13) over HTTP/1.1; send single requests"
+                f" to POST /models/{model[:64]}"
             )
             respond_error(request, error, [(b"upgrade", b"websocket")])
             return

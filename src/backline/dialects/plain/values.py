@@ -1,4 +1,4 @@
-"""Tensors as people write them in JSON: nested lists of plain numbers, true and false, or strings.
+"""Converts tensors from and to JSON as people write it: nested lists of numbers, true and false, or strings.
 
 Unlike in the Open Inference Protocol, the nesting gives the shape, and every datatype can be written: NaN
 and the infinities are the strings "NaN", "Infinity" and "-Infinity", and a string that is not UTF-8 is
@@ -29,7 +29,7 @@ MAX_RANK = 32
 NON_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 _FLOATS = (DataType.FP16, DataType.FP32, DataType.FP64, DataType.BF16)
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-#: What the error texts call the elements of a datatype.
+#: What error texts say that an element must be. Datatypes that are not listed need whole numbers.
 _EXPECTED = {DataType.BOOL: "true or false", DataType.BYTES: 'a string or {"b64": "..."}'} | dict.fromkeys(
     _FLOATS, "a number"
 )
@@ -94,7 +94,7 @@ def _lists(tensor: Tensor, json: bool, data: np.ndarray) -> Any:
 
 
 def widened(bits: np.ndarray) -> np.ndarray:
-    """Returns the FP32 values of BF16, which is the upper half of FP32."""
+    """Returns the FP32 values of BF16 numbers, whose bits are the upper half of FP32."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
@@ -217,9 +217,7 @@ def _json_value(name: str, element: Any) -> Any:
     try:
         return _decode(element)
     except (ValueError, RecursionError) as error:
-        raise Internal(
-            f"output '{name}' should have JSON, but the model returned other text: {error}"
-        ) from None
+        raise Internal(f"output '{name}' must be JSON, but the model returned other text: {error}") from None
 
 
 def _strings(elements: list[bytes], shape: Shape) -> np.ndarray:

@@ -102,8 +102,8 @@ class QueuePolicy:
     If `max_size` is None, the server determines the maximum number. `timeout_us` is in microseconds; 0 means
     no timeout. With `may_shorten`, a request may set a shorter timeout; if `timeout_us` is 0, a request may
     set any timeout, unless `timed` is False. A request that has waited for its timeout is refused. With
-    `delay`, such a request instead waits on until no other request of the same or a higher priority is
-    waiting.
+    `delay`, such a request instead stays in the queue until no other request of the same or a higher priority
+    is waiting.
     """
 
     max_size: int | None = None

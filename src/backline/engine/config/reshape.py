@@ -47,8 +47,8 @@ Reshapes: TypeAlias = Mapping[str, Reshape]
 
 
 def reshape_arrays(arrays: Mapping[str, np.ndarray], reshapes: Reshapes) -> dict[str, np.ndarray]:
-    """Reshapes the arrays for which there is a reshape. Raises Internal for a shape that does not fit the
-    reshape.
+    """Reshapes the arrays that have an entry in `reshapes`, and returns the others unchanged. Raises Internal
+    for a shape that does not fit its Reshape.
     """
     return {
         name: reshapes[name].array(name, array) if name in reshapes else array
@@ -57,8 +57,8 @@ def reshape_arrays(arrays: Mapping[str, np.ndarray], reshapes: Reshapes) -> dict
 
 
 def reshape_tensor(tensor: Tensor, reshapes: Reshapes) -> Tensor:
-    """Reshapes the tensor if there is a reshape for it. Raises Internal if the tensor's shape does not fit
-    the reshape.
+    """Reshapes the tensor if it has an entry in `reshapes`. Raises Internal if the tensor's shape does not
+    fit its Reshape.
     """
     reshape = reshapes.get(tensor.name)
     if reshape is None:

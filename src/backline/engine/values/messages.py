@@ -73,7 +73,7 @@ class InferRequest(Struct, frozen=True, eq=False):
 
     `model_version` is a version or a label; empty means the default version. `outputs` names the requested
     outputs; None means all. `priority` 0 means the model's default priority, and 1 the highest. `deadline` is
-    a time in seconds of time.monotonic(); a request that has not started by then is refused. `timeout` is the
+    a time in seconds of time.monotonic(); a request that has not started by then expires. `timeout` is the
     number of seconds for which the request may wait in a queue, if the model's queue policy lets callers set
     it. `arrived_ns` is a time of time.monotonic_ns(). `via` has the ids of the remote models on other servers
     that have sent the request here; see `fleet/loop_check.py`.

@@ -110,7 +110,7 @@ def _unsigned(key: str, value: object, otherwise: str = "unsigned-integer") -> i
 
 
 def boolean(key: str, value: object) -> bool:
-    """Returns the value of a parameter that must be a boolean. Raises InvalidArgument if it is not."""
+    """Returns the value of a parameter that must be a boolean. Raises WrongType if it is not."""
     if not isinstance(value, bool):
         raise WrongType(key, "boolean", f"parameter '{key}' must be true or false, got {shown(value)}")
     return value

@@ -46,9 +46,9 @@ class TensorSpec:
     """An input or output of a model.
 
     `shape` has -1 for variable dimensions. `labels` name the classes of a classification output. In a
-    configuration, `shape` is the shape that clients see, and `reshape` is the shape that the model has
-    instead. `json` is "object" or "list" if each element of a BYTES tensor is the JSON text of an object or a
-    list. `media` is "image" or "audio" if each element is a file of that kind.
+    configuration, `shape` is the shape that clients see, and `reshape` the shape that the model has, or None
+    if both are the same. `json` is "object" or "list" if each element of a BYTES tensor is the JSON text of
+    an object or a list. `media` is "image" or "audio" if each element is a file of that kind.
     """
 
     name: str
@@ -102,7 +102,7 @@ class RequestCheck:
         self._outputs = frozenset(spec.name for spec in signature.outputs)
         self._names = frozenset(spec.name for spec in signature.inputs)
         self._required = frozenset(spec.name for spec in signature.inputs if not spec.optional)
-        #: The first dimension of an item.
+        #: The index of the first dimension that is not the batch dimension.
         self._first = first = 1 if max_batch_size else 0
         self._fixed = signature.is_fixed(batched=max_batch_size > 0)
         self._single = len(signature.inputs) == 1 and not signature.inputs[0].optional

@@ -135,8 +135,8 @@ def decode_tensor(name: str, datatype: DataType, shape: Shape, raw: Buffer) -> T
 
 
 def encode_tensor(tensor: Tensor) -> Buffer:
-    """Returns the bytes of a tensor, in the form that `decode_tensor` reads. The bytes are a view if the
-    array is contiguous and larger than 4 KiB.
+    """Returns the bytes of a tensor, in the form that `decode_tensor` reads. Except for BYTES, the result is
+    a view of the array if the array is contiguous and larger than 4 KiB.
     """
     if tensor.datatype is DataType.BYTES:
         return _encode_bytes(tensor.data)

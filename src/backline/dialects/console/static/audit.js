@@ -1,4 +1,4 @@
-// Who changed what, and who was refused, as it happens.
+// The audit log, kept up to date: who changed what, and who was refused.
 
 import { fill, h, table, when } from "./dom.js";
 import { json } from "./api.js";
@@ -21,7 +21,7 @@ export function audit(main) {
       `${one.model ?? ""}${one.version ? ` ${one.version}` : ""}`, one.detail + (one.suppressed ? ` (and ${one.suppressed} more)` : "")]), "Audit log")
       : h("p", { class: "empty" }, "Nothing yet."));
   };
-  // Requests only entries from just before the newest known one. Several may have the same time, so they are compared.
+  // Entries may have the same time, so this requests some known ones again, and skips them.
   const read = () => json(`/v2/audit?limit=200&after=${entries.length ? entries[0].time - 0.001 : 0}`).then((told) => {
     const known = new Set(entries.map((one) => JSON.stringify(one))), found = told.entries.filter((one) => !known.has(JSON.stringify(one)));
     if (entries.length && !found.length) return;

@@ -1,4 +1,4 @@
-// What the server is doing, from the stream of its counters: rates and percentiles over the last seconds.
+// Computes rates and percentiles over the last seconds from the stream of the server's counters.
 
 import { follow } from "./api.js";
 

@@ -1,4 +1,4 @@
-// The places that models come from, when they were last scanned, and what is wrong in them.
+// The repositories: when each was last scanned, and which of its models cannot be loaded.
 
 import { fill, h, number, when } from "./dom.js";
 import { json, mayChange } from "./api.js";

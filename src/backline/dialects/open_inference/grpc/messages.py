@@ -1,4 +1,6 @@
-"""inference.ModelInferRequest, with raw or typed contents, and ModelInferResponse, with raw contents."""
+"""Reads inference.ModelInferRequest, with raw or typed contents, and writes ModelInferResponse, with raw
+contents.
+"""
 
 from __future__ import annotations
 
@@ -243,7 +245,7 @@ def _parameters(given: Any) -> dict[str, Parameter]:
 def _check_region(tensor: Any, parameters: Mapping[str, Parameter]) -> None:
     """Raises InvalidArgument for a shared memory region that is given without a size.
 
-    As in Triton, only HTTP allows this.
+    As in Triton, such a region is allowed only over HTTP.
     """
     if REGION in parameters and REGION_SIZE not in parameters:
         raise InvalidArgument(
@@ -316,7 +318,7 @@ def _read_contents(spec: InputPlan, given: Any, model: str, id: str) -> Tensor:
             raise wrong_count(name, spec.count, len(values)).in_request(prefix(id), model)
         raise size_mismatch(spec, len(values) * datatype.itemsize, model, id)
     data = np.empty(spec.count, spec.dtype)
-    # The interpreter cannot switch threads while it copies a part of the values.
+    # Copied in parts, because the interpreter cannot switch threads during a copy.
     for start in range(0, spec.count, PIECE):
         part = values[start : start + PIECE]
         if field.limits is not None:

@@ -155,9 +155,9 @@ class InferenceService:
         return methods
 
     def _model_ready(self, asked: Any) -> dict[str, bool]:
-        """Responds with whether a model is ready.
+        """Returns the response that says whether a model is ready.
 
-        As in Triton, an unknown model is not ready, rather than an error.
+        As in Triton, an unknown model counts as not ready and is not an error.
         """
         try:
             return {"ready": self._engine.is_ready(asked.name, asked.version)}

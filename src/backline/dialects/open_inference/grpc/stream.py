@@ -110,8 +110,8 @@ class _Stream:
         self._room = asyncio.Event()
         self._strict = call.metadata.get(b"triton_grpc_error", b"").lower() == b"true"
         self._response = message("inference.ModelStreamInferResponse")
-        # Appended to a response to say whether the response is the last, because concatenated protobuf
-        # messages merge.
+        # One of these is appended to an encoded response to say whether it is the last: concatenated protobuf
+        # messages merge into one.
         part = message("inference.ModelInferResponse")
         self._last: bytes = part(parameters={FINAL: {"bool_param": True}}).SerializeToString()
         self._not_last: bytes = part(parameters={FINAL: {"bool_param": False}}).SerializeToString()
@@ -330,7 +330,9 @@ class _Stream:
 
 
 class StreamBudget:
-    """Counts what one stream has in flight. Records the size of each model's last response."""
+    """Counts the requests in flight and the unsent responses of one stream. Records the size of each model's
+    last response, as an estimate for the next one.
+    """
 
     def __init__(self, answer_sizes: Memo[str, int]) -> None:
         self._answer_sizes = answer_sizes

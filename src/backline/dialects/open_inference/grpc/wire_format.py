@@ -1,4 +1,4 @@
-"""The outermost layer of inference messages in protobuf's wire format
+"""Reads and writes the outermost layer of inference messages in protobuf's wire format
 (https://protobuf.dev/programming-guides/encoding/).
 
 Tensors are by far the largest part of a message and the only part that differs from request to request, yet

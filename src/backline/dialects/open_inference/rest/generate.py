@@ -392,8 +392,8 @@ def _decoded(spec: TensorSpec, count: int, text: bytes) -> Tensor:
 
 
 def _shape(spec: TensorSpec, count: int) -> Shape:
-    """Returns a shape for `count` elements: variable dimensions are 1, except the innermost, which takes the
-    rest.
+    """Returns a shape for `count` elements: the innermost variable dimension gets all elements that the fixed
+    dimensions leave, and other variable dimensions are 1. Raises InvalidArgument if no such shape exists.
     """
     shape = list(spec.shape or SCALAR)
     for dimension in shape:
@@ -424,7 +424,7 @@ def _value(tensor: Tensor, *, is_json: bool) -> Any:
             values = [_skip(text) for text in values]
         except (ValueError, RecursionError) as error:
             raise Internal(
-                f"output '{tensor.name}' should have JSON, but the model returned other text: {error}"
+                f"output '{tensor.name}' must be JSON, but the model returned other text: {error}"
             ) from None
     return values[0] if len(values) == 1 else values
 

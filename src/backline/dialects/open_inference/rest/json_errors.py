@@ -1,4 +1,4 @@
-"""Triton's texts for JSON that is not an inference request, each followed by what is wrong, and where."""
+"""Makes the errors for JSON that is not an inference request: Triton's text, then what is wrong and where."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ class _Given(msgspec.Struct):
 def _odd_parameter(document: Buffer) -> str:
     """Returns the first parameter of a request whose value is not a number, a boolean or a string.
 
-    Empty if there is none, or if the document is malformed after the parameter, where the decoder has not
-    looked.
+    Empty if there is none, or if the document is malformed after the parameter: the decoder that rejected the
+    parameter did not read that part.
     """
     try:
         given = msgspec.json.decode(document, type=_Given).parameters

@@ -1,4 +1,4 @@
-"""Inference requests over REST: JSON, followed by the tensors in binary form."""
+"""Reads inference requests over REST: JSON, followed by the tensors in binary form."""
 
 from __future__ import annotations
 
@@ -155,7 +155,9 @@ class RestReader:
         return plan, id, {spec.name: Tensor(spec.name, spec.datatype, spec.shape, array.reshape(spec.shape))}
 
     def _read_many_numbers(self, body: Buffer, model: str, version: str) -> Decoded | None:
-        """Reads a large request as `_read_numbers` does, unless its numbers are in nested lists."""
+        """Reads a large request as `_read_numbers` does. Also returns None for nested lists and for numbers
+        that do not fit the input.
+        """
         known = self._find_plan(bytes(body[:_MAX_REMEMBERED_SIZE]))
         if known is None:
             return None

@@ -1,4 +1,4 @@
-"""Inference responses over REST: JSON, followed by the tensors in binary form."""
+"""Writes inference responses over REST: JSON, followed by the tensors in binary form."""
 
 from __future__ import annotations
 
