@@ -103,7 +103,7 @@ def _row(entry: Change | Attempt) -> tuple[str, ...]:
             "-",
             entry.detail,
         )
-    more = f" (and {entry.suppressed} more)" if entry.suppressed else ""
+    more = f" (and {entry.suppressed - 1} more)" if entry.suppressed > 1 else ""
     return (
         when,
         entry.outcome,

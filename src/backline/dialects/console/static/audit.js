@@ -18,7 +18,7 @@ export function audit(main) {
       h("span", { class: "num" }, when(one.time)),
       h("span", { class: `dot ${one.outcome === "done" || one.action ? "good" : "bad"}` }, one.outcome ?? "changed"),
       one.identity || one.who || one.address || "–", one.route ?? `${one.action}${one.label ? ` ${one.label}` : ""}`,
-      `${one.model ?? ""}${one.version ? ` ${one.version}` : ""}`, one.detail + (one.suppressed ? ` (and ${one.suppressed} more)` : "")]), "Audit log")
+      `${one.model ?? ""}${one.version ? ` ${one.version}` : ""}`, one.detail + (one.suppressed > 1 ? ` (and ${one.suppressed - 1} more)` : "")]), "Audit log")
       : h("p", { class: "empty" }, "Nothing yet."));
   };
   // Entries may have the same time, so this requests some known ones again, and skips them.
