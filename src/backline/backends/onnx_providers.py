@@ -191,7 +191,9 @@ def usable_gpus(runtime: Any) -> Gpus:
 
 
 def can_use(runtime: Any, provider: Provider) -> bool:
-    """Returns whether a session can use a provider; if not, ONNX Runtime uses the CPU and only logs this."""
+    """Returns whether a session can use a provider. If not, ONNX Runtime would only log a fallback to the
+    CPU.
+    """
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # fatal
     try:
