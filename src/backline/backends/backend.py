@@ -109,7 +109,7 @@ class StreamingModel(Protocol):
 
     @property
     def streams_at_once(self) -> int:
-        """The number of streams to compute at the same time, each on a thread, if it is not configured."""
+        """The number of streams to compute at the same time, each on a thread, unless configured."""
 
     def stream(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], parameters: Mapping[str, Parameter]

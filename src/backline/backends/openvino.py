@@ -110,8 +110,8 @@ class OpenVino:
             }
         core = runtime.Core()
         if _size_of_files(path) <= MOST_READ:
-            # Otherwise, OpenVINO maps the weights for as long as the model is loaded. If another program then
-            # overwrote their file, the weights of the served model would change, and if the file became
+            # By default, OpenVINO maps the weights for as long as the model is loaded. If another program
+            # then overwrote their file, the weights of the served model would change, and if the file became
             # shorter, the kernel would kill the server with SIGBUS.
             core.set_property({"ENABLE_MMAP": False})
         with loading(path, f"OpenVINO {runtime.__version__}"):

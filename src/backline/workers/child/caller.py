@@ -329,8 +329,8 @@ class Caller:
 
 
 class Measures:
-    """Sends the values of the model's metrics to the server. May be used on any thread. The server may handle
-    a response that the model sends later before it records a value.
+    """Sends the values of the model's metrics to the server. May be used on any thread. The server may record
+    a value only after it has handled a response that the model sent later.
     """
 
     def __init__(self, caller: Caller) -> None:

@@ -90,7 +90,7 @@ class DataChannel:
             self._last = requests[-1].number
 
     def credit(self, number: int, count: int) -> None:
-        """Grants a request credit for further responses."""
+        """Adds the credit for `count` further responses that the server has granted to a request."""
         request = self.open.get(number)
         if request is not None:
             request.may_send(count)

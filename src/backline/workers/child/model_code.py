@@ -55,7 +55,7 @@ class ModelCode:
         raise InvalidArgument(f"{self.name.partition('.')[0]}.{name} is {value!r}, expected {expected}")
 
     def misspelt(self) -> list[str]:
-        """Returns warnings about numbers and booleans whose names are similar to that of a setting."""
+        """Returns a warning for each number or boolean whose name is similar to that of a setting."""
         where = self.name.partition(".")[0] + "." if self.owner is not None else ""
         named = (
             name

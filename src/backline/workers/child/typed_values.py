@@ -32,8 +32,8 @@ _SINGLE: Mapping[type, DataType] = {
 
 @dataclass(frozen=True, slots=True)
 class TypedValue:
-    """An input or output with the type of its hint. `kind` is the Python type of a single value, or None for
-    an array.
+    """An input or output, as its type hint describes it. `kind` is the Python type of a single value, or None
+    for an array.
 
     `media` decodes and encodes image and audio files. `limit` is the maximum decoded size in bytes.
     """

@@ -44,7 +44,7 @@ _REST_WITHIN = 0.1
 class WorkerOutput:
     """Reads one of a worker's two output streams, and logs each line, or each traceback, as one record.
 
-    Use only on the event loop.
+    Use it only on the event loop.
     """
 
     def __init__(self, descriptor: int, label: str, level: int, loop: asyncio.AbstractEventLoop) -> None:

@@ -64,7 +64,7 @@ _OPEN_STREAMS = 128
 
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
-    """How to run workers. Where a value is None, the setting in the model's code applies or, if there is
+    """The settings of a pool. Where a value is None, the setting in the model's code applies or, if there is
     none, the default.
 
     `execution_timeout` is in seconds. Requests whose worker ends are retried once, unless `idempotent` is

@@ -69,8 +69,8 @@ _SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="spawn")
 
 @dataclass(frozen=True, slots=True)
 class WorkerCommand:
-    """How to start a worker, and the model to load. `environment` is added to the server's environment
-    variables.
+    """The interpreter and settings of a worker, and the model that it loads. `environment` is added to the
+    server's environment variables.
     """
 
     load: WorkerLoad
