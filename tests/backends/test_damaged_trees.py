@@ -196,7 +196,7 @@ def uncategorised(model: Any) -> None:
         (setter("left_children", 0, 1_000_000), "children"),
         (setter("left_children", 0, 0), "children"),
         (setter("left_children", 0, 2), "child of two splits"),
-        (setter("left_children", 0, -1), "a node has one child"),
+        (setter("left_children", 0, -1), "a node has only one child"),
         (setter("parents", 1, 1_000_000), "parents"),
         (setter("parents", 1, -1), "parents"),
         (setter("parents", 2, 1), "parents contradict the children"),

@@ -341,7 +341,7 @@ def test_requests_at_the_same_time_are_a_batch(archives: ServerProcess) -> None:
     [
         ("bad", 400, "a bad request"),
         ("broken", 500, "KeyError: 'it broke'"),
-        ("few", 500, "the handler returned 0 answers to 1 requests"),
+        ("few", 500, "the handler returned 0 results for 1 rows"),
         ("teapot", 404, "no such tea"),
     ],
 )
@@ -724,7 +724,7 @@ BAD_HANDLERS = {
     "unknown": (
         {"handler": "nobody"},
         {},
-        "does not hold its handler 'nobody.py', and no built-in handler has that name",
+        "does not contain its handler 'nobody.py', and no built-in handler has that name",
     ),
     "syntax": ({"handler": "h.py"}, {"h.py": "def handle(:"}, "SyntaxError"),
     "nothing": ({"handler": "h.py"}, {"h.py": "x = 1"}, "expected a function handle"),

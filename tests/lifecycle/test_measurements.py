@@ -143,7 +143,7 @@ def test_an_answer_without_the_configured_batch_is_an_error_that_says_so(
 
     text = asyncio.run(scenario())
     assert "output 'Y' of model 'wrong' has shape [5] for a batch of" in text
-    assert "although its configuration sets max_batch_size to 8: set it to 0" in text
+    assert "although the model's configuration sets max_batch_size to 8: set it to 0" in text
 
 
 def test_a_model_whose_batch_was_proved_still_broadcasts_its_inputs(home: Homes, repository: Path) -> None:

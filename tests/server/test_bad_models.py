@@ -167,8 +167,8 @@ RETURNED = {
         "count",
     ): "Number of InferenceResponse objects do not match the number of InferenceRequest objects",
     ("triton", "type"): "Expected a list in the execute return",
-    ("handler", "count"): "the handler returned 0 answers to 1 requests",
-    ("handler", "type"): "the handler returned a int, expected a list with an answer for each of 1 requests",
+    ("handler", "count"): "the handler returned 0 results for 1 rows",
+    ("handler", "type"): "the handler returned a int, expected a list with one result for each of 1 rows",
 }
 HOWS = [*IN_PREDICT, "fork", "fine"]
 

@@ -50,7 +50,9 @@ def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
 
 
 def _other_axis(spec: TensorSpec) -> str:
-    """Returns a hint for the error text: how to configure another dimension as the batch."""
+    """Returns the end of an error text that says how to configure another dimension as the batch dimension,
+    or "" if no dimension is variable.
+    """
     axis = next((index for index, dim in enumerate(spec.shape) if dim == -1), None)
     return (
         "" if axis is None else f", or name the batch dimension, as backline.batch_axis.{spec.name} = {axis}"

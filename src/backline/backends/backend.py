@@ -22,8 +22,8 @@ Cancellable: TypeAlias = Callable[[], tuple[Run, Callable[[], None]]]
 
 
 class LoadedModel(Protocol):
-    """A model in memory. `run` may be called on several threads at once, because runtimes compute without the
-    GIL.
+    """A model in memory. `run` may be called on several threads at once: most runtimes release the GIL while
+    they compute.
     """
 
     @property
@@ -88,7 +88,7 @@ class UnboundedModel(Protocol):
 
     @property
     def unbounded(self) -> str:
-        """The reason why a run may take any length of time, such as LOOPS or COMPILES; "" if none may."""
+        """The reason why a run may take any length of time: LOOPS or COMPILES, or "" if there is none."""
 
 
 #: Values of UnboundedModel.unbounded, as the end of a sentence.
@@ -109,7 +109,7 @@ class StreamingModel(Protocol):
 
     @property
     def streams_at_once(self) -> int:
-        """The number of streams to compute at the same time, each on a thread, if it is not configured."""
+        """The number of streams to compute at the same time, each on a thread, unless configured."""
 
     def stream(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], parameters: Mapping[str, Parameter]
@@ -145,8 +145,8 @@ class HostedModel:
     parameters: Mapping[str, str] = field(default_factory=dict)
     #: Instance groups from the model's own files, used if the configuration has none.
     groups: tuple[InstanceGroup, ...] = ()
-    #: Whether requirements.txt lists only packages to add to those of the server, unless the model asks for
-    #: another Python version; otherwise it lists all packages.
+    #: Whether the packages in requirements.txt are added to those of the server, unless the model asks for
+    #: another Python version. If False, requirements.txt lists all packages that the model needs.
     on_top: bool = False
     #: For a file that a runtime loads inside the worker, the encoded RuntimeJob. Such a worker uses the
     #: server's own environment and cannot call other models.

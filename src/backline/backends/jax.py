@@ -150,7 +150,7 @@ class JaxModel:
     """An exported function, which is compiled for each combination of input shapes."""
 
     threads_per_run = 1
-    #: See UnboundedModel. Functions with loops need no other value, because all functions are compiled.
+    #: See UnboundedModel. Because all functions are compiled, this also covers functions with loops.
     unbounded = COMPILES
 
     def __init__(

@@ -142,7 +142,7 @@ def _trees(content: bytes, header: Mapping[str, str], first: int, end: int) -> l
 def _check_tree(tree: Mapping[str, str], features: int) -> None:
     leaves, categories = int(tree["num_leaves"]), int(tree["num_cat"])
     if not 0 < leaves <= 1 << 24:
-        raise Damaged(f"it has {leaves} leaves")
+        raise Damaged(f"it has {leaves} leaves, which is out of range")
     _count(tree, "leaf_value", leaves)
     if int(tree.get("is_linear", "0")):
         counts = _integers(tree, "num_features")

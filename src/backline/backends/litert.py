@@ -1,4 +1,4 @@
-"""LiteRT models (`*.tflite`) on the CPU, with batches of any size if a model allows this."""
+"""LiteRT models (`*.tflite`) on the CPU, with batches of any size if the model accepts them."""
 
 from __future__ import annotations
 
@@ -166,7 +166,8 @@ class LiteRtModel:
 
 
 def _has_loop(content: bytes) -> bool:
-    """Returns whether any graph of a model may have a loop: whether the model has any kind of WHILE operator.
+    """Returns whether any graph of a model may have a loop: whether the model has any kind of WHILE operator,
+    or is too damaged to tell.
 
     `content` is a FlatBuffer, of which only the table of operator kinds is read.
     """

@@ -46,7 +46,7 @@ _BLOCK: Final = 1 << 16
 
 
 class _Blocks:
-    """The content of a large file, of which only the blocks that are looked at are read."""
+    """The content of a large file, which is read in blocks, as needed."""
 
     def __init__(self, file: FileIO, size: int) -> None:
         self._file = file
@@ -69,7 +69,7 @@ class _Blocks:
             return os.pread(self._file.fileno(), at.stop - at.start, at.start)
         place = at - self._start
         if not 0 <= place < len(self._block):
-            # Parts of the file are visited backwards too, so the block does not begin at the byte.
+            # The file is also read backwards, so the block does not begin at the byte `at` itself.
             self._start = at - at % _BLOCK
             self._block = os.pread(self._file.fileno(), _BLOCK, self._start)
             place = at - self._start
@@ -81,7 +81,7 @@ _Bytes: TypeAlias = bytes | _Blocks
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """The facts about a model's file that its structure shows.
+    """The properties of a model file that `check_model` reads from its structure.
 
     `loops` says whether the model has a loop, however deeply nested. `external` has the files with external
     data, as paths below the folder of the model. `size` is the number of bytes of the file and its external

@@ -184,14 +184,16 @@ def usable_gpus(runtime: Any) -> Gpus:
     if gpus.indexes and not can_use(runtime, (CUDA, {"device_id": str(gpus.indexes[0])})):
         return Gpus(
             reason=f"the {CUDA} of ONNX Runtime {runtime.__version__} cannot be used:"
-            " CUDA or cuDNN is missing, or has another version than"
-            " it was built for (pip install 'onnxruntime-gpu[cuda,cudnn]')"
+            " CUDA or cuDNN is missing, or is not the version"
+            " that it was built for (pip install 'onnxruntime-gpu[cuda,cudnn]')"
         )
     return gpus
 
 
 def can_use(runtime: Any, provider: Provider) -> bool:
-    """Returns whether a session can use a provider; if not, ONNX Runtime uses the CPU and only logs this."""
+    """Returns whether a session can use a provider. If not, ONNX Runtime would only log a fallback to the
+    CPU.
+    """
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # fatal
     try:

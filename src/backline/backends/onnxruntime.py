@@ -67,8 +67,8 @@ _NewOptions: TypeAlias = Callable[[], Any]
 #: memory for the largest request would stay allocated.
 LARGE_RUN = 8 * 1024 * 1024
 _SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
-#: A copy of a model for spread runs is loaded without being configured if the file and its external data have
-#: at most this many bytes.
+#: Unless `lone_run_threads` is configured, a copy of a model for spread runs is loaded only if the file and
+#: its external data have at most this many bytes.
 LARGEST_COPY = 64 * 1024 * 1024
 
 

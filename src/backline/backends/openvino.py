@@ -80,8 +80,7 @@ class OpenVino:
         return Gpus(indexes, by_default=False)
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> OpenVinoModel:
-        """Loads a model and compiles the model for a device; with KIND_MODEL, OpenVINO chooses the device
-        (AUTO).
+        """Loads a model and compiles it for a device; with KIND_MODEL, OpenVINO chooses the device (AUTO).
 
         A run on the CPU uses one core unless INFERENCE_NUM_THREADS is set. A run computes in FP32 unless
         INFERENCE_PRECISION_HINT is set, because OpenVINO's default, BF16 where supported, gives results that
@@ -111,8 +110,8 @@ class OpenVino:
             }
         core = runtime.Core()
         if _size_of_files(path) <= MOST_READ:
-            # Otherwise, OpenVINO maps the weights for as long as the model is loaded. If another program then
-            # overwrote their file, the weights of the served model would change, and if the file became
+            # By default, OpenVINO maps the weights for as long as the model is loaded. If another program
+            # then overwrote their file, the weights of the served model would change, and if the file became
             # shorter, the kernel would kill the server with SIGBUS.
             core.set_property({"ENABLE_MMAP": False})
         with loading(path, f"OpenVINO {runtime.__version__}"):

@@ -1,4 +1,4 @@
-"""Python models: a `model.py` with a class, run in worker processes."""
+"""Python models: a `model.py` with a class or function, run in worker processes."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Pytorch:
             raise InvalidArgument(
                 f"'{path}' is an AOTInductor package, whose machine code can do anything when it is loaded;"
                 f" serve with --trust-pickle-model {config.name} if you know where it comes from, or serve"
-                " the torch.export program it was made of"
+                " the torch.export program that it was made from"
             )
         if place is not None and options.device != CPU:
             program = replace(program, call=moving(torch, program.call, place))

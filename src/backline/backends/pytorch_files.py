@@ -188,7 +188,9 @@ def _declared(tokens: list[str]) -> Iterator[str]:
 
 
 def _named(tokens: list[str], declared: frozenset[str]) -> Iterator[str]:
-    """Yields the forbidden operations that a source file names, unless `declared` methods may be meant."""
+    """Yields the forbidden operations that a source file names, except names that may refer to methods or
+    attributes in `declared`.
+    """
     by_text = "getattr" in tokens
     before, receiver, literal = "", "", ""
     for token in tokens:

@@ -71,7 +71,7 @@ def load_script(torch: Any, path: Path, device: str | None) -> Program:
 
     The code can access neither Python nor files: see `check_source`.
     """
-    # PyTorch would advise the user of the server to call another function.
+    # Hides PyTorch's advice to call another function, which users of the server cannot follow.
     warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", FutureWarning)
     own_names = check_source(path)
     with loading(path, f"PyTorch {torch.__version__}"):
@@ -164,7 +164,7 @@ def load_compiled(torch: Any, path: Path, device: str | None) -> Program:
 
 
 def import_exporter() -> None:
-    """Imports what torch.export programs need, which takes seconds."""
+    """Imports the modules that torch.export programs need, which takes seconds."""
     _import_compiler()
     import_module("torch.export.pt2_archive")
 
@@ -185,7 +185,7 @@ def output_names(torch: Any, out_spec: Any, count: int) -> list[str]:
 
 
 def flatten(value: Any) -> Iterator[Any]:
-    """Yields the tensors in a program's result, from left to right."""
+    """Yields the outputs in a program's result, from left to right. A list of strings is a single output."""
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, (tuple, list)) or (value and isinstance(value[0], str)):
@@ -243,7 +243,7 @@ def device_name(device: Device) -> str | None:
 
 
 def moving(torch: Any, call: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Wraps a program that runs on the device `name`, so that tensors on the CPU can be passed."""
+    """Wraps a program that runs on the device `name`, so that it also accepts tensors on the CPU."""
     device = torch.device(name)
 
     def current() -> AbstractContextManager[Any]:

@@ -37,7 +37,7 @@ class BackendEntry:
     #: process.
     runtime: str = ""
     package: str = ""
-    #: What a process may import before it forks for trials: modules of the runtime, or functions
+    #: The modules of the runtime that a process may import before it forks for trials, or functions
     #: ("module:function") that import the runtime with settings.
     imports: tuple[str, ...] = ()
     #: Further modules and functions to import before a fork, for files with a given suffix.
@@ -46,8 +46,8 @@ class BackendEntry:
     extra: str = ""
 
     def imports_for(self, path: Path) -> tuple[str, ...]:
-        """Returns what a process may import before it forks for a trial of `path`, judging by the file name
-        alone.
+        """Returns the modules and functions (see `imports`) for a process that forks for a trial of `path`.
+        Only the file name is considered.
         """
         return self.imports + self.imports_by_suffix.get(path.suffix.lower(), ())
 
@@ -190,7 +190,7 @@ def choose_by_name(config: ModelConfig, filename: str) -> BackendEntry | None:
     """Returns the backend for a model that has a file with this name: as configured, otherwise by the format
     that such files have. Returns None if no format has such files.
 
-    Looks at no files. Raises InvalidArgument if the configuration names a backend that does not exist.
+    Does not access files. Raises InvalidArgument if the configuration names a backend that does not exist.
     """
     entry = _configured(config)
     if entry is None and (format := _format_named(filename)) is not None:

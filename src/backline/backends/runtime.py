@@ -69,7 +69,9 @@ _IMPORTS = _Imports()
 
 
 def grown_by_imports() -> int:
-    """Returns the number of bytes by which imports of runtimes have grown this process so far."""
+    """Returns the number of bytes by which imports of runtimes have increased this process's memory so
+    far.
+    """
     return _IMPORTS.grown
 
 
@@ -96,7 +98,7 @@ def loading(path: Path, by: str, reason: Callable[[Exception], str] = one_line) 
 
 
 class NeverRuns(Internal):
-    """Raised by a run that has failed for a reason that no other input would change.
+    """Raised if a run has failed for a reason that does not depend on the input.
 
     For example, the model's program does not compile. If a trial run of a load raises this error and none
     succeeds, the load fails.
@@ -111,7 +113,7 @@ def failed_run(model: str, reason: str, *, refused: bool) -> BacklineError:
 
 
 def unservable(path: Path, kind: str, name: str, what: str) -> InvalidArgument:
-    """Returns the error for an input or output that is no tensor, or whose datatype the protocols lack."""
+    """Returns the error for an input or output that is not a tensor, or whose datatype the protocols lack."""
     return InvalidArgument(
         f"'{path}' cannot be served: {kind} '{name}' is {what}, which no request can carry; export the model"
         " with tensors of other types"

@@ -76,7 +76,7 @@ class Repeat:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> RepeatModel:
         """Loads a model that sends each element of IN as OUT, and its index as IDX, after DELAY ms.
 
-        Raises InvalidArgument for other tensors, a batch, or a configuration that is not decoupled.
+        Raises InvalidArgument for other tensors, max_batch_size, or a configuration that is not decoupled.
         """
         check_tensors(config, self.name, _REPEAT_INPUTS, _REPEAT_OUTPUTS)
         return RepeatModel(config, self.name)
@@ -117,7 +117,7 @@ class Square:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> SquareModel:
         """Loads a model that sends n responses with OUT = n for IN = n.
 
-        Raises InvalidArgument for other tensors, a batch, or a configuration that is not decoupled.
+        Raises InvalidArgument for other tensors, max_batch_size, or a configuration that is not decoupled.
         """
         check_tensors(config, self.name, _SQUARE_INPUTS, _SQUARE_OUTPUTS)
         return SquareModel(config, self.name)

@@ -124,7 +124,7 @@ class TensorFlowModel:
 
     TensorFlow prepares a graph for each list of outputs that a run asks for. This takes many times as long as
     a run, and TensorFlow keeps the graph until the session is closed. If runs asked only for the requested
-    outputs, clients could cause any number of graphs.
+    outputs, clients could make TensorFlow prepare any number of graphs.
     """
 
     def __init__(

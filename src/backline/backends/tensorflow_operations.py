@@ -94,13 +94,14 @@ class _Graph:
         for name, function in self._functions.items():
             if key := function.attr["api_implements"].s:
                 self._implementations.setdefault(key, []).append(name)
-        #: What `check` has seen: which functions each function calls, loops, and operations for XLA.
+        #: The findings of `check` so far: the functions that each function calls, and whether there are
+        #: loops, and operations that XLA compiles.
         self._calls: dict[str, set[str]] = {}
         self._loops = self._compiles = False
 
     @property
     def unbounded(self) -> str:
-        """Why a run of the nodes that `check` has seen may take any length of time; "" if none does."""
+        """Why a run of the nodes that `check` has seen may take any length of time; "" if it may not."""
         if self._loops or _is_recursive(self._calls):
             return LOOPS
         return COMPILES if self._compiles else ""

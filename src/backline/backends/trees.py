@@ -2,8 +2,8 @@
 each row.
 
 The tensors are named as in Triton's FIL backend: `input__0` has the rows, and `output__0` the predictions.
-XGBoost and LightGBM use numbers in a file as indices without checks, so the backends check the trees in a
-file first, with functions from here.
+XGBoost and LightGBM use numbers in a file as indices without checks, so their backends first check the trees
+in the file, with functions of this module.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def check_trees(path: Path) -> None:
         booster = learner["gradient_booster"]
         if booster["name"] == "gblinear":
             if len(booster["model"]["weights"]) != (features + 1) * groups:
-                raise Damaged("the number of weights does not match its features")
+                raise Damaged("the number of weights does not match the number of features")
             return
         trees = booster.get("gbtree", booster)
         _check_trees(trees["model"], features, groups)
@@ -145,7 +145,7 @@ def _check_tree(tree: Mapping[str, Any], features: int) -> None:
     if len(tree.get("leaf_weights", ())):  # several outputs: a leaf's right child is a vector's index
         check_range("a leaf's vector", leaves, -1, len(tree["leaf_weights"]) // max(width, 1))
     elif (leaves != -1).any():
-        raise Damaged("a node has one child")
+        raise Damaged("a node has only one child")
     check_children(np.flatnonzero(splits), left[splits], right[splits], nodes)
     if len(tree.get("parents", ())):
         above = _integers(tree, "parents")

@@ -1,3 +1,3 @@
-"""Instances run batches, in the server's process (`here/`) or in workers (`process/`); see
+"""The places where batches run: instances in the server's process (`here/`) and in workers (`process/`). See
 `instance.Instance`.
 """

@@ -20,7 +20,7 @@ class Batch:
     batch has run. An entry is None if the responses to the request were sent one by one. The timestamps,
     which come from time.monotonic_ns(), are `started_ns` when the batch was taken from the queue,
     `gathered_ns` when its inputs had been gathered, `ran_ns` when the run had ended, and `ended_ns` when the
-    outputs had been split. If the batch failed and its requests then ran alone, or if only some of its
+    outputs had been split. If the batch failed and its requests then ran one by one, or if only some of its
     requests failed, `parts` has a batch for each request; otherwise it is None.
     """
 

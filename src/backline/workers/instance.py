@@ -13,10 +13,12 @@ Finished: TypeAlias = Callable[["Instance", Batch], None]
 
 
 class Instance(Protocol):
-    """An instance, which runs one batch at a time: on the event loop, on a thread, or in a worker process."""
+    """An instance, which runs one batch at a time: on the event loop, on a thread, in a worker process, or on
+    another server.
+    """
 
     #: Whether all batches run outside the event loop, so that `run` returns immediately. If not,
-    #: `runs_off_loop` tells which batches do.
+    #: `runs_off_loop` says which batches do.
     off_loop: ClassVar[bool]
 
     def run(self, batch: Batch, finished: Finished) -> None:

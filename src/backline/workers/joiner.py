@@ -378,7 +378,9 @@ def _described_dtype(where: str, spec: TensorSpec, rank: int, datatype: DataType
 
 
 def _fill_value(where: str, spec: TensorSpec, text: str) -> object:
-    """Returns the value with which an input is padded."""
+    """Returns the value with which an input is padded. Raises InvalidArgument if `text` is not a value of the
+    input's datatype.
+    """
     if spec.datatype is DataType.BYTES:
         return text.encode()
     try:

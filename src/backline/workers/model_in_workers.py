@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 class ModelInWorkers(ABC):
-    """The counterpart of `LoadedModel` for models in worker processes. Use it only on the event loop.
-    Exceptions are `run`, which is for other threads, and `close`, which may be called on any thread.
+    """The counterpart of `LoadedModel` for models in worker processes. Use it only on the event loop, except
+    for `run`, which is for other threads, and `close`, which may be called on any thread.
     """
 
     #: The worker's description of the model.
@@ -75,7 +75,7 @@ class ModelInWorkers(ABC):
 
     @abstractmethod
     def instances(self) -> Sequence[Instance]:
-        """Returns one instance for each batch that the workers take at the same time."""
+        """Returns one instance for each batch that the workers can run at the same time."""
 
     @abstractmethod
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:

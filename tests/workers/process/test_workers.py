@@ -227,7 +227,7 @@ def test_a_request_that_cannot_be_encoded_fails_alone(tmp_path: Path) -> None:
     ("declared", "runs", "reason"),
     [
         ("", 1, "which is not tried again unless the model is declared idempotent"),
-        ("idempotent = True", 2, "as had the worker before it"),
+        ("idempotent = True", 2, "the previous worker also ended"),
         ("idempotent = False", 1, "which is not tried again: the model is not idempotent"),
     ],
 )

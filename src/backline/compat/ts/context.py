@@ -44,7 +44,7 @@ class RequestProcessor:
 
 def _refuse(_: Any) -> None:
     raise RuntimeError(
-        "this model gives one response: set model_transaction_policy { decoupled: True } in its config.pbtxt"
+        "this model sends one response: set model_transaction_policy { decoupled: True } in its config.pbtxt"
     )
 
 

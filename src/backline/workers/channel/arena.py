@@ -1,5 +1,5 @@
-"""The memory that the server and one worker share, an anonymous in-memory file that both map, and the columns
-of tensors in this memory.
+"""Shared memory of the server and one worker: an anonymous in-memory file that both map. Also packs tensors
+into columns, which are sent in this memory or, if they are small, in a frame.
 
 Each side writes only to its own half. A side lends a block of its half to the other side by sending the
 block's offset in a message, and reuses the block once the other side has returned it. These messages lend and
@@ -11,7 +11,7 @@ return blocks:
 
 A returned block keeps its pages, so that the next batch need not allocate them again. The file is sparse:
 pages that were never written take no memory. When a worker ends, the server drops its reference to the
-mapping; the memory is freed with the last array in it.
+mapping; the memory is freed with the last array that refers to it.
 
 Neither side trusts offsets that it receives: `read` checks that they are in the other side's half, and that a
 worker has written as much as it claims, and `give_back` ignores a block that is not lent. On Linux the file
@@ -48,14 +48,14 @@ _SMALLEST = 1 << 16
 #: The maximum number of bytes in free blocks whose pages are kept for reuse. The pages of further blocks are
 #: returned to the system.
 _KEPT = 1 << 28
-#: A worker may claim outputs of up to this many bytes although it has not written them.
+#: The server reads ranges of up to this many bytes without checking that the worker has written them.
 _SMALL_CLAIM = 1 << 20
 #: The alignment of columns in shared memory, in bytes. Vector instructions need this alignment.
 _ALIGNMENT: Final = 64
 
 
 def create() -> int:
-    """Creates an arena. Returns its file descriptor, which the worker inherits."""
+    """Creates the file of an arena. Returns its descriptor, which the worker inherits."""
     if hasattr(os, "memfd_create"):
         import fcntl
 
@@ -80,7 +80,7 @@ class Arena:
 
     def __init__(self, descriptor: int, *, lower: bool) -> None:
         """Maps the shared memory; the caller may then close the descriptor. Raises MemoryError if not enough
-        addresses are free.
+        address space is free.
         """
         try:
             self._map = mmap.mmap(descriptor, 2 * HALF)
@@ -88,10 +88,10 @@ class Arena:
             if error.errno != errno.ENOMEM:
                 raise
             raise MemoryError(
-                f"{2 * HALF >> 30} GiB of addresses cannot be reserved, although most of them will take no"
-                " memory: raise the limit on address space (ulimit -v)"
+                f"{2 * HALF >> 30} GiB of address space, most of which will take no memory, cannot be"
+                " reserved: raise the limit on address space (ulimit -v)"
             ) from None
-        #: The file, if this side checks the sizes that the other side claims.
+        #: The descriptor with which the server checks sizes that the worker claims; -1 in the worker.
         self._file = os.dup(descriptor) if lower else -1
         if lower:
             weakref.finalize(self, os.close, self._file)
@@ -108,8 +108,8 @@ class Arena:
         return sum(self._sizes.values())
 
     def borrow(self, size: int) -> tuple[int, np.ndarray]:
-        """Lends a block of at least `size` bytes. Returns its offset, and its bytes to write to. Raises
-        MemoryError if this side's half is full.
+        """Lends a block of at least `size` bytes. Returns its offset, and a writable view of its first `size`
+        bytes. Raises MemoryError if this side's half is full.
         """
         whole = max(_SMALLEST, 1 << (size - 1).bit_length())
         free = self._free[whole]
@@ -125,8 +125,8 @@ class Arena:
         return at, self._bytes[at : at + size]
 
     def give_back(self, at: int) -> None:
-        """Takes back a block of this side. Ignores an offset that is not lent: if the other side returned a
-        block twice, two batches would otherwise get the same block.
+        """Takes back a block of this side. Ignores the offset of a block that is not lent: if the other side
+        returned a block twice, two batches would otherwise get the same block.
         """
         size = self._sizes.pop(at, 0)
         if not size:
@@ -137,11 +137,11 @@ class Arena:
             self._map.madvise(mmap.MADV_REMOVE, at, size)
 
     def read(self, at: int, size: int, *, writable: bool = False) -> np.ndarray:
-        """Returns a view of bytes in the other side's half. Raises ValueError for a range outside it, and for
-        a large range of which a worker cannot have written every byte.
+        """Returns a view of bytes in the other side's half. Raises ValueError for a range outside that half
+        and, on the server, for a large range that the worker cannot have written completely.
 
-        Security: the server may copy the range, and reading pages that were never written allocates them. So
-        a worker could make the server use 32 GiB of memory without using any itself.
+        Security: the server may copy the range, and reading pages that were never written allocates them.
+        Without the check, a worker could make the server use 32 GiB of memory without using any itself.
         """
         start = HALF - self._start
         if not (start <= at and size >= 0 and at + size <= start + HALF):
@@ -169,7 +169,7 @@ def pack_columns(
     """Packs tensors into columns. Returns the columns of each part; the payload, if the tensors are small;
     and the offset of the block of shared memory that holds them, or -1 if they are in the payload.
 
-    A part is given as a list of columns, and a column as the list of tensors that are to be concatenated, in
+    `parts` has a list of columns for each part, and each column is the list of tensors to concatenate, in
     order. Raises MemoryError if the shared memory is full.
     """
     packed: list[list[Column]] = []
@@ -237,8 +237,8 @@ def unpack_columns(
     """Returns the tensors of one part by name, as views, and the payload offset where the next part begins.
 
     `offset` is where this part begins in the payload, and `block` is the shared memory from `start` on.
-    Raises InvalidArgument or ValueError if a column, which comes from the other process, has a wrong size or
-    is outside its block.
+    Raises InvalidArgument or ValueError if a column, which comes from the other process, has the wrong size
+    or is outside the block.
     """
     tensors: dict[str, Tensor] = {}
     for column in columns:

@@ -1,5 +1,5 @@
-"""The messages between a server and its worker process: frames over three Unix socket pairs, large tensors in
-shared memory.
+"""The messages between the server and a worker process: frames over three Unix socket pairs, and large
+tensors in shared memory.
 
 A frame is a prefix of 12 bytes, a header and a payload:
 
@@ -15,24 +15,24 @@ A worker has three channels.
 
 - Data: the server sends LOAD, and then an EXECUTE for each batch. The worker responds to LOAD with LOADED or
   FAILED, and to EXECUTE with RESULT.
-- Control: the worker reads this channel on a separate thread, so that the server is heard even while the
+- Control: the worker reads this channel on a separate thread, so that it receives messages even while the
   model computes. The channel carries PING and PONG (both return blocks of shared memory), CANCEL, STOP, and
   CREDIT for further responses.
 - Calls: the worker sends on this channel from any thread. CALL calls another model of the server, and ASK
-  asks about models or for a load or unload. The server sends each response as a RESPONSE, the last one with a
-  flag, or ENDED if no response follows. DROP and MORE do for calls what CANCEL and CREDIT do for requests. A
-  call belongs to open requests of the worker: it inherits their deadline and priority, and is cancelled when
-  all these requests are cancelled. MEASURE, LOG, LIMIT and READY get no response, except a MEASURE that waits
-  for a value or an error.
+  asks about models or for a load or unload. The server sends each response as a RESPONSE, with a flag in the
+  last one, or sends ENDED if no response follows. DROP and MORE do for calls what CANCEL and CREDIT do for
+  requests. A call belongs to open requests of the worker: it inherits their deadline and priority, and is
+  cancelled when all these requests are cancelled. MEASURE, LOG, LIMIT and READY get no response, except a
+  MEASURE that waits for a value or an error.
 
 Tensors are sent in parts. A part joins requests whose tensors agree in name, datatype and all dimensions but
-the first. Tensors of the same name are concatenated to a column, so that a model that takes batches gets them
-without a copy. Elements are in the row-major little-endian form of the Open Inference Protocol (BYTES: a
+the first. Tensors of the same name are concatenated into a column, so that a model that takes batches gets
+them without a copy. Elements are in the row-major little-endian form of the Open Inference Protocol (BYTES: a
 4-byte length before each element). A column is in the payload of its frame, or in shared memory (see
 `arena`).
 
-A worker runs code that the server does not trust. No message can execute anything (there is no pickle), and
-the server validates what a worker sends as it validates what a client sends.
+A worker runs code that the server does not trust. No message can make the receiver execute code (pickle is
+not used), and the server validates messages from workers as strictly as messages from clients.
 """
 
 from __future__ import annotations
@@ -253,7 +253,9 @@ class Execute(msgspec.Struct, array_like=True):
 
 @decodable
 class RequestFailure(msgspec.Struct, array_like=True):
-    """The failure of one request. `kind` is the name of a class in backline.engine.errors."""
+    """The failure of one request. `kind` is the name of a class in backline.engine.errors. `retry_after` is
+    the time in seconds after which the client may retry, or None if that is unknown.
+    """
 
     number: int
     kind: str
@@ -269,7 +271,7 @@ class Result(msgspec.Struct, array_like=True):
     `ended` lists requests that get no further response, and `rescheduled` lists requests of iterative
     sequences that the model wants to run again. `block` is as in EXECUTE. `kept` means that the model still
     uses inputs in the block of the EXECUTE; a PONG or CALL returns that block later. `began_ns` and `ran_ns`
-    are the times when the run began and ended, by the system's monotonic clock.
+    are the times when the run began and ended, in nanoseconds of the system's monotonic clock.
     """
 
     batch: int
@@ -288,10 +290,10 @@ class Result(msgspec.Struct, array_like=True):
 class NumberList(msgspec.Struct, array_like=True):
     """A list of numbers, whose meaning depends on the kind of the message.
 
-    CANCEL: cancelled requests. PING and PONG: blocks of the receiver's half that are returned. CREDIT: a
-    request, and how many further responses it may have on top of the initial WINDOW. DROP: calls that the
-    worker has abandoned. MORE: a call, and how many further responses the server may send to that call.
-    LIMIT: the limit that the model sets for its worker's resident memory in bytes, sent before LOADED.
+    CANCEL: cancelled requests. PING and PONG: the offsets of returned blocks, which are in the receiver's
+    half. CREDIT: a request, and the number of further responses that the worker may send to it. DROP: calls
+    that the worker has abandoned. MORE: a call, and the number of further responses that the server may send
+    to it. LIMIT: the model's limit on the resident memory of its worker, in bytes, sent before LOADED.
     """
 
     numbers: list[int]
@@ -489,7 +491,9 @@ class FrameSplitter:
         self._needed = 0
 
     def feed(self, data: bytes | bytearray) -> list[tuple[Kind, Any, memoryview]]:
-        """Returns the frames that `data` completes (kind, header, payload). Raises WorkerProtocolError."""
+        """Returns the frames that `data` completes, as (kind, header, payload). Raises WorkerProtocolError
+        for an invalid frame.
+        """
         if self._rest:
             self._rest += data
             if len(self._rest) < self._needed:
@@ -519,8 +523,8 @@ class FrameSplitter:
                 raise WorkerProtocolError(f"a frame of kind {kind} is invalid: {error}") from None
             frames.append((_KINDS[kind], message, view[body + header : end]))
             start = end
-        # The rest goes to a new bytearray, because the old one may be in use as the payload of a frame, and
-        # so cannot be resized.
+        # The remaining bytes go to a new bytearray, because the old one cannot be resized while it is in use
+        # as the payload of a frame.
         if start < size or self._rest:
             self._rest = bytearray(memoryview(data)[start:])
         return frames

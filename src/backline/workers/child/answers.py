@@ -79,15 +79,17 @@ class AsyncMailbox:
 
 
 def response_of(heard: Heard) -> InferResponse:
-    """Returns the response of a model that is not decoupled. Raises a BacklineError that arrived instead."""
+    """Returns the response of a model that is not decoupled. Raises the BacklineError that arrived instead,
+    or Internal if the call ended without a response.
+    """
     if isinstance(heard, InferResponse):
         return heard
-    raise heard if isinstance(heard, BacklineError) else Internal("the called model ended without a response")
+    raise heard if isinstance(heard, BacklineError) else Internal("the called model sent no response")
 
 
 def value_of(heard: Heard) -> Any:
-    """Returns the value that the server sent as the result of a `Question`. Raises the BacklineError if the
-    server sent one instead.
+    """Returns the value that the server sent as the result of a `Question`. Raises the BacklineError that
+    arrived instead.
     """
     if isinstance(heard, End):
         return heard.value
@@ -118,7 +120,9 @@ class ChannelReader:
         self.ended = False
 
     def wait(self, heard: Mailbox) -> None:
-        """Reads until the mailbox has an item; returns immediately if another thread already reads."""
+        """Reads until the mailbox has an item or the channel ends. Returns immediately if another thread
+        already reads.
+        """
         if not self._reading.acquire(blocking=False):
             return
         try:
@@ -132,7 +136,7 @@ class ChannelReader:
                 self.listen()
 
     def listen(self) -> None:
-        """Starts a dedicated thread that reads from now on."""
+        """Starts a dedicated thread that reads from now on, unless it is already running."""
         with self._starting:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._listen, name="backline-calls", daemon=True)
@@ -146,7 +150,7 @@ class ChannelReader:
     def _read(self) -> None:
         try:
             size = self._channel.recv_into(self._received)
-            # The slice is a copy in a new bytearray. So a model may write to its arrays, and later reads do
+            # The slice is copied to a new bytearray, so a model may write to its arrays, and later reads do
             # not change them.
             for kind, message, payload in self._frames.feed(self._received[:size]):
                 self._take(kind, message, payload)
@@ -182,7 +186,9 @@ class CallStream:
         return response
 
     def take(self, timeout: float = inf) -> InferResponse | None:
-        """Returns the next response, or None at the end. Raises DeadlineExceeded after `timeout` seconds."""
+        """Returns the next response, or None at the end. Raises DeadlineExceeded if none arrives within
+        `timeout` seconds, and the BacklineError with which the call failed.
+        """
         return None if self._credit.over else self._credit.taken(self._heard.get(timeout))
 
     def close(self) -> None:
@@ -213,7 +219,7 @@ class AsyncCallStream:
         return response
 
     async def take(self, timeout: float = inf) -> InferResponse | None:
-        """Returns the next response, or None at the end. Raises DeadlineExceeded after `timeout` seconds."""
+        """Returns the next response, or None at the end. Raises as CallStream.take does."""
         return None if self._credit.over else self._credit.taken(await self._heard.get(timeout))
 
     def close(self) -> None:

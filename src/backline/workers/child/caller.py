@@ -186,7 +186,7 @@ class Caller:
     # metrics and logging
 
     def measure(self, message: Measure) -> Any:
-        """Sends a Measure message, and waits for the value that the server returns."""
+        """Sends a Measure message, and returns the value with which the server responds. Blocks."""
         heard = Mailbox()
         message.number = number = next(self._numbers)
         self._begin(number, _PendingCall(heard.put), frame(Kind.MEASURE, message))
@@ -329,8 +329,8 @@ class Caller:
 
 
 class Measures:
-    """Sends the values of the model's metrics to the server; may be used on any thread. The server records a
-    value before it handles responses that the model sends later.
+    """Sends the values of the model's metrics to the server. May be used on any thread. The server may record
+    a value only after it has handled a response that the model sent later.
     """
 
     def __init__(self, caller: Caller) -> None:
@@ -354,7 +354,9 @@ class Measures:
         value: float,
         bounds: Sequence[float] = (),
     ) -> None:
-        """Records a value; `action` is "increment", "set" or "observe"."""
+        """Increments the metric by `value`, sets it to `value`, or adds `value` to a histogram whose buckets
+        have the upper bounds `bounds`.
+        """
         self._tell(Measure(action, name, dict(labels), list(bounds), value))
 
     def value(self, name: str, labels: Mapping[str, str]) -> float:

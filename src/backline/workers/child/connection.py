@@ -48,8 +48,8 @@ class DataChannel:
         #: both.
         self._unpack: Unpack = unpack_columns
         self._make_batch: MakeBatch = RequestBatch
-        #: Blocks of the server that the model used beyond the end of their batch and has freed since. The
-        #: next message to the server returns them.
+        #: The offsets of blocks of the server that the model used beyond the end of their batch and has freed
+        #: since. The next PONG or CALL returns them.
         self.let_go: deque[int] = deque()
 
     def reshape(self, inputs: Reshapes, outputs: Reshapes) -> None:
@@ -90,7 +90,7 @@ class DataChannel:
             self._last = requests[-1].number
 
     def credit(self, number: int, count: int) -> None:
-        """Grants a request credit for further responses."""
+        """Adds the credit for `count` further responses that the server has granted to a request."""
         request = self.open.get(number)
         if request is not None:
             request.may_send(count)
@@ -102,8 +102,8 @@ class DataChannel:
                 self.arena.give_back(at)
 
     def take_let_go(self) -> list[int]:
-        """Removes and returns the blocks to send back to the server with the next message. Called on several
-        threads.
+        """Removes and returns the offsets of the blocks that the next message returns to the server. Called
+        on several threads.
         """
         taken: list[int] = []
         with suppress(IndexError):
@@ -112,7 +112,7 @@ class DataChannel:
         return taken
 
     def read_batch(self, message: Execute, payload: memoryview, *, batched: bool) -> RequestBatch:
-        """Decodes the requests of an EXECUTE message."""
+        """Decodes the requests of an EXECUTE message. `batched` says whether the model takes batches."""
         self.take_back(message.returned)
         block: np.ndarray | None = None
         if message.block >= 0:

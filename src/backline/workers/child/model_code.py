@@ -26,8 +26,8 @@ _SETTINGS: dict[str, tuple[tuple[type, ...], str, Callable[[Any], bool]]] = {
 
 #: The names of all settings, including the one that is read with the type hints.
 _KNOWN = (*_SETTINGS, "decoded_limit_bytes")
-#: The similarity to the name of a setting, from 0 to 1, from which on an attribute counts as a misspelt
-#: setting. `max_batch` counts, `size` does not.
+#: An attribute counts as a misspelt setting if its name is at least this similar, on a scale from 0 to 1, to
+#: the name of a setting. `max_batch` counts, `size` does not.
 _NEARLY = 0.78
 
 
@@ -55,7 +55,7 @@ class ModelCode:
         raise InvalidArgument(f"{self.name.partition('.')[0]}.{name} is {value!r}, expected {expected}")
 
     def misspelt(self) -> list[str]:
-        """Returns warnings about numbers and booleans whose names are similar to that of a setting."""
+        """Returns a warning for each number or boolean whose name is similar to that of a setting."""
         where = self.name.partition(".")[0] + "." if self.owner is not None else ""
         named = (
             name
@@ -100,7 +100,8 @@ def find_model(module: ModuleType, path: str) -> ModelCode:
     """Finds the class `Model`, or the only class in the file with a method `predict`. Without such a class,
     finds the function `predict`, or the only public function with a return annotation.
 
-    Raises InvalidArgument if the file has no such class or function, or more than one.
+    Raises InvalidArgument if the file has no such class or function, or several of which none is called
+    `Model` or `predict`.
     """
     own = {
         name: value

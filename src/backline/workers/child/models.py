@@ -42,11 +42,11 @@ class ModelsOfServer:
         self._base = AsyncClient(_URL, _OPTIONS)
 
     def blocking(self, requests: Sequence[WorkerRequest]) -> Client:
-        """Returns the client for a plain function. It may be used on any thread."""
+        """Returns a client for a model whose `predict` is a plain function. It may be used on any thread."""
         return Client.over(self._base.through(BlockingTransport(self._caller, requests)), CallingThread())
 
     def awaitable(self, requests: Sequence[WorkerRequest]) -> AsyncClient:
-        """Returns the client for a coroutine."""
+        """Returns a client for a model whose `predict` is asynchronous."""
         return self._base.through(WorkerTransport(self._caller, requests))
 
 
@@ -173,8 +173,8 @@ class BlockingTransport(WorkerTransport):
 
 
 class WorkerControl(ModelControl):
-    """The part of a client by which a model loads and unloads other models. All other changes raise an
-    error.
+    """The part of a client with which a model loads and unloads other models. All other methods raise
+    Unsupported.
     """
 
     def __init__(self, transport: WorkerTransport) -> None:

@@ -122,6 +122,7 @@ class PythonModel:
 
     def _make_joiner(self, message: WorkerLoad) -> Joiner | None:
         """Returns the joiner for the model's requests, or None if the configuration has no rules for joining.
+        Raises InvalidArgument if the rules do not fit the model.
 
         The type hint of a hidden input describes the whole input, rather than one item of it.
         """
@@ -184,7 +185,7 @@ class PythonModel:
             value.kind is not None for value in (*self._inputs.values(), *self._outputs)
         ):
             raise InvalidArgument(
-                f"{self._where}: a model with max_batch_size takes and returns arrays: BYTES[1] for text"
+                f"{self._where}: a model with max_batch_size takes and returns arrays; use BYTES[1] for text"
             )
 
     def _hints_of(self, annotated: Any) -> dict[str, Any]:
@@ -257,7 +258,7 @@ class PythonModel:
 
     def _execute_batch(self, batch: RequestBatch) -> None:
         """Runs all requests in one call of the model. If the call fails for several requests, and requests
-        may run twice, runs each request alone, so that only invalid requests fail.
+        may run twice, runs each request separately, so that only invalid requests fail.
         """
         try:
             self._answer_batch(batch, self._predict(**self._batch_arguments(batch)))

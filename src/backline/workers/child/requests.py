@@ -68,14 +68,14 @@ class WorkerRequest:
         #: The number of responses that may still be sent. Guarded by the condition `DataChannel.credits`.
         self._credit = WINDOW
         self._on_credit: Callable[[], None] | None = None
-        #: The inputs of the request or, if `_first` is not negative, the inputs of the whole batch, in which
-        #: the request's rows begin at `_first`.
+        #: The inputs of the request or, if `_first` is not negative, the inputs of all requests in its part,
+        #: in which the request's rows begin at `_first`.
         self._inputs = inputs
         self._first = first
         self.number = number
         #: The number of rows of the batch that belong to the request; 1 if the model takes no batches.
         self.rows = rows
-        #: Whether the request is cancelled. Another thread sets this.
+        #: Whether the request is cancelled. Set by another thread.
         self.cancelled = False
         #: Called on another thread when the request is cancelled.
         self.on_abandon: Callable[[], object] | None = None
@@ -147,7 +147,7 @@ class WorkerRequest:
             self._batch.send(self, outputs, parameters)
 
     async def send_async(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
-        """Sends a response as `send` does, for coroutines. Await each call before you make the next one."""
+        """Sends a response as `send` does, for coroutines. Await each call before making the next one."""
         loop = asyncio.get_running_loop()
         welcome = asyncio.Event()
 
@@ -188,7 +188,7 @@ class WorkerRequest:
             self.on_abandon()
 
     def reschedule(self) -> None:
-        """Ends this run of the request without a response, and makes the server run the request once more."""
+        """Ends this run of the request without a response, and makes the server run the request again."""
         self._batch.reschedule(self)
 
     def end(self) -> None:
@@ -206,7 +206,7 @@ class _QueuedResponse:
 
 
 class _Again:
-    """The outcome of a request that the model wants to run once more."""
+    """The outcome of a request that the model wants to run again."""
 
 
 _AGAIN = _Again()
@@ -223,7 +223,7 @@ class _Outcome:
 
 
 class RequestBatch:
-    """A batch of requests in the form in which the model gets it."""
+    """A batch of requests, as the model receives it."""
 
     def __init__(self, connection: DataChannel, number: int, block: np.ndarray | None, block_at: int) -> None:
         self._connection = connection

@@ -1,5 +1,5 @@
-"""TorchServe's model archives in a worker process. A handler gets the rows of all requests in a batch, and
-returns one result for each row.
+"""Runs TorchServe's model archives in a worker process. A handler gets the rows of all requests in a batch,
+and returns one result for each row.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
     folder = Path(message.path)
     if sys.platform != "win32":
         hold(folder)
-    # A model that is being debugged shares the process with earlier loads of it, whose modules are removed
+    # A model that is being debugged shares the process with its earlier loads, whose modules are removed
     # here.
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(f"{folder.parent}{os.sep}"):
@@ -136,8 +136,8 @@ def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
 
 
 def _handler(name: str, folder: Path, context: Context) -> Handle:
-    """Returns the initialised function that handles batches: a function of the module, or a method of its
-    only class.
+    """Imports the handler `name`, and returns the initialised function that handles batches: a function of
+    the module, or a method of its only class with a method `handle`.
     """
     module_name, _, function = name.partition(":")
     module_name = module_name.rpartition("/")[2].removesuffix(".py")
@@ -165,8 +165,8 @@ def _handler(name: str, folder: Path, context: Context) -> Handle:
 def _built_in(name: str) -> Any:
     if name not in _BUILT_IN:
         raise InvalidArgument(
-            f"the archive does not hold its handler '{name}.py',"
-            f" and no built-in handler has that name: {', '.join(_BUILT_IN)}"
+            f"the archive does not contain its handler '{name}.py',"
+            f" and no built-in handler has that name; there are {', '.join(_BUILT_IN)}"
         )
     try:
         return importlib.import_module(f"ts.torch_handler.{name}")
@@ -196,8 +196,8 @@ class TorchServeModel:
         outputs = message.outputs or [Spec(OUTPUT, DataType.BYTES.name, [1])]
         if len(outputs) != 1 or outputs[0].datatype != DataType.BYTES.name:
             raise InvalidArgument(
-                "the configuration of a model archive may name one output,"
-                " of TYPE_STRING: what the handler returns"
+                "the configuration of a model archive may name only one output,"
+                " of TYPE_STRING, for the results of the handler"
             )
         self._output = outputs[0].name
         self._batched = batch > 0
@@ -221,7 +221,7 @@ class TorchServeModel:
 
     def execute(self, batch: RequestBatch) -> None:
         """Runs all requests in one call of the handler. If that call fails for several requests, and requests
-        may run twice, runs each request alone.
+        may run twice, runs each request separately.
         """
         if self._together and len(batch.requests) > 1:
             try:
@@ -231,7 +231,7 @@ class TorchServeModel:
                 if not self._may_repeat:
                     raise
                 print(
-                    f"a batch of {len(batch.requests)} failed, so each request runs alone: {error!r}",
+                    f"a batch of {len(batch.requests)} failed, so its requests run one by one: {error!r}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -276,7 +276,7 @@ class TorchServeModel:
 
     def _fields(self, tensor: Tensor, row: int, header: Mapping[str, str]) -> Sequence[tuple[str, Any]]:
         """Returns the fields of a row as pairs of name and value. The bytes of the input "data" are decoded
-        by the content type of the request; numbers are arrays.
+        according to the content type of the request; values of numeric inputs are arrays.
         """
         data = tensor.data[row] if self._batched else tensor.data
         if tensor.datatype is not DataType.BYTES:
@@ -298,10 +298,10 @@ class TorchServeModel:
         if not isinstance(answers, list):
             raise Internal(
                 f"the handler returned a {type(answers).__name__},"
-                f" expected a list with an answer for each of {len(rows)} requests"
+                f" expected a list with one result for each of {len(rows)} rows"
             )
         if len(answers) != len(rows):
-            raise Internal(f"the handler returned {len(answers)} answers to {len(rows)} requests")
+            raise Internal(f"the handler returned {len(answers)} results for {len(rows)} rows")
         return answers
 
     def _complete(

@@ -38,7 +38,7 @@ def reason(error: BaseException, folder: str) -> str:
 
 
 def details(error: BaseException) -> str:
-    """Returns the whole traceback."""
+    """Returns the whole traceback of an exception."""
     linecache.checkcache()
     return "".join(traceback.format_exception(error)).rstrip()
 

@@ -1,4 +1,6 @@
-"""Converts tensors to Python values and back by type hints: arrays, text, bytes, numbers, JSON, media."""
+"""Converts tensors to Python values and back, according to type hints: arrays, text, bytes, numbers, JSON,
+images and audio.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ _SINGLE: Mapping[type, DataType] = {
 
 @dataclass(frozen=True, slots=True)
 class TypedValue:
-    """An input or output with the type of its hint. `kind` is the Python type of a single value, or None for
-    an array.
+    """An input or output, as its type hint describes it. `kind` is the Python type of a single value, or None
+    for an array.
 
     `media` decodes and encodes image and audio files. `limit` is the maximum decoded size in bytes.
     """
@@ -112,7 +114,7 @@ class TypedValue:
                 return read
             return self.kind(value)
         except ValueError as error:
-            expected = "text in UTF-8" if self.kind is str else f"JSON of a {self.kind.__name__}"
+            expected = "text in UTF-8" if self.kind is str else f"JSON for a {self.kind.__name__}"
             raise InvalidArgument(f"input '{self.name}' is not {expected}: {error}") from None
 
     def to_tensor(self, value: Any, rows: int | None) -> Tensor:

@@ -135,8 +135,8 @@ class Worker:
     def __init__(self, data: socket, connection: DataChannel, caller: Caller) -> None:
         self._socket = data
         self._polled = PolledSocket(data)
-        #: The buffer of all reads. A new one for each read would cost more than a small batch: the C library
-        #: maps and unmaps memory for a buffer of this size.
+        #: The buffer of all reads. Allocating a new one for each read would take longer than a small batch,
+        #: because the C library maps and unmaps memory for a buffer of this size.
         self._received = bytearray(_RECEIVE)
         self._connection = connection
         self._caller = caller
@@ -168,7 +168,7 @@ class Worker:
             size = self._polled.recv_into(self._received)
             if not size:
                 return []
-            # The slice is a copy in a new bytearray. So a model may write to its inputs, and later reads do
+            # The slice is copied to a new bytearray, so a model may write to its inputs, and later reads do
             # not change them.
             frames = self._reader.feed(self._received[:size])
             if frames:
@@ -280,7 +280,7 @@ def _adapter(name: str) -> Adapter:
             from backline.workers.child.torchserve_model import load
         case _ if "." in name:
             # `workers` must not import the rooms that use it (see ARCHITECTURE.md). So a room that has its
-            # own kind of model passes the name of the module.
+            # own kind of model passes the name of the module that creates the model.
             load = import_module(name).load
         case _:
             raise Internal(f"a worker has no adapter '{name}'")

@@ -28,8 +28,8 @@ log = logging.getLogger("backline.workers")
 #: Seconds after which a waiting run starts even if no core is free, because the operating system shares cores
 #: between long runs better than a queue does.
 PATIENCE = 0.02
-#: Seconds for which runs are not spread after two runs overlapped, because the next runs will probably do so
-#: too.
+#: Seconds for which runs are not spread after two runs overlapped, because the next runs will probably
+#: overlap too.
 AFTER_OVERLAP = 0.2
 #: The time of AFTER_OVERLAP doubles, up to this many seconds, with each spread run that another run overlaps:
 #: several callers that pause between their requests look like a lone caller.
@@ -42,9 +42,10 @@ _CONTENTION = 0.1
 
 
 class _NotABatch(Internal):
-    """Raised when the outputs of a model do not have the batch size that its configuration declares.
+    """Raised when an output of a model does not have a row for each item, although the model's configuration
+    sets max_batch_size.
 
-    The requests of such a batch are not retried alone, because that would hide that the configuration is
+    The requests of such a batch are not retried one by one, because that would hide that the configuration is
     wrong.
     """
 
@@ -85,9 +86,9 @@ class Execution:
     def __call__(self, batch: Batch) -> None:
         """Runs a batch and records its outcomes. Never raises.
 
-        If a batch of several requests fails, each request is run again alone, so that only invalid requests
-        fail (exceptions: _NotABatch, and models that are not idempotent). An abandoned batch is not started.
-        If it is running already, it is interrupted, provided that the runtime can interrupt a run.
+        If a batch of several requests fails, each request is run again separately, so that only invalid
+        requests fail (exceptions: _NotABatch, and models that are not idempotent). An abandoned batch is not
+        started or, if it is already running and the runtime can interrupt runs, is interrupted.
         """
         tickets = batch.tickets
         try:
@@ -173,7 +174,7 @@ class Execution:
             if array.ndim == 0 or array.shape[0] != items:
                 raise _NotABatch(
                     f"output '{name}' of model '{self._name}' has shape {list(array.shape)} for a batch of"
-                    f" {items}, so its first dimension is not the batch dimension, although its"
+                    f" {items}, so its first dimension is not the batch dimension, although the model's"
                     f" configuration sets max_batch_size to {self._declared_batch}: set it to 0"
                 )
 
@@ -195,8 +196,8 @@ def outcome_of(model: str, version: str, error: Exception) -> BacklineError:
 def failed_together(failure: BacklineError, requests: int) -> BacklineError:
     """Returns the outcome of each request in a failed batch of a model that is not idempotent."""
     return Internal(
-        f"{failure.message} (in a batch of {requests} requests, which are not tried again alone: the model is"
-        " not idempotent)"
+        f"{failure.message} (in a batch of {requests} requests, which are not retried one by one, because the"
+        " model is not idempotent)"
     )
 
 
@@ -218,8 +219,8 @@ class CoreBudget:
     A run that has waited for PATIENCE seconds starts anyway, so that a model with long runs does not block
     other models.
 
-    The budget also knows when a run is alone and may be spread over several cores. A spread run takes no more
-    of the budget than any other run, so that it never delays the start of another run.
+    While only one run is in progress, the budget allows it to be spread over several cores. A spread run
+    takes no more of the budget than any other run, so that it never delays the start of another run.
     """
 
     def __init__(self, cores: int) -> None:
@@ -251,7 +252,7 @@ class CoreBudget:
         return True
 
     def give(self, cores: int) -> None:
-        """Puts cores that the caller has taken back into the budget."""
+        """Returns cores to the budget from which the caller has taken them."""
         with self._lock:
             self._free += cores
             self._note_overlap()
@@ -269,7 +270,9 @@ class CoreBudget:
         self._spread_from = max(self._spread_from, monotonic_ns() + int(seconds * 1e9))
 
     def spread_ended(self) -> None:
-        """Learns whether another run overlapped a spread run, which has just ended."""
+        """Records the end of a spread run. If another run overlapped it, doubles the time without spread
+        runs, up to LONGEST_AFTER_OVERLAP; otherwise, resets this time to AFTER_OVERLAP.
+        """
         if monotonic_ns() < self._spread_from:
             self._after_overlap = min(2 * self._after_overlap, LONGEST_AFTER_OVERLAP)
             self.keep_narrow(self._after_overlap)
@@ -277,8 +280,8 @@ class CoreBudget:
             self._after_overlap = AFTER_OVERLAP
 
     def may_spread(self, cores: int) -> bool:
-        """Returns whether a run that has just taken `cores` cores is alone, and no runs have overlapped
-        recently.
+        """Returns whether a run that has just taken `cores` cores is the only one in progress, and no runs
+        have overlapped recently.
         """
         # The values are read without the lock: if another thread changes them at this moment, the worst
         # outcome is one run that is slower than necessary.

@@ -24,7 +24,7 @@ from backline.workers.instance import Finished, Instance
 RunBatch: TypeAlias = Callable[[Batch], None]
 log = logging.getLogger("backline.workers")
 
-#: How many seconds a runtime gets to interrupt a run before the thread of the run is abandoned.
+#: The time in seconds that a runtime gets to interrupt a run before the thread of the run is abandoned.
 _GRACE = 1.0
 #: A version takes no more requests once it has this many abandoned threads, because each of them holds
 #: memory, and perhaps a core.
@@ -52,10 +52,10 @@ class InlineInstance:
     _WATCHED = 1000
     #: The number of slow runs, by processor time, at which `on_slow` is called.
     _ENOUGH = 2
-    #: The number of elements in the inputs of a batch up to which the batch always runs on the event loop: a
-    #: few times the number with which models are measured.
+    #: A batch whose inputs have at most this many elements always runs on the event loop. The number is a few
+    #: times the number of elements with which models are measured.
     FEW_ELEMENTS = 4096
-    #: A batch with this many times the elements of a fast one may run on the event loop.
+    #: A batch with up to this many times the elements of a fast batch may run on the event loop.
     _GROWTH = 4
     #: The processor time in nanoseconds up to which a run on the thread counts as fast.
     _FAST_RUN_NS = LONG_RUN_NS // _GROWTH
@@ -230,7 +230,7 @@ class RunLimit:
 
     @property
     def why_not_again(self) -> str:
-        """Why a run is not retried, worded to end the message about the failure."""
+        """Says why a run is not retried, to complete the message about the failure."""
         if self.idempotent is None:
             return "it is not tried again unless the model is declared idempotent"
         return "it is not tried again: the model is not idempotent"
@@ -308,8 +308,8 @@ class _TimedRun:
     """The run of one batch with a time limit, and the outcomes of its requests so far.
 
     If the batch of an idempotent model exceeds the limit, each request that belongs to no sequence is retried
-    alone, so that the request at fault cannot make other requests fail again. Each run gets a separate Batch
-    object, because an abandoned thread may still write to the batch that it was given.
+    separately, so that the request at fault cannot make other requests fail again. Each run gets a new Batch
+    object, because an abandoned thread may still write to its batch.
     """
 
     def __init__(self, instance: TimedInstance, batch: Batch, finished: Finished) -> None:

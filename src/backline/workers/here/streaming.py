@@ -35,14 +35,16 @@ log = logging.getLogger("backline.workers")
 MAX_HANDED = 16
 #: A stream generates no further response while its undelivered responses have this many bytes or more.
 MAX_HANDED_BYTES = 1024 * 1024
-#: The maximum number of open streams per model version, unless it has more threads. Most streams usually wait
-#: for their clients. Further requests are queued.
+#: The maximum number of open streams per model version, or the number of its threads if that is higher. Most
+#: streams usually wait for their clients. Further requests are queued.
 MAX_STREAMS = 128
 
 
 @dataclass(slots=True)
 class _Handed:
-    """A response that a thread has generated and the event loop has yet to deliver, with timestamps."""
+    """A response that a thread has generated and the event loop has yet to deliver, with timestamps from
+    time.monotonic_ns().
+    """
 
     response: InferResponse
     started: int
@@ -64,8 +66,8 @@ class GeneratorStream:
         self._flow = self._ticket.flow
         self._responses: Generator[Mapping[str, np.ndarray], None, None] | None = None
         #: Guards `_parked`, `_handed`, `_handed_bytes`, `_waking` and `_abandoned`. The thread checks them
-        #: and parks the stream, and the event loop changes them and wakes the stream, so neither can miss
-        #: what the other did.
+        #: and parks the stream, and the event loop changes them and wakes the stream, so neither can miss a
+        #: change by the other.
         self._lock = threading.Lock()
         self._parked = False
         self._handed: list[_Handed] = []
@@ -225,7 +227,7 @@ class GeneratorStream:
         try:
             self._pool.loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:
-            log.debug("the event loop was closed while model '%s' made responses", self._pool.name)
+            log.debug("the event loop was closed while model '%s' generated responses", self._pool.name)
 
 
 class StreamPool:

@@ -212,8 +212,8 @@ class CallChannel:
         self, message: WorkerCall, inputs: dict[str, Tensor], asked: Sequence[Ticket]
     ) -> InferRequest:
         """Converts a call to a request to the engine. The call gets the latest of the deadlines of the
-        requests in `asked`, if all have one, or an earlier one of its own. Without a priority of its own, the
-        call gets the highest of their priorities.
+        requests in `asked`, if all have one, or its own deadline if that is earlier. Without a priority of
+        its own, the call gets the highest of their priorities.
         """
         note = message.note
         limits = [monotonic() + note.timeout] if note.timeout else []
@@ -286,8 +286,8 @@ class CallChannel:
         one = self._open.get(number)
         if one is not None:
             self._close(number, "cancel")
-            # The call is closed first, so that nothing more is sent for it. A paused model is resumed so that
-            # it can end.
+            # The call is closed first, so that no more responses to it are sent. A paused model is resumed,
+            # so that its run can end.
             one.ticket.cancel()
             if one.ticket.flow is not None:
                 one.ticket.flow.resume()
@@ -357,7 +357,7 @@ class CallChannel:
                 [[(tensor,) for tensor in response.outputs]], self._process.arena
             )
         except MemoryError as error:
-            raise Internal(f"the response of model '{response.model_name}': {error}") from None
+            raise Internal(f"the response of model '{response.model_name}' cannot be sent: {error}") from None
         message = Response(
             number,
             response.model_name,

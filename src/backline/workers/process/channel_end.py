@@ -15,7 +15,7 @@ from backline.workers.channel.protocol import FrameSplitter, Kind, WorkerProtoco
 log = logging.getLogger("backline.workers")
 
 _RECEIVE = 1 << 18
-#: The maximum number of bytes that wait for a worker that does not read its channel.
+#: The maximum number of bytes that are buffered for a worker that does not read its channel.
 _MOST_UNSENT = 1 << 28
 #: The exceptions that decoding or handling an invalid message is expected to raise. Any other exception ends
 #: the worker too, but is logged with its traceback, because it is a fault of the server.
@@ -27,9 +27,9 @@ class ChannelEnd:
     """One end of a channel. Sends and receives frames over a socket, on the event loop.
 
     `on_frame` is called with each frame. If `on_frame` raises, a frame is invalid, or the other end does not
-    read what is sent to it, `on_broken` is called with the reason, and nothing more is received: after an
-    invalid message, the rest cannot be trusted to begin at a frame. `on_end` is called once, when the other
-    end is closed. The busy poll `poll` is notified when bytes arrive.
+    read what is sent to it, `on_broken` is called with the reason. In the first two cases, nothing more is
+    received, because the bytes that follow may not begin with a frame. `on_end` is called once, when the
+    other end is closed. The busy poll `poll` is notified when bytes arrive.
     """
 
     def __init__(

@@ -162,8 +162,8 @@ class Job:
 
     @property
     def turn(self) -> tuple[int, int]:
-        """The sort key of waiting jobs: the time when the batch first started. A retried job keeps that time,
-        so it precedes the jobs of later batches.
+        """The sort key of waiting jobs: the time when the batch first started, and the job's first position
+        in the batch. A retried job keeps that time, so it precedes the jobs of later batches.
         """
         return self.run.batch.started_ns, self.positions[0]
 
@@ -201,8 +201,9 @@ class Job:
     def once_more(self, ended: str, *, idempotent: bool | None, hung: bool, remembers: bool) -> Iterator[Job]:
         """Yields a job for each request that may be retried, and fails the others.
 
-        `ended` says how the worker ended. `hung` means that the job exceeded the execution timeout.
-        `remembers` means that the worker held the state of sequences, which is lost.
+        `ended` says how the worker ended. `idempotent` is None if it is not declared. `hung` means that the
+        job exceeded the execution timeout. `remembers` means that the worker held the state of sequences,
+        which is lost.
         """
         tickets = self.run.batch.tickets
         for position in sorted(self.open):
@@ -210,7 +211,9 @@ class Job:
             if tickets[position].cancelled:
                 error = Cancelled("the request was cancelled")
             elif self.again:
-                error = Internal(f"{ended} while it ran this request, as had the worker before it")
+                error = Internal(
+                    f"{ended} while it ran this request; the previous worker also ended during it"
+                )
             elif hung and idempotent is None:
                 why = "which is not tried again unless the model is declared idempotent"
                 error = Internal(f"{ended} while it ran this request, {why}")

@@ -17,7 +17,7 @@ log = logging.getLogger("backline.model")
 
 #: The maximum length of a line in bytes; longer lines are split.
 _LONGEST_LINE = 8192
-#: How many of the last lines of output are kept, to be quoted in the error after a crash.
+#: The number of output lines that are kept, so that the error after a crash can quote the last ones.
 _KEPT = 40
 _SAID = {
     signal.SIGSEGV: "a segmentation fault: native code used memory that it may not use",
@@ -44,7 +44,7 @@ _REST_WITHIN = 0.1
 class WorkerOutput:
     """Reads one of a worker's two output streams, and logs each line, or each traceback, as one record.
 
-    Use only on the event loop.
+    Use it only on the event loop.
     """
 
     def __init__(self, descriptor: int, label: str, level: int, loop: asyncio.AbstractEventLoop) -> None:
@@ -55,7 +55,7 @@ class WorkerOutput:
         self._level = level
         self._loop = loop
         self._rest = b""
-        #: The lines so far of a traceback that has begun.
+        #: The lines of the traceback that is being read.
         self._traceback: list[str] = []
         #: Whether the line that names the exception of this traceback has been read.
         self._named = False

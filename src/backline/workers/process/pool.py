@@ -45,8 +45,8 @@ _LONGEST_PAUSE = 10.0
 #: A model counts as not ready after this many seconds without any running worker, or once a restart has
 #: failed. Until then, requests wait.
 _GRACE = 2.0
-#: How many seconds a batch may take if neither the configuration nor the model's code sets a limit. There is
-#: a default, so that a worker that hangs is always replaced.
+#: The time limit of a batch, in seconds, if neither the configuration nor the model's code sets one. There is
+#: a default so that a worker that hangs is always replaced.
 EXECUTION_TIMEOUT = 300.0
 #: The maximum number of batches that a worker may take at the same time.
 _MOST_CONCURRENT = 4096
@@ -54,7 +54,7 @@ _MOST_CONCURRENT = 4096
 #: dimensions are int64.
 _LARGEST_BATCH = 2**31 - 1
 _LARGEST_DIMENSION = 2**63 - 1
-#: The maximum number of microseconds for which requests may wait for others: a day.
+#: The maximum queue delay that a model may set, in microseconds: a day.
 _LONGEST_DELAY_US = 24 * 60 * 60 * 1_000_000
 #: The maximum number of threads of one run.
 _MOST_THREADS = 1024
@@ -64,7 +64,7 @@ _OPEN_STREAMS = 128
 
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
-    """How to run workers. Where a value is None, the setting in the model's code applies or, if there is
+    """The settings of a pool. Where a value is None, the setting in the model's code applies or, if there is
     none, the default.
 
     `execution_timeout` is in seconds. Requests whose worker ends are retried once, unless `idempotent` is
@@ -81,8 +81,8 @@ class PoolOptions:
 
 
 class ProcessInstance:
-    """An instance that runs one batch at a time in the worker of a seat, whichever process that is at the
-    time.
+    """An instance that runs one batch at a time, in the current worker of its seat if there is one; see
+    `WorkerPool.place`.
     """
 
     off_loop: ClassVar[bool] = True
@@ -138,7 +138,7 @@ class WorkerPool(ModelInWorkers):
         #: part.
         self.apart = command.load.joining is not None
         self._seats: list[Seat] = []
-        #: The seats whose workers will end after their last batches, each with the task that waits for that.
+        #: The seats that are being retired (see `Seat.retire`), each with the task that does so.
         self._retiring: dict[Seat, asyncio.Task[None]] = {}
         self._resizing = asyncio.Lock()
         #: The jobs for which no worker was free, ordered by `Job.turn`.
@@ -306,7 +306,7 @@ class WorkerPool(ModelInWorkers):
             del self._retiring[seat]
 
     def command_for(self, place: Place) -> WorkerCommand:
-        """Returns the command that starts the worker of one seat."""
+        """Returns the command that starts a worker at `place`."""
         load = msgspec.structs.replace(
             self.command.load,
             instance=place.name,
@@ -318,7 +318,9 @@ class WorkerPool(ModelInWorkers):
     # placing batches
 
     def place(self, run: BatchRun, seat: Seat) -> None:
-        """Gives a batch to the worker of its seat or, if that seat has no worker now, to any free worker."""
+        """Sends a batch to the worker of its seat or, if that seat has no worker now, to any other free
+        worker that may run the batch. Otherwise, the batch waits or, if the model is unavailable, fails.
+        """
         job = Job(run, range(len(run.batch.tickets)), seat)
         if seat.free:
             seat.send(job)
@@ -352,9 +354,9 @@ class WorkerPool(ModelInWorkers):
 
     def retry(self, jobs: Sequence[Job], reason: str, hung: Collection[Job] = ()) -> None:
         """Retries the requests of jobs whose worker has ended, unless a rule in Job.once_more forbids it.
-        Each request runs alone, so that a request that crashes the worker again takes no other requests with
-        it. Requests of `hung` jobs, which exceeded the execution timeout, are retried only if the model is
-        declared idempotent.
+        Each request runs separately, so that a request that crashes the worker again does not make other
+        requests fail. Requests of `hung` jobs, which exceeded the execution timeout, are retried only if the
+        model is declared idempotent.
         """
         for job in jobs:
             ended = f"{self.label}: its worker process {reason}"

@@ -58,7 +58,8 @@ HEARTBEAT = 1.0
 HEARTBEAT_TIMEOUT = 30.0
 #: Seconds between checks of the memory of a worker with a memory limit.
 _MEMORY_LOOK = 0.1
-#: How many seconds a worker that hangs gets to print its stack before it is killed.
+#: The time in seconds that a worker gets, before it is killed, to print its stack if it hangs, or to end if
+#: it has closed the data channel.
 _LAST_WORDS = 0.3
 _START = Path(__file__).parents[1] / "child" / "start.py"
 #: The thread that starts all workers. The kernel kills a worker when the thread that started it ends
@@ -68,8 +69,8 @@ _SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="spawn")
 
 @dataclass(frozen=True, slots=True)
 class WorkerCommand:
-    """How to start a worker, and the model to load. `environment` is added to the server's environment
-    variables.
+    """The interpreter and settings of a worker, and the model that it loads. `environment` is added to the
+    server's environment variables.
     """
 
     load: WorkerLoad
@@ -78,7 +79,7 @@ class WorkerCommand:
     #: The resident memory in bytes above which the worker is killed; None for the limit that the model sets,
     #: if any.
     memory_limit_bytes: int | None = None
-    #: The cores to which the worker is pinned, or none for no pinning.
+    #: The cores to which the worker is pinned; empty for no pinning.
     cores: tuple[int, ...] = ()
 
     @property
@@ -191,7 +192,7 @@ class WorkerProcess:
         starting = self._loop.run_in_executor(_SPAWNER, self._spawn, *descriptors)
         while not starting.done():
             # The start of the process must not be cancelled: its descriptors are closed after this method
-            # returns, and without the result of `_spawn` nobody could kill the process.
+            # returns, and without the result of `_spawn` the process could not be killed.
             try:
                 await asyncio.wait([starting])
             except asyncio.CancelledError:
@@ -273,7 +274,7 @@ class WorkerProcess:
         return self._held
 
     def take_unused(self) -> list[int]:
-        """Removes and returns the blocks to send back to the worker with the next message."""
+        """Removes and returns the offsets of the blocks that the next message returns to the worker."""
         taken = [self._unused.popleft() for _ in range(len(self._unused))]
         self._held -= sum(size for _, size in taken)
         return [at for at, _ in taken]
@@ -326,7 +327,7 @@ class WorkerProcess:
             self._heard = monotonic()
         silent = monotonic() - self._heard
         if silent > HEARTBEAT_TIMEOUT:
-            self.hang(f"did not answer for {silent:.0f} s")
+            self.hang(f"did not respond for {silent:.0f} s")
             return
         self._send_control(Kind.PING, NumberList(self.take_unused()))
         self._later("heartbeat", HEARTBEAT, self._beat)
@@ -371,7 +372,7 @@ class WorkerProcess:
             self._later("last words", _LAST_WORDS, self._signal, signal.SIGKILL)
 
     def kill(self, why: str) -> None:
-        """Kills the process; `why` is the reason passed to `on_exit`."""
+        """Kills the process. `why` is the reason passed to `on_exit`, unless there is an earlier one."""
         self._why = self._why or why
         self._signal(signal.SIGKILL)
 
@@ -412,7 +413,7 @@ class WorkerProcess:
             output.read()
             output.close()
         lines = [line for line in self._stderr.tail if line.strip()]
-        # The last results and all output have been handled now, before anybody learns that the process ended.
+        # The last results and all output have been handled before the end of the process is reported below.
         reason = self._reason(self._process.wait(), lines)
         self._ended.set_result(None)
         if not self._loading.done():

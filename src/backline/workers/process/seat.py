@@ -72,7 +72,7 @@ class Seat:
         self._jobs: dict[int, Job] = {}
         #: The block of shared memory with the inputs of each batch in progress, if they are in shared memory.
         self._blocks: dict[int, int] = {}
-        #: The time when each batch in progress started, or sent its latest responses.
+        #: The time, by time.monotonic(), when each batch in progress started or last sent responses.
         self._started: dict[int, float] = {}
         #: The jobs that exceeded the execution timeout, for which the worker is being killed.
         self._late: list[Job] = []
@@ -130,7 +130,9 @@ class Seat:
     # sending to the worker
 
     def send(self, job: Job) -> None:
-        """Sends a job's requests to the worker."""
+        """Sends a job's requests to the worker. Fails the job if its inputs do not fit into the shared
+        memory.
+        """
         process = self.process
         assert process is not None, "it is free"
         tickets = job.tickets
@@ -260,7 +262,7 @@ class Seat:
             if rows:
                 end += rows[index]
             found = opened.get(number)
-            if found is None:  # the last response was sent, or the worker made up the number
+            if found is None:  # the last response has been sent, or the worker made up the number
                 continue
             ticket = found[2]
             request = ticket.request
@@ -373,7 +375,7 @@ class Seat:
 
 
 def _say_something(tickets: Sequence[Ticket]) -> bool:
-    """Returns whether the note of any of these requests would say anything."""
+    """Returns whether the note of any of these requests differs from the default."""
     for ticket in tickets:  # `any` with a generator takes twice as long
         request = ticket.request
         if (

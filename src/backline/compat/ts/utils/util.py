@@ -62,7 +62,7 @@ def map_class_to_label(
     lbl_classes: Sequence[Sequence[int]] | None = None,
 ) -> list[dict[str, Any]]:
     """Returns {class name: value} for each row. `lbl_classes` has the class indices of each row, by default
-    0, 1, 2...
+    0, 1, 2... Without a `mapping`, the index as a string replaces the class name.
     """
     rows = lbl_classes if lbl_classes is not None else [range(len(row)) for row in probs]
     return [

@@ -112,7 +112,7 @@ class Metric:
         self._measures.record("observe", self._name, self._labels, float(value), self._buckets)
 
     def value(self) -> float:
-        """Returns the value of a counter or gauge, which is stored in the server."""
+        """Returns the value of a counter or gauge, which the server stores."""
         self._only(MetricKind.COUNTER, MetricKind.GAUGE, what="Value")
         try:
             return self._measures.value(self._name, self._labels)

@@ -72,7 +72,9 @@ class CompletedModel:
 
 
 class TritonModel:
-    """A model of a class TritonPythonModel. It runs one batch at a time; responses may come later."""
+    """An instance of a class TritonPythonModel. It runs one batch at a time, and may respond to requests
+    after their batch has ended.
+    """
 
     def __init__(self, model: Any, message: WorkerLoad) -> None:
         """Raises ModelFailed if the model has no `execute` or, with the model's exception, cannot be
@@ -137,9 +139,7 @@ class TritonModel:
             self._fail(requests, error)
 
     def _take(self, requests: Sequence[InferenceRequest], answer: Any) -> None:
-        """Handles the value that `execute` returned. Raises _Returned, with Triton's text, for an invalid
-        value.
-        """
+        """Handles the value that `execute` returned. Raises _Returned if the value is invalid."""
         self._take_responses(requests, answer)
         for request in requests:
             if request.release_flags == RELEASE_RESCHEDULE:

@@ -115,7 +115,7 @@ def _failure(call: ModelCall, error: BacklineError) -> InferenceResponse:
     if error.refused:
         why = said.message()
         if why.startswith(f"Request for unknown model: '{call.model}' "):
-            # Triton gives a calling model the text that clients get, with another text in front.
+            # Triton gives a calling model the text that clients get, with a prefix.
             why = f"Failed for execute the inference request. Model '{call.model}' is not ready. {why}"
         said = TritonError(f"Model {call.model} - Error when running inference: {why}", said.code())
     return InferenceResponse(error=said)
@@ -309,8 +309,8 @@ class InferenceRequest:
         return self._timeout
 
     def parameters(self) -> str:
-        """Returns the parameters as a JSON object. As in Triton, returns "" if this request was created by
-        the model without any.
+        """Returns the parameters as a JSON object. As in Triton, returns "" if the model itself created this
+        request, without parameters.
         """
         return as_json(self._parameters) or ("" if self._request is None else "{}")
 
@@ -329,7 +329,7 @@ class InferenceRequest:
         for a request that the model created itself.
         """
         if self._sender is None:
-            raise TritonModelException("only a request that `execute` was called with has a response sender")
+            raise TritonModelException("only a request that was passed to `execute` has a response sender")
         return self._sender
 
     def is_cancelled(self) -> bool:
@@ -380,7 +380,8 @@ class InferenceRequest:
 
     def set_release_flags(self, flags: int) -> None:
         """Sets what happens when `execute` has returned. With TRITONSERVER_REQUEST_RELEASE_RESCHEDULE, the
-        request is run once more; the default is TRITONSERVER_REQUEST_RELEASE_ALL.
+        request is run again; the default is TRITONSERVER_REQUEST_RELEASE_ALL. Raises TritonModelException for
+        other flags.
         """
         if flags not in (RELEASE_ALL, RELEASE_RESCHEDULE):
             raise TritonModelException(

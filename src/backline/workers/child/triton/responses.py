@@ -76,7 +76,7 @@ class InferenceResponseSender:
 
     @property
     def closed(self) -> bool:
-        """Whether the last response was sent."""
+        """Whether nothing more can be sent, because the request has ended, failed or been rescheduled."""
         return self._closed
 
     def is_cancelled(self) -> bool:
@@ -87,8 +87,8 @@ class InferenceResponseSender:
         """Sends a response. The flag TRITONSERVER_RESPONSE_COMPLETE_FINAL marks it as the last one; without a
         response, the flag ends the request.
 
-        Blocks while the client does not read responses. Raises TypeError if `response` has another type, and
-        TritonModelException, with Triton's texts, if it cannot be sent.
+        Blocks while the client does not read responses. Raises TypeError if `response` is not an
+        InferenceResponse, and TritonModelException, with Triton's texts, if it cannot be sent.
         """
         if flags not in (0, FINAL):
             raise TritonModelException("Unable to send response. Unsupported flag provided.")
@@ -136,7 +136,7 @@ class InferenceResponseSender:
         return [tensor.to_engine() for tensor in response._outputs if tensor.name() in self._outputs]
 
     def reschedule(self) -> None:
-        """Closes the sender without a last response, so that the request is run once more."""
+        """Closes the sender without a last response, so that the request is run again."""
         with self._lock:
             closed, self._closed = self._closed, True
         if not closed and not self._request.answered:
@@ -163,7 +163,9 @@ def get_output_tensor_by_name(inference_response: InferenceResponse, name: str) 
 
 
 def read_parameters(given: Any) -> dict[str, Parameter]:
-    """Reads parameters from a dict, a JSON object or None. Raises TritonModelException for other types."""
+    """Reads parameters from a dict, a JSON object in text form, or None. Raises TritonModelException for
+    other types, and ValueError for invalid JSON.
+    """
     if given is None or given == "":
         return {}
     if isinstance(given, str):

@@ -1,4 +1,4 @@
-"""Named tensors that models create and receive, their exchange by DLPack, and Triton's datatypes."""
+"""Named tensors that models create and receive, their exchange through DLPack, and Triton's datatypes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ class _Capsule:
 
 
 def to_capsule(datatype: DataType, array: np.ndarray) -> Any:
-    """Returns a DLPack capsule that shares the memory of an array. Raises TritonModelException for BYTES."""
+    """Returns a DLPack capsule that shares the memory of an array or, if the array is read-only, of a copy.
+    Raises TritonModelException for BYTES.
+    """
     if datatype is DataType.BYTES:
         raise TritonModelException("DLPack does not have support for string tensors.")
     if not array.flags.writeable:  # DLPack cannot express read-only memory
@@ -265,7 +267,7 @@ class Tensor:
         return True
 
     def to_dlpack(self) -> Any:
-        """Returns a DLPack capsule that shares the tensor's memory."""
+        """Returns a DLPack capsule of the tensor; see `to_capsule`."""
         return to_capsule(self._datatype, self._array)
 
     @staticmethod
