@@ -83,8 +83,8 @@ class Wire:
         self.buffered_bytes = 0
         #: The total size of HTTP/2 responses waiting to be sent.
         self.held_answer_bytes = 0
-        #: Sizes of recent HTTP/2 responses by kind of request, from which `Admission` predicts the first
-        #: responses of a connection.
+        #: Sizes of recent HTTP/2 responses by kind of request, from which `Admission` predicts the sizes of a
+        #: connection's first responses.
         self.answer_sizes: dict[int, int] = {}
         self.draining = False
         #: A buffer that connections share. A connection that receives large messages in place receives all
@@ -146,7 +146,7 @@ class Connection(asyncio.Protocol):
     ingress: Ingress = REMOTE
     #: If the server has more requests in flight than this number, `overload` must check each new request.
     max_requests: int
-    #: Whether this is one of the last free connections, which accept only vital requests.
+    #: True for the last connections that the limits allow: they accept only vital requests.
     reserved = False
     #: The time (time.monotonic()) before which `sweep` need not be called.
     rests_until = 0.0

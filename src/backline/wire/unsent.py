@@ -1,5 +1,5 @@
-"""Counts the bytes of responses that clients do not read, and bounds them by closing the connections of the
-slowest clients.
+"""Counts the bytes of responses that clients have not read yet, and bounds them by closing the connections of
+the slowest clients.
 """
 
 from __future__ import annotations

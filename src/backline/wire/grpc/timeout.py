@@ -36,7 +36,7 @@ class Expiring(Protocol):
 
 
 class Deadlines:
-    """A timer that calls `expire` on each entry that is still open at its deadline.
+    """A timer that calls `expire` on each entry that is neither closed nor answered at its deadline.
 
     Invariant: the size of the heap is proportional to the number of open entries, because closed entries are
     removed as the heap grows. `live` returns the number of open entries.

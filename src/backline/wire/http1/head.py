@@ -144,8 +144,8 @@ def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -
     """Returns the refusal of a head whose version, Host or special fields are invalid, or None if they are
     valid.
 
-    `upgrade` tells whether the head asks for another protocol, except for a WebSocket on a path that accepts
-    one.
+    `upgrade` is true if the head asks for another protocol, other than a WebSocket on a path that accepts
+    WebSockets.
     """
     if version not in ("1.1", "1.0"):
         return Refusal(400, f"HTTP version {version} is not supported on this connection; use 1.1")

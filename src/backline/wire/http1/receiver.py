@@ -80,7 +80,7 @@ class Receiver:
         self._put = False
         #: The refusal because of which the parser was stopped, or None.
         self._fault: Refusal | None = None
-        #: The head of the last complete request, if nothing about that request was unusual.
+        #: The last head that was parsed completely, or None if something about its request was unusual.
         self.last_head: Head | None = None
         self._forget()
 
@@ -170,7 +170,9 @@ class Receiver:
     # parsing
 
     def feed(self, data: bytes | memoryview) -> Head | None:
-        """Parses bytes of one or more requests. Returns the last head, or None if it was unusual."""
+        """Parses bytes of one or more requests. Returns the last head that was completed, or None if there is
+        none or it was unusual.
+        """
         self._fed = len(data)
         self._put = False
         self.last_head = None

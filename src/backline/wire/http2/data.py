@@ -193,8 +193,8 @@ class DataReceiver:
         self.promise(stream, size, size - OUR_STREAM_WINDOW)
 
     def promise(self, stream: Stream, size: int, more: int) -> None:
-        """Promises the client window for the last `more` bytes of a body of `size` bytes, the part that the
-        window does not cover yet.
+        """Promises the client a window for the last `more` bytes of a body of `size` bytes: the part that the
+        current window does not cover.
 
         For a small body, the window is extended immediately. For a large one, it is extended now by as many
         bytes as other large bodies leave room for, and by the rest later.

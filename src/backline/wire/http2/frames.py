@@ -69,11 +69,11 @@ class _Failure(Exception):
 
 
 class ConnectionFailure(_Failure):
-    """Raised to end the connection with GOAWAY and this error code (RFC 9113, section 5.4.1)."""
+    """Raised to end the connection with GOAWAY and the error code `code` (RFC 9113, section 5.4.1)."""
 
 
 class StreamFailure(_Failure):
-    """Raised to end the stream with RST_STREAM and this error code (RFC 9113, section 5.4.2)."""
+    """Raised to end the stream with RST_STREAM and the error code `code` (RFC 9113, section 5.4.2)."""
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:

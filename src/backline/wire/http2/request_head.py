@@ -129,7 +129,7 @@ def parse_head(
             pseudo[name] = value
             continue
         # In RFC 9113, whitespace around a value is malformed, but some clients send metadata that ends with a
-        # blank, and gRPC's own servers accept such metadata. Stripping the whitespace is safe, because the
+        # space, and gRPC's own servers accept such metadata. Stripping the whitespace is safe, because the
         # field is not forwarded to another server.
         if value[-1:] in _BLANKS or value[:1] in _BLANKS:
             value = value.strip(b" \t")

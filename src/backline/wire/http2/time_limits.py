@@ -16,7 +16,7 @@ _KEEPALIVE_PING = b"standing"
 
 class Http2TimeLimits:
     """A periodic check that compares a connection and its streams with their state at the previous check, and
-    ends what makes no progress.
+    ends those that make no progress.
     """
 
     __slots__ = (

@@ -314,7 +314,7 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
             self.close(CloseCode.POLICY, "a message did not arrive in time")
             self._transport.close()
         elif self._receiver is not None and now - self._active >= limits.stream_idle_timeout:
-            self.close(CloseCode.GOING_AWAY, "no message was sent for too long")
+            self.close(CloseCode.GOING_AWAY, "no message in either direction for too long")
 
 
 def _is_valid(payload: bytes) -> bool:

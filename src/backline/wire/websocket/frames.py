@@ -1,4 +1,6 @@
-"""WebSocket frames (RFC 6455, section 5): parses those of clients, and builds those of a server."""
+"""WebSocket frames (RFC 6455, section 5): parses the frames of clients, and builds the headers of the
+server's frames.
+"""
 
 from __future__ import annotations
 
@@ -157,7 +159,9 @@ class MessageReader:
         return None
 
     def _begin(self) -> bool:
-        """Parses the header of a frame; returns False if the header is incomplete."""
+        """Parses the header of a frame. Returns False if the header is incomplete, and raises WebSocketError
+        if it is invalid.
+        """
         data = self._data
         if len(data) < 2:
             return False
@@ -202,7 +206,7 @@ class MessageReader:
 
     def _complete(self) -> Received | None:
         """Returns the message or control frame that a complete frame ends, or None if further fragments
-        follow.
+        follow. Raises WebSocketError if a text message is not UTF-8.
         """
         if self._opcode >= Opcode.CLOSE:
             found = Received(self._opcode, bytes(self._control))
