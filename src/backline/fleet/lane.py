@@ -192,7 +192,7 @@ class RemoteLane:
         )
 
     def run(self, instance: Instance, batch: Batch, finished: Finished) -> None:
-        """Starts to send a batch."""
+        """Starts sending a batch. `finished` is called when it has ended."""
         sent = SentBatch(self, instance, batch, finished)
         if self._opened and self.responses is None:
             sent.send()

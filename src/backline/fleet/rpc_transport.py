@@ -44,7 +44,7 @@ class RpcTransport(GrpcRequests):
     """A transport that sends gRPC calls over its own connections, without a thread or a task for each call.
 
     Unlike with grpcio, a call wakes no other thread, and small calls that start in the same turn of the event
-    loop are written together, except for a call that finds no other call in flight.
+    loop are written together. A call that starts while no other is in flight is written immediately.
     """
 
     def __init__(self, address: Address, options: ClientOptions, poll: BusyPoll) -> None:
@@ -180,7 +180,7 @@ class RpcTransport(GrpcRequests):
             self._connecting = self._loop.create_task(self._connect())
 
     def _again(self, call: RpcCall) -> None:
-        """Sends a call again that the server did not handle, or fails the call after _MAX_ATTEMPTS."""
+        """Resends a call that the server did not handle, or fails the call after _MAX_ATTEMPTS attempts."""
         call.attempts += 1
         if call.attempts < _MAX_ATTEMPTS and not self._closed:
             call.restart()
