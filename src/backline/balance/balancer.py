@@ -1,4 +1,4 @@
-"""The policy that chooses a server for each request, its parameters, and what it knows of each server.
+"""The policy that chooses a server for each request, its parameters, and its record of each server.
 
 The policy reads no clock and does no I/O; callers pass the current time.
 """
@@ -40,7 +40,7 @@ class Endpoint:
     #: Whether the server has responded since it was added or readmitted. The first response time is not
     #: measured, because it includes the time to connect.
     met: bool = False
-    #: The number of failures since the last response, also to a probe.
+    #: The number of failures since the server last responded to a request, or was readmitted.
     failures: int = 0
     #: The number of ejections since the last response to a request.
     ejections: int = 0
@@ -104,7 +104,7 @@ class BalancePolicy:
     hedge_burst: float = 10.0
     #: A request is late once it has taken longer than this share of the recent requests took.
     hedge_quantile: float = 0.95
-    #: A request is never late before this time.
+    #: A request never counts as late before it has taken this long.
     hedge_least: float = 0.002
 
 
@@ -121,7 +121,7 @@ _STEP = 16
 
 
 class Verdict(Enum):
-    """What the outcome of an attempt says about the server."""
+    """The conclusion about a server from the outcome of an attempt."""
 
     #: The server responded, perhaps only with the error that the request is invalid.
     ANSWERED = "answered"
@@ -292,8 +292,8 @@ class Balancer:
             if endpoint.failures >= policy.failures:
                 self.eject(endpoint, now)
         elif attempt.timed and taken > endpoint.latency:
-            # The caller got a response from another server first. This server would have taken at least this
-            # long, so its time is measured too.
+            # The caller gave up, usually because another server responded first. This server would have taken
+            # at least this long, so its time is measured too.
             endpoint.measure(taken, now, policy.forget_after)
 
     def _add_time(self, taken: float) -> None:
