@@ -20,7 +20,8 @@ def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:
     Arrays (anything with a dtype) are cast only if numpy considers the cast safe, so FP64 is not narrowed to
     FP32. Plain Python numbers take the model's type if they fit. BYTES inputs take str and bytes, and also a
     dict, which is sent as JSON. No dimension is added, except that a single number is accepted for shape [1],
-    which is how servers describe a scalar. Raises InvalidArgument for any other value.
+    which is how servers describe a scalar. A Tensor is returned unchanged. Raises InvalidArgument for any
+    other value.
     """
     where = f"input '{spec.name}' of model '{model}'"
     if isinstance(value, Tensor):
@@ -151,7 +152,7 @@ def _bytes_array(where: str, value: Any) -> np.ndarray:
 
 
 def _object_array(where: str, value: Any) -> np.ndarray:
-    """Converts nested lists to an object array: fixed-width strings of numpy lose trailing zero bytes."""
+    """Converts nested lists to an object array: numpy's fixed-width strings lose trailing zero bytes."""
     shape: list[int] = []
     level = value
     while isinstance(level, (list, tuple)):

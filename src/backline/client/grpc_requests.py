@@ -1,4 +1,6 @@
-"""The requests that a client can send to a gRPC server, and the changes that it can make to its models."""
+"""The requests that a client can send to a gRPC server, and the changes that it can make to the server's
+models.
+"""
 
 from __future__ import annotations
 

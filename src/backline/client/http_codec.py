@@ -119,7 +119,9 @@ def _read_header(text: memoryview) -> ResponseJson:
 
 
 def decode_event(url: str, data: bytes) -> InferResponse:
-    """Decodes the response in an event. Raises the error that the event reports, or ProtocolError."""
+    """Decodes the response in an event. Raises the error that the event reports, or ProtocolError if the
+    event is invalid.
+    """
     try:
         failed = _decode_error(data)
     except UNREADABLE:

@@ -34,7 +34,7 @@ ALIGNMENT = 64
 
 
 class HttpAnswer:
-    """An answer: its status, its header fields by lower-case name, and its body."""
+    """An HTTP response: its status, its header fields by lower-case name, and its body."""
 
     __slots__ = ("body", "headers", "status")
 

@@ -96,7 +96,9 @@ class HttpControl(ModelControl):
         return self._transport.document(path.encode(), await self._send(method, path, document, timeout))
 
     async def _send(self, method: str, path: str, document: object, timeout: float) -> HttpAnswer:
-        """Sends a request and expects status 200. Raises Unsupported if the server lacks the route."""
+        """Sends a request and expects status 200. Raises Unsupported if the server lacks the route, and the
+        server's error for any other status.
+        """
         answer = await self._exchange(method, path, document, timeout)
         if answer.status != 200:
             error = self._transport.failure(answer)

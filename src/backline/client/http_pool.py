@@ -228,7 +228,9 @@ class PooledRequest:
 
 
 def refused(address: Address, timeout: float, error: Exception) -> ConnectionFailed:
-    """Returns the error for a connection that failed within `timeout` seconds, with advice on what to do."""
+    """Returns the error for a connection that could not be opened, with advice on what to do. `timeout` is
+    the time limit in seconds.
+    """
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, ssl.SSLError):
         return failed_handshake(address, error)

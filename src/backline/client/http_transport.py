@@ -290,7 +290,8 @@ class HttpTransport(Transport):
         return self._is_healthy(await self.exchange(b"GET", path, timeout))
 
     def _is_healthy(self, answer: HttpAnswer) -> bool:
-        """Returns whether the answer of a health route has status 200.
+        """Returns whether the answer of a health route has status 200. Raises the server's error for an
+        unexpected status.
 
         An unhealthy server answers with 400 (Triton) or 503.
         """
@@ -343,7 +344,9 @@ class HttpTransport(Transport):
     async def exchange(
         self, method: bytes, path: bytes, timeout: float, body: bytes = b"", fields: bytes = b""
     ) -> HttpAnswer:
-        """Sends a request and returns any answer. `fields` are further header lines, each with its CRLF."""
+        """Sends a request and returns the answer, whatever its status. `fields` are further header lines,
+        each with its CRLF.
+        """
         kind = b"Content-Type: application/json\r\n" if body else b""
         length = b"Content-Length: %d\r\n" % len(body) if body or method in (b"POST", b"PUT") else b""
         head = b"%b %b%b HTTP/1.1\r\n%b%b%b%b\r\n" % (

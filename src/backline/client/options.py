@@ -30,11 +30,11 @@ class ClientOptions:
 
     `headers` are sent with every request (over gRPC, as metadata). `ca`, `certificate` and `key` are paths of
     PEM files; `verify=False` accepts any server certificate (https only). `retries` is the number of further
-    attempts to connect. Once any part of a request was sent, the request is not repeated, unless the URL
-    names several servers, and the server that got the request has refused it or requests are `idempotent`,
-    which means that it is safe to run a request twice.
-    `api_key` is sent with every request as `Authorization: Bearer`; the default is the key in the environment
-    variable BACKLINE_KEY, or else the key that `backline login` has stored for the URL.
+    attempts to connect. Once any part of a request has been sent, the request is repeated only if the URL
+    names several servers, and either the first server refused the request or requests are `idempotent`: it is
+    safe to run them twice. `api_key` is sent with every request as `Authorization: Bearer`; the default is
+    the key in the environment variable BACKLINE_KEY, or else the key that `backline login` has stored for the
+    URL.
     """
 
     timeout: float = 60.0

@@ -17,8 +17,8 @@ from backline.engine.errors import InvalidArgument, Unavailable
 NAMESPACE: Final = "backline"
 #: Maximum wait for an answer from the controller of a deployment, in seconds.
 _TIMEOUT = 2.0
-#: The last answer for each deployment, and when it was given. Only one thread asks at a time; the other
-#: threads wait for its answer.
+#: The last answer for each deployment, and when it arrived. Only one thread asks at a time; the other threads
+#: wait for its answer.
 _found: dict[str, tuple[float, ReplicaDirectory | Unavailable]] = {}
 _asking = threading.Lock()
 
@@ -92,7 +92,7 @@ def replica_urls(
 
     The result may be `max_age` seconds old, so that a server with many remote models does not ask Ray for
     each of them. Blocks. Raises InvalidArgument if no model is given but the replicas have different models,
-    and Unavailable if there are no such replicas, or if Ray cannot be asked.
+    and Unavailable if there are no such replicas, or if Ray does not answer.
     """
     with _asking:
         asked_at, found = _found.get(deployment, (-math.inf, None))
@@ -125,7 +125,9 @@ def _node() -> str:
 
 
 def _ask(deployment: str) -> ReplicaDirectory | Unavailable:
-    """Asks the controller of a deployment. Returns the error if it does not answer."""
+    """Asks the controller of a deployment. Returns the error if there is no such deployment, or its
+    controller does not answer. Raises Unavailable if Ray cannot be reached.
+    """
     ray = join_ray()
     try:
         controller = ray.get_actor(controller_name(deployment), namespace=NAMESPACE)

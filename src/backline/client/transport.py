@@ -53,8 +53,9 @@ class TaskSending(Generic[T]):
 
 @decodable
 class InferCall(Struct, frozen=True, eq=False):
-    """One request. `timeout` is in seconds, `outputs` is None for all outputs, and `version` is empty if the
-    server chooses the version. `metadata` has names in lower case and values in printable ASCII.
+    """One call, which usually carries one request. `timeout` is in seconds, `outputs` is None for all
+    outputs, and `version` is empty if the server chooses the version. `metadata` has names in lower case and
+    values in printable ASCII.
 
     This is a msgspec struct because an instance is created for every request, and a frozen dataclass takes
     several times as long to create.
