@@ -59,7 +59,7 @@ class OpenSequences(Generic[Value]):
             del self._of_caller[caller]
 
     def _count(self, caller: str, before: int, now: int) -> None:
-        """Notes that the number of a caller's sequences has changed by one."""
+        """Records that the number of a caller's sequences has changed by one, from `before` to `now`."""
         if before:
             callers = self._by_count[before]
             del callers[caller]

@@ -74,7 +74,7 @@ class GrpcControl(HttpControl):
         await self._grpc.call("RepositoryModelUnload", request, timeout, self._metadata)
 
     async def _exchange(self, method: str, path: str, document: object, timeout: float) -> HttpAnswer:
-        """Sends a request over HTTP and returns the answer.
+        """Sends a request over HTTP and returns the response.
 
         Raises Unsupported if the port speaks gRPC but not HTTP.
         """

@@ -83,7 +83,8 @@ def encode_infer(call: InferCall, *, binary: bool = True) -> tuple[bytes, list[B
 def decode_infer(
     url: str, answer: HttpAnswer, headers: Memo[bytes, ResponseJson] | None = None
 ) -> InferResponse:
-    """Decodes the response in an answer with status 200. `headers` caches parsed JSON headers by their text.
+    """Decodes the inference response in an HTTP response with status 200. `headers` caches parsed JSON
+    headers by their text.
 
     Raises ProtocolError if the response is invalid.
     """

@@ -90,7 +90,7 @@ class _Listing(msgspec.Struct):
 
 
 def read_listing(body: bytes) -> list[ModelIndex] | None:
-    """Returns the versions in an answer to GET /v2/models, sorted by model; None if the server is not
+    """Returns the versions in a response to GET /v2/models, sorted by model; None if the server is not
     Backline.
     """
     try:

@@ -148,7 +148,7 @@ class RemoteLane:
             await stream.aclose()
 
     def call(self, tickets: Sequence[Ticket]) -> InferCall:
-        """Returns one call that carries all the given requests. AlikeCheck decides which requests may
+        """Returns one call that carries the requests of all `tickets`. AlikeCheck decides which requests may
         share a call.
         """
         first = tickets[0]

@@ -101,7 +101,7 @@ class RpcConnection(asyncio.Protocol):
         self._blocks = ResponseBlocks(Limits())
         self._received = b""
         self._window_in = OUR_CONNECTION_WINDOW
-        #: How many bytes of the current DATA frame are still to come.
+        #: The number of bytes of the current DATA frame that have not arrived yet.
         self._left = 0
         #: The stream number of the current DATA frame or header block.
         self._number = 0
@@ -524,8 +524,8 @@ class RpcConnection(asyncio.Protocol):
         self._write(frames.frame(kind, frames.ACK, 0, payload))
 
     def _count_unread(self) -> None:
-        """Counts a frame that answers a frame of the other side. Raises ConnectionFailure if the other side
-        has read none of the last _MOST_UNREAD such frames.
+        """Counts a frame sent in response to a frame of the other side. Raises ConnectionFailure if the other
+        side has read none of the last _MOST_UNREAD such frames.
         """
         if self._paused:
             self._unread += 1

@@ -30,8 +30,8 @@ from backline.wire.http2.frames import encode_fields
 #: The maximum number of connections to a server. Each connection carries as many calls at the same time as
 #: the server allows, often more than a hundred.
 _MAX_CONNECTIONS = 8
-#: How many times a call is sent before it fails, if the server closes each connection without handling the
-#: call.
+#: The number of attempts after which a call fails, if the server closes each connection, or refuses the call,
+#: without handling it.
 _MAX_ATTEMPTS = 3
 #: Only time limits below this many seconds are sent to the server; a call with a longer limit is cancelled by
 #: this process when the limit has passed. So most calls have the same header block, which is encoded and

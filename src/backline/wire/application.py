@@ -310,7 +310,7 @@ class Gate(ABC):
 
     @abstractmethod
     def refused(self, denial: Denial, method: bytes, path: bytes, peer: str) -> None:
-        """Called for every request that was refused."""
+        """Called for every request that `refusal` has refused."""
 
     @abstractmethod
     def sharing(self, headers: Mapping[bytes, bytes]) -> Fields:

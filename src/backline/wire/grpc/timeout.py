@@ -50,7 +50,7 @@ class Deadlines:
         self._heap: list[tuple[float, int, Expiring]] = []
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
-        #: When the timer will fire; infinity if there is no timer.
+        #: The time (time.monotonic()) at which the timer fires; infinity if there is no timer.
         self._timer_at = math.inf
 
     def add(self, deadline: float, entry: Expiring) -> None:

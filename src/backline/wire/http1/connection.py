@@ -41,7 +41,8 @@ class Http1Connection(Connection):
     """A server's HTTP/1.1 or HTTP/1.0 connection (RFC 9112).
 
     The receiver turns bytes into requests. The pipeline passes the requests to the application in order, one
-    at a time. While requests or bytes wait for their turn, the socket is not read.
+    at a time. While bytes wait for their turn, the socket is not read; while requests wait, so do the bytes
+    received after them.
 
     Clients that keep a connection open mostly send the same head again, so the connection remembers the last
     head.

@@ -86,8 +86,9 @@ class DataReceiver:
     def begin(self, data: bytes, begin: int, length: int, flags: int, number: int) -> int:
         """Starts a DATA frame that is padded, empty or incomplete, or belongs to no open stream.
 
-        Returns the position at which its data begins. The whole frame, padding included, counts toward both
-        windows, even if it is dropped (RFC 9113, section 6.1).
+        Returns the position at which its data begins. Raises ConnectionFailure or StreamFailure if the frame
+        is not allowed. The whole frame, padding included, counts toward both windows, even if it is dropped
+        (RFC 9113, section 6.1).
         """
         padding = 0
         payload = length

@@ -114,7 +114,7 @@ class Stream:
 
     @abstractmethod
     def lost(self) -> None:
-        """Called when the client resets the stream or disconnects before the response is complete."""
+        """Called when the stream ends before the response is complete, such as when the client resets it."""
 
     @abstractmethod
     def awaits_client(self) -> bool:
