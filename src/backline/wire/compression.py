@@ -126,7 +126,7 @@ class ResponseCoding:
 
     __slots__ = ("name", "window")
 
-    #: Responses up to this size are compressed on the event loop.
+    #: Responses up to this size, in bytes, are compressed on the event loop.
     INLINE_SIZE: ClassVar[int] = INLINE
 
     def __init__(self, name: bytes, window: int) -> None:

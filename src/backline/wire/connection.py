@@ -68,7 +68,7 @@ class Wire:
         self.limits = limits
         #: The size limit for bodies for which the application sets no lower limit.
         self.body_limit = BodyLimit(limits.max_body_size)
-        #: The size up to which a body is within every limit.
+        #: Bodies up to this size, in bytes, are within every limit.
         self.small_body = min(FREE, limits.max_body_size)
         self.loop = loop
         #: Open connections of all listeners and protocols.
@@ -193,8 +193,8 @@ class Connection(asyncio.Protocol):
         """Closes the connection immediately, and drops everything that is in flight."""
 
     def unsent(self) -> tuple[int, int]:
-        """Returns how many bytes of responses are not sent yet, and how many of them are in the transport's
-        write buffer.
+        """Returns how many bytes of responses have not been sent yet, and how many of them are in the
+        transport's write buffer.
         """
         return 0, 0
 
@@ -226,7 +226,7 @@ def join_writelines(transport: asyncio.Transport) -> None:
     """Makes `writelines` of asyncio's transports join its buffers, as in Python 3.11. uvloop is not affected.
 
     In 3.12 and 3.13, a TCP transport never removes an empty buffer from its queue: the event loop spins, and
-    the connection never closes. Up to 3.12.8 and 3.13.1 they also never call `pause_writing`
+    the connection never closes. Up to 3.12.8 and 3.13.1, such transports also never call `pause_writing`
     (CVE-2024-12254).
     """
     if type(transport).__module__.startswith("asyncio."):

@@ -370,7 +370,9 @@ class TlsAcceptor:
         self._drop(silent)
 
     def _hear(self, silent: socket.socket) -> None:
-        """Queues the handshake of a client that has sent something, or drops a client that has left."""
+        """Queues the handshake of a client that has sent something, or drops a client that has
+        disconnected.
+        """
         end = self._forget(silent)
         try:
             heard = silent.recv(1, socket.MSG_PEEK)

@@ -42,7 +42,7 @@ class Peers:
         self.max_streams = _share(limits.max_streams, limits)
 
     def join(self, transport: asyncio.BaseTransport) -> Peer:
-        """Counts a new connection toward its peer, until `leave`."""
+        """Counts a new connection toward its peer until `leave` is called. Returns the peer."""
         address = address_of(transport.get_extra_info("peername"))
         peer = self._known.get(address)
         if peer is None:

@@ -23,8 +23,8 @@ class _Backlog:
         self.size = 0
         #: The part of `size` that `Unsent` has added to `wire.buffered_bytes`.
         self.counted = 0
-        #: The time at which the client was last seen to read or, if it has read nothing, at which the backlog
-        #: began.
+        #: The time at which the client was last found to have read or, if it has read nothing, at which the
+        #: backlog began.
         self.since = since
 
 

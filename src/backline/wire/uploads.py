@@ -47,7 +47,7 @@ class Uploads:
 
     * Together, the bodies in the line have room for `limit` bytes, plus one whole body, plus the bytes that
       `LEAST_RATE` allows to waiting bodies.
-    * The first body in the line never waits. A body waits for about its size divided by `LEAST_RATE` at most,
+    * The first body in the line never waits. A body waits at most about its size divided by `LEAST_RATE`,
       however slow the bodies before it are.
     """
 
@@ -134,8 +134,8 @@ class Pace:
             self.proceed()
 
     def proceed(self) -> None:
-        # This asks for one more read than has arrived, because a read may return more bytes than the body has
-        # room for.
+        # This asks for room for one more read, because a read may return more bytes than the body has room
+        # for.
         self._room = self._uploads.room(self, self._size + READ)
         self._set(self._room <= self._size)
 

@@ -24,8 +24,8 @@ UNIMPLEMENTED = 12
 INTERNAL = 13
 UNAVAILABLE = 14
 
-#: The maximum length of a status message in bytes. Longer messages are cut, because clients limit the size of
-#: trailers (grpcio to 8 KiB).
+#: The maximum length of a status message in bytes. Longer messages are truncated, because clients limit the
+#: size of trailers (grpcio to 8 KiB).
 MAX_MESSAGE = 4096
 
 #: The header block before the first message of a response.

@@ -19,7 +19,7 @@ class InvalidTimeout(ValueError):
 
 
 def parse_timeout(value: bytes) -> float:
-    """Returns the seconds in a grpc-timeout such as b"250m". Raises InvalidTimeout."""
+    """Returns the seconds in a grpc-timeout such as b"250m". Raises InvalidTimeout if it is malformed."""
     match = _TIMEOUT(value)
     if match is None:
         raise InvalidTimeout(

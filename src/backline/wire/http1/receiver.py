@@ -132,7 +132,7 @@ class Receiver:
         """Drops the request being received because it is refused, and with it the parser's copy of the head.
 
         Clients may keep refused connections open for a long time, so the copies would add up. Returns the
-        refusal with the fields that the request's sender needs.
+        refusal, with the fields of `Gate.sharing` added.
         """
         if isinstance(self._entry, Http1Request):
             sharing = self._gate.sharing(self._entry.headers)
@@ -438,7 +438,7 @@ class Receiver:
         wire = self._wire
         if isinstance(self._entry, Refusal):
             if length > LARGE:
-                # The connection closes: to receive a large body only to drop it would cost more than a new
+                # The connection closes: receiving a large body only to drop it would cost more than a new
                 # connection.
                 raise self._refused(replace(self._entry, close=True))
         else:
@@ -462,8 +462,7 @@ class Receiver:
             raise self._refused(Refusal(denial.status, denial.message, fields=denial.fields))
 
     def _overfull(self) -> Refused:
-        # Unread responses may be what takes up the memory, so the connections with unread responses are
-        # checked soon.
+        # Unread responses may be taking up the memory, so connections with unread responses are checked soon.
         self._wire.unsent.watch(self._connection)
         return self._refused(
             Refusal(503, "The server holds too many request bodies; try again later", fields=RETRY_AFTER)

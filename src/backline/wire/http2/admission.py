@@ -13,8 +13,8 @@ from backline.wire.http2.stream import Stream
 if TYPE_CHECKING:
     from backline.wire.connection import Wire
 
-#: Kinds from this number on are for compressed requests. They are separate, because the size of a compressed
-#: request says little about its content.
+#: Kinds of requests from this number on are for compressed requests. They are separate, because the size of a
+#: compressed request says little about its content.
 _COMPRESSED = 64
 #: Until a request of the same kind has been answered, the expected size of a response is the budget divided
 #: by this number. So several requests are admitted at the same time, because the first requests of a server

@@ -133,7 +133,9 @@ def server_preface(limits: Limits) -> bytes:
 
 
 def parse_settings(payload: bytes) -> list[tuple[int, int]]:
-    """Returns the settings in a frame, in order. Raises ConnectionFailure for values out of bounds."""
+    """Returns the settings in a frame, in order. Raises ConnectionFailure if the frame is malformed or a
+    value is out of bounds.
+    """
     if len(payload) % 6:
         raise ConnectionFailure(FRAME_SIZE_ERROR, "the length of SETTINGS is not a multiple of 6")
     known = []

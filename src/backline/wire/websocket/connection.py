@@ -55,7 +55,7 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         self._writers: list[asyncio.Future[None]] = []
         self._write_paused = False
         self._reading = True
-        #: When the current turn ends, in seconds of perf_counter().
+        #: The time, in seconds of perf_counter(), at which the current turn ends.
         self._turn_ends = 0.0
         #: Whether the connection waits for its next turn.
         self._resting = False

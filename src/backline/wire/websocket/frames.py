@@ -64,7 +64,8 @@ class Received:
 
 
 def accept_key(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """Returns the value of Sec-WebSocket-Accept for a handshake, or None if it is invalid (section 4.2.1).
+    """Returns the value of Sec-WebSocket-Accept for a handshake, or None if the handshake is invalid (section
+    4.2.1).
 
     The version must be 13, and the key must encode 16 bytes in base64.
     """
@@ -134,8 +135,8 @@ class MessageReader:
     def next(self) -> Received | None:
         """Returns the next message or control frame, or None if more bytes are needed.
 
-        Also returns None after many fragments, and then sets `stopped`: call it again. Raises WebSocketError
-        if the bytes violate the protocol.
+        Also returns None after many fragments, and then sets `stopped`; in that case, call `next` again.
+        Raises WebSocketError if the bytes violate the protocol.
         """
         self.stopped = False
         for _ in range(_FRAMES):
