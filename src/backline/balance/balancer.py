@@ -98,11 +98,11 @@ class BalancePolicy:
     retry_share: float = 0.2
     #: The maximum number of retries in a burst.
     retry_burst: float = 100.0
-    #: The share of requests that may be sent to a second server because the first one is late.
+    #: The share of requests that may be sent to a second server because the first is slow to respond.
     hedge_share: float = 0.05
     #: The maximum number of requests in a burst that are sent to a second server.
     hedge_burst: float = 10.0
-    #: A request is late once it has taken longer than this share of the recent requests took.
+    #: A request counts as late once it has taken longer than this share of recent requests.
     hedge_quantile: float = 0.95
     #: A request never counts as late before it has taken this long.
     hedge_least: float = 0.002
@@ -111,12 +111,11 @@ class BalancePolicy:
 DEFAULT_POLICY: Final = BalancePolicy()
 
 
-#: The number of latest response times from which the balancer computes when a request counts as late.
+#: The balancer computes when a request counts as late from this many of the latest response times.
 _WINDOW = 128
-#: The minimum number of response times from which the balancer computes this. With fewer response times, no
-#: request counts as late.
+#: With fewer response times than this, no request counts as late.
 _NEEDED = 32
-#: The balancer computes again when a request counts as late after this many new response times.
+#: The number of new response times after which the balancer computes anew when a request counts as late.
 _STEP = 16
 
 

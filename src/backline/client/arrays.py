@@ -146,7 +146,7 @@ def _bytes_array(where: str, value: Any) -> np.ndarray:
         else:
             raise InvalidArgument(
                 f"{where} expects BYTES (str or bytes), got {type(element).__name__} at position {index};"
-                " a model that takes a list reads it as JSON: pass json.dumps(...)"
+                " if the model expects a list as JSON, pass json.dumps(...)"
             )
     return encoded
 

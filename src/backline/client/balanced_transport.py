@@ -210,10 +210,11 @@ class BalancedTransport(Transport):
         return key, endpoint, endpoint is None
 
     def _keep_sequence(self, call: InferCall, key: object, endpoint: Endpoint) -> None:
-        """Remembers the server for the further requests of a sequence, or forgets it with the last request.
+        """Remembers the server for the later requests of a sequence, or forgets it when the last request is
+        sent.
 
         The first request of a sequence may go to another server as long as it has certainly not run, because
-        no server has a state then.
+        no server has any state of the sequence then.
         """
         if (call.parameters or {}).get("sequence_end"):
             self._sequences.drop(key)
@@ -297,7 +298,7 @@ class BalancedTransport(Transport):
                 and now >= self._resolve_at
                 and (self._looking is None or self._looking.done())
             ):
-                # A look-up may take long if a name server does not respond. The probes go on meanwhile.
+                # A look-up may take long if a name server does not respond. Probes continue in the meantime.
                 self._looking = asyncio.create_task(self._look_up_again())
             if self.balancer.quiet and not self.calls and not any(one.by_ray for one in self._given):
                 return

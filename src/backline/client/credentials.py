@@ -58,7 +58,7 @@ def find_credential(
     environment variable, or else the stored one.
 
     If the headers in `options` contain a credential, no key is added. Raises InvalidArgument if `options` has
-    both, for a key that cannot be sent, and for a file of keys that cannot be used.
+    both, if the key cannot be sent, or if the key file cannot be used.
     """
     own = [name for name in options.headers if name.lower() in _FIELDS]
     if own:

@@ -105,7 +105,7 @@ STREAM_METADATA = (("triton_grpc_error", "true"),)
 
 
 class GrpcRequests(Transport):
-    """The Open Inference Protocol over gRPC. A subclass implements the sending of messages."""
+    """The Open Inference Protocol over gRPC. Subclasses send the messages."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self._url = address.url
@@ -134,7 +134,9 @@ class GrpcRequests(Transport):
     def exchange_stream(
         self, method: str, request: bytes, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
     ) -> AsyncGenerator[bytes, None]:
-        """Sends a message to a method with many responses, each of which must arrive within `timeout`."""
+        """Sends a message to a method with many responses, each of which must arrive within `timeout`
+        seconds.
+        """
 
     async def infer(self, call: InferCall) -> InferResponse:
         request = b"".join(self._codec.encode(call))

@@ -126,7 +126,7 @@ async def stream_events(
                 events.feed(data)
             if events.begun and events.is_events:
                 while (event := events.next()) is not None:
-                    # The status is that of the first event. No event follows an error.
+                    # The HTTP status reports the outcome of the first event. No event follows an error.
                     yield event if events.status == 200 else HttpAnswer(events.status, events.headers, event)
             if events.complete or (not data and events.begun and b"transfer-encoding" not in events.headers):
                 break

@@ -11,7 +11,7 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse
 from backline.engine.values.tensor import Buffer, Shape, Tensor
 
-#: The maximum number of bytes before the data of a response that is recognised.
+#: Responses with more bytes than this before their data are not recognised.
 _LONGEST: Final = 1024
 
 

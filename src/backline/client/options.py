@@ -65,8 +65,8 @@ class ClientOptions:
                 or "\n" in value
             ):
                 raise InvalidArgument(
-                    f"header {name!r}: {value!r} cannot be sent: names are letters, digits, '-', '_' and '.',"
-                    " values are one line"
+                    f"header {name!r}: {value!r} cannot be sent: a name may contain only letters, digits,"
+                    " '-', '_' and '.', and a value must be one line"
                 )
         if self.key is not None and self.certificate is None:
             raise InvalidArgument("a key was given without a certificate: pass certificate='client.crt' too")

@@ -79,7 +79,9 @@ class ModelIndex:
 
 
 def answers(state: str) -> bool:
-    """Returns whether a version in this state serves requests. Needed if an index has only the state."""
+    """Returns whether a version in this state serves requests. Used for servers that report only the
+    state.
+    """
     return state in ("READY", "ON_DEMAND")
 
 

@@ -72,7 +72,7 @@ class InferCall(Struct, frozen=True, eq=False):
     metadata: tuple[tuple[str, str], ...] = ()
     #: The number of requests that the call carries, which a balancer counts.
     requests: int = 1
-    #: Distinguishes the callers of a server in front of others. The name is not sent.
+    #: The name by which a server in front distinguishes its callers. It is not sent.
     caller: str = ""
 
 

@@ -2,8 +2,8 @@
 
 The URLs of a remote model may lead back to this server, directly or through other servers. Then each request
 would take another instance of every model on its way, until no instance is free and all requests wait for
-each other. So each remote model has an id, which it adds to the requests that it sends, and refuses requests
-that contain this id.
+each other. So each remote model has an id. It adds the id to the requests that it sends, and refuses requests
+that contain it.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ class RpcConnection(asyncio.Protocol):
 
     @property
     def room(self) -> int:
-        """How many more calls the connection accepts now."""
+        """The number of further calls that the connection accepts now."""
         return self._max_calls - len(self.calls) if self._open and self._next < _LAST_NUMBER else 0
 
     def _lose(self, error: BacklineError) -> None:

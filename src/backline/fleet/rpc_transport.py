@@ -268,7 +268,7 @@ class RpcTransport(GrpcRequests):
 
 def timeout_field(seconds: float) -> bytes:
     """Returns the value of a grpc-timeout field for `seconds`, rounded up to two significant digits, so that
-    only few values are in use.
+    few different values occur.
     """
     milliseconds = max(math.ceil(seconds * 1000), 1)
     step = 10 ** max(len(str(milliseconds)) - 2, 0)
