@@ -195,7 +195,7 @@ class GrpcRequests(Transport):
     async def model_config(
         self, model: str, version: str, timeout: float, *, explained: bool = False
     ) -> dict[str, Any]:
-        # `explained` is ignored: only HTTP has a route for it, /explain-config.
+        # `explained` is ignored, because gRPC has no counterpart of the HTTP route /explain-config.
         found = await self._ask("ModelConfig", timeout, name=model, version=version)
         return to_plain(found.config)
 

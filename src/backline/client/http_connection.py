@@ -16,7 +16,7 @@ from backline.engine.values.tensor import Buffer
 if TYPE_CHECKING:
     from backline.system.busy_poll import BusyPoll
 
-#: Bodies above this size are received straight into their own buffer, bypassing the parser.
+#: Bodies with a Content-Length above this are received straight into their own buffer, bypassing the parser.
 DIRECT_BODY = 32 * 1024
 #: Requests up to this size are joined into one buffer, because a copy takes less time than a second system
 #: call.

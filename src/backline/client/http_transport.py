@@ -98,7 +98,9 @@ STREAM_HEAD = INFER_HEAD.replace(b"/infer ", b"/infer_stream ")
 
 
 class HttpTransport(Transport):
-    """Sends requests over a pool of kept-alive connections. Received tensors are views of the body."""
+    """Sends requests over a pool of kept-alive connections. Tensors received in binary form, except BYTES,
+    are views of the body.
+    """
 
     def __init__(self, address: Address, options: ClientOptions, poll: BusyPoll | None = None) -> None:
         """`poll` is the busy poll of the event loop; see HttpConnection."""

@@ -45,7 +45,7 @@ _CLIENT_PREFACE = (
 _REPLENISH_AT = OUR_CONNECTION_WINDOW // 2
 #: The maximum number of bytes that a call sends before the next call gets its turn.
 _QUANTUM = 128 * KIB
-#: More than this many bytes of data are written as separate buffers, without waiting for the end of the
+#: Queued data of more than this many bytes is written as separate buffers, without waiting for the end of the
 #: current turn of the event loop.
 _WRITE_AT = 64 * KIB
 #: The header of the DATA frame of a call that needs only one, and the prefix of the message in the frame.
@@ -88,7 +88,7 @@ class RpcConnection(asyncio.Protocol):
         self._again = again
         self._has_room = has_room
         self._loop = asyncio.get_running_loop()
-        #: Set when the other side has sent its SETTINGS, which proves that it speaks HTTP/2.
+        #: Completes when the other side has sent its SETTINGS, which proves that it speaks HTTP/2.
         self.ready: asyncio.Future[None] = self._loop.create_future()
         self._transport: asyncio.Transport | None = None
         #: The calls in flight, by stream number.

@@ -29,7 +29,7 @@ MAX_MEMBERS = 64
 #: zlib's compression level. Clients are usually in the same network, so speed matters more than a slightly
 #: smaller size.
 LEVEL = 1
-#: Responses below this size in bytes are not compressed, because that would save too little.
+#: HTTP responses below this size in bytes are not compressed, because that would save too little.
 WORTH_COMPRESSING = 1024
 
 ACCEPTED = b"gzip, deflate"

@@ -88,8 +88,8 @@ class Stream:
 
     @abstractmethod
     def begin(self) -> None:
-        """Called when the head has arrived, except if `head.prompt` is false and the server is not
-        overloaded. The method may respond immediately.
+        """Called when the head has arrived, unless `head.prompt` is false and the server is not overloaded.
+        The method may respond immediately.
         """
 
     @abstractmethod
