@@ -296,7 +296,7 @@ def test_triton_has_no_labels(answering: Callable[..., str], answer: bytes) -> N
         client.set_label("add1", "stable", 1)
     with (
         connect(answering(answer)) as client,
-        pytest.raises(Unsupported, match="does not know GET /v2/repository/history"),
+        pytest.raises(Unsupported, match="does not support GET /v2/repository/history"),
     ):
         client.history()
 

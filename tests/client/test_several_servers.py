@@ -340,7 +340,7 @@ def test_a_failed_look_up_of_the_servers_does_not_end_the_watch(
 
     asyncio.run(run())
     assert [record.message for record in caplog.records if "different models" in record.message] == [
-        "the replicas have different models. The servers that are known still get requests"
+        "the replicas have different models. The known servers still get requests"
     ]
 
 

@@ -1,4 +1,4 @@
-"""The policy that chooses a server for each request, its parameters, and what it knows of each server.
+"""The policy that chooses a server for each request, its parameters, and its record of each server.
 
 The policy reads no clock and does no I/O; callers pass the current time.
 """
@@ -40,7 +40,7 @@ class Endpoint:
     #: Whether the server has responded since it was added or readmitted. The first response time is not
     #: measured, because it includes the time to connect.
     met: bool = False
-    #: The number of failures since the last response, also to a probe.
+    #: The number of failures since the server last responded to a request, or was readmitted.
     failures: int = 0
     #: The number of ejections since the last response to a request.
     ejections: int = 0
@@ -98,30 +98,29 @@ class BalancePolicy:
     retry_share: float = 0.2
     #: The maximum number of retries in a burst.
     retry_burst: float = 100.0
-    #: The share of requests that may be sent to a second server because the first one is late.
+    #: The share of requests that may be sent to a second server because the first is slow to respond.
     hedge_share: float = 0.05
     #: The maximum number of requests in a burst that are sent to a second server.
     hedge_burst: float = 10.0
-    #: A request is late once it has taken longer than this share of the recent requests took.
+    #: A request counts as late once it has taken longer than this share of recent requests.
     hedge_quantile: float = 0.95
-    #: A request is never late before this time.
+    #: A request never counts as late before it has taken this long.
     hedge_least: float = 0.002
 
 
 DEFAULT_POLICY: Final = BalancePolicy()
 
 
-#: The number of latest response times from which the balancer computes when a request counts as late.
+#: The balancer computes when a request counts as late from this many of the latest response times.
 _WINDOW = 128
-#: The minimum number of response times from which the balancer computes this. With fewer response times, no
-#: request counts as late.
+#: With fewer response times than this, no request counts as late.
 _NEEDED = 32
-#: The balancer computes again when a request counts as late after this many new response times.
+#: The number of new response times after which the balancer computes anew when a request counts as late.
 _STEP = 16
 
 
 class Verdict(Enum):
-    """What the outcome of an attempt says about the server."""
+    """The conclusion about a server from the outcome of an attempt."""
 
     #: The server responded, perhaps only with the error that the request is invalid.
     ANSWERED = "answered"
@@ -292,8 +291,8 @@ class Balancer:
             if endpoint.failures >= policy.failures:
                 self.eject(endpoint, now)
         elif attempt.timed and taken > endpoint.latency:
-            # The caller got a response from another server first. This server would have taken at least this
-            # long, so its time is measured too.
+            # The caller gave up, usually because another server responded first. This server would have taken
+            # at least this long, so its time is measured too.
             endpoint.measure(taken, now, policy.forget_after)
 
     def _add_time(self, taken: float) -> None:

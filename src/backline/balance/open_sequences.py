@@ -9,17 +9,17 @@ Value = TypeVar("Value")
 
 
 class OpenSequences(Generic[Value]):
-    """A store with a value for each of at most `most` sequences, by any key.
+    """A store of one value for each sequence, for at most `most` sequences. Any hashable object can be a key.
 
-    Security: when the store is full, the caller with the most sequences loses the one that was kept longest
-    ago. So a caller that opens many sequences loses its own, and not those of callers that have few.
+    Security: when the store is full, the caller with the most sequences loses the one that it stored least
+    recently. So a caller that opens many sequences loses its own, and not those of callers that have few.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
         #: The caller and the value of each sequence.
         self._entries: dict[Hashable, tuple[str, Value]] = {}
-        #: The sequences of each caller. The one that was kept longest ago is first.
+        #: The sequences of each caller. The least recently stored one is first.
         self._of_caller: dict[str, dict[Hashable, None]] = {}
         #: The callers by the number of their sequences, and the largest number. With these, the caller with
         #: the most sequences is found without a search, however many callers there are.
@@ -34,8 +34,8 @@ class OpenSequences(Generic[Value]):
         return self._entries.get(key)
 
     def keep(self, key: Hashable, caller: str, value: Value) -> None:
-        """Stores a value, replaces an earlier value for the same key, and makes this sequence the last that
-        its caller loses.
+        """Stores a value, in place of any earlier value for the same key. Of its caller's sequences, this one
+        is now the last to be lost.
         """
         self.drop(key)
         self._entries[key] = caller, value
@@ -59,7 +59,7 @@ class OpenSequences(Generic[Value]):
             del self._of_caller[caller]
 
     def _count(self, caller: str, before: int, now: int) -> None:
-        """Notes that the number of a caller's sequences has changed by one."""
+        """Records that the number of a caller's sequences has changed by one, from `before` to `now`."""
         if before:
             callers = self._by_count[before]
             del callers[caller]

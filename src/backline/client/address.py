@@ -121,8 +121,8 @@ class Address:
             host.encode("idna")
         except UnicodeError:
             raise InvalidArgument(
-                f"'{url}' names a host that cannot exist: the parts of a host name, which are separated by"
-                " dots, have 1 to 63 characters"
+                f"'{url}' names a host that cannot exist: the dot-separated parts of a host name must have"
+                " 1 to 63 characters"
             ) from None
         if host.isdecimal():
             raise InvalidArgument(f"'{url}' names a port, but no host: use localhost:{host}")
@@ -132,7 +132,9 @@ class Address:
                 " api_key"
             )
         if parts.query or parts.fragment:
-            raise InvalidArgument(f"'{url}' has a query or a fragment, but servers have none: leave it out")
+            raise InvalidArgument(
+                f"'{url}' has a query or a fragment, but the URL of a server has none: leave it out"
+            )
         if protocol == "grpc" and parts.path not in ("", "/"):
             raise InvalidArgument(f"'{url}' has the path '{parts.path}', which gRPC cannot use: leave it out")
         return cls(text, protocol, host, port, parts.path.rstrip("/"), tls, by_dns=scheme.startswith("dns+"))

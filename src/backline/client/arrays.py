@@ -20,7 +20,8 @@ def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:
     Arrays (anything with a dtype) are cast only if numpy considers the cast safe, so FP64 is not narrowed to
     FP32. Plain Python numbers take the model's type if they fit. BYTES inputs take str and bytes, and also a
     dict, which is sent as JSON. No dimension is added, except that a single number is accepted for shape [1],
-    which is how servers describe a scalar. Raises InvalidArgument for any other value.
+    which is how servers describe a scalar. A Tensor is returned unchanged. Raises InvalidArgument for any
+    other value.
     """
     where = f"input '{spec.name}' of model '{model}'"
     if isinstance(value, Tensor):
@@ -145,13 +146,13 @@ def _bytes_array(where: str, value: Any) -> np.ndarray:
         else:
             raise InvalidArgument(
                 f"{where} expects BYTES (str or bytes), got {type(element).__name__} at position {index};"
-                " a model that takes a list reads it as JSON: pass json.dumps(...)"
+                " if the model expects a list as JSON, pass json.dumps(...)"
             )
     return encoded
 
 
 def _object_array(where: str, value: Any) -> np.ndarray:
-    """Converts nested lists to an object array: fixed-width strings of numpy lose trailing zero bytes."""
+    """Converts nested lists to an object array: numpy's fixed-width strings lose trailing zero bytes."""
     shape: list[int] = []
     level = value
     while isinstance(level, (list, tuple)):

@@ -45,7 +45,8 @@ class BackgroundLoop:
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the loop and returns its result.
 
-        Interrupting the waiting thread cancels the coroutine.
+        Interrupting the waiting thread cancels the coroutine. Raises Unavailable after a fork, on the loop's
+        own thread, or while the program is exiting.
         """
         if self._pid != os.getpid():
             coroutine.close()

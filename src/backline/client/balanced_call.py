@@ -46,7 +46,7 @@ def verdict_of(error: BaseException | None) -> Verdict:
     return Verdict.ANSWERED
 
 
-#: What Backline and Triton say of a request for a sequence that they do not have.
+#: Part of the error with which Backline and Triton refuse a request of a sequence that they do not have.
 _NO_SEQUENCE: Final = "must specify the START flag"
 
 
@@ -107,7 +107,9 @@ class BalancedCall(Generic[T]):
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Sends the call. Raises Unavailable if no server is available."""
+        """Sends the call. Raises Unavailable if no server is available, or another error if the call cannot
+        be encoded.
+        """
         group = self._group
         group.balancer.arrived()
         if not self._attempt():

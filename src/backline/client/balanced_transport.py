@@ -1,4 +1,4 @@
-"""The transport to several equal servers. Each call goes to one server and, if that server fails, to
+"""The transport to several equivalent servers. Each call goes to one server and, if that server fails, to
 another.
 """
 
@@ -63,7 +63,7 @@ class BalancedTransport(Transport):
         # A failed request goes to another server immediately, instead of to the same server a little later.
         self._options = replace(options, retries=0)
         self._make = make
-        #: The servers found at each of the given addresses by the last look-up that succeeded.
+        #: The servers found at each address by the last successful look-up of that address.
         self._found: dict[Address, tuple[Address, ...]] = {}
         self._addresses: dict[str, Address] = {}
         self._transports: dict[str, Transport] = {}
@@ -85,7 +85,7 @@ class BalancedTransport(Transport):
         self._control = _OneServerOnly(self)
 
     async def open(self) -> None:
-        """Looks up host names. Raises Unavailable if this finds no server at all."""
+        """Looks up host names. If this finds no server at all, raises the error of the last look-up."""
         error = await self._look_up()
         if error is not None and not self.balancer.endpoints:
             raise error
@@ -112,7 +112,7 @@ class BalancedTransport(Transport):
         return transport
 
     def no_server(self) -> BacklineError:
-        """Returns the error for a call that can be sent to no server."""
+        """Returns the error for a call that cannot be sent to any server."""
         if self.closed:
             return ConnectionFailed(f"the client of {self.url} is closed; nothing was sent")
         return Unavailable(f"no server of {self.url} is known at the moment; try again later")
@@ -131,7 +131,8 @@ class BalancedTransport(Transport):
         Raises Unavailable if there is no server to send the call to.
         """
         key, pinned, seeks = self._sequence(call)
-        # BalancedCall[InferResponse](...) would be the same, but typing takes longer to create the object.
+        # BalancedCall[InferResponse](...) would do the same, but a typing alias takes longer to create an
+        # object.
         started: BalancedCall[InferResponse] = BalancedCall(
             self,
             lambda transport, left, ended: transport.start_infer(call, left, ended),
@@ -209,10 +210,11 @@ class BalancedTransport(Transport):
         return key, endpoint, endpoint is None
 
     def _keep_sequence(self, call: InferCall, key: object, endpoint: Endpoint) -> None:
-        """Remembers the server for the further requests of a sequence, or forgets it with the last request.
+        """Remembers the server for the later requests of a sequence, or forgets it when the last request is
+        sent.
 
         The first request of a sequence may go to another server as long as it has certainly not run, because
-        no server has a state then.
+        no server has any state of the sequence then.
         """
         if (call.parameters or {}).get("sequence_end"):
             self._sequences.drop(key)
@@ -296,14 +298,16 @@ class BalancedTransport(Transport):
                 and now >= self._resolve_at
                 and (self._looking is None or self._looking.done())
             ):
-                # A look-up may take long if a name server does not respond. The probes go on meanwhile.
+                # A look-up may take long if a name server does not respond. Probes continue in the meantime.
                 self._looking = asyncio.create_task(self._look_up_again())
             if self.balancer.quiet and not self.calls and not any(one.by_ray for one in self._given):
                 return
 
     async def _probe(self, endpoint: Endpoint) -> None:
-        """Checks whether a server is alive. If not, sends the calls in flight there to other servers."""
-        was_ejected, why = endpoint.ejected, "it says that it is not"
+        """Checks whether a server is alive. If not, sends the idempotent calls in flight there to other
+        servers.
+        """
+        was_ejected, why = endpoint.ejected, "it reports that it is not live"
         if endpoint not in self.balancer.endpoints:
             return  # the address no longer resolves to this server
         try:
@@ -322,12 +326,12 @@ class BalancedTransport(Transport):
     async def _look_up_again(self) -> None:
         error = await self._look_up()
         if error is not None and not self._look_up_failed:
-            log.warning("%s. The servers that are known still get requests", error.message)
+            log.warning("%s. The known servers still get requests", error.message)
         self._look_up_failed = error is not None
 
     async def _look_up(self) -> BacklineError | None:
-        """Looks up the servers at all given addresses, and returns the last error. After an error, the known
-        servers at that address are kept.
+        """Looks up the servers at all addresses. Returns the last error, or None. If a look-up fails, the
+        servers that were found at that address before are kept.
         """
         error: BacklineError | None = None
         for address in self._given:

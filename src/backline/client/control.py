@@ -81,7 +81,7 @@ def to_overrides(
     if config is None:
         if files:
             raise InvalidArgument(
-                "files need a configuration too: pass config={...}, or config={} if the files need none"
+                "files need a configuration too: pass config={...}, or config={} to configure nothing"
             )
         return None
     text = config if isinstance(config, str) else json.dumps(dict(config))

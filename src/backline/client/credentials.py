@@ -29,8 +29,8 @@ class Credential:
     """The header fields that a client sends with every request, including its API key, if any."""
 
     fields: Mapping[str, str] = field(repr=False)
-    #: Where the key comes from, as the end of "the client sent the key ...": "in BACKLINE_KEY". Empty if no
-    #: key is sent.
+    #: Describes where the key comes from, to complete "the client sent the key ...", such as "in
+    #: BACKLINE_KEY". Empty if no key is sent.
     source: str
 
     def explain(self, error: BacklineError, url: str) -> BacklineError:
@@ -58,7 +58,7 @@ def find_credential(
     environment variable, or else the stored one.
 
     If the headers in `options` contain a credential, no key is added. Raises InvalidArgument if `options` has
-    both, for a key that cannot be sent, and for a file of keys that cannot be used.
+    both, if the key cannot be sent, or if the key file cannot be used.
     """
     own = [name for name in options.headers if name.lower() in _FIELDS]
     if own:
@@ -71,7 +71,7 @@ def find_credential(
         source = f"in {VARIABLE}"
         check_api_key(key, VARIABLE)
     elif key := StoredKeys().get(address.server):
-        source = "that 'backline login' keeps"
+        source = "that 'backline login' stored"
     else:
         return Credential(options.headers, "")
     return Credential({**options.headers, "Authorization": f"Bearer {key}"}, source)

@@ -44,9 +44,7 @@ __all__ = [
 
 
 class ConnectionFailed(Unavailable):
-    """Raised when a connection breaks or cannot be opened. The message says whether the request may have
-    run.
-    """
+    """Raised when a connection cannot be opened, or breaks (ConnectionLost), or the client is closed."""
 
 
 class ConnectionLost(ConnectionFailed):
@@ -82,7 +80,7 @@ UNREADABLE: Final = (
 
 
 class ProtocolError(BacklineError):
-    """Raised when the server does not speak the protocol of the URL, or sends what cannot be read."""
+    """Raised when the server does not speak the protocol of the URL, or sends an unreadable message."""
 
 
 _BY_STATUS: dict[int, type[BacklineError]] = {

@@ -53,7 +53,7 @@ class _Head:
 
 
 class InferCodec:
-    """Encodes requests to a server and decodes its responses, without copying tensors.
+    """Encodes requests to a server and decodes its responses, without copying tensors (except BYTES).
 
     The protobuf runtime would copy tensors two or three times. Here the runtime handles only the rest of a
     message, and only once for all messages that differ in nothing but their ids and tensors.

@@ -1,4 +1,6 @@
-"""The requests that a client can send to a gRPC server, and the changes that it can make to its models."""
+"""The requests that a client can send to a gRPC server, and the changes that it can make to the server's
+models.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,7 @@ class GrpcControl(HttpControl):
         await self._grpc.call("RepositoryModelUnload", request, timeout, self._metadata)
 
     async def _exchange(self, method: str, path: str, document: object, timeout: float) -> HttpAnswer:
-        """Sends a request over HTTP and returns the answer.
+        """Sends a request over HTTP and returns the response.
 
         Raises Unsupported if the port speaks gRPC but not HTTP.
         """
@@ -103,7 +105,7 @@ STREAM_METADATA = (("triton_grpc_error", "true"),)
 
 
 class GrpcRequests(Transport):
-    """The Open Inference Protocol over gRPC. A subclass implements the sending of messages."""
+    """The Open Inference Protocol over gRPC. Subclasses send the messages."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self._url = address.url
@@ -132,7 +134,9 @@ class GrpcRequests(Transport):
     def exchange_stream(
         self, method: str, request: bytes, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
     ) -> AsyncGenerator[bytes, None]:
-        """Sends a message to a method with many responses, each of which must arrive within `timeout`."""
+        """Sends a message to a method with many responses, each of which must arrive within `timeout`
+        seconds.
+        """
 
     async def infer(self, call: InferCall) -> InferResponse:
         request = b"".join(self._codec.encode(call))
@@ -191,7 +195,7 @@ class GrpcRequests(Transport):
     async def model_config(
         self, model: str, version: str, timeout: float, *, explained: bool = False
     ) -> dict[str, Any]:
-        # `explained` is ignored: only HTTP has a route for it, /explain-config.
+        # `explained` is ignored, because gRPC has no counterpart of the HTTP route /explain-config.
         found = await self._ask("ModelConfig", timeout, name=model, version=version)
         return to_plain(found.config)
 

@@ -143,7 +143,9 @@ class GrpcTransport(GrpcRequests):
                 streaming.cancel()
 
     async def _connect(self, timeout: float) -> bool:
-        """Waits for the channel to connect. Returns False if that fails; the next call's error says why."""
+        """Waits for the channel to connect. Returns False if that fails; the next call's error says why.
+        Raises ConnectionFailed after a timeout.
+        """
         ready = _grpc().ChannelConnectivity.READY
         waiting = {_grpc().ChannelConnectivity.IDLE, _grpc().ChannelConnectivity.CONNECTING}
         limit = min(timeout, self._connect_timeout)
@@ -190,7 +192,7 @@ class GrpcTransport(GrpcRequests):
         if dropped and (advice := unanswered(self._address, self._options)):
             return ConnectionFailed(told + advice)
         return ConnectionFailed(
-            f"{told} Start a server (backline serve REPO), or check the host and port, and that it speaks"
+            f"{told} Start a server (backline serve REPO), or check the host and port. The port must speak"
             " gRPC"
         )
 

@@ -47,7 +47,7 @@ def unverified(address: Address, reason: str, code: int = 0) -> ConnectionFailed
     if code in (_EXPIRED, _NOT_YET_VALID):
         advice = "Renew the certificate, or check the clocks of both machines"
     elif code in _OTHER_NAME:
-        advice = "Use a name or address that the certificate contains, or issue it for this one"
+        advice = "Use a name or address that the certificate contains, or get one issued for this host"
     else:
         advice = (
             "Pass ca='ca.pem' (--ca ca.pem on the command line) with the certificate of the CA that signed"

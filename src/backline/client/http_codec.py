@@ -83,7 +83,8 @@ def encode_infer(call: InferCall, *, binary: bool = True) -> tuple[bytes, list[B
 def decode_infer(
     url: str, answer: HttpAnswer, headers: Memo[bytes, ResponseJson] | None = None
 ) -> InferResponse:
-    """Decodes the response in an answer with status 200. `headers` caches parsed JSON headers by their text.
+    """Decodes the inference response in an HTTP response with status 200. `headers` caches parsed JSON
+    headers by their text.
 
     Raises ProtocolError if the response is invalid.
     """
@@ -119,7 +120,9 @@ def _read_header(text: memoryview) -> ResponseJson:
 
 
 def decode_event(url: str, data: bytes) -> InferResponse:
-    """Decodes the response in an event. Raises the error that the event reports, or ProtocolError."""
+    """Decodes the response in an event. Raises the error that the event reports, or ProtocolError if the
+    event is invalid.
+    """
     try:
         failed = _decode_error(data)
     except UNREADABLE:

@@ -16,7 +16,7 @@ from backline.engine.values.tensor import Buffer
 if TYPE_CHECKING:
     from backline.system.busy_poll import BusyPoll
 
-#: Bodies above this size are received straight into their own buffer, bypassing the parser.
+#: Bodies with a Content-Length above this are received straight into their own buffer, bypassing the parser.
 DIRECT_BODY = 32 * 1024
 #: Requests up to this size are joined into one buffer, because a copy takes less time than a second system
 #: call.
@@ -34,7 +34,7 @@ ALIGNMENT = 64
 
 
 class HttpAnswer:
-    """An answer: its status, its header fields by lower-case name, and its body."""
+    """An HTTP response: its status, its header fields by lower-case name, and its body."""
 
     __slots__ = ("body", "headers", "status")
 
@@ -44,28 +44,29 @@ class HttpAnswer:
         self.body = body
 
 
-#: Receives the answer to a request, or the error that ended it.
+#: Receives the response to a request, or the error that ended the request.
 OnAnswer: TypeAlias = Callable[["HttpAnswer | None", BacklineError | None], None]
 
 
 class HttpConnection(asyncio.BufferedProtocol):
-    """Sends one request at a time, and receives the body of each answer into one buffer.
+    """Sends one request at a time, and receives the body of each response into one buffer.
 
     `reusable` says whether another request may follow, `idle_since` when the last request ended
     (time.monotonic()).
 
-    Servers mostly send the same head again, so the connection remembers the head of the last answer.
+    Servers mostly send the same head again, so the connection remembers the head of the last response.
 
     Invariants of the memo: it holds the bytes of a head that the parser accepted, with status 200 and a
-    Content-Length, on a connection that stayed open. The complete answer arrived in one read. Received data
-    match the memo only if they begin an answer, start with those bytes and have exactly the same size as the
-    earlier answer, so the parser would produce the same answer with another body.
+    Content-Length, on a connection that stayed open. The complete response arrived in one read. Received data
+    match the memo only if they begin a response, start with those bytes and have exactly the same size as the
+    earlier response, so the parser would produce the same response with another body.
     """
 
     def __init__(self, url: str, advice: str = "", poll: BusyPoll | None = None) -> None:
         """`advice` is appended to the error if the server closes the connection without sending a byte.
 
-        `poll` is the busy poll of the event loop, to which the connection reports when answers arrive.
+        `poll` is the busy poll of the event loop, to which the connection reports that responses have
+        arrived.
         """
         self._url = url
         self._advice = advice
@@ -74,7 +75,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._receive = memoryview(self._received)
         self._transport: asyncio.Transport | None = None
         self._poll = poll
-        #: Receives the answer of the request in flight, or its error.
+        #: Receives the response to the request in flight, or its error.
         self._on_end: OnAnswer | None = None
         #: The times at which the request in flight fails and at which the timer fires (time.monotonic()). The
         #: timer stays set when a request ends and may fire before the deadline of the next request, because
@@ -82,11 +83,11 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        #: The size of an answer with the remembered head; 0 if no head is remembered.
+        #: The size of a response with the remembered head; 0 if no head is remembered.
         self._same_size = 0
         self._head_bytes = b""
         self._same_headers: dict[bytes, bytes] = {}
-        #: The complete answer, while the bytes that arrived with it are still being parsed.
+        #: The complete response, while other bytes of the same read are still being parsed.
         self._complete: HttpAnswer | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._lost = False
@@ -118,7 +119,7 @@ class HttpConnection(asyncio.BufferedProtocol):
     ) -> None:
         """Sends the buffers of a request in order, `size` bytes in total.
 
-        `on_end` is called once: with the answer or, after the connection was closed, with DeadlineExceeded,
+        `on_end` is called once: with the response or, after the connection was closed, with DeadlineExceeded,
         ConnectionFailed or ProtocolError. `spent` is the part of `timeout` already used; both are in seconds.
 
         Raises ConnectionFailed if the connection is closed.
@@ -145,7 +146,7 @@ class HttpConnection(asyncio.BufferedProtocol):
     async def request(
         self, parts: Sequence[Buffer], size: int, timeout: float, spent: float = 0.0
     ) -> HttpAnswer:
-        """Sends a request and waits for the answer; see `start`. Raises the error that ends the request."""
+        """Sends a request and waits for the response; see `start`. Raises the error that ends the request."""
         answered: asyncio.Future[HttpAnswer] = self._loop.create_future()
 
         def ended(answer: HttpAnswer | None, error: BacklineError | None) -> None:
@@ -209,7 +210,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._fail(ProtocolError(f"{self._url} sent an answer of more than {MAX_BODY >> 30} GiB"))
 
     def abort(self) -> None:
-        """Closes the connection immediately, so that the server notices that its client is gone.
+        """Closes the connection immediately, so that the server notices that the client has disconnected.
 
         The outcome of a request in flight is no longer reported.
         """
@@ -267,7 +268,7 @@ class HttpConnection(asyncio.BufferedProtocol):
                 poll.wake()
 
     def _remember(self, answer: HttpAnswer, nbytes: int) -> None:
-        """Remembers the head of an answer that arrived in one read of `nbytes` bytes."""
+        """Remembers the head of a response that arrived in one read of `nbytes` bytes."""
         length = answer.headers.get(b"content-length")
         size = nbytes - len(answer.body)
         if (
@@ -293,7 +294,7 @@ class HttpConnection(asyncio.BufferedProtocol):
                 self._finish()
             return
         if self._on_end is None:
-            self.abort()  # unsolicited bytes could be taken for the next answer
+            self.abort()  # unsolicited bytes could be taken for the next response
             return
         if self._headless:
             self._head_size += nbytes
@@ -315,7 +316,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._parser.feed_data(self._receive[:nbytes])
         except httptools.HttpParserError as error:
             if self._complete is not None:
-                self.reusable = False  # only the bytes after the answer are wrong
+                self.reusable = False  # only the bytes after the response are wrong
                 return
             sent = bytes(self._receive[: min(nbytes, 40)])
             self._fail(
@@ -355,7 +356,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def on_message_begin(self) -> None:
         if self._complete is not None:
-            self.reusable = False  # bytes after the answer could be taken for the next answer
+            self.reusable = False  # bytes after the response could be taken for the next one
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._headless:  # trailer fields must not be taken for header fields (RFC 9110, section 6.5.1)
@@ -400,7 +401,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def _finish(self) -> None:
         if self._complete is not None:
-            return  # a second answer, which nobody asked for
+            return  # a second response, for which there was no request
         headers, chunks, status = self._headers, self._chunks, self._status
         if headers.get(b"connection", b"").lower() == b"close":
             self.reusable = False

@@ -92,25 +92,27 @@ class HttpControl(ModelControl):
         return self._transport.read("a change", lambda: msgspec.convert(entry, Change))
 
     async def _ask(self, method: str, path: str, document: object, timeout: float) -> Any:
-        """Sends a request, expects status 200, and returns the JSON document in the answer."""
+        """Sends a request, expects status 200, and returns the JSON document in the response."""
         return self._transport.document(path.encode(), await self._send(method, path, document, timeout))
 
     async def _send(self, method: str, path: str, document: object, timeout: float) -> HttpAnswer:
-        """Sends a request and expects status 200. Raises Unsupported if the server lacks the route."""
+        """Sends a request and expects status 200. Raises Unsupported if the server lacks the route, and the
+        server's error for any other status.
+        """
         answer = await self._exchange(method, path, document, timeout)
         if answer.status != 200:
             error = self._transport.failure(answer)
             if error.message.startswith(("Not Found", "Method Not Allowed")):
                 raise Unsupported(
-                    f"{self._url} does not know {method} {path.partition('?')[0]}:"
-                    " scans by request, and operations on individual versions, labels, the history and the"
+                    f"{self._url} does not support {method} {path.partition('?')[0]}:"
+                    " scans on request, and operations on individual versions, labels, the history and the"
                     " audit log, need a Backline server"
                 )
             raise error
         return answer
 
     async def _exchange(self, method: str, path: str, document: object, timeout: float) -> HttpAnswer:
-        """Sends a request and returns the answer, whatever its status."""
+        """Sends a request and returns the response, whatever its status."""
         body = b"" if document is None else msgspec.json.encode(document)
         fields = f"{USER_HEADER}: {self._user}\r\n".encode() if self._user else b""
         return await self._transport.exchange(method.encode(), path.encode(), timeout, body, fields)

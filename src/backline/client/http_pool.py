@@ -46,8 +46,8 @@ class HttpPool:
         self._ssl = options.ssl_context() if address.tls else None
 
     async def request_at_once(self, parts: Sequence[Buffer], size: int, timeout: float) -> HttpAnswer:
-        """Sends a request and waits for the answer. If no connection is free, uses a new one for this request
-        only, even if `max_connections` are in use.
+        """Sends a request and waits for the response. If no connection is free, uses a new one for this
+        request only, even if `max_connections` are in use.
         """
         connection = self._take_idle()
         if connection is not None:
@@ -66,7 +66,7 @@ class HttpPool:
             connection.abort()
 
     async def request(self, parts: Sequence[Buffer], size: int, timeout: float) -> HttpAnswer:
-        """Sends a request over a free connection and waits for the answer."""
+        """Sends a request over a free connection, or a new one, and waits for the response."""
         connection = self._take_idle()
         spent = 0.0
         if connection is None:
@@ -210,7 +210,7 @@ class PooledRequest:
         self._on_end: OnAnswer | None = on_end
 
     def ended(self, answer: HttpAnswer | None, error: BacklineError | None) -> None:
-        """Returns the connection to the pool and reports the answer or the error."""
+        """Returns the connection to the pool and reports the response or the error."""
         on_end, self._on_end = self._on_end, None
         self._pool.release(self._connection)
         if on_end is not None:
@@ -228,7 +228,9 @@ class PooledRequest:
 
 
 def refused(address: Address, timeout: float, error: Exception) -> ConnectionFailed:
-    """Returns the error for a connection that failed within `timeout` seconds, with advice on what to do."""
+    """Returns the error for a connection that could not be opened, with advice on what to do. `timeout` is
+    the time limit in seconds.
+    """
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, ssl.SSLError):
         return failed_handshake(address, error)

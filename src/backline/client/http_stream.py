@@ -21,7 +21,7 @@ _LARGEST_EVENT = 1024 * 1024 * 1024
 
 
 class EventReader:
-    """Parses the bytes of an answer into the data of its events."""
+    """Parses the bytes of a response into the data of its events."""
 
     def __init__(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
@@ -42,7 +42,7 @@ class EventReader:
 
     @property
     def body(self) -> bytes:
-        """The body received so far, if the answer is not an event stream."""
+        """The body received so far, if the response is not an event stream."""
         return bytes(self._buffer)
 
     def feed(self, data: bytes) -> None:
@@ -95,7 +95,7 @@ async def stream_events(
     connect_timeout: float,
     timeout: float,
 ) -> AsyncGenerator[bytes | HttpAnswer, None]:
-    """Sends a request and yields the data of each event. An error, or an answer that is not an event stream,
+    """Sends a request and yields the data of each event. An error, or a response that is not an event stream,
     is yielded as one HttpAnswer.
 
     `timeout` limits the wait for each event, in seconds. `advice` is appended to the error if the server
@@ -126,7 +126,7 @@ async def stream_events(
                 events.feed(data)
             if events.begun and events.is_events:
                 while (event := events.next()) is not None:
-                    # The status is that of the first event. No event follows an error.
+                    # The HTTP status reports the outcome of the first event. No event follows an error.
                     yield event if events.status == 200 else HttpAnswer(events.status, events.headers, event)
             if events.complete or (not data and events.begun and b"transfer-encoding" not in events.headers):
                 break

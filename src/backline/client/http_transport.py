@@ -98,10 +98,12 @@ STREAM_HEAD = INFER_HEAD.replace(b"/infer ", b"/infer_stream ")
 
 
 class HttpTransport(Transport):
-    """Sends requests over a pool of kept-alive connections. Received tensors are views of the body."""
+    """Sends requests over a pool of kept-alive connections. Tensors received in binary form, except BYTES,
+    are views of the body.
+    """
 
     def __init__(self, address: Address, options: ClientOptions, poll: BusyPoll | None = None) -> None:
-        """`poll` is the busy poll of the event loop, to which connections report when answers arrive."""
+        """`poll` is the busy poll of the event loop; see HttpConnection."""
         self._url = address.url
         self._address = address
         self._options = options
@@ -290,9 +292,10 @@ class HttpTransport(Transport):
         return self._is_healthy(await self.exchange(b"GET", path, timeout))
 
     def _is_healthy(self, answer: HttpAnswer) -> bool:
-        """Returns whether the answer of a health route has status 200.
+        """Returns whether the response of a health route has status 200. Raises the server's error for an
+        unexpected status.
 
-        An unhealthy server answers with 400 (Triton) or 503.
+        An unhealthy server responds with 400 (Triton) or 503.
         """
         if answer.status == 200:
             return True
@@ -316,7 +319,7 @@ class HttpTransport(Transport):
                 yield self._decode(path, event)
 
     def document(self, path: bytes, answer: HttpAnswer) -> Any:
-        """Returns the JSON document in an answer.
+        """Returns the JSON document in a response.
 
         Raises the server's error if the status is not 200, and ProtocolError if the body is not JSON.
         """
@@ -343,7 +346,9 @@ class HttpTransport(Transport):
     async def exchange(
         self, method: bytes, path: bytes, timeout: float, body: bytes = b"", fields: bytes = b""
     ) -> HttpAnswer:
-        """Sends a request and returns any answer. `fields` are further header lines, each with its CRLF."""
+        """Sends a request and returns the response, whatever its status. `fields` are further header lines,
+        each with its CRLF.
+        """
         kind = b"Content-Type: application/json\r\n" if body else b""
         length = b"Content-Length: %d\r\n" % len(body) if body or method in (b"POST", b"PUT") else b""
         head = b"%b %b%b HTTP/1.1\r\n%b%b%b%b\r\n" % (

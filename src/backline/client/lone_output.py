@@ -11,7 +11,7 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse
 from backline.engine.values.tensor import Buffer, Shape, Tensor
 
-#: The maximum number of bytes before the data of a response that is recognised.
+#: Responses with more bytes than this before their data are not recognised.
 _LONGEST: Final = 1024
 
 
@@ -44,8 +44,8 @@ class LoneOutput:
 def lone_output(received: Buffer, start: int, response: InferResponse) -> LoneOutput | None:
     """Returns the form of `response`, whose last output has its data at received[start:].
 
-    None if the response has an id, parameters or another number of outputs, if its output is empty or must be
-    decoded, or if `start` is above _LONGEST.
+    Returns None if the response has an id, parameters or another number of outputs, if its output is empty or
+    must be decoded, or if `start` is above _LONGEST.
     """
     if response.id or response.parameters or len(response.outputs) != 1:
         return None

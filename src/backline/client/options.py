@@ -29,12 +29,12 @@ class ClientOptions:
     """The options of a client. `timeout` and `connect_timeout` are in seconds.
 
     `headers` are sent with every request (over gRPC, as metadata). `ca`, `certificate` and `key` are paths of
-    PEM files; `verify=False` accepts any server certificate (https only). `retries` is the number of further
-    attempts to connect. Once any part of a request was sent, the request is not repeated, unless the URL
-    names several servers, and the server that got the request has refused it or requests are `idempotent`,
-    which means that it is safe to run a request twice.
-    `api_key` is sent with every request as `Authorization: Bearer`; the default is the key in the environment
-    variable BACKLINE_KEY, or else the key that `backline login` has stored for the URL.
+    PEM files; `verify=False` accepts any server certificate (https only). To an HTTP server, the client opens
+    at most `max_connections` connections, and makes `retries` further attempts if one cannot be opened; gRPC
+    ignores both. Once any part of a request has been sent, the request is repeated only if the URL names
+    several servers, and either the first server refused the request or requests are `idempotent`: it is safe
+    to run them twice. `api_key` is sent with every request as `Authorization: Bearer`; the default is the key
+    in the environment variable BACKLINE_KEY, or else the key that `backline login` has stored for the URL.
     """
 
     timeout: float = 60.0
@@ -65,8 +65,8 @@ class ClientOptions:
                 or "\n" in value
             ):
                 raise InvalidArgument(
-                    f"header {name!r}: {value!r} cannot be sent: names are letters, digits, '-', '_' and '.',"
-                    " values are one line"
+                    f"header {name!r}: {value!r} cannot be sent: a name may contain only letters, digits,"
+                    " '-', '_' and '.', and a value must be one line"
                 )
         if self.key is not None and self.certificate is None:
             raise InvalidArgument("a key was given without a certificate: pass certificate='client.crt' too")
@@ -74,7 +74,7 @@ class ClientOptions:
             check_api_key(self.api_key, "api_key")
 
     def ssl_context(self, protocol: str = "http/1.1") -> ssl.SSLContext:
-        """Returns the TLS context for connections that speak `protocol`, given by its ALPN name.
+        """Returns the TLS context for connections that speak `protocol`, an ALPN name.
 
         Raises InvalidArgument for files that cannot be read.
         """

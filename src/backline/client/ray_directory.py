@@ -15,10 +15,10 @@ from backline.engine.errors import InvalidArgument, Unavailable
 
 #: Ray's namespace for the actors of all deployments.
 NAMESPACE: Final = "backline"
-#: Maximum wait for an answer from the controller of a deployment, in seconds.
+#: Maximum wait for a reply from the controller of a deployment, in seconds.
 _TIMEOUT = 2.0
-#: The last answer for each deployment, and when it was given. Only one thread asks at a time; the other
-#: threads wait for its answer.
+#: The last reply or error of each deployment's controller, and the time when it arrived (time.monotonic()).
+#: Only one thread asks at a time; other threads wait for the reply to that thread.
 _found: dict[str, tuple[float, ReplicaDirectory | Unavailable]] = {}
 _asking = threading.Lock()
 
@@ -91,8 +91,8 @@ def replica_urls(
     With `near`, the URLs of replicas on this node may name Unix sockets, so only this node can use them.
 
     The result may be `max_age` seconds old, so that a server with many remote models does not ask Ray for
-    each of them. Blocks. Raises InvalidArgument if no model is given but the replicas have different models,
-    and Unavailable if there are no such replicas, or if Ray cannot be asked.
+    each of them. Blocks. Raises InvalidArgument if `model` is empty but the replicas have different models,
+    and Unavailable if there are no such replicas, or if Ray does not respond.
     """
     with _asking:
         asked_at, found = _found.get(deployment, (-math.inf, None))
@@ -125,7 +125,9 @@ def _node() -> str:
 
 
 def _ask(deployment: str) -> ReplicaDirectory | Unavailable:
-    """Asks the controller of a deployment. Returns the error if it does not answer."""
+    """Asks the controller of a deployment. Returns the error if there is no such deployment, or its
+    controller does not respond. Raises Unavailable if Ray cannot be reached.
+    """
     ray = join_ray()
     try:
         controller = ray.get_actor(controller_name(deployment), namespace=NAMESPACE)

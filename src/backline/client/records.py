@@ -79,7 +79,9 @@ class ModelIndex:
 
 
 def answers(state: str) -> bool:
-    """Returns whether a version in this state serves requests. Needed if an index has only the state."""
+    """Returns whether a version in this state serves requests. Used for servers that report only the
+    state.
+    """
     return state in ("READY", "ON_DEMAND")
 
 
@@ -90,7 +92,7 @@ class _Listing(msgspec.Struct):
 
 
 def read_listing(body: bytes) -> list[ModelIndex] | None:
-    """Returns the versions in an answer to GET /v2/models, sorted by model; None if the server is not
+    """Returns the versions in a response to GET /v2/models, sorted by model; None if the server is not
     Backline.
     """
     try:

@@ -14,9 +14,9 @@ from backline.engine.values.tensor import Tensor
 class InferResult(Mapping[str, np.ndarray]):
     """A mapping of output names to arrays, in the order of the model's outputs.
 
-    Use `result["note"]`, or `result.note` if the name is an identifier. Arrays are views of the received
-    bytes and may be read-only: copy before writing. BYTES outputs are object arrays of `bytes`. BF16 outputs
-    are converted to float32, as numpy has no bfloat16.
+    Use `result["note"]`, or `result.note` if the name is an identifier. Arrays are usually views of the
+    received bytes and may be read-only: copy before writing. BYTES outputs are object arrays of `bytes`. BF16
+    outputs are converted to float32, as numpy has no bfloat16.
     """
 
     __slots__ = ("_arrays", "id", "model_name", "model_version", "parameters")

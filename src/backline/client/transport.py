@@ -53,8 +53,9 @@ class TaskSending(Generic[T]):
 
 @decodable
 class InferCall(Struct, frozen=True, eq=False):
-    """One request. `timeout` is in seconds, `outputs` is None for all outputs, and `version` is empty if the
-    server chooses the version. `metadata` has names in lower case and values in printable ASCII.
+    """One call, which usually carries one request. `timeout` is in seconds, `outputs` is None for all
+    outputs, and `version` is empty if the server chooses the version. `metadata` has names in lower case and
+    values in printable ASCII.
 
     This is a msgspec struct because an instance is created for every request, and a frozen dataclass takes
     several times as long to create.
@@ -71,7 +72,7 @@ class InferCall(Struct, frozen=True, eq=False):
     metadata: tuple[tuple[str, str], ...] = ()
     #: The number of requests that the call carries, which a balancer counts.
     requests: int = 1
-    #: Distinguishes the callers of a server in front of others. The name is not sent.
+    #: The name by which a server in front distinguishes its callers. It is not sent.
     caller: str = ""
 
 

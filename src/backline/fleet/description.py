@@ -26,13 +26,13 @@ log = logging.getLogger("backline.fleet")
 
 #: Maximum time, in seconds, for each of the two requests that ask for a model's description.
 _TIMEOUT = 10.0
-#: The minimum number of seconds between two looks at the description of a model.
+#: The minimum time, in seconds, between two checks of a model's description.
 _PAUSE = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A model as its servers describe it. `max_batch_size` is None if the servers do not say it.
+    """A model as its servers describe it. `max_batch_size` is None if the servers do not state it.
 
     `joins` says whether the servers run requests of several callers as one batch. If they do, the results of
     a request do not depend on the other requests in its batch. `idle_seconds` is the time after which the
@@ -59,7 +59,7 @@ def open_remote(
 
     `poll` is the busy poll of the event loop, to which the transport reports that responses have arrived.
     `id` is the id of the remote model, by which `LoopCheck` recognises requests that come back. `sequences`
-    has the server of each open sequence.
+    records the server of each open sequence.
     """
     addresses = Address.parse_all(remote.urls)
     if any(address.protocol == "inproc" for address in addresses):
@@ -110,7 +110,7 @@ async def describe_over(transport: Transport, remote: RemoteModel) -> Descriptio
     except Unavailable:
         raise
     except BacklineError:
-        pass  # the configuration is an extension of the protocol by Triton, which not every server has
+        pass  # the configuration is Triton's extension of the protocol, which not every server has
     limit = config.get("max_batch_size", 0) if config else None
     policy = config.get("model_transaction_policy") or {}
     return Description(
@@ -140,29 +140,31 @@ class DescriptionWatch:
     """Checks whether the servers of a remote model still describe the model as they did when it was loaded.
 
     The servers may load other files or another configuration under the same version. Then this server would
-    refuse requests that fit the model, and send requests that do not. The watch looks only while requests
-    arrive, even if this server refuses them. So an idle model takes no processor time.
+    refuse requests that fit the model, and send requests that do not. The watch checks only while requests
+    arrive (including requests that this server refuses), so an idle model takes no processor time.
     """
 
     def __init__(self, name: str, known: Description | None) -> None:
         """`known` is the description with which the model was loaded; None if no server responded then."""
         self._name = name
         self._known = known
-        #: Whether the next request schedules a look.
+        #: Whether the next request schedules a check.
         self._resting = False
         self._describe: Callable[[], Awaitable[Description]]
         self._on_changed: Callable[[], None]
         self._task: asyncio.Task[None] | None = None
 
     def begin(self, describe: Callable[[], Awaitable[Description]], on_changed: Callable[[], None]) -> None:
-        """Starts to watch. `describe` asks the servers, and `on_changed` is called after each look that has
-        found another description. Both are called on the event loop that calls this method.
+        """Starts to watch. `describe` asks the servers, and `on_changed` is called after each check that
+        finds a different description. Both are called on the event loop that calls this method.
         """
         self._describe, self._on_changed = describe, on_changed
         self._resting = True
 
     def checked(self, check: Callable[[Ticket], None]) -> Callable[[Ticket], None]:
-        """Returns a check of requests that runs `check`, and counts as a sign that requests arrive."""
+        """Returns a function that runs `check` on a request, and notifies the watch that a request has
+        arrived.
+        """
 
         def check_and_watch(ticket: Ticket) -> None:
             if self._resting:

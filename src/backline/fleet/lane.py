@@ -148,7 +148,7 @@ class RemoteLane:
             await stream.aclose()
 
     def call(self, tickets: Sequence[Ticket]) -> InferCall:
-        """Returns one call that carries all the given requests. AlikeCheck decides which requests may
+        """Returns one call that carries the requests of all `tickets`. AlikeCheck decides which requests may
         share a call.
         """
         first = tickets[0]
@@ -192,7 +192,7 @@ class RemoteLane:
         )
 
     def run(self, instance: Instance, batch: Batch, finished: Finished) -> None:
-        """Starts to send a batch."""
+        """Starts sending a batch. `finished` is called when it has ended."""
         sent = SentBatch(self, instance, batch, finished)
         if self._opened and self.responses is None:
             sent.send()

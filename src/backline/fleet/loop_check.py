@@ -1,9 +1,9 @@
-"""Recognises requests that come back to the remote model that has sent them.
+"""Recognises requests that come back to the remote model that sent them.
 
 The URLs of a remote model may lead back to this server, directly or through other servers. Then each request
 would take another instance of every model on its way, until no instance is free and all requests wait for
-each other. So each remote model has an id, which it adds to the requests that it sends, and refuses requests
-that contain this id.
+each other. So each remote model has an id. It adds the id to the requests that it sends, and refuses requests
+that contain it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from backline.engine.errors import Internal
 from backline.engine.ticket import Ticket
 from backline.engine.values.messages import InferRequest
 
-#: The header field (over gRPC, metadata) with the ids of the remote models that have sent a request on. Each
-#: of them adds a field, so a value may have several ids, separated by commas.
+#: The header field (over gRPC, metadata) with the ids of the remote models that have forwarded a request.
+#: Each of them adds a field, so a value may have several ids, separated by commas.
 VIA: Final = b"backline-via"
-#: Matches the values that remote models send. Other values are not sent on.
+#: Matches the values that remote models send. Other values are not forwarded.
 _valid = re.compile(rb"[0-9a-f, ]{1,1024}").fullmatch
 
 
@@ -41,13 +41,13 @@ def keep_route(request: InferRequest, fields: Mapping[bytes, bytes]) -> None:
 
 
 def route_fields(id: bytes) -> dict[str, str]:
-    """Returns the header field with which a remote model sends its id; none if `id` is empty."""
+    """Returns the header field with which a remote model sends `id`; empty if `id` is empty or malformed."""
     return {VIA.decode(): id.decode()} if id and _valid(id) else {}
 
 
 class LoopCheck:
-    """A check of requests to a remote model that refuses requests that the model itself has sent, and then
-    runs `check`.
+    """A check of the requests to a remote model. It refuses requests that the model itself has sent, and runs
+    `check` on all others.
 
     `id` is the id of the remote model, and `urls` are its servers.
     """

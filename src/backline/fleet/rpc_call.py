@@ -114,8 +114,8 @@ class RpcCall:
         self.timeout = timeout
         #: Whether the call has ended, on this side or on the other. `Deadlines` reads both attributes.
         self.closed = self.answered = False
-        #: How many times the call was sent on a connection that then closed, or refused the call, without
-        #: handling it.
+        #: The number of times that the call was sent on a connection that then closed, or refused the call,
+        #: without handling it.
         self.attempts = 0
         #: The calls that wait for a connection, if this call is one of them.
         self.queue: dict[RpcCall, None] | None = None
@@ -125,12 +125,13 @@ class RpcCall:
         """Resets the call before it is sent or sent again."""
         self.connection: RpcConnection | None = None
         self.number = 0
-        #: The part of the request that is still to be sent.
+        #: The part of the request that has not been sent yet.
         self.pending: deque[memoryview] | None = None
         self.pending_bytes = 0
-        #: How many bytes the other side may still send on this call.
+        #: The number of bytes that the other side may still send on this call.
         self.window_in = OUR_STREAM_WINDOW
-        #: How many bytes this side may still send on this call, minus the connection's initial window size.
+        #: The number of bytes that this side may still send on this call, minus the connection's initial
+        #: window size.
         self.window_out = 0
         self._message: Buffer | None = None
         self._assembler: MessageAssembler | None = None

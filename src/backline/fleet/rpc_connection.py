@@ -45,7 +45,7 @@ _CLIENT_PREFACE = (
 _REPLENISH_AT = OUR_CONNECTION_WINDOW // 2
 #: The maximum number of bytes that a call sends before the next call gets its turn.
 _QUANTUM = 128 * KIB
-#: More than this many bytes of data are written as separate buffers, without waiting for the end of the
+#: Queued data of more than this many bytes is written as separate buffers, without waiting for the end of the
 #: current turn of the event loop.
 _WRITE_AT = 64 * KIB
 #: The header of the DATA frame of a call that needs only one, and the prefix of the message in the frame.
@@ -88,7 +88,7 @@ class RpcConnection(asyncio.Protocol):
         self._again = again
         self._has_room = has_room
         self._loop = asyncio.get_running_loop()
-        #: Set when the other side has sent its SETTINGS, which proves that it speaks HTTP/2.
+        #: Completes when the other side has sent its SETTINGS, which proves that it speaks HTTP/2.
         self.ready: asyncio.Future[None] = self._loop.create_future()
         self._transport: asyncio.Transport | None = None
         #: The calls in flight, by stream number.
@@ -101,7 +101,7 @@ class RpcConnection(asyncio.Protocol):
         self._blocks = ResponseBlocks(Limits())
         self._received = b""
         self._window_in = OUR_CONNECTION_WINDOW
-        #: How many bytes of the current DATA frame are still to come.
+        #: The number of bytes of the current DATA frame that have not arrived yet.
         self._left = 0
         #: The stream number of the current DATA frame or header block.
         self._number = 0
@@ -152,7 +152,7 @@ class RpcConnection(asyncio.Protocol):
 
     @property
     def room(self) -> int:
-        """How many more calls the connection accepts now."""
+        """The number of further calls that the connection accepts now."""
         return self._max_calls - len(self.calls) if self._open and self._next < _LAST_NUMBER else 0
 
     def _lose(self, error: BacklineError) -> None:
@@ -524,8 +524,8 @@ class RpcConnection(asyncio.Protocol):
         self._write(frames.frame(kind, frames.ACK, 0, payload))
 
     def _count_unread(self) -> None:
-        """Counts a frame that answers a frame of the other side. Raises ConnectionFailure if the other side
-        has read none of the last _MOST_UNREAD such frames.
+        """Counts a frame sent in response to a frame of the other side. Raises ConnectionFailure if the other
+        side has read none of the last _MOST_UNREAD such frames.
         """
         if self._paused:
             self._unread += 1

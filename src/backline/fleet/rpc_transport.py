@@ -30,8 +30,8 @@ from backline.wire.http2.frames import encode_fields
 #: The maximum number of connections to a server. Each connection carries as many calls at the same time as
 #: the server allows, often more than a hundred.
 _MAX_CONNECTIONS = 8
-#: How many times a call is sent before it fails, if the server closes each connection without handling the
-#: call.
+#: The number of attempts after which a call fails, if the server closes each connection, or refuses the call,
+#: without handling it.
 _MAX_ATTEMPTS = 3
 #: Only time limits below this many seconds are sent to the server; a call with a longer limit is cancelled by
 #: this process when the limit has passed. So most calls have the same header block, which is encoded and
@@ -44,7 +44,7 @@ class RpcTransport(GrpcRequests):
     """A transport that sends gRPC calls over its own connections, without a thread or a task for each call.
 
     Unlike with grpcio, a call wakes no other thread, and small calls that start in the same turn of the event
-    loop are written together, except for a call that finds no other call in flight.
+    loop are written together. A call that starts while no other is in flight is written immediately.
     """
 
     def __init__(self, address: Address, options: ClientOptions, poll: BusyPoll) -> None:
@@ -180,7 +180,7 @@ class RpcTransport(GrpcRequests):
             self._connecting = self._loop.create_task(self._connect())
 
     def _again(self, call: RpcCall) -> None:
-        """Sends a call again that the server did not handle, or fails the call after _MAX_ATTEMPTS."""
+        """Resends a call that the server did not handle, or fails the call after _MAX_ATTEMPTS attempts."""
         call.attempts += 1
         if call.attempts < _MAX_ATTEMPTS and not self._closed:
             call.restart()
@@ -268,7 +268,7 @@ class RpcTransport(GrpcRequests):
 
 def timeout_field(seconds: float) -> bytes:
     """Returns the value of a grpc-timeout field for `seconds`, rounded up to two significant digits, so that
-    only few values are in use.
+    few different values occur.
     """
     milliseconds = max(math.ceil(seconds * 1000), 1)
     step = 10 ** max(len(str(milliseconds)) - 2, 0)

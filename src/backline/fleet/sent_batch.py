@@ -44,9 +44,9 @@ class AlikeCheck:
     share a call have equal keys.
 
     A call has only one set of parameters, one priority, one list of outputs and one route through other
-    servers, so requests share a call only if they agree in these. Requests that belong to a sequence or are
-    traced are sent alone, because the other server needs the id of the sequence or trace. So are requests
-    without items, which must not succeed only because they share a call, and requests with more than
+    servers, so requests share a call only if they agree on all of these. Requests that belong to a sequence
+    or are traced are sent alone, because the other server needs the id of the sequence or trace. So are
+    requests without items, which must not succeed only because they share a call, and requests with more than
     _LARGEST_SHARED bytes.
     """
 

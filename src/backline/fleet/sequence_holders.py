@@ -35,7 +35,7 @@ class HolderCheck:
     begun.
 
     Security: the other servers cannot distinguish the callers, because all requests come from this server.
-    `idle_seconds` is the time after which the other servers end an idle sequence. `opened` are the open
+    `idle_seconds` is the time after which the other servers end an idle sequence. `opened` records the open
     sequences.
     """
 

@@ -2,8 +2,8 @@
 return.
 
 There are two kinds of exchange: an HTTP request (over HTTP/1.1 or HTTP/2) and a gRPC call. Handlers run on
-the event loop. Unary handlers are plain functions that respond through an object that they get, immediately
-or later; stream handlers are coroutines.
+the event loop. Unary handlers are plain functions that respond, immediately or later, through the object
+passed to them; stream handlers are coroutines.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class HttpRequest(ABC):
     `headers` has lower-case names; repeated fields are joined with ", ". Requests may share the mapping, so
     it must not be modified. `path` is percent-encoded as received, without the query. `body` has been
     decompressed if the client sent gzip or deflate. The wire calls `on_abandon` if the client disconnects
-    before the response; responses given afterwards are silently dropped.
+    before the response is sent; responses made afterwards are silently dropped.
     """
 
     __slots__ = ("body", "headers", "identity", "method", "on_abandon", "path", "query")
@@ -108,8 +108,8 @@ class HttpRequest(ABC):
         """Starts a response of unknown length (chunked in HTTP/1.1). Call this once, instead of `respond`."""
 
     def accept_websocket(self, protocol: bytes = b"") -> WebSocket | None:
-        """Accepts a WebSocket handshake, in place of `respond`. `protocol` is one of the offered
-        subprotocols.
+        """Accepts a WebSocket handshake, in place of `respond`. `protocol` is one of the subprotocols that
+        the client offered, or b"" for none.
 
         Returns None and does nothing if the request is not a valid handshake or came over HTTP/2. Raises
         ConnectionRefusedError if too many streams are open. `on_abandon` is called when the connection ends.
@@ -172,7 +172,7 @@ class Call(ABC):
     `metadata` has lower-case names and values as received (a `-bin` value is base64). `deadline`, from
     grpc-timeout, is in seconds of time.monotonic(); when it passes, the wire replies DEADLINE_EXCEEDED. The
     wire calls `on_abandon` once if the call ends before the application has ended it (reset, disconnect,
-    deadline); replies given afterwards are silently dropped.
+    deadline); replies made afterwards are silently dropped.
     """
 
     __slots__ = ("deadline", "identity", "metadata", "on_abandon")
@@ -310,7 +310,7 @@ class Gate(ABC):
 
     @abstractmethod
     def refused(self, denial: Denial, method: bytes, path: bytes, peer: str) -> None:
-        """Called for every request that was refused."""
+        """Called for every request that `refusal` has refused."""
 
     @abstractmethod
     def sharing(self, headers: Mapping[bytes, bytes]) -> Fields:
@@ -319,7 +319,7 @@ class Gate(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """What the wire needs to know of an application in order to serve it.
+    """Everything that the wire needs to know about an application to serve it.
 
     `http` responds to an HTTP request; it must not raise. `rpc` maps gRPC paths (b"/package.Service/Method")
     to methods. `render_error(status, message)` returns the content type and body of an error detected by the

@@ -21,9 +21,9 @@ class GrowingBuffer:
 
     Invariants:
 
-    * A full map doubles in size. Linux moves the map's pages instead of copying them (mremap(2)), so each
-      byte is copied once, and `append` blocks the event loop only while it copies one piece. Pages beyond
-      `size` are never touched, so they take no memory.
+    * A full map grows to the next power of two. Linux moves the map's pages instead of copying them
+      (mremap(2)), so `append` blocks the event loop only while it copies one piece (and, once, the first
+      SMALL bytes). Pages beyond `size` are never touched, so they take no memory.
     * No view of the map exists while the map grows, because a map with exported buffers cannot be resized. So
       `take` must be the last call.
     * A map is returned to the system as soon as its last view is freed; the C library's allocator is not

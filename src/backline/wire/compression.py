@@ -15,7 +15,8 @@ from backline.wire.limits import KIB, MIB, BodyLimit
 if TYPE_CHECKING:
     from backline.wire.connection import Wire
 
-#: Bodies up to this size (bytes) are compressed or inflated on the event loop; larger ones on a thread.
+#: Bodies up to this size (bytes) are compressed or inflated on the event loop; larger ones, and those that
+#: inflate to more than STEP bytes, on a thread.
 INLINE = 64 * KIB
 #: The maximum number of input bytes per step. At each step, zlib copies the input that it has not consumed.
 #: With pieces of limited size, the total time is linear in the size of the body.
@@ -28,7 +29,7 @@ MAX_MEMBERS = 64
 #: zlib's compression level. Clients are usually in the same network, so speed matters more than a slightly
 #: smaller size.
 LEVEL = 1
-#: Responses below this size in bytes are not compressed, because that would save too little.
+#: HTTP responses below this size in bytes are not compressed, because that would save too little.
 WORTH_COMPRESSING = 1024
 
 ACCEPTED = b"gzip, deflate"
@@ -125,7 +126,7 @@ class ResponseCoding:
 
     __slots__ = ("name", "window")
 
-    #: Responses up to this size are compressed on the event loop.
+    #: Responses up to this size, in bytes, are compressed on the event loop.
     INLINE_SIZE: ClassVar[int] = INLINE
 
     def __init__(self, name: bytes, window: int) -> None:
@@ -335,7 +336,7 @@ def overfull() -> CodingError:
 
 def inflate_small(coding: bytes, body: Buffer, limit: BodyLimit) -> Buffer | None:
     """Returns the inflated body, or None if it is so large that it must wait for `Inflation`. Raises
-    CodingError.
+    CodingError if it cannot be inflated.
     """
     size = announced_size(coding, body)
     if len(body) > INLINE or (size is not None and size > STEP):

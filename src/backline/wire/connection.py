@@ -68,7 +68,7 @@ class Wire:
         self.limits = limits
         #: The size limit for bodies for which the application sets no lower limit.
         self.body_limit = BodyLimit(limits.max_body_size)
-        #: The size up to which a body is within every limit.
+        #: Bodies up to this size, in bytes, are within every limit.
         self.small_body = min(FREE, limits.max_body_size)
         self.loop = loop
         #: Open connections of all listeners and protocols.
@@ -83,8 +83,8 @@ class Wire:
         self.buffered_bytes = 0
         #: The total size of HTTP/2 responses waiting to be sent.
         self.held_answer_bytes = 0
-        #: Sizes of recent HTTP/2 responses by kind of request, from which `Admission` predicts the first
-        #: responses of a connection.
+        #: Sizes of recent HTTP/2 responses by kind of request, from which `Admission` predicts the sizes of a
+        #: connection's first responses.
         self.answer_sizes: dict[int, int] = {}
         self.draining = False
         #: A buffer that connections share. A connection that receives large messages in place receives all
@@ -146,7 +146,7 @@ class Connection(asyncio.Protocol):
     ingress: Ingress = REMOTE
     #: If the server has more requests in flight than this number, `overload` must check each new request.
     max_requests: int
-    #: Whether this is one of the last free connections, which accept only vital requests.
+    #: True for the last connections that the limits allow: they accept only vital requests.
     reserved = False
     #: The time (time.monotonic()) before which `sweep` need not be called.
     rests_until = 0.0
@@ -193,8 +193,8 @@ class Connection(asyncio.Protocol):
         """Closes the connection immediately, and drops everything that is in flight."""
 
     def unsent(self) -> tuple[int, int]:
-        """Returns how many bytes of responses are not sent yet, and how many of them are in the transport's
-        write buffer.
+        """Returns how many bytes of responses have not been sent yet, and how many of them are in the
+        transport's write buffer.
         """
         return 0, 0
 
@@ -225,8 +225,9 @@ class BufferReader(asyncio.BufferedProtocol, Generic[SomeConnection]):
 def join_writelines(transport: asyncio.Transport) -> None:
     """Makes `writelines` of asyncio's transports join its buffers, as in Python 3.11. uvloop is not affected.
 
-    In 3.12 and 3.13, TCP transports never flush an empty buffer: the event loop spins and the connection
-    never closes. Up to 3.12.8 and 3.13.1 they also never call `pause_writing` (CVE-2024-12254).
+    In 3.12 and 3.13, a TCP transport never removes an empty buffer from its queue: the event loop spins, and
+    the connection never closes. Up to 3.12.8 and 3.13.1, such transports also never call `pause_writing`
+    (CVE-2024-12254).
     """
     if type(transport).__module__.startswith("asyncio."):
         joining = MethodType(asyncio.WriteTransport.writelines, transport)

@@ -1,4 +1,6 @@
-"""Returns memory to the operating system that the C library would keep after large requests and responses."""
+"""Returns to the operating system the memory that the C library would keep after large requests and
+responses.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ class Heap:
             self._release.cancel()
 
     def started(self) -> None:
-        """Schedules, for a moment after startup, the release of library memory that only startup needed."""
+        """Schedules the release, shortly after startup, of library memory that only startup needed."""
         self._release = self._wire.loop.call_later(
             INTERVAL, self._wire.loop.run_in_executor, None, release_library_pages
         )
@@ -58,5 +60,5 @@ class Heap:
         """Trims the heap, on a thread: trimming blocks the C library's allocator, but not the interpreter."""
         trim()
         # Memory that could not be returned is in use. The part that models use becomes the new baseline. The
-        # part that bodies and responses use does not, so another trim follows when they are gone.
+        # part that bodies and responses use does not, so another trim follows when they have been freed.
         self._lowest = max(0, resident_bytes() - self._wire.buffered_bytes)

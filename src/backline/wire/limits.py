@@ -12,7 +12,8 @@ MIB = 1024 * KIB
 
 @dataclass(frozen=True, slots=True)
 class BodyLimit:
-    """The maximum size of a request body or gRPC message in bytes, with text for the error above that size.
+    """The maximum size of a request body or gRPC message in bytes, with text for the error that a larger body
+    causes.
 
     `whose` is the part of the error text that says what the limit applies to, such as " for model 'add1'".
     `advice` says what the client can do.
@@ -78,9 +79,9 @@ class Limits:
     frames_per_turn: int = 256
     #: The maximum time that the server spends on one connection before other connections get their turn.
     seconds_per_turn: float = 0.002
-    #: The maximum average rate of idle frames, beyond those that answered requests and sent DATA allow. Idle
-    #: frames are HTTP/2 frames that carry nothing (RST_STREAM, WINDOW_UPDATE, SETTINGS, PING, PRIORITY, empty
-    #: DATA, unknown types), and messages below 16 bytes in streaming gRPC calls.
+    #: The maximum average rate of idle frames, not counting those allowed for answered requests and sent
+    #: DATA. Idle frames are HTTP/2 frames that carry nothing (RST_STREAM, WINDOW_UPDATE, SETTINGS, PING,
+    #: PRIORITY, empty DATA, unknown types), and messages below 16 bytes in streaming gRPC calls.
     max_idle_frames_rate: float = 500.0
     #: The maximum number of idle frames in a burst.
     idle_frames_burst: int = 2000

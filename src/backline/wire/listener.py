@@ -69,7 +69,7 @@ class Listeners:
         "" and "::" mean all addresses of this machine, IPv4 included. A `plain` port has no TLS. A
         `metrics_only` port has no TLS either, and serves only metrics and health checks. With `reuse`, other
         servers that also set `reuse` may listen on the same port. Raises OSError, with the host and the port
-        in the message.
+        in the message, if the port cannot be opened.
         """
         try:
             name = None if host == "::" else host or None
@@ -120,7 +120,7 @@ class Listeners:
         """Listens on a Unix socket without TLS, replacing a stale socket file.
 
         Access is protected by the permissions of the socket's folder. Raises OSError, with the path in the
-        message.
+        message, if the socket cannot be opened.
         """
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -179,7 +179,7 @@ class Listeners:
             self._timer = None
 
     async def _gone(self, timeout: float) -> None:
-        """Waits until no connection is left.
+        """Waits until no connection is left, but at most `timeout` seconds.
 
         Polls a plain set, because an asyncio.Event would add work to every connection that closes.
         """
@@ -260,7 +260,8 @@ def _remove_stale(path: Path) -> None:
 
 #: The number of connections accepted per iteration of the event loop.
 ACCEPTS_PER_TURN = 64
-#: For how many seconds no connections are accepted after the process has run out of file descriptors.
+#: Seconds for which no connections are accepted after `accept` has failed, such as for lack of file
+#: descriptors.
 EXHAUSTED_PAUSE = 0.5
 
 
@@ -293,7 +294,9 @@ class TlsAcceptor:
         wire.loop.add_reader(listening, self._accept)
 
     def close(self) -> None:
-        """Stops accepting and cancels the handshakes in progress."""
+        """Stops accepting, drops connections whose handshake has not begun, and cancels the handshakes in
+        progress.
+        """
         if self._pause is not None:
             self._pause.cancel()
         self._wire.loop.remove_reader(self._listening)
@@ -367,7 +370,9 @@ class TlsAcceptor:
         self._drop(silent)
 
     def _hear(self, silent: socket.socket) -> None:
-        """Queues the handshake of a client that has sent something, or drops a client that has left."""
+        """Queues the handshake of a client that has sent something, or drops a client that has
+        disconnected.
+        """
         end = self._forget(silent)
         try:
             heard = silent.recv(1, socket.MSG_PEEK)

@@ -1,4 +1,4 @@
-"""Counts how much of the server each connected client address uses."""
+"""Counts the connections, requests and streams of each connected client address."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Peers:
         self.max_streams = _share(limits.max_streams, limits)
 
     def join(self, transport: asyncio.BaseTransport) -> Peer:
-        """Counts a new connection toward its peer, until `leave`."""
+        """Counts a new connection toward its peer until `leave` is called. Returns the peer."""
         address = address_of(transport.get_extra_info("peername"))
         peer = self._known.get(address)
         if peer is None:
@@ -66,7 +66,9 @@ def _share(limit: int, limits: Limits) -> int:
 
 
 def address_of(name: object) -> str | bytes:
-    """Returns what identifies a peer, given the name of the peer's socket (from `getpeername`)."""
+    """Returns the key that identifies a peer, given the name of the peer's socket (from `getpeername`): an
+    IPv4 address, the first bytes of an IPv6 address, or "local" for a Unix socket.
+    """
     if not isinstance(name, tuple):
         return "local"
     address = str(name[0])

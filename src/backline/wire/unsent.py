@@ -1,5 +1,5 @@
-"""Counts the bytes of responses that clients do not read, and bounds them by closing the connections of the
-slowest clients.
+"""Counts the bytes of responses that clients have not read yet, and bounds them by closing the connections of
+the slowest clients.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class _Backlog:
         self.size = 0
         #: The part of `size` that `Unsent` has added to `wire.buffered_bytes`.
         self.counted = 0
-        #: The time at which the client was last seen to read or, if it has read nothing, at which the backlog
-        #: began.
+        #: The time at which the client was last found to have read or, if it has read nothing, at which the
+        #: backlog began.
         self.since = since
 
 

@@ -36,7 +36,7 @@ class _Place:
 
 
 class Uploads:
-    """The large bodies that are being received, in the order in which they became large.
+    """The line of large bodies that are being received, in the order in which they became large.
 
     Clients on a fast network lose nothing by waiting: if all bodies were received at the same time, the last
     one would be complete no sooner, and all would be in memory. Slow clients would lose time by waiting,
@@ -47,7 +47,7 @@ class Uploads:
 
     * Together, the bodies in the line have room for `limit` bytes, plus one whole body, plus the bytes that
       `LEAST_RATE` allows to waiting bodies.
-    * The first body in the line never waits. A body waits for at most its size divided by `LEAST_RATE`,
+    * The first body in the line never waits. A body waits at most about its size divided by `LEAST_RATE`,
       however slow the bodies before it are.
     """
 
@@ -128,13 +128,14 @@ class Pace:
         self.waits = False
 
     def grew(self, size: int) -> None:
-        """Called when `size` bytes of the body, which is more than FREE, have arrived."""
+        """Called when `size` bytes of the body, more than FREE, have arrived in total."""
         self._size = size
         if size > self._room:
             self.proceed()
 
     def proceed(self) -> None:
-        # One more read is allowed for, because a read may take more bytes than the room that is left.
+        # This asks for room for one more read, because a read may return more bytes than the body has room
+        # for.
         self._room = self._uploads.room(self, self._size + READ)
         self._set(self._room <= self._size)
 

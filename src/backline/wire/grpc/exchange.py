@@ -112,7 +112,9 @@ class GrpcExchange(Stream):
         return limit_of(self, beginning[:BEGINNING])
 
     def begun(self, size: int, compressed: bool, beginning: Buffer) -> None:
-        """Called with the beginning of a large message. Raises RpcError if the message is refused."""
+        """Called once the beginning of a large message has arrived. Raises RpcError if the message is
+        refused.
+        """
         bound = self.bound_of(beginning, compressed=compressed)
         denial = self.connection.wire.too_large(size, f"a message of {size} bytes", bound)
         if denial is not None:

@@ -24,8 +24,8 @@ UNIMPLEMENTED = 12
 INTERNAL = 13
 UNAVAILABLE = 14
 
-#: The maximum length of a status message in bytes. Longer messages are cut, because clients limit the size of
-#: trailers (grpcio to 8 KiB).
+#: The maximum length of a status message in bytes. Longer messages are truncated, because clients limit the
+#: size of trailers (grpcio to 8 KiB).
 MAX_MESSAGE = 4096
 
 #: The header block before the first message of a response.
@@ -47,7 +47,7 @@ _TO_ESCAPE = re.compile(rb"[^\x20-\x24\x26-\x7e]")
 def escape(message: str) -> bytes:
     """Encodes a status message for the grpc-message field: percent-encoded UTF-8.
 
-    Blanks at the start and the end are encoded too, because the value of a field must not start or end with
+    Spaces at the start and the end are encoded too, because the value of a field must not start or end with
     one (RFC 9113, section 8.2.1).
     """
     text = message.encode("utf-8", "replace")[:MAX_MESSAGE]
@@ -210,7 +210,7 @@ def overfull() -> RpcError:
 
 
 def as_rpc_error(error: CodingError) -> RpcError:
-    """Converts the error of a message that cannot be inflated into a gRPC status."""
+    """Returns the RpcError for a message that cannot be inflated."""
     if error.status == 413:
         return RpcError(RESOURCE_EXHAUSTED, error.message.replace("request body", "message"))
     if error.status == 503:

@@ -1,6 +1,4 @@
-"""A streaming gRPC call: a coroutine handles the call, and flow control bounds what the server buffers for
-it.
-"""
+"""A streaming gRPC call, handled by a coroutine. Flow control bounds the memory that its messages take."""
 
 from __future__ import annotations
 
@@ -141,7 +139,7 @@ class StreamExchange(GrpcExchange, StreamCall):
                     self.leave_line()
                 compressed, message = complete
                 if len(message) < _TINY:
-                    # Security: a waiting message takes a hundred bytes of memory, even if it is empty.
+                    # Security: a waiting message takes about a hundred bytes of memory, even if it is empty.
                     self.connection.spend(1)
                 self._messages.append((compressed, message, len(message) + PREFIX_SIZE))
         if ended and not self._assembler.between_messages:

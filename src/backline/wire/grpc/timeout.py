@@ -19,7 +19,7 @@ class InvalidTimeout(ValueError):
 
 
 def parse_timeout(value: bytes) -> float:
-    """Returns the seconds in a grpc-timeout such as b"250m". Raises InvalidTimeout."""
+    """Returns the seconds in a grpc-timeout such as b"250m". Raises InvalidTimeout if it is malformed."""
     match = _TIMEOUT(value)
     if match is None:
         raise InvalidTimeout(
@@ -36,7 +36,7 @@ class Expiring(Protocol):
 
 
 class Deadlines:
-    """A timer that calls `expire` on each entry that is still open at its deadline.
+    """A timer that calls `expire` on each entry that is neither closed nor answered at its deadline.
 
     Invariant: the size of the heap is proportional to the number of open entries, because closed entries are
     removed as the heap grows. `live` returns the number of open entries.
@@ -50,7 +50,7 @@ class Deadlines:
         self._heap: list[tuple[float, int, Expiring]] = []
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
-        #: When the timer will fire; infinity if there is no timer.
+        #: The time (time.monotonic()) at which the timer fires; infinity if there is no timer.
         self._timer_at = math.inf
 
     def add(self, deadline: float, entry: Expiring) -> None:

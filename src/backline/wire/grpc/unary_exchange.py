@@ -39,7 +39,7 @@ _TRAILERS = Struct(f">5sI{len(OK_BLOCK)}s").pack
 class UnaryExchange(GrpcExchange, UnaryCall):
     """A call with one request message and one response message.
 
-    A message that arrives in one DATA frame takes the fast path in `feed`.
+    An uncompressed message in a single DATA frame that also ends the stream takes the fast path in `feed`.
     """
 
     _assembler: MessageAssembler | None = None

@@ -24,7 +24,7 @@ LAST_READ = READ * 3 // 2
 class LargeBody(BufferReader["Http1Connection"]):
     """The transport's asyncio protocol until `size` bytes have arrived. After that, a HeadReader takes over.
 
-    The kernel writes into the final buffer, so each byte is copied once. `numpy.empty` does not touch the
+    The transport writes directly into the final buffer, which saves a copy. `numpy.empty` does not touch the
     buffer's pages (a bytearray would write zeros), so a client that announces a large body but sends little
     costs little memory.
     """

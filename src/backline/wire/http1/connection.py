@@ -41,7 +41,8 @@ class Http1Connection(Connection):
     """A server's HTTP/1.1 or HTTP/1.0 connection (RFC 9112).
 
     The receiver turns bytes into requests. The pipeline passes the requests to the application in order, one
-    at a time. While requests or bytes wait for their turn, the socket is not read.
+    at a time. While bytes wait for their turn, the socket is not read; while requests wait, so do the bytes
+    received after them.
 
     Clients that keep a connection open mostly send the same head again, so the connection remembers the last
     head.
@@ -106,8 +107,8 @@ class Http1Connection(Connection):
         """Closes the connection and cancels its request in flight; earlier responses are still sent.
 
         A client that closes only its sending half cannot be distinguished from a client that has
-        disconnected, because both send a FIN. Such clients are rare. So the request is cancelled, because its
-        result is probably not wanted; proxies such as nginx do the same.
+        disconnected, because both send a FIN. Half-closing clients are rare, so the result is probably no
+        longer wanted, and the request is cancelled; proxies such as nginx do the same.
         """
         return None
 
@@ -279,7 +280,7 @@ class Http1Connection(Connection):
             self.transport.set_protocol(large)
 
     def receive_pieces(self) -> None:
-        """Ends the reception of a large body."""
+        """Ends the direct reception of a large body: a HeadReader receives the bytes that follow."""
         if self._head_reader is None:
             self._head_reader = HeadReader(self)
         self.transport.set_protocol(self._head_reader)

@@ -144,8 +144,8 @@ def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -
     """Returns the refusal of a head whose version, Host or special fields are invalid, or None if they are
     valid.
 
-    `upgrade` tells whether the head asks for another protocol, except for a WebSocket on a path that accepts
-    one.
+    `upgrade` is true if the head asks for another protocol, other than a WebSocket on a path that accepts
+    WebSockets.
     """
     if version not in ("1.1", "1.0"):
         return Refusal(400, f"HTTP version {version} is not supported on this connection; use 1.1")
@@ -167,8 +167,8 @@ def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -
 
 
 def head_without_upgrade(method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> bytes:
-    """Returns the head without the fields that ask for another protocol. Servers may ignore such a request
-    (RFC 9110, section 7.8).
+    """Returns the head without the fields that ask for another protocol. Servers may ignore a request for
+    another protocol (RFC 9110, section 7.8).
     """
     fields = [field for field in headers.items() if field[0] not in _UPGRADE_FIELDS]
     if b"close" in headers.get(b"connection", b"").lower():

@@ -51,7 +51,7 @@ class Pipeline:
         self.open_stream: Http1Stream | None = None
         self.waiting: deque[Entry] = deque()
         #: Whether `advance` is running. A response during the dispatch of its request must not start another
-        #: `advance`: such calls would nest as deep as there are pipelined requests.
+        #: `advance`: such calls would nest one level deeper with each pipelined request.
         self._running = False
         #: Whether the connection closes after the next response.
         self.last_answer = False

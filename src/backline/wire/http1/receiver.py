@@ -80,7 +80,7 @@ class Receiver:
         self._put = False
         #: The refusal because of which the parser was stopped, or None.
         self._fault: Refusal | None = None
-        #: The head of the last complete request, if nothing about that request was unusual.
+        #: The last head that was parsed completely, or None if something about its request was unusual.
         self.last_head: Head | None = None
         self._forget()
 
@@ -132,7 +132,7 @@ class Receiver:
         """Drops the request being received because it is refused, and with it the parser's copy of the head.
 
         Clients may keep refused connections open for a long time, so the copies would add up. Returns the
-        refusal with the fields that the request's sender needs.
+        refusal, with the fields of `Gate.sharing` added.
         """
         if isinstance(self._entry, Http1Request):
             sharing = self._gate.sharing(self._entry.headers)
@@ -170,7 +170,9 @@ class Receiver:
     # parsing
 
     def feed(self, data: bytes | memoryview) -> Head | None:
-        """Parses bytes of one or more requests. Returns the last head, or None if it was unusual."""
+        """Parses bytes of one or more requests. Returns the last head that was completed, or None if there is
+        none or it was unusual.
+        """
         self._fed = len(data)
         self._put = False
         self.last_head = None
@@ -436,7 +438,7 @@ class Receiver:
         wire = self._wire
         if isinstance(self._entry, Refusal):
             if length > LARGE:
-                # The connection closes: to receive a large body only to drop it would cost more than a new
+                # The connection closes: receiving a large body only to drop it would cost more than a new
                 # connection.
                 raise self._refused(replace(self._entry, close=True))
         else:
@@ -460,8 +462,7 @@ class Receiver:
             raise self._refused(Refusal(denial.status, denial.message, fields=denial.fields))
 
     def _overfull(self) -> Refused:
-        # Unread responses may be what takes up the memory, so the connections with unread responses are
-        # checked soon.
+        # Unread responses may be taking up the memory, so connections with unread responses are checked soon.
         self._wire.unsent.watch(self._connection)
         return self._refused(
             Refusal(503, "The server holds too many request bodies; try again later", fields=RETRY_AFTER)

@@ -20,7 +20,7 @@ LONGEST_REST = 15.0
 
 
 class Awaited(Enum):
-    """What a connection waits for."""
+    """The things that a connection may wait for. Some of the values appear in error texts."""
 
     READING = "a client that reads"
     CLOSE = "a client that closes"

@@ -13,8 +13,8 @@ from backline.wire.http2.stream import Stream
 if TYPE_CHECKING:
     from backline.wire.connection import Wire
 
-#: Kinds from this number on are for compressed requests. They are separate, because the size of a compressed
-#: request says little about its content.
+#: Kinds of requests from this number on are for compressed requests. They are separate, because the size of a
+#: compressed request says little about its content.
 _COMPRESSED = 64
 #: Until a request of the same kind has been answered, the expected size of a response is the budget divided
 #: by this number. So several requests are admitted at the same time, because the first requests of a server
@@ -32,9 +32,9 @@ class Admission:
     mix small and large calls.
 
     Invariant: the expected sizes of the responses to requests in flight, plus the sizes of the responses that
-    are held, do not exceed the budget, unless only one response is expected. Requests up to the size `passes`
-    are not checked. That is safe as long as their responses are so small that one for each concurrent stream
-    would fit the budget; otherwise `passes` is -1.
+    wait to be sent, do not exceed the budget, unless only one response is expected. Requests up to the size
+    `passes` are not checked. That is safe as long as their responses are so small that one for each
+    concurrent stream would fit the budget; otherwise `passes` is -1.
     """
 
     __slots__ = (
@@ -121,8 +121,8 @@ class Admission:
                 stream.dispatch()
 
     def _room(self) -> int:
-        # While the responses of all connections take more than half of the budget, the budget of each shrinks
-        # in inverse proportion to their total size.
+        # While the responses of all connections take more than half of the budget, each connection's budget
+        # shrinks in inverse proportion to their total size.
         budget = self._budget
         everywhere = self._wire.held_answer_bytes
         return budget * budget // (2 * everywhere) if 2 * everywhere > budget else budget

@@ -110,7 +110,7 @@ class Http2Connection(Connection):
         self.wire.unsent.forget(self)
         self.wire.connections.discard(self)
         self._abandon()
-        # The peer is left last, because removing the streams still changes its counts.
+        # `leave` is called last, because removing the streams still changes the counts of the peer.
         self.wire.peers.leave(self.peer)
 
     def _relieved(self) -> None:

@@ -86,8 +86,9 @@ class DataReceiver:
     def begin(self, data: bytes, begin: int, length: int, flags: int, number: int) -> int:
         """Starts a DATA frame that is padded, empty or incomplete, or belongs to no open stream.
 
-        Returns the position at which its data begins. The whole frame, padding included, counts toward both
-        windows, even if it is dropped (RFC 9113, section 6.1).
+        Returns the position at which its data begins. Raises ConnectionFailure or StreamFailure if the frame
+        is not allowed. The whole frame, padding included, counts toward both windows, even if it is dropped
+        (RFC 9113, section 6.1).
         """
         padding = 0
         payload = length
@@ -193,8 +194,8 @@ class DataReceiver:
         self.promise(stream, size, size - OUR_STREAM_WINDOW)
 
     def promise(self, stream: Stream, size: int, more: int) -> None:
-        """Promises the client window for the last `more` bytes of a body of `size` bytes, the part that the
-        window does not cover yet.
+        """Promises the client a window for the last `more` bytes of a body of `size` bytes: the part that the
+        current window does not cover.
 
         For a small body, the window is extended immediately. For a large one, it is extended now by as many
         bytes as other large bodies leave room for, and by the rest later.

@@ -252,7 +252,7 @@ class FrameReader:
         more, rest = read_ahead(self.descriptor, self.data)
         if rest:
             self._read(rest, 0)
-        # Most clients send nothing more until they have their response, so there is no turn to wait for.
+        # Most clients send nothing more until they have their response; then reading need not pause.
         if more and not self._stopped and self._socket is not None and self._socket.has_bytes():
             self._rest()
 

@@ -69,11 +69,11 @@ class _Failure(Exception):
 
 
 class ConnectionFailure(_Failure):
-    """Raised to end the connection with GOAWAY and this error code (RFC 9113, section 5.4.1)."""
+    """Raised to end the connection with GOAWAY and the error code `code` (RFC 9113, section 5.4.1)."""
 
 
 class StreamFailure(_Failure):
-    """Raised to end the stream with RST_STREAM and this error code (RFC 9113, section 5.4.2)."""
+    """Raised to end the stream with RST_STREAM and the error code `code` (RFC 9113, section 5.4.2)."""
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -133,7 +133,9 @@ def server_preface(limits: Limits) -> bytes:
 
 
 def parse_settings(payload: bytes) -> list[tuple[int, int]]:
-    """Returns the settings in a frame, in order. Raises ConnectionFailure for values out of bounds."""
+    """Returns the settings in a frame, in order. Raises ConnectionFailure if the frame is malformed or a
+    value is out of bounds.
+    """
     if len(payload) % 6:
         raise ConnectionFailure(FRAME_SIZE_ERROR, "the length of SETTINGS is not a multiple of 6")
     known = []

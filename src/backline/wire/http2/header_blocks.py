@@ -92,8 +92,8 @@ _CACHED_BLOCK_SIZE = 1024
 #: Header lists up to this multiple of the size limit are still decoded, so that the request gets an error
 #: response, and the connection stays open.
 _DECODED = 2
-#: A header block is still decoded if it has at most this many times as many instructions as the limit allows
-#: fields. So the request gets an error response, and the connection stays open.
+#: Header blocks with up to this many instructions for each field that the limit allows are still decoded, so
+#: that the request gets an error response, and the connection stays open.
 _INSTRUCTIONS = 4
 #: The maximum number of bytes of Huffman-coded strings per block that hpack decodes; `decode_long` decodes
 #: the rest.
@@ -127,7 +127,7 @@ class _BoundedDecoder(Decoder):
     """An HPACK decoder with a limit on the number of instructions in a block. An instruction is a field, or a
     change to the table's size.
 
-    Security: an instruction takes microseconds to decode, but is only one byte long, and the limit on the
+    Security: an instruction takes microseconds to decode, but may be only one byte long, and the limit on the
     size of the header list does not cover instructions that change the table's size.
     """
 

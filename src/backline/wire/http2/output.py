@@ -68,8 +68,8 @@ class Output:
         self._transport = transport
         self._loop = loop
         self._max_unsent = max_unsent
-        #: `_ALONE`, but at most `max_unsent`: if the server wrote more in one turn, the client would appear
-        #: not to read its responses.
+        #: `_ALONE`, but at most `max_unsent` and at least `_QUANTUM`: if the server wrote more in one turn,
+        #: the client would appear not to read its responses.
         self._alone = max(_QUANTUM, min(_ALONE, max_unsent))
         self._finished = finished
         self._relieved = relieved

@@ -80,9 +80,9 @@ class RequestHead:
         #: `HeaderBlocks` sets both.
         self.exchange: Callable[[Http2Connection, int, RequestHead], Stream]
         self.prompt = True
-        #: Why the header list is too large, or None if it is not.
+        #: The error text if the header list is too large, otherwise None.
         self.too_large: str | None = None
-        #: Why the gate refuses the request, or None if it does not.
+        #: The gate's refusal of the request, or None if the gate admits it.
         self.refusal: Denial | None = None
         self.timeout: float | None = None
         self.timeout_error: str | None = None
@@ -129,7 +129,7 @@ def parse_head(
             pseudo[name] = value
             continue
         # In RFC 9113, whitespace around a value is malformed, but some clients send metadata that ends with a
-        # blank, and gRPC's own servers accept such metadata. Stripping the whitespace is safe, because the
+        # space, and gRPC's own servers accept such metadata. Stripping the whitespace is safe, because the
         # field is not forwarded to another server.
         if value[-1:] in _BLANKS or value[:1] in _BLANKS:
             value = value.strip(b" \t")

@@ -88,18 +88,24 @@ class Stream:
 
     @abstractmethod
     def begin(self) -> None:
-        """Called when the head has arrived. The method may respond immediately."""
+        """Called when the head has arrived, unless `head.prompt` is false and the server is not overloaded.
+        The method may respond immediately.
+        """
 
     @abstractmethod
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
-        """Handles data[begin:end], a piece of the body. `ended` marks the last one. Raises StreamFailure."""
+        """Handles data[begin:end], a piece of the body. `ended` marks the last one. Raises StreamFailure if
+        the client violates the protocol.
+        """
 
     def room(self) -> memoryview:
         """Returns the part of a large message's buffer for the next bytes of the body; may be empty."""
         return NO_ROOM
 
     def placed(self, size: int, ended: int) -> None:
-        """Handles bytes as `feed` does, after they were received into `room`. Raises StreamFailure."""
+        """Handles `size` bytes as `feed` does, after they were received into `room`. Raises StreamFailure
+        likewise.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no room")
 
     def dispatch(self) -> None:
@@ -108,7 +114,7 @@ class Stream:
 
     @abstractmethod
     def lost(self) -> None:
-        """Called when the client resets the stream or disconnects before the response is complete."""
+        """Called when the stream ends before the response is complete, such as when the client resets it."""
 
     @abstractmethod
     def awaits_client(self) -> bool:
@@ -148,8 +154,8 @@ class Stream:
         return wire.buffered_bytes <= wire.limits.max_buffered_bytes
 
     def reserve(self, size: int) -> bool:
-        """Counts a body of `size` bytes in advance, in place of all that the stream has counted. Returns
-        False, and counts nothing more, above the limit or if the stream is closed.
+        """Counts a body of `size` bytes in advance, in place of the bytes that the stream has counted so far.
+        Returns False, and counts nothing more, above the limit or if the stream is closed.
 
         Call this only before the response begins.
         """

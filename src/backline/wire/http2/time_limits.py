@@ -16,7 +16,7 @@ _KEEPALIVE_PING = b"standing"
 
 class Http2TimeLimits:
     """A periodic check that compares a connection and its streams with their state at the previous check, and
-    ends what makes no progress.
+    ends those that make no progress.
     """
 
     __slots__ = (
@@ -129,7 +129,7 @@ class Http2TimeLimits:
         limits = connection.wire.limits
         output = connection.output
         taken = output.sent - connection.transport.get_write_buffer_size()
-        # Responses that never wait in `held` count in the write buffer only.
+        # `taken` can decrease, because responses that never wait in `held` count only in the write buffer.
         self._taken = min(self._taken, taken)
         if (
             output.held <= limits.max_unsent_bytes and not connection.reader.write_blocked

@@ -55,7 +55,7 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         self._writers: list[asyncio.Future[None]] = []
         self._write_paused = False
         self._reading = True
-        #: When the current turn ends, in seconds of perf_counter().
+        #: The time, in seconds of perf_counter(), at which the current turn ends.
         self._turn_ends = 0.0
         #: Whether the connection waits for its next turn.
         self._resting = False
@@ -314,7 +314,7 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
             self.close(CloseCode.POLICY, "a message did not arrive in time")
             self._transport.close()
         elif self._receiver is not None and now - self._active >= limits.stream_idle_timeout:
-            self.close(CloseCode.GOING_AWAY, "no message was sent for too long")
+            self.close(CloseCode.GOING_AWAY, "no message in either direction for too long")
 
 
 def _is_valid(payload: bytes) -> bool:

@@ -1,4 +1,6 @@
-"""WebSocket frames (RFC 6455, section 5): parses those of clients, and builds those of a server."""
+"""WebSocket frames (RFC 6455, section 5): parses the frames of clients, and builds the headers of the
+server's frames.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,8 @@ class Received:
 
 
 def accept_key(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """Returns the value of Sec-WebSocket-Accept for a handshake, or None if it is invalid (section 4.2.1).
+    """Returns the value of Sec-WebSocket-Accept for a handshake, or None if the handshake is invalid (section
+    4.2.1).
 
     The version must be 13, and the key must encode 16 bytes in base64.
     """
@@ -132,8 +135,8 @@ class MessageReader:
     def next(self) -> Received | None:
         """Returns the next message or control frame, or None if more bytes are needed.
 
-        Also returns None after many fragments, and then sets `stopped`: call it again. Raises WebSocketError
-        if the bytes violate the protocol.
+        Also returns None after many fragments, and then sets `stopped`; in that case, call `next` again.
+        Raises WebSocketError if the bytes violate the protocol.
         """
         self.stopped = False
         for _ in range(_FRAMES):
@@ -157,7 +160,9 @@ class MessageReader:
         return None
 
     def _begin(self) -> bool:
-        """Parses the header of a frame; returns False if the header is incomplete."""
+        """Parses the header of a frame. Returns False if the header is incomplete, and raises WebSocketError
+        if it is invalid.
+        """
         data = self._data
         if len(data) < 2:
             return False
@@ -202,7 +207,7 @@ class MessageReader:
 
     def _complete(self) -> Received | None:
         """Returns the message or control frame that a complete frame ends, or None if further fragments
-        follow.
+        follow. Raises WebSocketError if a text message is not UTF-8.
         """
         if self._opcode >= Opcode.CLOSE:
             found = Received(self._opcode, bytes(self._control))
