@@ -96,7 +96,9 @@ class Alarm:
         self.moment = inf
 
     def set(self, moment: float, pause: float = 0.0) -> None:
-        """Sets the alarm to ring at `moment` or earlier, but no sooner than `pause` seconds from now."""
+        """Sets the alarm to ring at `moment`, but no sooner than `pause` seconds from now. Has no effect if
+        the alarm is already set to `moment` or an earlier time.
+        """
         if moment >= self.moment:
             return
         if self._timer is not None:

@@ -112,7 +112,7 @@ class RedisCache:
 
     @property
     def answers(self) -> bool:
-        """Whether Redis has responded to the last operation."""
+        """Whether Redis responds: False from the first failed operation until a lookup succeeds again."""
         return not self._pause
 
     def look_up(self, key: bytes, found: Found) -> None:

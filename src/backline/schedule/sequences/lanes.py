@@ -65,8 +65,8 @@ class Passage:
     stored: asyncio.Future[None] | None = None
 
     def is_remembered(self, *, begins: bool) -> bool:
-        """Returns whether the model still has the state of the sequence. Returns True if the request `begins`
-        the sequence, because no earlier state is needed then.
+        """Returns whether the model still has the state of the sequence. If the request `begins` the
+        sequence, no earlier state is needed: records which memory will have the state, and returns True.
         """
         if self.instance is None:
             return True
