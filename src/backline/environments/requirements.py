@@ -69,7 +69,8 @@ def find_requirements(
 
     Files in the version's folder take precedence. `python` is the Python version in the model's
     configuration. With `on_top`, a requirements.txt only adds to the server's packages, unless the model
-    needs a Python version other than the server's. Raises InvalidArgument if a file cannot be read.
+    needs a Python version other than the server's. Raises InvalidArgument if a file cannot be read or is not
+    valid.
     """
     places = list(dict.fromkeys((version_folder, model_folder)))
     folder, files = next(((place, files) for place in places if (files := _files(place))), (places[0], []))

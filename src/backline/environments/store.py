@@ -2,7 +2,7 @@
 
     <digest>/                     an environment, complete before it gets this name
     <digest>/backline.json        its source and its contents
-    <digest>/used-by/<key>.json   the folders of a model that required it; the file's time is its last use
+    <digest>/used-by/<key>.json   a model that required it; the file's modification time is the last use
     .building-<digest>-<random>/  a build in progress
     locks/                        <digest>.build: held by a build; <digest>.use: shared by servers that use it
 
@@ -148,8 +148,8 @@ _decode_about, _decode_user = msgspec.json.Decoder(About).decode, msgspec.json.D
 
 @dataclass(frozen=True, slots=True)
 class StoredEnvironment:
-    """An environment in the store. `users` are the models that require the environment; `in_use` is set if a
-    running server uses it.
+    """An environment in the store. `users` are the models that require the environment; `last_used` is in
+    seconds of time.time(); `in_use` is set if a running server uses the environment.
     """
 
     digest: str
