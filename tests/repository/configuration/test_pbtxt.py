@@ -310,7 +310,7 @@ def test_errors_of_the_format_have_line_and_column(text: str, message: str, file
         ("instance_group { count: -1 }", "instance_group has count -1"),
         (
             "max_batch_size: 70000 sequence_batching { }",
-            "max_batch_size is 70000; a batch of sequences has a slot for each",
+            "max_batch_size is 70000; a batch of sequences has a slot for each item",
         ),
         (
             "parameters { key: 'backline.lane' value { string_value: 'gpu' } }",

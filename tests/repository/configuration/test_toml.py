@@ -142,7 +142,7 @@ def test_a_section_with_one_field_may_be_written_as_its_value(text: str, policy:
         ("parameters.x = true", "1:12: 'string_value' is true, expected a string"),
         (
             "version_policy.latest = 1\nversion_policy.all = {}",
-            "2:16: 'all' and 'latest' exclude each other; give one of them",
+            "2:16: 'all' and 'latest' are mutually exclusive; give only one of them",
         ),
         ("max_batch_size = ", "1:18: Invalid value"),
         ("a = 1\na = 2", "2:6: Cannot overwrite a value"),

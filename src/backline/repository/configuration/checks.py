@@ -339,7 +339,7 @@ def _objective_faults(message: Any, name: str) -> Iterator[Fault]:
         yield f"ensemble {name} runs nothing itself: set the objective for the models of its steps", path
     if message.model_transaction_policy.decoupled:
         reason = (
-            f"an objective needs one response per request, and {name} gives any number: remove it or"
+            f"an objective needs one response per request, and {name} sends any number: remove it or"
             " 'decoupled'"
         )
         yield reason, path

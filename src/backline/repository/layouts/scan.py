@@ -67,8 +67,8 @@ def scan_listing(
         if not is_named and is_version_name(name):
             above = root.location.rstrip("/").rpartition("/")[0]
             raise InvalidArgument(
-                f"'{root.location}' is not a model or a repository: by its name it is version {name} of a"
-                f" model. Name the model's folder, '{above}', or give the model a name with --model-name"
+                f"'{root.location}' is not a model or a repository: its name says that it is version {name}"
+                f" of a model. Name the model's folder, '{above}', or give the model a name with --model-name"
             )
         return [read_single(root, name, formats, configs)]
     if configured:

@@ -30,8 +30,8 @@ def web_files(
     contents: ContentCache,
     limits: UnpackLimits | None = None,
 ) -> RemoteFiles:
-    """Returns the files in the archive https://host/models.zip (or of another kind in ARCHIVES), or the model
-    https://host/model.onnx.
+    """Returns the files at a URL of an archive, such as https://host/models.zip (see ARCHIVES), or of a model
+    file, such as https://host/model.onnx.
 
     `#folder` after the URL of an archive says which folder in the archive is the repository. This is not
     needed if the archive contains only one folder. Raises InvalidArgument for an invalid URL.
@@ -101,7 +101,7 @@ class _WebFile:
             if _identity(answer) not in {"", entry.identity}:
                 raise Unavailable(
                     f"'{self._location}' was replaced during the download; the next scan will find the new"
-                    " one",
+                    " file",
                     1,
                 )
 
@@ -141,8 +141,8 @@ class _WebArchive(_WebFile):
         path = f"{self._folder}/{path}" if self._folder else path
         if self._unpack(self.look()).get(path) != FileEntry(entry.size, entry.identity):
             raise Unavailable(
-                f"'{self._location}' was replaced, and so was '{path}' in it; the next scan will find the"
-                " new one",
+                f"'{self._location}' was replaced, and '{path}' in it has changed; the next scan will find"
+                " the new archive",
                 1,
             )
         return Opened(

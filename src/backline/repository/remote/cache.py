@@ -91,7 +91,9 @@ class ContentCache:
 
     @contextlib.contextmanager
     def explained(self, what: str) -> Iterator[None]:
-        """Converts a failure of the local disk to a BacklineError with advice on what to do."""
+        """Converts a failure of the local disk to a BacklineError, which says that the cache cannot `what`
+        (such as "be read"), and what to do.
+        """
         try:
             yield
         except OSError as error:
@@ -99,7 +101,7 @@ class ContentCache:
                 raise self.full(what) from None
             raise Unavailable(
                 f"the model cache '{self.folder}' cannot {what}: {error.strerror or error}; "
-                "make it a folder that the server may write, or choose another one"
+                "make it a folder that the server can write to, or choose another folder"
             ) from None
 
     def full(self, what: str, needed: int = 0) -> BacklineError:

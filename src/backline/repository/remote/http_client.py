@@ -157,7 +157,7 @@ class HttpClient:
                 " later",
                 5,
             )
-        return Unavailable(f"{place} answers with status {status} {response.reason}; check the URL")
+        return Unavailable(f"{place} responds with status {status} {response.reason}; check the URL")
 
 
 def origin(url: str) -> str:
@@ -176,5 +176,5 @@ def without_secrets(url: str) -> str:
 def _reason(error: Exception) -> str:
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, TimeoutError):
-        return f"no answer within {_TIMEOUT_SECONDS} seconds"
+        return f"no response within {_TIMEOUT_SECONDS} seconds"
     return (cause.strerror if isinstance(cause, OSError) else None) or str(cause) or type(cause).__name__

@@ -168,7 +168,7 @@ class ObjectFiles:
                         )
                 return bytes(data), _revision(got.meta)
         except NotFound:
-            # This listing raises an error if not only the object is missing, but the whole bucket.
+            # This listing raises an error if the whole bucket is missing, and not only the object.
             with self._explained(key):
                 next(iter(obstore.list(self._store, prefix=key, chunk_size=1)), None)
             return None
