@@ -37,8 +37,8 @@ class RunsAtOnce(Protocol):
 
 def queue_at_once(model: Model) -> RunsAtOnce | None:
     """Returns the queue of a model if it may be able to run requests immediately. Returns None if it cannot,
-    or if several requests must not reach the model as one: because they are recorded one by one, because the
-    model must not run them again if a later step fails, or because it joins requests by rules of its own.
+    or if requests to the model must not be stacked: because they are recorded one by one, because the model
+    must not run them again if a later step fails, or because it has its own rules for joining requests.
     """
     queue, config = model.queue, model.config
     if not _runs_at_once(queue) or model.recording is not None or config.idempotent is False:

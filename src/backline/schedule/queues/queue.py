@@ -84,7 +84,9 @@ class Queue(Protocol):
         """
 
     def sweep(self, now: float) -> float:
-        """Removes expired requests. Returns the nearest deadline of the remaining requests, or infinity."""
+        """Removes expired requests. Returns the time at which the next of the other requests expires, or
+        infinity.
+        """
 
     def clear(self) -> list[Ticket]:
         """Removes and returns all requests, in the order of the queue, or, if callers take turns, caller by

@@ -104,9 +104,9 @@ class SequenceLane(Scheduler):
 
 @dataclass(frozen=True, slots=True)
 class SlotPolicy:
-    """The policy for when the slots of an instance run: as soon as at least the fraction `minimum` of the
-    slots have a request, or once the oldest request has waited for `delay_ns` nanoseconds. Without a delay,
-    the slots run immediately.
+    """Decides when the slots of an instance run: as soon as at least the fraction `minimum` of the `slots`
+    have a request, or once the oldest request has waited for `delay_ns` nanoseconds. Without a delay, the
+    slots run immediately.
     """
 
     slots: int = 1
