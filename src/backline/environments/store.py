@@ -1,6 +1,6 @@
 """The store of built environments on local disk. Models with equal requirements share an environment.
 
-    <digest>/                     an environment, complete before it gets this name
+    <digest>/                     an environment; it gets this name once it is complete
     <digest>/backline.json        its source and its contents
     <digest>/used-by/<key>.json   a model that required it; the file's modification time is the last use
     .building-<digest>-<random>/  a build in progress

@@ -110,4 +110,4 @@ class Repository(Protocol):
         """
 
     async def close(self) -> None:
-        """Releases watches, connections and temporary files."""
+        """Stops downloads, and releases threads and connections."""

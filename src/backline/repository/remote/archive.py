@@ -185,8 +185,8 @@ class _WebArchive(_WebFile):
 
 
 def _identity(answer: WebResponse) -> str:
-    """Returns a text that changes whenever the file changes: the ETag, or the date if there is no ETag; empty
-    if the response has neither.
+    """Returns a string that changes whenever the file changes: the ETag, or the date if there is no ETag;
+    empty if the response has neither.
     """
     if etag := answer.headers.get("ETag", ""):
         return f"etag:{etag}"

@@ -116,7 +116,7 @@ def _aws_profile(profile: str, environment: Mapping[str, str]) -> dict[str, Any]
     """Returns the access keys and the region of a profile in the AWS credentials and config files.
 
     The result is empty if `profile` is empty and the files have no default profile. Raises InvalidArgument if
-    the files lack `profile` or cannot be read.
+    the files lack `profile` or are malformed.
     """
     name = profile or "default"
     home = Path(environment.get("HOME", "~")).expanduser() / ".aws"

@@ -325,8 +325,8 @@ def _entry(found: Any) -> FileEntry:
 
 
 def _revision(found: Any) -> str:
-    """Returns the ETag and version of an object as one text. Google Cloud Storage compares versions; other
-    stores may have none.
+    """Returns the ETag and version of an object as JSON. Google Cloud Storage compares versions; other stores
+    may have none.
     """
     given = {name: found[name] for name in ("e_tag", "version") if found.get(name)}
     return json.dumps(given, sort_keys=True)

@@ -166,7 +166,7 @@ class EnsembleQueue:
             del self._gathering[key]
 
     def run_apart(self, tickets: Iterable[Ticket], plan: EnsemblePlan) -> None:
-        """Starts a separate run for each request, because a step of their StackedRun failed."""
+        """Starts a separate run for each request, because their StackedRun failed."""
         first = self.turn.begin_completions()
         for ticket in tickets:
             if ticket.cancelled:

@@ -62,7 +62,7 @@ class Queue(Protocol):
         """The number of queued requests."""
 
     def add(self, ticket: Ticket, *, anyway: bool = False) -> bool:
-        """Adds a request to the end of its level, and sets its deadline according to the queue's timeout.
+        """Adds a request to its level, and sets its deadline according to the queue's timeout.
 
         Returns False if the level is full and no request can be displaced, unless `anyway` is set.
         """

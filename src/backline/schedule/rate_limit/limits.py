@@ -157,7 +157,7 @@ class RateLimits:
 
     def wanting(self, waits: Mapping[Owner, Collection[Owner]], waiting: Owner) -> str:
         """Returns the names of the resources over which the model `waiting`, which calls other models, might
-        deadlock, as a text such as "'memory' and 'slots'"; empty if no deadlock is possible.
+        deadlock, as a string such as "'memory' and 'slots'"; empty if no deadlock is possible.
 
         `waits` maps each model to the models that it waits for. A model that waits holds all resources that
         its instances claim. In each round, a model finishes, and releases its resources, if every model that
@@ -238,7 +238,7 @@ class RateLimits:
 
 def parse_resources(texts: tuple[str, ...]) -> dict[Key, int]:
     """Parses the server's options for resources, of the form NAME:COUNT or NAME:COUNT:DEVICE. Raises
-    InvalidArgument if a text has another form.
+    InvalidArgument if an option has another form.
     """
     given: dict[Key, int] = {}
     for text in texts:
