@@ -57,7 +57,7 @@ def packed_environment(given: str, model_folder: Path, cache: Path) -> PackedEnv
     path = model_folder / given.replace(_MODEL_FOLDER, str(model_folder))
     if not path.exists():
         raise InvalidArgument(
-            f"{PARAMETER}: there is no '{path}'; give a folder or archive, such as"
+            f"{PARAMETER}: '{path}' does not exist; give a folder or archive, such as"
             f" {_MODEL_FOLDER}/environment.tar.gz"
         )
     folder = path if path.is_dir() else _unpacked(path, cache)

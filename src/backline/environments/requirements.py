@@ -109,7 +109,9 @@ def _pinned_python(folder: Path) -> str:
     # Security: only a version is accepted. If the file named a path, uv would run the program at that path as
     # an interpreter.
     if version and not PYTHON.fullmatch(version):
-        raise InvalidArgument(f"'{file}' has {version[:32]!r}, expected a version of Python such as 3.13")
+        raise InvalidArgument(
+            f"'{file}' contains {version[:32]!r}, expected a version of Python such as 3.13"
+        )
     return version
 
 

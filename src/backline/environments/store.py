@@ -330,8 +330,8 @@ class Environments:
             yield
         except OSError as error:
             raise Unavailable(
-                f"the folder of environments '{self.folder}' cannot be written: {error.strerror or error};"
-                " make room, or choose another one with --cache-dir"
+                f"the folder of environments '{self.folder}' cannot be written to: {error.strerror or error};"
+                " make room, or choose another folder with --cache-dir"
             ) from None
 
 

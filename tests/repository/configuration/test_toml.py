@@ -241,7 +241,7 @@ output_map = { OUTPUT0 = "B" }
 )
 def test_a_setting_for_running_models_causes_a_warning_for_an_ensemble(setting: str) -> None:
     name = setting.partition(" ")[0].partition(".")[0]
-    why = "an ensemble runs nothing itself, set it for the models of its steps"
+    why = "an ensemble runs nothing itself; set it for the models of its steps"
     assert config(f"{setting}\n{_ENSEMBLE}").warnings == (f"model.toml of 'm': {name} has no effect: {why}",)
 
 

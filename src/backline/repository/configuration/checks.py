@@ -356,7 +356,7 @@ def _instance_faults(message: Any, name: str) -> Iterator[Fault]:
             yield reason, f"instance_group[{index}].gpus"
         if any(gpu < 0 for gpu in group.gpus):
             yield (
-                f"instance group {group_name} of model {name} has a GPU below 0",
+                f"instance group {group_name} of model {name} has a negative GPU number",
                 f"instance_group[{index}].gpus",
             )
         if group.profile:

@@ -86,7 +86,7 @@ _IGNORED: Final[dict[Kind, tuple[str, tuple[str, ...]]]] = {
     "stream": ("the model sends any number of responses, on its own threads", (*_OF_RUNS, *_OF_WORKERS)),
     "remote": ("the model runs on other servers", ("lane", "lone_run_threads", "cpus", *_OF_WORKERS)),
     "ensemble": (
-        "an ensemble runs nothing itself, set it for the models of its steps",
+        "an ensemble runs nothing itself; set it for the models of its steps",
         (*_OF_RUNS, "idempotent", "batch_axis", "constant_input", *_OF_WORKERS),
     ),
 }

@@ -100,7 +100,7 @@ def _find(listing: Listing, formats: Sequence[ModelFormat], wanted: str) -> str:
         found = sorted(path for path in listing.files if path.endswith(f"/{wanted}"))
     if len(found) > 1:
         raise InvalidArgument(
-            f"'{listing.location}': several files have this name: {_listed(found)}; name one by its path"
+            f"'{listing.location}': several files have this name: {_listed(found)}; give the path of one"
         )
     models = sorted(path for path in listing.files if _is_model(path, formats))
     if not found:

@@ -21,7 +21,7 @@ from backline.system.archive_limits import UnpackLimits
 #: Status codes of HEAD after which GET is tried: the server may not support HEAD, or a signed URL may allow
 #: only GET.
 _NO_HEAD = frozenset({403, 405, 501})
-_DENIED = "put user and password into the URL (https://user:password@host/...), or use a signed URL"
+_DENIED = "put the user name and password into the URL (https://user:password@host/...), or use a signed URL"
 
 
 def web_files(

@@ -161,7 +161,7 @@ class ContentCache:
 
     def discard(self, content: CachedContent) -> None:
         """Removes cached content that is no longer needed, such as an archive that has been unpacked."""
-        with self.explained("be tidied up"):
+        with self.explained("be cleaned up"):
             self._blob(content.sha256).unlink(missing_ok=True)
 
     def store(
@@ -235,7 +235,7 @@ class ContentCache:
 
     def keep(self, tree: Path) -> None:
         """Marks a tree as used now."""
-        with contextlib.suppress(FileNotFoundError), self.explained("note which trees are used"):
+        with contextlib.suppress(FileNotFoundError), self.explained("record which trees are used"):
             os.utime(tree)
 
     def _is_complete(self, tree: Path, files: Mapping[str, CachedContent]) -> bool:
@@ -321,7 +321,7 @@ class ContentCache:
         crash.
         """
         now = time.time() if now is None else now
-        with self.explained("be tidied up"):
+        with self.explained("be cleaned up"):
             for tree in (self.folder / "trees").iterdir():
                 if _older(tree, now - KEEP_SECONDS):
                     shutil.rmtree(tree, ignore_errors=True)

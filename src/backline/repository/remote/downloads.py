@@ -142,7 +142,7 @@ class Downloads:
         if hashes.size < entry.size:
             raise Unreachable(
                 f"'{self._place(path)}' ended after {hashes.size:,} of {entry.size:,} bytes; the connection"
-                " was cut"
+                " was lost"
             )
 
     def _place(self, path: str) -> str:

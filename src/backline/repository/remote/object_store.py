@@ -132,7 +132,7 @@ class ObjectFiles:
         if _entry(got.meta) != FileEntry(entry.size, entry.identity):
             raise Unavailable(
                 f"'{self._location}': object '{key}' was replaced during the download; the next scan will"
-                " find the new one",
+                " find the new object",
                 1,
             )
         return Opened(got.range[0], self._chunks(key, got.stream(_CHUNK)))
@@ -255,7 +255,7 @@ class ObjectFiles:
         if found := _CERTIFICATE.search(str(error)):
             return Unreachable(
                 f"{where} cannot be reached{self._at_endpoint}: its certificate is not trusted ({found[1]}); "
-                "set SSL_CERT_FILE or AWS_CA_BUNDLE to the file of its certificate authority",
+                "set SSL_CERT_FILE or AWS_CA_BUNDLE to a file with the certificate of its authority",
                 retry_after=_RETRY_SECONDS,
             )
         reason = next((found[1] for cause in _CAUSES if (found := cause.search(str(error)))), reason)

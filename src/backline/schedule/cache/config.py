@@ -50,7 +50,7 @@ def parse_cache_config(texts: Sequence[str]) -> CacheOptions | None:
     kinds = list(dict.fromkeys(text.partition(",")[0].strip() for text in texts))
     if len(kinds) > 1:
         raise InvalidArgument(
-            f"--cache-config names {' and '.join(kinds)}, but a server has one response cache: keep one"
+            f"--cache-config names {' and '.join(kinds)}, but a server has one response cache: name only one"
         )
     kind = kinds[0]
     if kind not in _KNOWN:

@@ -272,4 +272,4 @@ class FittedRun(UnaryRun):
 
 def no_response(planned: PlannedStep) -> Internal:
     """Returns the error for a step whose model completed with neither a response nor an error."""
-    return Internal(f"model '{planned.step.model}' of a step ended without a response")
+    return Internal(f"model '{planned.step.model}' completed its step without a response")

@@ -385,7 +385,7 @@ class SequenceBatcher:
     def _lost(self, sequence: LiveSequence) -> Internal:
         return Internal(
             f"the state of sequence {sequence.id} of model '{self._name}' was lost with its worker process,"
-            " which ends the sequence; start a new one"
+            " so the sequence has ended; start a new one"
         )
 
     def _count_failed(self, tickets: Iterable[Ticket]) -> None:
@@ -450,7 +450,7 @@ class SequenceBatcher:
             ticket.expire(expired_in_queue(ticket, now, self._name, by_policy=False))
         ended, runnable = self._table.end_idle(monotonic_ns())
         for sequence in ended:
-            text = "sequence %s of model '%s' has ended after %g idle seconds"
+            text = "sequence %s of model '%s' has ended after %g seconds without a request"
             log.info(text, sequence.id, self._name, self._idle_seconds)
             self._states.forget(sequence)
         self._run_all(runnable)
