@@ -173,7 +173,7 @@ def _lent(path: Path, python: Path, variables: Mapping[str, str], cache: Path) -
     that lacks only this package, if both have the same Python version. Empty if the environment lacks
     nothing.
 
-    Raises InvalidArgument if the environment's Python does not run, or lacks other packages.
+    Raises InvalidArgument if the environment's Python does not run, or if packages would still be missing.
     """
     command, environ = [str(python), "-c", _ASK], {**without_keys(os.environ), **variables}
     asked = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)

@@ -169,7 +169,7 @@ class Environments:
         #: File descriptors of shared locks, by digest. The locks prevent the removal of environments that the
         #: worker processes of this server may use.
         self._held: dict[str, int] = {}
-        #: Held while a lock is taken, so that two threads do not take the same one.
+        #: Held while a lock is taken, so that two threads do not take the same lock.
         self._holding = threading.Lock()
 
     def find(self, requirements: Requirements, user: User) -> Environment | None:

@@ -60,7 +60,7 @@ class Turn:
 
     def end_completions(self, loop: asyncio.AbstractEventLoop) -> None:
         """Records that the requests of a batch have been completed, and runs the batches that have become
-        ready because of that.
+        ready as a result.
         """
         following = self._next
         try:
