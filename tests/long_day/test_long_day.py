@@ -111,7 +111,7 @@ def start_from_an_empty_folder(user: User) -> None:
     assert "to load it too, add --with words" in alone.err
     nested = user.backline("config", "validate", "models", status=1).out
     assert "sorter: wrong\n" in nested
-    assert "it is a repository; name it instead of the folder above it" in nested
+    assert "it is a repository; give its location instead of the location of the folder above it" in nested
     shutil.move(user.folder / "models" / "sorter", user.folder / "pipeline")
     for part in ("sorter", "words"):
         shutil.move(user.folder / "pipeline" / part, user.folder / "models" / part)

@@ -51,13 +51,13 @@ def packed_environment(given: str, model_folder: Path, cache: Path) -> PackedEnv
 
     An archive is unpacked in `cache`; archives with the same contents are unpacked only once. This function
     runs code from the environment; that code is trusted as much as the model's code. Raises InvalidArgument
-    if there is no environment at the path, if the environment lacks packages that a worker needs, or if an
-    archive is invalid, and Unavailable if an archive cannot be unpacked for another reason.
+    if there is no environment at the path, if its Python does not run or lacks packages that a worker needs,
+    or if an archive is invalid, and Unavailable if an archive cannot be unpacked for another reason.
     """
     path = model_folder / given.replace(_MODEL_FOLDER, str(model_folder))
     if not path.exists():
         raise InvalidArgument(
-            f"{PARAMETER}: there is no '{path}'; give a folder or archive, such as"
+            f"{PARAMETER}: '{path}' does not exist; give a folder or archive, such as"
             f" {_MODEL_FOLDER}/environment.tar.gz"
         )
     folder = path if path.is_dir() else _unpacked(path, cache)
@@ -169,11 +169,11 @@ def _relocate(place: Path) -> None:
 
 
 def _lent(path: Path, python: Path, variables: Mapping[str, str], cache: Path) -> dict[str, str]:
-    """Lends the server's msgspec package to a Python environment that lacks it, if the server and the
-    environment have the same Python version.
+    """Returns the environment variables that make the server's msgspec package importable in an environment
+    that lacks only this package, if both have the same Python version. Empty if the environment lacks
+    nothing.
 
-    Returns the environment variables that make msgspec importable there; empty if nothing is lent. Raises
-    InvalidArgument if packages are still missing.
+    Raises InvalidArgument if the environment's Python does not run, or if packages would still be missing.
     """
     command, environ = [str(python), "-c", _ASK], {**without_keys(os.environ), **variables}
     asked = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)

@@ -69,7 +69,8 @@ def find_requirements(
 
     Files in the version's folder take precedence. `python` is the Python version in the model's
     configuration. With `on_top`, a requirements.txt only adds to the server's packages, unless the model
-    needs a Python version other than the server's. Raises InvalidArgument if a file cannot be read.
+    needs a Python version other than the server's. Raises InvalidArgument if a file cannot be read or is not
+    valid.
     """
     places = list(dict.fromkeys((version_folder, model_folder)))
     folder, files = next(((place, files) for place in places if (files := _files(place))), (places[0], []))
@@ -108,7 +109,9 @@ def _pinned_python(folder: Path) -> str:
     # Security: only a version is accepted. If the file named a path, uv would run the program at that path as
     # an interpreter.
     if version and not PYTHON.fullmatch(version):
-        raise InvalidArgument(f"'{file}' has {version[:32]!r}, expected a version of Python such as 3.13")
+        raise InvalidArgument(
+            f"'{file}' contains {version[:32]!r}, expected a version of Python such as 3.13"
+        )
     return version
 
 

@@ -1,8 +1,8 @@
 """The store of built environments on local disk. Models with equal requirements share an environment.
 
-    <digest>/                     an environment, complete before it gets this name
+    <digest>/                     an environment; it gets this name once it is complete
     <digest>/backline.json        its source and its contents
-    <digest>/used-by/<key>.json   the folders of a model that required it; the file's time is its last use
+    <digest>/used-by/<key>.json   a model that required it; the file's modification time is the last use
     .building-<digest>-<random>/  a build in progress
     locks/                        <digest>.build: held by a build; <digest>.use: shared by servers that use it
 
@@ -148,8 +148,8 @@ _decode_about, _decode_user = msgspec.json.Decoder(About).decode, msgspec.json.D
 
 @dataclass(frozen=True, slots=True)
 class StoredEnvironment:
-    """An environment in the store. `users` are the models that require the environment; `in_use` is set if a
-    running server uses it.
+    """An environment in the store. `users` are the models that require the environment; `last_used` is in
+    seconds of time.time(); `in_use` is set if a running server uses the environment.
     """
 
     digest: str
@@ -169,7 +169,7 @@ class Environments:
         #: File descriptors of shared locks, by digest. The locks prevent the removal of environments that the
         #: worker processes of this server may use.
         self._held: dict[str, int] = {}
-        #: Held while a lock is taken, so that two threads do not take the same one.
+        #: Held while a lock is taken, so that two threads do not take the same lock.
         self._holding = threading.Lock()
 
     def find(self, requirements: Requirements, user: User) -> Environment | None:
@@ -330,8 +330,8 @@ class Environments:
             yield
         except OSError as error:
             raise Unavailable(
-                f"the folder of environments '{self.folder}' cannot be written: {error.strerror or error};"
-                " make room, or choose another one with --cache-dir"
+                f"the folder of environments '{self.folder}' cannot be written to: {error.strerror or error};"
+                " make room, or choose another folder with --cache-dir"
             ) from None
 
 

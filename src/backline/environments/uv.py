@@ -46,8 +46,8 @@ class Uv:
     def __init__(self) -> None:
         """Raises Internal, naming the extra to install, if uv is missing."""
         self._program = _find()
-        #: The process in progress that has not been reaped. As long as it has not, its process group cannot
-        #: have become that of another process.
+        #: The process that runs the current command, until it is reaped. Until then, the system cannot reuse
+        #: the id of its process group.
         self._process: subprocess.Popen[str] | None = None
         #: Held while the process is reaped, or killed.
         self._reaping = threading.Lock()
@@ -57,7 +57,7 @@ class Uv:
         self, *arguments: str, folder: Path, given: str = "", on_bytes: OnBytes = lambda done, total: None
     ) -> str:
         """Runs a command in a folder, with `given` as its standard input, and returns its standard output.
-        Blocks.
+        Blocks until the command ends.
 
         Raises UvFailed if uv fails or is cancelled.
         """
@@ -104,7 +104,7 @@ class Uv:
         return printed
 
     def cancel(self) -> None:
-        """Ends the command in progress, and prevents later ones. May be called on any thread."""
+        """Ends the command in progress, and makes later commands fail. May be called on any thread."""
         self._cancelled.set()
         self._kill()
 

@@ -44,7 +44,7 @@ async def changes(places: Callable[[], Sequence[Path]], interval: float) -> Asyn
     Where there are no file system events, yields every `interval` seconds: on network file systems, without
     the extra "watch", and if the system has no watches left.
     """
-    # Files are looked at on threads, because a disk or a server of files may not respond for minutes.
+    # Files are checked on threads, because a disk or a file server may not respond for minutes.
     watching = await asyncio.to_thread(_can_watch, places())
     while True:
         if watching:

@@ -47,7 +47,7 @@ _RELEVANT: Final = tuple(
     field.name for field in fields(ModelConfig) if field.name not in _APPLIED_WITHOUT_LOAD
 )
 _values_of: Final = attrgetter(*_RELEVANT)
-#: The types of most values. Their text is the same for equal values.
+#: The types of most values. Equal values of these types have the same repr().
 _PLAIN: Final = frozenset({str, int, bool, tuple, NoneType})
 
 

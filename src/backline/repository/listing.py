@@ -14,7 +14,7 @@ class FileEntry:
     """A file in a repository.
 
     `identity` changes when the content changes: on disk it consists of the modification time, the size and
-    usually the inode; for a remote file it is a checksum, an ETag, a date or, if there is no other, the size.
+    usually the inode; for a remote file it is a checksum, an ETag, a date or, if there is none, the size.
     `problem` says why the file cannot be used, for example because it is a link to a place outside the
     repository; it is empty if the file can be used.
     """
@@ -121,6 +121,7 @@ class Folder:
         return "/".join(part for part in (self.path, path) if part)
 
 
+#: The maximum number of names that `some_of` lists.
 _SHOWN = 20
 
 

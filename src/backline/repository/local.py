@@ -33,8 +33,8 @@ from backline.repository.walk import identity, reason, walk, walk_file
 
 #: The minimum time, in seconds, for which a file must have been unchanged to count as complete.
 AT_REST = 1.0
-#: A file must have been unchanged for this many times as long as the longest pause between two of its changes
-#: so far.
+#: A file counts as complete only once it has been unchanged for this many times the longest pause between two
+#: of its changes so far.
 _PAUSES = 3.0
 #: The time, in seconds, without a change after which a file always counts as complete.
 LONGEST_REST = 15.0
@@ -120,7 +120,7 @@ class LocalRepository:
         name: str = "",
         edited: bool = False,
     ) -> None:
-        """`edited` says that a user edits the files of the repository, so that changes are used soon."""
+        """`edited` says that a user edits the files of the repository; see FilesAtRest."""
         self._path = Path(os.path.abspath(path))
         self._formats = tuple(formats)
         self._configs = configs or ConfigFiles()
@@ -256,7 +256,7 @@ class LocalRepository:
         now = time.time()
         seen = []
         for path in version.files:
-            with contextlib.suppress(OSError):  # the file is gone; _check reports it
+            with contextlib.suppress(OSError):  # the file was removed; _check reports it
                 status = (self._root / path).stat()
                 found = identity(status, stable_inodes=self._stable_inodes)
                 seen.append(Seen(path, found, now - status.st_mtime))
@@ -272,7 +272,7 @@ class LocalRepository:
                 now = ""
             if now != entry.identity:
                 raise Unavailable(
-                    f"'{place}' changed while it was being loaded, or is gone; mode poll loads it again once"
-                    " it is complete, in mode explicit load it again",
+                    f"'{place}' changed while it was being loaded, or was removed; in mode poll, the server"
+                    " loads it again once it is complete; in mode explicit, send another load request",
                     retry_after=1,
                 )

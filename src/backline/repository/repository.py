@@ -44,7 +44,7 @@ class FoundModel:
     `versions` has all versions, oldest first; the version policy decides later which of them are served.
     `folder` is the model's folder below the root of the repository, or "" if the root is the model.
     `namespace` is the location of the repository. `problem` says why the model as a whole cannot be served;
-    the fault of a single version is in that version. If Triton would report the problem as a failure to
+    FoundVersion.problem says this of a single version. If Triton would report the problem as a failure to
     create a version rather than a failure to read the model, `refused` is that version, with the problem in
     Triton's words. `warnings` are addressed to the author of the files.
     """
@@ -110,4 +110,4 @@ class Repository(Protocol):
         """
 
     async def close(self) -> None:
-        """Releases watches, connections and temporary files."""
+        """Stops downloads, and releases threads and connections."""

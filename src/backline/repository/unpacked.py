@@ -24,8 +24,8 @@ _PIECE = 1 << 20
 
 
 def unpacked(archive: Path, cache: Path, root: str = "", limits: UnpackLimits | None = None) -> Path:
-    """Returns the folder below `cache` that contains the unpacked archive (zip or gzipped tar), or the folder
-    `root` in the unpacked archive.
+    """Returns the folder below `cache` with the unpacked files of an archive (zip or gzipped tar). Only files
+    whose paths in the archive start with `root` are unpacked, without this prefix.
 
     An archive is unpacked when it is first used. At that time, unpacked archives that have not been used for
     a day, and that no process holds with `file_lock.hold`, are removed. Raises InvalidArgument for an archive
@@ -49,7 +49,7 @@ def unpacked(archive: Path, cache: Path, root: str = "", limits: UnpackLimits | 
 
 
 def _unpack(archive: Path, folder: Path, root: str, limits: UnpackLimits) -> None:
-    """Unpacks all files of an archive or none, even if another process unpacks the same archive at the same
+    """Unpacks all files below `root` or none, even if another process unpacks the same archive at the same
     time.
     """
     kind = "zip" if zipfile.is_zipfile(archive) else "gz"

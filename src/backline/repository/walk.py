@@ -79,8 +79,8 @@ def walk_file(file: Path, *, stable_inodes: bool = True) -> Listing:
 
 
 def identity(status: os.stat_result, *, stable_inodes: bool = True) -> str:
-    """Returns a text that changes when a file is written or replaced. The text consists of the file's
-    modification time, size and inode.
+    """Returns a string that changes when a file is written or replaced. It consists of the file's
+    modification time, its size and, with `stable_inodes`, its inode.
     """
     inode = f"-{status.st_ino:x}" if stable_inodes else ""
     return f"{status.st_mtime_ns:x}-{status.st_size:x}{inode}"

@@ -16,7 +16,7 @@ from backline.schedule.queues.queue import Queue
 BRIEF_NS: Final = 200_000
 #: The maximum time, in nanoseconds, for which a batch gathers requests.
 LONGEST_GATHERING_NS: Final = 1_000_000
-#: The minimum size of a group for which a batch starts immediately. Batches of smaller groups cost the loop
+#: The minimum of `Gathering.group`, unless the maximum batch size is smaller. Smaller batches cost the loop
 #: more time than they save.
 SMALLEST_GROUP: Final = 8
 
@@ -33,8 +33,8 @@ class BatchPolicy:
     `delay_ns`, or until the batch cannot grow any more.
 
     With a `reach`, the requests of a batch need not be adjacent in the queue: up to `reach` requests with
-    other batch keys are skipped, and keep their positions. The first request in the queue is always taken, so
-    no request is skipped forever.
+    other batch keys are skipped, and keep their positions. No request is skipped forever, because the first
+    request in the queue is taken, or waits for at most `delay_ns`.
     """
 
     max_items: int = 1
@@ -59,8 +59,8 @@ class Formed:
     """The requests of the next batch, which have `items` items in total.
 
     If there are no requests, either the queue is empty, or the first requests wait for other requests until
-    `wait_until` (in nanoseconds). Before that time, the decision can change only if `lacking` more items
-    arrive, or if a request with another batch key than `key` arrives.
+    `wait_until` (in nanoseconds of time.monotonic_ns()). Before that time, the decision can change only if
+    `lacking` more items arrive, or if a request with a batch key other than `key` arrives.
     """
 
     tickets: list[Ticket]
@@ -74,12 +74,12 @@ class Gathering:
     """Decides whether a free instance waits for more requests, one turn of the event loop at a time.
 
     While runs are brief, each batch costs the loop as much time as several requests. So a batch gathers
-    requests as long as every turn of the loop brings some, but for at most LONGEST_GATHERING_NS. The loop
+    requests as long as more arrive in every turn of the loop, but for at most LONGEST_GATHERING_NS. The loop
     reads and writes in these turns, so it is never idle while a batch gathers requests.
 
     If one batch took the requests of all clients, the loop would be idle while the batch runs. So the batch
-    starts as soon as a `group` of requests is queued. The clients then form one group for each instance and
-    one more: while the instances run the batches of the other groups, the loop serves that one.
+    starts as soon as a `group` of requests is queued. The clients then form one group more than there are
+    instances: while each instance runs the batch of one group, the loop serves the remaining group.
 
     A client that sends one request at a time is not delayed: a single request does not wait after a run that
     was not brief, or that was itself for a single request.
@@ -109,7 +109,8 @@ class Gathering:
             self.last = self.group = 0
             return
         self.last = requests
-        # A share is too small if clients are still preparing their next requests, so it falls slowly.
+        # While clients are still preparing their next requests, the share is too small, so the average falls
+        # slowly.
         self._share = max(share, self._share + (share - self._share) / 8)
         self.group = min(max(SMALLEST_GROUP, self._share), max_items)
 
@@ -132,10 +133,11 @@ class Gathering:
 
 
 def form_batch(queue: Queue, policy: BatchPolicy, now_ns: int) -> Formed:
-    """Removes the requests of the next batch from `queue`. They are in the order of the queue, have the same
-    batch key, and have at most `policy.max_items` items in total.
+    """Removes and returns the requests of the next batch in `queue`. They are in the order of the queue, have
+    the same batch key, and have at most `policy.max_items` items in total.
 
-    A request with more items runs alone. Requests that have expired by `now_ns` are moved to `queue.expired`.
+    A request with more items than that runs alone. Requests that have expired by `now_ns` are moved to
+    `queue.expired`.
     """
     now = now_ns / 1e9
     if policy.takes_all:
@@ -157,7 +159,7 @@ def _draw(queue: Queue, now: float, seen: list[Ticket]) -> Iterator[Ticket]:
 
 
 def _choose(waiting: Iterable[Ticket], policy: BatchPolicy, now_ns: int) -> Formed:
-    """Returns the next batch formed from the requests `waiting`, of which no more are read than necessary."""
+    """Forms the next batch from the requests `waiting`, and reads no more of them than necessary."""
     sizes = policy.preferred or (policy.max_items,)
     largest = max(sizes)
     tickets: list[Ticket] = []

@@ -64,8 +64,8 @@ class HoldingSequenceBatcher(SequenceBatcher):
         super()._run_next(sequence)
 
     def _begin(self, except_for: LiveSequence | None = None) -> None:
-        """Ends the hold, and runs the waiting requests. The caller must run the newly arrived request of the
-        sequence `except_for`.
+        """Ends the hold, and runs the waiting requests, except those of the sequence `except_for`, which the
+        caller must run.
         """
         held, self._hold = self._hold, 0
         if held:

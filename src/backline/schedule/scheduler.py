@@ -116,8 +116,8 @@ class Scheduler(Owner):
         self._scheduled = False
         #: Whether a batch is being handed to its instance, which may refuse the batch immediately.
         self._starting = False
-        #: How many more items the first requests in the queue wait for, before they run as a larger batch; 0
-        #: if they do not wait.
+        #: The number of further items for which the first requests in the queue wait before they run; 0 if
+        #: they do not wait.
         self._lacking = 0
         self._gathering = Gathering()
         #: The batch key of the requests that wait for a larger batch.
@@ -171,7 +171,7 @@ class Scheduler(Owner):
     @property
     def most_at_once(self) -> int:
         """The maximum number of items that `run_at_once` can run now; 0 if no instance on the event loop is
-        free, or if batches must wait for more requests or be in order.
+        free, if a batch does not simply consist of the first requests, or if responses must be in order.
         """
         idle = self._idle
         if not idle or idle[-1].off_loop or not self._policy.takes_all or self._order is not None:

@@ -60,7 +60,7 @@ class Turn:
 
     def end_completions(self, loop: asyncio.AbstractEventLoop) -> None:
         """Records that the requests of a batch have been completed, and runs the batches that have become
-        ready because of that.
+        ready as a result.
         """
         following = self._next
         try:
@@ -96,7 +96,9 @@ class Alarm:
         self.moment = inf
 
     def set(self, moment: float, pause: float = 0.0) -> None:
-        """Sets the alarm to ring at `moment` or earlier, but no sooner than `pause` seconds from now."""
+        """Sets the alarm to ring at `moment`, but no sooner than `pause` seconds from now. Has no effect if
+        the alarm is already set to `moment` or an earlier time.
+        """
         if moment >= self.moment:
             return
         if self._timer is not None:

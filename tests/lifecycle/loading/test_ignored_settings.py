@@ -14,7 +14,7 @@ from support.repositories import put
 
 HERE = "it is for models in worker processes"
 WORKER = "the model runs in worker processes"
-STREAM = "the model gives any number of responses, on its own threads"
+STREAM = "the model sends any number of responses, on its own threads"
 
 
 def _of_here(model: Path) -> str:

@@ -129,7 +129,7 @@ def test_without_settings_joining_is_none(written: str) -> None:
                 "max_batch_size = 8\npadding.x.value = 1\n[[input]]\nname = 'x'\n"
                 "data_type = 'FP32'\ndims = [-1]\nallow_ragged_batch = true"
             ),
-            "2:11: padding.x names 'x', which is a ragged input of m; an input cannot be both",
+            "2:11: padding.x names 'x', which is a ragged input of m; use another input",
         ),
     ],
 )

@@ -71,7 +71,7 @@ def test_a_configuration_shown_by_the_server_can_be_sent_back() -> None:
         ),
         (
             {"dynamic_batching": {}, "sequence_batching": {}},
-            "'sequence_batching' and 'dynamic_batching' exclude each other",
+            "'sequence_batching' and 'dynamic_batching' are mutually exclusive",
         ),
         ({"name": "n"}, "unexpected directory name 'm' for model 'n', directory name must equal model name"),
         (

@@ -18,7 +18,7 @@ from backline.engine.values.signature import TensorSpec
 from backline.repository.configuration import read
 from backline.repository.walk import walk
 
-PASSIVE = "passive instance groups have no effect: no backend here uses instances without requests"
+PASSIVE = "passive instance groups have no effect: no backend has a use for instances without requests"
 
 
 @pytest.fixture
@@ -133,8 +133,8 @@ def test_only_the_buckets_of_the_first_response_can_be_set(file: Path) -> None:
     assert read.first_response_bounds_ms == (10, 50.5)
     (warning,) = read.warnings
     assert warning == (
-        "config.pbtxt of 'm': model_metrics has no effect on 'nv_x': it sets the buckets of"
-        " 'nv_inference_first_response_histogram_ms' only"
+        "config.pbtxt of 'm': model_metrics has no effect on 'nv_x': it sets only the buckets of"
+        " 'nv_inference_first_response_histogram_ms'"
     )
     with pytest.raises(
         InvalidArgument, match=r"buckets \[2.0, 1.0\], expected finite upper bounds in ascending order"
@@ -221,7 +221,7 @@ def test_features_that_are_off_need_no_warning(file: Path) -> None:
         ("passive: true", PASSIVE),
         (
             "secondary_devices { device_id: 1 }",
-            "instance_group.secondary_devices has no effect: no runtime here computes on NVDLA",
+            "instance_group.secondary_devices has no effect: no runtime of this server uses NVDLA",
         ),
     ],
 )
@@ -310,7 +310,7 @@ def test_errors_of_the_format_have_line_and_column(text: str, message: str, file
         ("instance_group { count: -1 }", "instance_group has count -1"),
         (
             "max_batch_size: 70000 sequence_batching { }",
-            "max_batch_size is 70000; a batch of sequences has a slot for each",
+            "max_batch_size is 70000; a batch of sequences has a slot for each item",
         ),
         (
             "parameters { key: 'backline.lane' value { string_value: 'gpu' } }",

@@ -142,7 +142,7 @@ def test_a_section_with_one_field_may_be_written_as_its_value(text: str, policy:
         ("parameters.x = true", "1:12: 'string_value' is true, expected a string"),
         (
             "version_policy.latest = 1\nversion_policy.all = {}",
-            "2:16: 'all' and 'latest' exclude each other; give one of them",
+            "2:16: 'all' and 'latest' are mutually exclusive; give only one of them",
         ),
         ("max_batch_size = ", "1:18: Invalid value"),
         ("a = 1\na = 2", "2:6: Cannot overwrite a value"),
@@ -241,7 +241,7 @@ output_map = { OUTPUT0 = "B" }
 )
 def test_a_setting_for_running_models_causes_a_warning_for_an_ensemble(setting: str) -> None:
     name = setting.partition(" ")[0].partition(".")[0]
-    why = "an ensemble runs nothing itself, set it for the models of its steps"
+    why = "an ensemble runs nothing itself; set it for the models of its steps"
     assert config(f"{setting}\n{_ENSEMBLE}").warnings == (f"model.toml of 'm': {name} has no effect: {why}",)
 
 

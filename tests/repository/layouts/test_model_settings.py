@@ -66,7 +66,7 @@ def test_one_version_in_two_folders_is_a_problem(tmp_path: Path) -> None:
     problem = only(tmp_path).problem
 
     assert problem == (
-        f"version '1' of model 'sum' is given by more than one folder: '{tmp_path}/a', '{tmp_path}/b'; set"
+        f"version '1' of model 'sum' is in more than one folder: '{tmp_path}/a', '{tmp_path}/b'; set"
         " parameters.version"
     )
 

@@ -171,8 +171,8 @@ def test_the_archive_itself_is_not_kept(
 
 
 BAD_NAMES = {
-    "../evil.onnx": "points outside the repository by '..'",
-    "a/../../evil.onnx": "points outside the repository by '..'",
+    "../evil.onnx": "contains '..', which may lead outside the repository",
+    "a/../../evil.onnx": "contains '..', which may lead outside the repository",
     "/etc/evil.onnx": "absolute",
     "a\\b.onnx": "a backslash",
     "a//b.onnx": "an empty part",
@@ -306,7 +306,7 @@ def test_a_damaged_archive_is_reported(name: str, web: WebServer, opened: Open) 
 @pytest.mark.parametrize("name", FORMS)
 def test_a_file_that_is_not_an_archive_is_reported(name: str, web: WebServer, opened: Open) -> None:
     web.put(f"/{name}", b"<html>sign in first</html>" * 100)
-    with pytest.raises(InvalidArgument, match="is damaged, or not what its name says"):
+    with pytest.raises(InvalidArgument, match="is damaged, or not of the kind that its name says"):
         scan(opened(f"{web.url}/{name}"))
 
 
@@ -378,7 +378,7 @@ def test_without_validators_a_change_is_noticed_by_the_size(
         (
             Page(status=403),
             Unavailable,
-            r"access is denied \(status 403\); put user and password into the URL",
+            r"access is denied \(status 403\); put the user name and password into the URL",
         ),
         (Page(status=503), Unavailable, r"is not available at the moment \(status 503"),
         (

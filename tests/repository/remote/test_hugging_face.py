@@ -283,7 +283,7 @@ def test_a_server_that_is_not_a_hub_is_reported(
 ) -> None:
     web.put("/api/models/acme/models/revision/main", b"<html>welcome</html>")
     monkeypatch.setenv("HF_ENDPOINT", web.url)
-    with pytest.raises(Unavailable, match="does not answer as the hub does; check HF_ENDPOINT"):
+    with pytest.raises(Unavailable, match="does not respond as the hub does; check HF_ENDPOINT"):
         scan(opened("hf://acme/models"))
 
 
@@ -332,13 +332,13 @@ def test_a_hostile_listing_is_refused(
     listing: bytes, hub: dict[str, bytes], web: WebServer, opened: Open
 ) -> None:
     web.put(TREE, listing)
-    with pytest.raises(Unavailable, match="does not answer as the hub does"):
+    with pytest.raises(Unavailable, match="does not respond as the hub does"):
         scan(opened("hf://acme/models"))
 
 
 def test_a_listing_without_an_end_is_refused(hub: dict[str, bytes], web: WebServer, opened: Open) -> None:
     web.pages[TREE] = Page(b"[]", headers={"Link": f'<{web.url}{TREE}>; rel="next"'})
-    with pytest.raises(Unavailable, match="does not answer as the hub does"):
+    with pytest.raises(Unavailable, match="does not respond as the hub does"):
         scan(opened("hf://acme/models"))
 
 

@@ -339,7 +339,7 @@ def _objective_faults(message: Any, name: str) -> Iterator[Fault]:
         yield f"ensemble {name} runs nothing itself: set the objective for the models of its steps", path
     if message.model_transaction_policy.decoupled:
         reason = (
-            f"an objective needs one response per request, and {name} gives any number: remove it or"
+            f"an objective needs one response per request, and {name} sends any number: remove it or"
             " 'decoupled'"
         )
         yield reason, path
@@ -356,7 +356,7 @@ def _instance_faults(message: Any, name: str) -> Iterator[Fault]:
             yield reason, f"instance_group[{index}].gpus"
         if any(gpu < 0 for gpu in group.gpus):
             yield (
-                f"instance group {group_name} of model {name} has a GPU below 0",
+                f"instance group {group_name} of model {name} has a negative GPU number",
                 f"instance_group[{index}].gpus",
             )
         if group.profile:

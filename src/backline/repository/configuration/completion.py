@@ -2,7 +2,7 @@
 a Python model whether its code may complete the configuration.
 
 A class for Triton's Python backend may have a method `auto_complete_config`, which adds inputs and outputs
-with their datatypes and dims. Here the file is only read as text; only a worker process runs its code.
+with their datatypes and dims. Here the file is only searched as text; only a worker process runs its code.
 """
 
 from __future__ import annotations

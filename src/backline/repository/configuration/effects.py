@@ -72,9 +72,9 @@ _SECTIONS: Final = frozenset(
 #: Sections that cause no warning when they are empty.
 _OFF: Final = frozenset({"model_repository_agents"})
 
-#: The ways in which a model can run, in this order: in this process, as a model with its own code in worker
-#: processes, by a runtime in a worker process, as streams on threads, only through its steps, or on other
-#: servers.
+#: Where a model runs: in the server's process ("here"), as a model with its own code in worker processes
+#: ("worker"), by a runtime in a worker process ("process"), as streams on threads ("stream"), only through
+#: its steps ("ensemble"), or on other servers ("remote").
 Kind: TypeAlias = Literal["here", "worker", "process", "stream", "ensemble", "remote"]
 _OF_WORKERS: Final = ("python", "memory_limit_bytes")
 _OF_RUNS: Final = ("lane", "lone_run_threads", "cpus", "execution_timeout_seconds")
@@ -83,10 +83,10 @@ _IGNORED: Final[dict[Kind, tuple[str, tuple[str, ...]]]] = {
     "here": ("it is for models in worker processes", _OF_WORKERS),
     "worker": ("the model runs in worker processes", ("lane", "lone_run_threads")),
     "process": ("it is for Python models", ("python",)),
-    "stream": ("the model gives any number of responses, on its own threads", (*_OF_RUNS, *_OF_WORKERS)),
+    "stream": ("the model sends any number of responses, on its own threads", (*_OF_RUNS, *_OF_WORKERS)),
     "remote": ("the model runs on other servers", ("lane", "lone_run_threads", "cpus", *_OF_WORKERS)),
     "ensemble": (
-        "an ensemble runs nothing itself, set it for the models of its steps",
+        "an ensemble runs nothing itself; set it for the models of its steps",
         (*_OF_RUNS, "idempotent", "batch_axis", "constant_input", *_OF_WORKERS),
     ),
 }

@@ -37,8 +37,8 @@ def ensemble_faults(message: Any, name: str) -> Iterator[Fault]:
             yield reason, path
         if step.model_namespace:
             reason = (
-                f"model_namespace of step {index} of ensemble '{name}' is not supported; name the model as"
-                " it is served"
+                f"model_namespace of step {index} of ensemble '{name}' is not supported; remove it, and use"
+                " the name under which the model is served"
             )
             yield reason, f"{path}.model_namespace"
         for tensor in step.output_map.values():

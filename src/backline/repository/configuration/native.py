@@ -62,7 +62,7 @@ def _milliseconds(text: str) -> float:
 def _amount(text: str) -> float:
     amount = _number(text)
     if not 0 <= amount < math.inf:
-        raise ValueError("expected a number, at least 0")
+        raise ValueError("expected a number of at least 0")
     return amount
 
 

@@ -96,7 +96,8 @@ def _check_places(document: Document, own: bytes) -> None:
     files, so that a client can change a configuration that it received and send it back.
     """
     reason = (
-        "names a place on the server and cannot be set by a load; set it in the model's own configuration"
+        "names a place on the server and cannot be set by a load request; set it in the model's own"
+        " configuration"
     )
     _refuse_changes(document, own, _places, reason)
 
@@ -108,8 +109,8 @@ def _check_servers(document: Document, own: bytes) -> None:
     contents of any file as the key. A request may repeat the values in the model's own files.
     """
     reason = (
-        "says where a remote model runs and cannot be set by a load; set it in the model's own configuration,"
-        " or start the server with --trust-remote-code"
+        "says where a remote model runs and cannot be set by a load request; set it in the model's own"
+        " configuration, or start the server with --trust-remote-code"
     )
     _refuse_changes(document, own, _servers, reason)
 

@@ -96,7 +96,7 @@ class _PlainReader:
         choice = field.containing_oneof
         if choice is not None and (other := target.WhichOneof(choice.name)) not in (None, field.name):
             raise self._error(
-                f"'{field.name}' and '{other}' exclude each other; give one of them",
+                f"'{field.name}' and '{other}' are mutually exclusive; give only one of them",
                 keys,
                 path.rpartition(".")[0],
             )

@@ -134,7 +134,7 @@ def _check(document: Document, name: str, joining: Joining, settings: Mapping[st
             )
         if key in joining.ragged:
             raise document.error(
-                f"{where} names '{key}', which is a ragged input of {name}; an input cannot be both",
+                f"{where} names '{key}', which is a ragged input of {name}; use another input",
                 _path(document, where),
             )
 
@@ -258,10 +258,10 @@ class _Reader:
                 )
         if any(group.passive for group in self._message.instance_group):
             self._warn(
-                "passive instance groups have no effect: no backend here uses instances without requests"
+                "passive instance groups have no effect: no backend has a use for instances without requests"
             )
         if any(group.secondary_devices for group in self._message.instance_group):
-            self._warn("instance_group.secondary_devices has no effect: no runtime here computes on NVDLA")
+            self._warn("instance_group.secondary_devices has no effect: no runtime of this server uses NVDLA")
 
     def _first_response_bounds(self) -> tuple[float, ...]:
         """Returns the configured buckets of Triton's histogram of first responses. The buckets of other
@@ -274,8 +274,8 @@ class _Reader:
                 bounds = tuple(control.histogram_options.buckets)
             else:
                 self._warn(
-                    f"model_metrics has no effect on '{family}': it sets the buckets of"
-                    f" '{FIRST_RESPONSE_FAMILY}' only"
+                    f"model_metrics has no effect on '{family}': it sets only the buckets of"
+                    f" '{FIRST_RESPONSE_FAMILY}'"
                 )
         return bounds
 
@@ -393,8 +393,8 @@ class _Reader:
         count = sum((group.count or 1) * max(1, len(group.gpus)) for group in self._message.instance_group)
         if count > MAX_INSTANCES:
             reason = (
-                f"instance_group asks for {count} instances; at most {MAX_INSTANCES} are allowed, as each"
-                " is a thread"
+                f"instance_group asks for {count} instances; at most {MAX_INSTANCES} are allowed, because"
+                " each runs on a thread"
             )
             raise self._document.error(reason, "instance_group")
         return count or None

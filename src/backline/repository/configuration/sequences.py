@@ -94,8 +94,8 @@ def sequence_faults(batching: Any, limit: int, name: str) -> Iterator[tuple[str,
                 yield f"sequence batching preferred batch size must be <= max batch size for {name}", path
     if not batching.HasField("oldest") and limit > MAX_PLACES:
         reason = (
-            f"max_batch_size is {limit}; a batch of sequences has a slot for each, expected at most"
-            f" {MAX_PLACES} for {name}"
+            f"max_batch_size is {limit}; a batch of sequences has a slot for each item, so at most"
+            f" {MAX_PLACES} is allowed for {name}"
         )
         yield reason, "max_batch_size"
     if batching.HasField("direct") and not 0 <= batching.direct.minimum_slot_utilization <= 1:

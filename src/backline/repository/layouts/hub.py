@@ -40,10 +40,12 @@ def find_served(
     below the folder.
 
     `wanted` is the path of the model's file, or the name of the file if only one folder has a file of this
-    name. Without `wanted`, the model is the one in the first of the `formats` in which there is a model, in
-    the top-level folder or in another folder. If the listing has another layout, such as a repository of many
-    models, returns all its files unchanged. Raises NotFound if there is no file `wanted`, and InvalidArgument
-    if no file, or more than one file, could be the model.
+    name. Without `wanted`, each of the `formats` is tried, single files before folders: the model is the
+    first one found in the top-level folder or in a folder directly below it. If the listing has another
+    layout, such as a repository of many models, returns all its files unchanged.
+
+    Raises NotFound if there is no file `wanted`, and InvalidArgument if `wanted` is not a model file, or if
+    no file, or more than one file, could be the model.
     """
     if wanted:
         folder, _, file = _find(listing, formats, wanted).rpartition("/")
@@ -98,7 +100,7 @@ def _find(listing: Listing, formats: Sequence[ModelFormat], wanted: str) -> str:
         found = sorted(path for path in listing.files if path.endswith(f"/{wanted}"))
     if len(found) > 1:
         raise InvalidArgument(
-            f"'{listing.location}': several files have this name: {_listed(found)}; name one by its path"
+            f"'{listing.location}': several files have this name: {_listed(found)}; give the path of one"
         )
     models = sorted(path for path in listing.files if _is_model(path, formats))
     if not found:

@@ -257,8 +257,8 @@ def _read_versions(
         numeric = name.isascii() and name.isdigit()
         if numeric and len(name) > 1 and name[0] == "0":
             warnings.append(
-                f"'{version.location}' is ignored, because a version number has no leading zero; rename it to"
-                f" '{int(name)}'"
+                f"'{version.location}' is ignored, because version numbers cannot have leading zeros; rename"
+                f" it to '{int(name)}'"
             )
             continue
         try:
@@ -358,7 +358,7 @@ def _no_version_reason(listing: Listing, config: ModelConfig, formats: Sequence[
     ):
         return (
             f"'{listing.location}' has no version, but contains models: it is a repository; "
-            "name it instead of the folder above it"
+            "give its location instead of the location of the folder above it"
         )
     return (
         f"{begin}: '{listing.location}' has no version; expected a model file such as"

@@ -85,8 +85,8 @@ def candidates(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
 
 
 def no_model_reason(listing: Listing, formats: Sequence[ModelFormat], config: ModelConfig) -> str:
-    """Returns a text that says why no model was found in a version's folder, and what the folder should
-    contain.
+    """Returns an error message that says why no model was found in a version's folder, and what the folder
+    should contain.
     """
     if config.default_model_filename:
         return (

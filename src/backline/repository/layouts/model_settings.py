@@ -196,7 +196,7 @@ def _join(models: list[FoundModel]) -> FoundModel:
         if len(same) > 1:
             folders = ", ".join(f"'{model.namespace.rstrip('/')}/{model.folder}'" for model, _ in same)
             problem = (
-                f"version '{name}' of model '{first.name}' is given by more than one folder: {folders}; set"
+                f"version '{name}' of model '{first.name}' is in more than one folder: {folders}; set"
                 " parameters.version"
             )
             return replace(first, versions=(), problem=problem, warnings=warnings)

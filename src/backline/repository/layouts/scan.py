@@ -41,8 +41,8 @@ def scan_listing(
     `formats` are the formats that can be loaded, in order of preference. If the repository is a single model,
     `name` is the name of the model; the default is the last part of the location. The caller keeps `known`
     between scans of a repository, so that only changed models are read again. If `nested` is set, and the
-    listing consists of a single folder, as in an archive of a folder, that folder may be the repository.
-    Raises InvalidArgument if the files are not a repository.
+    root has only one subfolder, as in an archive of a folder, that subfolder may be the repository. Raises
+    InvalidArgument if the files are not a repository.
     """
     root = Folder(listing, "", listing.location)
     if nested:
@@ -67,8 +67,8 @@ def scan_listing(
         if not is_named and is_version_name(name):
             above = root.location.rstrip("/").rpartition("/")[0]
             raise InvalidArgument(
-                f"'{root.location}' is not a model or a repository: by its name it is version {name} of a"
-                f" model. Name the model's folder, '{above}', or give the model a name with --model-name"
+                f"'{root.location}' is not a model or a repository: its name says that it is version {name}"
+                f" of a model. Name the model's folder, '{above}', or give the model a name with --model-name"
             )
         return [read_single(root, name, formats, configs)]
     if configured:
@@ -99,8 +99,8 @@ def check_named(models: Sequence[FoundModel], name: str, location: str) -> None:
 
 
 def _innermost(root: Folder, formats: Sequence[ModelFormat]) -> Folder:
-    """Returns the folder that is the repository, if it is nested in folders that contain nothing but one
-    folder; otherwise returns `root` itself.
+    """Returns the folder that is the repository, if it is nested in folders that have only one subfolder each
+    and no configuration; otherwise returns `root` itself.
     """
     place = root
     while len(folders := place.folders()) == 1 and not has_config(place):

@@ -21,7 +21,7 @@ from backline.system.archive_limits import UnpackLimits
 #: Status codes of HEAD after which GET is tried: the server may not support HEAD, or a signed URL may allow
 #: only GET.
 _NO_HEAD = frozenset({403, 405, 501})
-_DENIED = "put user and password into the URL (https://user:password@host/...), or use a signed URL"
+_DENIED = "put the user name and password into the URL (https://user:password@host/...), or use a signed URL"
 
 
 def web_files(
@@ -30,8 +30,8 @@ def web_files(
     contents: ContentCache,
     limits: UnpackLimits | None = None,
 ) -> RemoteFiles:
-    """Returns the files in the archive https://host/models.zip (or of another kind in ARCHIVES), or the model
-    https://host/model.onnx.
+    """Returns the files at a URL of an archive, such as https://host/models.zip (see ARCHIVES), or of a model
+    file, such as https://host/model.onnx.
 
     `#folder` after the URL of an archive says which folder in the archive is the repository. This is not
     needed if the archive contains only one folder. Raises InvalidArgument for an invalid URL.
@@ -101,7 +101,7 @@ class _WebFile:
             if _identity(answer) not in {"", entry.identity}:
                 raise Unavailable(
                     f"'{self._location}' was replaced during the download; the next scan will find the new"
-                    " one",
+                    " file",
                     1,
                 )
 
@@ -141,8 +141,8 @@ class _WebArchive(_WebFile):
         path = f"{self._folder}/{path}" if self._folder else path
         if self._unpack(self.look()).get(path) != FileEntry(entry.size, entry.identity):
             raise Unavailable(
-                f"'{self._location}' was replaced, and so was '{path}' in it; the next scan will find the"
-                " new one",
+                f"'{self._location}' was replaced, and '{path}' in it has changed; the next scan will find"
+                " the new archive",
                 1,
             )
         return Opened(
@@ -185,8 +185,8 @@ class _WebArchive(_WebFile):
 
 
 def _identity(answer: WebResponse) -> str:
-    """Returns a text that changes whenever the file changes: the ETag, or the date if there is no ETag; empty
-    if the response has neither.
+    """Returns a string that changes whenever the file changes: the ETag, or the date if there is no ETag;
+    empty if the response has neither.
     """
     if etag := answer.headers.get("ETag", ""):
         return f"etag:{etag}"

@@ -91,7 +91,9 @@ class ContentCache:
 
     @contextlib.contextmanager
     def explained(self, what: str) -> Iterator[None]:
-        """Converts a failure of the local disk to a BacklineError with advice on what to do."""
+        """Converts a failure of the local disk to a BacklineError, which says that the cache cannot `what`
+        (such as "be read"), and what to do.
+        """
         try:
             yield
         except OSError as error:
@@ -99,7 +101,7 @@ class ContentCache:
                 raise self.full(what) from None
             raise Unavailable(
                 f"the model cache '{self.folder}' cannot {what}: {error.strerror or error}; "
-                "make it a folder that the server may write, or choose another one"
+                "make it a folder that the server can write to, or choose another folder"
             ) from None
 
     def full(self, what: str, needed: int = 0) -> BacklineError:
@@ -159,7 +161,7 @@ class ContentCache:
 
     def discard(self, content: CachedContent) -> None:
         """Removes cached content that is no longer needed, such as an archive that has been unpacked."""
-        with self.explained("be tidied up"):
+        with self.explained("be cleaned up"):
             self._blob(content.sha256).unlink(missing_ok=True)
 
     def store(
@@ -233,7 +235,7 @@ class ContentCache:
 
     def keep(self, tree: Path) -> None:
         """Marks a tree as used now."""
-        with contextlib.suppress(FileNotFoundError), self.explained("note which trees are used"):
+        with contextlib.suppress(FileNotFoundError), self.explained("record which trees are used"):
             os.utime(tree)
 
     def _is_complete(self, tree: Path, files: Mapping[str, CachedContent]) -> bool:
@@ -319,7 +321,7 @@ class ContentCache:
         crash.
         """
         now = time.time() if now is None else now
-        with self.explained("be tidied up"):
+        with self.explained("be cleaned up"):
             for tree in (self.folder / "trees").iterdir():
                 if _older(tree, now - KEEP_SECONDS):
                     shutil.rmtree(tree, ignore_errors=True)

@@ -133,8 +133,8 @@ class Downloads:
                 raise Stopped
             if hashes.size + len(chunk) > entry.size:
                 raise Unavailable(
-                    f"'{self._place(path)}' is larger than the {entry.size:,} bytes it was listed with; it"
-                    " changed during the download"
+                    f"'{self._place(path)}' is larger than the {entry.size:,} bytes that were listed; the"
+                    " file changed during the download"
                 )
             hashes.update(chunk)
             file.write(chunk)
@@ -142,7 +142,7 @@ class Downloads:
         if hashes.size < entry.size:
             raise Unreachable(
                 f"'{self._place(path)}' ended after {hashes.size:,} of {entry.size:,} bytes; the connection"
-                " was cut"
+                " was lost"
             )
 
     def _place(self, path: str) -> str:

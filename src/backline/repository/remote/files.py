@@ -71,7 +71,7 @@ def name_problem(path: str) -> str:
         return "its name has a backslash, which separates folders on some systems; rename it"
     parts = path.split("/")
     if ".." in parts:
-        return "its name points outside the repository by '..'; rename it"
+        return "its name contains '..', which may lead outside the repository; rename it"
     if "" in parts or "." in parts:
         return "its name has an empty part or '.'; rename it"
     if any(len(part.encode("utf-8", "surrogatepass")) > _MAX_PART for part in parts):

@@ -83,8 +83,8 @@ class HttpClient:
         )
 
     def open_from(self, url: str, offset: int, check: Callable[[WebResponse], None]) -> Opened:
-        """Opens the body from `offset` on, or from 0 if the server cannot send a part of it. `check` may
-        reject the response by raising an error.
+        """Opens the body of a response from `offset` on, or from 0 if the server sends only whole bodies.
+        `check` may reject the response by raising an error.
         """
         stack = contextlib.ExitStack()
         try:
@@ -157,7 +157,7 @@ class HttpClient:
                 " later",
                 5,
             )
-        return Unavailable(f"{place} answers with status {status} {response.reason}; check the URL")
+        return Unavailable(f"{place} responds with status {status} {response.reason}; check the URL")
 
 
 def origin(url: str) -> str:
@@ -176,5 +176,5 @@ def without_secrets(url: str) -> str:
 def _reason(error: Exception) -> str:
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, TimeoutError):
-        return f"no answer within {_TIMEOUT_SECONDS} seconds"
+        return f"no response within {_TIMEOUT_SECONDS} seconds"
     return (cause.strerror if isinstance(cause, OSError) else None) or str(cause) or type(cause).__name__

@@ -160,7 +160,7 @@ class HubFiles:
 
     def _odd(self, url: str) -> Unavailable:
         return Unavailable(
-            f"'{self._location}': {url} does not answer as the hub does; check HF_ENDPOINT"
+            f"'{self._location}': {url} does not respond as the hub does; check HF_ENDPOINT"
             f" ('{self._endpoint}')"
         )
 

@@ -116,7 +116,7 @@ def _aws_profile(profile: str, environment: Mapping[str, str]) -> dict[str, Any]
     """Returns the access keys and the region of a profile in the AWS credentials and config files.
 
     The result is empty if `profile` is empty and the files have no default profile. Raises InvalidArgument if
-    the files lack `profile` or cannot be read.
+    the files lack `profile` or are malformed.
     """
     name = profile or "default"
     home = Path(environment.get("HOME", "~")).expanduser() / ".aws"
@@ -181,7 +181,7 @@ def _azure(location: str, scheme: str, rest: str, environment: Mapping[str, str]
         place = f"as://{container}/{prefix}"
     text = environment.get("AZURE_STORAGE_CONNECTION_STRING", "")
     connection = _connection_string(text) if text else {}
-    if connection and account in {"", connection["account_name"]}:  # it is for this account
+    if connection and account in {"", connection["account_name"]}:  # for this account
         options |= connection
     elif given := _given("as", place, environment):
         options["account_name"] = given.get("account_str", options.get("account_name", ""))

@@ -132,7 +132,7 @@ class ObjectFiles:
         if _entry(got.meta) != FileEntry(entry.size, entry.identity):
             raise Unavailable(
                 f"'{self._location}': object '{key}' was replaced during the download; the next scan will"
-                " find the new one",
+                " find the new object",
                 1,
             )
         return Opened(got.range[0], self._chunks(key, got.stream(_CHUNK)))
@@ -168,7 +168,7 @@ class ObjectFiles:
                         )
                 return bytes(data), _revision(got.meta)
         except NotFound:
-            # This listing raises an error if not only the object is missing, but the whole bucket.
+            # This listing raises an error if the whole bucket is missing, and not only the object.
             with self._explained(key):
                 next(iter(obstore.list(self._store, prefix=key, chunk_size=1)), None)
             return None
@@ -255,7 +255,7 @@ class ObjectFiles:
         if found := _CERTIFICATE.search(str(error)):
             return Unreachable(
                 f"{where} cannot be reached{self._at_endpoint}: its certificate is not trusted ({found[1]}); "
-                "set SSL_CERT_FILE or AWS_CA_BUNDLE to the file of its certificate authority",
+                "set SSL_CERT_FILE or AWS_CA_BUNDLE to a file with the certificate of its authority",
                 retry_after=_RETRY_SECONDS,
             )
         reason = next((found[1] for cause in _CAUSES if (found := cause.search(str(error)))), reason)
@@ -325,8 +325,8 @@ def _entry(found: Any) -> FileEntry:
 
 
 def _revision(found: Any) -> str:
-    """Returns the ETag and version of an object as one text. Google Cloud Storage compares versions; other
-    stores may have none.
+    """Returns the ETag and version of an object as JSON. Google Cloud Storage compares versions; other stores
+    may have none.
     """
     given = {name: found[name] for name in ("e_tag", "version") if found.get(name)}
     return json.dumps(given, sort_keys=True)

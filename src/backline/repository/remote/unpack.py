@@ -93,7 +93,7 @@ def _explained(place: str) -> Iterator[None]:
         ):  # a disk error; gzip's own errors have no errno
             raise
         raise InvalidArgument(
-            f"archive '{place}' is damaged, or not what its name says: {error}; upload it again"
+            f"archive '{place}' is damaged, or not of the kind that its name says: {error}; upload it again"
         ) from None
 
 

@@ -42,15 +42,15 @@ def parse_cache_config(texts: Sequence[str]) -> CacheOptions | None:
     """Parses the values of --cache-config, such as "local,size=64MiB" or "redis,host=127.0.0.1,port=6379".
     The settings of one cache may be divided among several values. Returns None if there are no values.
 
-    Timeouts are in milliseconds, as in Triton; `ttl` is in seconds. Raises InvalidArgument, with the name of
-    the setting, if a setting is invalid.
+    Timeouts are in milliseconds, as in Triton; `ttl` is in seconds. Raises InvalidArgument if the values name
+    an unknown cache or several caches, or if a setting is unknown, missing or invalid.
     """
     if not texts:
         return None
     kinds = list(dict.fromkeys(text.partition(",")[0].strip() for text in texts))
     if len(kinds) > 1:
         raise InvalidArgument(
-            f"--cache-config names {' and '.join(kinds)}, but a server has one response cache: keep one"
+            f"--cache-config names {' and '.join(kinds)}, but a server has one response cache: name only one"
         )
     kind = kinds[0]
     if kind not in _KNOWN:

@@ -22,10 +22,10 @@ class RequestKeys:
     """Computes the keys of requests to a load of a model version.
 
     A key is the SHA-256 of the model, its version, the fingerprint of the loaded files, the name, datatype,
-    shape and bytes of each input, the requested outputs, and the parameters of the request, because a model
-    may read them. Security: Triton uses a short checksum, with which a client could construct a request that
-    has the same key as another client's request, so that the other client would get a wrong response.
-    docs/decisions/response-cache.md says how much time the SHA-256 takes.
+    shape and bytes of each input, the requested outputs, and the parameters, which the model may read.
+    Security: Triton uses a short checksum, with which a client could construct a request that has the same
+    key as another client's request, so that the other client would get a wrong response.
+    docs/decisions/response-cache.md says how long computing the SHA-256 takes.
     """
 
     __slots__ = ("_start",)
@@ -92,9 +92,9 @@ class Flight(Owner):
         #: The duration of the lookup, in nanoseconds.
         self.lookup_ns = 0
         self.run: Ticket | None = None
-        #: Whether the call of `submit` for the first request has not returned yet.
+        #: Whether `CachedQueue.submit` is still in progress for the first request.
         self.submitting = True
-        #: The error with which `submit` refuses the first request; None if it does not.
+        #: The error with which `submit` refuses the first request; None if the request is not refused.
         self.refusal: BacklineError | None = None
         #: The timers that expire requests at their deadlines.
         self.timers: dict[Ticket, TimerHandle] = {}

@@ -112,7 +112,7 @@ class RedisCache:
 
     @property
     def answers(self) -> bool:
-        """Whether Redis has responded to the last operation."""
+        """Whether Redis responds: False from the first failed operation until a lookup succeeds again."""
         return not self._pause
 
     def look_up(self, key: bytes, found: Found) -> None:
@@ -239,11 +239,11 @@ def decode_entry(key: bytes, raw: bytes) -> list[Tensor]:
     or renamed in the cache must not be used.
     """
     if not raw.startswith(_MAGIC):
-        raise DamagedEntry("its format is not the one that this server writes")
+        raise DamagedEntry("it does not have the format that this server writes")
     try:
         entry = _decode(memoryview(raw)[len(_MAGIC) :])
         if entry.key != key:
-            raise DamagedEntry("written under another key")
+            raise DamagedEntry("it was written under another key")
         return [decode_tensor(one.name, DataType[one.datatype], one.shape, one.data) for one in entry.outputs]
     except (msgspec.MsgspecError, BacklineError, KeyError, ValueError) as error:
         raise DamagedEntry(f"{type(error).__name__}: {error}") from None

@@ -27,8 +27,8 @@ class StepModel:
     ranks: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
     def fit(self, name: str, tensor: Tensor) -> Tensor:
-        """Adapts a tensor from a model with a batch dimension to a model without a batch dimension, or the
-        reverse, by removing or adding a dimension of size 1.
+        """Returns a tensor of another model as the tensor `name` of this model. If only one of the two models
+        has a batch dimension, removes or adds a dimension of size 1.
         """
         rank, shape = self.ranks.get(name), tensor.shape
         if rank is None or rank == len(shape):

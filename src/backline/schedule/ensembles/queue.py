@@ -117,9 +117,10 @@ class EnsembleQueue:
 
     def _joins(self, ticket: Ticket, plan: EnsemblePlan) -> bool:
         """Adds a request to a StackedRun. Returns False if the request must go through the steps by itself:
-        because its steps are traced or belong to a sequence, because steps with the same model, perhaps of
-        an ensemble that has this one as a step, may share batches, because its responses are counted one by
-        one, or because its deadline has passed.
+        because the ensemble takes no batches, because several steps have the same model or the request is a
+        step of another ensemble (such steps may share batches), because the request is traced, belongs to a
+        sequence or has expired, because responses are counted one by one, or because the models of the steps
+        cannot run all its items together.
         """
         if (
             not self.itself.batched
@@ -160,12 +161,12 @@ class EnsembleQueue:
         return most
 
     def gathered(self, key: object, run: StackedRun) -> None:
-        """Lets no more requests join a run."""
+        """Prevents further requests from joining a run."""
         if self._gathering.get(key) is run:
             del self._gathering[key]
 
     def run_apart(self, tickets: Iterable[Ticket], plan: EnsemblePlan) -> None:
-        """Starts requests that go through the steps one by one after all."""
+        """Starts a separate run for each request, because their StackedRun failed."""
         first = self.turn.begin_completions()
         for ticket in tickets:
             if ticket.cancelled:

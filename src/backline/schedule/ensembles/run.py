@@ -200,9 +200,7 @@ class UnaryRun(EnsembleRun):
             self._finish(self._response(self._tensors))
 
     def _submit(self, planned: PlannedStep) -> None:
-        """Submits the request of a step. If it is refused, raises the error with the name of the step
-        added.
-        """
+        """Submits the request of a step. If it is refused, raises the error that `_failed` returns."""
         queue = self._queue
         ticket = self._ask(planned, self._inputs(planned))
         self._open.add(ticket)
@@ -274,4 +272,4 @@ class FittedRun(UnaryRun):
 
 def no_response(planned: PlannedStep) -> Internal:
     """Returns the error for a step whose model completed with neither a response nor an error."""
-    return Internal(f"model '{planned.step.model}' of a step ended without a response")
+    return Internal(f"model '{planned.step.model}' completed its step without a response")

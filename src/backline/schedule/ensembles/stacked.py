@@ -37,8 +37,8 @@ class RunsAtOnce(Protocol):
 
 def queue_at_once(model: Model) -> RunsAtOnce | None:
     """Returns the queue of a model if it may be able to run requests immediately. Returns None if it cannot,
-    or if several requests must not reach the model as one: because they are recorded one by one, because the
-    model must not run them again if a later step fails, or because it joins requests by rules of its own.
+    or if requests to the model must not be stacked: because they are recorded one by one, because the model
+    must not run them again if a later step fails, or because it has its own rules for joining requests.
     """
     queue, config = model.queue, model.config
     if not _runs_at_once(queue) or model.recording is not None or config.idempotent is False:
@@ -55,7 +55,7 @@ class StackedRun(Owner):
     inputs are stacked, each step runs once, and the outputs are split. All methods must be called on the
     event loop.
 
-    Nothing is counted before the last step has succeeded. If a step fails, the requests start again from the
+    No step is counted before the last step has succeeded. If a step fails, the requests start again from the
     first step, each by itself, so that only invalid requests fail.
     """
 
@@ -74,7 +74,9 @@ class StackedRun(Owner):
     )
 
     def __init__(self, queue: EnsembleQueue, plan: EnsemblePlan, key: object, most: int) -> None:
-        """The run takes at most `most` items. `key` is the queue's key for runs that requests may join."""
+        """Creates a run for at most `most` items. `key` identifies the run in the queue as long as requests
+        may join it.
+        """
         self._queue = queue
         self._plan = plan
         self._key = key

@@ -44,7 +44,7 @@ class StreamRun(EnsembleRun):
 
     def _advance(self) -> None:
         """Carries out what EnsembleProgress has decided. If the request of a step is refused, raises the
-        error with the name of the step added.
+        error that `_failed` returns.
         """
         if self._advancing:  # a step completed while it was being submitted; the outer call continues
             return

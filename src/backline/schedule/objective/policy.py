@@ -96,8 +96,8 @@ class LatencyModel:
     """
 
     def __init__(self, seconds: Mapping[int, float] | None = None, size: int = 0) -> None:
-        """Creates the model. `seconds` are run times by batch size, measured earlier with items of the size
-        `size`.
+        """Creates the model. `seconds` maps batch sizes, always including 1, to run times, measured earlier
+        with items of the size `size`.
         """
         self._lines: dict[int, tuple[int, Line]] = {}
         if seconds:

@@ -17,8 +17,8 @@ from backline.schedule.queues.queue import QueueSettings, limit_wait, nobody_ask
 
 @dataclass(slots=True, eq=False)
 class DueList:
-    """The requests of a level, sorted by the times when they are due (`dues`, in seconds), and their total
-    number of `items`.
+    """The requests of the priority level `rank`, sorted by the times when they are due (`dues`, in seconds of
+    time.monotonic()), and their total number of `items`. At most `limit` requests are queued.
     """
 
     rank: int
@@ -87,8 +87,8 @@ class ObjectiveQueue(Owner):
         return due if deadline is None or deadline > due else deadline
 
     def lateness(self, ticket: Ticket, free: Sequence[float], max_items: int) -> float:
-        """Returns the number of seconds by which a request would be late if it were added now; negative if it
-        would be in time. `free` is as in `finish`.
+        """Returns the number of seconds by which a request would be late if it were added now; 0 or negative
+        if it would be in time. For `free`, see `finish`.
         """
         number = self._settings.level_of(ticket)
         self._limit_wait(ticket, number)
@@ -212,7 +212,7 @@ class ObjectiveQueue(Owner):
         return waited_too_long(ticket, self._settings.policy_of(ticket.level), now)
 
     def _refuse_overdue(self, now: float) -> None:
-        """Removes requests that were due before `now`."""
+        """Removes requests that were due at `now` or earlier."""
         for level in tuple(self._levels.ordered):
             over = bisect_right(level.dues, now)
             if over:

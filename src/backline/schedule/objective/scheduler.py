@@ -30,8 +30,8 @@ class ObjectiveScheduler(Scheduler):
     """A Scheduler that refuses a request immediately if it expects that the request will not complete within
     `objective` seconds, unless an instance is idle and no request is queued.
 
-    `seconds` are run times by batch size, measured during the load with items of `size` elements. `size` is 0
-    if all items have the same number of elements.
+    `seconds` maps batch sizes to run times, measured during the load with items of `size` elements. `size` is
+    0 if all items have the same number of elements.
     """
 
     __slots__ = ("_objective", "_outlook")

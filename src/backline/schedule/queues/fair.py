@@ -14,8 +14,8 @@ from backline.engine.ticket import Ticket
 from backline.schedule.queues.plain import PlainQueue
 from backline.schedule.queues.queue import limit_wait, nobody_asks, waited_too_long
 
-#: The maximum number of callers that are considered when a batch is filled up with requests whose turn has
-#: not come.
+#: The maximum number of callers that are considered when a batch is filled up with requests of callers whose
+#: turn has not come.
 _REACH = 64
 #: The maximum number of flows that are kept when they have no requests.
 _KEPT = 16
@@ -167,9 +167,9 @@ class FairQueue:
         """Fills a batch with requests of other callers. Called if the requests of the caller whose turn it is
         cannot join the batch.
 
-        The caller whose turn it is still comes first in the next batch, and requests that join this batch are
-        charged to later turns of their callers. Without this, callers with different batch keys would prevent
-        each other's requests from running in batches.
+        That caller comes first in the next batch, and requests that join this batch are charged to later
+        turns of their callers. If batches were not filled in this way, callers with different batch keys
+        would prevent each other's requests from running in batches.
         """
         waiting = list(islice(self._ring, 1, 1 + _REACH))
         while waiting and items < max_items:
@@ -226,8 +226,8 @@ class FairQueue:
         return flow
 
     def _whose_turn(self) -> _Flow | None:
-        """Returns the flow whose turn it is; None if all flows are empty. Skips flows that are in debt or
-        empty.
+        """Returns the flow whose turn it is; None if all flows are empty. Skips flows that are in debt, and
+        removes other flows that are empty.
         """
         ring = self._ring
         if not self._size:

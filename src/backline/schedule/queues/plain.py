@@ -17,7 +17,7 @@ FEW = 16
 
 class PlainQueue(Owner):
     """A first-in, first-out Queue. Cancelled tickets do not count towards the size of the queue, but stay
-    in the deque until they reach the front.
+    in the deque until they reach the front or the deque is rebuilt.
     """
 
     __slots__ = ("_gone", "_waiting", "expired", "limit", "on_displaced", "on_left", "policy", "rank")

@@ -28,7 +28,7 @@ class QueueSettings:
     levels: int = 0
     default_level: int = 0
     policies: Mapping[int, QueuePolicy] = field(default_factory=dict)
-    #: Whether, within a level, callers take turns, rather than requests being served in the order of arrival.
+    #: Whether the callers within a level take turns. If not, requests are served in the order of arrival.
     fair: bool = False
 
     def level_of(self, ticket: Ticket) -> int:
@@ -62,7 +62,7 @@ class Queue(Protocol):
         """The number of queued requests."""
 
     def add(self, ticket: Ticket, *, anyway: bool = False) -> bool:
-        """Adds a request to the end of its level, and sets its deadline according to the queue's timeout.
+        """Adds a request to its level, and sets its deadline according to the queue's timeout.
 
         Returns False if the level is full and no request can be displaced, unless `anyway` is set.
         """
@@ -84,10 +84,14 @@ class Queue(Protocol):
         """
 
     def sweep(self, now: float) -> float:
-        """Removes expired requests. Returns the nearest deadline of the remaining requests, or infinity."""
+        """Removes expired requests. Returns the time at which the next of the other requests expires, or
+        infinity.
+        """
 
     def clear(self) -> list[Ticket]:
-        """Removes and returns all requests, in order."""
+        """Removes and returns all requests, in the order of the queue, or, if callers take turns, caller by
+        caller.
+        """
 
     def timed_out(self, ticket: Ticket, now: float) -> bool:
         """Returns whether a request expired because of the queue's timeout rather than its caller's
@@ -100,8 +104,8 @@ def nobody_asks(ticket: Ticket) -> None:
 
 
 def limit_wait(ticket: Ticket, policy: QueuePolicy) -> None:
-    """Limits the deadline of a request to the time until which the policy allows the request to wait in the
-    queue.
+    """Sets the deadline of a request to the time until which the policy allows the request to wait in the
+    queue, unless its deadline is earlier.
     """
     timeout = policy.timeout(ticket.request.timeout)
     if timeout is None:

@@ -32,7 +32,7 @@ EVERYWHERE: Final = "GLOBAL"
 EACH_DEVICE: Final = ""
 #: The device name of models that run on the CPU.
 PROCESSOR: Final = "0"
-#: The maximum count of a resource, and the maximum number of a device.
+#: The maximum count of a resource, and the highest device number.
 _MOST: Final = 2**31 - 1
 
 #: The name and version of a model.
@@ -100,7 +100,8 @@ class RateLimits:
     def register(self, claims: list[Claim], owner: Owner | None = None) -> list[Claimant]:
         """Adds the instances of a model (`owner`).
 
-        Raises InvalidArgument, with Triton's message, if one of the instances could never run.
+        Raises InvalidArgument, with Triton's message, if one of the instances could never run, or if a
+        resource would be both global and specific to a device.
         """
         claimants = [Claimant(claim, owner) for claim in claims]
         self._limits = self._limits_for(self._claimants + claimants)
@@ -155,13 +156,13 @@ class RateLimits:
             claimant.passed -= claimant.claim.priority
 
     def wanting(self, waits: Mapping[Owner, Collection[Owner]], waiting: Owner) -> str:
-        """Returns the resources over which the model `waiting`, which calls other models, might deadlock. The
-        result is a text, empty if no deadlock is possible.
+        """Returns the names of the resources over which the model `waiting`, which calls other models, might
+        deadlock, as a string such as "'memory' and 'slots'"; empty if no deadlock is possible.
 
         `waits` maps each model to the models that it waits for. A model that waits holds all resources that
-        its instances claim. In each round, the models that wait only for models certain to get their
-        resources finish and release the resources that they hold. Rounds are repeated until no other model
-        can finish, as in the banker's algorithm (Dijkstra 1965).
+        its instances claim. In each round, a model finishes, and releases its resources, if every model that
+        it waits for is certain to get its own. Rounds are repeated until `waiting` has finished or no other
+        model can finish, as in the banker's algorithm (Dijkstra 1965).
         """
         stuck = set(waits)
         while waiting in stuck:
@@ -222,8 +223,8 @@ class RateLimits:
         return limits
 
     def _there(self, device: str, name: str) -> int:
-        """Returns the amount of a resource that a device has. As in Triton, the amount is 0 unless the
-        options give the resource for this device or for every device.
+        """Returns the amount of a resource that a device has. As in Triton, this is the largest amount that
+        the options give for this device or for every device, or for EVERYWHERE, for any device; otherwise 0.
         """
         wanted = name.casefold()
         devices = (device, EACH_DEVICE)
@@ -237,7 +238,7 @@ class RateLimits:
 
 def parse_resources(texts: tuple[str, ...]) -> dict[Key, int]:
     """Parses the server's options for resources, of the form NAME:COUNT or NAME:COUNT:DEVICE. Raises
-    InvalidArgument if a text has another form.
+    InvalidArgument if an option has another form.
     """
     given: dict[Key, int] = {}
     for text in texts:

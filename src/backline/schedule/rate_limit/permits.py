@@ -33,7 +33,7 @@ class Permits:
     def register(self, claims: list[Claim], owner: Owner) -> list[Permit]:
         """Returns the permits for the instances of a model (`owner`).
 
-        Raises InvalidArgument if one of the instances could never run.
+        Raises the errors of RateLimits.register.
         """
         permits = [Permit(self, claimant) for claimant in self._limits.register(claims, owner)]
         for permit in permits:
@@ -62,7 +62,7 @@ class Permits:
         self._limits.unregister(permit.claimant)
 
     def wanting(self, waits: Mapping[Owner, Collection[Owner]], waiting: Owner) -> str:
-        """Returns the resources over which models might deadlock; see RateLimits.wanting."""
+        """Returns the names of the resources over which models might deadlock; see RateLimits.wanting."""
         return self._limits.wanting(waits, waiting)
 
     def _grant_later(self) -> None:

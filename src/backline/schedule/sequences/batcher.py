@@ -148,11 +148,11 @@ class SequenceBatcher:
     def submit(self, ticket: Ticket) -> None:
         """Queues a request that fits the model.
 
-        Raises InvalidArgument if the request has no sequence id (unless the model is iterative) or one that
-        the model's input cannot represent, if the sequence is unknown, the request lacks the START flag and
-        the model keeps no states in the store, or if the request has more than one item although the model
-        takes batches. Raises Forbidden if another caller has begun the sequence, and Unavailable if too many
-        requests are waiting.
+        Raises InvalidArgument in these cases: the request has no sequence id (unless the model is iterative),
+        or an id that the model's input cannot represent; the model takes batches, and the request does not
+        have exactly one item; or the sequence is unknown, the request lacks the START flag, and the model
+        keeps no states in the store. Raises Forbidden if another caller has begun the sequence, and
+        Unavailable if too many requests are waiting.
         """
         step = ticket.request.sequence
         if (step is None or not step.id) and self._tensors.iterative:
@@ -267,7 +267,7 @@ class SequenceBatcher:
         sequence, ticket = passage.sequence, passage.ticket
         refused: list[Ticket] = []
         # If the model's process was replaced before the run, the state is lost, unless this request started
-        # the sequence: then it did so in the new process.
+        # the sequence, because it did so in the new process.
         begun_here = error is None and step_of(inner).start
         if not passage.is_remembered(begins=begun_here):
             response, error = None, error or self._lost(sequence)
@@ -385,7 +385,7 @@ class SequenceBatcher:
     def _lost(self, sequence: LiveSequence) -> Internal:
         return Internal(
             f"the state of sequence {sequence.id} of model '{self._name}' was lost with its worker process,"
-            " which ends the sequence; start a new one"
+            " so the sequence has ended; start a new one"
         )
 
     def _count_failed(self, tickets: Iterable[Ticket]) -> None:
@@ -450,7 +450,7 @@ class SequenceBatcher:
             ticket.expire(expired_in_queue(ticket, now, self._name, by_policy=False))
         ended, runnable = self._table.end_idle(monotonic_ns())
         for sequence in ended:
-            text = "sequence %s of model '%s' has ended after %g idle seconds"
+            text = "sequence %s of model '%s' has ended after %g seconds without a request"
             log.info(text, sequence.id, self._name, self._idle_seconds)
             self._states.forget(sequence)
         self._run_all(runnable)

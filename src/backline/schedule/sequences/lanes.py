@@ -65,8 +65,8 @@ class Passage:
     stored: asyncio.Future[None] | None = None
 
     def is_remembered(self, *, begins: bool) -> bool:
-        """Returns whether the model still has the state of the sequence. Returns True if the request `begins`
-        the sequence, because no earlier state is needed then.
+        """Returns whether the model still has the state of the sequence. If the request `begins` the
+        sequence, no earlier state is needed: records which memory will have the state, and returns True.
         """
         if self.instance is None:
             return True
@@ -104,9 +104,9 @@ class SequenceLane(Scheduler):
 
 @dataclass(frozen=True, slots=True)
 class SlotPolicy:
-    """The policy for when the slots of an instance run: as soon as at least the fraction `minimum` of the
-    slots have a request, or once the oldest request has waited for `delay_ns` nanoseconds. Without a delay,
-    the slots run immediately.
+    """Decides when the slots of an instance run: as soon as at least the fraction `minimum` of the `slots`
+    have a request, or once the oldest request has waited for `delay_ns` nanoseconds. Without a delay, the
+    slots run immediately.
     """
 
     slots: int = 1

@@ -15,7 +15,7 @@ from backline.engine.values.tensor import Tensor
 #: The state tensors of a sequence, by input name. If the model takes batches, the tensors have a batch
 #: dimension of size 1.
 State: TypeAlias = Mapping[str, Tensor]
-#: Expired states are searched for only if the store contains more states than this.
+#: The store searches for expired states only if it contains more states than this.
 _FEW = 256
 
 

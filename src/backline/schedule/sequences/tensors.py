@@ -56,7 +56,7 @@ class SequenceTensors:
             if control.datatype is DataType.BYTES:
                 continue
             kind = (
-                f"input '{control.name}' of model '{self._model}', which takes it as {control.datatype.name}"
+                f"input '{control.name}' of model '{self._model}', whose datatype is {control.datatype.name}"
             )
             if isinstance(step.id, str):
                 raise InvalidArgument(
