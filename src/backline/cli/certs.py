@@ -116,7 +116,7 @@ class _Folder:
         self._key, self._name = key, certificate.subject
 
     def server_names(self) -> list[str]:
-        """Returns the names in the server's certificate; empty if the server has no certificate yet."""
+        """Returns the names in the server's certificate; empty if there is no readable certificate."""
         from cryptography import x509
 
         try:

@@ -83,7 +83,7 @@ def _example(spec: TensorSpec) -> str:
 
 
 def read_value(spec: TensorSpec, text: str) -> Any:
-    """Parses the value of one input. Raises InvalidArgument, naming the input and the valid forms."""
+    """Parses the value of one input. Raises InvalidArgument, which names the input, for an invalid value."""
     kind, _, dims = text.partition(":")
     if kind in ("random", "zeros"):
         return generate(spec, kind, _shape(spec, dims))

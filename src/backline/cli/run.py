@@ -104,7 +104,7 @@ def command(
     """Run MODEL once, without a server, and show its outputs.
 
     MODEL is a model's folder (also inside a repository: models/add1), a model's file, or a URL as for
-    `backline serve`. A decoupled model may give several responses; all of them are shown.
+    `backline serve`. A decoupled model may send several responses; all of them are shown.
     """
     check_destination(destination, folders=True)
     logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)

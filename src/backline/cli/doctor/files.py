@@ -119,7 +119,7 @@ def secret_files(files: ServerFiles) -> Iterator[Finding]:
     for place in readable:
         yield warning(
             f"Other users of this machine may read or change {place.what}, '{place.path}'",
-            "Anyone who has it can pretend to be the server, or get access to the server.",
+            "Anyone who has it can impersonate the server, or get access to the server.",
             f"chmod 600 '{place.path}'",
             Repair("permit", place.path, 0o600),
         )
@@ -137,7 +137,7 @@ def repository_permissions(files: ServerFiles) -> Iterator[Finding]:
             Repair("permit", place.path, (place.mode or 0) & ~stat.S_IWOTH),
         )
     if files.repositories and not writable:
-        yield ok("Only some users may change the repository")
+        yield ok("Not every user of this machine may change the repositories")
 
 
 def key_file(files: ServerFiles) -> Iterator[Finding]:
@@ -231,7 +231,7 @@ def environments(files: ServerFiles) -> Iterator[Finding]:
         yield note(
             f"{files.unused_environments} environments that no model uses take"
             f" {format_bytes(files.unused_bytes)}",
-            "They were built for earlier requirements of models, or for models that are gone.",
+            "They were built for earlier requirements of models, or for models that have been removed.",
             "backline env prune",
         )
     else:

@@ -79,8 +79,8 @@ def cores(machine: Machine) -> Iterator[Finding]:
     else:
         yield note(
             f"The container may use {quota:g} of {machine.cores} cores",
-            "Libraries that count the machine's cores start more threads than can run. Backline itself counts"
-            " the quota.",
+            "Libraries that count the machine's cores start more threads than can run. Backline itself"
+            " respects the quota.",
             f"Set OMP_NUM_THREADS={machine.usable_cores} for models with their own libraries.",
         )
 
@@ -135,7 +135,7 @@ def memory(machine: Machine) -> Iterator[Finding]:
     if machine.memory_available < _LITTLE_MEMORY:
         yield warning(
             f"Only {format_bytes(machine.memory_available)} of memory are free",
-            "A load needs up to twice the size of the model's files. The kernel ends the process that runs"
+            "A load needs up to twice the size of the model's files. The kernel kills a process that runs"
             " out of memory.",
             "Free memory, use a larger machine, or set --memory-budget so that idle models are unloaded.",
         )
@@ -149,7 +149,7 @@ def memory(machine: Machine) -> Iterator[Finding]:
 def memory_limit(machine: Machine) -> Iterator[Finding]:
     limit = machine.memory_limit
     if limit is None or limit >= machine.memory_total:
-        yield ok("No limit on memory below that of the machine")
+        yield ok("No memory limit below the memory of the machine")
     elif machine.memory_used > 0.9 * limit:
         yield error(
             f"The container uses {format_bytes(machine.memory_used)} of its limit of {format_bytes(limit)}",
@@ -228,7 +228,7 @@ def power(machine: Machine) -> Iterator[Finding]:
             "cpupower frequency-set --governor performance",
         )
     else:
-        yield ok("The cores' frequency is not held down")
+        yield ok("No power setting slows the cores down")
 
 
 MACHINE: Mapping[str, Callable[[Machine], Iterator[Finding]]] = {

@@ -253,5 +253,5 @@ def _traces(values: Mapping[str, Sequence[str]], last: Mapping[str, str]) -> tup
         return settings, ""
     # With a trace level but no file, Triton also starts, and writes no traces.
     return [setting for setting in settings if setting not in levels], (
-        f"the trace setting {levels[0]} has no effect: say where traces go, by triton,file=PATH"
+        f"the trace setting {levels[0]} has no effect: set a file for traces with triton,file=PATH"
     )

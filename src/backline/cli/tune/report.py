@@ -32,7 +32,7 @@ def print_outcome(outcome: Outcome, goal: Goal) -> None:
     columns = ("", "settings", "in flight", "requests/s", "mean", "p99")
     print_table(columns, rows, right=columns[2:])
     if outcome.shares:
-        print("\nWhat each change brought:")
+        print("\nEffect of each change:")
         brought = [
             (share.name, _text(share.before), _text(share.after), f"{share.without - 1:+.0%}")
             for share in outcome.shares
@@ -179,7 +179,7 @@ def _figure(outcome: Outcome, goal: Goal, title: str) -> Any:
         [one.throughput for one in front],
         "o-",
         color="#2a7f62",
-        label="not beaten in both",
+        label="Pareto front",
     )
     for one, mark, label in ((outcome.base, "s", "now"), (outcome.best, "*", "best")):
         axes.plot([one.p99 * 1000], [one.throughput], mark, markersize=13, color="#c4572b", label=label)
