@@ -221,7 +221,7 @@ class Function:
         }
         encoding = fields.get(b"content-encoding", b"identity")
         if encoding != b"identity":
-            text = b'{"error":"the body is compressed: a function takes it only without content-encoding"}'
+            text = b'{"error":"the body is compressed: send it uncompressed, without content-encoding"}'
             return FunctionResponse(415, {"content-type": "application/json"}, text)
         request = FunctionRequest(
             method.encode(),
