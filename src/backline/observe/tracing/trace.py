@@ -246,7 +246,7 @@ class RequestTrace(Listener, Generic[Kept]):
         error: BacklineError = (
             DeadlineExceeded(f"the deadline passed {after}")
             if late
-            else Cancelled(f"the client left or stopped waiting {after}")
+            else Cancelled(f"the client disconnected or stopped waiting {after}")
         )
         self._end_all(ticket, error)
 
