@@ -67,7 +67,7 @@ def seconds_without_core() -> float:
 
 
 def seconds_of_threads_without_core() -> float:
-    """Returns the sum of `seconds_without_core` over all threads of this process that are running."""
+    """Returns the sum of `seconds_without_core` over all current threads of this process."""
     try:
         return sum(_waited(thread / "schedstat") for thread in _THREADS.iterdir())
     except OSError:
