@@ -39,7 +39,7 @@ _Read = Callable[[int, float], Sequence[Change | Attempt]]
     show_default=True,
     help="How many of the latest entries to show.",
 )
-@click.option("--follow", is_flag=True, help="Show further entries as they come.")
+@click.option("--follow", is_flag=True, help="Keep running, and show new entries.")
 @click.option(
     "--state-dir",
     "folder",

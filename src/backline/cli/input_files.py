@@ -152,7 +152,9 @@ def read_file(spec: TensorSpec, path: Path) -> Any:
 
 
 def _why(error: Exception) -> str:
-    """Returns the text of an error. For an OSError, omits the error number and the file name."""
+    """Returns the text of an error, without the number and file name of an OSError. If numpy refuses a
+    pickled array, returns advice instead.
+    """
     if "allow_pickle" in str(error):
         return (
             "it is an array of Python objects, which only pickle can read. Write strings as an array of"

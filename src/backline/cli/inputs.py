@@ -68,7 +68,7 @@ def _is_path(item: str) -> bool:
 
 
 def usage(metadata: ModelMetadata) -> str:
-    """Explains, for error texts, how to write the inputs of a model."""
+    """Returns a sentence for errors that says how to write the inputs of a model."""
     inputs = ", ".join(map(str, metadata.inputs))
     example = " ".join(f"--input {spec.name}={_example(spec)}" for spec in required_inputs(metadata))
     return f"It expects {inputs}. For example {example}"

@@ -27,7 +27,7 @@ class Template:
     what: str
     method: str
     body: str
-    #: The extra that the models need.
+    #: The extra of Backline that the model needs; empty if it needs none.
     extra: str = ""
     #: The name of an example file that a user could send instead of the tiny file in `body`.
     file: str = ""

@@ -2,9 +2,9 @@
 
 For each class, `dataclasses.dataclass` writes and compiles the source of up to eight methods. The server has
 more than 150 such classes. Compiling their methods took a quarter of its start-up time, although most of the
-methods are never called, and most classes of options have only one object. In this module, `__init__` is
-compiled when several objects have been created, and the other methods are closures, which need no compilation
-per class (docs/decisions/a-quick-start.md).
+methods are never called, and most classes of options have only one object. Here, `__init__` is compiled only
+after several objects have been created, and the other methods are closures, which need no compilation per
+class (docs/decisions/a-quick-start.md).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def quick_dataclass(cls: type, **options: Any) -> type:
     setattr(made, "__match_args__", positional)  # noqa: B010 (mypy refuses the assignment)
     if replace := vars(_Sample).get("__replace__"):  # since Python 3.13
         made.__replace__ = replace
-    made.__doc__ = cls.__doc__ or cls.__name__  # the standard library's is the signature
+    made.__doc__ = cls.__doc__ or cls.__name__  # the standard library would use the signature
     if "__init__" not in own:
         made.__init__ = _init_of(made, fields, frozen=frozen, slots=slots)
     if options.get("repr", True) and "__repr__" not in own:

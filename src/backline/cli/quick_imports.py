@@ -73,7 +73,9 @@ class QuickFinder:
 
 
 def _find(name: str, folder: str, file: str) -> ModuleSpec | None:
-    """Returns the spec of the module `name` in the file `file`.py in `folder`, or None."""
+    """Returns the spec of the module `name` in the file `file`.py in `folder`; None if the file has no
+    compiled file that is up to date.
+    """
     source = f"{folder}/{file}.py"
     cached = f"{folder}/{_FOLDER}{file}{_ENDING}"
     try:
@@ -109,7 +111,7 @@ class _Loader(SourceFileLoader):
 
     def get_code(self, fullname: str) -> CodeType | None:
         content, self._content = self._content, None
-        if content is None:  # loaded before: the file may have changed
+        if content is None:  # a reload: the file may have changed
             return super().get_code(fullname)
         return loads(memoryview(content)[16:])  # type: ignore[no-any-return]
 

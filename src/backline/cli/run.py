@@ -140,7 +140,7 @@ def command(
 
 @contextmanager
 def _without_errors(logger: str) -> Iterator[None]:
-    """Drops the errors of a logger in the `with` block: the command prints the error of a failed load."""
+    """Drops the errors of a logger in the `with` block, because the command itself reports a failed load."""
     log = logging.getLogger(logger)
 
     def is_no_error(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""`backline watch`: shows each request to a server when it ends, and what its time was spent on."""
+"""`backline watch`: shows each request to a server when it ends, and where its time was spent."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def compute_threads(machine: Machine) -> Iterator[Finding]:
             "Leave it out: the default is the number of usable cores.",
         )
     else:
-        yield ok("No more threads compute at the same time than there are cores")
+        yield ok("--compute-threads allows no more threads than there are cores")
 
 
 def memory(machine: Machine) -> Iterator[Finding]:
@@ -211,9 +211,9 @@ def shared_memory(machine: Machine) -> Iterator[Finding]:
 def clock(machine: Machine) -> Iterator[Finding]:
     if machine.now < EARLIEST:
         yield error(
-            f"The clock says {time.strftime('%Y-%m-%d', time.gmtime(machine.now))}",
-            "Certificates are not valid yet at that time, and the expiry of keys and tokens means nothing.",
-            "Set the clock, and keep it right with NTP (timedatectl set-ntp true).",
+            f"The clock shows {time.strftime('%Y-%m-%d', time.gmtime(machine.now))}",
+            "Certificates are not valid yet at that time, and keys and tokens do not expire in time.",
+            "Set the clock, and keep it correct with NTP (timedatectl set-ntp true).",
         )
     else:
         yield ok("The clock is plausible")

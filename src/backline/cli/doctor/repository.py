@@ -183,7 +183,7 @@ def gpus(found: Repositories) -> Iterator[Finding]:
             "Set `kind: KIND_CPU` in instance_group, or use a machine with a GPU.",
         )
     else:
-        yield ok("The devices that models ask for exist")
+        yield ok("This machine has the devices that models ask for")
 
 
 def threads(found: Repositories) -> Iterator[Finding]:

@@ -148,7 +148,7 @@ def callers_without_key(server: ServerFacts) -> Iterator[Finding]:
     if allowed:
         yield warning(
             f"Callers without a key can use {server.url}: they may {', '.join(may for may, _ in allowed)}",
-            " ".join(("Anyone who can reach the address needs no key.", *(effect for _, effect in allowed))),
+            " ".join(("Requests to this address need no key.", *(effect for _, effect in allowed))),
             "Create keys ('backline keys create') and serve with --auth. In that file, the table [anonymous]"
             " lists what callers without a key may do.",
         )
@@ -243,7 +243,7 @@ def stuck_runs(server: ServerFacts) -> Iterator[Finding]:
                 f"{_version(name, version)} has {count:.0f} runs that exceeded their time limit and are"
                 " still running",
                 "Each one occupies a core and its memory until the server restarts.",
-                "Serve the model in a worker process, which can be ended: `lane = 'process'`.",
+                "Serve the model in a worker process, which can be killed: `lane = 'process'`.",
             )
 
 

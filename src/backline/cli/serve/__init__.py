@@ -452,7 +452,7 @@ def _has_terminal() -> bool:
 
 
 async def _stop(server: Server, options: ServerOptions) -> bool:
-    """Stops the server. Returns whether all runs ended in time. Runs that did not end have no client left."""
+    """Stops the server. Returns whether all runs ended in time. If not, their clients are disconnected."""
     # With a debugger, the time is short, because a request that has stopped at a breakpoint may never end.
     limit = STOPPED_WITHIN if options.lifecycle.debugged_model else options.limits.drain_timeout + REST_WITHIN
     try:

@@ -19,8 +19,8 @@ class BadCommandLine(BacklineError):
 
 
 class BadOption(BadCommandLine):
-    """Raised for an option that getopt would refuse in Triton. Such messages begin with the path of the
-    program.
+    """Raised for an option that getopt would refuse in Triton. The caller prefixes the message with the name
+    of the program, as getopt does.
     """
 
 
