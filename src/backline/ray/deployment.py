@@ -20,7 +20,7 @@ from backline.server import ServerOptions
 
 log = logging.getLogger("backline.ray")
 
-#: Maximum time, in seconds, for an actor to end, and for a controller to answer.
+#: Maximum time, in seconds, for an actor to end, and for a controller to respond.
 _END_WITHIN = 30.0
 _TIMEOUT = 10.0
 

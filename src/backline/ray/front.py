@@ -72,7 +72,7 @@ class RemoteRepository:
             (self.folder / name / version).mkdir(exist_ok=True)
 
     def _new_place(self) -> Path:
-        """Returns the path of a folder that does not exist, on the same file system as the repository."""
+        """Returns a path on the repository's file system, after deleting the folder at this path."""
         shutil.rmtree(self._moving, ignore_errors=True)
         return self._moving
 
@@ -125,7 +125,7 @@ class Front:
     def _follow(self) -> None:
         errors = (BacklineError, require_ray().exceptions.RayError, OSError, TimeoutError, ValueError)
         while not self._ended.wait(_LOOK):
-            # If the controller does not answer, or the disk is full, the server in front keeps its models.
+            # If the controller does not respond, or the disk is full, the server in front keeps its models.
             with suppress(*errors):
                 self._repository.write(self._deployment.models())
 
