@@ -41,7 +41,7 @@ class _Loader:
         self._dlclose.argtypes = [ctypes.c_void_p]
 
     def library_at(self, address: int) -> bytes | None:
-        """Returns the name of the library that was loaded to this address; None if there is none."""
+        """Returns the name of the library that is loaded at this address; None if there is none."""
         place = _Place()
         found = self._dladdr(address, ctypes.byref(place))
         return bytes(place.library) if found and place.library else None

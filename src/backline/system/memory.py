@@ -1,4 +1,6 @@
-"""Reads the resident memory of processes, and reduces the resident memory of this process."""
+"""Reads the resident memory of processes and the memory limit of this process, and controls how this process
+allocates and returns memory.
+"""
 
 from __future__ import annotations
 
