@@ -44,7 +44,7 @@ _Read = Callable[[int, float], Sequence[Change | Attempt]]
     "--state-dir",
     "folder",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Read the files in this folder instead of asking a server.",
+    help="Read the audit log in this state folder instead of asking a server.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 @connection_options

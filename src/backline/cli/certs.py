@@ -345,7 +345,7 @@ def _print_commands(files: _Folder, client: str | None) -> None:
     click.echo(f"  backline models list {shlex.join(map(str, connect))}")
     click.echo(f'  backline.connect("https://localhost:8000", {python})')
     if client is not None:
-        click.echo("\nTo limit the client, add to the file of --auth:\n")
+        click.echo("\nTo limit what the client may do, add this to the file of --auth:\n")
         for line in (
             "[[certificates]]",
             f'name = "{client}"',

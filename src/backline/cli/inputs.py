@@ -127,7 +127,7 @@ def _shape(spec: TensorSpec, dims: str) -> tuple[int, ...]:
 
 def generate(spec: TensorSpec, kind: str, shape: tuple[int, ...]) -> np.ndarray:
     """Returns zeros, or random values that are the same in every run: floats from 0 to 1, integers from 0 to
-    9, booleans or strings.
+    9, booleans or strings. Raises InvalidArgument if no array can have this shape.
     """
     try:
         return _generate(spec.datatype, kind, shape)

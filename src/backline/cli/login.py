@@ -32,7 +32,7 @@ def command(url: str, options: ClientOptions) -> None:
     """Ask for the API key of the server at URL, check it, and store it.
 
     The key is stored in a file that only this user may read. All commands and `backline.connect` send it to
-    this URL only, unless another key is passed to them.
+    this server only, unless another key is passed to them.
     """
     address = server_address(url)
     if not (address.tls or address.unix or is_loopback(address.host)):

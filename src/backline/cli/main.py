@@ -23,12 +23,12 @@ from backline.system.garbage import exempt_imports
 #: backline.cli.NAME.
 COMMANDS = {
     "serve": "Serve the models of one or more repositories.",
-    "demo": "Serve a small network, and let it transcribe a melody.",
+    "demo": "Serve a small network, and use it to transcribe a melody.",
     "tritonserver": "Serve models with Triton's command line and defaults.",
     "new": "Create a Python model to start from.",
     "run": "Run a model once, without a server.",
     "infer": "Send one request to a model on a server.",
-    "client": "Write typed clients of models.",
+    "client": "Write typed clients for models.",
     "models": "Show, load, unload and label the models on a server.",
     "config": "Show, check, explain and convert the configuration of models on disk.",
     "env": "Show, build and remove the environments of Python models.",

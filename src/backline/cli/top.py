@@ -45,7 +45,7 @@ Examples:
   backline top --interval 5 --url http://server:8000
   backline top --once --json
 
-Times are in ms, over the last interval. Over gRPC, and without the scope `metrics`, p99 and the number of
+Times are in ms, over the last interval. Over gRPC, or without the scope `metrics`, p99 and the number of
 waiting requests are unknown."""
 #: Identifies a model version, by the model's name and the version.
 Key = tuple[str, str]

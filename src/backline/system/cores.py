@@ -87,7 +87,7 @@ def check_cores(model: str, cores: Collection[int]) -> None:
         return
     if not hasattr(os, "sched_setaffinity"):
         raise InvalidArgument(
-            f"model '{model}': cpus needs a system that pins threads to cores, which {sys.platform} cannot:"
+            f"model '{model}': cpus needs a system that can pin threads to cores, unlike {sys.platform}:"
             " remove cpus from the configuration"
         )
     usable = os.sched_getaffinity(os.getpid())

@@ -14,8 +14,7 @@ from backline.cli.table import print_table
 from backline.cli.tune.search import Goal, LoadMeasurement, Outcome, pareto
 
 _UNITS = (
-    "Throughput is in requests per second, latency in ms, both with as many callers as the column 'in flight'"
-    " says."
+    "Throughput is in requests per second, latency in ms; the column 'in flight' gives the number of callers."
 )
 
 
