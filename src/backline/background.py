@@ -96,7 +96,9 @@ class RunningServer:
         return self.client[self._name] if self._name else None
 
     def stop(self) -> None:
-        """Waits for the requests in flight to complete, closes all connections and unloads the models."""
+        """Waits up to 30 s for the requests in flight to complete, closes all connections, unloads the models
+        and removes the temporary repository.
+        """
         if self._stopped:
             return
         self._stopped = True

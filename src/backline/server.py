@@ -305,7 +305,8 @@ class Server:
             keep_private(Path.home(), "~")
 
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
-        """Opens the listeners, then loads all models. Until all are loaded, the server is live but not ready.
+        """Opens the listeners, then loads the models that the options select. Until then, the server is live
+        but not ready.
 
         Raises OSError if an address cannot be opened, TlsFileError for an invalid TLS file, and BacklineError
         for other invalid options, if a repository cannot be read, if traces cannot be written or, with the

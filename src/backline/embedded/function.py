@@ -239,7 +239,7 @@ class Function:
         return loaded.loop.run(handled())
 
     def close(self) -> None:
-        """Completes the requests in flight and unloads the models."""
+        """Completes running requests, refuses queued requests, and unloads the models."""
         loaded, self._loaded = self._loaded, None
         if loaded is not None and loaded.process == os.getpid():
             loaded.loop.run(loaded.embedded.stop())
