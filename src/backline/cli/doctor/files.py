@@ -102,12 +102,12 @@ def disk_space(files: ServerFiles) -> Iterator[Finding]:
     full = [place for place in files.folders if place.free < _LITTLE_DISK]
     for place in full:
         yield warning(
-            f"{format_bytes(place.free)} are free for {place.what.lower()}, '{place.path}'",
+            f"{format_bytes(place.free)} is free for {place.what.lower()}, '{place.path}'",
             "Downloads of models and builds of environments fail when the disk is full.",
             "Free space, or choose a folder on another disk.",
         )
     if files.folders and not full:
-        yield ok(f"{format_bytes(min(place.free for place in files.folders))} are free on disk")
+        yield ok(f"{format_bytes(min(place.free for place in files.folders))} is free on disk")
 
 
 def secret_files(files: ServerFiles) -> Iterator[Finding]:
@@ -217,7 +217,7 @@ def certificate(files: ServerFiles) -> Iterator[Finding]:
 def interrupted_work(files: ServerFiles) -> Iterator[Finding]:
     for path in files.unfinished:
         yield warning(
-            f"'{path}' is left from a download that a crash interrupted",
+            f"'{path}' was left by a download that a crash interrupted",
             "It takes space and is never used again.",
             f"Remove it: rm -r '{path}'",
             Repair("remove", path),

@@ -267,7 +267,7 @@ def sizes(found: Repositories) -> Iterator[Finding]:
     for model in large:
         yield error(
             f"{model.name} has files of {format_bytes(model.size)}, but only"
-            f" {format_bytes(found.memory_available)} of memory are free",
+            f" {format_bytes(found.memory_available)} of memory is free",
             "The load runs out of memory.",
             "Use a larger machine, or a quantised model.",
         )

@@ -257,7 +257,7 @@ def batching_in_use(server: ServerFacts) -> Iterator[Finding]:
             continue
         name = _version(*key)
         reason = config.get("parameters", {}).get("backline.placement", {}).get("string_value", "")
-        times = f"waits {queue / 1000:.1f} ms in the queue and computes {compute / 1000:.1f} ms"
+        times = f"waits {queue / 1000:.1f} ms in the queue and computes for {compute / 1000:.1f} ms"
         if not int(config.get("max_batch_size") or 0):
             yield warning(
                 f"{name} is not batched, and a request {times}{f' ({reason})' if reason else ''}",

@@ -100,7 +100,7 @@ def protobuf(software: Software) -> Iterator[Finding]:
     if software.protobuf == "python":
         yield warning(
             "protobuf uses its implementation in Python",
-            "Parsing a gRPC message then takes tens of times as long.",
+            "Parsing a gRPC message then takes dozens of times as long.",
             "Unset PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION, or reinstall protobuf from its wheel.",
         )
     else:
