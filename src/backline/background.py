@@ -96,7 +96,9 @@ class RunningServer:
         return self.client[self._name] if self._name else None
 
     def stop(self) -> None:
-        """Waits for the requests in flight to complete, closes all connections and unloads the models."""
+        """Waits up to 30 s for the requests in flight to complete, closes all connections, unloads the models
+        and removes the temporary repository.
+        """
         if self._stopped:
             return
         self._stopped = True
@@ -121,10 +123,10 @@ class RunningServer:
         return f"<server of {self._name or 'a repository'} at {self.url}>"
 
     def _repr_html_(self) -> str:
-        """Returns the HTML that a notebook shows: the server's address, a form to try the model, and code.
+        """Returns the HTML that a notebook shows: the server's address, a frame with the console's form for
+        trying the model, and the inputs, outputs and Python call of each model.
 
-        The code calls each model from Python. The form is a frame with a page of the server. If the browser
-        and the server run on different machines, the frame is empty, but the rest is still shown.
+        The frame stays empty if the browser cannot connect to the server's address.
         """
         if self._stopped:
             return f"<p>The server at {html.escape(self.url)} has stopped.</p>"
@@ -143,11 +145,11 @@ class RunningServer:
 def _not_opened(error: PortNotOpened) -> BacklineError:
     if error.errno == errno.EADDRINUSE:
         return AlreadyExists(
-            f"{error.strerror}: stop the server that has this port, which may be one that this program"
-            " started before, or leave out `port` for a free one"
+            f"{error.strerror}: stop the server that uses this port, perhaps one that this program started"
+            " earlier, or leave out `port` to use a free one"
         )
     if error.errno == errno.EACCES:
-        advice = "choose a port above 1023, or leave out `port` for a free one"
+        advice = "choose a port above 1023, or leave out `port` to use a free one"
     else:
         advice = "choose an address of this machine for `host`, for example 127.0.0.1 or 0.0.0.0"
     return InvalidArgument(f"{error.strerror}: {advice}")
@@ -255,7 +257,9 @@ def _is_module(model: Any) -> bool:
 
 
 def _is_fitted(estimator: Any) -> bool:
-    """Returns whether an estimator is fitted, that is, has attributes that are not parameters."""
+    """Returns whether an estimator is fitted: has attributes that are not parameters, or passes the check of
+    scikit-learn.
+    """
     if not vars(estimator).keys() <= estimator.get_params(deep=False).keys():
         return True
     try:
@@ -266,7 +270,10 @@ def _is_fitted(estimator: Any) -> bool:
 
 
 def _export(module: Any, example: Any, file: Path) -> None:
-    """Exports a torch module whose inputs may have any size in the first dimension."""
+    """Exports a torch module to `file`, for inputs of any size in the first dimension.
+
+    Raises InvalidArgument if the example is missing or unsuitable, or if torch cannot export the module.
+    """
     import torch
 
     if example is None:
@@ -311,8 +318,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _save_estimator(estimator: Any, version: Path) -> tuple[str, ...]:
-    """Saves an estimator, without a pickle if possible. Returns the estimator's types that skops does not
-    trust.
+    """Saves an estimator in the skops format, or as a pickle if skops cannot save it.
+
+    Returns the types in the skops file that skops does not trust; empty for a pickle. Raises InvalidArgument
+    if the estimator cannot be saved.
     """
     try:
         skops = import_module("skops.io")

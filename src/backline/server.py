@@ -89,8 +89,8 @@ class ServerOptions:
 
     repositories: tuple[str | Path, ...]
     lifecycle: LifecycleOptions = field(default_factory=LifecycleOptions)
-    #: A model whose folder has the file configs/<config_name>.pbtxt (or .toml) is configured by it, any other
-    #: model by its config.pbtxt or model.toml.
+    #: A model is configured by the file configs/<config_name>.pbtxt (or .toml) in its folder or, if there is
+    #: none, by its config.pbtxt or model.toml.
     config_name: str = ""
     #: The name of the model, if the only repository is a single model. If empty, the name comes from the
     #: path.
@@ -228,7 +228,7 @@ async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
 
 @contextmanager
 def switching_often_after(seconds: float) -> Iterator[None]:
-    """Sets Python's switch interval to SWITCH_INTERVAL at the end of the `with` block, or after this time if
+    """Sets Python's switch interval to SWITCH_INTERVAL at the end of the `with` block, or after `seconds` if
     the block takes longer.
     """
     timer = asyncio.get_running_loop().call_later(seconds, sys.setswitchinterval, SWITCH_INTERVAL)
@@ -305,10 +305,12 @@ class Server:
             keep_private(Path.home(), "~")
 
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
-        """Opens the listeners, then loads all models. Until all are loaded, the server is live but not ready.
+        """Opens the listeners, then loads the models that the options select. Until then, the server is live
+        but not ready.
 
         Raises OSError if an address cannot be opened, TlsFileError for an invalid TLS file, and BacklineError
-        for other invalid options, or if a repository cannot be read or traces cannot be written.
+        for other invalid options, if a repository cannot be read, if traces cannot be written or, with the
+        option `exit_on_error`, if a model fails to load.
         """
         share_arena()
         self._take_passed_sockets()

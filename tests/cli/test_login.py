@@ -46,7 +46,7 @@ def test_a_key_is_asked_for_without_echo_checked_kept_and_forgotten(
     try:
         terminal.read_until(f"Key of {server.url}: ")
         terminal.type(KEY + "\n")
-        shown = terminal.read_until("Kept the key of .* in '.*keys.json'\n")
+        shown = terminal.read_until("Stored the key for .* in '.*keys.json'\n")
         assert terminal.process.wait(30) == 0
     finally:
         terminal.close()
@@ -79,7 +79,7 @@ def test_a_key_that_the_server_does_not_know_is_not_kept(
     (tmp_path / "key").write_text(WRONG)
     refused = backline("login", server.url, "--api-key", f"@{tmp_path / 'key'}")
     assert refused.returncode == 1
-    assert "refuses the key, which was not kept: the key is unknown to this server" in refused.stderr
+    assert "refuses the key, so it was not stored: the key is unknown to this server" in refused.stderr
     assert WRONG not in refused.stdout + refused.stderr
     assert not StoredKeys().path.exists()
 

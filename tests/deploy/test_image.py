@@ -173,7 +173,7 @@ def test_the_page_lists_the_options_of_the_command() -> None:
     ("options", "message"),
     [
         (["--no-index"], "--no-index needs --wheels"),
-        (["--builder", "no-such-builder"], "no program that builds images was found"),
+        (["--builder", "no-such-builder"], "no program named no-such-builder was found"),
     ],
     ids=["index", "builder"],
 )

@@ -202,7 +202,7 @@ def log_in(user: User, keys: dict[str, str]) -> None:
     assert "was not kept" in user.backline("login", user.server.url, "--api-key", "@leaked.key", status=1).err
     for url in (user.server.url, user.server.grpc_url):
         kept = user.backline("login", url, "--api-key", "@operator.key").out
-        assert kept.startswith("Kept the key of ")
+        assert kept.startswith("Stored the key for ")
         assert keys["operator"] not in kept
 
 

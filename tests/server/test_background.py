@@ -196,7 +196,7 @@ def test_an_example_that_the_module_does_not_take_is_named_as_the_fault() -> Non
 def test_a_port_in_use_is_named_with_what_to_do() -> None:
     with (
         backline.serve(doubled) as server,
-        pytest.raises(AlreadyExists, match="stop the server that has this port"),
+        pytest.raises(AlreadyExists, match="stop the server that uses this port"),
     ):
         backline.serve(doubled, port=int(server.url.rpartition(":")[2]))
 

@@ -134,7 +134,7 @@ def test_the_inline_lane_cannot_be_pinned(tmp_path: Path) -> None:
 def test_cpus_is_an_error_on_systems_that_cannot_pin_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_setaffinity")
 
-    with pytest.raises(InvalidArgument, match="model 'm': cpus needs a system that pins threads to cores"):
+    with pytest.raises(InvalidArgument, match="model 'm': cpus needs a system that can pin threads to cores"):
         check_cores("m", (0,))
 
 

@@ -39,12 +39,12 @@ _Read = Callable[[int, float], Sequence[Change | Attempt]]
     show_default=True,
     help="How many of the latest entries to show.",
 )
-@click.option("--follow", is_flag=True, help="Show further entries as they come.")
+@click.option("--follow", is_flag=True, help="Keep running, and show new entries.")
 @click.option(
     "--state-dir",
     "folder",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Read the files in this folder instead of asking a server.",
+    help="Read the audit log in this state folder instead of asking a server.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 @connection_options

@@ -116,7 +116,7 @@ class _Folder:
         self._key, self._name = key, certificate.subject
 
     def server_names(self) -> list[str]:
-        """Returns the names in the server's certificate; empty if the server has no certificate yet."""
+        """Returns the names in the server's certificate; empty if there is no readable certificate."""
         from cryptography import x509
 
         try:
@@ -345,7 +345,7 @@ def _print_commands(files: _Folder, client: str | None) -> None:
     click.echo(f"  backline models list {shlex.join(map(str, connect))}")
     click.echo(f'  backline.connect("https://localhost:8000", {python})')
     if client is not None:
-        click.echo("\nTo limit the client, add to the file of --auth:\n")
+        click.echo("\nTo limit what the client may do, add this to the file of --auth:\n")
         for line in (
             "[[certificates]]",
             f'name = "{client}"',

@@ -21,7 +21,7 @@ Examples:
 
 @click.group(cls=CommandGroup)
 def command() -> None:
-    """Write typed clients of models."""
+    """Write typed clients for models."""
 
 
 @command.command(epilog=_EPILOG)

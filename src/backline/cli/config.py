@@ -148,7 +148,7 @@ def explain(
 def validate(
     paths: tuple[Path, ...], load: bool, triton_defaults: bool, as_json: bool, config_name: str
 ) -> None:
-    """Check the models of repositories, or a single model. Exits with status 1 if something is wrong."""
+    """Check the models of repositories, or a single model. Exits with status 1 if there are errors."""
     if triton_defaults and not load:
         raise click.UsageError("--tritonserver changes how models are loaded: add --load")
     checked = [
@@ -185,7 +185,7 @@ def validate(
 )
 @click.argument("path", type=_PATH)
 @click.option(
-    "--to", type=click.Choice(["pbtxt", "toml"]), help="The format to write; default: the one PATH is not in."
+    "--to", type=click.Choice(["pbtxt", "toml"]), help="The format to write; default: the other format."
 )
 @click.option(
     "--output",

@@ -1,4 +1,4 @@
-"""Adds to commands the options for connecting to a server, and adds hints to errors about unknown models."""
+"""The options with which commands connect to a server, and hints for errors about unknown models."""
 
 from __future__ import annotations
 
@@ -114,7 +114,10 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def with_suggestion(client: Client, name: str, error: NotFound) -> NotFound:
-    """Returns the error with a hint: the name on the server that is nearest to `name`, or all names there."""
+    """Returns the error with a hint: the name on the server that is nearest to `name`, or all names there.
+
+    Returns the error unchanged if the server has the model, or does not list its models.
+    """
     try:
         return nearest_model(name, client.models(), error)
     except BacklineError:
@@ -122,7 +125,10 @@ def with_suggestion(client: Client, name: str, error: NotFound) -> NotFound:
 
 
 def nearest_model(name: str, index: Sequence[ModelIndex], error: NotFound) -> NotFound:
-    """Returns the error with a hint: the name in `index` that is nearest to `name`, or all names in it."""
+    """Returns the error with a hint: the name in `index` that is nearest to `name`, or all names in it.
+
+    Returns the error unchanged if `index` contains `name`.
+    """
     known = sorted({entry.name for entry in index})
     if name in known:
         return error

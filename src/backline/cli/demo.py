@@ -52,7 +52,7 @@ class HeardNote:
 @click.command(
     epilog="\b\nExamples:\n  pip install 'backline[demo]' && backline demo\n  backline demo --once"
 )
-@click.option("--once", is_flag=True, help="Stop after the answer, instead of serving until Ctrl-C.")
+@click.option("--once", is_flag=True, help="Stop after the transcription, instead of serving until Ctrl-C.")
 @click.option(
     "--port",
     type=WholeNumber(0, 65535),
@@ -87,7 +87,7 @@ def command(once: bool, port: int) -> None:
             print(f"Played: {' '.join(map(str, played))}")
             print(f"Heard:  {' '.join(map(str, heard))}")
             print(
-                f"Ready after {ready:.1f} s, first answer after {perf_counter() - began:.1f} s;"
+                f"Ready after {ready:.1f} s, first response after {perf_counter() - began:.1f} s;"
                 f" it took {took * 1000:.0f} ms for {played[-1].end:.1f} s of music"
             )
             if not once:

@@ -58,7 +58,7 @@ def command(
 ) -> None:
     """Send one request to MODEL on a server and show its outputs.
 
-    A decoupled model may give several responses; all of them are shown.
+    A decoupled model may send several responses; all of them are shown.
     """
     check_destination(destination)
     with Client(url, options) as client:
@@ -84,7 +84,7 @@ def command(
 
 
 def _check_outputs(names: Sequence[str], metadata: ModelMetadata) -> None:
-    """Raises BadParameter for the name of a file: --output saves the outputs in `backline run` only."""
+    """Raises BadParameter if a name is that of a file. In `backline run`, --output is the file to save to."""
     known = {spec.name for spec in metadata.outputs}
     for name in names:
         if name not in known and Path(name).suffix in SUFFIXES:

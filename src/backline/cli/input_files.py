@@ -1,4 +1,4 @@
-"""Reads inputs from files on a command line: arrays, JSON, text, images, audio, and folders of such files."""
+"""Reads the files that a command line names as inputs: arrays, JSON, text, images, audio, and folders."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def read_inputs_from(metadata: ModelMetadata, path: Path) -> dict[str, Any]:
 
     In a folder, the name of each file, with or without its suffix, is the name of an input. A .npz file or a
     JSON object contains inputs by name. Any other file is the value of the only required input. Raises
-    InvalidArgument if the file does not fit the model. The error says what the model expects.
+    InvalidArgument if the file cannot be read or does not fit the model.
     """
     specs = {spec.name: spec for spec in metadata.inputs}
     if path.is_dir():
@@ -102,8 +102,8 @@ def filled(spec: TensorSpec, element: str | bytes) -> np.ndarray:
 
 
 def with_bytes(spec: TensorSpec, value: Any) -> Any:
-    """Returns a JSON value. If the input has strings, each {"b64": "..."} in the value is replaced by the
-    decoded bytes.
+    """Returns a JSON value. If the input is BYTES, each {"b64": "..."} in the value is replaced with the
+    decoded bytes. Raises InvalidArgument for invalid base64.
     """
     if spec.datatype is not DataType.BYTES:
         return value
@@ -122,11 +122,13 @@ def _is_encoded(value: Any) -> bool:
 
 
 def read_file(spec: TensorSpec, path: Path) -> Any:
-    """Reads the value of one input from a file. Raises InvalidArgument, naming the file and the input."""
+    """Reads the value of one input from a file. Raises InvalidArgument if the file cannot be read or has no
+    supported format. The error names the file and the input.
+    """
     suffix = path.suffix.lower()
     where = f"'{path}' for input '{spec.name}'"
     try:
-        path.stat()  # a missing file is an error of its own, whatever its suffix
+        path.stat()  # so that a missing file is reported as missing, whatever its suffix
         if suffix == ".npy":
             return _complete(np.load(path, allow_pickle=False), where)
         if suffix == ".npz":
@@ -150,7 +152,9 @@ def read_file(spec: TensorSpec, path: Path) -> Any:
 
 
 def _why(error: Exception) -> str:
-    """Returns the text of an error. For an OSError, omits the error number and the file name."""
+    """Returns the text of an error, without the number and file name of an OSError. If numpy refuses a
+    pickled array, returns advice instead.
+    """
     if "allow_pickle" in str(error):
         return (
             "it is an array of Python objects, which only pickle can read. Write strings as an array of"

@@ -68,7 +68,7 @@ def _is_path(item: str) -> bool:
 
 
 def usage(metadata: ModelMetadata) -> str:
-    """Explains, for error texts, how to write the inputs of a model."""
+    """Returns a sentence for errors that says how to write the inputs of a model."""
     inputs = ", ".join(map(str, metadata.inputs))
     example = " ".join(f"--input {spec.name}={_example(spec)}" for spec in required_inputs(metadata))
     return f"It expects {inputs}. For example {example}"
@@ -83,7 +83,7 @@ def _example(spec: TensorSpec) -> str:
 
 
 def read_value(spec: TensorSpec, text: str) -> Any:
-    """Parses the value of one input. Raises InvalidArgument, naming the input and the valid forms."""
+    """Parses the value of one input. Raises InvalidArgument, which names the input, for an invalid value."""
     kind, _, dims = text.partition(":")
     if kind in ("random", "zeros"):
         return generate(spec, kind, _shape(spec, dims))
@@ -127,7 +127,7 @@ def _shape(spec: TensorSpec, dims: str) -> tuple[int, ...]:
 
 def generate(spec: TensorSpec, kind: str, shape: tuple[int, ...]) -> np.ndarray:
     """Returns zeros, or random values that are the same in every run: floats from 0 to 1, integers from 0 to
-    9, booleans or strings.
+    9, booleans or strings. Raises InvalidArgument if no array can have this shape.
     """
     try:
         return _generate(spec.datatype, kind, shape)

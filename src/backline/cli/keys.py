@@ -207,7 +207,7 @@ Examples:
     "--burst",
     type=WholeNumber(1),
     metavar="NUMBER",
-    help="Requests that may arrive at once after a pause; default: those of one second.",
+    help="Requests that may arrive at once after a pause; default: as many as --rate allows in one second.",
 )
 @click.option("--max-in-flight", type=WholeNumber(1), metavar="NUMBER", help="Requests in flight.")
 @click.option(
@@ -230,7 +230,7 @@ def create_key(
     bytes_per_second: float | None,
     as_json: bool,
 ) -> None:
-    """Create a key and print it. It is shown only this once. The file is created if it does not exist."""
+    """Create a key and print it. It is never shown again. The file is created if it does not exist."""
     if burst is not None and rate is None:
         raise click.UsageError("--burst needs --rate")
     key = generate_key()

@@ -31,14 +31,14 @@ A server with keys is started with `backline serve --auth`; `backline keys creat
 def command(url: str, options: ClientOptions) -> None:
     """Ask for the API key of the server at URL, check it, and store it.
 
-    The key is kept in a file that only this user may read. All commands and `backline.connect` send it to
-    this URL only, and a key that they are given takes precedence.
+    The key is stored in a file that only this user may read. All commands and `backline.connect` send it to
+    this server only, unless another key is passed to them.
     """
     address = server_address(url)
     if not (address.tls or address.unix or is_loopback(address.host)):
         click.secho(
             f"{address.server} is not encrypted: others on the network could read the key; use https:// if"
-            " the server has it",
+            " the server supports it",
             err=True,
             fg="yellow",
         )
@@ -53,13 +53,13 @@ def command(url: str, options: ClientOptions) -> None:
             client.metadata()
         except CredentialsRefused as error:
             raise BacklineError(
-                f"{address.server} refuses the key, which was not kept: {error.message}"
+                f"{address.server} refuses the key, so it was not stored: {error.message}"
             ) from None
         except PermissionDenied:
             pass  # the server knows the key, although the key does not permit this request
     keys = StoredKeys()
     keys.put(address.server, key)
-    print(f"Kept the key of {address.server} in '{keys.path}'")
+    print(f"Stored the key for {address.server} in '{keys.path}'")
 
 
 def server_address(url: str) -> Address:

@@ -18,7 +18,7 @@ Example:
 def command(url: str) -> None:
     """Delete the API key that `backline login` has stored for URL.
 
-    The key itself stays valid: `backline keys revoke` on the server's machine ends it.
+    The key itself stays valid until `backline keys revoke` removes it on the server's machine.
     """
     server = server_address(url).server
     keys = StoredKeys()

@@ -68,7 +68,7 @@ class LogEntry:
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--follow", "-f", is_flag=True, help="Show further entries as they come.")
+@click.option("--follow", "-f", is_flag=True, help="Keep running, and show new entries.")
 @click.option(
     "--lines", "-n", type=WholeNumber(0), default=50, show_default=True, help="Entries to start with."
 )
@@ -96,7 +96,9 @@ def command(
 
 
 async def _log_file(url: str, options: ClientOptions) -> Path:
-    """Returns the path of a server's log file. Raises InvalidArgument if the server logs to no file."""
+    """Returns the path of a server's log file. Raises InvalidArgument if the server does not log to a file,
+    or `url` is not an HTTP URL.
+    """
     async with AsyncClient(url, options) as client:
         transport = await client.transport()
         if not isinstance(transport, HttpTransport):
@@ -124,8 +126,8 @@ def _found(path: Path, url: str) -> Path:
 
 
 def entries(lines: Iterable[str]) -> Iterator[LogEntry]:
-    """Yields the entries that the lines of a log form, in any format of --log-format. An empty line ends the
-    current entry.
+    """Groups the lines of a log, in any format of --log-format, into entries. An empty string in `lines` ends
+    the current entry.
     """
     level, text = "", ""
     for line in lines:

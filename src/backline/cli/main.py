@@ -1,4 +1,4 @@
-"""Runs the command `backline`. A subcommand is imported only when it is called, so that all start quickly."""
+"""Runs the command `backline`. To start quickly, imports a subcommand only when it is called."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from backline.system.garbage import exempt_imports
 #: backline.cli.NAME.
 COMMANDS = {
     "serve": "Serve the models of one or more repositories.",
-    "demo": "Serve a small network, and let it transcribe a melody.",
+    "demo": "Serve a small network, and use it to transcribe a melody.",
     "tritonserver": "Serve models with Triton's command line and defaults.",
     "new": "Create a Python model to start from.",
     "run": "Run a model once, without a server.",
     "infer": "Send one request to a model on a server.",
-    "client": "Write typed clients of models.",
+    "client": "Write typed clients for models.",
     "models": "Show, load, unload and label the models on a server.",
     "config": "Show, check, explain and convert the configuration of models on disk.",
     "env": "Show, build and remove the environments of Python models.",
@@ -139,8 +139,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _system_error(error: OSError | RuntimeError) -> str | None:
-    """Returns the text of an error of the operating system: which limit was reached, or what failed, with the
-    file that it concerns, if known. Returns None for an error that does not come from the system.
+    """Returns a text for an error of the operating system: the limit that was reached, or else the reason
+    and, if known, the file. Returns None for an error that does not come from the operating system.
     """
     from backline.system.exhaustion import exhausted  # rarely needed
 

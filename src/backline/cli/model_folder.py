@@ -28,8 +28,8 @@ from backline.repository.walk import walk
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A model on disk: what a scan of its path finds, and its configuration as written in a file. The
-    configuration is None if there is no such file.
+    """A model on disk, as a scan of its path finds it. `document` is the configuration as written in its file
+    or, if `overridden`, in the JSON of a load request; None if there is no such file.
     """
 
     path: Path
@@ -61,7 +61,7 @@ def open_models(path: Path, config_name: str = "") -> list[FoundModel]:
 
 
 def similar_path(missing: Path) -> str:
-    """Returns a hint, for an error about a missing path, if its folder has an entry with a similar name."""
+    """Returns a hint for an error about a missing path: an entry of its folder with a similar name, or ""."""
     above = missing.parent
     near = nearest(missing.name, [one.name for one in above.iterdir()] if above.is_dir() else [], 1)
     return f". Did you mean '{above / near[0]}'?" if near else ""

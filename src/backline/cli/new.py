@@ -27,13 +27,13 @@ class Template:
     what: str
     method: str
     body: str
-    #: The extra that the models need.
+    #: The extra of Backline that the model needs; empty if it needs none.
     extra: str = ""
     #: The name of an example file that a user could send instead of the tiny file in `body`.
     file: str = ""
 
 
-#: A sound of 1 ms, and a picture of one red pixel.
+#: A sound of 1 ms and an image of one red pixel, in base64.
 _WAV = (
     "UklGRkQAAABXQVZFZm10IBAAAAABAAEAgD4AAAB9AAACABAAZGF0YSAAAABAH0AfwODA4EAfQB/A4MDgQB9AH8DgwOBAH0AfwODA4A=="
 )
@@ -44,36 +44,40 @@ TEMPLATES = {
         "a class that handles one request at a time", "generate", '{"text": "Backline serves models"}'
     ),
     "batch": Template(
-        "requests are batched",
+        "a class that handles batches of requests",
         "infer",
         '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}',
     ),
-    "stream": Template("a request gets several responses", "generate_stream", '{"text": "one two three"}'),
+    "stream": Template(
+        "a model that sends several responses", "generate_stream", '{"text": "one two three"}'
+    ),
     "triton": Template(
         "a class and configuration for Triton's Python backend",
         "infer",
         '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}',
     ),
     "audio": Template(
-        "sound comes in",
+        "a model whose input is audio",
         "generate",
         f'{{"audio": {{"b64": "{_WAV}"}}}}',
         extra="audio",
         file="song.mp3",
     ),
     "image": Template(
-        "a picture comes in",
+        "a model whose input is an image",
         "generate",
         f'{{"image": {{"b64": "{_PNG}"}}}}',
         extra="image",
         file="photo.jpg",
     ),
     "tabular": Template(
-        "the columns of a table come in, one value each",
+        "a model with one input for each column of a table",
         "generate",
         '{"area": 50.0, "rooms": 2, "district": "suburb"}',
     ),
-    "embeddings": Template("a text becomes a vector", "generate", '{"text": "Backline serves models"}'),
+    "embeddings": Template(
+        "a model that turns text into a vector", "generate", '{"text": "Backline serves models"}'
+    ),
     "pipeline": Template(
         "a model that calls another model", "generate", '{"text": "the longest words first"}'
     ),
@@ -104,7 +108,7 @@ Examples:
 def command(path: Path, template: str, requires: tuple[str, ...]) -> None:
     """Create a Python model and its test. NAME may be a path; existing files are never overwritten.
 
-    `backline serve NAME` serves the model. Created inside a repository, it is one of the repository's models,
+    `backline serve NAME` serves the model. If NAME is inside a repository, the repository serves it too,
     except with --template pipeline, which creates a repository of two models.
     """
     name = path.name
@@ -126,7 +130,7 @@ def command(path: Path, template: str, requires: tuple[str, ...]) -> None:
             (path / file).parent.mkdir(parents=True, exist_ok=True)
             (path / file).write_text(text)
         except OSError as error:
-            shutil.rmtree(path, ignore_errors=True)  # otherwise, the next attempt would find it there
+            shutil.rmtree(path, ignore_errors=True)  # otherwise, the next attempt would be refused
             raise OSError(error.errno, error.strerror, str(path / file)) from None
     for file in files:
         print(f"wrote {path / file}")

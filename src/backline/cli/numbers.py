@@ -1,4 +1,4 @@
-"""Types for options whose values are numbers. If a value is not allowed, the error says which numbers are."""
+"""Types for options whose values are numbers. The error for an invalid value gives the allowed range."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 For each class, `dataclasses.dataclass` writes and compiles the source of up to eight methods. The server has
 more than 150 such classes. Compiling their methods took a quarter of its start-up time, although most of the
-methods are never called, and most classes of options have only one object. In this module, `__init__` is
-compiled when several objects have been created, and the other methods are closures, which need no compilation
-per class (docs/decisions/a-quick-start.md).
+methods are never called, and most classes of options have only one object. Here, `__init__` is compiled only
+after several objects have been created, and the other methods are closures, which need no compilation per
+class (docs/decisions/a-quick-start.md).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _OPTIONS: Final = frozenset({"eq", "frozen", "kw_only", "repr", "slots"})
 #: The standard library also handles classes that define any of these methods, because such classes need
 #: different code.
 _SPECIAL: Final = ("__eq__", "__hash__", "__setattr__", "__delattr__", "__getstate__", "__setstate__")
-#: Whether values are compared one by one, not as tuples, for which a NaN equals itself: since Python 3.13.
+#: Whether `==` compares the fields one by one, as since Python 3.13. Before, it compared tuples of them, in
+#: which a NaN equals itself.
 _ONE_BY_ONE: Final = sys.hexversion >= 0x030D0000
 #: The number of objects that are created without compiling `__init__`. Compiling it takes as long as creating
 #: about 30 objects without it.
@@ -34,7 +35,7 @@ _UNCOMPILED: Final = 16
 
 @contextmanager
 def quick_dataclasses() -> Iterator[None]:
-    """Makes Backline's modules that are imported during a `with` block define dataclasses by
+    """Makes Backline's modules that are imported during a `with` block define dataclasses with
     `quick_dataclass`.
     """
     dataclasses.dataclass = _for_our_modules
@@ -53,7 +54,7 @@ def _for_our_modules(cls: type | None = None, /, **options: Any) -> Any:
 
 def quick_dataclass(cls: type, **options: Any) -> type:
     """Returns what `dataclasses.dataclass(cls, **options)` returns, except that `inspect` shows another
-    signature, and that mistakes in the definition of a class are not found.
+    signature, and that mistakes in the class definition are not detected.
 
     Leaves classes with rare options or methods to the standard library.
     """
@@ -64,8 +65,8 @@ def quick_dataclass(cls: type, **options: Any) -> type:
         not _OPTIONS.issuperset(options)
         or any(name in own for name in _SPECIAL)
         or any(not isinstance(text, str) or "InitVar" in text or "KW_ONLY" in text for text in annotations)
-        # The standard library refuses a class that is frozen if the one that it inherits from is not, or the
-        # other way round.
+        # The standard library raises an error if a frozen class inherits from one that is not frozen, or vice
+        # versa.
         or any(base.__dataclass_params__.frozen != frozen for base in _dataclasses_above(cls))
     ):
         return _dataclass(cls, **options)  # type: ignore[no-any-return]
@@ -81,7 +82,7 @@ def quick_dataclass(cls: type, **options: Any) -> type:
     setattr(made, "__match_args__", positional)  # noqa: B010 (mypy refuses the assignment)
     if replace := vars(_Sample).get("__replace__"):  # since Python 3.13
         made.__replace__ = replace
-    made.__doc__ = cls.__doc__ or cls.__name__  # the standard library's is the signature
+    made.__doc__ = cls.__doc__ or cls.__name__  # the standard library would use the signature
     if "__init__" not in own:
         made.__init__ = _init_of(made, fields, frozen=frozen, slots=slots)
     if options.get("repr", True) and "__repr__" not in own:
@@ -99,26 +100,26 @@ def quick_dataclass(cls: type, **options: Any) -> type:
 
 @_dataclass(init=False, repr=False, eq=False)
 class _Sample:
-    """Has the attributes that the standard library gives to every dataclass."""
+    """A class with the attributes that the standard library gives to every dataclass."""
 
     field: int
 
 
 _sample: Any = _Sample
 _SAMPLE_PARAMS: Final[Any] = _sample.__dataclass_params__
-#: What tells fields from other attributes that have an annotation.
+#: The marker that distinguishes a field from other annotated attributes.
 _A_FIELD: Final[Any] = _sample.__dataclass_fields__["field"]._field_type
 
 
 def _dataclasses_above(cls: type) -> list[Any]:
-    """Returns the dataclasses that a class inherits from, in the order in which their fields count."""
+    """Returns the dataclasses that a class inherits from, in the order in which they contribute fields."""
     return [base for base in cls.__mro__[:0:-1] if "__dataclass_fields__" in vars(base)]
 
 
 def _fields_of(cls: type, *, kw_only: bool) -> dict[str, Any]:
-    """Returns the fields of a class by name, those that it inherits first.
+    """Returns the fields of a class by name, inherited fields first.
 
-    Replaces each `field()` among the attributes of the class by its default.
+    Replaces each class attribute that is a `field()` with its default, or deletes it if there is none.
     """
     found: dict[str, Any] = {}
     for base in _dataclasses_above(cls):
@@ -157,8 +158,8 @@ def _with_slots(cls: type, names: Sequence[str]) -> type:
 def _init_of(
     made: Any, fields: Sequence[dataclasses.Field[Any]], *, frozen: bool, slots: bool
 ) -> Callable[..., None]:
-    """Returns an `__init__` that sets the fields one by one. For later objects, and for wrong arguments, it
-    compiles the final `__init__`, replaces itself with it, and calls it.
+    """Returns an `__init__` that sets the fields one by one. After _UNCOMPILED calls, or if the arguments are
+    wrong, it compiles the final `__init__`, replaces itself with it, and calls it.
     """
     given = {field.name: field for field in fields if field.init}
     positional = [name for name, field in given.items() if not field.kw_only]
@@ -166,7 +167,7 @@ def _init_of(
     required = {
         name for name, field in given.items() if field.default is missing and field.default_factory is missing
     }
-    # Without slots, the default of a field that is no parameter is an attribute of the class.
+    # Without slots, the default of a field that is not a parameter is an attribute of the class.
     settings = [
         (field.name, field.default, field.default_factory)
         for field in fields

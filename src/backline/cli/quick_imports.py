@@ -16,14 +16,15 @@ from marshal import loads
 from types import CodeType, ModuleType
 from typing import Any, Final
 
-#: The packages whose modules QuickFinder finds. In these, no source file has the name of an extension module,
-#: which Python's own finder would prefer.
+#: The packages whose modules QuickFinder finds. No module in them has both a source file and an extension
+#: module, which Python's own finder would prefer.
 _PACKAGES: Final = frozenset({"asyncio", "backline", "httptools", "msgspec", "numpy"})
-#: What stands before and after the name of a module in the name of its compiled file: "__pycache__/" and
-#: ".cpython-311.pyc".
+#: The text before and after a module's name in the path of its compiled file: "__pycache__/" and, for
+#: example, ".cpython-311.pyc".
 _FOLDER, _ENDING = cache_from_source("?.py").split("?")
-#: Modules that numpy and msgspec import but a server never uses, and what the importing modules take from
-#: them. The first two only add docstrings to functions that are written in C; the others are for type hints.
+#: Modules that numpy and msgspec import but a server never uses, and the names that the importing modules
+#: need from them. The first two only add docstrings to functions that are written in C; the others are for
+#: type hints.
 _UNUSED: Final[Mapping[str, Mapping[str, object]]] = {
     "numpy._core._add_newdocs": {},
     "numpy._core._add_newdocs_scalars": {},
@@ -72,7 +73,9 @@ class QuickFinder:
 
 
 def _find(name: str, folder: str, file: str) -> ModuleSpec | None:
-    """Returns the spec of the module `name` in the file `file`.py in `folder`, or None."""
+    """Returns the spec of the module `name` in the file `file`.py in `folder`; None if the file has no
+    compiled file that is up to date.
+    """
     source = f"{folder}/{file}.py"
     cached = f"{folder}/{_FOLDER}{file}{_ENDING}"
     try:
@@ -108,13 +111,15 @@ class _Loader(SourceFileLoader):
 
     def get_code(self, fullname: str) -> CodeType | None:
         content, self._content = self._content, None
-        if content is None:  # loaded before: the file may have changed
+        if content is None:  # a reload: the file may have changed
             return super().get_code(fullname)
         return loads(memoryview(content)[16:])  # type: ignore[no-any-return]
 
 
 class _StandIn(ModuleType):
-    """Takes the place of a module until an attribute is needed that the stand-in does not have."""
+    """A stand-in for a module. The module itself is imported when an attribute is needed that the stand-in
+    lacks.
+    """
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -126,7 +131,9 @@ class _StandIn(ModuleType):
 
 @contextmanager
 def _without_unused() -> Iterator[None]:
-    """Keeps the modules in _UNUSED from being imported in the `with` block, unless more of them is needed."""
+    """Keeps the modules in _UNUSED from being imported in the `with` block, unless other attributes of them
+    are needed.
+    """
     stand_ins = {name: _StandIn(name) for name in _UNUSED if name not in sys.modules}
     for name, stand_in in stand_ins.items():
         vars(stand_in).update(_UNUSED[name])

@@ -46,7 +46,10 @@ def summary(results: Sequence[InferResult], version: str) -> tuple[str, str]:
 
 
 def save_all(path: Path, results: Sequence[InferResult]) -> None:
-    """Saves each response in its own file or folder, for example outputs.npz, outputs-1.npz, and so on."""
+    """Saves each response in its own file or folder, for example outputs.npz, outputs-1.npz, and so on.
+
+    Raises Internal if a file cannot be written, and the errors of `save`.
+    """
     for index, result in enumerate(results):
         place = path.with_name(f"{path.stem}-{index}{path.suffix}") if index else path
         try:

@@ -104,7 +104,7 @@ def command(
     """Run MODEL once, without a server, and show its outputs.
 
     MODEL is a model's folder (also inside a repository: models/add1), a model's file, or a URL as for
-    `backline serve`. A decoupled model may give several responses; all of them are shown.
+    `backline serve`. A decoupled model may send several responses; all of them are shown.
     """
     check_destination(destination, folders=True)
     logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -140,7 +140,7 @@ def command(
 
 @contextmanager
 def _without_errors(logger: str) -> Iterator[None]:
-    """Drops the errors of a logger in the `with` block: the command prints the error of a failed load."""
+    """Drops the errors of a logger in the `with` block, because the command itself reports a failed load."""
     log = logging.getLogger(logger)
 
     def is_no_error(record: logging.LogRecord) -> bool:

@@ -26,7 +26,7 @@ Description=Backline model server ({name})
 
 [Service]
 Type=notify
-# Relative paths of the command mean the same as when it was installed.
+# Relative paths in the command start from the folder in which it was installed.
 WorkingDirectory={folder}
 ExecStart={command}
 ExecReload=/bin/kill -HUP $MAINPID

@@ -63,7 +63,7 @@ def _fits(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     """Returns whether all columns fit into the width of the terminal if the last column wraps. In a table
     that does not fit, rich would truncate numbers.
     """
-    import shutil  # imported here, because it imports compression libraries, which a server need not have
+    import shutil  # imported here, because it imports compression libraries, which a server does not need
 
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     return sum(widths[:-1]) + 2 * len(widths) + min(widths[-1], 16) <= shutil.get_terminal_size().columns

@@ -45,7 +45,7 @@ Examples:
   backline top --interval 5 --url http://server:8000
   backline top --once --json
 
-Times are in ms, over the last interval. Over gRPC, and without the scope `metrics`, p99 and the number of
+Times are in ms, over the last interval. Over gRPC, or without the scope `metrics`, p99 and the number of
 waiting requests are unknown."""
 #: Identifies a model version, by the model's name and the version.
 Key = tuple[str, str]
@@ -213,7 +213,7 @@ def percentile(before: Mapping[float, float], after: Mapping[float, float], shar
     """Estimates a percentile of latency from cumulative buckets. Returns the upper bound, in milliseconds, of
     the bucket that contains the percentile.
 
-    Returns None if there was no request, or if the percentile is above the largest bound.
+    Returns None if there was no request, or if the percentile is above the largest finite bound.
     """
     counts = [(bound, count - before.get(bound, 0.0)) for bound, count in sorted(after.items())]
     total = counts[-1][1] if counts else 0.0

@@ -1,4 +1,4 @@
-"""`backline watch`: shows each request to a server when it ends, and what its time was spent on."""
+"""`backline watch`: shows each request to a server when it ends, and where its time was spent."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Examples:
   backline watch --failed --url http://server:8000
   backline watch --count 10 --json
 
-Requests are traced only while somebody watches; on a busy server, twenty per second.
+Requests are traced only while somebody watches, and at most twenty per second.
 """
 
 

@@ -221,7 +221,7 @@ class Function:
         }
         encoding = fields.get(b"content-encoding", b"identity")
         if encoding != b"identity":
-            text = b'{"error":"the body is compressed: a function takes it only without content-encoding"}'
+            text = b'{"error":"the body is compressed: send it uncompressed, without content-encoding"}'
             return FunctionResponse(415, {"content-type": "application/json"}, text)
         request = FunctionRequest(
             method.encode(),
@@ -239,7 +239,7 @@ class Function:
         return loaded.loop.run(handled())
 
     def close(self) -> None:
-        """Completes the requests in flight and unloads the models."""
+        """Completes running requests, refuses queued requests, and unloads the models."""
         loaded, self._loaded = self._loaded, None
         if loaded is not None and loaded.process == os.getpid():
             loaded.loop.run(loaded.embedded.stop())

@@ -101,7 +101,7 @@ class InprocTransport(Transport):
     """Runs requests on an engine that uses the client's event loop. Loading the repository has no timeout."""
 
     def __init__(self, address: Address, embedded: Embedded | None = None) -> None:
-        """Serves the repository at the address, or wraps an existing engine."""
+        """Uses `embedded`; if it is None, creates an engine for the repository at the address."""
         self._url = address.url
         self._embedded = embedded or Embedded(address.path, read_options(address.query))
         self._engine = self._embedded.engine

@@ -30,9 +30,9 @@ def read_sound(
 ) -> tuple[np.ndarray, int]:
     """Decodes a sound file. Returns an FP32 array [samples, channels] and the sampling rate.
 
-    Decodes as much as there is of a truncated file, and logs a warning. Raises InvalidArgument if nothing can
-    be decoded, or if the decoded sound has more than `limit` bytes, either with its own rate and channels, or
-    with the wanted rate and number of channels.
+    If the file is truncated, decodes the part that is present, and logs a warning. Raises InvalidArgument if
+    nothing can be decoded, or if the decoded sound has more than `limit` bytes, either with its own rate and
+    channels, or with the wanted rate and number of channels.
     """
     container = _container(data)
     if container:
@@ -62,7 +62,7 @@ def check_size(size: int, limit: int) -> None:
 def _read_file(
     data: bytes, limit: int, rate_wanted: int, channels_wanted: int
 ) -> tuple[np.ndarray, int, str]:
-    """Returns samples, rate, and a text that says what is missing if the file is truncated."""
+    """Returns the samples, the rate, and what is missing if the file is truncated; "" if it is complete."""
     soundfile = library("soundfile", "audio", "soundfile", "audio")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -129,7 +129,7 @@ def _container(data: bytes) -> str:
 
 
 def _read_container(data: bytes, format: str, limit: int) -> tuple[np.ndarray, int, str]:
-    """Returns samples, rate, and a text that says what is missing if the file is truncated."""
+    """Returns the samples, the rate, and what is missing if the file is truncated; "" if it is complete."""
     name = {"mp4": "M4A", "matroska": "WebM"}.get(format, "AAC")
     try:
         av = library("av", name, "PyAV", "aac")

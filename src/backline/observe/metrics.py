@@ -105,8 +105,8 @@ class Metrics:
         return [*filter(None, page), await process]
 
     def _pieces(self) -> Iterator[str]:
-        """Yields the page in pieces. Producing a piece takes microseconds. Empty pieces are yielded where
-        more time is needed before there is any text.
+        """Yields the page in pieces. Producing a piece takes microseconds. Yields an empty piece after each
+        step that produces no text yet.
         """
         texts = [[family.comment] for family in self._families]
         for model in self._engine.models():
@@ -200,7 +200,7 @@ class Metrics:
         yield from self._count()
         signal = self._signal
         utilisation = comment("backline_utilisation", "gauge", "Requests in flight as a share of the target")
-        desired = comment("backline_desired_replicas", "gauge", "Servers that the load of this one needs")
+        desired = comment("backline_desired_replicas", "gauge", "Servers needed for this server's load")
         yield (
             f"{utilisation}backline_utilisation {signal.utilisation!r}\n"
             f"{desired}backline_desired_replicas {signal.desired_replicas!r}\n"

@@ -1,4 +1,4 @@
-"""Writes the next requests that a version completes to a file, with which later loads can be warmed up.
+"""Writes the next requests that a version completes to a file, which later loads use for the warm-up.
 
 Only a version that is being recorded reports its requests, so other versions are not slowed down.
 """

@@ -103,7 +103,7 @@ class Controller:
             try:
                 await self._look()
             except Exception:
-                log.exception("the replicas could not be checked; the next check follows")
+                log.exception("the replicas could not be checked; they will be checked again")
             await asyncio.sleep(_LOOK)
 
     async def _look(self) -> None:
@@ -138,7 +138,7 @@ class Controller:
 
     async def _state(self, name: str, before: ReplicaState | None) -> ReplicaState | None:
         """Returns the state that a replica reports; None if the replica is starting or has ended. Returns
-        `before` if the replica does not answer in time. Clients detect for themselves whether such a replica
+        `before` if the replica does not respond in time. Clients detect for themselves whether such a replica
         still accepts requests.
         """
         try:
@@ -171,7 +171,7 @@ class Controller:
             try:
                 actor = ray.get_actor(name, namespace=NAMESPACE)
                 if not drained:
-                    drained = True  # also if that fails, as the replica is killed next
+                    drained = True  # even if the call fails, because the replica is killed next
                     with suppress(ray.exceptions.RayError, TimeoutError):
                         async with asyncio.timeout(_DRAIN):
                             await actor.stop.remote()
@@ -180,7 +180,7 @@ class Controller:
             except ValueError:  # the replica has ended
                 return
             except ray.exceptions.RayError as error:
-                # Without another try, the replica would keep its place in the cluster, and would never get
+                # If this gave up, the replica would occupy resources of the cluster without ever getting
                 # requests again.
-                log.warning("the replica %s could not be ended; the next try follows: %s", name, error)
+                log.warning("the replica %s could not be stopped; trying again: %s", name, error)
             await asyncio.sleep(_LOOK)

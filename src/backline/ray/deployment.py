@@ -20,7 +20,7 @@ from backline.server import ServerOptions
 
 log = logging.getLogger("backline.ray")
 
-#: Maximum time, in seconds, for an actor to end, and for a controller to answer.
+#: Maximum time, in seconds, for an actor to end, and for a controller to respond.
 _END_WITHIN = 30.0
 _TIMEOUT = 10.0
 
@@ -122,8 +122,8 @@ def deployment(
     default), num_gpus, memory, resources. `address` is the address of the cluster, by default RAY_ADDRESS or
     a cluster on this machine. `target_in_flight` means the same as for `backline serve`. To replace the
     replicas when nothing else has changed, pass a new `revision`. `options` are the other options of the
-    servers; their repositories and addresses are ignored, and each file in them, such as that of the keys,
-    must exist on every node.
+    servers; their repositories and addresses are ignored, and each file that they name, such as the file of
+    keys, must exist on every node.
 
     Raises InvalidArgument for invalid arguments, Unavailable if Ray cannot be reached and, with `shards`,
     BacklineError if a repository cannot be read.
@@ -181,8 +181,8 @@ def _actor_class(kind: type, name: str, **options: Any) -> Any:
 def divided(spec: ReplicaSpec) -> tuple[ReplicaSpec, ...]:
     """Returns a specification for each shard.
 
-    Raises InvalidArgument if there is no model, or if nothing limits how many models a replica may load, and
-    BacklineError if a repository cannot be read.
+    Raises InvalidArgument if there is no model, if nothing limits how many models a replica may load, or if
+    an option cannot be combined with shards, and BacklineError if a repository cannot be read.
     """
     from backline.ray.needs import read_needs
 
@@ -201,7 +201,7 @@ def divided(spec: ReplicaSpec) -> tuple[ReplicaSpec, ...]:
         raise InvalidArgument(f"{', '.join(locations)} has no models to divide among replicas")
     if MEMORY not in room and all(set(need.amounts) <= {MEMORY} for need in needs):
         raise InvalidArgument(
-            "shards: nothing says how many models fit into a replica. Pass the memory of a replica in bytes,"
+            "shards: it is not known how many models fit into a replica. Pass its memory in bytes,"
             " such as ray_actor_options={'memory': 4_000_000_000}, or set ray_actor_options in the"
             " configurations of models that need GPUs"
         )

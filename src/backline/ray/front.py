@@ -1,4 +1,6 @@
-"""Runs a server in front of a deployment. This server serves all models of the replicas as remote models."""
+"""The repository and the options of a server in front of a deployment. The server in front serves all models
+of the replicas as remote models.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ _MAX_IN_FLIGHT = 256
 class RemoteRepository:
     """A repository of remote models, in `folder`. `url_of` returns the URL of the servers of a model.
 
-    A server may scan the repository at any time. So that it never finds a part of a model, models are made in
-    another folder and moved to the repository when they are complete.
+    A server may scan the repository at any time. Models are created in another folder and moved into the
+    repository when they are complete, so that a scan never finds an incomplete model.
     """
 
     def __init__(self, url_of: Callable[[str], str]) -> None:
@@ -70,7 +72,7 @@ class RemoteRepository:
             (self.folder / name / version).mkdir(exist_ok=True)
 
     def _new_place(self) -> Path:
-        """Returns the path of a folder that does not exist, on the same file system as the repository."""
+        """Returns a path on the repository's file system, after deleting the folder at this path."""
         shutil.rmtree(self._moving, ignore_errors=True)
         return self._moving
 
@@ -94,7 +96,7 @@ class Front:
 
     def options(self, options: ServerOptions) -> ServerOptions:
         """Returns the options of the server in front. Its models are remote, so options about model files and
-        what their runs need are left to the replicas.
+        runs concern only the replicas, and are left out.
         """
         given = options.lifecycle
         lifecycle = LifecycleOptions(
@@ -123,7 +125,7 @@ class Front:
     def _follow(self) -> None:
         errors = (BacklineError, require_ray().exceptions.RayError, OSError, TimeoutError, ValueError)
         while not self._ended.wait(_LOOK):
-            # If the controller does not answer, or the disk is full, the server in front keeps its models.
+            # If the controller does not respond, or the disk is full, the server in front keeps its models.
             with suppress(*errors):
                 self._repository.write(self._deployment.models())
 
@@ -134,5 +136,5 @@ def _configuration(url: str) -> str:
         f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}'
         for name, value in parameters.items()
     ]
-    # The version policy of each model has been applied by the replicas.
+    # All versions are served here, because the replicas have already applied the model's version policy.
     return "\n".join(['backend: "remote"', "version_policy { all {} }", *lines, ""])

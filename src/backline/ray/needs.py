@@ -1,4 +1,4 @@
-"""Reads from repositories which resources of a replica the models need."""
+"""Determines the resources that the models of repositories need in a replica."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def wanted_replicas(members: Sequence[ReplicaMember], digest: str, least: int, m
     """Returns how many replicas with a specification are needed for the load that `members` report. The
     `members` are all replicas that have the models of this specification.
 
-    The number is not lowered while some replicas do not answer, because their share of the load is unknown.
+    The number is not lowered while some replicas do not respond, because their share of the load is unknown.
     """
     known = [one.state for one in members if one.state is not None and one.state.ready]
     if not known:

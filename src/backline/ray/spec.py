@@ -50,9 +50,9 @@ class ReplicaSpec:
 def replica_options(options: ServerOptions) -> ServerOptions:
     """Returns the options of replicas, derived from those of the server in front. Paths become absolute.
 
-    TLS, shared memory, restricted APIs, forwarded header fields and the exit after a failed load concern only
-    the clients of the server in front, or its start. So does a trace file, to which the replicas on one node
-    would all write.
+    The options for TLS, shared memory, restricted APIs, forwarded header fields and the exit after a failed
+    load are left out, because they concern only the server in front. A trace file is left out, because all
+    replicas on a node would write to it.
 
     Raises InvalidArgument if labels cannot be stored where the options say, or no model would be served.
     """
@@ -63,7 +63,7 @@ def replica_options(options: ServerOptions) -> ServerOptions:
             " serve with --load-model, or leave out --model-control-mode"
         )
     if lifecycle.labels and lifecycle.mode == "none":
-        # The same models, but labels can move.
+        # The same models are loaded, but labels can be moved.
         lifecycle = replace(lifecycle, mode="explicit", load_models=(ALL_MODELS,))
     return replace(
         options,
@@ -89,8 +89,9 @@ def replica_options(options: ServerOptions) -> ServerOptions:
 
 
 def shared_labels(options: ServerOptions) -> str:
-    """Returns the place of the labels, as `LifecycleOptions.labels`, so that a server with another repository
-    or working directory uses the same place. Raises InvalidArgument if labels cannot be stored there.
+    """Returns a value for `LifecycleOptions.labels` with which a server with another repository or working
+    directory stores labels in the same place; "" if the options name no place. Raises InvalidArgument if
+    labels cannot be stored there.
     """
     if not options.lifecycle.labels:
         return ""

@@ -1,1 +1,1 @@
-"""Access to the operating system: memory, cores, file locks, folders, and suspension of processes."""
+"""Access to the operating system: memory, GPUs, cores, files, folders and processes."""

@@ -17,8 +17,8 @@ from backline.engine.errors import InvalidArgument
 class UnpackLimits:
     """The limits of an archive: at most `files` members, and `size` bytes when unpacked.
 
-    Members that have more than `harmless` bytes in total must not exceed `ratio` times the size of the
-    archive either.
+    An unpacked size of more than `harmless` bytes must not exceed `ratio` times the size of the archive
+    either.
     """
 
     files: int = 100_000
@@ -56,7 +56,7 @@ def check_zip_list(path: Path, place: str, limits: UnpackLimits) -> None:
 def check_zip(path: Path, limits: UnpackLimits) -> None:
     """Raises InvalidArgument if a zip file has more members, or unpacks to more bytes, than the limits allow.
 
-    Security: to list a malicious archive with millions of members would take long and exhaust the memory, so
+    Security: listing a malicious archive with millions of members would take long and exhaust the memory, so
     the size of the list is checked first. A file that is not a zip file is accepted here, because unpacking
     it will fail anyway.
     """

@@ -14,8 +14,8 @@ from typing import Any
 from backline.system.busy_poll_policy import BusyPollPolicy
 
 _CORES = os.cpu_count() or 1
-#: With fewer cores, none is to spare while a client, this server and another server on the same machine run
-#: or poll.
+#: With fewer cores than this, no core is free while a client, this server and another server on the same
+#: machine run or poll.
 _CORES_FOR_THREE = 4
 #: The policy for gaps in which the loop never polls.
 _NEVER = BusyPollPolicy(0.0)
@@ -57,7 +57,7 @@ class BusyPoll:
     Code that reads input on the loop must set `arrived`, and call `wake` if the poll is `asleep`. There is no
     polling while a thread computes for the loop (see `hold`), because polling would compete with that thread
     for the interpreter. There is no polling either while all cores of the machine are busy: other threads
-    need the cores, and a core that is busy need not be woken up anyway.
+    need the cores, and a core that is busy does not have to be woken up.
 
     Gaps in which the server awaits responses of other servers have a separate policy, because polling may pay
     off only in these gaps: on a small machine, a core may be free as long as the client waits too, but not
@@ -87,11 +87,11 @@ class BusyPoll:
         self._policy_of_servers = BusyPollPolicy(0.0)
         #: The policy for the current gap.
         self._policy = self._policy_of_clients
-        #: The number of responses from other servers that are awaited.
+        #: The number of responses that this server awaits from other servers.
         self.awaited = 0
-        #: Whether any of these servers shares few cores with this one.
+        #: Whether one of these servers runs on this machine, and the machine has few cores.
         self._beside = False
-        #: Whether the client's next gap follows a request that was passed on to such a server.
+        #: Whether the next gap between requests of the client follows a request passed on to such a server.
         self._passes_on = False
         #: Whether input has arrived since the last check.
         self.arrived = False
@@ -182,8 +182,8 @@ class BusyPoll:
             if not self._choose().begins(now, has_idle_core):
                 self.asleep = True
                 return
-            # The rest of this iteration may take long without a loss of the core: deferred work, such as
-            # updates of statistics, runs in it.
+            # The rest of this iteration may take long although the core is not lost, because deferred work,
+            # such as updates of statistics, runs in it.
             now = inf
         elif not self._policy.continues(self._quiet_since, self._looked, now):
             self.asleep = True

@@ -67,7 +67,7 @@ def seconds_without_core() -> float:
 
 
 def seconds_of_threads_without_core() -> float:
-    """Returns the sum of `seconds_without_core` over all threads of this process that are running."""
+    """Returns the sum of `seconds_without_core` over all current threads of this process."""
     try:
         return sum(_waited(thread / "schedstat") for thread in _THREADS.iterdir())
     except OSError:
@@ -87,7 +87,7 @@ def check_cores(model: str, cores: Collection[int]) -> None:
         return
     if not hasattr(os, "sched_setaffinity"):
         raise InvalidArgument(
-            f"model '{model}': cpus needs a system that pins threads to cores, which {sys.platform} cannot:"
+            f"model '{model}': cpus needs a system that can pin threads to cores, unlike {sys.platform}:"
             " remove cpus from the configuration"
         )
     usable = os.sched_getaffinity(os.getpid())

@@ -1,4 +1,4 @@
-"""Recognises errors that mean that a limit of the system on this process, user or machine is reached."""
+"""Recognises errors which mean that this process, its user or the machine has reached a system limit."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ _LIMITS: Final = {
 
 
 def exhausted(error: BaseException) -> str:
-    """Returns which limit was reached, and how to raise it; an empty string if the error says nothing of the
-    kind.
+    """Returns which limit was reached, and how to raise it; an empty string if the error has another cause.
 
-    EAGAIN means a limit only if the error comes from starting a process.
+    The cause of an EAGAIN is assumed to be the start of a thread or process.
     """
     if isinstance(error, OSError):
         return _LIMITS.get(error.errno or 0, "")
-    # Python's own text, which has no number (_thread.start_new_thread).
+    # Python's own error, which has no errno (_thread.start_new_thread).
     return _THREADS if isinstance(error, RuntimeError) and "can't start new thread" in str(error) else ""

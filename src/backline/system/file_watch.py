@@ -18,12 +18,12 @@ FileState: TypeAlias = tuple[int, int, int] | None
 class FileWatch:
     """Calls `changed` on the event loop after files have been written, replaced, created or removed.
 
-    With `settle`, a change is reported once the files have been unchanged for that many seconds. This serves
+    With `settle`, a change is reported once the files have been unchanged for that many seconds. This is for
     files that belong together, such as a certificate and its key: no program can replace several files in one
     step.
 
-    The files are looked at on a thread of the event loop's executor, because a disk or a file server may not
-    respond for minutes. Only the constructor and `mark_read` look at them on the caller's thread.
+    The files are checked on a thread of the event loop's executor, because a disk or a file server may not
+    respond for minutes. Only the constructor and `mark_read` check them on the caller's thread.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class FileWatch:
     def _compare(self, before: list[FileState], looking: asyncio.Future[list[FileState]]) -> None:
         if self._closed:
             return
-        # If `mark_read` was called in the meantime, the files may have been looked at before it.
+        # If `mark_read` was called in the meantime, this result may be older than that call.
         now = looking.result() if self._seen is before else self._seen
         self._seen = now
         unsettled = now not in (self._reported, before) and self._settle > 0

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-#: The number of the advice MADV_DONTNEED for madvise(2) (mman.h).
+#: The value of MADV_DONTNEED for madvise(2) (mman.h).
 _MADV_DONTNEED = 4
 #: Matches a mapping of a shared library in /proc/self/smaps that is not writable and has no private pages,
 #: neither in memory nor in swap space. The groups are the first address and the address after the last.
@@ -20,7 +20,7 @@ _UNCHANGED = (
 
 
 class _Place(ctypes.Structure):
-    """Where an address is, as dladdr(3) returns it."""
+    """The library and the symbol at an address, as dladdr(3) returns them."""
 
     _fields_ = (
         ("library", ctypes.c_char_p),
@@ -41,7 +41,7 @@ class _Loader:
         self._dlclose.argtypes = [ctypes.c_void_p]
 
     def library_at(self, address: int) -> bytes | None:
-        """Returns the name of the library that was loaded to this address; None if there is none."""
+        """Returns the name of the library that is loaded at this address; None if there is none."""
         place = _Place()
         found = self._dladdr(address, ctypes.byref(place))
         return bytes(place.library) if found and place.library else None

@@ -1,4 +1,6 @@
-"""Reads the resident memory of processes, and reduces the resident memory of this process."""
+"""Reads the resident memory of processes and the memory limit of this process, and controls how this process
+allocates and returns memory.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,9 @@ def resident_bytes(pid: int | None = None) -> int:
 def memory_limit(
     groups: Path = Path("/sys/fs/cgroup"), own_groups: Path = Path("/proc/self/cgroup")
 ) -> int | None:
-    """Returns how many bytes of memory this process can use at most: the lowest limit of its control groups
-    (cgroups(7), versions 1 and 2), or else the memory of the machine; None if the system does not say.
+    """Returns how many bytes of memory this process can use at most: the memory of the machine, or the lowest
+    limit of the process's control groups (cgroups(7), versions 1 and 2) if it is lower. Returns None if the
+    system reports neither.
     """
     found = []
     with suppress(OSError, ValueError, AttributeError):
@@ -109,10 +112,10 @@ def share_arena() -> bool:
 
 
 def fill_blocks(byte: int) -> bool:
-    """Fills blocks with a value whenever they are allocated or freed, from now on; 0 turns this off. Returns
-    False if the C library does not support this.
+    """From now on, fills blocks with `byte` when they are freed, and with its complement when they are
+    allocated; 0 turns this off. Returns False if the C library does not support this.
 
-    A program that reads memory before writing to it, or after freeing it, then reads this value instead of
+    A program that reads memory before writing to it, or after freeing it, then reads these values instead of
     zeros or the earlier contents (mallopt(3), M_PERTURB). The setting applies to the whole process.
     """
     return bool(_mallopt()(_M_PERTURB, byte))

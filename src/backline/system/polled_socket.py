@@ -1,4 +1,4 @@
-"""Polls a blocking socket for a moment before a read sleeps."""
+"""Polls a blocking socket briefly before a read sleeps."""
 
 from __future__ import annotations
 

@@ -91,8 +91,8 @@ def peak_bytes(pid: int | None = None) -> int:
 
 
 def sessions(leaders: Iterable[int]) -> dict[int, list[int]]:
-    """Returns the processes in the session of each leader, including the leader; none if the leader has
-    ended.
+    """Returns the ids of the processes in the session of each leader, including the leader; an empty list if
+    the leader has ended.
 
     A process that a worker starts belongs to the session of the worker, unless it begins a new one.
     """

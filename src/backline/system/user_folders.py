@@ -22,8 +22,8 @@ def user_config() -> Path:
 
 
 def user_state() -> Path:
-    """Returns the folder with a state folder for each server. State folders hold what requests have changed,
-    such as labels.
+    """Returns the folder that contains the default state folders, one for each set of repositories. State
+    folders hold what must outlive a server, such as labels and measurements.
     """
     return _folder("state", "XDG_STATE_HOME", ".local/state")
 

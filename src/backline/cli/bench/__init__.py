@@ -152,7 +152,9 @@ def command(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """The plan of a benchmark. Each step sets the number of requests, either in flight or per second."""
+    """The plan of a benchmark. Each step is a pair: the number of requests in flight, or None, and the number
+    of requests per second, or None. `duration` and `warm_up` are in seconds per step.
+    """
 
     model: str
     version: str

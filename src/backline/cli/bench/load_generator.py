@@ -80,7 +80,7 @@ async def open_loop(send: Send, rate: float, seconds: float, arrivals: Arrivals)
     """Sends `rate` requests per second for `seconds`, without waiting for responses.
 
     Latency is measured from the time when a request was due, so a stall of the server adds to the latency of
-    each request that it delays.
+    each request that it delays. Ends early if MAX_BEHIND requests are in flight.
     """
     load = LoadResult()
     tasks: set[asyncio.Task[None]] = set()
@@ -141,8 +141,8 @@ PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 
 @dataclass(frozen=True, slots=True)
 class ServerShare:
-    """The server's own measurements during a step: the mean time that a request spent in the queue and in the
-    model, in microseconds.
+    """The server's own measurements during a step: the mean times that a request spent in the queue and in
+    the model, in microseconds.
 
     `batch` is the mean number of items per run, or 0 if there was no run. `cached` is the number of responses
     that came from the response cache.

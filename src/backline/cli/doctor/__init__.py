@@ -104,7 +104,7 @@ def command(
         for outcome in outcomes:
             print(outcome)
         if not fix and any(one.finding.repair is not None for one in diagnoses):
-            print("--fix repairs those that concern file permissions or leftovers")
+            print("Run again with --fix to correct file permissions and remove leftovers")
     if any(one.finding.severity is Severity.ERROR for one in diagnoses):
         raise click.exceptions.Exit(1)
 

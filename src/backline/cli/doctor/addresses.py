@@ -38,7 +38,7 @@ class Exposure:
     reachable: tuple[str, ...] = ()
     #: Whether there are keys, in a file or in environment variables.
     keyed: bool = False
-    #: Whether every port uses TLS, except a metrics port that serves nothing else.
+    #: Whether all ports use TLS. A metrics port with --metrics-plain does not count.
     tls: bool = False
     #: Whether every client needs a certificate.
     certified: bool = False
@@ -81,9 +81,9 @@ def privileged_ports(exposure: Exposure) -> Iterator[Finding]:
     refused = [port for port in exposure.ports if port.problem == errno.EACCES]
     for port in refused:
         yield error(
-            f"Port {port.number} needs more rights than this user has",
+            f"Port {port.number} needs privileges that this user does not have",
             "The server does not start.",
-            f"Choose a port above 1023 with {port.option}, and map it from outside.",
+            f"Choose a port above 1023 with {port.option}, and forward port {port.number} to it.",
         )
     if not refused:
         yield ok("This user may listen on the ports")
@@ -104,7 +104,7 @@ def open_server(exposure: Exposure) -> Iterator[Finding]:
             " certificates with --ssl-client-ca.",
         )
     else:
-        yield ok("Nobody from elsewhere may use the server without a key or certificate")
+        yield ok("Nobody on another machine can use the server without a key or certificate")
 
 
 def plain_keys(exposure: Exposure) -> Iterator[Finding]:
@@ -137,7 +137,7 @@ def trusted_code(exposure: Exposure) -> Iterator[Finding]:
             else "Copy the models to a folder that you control.",
         )
     if not given:
-        yield ok("Files that can execute code are not trusted in general")
+        yield ok("Files that can execute code are not trusted for all models")
 
 
 ADDRESSES: Mapping[str, Callable[[Exposure], Iterator[Finding]]] = {
@@ -159,7 +159,7 @@ _OPTIONS: Final = {
 
 
 def read_exposure(options: ServerOptions) -> Exposure:
-    """Returns the facts for the checks. For this, tries to listen on each port."""
+    """Tries to listen on each port, and returns the facts for the checks."""
     return Exposure(
         ports=tuple(_try(port, options.host) for port in options.ports),
         reachable=options.reachable,
@@ -173,7 +173,7 @@ def read_exposure(options: ServerOptions) -> Exposure:
 
 
 def _try(port: OpenPort, default: str) -> TriedPort:
-    """Tries to listen on a port. `default` is the address of ports for which no other address is given."""
+    """Tries to listen on a port. `default` is the value of --host, the address of most ports."""
     option, host_option = _OPTIONS[port.label]
     if port.host == default:
         host_option = "--host"
@@ -181,7 +181,7 @@ def _try(port: OpenPort, default: str) -> TriedPort:
 
 
 def _tried(host: str, port: int) -> int:
-    """Listens on a port for a moment. Returns the errno if listening fails, else 0."""
+    """Listens on a port briefly. Returns the errno if listening fails, else 0."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as tried:

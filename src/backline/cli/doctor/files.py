@@ -102,12 +102,12 @@ def disk_space(files: ServerFiles) -> Iterator[Finding]:
     full = [place for place in files.folders if place.free < _LITTLE_DISK]
     for place in full:
         yield warning(
-            f"{format_bytes(place.free)} are free for {place.what.lower()}, '{place.path}'",
+            f"{format_bytes(place.free)} is free for {place.what.lower()}, '{place.path}'",
             "Downloads of models and builds of environments fail when the disk is full.",
             "Free space, or choose a folder on another disk.",
         )
     if files.folders and not full:
-        yield ok(f"{format_bytes(min(place.free for place in files.folders))} are free on disk")
+        yield ok(f"{format_bytes(min(place.free for place in files.folders))} is free on disk")
 
 
 def secret_files(files: ServerFiles) -> Iterator[Finding]:
@@ -119,7 +119,7 @@ def secret_files(files: ServerFiles) -> Iterator[Finding]:
     for place in readable:
         yield warning(
             f"Other users of this machine may read or change {place.what}, '{place.path}'",
-            "Anyone who has it can pretend to be the server, or get access to the server.",
+            "Anyone who has it can impersonate the server, or get access to the server.",
             f"chmod 600 '{place.path}'",
             Repair("permit", place.path, 0o600),
         )
@@ -137,7 +137,7 @@ def repository_permissions(files: ServerFiles) -> Iterator[Finding]:
             Repair("permit", place.path, (place.mode or 0) & ~stat.S_IWOTH),
         )
     if files.repositories and not writable:
-        yield ok("Only some users may change the repository")
+        yield ok("Not every user of this machine may change the repositories")
 
 
 def key_file(files: ServerFiles) -> Iterator[Finding]:
@@ -217,7 +217,7 @@ def certificate(files: ServerFiles) -> Iterator[Finding]:
 def interrupted_work(files: ServerFiles) -> Iterator[Finding]:
     for path in files.unfinished:
         yield warning(
-            f"'{path}' is left from a download that a crash interrupted",
+            f"'{path}' was left by a download that a crash interrupted",
             "It takes space and is never used again.",
             f"Remove it: rm -r '{path}'",
             Repair("remove", path),
@@ -231,7 +231,7 @@ def environments(files: ServerFiles) -> Iterator[Finding]:
         yield note(
             f"{files.unused_environments} environments that no model uses take"
             f" {format_bytes(files.unused_bytes)}",
-            "They were built for earlier requirements of models, or for models that are gone.",
+            "They were built for earlier requirements of models, or for models that have been removed.",
             "backline env prune",
         )
     else:

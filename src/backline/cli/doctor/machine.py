@@ -71,7 +71,7 @@ def cores(machine: Machine) -> Iterator[Finding]:
         yield ok(f"{machine.cores} cores")
     elif quota < 1:
         yield warning(
-            f"The container's quota is {quota:g} of a core",
+            f"The container's quota is {quota:g} cores",
             "The kernel stops the whole server for the rest of each period of 0.1 s once the quota is used"
             " up. Requests then wait that long.",
             "Give the container at least one core (docker --cpus 1, or resources.limits.cpu in Kubernetes).",
@@ -79,9 +79,9 @@ def cores(machine: Machine) -> Iterator[Finding]:
     else:
         yield note(
             f"The container may use {quota:g} of {machine.cores} cores",
-            "Libraries that count the machine's cores start more threads than can run. Backline itself counts"
-            " the quota.",
-            f"Set OMP_NUM_THREADS={machine.usable_cores} for models with their own libraries.",
+            "Libraries that count the machine's cores start more threads than can run. Backline itself"
+            " respects the quota.",
+            f"Set OMP_NUM_THREADS={machine.usable_cores} for models whose libraries start threads.",
         )
 
 
@@ -128,20 +128,20 @@ def compute_threads(machine: Machine) -> Iterator[Finding]:
             "Leave it out: the default is the number of usable cores.",
         )
     else:
-        yield ok("No more threads compute at the same time than there are cores")
+        yield ok("--compute-threads allows no more threads than there are cores")
 
 
 def memory(machine: Machine) -> Iterator[Finding]:
     if machine.memory_available < _LITTLE_MEMORY:
         yield warning(
-            f"Only {format_bytes(machine.memory_available)} of memory are free",
-            "A load needs up to twice the size of the model's files. The kernel ends the process that runs"
+            f"Only {format_bytes(machine.memory_available)} of memory is free",
+            "A load needs up to twice the size of the model's files. The kernel kills a process that runs"
             " out of memory.",
             "Free memory, use a larger machine, or set --memory-budget so that idle models are unloaded.",
         )
     else:
         yield ok(
-            f"{format_bytes(machine.memory_available)} of {format_bytes(machine.memory_total)} of memory are"
+            f"{format_bytes(machine.memory_available)} of {format_bytes(machine.memory_total)} of memory is"
             " free"
         )
 
@@ -149,7 +149,7 @@ def memory(machine: Machine) -> Iterator[Finding]:
 def memory_limit(machine: Machine) -> Iterator[Finding]:
     limit = machine.memory_limit
     if limit is None or limit >= machine.memory_total:
-        yield ok("No limit on memory below that of the machine")
+        yield ok("No memory limit below the memory of the machine")
     elif machine.memory_used > 0.9 * limit:
         yield error(
             f"The container uses {format_bytes(machine.memory_used)} of its limit of {format_bytes(limit)}",
@@ -169,7 +169,7 @@ def open_files(machine: Machine) -> Iterator[Finding]:
             f"Each connection needs one. The server then accepts fewer than the {machine.max_connections:,}"
             " connections of --max-connections.",
             f"Raise the hard limit: ulimit -Hn {needed}, LimitNOFILE={needed} in a systemd unit, or"
-            f" --ulimit nofile={needed} of docker.",
+            f" docker --ulimit nofile={needed}.",
         )
     else:
         yield ok(f"Open files: {'no limit' if hard < 0 else f'up to {hard:,}'}")
@@ -182,7 +182,7 @@ def processes(machine: Machine) -> Iterator[Finding]:
             f"{machine.processes:,} of at most {limit:,} processes and threads are in use",
             "Python models need worker processes, and every runtime needs threads; starting them fails at the"
             " limit.",
-            "Raise the limit: --pids-limit of docker, TasksMax in a systemd unit.",
+            "Raise the limit: docker --pids-limit, or TasksMax in a systemd unit.",
         )
     else:
         yield ok("The limit on processes leaves room for workers")
@@ -202,7 +202,7 @@ def shared_memory(machine: Machine) -> Iterator[Finding]:
         yield warning(
             f"/dev/shm has {format_bytes(free)} free",
             "A client that writes beyond that is killed by SIGBUS. Docker gives a container 64 MiB.",
-            "Enlarge it: --shm-size 1g of docker, or an emptyDir with medium Memory in Kubernetes.",
+            "Enlarge it: docker --shm-size 1g, or an emptyDir with medium Memory in Kubernetes.",
         )
     else:
         yield ok(f"/dev/shm has {format_bytes(free)} free")
@@ -211,9 +211,9 @@ def shared_memory(machine: Machine) -> Iterator[Finding]:
 def clock(machine: Machine) -> Iterator[Finding]:
     if machine.now < EARLIEST:
         yield error(
-            f"The clock says {time.strftime('%Y-%m-%d', time.gmtime(machine.now))}",
-            "Certificates are not valid yet at that time, and the expiry of keys and tokens means nothing.",
-            "Set the clock, and keep it right with NTP (timedatectl set-ntp true).",
+            f"The clock shows {time.strftime('%Y-%m-%d', time.gmtime(machine.now))}",
+            "Certificates are not valid yet at that time, and keys and tokens do not expire in time.",
+            "Set the clock, and keep it correct with NTP (timedatectl set-ntp true).",
         )
     else:
         yield ok("The clock is plausible")
@@ -222,13 +222,13 @@ def clock(machine: Machine) -> Iterator[Finding]:
 def power(machine: Machine) -> Iterator[Finding]:
     if "powersave" in machine.governors:
         yield note(
-            "The cores' frequency is governed by 'powersave'",
+            "The CPU frequency governor is 'powersave'",
             "A core takes milliseconds to speed up after a pause, which shows in the latency of rare"
             " requests.",
             "cpupower frequency-set --governor performance",
         )
     else:
-        yield ok("The cores' frequency is not held down")
+        yield ok("No power setting slows the cores down")
 
 
 MACHINE: Mapping[str, Callable[[Machine], Iterator[Finding]]] = {

@@ -27,14 +27,14 @@ from backline.repository.repository import FoundModel
 from backline.server import ServerOptions
 from backline.system.user_folders import user_cache
 
-#: The name of the extra for each backend whose extra has a different name than the backend.
+#: The name of the extra that installs a backend's runtime, for backends whose own name differs.
 _EXTRAS = {"onnxruntime": "onnx", "pytorch": "torch"}
 #: The suffixes of model files that can execute code when they are loaded.
 _PICKLES = (".pkl", ".pickle", ".joblib")
 #: The start of the text that Git LFS writes instead of the content of a file that was not fetched.
 _LFS = b"version https://git-lfs.github.com/spec/"
 _LONG_DELAY_US = 100_000
-#: If two adjacent buckets differ by more than this factor, half of the larger one can be padding, or more.
+#: If two adjacent buckets differ by more than this factor, half of a padded input, or more, can be padding.
 _WIDE = 2.0
 #: The allowed batch sizes are reported if more than this share of a batch can be padding.
 _WASTE = 0.5
@@ -52,17 +52,21 @@ class DescribedModel:
     backend: str = ""
     #: Whether the backend's runtime is installed.
     installed: bool = True
+    #: The total size of the model's files, in bytes.
     size: int = 0
     #: Files that are only Git LFS pointers.
     pointers: tuple[str, ...] = ()
     #: Files that can execute code when they are loaded, and that the options do not trust.
     pickles: tuple[str, ...] = ()
+    #: Whether the model's packages must be installed into an environment of its own.
     needs_environment: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Repositories:
-    """The models of all repositories, and the machine that is to serve them."""
+    """The models of all repositories, and the facts about the machine that is to serve them.
+    `memory_available` is in bytes.
+    """
 
     models: tuple[DescribedModel, ...] = ()
     #: The reason why each unreadable repository cannot be read, by location.
@@ -147,11 +151,11 @@ def pointer_files(found: Repositories) -> Iterator[Finding]:
     for model, path in missing:
         yield error(
             f"{model.name}: '{path}' is a Git LFS pointer, not the file itself",
-            "Git fetched only the name of the content, so the model does not load.",
+            "Git fetched only a reference to the content, so the model does not load.",
             "Run 'git lfs pull' in the repository.",
         )
     if found.models and not missing:
-        yield ok("All files have their content")
+        yield ok("No file is a Git LFS pointer")
 
 
 def pickles(found: Repositories) -> Iterator[Finding]:
@@ -179,7 +183,7 @@ def gpus(found: Repositories) -> Iterator[Finding]:
             "Set `kind: KIND_CPU` in instance_group, or use a machine with a GPU.",
         )
     else:
-        yield ok("The devices that models ask for exist")
+        yield ok("This machine has the devices that models ask for")
 
 
 def threads(found: Repositories) -> Iterator[Finding]:
@@ -263,7 +267,7 @@ def sizes(found: Repositories) -> Iterator[Finding]:
     for model in large:
         yield error(
             f"{model.name} has files of {format_bytes(model.size)}, but only"
-            f" {format_bytes(found.memory_available)} of memory are free",
+            f" {format_bytes(found.memory_available)} of memory is free",
             "The load runs out of memory.",
             "Use a larger machine, or a quantised model.",
         )
@@ -314,8 +318,8 @@ REPOSITORY: Mapping[str, Callable[[Repositories], Iterator[Finding]]] = {
 def read_repositories(
     options: ServerOptions, *, cores: int, memory_available: int, gpu: bool
 ) -> Repositories:
-    """Reads the repositories of a server with these options. Of remote repositories, reads only the
-    configurations, and lists the other files.
+    """Returns the facts about the repositories of a server with these options. Of the files of remote
+    repositories, only the configurations are read.
     """
     models: list[DescribedModel] = []
     problems: dict[str, str] = {}
@@ -372,7 +376,9 @@ def _describe(
     root: Path | None,
     options: ServerOptions,
 ) -> DescribedModel:
-    """Describes a model. `root` is the folder of a local repository; None if the repository is remote."""
+    """Returns the facts about a model. `root` is the folder of a local repository; None if the repository is
+    remote.
+    """
     files = {path: entry for version in found.versions for path, entry in version.files.items()}
     loadable = next((one for one in reversed(found.versions) if one.path is not None), None)
     backend, installed, needs = "", True, False

@@ -1,4 +1,4 @@
-"""Checks a running server and its models, by asking the server's API and reading its metrics."""
+"""Checks a running server and its models through the server's API and metrics."""
 
 from __future__ import annotations
 
@@ -60,15 +60,18 @@ class ServerFacts:
     index: tuple[ModelIndex, ...] = ()
     statistics: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)
     configurations: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)
+    #: The duration of the last load of each version, in seconds.
     load_seconds: Mapping[Key, float] = field(default_factory=dict)
+    #: The number of runs of each version that exceeded their time limit and have not ended.
     stuck: Mapping[Key, float] = field(default_factory=dict)
     #: The number of seconds by which the clock of the server is ahead of the clock of this machine; None if
     #: unknown.
     skew: float | None = None
+    #: When the server's certificate expires, and the current time, in seconds since 1970.
     certificate_expires: float | None = None
     now: float = 0.0
     #: The scopes of callers without a key, if other machines can reach the address. Empty if the server does
-    #: not tell.
+    #: not list them.
     open_scopes: frozenset[str] = frozenset()
     #: The number of cores that the server can use; None if the server runs on another machine.
     cores: int | None = None
@@ -95,7 +98,7 @@ def server_version(server: ServerFacts) -> Iterator[Finding]:
     if server.name == "backline" and server.version != server.own_version:
         yield note(
             f"The server is Backline {server.version}, this program {server.own_version}",
-            "Commands and clients may know options that the server does not, or the reverse.",
+            "Commands and clients may know options that the server does not, or vice versa.",
             "Install the same version on both sides.",
         )
 
@@ -128,10 +131,10 @@ def clocks(server: ServerFacts) -> Iterator[Finding]:
         yield ok("The server's clock agrees with this machine's")
 
 
-#: What each scope allows, and what follows from that.
+#: For each scope, what a caller with the scope may do, and why a server should not allow everyone to do it.
 _ALLOWED: Mapping[str, tuple[str, str]] = {
     "read": ("see its models", "Inputs, outputs and settings of all models are visible."),
-    "infer": ("run its models", "Running models takes the machine's cores."),
+    "infer": ("run its models", "Running models uses the machine's cores."),
     "manage": (
         "load models",
         "A model is code: anyone who may load a model can run programs as the server's user.",
@@ -145,9 +148,7 @@ def callers_without_key(server: ServerFacts) -> Iterator[Finding]:
     if allowed:
         yield warning(
             f"Callers without a key can use {server.url}: they may {', '.join(may for may, _ in allowed)}",
-            " ".join(
-                ("Anyone who can reach the address is such a caller.", *(effect for _, effect in allowed))
-            ),
+            " ".join(("Requests to this address need no key.", *(effect for _, effect in allowed))),
             "Create keys ('backline keys create') and serve with --auth. In that file, the table [anonymous]"
             " lists what callers without a key may do.",
         )
@@ -186,7 +187,7 @@ def cold_models(server: ServerFacts) -> Iterator[Finding]:
             yield note(
                 f"{_version(entry.name, entry.version)} is not loaded; the next request loads it",
                 "This request waits for the load.",
-                f"Load it before its traffic comes (backline models load {entry.name}), set `pinned = true`,"
+                f"Load it before requests arrive (backline models load {entry.name}), set `pinned = true`,"
                 " or raise --memory-budget if it was evicted.",
             )
 
@@ -242,7 +243,7 @@ def stuck_runs(server: ServerFacts) -> Iterator[Finding]:
                 f"{_version(name, version)} has {count:.0f} runs that exceeded their time limit and are"
                 " still running",
                 "Each one occupies a core and its memory until the server restarts.",
-                "Serve the model in a worker process, which can be ended: `lane = 'process'`.",
+                "Serve the model in a worker process, which can be killed: `lane = 'process'`.",
             )
 
 
@@ -256,7 +257,7 @@ def batching_in_use(server: ServerFacts) -> Iterator[Finding]:
             continue
         name = _version(*key)
         reason = config.get("parameters", {}).get("backline.placement", {}).get("string_value", "")
-        times = f"waits {queue / 1000:.1f} ms in the queue and computes {compute / 1000:.1f} ms"
+        times = f"waits {queue / 1000:.1f} ms in the queue and computes for {compute / 1000:.1f} ms"
         if not int(config.get("max_batch_size") or 0):
             yield warning(
                 f"{name} is not batched, and a request {times}{f' ({reason})' if reason else ''}",
@@ -396,8 +397,8 @@ def open_scopes(address: Address, options: ClientOptions) -> frozenset[str]:
     """Returns the scopes that a server gives to callers without any credential. Empty if the server admits no
     such caller, or if it is not Backline and does not list scopes.
 
-    The request is sent without a client of this package, because that would add the caller's stored key. An
-    invalid key is no substitute for none: servers refuse it even if callers without a key are welcome.
+    The request is sent without this package's client, which would add the caller's stored key. Sending an
+    invalid key instead would not help: servers refuse it even if they admit callers without a key.
     """
     try:
         if address.tls:

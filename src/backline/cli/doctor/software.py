@@ -16,8 +16,8 @@ from backline.cli.doctor.finding import Finding, error, note, ok, warning
 
 #: The newest Python that Backline is tested with.
 NEWEST_PYTHON = (3, 14)
-#: Packages whose runtimes cannot use a GPU (of torch, only some builds), and how to replace each package by
-#: one that can.
+#: Packages whose runtimes cannot use a GPU (for torch, only some builds), and how to replace each package
+#: with one that can.
 _WITHOUT_GPU = {
     "onnxruntime": "pip uninstall onnxruntime && pip install 'backline[onnx-gpu]'",
     "tensorflow-cpu": "pip uninstall tensorflow-cpu && pip install 'tensorflow[and-cuda]'",
@@ -46,7 +46,7 @@ class Software:
     least: Mapping[str, str]
     #: Whether this machine has an NVIDIA GPU.
     gpu: bool
-    #: What is wrong with environment variables that start with BACKLINE_.
+    #: Warnings about environment variables that start with BACKLINE_ but set no option.
     variables: tuple[str, ...] = ()
 
 
@@ -100,7 +100,7 @@ def protobuf(software: Software) -> Iterator[Finding]:
     if software.protobuf == "python":
         yield warning(
             "protobuf uses its implementation in Python",
-            "Parsing a gRPC message then takes tens of times as long.",
+            "Parsing a gRPC message then takes dozens of times as long.",
             "Unset PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION, or reinstall protobuf from its wheel.",
         )
     else:

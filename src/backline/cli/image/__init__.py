@@ -166,7 +166,7 @@ def _builder(wanted: str | None) -> str:
     found = next((path for name in names if (path := shutil.which(name))), None)
     if found is None:
         raise BacklineError(
-            f"no program that builds images was found by the name {' or '.join(names)}: install one of"
+            f"no program named {' or '.join(names)} was found to build the image: install one of"
             f" {', '.join(BUILDERS)}, or write the Containerfile with --output and build it elsewhere"
         )
     return found
@@ -194,7 +194,7 @@ _OF_SCHEMES = {"s3": "cloud", "gs": "cloud", "az": "cloud", "as": "cloud"}
 #: repository. Files of weights have other names.
 _SUFFIXES = (".py", ".txt", ".toml", ".pbtxt")
 _NAMES = ("uv.lock", ".python-version", "PYTHON_VERSION")
-#: The maximum size in bytes of a file that is copied into the image.
+#: The maximum size in bytes of a file that describes an environment.
 _MAX_SIZE = 1 << 20
 
 
@@ -202,7 +202,7 @@ _MAX_SIZE = 1 << 20
 class Recipe:
     """The contents of an image: sorted `extras`, and `files` that describe the environments of the models.
 
-    The files are small. Their paths are relative to the root of the repository.
+    The paths of the files are relative to the root of the repository.
     """
 
     extras: tuple[str, ...]

@@ -38,8 +38,8 @@ def run_change(
     version: str = "",
     quiet: bool = False,
 ) -> tuple[Result, list[ModelIndex]]:
-    """Runs a change on a server. Returns the result of the change, and afterwards the entries of `model` in
-    the model list, or all entries if `model` is empty.
+    """Runs a change on a server. Returns the result of the change, and the entries of `model` in the model
+    list after the change; all entries if `model` is empty.
 
     Unless `quiet`, the progress of loads is shown on stderr. If a name is unknown, the error suggests the
     nearest name.

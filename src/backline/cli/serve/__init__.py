@@ -220,8 +220,8 @@ def within_open_files(limits: Limits) -> Limits:
     return replace(limits, max_connections=fitting)
 
 
-#: The share of the memory that request bodies and unread responses may take. Running a request takes several
-#: copies of it: decoded inputs, memory shared with a worker, the response.
+#: Request bodies and unread responses may take at most one part in this many of the memory, because running a
+#: request takes several copies of it: decoded inputs, memory shared with a worker, the response.
 _BUFFERED_SHARE = 8
 
 
@@ -330,8 +330,9 @@ def serve_until_stopped(
     on_started: Callable[[Server], None] = _nothing_to_say,
     abandoned: int = 0,
 ) -> int:
-    """Serves until a signal arrives. Returns the exit status 0. If a run or a load is still in progress, ends
-    the process with the exit status `abandoned` instead. With `debug`, always ends the process, with 0.
+    """Serves until a signal arrives. Returns the exit status 0. If a run or a load is still in progress after
+    the server has stopped, ends the process with the exit status `abandoned` instead. With `debug`, always
+    ends the process, with 0.
 
     `on_log` is called when the log is open, and `on_started` when every model has loaded or failed to load.
     """
@@ -451,7 +452,7 @@ def _has_terminal() -> bool:
 
 
 async def _stop(server: Server, options: ServerOptions) -> bool:
-    """Stops the server. Returns whether all runs have ended. Clients do not wait for runs that continue."""
+    """Stops the server. Returns whether all runs ended in time. If not, their clients are disconnected."""
     # With a debugger, the time is short, because a request that has stopped at a breakpoint may never end.
     limit = STOPPED_WITHIN if options.lifecycle.debugged_model else options.limits.drain_timeout + REST_WITHIN
     try:
@@ -478,7 +479,9 @@ def _not_opened(error: PortNotOpened) -> str:
             f" port: {option} {port + 10 if port < 65000 else 8000}, or {option} 0 for any"
         )
     if port and error.errno == errno.EACCES:
-        return f"port {port} needs more rights than this user has. Choose one above 1023: {option} 8000"
+        return (
+            f"port {port} needs privileges that this user does not have. Choose one above 1023: {option} 8000"
+        )
     text = error.strerror or str(error)
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{text}. Choose an address of this machine with --host, for example 127.0.0.1 or 0.0.0.0"

@@ -90,7 +90,8 @@ _OPTIONS: tuple[Decorator, ...] = (
     option(
         "--ray-keep-sequences",
         is_flag=True,
-        help="Keep the states of sequences outside of replicas, so that others continue them.",
+        help="Keep the states of sequences outside of replicas, so that another replica can continue a"
+        " sequence.",
     ),
 )
 

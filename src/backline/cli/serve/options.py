@@ -561,7 +561,7 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _filled(kind: Any, given: dict[str, Any]) -> Any:
-    """Creates an instance of the dataclass `kind` from its fields in `given`, and removes them there."""
+    """Creates an instance of the dataclass `kind`, and removes the values of its fields from `given`."""
     return kind(**{field.name: given.pop(field.name) for field in fields(kind) if field.name in given})
 
 

@@ -54,7 +54,7 @@ def exposure(options: ServerOptions) -> str:
         encrypted = "; only gRPC is encrypted"
     return (
         f"anyone who can reach this server's address, {', '.join(addresses)}, may {may}{encrypted}."
-        " Ask for keys (--auth, see 'backline keys create --help') or client certificates"
+        " Require keys (--auth, see 'backline keys create --help') or client certificates"
         " (--ssl-certificate, --ssl-key, --ssl-client-ca), or listen on 127.0.0.1 or a --unix-socket"
     )
 
@@ -104,7 +104,7 @@ class LoadReport:
         self._done = 0
         self._total: int | None = None
         self._timer: asyncio.TimerHandle | None = None
-        #: Lines to print, and when they are printed.
+        #: Lines to print, and the timer after which they are printed.
         self._lines: list[str] = []
         self._printing: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Accepts command lines written for tritonserver, and suggests replacements for missing options."""
+"""Accepts tritonserver's form of flags, and suggests replacements for options that `backline serve` lacks."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class TritonCommand(click.Command):
         for outcome, title in (
             ("taken", "Options of Triton"),
             ("no effect", "Accepted without effect"),
-            ("missing", "Accepted with a warning, because Backline lacks what they ask for"),
+            ("missing", "Accepted with a warning, because Backline lacks the feature"),
         ):
             with formatter.section(title):
                 formatter.write_dl(
@@ -193,7 +193,7 @@ def command(arguments: tuple[str, ...]) -> int:
 
 
 def _writable(settings: LogSettings) -> tuple[LogSettings, str]:
-    """Returns the log settings, and what is wrong with the log file. If the file cannot be opened, the
+    """Returns the log settings, and what is wrong with the log file, or "". If the file cannot be opened, the
     returned settings do not contain it.
 
     Triton also starts without its log file, and then logs to stderr.

@@ -19,8 +19,8 @@ class BadCommandLine(BacklineError):
 
 
 class BadOption(BadCommandLine):
-    """Raised for an option that getopt would refuse in Triton. Such messages begin with the path of the
-    program.
+    """Raised for an option that getopt would refuse in Triton. The caller prefixes the message with the name
+    of the program, as getopt does.
     """
 
 
@@ -253,5 +253,5 @@ def _traces(values: Mapping[str, Sequence[str]], last: Mapping[str, str]) -> tup
         return settings, ""
     # With a trace level but no file, Triton also starts, and writes no traces.
     return [setting for setting in settings if setting not in levels], (
-        f"the trace setting {levels[0]} has no effect: say where traces go, by triton,file=PATH"
+        f"the trace setting {levels[0]} has no effect: set a file for traces with triton,file=PATH"
     )

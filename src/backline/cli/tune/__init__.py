@@ -166,7 +166,9 @@ async def _tune(
 
 
 def _recorded(data: str | None, state: Path | None, repository: str, name: str) -> Path | None:
-    """Returns the file of recorded requests to which --data refers; None if it has another kind of value."""
+    """Returns the file of recorded requests to which `data`, the value of --data, refers; None if it refers
+    to something else.
+    """
     if data == RECORDED:
         where = Path(repository)
         # The repository of a server is usually the folder that contains the model's folder.

@@ -14,8 +14,7 @@ from backline.cli.table import print_table
 from backline.cli.tune.search import Goal, LoadMeasurement, Outcome, pareto
 
 _UNITS = (
-    "Throughput is in requests per second, latency in ms, both with as many callers as the column 'in flight'"
-    " says."
+    "Throughput is in requests per second, latency in ms; the column 'in flight' gives the number of callers."
 )
 
 
@@ -32,7 +31,7 @@ def print_outcome(outcome: Outcome, goal: Goal) -> None:
     columns = ("", "settings", "in flight", "requests/s", "mean", "p99")
     print_table(columns, rows, right=columns[2:])
     if outcome.shares:
-        print("\nWhat each change brought:")
+        print("\nEffect of each change:")
         brought = [
             (share.name, _text(share.before), _text(share.after), f"{share.without - 1:+.0%}")
             for share in outcome.shares
@@ -179,7 +178,7 @@ def _figure(outcome: Outcome, goal: Goal, title: str) -> Any:
         [one.throughput for one in front],
         "o-",
         color="#2a7f62",
-        label="not beaten in both",
+        label="Pareto front",
     )
     for one, mark, label in ((outcome.base, "s", "now"), (outcome.best, "*", "best")):
         axes.plot([one.p99 * 1000], [one.throughput], mark, markersize=13, color="#c4572b", label=label)

@@ -24,7 +24,8 @@ ROUNDS = ((0.1, 16), (0.25, 6))
 PROBE_SECONDS = 0.08
 #: Candidates whose prediction is worse than this share of the best prediction are not measured.
 _PROMISING = 0.6
-#: The number of finalists that are compared with the current settings, and how many times each is measured.
+#: The number of finalists that are compared with the current settings, how many times each is measured, and
+#: the duration of each measurement in seconds.
 _RIVALS = 3
 _TURNS = 2
 _TURN_SECONDS = 0.5
@@ -149,7 +150,7 @@ class Search:
         best = await self._choose_buckets(best)
         simplest, shares = await self._simplify(best, base)
         if simplest.settings != best.settings:
-            # The two settings were measured at different times, and the machine may have been slower at one.
+            # The two were measured at different times, and the machine may have been slower at one of them.
             base, best = await self._decide(base, [simplest, best])
         changed = {name for name, _, _ in best.settings.changes(base.settings)}
         shares = [share for share in shares if share.name in changed]
@@ -348,7 +349,7 @@ class Search:
         changes = best.settings.changes(base.settings)
         shares = []
         for index, (name, before, after) in enumerate(changes):
-            self._progress(f"measuring what {name} brings", 0.9 + 0.1 * index / len(changes))
+            self._progress(f"measuring the effect of {name}", 0.9 + 0.1 * index / len(changes))
             undone = without(best.settings, base.settings, name)
             if undone.lane == "inline" and (undone.instances, undone.threads) != (1, 1):
                 continue

@@ -87,8 +87,8 @@ class TunedSettings:
 
 @dataclass(frozen=True, slots=True)
 class Tunable:
-    """What may be varied in the settings of a model. `base` contains the settings that the server uses by
-    default.
+    """The limits within which the settings of a model may be varied. `base` contains the settings that the
+    server uses by default.
     """
 
     base: TunedSettings

@@ -39,7 +39,7 @@ _URL = "inproc:tune"
 _WARM_UP = 0.03
 #: The maximum duration of a measurement in which no request completes, in seconds.
 _LONGEST = 60.0
-#: The maximum number of recorded requests to use. They are sent in turn, again and again.
+#: The maximum number of recorded requests to use. They are sent in rotation.
 _MOST_REQUESTS = 200
 
 

@@ -1,7 +1,6 @@
 """Writes a line about each request to a verbose log: its model, outcome and times.
 
-The lines are made from the same data as traces. While the log is not verbose, no such data is collected for
-it.
+The lines are made from the same data as traces. While the log is not verbose, no data is collected for them.
 """
 
 from __future__ import annotations

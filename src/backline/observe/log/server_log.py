@@ -24,12 +24,12 @@ from backline.engine.control import LogLine, LogValue
 from backline.engine.names import printable
 from backline.observe.log.settings import LogFormat, LogSettings, LogStyle
 
-#: The maximum number of entries that are kept.
+#: The maximum number of entries that are kept in memory.
 KEPT: Final = 500
 #: The maximum number of characters of an entry. With KEPT, this limits the memory to 2 MiB for ASCII text.
 LONGEST: Final = 4000
 _MASK: Final = "***"
-#: Matches secrets: API keys, JSON Web Tokens, HTTP fields with credentials, and user information and
+#: Matches secrets: API keys, JSON Web Tokens, credentials in HTTP fields, and user names, passwords, keys and
 #: signatures in URLs. The server does not log secrets, but models and libraries may.
 _SECRETS: Final = re.compile(
     r"(?P<key>\bbk_)[\w-]{8,}"

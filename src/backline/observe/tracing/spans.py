@@ -29,13 +29,15 @@ _FAREWELL = 2.0
 
 
 class KeptSpan:
-    """The span of an exchange or request; `offset_ns` converts time.monotonic_ns() to wall-clock time."""
+    """The span of an exchange or request. A time from time.monotonic_ns() plus `offset_ns` is the wall-clock
+    time.
+    """
 
     __slots__ = ("id", "offset_ns", "span")
 
     def __init__(self, span: Span, offset_ns: int, id: int = 0) -> None:
         self.span = span
-        #: A serial number, from which the attributes that Triton sets are derived.
+        #: A serial number, used for the attributes `triton.trace_id` and `triton.trace_parent_id`.
         self.id = id
         self.offset_ns = offset_ns
 

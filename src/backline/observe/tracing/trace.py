@@ -58,11 +58,11 @@ class TraceWriter(Protocol[Kept]):
     """Writes traces. All methods are called on the event loop and must not block."""
 
     def arrived(self, exchange: Exchange[Kept]) -> Kept:
-        """Called when a client's request has arrived."""
+        """Called when a client's request has arrived. Returns the object to attach to the exchange."""
 
     def began(self, trace: RequestTrace[Kept], request: InferRequest) -> Kept:
         """Called before a ticket is submitted, for a client's request or for a request that is made on
-        behalf of a client's request.
+        behalf of a client's request. Returns the object to attach to the request.
         """
 
     def context(self, kept: Kept) -> str:
@@ -246,7 +246,7 @@ class RequestTrace(Listener, Generic[Kept]):
         error: BacklineError = (
             DeadlineExceeded(f"the deadline passed {after}")
             if late
-            else Cancelled(f"the client left or stopped waiting {after}")
+            else Cancelled(f"the client disconnected or stopped waiting {after}")
         )
         self._end_all(ticket, error)
 

@@ -64,7 +64,7 @@ class Tracing:
             from backline.observe.tracing.trace_file import TraceFile
 
             self._writer = TraceFile(config.file)
-        #: Traces requests for people who watch them in the console.
+        #: Traces requests for people who watch them in the console or with `backline watch`.
         self.watched = TraceWatch()
         #: The request log, which gets all requests, whether they are traced or not.
         self._log: TraceWriter[Any] | None = None

@@ -1,5 +1,5 @@
-"""Traces for people who watch requests in the console. The latest traces are kept in memory. Requests are
-traced only while somebody watches.
+"""Traces for people who watch requests in the console or with `backline watch`. The latest traces are kept in
+memory. Requests are traced only while somebody watches.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from backline.observe.tracing.trace import UNKNOWN_VERSION, Exchange, RequestTra
 
 #: The maximum number of requests that are traced per second, not counting the console's own requests.
 PER_SECOND = 20
-#: The number of traces that are kept.
+#: The number of traces that are kept in memory.
 KEPT = 100
 #: The prefix of the ids of the console's own requests, which are always traced while somebody watches.
 OWN_ID = b"console-"
