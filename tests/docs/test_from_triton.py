@@ -6,12 +6,12 @@ from backline.cli.tritonserver.options import OPTIONS
 from docs.pages import code, read, table
 
 PAGE = "docs/from-triton.md"
-OUTCOMES = {"taken": "taken", "no effect": "no effect", "missing": "warning"}
+OUTCOMES = {"taken": "supported", "no effect": "no effect", "missing": "warning"}
 
 
 def test_every_option_of_tritonserver_is_listed_with_what_becomes_of_it() -> None:
     listed = {
-        code(row["option of tritonserver"])[0]: (row["outcome"], row["what becomes of it"])
+        code(row["option of tritonserver"])[0]: (row["outcome"], row["effect in Backline"])
         for row in table(PAGE, "option of tritonserver")
     }
 

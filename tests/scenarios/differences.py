@@ -316,7 +316,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     ),
     # statistics
     Difference(
-        "404",
+        "unknown models are 404",
         ("an_unknown_model_in_statistics", "an_unknown_version"),
         ("seen.status", "seen.error"),
         any_value,

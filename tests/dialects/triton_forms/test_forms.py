@@ -42,7 +42,7 @@ ADDITIONS: dict[str, tuple[str, Any, str]] = {
 #: Rows of the table of differences in docs/from-triton.md, which says why.
 _STATUSES = "statuses say what a client can do"
 _WHERE = "errors in a request say where they are"
-_SAID = "refused requests are described by what they hold"
+_SAID = "errors describe the invalid request"
 _STRICT = "what Triton ignores is refused"
 _CRASHES = "what crashes Triton is refused"
 _LABELS = "versions that are not numbers are unknown"

@@ -72,7 +72,7 @@ DROP_IN: tuple[Difference, ...] = (
         _texts,
     ),
     Difference(
-        "refused requests are described by what they hold",
+        "errors describe the invalid request",
         _ANY,
         _within(
             *("a batch of zero", "an empty body", "an input is a number", "batches of two sizes"),
@@ -126,7 +126,7 @@ DROP_IN: tuple[Difference, ...] = (
     # what answers hold
     Difference("numbers are as short as their datatype allows", _ANY, ("seen.*.data.*",), _nearly),
     Difference(
-        "small answers are not compressed", ("compressed_bodies",), ("seen.an answer in *",), any_value
+        "small responses are not compressed", ("compressed_bodies",), ("seen.an answer in *",), any_value
     ),
     Difference("metadata says which inputs are optional", _ANY, ("seen.*.inputs.*.parameters",), is_new),
     Difference(
