@@ -24,7 +24,7 @@ Examples:
 def command(shell: str | None) -> None:
     """Print the script that completes commands and options in a shell, by default the user's shell.
 
-    Append it to the start-up file of the shell, as in the examples, and start a new shell.
+    Save it as in the examples, and start a new shell.
     """
     shell = shell or Path(os.environ.get("SHELL", "")).name
     found = get_completion_class(shell) if shell in SHELLS else None

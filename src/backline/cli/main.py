@@ -142,7 +142,7 @@ def _system_error(error: OSError | RuntimeError) -> str | None:
     """Returns a text for an error of the operating system: the limit that was reached, or else the reason
     and, if known, the file. Returns None for an error that does not come from the operating system.
     """
-    from backline.system.exhaustion import exhausted  # rarely needed
+    from backline.system.exhaustion import exhausted  # imported here, because it is rarely needed
 
     if limit := exhausted(error):
         return limit

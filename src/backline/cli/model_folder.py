@@ -246,7 +246,9 @@ def _file_problem(path: Path, found: FoundModel, version: FoundVersion) -> str:
 
 
 def _policy_problems(path: Path, found: FoundModel) -> list[str]:
-    """Returns an error if the version policy names only missing versions, and the model has no labels."""
+    """Returns an error if the version policy names only missing versions and the model has no labels; else an
+    empty list.
+    """
     versions, policy = [version.version for version in found.versions], found.config.version_policy
     selected, missing = select(versions, policy)
     if policy.specific is None or selected or found.config.labels:  # versions with labels are served too

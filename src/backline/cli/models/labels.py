@@ -112,7 +112,7 @@ def roll_back(url: str, options: ClientOptions, name: str, label: str, wait: flo
     """Move a label back to the version before its last move. Repeat the command to go back further.
 
     The server keeps that version loaded for a while (backline serve --keep-previous-secs), so that a rollback
-    takes effect immediately. Later rollbacks load the version first.
+    takes effect immediately. After that time, a rollback loads the version first.
     """
 
     async def rollback(client: AsyncClient) -> Change:
