@@ -97,7 +97,7 @@ def test_an_invalid_environment_is_refused_with_the_reason(tmp_path: Path) -> No
     (tmp_path / "empty").mkdir()
     environment(tmp_path / "bare")
     for given, reason in (
-        ("nothing.tar.gz", "there is no"),
+        ("nothing.tar.gz", "does not exist; give a folder"),
         ("text.tar.gz", "is not a tar archive"),
         ("empty", "holds no bin/python"),
         ("bare", "lacks numpy and msgspec"),

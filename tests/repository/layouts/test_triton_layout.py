@@ -157,8 +157,8 @@ def test_a_repository_inside_a_repository_is_reported(tmp_path: Path) -> None:
     put(tmp_path / "models" / "other" / "config.pbtxt", "")
 
     assert only(tmp_path).problem == (
-        f"'{tmp_path / 'models'}' has no version, but contains models: it is a repository; name it instead"
-        " of the folder above it"
+        f"'{tmp_path / 'models'}' has no version, but contains models: it is a repository; give its location"
+        " instead of the location of the folder above it"
     )
 
 
