@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from backline.client import Client, Model, connect
-from backline.client.errors import ConnectionFailed
+from backline.client.errors import ConnectionFailed, NotFound
 from docs.pages import ROOT
 from support import models
 from support.repositories import put
@@ -194,7 +194,7 @@ def test_a_server_that_is_not_ready_gets_no_requests(
 
 
 def _is_ready(model: Model) -> bool:
-    with contextlib.suppress(ConnectionFailed):  # the server starts
+    with contextlib.suppress(ConnectionFailed, NotFound):  # the server starts
         return model.ready()
     return False
 
