@@ -31,8 +31,8 @@ class AudioHint(OrNone):
         _soundfile(), _soxr()
         if self.format and not output:
             raise InvalidArgument(
-                "only outputs take a format; an input may be WAV, FLAC, OGG, MP3, M4A and others:"
-                f" leave '{self.format}' out"
+                f"only outputs take a format: remove '{self.format}'; an input may be WAV, FLAC, OGG, MP3,"
+                " M4A and others"
             )
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> np.ndarray:

@@ -35,8 +35,8 @@ class ImageHint(OrNone):
         _pillow()
         if self.format and not output:
             raise InvalidArgument(
-                f"only outputs take a format; an input may be any of {', '.join(_READ)}:"
-                f" leave '{self.format}' out"
+                f"only outputs take a format: remove '{self.format}'; an input may be any of"
+                f" {', '.join(_READ)}"
             )
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> Any:

@@ -87,7 +87,7 @@ class Model:
 }
 BROKEN = {
     "no_rate": ("Audio", "str", "Audio needs a rate, as in Audio[16000]"),
-    "format_of_input": ('Image["RGB", "PNG"]', "str", "leave 'PNG' out"),
+    "format_of_input": ('Image["RGB", "PNG"]', "str", "remove 'PNG'"),
     "batched": ("Image", "str", "takes and returns arrays"),
 }
 

@@ -204,7 +204,9 @@ class ConsoleService:
 
     def _show_log(self, request: HttpRequest) -> None:
         if self._engine.log_control is None:
-            raise Unsupported("this server keeps no log: its log belongs to the program that embeds it")
+            raise Unsupported(
+                "this server has no log of its own: its messages go to the log of the program that embeds it"
+            )
         if _wants_events(request):
             self._run(request, self._stream_log)
         else:
