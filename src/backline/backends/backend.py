@@ -73,8 +73,8 @@ class SpreadableModel(Protocol):
         """Loads and returns a copy of the model whose runs use `threads` threads. The copy has its own
         weights, and must be closed too.
 
-        Returns None if the configuration says how runs use threads, or if the weights take so much memory
-        that a copy must be configured (`lone_run_threads`). Raises the errors of Backend.load.
+        Returns None if runs use an accelerator, if parameters of the configuration set threads, or if the
+        weights are large and `lone_run_threads` is not configured. Raises the errors of Backend.load.
         """
 
 

@@ -186,7 +186,7 @@ def read_settings(config: ModelConfig) -> SessionSettings:
 def spread_settings(config: ModelConfig, settings: SessionSettings, threads: int) -> SessionSettings | None:
     """Returns the settings of a session whose runs use `threads` threads, which otherwise equal `settings`.
 
-    Returns None if the configuration says how runs use threads.
+    Returns None if parameters of the configuration set threads.
     """
     if any(key.startswith(_OF_THREADS) for key in config.parameters):
         return None

@@ -89,7 +89,7 @@ def _groups(settings: Mapping[str, Any]) -> tuple[InstanceGroup, ...]:
 def _model_of(archive: MarFile) -> Mapping[str, Any]:
     """Returns the entry `model` of the manifest.
 
-    Raises InvalidArgument if the entry is invalid or names missing files.
+    Raises InvalidArgument if the manifest is not JSON, or if the entry is invalid or names missing files.
     """
     try:
         manifest = json.loads(archive.read(MANIFEST))

@@ -12,7 +12,7 @@ from typing import Final
 
 from backline.engine.errors import InvalidArgument
 
-#: The maximum size of a document, in bytes or characters. The largest configurations in use have about 100
+#: The maximum size of a document, in bytes or characters. The largest configurations in use are about 100
 #: KiB.
 MAX_DOCUMENT: Final = 1 << 20
 #: The maximum nesting depth, which is far below the depth at which the recursion of the parsers fails.

@@ -30,7 +30,8 @@ _OWN_PROCESS: Final = Event()
 def exempt_imports() -> None:
     """Exempts the objects that exist now from garbage collection, and then enables the collector.
 
-    Call this once, after the imports of a process that runs no other program's code.
+    Call this once, after the imports, and only in a process that Backline owns: a command or a worker, not a
+    program that embeds an engine.
     """
     gc.freeze()
     gc.enable()

@@ -1,4 +1,4 @@
-"""Puts outputs into the form that the request asks for: as classes, or in shared memory."""
+"""Classifies outputs, or stores them in shared memory, where the request asks for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inputs and outputs of a model, and the checks of whether a request and its caller fit the model."""
+"""The inputs and outputs of a model, and the checks that a request must pass before the model runs it."""
 
 from __future__ import annotations
 

@@ -176,7 +176,8 @@ def _file(message: Buffer, start: int, end: int) -> tuple[str, Buffer] | None:
 def _content(message: Buffer, position: int, tag: int) -> tuple[int, int]:
     """Returns the start and end of the content of the field at `position`.
 
-    Raises InvalidArgument if the field has another tag.
+    Raises InvalidArgument if the field has another tag or is malformed, and IndexError if the message ends in
+    its tag or length.
     """
     found, position = _varint(message, position)
     if found != tag:

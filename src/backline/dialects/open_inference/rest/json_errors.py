@@ -1,4 +1,6 @@
-"""Makes the errors for JSON that is not an inference request: Triton's text, then what is wrong and where."""
+"""Builds the errors for a request body that is not a valid inference request in JSON: Triton's text, then
+what is wrong and where.
+"""
 
 from __future__ import annotations
 
