@@ -178,7 +178,8 @@ def import_tensorflow() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with LLVM_IMPORT:
         runtime = import_runtime("tensorflow", what="SavedModels need TensorFlow", extra="tensorflow")
-    # TensorFlow would warn that v1.Session, the only way to load models without Keras, is deprecated.
+    # Hides warnings of TensorFlow's Python code, such as those about deprecated functions, because the user
+    # cannot change how this backend calls TensorFlow.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     return runtime
 
