@@ -97,15 +97,15 @@ class _Folder:
         from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-        elsewhere = "choose another folder with --out, or remove both files to create a new CA"
+        elsewhere = (
+            f"choose another folder with --out, or remove {_AUTHORITY}.crt and {_AUTHORITY}.key to create a"
+            " new CA"
+        )
         try:
             certificate = x509.load_pem_x509_certificate(self.certificate(_AUTHORITY).read_bytes())
             key = load_pem_private_key(self.key(_AUTHORITY).read_bytes(), None)
         except (OSError, ValueError, TypeError) as error:
-            raise InvalidArgument(
-                f"the CA in '{self.folder}' ({_AUTHORITY}.crt, {_AUTHORITY}.key) cannot be used:"
-                f" {error}; {elsewhere}"
-            ) from None
+            raise InvalidArgument(f"the CA in '{self.folder}' cannot be used: {error}; {elsewhere}") from None
         if not isinstance(key, EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
             raise InvalidArgument(
                 f"'{self.key(_AUTHORITY)}' is not the key that this command created for"

@@ -84,7 +84,9 @@ def command(
 
 
 def _check_outputs(names: Sequence[str], metadata: ModelMetadata) -> None:
-    """Raises BadParameter if a name is that of a file. In `backline run`, --output is the file to save to."""
+    """Raises BadParameter if a name is not an output but looks like a file. The user then probably expects
+    --output to mean the file to save to, as in `backline run`.
+    """
     known = {spec.name for spec in metadata.outputs}
     for name in names:
         if name not in known and Path(name).suffix in SUFFIXES:

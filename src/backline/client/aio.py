@@ -225,8 +225,8 @@ class AsyncClient:
     ) -> None:
         """Takes a model, or one version of it, out of service.
 
-        With `dependents`, the models in an ensemble's steps are unloaded too, except those that another model
-        needs.
+        With `dependents`, the models in an ensemble's steps are unloaded too, except those that another
+        ensemble needs. `dependents` has no effect if a version is given.
         """
         await (await self._control()).unload(name, _version(version), dependents, self._limit(timeout))
 

@@ -208,8 +208,8 @@ def decode_list(decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Raw) ->
 def replace_words(text: Buffer) -> bytes | None:
     """Replaces NaN, Infinity and -Infinity in JSON with numbers that no datatype can hold.
 
-    Words inside strings are kept. Returns None if no such word occurs outside strings. Only `decode_list`
-    reads the numbers as NaN and the infinities.
+    Words inside strings are kept. Returns None if no such word occurs outside strings, or if the text has a
+    byte that JSON never contains, 0 or 1. Only `decode_list` reads the numbers as NaN and the infinities.
     """
     # By default, the text may be up to 64 MiB long. The interpreter cannot switch threads in a search or a
     # copy, so searching or copying the whole text at once would block the event loop for too long.

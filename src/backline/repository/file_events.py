@@ -19,7 +19,8 @@ log = logging.getLogger("backline.repository")
 #: after its first event.
 _SETTLED = 0.25
 _LONGEST = 10.0
-#: The time, in milliseconds, for which the watcher collects events before it reports them.
+#: The watcher reports events once no further event has arrived for this many milliseconds, or 1.6 seconds
+#: after the first event (the default of watchfiles).
 _STEP_MS = 50
 #: Seconds between checks that each path still leads to the watched file or folder, because a link may have
 #: changed.

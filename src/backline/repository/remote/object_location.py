@@ -116,7 +116,7 @@ def _aws_profile(profile: str, environment: Mapping[str, str]) -> dict[str, Any]
     """Returns the access keys and the region of a profile in the AWS credentials and config files.
 
     The result is empty if `profile` is empty and the files have no default profile. Raises InvalidArgument if
-    the files lack `profile` or are malformed.
+    the files have neither access keys nor a region for `profile`, or are malformed.
     """
     name = profile or "default"
     home = Path(environment.get("HOME", "~")).expanduser() / ".aws"
@@ -144,8 +144,8 @@ def _aws_profile(profile: str, environment: Mapping[str, str]) -> dict[str, Any]
             options |= {fields[key]: value for key, value in parser[section].items() if key in fields}
     if profile and not options:
         raise InvalidArgument(
-            f"neither '{paths[0][0]}' nor '{paths[1][0]}' has the profile '{profile}'; correct AWS_PROFILE"
-            " or add the profile"
+            f"neither '{paths[0][0]}' nor '{paths[1][0]}' has access keys or a region for the profile"
+            f" '{profile}'; correct AWS_PROFILE or the file of {CREDENTIALS_FILE}, or add them"
         )
     return options
 

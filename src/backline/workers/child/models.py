@@ -104,8 +104,8 @@ class WorkerTransport(Transport):
             responses.close()
 
     def _call(self, call: InferCall, *, whole: bool = True) -> ModelCall:
-        """Converts a call. With `whole`, the timeout is for the whole call; otherwise, it is for each
-        response.
+        """Converts a client's call to a ModelCall. With `whole`, the result has the call's timeout; otherwise
+        it has none, because `stream` applies the timeout to each response.
         """
         parameters = read_parameters(call.parameters or {})
         step = parameters.sequence or SequenceStep(0)

@@ -125,7 +125,7 @@ class MetricsStore:
         dimensions: Sequence[Dimension] | None = None,
     ) -> None:
         if unit not in ("ms", "s"):
-            raise ValueError(f"the unit of a time is 'ms' or 's', got '{unit}'")
+            raise ValueError(f"the unit of a time must be 'ms' or 's', got '{unit}'")
         self.add_metric(name, value, unit, idx, dimensions, MetricTypes.GAUGE)
 
     def add_size(
@@ -137,7 +137,7 @@ class MetricsStore:
         dimensions: Sequence[Dimension] | None = None,
     ) -> None:
         if unit not in ("MB", "kB", "GB", "B"):
-            raise ValueError(f"the unit of a size is 'B', 'kB', 'MB' or 'GB', got '{unit}'")
+            raise ValueError(f"the unit of a size must be 'B', 'kB', 'MB' or 'GB', got '{unit}'")
         self.add_metric(name, value, unit, idx, dimensions, MetricTypes.GAUGE)
 
     def add_percent(
