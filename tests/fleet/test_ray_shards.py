@@ -136,7 +136,7 @@ def test_each_shard_has_its_specification(repository: Path) -> None:
 def test_models_are_not_divided_by_nothing(repository: Path, tmp_path: Path) -> None:
     spec = ReplicaSpec(_options(repository / "large"))
 
-    with pytest.raises(InvalidArgument, match="Pass the memory of a replica in bytes"):
+    with pytest.raises(InvalidArgument, match="Pass its memory in bytes"):
         divided(spec)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidArgument, match="has no models to divide"):

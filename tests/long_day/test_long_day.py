@@ -199,7 +199,8 @@ def log_in(user: User, keys: dict[str, str]) -> None:
     assert f"run 'backline login {user.server.url}'" in refused
     put(user.folder / "operator.key", keys["operator"])
     put(user.folder / "leaked.key", keys["leaked"])
-    assert "was not kept" in user.backline("login", user.server.url, "--api-key", "@leaked.key", status=1).err
+    refused = user.backline("login", user.server.url, "--api-key", "@leaked.key", status=1).err
+    assert "was not stored" in refused
     for url in (user.server.url, user.server.grpc_url):
         kept = user.backline("login", url, "--api-key", "@operator.key").out
         assert kept.startswith("Stored the key for ")

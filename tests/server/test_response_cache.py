@@ -184,7 +184,7 @@ def test_enabling_the_cache_on_a_server_without_one_warns_and_runs(tmp_path: Pat
         assert (
             "model 'add1' version 1 asks for the response cache, "
             "but the server has none and runs every request:"
-            " start it with --cache-config local,size=64MiB"
+            " start the server with --cache-config local,size=64MiB"
         ) in server.output
 
 
