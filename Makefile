@@ -58,8 +58,8 @@ serve: $(STAMP)-demo  ## keep the demo's server running on ports 8000 (HTTP), 80
 
 install: $(STAMP)-test $(STAMP)-service $(RUNTIMES)  ## create the development environment in .venv
 
-# Tests measure, kill and time real processes next to each other. What fails there but passes alone does not fail the
-# run, but stays in its output: such a test, or the code it tests, depends on what else runs, and should be mended.
+# Tests start, measure and kill real processes in parallel. A test that fails here but passes on its own does not fail
+# the run, but remains in its output: the test, or the code it tests, depends on what else is running. Please mend it.
 test: $(STAMP)-test $(STAMP)-service $(RUNTIMES)  ## run all tests (BACKENDS=all includes the heavy runtimes)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder \
 	  || { [ $$? = 1 ] && echo "The tests that failed run once more, on their own:" \

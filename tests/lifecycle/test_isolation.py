@@ -141,14 +141,20 @@ def test_a_load_that_is_given_up_ends_its_process(home: Homes, repository: Path)
     asyncio.run(scenario())
 
 
+async def load_by_fork_server(server: Any) -> psutil.Process:
+    """Loads add1, and returns the fork server that ran its trial."""
+    before = set(psutil.Process().children())  # of other tests
+    await server.lifecycle.load("add1", who="Ada")
+    (fork_server,) = set(psutil.Process().children()) - before
+    return fork_server
+
+
 def test_a_fork_server_that_was_killed_is_started_again(home: Homes, repository: Path) -> None:
     models.add1(repository)
 
     async def scenario() -> None:
         async with home(repository, mode="explicit", isolate="always") as server:
-            before = set(psutil.Process().children())  # of other tests
-            await server.lifecycle.load("add1", who="Ada")
-            (fork_server,) = set(psutil.Process().children()) - before
+            fork_server = await load_by_fork_server(server)
             fork_server.kill()
             fork_server.wait()
             await server.lifecycle.unload("add1", who="Ada")
@@ -183,9 +189,7 @@ def test_a_load_does_not_wait_forever_for_a_frozen_fork_server(
 
     async def scenario() -> None:
         async with home(repository, mode="explicit", isolate="always") as server:
-            before = set(psutil.Process().children())  # of other tests
-            await server.lifecycle.load("add1", who="Ada")
-            (fork_server,) = set(psutil.Process().children()) - before
+            fork_server = await load_by_fork_server(server)
             await server.lifecycle.unload("add1", who="Ada")
             fork_server.suspend()
             with monkeypatch.context() as patch:
@@ -207,9 +211,7 @@ def test_an_import_does_not_count_as_time_of_the_trial(
 
     async def scenario() -> None:
         async with home(repository, mode="explicit", isolate="always") as server:
-            before = set(psutil.Process().children())  # of other tests
-            await server.lifecycle.load("add1", who="Ada")
-            (fork_server,) = set(psutil.Process().children()) - before
+            fork_server = await load_by_fork_server(server)
             await server.lifecycle.unload("add1", who="Ada")
             monkeypatch.setattr(TrialLimits, "of", lambda *_, **__: TrialLimits(0.0, 1 << 40, 1 << 20))
             fork_server.suspend()

@@ -115,7 +115,7 @@ DEFAULT_POLICY: Final = BalancePolicy()
 _WINDOW = 128
 #: With fewer response times than this, no request counts as late.
 _NEEDED = 32
-#: The number of new response times after which the balancer computes anew when a request counts as late.
+#: The balancer recomputes the time after which a request counts as late once per this many response times.
 _STEP = 16
 
 
