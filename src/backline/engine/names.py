@@ -81,8 +81,8 @@ def check_file_path(path: str) -> None:
     *folders, file = path.split("/")
     if any(map(fault_in_name, folders)) or (fault_in_name(file) and file != PYTHON_VERSION):
         raise InvalidArgument(
-            f"load parameter {'file:' + path[:256]!r} does not name a file inside the model's folder,"
-            " expected for example 'file:1/model.onnx'"
+            f"load parameter {'file:' + path[:256]!r} does not name a file inside the model's folder:"
+            " expected, for example, 'file:1/model.onnx'"
         )
 
 

@@ -18,7 +18,7 @@ from backline.lifecycle.servable import Servable
 from backline.lifecycle.wanted import Target, identity
 from backline.repository.repository import FoundVersion
 
-#: How many seconds after its unload a version is still listed if the version policy no longer selects it.
+#: Seconds for which an unloaded version is still listed if the version policy no longer selects it.
 UNLOADED_SHOWN_SECONDS = 60.0
 #: Makes the placeholder for an on-demand version, given the version's name.
 MakeAsleep = Callable[[str], StandIn]
@@ -308,7 +308,7 @@ class ServedModel:
         return failures
 
     def load_ended(self, version: str) -> str | None:
-        """Returns the outcome of a version's load: None while it runs, "" for success, or why it failed."""
+        """Returns the outcome of a version's load: None until it ends, "" for success, or why it failed."""
         if self.ready(version) is not None:
             return ""
         held = [

@@ -297,7 +297,9 @@ class Sources:
     def _note_trouble(self, location: str, reason: str) -> None:
         if self._troubles.get(location) != reason:
             self._troubles[location] = reason
-            meanwhile = "its models keep serving" if location in self._found else "the server is not ready"
+            meanwhile = (
+                "but its models keep serving" if location in self._found else "so the server is not ready"
+            )
             log.error("model repository '%s' cannot be read, %s: %s", location, meanwhile, reason)
 
     async def changes(self, interval: float) -> AsyncIterator[None]:

@@ -245,7 +245,7 @@ class ModelConfig:
     python: str = ""
     #: The resources that a replica in Ray needs for the model: bytes of memory, and numbers of CPUs and GPUs.
     ray_actor_options: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    #: How many times a failed load is retried; None for the server's setting.
+    #: The number of times that a failed load is retried; None for the server's setting.
     load_retries: int | None = None
     warm_up: tuple[WarmUpSample, ...] = ()
     #: The serialised inference.ModelConfig of the whole configuration file, including fields that have no

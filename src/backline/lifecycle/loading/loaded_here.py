@@ -1,4 +1,4 @@
-"""Tests, measures and places models that this process calls directly and that give one response per
+"""Tests, measures and places models that this process calls directly and that return one response per
 request.
 """
 

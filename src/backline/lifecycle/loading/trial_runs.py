@@ -113,7 +113,7 @@ class TrialRuns:
         A damaged file may load and fail only when it runs. The model is refused if it raises NeverRuns, or if
         it fails with the same error for all inputs. A model that refuses an input may accept other inputs.
         So may a model with variable dimensions, or one with strings, which may have to be images or JSON.
-        `batched` says that the first dimension is known to be a batch.
+        `batched` says whether the first dimension is known to be a batch.
         """
         failures = self._failures
         if self._times:

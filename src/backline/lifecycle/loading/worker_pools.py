@@ -44,8 +44,8 @@ from backline.workers.process.process import WorkerCommand
 log = logging.getLogger("backline.lifecycle")
 
 _BACKEND = "python"
-#: The minimum number of cores on which workers may poll before they sleep. With fewer, a worker that polls
-#: would take a core from the client, or from the server's own polling.
+#: Workers poll for input before they sleep only if the machine has at least this many cores. With fewer, a
+#: worker that polls would take a core from the client, or from the server's own polling.
 POLLING_CORES = 4
 
 
@@ -202,7 +202,7 @@ class WorkerStarter:
         except TimeoutError:
             self._loop.call_soon_threadsafe(starting.cancel)
             raise Internal(
-                f"{pool.label} was not loaded within {seconds:g} s: if it needs longer, set"
+                f"{pool.label} was not loaded within {seconds:g} s: if it needs longer, raise"
                 " --load-timeout-secs"
             ) from None
         except CancelledError:

@@ -41,23 +41,23 @@ WHEN_IDLE = "unloaded after it was idle"
 _LONGEST_LOOK = 5.0
 #: The minimum interval between checks for idle versions, in seconds.
 _SHORTEST_LOOK = 0.05
-#: How many seconds a load waits for memory that running requests and loads hold.
+#: Seconds for which a load waits for memory that running requests and loads hold.
 _PATIENCE = 30.0
-#: How many seconds a load waits for worker processes that are ending.
+#: Seconds for which a load waits for worker processes that are ending.
 _ENDING = 5.0
 #: A load that has waited for room for at most this many seconds may be overtaken by later loads. Overtaking
 #: is allowed, because a request that holds the memory may itself be waiting for a later load.
 _OVERTAKEN = 3.0
-#: How many seconds the first load of a model waits for another first load to end, so that each is measured
+#: Seconds for which the first load of a model waits for another first load to end, so that each is measured
 #: alone. Without a limit, the wait might never end: a model may call another model during its own load.
 _ALONE = 5.0
-#: Seconds between checks whether a busy model has become idle.
+#: Seconds between checks for whether a busy model has become idle.
 _BUSY_LOOK = 0.005
 #: The maximum wait for a change, in seconds, before another search for room.
 _LONGEST_WAIT = 1.0
 #: Seconds between checks of the workers of a model that is loaded for the first time.
 _GROWTH_LOOK = 0.005
-#: By how many bytes the reservation of a growing load is extended at a time.
+#: The number of bytes by which the reservation of a growing load is extended at a time.
 _GROWTH = 32 << 20
 #: The number of bytes by which the memory of two loads of the same model may differ by chance.
 _NOISE = 4 << 20

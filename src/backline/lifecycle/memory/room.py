@@ -49,7 +49,7 @@ class Demand:
 
     @property
     def excess(self) -> int:
-        """How many bytes must be freed first; negative if room is left."""
+        """The number of bytes that must be freed before the load; negative if room is left."""
         return self.held + self.needed - self.budget
 
 

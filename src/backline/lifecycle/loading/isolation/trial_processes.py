@@ -53,7 +53,7 @@ _SHARE_OF_FREE: Final = 0.8
 #: files.
 _FILE: Final = 64 << 20
 _FILE_PER_BYTE: Final = 2
-#: How many bytes from the end of a trial's output are read for an error message.
+#: The maximum number of bytes from the end of a trial's output that are read for an error message.
 _LAST_OUTPUT: Final = 4096
 _PROGRAM: Final = (
     "import sys; control, *sys.path = sys.argv[1:];"
