@@ -201,7 +201,7 @@ class Control(Protocol):
 
         Versions whose files have changed are loaded again; the old load of a version is unloaded only once
         the new load is ready. Returns when all versions are ready. If a load fails, the old load continues to
-        serve requests, and the reason is raised.
+        serve requests, and an error with the reason is raised.
 
         If `overrides` make the model an ensemble, the load also affects the models that its steps call.
         """
@@ -254,5 +254,5 @@ class Control(Protocol):
 
     def audit(self, limit: int = 100, after: float = 0.0) -> Sequence[Change | Attempt]:
         """Returns the most recent entries of the audit log, newest first. Returns only entries with times
-        later than `after`.
+        later than `after`, in seconds since 1970.
         """

@@ -15,7 +15,8 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import Signature
 from backline.engine.values.tensor import Shape
 
-#: Returns the maximum size in bytes of a tensor of numbers in an encoding, by its shape.
+#: A function that returns the maximum size, in bytes, of a tensor of numbers with the given shape in an
+#: encoding, such as JSON.
 SizeOf: TypeAlias = Callable[[Shape], int]
 
 #: The maximum number of bytes outside the tensors: names, ids, parameters, and the headers of form parts.

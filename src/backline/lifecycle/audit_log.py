@@ -99,7 +99,7 @@ class AuditLog:
 
     def entries(self, limit: int = 100, after: float = 0.0) -> list[Change | Attempt]:
         """Returns up to `limit` of the latest entries, newest first, and only those made later than `after`,
-        in seconds since the epoch. Skips damaged lines.
+        in seconds since 1970. Skips damaged lines.
         """
         files = (_entries(self._changes.backwards()), _entries(self._refusals.backwards()))
         merged = heapq.merge(*files, key=lambda entry: entry.time, reverse=True)

@@ -101,7 +101,9 @@ class Journal:
         return change
 
     def record(self, change: Change) -> None:
-        """Records a change that a caller requested, from this server or another one."""
+        """Records a change that a caller requested from this server or, if servers share labels, from another
+        server.
+        """
         self._audit.append(change)
         log.info(
             "%s: %s of '%s' version %s%s%s",

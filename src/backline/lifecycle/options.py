@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from backline.schedule.cache.config import CacheOptions
     from backline.schedule.sequences.state_store import StateStore
 
-#: How the server decides which models to load, as in Triton. "none": it loads the models that the
+#: The ways in which the server chooses the models to load, as in Triton. "none": it loads the models that the
 #: repositories contain at start; "poll": it also follows later changes to the repositories; "explicit": it
 #: loads `load_models` at start, and other models on request.
 ControlMode: TypeAlias = Literal["none", "poll", "explicit"]

@@ -1,4 +1,4 @@
-"""Builds the queue of a version from its configuration, and describes it in one line for users."""
+"""Builds the queue of a version from its configuration, and describes the scheduling for users."""
 
 from __future__ import annotations
 

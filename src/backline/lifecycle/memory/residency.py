@@ -36,8 +36,8 @@ Result = TypeVar("Result")
 TO_MAKE_ROOM = "unloaded to make room"
 #: The reason for unloading a version that was idle for longer than its idle limit.
 WHEN_IDLE = "unloaded after it was idle"
-#: The maximum interval between checks for idle versions, in seconds. The interval is a quarter of the
-#: shortest idle limit.
+#: The maximum interval between checks for idle versions, in seconds. Between the minimum and the maximum, the
+#: interval is a quarter of the shortest idle limit.
 _LONGEST_LOOK = 5.0
 #: The minimum interval between checks for idle versions, in seconds.
 _SHORTEST_LOOK = 0.05
@@ -106,8 +106,9 @@ class Residency:
     """The memory budget: the server and its workers together may hold `budget` bytes; None means no limit.
 
     Use it only on the event loop. `tenants` returns the loaded versions, with times from time.time().
-    `workers` returns the ids of all worker processes. `put_to_sleep` unloads some versions, to be reloaded on
-    request, and returns once their memory is free. `gpu_budgets` holds the budgets of GPUs, in bytes.
+    `workers` returns the ids of all worker processes. `put_to_sleep` unloads the versions with the given
+    keys, to be reloaded on request, and returns once their memory is free. `gpu_budgets` holds the budgets of
+    GPUs, in bytes.
     """
 
     def __init__(

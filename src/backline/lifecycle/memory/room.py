@@ -18,9 +18,10 @@ class Tenant:
     """A loaded version.
 
     `memory` is the memory that the version shares with no other version, in bytes, and `files` are the files
-    that it maps, with their resident bytes. Other tenants may map the same files. `last_used` is in seconds
-    of a common clock. A `busy` version is in use and must not be unloaded. After `idle_limit` seconds without
-    a request, the version is unloaded even if nothing needs its memory; None means no limit.
+    that it maps, with their resident bytes. Other tenants may map the same files. `last_used` is a time in
+    seconds, on the same clock for all tenants. A `busy` version is in use and must not be unloaded. After
+    `idle_limit` seconds without a request, the version is unloaded even if nothing needs its memory; None
+    means no limit.
     """
 
     key: Hashable

@@ -217,7 +217,7 @@ class TrialWatch:
 
     def await_start(self, ending: socket.socket, runtime: str, seconds: float) -> tuple[_Begun, int]:
         """Waits until the fork server has imported the runtime and started the trial. Returns the trial's
-        process id and shared memory, and its pidfd.
+        process id, the size of its shared memory, and its pidfd.
 
         Raises Cancelled if the load is cancelled, and Internal if the fork server has ended or does not start
         the trial within `seconds`, because it is frozen or the import hangs.
