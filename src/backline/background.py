@@ -356,7 +356,7 @@ def _adopt(model: Any, key: str) -> str:
     if "return" not in getattr(predict, "__annotations__", {}):
         raise InvalidArgument(
             f"{predict.__qualname__} has no type hint for its result: define it as"
-            f" def {_name_of(predict)}(x: float) -> float, see docs/python-models.md"
+            f" def {_name_of(predict)}(x: float) -> float (see docs/python-models.md)"
         )
     _ADOPTED[key] = model
     return (_FUNCTION if predict is model else _INSTANCE).format(key=key)

@@ -221,9 +221,9 @@ class InstanceMaker:
     ) -> Execution | BudgetedExecution:
         """Returns the execution on a device, made by `make` on the first call.
 
-        Each run occupies `threads` cores of the core budget; 0 means all cores, and None means no core,
-        because the run mostly waits. A run that is alone within the budget uses the execution that
-        `make_spread` makes, if there is one.
+        A run on `threads` threads (0: one per core) takes cores from the core budget, as described in
+        BudgetedExecution; None means that it takes none, because it mostly waits. While no other run is in
+        progress, a run uses the execution that `make_spread` makes, if that is not None.
         """
         run = self._runs.get(device)
         if run is None:
