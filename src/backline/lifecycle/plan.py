@@ -111,7 +111,8 @@ def plan(
     unwanted version is unloaded only if no version of its model is wanted, or if one wanted version is ready
     (TensorFlow Serving's availability-preserving policy) and all versions in `replaced_by` that are still
     wanted are ready too. So if the load of a new version fails, the old version continues to serve, even if a
-    label keeps a third version loaded. A version that is `dismissed` is unloaded in any case.
+    label keeps a third version loaded. If a version is wanted with other files, its old load is unloaded once
+    the new load is ready. A version that is `dismissed` is unloaded in any case.
     """
     goals = {(goal.name, goal.version, goal.fingerprint): goal for goal in wanted}
     actions: list[Action] = []

@@ -136,8 +136,8 @@ class WarmUpInput:
 
 @dataclass(frozen=True, slots=True)
 class WarmUpSample:
-    """A warm-up request that is run `count` times, with `batch_size` copies of its inputs. If `batch_size` is
-    0, the inputs have no batch dimension.
+    """A warm-up request that is run `count` times, with `batch_size` copies of its inputs (0 counts as 1). A
+    model without a batch dimension gets the inputs themselves.
     """
 
     name: str

@@ -355,7 +355,7 @@ class Completion:
     listing: Listing
 
     def apply(self, config: ModelConfig) -> ModelConfig:
-        """Completes the configuration. Raises InvalidArgument if the result contradicts itself."""
+        """Returns `config`, completed. Raises InvalidArgument if the result contradicts itself."""
         given, whole = self.given, message("inference.ModelConfig").FromString(config.declared)
         whole.max_batch_size = given.max_batch_size
         for tensors in ("input", "output"):
