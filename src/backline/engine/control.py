@@ -117,12 +117,13 @@ class Attempt:
 class RepositoryState:
     """The state of a repository at its last scan.
 
-    `location` is a path, or a URL without secrets. `models` are the names under which the models of the
-    repository are served. `failures` maps the name of each model that cannot be loaded to the reason.
-    `scanned` is the time when the last successful scan ended, in seconds since 1970, and `scan_seconds` the
-    duration of that scan; both are 0 before the first successful scan. `problem` says why the last scan
-    failed; it is empty if the scan succeeded. The repository is scanned when it reports changes or, if it
-    cannot report them, every `poll_seconds`; if `poll_seconds` is 0, it is scanned only on request.
+    `location` is a path, or a URL without secrets, and `mode` the server's model control mode. `models` are
+    the names under which the models of the repository are served, and `versions` is the number of all their
+    versions. `failures` maps the name of each model that cannot be loaded to the reason. `scanned` is the
+    time when the last successful scan ended, in seconds since 1970, and `scan_seconds` the duration of that
+    scan; both are 0 before the first successful scan. `problem` says why the last scan failed; it is empty if
+    the scan succeeded. The repository is scanned when it reports changes or, if it cannot report them, every
+    `poll_seconds`; if `poll_seconds` is 0, it is scanned only on request.
     """
 
     location: str

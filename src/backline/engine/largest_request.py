@@ -65,8 +65,8 @@ def largest_request(signature: Signature, most_items: int | None, size_of: SizeO
 def largest_request_to(versions: Iterable[Model], size_of: SizeOf) -> int | None:
     """Returns the maximum size in bytes of a request to any of the versions, or None if there is no maximum.
 
-    There is also no maximum while the inputs of a version are unknown because it is not loaded. Versions that
-    failed to load are ignored.
+    There is also no maximum while the inputs of a version are unknown because it is not loaded. Versions in
+    the state UNAVAILABLE, such as those that failed to load, are ignored.
     """
     most = 0
     for model in versions:
