@@ -228,7 +228,7 @@ class Control(Protocol):
         """
 
     def check_changeable(self, what: str) -> None:
-        """Raises Unavailable if clients may not change models (model control mode none).
+        """Raises Unavailable if clients may not change models, because the model control mode is "none".
 
         `what` names, for the error message, what was to be changed, such as "labels".
         """

@@ -54,7 +54,7 @@ class LifecycleOptions:
     mode: ControlMode = "none"
     #: The interval between scans of a repository that cannot notify of changes, in seconds.
     poll_seconds: float = 15.0
-    #: The models to load at start in mode explicit.
+    #: The models to load at start in explicit mode.
     load_models: tuple[str, ...] = ()
     #: Whether models that share a name are served as <repository>.<model>, instead of not at all.
     namespacing: bool = False

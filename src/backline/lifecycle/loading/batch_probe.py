@@ -84,10 +84,10 @@ def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] 
     Runs three items of different magnitudes alone and then together, in a batch that contains the first item
     twice; each item must get the same outputs both times. (Two items are enough if the model rejects others.)
     Then runs one item with other sizes of the variable dimensions. `trial` is the first item, or None if the
-    model accepted no input. The other items are the user's `samples`, or made up if there are too few.
+    model accepted no input. The other items are the user's `samples`, or generated if there are too few.
 
     The runs are the same on every machine: they depend on the model, and never on how long a run takes. If
-    the model accepts the made-up items, there are four runs on seven items in total, or with variable
+    the model accepts the generated items, there are four runs on seven items in total, or with variable
     dimensions five runs on eight items.
     """
     reason = first_dimensions(model.signature)

@@ -40,8 +40,8 @@ def place(config: ModelConfig, gpus: Gpus, *, strict: bool = False) -> Places:
     If there are no GPUs, a group that asks for a GPU runs on the CPU, unless `strict`.
 
     Raises InvalidArgument if all groups are passive, if a group asks for a GPU that is not among `gpus` or,
-    with `strict`, for any GPU when there are none, or if a group asks for a GPU in lane inline, because the
-    event loop must not wait for a device.
+    with `strict`, for any GPU when there are none, or if a group asks for a GPU in the inline lane, because
+    the event loop must not wait for a device.
     """
     if not config.instance_groups:
         devices = _automatic(config, gpus)

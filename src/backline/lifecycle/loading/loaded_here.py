@@ -130,8 +130,8 @@ class LoadedHere(LoadedVersion):
         )
 
     def make_first_runs(self, samples: Samples) -> None:
-        """Makes the first runs of a model in lane inline on this thread, because they could block the event
-        loop.
+        """Makes the first runs of a model in the inline lane on this thread, because they could block the
+        event loop.
 
         Some runtimes optimise the graph in the first runs, which can then take a hundred times as long as a
         later run. A model whose first runs were measured to be fast is not run, because a server may have
@@ -173,7 +173,7 @@ def measure_model(
     """Tests whether requests can be batched, unless the configuration rules batches out, and times runs.
 
     A configured batch is trusted, and only checked by a run that has to be timed anyway; configured rules for
-    joining requests are proved. The user's `samples` are tried before made-up inputs. `run_cores` is as in
+    joining requests are proved. The user's `samples` are tried before generated inputs. `run_cores` is as in
     LoadOptions. Raises Internal if all inputs make the model fail in the same way.
     """
     join = view.stage(JoinRequests)

@@ -48,8 +48,8 @@ _RUNS = 5
 _SECONDS_PER_SIZE = 0.01
 #: A first run slower than this, in seconds, counts as a measurement; a faster one is only a warm-up.
 _NO_WARM_UP = 0.01
-#: If the first run of a model in lane inline takes this many seconds longer than a later run, the model is
-#: run at each load, so that the slow run does not block the event loop.
+#: If the first run of a model in the inline lane takes this many seconds longer than a later run, the model
+#: is run at each load, so that the slow run does not block the event loop.
 SLOW_FIRST_RUN = 0.005
 #: A lone run is spread over several cores only if it takes at least this many seconds on one core. Shorter
 #: runs gain less, and there may be thousands of models with shorter runs.
