@@ -168,7 +168,7 @@ class ServerOptions:
 
     @property
     def only_certified(self) -> bool:
-        """Whether every TCP port admits only clients with a certificate."""
+        """Whether all TCP ports, except a metrics port without TLS, admit only clients with a certificate."""
         return self.tls is not None and self.tls.only_certified and not self.tls_grpc_only
 
     @property
@@ -180,8 +180,9 @@ class ServerOptions:
 def _access(options: ServerOptions) -> Access | None:
     """Returns the Access that limits what callers may do; None if every caller may do everything.
 
-    If there is an Access but no key is configured, only programs on this machine and holders of a client
-    certificate may change anything. Raises InvalidArgument if the file of keys is not valid.
+    If there is neither a file of keys nor a key in the environment, every caller may do everything if
+    `insecure_open` is set, if a client certificate is required, or if only this machine can reach the ports;
+    otherwise, nobody may change anything. Raises InvalidArgument if the file or a key is not valid.
     """
     if options.auth is not None or environment_has_keys():
         # Imported late, because defining the classes for the tables of the file takes a while.
