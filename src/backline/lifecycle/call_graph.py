@@ -86,7 +86,7 @@ def node(model: Model) -> Node:
 
 
 def called(engine: Engine, step: EnsembleStep) -> Model:
-    """Returns the version that a step calls now. Raises NotFound or Unavailable if none is ready."""
+    """Returns the version that a step calls now. Call this only if the step has a version that is ready."""
     return engine.find_ready(step.model, step.version or engine.served_versions(step.model)[-1])
 
 
