@@ -61,7 +61,7 @@ class ServedModel:
         self._replaced_by: Mapping[str, frozenset[str]] = {}
         #: The versions that the repository holds.
         self.known_versions: frozenset[str] = frozenset()
-        #: On-demand versions that should be loaded, because a request needed them or asked for the load.
+        #: On-demand versions that should be loaded, because an inference or load request needs them.
         self.awake: set[str] = set()
         #: Versions that are unloaded until a request needs them, each with the reason for its unload.
         self.resting: dict[str, str] = {}

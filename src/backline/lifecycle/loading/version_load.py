@@ -116,7 +116,7 @@ class VersionLoad:
         if self._shared.options.onnx_as_triton:
             self._config = as_in_triton(self._config, self._fetched.path)
         if self._shared.options.memory_budget is not None and self._config.lone_run_threads is None:
-            # A copy for lone runs would take the room of another model, and the room that a load needs would
+            # A copy for lone runs would take memory from other models, and the memory that a load needs would
             # depend on whether a copy was chosen in the previous load.
             self._config = replace(self._config, lone_run_threads=1)
         cached = self._shared.cache is not None and self._config.response_cache

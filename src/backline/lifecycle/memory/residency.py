@@ -83,7 +83,7 @@ class Reservation:
         self.loaded = False
         #: Whether the load's workers are suspended until there is more room.
         self.suspended = False
-        #: Whether the load was stopped because other loads held the room that it needed.
+        #: Whether the load was stopped because other loads held the memory that it needed.
         self.crowded_out = False
 
     def there(self, held: Held, need: Need) -> int:
