@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Embedded", "Function", "LifecycleOptions", "__version__", "connect", "connect_async", "serve"]
 
-#: The module of each name that is imported only on first use. So a server does not import the client, and a
-#: client does not import the server.
+#: The module of each name that is imported only on first use, so that a server does not import the client, or
+#: a client the server.
 _MODULES = {
     "connect": "backline.client",
     "connect_async": "backline.client",

@@ -1,7 +1,8 @@
 """`backline.serve`: serves an object of the running program, such as a fitted estimator, in the background.
 
-The server runs on a thread of this process. An estimator or a network is saved to a temporary repository. A
-function cannot be saved, so the repository contains a `model.py` that gets the function from this module.
+The server runs on a thread of this process. An estimator or a torch module is saved to a temporary
+repository. A function or any other object is not saved; instead, the repository contains a `model.py` that
+gets it from this module.
 """
 
 from __future__ import annotations
@@ -181,9 +182,9 @@ def serve(
     `model` is one of:
 
     - a fitted estimator with scikit-learn's interface,
-    - a torch module, with an `example` of its input, or a tuple of one example for each input; the first
-      dimension of an input is the batch,
-    - a function whose parameters and result have type hints, or an object whose method `predict` has
+    - a torch module; `example` is then an example of its input, or a tuple with an example of each input,
+      whose first dimension is the batch dimension,
+    - a function whose parameters and result have type hints, or an object whose `predict` method has
       type hints (docs/python-models.md). The function or method runs on a thread of this program and can use
       the program's variables,
     - a path or URL of a model or a repository, as for `backline serve`.
@@ -217,8 +218,7 @@ def serve(
                     raise InvalidArgument(
                         f"this {type(model).__name__} is not fitted: call its fit method before you serve it"
                     )
-                # The types in the estimator are trusted, because this program already runs the code of these
-                # types.
+                # The types in the estimator are trusted, because this program already runs their code.
                 trusted = _save_estimator(model, version)
             else:
                 key = f"{name}-{next(_NUMBERS)}"
@@ -257,8 +257,8 @@ def _is_module(model: Any) -> bool:
 
 
 def _is_fitted(estimator: Any) -> bool:
-    """Returns whether an estimator is fitted: has attributes that are not parameters, or passes the check of
-    scikit-learn.
+    """Returns whether an estimator is fitted: whether it has attributes other than its parameters, or passes
+    scikit-learn's check.
     """
     if not vars(estimator).keys() <= estimator.get_params(deep=False).keys():
         return True
@@ -342,7 +342,11 @@ def _save_estimator(estimator: Any, version: Path) -> tuple[str, ...]:
 
 
 def _adopt(model: Any, key: str) -> str:
-    """Stores a function or an object under `key`, and returns the text of a model.py that serves it."""
+    """Stores a function or an object under `key`, and returns the text of a model.py that serves it.
+
+    Raises InvalidArgument if it is neither a function nor an object with a `predict` method, or if its result
+    has no type hint.
+    """
     predict = model if inspect.isfunction(model) else getattr(model, "predict", None)
     if not (inspect.isfunction(predict) or inspect.ismethod(predict)):
         raise InvalidArgument(
@@ -351,16 +355,16 @@ def _adopt(model: Any, key: str) -> str:
         )
     if "return" not in getattr(predict, "__annotations__", {}):
         raise InvalidArgument(
-            f"{predict.__qualname__} has no hint for its result: write it as"
-            f" def {_name_of(predict)}(x: float) -> float, see docs/python-models.md"
+            f"{predict.__qualname__} has no type hint for its result: define it as"
+            f" def {_name_of(predict)}(x: float) -> float (see docs/python-models.md)"
         )
     _ADOPTED[key] = model
     return (_FUNCTION if predict is model else _INSTANCE).format(key=key)
 
 
 def adopted_function(key: str, module: str) -> FunctionType:
-    """Returns a copy of a served function. The copy appears to be defined in `module`, because a model must
-    be defined in its own module.
+    """Returns a copy of a served function. The copy appears to be defined in `module`, the generated
+    model.py, because functions that a model.py imports are not considered models.
     """
     given: FunctionType = _ADOPTED[key]
     copy = FunctionType(

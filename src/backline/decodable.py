@@ -1,4 +1,4 @@
-"""Classes that msgspec decodes on several threads."""
+"""A decorator for classes that msgspec decodes on several threads."""
 
 from __future__ import annotations
 

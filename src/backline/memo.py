@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 class Memo(Generic[Key, Value]):
-    """A store of results by keys that clients choose. When the store is full, it is emptied completely.
+    """Stores results under keys that clients choose. When the store is full, it is emptied completely.
 
     Single entries are never removed, so lookups need no bookkeeping: `get` is just `dict.get`. A client that
     keeps sending new keys slows other clients down, but cannot make the store exceed `limit` entries.

@@ -89,8 +89,8 @@ class ServerOptions:
 
     repositories: tuple[str | Path, ...]
     lifecycle: LifecycleOptions = field(default_factory=LifecycleOptions)
-    #: A model is configured by the file configs/<config_name>.pbtxt (or .toml) in its folder or, if there is
-    #: none, by its config.pbtxt or model.toml.
+    #: If this is not empty, a model is configured by the file configs/<config_name>.pbtxt (or .toml) in its
+    #: folder; without such a file, as usual by its config.pbtxt or model.toml.
     config_name: str = ""
     #: The name of the model, if the only repository is a single model. If empty, the name comes from the
     #: path.
@@ -126,8 +126,8 @@ class ServerOptions:
     auth: Path | None = None
     #: Whether, if no key is configured, every caller on every address may do everything.
     insecure_open: bool = False
-    #: Additional host names of the server; "*.example.org" means any name below example.org, and "*" any name
-    #: that programs, but not web pages, use.
+    #: Additional host names of the server; "*.example.org" means any name below example.org, and "*" admits
+    #: any name in requests from programs, but not in requests from browsers.
     allowed_hosts: tuple[str, ...] = ()
     #: The HTTP status of a failed health check: 503, or Triton's 400.
     not_ready_status: int = 503
@@ -142,8 +142,8 @@ class ServerOptions:
     #: Origins of pages that may show the console in a frame, written as in a content security policy. By
     #: default, no page may.
     frame_ancestors: tuple[str, ...] = ()
-    #: Groups of routes that accept only requests with a certain header field, in the form that Triton's
-    #: options have: "health,metadata:key=value".
+    #: Groups of routes that accept only requests with a certain header field, in the form of Triton's
+    #: options: "health,metadata:key=value".
     http_restricted_apis: tuple[str, ...] = ()
     grpc_restricted_protocols: tuple[str, ...] = ()
     #: Header fields whose names match these regular expressions are passed to models as parameters. If an
@@ -168,20 +168,21 @@ class ServerOptions:
 
     @property
     def only_certified(self) -> bool:
-        """Whether every TCP port admits only clients with a certificate."""
+        """Whether all TCP ports, except a metrics port without TLS, admit only clients with a certificate."""
         return self.tls is not None and self.tls.only_certified and not self.tls_grpc_only
 
     @property
     def reachable(self) -> tuple[str, ...]:
-        """The addresses of open ports that other machines can reach."""
+        """Those addresses of `ports` that other machines can reach."""
         return tuple(dict.fromkeys(one.host for one in self.ports if not is_loopback(one.host)))
 
 
 def _access(options: ServerOptions) -> Access | None:
     """Returns the Access that limits what callers may do; None if every caller may do everything.
 
-    If there is an Access but no key is configured, only programs on this machine and holders of a client
-    certificate may change anything. Raises InvalidArgument if the file of keys is not valid.
+    If there is neither a file of keys nor a key in the environment, every caller may do everything if
+    `insecure_open` is set, if a client certificate is required, or if only this machine can reach the ports;
+    otherwise, nobody may change anything. Raises InvalidArgument if the file or a key is not valid.
     """
     if options.auth is not None or environment_has_keys():
         # Imported late, because defining the classes for the tables of the file takes a while.
@@ -200,15 +201,15 @@ def _scaling(options: ServerOptions) -> ScalingPolicy | None:
 
 
 def _restricted(options: ServerOptions) -> RestrictedApis | None:
-    """Returns the restricted APIs; None if there are none. Raises InvalidArgument for an invalid one."""
+    """Returns the restricted APIs; None if there are none. Raises InvalidArgument if an option is invalid."""
     http = parse_restrictions("--http-restricted-api", options.http_restricted_apis)
     grpc = parse_restrictions("--grpc-restricted-protocol", options.grpc_restricted_protocols, GRPC_PREFIX)
     return RestrictedApis(http, grpc) if http or grpc else None
 
 
 async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
-    """Returns the policy for requests from web pages. Such requests must be for one of the host names of this
-    server.
+    """Returns the policy for requests from web pages. Such requests must be addressed to one of the host
+    names of this server.
 
     The host names of the server are `allowed_hosts`, the hosts that it listens on, the machine's name and,
     unless the server listens only on the loopback interface, the machine's fully qualified name. Raises
@@ -217,7 +218,7 @@ async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
     addresses = {options.host, *(one.host for one in options.ports)}
     names = (addresses | {socket.gethostname()}) - {""}
     if not all(map(is_loopback, addresses)):
-        # The lookup may query a slow DNS server, which must not delay the start.
+        # The lookup may query a slow DNS server, which must not delay the start for long.
         asked = asyncio.get_running_loop().run_in_executor(None, socket.getfqdn)
         with suppress(TimeoutError):
             names.add(await asyncio.wait_for(asked, FQDN_TIMEOUT))
@@ -305,8 +306,8 @@ class Server:
             keep_private(Path.home(), "~")
 
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
-        """Opens the listeners, then loads the models that the options select. Until then, the server is live
-        but not ready.
+        """Opens the listeners, then loads the models that the options select. While they are being loaded,
+        the server is live but not ready.
 
         Raises OSError if an address cannot be opened, TlsFileError for an invalid TLS file, and BacklineError
         for other invalid options, if a repository cannot be read, if traces cannot be written or, with the
@@ -355,8 +356,8 @@ class Server:
         await self._open(self._listeners)
         with collected_rarely(), switching_often_after(START_SECONDS):
             await self._embedded.start(on_event)
-        # This releases pages of shared libraries. If the server limits memory, this is left out, because
-        # pages that are read again later would count as memory of a model.
+        # This releases pages of shared libraries. A server with a memory budget skips it, because pages that
+        # are read again later would count as memory of a model.
         if not options.lifecycle.limits_memory:
             self._heap.started()
         # The ports have been open for a while, but scripts take these lines as a sign that the server is
@@ -365,7 +366,9 @@ class Server:
             log.info("Started %s at %s:%d", _SERVICES[port.label], port.url_host, number)
 
     def _note_reload(self, error: str) -> None:
-        """Records a reload of the file of keys in the audit log."""
+        """Records a reload of the file of keys in the audit log. `error` says why it failed; empty if it
+        succeeded.
+        """
         if self.engine.control is not None:
             route = f"reload of '{self.options.auth}'"
             outcome: Literal["done", "failed"] = "failed" if error else "done"
@@ -440,6 +443,6 @@ class Server:
             if self._listeners is not None:
                 await self._listeners.close(self.options.limits.drain_timeout)
             await self._embedded.stop()
-        finally:  # `stop` is cancelled if a model's run never ends
+        finally:  # the command line cancels `stop` if a model's run does not end
             if self._tracing is not None:
                 await self._tracing.close()

@@ -32,7 +32,7 @@ def test_sizes_parse_with_the_usual_units(text: str, expected: int) -> None:
     ["", "GiB", "-1", "2 potatoes", "1e9", "2 G i B", "1,5G", pytest.param("9" * 500 + ".5", id="long")],
 )
 def test_an_invalid_size_is_refused_with_examples(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is not a size, expected .* 2GiB"):
+    with pytest.raises(ValueError, match=r"is not a size; expected .* 2GiB"):
         parse_bytes(text)
 
 

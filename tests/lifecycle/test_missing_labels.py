@@ -116,7 +116,9 @@ def test_another_label_of_a_missing_version_stops_only_requests_to_itself(
         configured_label(repository, "canary", "4")
         async with home(repository) as server:
             assert await server.answer() == 1
-            with pytest.raises(Unavailable, match=r"version 4, which no repository holds, so requests to it"):
+            with pytest.raises(
+                Unavailable, match=r"version 4, which no repository holds, so requests for it"
+            ):
                 await server.answer(version="canary")
 
     asyncio.run(scenario())

@@ -87,7 +87,7 @@ def test_a_slow_model_that_gains_from_cores_uses_them_for_runs_that_are_alone(
 
     model = served(home, repository, compute_threads=2)
 
-    assert reason(model).endswith("a run that is alone uses 2 cores and takes 1 us")
+    assert reason(model).endswith("while no other run is in progress, a run uses 2 cores and takes 1 us")
     assert model.scheduling.endswith("alone on 2 cores")
 
 
@@ -106,7 +106,7 @@ def test_a_model_is_served_without_a_copy_that_cannot_be_loaded(
     monkeypatch.setattr(OnnxModel, "spread", run_out_of_memory)
     slow(repository)
 
-    assert "a run that is alone" not in reason(served(home, repository, compute_threads=2))
+    assert "no other run is in progress" not in reason(served(home, repository, compute_threads=2))
     assert len(timed) == loads
 
 
@@ -156,9 +156,9 @@ def test_what_could_not_be_measured_on_a_busy_machine_is_measured_at_the_next_st
     slow(repository)
     with monkeypatch.context() as busy:
         busy.setattr(loaded_here, "time_spread", lambda *_: None)
-        assert "alone" not in reason(served(home, repository, compute_threads=2))
+        assert "no other run" not in reason(served(home, repository, compute_threads=2))
 
-    assert "alone" in reason(served(home, repository, compute_threads=2))
+    assert "no other run" in reason(served(home, repository, compute_threads=2))
     assert len(timed) == 1
 
 
@@ -170,7 +170,8 @@ def test_the_configuration_switches_it_off(
 
     model = served(home, repository, compute_threads=2)
 
-    assert "alone" not in reason(model) + model.scheduling
+    assert "no other run" not in reason(model)
+    assert "alone" not in model.scheduling
     assert not timed
 
 
@@ -181,7 +182,7 @@ def test_a_configured_number_of_threads_is_used_without_a_measurement(
 
     model = served(home, repository, compute_threads=2)
 
-    assert reason(model).endswith("a run that is alone uses 2 cores")
+    assert reason(model).endswith("while no other run is in progress, a run uses 2 cores")
     assert not timed
 
 
@@ -200,7 +201,7 @@ def test_a_memory_budget_has_no_room_for_a_copy_that_is_not_configured(
 ) -> None:
     slow(repository)
 
-    assert "alone" not in reason(served(home, repository, compute_threads=2, memory_budget=1 << 40))
+    assert "no other run" not in reason(served(home, repository, compute_threads=2, memory_budget=1 << 40))
     assert not timed
 
 
@@ -209,7 +210,7 @@ def test_no_run_uses_more_cores_than_the_server_may(
 ) -> None:
     slow(repository)
 
-    assert "alone" not in reason(served(home, repository, compute_threads=1))
+    assert "no other run" not in reason(served(home, repository, compute_threads=1))
     assert not timed
 
 

@@ -85,7 +85,7 @@ def test_16_bit_images_are_scaled_to_8_bits() -> None:
 @pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n cut", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
 def test_an_invalid_image_file_is_refused(data: bytes) -> None:
     with pytest.raises(
-        InvalidArgument, match="the image cannot be decoded: it is none of PNG JPEG WEBP GIF BMP TIFF"
+        InvalidArgument, match="the image cannot be decoded: it is none of PNG, JPEG, WEBP, GIF, BMP, TIFF"
     ):
         RGB.decode(data)
 

@@ -132,7 +132,7 @@ def test_a_torch_module_is_served_with_any_batch_size() -> None:
     ("model", "reason"),
     [
         (5, "an object of type int cannot be served"),
-        (lambda x: x, "no hint for its result"),
+        (lambda x: x, "no type hint for its result"),
         (print, "cannot be served"),
         (Scaler, "Scaler is a class: serve an instance of it"),
     ],

@@ -117,12 +117,13 @@ class Attempt:
 class RepositoryState:
     """The state of a repository at its last scan.
 
-    `location` is a path, or a URL without secrets. `models` are the names under which the models of the
-    repository are served. `failures` maps the name of each model that cannot be loaded to the reason.
-    `scanned` is the time when the last successful scan ended, in seconds since 1970, and `scan_seconds` the
-    duration of that scan; both are 0 before the first successful scan. `problem` says why the last scan
-    failed; it is empty if the scan succeeded. The repository is scanned when it reports changes or, if it
-    cannot report them, every `poll_seconds`; if `poll_seconds` is 0, it is scanned only on request.
+    `location` is a path, or a URL without secrets, and `mode` the server's model control mode. `models` are
+    the names under which the models of the repository are served, and `versions` is the number of all their
+    versions. `failures` maps the name of each model that cannot be loaded to the reason. `scanned` is the
+    time when the last successful scan ended, in seconds since 1970, and `scan_seconds` the duration of that
+    scan; both are 0 before the first successful scan. `problem` says why the last scan failed; it is empty if
+    the scan succeeded. The repository is scanned when it reports changes or, if it cannot report them, every
+    `poll_seconds`; if `poll_seconds` is 0, it is scanned only on request.
     """
 
     location: str
@@ -201,7 +202,7 @@ class Control(Protocol):
 
         Versions whose files have changed are loaded again; the old load of a version is unloaded only once
         the new load is ready. Returns when all versions are ready. If a load fails, the old load continues to
-        serve requests, and the reason is raised.
+        serve requests, and an error with the reason is raised.
 
         If `overrides` make the model an ensemble, the load also affects the models that its steps call.
         """
@@ -227,7 +228,7 @@ class Control(Protocol):
         """
 
     def check_changeable(self, what: str) -> None:
-        """Raises Unavailable if clients may not change models (model control mode none).
+        """Raises Unavailable if clients may not change models, because the model control mode is "none".
 
         `what` names, for the error message, what was to be changed, such as "labels".
         """
@@ -254,5 +255,5 @@ class Control(Protocol):
 
     def audit(self, limit: int = 100, after: float = 0.0) -> Sequence[Change | Attempt]:
         """Returns the most recent entries of the audit log, newest first. Returns only entries with times
-        later than `after`.
+        later than `after`, in seconds since 1970.
         """

@@ -54,7 +54,8 @@ def _expire(ticket: Ticket) -> None:
 
 
 def watch(ticket: Ticket, deadline: float) -> None:
-    """Makes a ticket end at `deadline`, or at the ticket's own deadline if that is earlier.
+    """Makes a ticket end at `deadline` (a time of time.monotonic()), or at the ticket's own deadline if that
+    is earlier.
 
     Must be called before the ticket is submitted.
     """

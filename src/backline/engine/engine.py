@@ -183,8 +183,8 @@ class Engine:
         return model.on_demand and not model.signature.outputs
 
     async def wake(self, name: str, version: str = "") -> None:
-        """Loads an on-demand version. Has no effect on other versions. Raises BacklineError if the load
-        fails.
+        """Loads an on-demand version. Has no effect on other versions. Raises the errors of `find_ready`, and
+        BacklineError if the load fails.
         """
         model = self.find_ready(name, version)
         if model.wake is not None:
@@ -246,7 +246,7 @@ class Engine:
         """Returns the versions of a model in any state, including versions that are being unloaded and serve
         only their open sequences.
 
-        Raises NotFound for an unknown model, InvalidArgument if no model can have that name.
+        Raises NotFound for an unknown model, and InvalidArgument if no model can have this name.
         """
         self.check_known(name)
         leaving = (model for model in self._leaving if model.name == name)
@@ -289,7 +289,7 @@ class Engine:
         return self._labels.get(name, {})
 
     def is_ready(self, name: str, version: str = "") -> bool:
-        """Returns whether a version is ready. Raises NotFound if there is no such version."""
+        """Returns whether a version is ready. Raises the errors of `find`."""
         return self.find(name, version).ready
 
     @property

@@ -1,4 +1,4 @@
-"""The size of the largest request to a model. A server receives no larger bodies for the model.
+"""Computes the size of the largest request to a model. The server refuses larger bodies.
 
 The sizes are upper bounds on what clients write, not estimates. A request that is a byte larger may still be
 valid JSON, as JSON may contain any number of blanks, but no client writes that many.
@@ -15,7 +15,8 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import Signature
 from backline.engine.values.tensor import Shape
 
-#: Returns the maximum size in bytes of a tensor of numbers in an encoding, by its shape.
+#: A function that returns the maximum size, in bytes, of a tensor of numbers with the given shape in an
+#: encoding, such as JSON.
 SizeOf: TypeAlias = Callable[[Shape], int]
 
 #: The maximum number of bytes outside the tensors: names, ids, parameters, and the headers of form parts.
@@ -32,7 +33,7 @@ _VARINT = 16
 
 
 def json_size(shape: Shape) -> int:
-    """Returns the size of a tensor in JSON if each number and each bracket is on a separate line.
+    """Returns the size of a tensor in JSON, in bytes, if each number and each bracket is on a separate line.
 
     The other forms of HTTP bodies (binary tensors, .npy, raw numbers) are smaller.
     """
@@ -41,16 +42,16 @@ def json_size(shape: Shape) -> int:
 
 
 def protobuf_size(shape: Shape) -> int:
-    """Returns the maximum size of a tensor in a ModelInferRequest, in typed or in raw contents."""
+    """Returns the maximum size in bytes of a tensor in a ModelInferRequest, in typed or in raw contents."""
     return prod(shape) * _VARINT
 
 
 def largest_request(signature: Signature, most_items: int | None, size_of: SizeOf) -> int | None:
     """Returns the maximum size in bytes of a request, or None if there is no maximum.
 
-    There is no maximum if an input has a variable dimension or is BYTES. `signature` has full shapes.
-    `most_items` is the maximum batch size: 0 if the model has no batch dimension, None if it takes any number
-    of items.
+    There is no maximum if an input has a variable dimension or is BYTES. The shapes in `signature` include
+    the batch dimension, if there is one. `most_items` is the maximum batch size: 0 if the model has no batch
+    dimension, None if it takes any number of items.
     """
     size = ALLOWANCE + _DESCRIPTION * (len(signature.inputs) + len(signature.outputs))
     for spec in signature.inputs:
@@ -64,8 +65,8 @@ def largest_request(signature: Signature, most_items: int | None, size_of: SizeO
 def largest_request_to(versions: Iterable[Model], size_of: SizeOf) -> int | None:
     """Returns the maximum size in bytes of a request to any of the versions, or None if there is no maximum.
 
-    There is also no maximum while the inputs of a version are unknown because it is not loaded. Versions that
-    failed to load are ignored.
+    There is also no maximum while the inputs of a version are unknown because it is not loaded. Versions in
+    the state UNAVAILABLE, such as those that failed to load, are ignored.
     """
     most = 0
     for model in versions:

@@ -42,8 +42,8 @@ _REFUSED_CHARACTERS: Final = frozenset('/\\?#%"<>')
 
 
 def fault_in_name(name: str) -> str:
-    """Returns what is wrong with a name, as the continuation of a message such as "the name of the model";
-    empty if the name is valid.
+    """Returns what is wrong with a name, worded to follow a text such as "the name of the model"; empty if
+    the name is valid.
     """
     odd = sorted({c for c in name if c in _REFUSED_CHARACTERS or not c.isprintable()})
     if odd:
@@ -81,8 +81,8 @@ def check_file_path(path: str) -> None:
     *folders, file = path.split("/")
     if any(map(fault_in_name, folders)) or (fault_in_name(file) and file != PYTHON_VERSION):
         raise InvalidArgument(
-            f"load parameter {'file:' + path[:256]!r} does not name a file inside the model's folder,"
-            " expected for example 'file:1/model.onnx'"
+            f"load parameter {'file:' + path[:256]!r} does not name a file inside the model's folder:"
+            " expected, for example, 'file:1/model.onnx'"
         )
 
 

@@ -33,7 +33,7 @@ def parse_bytes(text: str) -> int:
     unit = found and _UNITS.get(found[2].lower())
     if not found or not unit or len(found[1]) > _MAX_DIGITS:
         raise ValueError(
-            f"'{text}' is not a size, expected a number of bytes, or one with a unit,"
+            f"'{text}' is not a size; expected a number of bytes, or a number with a unit,"
             " for example 1073741824, 2GiB or 500MB"
         )
     return int(float(found[1]) * unit) if "." in found[1] else int(found[1]) * unit

@@ -49,7 +49,7 @@ class Region:
     __slots__ = ("__weakref__", "_descriptor", "byte_size", "key", "name", "offset")
 
     def __init__(self, name: str, key: str, offset: int, byte_size: int) -> None:
-        """Opens the object.
+        """Opens the shared memory object.
 
         Raises InvalidArgument if the object cannot be opened, may not be used, or is too small.
         """

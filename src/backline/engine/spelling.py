@@ -10,8 +10,8 @@ from typing import Final
 #: The number of characters of a name that are compared. It is limited because the time grows with the product
 #: of the lengths.
 _COMPARED: Final = 64
-#: The factor of the similarity if a name only matches some words of a longer name: "inputs" is more similar
-#: to "input" than to "variable_length_inputs".
+#: The factor that reduces the similarity if a name matches only some words of a longer name: "inputs" is more
+#: similar to "input" than to "variable_length_inputs".
 _PART: Final = 0.8
 #: The minimum length, in characters, of names that are compared with parts of longer names.
 _SHORTEST_PART: Final = 3

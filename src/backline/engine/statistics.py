@@ -140,8 +140,8 @@ class BatchStatistics:
 
 @dataclass(slots=True, eq=False)
 class CallStatistics:
-    """Counts the calls from a model to another model by outcome, and adds up the times to the last
-    response.
+    """Counts the calls from a model to another model by outcome, and adds up the times from each call to its
+    last response.
     """
 
     success: Duration = field(default_factory=Duration)
@@ -359,7 +359,9 @@ class ModelStatistics:
             self.summaries.cache_hit.add(lookup_ns, ended)
 
     def record_cache_miss(self, ns: int) -> None:
-        """Counts a run of a request that was not in the cache. Lookup and insertion took `ns` nanoseconds."""
+        """Counts a request that was run because its response was not in the cache. Lookup and insertion took
+        `ns` nanoseconds.
+        """
         self.cache_miss.add(1, ns)
         self.success.ns += ns
         if self.summaries is not None:

@@ -94,7 +94,7 @@ class Owner:
 
 
 class InFlight:
-    """Counts tickets in flight. Each ticket counts from the call of `count` until it ends."""
+    """Counts tickets in flight. Each ticket counts from the call of `count` until the ticket ends."""
 
     __slots__ = ("in_flight",)
 

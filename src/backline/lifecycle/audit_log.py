@@ -33,7 +33,7 @@ _LONGEST = 512
 
 class RotatedFile:
     """A file of JSON lines, and the older file that it replaced. A new file is started once the current one
-    has `limit` bytes.
+    has reached `limit` bytes.
     """
 
     def __init__(self, file: Path, limit: int) -> None:
@@ -88,17 +88,19 @@ class AuditLog:
             self._failed = True
 
     def history(self, model: str = "", limit: int = 100) -> list[Change]:
-        """Returns the latest changes to a model, or to all models if `model` is empty, newest first. Skips
-        damaged lines.
+        """Returns up to `limit` of the latest changes to a model, or to all models if `model` is empty,
+        newest first. Skips damaged lines.
         """
-        # Lines of other models are recognised by the model's name in JSON, without parsing them.
+        # Most lines about other models need no parsing, because they do not contain the name of this model.
         named = json.dumps(model, ensure_ascii=False).encode("utf-8", "backslashreplace") if model else b""
         lines = (line for line in self._changes.backwards() if named in line)
         changes = (entry for line in lines if isinstance(entry := _parse(line), Change))
         return list(islice((change for change in changes if not model or change.model == model), limit))
 
     def entries(self, limit: int = 100, after: float = 0.0) -> list[Change | Attempt]:
-        """Returns the latest entries later than the time `after`, newest first. Skips damaged lines."""
+        """Returns up to `limit` of the latest entries, newest first, and only those made later than `after`,
+        in seconds since 1970. Skips damaged lines.
+        """
         files = (_entries(self._changes.backwards()), _entries(self._refusals.backwards()))
         merged = heapq.merge(*files, key=lambda entry: entry.time, reverse=True)
         return list(islice(takewhile(lambda entry: entry.time > after, merged), limit))

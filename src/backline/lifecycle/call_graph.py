@@ -38,7 +38,9 @@ class CallGraph:
         return []
 
     def _way(self, start: Node, end: Node, new: dict[Node, list[Node]]) -> list[Node]:
-        """Returns the nodes on a path from `start` to `end`, both included; empty if no path exists."""
+        """Returns the nodes on a path from `start` to `end`, both included, along waits in the graph and in
+        `new`; empty if no path exists.
+        """
         before: dict[Node, Node | None] = {start: None}
         reached = [start]
         for node in reached:
@@ -84,7 +86,7 @@ def node(model: Model) -> Node:
 
 
 def called(engine: Engine, step: EnsembleStep) -> Model:
-    """Returns the version that a step calls now. A version that the step may call must be ready."""
+    """Returns the version that a step calls now. Call this only if the step has a version that is ready."""
     return engine.find_ready(step.model, step.version or engine.served_versions(step.model)[-1])
 
 

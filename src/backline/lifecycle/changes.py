@@ -37,8 +37,8 @@ class AwaitedChanges:
         return served.load_ended(version) or ""
 
     async def bring_up(self, served: ServedModel, version: str) -> bool:
-        """Loads a version, unless it is ready. Returns whether the load added it to the target. Raises
-        InvalidArgument if the load fails.
+        """Loads a version, unless it is ready or its model should not be served. Returns whether this added
+        the version to the target. Raises InvalidArgument if the load fails.
         """
         before = served.target
         if served.ready(version) is not None or before is None:
@@ -87,8 +87,8 @@ class AwaitedChanges:
             raise InvalidArgument(load_failed(name, failures, target.source.found))
 
     def end(self, name: str, by: str = "a request to unload it") -> None:
-        """Aborts a model's change in progress, because its load may never end. The error for the caller who
-        waits for the change names `by` as the cause.
+        """Aborts a model's change in progress, so that nobody waits for a load that may never end. The error
+        for the caller who waits for the change names `by` as the cause.
         """
         served = self._models.find(name)
         if served is not None and served.change is not None and served.outcome() is None:

@@ -353,7 +353,7 @@ def check_steps(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None
 
 def _check_origins(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None:
     """Raises InvalidArgument if tensors from different decoupled steps meet in the inputs of one step, or in
-    one response. They cannot be paired, because the steps may give different numbers of responses.
+    one response. They cannot be paired, because the steps may send different numbers of responses.
     """
     decoupled = [index for index, step in enumerate(ensemble.steps) if called(engine, step).decoupled]
     try:

@@ -35,7 +35,7 @@ log = logging.getLogger("backline.lifecycle")
 #: _LONGEST_PAUSE.
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
-#: How many seconds after a load the server writes the measured memory of models to the state folder.
+#: Seconds after a load at which the server writes the measured memory of models to the state folder.
 _SAVE_AFTER = 0.5
 
 
@@ -369,7 +369,7 @@ class Executor:
             self._saving.cancel()
         await asyncio.to_thread(self._shared.needs.save)
         draining = [one for one in held if one.phase is VersionPhase.DRAINING]
-        # All at once, because a worker process that does not respond takes seconds to be killed.
+        # Drains all at once, because killing a worker process that does not respond takes seconds.
         await asyncio.gather(*(one.drain(0) for one in draining))
         for one in draining:
             one.end()

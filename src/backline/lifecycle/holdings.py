@@ -80,7 +80,7 @@ class Holdings:
                 log.exception("looking for changes in the model repositories failed")
 
     async def look(self) -> None:
-        """Scans the repositories, and sets the targets of changed models. In mode explicit, only records
+        """Scans the repositories, and sets the targets of changed models. In explicit mode, only records
         which models exist.
         """
         async with self._scanning:
@@ -102,7 +102,7 @@ class Holdings:
         self._executor.advance(touched & set(self._executor.models.names))
 
     def _gone(self, name: str, served: ServedModel | None) -> None:
-        """Handles a model that is no longer in any repository. Unloads the model, except in mode explicit."""
+        """Handles a model that is no longer in any repository. Unloads the model, except in explicit mode."""
         if served is None:
             self._engine.forget(name)
             return

@@ -19,7 +19,7 @@ from backline.repository.layouts.layouts import UNAVAILABLE_VERSIONS
 
 log = logging.getLogger("backline.lifecycle")
 
-#: The authors that the audit log names for changes that no caller asked for: REPOSITORY if a repository has
+#: The authors that the audit log names for changes that no caller requested: REPOSITORY if a repository has
 #: changed, REQUEST if a request needed an on-demand version, a value of _SLEEP if a version was put to sleep,
 #: and SERVER if an instance was replaced.
 REPOSITORY = "repository"
@@ -101,7 +101,9 @@ class Journal:
         return change
 
     def record(self, change: Change) -> None:
-        """Records a change that a caller requested, from this server or another one."""
+        """Records a change that a caller requested from this server or, if servers share labels, from another
+        server.
+        """
         self._audit.append(change)
         log.info(
             "%s: %s of '%s' version %s%s%s",

@@ -101,14 +101,14 @@ class Lifecycle:
         return self._shared.poll
 
     async def start(self, on_event: OnEvent | None = None) -> None:
-        """Loads the models that the options choose; in mode poll also starts watching the repositories.
+        """Loads the models that the options select; in poll mode, also starts watching the repositories.
 
         A model that fails to load becomes UNAVAILABLE, with the reason, and does not affect the others.
         Raises BacklineError for a repository that does not exist or cannot be read, unless the options say to
         wait for such repositories. With that option, their models are loaded once all repositories can be
         read, and the engine is not ready until then.
         """
-        if self._options.mode != "none":  # in mode none, requests can neither move labels nor send files
+        if self._options.mode != "none":  # otherwise, requests can neither move labels nor send files
             await asyncio.to_thread(warn_of_folder, self.state_folder)
             await asyncio.to_thread(remove_stale)
         chosen = await self._holdings.open()
@@ -359,7 +359,7 @@ class Lifecycle:
 
     async def _versions_now(self, served: ServedModel, version: str) -> tuple[str, ...]:
         """Returns the versions that a label may point to. If `version` is unknown, scans the repositories
-        and, in mode explicit, adds the version to the source of the target, so that it can be loaded.
+        and, in explicit mode, adds the version to the source of the target, so that it can be loaded.
         """
         assert served.target is not None, "it is loaded"
         if version in served.target.source.versions or served.ready(version) is not None:

@@ -101,7 +101,7 @@ def missing_text(model: str, version: str, labels: Sequence[str]) -> str:
     """Returns a text that says why a version to which `labels` point cannot be loaded, what the consequence
     is, and what to do.
     """
-    refused = "requests without a version" if STABLE in labels else "requests to it"
+    refused = "requests without a version" if STABLE in labels else "requests for it"
     return (
         f"{_point(labels)} to version {version}, which no repository holds, so {refused} are refused."
         f" Restore the version, or choose another one: backline models label {model} {labels[0]} VERSION"

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from backline.schedule.cache.config import CacheOptions
     from backline.schedule.sequences.state_store import StateStore
 
-#: How the server decides which models to load, as in Triton. "none": it loads the models that the
+#: The ways in which the server chooses the models to load, as in Triton. "none": it loads the models that the
 #: repositories contain at start; "poll": it also follows later changes to the repositories; "explicit": it
 #: loads `load_models` at start, and other models on request.
 ControlMode: TypeAlias = Literal["none", "poll", "explicit"]
-#: Says which model files the server tries in a separate process before it loads them. "always": all files at
+#: The model files that the server tries in a separate process before it loads them. "always": all files at
 #: each load; "new": files that have not been tried yet; "remote": files that have not been tried yet and come
 #: from a remote repository or a load request; "never": none. With "workers", only worker processes load files
 #: from remote repositories or load requests.
@@ -41,8 +41,8 @@ def check_isolation(mode: IsolateMode) -> None:
 
 
 def runs_apart(mode: IsolateMode, *, from_elsewhere: bool) -> bool:
-    """Returns whether a model runs in worker processes whatever lane its configuration sets. `from_elsewhere`
-    says that its files come from a remote repository or a load request.
+    """Returns whether a model runs in worker processes, whatever lane its configuration sets.
+    `from_elsewhere` says whether its files come from a remote repository or a load request.
     """
     return mode == "workers" and from_elsewhere
 
@@ -54,7 +54,7 @@ class LifecycleOptions:
     mode: ControlMode = "none"
     #: The interval between scans of a repository that cannot notify of changes, in seconds.
     poll_seconds: float = 15.0
-    #: The models to load at start in mode explicit.
+    #: The models to load at start in explicit mode.
     load_models: tuple[str, ...] = ()
     #: Whether models that share a name are served as <repository>.<model>, instead of not at all.
     namespacing: bool = False
@@ -66,11 +66,11 @@ class LifecycleOptions:
     #: Whether an ONNX model whose configuration does not set them gets Triton's defaults: batches of at most
     #: 4, and two instances on the CPU.
     onnx_as_triton: bool = False
-    #: How many loads may run at the same time.
+    #: The maximum number of loads that run at the same time.
     load_threads: int = 4
-    #: How many times a failed load is retried, unless the model's configuration sets the number.
+    #: The number of times that a failed load is retried, unless the model's configuration sets it.
     load_retries: int = 0
-    #: Which model files to try in a separate process; see IsolateMode. All values except "never" need Linux.
+    #: The model files to try in a separate process; see IsolateMode. All values except "never" need Linux.
     isolate: IsolateMode = "remote" if TRIALS_WORK else "never"
     #: Seconds after which a process that tries a model file, or a worker that loads one with a runtime, is
     #: killed.
@@ -79,9 +79,9 @@ class LifecycleOptions:
     #: loads one from a remote repository or load request. A process above the limit is killed. None means 4
     #: GiB plus eight times the size of the files, but at most 80 % of the free memory.
     load_memory_limit: int | None = None
-    #: How many seconds a version that is being unloaded continues to run queued requests and open streams.
+    #: Seconds for which a version that is being unloaded continues to run queued requests and open streams.
     drain_seconds: float = 30.0
-    #: How many seconds a label's previous version remains loaded after the label has moved, so that a
+    #: Seconds for which a label's previous version remains loaded after the label has moved, so that a
     #: rollback needs no load; 0 to unload that version immediately. With a memory budget, such versions are
     #: the first to be evicted.
     keep_previous_seconds: float = 600.0
@@ -134,8 +134,8 @@ class LifecycleOptions:
     debugged_model: str = ""
     #: The folder for remote files, environments and unpacked archives; None for a folder in the user's home.
     cache_folder: Path | None = None
-    #: Where labels are kept so that other servers can share them: "repository", a folder, or the URL of a
-    #: bucket or Redis; empty for the state folder.
+    #: The place where labels are stored so that other servers can share them: "repository", a folder, or the
+    #: URL of a bucket or Redis; empty to store them in the state folder, where they are not shared.
     labels: str = ""
     #: The folder for labels, the audit log, measurements and recorded requests; None for a folder in the
     #: user's home that belongs to this set of repositories.

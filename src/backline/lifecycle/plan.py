@@ -30,9 +30,9 @@ class Wanted:
 class HeldVersion:
     """One load of a version, in any phase from LOADING on.
 
-    `retry_at` is the time when a failed load is retried; None for never. `replaced_by` names the versions
-    that replace this version, which continues to serve until they are ready, even when it is no longer
-    wanted.
+    `retry_at` is the time when a failed load is retried (time.monotonic()); None for never. `replaced_by`
+    names the versions that replace this version, which continues to serve until they are ready, even when it
+    is no longer wanted.
     """
 
     key: int
@@ -103,15 +103,16 @@ _Identity: TypeAlias = tuple[str, str, str]
 def plan(
     wanted: Collection[Wanted], held: Collection[HeldVersion], *, now: float, load_slots: int
 ) -> list[Action]:
-    """Returns the actions to take now, in order. After each change, such as the end of a load, call this
-    function again.
+    """Returns the actions to take at the time `now` (time.monotonic()), in order. After each change, such as
+    the end of a load, call this function again.
 
     Entries of `wanted` differ in name, version or fingerprint; for each name and version, `serve` is true for
     at most one entry. Loads begin in the order of `wanted`, and at most `load_slots` run at a time. An
     unwanted version is unloaded only if no version of its model is wanted, or if one wanted version is ready
     (TensorFlow Serving's availability-preserving policy) and all versions in `replaced_by` that are still
     wanted are ready too. So if the load of a new version fails, the old version continues to serve, even if a
-    label keeps a third version loaded. A version that is `dismissed` is unloaded in any case.
+    label keeps a third version loaded. If a version is wanted with other files, its old load is unloaded once
+    the new load is ready. A version that is `dismissed` is unloaded in any case.
     """
     goals = {(goal.name, goal.version, goal.fingerprint): goal for goal in wanted}
     actions: list[Action] = []

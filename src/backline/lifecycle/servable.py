@@ -69,7 +69,7 @@ class Servable(ShownVersion):
         """`statistics` are the statistics of the load that this load replaces. `attempt` is 1 for the first
         try of a load, and one more for each retry.
 
-        `from_elsewhere` says that the files come from a remote repository or a load request.
+        `from_elsewhere` says whether the files come from a remote repository or a load request.
 
         `on_given_up` is called with the model and the reason when an instance that hung has been replaced,
         and `on_redescribed` with this object when the servers of a remote model have changed the model, so
@@ -94,11 +94,11 @@ class Servable(ShownVersion):
             {name: file.size for name, file in version.files.items()},
             () if shared.gpu_budgets is None else shared.gpu_budgets.bytes,
         )
-        #: When the version was opened to requests (time.time()).
+        #: The time when the version was opened to requests (time.time()); 0 before.
         self.ready_at = 0.0
-        #: When the version was unloaded (time.monotonic()).
+        #: The time when the version was unloaded (time.monotonic()); 0 before.
         self.ended_at = 0.0
-        #: When a failed load is retried (time.monotonic()).
+        #: The time when a failed load is retried (time.monotonic()); None for never.
         self.retry_at: float | None = None
         #: The seconds after which another try of a failed load might succeed; None if unknown.
         self.retry_after: float | None = None

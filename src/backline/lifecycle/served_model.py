@@ -18,7 +18,7 @@ from backline.lifecycle.servable import Servable
 from backline.lifecycle.wanted import Target, identity
 from backline.repository.repository import FoundVersion
 
-#: How many seconds after its unload a version is still listed if the version policy no longer selects it.
+#: Seconds for which an unloaded version is still listed if the version policy no longer selects it.
 UNLOADED_SHOWN_SECONDS = 60.0
 #: Makes the placeholder for an on-demand version, given the version's name.
 MakeAsleep = Callable[[str], StandIn]
@@ -61,7 +61,7 @@ class ServedModel:
         self._replaced_by: Mapping[str, frozenset[str]] = {}
         #: The versions that the repository holds.
         self.known_versions: frozenset[str] = frozenset()
-        #: On-demand versions that should be loaded, because a request needed them or asked for the load.
+        #: On-demand versions that should be loaded, because an inference or load request needs them.
         self.awake: set[str] = set()
         #: Versions that are unloaded until a request needs them, each with the reason for its unload.
         self.resting: dict[str, str] = {}
@@ -308,7 +308,7 @@ class ServedModel:
         return failures
 
     def load_ended(self, version: str) -> str | None:
-        """Returns the outcome of a version's load: None while it runs, "" for success, or why it failed."""
+        """Returns the outcome of a version's load: None until it ends, "" for success, or why it failed."""
         if self.ready(version) is not None:
             return ""
         held = [

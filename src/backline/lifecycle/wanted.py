@@ -180,7 +180,7 @@ class Sources:
     """The models of all repositories, by the names under which they are served.
 
     With `namespacing`, models that share a name are named <repository>.<model>, where <repository> is the
-    name that the user gave to the repository, or else the last part of its location. The steps of an ensemble
+    name that the user gave to the repository, or else one derived from its location. The steps of an ensemble
     may omit the name of the ensemble's own repository. Without `namespacing`, models that share a name cannot
     be served, as in Triton.
     """
@@ -202,7 +202,7 @@ class Sources:
         #: The location of each model's repository, by the name under which the model is served. Empty without
         #: `namespacing`. Each scan updates this mapping.
         self.namespaces: dict[str, str] = {}
-        #: The name under which each model is served, by its location and its name in the repository.
+        #: The name under which each model is served, by the location of its repository and its name there.
         self._served: dict[tuple[str, str], str] = {}
 
     @property
@@ -297,7 +297,9 @@ class Sources:
     def _note_trouble(self, location: str, reason: str) -> None:
         if self._troubles.get(location) != reason:
             self._troubles[location] = reason
-            meanwhile = "its models keep serving" if location in self._found else "the server is not ready"
+            meanwhile = (
+                "but its models keep serving" if location in self._found else "so the server is not ready"
+            )
             log.error("model repository '%s' cannot be read, %s: %s", location, meanwhile, reason)
 
     async def changes(self, interval: float) -> AsyncIterator[None]:

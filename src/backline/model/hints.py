@@ -143,7 +143,7 @@ class BYTES(_Typed):
 @dataclass(frozen=True, slots=True)
 class Request:
     """The properties of a request other than its inputs. They are passed to `predict` in the parameter with
-    this type hint, if there is one, unless the model takes batches.
+    this type hint, if there is one. A model with max_batch_size cannot have such a parameter.
     """
 
     id: str = ""

@@ -61,7 +61,7 @@ class ImageHint(OrNone):
                 return np.array(_in_eight_bits(upright).convert(self.mode))
         except (*_UNREADABLE, pillow.DecompressionBombError) as error:
             unknown = isinstance(error, pillow.UnidentifiedImageError)
-            reason = f"it is none of {' '.join(_READ)}" if unknown else str(error)
+            reason = f"it is none of {', '.join(_READ)}" if unknown else str(error)
             raise InvalidArgument(f"the image cannot be decoded: {reason}") from None
 
     def encode(self, value: Any) -> bytes:

@@ -97,7 +97,7 @@ def _reason(error: Exception, data: bytes) -> str:
     text = str(error).rpartition("': ")[2].rpartition(">: ")[2] or str(error)
     if "not recognised" in text:
         return f"it is none of {_FORMATS}; {_start(data)}"
-    if "pipe" in text:  # what libsndfile says if mpg123 finds no frame
+    if "pipe" in text:  # part of libsndfile's message if mpg123 finds no frame
         return "it begins like an MP3 file, but has no complete frame of sound"
     return f"{text.removeprefix('Error : ').rstrip('.')}. The file is damaged or cut short"
 

@@ -47,7 +47,9 @@ def test_serving_and_the_next_start_survive_the_loss_of_the_store(
 ) -> None:
     store.put(f"prod/{MODEL}/1/model.onnx", network(5.0))
     with serve(store.location("prod"), tmp_path / "log", *options) as server:
-        answers = asyncio.run(_load_while(server, store.relay.cut, "cannot be read, its models keep serving"))
+        answers = asyncio.run(
+            _load_while(server, store.relay.cut, "cannot be read, but its models keep serving")
+        )
     assert [answer.error for answer in answers if answer.error] == []
     assert {answer.constant for answer in answers} == {5.0}
     with serve(store.location("prod"), tmp_path / "log2", *options) as again:

@@ -10,8 +10,8 @@ from typing import Literal
 #: The devices that the instances of a group run on: whatever is available, the CPU, GPUs, or the devices that
 #: the model file specifies.
 Kind = Literal["auto", "cpu", "gpu", "model"]
-#: The maximum number of instances of a model. It is more than most machines have cores, but limits the damage
-#: that a typo or a hostile archive can do.
+#: The maximum number of instances of a model. It exceeds the number of cores of most machines, and bounds the
+#: damage that a typo or a hostile archive can do.
 MAX_INSTANCES = 256
 
 
@@ -33,8 +33,8 @@ class InstanceGroup:
 
     If `count` is 0, the server or the model determines the number of instances.
 
-    `resources` and `priority` have an effect only if the server limits the rate of executions: an instance
-    with priority 2 runs half as often as an instance with priority 1. Instances of a `passive` group get no
+    `resources` and `priority` have an effect only if the server has a rate limiter: an instance with priority
+    2 then runs half as often as an instance with priority 1. Instances of a `passive` group get no
     requests.
     """
 

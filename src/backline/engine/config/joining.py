@@ -93,9 +93,9 @@ class Joining:
 
     The inputs named in `ragged` are concatenated into one dimension. `scattered` maps outputs of such batches
     to inputs: each request gets as many elements of the output as the request's own input has. Batches are
-    filled up to the next larger of `allowed_batch_sizes`, which are in ascending order. `padding` has the
-    rules for padding by input, and `cuts` the rules for cutting by output. With `pad_all`, every input with a
-    variable dimension is padded.
+    filled up to the smallest sufficient size in `allowed_batch_sizes`, which are in ascending order.
+    `padding` has the rules for padding by input, and `cuts` the rules for cutting by output. With `pad_all`,
+    every input with a variable dimension is padded.
     """
 
     ragged: tuple[str, ...] = ()
@@ -123,7 +123,7 @@ class Joining:
         return self.pad_all or bool(self.padding)
 
     def batch_size(self, items: int) -> int:
-        """Returns the size to which a batch of `items` items is filled up."""
+        """Returns the size to which a batch of `items` items is filled up; `items` if no size suffices."""
         place = bisect_left(self.allowed_batch_sizes, items)
         return self.allowed_batch_sizes[place] if place < len(self.allowed_batch_sizes) else items
 

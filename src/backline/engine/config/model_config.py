@@ -136,8 +136,8 @@ class WarmUpInput:
 
 @dataclass(frozen=True, slots=True)
 class WarmUpSample:
-    """A warm-up request that is run `count` times, with `batch_size` copies of its inputs. If `batch_size` is
-    0, the inputs have no batch dimension.
+    """A warm-up request that is run `count` times, with `batch_size` copies of its inputs (0 counts as 1). A
+    model without a batch dimension gets the inputs themselves.
     """
 
     name: str
@@ -148,8 +148,8 @@ class WarmUpSample:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """The settings in a model's files. A setting is None if the server determines it by inspecting and
-    measuring the model.
+    """The settings in a model's files. Unless stated otherwise, None means that the server determines the
+    setting by inspecting and measuring the model.
 
     `inputs` and `outputs` are as in config.pbtxt: their shapes are without the batch dimension if
     `max_batch_size` is above 0. Both are empty if the file names no tensors. `max_queue_delay_us` is in
@@ -198,9 +198,11 @@ class ModelConfig:
     #: Whether a request with more than `max_batch_size` items is run in parts; otherwise such a request is
     #: refused.
     split_large_batches: bool = False
-    #: The latency objective in seconds. Requests that would miss the objective are refused immediately.
+    #: The latency objective in seconds, None for no objective. Requests that would miss the objective are
+    #: refused immediately.
     objective_seconds: float | None = None
-    #: The deadline, in seconds, for requests that set no deadline or a later deadline.
+    #: The deadline, in seconds after the arrival, for requests that set no deadline or a later deadline; None
+    #: for no deadline.
     default_deadline_seconds: float | None = None
     #: The rules for batching sequences; None if the model has no sequences.
     sequence: SequenceBatching | None = None
@@ -232,20 +234,21 @@ class ModelConfig:
     #: After this many seconds without a request, a version is unloaded until its next request. None if idle
     #: versions stay loaded.
     idle_unload_seconds: float | None = None
-    #: The time limit for a run in seconds; None if the configuration sets none. A model's code may then set
-    #: one.
+    #: The time limit for a run in seconds; None if the configuration sets no limit, in which case a model's
+    #: code may set one.
     execution_timeout_seconds: float | None = None
-    #: Whether a request may be run twice. If a batch fails or the worker process ends, requests are retried
-    #: unless this is False. If a run exceeds the time limit, requests are retried only if this is True.
+    #: Whether a request may be run twice; None if the configuration does not say. If a batch fails or the
+    #: worker process ends, requests are retried unless this is False. If a run exceeds the time limit,
+    #: requests are retried only if this is True.
     idempotent: bool | None = None
-    #: The maximum resident memory of a worker process, in bytes; None if the configuration sets none. A
-    #: model's code may then set one.
+    #: The maximum resident memory of a worker process, in bytes; None if the configuration sets no limit, in
+    #: which case a model's code may set one.
     memory_limit_bytes: int | None = None
     #: The Python version that a model in a worker process needs ("3.13"); empty for any version.
     python: str = ""
     #: The resources that a replica in Ray needs for the model: bytes of memory, and numbers of CPUs and GPUs.
     ray_actor_options: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    #: How many times a failed load is retried; None for the server's setting.
+    #: The number of times that a failed load is retried; None for the server's setting.
     load_retries: int | None = None
     warm_up: tuple[WarmUpSample, ...] = ()
     #: The serialised inference.ModelConfig of the whole configuration file, including fields that have no

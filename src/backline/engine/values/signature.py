@@ -88,7 +88,8 @@ class RequestCheck:
     whose inputs have different sizes in the first dimension is refused, unless `proved` is set, which means
     that the batch dimension was proved rather than declared. In that case the first dimension may have
     another meaning in this request (an input is broadcast, or two matrices are multiplied), so the request
-    runs alone and counts as one item. The error texts are Triton's (core/src/infer_request.cc).
+    runs alone and counts as one item. Where Triton makes the same check (core/src/infer_request.cc), the
+    error has Triton's text, sometimes with more details.
     """
 
     def __init__(

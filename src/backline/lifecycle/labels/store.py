@@ -31,9 +31,9 @@ _FILE: Final = "labels.json"
 #: A hidden folder, so that the scan of a repository does not mistake it for a model.
 _FOLDER: Final = ".backline"
 _BUCKETS: Final = ("s3", "gs", "az", "as")
-#: How many changes to the labels of each model are kept for rollbacks.
+#: The number of changes to the labels of each model that are kept for rollbacks.
 _MOST_CHANGES: Final = 100
-#: How many times a change is tried if other servers keep changing the document at the same time.
+#: The number of times that a change is tried if other servers keep changing the document at the same time.
 _ATTEMPTS: Final = 20
 
 _Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
@@ -72,7 +72,7 @@ class LabelStore:
         #: The labels at the last `refresh`. The next `refresh` compares its labels with these to find
         #: changes.
         self._told: _Labels = {}
-        #: Why the document cannot be read at the moment; "" if it can.
+        #: The reason why the document cannot be read at the moment; "" if it can be read.
         self.unreachable = ""
         try:
             self._read()

@@ -84,10 +84,10 @@ def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] 
     Runs three items of different magnitudes alone and then together, in a batch that contains the first item
     twice; each item must get the same outputs both times. (Two items are enough if the model rejects others.)
     Then runs one item with other sizes of the variable dimensions. `trial` is the first item, or None if the
-    model accepted no input. The other items are the user's `samples`, or made up if there are too few.
+    model accepted no input. The other items are the user's `samples`, or generated if there are too few.
 
     The runs are the same on every machine: they depend on the model, and never on how long a run takes. If
-    the model accepts the made-up items, there are four runs on seven items in total, or with variable
+    the model accepts the generated items, there are four runs on seven items in total, or with variable
     dimensions five runs on eight items.
     """
     reason = first_dimensions(model.signature)
@@ -106,7 +106,7 @@ def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] 
 
 
 def check_batching(model: Tried, trial: Trial, samples: Iterable[Arrays] = ()) -> BatchProbe:
-    """Looks for evidence that a model cannot be batched although its configuration says so.
+    """Looks for evidence that a model cannot be batched, although its configuration says that it can.
 
     Runs the trial's item again, in a batch with a different item or, if the model rejects other items, with
     itself. This check usually takes only one run, and finds less than a proof would. It is enough, because
@@ -206,8 +206,8 @@ class _Prober:
     def _check_other_sizes(self, trial: Trial) -> None:
         """Runs one item with all variable dimensions doubled or, if that fails, only those above 1.
 
-        Otherwise, a model whose output has rows of a fixed length, such as [-1, 4], could seem to return one
-        row per item, because an item of the trial happens to have that length.
+        Without this check, a model whose output has rows of a fixed length, such as [-1, 4], could seem to
+        return one row per item, because an item of the trial happens to have that length.
         """
         all_doubled = {place: 2 * size for place, size in trial.sizes.items()}
         large_doubled = {place: 2 * size if size > 1 else size for place, size in trial.sizes.items()}
@@ -253,9 +253,10 @@ class _Prober:
         self._compare(items, together)
 
     def _compare(self, items: Sequence[_Item | None], together: list[np.ndarray]) -> None:
-        """Raises _Refuted unless each row of a batch's outputs matches the outputs of that item run alone.
+        """Raises _Refuted unless each row of a batch's outputs matches the outputs of the same item when it
+        was run alone.
 
-        Rows whose item is None are not compared.
+        `items` are the items of the batch; rows whose item is None are not compared.
         """
         for index, (spec, array) in enumerate(zip(self._outputs, together, strict=True)):
             if array.ndim == 0 or array.shape[0] != len(items):

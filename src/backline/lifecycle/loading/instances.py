@@ -40,8 +40,8 @@ def place(config: ModelConfig, gpus: Gpus, *, strict: bool = False) -> Places:
     If there are no GPUs, a group that asks for a GPU runs on the CPU, unless `strict`.
 
     Raises InvalidArgument if all groups are passive, if a group asks for a GPU that is not among `gpus` or,
-    with `strict`, for any GPU when there are none, or if a group asks for a GPU in lane inline, because the
-    event loop must not wait for a device.
+    with `strict`, for any GPU when there are none, or if a group asks for a GPU in the inline lane, because
+    the event loop must not wait for a device.
     """
     if not config.instance_groups:
         devices = _automatic(config, gpus)
@@ -221,9 +221,9 @@ class InstanceMaker:
     ) -> Execution | BudgetedExecution:
         """Returns the execution on a device, made by `make` on the first call.
 
-        Each run occupies `threads` cores of the core budget; 0 means all cores, and None means no core,
-        because the run mostly waits. A run that is alone within the budget uses the execution that
-        `make_spread` makes, if there is one.
+        A run on `threads` threads (0: one per core) takes cores from the core budget, as described in
+        BudgetedExecution; None means that it takes none, because it mostly waits. While no other run is in
+        progress, a run uses the execution that `make_spread` makes, if that is not None.
         """
         run = self._runs.get(device)
         if run is None:

@@ -1,4 +1,4 @@
-"""Tests, measures and places models that this process calls directly and that give one response per
+"""Tests, measures and places models that this process calls directly and that return one response per
 request.
 """
 
@@ -52,7 +52,7 @@ class LoadedHere(LoadedVersion):
 
     The copies are in this process or, if there are `pools`, in worker processes; threads of this process then
     wait for the workers. `spread` is another copy on the CPU that uses several cores per run, for runs that
-    are alone. It is None if such runs use one core too.
+    start while no other run is in progress. It is None if such runs use one core too.
     """
 
     replicas: Mapping[Device, LoadedModel]
@@ -130,8 +130,8 @@ class LoadedHere(LoadedVersion):
         )
 
     def make_first_runs(self, samples: Samples) -> None:
-        """Makes the first runs of a model in lane inline on this thread, because they could block the event
-        loop.
+        """Makes the first runs of a model in the inline lane on this thread, because they could block the
+        event loop.
 
         Some runtimes optimise the graph in the first runs, which can then take a hundred times as long as a
         later run. A model whose first runs were measured to be fast is not run, because a server may have
@@ -173,7 +173,7 @@ def measure_model(
     """Tests whether requests can be batched, unless the configuration rules batches out, and times runs.
 
     A configured batch is trusted, and only checked by a run that has to be timed anyway; configured rules for
-    joining requests are proved. The user's `samples` are tried before made-up inputs. `run_cores` is as in
+    joining requests are proved. The user's `samples` are tried before generated inputs. `run_cores` is as in
     LoadOptions. Raises Internal if all inputs make the model fail in the same way.
     """
     join = view.stage(JoinRequests)
@@ -228,7 +228,9 @@ def measure_spread(
         copy = _copy(view, model, cores)
     except BacklineError as error:
         # The model works without the copy, and its configuration does not ask for one.
-        log.warning("model '%s' uses one core even for a run that is alone: %s", config.name, error.message)
+        log.warning(
+            "model '%s' uses one core even while no other run is in progress: %s", config.name, error.message
+        )
         return measured
     if copy is None:
         return measured
@@ -274,7 +276,9 @@ def _load_spread(
     except BacklineError as error:
         if config.lone_run_threads:
             raise
-        log.warning("model '%s' uses one core even for a run that is alone: %s", config.name, error.message)
+        log.warning(
+            "model '%s' uses one core even while no other run is in progress: %s", config.name, error.message
+        )
         return None
 
 
@@ -294,8 +298,8 @@ def loaded_here(
     """Decides how to run a model that is loaded on all devices of `placed`, in this process or in the workers
     of `pools`.
 
-    Loads another copy of the model if a run that is alone should use several cores, but no more than
-    `run_cores`. Raises the errors of Backend.load.
+    Loads another copy of the model if lone runs should use several cores, but no more than `run_cores`.
+    Raises the errors of Backend.load.
     """
     model = next(iter(replicas.values()))
     probe = measured.probe
@@ -384,7 +388,7 @@ def _reason(
     )
     alone = ""
     if spread is not None and chosen.lane == "thread":
-        alone = f"; a run that is alone uses {spread.threads_per_run} cores"
+        alone = f"; while no other run is in progress, a run uses {spread.threads_per_run} cores"
         if config.lone_run_threads is None:
             alone += f" and takes {format_seconds(measured.times.spread_seconds)}"
     return f"{why_batched}; {chosen.reason}{alone}{where}{why_there(config, placed)}"

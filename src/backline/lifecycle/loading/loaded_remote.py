@@ -169,8 +169,8 @@ def _refuse_stages(config: ModelConfig, view: View) -> None:
     for setting, given in refused.items():
         if given:
             raise InvalidArgument(
-                f"model '{config.name}': {config.source} has {setting}, which a remote model cannot have: set"
-                " it on the servers that run the model"
+                f"model '{config.name}': {config.source} has {setting}, which a remote model cannot have:"
+                " configure this on the servers that run the model"
             )
 
 

@@ -114,7 +114,7 @@ class MeasurementFile:
         """Stores the measurements if it would take longer to repeat them at each start than to read
         `file_bytes` bytes for the digest.
 
-        So the measurements are stored for models with runs above 100 ms, and for small files. Measurements
+        The measurements are therefore stored for models with runs above 100 ms, and for small files. Those
         for small files are stored only if the model is quick enough for the event loop: a longer run time may
         just mean that the machine was busy.
         """

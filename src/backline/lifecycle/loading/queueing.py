@@ -1,4 +1,4 @@
-"""Builds the queue of a version from its configuration, and describes it in one line for users."""
+"""Builds the queue of a version from its configuration, and describes the scheduling for users."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def scheduling_text(
 
     `batch_limit` is the maximum batch size, `seconds` the measured run time by batch size, `waits_us` the
     queue delay if the configuration sets none, `cached` whether responses are cached, and `lone_threads` the
-    number of threads of a run that is alone.
+    number of threads of a run while no other run is in progress.
     """
     seconds = seconds or {}
     parts: list[str] = []

@@ -48,8 +48,8 @@ _RUNS = 5
 _SECONDS_PER_SIZE = 0.01
 #: A first run slower than this, in seconds, counts as a measurement; a faster one is only a warm-up.
 _NO_WARM_UP = 0.01
-#: If the first run of a model in lane inline takes this many seconds longer than a later run, the model is
-#: run at each load, so that the slow run does not block the event loop.
+#: If the first run of a model in the inline lane takes this many seconds longer than a later run, the model
+#: is run at each load, so that the slow run does not block the event loop.
 SLOW_FIRST_RUN = 0.005
 #: A lone run is spread over several cores only if it takes at least this many seconds on one core. Shorter
 #: runs gain less, and there may be thousands of models with shorter runs.
@@ -76,13 +76,13 @@ _WAITING = 0.1
 class RunTimes:
     """The measured duration of a run, in `seconds` by batch size, including the copy that joins the batch.
 
-    The batch sizes are powers of two, up to the size at which larger batches save no more time. A slow model
-    is timed only with size 1 and one other size. `seconds` is empty if the model accepted no trial input or a
-    run failed. `grown` is the duration of the longest run with enlarged variable dimensions, 0 if none was
-    timed. `elements` is the number of input elements of one item. `first` is how much longer the first runs
-    of an item take, because the runtime prepares the model in them. `spread_threads` is the number of threads
-    with which a run of one item was also timed, 0 if it was not, and `spread_seconds` is the duration of that
-    run.
+    All durations are in seconds. The batch sizes are powers of two, up to the size at which larger batches
+    save no more time. A slow model is timed only with size 1 and one other size. `seconds` is empty if the
+    model accepted no trial input or a run failed. `grown` is the duration of the longest run with enlarged
+    variable dimensions, 0 if none was timed. `elements` is the number of input elements of one item. `first`
+    is how much longer the first runs of an item take, because the runtime prepares the model in them.
+    `spread_threads` is the number of threads with which a run of one item was also timed, 0 if it was not,
+    and `spread_seconds` is the duration of that run.
     """
 
     seconds: dict[int, float]
@@ -103,7 +103,7 @@ class RunTimes:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """How to run a model: the lane, the maximum batch size, the number of instances, and why."""
+    """The lane, maximum batch size and number of instances of a model, and the reason for this choice."""
 
     lane: Lane
     batch_limit: int

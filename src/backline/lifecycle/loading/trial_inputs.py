@@ -1,4 +1,4 @@
-"""Makes up inputs for trial runs, which test whether a model can be batched, and measure its run time."""
+"""Generates inputs for trial runs, which test whether a model can be batched, and measure its run time."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ FAMILIES = (NORMAL, LARGE, ZEROS, ONES, POSITIVE, HUGE)
 def make_inputs(
     signature: Signature, sizes: Sizes, rows: int | None, family: ValueFamily, seed: int
 ) -> Arrays:
-    """Makes up inputs for a model; `rows` is the batch size, None for a model without a batch dimension."""
+    """Generates inputs for a model; `rows` is the batch size, None for a model without a batch dimension."""
     arrays: Arrays = {}
     for index, spec in enumerate(signature.inputs):
         shape = trial_shape(spec, sizes, rows)

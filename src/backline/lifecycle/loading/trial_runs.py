@@ -35,7 +35,7 @@ from backline.system.cores import seconds_without_core
 
 # The search is limited by the number of runs and elements, never by time, so that replicas of a server find
 # the same inputs however busy their machines are.
-#: The maximum number of made-up inputs that are tried in one round.
+#: The maximum number of generated inputs that are tried in one round.
 _MOST_TRIES = 100
 #: The maximum number of elements of all inputs in a round, because runs with large inputs take long. The
 #: first input of a round is always tried.
@@ -113,7 +113,7 @@ class TrialRuns:
         A damaged file may load and fail only when it runs. The model is refused if it raises NeverRuns, or if
         it fails with the same error for all inputs. A model that refuses an input may accept other inputs.
         So may a model with variable dimensions, or one with strings, which may have to be images or JSON.
-        `batched` says that the first dimension is known to be a batch.
+        `batched` says whether the first dimension is known to be a batch.
         """
         failures = self._failures
         if self._times:
@@ -155,7 +155,7 @@ def _shapes(inputs: Mapping[str, np.ndarray]) -> object:
 class Trial:
     """Inputs that the model accepted in a trial run, and the outputs of that run.
 
-    `sizes` are the sizes of the variable dimensions. If the values were made up, they are of `family`, with
+    `sizes` are the sizes of the variable dimensions. If the values were generated, they are of `family`, with
     seed 1.
     """
 
@@ -197,7 +197,7 @@ def find_trial(model: Tried, *, batched: bool, samples: Iterable[Arrays] = ()) -
     """Returns the first inputs that the model accepts, preferably with outputs that are not empty.
 
     Returns None if the model accepts no inputs. With `batched`, the inputs are one item. The user's `samples`
-    are tried first, then made-up inputs.
+    are tried first, then generated inputs.
     """
     names = [spec.name for spec in model.signature.outputs]
     fallback: Trial | None = None

@@ -74,9 +74,9 @@ class VersionLoad:
     """The load of one version. Call `run` on a thread, and everything else on the event loop.
 
     `config` is the configuration as written, before the model completes it. `known` holds the measurements of
-    an earlier load of the same files. `from_elsewhere` says that the files come from a remote repository or a
-    load request, so they are not trusted. `on_bytes` is called while packages for the model's environment are
-    downloaded.
+    an earlier load of the same files. `from_elsewhere` says whether the files come from a remote repository
+    or a load request; such files are not trusted. `on_bytes` is called while packages for the model's
+    environment are downloaded.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class VersionLoad:
         if self._shared.options.onnx_as_triton:
             self._config = as_in_triton(self._config, self._fetched.path)
         if self._shared.options.memory_budget is not None and self._config.lone_run_threads is None:
-            # A copy for lone runs would take the room of another model, and the room that a load needs would
+            # A copy for lone runs would take memory from other models, and the memory that a load needs would
             # depend on whether a copy was chosen in the previous load.
             self._config = replace(self._config, lone_run_threads=1)
         cached = self._shared.cache is not None and self._config.response_cache
@@ -258,8 +258,8 @@ class VersionLoad:
         return self._starter.start(hosted, placed)
 
     def _runtime_limits(self) -> RuntimeLimits:
-        """Returns the limits of a worker that loads the files. For files that are not the operator's own,
-        these are the limits of a trial.
+        """Returns the limits of a worker that loads the files. For files from a remote repository or a load
+        request, these are the limits of a trial.
         """
         from backline.lifecycle.loading.isolation.trial_processes import TrialLimits
         from backline.lifecycle.loading.worker_pools import RuntimeLimits
@@ -402,7 +402,7 @@ def loads_running() -> bool:
     return any(isinstance(thread, _LoadThread) and thread.loading for thread in threading.enumerate())
 
 
-#: How many seconds an idle thread waits for another load before it ends.
+#: Seconds for which an idle thread waits for another load before it ends.
 _IDLE = 1.0
 
 
@@ -441,8 +441,8 @@ class LoadThreads(Executor):
         self._lock = threading.Lock()
         #: Calls that idle threads will take. Each `put` follows a decrement of `_idle` under the lock.
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        #: The number of idle threads minus the number of calls in `_calls`, so the number of threads that are
-        #: really free.
+        #: The number of idle threads minus the number of calls in `_calls`, that is, the number of idle
+        #: threads for which no call is waiting.
         self._idle = 0
 
     def submit(self, fn: Callable[P, Result], /, *args: P.args, **kwargs: P.kwargs) -> Future[Result]:

@@ -139,7 +139,7 @@ def _is_there(recorded: Path) -> bool:
 def _logged(file: Path, *, must_fit: bool) -> Iterator[WarmUpRequest]:
     for request in read_log(file):
         if request.number > MAX_RECORDS:
-            log.warning("'%s' has more than %d records; the rest is not run", file, MAX_RECORDS)
+            log.warning("'%s' has more than %d records; the others are not run", file, MAX_RECORDS)
             return
         if request.other:
             text = "'%s', record %d: a %s is skipped, because only predict requests are run"

@@ -44,8 +44,8 @@ from backline.workers.process.process import WorkerCommand
 log = logging.getLogger("backline.lifecycle")
 
 _BACKEND = "python"
-#: The minimum number of cores on which workers may poll before they sleep. With fewer, a worker that polls
-#: would take a core from the client, or from the server's own polling.
+#: Workers poll for input before they sleep only if the server may use at least this many cores. With fewer, a
+#: worker that polls would take a core from the client, or from the server's own polling.
 POLLING_CORES = 4
 
 
@@ -202,7 +202,7 @@ class WorkerStarter:
         except TimeoutError:
             self._loop.call_soon_threadsafe(starting.cancel)
             raise Internal(
-                f"{pool.label} was not loaded within {seconds:g} s: if it needs longer, set"
+                f"{pool.label} was not loaded within {seconds:g} s: if it needs longer, raise"
                 " --load-timeout-secs"
             ) from None
         except CancelledError:
@@ -355,7 +355,7 @@ class Completion:
     listing: Listing
 
     def apply(self, config: ModelConfig) -> ModelConfig:
-        """Completes the configuration. Raises InvalidArgument if the result contradicts itself."""
+        """Returns `config`, completed. Raises InvalidArgument if the result contradicts itself."""
         given, whole = self.given, message("inference.ModelConfig").FromString(config.declared)
         whole.max_batch_size = given.max_batch_size
         for tensors in ("input", "output"):

@@ -68,13 +68,15 @@ class HeldMemory:
         return Held(server.own - shared, server.files, workers, self.on_gpus(pids))
 
     def of_workers(self, pids: Collection[int]) -> Mapping[int, Footprint]:
-        """Returns the footprints of these workers, each with the processes that it started."""
+        """Returns the footprints of the workers with these ids, each including the processes that the worker
+        started.
+        """
         with self._lock:
             return self._footprints.read(pids)
 
     def on_gpus(self, pids: Collection[int] = ()) -> Mapping[int, Mapping[int, int]]:
-        """Returns the bytes that this process and these workers hold on GPUs with a budget, by GPU and
-        process.
+        """Returns the bytes that this process and the workers with these ids hold on GPUs with a budget, by
+        GPU and process id.
         """
         return {} if self._gpus is None else self._gpus.read(pids)
 

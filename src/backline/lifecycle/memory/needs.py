@@ -32,10 +32,10 @@ _WEIGHT = 0.2
 #: The memory that a load takes besides the model's, as a multiple of the file's size: while a runtime builds
 #: the model, it also holds the contents of the file.
 _COPIES_WHILE_LOADING = 1.2
-#: How many bytes a worker process is assumed to need, in addition to the model's files, until a load is
+#: The bytes that a worker process is assumed to need, in addition to the model's files, until a load is
 #: measured: for the interpreter and NumPy and, with TorchServe, for PyTorch.
 _WORKERS = {"python": 40 * MIB, "torchserve": 350 * MIB}
-#: How many bytes the import of a runtime is assumed to add to the server's process, until an import is
+#: The bytes that the import of a runtime is assumed to add to the server's process, until an import is
 #: measured.
 _RUNTIMES = {
     "onnxruntime": 48 * MIB,

@@ -36,28 +36,28 @@ Result = TypeVar("Result")
 TO_MAKE_ROOM = "unloaded to make room"
 #: The reason for unloading a version that was idle for longer than its idle limit.
 WHEN_IDLE = "unloaded after it was idle"
-#: The maximum interval between checks for idle versions, in seconds. The interval is a quarter of the
-#: shortest idle limit.
+#: The maximum interval between checks for idle versions, in seconds. Between the minimum and the maximum, the
+#: interval is a quarter of the shortest idle limit.
 _LONGEST_LOOK = 5.0
 #: The minimum interval between checks for idle versions, in seconds.
 _SHORTEST_LOOK = 0.05
-#: How many seconds a load waits for memory that running requests and loads hold.
+#: Seconds for which a load waits for memory that running requests and loads hold.
 _PATIENCE = 30.0
-#: How many seconds a load waits for worker processes that are ending.
+#: Seconds for which a load waits for worker processes that are ending.
 _ENDING = 5.0
 #: A load that has waited for room for at most this many seconds may be overtaken by later loads. Overtaking
 #: is allowed, because a request that holds the memory may itself be waiting for a later load.
 _OVERTAKEN = 3.0
-#: How many seconds the first load of a model waits for another first load to end, so that each is measured
+#: Seconds for which the first load of a model waits for another first load to end, so that each is measured
 #: alone. Without a limit, the wait might never end: a model may call another model during its own load.
 _ALONE = 5.0
-#: Seconds between checks whether a busy model has become idle.
+#: Seconds between checks for whether a busy model has become idle.
 _BUSY_LOOK = 0.005
 #: The maximum wait for a change, in seconds, before another search for room.
 _LONGEST_WAIT = 1.0
 #: Seconds between checks of the workers of a model that is loaded for the first time.
 _GROWTH_LOOK = 0.005
-#: By how many bytes the reservation of a growing load is extended at a time.
+#: The number of bytes by which the reservation of a growing load is extended at a time.
 _GROWTH = 32 << 20
 #: The number of bytes by which the memory of two loads of the same model may differ by chance.
 _NOISE = 4 << 20
@@ -83,7 +83,7 @@ class Reservation:
         self.loaded = False
         #: Whether the load's workers are suspended until there is more room.
         self.suspended = False
-        #: Whether the load was stopped because other loads held the room that it needed.
+        #: Whether the load was stopped because other loads held the memory that it needed.
         self.crowded_out = False
 
     def there(self, held: Held, need: Need) -> int:
@@ -106,8 +106,9 @@ class Residency:
     """The memory budget: the server and its workers together may hold `budget` bytes; None means no limit.
 
     Use it only on the event loop. `tenants` returns the loaded versions, with times from time.time().
-    `workers` returns the ids of all worker processes. `put_to_sleep` unloads some versions, to be reloaded on
-    request, and returns once their memory is free. `gpu_budgets` holds the budgets of GPUs, in bytes.
+    `workers` returns the ids of all worker processes. `put_to_sleep` unloads the versions with the given
+    keys, to be reloaded on request, and returns once their memory is free. `gpu_budgets` holds the budgets of
+    GPUs, in bytes.
     """
 
     def __init__(

@@ -18,9 +18,10 @@ class Tenant:
     """A loaded version.
 
     `memory` is the memory that the version shares with no other version, in bytes, and `files` are the files
-    that it maps, with their resident bytes. Other tenants may map the same files. `last_used` is in seconds
-    of a common clock. A `busy` version is in use and must not be unloaded. After `idle_limit` seconds without
-    a request, the version is unloaded even if nothing needs its memory; None means no limit.
+    that it maps, with their resident bytes. Other tenants may map the same files. `last_used` is a time in
+    seconds, on the same clock for all tenants. A `busy` version is in use and must not be unloaded. After
+    `idle_limit` seconds without a request, the version is unloaded even if nothing needs its memory; None
+    means no limit.
     """
 
     key: Hashable
@@ -49,7 +50,7 @@ class Demand:
 
     @property
     def excess(self) -> int:
-        """How many bytes must be freed first; negative if room is left."""
+        """The number of bytes that must be freed before the load; negative if room is left."""
         return self.held + self.needed - self.budget
 
 

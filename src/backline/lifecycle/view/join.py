@@ -44,7 +44,7 @@ class JoinRequests(Stage):
     def inner(self) -> ModelConfig:
         """The configuration of the model itself: ragged tensors are flat, and hidden inputs are listed.
 
-        Lengths are given as INT64 and masks as BOOL, unless the model file has other datatypes.
+        Lengths are listed as INT64 and masks as BOOL, but the datatypes in the model's file take precedence.
         """
         config, joining = self.outer, self.outer.joining
         if joining is None:

@@ -28,7 +28,7 @@ class HideStates(Stage):
     `tensors`.
 
     `run`, which serves requests outside any batch, treats each item as a sequence of one request. Until
-    `prepare` is called, the stage does not change runs, so trial runs also make up values for the hidden
+    `prepare` is called, the stage does not change runs, so trial runs also generate values for the hidden
     inputs.
     """
 

@@ -79,8 +79,8 @@ def run_trial(job: TrialJob, report: Callable[[Report], None]) -> None:
 #: and the socket on which the fork server reports the trial's exit status.
 DESCRIPTORS = 4
 LONGEST_REQUEST = 4096
-#: By how much the niceness of trials exceeds the server's, so that a file that keeps all cores busy does not
-#: delay the responses of other models.
+#: The amount by which the niceness of trials exceeds the server's, so that a file that keeps all cores busy
+#: does not delay the responses of other models.
 NICENESS = 5
 
 

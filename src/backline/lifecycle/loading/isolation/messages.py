@@ -29,7 +29,7 @@ _MOST_DEVICES: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class TrialJob:
-    """A trial of the file or folder `path` with its configuration, as a load in the server would use them.
+    """The job of a trial process: to load and test the file or folder `path` as the server would.
 
     `recorded` is the file of recorded requests, which need not exist. The fork server imports `imports` once
     for all trials; see `BackendEntry.imports`.

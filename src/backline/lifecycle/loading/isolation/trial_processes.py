@@ -53,7 +53,7 @@ _SHARE_OF_FREE: Final = 0.8
 #: files.
 _FILE: Final = 64 << 20
 _FILE_PER_BYTE: Final = 2
-#: How many bytes from the end of a trial's output are read for an error message.
+#: The maximum number of bytes from the end of a trial's output that are read for an error message.
 _LAST_OUTPUT: Final = 4096
 _PROGRAM: Final = (
     "import sys; control, *sys.path = sys.argv[1:];"
@@ -217,7 +217,7 @@ class TrialWatch:
 
     def await_start(self, ending: socket.socket, runtime: str, seconds: float) -> tuple[_Begun, int]:
         """Waits until the fork server has imported the runtime and started the trial. Returns the trial's
-        process id and shared memory, and its pidfd.
+        process id, the size of its shared memory, and its pidfd.
 
         Raises Cancelled if the load is cancelled, and Internal if the fork server has ended or does not start
         the trial within `seconds`, because it is frozen or the import hangs.
