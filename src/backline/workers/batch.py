@@ -61,8 +61,8 @@ class Batch:
         #: A function that interrupts the run. If the runtime can interrupt a run, the instance sets this on
         #: the thread that runs the batch.
         self.on_abandon: Callable[[], object] | None = None
-        #: Called if the instance can take another batch although not all requests of this batch have an
-        #: outcome; cleared by the call.
+        #: Called, and set to None, when the instance can take another batch although some requests of this
+        #: batch still have no outcome.
         self.on_vacated: Callable[[Instance, Batch], None] | None = None
 
     def abandon(self) -> None:

@@ -21,11 +21,11 @@ _OWN_PATH = frozenset(sys.path)
 
 
 class DebuggedWorker(WorkerProcess):
-    """A worker without a process. It has no heartbeat and no timeout, cannot be killed, and shares the
-    server's output. Use it only on the event loop.
+    """A worker that runs on a thread instead of in a process. It has no heartbeat and no timeout, and shares
+    the server's output. Use it only on the event loop.
 
-    The worker's thread cannot be killed. If the thread is at a breakpoint when the worker is stopped, the
-    thread is abandoned after a short wait.
+    The thread cannot be killed. If it is at a breakpoint when the worker is stopped, it is abandoned after a
+    short wait.
     """
 
     farewell: ClassVar[float] = 0.5

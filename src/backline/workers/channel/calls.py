@@ -37,7 +37,9 @@ class Calls(Protocol):
         """Unloads a model; see Control.unload."""
 
     def measure(self, message: Measure) -> float | None:
-        """Records or reads a metric of the model. Returns the value if `message` asks for it."""
+        """Declares, creates, changes or reads a metric that the model defines, as `message` says. Returns the
+        metric's value if `message` asks for it, otherwise None.
+        """
 
     def forget(self) -> None:
         """Removes the model's metrics, because the model is unloaded."""

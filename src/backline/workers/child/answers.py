@@ -89,7 +89,7 @@ def response_of(heard: Heard) -> InferResponse:
 
 def value_of(heard: Heard) -> Any:
     """Returns the value that the server sent as the result of a `Question`. Raises the BacklineError that
-    arrived instead.
+    arrived instead, or Internal if a response arrived.
     """
     if isinstance(heard, End):
         return heard.value

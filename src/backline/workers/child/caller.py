@@ -329,8 +329,8 @@ class Caller:
 
 
 class Measures:
-    """Sends the values of the model's metrics to the server. May be used on any thread. The server may record
-    a value only after it has handled a response that the model sent later.
+    """Sends the values of the model's metrics to the server. May be used on any thread. Responses are sent on
+    another channel, so the server may handle a response before it records a value that was sent earlier.
     """
 
     def __init__(self, caller: Caller) -> None:

@@ -36,7 +36,8 @@ class ModelCode:
     """A Python model: the method `predict` of the class `owner`, or a plain function. The type hints of the
     method or function are the model's signature.
 
-    `settings` is the class or the module of the function. Its attributes are the model's settings.
+    The attributes of the object `settings` are the model's settings: it is the class or, for a function, the
+    module.
     """
 
     name: str

@@ -56,7 +56,7 @@ class CallingThread:
     """
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine to completion. Raises Unsupported if the coroutine waits."""
+        """Runs a coroutine to completion. Raises Unsupported if the coroutine suspends."""
         try:
             coroutine.send(None)
         except StopIteration as stop:

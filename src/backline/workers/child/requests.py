@@ -318,8 +318,8 @@ class RequestBatch:
         outcome.answers.clear()
         kept = False
         if done and self._block is not None:
-            # The payload is copied before the block is released below, because the outputs may be views of
-            # the block: the server must not reuse it while the payload is being sent.
+            # Small outputs may be views of the block. The payload is copied, so that these views do not keep
+            # the block alive, and this RESULT can return the block.
             payload = list(map(bytes, payload))
             kept = self._let_go()
         result = Result(

@@ -255,7 +255,7 @@ class CallChannel:
         if one is None or one.ticket.flow is None:
             return
         if not 0 < count <= one.unread:
-            raise WorkerProtocolError(f"credit for {count} responses, of which {one.unread} were unread")
+            raise WorkerProtocolError(f"credit for {count} responses, while {one.unread} were unread")
         one.unread -= count
         if one.ticket.flow.paused and one.unread < WINDOW:
             one.ticket.flow.resume()

@@ -212,7 +212,7 @@ class Job:
                 error = Cancelled("the request was cancelled")
             elif self.again:
                 error = Internal(
-                    f"{ended} while it ran this request; the previous worker also ended during it"
+                    f"{ended} while it ran this request; the previous worker also ended while running it"
                 )
             elif hung and idempotent is None:
                 why = "which is not tried again unless the model is declared idempotent"

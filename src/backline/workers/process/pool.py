@@ -405,8 +405,8 @@ class WorkerPool(ModelInWorkers):
         self._start_again(seat, reason)
 
     def look_at_readiness(self) -> None:
-        """Updates the readiness that is shown for the model: the model is ready if every worker reports that
-        it is.
+        """Updates the readiness of the model, and reports it to `on_ready`: the model is ready unless one of
+        its workers has reported that it is not.
         """
         unready = next((process.unready for process in self._running() if process.unready), "")
         if unready == self.unready:

@@ -77,8 +77,8 @@ class TritonModel:
     """
 
     def __init__(self, model: Any, message: WorkerLoad) -> None:
-        """Raises ModelFailed if the model has no `execute` or, with the model's exception, cannot be
-        initialised.
+        """Raises ModelFailed if the class has no method `execute`. If the constructor or `initialize` raises
+        an exception, raises ModelFailed with that exception in the message.
         """
         config = json.loads(message.configuration)
         self._name = message.name
