@@ -205,7 +205,8 @@ def _choose_another(formed: Formed, seen: list[Ticket], policy: BatchPolicy, now
     """Returns a batch of requests with another batch key. This batch may run while the first requests in the
     queue wait.
 
-    If there is no such batch, returns the decision to wait, changed so that any new request may end the wait.
+    If there is no such batch, returns the decision to wait. If several requests are waiting, any new request
+    may then end the wait.
     """
     others = seen
     until = formed.wait_until

@@ -91,7 +91,7 @@ class EnsembleQueue:
 
     @property
     def running(self) -> int:
-        """The number of requests that have steps that run or wait."""
+        """The number of requests whose steps are running or waiting."""
         return sum([run.requests for run in self._runs])
 
     def update(self, models: tuple[StepModel, ...]) -> None:

@@ -1,4 +1,6 @@
-"""Runs requests that reach an ensemble together as a single request, if all steps run on the event loop."""
+"""Combines requests that reach an ensemble in the same turn of the event loop into a single request, if all
+steps run on the event loop.
+"""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Claim:
 
 
 def claim_of(group: InstanceGroup, device: str = PROCESSOR) -> Claim:
-    """Returns the claim of each instance in a group."""
+    """Returns the claim of each instance of a group on this device."""
     resources = {
         (EVERYWHERE if resource.everywhere else device, resource.name): resource.count
         for resource in group.resources

@@ -399,8 +399,8 @@ class SequenceBatcher:
             self._total.waiting -= count
 
     def _refuse(self, tickets: Sequence[Ticket], why: Callable[[Ticket], BacklineError]) -> None:
-        """Completes waiting requests with an error. Skips requests that are cancelled meanwhile, because
-        each completion may cancel other requests in `tickets`.
+        """Completes waiting requests with an error. Each completion may cancel other requests in `tickets`,
+        which are then counted as cancelled instead.
         """
         self._leave(len(tickets))
         release_all(tickets)
