@@ -120,7 +120,7 @@ class LiveRecording:
         """
         self._end_if_unloaded()
         if self._state == "recording":
-            self._end("it was stopped")
+            self._end("the recording was stopped")
         if self._writing is not None:
             await asyncio.shield(self._writing)
 

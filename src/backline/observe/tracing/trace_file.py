@@ -105,7 +105,7 @@ class TraceFile:
         self._path = path
         self._ids = count(1)
         self._indices = count()
-        #: Whether FILE was begun. Only the writing thread uses this attribute.
+        #: Whether the writing of FILE has begun. Only the writing thread uses this attribute.
         self._begun = False
         #: The completed traces that have not been written yet, by log frequency.
         self._pending: dict[int, list[bytes]] = {}
