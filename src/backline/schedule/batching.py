@@ -93,7 +93,7 @@ class Gathering:
         self.last = 0
         #: The number of queued requests at which a batch starts immediately; 0 if batches do not gather.
         self.group = 0.0
-        #: The moving average of the groups' shares of the requests.
+        #: The moving average of the shares passed to `ran`.
         self._share = 0.0
         #: The number of queued requests at the last decision to keep gathering; 0 if no batch is gathering.
         self._seen = 0

@@ -22,7 +22,7 @@ _REGULAR: Final = 0.7
 #: Two gaps are similar if they differ by at most this share of the mean gap plus _JITTER. About half of the
 #: gaps of random arrivals are similar in this sense.
 _SIMILAR: Final = 0.5
-#: How much the time of a wake-up varies, in seconds.
+#: The amount by which the time of a wake-up varies, in seconds.
 _JITTER: Final = WAKE_TIME / 2
 #: A gap is not worth a poll if sleeping through it, including the wake-up, took at least this many seconds
 #: less than WAKE_TIME. Either the input had arrived before the loop slept, as under load, or the core was

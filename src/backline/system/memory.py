@@ -94,8 +94,8 @@ def return_large_blocks() -> bool:
     that each large block needs new pages from the kernel. The setting applies to the whole process.
     """
     mallopt = _mallopt()
-    # Setting one threshold turns off the adaptation of both; with the default trim threshold, every larger
-    # request would then cost a system call.
+    # Setting one threshold turns off the adaptation of both. With the default trim threshold of 128 KiB, each
+    # request that frees more memory than this would then cost a system call.
     return bool(mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK) and mallopt(_M_TRIM_THRESHOLD, 4 * LARGE_BLOCK))
 
 

@@ -146,9 +146,7 @@ class GpuActivity:
         return handle, name.value.decode(errors="replace")
 
     def __call__(self) -> Sequence[GpuReading]:
-        """Returns a reading for each GPU, in order of their indexes. Raises OSError if the driver no longer
-        works.
-        """
+        """Returns a reading for each GPU, ordered by index. Raises OSError if the driver no longer works."""
         return [self._read(index, handle, name) for index, (handle, name) in enumerate(self._gpus)]
 
     def _read(self, index: int, handle: ctypes.c_void_p, name: str) -> GpuReading:

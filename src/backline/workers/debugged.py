@@ -68,7 +68,7 @@ class DebuggedWorker(WorkerProcess):
         """Does nothing, because the memory of the process is mostly the server's."""
 
     def hang(self, why: str) -> None:
-        """Does nothing, because a model that is being debugged may take any time."""
+        """Does nothing, because a model that is being debugged may take any amount of time."""
 
     def kill(self, why: str) -> None:
         self._why = self._why or why

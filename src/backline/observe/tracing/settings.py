@@ -226,8 +226,8 @@ class SpanOptions:
 
 @dataclass(frozen=True, slots=True)
 class TraceConfig:
-    """The configuration of tracing: which requests are traced when the server starts, and where their traces
-    are written.
+    """The configuration of tracing: where traces are written and, until a client changes the settings, which
+    requests are traced.
     """
 
     levels: tuple[Level, ...] = ()

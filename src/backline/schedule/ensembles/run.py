@@ -67,7 +67,7 @@ class EnsembleRun(Owner):
         flow: ResponseFlow | None = None,
     ) -> Ticket:
         """Creates the ticket of a step. Its request is a copy of the request to the ensemble, but with the
-        inputs of the step.
+        model, inputs and outputs of the step.
         """
         asked, step, deadline = self._ticket.request, planned.step, self._ticket.deadline
         request = InferRequest(

@@ -223,8 +223,9 @@ class RateLimits:
         return limits
 
     def _there(self, device: str, name: str) -> int:
-        """Returns the amount of a resource that a device has. As in Triton, this is the largest amount that
-        the options give for this device or for every device, or for EVERYWHERE, for any device; otherwise 0.
+        """Returns the amount of a resource that a device has; 0 if the options give none. As in Triton, this
+        is the largest amount that the options give for this device or for every device. For EVERYWHERE, it is
+        the largest amount that they give for any device.
         """
         wanted = name.casefold()
         devices = (device, EACH_DEVICE)

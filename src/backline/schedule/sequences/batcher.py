@@ -362,7 +362,7 @@ class SequenceBatcher:
 
     def _lose_beginning(self, sequence: LiveSequence, error: BacklineError | None = None) -> None:
         """Refuses the requests of a sequence whose first request did not run or is unknown here. The requests
-        get `error`, or, if `error` is None, the advice to start the sequence.
+        fail with `error`, or, if `error` is None, with an error that asks for a first request.
         """
         self._refuse_orphans(*self._table.lose_beginning(sequence), error)
 

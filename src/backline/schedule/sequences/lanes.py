@@ -1,5 +1,5 @@
-"""Lanes, each of which runs sequences on one instance. With Triton's strategy direct, each sequence has a
-fixed slot in the batches; with oldest, requests of sequences are batched like other requests.
+"""Lanes, each of which runs sequences on one instance. With Triton's strategy `direct`, each sequence has a
+fixed slot in the batches; with the strategy `oldest`, requests of sequences are batched like other requests.
 """
 
 from __future__ import annotations

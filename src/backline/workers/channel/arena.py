@@ -149,7 +149,7 @@ class Arena:
         if size > _SMALL_CLAIM and self._file >= 0:
             written = os.fstat(self._file).st_blocks * 512
             if 0 < written < size:  # 0 if the system does not count the blocks
-                raise ValueError(f"{size} bytes at {at} are more than the shared memory holds: {written}")
+                raise ValueError(f"{size} bytes at {at} are more than the shared memory holds ({written})")
         found = np.frombuffer(self._map, np.uint8, size, at)
         found.flags.writeable = writable
         return found

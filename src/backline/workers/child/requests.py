@@ -147,7 +147,7 @@ class WorkerRequest:
             self._batch.send(self, outputs, parameters)
 
     async def send_async(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
-        """Sends a response as `send` does, for coroutines. Await each call before making the next one."""
+        """The asynchronous counterpart of `send`. Await each call before making the next one."""
         loop = asyncio.get_running_loop()
         welcome = asyncio.Event()
 

@@ -351,7 +351,9 @@ def _in_envelope(name: str, handle: Handle) -> Handle:
 
 
 def _decoded(value: bytes, header: Mapping[str, str]) -> Any:
-    """Decodes a body as JSON, text or bytes, by its content type. Raises InvalidArgument if it is invalid."""
+    """Decodes a body as JSON, text or bytes, by the content type in `header`. Raises InvalidArgument if the
+    body is invalid.
+    """
     given = next((text for name, text in header.items() if name.lower() == "content-type"), "")
     kind = given.partition(";")[0].strip().lower()
     try:

@@ -252,7 +252,7 @@ class CoreBudget:
         return True
 
     def give(self, cores: int) -> None:
-        """Returns cores to the budget from which the caller has taken them."""
+        """Returns cores that the caller has taken from the budget."""
         with self._lock:
             self._free += cores
             self._note_overlap()

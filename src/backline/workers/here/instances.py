@@ -236,7 +236,7 @@ class RunLimit:
         return "it is not tried again: the model is not idempotent"
 
     def late(self, *, can_be_ended: bool) -> None:
-        """Counts a run that has exceeded the limit."""
+        """Counts a run that has exceeded the limit, and logs that it is interrupted if it `can_be_ended`."""
         self._statistics.timed_out += 1
         if can_be_ended:
             log.error("%s, and is interrupted", self.exceeded)

@@ -513,7 +513,9 @@ class WorkerPool(ModelInWorkers):
             process.kill("was no longer needed")
 
     async def stop(self) -> None:
-        """Makes the workers unload the model and end. Refuses the jobs that still wait for a worker."""
+        """Makes the workers unload the model and exit, and waits until they have. Refuses the jobs that still
+        wait for a worker.
+        """
         self._closing = True
         if self._alone is not None:
             self._alone.cancel()
