@@ -47,8 +47,8 @@ def recorded_file(folder: Path, model: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class RecordingState:
-    """The progress of a recording: `recorded` of `count` requests. `reason` says why the recording ended
-    early.
+    """The progress of a recording: `recorded` of `count` requests, with `bytes` bytes in total. `reason` says
+    why the recording ended early or failed, or that a request was too large to be recorded.
     """
 
     model: str

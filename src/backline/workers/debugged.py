@@ -87,7 +87,9 @@ class DebuggedWorker(WorkerProcess):
 
 
 def forget_modules(folder: Path) -> None:
-    """Removes the modules imported from a folder, so that their next import reads the files again."""
+    """Removes the modules that were imported from a folder, and the folder's entries in sys.path, so that the
+    next import reads the files again.
+    """
     # Bytecode must not be cached, because a quick edit might not take effect: Python reuses the bytecode if
     # the source has the same size and the same modification time in whole seconds.
     sys.dont_write_bytecode = True

@@ -200,7 +200,7 @@ class TraceFile:
         if self._writes >= _MAX_WRITES:
             if not self._lost:
                 log.warning(
-                    "losing traces: '%s' is written too slowly; trace fewer requests (a larger trace_rate)",
+                    "traces are lost: '%s' is written too slowly; trace fewer requests (raise trace_rate)",
                     self._path,
                 )
             self._lost += len(traces)

@@ -127,7 +127,7 @@ class StackedRun(Owner):
         self._started_ns = monotonic_ns()
         try:
             self._stack()
-        except MemoryError:  # large inputs may still be too large together
+        except MemoryError:  # the stacked inputs may be too large
             self._run_apart()
             return
         self._advance()
