@@ -125,7 +125,8 @@ class Scheduler(Owner):
         self._company = Alarm(self._dispatch, loop)
         self._expiry = Alarm(self._expire, loop, pause=_SHORTEST_WAIT)
         self._sweep_after = 0.0
-        #: A future that exists only during a drain, and is resolved once no request is queued or running.
+        #: A future that exists once the scheduler drains or closes, and is resolved when no request is queued
+        #: or running.
         self._rest: asyncio.Future[None] | None = None
 
     @property

@@ -41,7 +41,7 @@ def has_idle_core() -> bool:
 @cache
 def _load() -> int:
     """Opens the file whose fourth field starts with the number of threads that run or are ready to run
-    (proc(5)). Raises OSError.
+    (proc(5)). Raises OSError if there is no such file.
     """
     return os.open("/proc/loadavg", os.O_RDONLY)
 

@@ -126,7 +126,9 @@ class GpuReading:
 
 
 class GpuActivity:
-    """Reads all GPUs that this process can see. Call it on a thread, because the driver may block."""
+    """Reads how busy the GPUs that this process can see are, and how much of their memory is in use. Call it
+    on a thread, because the driver may block.
+    """
 
     def __init__(self) -> None:
         """Raises OSError if the management library cannot be used. Most machines do not have this library."""

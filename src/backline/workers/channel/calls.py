@@ -17,7 +17,7 @@ class Calls(Protocol):
     """
 
     def submit(self, ticket: Ticket) -> None:
-        """Submits a call like Engine.submit, but refuses a call that would wait for its own caller."""
+        """Submits a call as Engine.submit does, but refuses a call that would wait for its own caller."""
 
     def ended(self, ticket: Ticket, outcome: Outcome, ns: int) -> None:
         """Reports that a call ended after `ns` nanoseconds."""

@@ -65,7 +65,7 @@ class WorkerOutput:
         loop.add_reader(descriptor, self.read)
 
     def read(self) -> None:
-        """Reads all available output, without blocking."""
+        """Reads and logs all available output, without blocking."""
         while self._descriptor >= 0:
             try:
                 data = os.read(self._descriptor, 65536)

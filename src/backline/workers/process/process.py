@@ -188,7 +188,9 @@ class WorkerProcess:
             raise
 
     async def _launch(self, *descriptors: int) -> None:
-        """Starts the process with these descriptors: data, control, calls, arena. Raises OSError."""
+        """Starts the process with these descriptors: data, control, calls, arena. Raises OSError if the
+        process cannot be started or watched.
+        """
         starting = self._loop.run_in_executor(_SPAWNER, self._spawn, *descriptors)
         while not starting.done():
             # The start of the process must not be cancelled: its descriptors are closed after this method
@@ -333,8 +335,8 @@ class WorkerProcess:
         self._later("heartbeat", HEARTBEAT, self._beat)
 
     def says_ready(self, reason: str) -> None:
-        """Records a report of the model on its readiness: "" if the model is ready, otherwise the reason why
-        it is not.
+        """Records the model's report on its readiness: "" if the model is ready, otherwise the reason why it
+        is not.
         """
         self.unready = reason
         self.on_ready()
