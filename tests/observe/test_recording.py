@@ -101,7 +101,7 @@ def test_stopping_keeps_what_was_recorded(tmp_path: Path) -> None:
         home.recorder.start("m", count=100)
         await home.ask(7)
         state = await home.recorder.stop("m")
-        assert (state.state, state.recorded, state.reason) == ("done", 1, "it was stopped")
+        assert (state.state, state.recorded, state.reason) == ("done", 1, "the recording was stopped")
         assert home.recorded() == [7]
         assert home.model.check is home.check
 
@@ -129,7 +129,7 @@ def test_an_empty_recording_keeps_the_previous_file(tmp_path: Path) -> None:
         await home.recorder.stop("m")
         home.recorder.start("m", count=1)
         state = await home.recorder.stop("m")
-        assert (state.state, state.reason) == ("failed", "no request was recorded: it was stopped")
+        assert (state.state, state.reason) == ("failed", "no request was recorded: the recording was stopped")
         assert home.recorded() == [1]
 
     run(scenario)

@@ -101,7 +101,7 @@ def test_a_recording_can_be_started_queried_and_stopped_over_http(server: Server
         client["slow"](np.ones((1, 512), np.float32))
     assert ask(server, "GET", "/v2/models/slow/record")[1]["recorded"] == 1
     status, stopped = ask(server, "DELETE", "/v2/models/slow/record")
-    assert (status, stopped["state"], stopped["reason"]) == (200, "done", "it was stopped")
+    assert (status, stopped["state"], stopped["reason"]) == (200, "done", "the recording was stopped")
     Path(stopped["file"]).unlink()
 
 

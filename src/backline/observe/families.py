@@ -174,8 +174,8 @@ _CALLS: tuple[tuple[str, Callable[[CallStatistics], Duration]], ...] = (
 
 
 def _calls(name: str, text: str, read: Callable[[Duration], float]) -> FamilyTemplate:
-    """Returns a metric for the calls that a Python model makes to other models, such as the steps of a
-    pipeline.
+    """Returns a metric for the calls that a model makes to other models: the steps of an ensemble, or the
+    calls of a Python model.
     """
     line = f"{name}{{%s,%s}} %r\n"
 

@@ -60,8 +60,7 @@ class Metrics:
     def __init__(
         self, engine: Engine, scaling: ScalingPolicy | None = None, config: MetricsConfig | None = None
     ) -> None:
-        """Creates the page. `scaling` is the policy for the autoscaler metrics; `config` selects the latency
-        metrics.
+        """`scaling` is the policy for the autoscaler metrics; `config` selects the latency metrics.
 
         If summaries are selected, the versions that are added to the engine from now on collect the data for
         the summaries.

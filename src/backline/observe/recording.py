@@ -47,8 +47,8 @@ def recorded_file(folder: Path, model: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class RecordingState:
-    """The progress of a recording: `recorded` of `count` requests. `reason` says why the recording ended
-    early.
+    """The progress of a recording: `recorded` of `count` requests, with `bytes` bytes in total. `reason` says
+    why the recording ended early or failed, or that a request was too large to be recorded.
     """
 
     model: str
@@ -120,7 +120,7 @@ class LiveRecording:
         """
         self._end_if_unloaded()
         if self._state == "recording":
-            self._end("it was stopped")
+            self._end("the recording was stopped")
         if self._writing is not None:
             await asyncio.shield(self._writing)
 

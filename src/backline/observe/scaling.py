@@ -104,7 +104,7 @@ class Scaling:
         """Returns the signal after another reading. `waiting` is the number of requests that are in the
         queues now.
 
-        Requests are counted in `demand` only when they end, so `waiting` shows earlier that a queue grows.
+        Requests are counted in `demand` only when they end, so `waiting` shows a growing queue sooner.
         """
         policy, readings = self._policy, self._readings
         if readings and now - readings[-1][0] < 1:
@@ -143,8 +143,8 @@ class Scaling:
 
 
 def replicas(signals: list[ScalingSignal], least: int, most: int) -> int:
-    """Returns the number of servers that an autoscaler sets: the sum of the recommendations of all servers,
-    rounded up, but at least `least` and at most `most`.
+    """Returns the number of servers that an autoscaler should set: the sum of the recommendations of all
+    servers, rounded up, but at least `least` and at most `most`.
     """
     total = sum(signal.desired_replicas for signal in signals)
     return min(max(math.ceil(total - 1e-9), least), most)

@@ -93,7 +93,7 @@ class Gathering:
         self.last = 0
         #: The number of queued requests at which a batch starts immediately; 0 if batches do not gather.
         self.group = 0.0
-        #: The moving average of the groups' shares of the requests.
+        #: The moving average of the shares passed to `ran`.
         self._share = 0.0
         #: The number of queued requests at the last decision to keep gathering; 0 if no batch is gathering.
         self._seen = 0
@@ -205,7 +205,8 @@ def _choose_another(formed: Formed, seen: list[Ticket], policy: BatchPolicy, now
     """Returns a batch of requests with another batch key. This batch may run while the first requests in the
     queue wait.
 
-    If there is no such batch, returns the decision to wait, changed so that any new request may end the wait.
+    If there is no such batch, returns the decision to wait. If several requests are waiting, any new request
+    may then end the wait.
     """
     others = seen
     until = formed.wait_until

@@ -41,9 +41,9 @@ class HoldingScheduler(Scheduler):
 
 
 class HoldingSequenceBatcher(SequenceBatcher):
-    """A batcher of sequences that starts once `hold` requests of sequences with a place on an instance are
-    waiting, and `backlog` requests of sequences without a place. From then on, it behaves like any
-    SequenceBatcher.
+    """A batcher of sequences that starts once at least `hold` requests are waiting in sequences that have a
+    place on an instance, and at least `backlog` requests in sequences that have none. From then on, it
+    behaves like any SequenceBatcher.
     """
 
     def __init__(self, *arguments: Any, hold: int, backlog: int, **settings: Any) -> None:

@@ -125,7 +125,8 @@ class Scheduler(Owner):
         self._company = Alarm(self._dispatch, loop)
         self._expiry = Alarm(self._expire, loop, pause=_SHORTEST_WAIT)
         self._sweep_after = 0.0
-        #: A future that exists only during a drain, and is resolved once no request is queued or running.
+        #: A future that exists once the scheduler drains or closes, and is resolved when no request is queued
+        #: or running.
         self._rest: asyncio.Future[None] | None = None
 
     @property
@@ -232,8 +233,8 @@ class Scheduler(Owner):
                 instance.form_again = self._form_again
 
     async def drain(self, limit: float) -> None:
-        """Runs queued requests for up to `limit` seconds, refuses requests that are still queued then, ends
-        streams, waits for running batches, and closes the instances.
+        """Runs queued requests for up to `limit` seconds, then refuses the requests that are still queued,
+        ends streams, waits for running batches, and closes the instances.
 
         Nothing may be submitted after this call.
         """
@@ -433,9 +434,9 @@ class Scheduler(Owner):
             if self._queue.size and not self._scheduled and not self._starting:
                 self._dispatch()  # the instance starts its next batch while these responses are written
         order = self._order
-        # A lone request is completed before it is counted, so that its caller gets the response sooner. Only
-        # a caller that adds up the times of several runs could notice the order, because no other code runs
-        # on the loop in between.
+        # A single request is completed before it is counted, so that its caller gets the response sooner.
+        # Only a caller that adds up the times of several runs could notice the order, because no other code
+        # runs on the loop in between.
         answers_first = (
             len(tickets) == 1
             and order is None

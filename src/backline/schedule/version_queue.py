@@ -24,8 +24,8 @@ class VersionQueue(RequestQueue, Protocol):
         """The number of requests that are running."""
 
     async def drain(self, limit: float) -> None:
-        """Continues to run requests for up to `limit` seconds, refuses the requests that are still queued
-        then, and closes the instances once they are free.
+        """Continues to run requests for up to `limit` seconds, then refuses the requests that are still
+        queued, and closes the instances once they are free.
 
         Nothing may be submitted after this call.
         """

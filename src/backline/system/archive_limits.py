@@ -77,8 +77,8 @@ def check_unpacked_bytes(path: Path, unpacked: int, limits: UnpackLimits) -> Non
     most = limits.bytes_of(path.stat().st_size)
     if unpacked > most:
         raise InvalidArgument(
-            f"archive '{path}' unpacks to more than the {most:,} bytes allowed for its size; check it, or"
-            " split it"
+            f"archive '{path}' unpacks to more than the {most:,} bytes allowed for its size; check its"
+            " contents, or split it"
         )
 
 

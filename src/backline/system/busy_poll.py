@@ -28,8 +28,8 @@ def has_idle_core() -> bool:
     cores by one. The surplus thread is probably part of the same exchange: at the moment of the check, the
     client of this server, or the client of a server in front, has just been woken up by a response.
 
-    This must be fast, because the input that a poll waits for may arrive meanwhile. So the file stays open,
-    and the number of cores is read only once.
+    This must be fast, because the input that a poll waits for may arrive in the meantime. So the file stays
+    open, and the number of cores is read only once.
     """
     try:
         running = int(os.pread(_load(), 64, 0).split()[3].partition(b"/")[0])
@@ -41,7 +41,7 @@ def has_idle_core() -> bool:
 @cache
 def _load() -> int:
     """Opens the file whose fourth field starts with the number of threads that run or are ready to run
-    (proc(5)). Raises OSError.
+    (proc(5)). Raises OSError if there is no such file.
     """
     return os.open("/proc/loadavg", os.O_RDONLY)
 
@@ -115,7 +115,7 @@ class BusyPoll:
         self.asleep = longest > 0.0
 
     def connected(self, connection: Any) -> None:
-        """Notes a connection to another server. `connection` is the socket, or None if it is unknown."""
+        """Records a connection to another server. `connection` is the socket, or None if it is unknown."""
         if connection is None or _CORES >= _CORES_FOR_THREE:
             return
         with suppress(OSError):  # the other server has already closed the connection

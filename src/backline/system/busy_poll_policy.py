@@ -22,11 +22,11 @@ _REGULAR: Final = 0.7
 #: Two gaps are similar if they differ by at most this share of the mean gap plus _JITTER. About half of the
 #: gaps of random arrivals are similar in this sense.
 _SIMILAR: Final = 0.5
-#: How much the time of a wake-up varies, in seconds.
+#: The amount by which the time of a wake-up varies, in seconds.
 _JITTER: Final = WAKE_TIME / 2
-#: A gap is not worth a poll if sleeping through it, including the wake-up, took less than WAKE_TIME by this
-#: many seconds. Either the input had arrived before the loop slept, as under load, or the core was busy and
-#: woke up immediately.
+#: A gap is not worth a poll if sleeping through it, including the wake-up, took at least this many seconds
+#: less than WAKE_TIME. Either the input had arrived before the loop slept, as under load, or the core was
+#: busy, so the loop woke up immediately.
 _MARGIN: Final = 5e-6
 #: Each gap is compared with the gap this many gaps earlier. So requests with one, two, three or six gaps each
 #: are recognised as regular.
@@ -78,7 +78,8 @@ class BusyPollPolicy:
         self.longest = longest
         #: Seconds to poll during the next gap; 0 means to sleep immediately.
         self.length = 0.0
-        #: When to check next whether a core is idle; 0 before the first poll after a sleep.
+        #: When to check next whether a core is idle, in seconds of the caller's clock; 0 to check before the
+        #: next poll.
         self._next_check = 0.0
         # Three moving averages: of the gaps (a longer gap counts as `longest`), of the share of gaps that are
         # worth a poll, and of the share of gaps that are similar to the gap _PERIOD gaps earlier.

@@ -58,7 +58,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def seconds_without_core() -> float:
-    """Returns how many seconds the calling thread has spent waiting for a core although it was ready to run.
+    """Returns the time, in seconds, for which the calling thread was ready to run but had to wait for a core.
 
     Linux reports this time in /proc/thread-self/schedstat (sched-stats in the kernel's documentation).
     Returns 0 on other systems.

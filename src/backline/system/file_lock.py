@@ -62,7 +62,9 @@ def edited(file: Path) -> Iterator[None]:
 
 
 def _lock_current(file: Path) -> int:
-    """Waits for the lock on a file that its holders remove. Returns the descriptor that holds the lock."""
+    """Waits for the lock on a file that its holders remove. Returns the descriptor that holds the lock or, if
+    the file system does not support locks, a descriptor without a lock.
+    """
     while True:
         descriptor = open_lock(file)
         try:

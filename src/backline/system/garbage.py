@@ -22,8 +22,8 @@ _RARELY: Final = 250_000
 #: the number of objects that belong to 64 requests in flight, so the collector would visit these again and
 #: again: with an ensemble, that took a tenth of the time of a request.
 _SERVING: Final = 5_000
-#: Set once `exempt_imports` was called. gc.get_freeze_count() would tell this too, but it counts all frozen
-#: objects, which takes 5 ms.
+#: Set once `exempt_imports` has been called. gc.get_freeze_count() would show this too, but it counts all
+#: frozen objects, which takes 5 ms.
 _OWN_PROCESS: Final = Event()
 
 

@@ -63,8 +63,8 @@ def unchanged_mappings(smaps: bytes) -> list[tuple[int, int]]:
     """Returns the mappings of shared libraries whose pages all have the contents of the file, as (first
     address, size in bytes). `smaps` is the text of /proc/self/smaps.
 
-    A page that was changed after it was mapped, such as a table of relocated addresses, is private. Private
-    pages in memory count in the field Anonymous, those in swap space in the field Swap.
+    A page that was changed after it was mapped, such as a table of relocated addresses, is private. The field
+    Anonymous counts the private pages in memory, and the field Swap those in swap space.
     """
     found = ((int(start, 16), int(end, 16)) for start, end in re.findall(_UNCHANGED, smaps))
     return [(start, end - start) for start, end in found]

@@ -41,9 +41,9 @@ def resident_bytes(pid: int | None = None) -> int:
 def memory_limit(
     groups: Path = Path("/sys/fs/cgroup"), own_groups: Path = Path("/proc/self/cgroup")
 ) -> int | None:
-    """Returns how many bytes of memory this process can use at most: the memory of the machine, or the lowest
-    limit of the process's control groups (cgroups(7), versions 1 and 2) if it is lower. Returns None if the
-    system reports neither.
+    """Returns the maximum number of bytes of memory that this process can use: the memory of the machine, or
+    the lowest limit of the process's control groups (cgroups(7), versions 1 and 2) if it is lower. Returns
+    None if the system reports neither.
     """
     found = []
     with suppress(OSError, ValueError, AttributeError):
@@ -59,7 +59,7 @@ def memory_limit(
             root, name = groups / "memory", "memory.limit_in_bytes"
         else:
             continue
-        # In a container, the path may be that on the host: then only `root` exists.
+        # In a container, the path may be the one on the host, of which only `root` exists here.
         folder = root / path.lstrip("/")
         for one in (folder, *folder.parents):
             with suppress(OSError, ValueError):  # "max" means no limit
@@ -94,8 +94,8 @@ def return_large_blocks() -> bool:
     that each large block needs new pages from the kernel. The setting applies to the whole process.
     """
     mallopt = _mallopt()
-    # Setting one threshold turns off the adaptation of both; with the default trim threshold, every larger
-    # request would then cost a system call.
+    # Setting one threshold turns off the adaptation of both. With the default trim threshold of 128 KiB, each
+    # request that frees more memory than this would then cost a system call.
     return bool(mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK) and mallopt(_M_TRIM_THRESHOLD, 4 * LARGE_BLOCK))
 
 

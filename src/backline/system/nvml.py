@@ -126,7 +126,9 @@ class GpuReading:
 
 
 class GpuActivity:
-    """Reads all GPUs that this process can see. Call it on a thread, because the driver may block."""
+    """Reads how busy the GPUs that this process can see are, and how much of their memory is in use. Call it
+    on a thread, because the driver may block.
+    """
 
     def __init__(self) -> None:
         """Raises OSError if the management library cannot be used. Most machines do not have this library."""
@@ -146,9 +148,7 @@ class GpuActivity:
         return handle, name.value.decode(errors="replace")
 
     def __call__(self) -> Sequence[GpuReading]:
-        """Returns a reading for each GPU, in order of their indexes. Raises OSError if the driver no longer
-        works.
-        """
+        """Returns a reading for each GPU, ordered by index. Raises OSError if the driver no longer works."""
         return [self._read(index, handle, name) for index, (handle, name) in enumerate(self._gpus)]
 
     def _read(self, index: int, handle: ctypes.c_void_p, name: str) -> GpuReading:

@@ -23,7 +23,7 @@ def user_config() -> Path:
 
 def user_state() -> Path:
     """Returns the folder that contains the default state folders, one for each set of repositories. State
-    folders hold what must outlive a server, such as labels and measurements.
+    folders hold data that must outlive a server, such as labels and measurements.
     """
     return _folder("state", "XDG_STATE_HOME", ".local/state")
 

@@ -18,10 +18,11 @@ class Batch:
 
     `items` is the sum of the requests' batch sizes. `outcomes` has one entry per request, in order, once the
     batch has run. An entry is None if the responses to the request were sent one by one. The timestamps,
-    which come from time.monotonic_ns(), are `started_ns` when the batch was taken from the queue,
-    `gathered_ns` when its inputs had been gathered, `ran_ns` when the run had ended, and `ended_ns` when the
-    outputs had been split. If the batch failed and its requests then ran one by one, or if only some of its
-    requests failed, `parts` has a batch for each request; otherwise it is None.
+    which come from time.monotonic_ns(), are `started_ns` when the batch was taken from the queue or, if it
+    then waited for a permit or for cores, when this wait ended, `gathered_ns` when its inputs had been
+    gathered, `ran_ns` when the run had ended, and `ended_ns` when the outputs had been split. If the batch
+    failed and its requests then ran one by one, or if only some of its requests failed, `parts` has a batch
+    for each request; otherwise it is None.
     """
 
     __slots__ = (
@@ -61,8 +62,8 @@ class Batch:
         #: A function that interrupts the run. If the runtime can interrupt a run, the instance sets this on
         #: the thread that runs the batch.
         self.on_abandon: Callable[[], object] | None = None
-        #: Called if the instance can take another batch although not all requests of this batch have an
-        #: outcome; cleared by the call.
+        #: Called, and set to None, when the instance can take another batch although some requests of this
+        #: batch still have no outcome.
         self.on_vacated: Callable[[Instance, Batch], None] | None = None
 
     def abandon(self) -> None:

@@ -21,11 +21,11 @@ _OWN_PATH = frozenset(sys.path)
 
 
 class DebuggedWorker(WorkerProcess):
-    """A worker without a process. It has no heartbeat and no timeout, cannot be killed, and shares the
-    server's output. Use it only on the event loop.
+    """A worker that runs on a thread instead of in a process. It has no heartbeat and no timeout, and shares
+    the server's output. Use it only on the event loop.
 
-    The worker's thread cannot be killed. If the thread is at a breakpoint when the worker is stopped, the
-    thread is abandoned after a short wait.
+    The thread cannot be killed. If it is at a breakpoint when the worker is stopped, it is abandoned after a
+    short wait.
     """
 
     farewell: ClassVar[float] = 0.5
@@ -68,7 +68,7 @@ class DebuggedWorker(WorkerProcess):
         """Does nothing, because the memory of the process is mostly the server's."""
 
     def hang(self, why: str) -> None:
-        """Does nothing, because a model that is being debugged may take any time."""
+        """Does nothing, because a model that is being debugged may take any amount of time."""
 
     def kill(self, why: str) -> None:
         self._why = self._why or why
@@ -87,7 +87,9 @@ class DebuggedWorker(WorkerProcess):
 
 
 def forget_modules(folder: Path) -> None:
-    """Removes the modules imported from a folder, so that their next import reads the files again."""
+    """Removes the modules that were imported from a folder, and the folder's entries in sys.path, so that the
+    next import reads the files again.
+    """
     # Bytecode must not be cached, because a quick edit might not take effect: Python reuses the bytecode if
     # the source has the same size and the same modification time in whole seconds.
     sys.dont_write_bytecode = True

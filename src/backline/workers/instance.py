@@ -55,8 +55,8 @@ def waits_for_turn(instance: Instance) -> TypeGuard[WaitsForTurn]:
 
 
 class Remembers(Protocol):
-    """An instance whose model may keep the state of sequences. When that state is lost, `memory` is replaced
-    by a new object; it is None while there is no worker.
+    """An instance whose model may keep the states of sequences. `memory` stands for these states: it is a new
+    object whenever they have been lost, and None while there is no worker.
     """
 
     @property

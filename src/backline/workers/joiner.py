@@ -76,9 +76,9 @@ Column: TypeAlias = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 class Joiner:
-    """Joins requests and splits outputs by the rules of `joining`. Thread-safe, because it has no state.
+    """Joins requests and splits outputs by the rules of `joining`. Thread-safe, because it never changes.
 
-    `signature` is the model's signature, with hidden inputs and with the batch as first dimension.
+    `signature` is the model's signature, including hidden inputs, with the batch dimension first.
     `scattered` has the shapes of scattered outputs as clients see them. `reshapes` has the configured
     reshapes by input; batch inputs describe the shapes that the model sees. A model that is not `batched`
     gets one request at a time, and its outputs are not split by rows.

@@ -26,7 +26,8 @@ def test_type_hints_are_checked_against_the_reshape() -> None:
     assert (outputs.specs, outputs.to_server) == (OUTPUTS, {})
     with pytest.raises(
         InvalidArgument,
-        match=r"input 'x' has the reshape \[2, -1\] in its configuration, but \[5, 2\] in the model",
+        match=r"input 'x' has the reshape \[2, -1\] in its configuration,"
+        r" but the shape \[5, 2\] in the model",
     ):
         shapes_of(asked, WorkerLoaded([Spec("x", "FP32", [5, 2])], OUTPUTS, 8))
 

@@ -80,7 +80,7 @@ log = logging.getLogger("backline.observe")
 MOST_WAITING = 4 << 20
 #: The time, in seconds, for which lines are collected so that they can be written together.
 _GATHER = 0.002
-#: Seconds between checks whether log rotation has moved or deleted the log file.
+#: The interval, in seconds, at which to check whether log rotation has moved or deleted the log file.
 _LOOK = 1.0
 #: Seconds between attempts to write to a terminal or pipe that is full.
 _PAUSE = 0.05
@@ -206,7 +206,7 @@ class ServerLog(logging.Handler):
     """
 
     def __init__(self, settings: LogSettings) -> None:
-        # The module logging closes every handler that it has initialised when the program ends, so a handler
+        # When the program ends, the module logging closes every handler that it has initialised. So a handler
         # without a writer must not reach super().__init__().
         self._writer = LogWriter(Path(settings.file) if settings.file else None, self._lost)
         super().__init__()
@@ -324,9 +324,9 @@ class TextFormatter(logging.Formatter):
     characters in messages are escaped, because a message may contain text from clients, who could otherwise
     forge lines or control the terminal that shows the log.
 
-    If a record has the attribute `multiline`, its message is a traceback from a worker process. The line ends
-    of the message are kept, and all lines but the first are indented, so that none of them looks like a
-    record.
+    If a record has the attribute `multiline`, its message is a traceback from a worker process. The line
+    breaks of the message are kept, and all lines but the first are indented, so that none of them looks like
+    a record.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:

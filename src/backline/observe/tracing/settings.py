@@ -164,8 +164,8 @@ def read_changes(changes: Mapping[str, SettingValue | None], mode: Mode) -> dict
 
 
 def read_levels(names: list[str], mode: Mode) -> tuple[Level, ...]:
-    """Parses trace levels. Raises InvalidArgument for unknown levels, and for TENSORS in the mode
-    opentelemetry.
+    """Parses trace levels. Raises InvalidArgument for an unknown level, an empty list, OFF together with
+    another level, and TENSORS in the mode opentelemetry.
     """
     if "OFF" in names:
         if len(names) > 1:
@@ -226,8 +226,8 @@ class SpanOptions:
 
 @dataclass(frozen=True, slots=True)
 class TraceConfig:
-    """The configuration of tracing: which requests are traced when the server starts, and where their traces
-    are written.
+    """The configuration of tracing: where traces are written and, until a client changes the settings, which
+    requests are traced.
     """
 
     levels: tuple[Level, ...] = ()

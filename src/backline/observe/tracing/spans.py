@@ -30,7 +30,7 @@ _FAREWELL = 2.0
 
 class KeptSpan:
     """The span of an exchange or request. A time from time.monotonic_ns() plus `offset_ns` is the wall-clock
-    time.
+    time in nanoseconds since the epoch.
     """
 
     __slots__ = ("id", "offset_ns", "span")

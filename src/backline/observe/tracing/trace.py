@@ -270,8 +270,8 @@ class RequestTrace(Listener, Generic[Kept]):
             self.exchange.answer(error)
 
     def _end_all(self, ticket: Ticket, error: BacklineError) -> None:
-        """Records that a request failed and will have no completion. If it is the client's request, the
-        exchange also ends.
+        """Records that a request was refused or abandoned, so it will not be completed. If it is the client's
+        request, the exchange also ends.
         """
         self._end(ticket, error)
         if self.parent is None:

@@ -105,7 +105,7 @@ class TraceFile:
         self._path = path
         self._ids = count(1)
         self._indices = count()
-        #: Whether FILE was begun. Only the writing thread uses this attribute.
+        #: Whether the writing of FILE has begun. Only the writing thread uses this attribute.
         self._begun = False
         #: The completed traces that have not been written yet, by log frequency.
         self._pending: dict[int, list[bytes]] = {}
@@ -200,7 +200,7 @@ class TraceFile:
         if self._writes >= _MAX_WRITES:
             if not self._lost:
                 log.warning(
-                    "losing traces: '%s' is written too slowly; trace fewer requests (a larger trace_rate)",
+                    "traces are lost: '%s' is written too slowly; trace fewer requests (raise trace_rate)",
                     self._path,
                 )
             self._lost += len(traces)

@@ -58,7 +58,7 @@ def parse_cache_config(texts: Sequence[str]) -> CacheOptions | None:
     given: dict[str, str] = {}
     for part in (part for text in texts for part in text.split(",")[1:]):
         key, equals, value = part.strip().partition("=")
-        if not equals:  # not quoted: this may be the rest of a password that contains a comma
+        if not equals:  # the message does not quote the part: it may be the end of a password with a comma
             raise InvalidArgument(
                 f"--cache-config {kind}: a part is not of the form NAME=VALUE; values cannot contain commas"
             )

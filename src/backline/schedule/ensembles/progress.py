@@ -39,8 +39,8 @@ class Round:
 
 @dataclass(slots=True, eq=False)
 class _Rounds:
-    """The rounds of a level: the number of rounds that have begun, the number of rounds that are open, and
-    whether more may follow.
+    """The rounds of a level: the numbers of rounds that have begun (`made`) and that are `open`, and whether
+    the level is `closed`, so that no more rounds can begin.
     """
 
     made: int = 0

@@ -37,7 +37,8 @@ class EnsembleQueue:
     the id, parameters, priority, sequence, timeout and deadline of the ensemble's request.
 
     If the models of all steps run on the event loop, the requests of a turn that may share a batch go through
-    the steps together at the end of the turn; see StackedRun. `find` is Engine.find_ready.
+    the steps together at the end of the turn, as one request with none of these properties; see StackedRun.
+    `find` is Engine.find_ready.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class EnsembleQueue:
 
     @property
     def running(self) -> int:
-        """The number of requests that have steps that run or wait."""
+        """The number of requests whose steps are running or waiting."""
         return sum([run.requests for run in self._runs])
 
     def update(self, models: tuple[StepModel, ...]) -> None:

@@ -1,5 +1,5 @@
-"""Runs a request through an ensemble. This module contains the base class of all runs, and the runs without
-decoupled steps.
+"""Runs a single request through an ensemble. This module contains the base class of such runs, and the runs
+without decoupled steps.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class EnsembleRun(Owner):
-    """The base class of all runs. A run serves a single request until the request completes or fails. All
-    methods must be called on the event loop.
+    """The base class of runs that serve a single request until it completes or fails. All methods must be
+    called on the event loop.
     """
 
     __slots__ = ("_compute", "_over", "_plan", "_queue", "_started_ns", "_ticket")
@@ -67,7 +67,7 @@ class EnsembleRun(Owner):
         flow: ResponseFlow | None = None,
     ) -> Ticket:
         """Creates the ticket of a step. Its request is a copy of the request to the ensemble, but with the
-        inputs of the step.
+        model, inputs and outputs of the step.
         """
         asked, step, deadline = self._ticket.request, planned.step, self._ticket.deadline
         request = InferRequest(

@@ -1,4 +1,6 @@
-"""Runs requests that reach an ensemble together as a single request, if all steps run on the event loop."""
+"""Combines requests that reach an ensemble in the same turn of the event loop into a single request, if all
+steps run on the event loop.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +127,7 @@ class StackedRun(Owner):
         self._started_ns = monotonic_ns()
         try:
             self._stack()
-        except MemoryError:  # large inputs may still be too large together
+        except MemoryError:  # the stacked inputs may be too large
             self._run_apart()
             return
         self._advance()

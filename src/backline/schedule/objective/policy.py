@@ -12,8 +12,8 @@ from math import log2
 
 from backline.engine.ticket import Ticket
 
-#: The weight of the newest run in moving averages. With this weight, an average is in effect over the last 20
-#: runs.
+#: The weight of the newest run in moving averages. With this weight, an average effectively covers the last
+#: 20 runs.
 _RATE = 0.05
 #: An error of more than this many times the usual error is an outlier, and is reduced to this many times the
 #: usual error.
@@ -273,7 +273,7 @@ class BatchSizing:
         self._share = _LEAST_SHARE
         #: Whether a request was refused since the last batch was formed.
         self.refused = False
-        #: The Line on which the current plan is based; None if there is no plan since the last batch was
+        #: The Line on which the current plan is based; None if no plan has been made since the last batch was
         #: formed.
         self.planned: Line | None = None
         #: The maximum number of items in a batch, unless a larger batch would still be in time for its first

@@ -165,7 +165,9 @@ class ObjectiveQueue(Owner):
         return taken, items
 
     def _limit(self, level: DueList, now: float, max_items: int) -> int:
-        """Returns the maximum number of items in the next batch."""
+        """Returns the maximum number of items in the next batch. May expire the first requests of the level,
+        if a batch that is small enough for them would make later requests late.
+        """
         line = self._outlook.latency.line(item_size(level.waiting[0]))
         dues = level.dues
         sizing = self._sizing

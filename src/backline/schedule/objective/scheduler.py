@@ -21,8 +21,8 @@ from backline.schedule.turn import Turn
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance
 
-#: The fraction of the objective that the server uses for its plan. The rest is for the network between client
-#: and server.
+#: The fraction of the objective that the server uses for its plan. The remainder is reserved for the network
+#: between client and server.
 _PLANNED = 0.95
 
 

@@ -141,14 +141,16 @@ class QueueTotal:
     def refusal(self, model: str) -> Unavailable:
         """Returns the error for a request that exceeds the limit."""
         return Unavailable(
-            f"Exceeds maximum queue size of {self.limit} requests for all models;"
-            f" this one is for model '{model}', try again later",
+            f"Exceeds maximum queue size of {self.limit} requests for all models"
+            f" (this request is for model '{model}'), try again later",
             retry_after=1,
         )
 
 
 def queue_full(model: str, limit: int | None, where: str = "") -> Unavailable:
-    """Returns the error for a request to a full queue; `limit` is the maximum number of queued requests."""
+    """Returns the error for a request to a full queue. `limit` is the maximum number of queued requests, and
+    `where` is added after the name of the model.
+    """
     return Unavailable(
         f"Exceeds maximum queue size of {limit} for model '{model}'{where}, try again later", retry_after=1
     )

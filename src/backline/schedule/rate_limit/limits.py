@@ -52,7 +52,7 @@ class Claim:
 
 
 def claim_of(group: InstanceGroup, device: str = PROCESSOR) -> Claim:
-    """Returns the claim of each instance in a group."""
+    """Returns the claim of each instance of a group on this device."""
     resources = {
         (EVERYWHERE if resource.everywhere else device, resource.name): resource.count
         for resource in group.resources
@@ -223,8 +223,9 @@ class RateLimits:
         return limits
 
     def _there(self, device: str, name: str) -> int:
-        """Returns the amount of a resource that a device has. As in Triton, this is the largest amount that
-        the options give for this device or for every device, or for EVERYWHERE, for any device; otherwise 0.
+        """Returns the amount of a resource that a device has; 0 if the options give none. As in Triton, this
+        is the largest amount that the options give for this device or for every device. For EVERYWHERE, it is
+        the largest amount that they give for any device.
         """
         wanted = name.casefold()
         devices = (device, EACH_DEVICE)

@@ -362,7 +362,7 @@ class SequenceBatcher:
 
     def _lose_beginning(self, sequence: LiveSequence, error: BacklineError | None = None) -> None:
         """Refuses the requests of a sequence whose first request did not run or is unknown here. The requests
-        get `error`, or, if `error` is None, the advice to start the sequence.
+        fail with `error`, or, if `error` is None, with an error that asks for a first request.
         """
         self._refuse_orphans(*self._table.lose_beginning(sequence), error)
 
@@ -399,8 +399,8 @@ class SequenceBatcher:
             self._total.waiting -= count
 
     def _refuse(self, tickets: Sequence[Ticket], why: Callable[[Ticket], BacklineError]) -> None:
-        """Completes waiting requests with an error. Skips requests that are cancelled meanwhile, because
-        each completion may cancel other requests in `tickets`.
+        """Completes waiting requests with an error. Each completion may cancel other requests in `tickets`,
+        which are then counted as cancelled instead.
         """
         self._leave(len(tickets))
         release_all(tickets)

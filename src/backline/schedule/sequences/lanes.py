@@ -1,5 +1,5 @@
-"""Lanes, each of which runs sequences on one instance. With Triton's strategy direct, each sequence has a
-fixed slot in the batches; with oldest, requests of sequences are batched like other requests.
+"""Lanes, each of which runs sequences on one instance. With Triton's strategy `direct`, each sequence has a
+fixed slot in the batches; with the strategy `oldest`, requests of sequences are batched like other requests.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Lane(Protocol):
         """Queues a request. A sequence has at most one request in the lane at a time."""
 
     async def drain(self, limit: float) -> None:
-        """Runs queued requests for at most `limit` seconds, refuses the rest, ends streams, which may be
-        endless, and closes the instance once its running batch has ended.
+        """Runs queued requests for at most `limit` seconds, then refuses the others, ends streams, which may
+        be endless, and closes the instance once its running batch has ended.
         """
 
 
@@ -185,8 +185,8 @@ class SlotLane(Owner):
         """
 
     async def drain(self, limit: float) -> None:
-        """Runs queued requests for at most `limit` seconds, refuses the rest, ends streams, which may be
-        endless, and closes the instance once its running batch has ended.
+        """Runs queued requests for at most `limit` seconds, then refuses the others, ends streams, which may
+        be endless, and closes the instance once its running batch has ended.
         """
         self._policy = SlotPolicy(self._policy.slots)
         self._schedule()

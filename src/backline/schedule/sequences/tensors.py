@@ -22,7 +22,8 @@ class SequenceTensors:
     """The controls and states of a model.
 
     `initial` has the states at the start of a sequence, by input name. `batched` says whether tensors have a
-    batch dimension, whose size is 1 here. `served` has the outputs that clients may see.
+    batch dimension; its size is 1, because a request of a sequence has one item. `served` has the outputs
+    that clients may see.
     """
 
     def __init__(

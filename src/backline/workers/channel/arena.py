@@ -1,5 +1,5 @@
-"""Shared memory of the server and one worker: an anonymous in-memory file that both map. Also packs tensors
-into columns, which are sent in this memory or, if they are small, in a frame.
+"""Memory that the server and one worker share: an unnamed file that both map, in memory on Linux. Also packs
+tensors into columns, which are sent in this memory or, if they are small, in a frame.
 
 Each side writes only to its own half. A side lends a block of its half to the other side by sending the
 block's offset in a message, and reuses the block once the other side has returned it. These messages lend and
@@ -74,8 +74,8 @@ def create() -> int:
 
 
 class Arena:
-    """One side's view of the shared memory. If `lower`, this side writes to the lower half. Not
-    thread-safe.
+    """One side's view of the shared memory. `lower` is True for the server, which writes to the lower half,
+    and False for the worker, which writes to the upper half. Not thread-safe.
     """
 
     def __init__(self, descriptor: int, *, lower: bool) -> None:
@@ -149,7 +149,7 @@ class Arena:
         if size > _SMALL_CLAIM and self._file >= 0:
             written = os.fstat(self._file).st_blocks * 512
             if 0 < written < size:  # 0 if the system does not count the blocks
-                raise ValueError(f"{size} bytes at {at} are more than the shared memory holds: {written}")
+                raise ValueError(f"{size} bytes at {at} are more than the shared memory holds ({written})")
         found = np.frombuffer(self._map, np.uint8, size, at)
         found.flags.writeable = writable
         return found
@@ -251,7 +251,7 @@ def unpack_columns(
             tensors[name] = decode_tensor(name, datatype, shape, raw)
             continue
         if block is None or not (start <= at and at + size <= start + block.nbytes):
-            raise ValueError(f"column '{name}' is not in the block of shared memory of its message")
+            raise ValueError(f"column '{name}' is outside the block of shared memory that its message names")
         place = block[at - start : at - start + size]
         if datatype is DataType.BYTES:
             tensors[name] = decode_tensor(name, datatype, shape, place.data)

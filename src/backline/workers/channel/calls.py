@@ -17,7 +17,7 @@ class Calls(Protocol):
     """
 
     def submit(self, ticket: Ticket) -> None:
-        """Submits a call like Engine.submit, but refuses a call that would wait for its own caller."""
+        """Submits a call as Engine.submit does, but refuses a call that would wait for its own caller."""
 
     def ended(self, ticket: Ticket, outcome: Outcome, ns: int) -> None:
         """Reports that a call ended after `ns` nanoseconds."""
@@ -37,7 +37,9 @@ class Calls(Protocol):
         """Unloads a model; see Control.unload."""
 
     def measure(self, message: Measure) -> float | None:
-        """Records or reads a metric of the model. Returns the value if `message` asks for it."""
+        """Declares, creates, changes or reads a metric that the model defines, as `message` says. Returns the
+        metric's value if `message` asks for it, otherwise None.
+        """
 
     def forget(self) -> None:
         """Removes the model's metrics, because the model is unloaded."""

@@ -505,7 +505,7 @@ class FrameSplitter:
         while size - start >= PREFIX.size:
             kind, header, payload = PREFIX.unpack_from(data, start)
             if kind not in _KINDS:
-                raise WorkerProtocolError(f"a frame of kind {kind}, which is unknown")
+                raise WorkerProtocolError(f"a frame of kind {kind}, which does not exist")
             if header + payload > MAX_FRAME:
                 raise WorkerProtocolError(
                     f"a frame with {header + payload} bytes, more than the limit of {MAX_FRAME}"

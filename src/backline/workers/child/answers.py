@@ -65,7 +65,7 @@ class AsyncMailbox:
         self._queue: asyncio.Queue[Heard] = asyncio.Queue()
 
     def put(self, heard: Heard) -> None:
-        """Delivers an answer. Called on any thread."""
+        """Delivers an answer. May be called on any thread."""
         with suppress(RuntimeError):  # the loop is closed, so no coroutine waits
             self._loop.call_soon_threadsafe(self._queue.put_nowait, heard)
 
@@ -89,7 +89,7 @@ def response_of(heard: Heard) -> InferResponse:
 
 def value_of(heard: Heard) -> Any:
     """Returns the value that the server sent as the result of a `Question`. Raises the BacklineError that
-    arrived instead.
+    arrived instead, or Internal if a response arrived.
     """
     if isinstance(heard, End):
         return heard.value
@@ -120,8 +120,8 @@ class ChannelReader:
         self.ended = False
 
     def wait(self, heard: Mailbox) -> None:
-        """Reads until the mailbox has an item or the channel ends. Returns immediately if another thread
-        already reads.
+        """Reads until the mailbox has an item or the channel ends. Returns immediately if another thread is
+        already reading.
         """
         if not self._reading.acquire(blocking=False):
             return
@@ -150,8 +150,8 @@ class ChannelReader:
     def _read(self) -> None:
         try:
             size = self._channel.recv_into(self._received)
-            # The slice is copied to a new bytearray, so a model may write to its arrays, and later reads do
-            # not change them.
+            # A slice of a bytearray is a copy, so a model may write to its arrays, and later reads do not
+            # change them.
             for kind, message, payload in self._frames.feed(self._received[:size]):
                 self._take(kind, message, payload)
         except OSError:

@@ -132,7 +132,7 @@ class Caller:
             self.drop(number)
 
     async def infer_async(self, call: ModelCall) -> InferResponse:
-        """Calls a model as `infer` does, for coroutines. Cancelling the coroutine cancels the call."""
+        """The asynchronous counterpart of `infer`. Cancelling the coroutine cancels the call."""
         self._reader.listen()
         heard = AsyncMailbox()
         number = self._call(call, heard.put)
@@ -148,7 +148,7 @@ class Caller:
         return CallStream(self, self._call(call, heard.put, stream=True), heard)
 
     def stream_async(self, call: ModelCall) -> AsyncCallStream:
-        """Calls a model as `stream` does, for coroutines."""
+        """The asynchronous counterpart of `stream`."""
         self._reader.listen()
         heard = AsyncMailbox()
         return AsyncCallStream(self, self._call(call, heard.put, stream=True), heard)
@@ -172,7 +172,7 @@ class Caller:
             self.drop(number)
 
     async def ask_async(self, question: Question, timeout: float = inf) -> Any:
-        """Sends a question as `ask` does, for coroutines. A load or unload completes even if the coroutine is
+        """The asynchronous counterpart of `ask`. A load or unload completes even if the coroutine is
         cancelled.
         """
         self._reader.listen()
@@ -308,7 +308,7 @@ class Caller:
         elif kind is Kind.ENDED:
             self._hear(message.number, failure_of(message) if message.kind else End(message.value), last=True)
         else:
-            raise WorkerProtocolError(f"a frame of kind {kind.name}")
+            raise WorkerProtocolError(f"a frame of kind {kind.name}, which may not be sent on this channel")
 
     def _hear(self, number: int, heard: Heard, *, last: bool) -> None:
         waiting = self._waiting.pop(number, None) if last else self._waiting.get(number)
@@ -329,8 +329,8 @@ class Caller:
 
 
 class Measures:
-    """Sends the values of the model's metrics to the server. May be used on any thread. The server may record
-    a value only after it has handled a response that the model sent later.
+    """Sends the values of the model's metrics to the server. May be used on any thread. Responses are sent on
+    another channel, so the server may handle a response before it records a value that was sent earlier.
     """
 
     def __init__(self, caller: Caller) -> None:

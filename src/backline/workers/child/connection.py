@@ -102,8 +102,8 @@ class DataChannel:
                 self.arena.give_back(at)
 
     def take_let_go(self) -> list[int]:
-        """Removes and returns the offsets of the blocks that the next message returns to the server. Called
-        on several threads.
+        """Removes and returns the offsets of the blocks that the next message returns to the server. May be
+        called on several threads at the same time.
         """
         taken: list[int] = []
         with suppress(IndexError):

@@ -14,8 +14,8 @@ from typing import Any
 from backline.engine.errors import InvalidArgument
 from backline.engine.spelling import nearest
 
-#: The settings that a model's code may have. For each: the allowed types, the expected value in words, and a
-#: check of the value.
+#: The settings that a model's code may contain. For each: the allowed types, the expected value in words, and
+#: a check of the value.
 _SETTINGS: dict[str, tuple[tuple[type, ...], str, Callable[[Any], bool]]] = {
     "max_batch_size": ((int,), "a whole number, 0 for no batches", lambda value: value >= 0),
     "instances": ((int,), "a whole number above 0", lambda value: value > 0),
@@ -36,7 +36,7 @@ class ModelCode:
     """A Python model: the method `predict` of the class `owner`, or a plain function. The type hints of the
     method or function are the model's signature.
 
-    `settings` is the class or the module of the function. Its attributes are the model's settings.
+    `settings` is the class or, for a function, the module; its attributes are the model's settings.
     """
 
     name: str

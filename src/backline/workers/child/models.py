@@ -56,7 +56,7 @@ class CallingThread:
     """
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine to completion. Raises Unsupported if the coroutine waits."""
+        """Runs a coroutine to completion. Raises Unsupported if the coroutine suspends."""
         try:
             coroutine.send(None)
         except StopIteration as stop:
@@ -78,7 +78,9 @@ def _for_clients(what: str) -> Callable[..., Coroutine[Any, Any, NoReturn]]:
 
 
 class WorkerTransport(Transport):
-    """The transport for coroutines. `requests` are the worker's requests for which the calls are made."""
+    """The transport of asynchronous clients. `requests` are the worker's requests for which the calls are
+    made.
+    """
 
     def __init__(self, caller: Caller, requests: Sequence[WorkerRequest]) -> None:
         self._caller = caller
@@ -155,7 +157,7 @@ class WorkerTransport(Transport):
 
 
 class BlockingTransport(WorkerTransport):
-    """The transport for plain functions. Its coroutines block the thread, so they need no event loop."""
+    """The transport of synchronous clients. Its coroutines block the thread, so they need no event loop."""
 
     async def infer(self, call: InferCall) -> InferResponse:
         return self._caller.infer(self._call(call))

@@ -59,8 +59,8 @@ def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
     worker.begin(message, caller)
     place(message.device_kind, message.device_index)
     metrics.connect(Measures(caller), model=message.name, version=message.version)
-    # This folder comes first on the path, because some models include a copy of Triton's module that works
-    # only in editors.
+    # This folder comes before the folders of installed packages, because an environment may contain a copy of
+    # Triton's module that works only in editors.
     sys.path.insert(0, str(_TRITON_API))
     module = import_file(Path(message.path), Path(message.folder))
     if hasattr(module, _TRITON_CLASS):

@@ -147,7 +147,7 @@ class WorkerRequest:
             self._batch.send(self, outputs, parameters)
 
     async def send_async(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
-        """Sends a response as `send` does, for coroutines. Await each call before making the next one."""
+        """The asynchronous counterpart of `send`. Await each call before making the next one."""
         loop = asyncio.get_running_loop()
         welcome = asyncio.Event()
 
@@ -318,8 +318,8 @@ class RequestBatch:
         outcome.answers.clear()
         kept = False
         if done and self._block is not None:
-            # The payload is copied before the block is released below, because the outputs may be views of
-            # the block: the server must not reuse it while the payload is being sent.
+            # Small outputs may be views of the block. The payload is copied, so that these views do not keep
+            # the block alive, and this RESULT can return the block.
             payload = list(map(bytes, payload))
             kept = self._let_go()
         result = Result(

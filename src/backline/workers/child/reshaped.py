@@ -70,7 +70,7 @@ def _shapes(
             if fitting is None:
                 raise InvalidArgument(
                     f"{kind} '{spec.name}' has the reshape {list(shape)} in its configuration,"
-                    f" but {spec.shape} in the model"
+                    f" but the shape {spec.shape} in the model"
                 )
             seen = Reshape(shape, seen).shape(spec.name, fitting)
         specs.append(msgspec.structs.replace(spec, shape=list(seen), reshape=None))

@@ -166,7 +166,7 @@ def _built_in(name: str) -> Any:
     if name not in _BUILT_IN:
         raise InvalidArgument(
             f"the archive does not contain its handler '{name}.py',"
-            f" and no built-in handler has that name; there are {', '.join(_BUILT_IN)}"
+            f" and no built-in handler has that name; the built-in handlers are {', '.join(_BUILT_IN)}"
         )
     try:
         return importlib.import_module(f"ts.torch_handler.{name}")
@@ -275,8 +275,9 @@ class TorchServeModel:
             start = end
 
     def _fields(self, tensor: Tensor, row: int, header: Mapping[str, str]) -> Sequence[tuple[str, Any]]:
-        """Returns the fields of a row as pairs of name and value. The bytes of the input "data" are decoded
-        according to the content type of the request; values of numeric inputs are arrays.
+        """Returns the fields of a row as pairs of name and value. Values of numeric inputs are arrays. The
+        bytes of the input "data" are decoded according to the content type of the request, and also returned
+        as the field "body".
         """
         data = tensor.data[row] if self._batched else tensor.data
         if tensor.datatype is not DataType.BYTES:
@@ -350,7 +351,9 @@ def _in_envelope(name: str, handle: Handle) -> Handle:
 
 
 def _decoded(value: bytes, header: Mapping[str, str]) -> Any:
-    """Decodes a body as JSON, text or bytes, by its content type. Raises InvalidArgument if it is invalid."""
+    """Decodes a body as JSON, text or bytes, by the content type in `header`. Raises InvalidArgument if the
+    body is invalid.
+    """
     given = next((text for name, text in header.items() if name.lower() == "content-type"), "")
     kind = given.partition(";")[0].strip().lower()
     try:

@@ -47,8 +47,8 @@ def triton_text(error: BaseException, folder: str) -> str:
     """Describes the exception in Triton's format, with only the stack frames in the model's files, innermost
     first.
 
-    An example of the lines: "ValueError: too loud", an empty line, "At:" and, for each frame, a line such as
-    "  1/model.py(12): execute".
+    For example, the lines are "ValueError: too loud", an empty line, "At:" and, for each frame, a line such
+    as "  1/model.py(12): execute".
     """
     said = str(error)
     if len(said) > _LONGEST_TRITON:

@@ -57,8 +57,8 @@ class TypedValue:
         output: bool = False,
         limit: int = DECODED_LIMIT,
     ) -> TypedValue:
-        """Reads a hint. Raises InvalidArgument if the hint is unsupported, or Internal if a library that it
-        needs is missing.
+        """Creates a TypedValue from a type hint. Raises InvalidArgument if the hint is unsupported, or
+        Internal if a library that it needs is missing.
         """
         try:
             media: Media | None = image_hint(hint) or audio_hint(hint)

@@ -135,7 +135,7 @@ class Worker:
     def __init__(self, data: socket, connection: DataChannel, caller: Caller) -> None:
         self._socket = data
         self._polled = PolledSocket(data)
-        #: The buffer of all reads. Allocating a new one for each read would take longer than a small batch,
+        #: The buffer for all reads. Allocating a new one for each read would take longer than a small batch,
         #: because the C library maps and unmaps memory for a buffer of this size.
         self._received = bytearray(_RECEIVE)
         self._connection = connection
@@ -144,7 +144,7 @@ class Worker:
         self._model: WorkerModel
 
     def stop(self) -> None:
-        """Ends the loop after the batch in progress. Called on any thread."""
+        """Ends the loop after the batch in progress. May be called on any thread."""
         self._socket.shutdown(SHUT_RD)
 
     def serve(self) -> None:
@@ -168,8 +168,8 @@ class Worker:
             size = self._polled.recv_into(self._received)
             if not size:
                 return []
-            # The slice is copied to a new bytearray, so a model may write to its inputs, and later reads do
-            # not change them.
+            # A slice of a bytearray is a copy, so a model may write to its inputs, and later reads do not
+            # change them.
             frames = self._reader.feed(self._received[:size])
             if frames:
                 return frames

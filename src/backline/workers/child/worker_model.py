@@ -28,6 +28,6 @@ class WorkerModel(Protocol):
         """Releases the resources of the model, before the worker ends."""
 
 
-#: A function that creates the model of a load. The model can call other models through the Caller. An
-#: exception makes the load fail.
+#: A function that creates the model that a LOAD message describes. The model can call other models through
+#: the Caller. If the function raises an exception, the load fails.
 Adapter: TypeAlias = Callable[[WorkerLoad, Caller], WorkerModel]

@@ -31,8 +31,8 @@ PATIENCE = 0.02
 #: Seconds for which runs are not spread after two runs overlapped, because the next runs will probably
 #: overlap too.
 AFTER_OVERLAP = 0.2
-#: The time of AFTER_OVERLAP doubles, up to this many seconds, with each spread run that another run overlaps:
-#: several callers that pause between their requests look like a lone caller.
+#: Each spread run that another run overlaps doubles the time of AFTER_OVERLAP, up to this many seconds,
+#: because several callers that pause between their requests look like a single caller.
 LONGEST_AFTER_OVERLAP = 3.2
 #: Seconds for which runs are not spread after a spread run had to wait for a core, because something outside
 #: the budget uses the cores: the event loop, a worker process or another program.
@@ -252,7 +252,7 @@ class CoreBudget:
         return True
 
     def give(self, cores: int) -> None:
-        """Returns cores to the budget from which the caller has taken them."""
+        """Returns cores that the caller has taken from the budget."""
         with self._lock:
             self._free += cores
             self._note_overlap()
@@ -266,7 +266,7 @@ class CoreBudget:
             self.keep_narrow(self._after_overlap)
 
     def keep_narrow(self, seconds: float) -> None:
-        """Spreads no run for the next `seconds` seconds."""
+        """Prevents runs from being spread for the next `seconds` seconds."""
         self._spread_from = max(self._spread_from, monotonic_ns() + int(seconds * 1e9))
 
     def spread_ended(self) -> None:

@@ -122,7 +122,7 @@ class InlineInstance:
         self._report()
 
     def _note(self, took: int) -> None:
-        """Counts a slow run; `took` is its processor time in nanoseconds."""
+        """Counts a run if it was slow; `took` is its processor time in nanoseconds."""
         if took > self.LONG_RUN_NS:
             self._slow += 1
             self._watched = self._WATCHED
@@ -198,8 +198,8 @@ class RunLimit:
     it only on the event loop.
 
     Requests that belong to no sequence are retried once if the model is declared `idempotent`; None means
-    undeclared. `on_given_up` is called for each abandoned thread. `on_available` is called with a reason once
-    there are MAX_STUCK abandoned threads, and with "" when there are fewer again.
+    undeclared. `on_given_up` is called with a message for each abandoned thread. `on_available` is called
+    with a reason once there are MAX_STUCK abandoned threads, and with "" when there are fewer again.
     """
 
     def __init__(
@@ -236,7 +236,7 @@ class RunLimit:
         return "it is not tried again: the model is not idempotent"
 
     def late(self, *, can_be_ended: bool) -> None:
-        """Counts a run that has exceeded the limit."""
+        """Counts a run that has exceeded the limit, and logs that it is interrupted if it `can_be_ended`."""
         self._statistics.timed_out += 1
         if can_be_ended:
             log.error("%s, and is interrupted", self.exceeded)
@@ -368,8 +368,8 @@ class _TimedRun:
         self._took_too_long()
 
     def _done(self, thread: Instance, batch: Batch) -> None:
-        # An abandoned thread has finished. Its outcome is ignored, because its requests have been settled or
-        # retried.
+        # If an abandoned thread has finished, its outcome is ignored, because its requests have been settled
+        # or retried.
         if thread is not self._instance.thread:
             self._limit.came_back()
             return

@@ -87,7 +87,7 @@ class GeneratorStream:
             self._abandon()
 
     def _abandon(self) -> None:
-        """Closes the generator before its next response."""
+        """Makes the thread close the generator before its next response."""
         with self._lock:
             self._abandoned = True
         self._unpark()
@@ -276,7 +276,7 @@ class StreamPool:
         self.put(stream)
 
     def put(self, stream: GeneratorStream) -> None:
-        """Queues a stream that can continue. Called on any thread."""
+        """Queues a stream that can continue. May be called on any thread."""
         with self._lock:
             # Without the lock, two callers could count on the same idle thread.
             if self._ready.qsize() >= self._idle and self._threads < self._limit:

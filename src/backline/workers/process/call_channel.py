@@ -140,7 +140,7 @@ class CallChannel:
             level = min(max(message.level // 10 * 10, logging.DEBUG), logging.CRITICAL)
             model_log.log(level, "%s: %s", self._process.command.label, message.text)
         else:
-            raise WorkerProtocolError(f"a frame of kind {kind.name}")
+            raise WorkerProtocolError(f"a frame of kind {kind.name}, which may not be sent on this channel")
 
     def _measure(self, message: Measure) -> None:
         try:
@@ -255,7 +255,7 @@ class CallChannel:
         if one is None or one.ticket.flow is None:
             return
         if not 0 < count <= one.unread:
-            raise WorkerProtocolError(f"credit for {count} responses, of which {one.unread} were unread")
+            raise WorkerProtocolError(f"credit for {count} responses, while {one.unread} were unread")
         one.unread -= count
         if one.ticket.flow.paused and one.unread < WINDOW:
             one.ticket.flow.resume()
@@ -382,7 +382,7 @@ class CallChannel:
 def _exactly(count: int, numbers: list[int]) -> list[int]:
     """Returns `numbers`. Raises WorkerProtocolError if there are not `count` of them."""
     if len(numbers) != count:
-        raise WorkerProtocolError(f"{len(numbers)} numbers, expected {count}")
+        raise WorkerProtocolError(f"a message with {len(numbers)} numbers, expected {count}")
     return numbers
 
 

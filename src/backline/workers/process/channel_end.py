@@ -28,8 +28,8 @@ class ChannelEnd:
 
     `on_frame` is called with each frame. If `on_frame` raises, a frame is invalid, or the other end does not
     read what is sent to it, `on_broken` is called with the reason. In the first two cases, nothing more is
-    received, because the bytes that follow may not begin with a frame. `on_end` is called once, when the
-    other end is closed. The busy poll `poll` is notified when bytes arrive.
+    received, because the bytes that follow may not begin with a frame. Otherwise, `on_end` is called once,
+    when the other end is closed. The busy poll `poll` is notified when bytes arrive.
     """
 
     def __init__(

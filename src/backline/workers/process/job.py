@@ -90,8 +90,8 @@ class BatchRun:
             )
 
     def vacate(self) -> None:
-        """Frees the instance for the next batch, although not all requests of this batch have an outcome
-        yet.
+        """Frees the instance for the next batch, although some requests of this batch still have no
+        outcome.
         """
         vacate, self.batch.on_vacated = self.batch.on_vacated, None
         if vacate is not None and self._instance is not None:
@@ -134,7 +134,7 @@ class BatchRun:
                 self._part(ticket, outcome)
                 for ticket, outcome in zip(batch.tickets, self.outcomes, strict=True)
             ]
-        self._finished(self._instance, batch)  # type: ignore[arg-type]  # None: WorkerPool.run waits
+        self._finished(self._instance, batch)  # type: ignore[arg-type]  # None if WorkerPool.run waits
 
     def _part(self, ticket: Ticket, outcome: InferResponse | BacklineError | None) -> Batch:
         batch = self.batch
@@ -212,7 +212,7 @@ class Job:
                 error = Cancelled("the request was cancelled")
             elif self.again:
                 error = Internal(
-                    f"{ended} while it ran this request; the previous worker also ended during it"
+                    f"{ended} while it ran this request; the previous worker also ended while running it"
                 )
             elif hung and idempotent is None:
                 why = "which is not tried again unless the model is declared idempotent"

@@ -60,12 +60,12 @@ class WorkerOutput:
         #: Whether the line that names the exception of this traceback has been read.
         self._named = False
         self._waiting: asyncio.TimerHandle | None = None
-        #: The last output lines, without line ends.
+        #: The last output lines, without their line breaks.
         self.tail: deque[str] = deque(maxlen=_KEPT)
         loop.add_reader(descriptor, self.read)
 
     def read(self) -> None:
-        """Reads all available output, without blocking."""
+        """Reads and logs all available output, without blocking."""
         while self._descriptor >= 0:
             try:
                 data = os.read(self._descriptor, 65536)

@@ -405,8 +405,8 @@ class WorkerPool(ModelInWorkers):
         self._start_again(seat, reason)
 
     def look_at_readiness(self) -> None:
-        """Updates the readiness that is shown for the model: the model is ready if every worker reports that
-        it is.
+        """Updates the readiness of the model, and reports it to `on_ready`: the model is ready unless one of
+        its workers has reported that it is not.
         """
         unready = next((process.unready for process in self._running() if process.unready), "")
         if unready == self.unready:
@@ -513,7 +513,9 @@ class WorkerPool(ModelInWorkers):
             process.kill("was no longer needed")
 
     async def stop(self) -> None:
-        """Makes the workers unload the model and end. Refuses the jobs that still wait for a worker."""
+        """Makes the workers unload the model and exit, and waits until they have. Refuses the jobs that still
+        wait for a worker.
+        """
         self._closing = True
         if self._alone is not None:
             self._alone.cancel()

@@ -188,7 +188,9 @@ class WorkerProcess:
             raise
 
     async def _launch(self, *descriptors: int) -> None:
-        """Starts the process with these descriptors: data, control, calls, arena. Raises OSError."""
+        """Starts the process with these descriptors: data, control, calls, arena. Raises OSError if the
+        process cannot be started or watched.
+        """
         starting = self._loop.run_in_executor(_SPAWNER, self._spawn, *descriptors)
         while not starting.done():
             # The start of the process must not be cancelled: its descriptors are closed after this method
@@ -237,7 +239,7 @@ class WorkerProcess:
         self._look_at_memory()
 
     def _abandon(self) -> None:
-        """Ends a process that cannot be watched, for lack of descriptors."""
+        """Kills a process that cannot be watched, because no more file descriptors are available."""
         assert self._process is not None, "it was started"
         self._process.kill()
         self._process.wait()
@@ -260,7 +262,7 @@ class WorkerProcess:
         self._calls.abandoned()
 
     def credit(self, number: int, count: int) -> None:
-        """Grants a request `count` further responses."""
+        """Allows the worker to send `count` further responses to a request."""
         self._send_control(Kind.CREDIT, NumberList([number, count]))
 
     def hold(self, block: np.ndarray, at: int) -> int:
@@ -309,7 +311,7 @@ class WorkerProcess:
             why = f"{self.command.label} cannot be loaded: {message.message}"
             self._loading.set_exception(Internal(why))
         else:
-            raise WorkerProtocolError(f"a frame of kind {kind.name}")
+            raise WorkerProtocolError(f"a frame of kind {kind.name}, which may not be sent on this channel")
 
     def _take_control(self, kind: Kind, message: Any, _: memoryview) -> None:
         self._heard = monotonic()
@@ -317,7 +319,7 @@ class WorkerProcess:
             for at in message.numbers:
                 self.arena.give_back(at)
         else:
-            raise WorkerProtocolError(f"a frame of kind {kind.name}")
+            raise WorkerProtocolError(f"a frame of kind {kind.name}, which may not be sent on this channel")
 
     # watching the worker's health
 
@@ -333,8 +335,8 @@ class WorkerProcess:
         self._later("heartbeat", HEARTBEAT, self._beat)
 
     def says_ready(self, reason: str) -> None:
-        """Records a report of the model on its readiness: "" if the model is ready, otherwise the reason why
-        it is not.
+        """Records the model's report on its readiness: "" if the model is ready, otherwise the reason why it
+        is not.
         """
         self.unready = reason
         self.on_ready()
@@ -386,7 +388,7 @@ class WorkerProcess:
                 os.kill(self._process.pid, number)
 
     async def stop(self) -> None:
-        """Makes the worker unload the model and end, and waits for the end. Kills a worker that needs more
+        """Makes the worker unload the model and exit, and waits until it has. Kills a worker that needs more
         than `farewell` seconds.
         """
         if not self.alive:

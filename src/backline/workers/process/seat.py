@@ -345,7 +345,7 @@ class Seat:
         if not self._started or self.process is None:
             return
         now = monotonic()
-        # If the server was suspended, results may be waiting in the socket, so the time starts again.
+        # If the server was suspended, results may be waiting in the socket, so the time limit starts again.
         if watch is not None and stood_still(watch, self._pool.loop):
             self._started = dict.fromkeys(self._started, now)
         left = min(self._started.values()) + limit - now

@@ -54,8 +54,8 @@ class MetricFamily:
     def Metric(
         self, labels: Mapping[str, str] | None = None, buckets: Sequence[float] | None = None
     ) -> Metric:
-        """Returns the metric with these labels. Equal labels give the same metric. `buckets` are the upper
-        bounds of a histogram's buckets.
+        """Returns the metric with these labels. Metrics with equal labels share their value. `buckets` has
+        the upper bounds of a histogram's buckets.
         """
         for key, value in (labels or {}).items():
             if not isinstance(key, str) or not isinstance(value, str):

@@ -32,7 +32,7 @@ _PATIENCE = 5.0
 
 def load_class(model: Any, message: WorkerLoad) -> WorkerModel:
     """Creates a model from a class TritonPythonModel. If `message.complete` is set and the class can complete
-    its configuration, only does that.
+    its configuration, the model only completes the configuration.
 
     Raises ModelFailed, usually with the model's exception.
     """
@@ -77,8 +77,8 @@ class TritonModel:
     """
 
     def __init__(self, model: Any, message: WorkerLoad) -> None:
-        """Raises ModelFailed if the model has no `execute` or, with the model's exception, cannot be
-        initialised.
+        """Raises ModelFailed if the class has no method `execute`. If the constructor or `initialize` raises
+        an exception, raises ModelFailed with that exception in the message.
         """
         config = json.loads(message.configuration)
         self._name = message.name
@@ -204,7 +204,7 @@ class TritonModel:
 class ModelLoop:
     """The event loop for a model's coroutines, on a dedicated thread.
 
-    The loop starts with the first coroutine, and keeps running between batches, so that tasks which a model
+    The loop starts with the first coroutine, and keeps running between batches, so that tasks that the model
     starts can continue.
     """
 

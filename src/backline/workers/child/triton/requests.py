@@ -79,7 +79,7 @@ def unload_model(model_name: str, unload_dependents: bool = False) -> None:
 
 
 def is_model_ready(model_name: str, model_version: str = "") -> bool:
-    """Returns whether a model can serve."""
+    """Returns whether a model can serve; False also for an unknown model."""
     return bool(_ask(Question("ready", model_name, model_version)))
 
 
@@ -197,7 +197,9 @@ class PreferredMemory:
 
 
 class InferenceRequest:
-    """A request. `correlation_id` is the id of its sequence, or 0 for none. `timeout` is in microseconds."""
+    """A request that the model received, or one that it creates to call another model. `correlation_id` is
+    the id of the request's sequence, or 0 for none. `timeout` is in microseconds.
+    """
 
     __slots__ = (
         "_correlation_id",
@@ -351,7 +353,7 @@ class InferenceRequest:
             return _failure(call, error)
 
     async def async_exec(self, decoupled: bool = False) -> InferenceResponse | ResponseIterator:
-        """Calls the model as `exec` does, for coroutines."""
+        """The asynchronous counterpart of `exec`."""
         call = self._call()
         if decoupled:
             return ResponseIterator(call, worker.caller().stream(call))
@@ -379,9 +381,9 @@ class InferenceRequest:
     # releasing the request
 
     def set_release_flags(self, flags: int) -> None:
-        """Sets what happens when `execute` has returned. With TRITONSERVER_REQUEST_RELEASE_RESCHEDULE, the
-        request is run again; the default is TRITONSERVER_REQUEST_RELEASE_ALL. Raises TritonModelException for
-        other flags.
+        """Sets what happens to the request after `execute` has returned. With
+        TRITONSERVER_REQUEST_RELEASE_RESCHEDULE, the request is run again; with the default,
+        TRITONSERVER_REQUEST_RELEASE_ALL, it is not. Raises TritonModelException for other flags.
         """
         if flags not in (RELEASE_ALL, RELEASE_RESCHEDULE):
             raise TritonModelException(

@@ -132,7 +132,7 @@ class InferenceResponseSender:
             raise TritonModelException("Unable to send response. Response sender has been closed.")
 
     def _tensors(self, response: InferenceResponse) -> list[engine.Tensor]:
-        """Returns the outputs of a response that the request asks for."""
+        """Returns those outputs of a response that the request asks for."""
         return [tensor.to_engine() for tensor in response._outputs if tensor.name() in self._outputs]
 
     def reschedule(self) -> None:

@@ -53,7 +53,7 @@ def instance() -> str:
 
 
 def get_model_dir() -> str:
-    """Returns the folder of the model's version, with its files."""
+    """Returns the folder with the files of the model's version."""
     return str(Path(current().path).parent)
 
 
