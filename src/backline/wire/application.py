@@ -140,7 +140,7 @@ class WebSocket(ABC):
 
     @abstractmethod
     async def receive(self) -> str | bytes | None:
-        """Returns the next message. Returns None once the client or the server has ended the connection.
+        """Returns the next message. Returns None once the connection has ended or the server is stopping.
 
         While a message waits for `receive`, nothing more is read from the client, so a client can send no
         faster than the application receives.
@@ -148,8 +148,8 @@ class WebSocket(ABC):
 
     @abstractmethod
     async def send(self, message: str | Buffer) -> None:
-        """Sends a message. Waits while the client does not read. Raises ConnectionResetError if the client
-        has disconnected.
+        """Sends a message. Waits while the client does not read. Raises ConnectionResetError if the
+        connection has ended.
         """
 
     @abstractmethod
@@ -314,7 +314,7 @@ class Gate(ABC):
 
     @abstractmethod
     def sharing(self, headers: Mapping[bytes, bytes]) -> Fields:
-        """Returns the fields that a refusal needs so that the web page that sent the request can read it."""
+        """Returns the header fields without which a web page could not read the refusal of its request."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ class Listeners:
 
     @property
     def secure(self) -> bool:
-        """Whether the ports use TLS."""
+        """Whether ports use TLS, unless they are opened as `plain` or `metrics_only`."""
         return self._tls is not None
 
     def reload(self) -> None:
@@ -188,7 +188,7 @@ class Listeners:
             await asyncio.sleep(DRAIN_POLL)
 
     def _sweep(self) -> None:
-        """Starts a pass over all connections. Called once per interval."""
+        """Starts checking all connections whose next check is due. Called once per interval."""
         refresh_date()
         now = monotonic()
         self._walk = iter([one for one in self._wire.connections if one.rests_until <= now])

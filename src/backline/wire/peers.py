@@ -14,7 +14,7 @@ _IPV6_PREFIX = 8
 
 
 class Peer:
-    """One client address, with all of its connections."""
+    """One client address, with the numbers of its connections, requests and streams."""
 
     __slots__ = ("address", "connections", "requests", "streams")
 
@@ -56,7 +56,7 @@ class Peers:
             del self._known[peer.address]
 
     def connections(self, address: str | bytes) -> int:
-        """The number of connections of a peer, given the address that `address_of` returns."""
+        """Returns the number of a peer's connections, given the address that `address_of` returns."""
         peer = self._known.get(address)
         return 0 if peer is None else peer.connections
 

@@ -14,9 +14,9 @@ from backline.wire.limits import KIB, MIB
 FREE = 1 * MIB
 #: The average rate that every body is guaranteed, in bytes per second, however many others are waiting.
 LEAST_RATE = 4 * MIB
-#: The number of bytes for which `Pace` asks in advance, about one read from a connection.
+#: The number of bytes of room that `Pace` requests beyond what has arrived: about one read from a connection.
 READ = 256 * KIB
-#: Seconds between checks for waiting bodies that, at `LEAST_RATE`, may have more room by now.
+#: Seconds between two checks of whether `LEAST_RATE` allows waiting bodies more room.
 RECHECK = 0.25
 
 
@@ -45,8 +45,8 @@ class Uploads:
 
     Invariants:
 
-    * Together, the bodies in the line have room for `limit` bytes, plus one whole body, plus the bytes that
-      `LEAST_RATE` allows to waiting bodies.
+    * Together, the bodies in the line have room for at most `limit` bytes, plus one whole body, plus the
+      bytes that `LEAST_RATE` allows waiting bodies.
     * The first body in the line never waits. A body waits at most about its size divided by `LEAST_RATE`,
       however slow the bodies before it are.
     """

@@ -136,8 +136,8 @@ class MessageAssembler:
         return self._body is not None and self._body.complete
 
     def placed(self, size: int) -> None:
-        """Reports that `size` bytes were written to the beginning of `room`. `feed` returns the complete
-        message. Raises RpcError if the message is refused.
+        """Reports that `size` bytes were written to the beginning of `room`. Once the message is complete,
+        the next `feed` returns it. Raises RpcError if the message is refused.
         """
         assert self._body is not None, "it has room"
         self._body.placed(size)

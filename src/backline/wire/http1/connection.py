@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 SLICE = 4 * KIB
 #: A connection that has used up its turn defers reads above this size to its next turn.
 SMALL_READ = 8 * KIB
-#: The maximum number of bytes to read and drop after a refusal, so that a client that is still sending
-#: receives the response.
+#: The maximum number of bytes to read and drop after the last response, so that a client that is still
+#: sending receives this response.
 LINGER_BYTES = 16 * KIB * KIB
 #: Seconds for which an idle connection remains open while the server drains, in case a request is already in
 #: transit.
@@ -275,7 +275,9 @@ class Http1Connection(Connection):
         self.held = memoryview(data if self.held is None else b"".join((data, self.held)))
 
     def receive_into(self, large: LargeBody) -> None:
-        """Lets the transport write the rest of a body directly into the body's buffer."""
+        """Lets the transport write the rest of a body directly into the body's buffer, unless bytes are still
+        held.
+        """
         if self.held is None:
             self.transport.set_protocol(large)
 
@@ -359,8 +361,8 @@ class Http1Connection(Connection):
         """Pauses reading while bytes are held, while responses are unread, while a large body waits for other
         large bodies, or while other connections have their turn.
 
-        Bytes after a refusal are read only to be dropped. They are read regardless of these conditions,
-        except that other connections get their turn.
+        Bytes after the last response are read only to be dropped. They are read regardless of these
+        conditions, except that other connections get their turn.
         """
         reading = not self._resting and (
             self.lingering or not (self.held is not None or self.receiver.waits or self.pipeline.write_paused)

@@ -167,8 +167,8 @@ def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -
 
 
 def head_without_upgrade(method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> bytes:
-    """Returns the head without the fields that ask for another protocol. Servers may ignore a request for
-    another protocol (RFC 9110, section 7.8).
+    """Returns a request's head without the fields that ask for another protocol. Servers may ignore these
+    fields (RFC 9110, section 7.8).
     """
     fields = [field for field in headers.items() if field[0] not in _UPGRADE_FIELDS]
     if b"close" in headers.get(b"connection", b"").lower():

@@ -260,7 +260,7 @@ class Pipeline:
         self.write_paused = True
 
     def wrote_much(self) -> None:
-        """Called after a large response was written, which may remain in the transport's buffer."""
+        """Called after a large response was written. Part of it may still be in the transport's buffer."""
         self.wire.unsent.watch(self._connection)
 
     def resume(self) -> None:

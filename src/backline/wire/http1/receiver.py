@@ -45,8 +45,8 @@ Head: TypeAlias = tuple[bytes, bytes, bytes, Mapping[bytes, bytes], int]
 
 
 class Refused(Exception):
-    """Raised to stop the parser. The parser may replace this exception by another, so the refusal is kept in
-    `Receiver._fault`.
+    """Raised to stop the parser. The parser may replace this exception with another, so the refusal itself is
+    stored in `Receiver._fault`.
     """
 
 
@@ -161,7 +161,7 @@ class Receiver:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """A value that changes whenever more of a request arrives."""
+        """A value that changes whenever more of the request's body arrives."""
         if self.large is not None:
             return self.large.filled, 0
         body = self._body
@@ -526,7 +526,7 @@ class Receiver:
 
 
 class SpellingReceiver(Receiver):
-    """A receiver that keeps the spelling of the names of header fields."""
+    """A receiver that also records how the client spelled the names of header fields."""
 
     def _new_headers(self) -> dict[bytes, bytes]:
         return SpelledFields()

@@ -13,12 +13,12 @@ from backline.wire.http2.stream import Stream
 if TYPE_CHECKING:
     from backline.wire.connection import Wire
 
-#: Kinds of requests from this number on are for compressed requests. They are separate, because the size of a
-#: compressed request says little about its content.
+#: Compressed requests have kinds from this number on, because the size of a compressed request says little
+#: about its content.
 _COMPRESSED = 64
 #: Until a request of the same kind has been answered, the expected size of a response is the budget divided
-#: by this number. So several requests are admitted at the same time, because the first requests of a server
-#: may be slow or wait for a batch.
+#: by this number. Several requests are then admitted at the same time: the first requests to a server may be
+#: slow or wait for a batch.
 _UNKNOWN = 16
 
 
@@ -67,7 +67,9 @@ class Admission:
         self.passes = -1
 
     def offer(self, stream: Stream, size: int, compressed: bool) -> None:
-        """Dispatches a stream whose complete request has this size, either immediately or later."""
+        """Dispatches a stream whose complete request has `size` bytes, immediately or once there is room for
+        its response.
+        """
         stream.kind = (
             _COMPRESSED + size.bit_length() if compressed else size.bit_length() if size > self._small else 0
         )

@@ -262,8 +262,8 @@ class HttpExchange(Stream, HttpRequest):
         if self._responding or self.closed:
             return
         self._responding = True
-        # The client may take long to read the response. Meanwhile, the body must neither take up memory nor
-        # make other large bodies wait.
+        # The client may take a long time to read the response. Meanwhile, the body must neither take up
+        # memory nor make other large bodies wait.
         self._gathered, self.body = None, b""
         self.release(self.buffered)
         if self.upload_size:

@@ -88,8 +88,8 @@ class Output:
         self.scheduled = False
         #: The streams that have data to send and whose window has room.
         self.ready: deque[Stream] = deque()
-        #: The number of DATA frames sent so far, for each of which the peer may send some WINDOW_UPDATE and
-        #: PING frames.
+        #: The number of DATA frames sent so far that earn the client an allowance of idle frames (see
+        #: `FrameAllowance`).
         self.data_frames = 0
         #: The number of bytes of responses that wait for windows or the socket, or are being compressed.
         self.held = 0

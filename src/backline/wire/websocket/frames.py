@@ -228,7 +228,7 @@ class MessageReader:
 
 def _unmasked(data: bytearray, mask: bytes) -> bytes:
     """Returns the payload XORed with the mask, which is repeated as necessary. Payload and mask are converted
-    to integers, so that one operation does this.
+    to integers, so that a single operation is enough.
     """
     size = len(data)
     key = (mask * (size // 4 + 1))[:size]
