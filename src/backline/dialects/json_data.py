@@ -211,8 +211,8 @@ def replace_words(text: Buffer) -> bytes | None:
     Words inside strings are kept. Returns None if no such word occurs outside strings, or if the text has a
     byte that JSON never contains, 0 or 1. Only `decode_list` reads the numbers as NaN and the infinities.
     """
-    # By default, the text may be up to 64 MiB long. The interpreter cannot switch threads in a search or a
-    # copy, so searching or copying the whole text at once would block the event loop for too long.
+    # By default, the text may be up to 64 MiB long. The interpreter cannot switch threads during a search or
+    # a copy, so searching or copying the whole text at once would block the event loop for too long.
     if not contains(text, _WORDS) or contains(text, [_HIDDEN[:1], _HIDDEN[1:]]):
         return None
     pieces: list[bytes] = []

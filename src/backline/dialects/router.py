@@ -79,10 +79,10 @@ class Router:
     ) -> None:
         """Routes `method` on `pattern` to `handler(*names, *further, request)`.
 
-        `names` are the percent-decoded segments at each `{}`. `scope` is what the route lets a caller do; the
-        gate, not the router, checks it. A route that `lists` models is open to callers who may use only some
-        models; the handler then leaves out all other models. Raises ValueError for a route that is already
-        taken, and for a pattern that a function passed to `add_later` may not use.
+        `names` are the percent-decoded segments at each `{}`. `scope` is the permission that callers need;
+        the gate, not the router, checks it. A route that `lists` models is open to callers who may use only
+        some models; the handler then leaves out all other models. Raises ValueError for a route that is
+        already taken, and for a pattern that a function passed to `add_later` may not use.
         """
         if scope in CHANGING:
             handler = self._changing(handler)

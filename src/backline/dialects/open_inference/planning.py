@@ -137,7 +137,7 @@ def check_description(engine: Engine, model: str, version: str, id: str, plan: I
 
     Raises NotFound, Unavailable or InvalidArgument, as submitting the request would. Two kinds of requests
     are checked only when submitted: requests to models that are not loaded yet, and requests of sequences,
-    which may belong to a version that is draining. Safe on any thread.
+    which may belong to a version that is draining. May be called on any thread.
     """
     served = engine.find_ready(model, version)
     if plan.sequence is not None or served.on_demand:

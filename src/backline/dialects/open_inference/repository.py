@@ -1,4 +1,4 @@
-"""Changes models for clients: Triton's model repository extension, plus versions, labels and history."""
+"""Lets clients change models: Triton's model repository extension, plus versions, labels and history."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class RepositoryRoutes:
         respond_json(request, model_index(self._engine, visible_to(request.identity), only_ready=asked.ready))
 
     def _index_of(self, repository: str, request: HttpRequest) -> None:
-        """Lists the models of all repositories, as Triton does over HTTP."""
+        """Lists the models of all repositories, whichever one the path names, as Triton does over HTTP."""
         self._index(request)
 
     def _load(self, model: str, version: str, request: HttpRequest) -> None:

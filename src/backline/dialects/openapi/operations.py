@@ -27,7 +27,7 @@ from backline.dialects.openapi.schemas import (
 
 JSON: Final = "application/json"
 EVENTS: Final = "text/event-stream"
-#: The schema of a name of a model, version or label.
+#: The schema for the name of a model, version or label.
 NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 255}
 VERSION: Schema = {"anyOf": [NAME, {"type": "integer"}]}
 

@@ -30,7 +30,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: The parameters of the Accept header that select the output and, for audio, its sample rate.
 OUTPUT, RATE = "output", "rate"
 _MAX_ACCEPT = 1024
-#: The maximum number of bytes by which the elements of a BYTES tensor are padded in a .npy file.
+#: The maximum total padding, in bytes, of the elements of a BYTES tensor in a .npy file.
 MAX_PADDING = 16 << 20
 
 
@@ -216,7 +216,9 @@ def write_text(tensor: Tensor, _: Form) -> bytes:
 
 
 def write_binary(tensor: Tensor, _: Form) -> bytes:
-    """Returns the only element of BYTES, or the numbers in row-major little-endian order."""
+    """Returns the only element of a BYTES tensor, or the numbers of any other tensor in row-major
+    little-endian order. Raises NotAcceptable unless a BYTES tensor has exactly one element.
+    """
     if tensor.datatype is DataType.BYTES:
         return _only(tensor)
     return np.ascontiguousarray(tensor.data).tobytes()
@@ -257,7 +259,7 @@ def choose_output(outputs: list[Tensor], form: Form) -> Tensor:
 
 
 def _without_batch(tensor: Tensor, rank: int) -> np.ndarray:
-    """Returns the data, without the leading dimensions of 1 that an image or sound does not have."""
+    """Returns the data without leading dimensions of 1 beyond those that an image or sound has."""
     data = tensor.data
     while data.ndim > 1 and data.shape[0] == 1 and (data.ndim > rank or rank == 2):
         data = data[0]

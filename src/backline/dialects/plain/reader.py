@@ -26,7 +26,7 @@ from backline.engine.values.tensor import Buffer, Tensor, decode_tensor, element
 
 #: The maximum size of a JSON body in bytes. Once decoded, its numbers take up to ten times as much memory.
 MAX_JSON = 8 << 20
-#: The maximum number of lists in a JSON body: in a tensor with two dimensions, one for each row.
+#: The maximum number of lists in a JSON body. A tensor with two dimensions has a list for each row.
 MAX_LISTS = 262_144
 REQUEST_ID = b"x-request-id"
 _MAX_ID = 256
@@ -99,7 +99,7 @@ def _of_json(model: Model, body: Buffer, parameters: dict[str, Parameter]) -> di
     except RecursionError:
         raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        # `curl --data-binary @FILE` labels a file as a form, unless it gets a Content-Type.
+        # `curl --data-binary @FILE` sends a file with the content type of a form, unless told otherwise.
         hint = "" if bytes(body[:16]).lstrip().startswith(b"{") else f"; {_FILE_NEEDS_TYPE}"
         raise InvalidArgument(f"failed to parse the request JSON: {error}{hint}") from None
     if not isinstance(document, dict):

@@ -1,4 +1,4 @@
-"""Plain HTTP for people: POST /models/{model} runs a model on inputs by name."""
+"""Plain HTTP: POST /models/{model} runs a model on inputs by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from backline.engine.values.messages import InferRequest, InferResponse
 from backline.engine.values.tensor import Tensor
 from backline.wire.application import HttpRequest
 
-_STREAMS = "the model has any number of responses; ask for them with Accept: text/event-stream"
+_STREAMS = "the model sends any number of responses; ask for them with Accept: text/event-stream"
 _encode = msgspec.json.Encoder().encode
 
 

@@ -334,7 +334,7 @@ def _read_contents(spec: InputPlan, given: Any, model: str, id: str) -> Tensor:
 
 
 class GrpcWriter:
-    """Writes responses. The part before the contents is cached, because many responses have the same one."""
+    """Writes responses. The part before the contents is cached, because it is the same in many responses."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

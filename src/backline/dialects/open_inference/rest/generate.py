@@ -67,7 +67,7 @@ _MOST_COMPARED = 32
 #: The maximum number of inputs and parameters in one object. Each value is decoded separately, so a larger
 #: number would block the event loop for too long.
 MAX_PARAMETERS = 2048
-#: Matches a list of numbers and words that is not empty, in well-formed JSON.
+#: Matches a flat, non-empty list of numbers and words in well-formed JSON.
 _FLAT = re.compile(rb"\[[^\[\]{\"]*[^\[\]{\"\s][^\[\]{\"]*\]").fullmatch
 _encode = msgspec.json.Encoder().encode
 _KINDS = {
@@ -98,7 +98,7 @@ class Generate:
         self._take_infer = self._intake(inference.read, self._answer_with_infer_events)
 
     def generate(self, model: str, version: str, request: HttpRequest) -> None:
-        """Responds with the model's only response; no response or several is an error."""
+        """Sends the model's only response. If the model returns no response or several, sends an error."""
         self._when_known(model, version, request, self._take_one)
 
     def generate_stream(self, model: str, version: str, request: HttpRequest) -> None:
