@@ -36,9 +36,10 @@ _UNLIMITED = BodyLimit(sys.maxsize)
 class BodyLimits:
     """The limits of large bodies. Used on the event loop.
 
-    Invariant: a body above its limit either cannot be valid or has more than 1 MiB of names and parameters.
-    While the inputs of a model are variable or unknown, the server's limit applies. When models change, the
-    limits are computed again; a body that is being received at that time gets the new limit.
+    Invariant: a body above its limit either cannot be valid or has more than 1 MiB of names, parameters and
+    unusual whitespace. While the inputs of a model are variable or unknown, the server's limit applies. When
+    models change, the limits are computed again; a body that is being received at that time gets the new
+    limit.
     """
 
     def __init__(

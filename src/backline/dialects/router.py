@@ -88,7 +88,9 @@ class Router:
             handler = self._changing(handler)
         segments = tuple(pattern.strip("/").split("/"))
         if segments in self._closed:
-            raise ValueError(f"{method} {pattern}: requests for this path have been resolved without it")
+            raise ValueError(
+                f"{method} {pattern} is added too late: requests for this path have been resolved without it"
+            )
         methods = self._patterns.setdefault(segments, {})
         self._most_segments = max(self._most_segments, len(segments))
         for name in (method.encode(), *([b"HEAD"] if method == "GET" else [])):

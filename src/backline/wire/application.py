@@ -90,7 +90,7 @@ class HttpRequest(ABC):
 
     @property
     def certificate(self) -> Certificate | None:
-        """The client's certificate, or None if the client has presented none."""
+        """The client's certificate, or None if the client has presented none or is no longer known."""
         return None
 
     @abstractmethod

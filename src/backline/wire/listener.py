@@ -253,9 +253,9 @@ def _remove_stale(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
         except BlockingIOError:
-            raise OSError(errno.EADDRINUSE, "another server is listening on it") from None
+            raise OSError(errno.EADDRINUSE, "another server is listening on this socket") from None
         else:
-            raise OSError(errno.EADDRINUSE, "another server is listening on it")
+            raise OSError(errno.EADDRINUSE, "another server is listening on this socket")
 
 
 #: The number of connections accepted per iteration of the event loop.

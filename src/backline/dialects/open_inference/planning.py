@@ -31,7 +31,9 @@ MAX_CLASSES = 1_000_000
 
 
 def apply_parameters(plan: InferPlan, given: Mapping[str, Any]) -> None:
-    """Stores the parameters of a request in the plan. Raises what `read_parameters` raises."""
+    """Stores the parameters of a request in the plan. Raises InvalidArgument for an invalid parameter, and
+    Unsupported for a sequence id that is too long.
+    """
     read = read_parameters(given)
     plan.binary_default = read.binary_output
     plan.empty_final = read.empty_final

@@ -73,7 +73,9 @@ def change(
 
 
 def both(suffix: str, operation: Operation) -> dict[tuple[str, str], Operation]:
-    """Returns the same operation for a model and for one of its versions."""
+    """Returns an operation for a model, and the same operation for one of its versions. `suffix` is the
+    method and the end of the path, such as "GET /config".
+    """
     method, _, end = suffix.partition(" ")
     return {
         (method, f"/v2/models/{{}}{end}"): operation,

@@ -154,7 +154,7 @@ def write_png(tensor: Tensor, _: Form) -> bytes:
     if tensor.datatype is DataType.BYTES:
         element = _only(tensor)
         if not element.startswith(_PNG_SIGNATURE):
-            raise _cannot(tensor, PNG, "its bytes are not a PNG")
+            raise _cannot(tensor, PNG, "its bytes are not a PNG file")
         return element
     data = _without_batch(tensor, 3)
     if data.ndim == 2:
@@ -252,8 +252,8 @@ def choose_output(outputs: list[Tensor], form: Form) -> Tensor:
         return outputs[names.index(wanted)]
     if len(outputs) != 1:
         raise NotAcceptable(
-            f"{form.kind} holds one output, and the model has {len(outputs)}; choose one:"
-            f" Accept: {form.kind}; output={names[0] if names else 'NAME'}"
+            f"a response of type {form.kind} contains only one output, but the model has {len(outputs)};"
+            f" choose one: Accept: {form.kind}; output={names[0] if names else 'NAME'}"
         )
     return outputs[0]
 

@@ -71,7 +71,9 @@ class Pipeline:
     # requests
 
     def put(self, entry: Entry) -> None:
-        """Dispatches an entry, or queues it if earlier entries are not finished."""
+        """Dispatches an entry, or queues it if it has to wait for earlier entries, or until the client has
+        read responses.
+        """
         if (
             self.current is None
             and not self.waiting
@@ -281,7 +283,9 @@ class Pipeline:
         return True
 
     async def writable(self, sent: int) -> None:
-        """Waits while the client leaves responses unread. Yields to other connections from time to time."""
+        """Counts `sent` bytes toward the connection's turn, and yields to other connections when the turn is
+        used up. Then waits while the client leaves responses unread.
+        """
         self._sent_in_turn += sent
         if self._sent_in_turn >= self.wire.limits.bytes_per_turn:
             self._sent_in_turn = 0

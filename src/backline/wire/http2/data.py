@@ -28,8 +28,8 @@ class DataReceiver:
     """Passes payloads of DATA frames to their streams as they arrive, and drops payloads that no stream
     takes.
 
-    `FrameReader` handles a complete DATA frame of an open stream inline, on the hot path; any other DATA
-    frame starts with `begin` and continues with `read`.
+    `FrameReader` handles complete DATA frames of open streams inline, on the hot path. All other DATA frames,
+    and padded and empty ones, start with `begin` and continue with `read`.
 
     Invariant: each DATA frame is subtracted from the connection's window, and from its stream's window if the
     stream is open, before its payload is used. The connection's window is replenished as bytes arrive. A

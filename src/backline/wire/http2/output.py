@@ -168,8 +168,8 @@ class Output:
         self.pump()
 
     def finish(self, stream: Stream) -> None:
-        """Ends a response that the application has completed: after its queued data, with `stream.tail` or
-        with the last DATA frame.
+        """Ends a response that the application has completed. After the queued data, the stream ends with
+        `stream.tail` or with the last DATA frame.
         """
         if stream.pending_bytes:
             self.enqueue(stream)

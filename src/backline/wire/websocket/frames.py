@@ -183,7 +183,7 @@ class MessageReader:
         if kind < Opcode.CLOSE and (kind is Opcode.CONTINUATION) != (self._kind is not None):
             raise WebSocketError(
                 CloseCode.PROTOCOL_ERROR,
-                "a message begins before the previous one has ended, or a fragment continues no message",
+                "a message begins before the previous one has ended, or a continuation frame has no message",
             )
         extra = {126: 2, 127: 8}.get(size, 0)
         if len(data) < 2 + extra + 4:

@@ -283,7 +283,8 @@ def _check_count(keys: dict[_Key, Raw]) -> None:
 def write_generate(plan: InferPlan, response: InferResponse) -> bytes:
     """Encodes a response as JSON: a single element as itself, several elements as a flat list.
 
-    Raises InvalidArgument for values that JSON cannot represent.
+    Raises InvalidArgument for values that JSON cannot represent, and Internal for an output that must be JSON
+    but is not.
     """
     document: dict[str, Any] = {
         tensor.name: _value(tensor, is_json=tensor.name in plan.json_outputs) for tensor in response.outputs
@@ -299,7 +300,7 @@ def write_generate(plan: InferPlan, response: InferResponse) -> bytes:
 def _parse(body: Buffer) -> dict[_Key, Raw]:
     """Returns the keys with undecoded values, because how to decode a tensor depends on the model's input."""
     if not body:
-        raise InvalidArgument("the body is empty, expected a JSON object with the names of inputs")
+        raise InvalidArgument("the body is empty, expected a JSON object with inputs by name")
     try:
         try:
             return _decode(body)
@@ -310,7 +311,7 @@ def _parse(body: Buffer) -> dict[_Key, Raw]:
     except ValueError as error:
         raise InvalidArgument(f"failed to parse the request JSON buffer: {error}") from None
     raise InvalidArgument(
-        f"failed to parse the request JSON: it is {kind}, expected an object with the names of inputs"
+        f"failed to parse the request JSON: it is {kind}, expected an object with inputs by name"
     )
 
 
