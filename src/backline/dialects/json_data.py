@@ -110,8 +110,7 @@ _HIDDEN = b"\0\1"
 _HIDE = np.frombuffer(bytes.maketrans(b"NI", _HIDDEN), np.uint8)
 _SHOW = bytes.maketrans(_HIDDEN, b"NI")
 _NO_STRING = "Unable to parse JSON bytes array: attempt to access JSON non-string as string"
-#: For each kind of numpy dtype: what Triton calls a valid element, and the name of the type that Triton reads
-#: it into.
+#: For each kind of numpy dtype: Triton's words for a valid element, and for the type that Triton reads it as.
 _READ_AS = {
     "b": ("boolean", "boolean"),
     "i": ("signed-integer", "signed-integer"),

@@ -100,7 +100,7 @@ class HttpRequest(ABC):
         """Sends a response whose body is the concatenation of `body`, without copying large buffers.
 
         Call this once. The wire adds content-length and date, compresses a `compressible` body that is not
-        small if the client accepts that, and omits the body for HEAD.
+        small if the client accepts compression, and omits the body for HEAD.
         """
 
     @abstractmethod
@@ -154,7 +154,7 @@ class WebSocket(ABC):
 
     @abstractmethod
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Ends the connection with a close code of RFC 6455, section 7.4.1."""
+        """Ends the connection with a close code (RFC 6455, section 7.4.1) and a reason."""
 
 
 class RpcError(Exception):

@@ -180,7 +180,7 @@ class Connection(asyncio.Protocol):
 
     @abstractmethod
     def sweep(self, now: float) -> None:
-        """Enforces the time limits. Called at least about once a second; `now` is time.monotonic()."""
+        """Enforces the time limits. Called once a second or more often; `now` is time.monotonic()."""
 
     @abstractmethod
     def drain(self) -> None:

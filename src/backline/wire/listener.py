@@ -1,4 +1,4 @@
-"""A server's open addresses (TCP and Unix sockets, plain or TLS), and the connections they accept."""
+"""The sockets on which a server listens (TCP or Unix, plain or TLS), and the connections that they accept."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def _bind_tcp(
         if reuse and hasattr(socket, "SO_REUSEPORT"):
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
-            # This socket takes only IPv6, because IPv4 gets a separate socket.
+            # This socket accepts only IPv6 connections: IPv4 has a separate socket.
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listening.bind(address)
     except OSError as error:

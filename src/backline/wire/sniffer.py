@@ -35,7 +35,7 @@ class Sniffer(Connection):
         self._transport: asyncio.Transport | None = None
         self._peer: Peer | None = None
         self._received = b""
-        #: The time of the first check of time limits that included this connection.
+        #: The time of the first check of time limits since the connection was opened.
         self._opened: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

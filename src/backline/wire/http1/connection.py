@@ -84,7 +84,8 @@ class Http1Connection(Connection):
         self._reading = True
         #: Whether no more requests are accepted.
         self.input_closed = False
-        #: Whether arriving bytes are dropped, so that the client receives the last response.
+        #: Whether the connection only waits for the client to receive the last response, and drops arriving
+        #: bytes.
         self.lingering = False
         self._linger_bytes = 0
         #: The object that takes over the transport after a WebSocket handshake, or None.
@@ -191,8 +192,8 @@ class Http1Connection(Connection):
             wire.poll.wake()
 
     def _remember(self, data: bytes, head: Head) -> None:
-        """Remembers `head` if `data` is exactly one request. Counts the remembered heads in a row that were
-        not received again.
+        """Remembers `head` if `data` is exactly one request. Counts how many heads in a row were remembered
+        but not received again.
         """
         answers = self.pipeline.answers
         self._in_vain = self._in_vain + 1 if answers == self._remembered_at + 1 else 0
@@ -297,7 +298,7 @@ class Http1Connection(Connection):
     # responses and refusals
 
     def advanced(self) -> None:
-        """Called when the pipeline has dispatched all requests that it can for now."""
+        """Called when the pipeline has dispatched all requests that need not wait."""
         if self.held is not None and not self.busy:
             self.wire.turns.wait(self)
         self.update_reading()

@@ -50,8 +50,9 @@ class Pipeline:
         #: The response to the current request if the response is streamed, otherwise None.
         self.open_stream: Http1Stream | None = None
         self.waiting: deque[Entry] = deque()
-        #: Whether `advance` is running. A response during the dispatch of its request must not start another
-        #: `advance`: such calls would nest one level deeper with each pipelined request.
+        #: Whether `advance` is running. If the application responds while its request is being dispatched,
+        #: the response must not start another `advance`: such calls would nest one level deeper with each
+        #: pipelined request.
         self._running = False
         #: Whether the connection closes after the next response.
         self.last_answer = False

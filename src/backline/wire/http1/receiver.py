@@ -78,7 +78,7 @@ class Receiver:
         #: pipelined requests, and the parser cannot be paused. So the first request is dispatched
         #: immediately, and the others are queued and dispatched in turns.
         self._put = False
-        #: The refusal because of which the parser was stopped, or None.
+        #: The refusal that stopped the parser, or None.
         self._fault: Refusal | None = None
         #: The last head that was parsed completely, or None if something about its request was unusual.
         self.last_head: Head | None = None
@@ -103,7 +103,8 @@ class Receiver:
         self._raw_size = 0
         self.large: LargeBody | None = None
         self._upgrade = False
-        #: Whether this request is more than a plain head in one piece and a small body of known size.
+        #: Whether this request is anything other than a plain head in one piece with a small body of known
+        #: size.
         self._unusual = False
         if self._pace is not None:
             pace, self._pace = self._pace, None

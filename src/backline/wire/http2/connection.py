@@ -50,7 +50,7 @@ class Http2Connection(Connection):
         self.loop = wire.loop
         self.streams = StreamTable()
         self._max_streams = wire.limits.max_concurrent_streams
-        #: Whether the connection handles and sends nothing more.
+        #: Whether the connection no longer handles or sends anything.
         self.closing = False
         self._lost = False
         #: The number of requests whose response has been sent.

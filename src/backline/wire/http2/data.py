@@ -109,7 +109,7 @@ class DataReceiver:
         self.left = payload
         self.padding_left = padding
         if not payload and not ends:
-            # Security: padding carries nothing, so a frame of padding costs the client more the longer it is.
+            # Security: padding carries nothing, so the client is charged for it by length.
             self._handler.spend(1 + (padding >> 6))
         if stream is None or not stream.remote_open:
             self.check_windows(None)

@@ -445,7 +445,7 @@ class FrameReader:
         """Returns whether the payload of a frame is dropped as it arrives, because the frame's type is
         unknown.
 
-        Raises ConnectionFailure if a frame of another type is too large: its payload would have to be
+        Raises ConnectionFailure if a frame of a known type is too large: its payload would have to be
         buffered.
         """
         if kind > frames.CONTINUATION:

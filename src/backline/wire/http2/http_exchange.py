@@ -139,7 +139,7 @@ class HttpExchange(Stream, HttpRequest):
             self._refuse_overfull()
             return False
         gathered.add(data, begin, end)
-        # For a body of unknown length, the window is replenished whenever half of it is used.
+        # For a body of unknown length, the window is replenished whenever half of the window is used.
         if self.head.content_length is None and self.window_in < OUR_STREAM_WINDOW // 2:
             connection.reader.data.promise(
                 self, self.buffered + OUR_STREAM_WINDOW, OUR_STREAM_WINDOW - self.window_in

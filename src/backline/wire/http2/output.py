@@ -292,7 +292,9 @@ class Output:
         self.unwritten = 0
 
     def widen(self, increment: int) -> None:
-        """Handles a WINDOW_UPDATE frame for the connection."""
+        """Handles a WINDOW_UPDATE frame for the connection. Raises ConnectionFailure if the window becomes
+        too large.
+        """
         self.window += increment
         if self.window > frames.MAX_WINDOW:
             raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "the connection's window is above 2^31-1")

@@ -336,7 +336,7 @@ def _take(
 
 
 def _plain(what: str, text: Raw | bytes) -> Any:
-    """Decodes a value whose JSON is well-formed. Its numbers may still be out of range."""
+    """Decodes well-formed JSON. Raises InvalidArgument if a number is out of range."""
     try:
         return decode_list(_any, text) if _first(text) == b"[" else _any.decode(text)
     except msgspec.DecodeError as error:
