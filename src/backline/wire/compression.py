@@ -332,7 +332,7 @@ def _too_large(limit: BodyLimit) -> CodingError:
 
 def overfull() -> CodingError:
     """Returns the error for a body that the server has no room to inflate."""
-    return CodingError(503, "The server holds too many bytes of requests; try again later")
+    return CodingError(503, "The server holds too many request bodies; try again later")
 
 
 def inflate_small(coding: bytes, body: Buffer, limit: BodyLimit) -> Buffer | None:

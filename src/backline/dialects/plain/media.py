@@ -141,7 +141,7 @@ def _padded(tensor: Tensor) -> np.ndarray:
         raise _cannot(
             tensor,
             NPY,
-            f"all its elements would take {max(sizes)} bytes, as many as the longest; ask for JSON",
+            f"each element would be padded to {max(sizes)} bytes, the size of the longest; ask for JSON",
         )
     return tensor.data.astype("S")
 

@@ -239,8 +239,8 @@ def _shape_for(spec: TensorSpec, size: int, model: Model) -> tuple[int, ...]:
         dimensions[0] = 1
     if dimensions.count(-1) > 1:
         raise InvalidArgument(
-            f"the shape {dimensions} of input '{spec.name}' does not follow from the size of a raw"
-            f" body; send JSON or {NPY}"
+            f"the shape {dimensions} of input '{spec.name}' cannot be derived from the size of a raw body;"
+            f" send JSON or {NPY}"
         )
     if -1 in dimensions:
         known = element_count([dim for dim in dimensions if dim >= 0]) * spec.datatype.itemsize

@@ -67,7 +67,7 @@ class PlainService:
 
 
 def _wants_events(headers: Mapping[bytes, bytes], model: Model) -> bool:
-    """Returns whether to send events.
+    """Returns whether to send the responses as events.
 
     Raises NotAcceptable if the client wants a single response from a decoupled model.
     """

@@ -206,7 +206,7 @@ def check_prefix(flag: int, size: int, encoding: bytes, limit: BodyLimit) -> Non
 
 
 def overfull() -> RpcError:
-    return RpcError(RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again later")
+    return RpcError(RESOURCE_EXHAUSTED, "the server holds too many request messages; try again later")
 
 
 def as_rpc_error(error: CodingError) -> RpcError:

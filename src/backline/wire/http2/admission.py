@@ -23,8 +23,8 @@ _UNKNOWN = 16
 
 
 class Admission:
-    """Limits the total size of one connection's responses. Requests above the limit wait until the client has
-    read responses.
+    """Limits the total size of one connection's responses to the budget, max_held_answer_bytes. Requests
+    whose responses would exceed the budget wait until the client has read other responses.
 
     The size of a response is unknown in advance. It is predicted from recent responses to requests of the
     same kind, on this connection or, if there are none, on any connection. If there are none at all, up to

@@ -306,7 +306,7 @@ class HttpExchange(Stream, HttpRequest):
 
 
 class HttpBody(ResponseStream):
-    """The body of a streamed response."""
+    """The body of a streamed response. Its chunks are queued on the HTTP/2 stream."""
 
     __slots__ = ("_exchange",)
 

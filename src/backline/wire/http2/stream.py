@@ -105,7 +105,7 @@ class Stream:
         """Handles `size` bytes of the body that were received into `room`. `ended` and the errors are as in
         `feed`.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no room")
+        raise NotImplementedError(f"{type(self).__name__} provides no buffer for its body")
 
     def dispatch(self) -> None:
         """Passes the complete request to the application."""
