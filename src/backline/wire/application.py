@@ -285,7 +285,7 @@ class StreamMethod:
     limit_of: Callable[[Call, Buffer], Bound] | None = None
 
 
-#: Header fields that only browsers send. A request with any of them must pass the gate.
+#: Header fields that usually only browsers send. A request with any of them must pass the gate.
 BROWSER_FIELDS = frozenset((b"origin", b"sec-fetch-site", b"referer"))
 
 

@@ -31,8 +31,8 @@ class Peers:
     """All connected peers, and the share of each limit that a single peer may use.
 
     Invariant: even if a peer uses its whole share, `1 - max_peer_share` of the limit (rounded down) is left
-    for other peers, so no address can lock the others out. Clients that share an address, such as that of a
-    proxy, count as one peer.
+    for other peers, so an address whose share is below 1 cannot lock the others out. Clients that share an
+    address, such as that of a proxy, count as one peer.
     """
 
     def __init__(self, limits: Limits) -> None:

@@ -232,7 +232,7 @@ def _shape_for(spec: TensorSpec, size: int, model: Model) -> tuple[int, ...]:
     """Returns the shape of an input that is sent as `size` bytes of raw numbers.
 
     The length of a variable dimension follows from `size`. If a batched model has more than one variable
-    dimension, the batch has one item. Raises InvalidArgument if the shape does not follow from `size`.
+    dimension, the batch has one item. Raises InvalidArgument if the shape cannot be derived from `size`.
     """
     dimensions = list(spec.shape)
     if model.max_batch_size and dimensions and dimensions.count(-1) > 1:

@@ -403,7 +403,7 @@ class Receiver:
         self._pipeline.put(Continue())
 
     def _complete(self, entry: Http1Request | Refusal) -> None:
-        """Completes an unusual request."""
+        """Completes an unusual request, and passes it to the pipeline."""
         if isinstance(entry, Http1Request):
             if self.large is not None:
                 entry.body = self.large.take()

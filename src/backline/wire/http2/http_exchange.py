@@ -246,7 +246,7 @@ class HttpExchange(Stream, HttpRequest):
         self._responding = True
         if self.closed:
             return HttpBody(self)
-        # A streamed response waits for the client to read, so its expected size in memory is 0.
+        # A streamed response waits for the client to read, so it takes little memory. Its expected size is 0.
         self.connection.admission.learn(self, 0)
         return self._start(status, fields)
 

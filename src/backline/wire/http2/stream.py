@@ -50,8 +50,8 @@ class Stream:
     received = 0
     #: The size of a large body, while it is in `wire.uploads`; 0 otherwise.
     upload_size = 0
-    #: The number of bytes of the large body that the client may not send yet, because they have not been
-    #: granted.
+    #: The number of bytes of the large body that the client may not send yet, because the window has not been
+    #: extended for them.
     ungranted = 0
     #: Response data that waits for windows or the socket.
     pending: deque[memoryview] | None = None
@@ -211,7 +211,7 @@ class Stream:
             drained.set_result(None)
 
 
-#: The number of reset streams, and of skipped streams, that a connection remembers.
+#: The number of reset streams, and of ranges of skipped streams, that a connection remembers.
 _REMEMBERED = 512
 
 

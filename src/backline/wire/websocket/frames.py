@@ -35,7 +35,7 @@ _OPCODES = {int(opcode): opcode for opcode in Opcode}
 
 
 class CloseCode(IntEnum):
-    """The reasons why a connection ends (section 7.4.1)."""
+    """Codes for the reasons why a connection ends (RFC 6455, section 7.4.1)."""
 
     NORMAL = 1000
     GOING_AWAY = 1001

@@ -74,8 +74,8 @@ _VERSION = "/v2/models/{}/versions/{}"
 class RestService:
     """Registers the REST routes. `not_ready_status` is the HTTP status of failed health checks.
 
-    Triton's status, 400, selects all of Triton's behaviour: an unknown model counts as not ready, and
-    responses have no body except for the reason why a model is not ready.
+    Triton's status, 400, makes all health checks behave as in Triton: an unknown model counts as not ready,
+    and responses have no body except for the reason why a model is not ready.
     """
 
     def __init__(
