@@ -124,7 +124,7 @@ class MessageAssembler:
 
     @property
     def room(self) -> memoryview:
-        """The unfilled rest of the current message's buffer, or an empty view if there is no buffer."""
+        """The unfilled part of the current message's buffer, or an empty view if there is no buffer."""
         body = self._body
         return NO_ROOM if body is None else body.room
 

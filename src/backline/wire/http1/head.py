@@ -103,8 +103,8 @@ _UPGRADE_FIELDS = frozenset((b"upgrade", b"connection", b"proxy-connection", b"h
 
 
 def check_size(limits: Limits, size: int, fields: int) -> Refusal | None:
-    """Returns the refusal of a head of `size` bytes with this number of fields, or None if the head is within
-    the limits.
+    """Returns the refusal for a head of `size` bytes with this number of fields, or None if the head is
+    within the limits.
     """
     if size > limits.max_header_size:
         return Refusal(431, f"The request's header exceeds the maximum of {limits.max_header_size} bytes")
@@ -114,8 +114,8 @@ def check_size(limits: Limits, size: int, fields: int) -> Refusal | None:
 
 
 def find_path(method: bytes, target: bytes) -> bytes | Refusal:
-    """Returns the path and query within a request target (RFC 9112, section 3.2), or the refusal of the
-    target.
+    """Returns the path and query within a request target (RFC 9112, section 3.2), or a refusal if the target
+    is invalid.
     """
     if b"#" in target:
         return Refusal(400, "The request's target must not have a fragment ('#')")
@@ -141,7 +141,7 @@ def is_websocket(method: bytes, version: str, headers: Mapping[bytes, bytes]) ->
 
 
 def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -> Refusal | None:
-    """Returns the refusal of a head whose version, Host or special fields are invalid, or None if they are
+    """Returns the refusal for a head whose version, Host or special fields are invalid, or None if they are
     valid.
 
     `upgrade` is true if the head asks for another protocol, other than a WebSocket on a path that accepts
