@@ -37,7 +37,7 @@ class _Place:
 
 class Uploads:
     """The line of large bodies that are being received, in the order in which they became large. The room of
-    a body is the total number of bytes that may be received of it.
+    a body is the total number of its bytes that may be received.
 
     Clients on a fast network lose nothing by waiting: if all bodies were received at the same time, the last
     one would be complete no sooner, and all would be in memory. Slow clients would lose time by waiting,
