@@ -277,7 +277,7 @@ def test_bytes_are_not_padded_to_a_huge_npy_file() -> None:
     padded = ask(caller, "echo", {"x": ["a" * longest, *[""] * 999]}, accept="application/x-npy")
 
     assert answer.status == 406
-    assert f"all its elements would take {longest} bytes" in answer.error
+    assert f"each element would be padded to {longest} bytes" in answer.error
     assert np.load(io.BytesIO(padded.body)).nbytes == 1000 * longest
 
 

@@ -108,7 +108,7 @@ def test_the_first_response_decides_the_status(streaming: ServerProcess) -> None
     [
         ({"IN": [1]}, 400, "missing required input(s) ['DELAY','WAIT']"),
         ("{bad", 400, "failed to parse the request JSON"),
-        ("[1]", 400, "expected an object with the names of inputs"),
+        ("[1]", 400, "expected an object with inputs by name"),
         ("[" * 100_000, 400, "nested too deeply"),
         (
             '{"IN": [NaN]}',

@@ -81,7 +81,7 @@ def test_stale_unix_socket_is_replaced(start: Start, tmp_path: Path) -> None:
 def test_unix_socket_in_use_and_other_files_are_not_replaced(start: Start, tmp_path: Path) -> None:
     server, path, file = start(), tmp_path / "socket", tmp_path / "file"
     server.wait(server.listeners.open_unix(path))
-    with pytest.raises(OSError, match="another server is listening on it"):
+    with pytest.raises(OSError, match="another server is listening on this socket"):
         server.wait(server.listeners.open_unix(path))
     file.write_text("precious")
     with pytest.raises(OSError, match="not a socket"):

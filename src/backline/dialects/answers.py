@@ -35,7 +35,9 @@ def respond_encoded(request: HttpRequest, document: bytes, status: int = 200) ->
 
 
 def respond_error(request: HttpRequest, error: BacklineError, fields: Fields = ()) -> None:
-    """Responds with the error's status and {"error": message}."""
+    """Responds with the error's status and {"error": message}. Adds `fields` to the header, and the fields
+    about retries, credentials and quotas that apply.
+    """
     answer = [*_JSON_FIELDS, *fields, *retry_fields(error), *(CHALLENGE if error.http_status == 401 else ())]
     if request.identity is not None and request.identity.meter is not None:
         answer += quota_fields(request.identity.meter)

@@ -38,7 +38,7 @@ _MAX_ADDRESSES = 4096
 _OTHERS = "other addresses"
 #: Seconds after which the number of suppressed refusals is logged.
 _SUMMARY = 1.0
-#: The maximum length in characters of the reason of a refusal; the rest of a longer reason is not logged.
+#: The maximum length, in characters, of the logged reason for a refusal; longer reasons are truncated.
 _LONGEST = 512
 
 
@@ -49,7 +49,7 @@ class RefusalLimit:
         self._buckets: dict[str, TokenBucket] = {}
         self._total = TokenBucket(IN_TOTAL, IN_TOTAL, now)
         self._forget_at = now
-        #: For each address, the number of refusals that were not logged, and the last one of these.
+        #: For each address, the number of refusals that were not logged, and the last of them.
         self.suppressed: dict[str, tuple[int, Attempt]] = {}
 
     def admits(self, attempt: Attempt, now: float) -> bool:
@@ -85,7 +85,9 @@ class RefusalLimit:
 
 
 class Audit:
-    """Records attempts in the audit log of the engine's control, if there is one. Runs on the event loop."""
+    """Records attempts in the audit log, if the engine has a control, which keeps this log. Runs on the event
+    loop.
+    """
 
     def __init__(self, engine: Engine, model_of: Callable[[bytes, bytes], str | None]) -> None:
         """`model_of` returns the model that a method and path concern."""

@@ -20,7 +20,8 @@ from backline.wire.limits import BodyLimit
 from backline.wire.uploads import FREE
 
 _MAX_REMEMBERED = 1024
-#: The maximum number of remembered routes with paths above MAX_REMEMBERED_SIZE, which take up to 8 KiB each.
+#: The maximum number of remembered routes whose paths are longer than MAX_REMEMBERED_SIZE. Each of them takes
+#: up to 8 KiB.
 _MAX_REMEMBERED_LONG = 16
 _ADVICE = (
     "This is the size of the largest inputs plus 1 MiB for names and parameters: check the model's name, the"
@@ -35,9 +36,10 @@ _UNLIMITED = BodyLimit(sys.maxsize)
 class BodyLimits:
     """The limits of large bodies. Used on the event loop.
 
-    Invariant: a body above its limit either cannot be valid or has more than 1 MiB of names and parameters.
-    While the inputs of a model are variable or unknown, the server's limit applies. When models change, the
-    limits are computed again; a body that is being received at that time gets the new limit.
+    Invariant: a body above its limit either cannot be valid or has more than 1 MiB of names, parameters and
+    unusual whitespace. While the inputs of a model are variable or unknown, the server's limit applies. When
+    models change, the limits are computed again; a body that is being received at that time gets the new
+    limit.
     """
 
     def __init__(
@@ -67,8 +69,8 @@ class BodyLimits:
         self._of_any = None
 
     def of_route(self, method: bytes, path: bytes) -> Bound:
-        """Returns the limit of a large HTTP body, or a denial if the response to the request would be 404 or
-        405 anyway.
+        """Returns the limit of a large HTTP body, or a denial if the request would be refused anyway, such as
+        with 404 or 405.
         """
         routes = self._routes if len(path) <= MAX_REMEMBERED_SIZE else self._long_routes
         known = routes.get((method, path))
@@ -97,8 +99,8 @@ class BodyLimits:
 
         If the sender may not run the model, the message is received anyway, and the handler then refuses it.
         The limit that is returned in this case reveals nothing about the model. The same limit applies if a
-        message on a stream names an unknown model, or gives a name that no model can have, because then only
-        this request may fail, and not the stream.
+        message on a stream names an unknown model, or gives a name that no model can have, because only this
+        request may fail then, not the whole stream.
         """
         scope = Scope(method.scope)
         if scope is not Scope.INFER:

@@ -81,9 +81,10 @@ def control_of(engine: Engine, what: str) -> Control:
 
 
 def caller_name(peer: str, fields: Mapping[bytes, bytes], identity: str = "") -> str:
-    """Returns the caller for the audit log, such as "ada@laptop (deploy, 10.0.0.7)".
+    """Returns the caller's name for the audit log, such as "ada@laptop (deploy, 10.0.0.7)".
 
-    The user's name is not verified, unlike `identity`, the name of the caller's key, token or certificate.
+    The user, "ada@laptop", is not verified, unlike `identity`, the name of the caller's key, token or
+    certificate.
     """
     given = fields.get(USER, b"")[: 4 * _LONGEST_USER].decode(errors="replace")
     user = "".join(character if character.isprintable() else "?" for character in given).strip()[

@@ -27,9 +27,8 @@ def _decoder_of(kind: type[Document]) -> msgspec.json.Decoder[Document]:
 def read_document(kind: type[Document], body: Buffer, *, bounded: bool = True) -> Document:
     """Reads the JSON object in a body; an empty body counts as an empty object.
 
-    Raises InvalidArgument if the body is not such an object, or does not fit `kind`. If `bounded`, also
-    raises PayloadTooLarge for more than MAX_DOCUMENT bytes, because the document is decoded on the event
-    loop.
+    Raises InvalidArgument if the body is not a JSON object, or does not fit `kind`. If `bounded`, also raises
+    PayloadTooLarge for more than MAX_DOCUMENT bytes, because the document is decoded on the event loop.
     """
     if bounded:
         check_document(body)
@@ -86,7 +85,7 @@ def read_message(name: str, received: Buffer, limit: int = MAX_DOCUMENT) -> Any:
 
 
 def suggestion(name: str, known: tuple[str, ...]) -> str:
-    """Returns a hint after an unknown name: the closest known name, or all of them."""
+    """Returns a hint for the error about an unknown name: the closest known name, or else all known names."""
     if near := nearest(name, known, 1):
         return f"Did you mean '{near[0]}'?"
     return f"Expected {' or '.join(repr(one) for one in known) or 'nothing'}."

@@ -34,7 +34,8 @@ class EventStreams:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def answer(self, request: HttpRequest, model: str, responses: Responses, encode: Encode) -> None:
-        """Sends an event for each response. An error after the first response is sent as the last event.
+        """Sends an event for each response. An error is sent as the last event; if it is also the first
+        event, it determines the HTTP status.
 
         If the client disconnects, the request is cancelled. While the client does not read, the model is
         paused.

@@ -20,13 +20,13 @@ from backline.wire.application import SpelledFields
 _RESERVED = frozenset(
     ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output")
 )
-#: The maximum number of field names to remember, because clients choose the names.
+#: The maximum number of cached field names. There must be a limit, because clients choose the names.
 _MAX_REMEMBERED = 256
 _CASE_SENSITIVE = "(?-i)"
 
 
 class ForwardPattern:
-    """Finds the fields to forward, which are those whose name contains a match of a regular expression.
+    """Selects the fields to forward: those whose name contains a match of a regular expression.
 
     As in Triton, case is ignored unless the expression begins with `(?-i)`. Names keep the spelling of the
     client over HTTP/1.1; over HTTP/2, and in gRPC metadata, names are in lower case.
@@ -71,8 +71,8 @@ class ForwardPattern:
 
 @dataclass(frozen=True, slots=True)
 class Forwarding:
-    """The rules for which fields of HTTP requests and of gRPC calls are forwarded to models; None forwards
-    nothing.
+    """The patterns of the HTTP header fields and of the gRPC metadata that are forwarded to models; None
+    forwards nothing.
     """
 
     http: ForwardPattern | None = None
@@ -80,9 +80,9 @@ class Forwarding:
 
     @classmethod
     def of(cls, http: str, grpc: str) -> Forwarding:
-        """Makes the rules from two patterns; an empty pattern forwards nothing.
+        """Compiles two regular expressions; an empty one forwards nothing.
 
-        Raises InvalidArgument if a pattern is not a regular expression.
+        Raises InvalidArgument if one of them is not a regular expression.
         """
         return cls(ForwardPattern(http) if http else None, ForwardPattern(grpc) if grpc else None)
 

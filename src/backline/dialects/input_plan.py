@@ -59,7 +59,7 @@ class InputPlan:
 
 
 def check_bytes_elements(count: int) -> None:
-    """Raises PayloadTooLarge if `count`, the elements of all BYTES inputs of a request, is above
+    """Raises PayloadTooLarge if `count`, the number of elements of all BYTES inputs of a request, is above
     MAX_BYTES_ELEMENTS.
     """
     if count > MAX_BYTES_ELEMENTS:

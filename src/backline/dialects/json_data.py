@@ -110,8 +110,7 @@ _HIDDEN = b"\0\1"
 _HIDE = np.frombuffer(bytes.maketrans(b"NI", _HIDDEN), np.uint8)
 _SHOW = bytes.maketrans(_HIDDEN, b"NI")
 _NO_STRING = "Unable to parse JSON bytes array: attempt to access JSON non-string as string"
-#: For each kind of numpy dtype: what Triton calls a valid element, and the name of the type that Triton reads
-#: it into.
+#: For each kind of numpy dtype: Triton's words for a valid element, and for the type that Triton reads it as.
 _READ_AS = {
     "b": ("boolean", "boolean"),
     "i": ("signed-integer", "signed-integer"),
@@ -211,8 +210,8 @@ def replace_words(text: Buffer) -> bytes | None:
     Words inside strings are kept. Returns None if no such word occurs outside strings, or if the text has a
     byte that JSON never contains, 0 or 1. Only `decode_list` reads the numbers as NaN and the infinities.
     """
-    # By default, the text may be up to 64 MiB long. The interpreter cannot switch threads in a search or a
-    # copy, so searching or copying the whole text at once would block the event loop for too long.
+    # By default, the text may be up to 64 MiB long. The interpreter cannot switch threads during a search or
+    # a copy, so searching or copying the whole text at once would block the event loop for too long.
     if not contains(text, _WORDS) or contains(text, [_HIDDEN[:1], _HIDDEN[1:]]):
         return None
     pieces: list[bytes] = []

@@ -16,7 +16,7 @@ from backline.engine.values.tensor import Buffer
 
 #: The maximum number of keys in all objects of a request; decoding this many takes about 10 ms.
 MAX_KEYS = 16_384
-#: The maximum size in bytes of a request without tensors and files, such as one for settings or labels.
+#: The maximum size in bytes of a request without tensors or files, such as a change of settings or labels.
 MAX_DOCUMENT = 64 * 1024
 #: The number of bytes scanned without a pause.
 STEP = 256 * 1024

@@ -79,16 +79,18 @@ class Router:
     ) -> None:
         """Routes `method` on `pattern` to `handler(*names, *further, request)`.
 
-        `names` are the percent-decoded segments at each `{}`. `scope` is what the route lets a caller do; the
-        gate, not the router, checks it. A route that `lists` models is open to callers who may use only some
-        models; the handler then leaves out all other models. Raises ValueError for a route that is already
-        taken, and for a pattern that a function passed to `add_later` may not use.
+        `names` are the percent-decoded segments at each `{}`. `scope` is the permission that callers need;
+        the gate, not the router, checks it. A route that `lists` models is open to callers who may use only
+        some models; the handler then leaves out all other models. Raises ValueError for a route that is
+        already taken, and for a pattern that a function passed to `add_later` may not use.
         """
         if scope in CHANGING:
             handler = self._changing(handler)
         segments = tuple(pattern.strip("/").split("/"))
         if segments in self._closed:
-            raise ValueError(f"{method} {pattern}: requests for this path have been resolved without it")
+            raise ValueError(
+                f"{method} {pattern} is added too late: requests for this path have been resolved without it"
+            )
         methods = self._patterns.setdefault(segments, {})
         self._most_segments = max(self._most_segments, len(segments))
         for name in (method.encode(), *([b"HEAD"] if method == "GET" else [])):

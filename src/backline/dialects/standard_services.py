@@ -222,7 +222,9 @@ class ExternalScaler:
         call.reply(answer.SerializeToString())
 
     async def _follow(self, call: StreamCall) -> None:
-        """Sends a message that says whether the server is active, now and at every change."""
+        """Sends a message that says whether the server is active: one now, and one after each check that
+        finds a change.
+        """
         received = await call.receive()
         if received is None:
             raise RpcError(InvalidArgument.grpc_code, "StreamIsActive needs a request message")

@@ -90,7 +90,7 @@ class HttpRequest(ABC):
 
     @property
     def certificate(self) -> Certificate | None:
-        """The client's certificate, or None if the client has presented none."""
+        """The client's certificate, or None if the client has presented none or is no longer known."""
         return None
 
     @abstractmethod
@@ -100,7 +100,7 @@ class HttpRequest(ABC):
         """Sends a response whose body is the concatenation of `body`, without copying large buffers.
 
         Call this once. The wire adds content-length and date, compresses a `compressible` body that is not
-        small if the client accepts that, and omits the body for HEAD.
+        small if the client accepts compression, and omits the body for HEAD.
         """
 
     @abstractmethod
@@ -140,7 +140,7 @@ class WebSocket(ABC):
 
     @abstractmethod
     async def receive(self) -> str | bytes | None:
-        """Returns the next message. Returns None once the client or the server has ended the connection.
+        """Returns the next message. Returns None once the connection has ended or the server is stopping.
 
         While a message waits for `receive`, nothing more is read from the client, so a client can send no
         faster than the application receives.
@@ -148,13 +148,13 @@ class WebSocket(ABC):
 
     @abstractmethod
     async def send(self, message: str | Buffer) -> None:
-        """Sends a message. Waits while the client does not read. Raises ConnectionResetError if the client
-        has disconnected.
+        """Sends a message. Waits while the client does not read. Raises ConnectionResetError if the
+        connection has ended.
         """
 
     @abstractmethod
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Ends the connection with a close code of RFC 6455, section 7.4.1."""
+        """Ends the connection with a close code (RFC 6455, section 7.4.1) and a reason."""
 
 
 class RpcError(Exception):
@@ -285,7 +285,7 @@ class StreamMethod:
     limit_of: Callable[[Call, Buffer], Bound] | None = None
 
 
-#: Header fields that only browsers send. A request with any of them must pass the gate.
+#: Header fields that usually only browsers send. A request with any of them must pass the gate.
 BROWSER_FIELDS = frozenset((b"origin", b"sec-fetch-site", b"referer"))
 
 
@@ -314,7 +314,7 @@ class Gate(ABC):
 
     @abstractmethod
     def sharing(self, headers: Mapping[bytes, bytes]) -> Fields:
-        """Returns the fields that a refusal needs so that the web page that sent the request can read it."""
+        """Returns the header fields without which a web page could not read the refusal of its request."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ class Body:
 
     @property
     def room(self) -> memoryview:
-        """The unfilled rest of the buffer, or an empty view if the size of the body is unknown."""
+        """The unfilled part of the buffer, or an empty view if the size of the body is unknown."""
         buffer = self._buffer
         return NO_ROOM if isinstance(buffer, GrowingBuffer) else buffer[self.filled :]
 

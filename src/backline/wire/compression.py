@@ -100,8 +100,8 @@ class Inflater:
         return False
 
     def _next_member(self) -> bool:
-        """Continues with the next member of a gzip body (RFC 1952, section 2.2). Returns True if there is
-        none.
+        """Continues with the next member of a gzip body (RFC 1952, section 2.2). Returns True if the body is
+        complete, and raises CodingError for too many members, or bytes after deflate data.
         """
         self._tail = self._inflate.unused_data
         if not self._tail and self._position >= len(self._input):
@@ -144,8 +144,8 @@ def negotiate(accept_encoding: bytes, fields: Fields = ()) -> ResponseCoding | N
     """Returns the content coding for a response, given the request's Accept-Encoding (RFC 9110, section
     12.5.3).
 
-    Returns None if the client accepts neither gzip nor deflate, if it prefers no coding, or if `fields`
-    already include a content-encoding.
+    Returns None if the client accepts neither gzip nor deflate, if it prefers an uncompressed response, or if
+    `fields` already contains a content-encoding.
     """
     for name, _ in fields:
         if name == b"content-encoding":
@@ -211,12 +211,13 @@ def _slices(body: Sequence[Buffer]) -> Iterator[memoryview]:
             yield view[start : start + STEP]
 
 
-#: The number of bytes that a thread inflates before it checks whether the request is still wanted.
+#: The number of bytes that a thread inflates before the event loop checks whether the request is still
+#: wanted.
 SLICE = 4 * MIB
 #: `limits.max_inflation_ratio` applies to bodies that inflate to more than this.
 RATIO_FROM = 32 * MIB
-#: The size in bytes of the header and trailer of a gzip member. The last four bytes of the trailer are the
-#: size of the original data (RFC 1952, section 2.3.1).
+#: The minimum total size in bytes of the header and trailer of a gzip member. The last four bytes of the
+#: trailer are the size of the original data (RFC 1952, section 2.3.1).
 _GZIP_MIN = 18
 #: The maximum compression ratio of deflate, which encodes up to 258 bytes in two bits.
 _MAX_RATIO = 1032
@@ -250,9 +251,9 @@ class Inflation:
 
         `reserve(size)` counts bytes against the server's limits before they are allocated, in place of the
         bytes that an earlier call counted, and returns False if a limit is exceeded. `bound` is the limit of
-        the inflated body. Raises CodingError with status 400 for a malformed body, 413 if the body is too
-        large or its compression ratio implausible, 415 for an unknown coding, 503 if the server holds too
-        many bytes or has no memory left, and with the status of `bound` if that is a denial.
+        the inflated body. Raises CodingError with status 400 for a malformed body, 413 if the body or its
+        compression ratio is too large, 415 for an unknown coding, 503 if the server holds too many bytes or
+        has no memory left, and with the status of `bound` if that is a denial.
         """
         limit = self._wire.bounded(bound)
         if isinstance(limit, Denial):
@@ -331,7 +332,7 @@ def _too_large(limit: BodyLimit) -> CodingError:
 
 def overfull() -> CodingError:
     """Returns the error for a body that the server has no room to inflate."""
-    return CodingError(503, "The server holds too many bytes of requests; try again later")
+    return CodingError(503, "The server holds too many request bodies; try again later")
 
 
 def inflate_small(coding: bytes, body: Buffer, limit: BodyLimit) -> Buffer | None:

@@ -180,7 +180,7 @@ class Connection(asyncio.Protocol):
 
     @abstractmethod
     def sweep(self, now: float) -> None:
-        """Enforces the time limits. Called about once a second; `now` is time.monotonic()."""
+        """Enforces the time limits. Called once a second or more often; `now` is time.monotonic()."""
 
     @abstractmethod
     def drain(self) -> None:
@@ -200,8 +200,8 @@ class Connection(asyncio.Protocol):
 
 
 class BufferReader(asyncio.BufferedProtocol, Generic[SomeConnection]):
-    """The base of protocols that receive bytes for a connection into a buffer. The connection handles all
-    other events of its transport.
+    """The base class of asyncio protocols that receive bytes for a connection into a buffer. The connection
+    handles all other events of its transport.
     """
 
     __slots__ = ("_connection",)

@@ -38,7 +38,7 @@ class Heap:
             self._release.cancel()
 
     def started(self) -> None:
-        """Schedules the release, shortly after startup, of library memory that only startup needed."""
+        """Schedules the release of library memory that was needed only during startup."""
         self._release = self._wire.loop.call_later(
             INTERVAL, self._wire.loop.run_in_executor, None, release_library_pages
         )

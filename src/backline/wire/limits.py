@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: The advice in the error for a body that exceeds `max_body_size`: Triton's text for its option of that name.
+#: The advice in the error for a body that exceeds `max_body_size`, in Triton's words: both servers have the
+#: option that it names.
 INCREASE_BODY_LIMIT = "Use --http-max-input-size to increase the limit."
 KIB = 1024
 MIB = 1024 * KIB
@@ -40,8 +41,8 @@ class Limits:
     max_body_size: int = 64 * MIB
     #: The maximum compression ratio of request bodies that inflate to more than 32 MiB.
     max_inflation_ratio: float = 200.0
-    #: The maximum total size of request bodies not yet answered and of responses not yet read, over all
-    #: connections.
+    #: The maximum total size of the bodies of unanswered requests and of responses that clients have not read
+    #: yet, over all connections.
     max_buffered_bytes: int = 1024 * MIB
     #: The maximum total size of bodies above 1 MiB that are being received, over all connections. Above this
     #: limit, bodies that arrive fast have to wait for their turn. The oldest body never waits.
@@ -79,19 +80,20 @@ class Limits:
     frames_per_turn: int = 256
     #: The maximum time that the server spends on one connection before other connections get their turn.
     seconds_per_turn: float = 0.002
-    #: The maximum average rate of idle frames, not counting those allowed for answered requests and sent
-    #: DATA. Idle frames are HTTP/2 frames that carry nothing (RST_STREAM, WINDOW_UPDATE, SETTINGS, PING,
-    #: PRIORITY, empty DATA, unknown types), and messages below 16 bytes in streaming gRPC calls.
+    #: The maximum average rate of idle frames, beyond those that answered requests and sent DATA frames
+    #: allow. Idle frames are HTTP/2 frames that carry nothing or almost nothing (such as RST_STREAM,
+    #: WINDOW_UPDATE, SETTINGS, PING and tiny DATA frames), and messages below 16 bytes in streaming gRPC
+    #: calls.
     max_idle_frames_rate: float = 500.0
     #: The maximum number of idle frames in a burst.
     idle_frames_burst: int = 2000
     #: The maximum number of bytes queued for a client that does not read its responses. Above this, the
     #: server stops reading the client's requests; at four times this, it closes HTTP/2 connections.
     max_unsent_bytes: int = 1 * MIB
-    #: The maximum total size of one HTTP/2 connection's responses, counting the expected ones and those
-    #: waiting to be sent. A request whose response would exceed this limit waits, unless it is the
-    #: connection's only request. While the responses of all connections together take more than half of this
-    #: limit, the limit of each connection is lower.
+    #: The maximum total size of one HTTP/2 connection's responses, both those waiting to be sent and those
+    #: expected for requests in flight. A request whose response would exceed this limit waits, unless no
+    #: other response is expected. While the waiting responses of all connections together take more than half
+    #: of this limit, the limit of each connection is lower.
     max_held_answer_bytes: int = 8 * MIB
     #: The minimum rate, averaged over progress_timeout, at which a client must read while more than
     #: max_unsent_bytes are queued for it.

@@ -1,4 +1,4 @@
-"""A server's open addresses (TCP and Unix sockets, plain or TLS), and the connections they accept."""
+"""The sockets on which a server listens (TCP or Unix, plain or TLS), and the connections that they accept."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Listeners:
 
     @property
     def secure(self) -> bool:
-        """Whether the ports use TLS."""
+        """Whether ports use TLS, unless they are opened as `plain` or `metrics_only`."""
         return self._tls is not None
 
     def reload(self) -> None:
@@ -188,7 +188,7 @@ class Listeners:
             await asyncio.sleep(DRAIN_POLL)
 
     def _sweep(self) -> None:
-        """Starts a pass over all connections. Called once per interval."""
+        """Starts checking all connections whose next check is due. Called once per interval."""
         refresh_date()
         now = monotonic()
         self._walk = iter([one for one in self._wire.connections if one.rests_until <= now])
@@ -224,7 +224,7 @@ def _bind_tcp(
         if reuse and hasattr(socket, "SO_REUSEPORT"):
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
-            # This socket takes only IPv6, because IPv4 gets a separate socket.
+            # This socket accepts only IPv6 connections: IPv4 has a separate socket.
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listening.bind(address)
     except OSError as error:
@@ -253,9 +253,9 @@ def _remove_stale(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
         except BlockingIOError:
-            raise OSError(errno.EADDRINUSE, "another server is listening on it") from None
+            raise OSError(errno.EADDRINUSE, "another server is listening on this socket") from None
         else:
-            raise OSError(errno.EADDRINUSE, "another server is listening on it")
+            raise OSError(errno.EADDRINUSE, "another server is listening on this socket")
 
 
 #: The number of connections accepted per iteration of the event loop.

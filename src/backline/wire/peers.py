@@ -14,7 +14,7 @@ _IPV6_PREFIX = 8
 
 
 class Peer:
-    """One client address, with all of its connections."""
+    """One client address, with the numbers of its connections, requests and streams."""
 
     __slots__ = ("address", "connections", "requests", "streams")
 
@@ -31,8 +31,8 @@ class Peers:
     """All connected peers, and the share of each limit that a single peer may use.
 
     Invariant: even if a peer uses its whole share, `1 - max_peer_share` of the limit (rounded down) is left
-    for other peers, so no address can lock the others out. Clients that share an address, such as that of a
-    proxy, count as one peer.
+    for other peers, so an address whose share is below 1 cannot lock the others out. Clients that share an
+    address, such as that of a proxy, count as one peer.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -56,7 +56,7 @@ class Peers:
             del self._known[peer.address]
 
     def connections(self, address: str | bytes) -> int:
-        """The number of connections of a peer, given the address that `address_of` returns."""
+        """Returns the number of a peer's connections, given the address that `address_of` returns."""
         peer = self._known.get(address)
         return 0 if peer is None else peer.connections
 

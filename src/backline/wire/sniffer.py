@@ -12,7 +12,8 @@ from backline.wire.http1.head import response_head
 from backline.wire.http2 import PREFACE
 from backline.wire.peers import Peer
 
-#: The first byte of a TLS handshake record (RFC 8446, section 5.1), sent to a plaintext port by mistake.
+#: The first byte of a TLS handshake record (RFC 8446, section 5.1). A client that sends it to a plaintext
+#: port has been configured for the wrong port.
 TLS_HANDSHAKE = 0x16
 #: The last RESERVE connections below max_connections, and below each peer's share, accept only vital
 #: requests, so that health probes are answered even if clients use all other connections.
@@ -34,7 +35,7 @@ class Sniffer(Connection):
         self._transport: asyncio.Transport | None = None
         self._peer: Peer | None = None
         self._received = b""
-        #: The time of the first check of time limits that included this connection.
+        #: The time of the first check of time limits since the connection was opened.
         self._opened: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

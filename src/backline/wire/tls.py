@@ -124,8 +124,8 @@ class LiveTls:
         self._watch.close()
 
     def reload(self) -> None:
-        """Reads the files again, whether or not they have changed. If they are not valid, the context is kept
-        as it is.
+        """Reads the files again, whether or not they have changed. If they are not valid, the current context
+        remains in use.
         """
         self._watch.mark_read()
         self._apply()

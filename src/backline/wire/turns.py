@@ -77,7 +77,7 @@ class Turns:
 
 
 class SocketState:
-    """Asks the system about a connected socket, without reading from the socket."""
+    """Reports the state of a connected socket, without reading from the socket."""
 
     __slots__ = ("_poll",)
 

@@ -104,7 +104,7 @@ class Unsent:
             self._close_idlest()
 
     def _close_idlest(self) -> None:
-        """Closes the connections that have read nothing for the longest time."""
+        """Closes the connections whose clients have read nothing for the longest time."""
         wire = self._wire
         backlogs = self._backlogs
         excess = wire.buffered_bytes - wire.limits.max_buffered_bytes * 7 // 8

@@ -14,9 +14,9 @@ from backline.wire.limits import KIB, MIB
 FREE = 1 * MIB
 #: The average rate that every body is guaranteed, in bytes per second, however many others are waiting.
 LEAST_RATE = 4 * MIB
-#: The number of bytes for which `Pace` asks in advance, about one read from a connection.
+#: The number of bytes of room that `Pace` requests beyond what has arrived: about one read from a connection.
 READ = 256 * KIB
-#: Seconds between checks for waiting bodies that, at `LEAST_RATE`, may have more room by now.
+#: Seconds between two checks of whether `LEAST_RATE` allows waiting bodies more room.
 RECHECK = 0.25
 
 
@@ -29,14 +29,15 @@ class Upload(Protocol):
 
 @dataclass(slots=True)
 class _Place:
-    """The number of bytes that one body has room for, and the time at which the body joined the line."""
+    """The room of one body in bytes, and the time at which the body joined the line."""
 
     since: float
     size: int = 0
 
 
 class Uploads:
-    """The line of large bodies that are being received, in the order in which they became large.
+    """The line of large bodies that are being received, in the order in which they became large. The room of
+    a body is the total number of its bytes that may be received.
 
     Clients on a fast network lose nothing by waiting: if all bodies were received at the same time, the last
     one would be complete no sooner, and all would be in memory. Slow clients would lose time by waiting,
@@ -45,8 +46,8 @@ class Uploads:
 
     Invariants:
 
-    * Together, the bodies in the line have room for `limit` bytes, plus one whole body, plus the bytes that
-      `LEAST_RATE` allows to waiting bodies.
+    * The total room of the bodies in the line is at most `limit` bytes, plus one whole body, plus the bytes
+      that `LEAST_RATE` allows waiting bodies.
     * The first body in the line never waits. A body waits at most about its size divided by `LEAST_RATE`,
       however slow the bodies before it are.
     """

@@ -96,7 +96,7 @@ class Activity:
             yield None
 
     def _brief(self, model: Model) -> object:
-        """Returns a value that changes between two readings only if something has happened to the version."""
+        """Returns the values that show whether the version's entry must be encoded again."""
         counters, progress = model.statistics, model.progress
         return (
             model.state,

@@ -1,4 +1,4 @@
-"""Serves inputs to try a model with: examples from the model's folder, and recorded requests."""
+"""Serves inputs for trying out a model: examples from the model's folder, and recorded requests."""
 
 from __future__ import annotations
 

@@ -91,9 +91,10 @@ def describe(model: Model) -> Any:
 
 
 def explained(model: Model, config: Any) -> Any:
-    """Adds the parameters that say where and how the server runs a model to the result of `describe`.
+    """Returns `config`, the result of `describe`, with parameters that say where and how the server runs the
+    model.
 
-    Parameters are the place where people and tools already look for backend settings.
+    Parameters are where people and tools already look for backend settings.
     """
     if model.placement is not None:
         config.parameters[native.parameter("lane")].string_value = model.placement.lane

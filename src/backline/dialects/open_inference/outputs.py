@@ -1,4 +1,4 @@
-"""Classifies outputs, or stores them in shared memory, where the request asks for it."""
+"""Classifies outputs, or stores them in shared memory, as the request specifies."""
 
 from __future__ import annotations
 

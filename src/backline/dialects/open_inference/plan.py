@@ -67,7 +67,7 @@ class InferPlan:
         self.priority = 0
         self.sequence: SequenceStep | None = None
         self.timeout: float | None = None
-        #: Whether a response without outputs marks the end of a stream.
+        #: Whether an empty response is sent to mark the end of a stream.
         self.empty_final = False
 
     def request(

@@ -31,7 +31,9 @@ MAX_CLASSES = 1_000_000
 
 
 def apply_parameters(plan: InferPlan, given: Mapping[str, Any]) -> None:
-    """Stores the parameters of a request in the plan. Raises what `read_parameters` raises."""
+    """Stores the parameters of a request in the plan. Raises InvalidArgument for an invalid parameter, and
+    Unsupported for a sequence id that is too long.
+    """
     read = read_parameters(given)
     plan.binary_default = read.binary_output
     plan.empty_final = read.empty_final
@@ -137,7 +139,7 @@ def check_description(engine: Engine, model: str, version: str, id: str, plan: I
 
     Raises NotFound, Unavailable or InvalidArgument, as submitting the request would. Two kinds of requests
     are checked only when submitted: requests to models that are not loaded yet, and requests of sequences,
-    which may belong to a version that is draining. Safe on any thread.
+    which may belong to a version that is draining. May be called on any thread.
     """
     served = engine.find_ready(model, version)
     if plan.sequence is not None or served.on_demand:

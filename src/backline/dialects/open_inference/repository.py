@@ -1,4 +1,4 @@
-"""Changes models for clients: Triton's model repository extension, plus versions, labels and history."""
+"""Lets clients change models: Triton's model repository extension, plus versions, labels and history."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class RepositoryRoutes:
         respond_json(request, model_index(self._engine, visible_to(request.identity), only_ready=asked.ready))
 
     def _index_of(self, repository: str, request: HttpRequest) -> None:
-        """Lists the models of all repositories, as Triton does over HTTP."""
+        """Lists the models of all repositories, whichever one the path names, as Triton does over HTTP."""
         self._index(request)
 
     def _load(self, model: str, version: str, request: HttpRequest) -> None:
@@ -356,7 +356,8 @@ def check_config(size: int) -> None:
 def named_in_load(received: Buffer) -> str:
     """Returns the name of the model in a RepositoryModelLoadRequest.
 
-    Raises InvalidArgument if the message cannot be read.
+    Raises InvalidArgument if the message is malformed, and PayloadTooLarge if it is too large without its
+    files.
     """
     rest, _ = split_load(received)
     name: str = read_message("inference.RepositoryModelLoadRequest", rest, _MAX_LOAD).model_name
@@ -369,7 +370,8 @@ def overrides_from_message(
     """Reads the overrides in a RepositoryModelLoadRequest.
 
     `contents` has the files that `split_load` has taken out of the message; all other files are in
-    `parameters`. Raises InvalidArgument if a parameter is unknown, of the wrong type or malformed.
+    `parameters`. Raises InvalidArgument if a parameter is unknown, of the wrong type or malformed, and
+    PayloadTooLarge if the configuration is too large.
     """
     config: str | None = None
     files: dict[str, Buffer] = {_path(name): content for name, content in contents.items()}

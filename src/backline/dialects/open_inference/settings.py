@@ -82,9 +82,11 @@ def _value(name: str, values: list[str]) -> SettingValue | None:
 
 
 def _read(body: Buffer) -> dict[str, SettingValue | None]:
-    """Reads the changed settings in a body; an empty body changes nothing. None clears a setting.
+    """Reads the trace settings to change from a JSON object; an empty body changes nothing. None clears a
+    setting.
 
-    Raises InvalidArgument if the body is not such an object, and PayloadTooLarge above MAX_DOCUMENT bytes.
+    Raises InvalidArgument if the body is not an object of settings, and PayloadTooLarge above MAX_DOCUMENT
+    bytes.
     """
     check_document(body)
     try:

@@ -74,7 +74,7 @@ def read_slice(
 
 
 class SharedInput(InputPlan):
-    """An input in shared memory."""
+    """An input whose data is in shared memory."""
 
     __slots__ = ("memory", "model", "place")
 

@@ -27,7 +27,7 @@ from backline.dialects.openapi.schemas import (
 
 JSON: Final = "application/json"
 EVENTS: Final = "text/event-stream"
-#: The schema of a name of a model, version or label.
+#: The schema for the name of a model, version or label.
 NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 255}
 VERSION: Schema = {"anyOf": [NAME, {"type": "integer"}]}
 
@@ -73,7 +73,9 @@ def change(
 
 
 def both(suffix: str, operation: Operation) -> dict[tuple[str, str], Operation]:
-    """Returns the same operation for a model and for one of its versions."""
+    """Returns an operation for a model, and the same operation for one of its versions. `suffix` is the
+    method and the end of the path, such as "GET /config".
+    """
     method, _, end = suffix.partition(" ")
     return {
         (method, f"/v2/models/{{}}{end}"): operation,

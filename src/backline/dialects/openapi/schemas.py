@@ -71,8 +71,8 @@ def having(required: Mapping[str, Schema]) -> Schema:
 def element(spec: TensorSpec, *, exact: bool = False) -> Schema:
     """Returns the schema of one element of a tensor.
 
-    `exact` leaves out the forms that only plain HTTP has: objects and lists for inputs of JSON, and the
-    strings for infinity and NaN.
+    `exact` leaves out the forms that only plain HTTP has: objects and lists for inputs that take JSON, and
+    the strings for infinity and NaN.
     """
     datatype = spec.datatype
     if datatype is DataType.BYTES:

@@ -11,7 +11,9 @@ from backline.wire.application import HttpRequest
 
 
 class OpenApiService:
-    """Registers the routes. The modules that build documents are imported at the first request."""
+    """Registers the routes of the OpenAPI documents. The modules that build the documents are imported at the
+    first request.
+    """
 
     def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
         self._engine = engine

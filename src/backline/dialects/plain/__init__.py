@@ -1,1 +1,1 @@
-"""Plain HTTP for people: inputs by name as JSON, files or a raw body; outputs as JSON or as a file."""
+"""Plain HTTP: inputs by name as JSON, files or a raw body; outputs as JSON or as a file."""

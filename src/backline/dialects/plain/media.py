@@ -30,7 +30,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: The parameters of the Accept header that select the output and, for audio, its sample rate.
 OUTPUT, RATE = "output", "rate"
 _MAX_ACCEPT = 1024
-#: The maximum number of bytes by which the elements of a BYTES tensor are padded in a .npy file.
+#: The maximum total padding, in bytes, of the elements of a BYTES tensor in a .npy file.
 MAX_PADDING = 16 << 20
 
 
@@ -141,7 +141,7 @@ def _padded(tensor: Tensor) -> np.ndarray:
         raise _cannot(
             tensor,
             NPY,
-            f"all its elements would take {max(sizes)} bytes, as many as the longest; ask for JSON",
+            f"each element would be padded to {max(sizes)} bytes, the size of the longest; ask for JSON",
         )
     return tensor.data.astype("S")
 
@@ -154,7 +154,7 @@ def write_png(tensor: Tensor, _: Form) -> bytes:
     if tensor.datatype is DataType.BYTES:
         element = _only(tensor)
         if not element.startswith(_PNG_SIGNATURE):
-            raise _cannot(tensor, PNG, "its bytes are not a PNG")
+            raise _cannot(tensor, PNG, "its bytes are not a PNG file")
         return element
     data = _without_batch(tensor, 3)
     if data.ndim == 2:
@@ -216,7 +216,9 @@ def write_text(tensor: Tensor, _: Form) -> bytes:
 
 
 def write_binary(tensor: Tensor, _: Form) -> bytes:
-    """Returns the only element of BYTES, or the numbers in row-major little-endian order."""
+    """Returns the only element of a BYTES tensor, or the numbers of any other tensor in row-major
+    little-endian order. Raises NotAcceptable unless a BYTES tensor has exactly one element.
+    """
     if tensor.datatype is DataType.BYTES:
         return _only(tensor)
     return np.ascontiguousarray(tensor.data).tobytes()
@@ -250,14 +252,14 @@ def choose_output(outputs: list[Tensor], form: Form) -> Tensor:
         return outputs[names.index(wanted)]
     if len(outputs) != 1:
         raise NotAcceptable(
-            f"{form.kind} holds one output, and the model has {len(outputs)}; choose one:"
-            f" Accept: {form.kind}; output={names[0] if names else 'NAME'}"
+            f"a response of type {form.kind} contains only one output, but the model has {len(outputs)};"
+            f" choose one: Accept: {form.kind}; output={names[0] if names else 'NAME'}"
         )
     return outputs[0]
 
 
 def _without_batch(tensor: Tensor, rank: int) -> np.ndarray:
-    """Returns the data, without the leading dimensions of 1 that an image or sound does not have."""
+    """Returns the data without leading dimensions of 1 beyond those that an image or sound has."""
     data = tensor.data
     while data.ndim > 1 and data.shape[0] == 1 and (data.ndim > rank or rank == 2):
         data = data[0]

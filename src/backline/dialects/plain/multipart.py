@@ -1,4 +1,4 @@
-"""Reads multipart/form-data (RFC 7578), as forms and `curl -F` send it."""
+"""Reads multipart/form-data (RFC 7578), as HTML forms and `curl -F` send it."""
 
 from __future__ import annotations
 

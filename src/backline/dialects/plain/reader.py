@@ -26,7 +26,7 @@ from backline.engine.values.tensor import Buffer, Tensor, decode_tensor, element
 
 #: The maximum size of a JSON body in bytes. Once decoded, its numbers take up to ten times as much memory.
 MAX_JSON = 8 << 20
-#: The maximum number of lists in a JSON body: in a tensor with two dimensions, one for each row.
+#: The maximum number of lists in a JSON body. A tensor with two dimensions has a list for each row.
 MAX_LISTS = 262_144
 REQUEST_ID = b"x-request-id"
 _MAX_ID = 256
@@ -99,7 +99,7 @@ def _of_json(model: Model, body: Buffer, parameters: dict[str, Parameter]) -> di
     except RecursionError:
         raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        # `curl --data-binary @FILE` labels a file as a form, unless it gets a Content-Type.
+        # `curl --data-binary @FILE` sends a file with the content type of a form, unless told otherwise.
         hint = "" if bytes(body[:16]).lstrip().startswith(b"{") else f"; {_FILE_NEEDS_TYPE}"
         raise InvalidArgument(f"failed to parse the request JSON: {error}{hint}") from None
     if not isinstance(document, dict):
@@ -232,15 +232,15 @@ def _shape_for(spec: TensorSpec, size: int, model: Model) -> tuple[int, ...]:
     """Returns the shape of an input that is sent as `size` bytes of raw numbers.
 
     The length of a variable dimension follows from `size`. If a batched model has more than one variable
-    dimension, the batch has one item. Raises InvalidArgument if the shape does not follow from `size`.
+    dimension, the batch has one item. Raises InvalidArgument if the shape cannot be derived from `size`.
     """
     dimensions = list(spec.shape)
     if model.max_batch_size and dimensions and dimensions.count(-1) > 1:
         dimensions[0] = 1
     if dimensions.count(-1) > 1:
         raise InvalidArgument(
-            f"the shape {dimensions} of input '{spec.name}' does not follow from the size of a raw"
-            f" body; send JSON or {NPY}"
+            f"the shape {dimensions} of input '{spec.name}' cannot be derived from the size of a raw body;"
+            f" send JSON or {NPY}"
         )
     if -1 in dimensions:
         known = element_count([dim for dim in dimensions if dim >= 0]) * spec.datatype.itemsize

@@ -1,4 +1,4 @@
-"""Plain HTTP for people: POST /models/{model} runs a model on inputs by name."""
+"""Plain HTTP: POST /models/{model} runs a model on inputs by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from backline.engine.values.messages import InferRequest, InferResponse
 from backline.engine.values.tensor import Tensor
 from backline.wire.application import HttpRequest
 
-_STREAMS = "the model has any number of responses; ask for them with Accept: text/event-stream"
+_STREAMS = "the model sends any number of responses; ask for them with Accept: text/event-stream"
 _encode = msgspec.json.Encoder().encode
 
 
@@ -67,7 +67,7 @@ class PlainService:
 
 
 def _wants_events(headers: Mapping[bytes, bytes], model: Model) -> bool:
-    """Returns whether to send events.
+    """Returns whether to send the responses as events.
 
     Raises NotAcceptable if the client wants a single response from a decoupled model.
     """
@@ -80,9 +80,10 @@ def _wants_events(headers: Mapping[bytes, bytes], model: Model) -> bool:
 
 
 def write_plain(plan: PlainPlan, response: InferResponse) -> HttpBody:
-    """Returns the response in the form that the client accepts.
+    """Returns the header fields and the body of the response, in the form that the client accepts.
 
-    Raises NotAcceptable if the outputs cannot be sent in that form.
+    Raises NotAcceptable if the outputs cannot be sent in that form, InvalidArgument if the client named an
+    unknown output, and Internal for an output that must be JSON but is not.
     """
     version = (b"backline-model-version", quote(response.model_version).encode())
     form = plan.form
@@ -96,7 +97,7 @@ def write_plain(plan: PlainPlan, response: InferResponse) -> HttpBody:
 
 
 def plain_document(plan: PlainPlan, response: InferResponse) -> bytes:
-    """Returns the outputs by name as JSON."""
+    """Returns the outputs by name as JSON. Raises Internal for an output that must be JSON but is not."""
     outputs = shaped(plan, response)
     return _encode({one.name: value_of(one, json=one.name in plan.json_outputs) for one in outputs})
 

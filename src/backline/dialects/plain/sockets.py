@@ -54,7 +54,7 @@ class UpgradeRequired(BacklineError):
 
 
 class SocketService:
-    """Registers the WebSocket routes."""
+    """Registers the WebSocket routes, and runs a Conversation for each connection."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

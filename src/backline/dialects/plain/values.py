@@ -29,7 +29,8 @@ MAX_RANK = 32
 NON_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 _FLOATS = (DataType.FP16, DataType.FP32, DataType.FP64, DataType.BF16)
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-#: What error texts say that an element must be. Datatypes that are not listed need whole numbers.
+#: The kind of element that each datatype needs, for error texts. Datatypes that are not listed need whole
+#: numbers.
 _EXPECTED = {DataType.BOOL: "true or false", DataType.BYTES: 'a string or {"b64": "..."}'} | dict.fromkeys(
     _FLOATS, "a number"
 )

@@ -135,7 +135,7 @@ class GrpcExchange(Stream):
             return
         self.answered = True
         if self.upload_size:
-            # The client may take long to read the messages that are queued. Meanwhile, its own message, which
+            # The client may take a long time to read the queued messages. Meanwhile, its own message, which
             # is dropped, must not make other large bodies wait.
             self.leave_line()
         connection = self.connection

@@ -124,7 +124,7 @@ class MessageAssembler:
 
     @property
     def room(self) -> memoryview:
-        """The unfilled rest of the current message's buffer, or an empty view if there is no buffer."""
+        """The unfilled part of the current message's buffer, or an empty view if there is no buffer."""
         body = self._body
         return NO_ROOM if body is None else body.room
 
@@ -136,8 +136,8 @@ class MessageAssembler:
         return self._body is not None and self._body.complete
 
     def placed(self, size: int) -> None:
-        """Reports that `size` bytes were written to the beginning of `room`. `feed` returns the complete
-        message. Raises RpcError if the message is refused.
+        """Reports that `size` bytes were written to the beginning of `room`. Once the message is complete,
+        the next `feed` returns it. Raises RpcError if the message is refused.
         """
         assert self._body is not None, "it has room"
         self._body.placed(size)
@@ -206,7 +206,7 @@ def check_prefix(flag: int, size: int, encoding: bytes, limit: BodyLimit) -> Non
 
 
 def overfull() -> RpcError:
-    return RpcError(RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again later")
+    return RpcError(RESOURCE_EXHAUSTED, "the server holds too many request messages; try again later")
 
 
 def as_rpc_error(error: CodingError) -> RpcError:

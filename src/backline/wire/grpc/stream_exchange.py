@@ -181,8 +181,8 @@ class StreamExchange(GrpcExchange, StreamCall):
         compressed, message, size = self._messages[0]
         if not compressed and size <= LARGE_BODY and self.pending_bytes <= HIGH_WATER:
             return self._next()[1]
-        # A message that the handler has taken is no longer counted. So a connection hands over large messages
-        # one at a time, and only while the client reads its responses.
+        # A message that the handler has taken no longer counts toward any limit. So a connection hands over
+        # large messages one at a time, and only while the client reads its responses.
         async with self.connection.large_messages:
             try:
                 await self.wait_drained()

@@ -85,7 +85,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             return
         assembler = self._assembler
         if assembler is not None and not ended and assembler.missing > end - begin:
-            # This frame is in the middle of a large message, like most frames of such a message.
+            # The usual case for a large message: this frame neither begins nor completes it.
             try:
                 if not self.buffer(end - begin):
                     raise overfull()

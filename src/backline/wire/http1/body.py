@@ -71,8 +71,8 @@ class HeadReader(BufferReader["Http1Connection"]):
     send several.
 
     It reads into the short `wire.read_buffer`, so that only the beginning of the next large body has to be
-    copied. After a read that fills this buffer and does not begin a large body, the connection, whose reads
-    are longer, becomes the transport's protocol again.
+    copied. If a read fills this buffer but begins no large body, the connection becomes the transport's
+    protocol again, because its reads are longer.
     """
 
     __slots__ = ("_buffer",)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 SLICE = 4 * KIB
 #: A connection that has used up its turn defers reads above this size to its next turn.
 SMALL_READ = 8 * KIB
-#: The maximum number of bytes to read and drop after a refusal, so that a client that is still sending
-#: receives the response.
+#: The maximum number of bytes to read and drop after the last response, so that a client that is still
+#: sending receives this response.
 LINGER_BYTES = 16 * KIB * KIB
 #: Seconds for which an idle connection remains open while the server drains, in case a request is already in
 #: transit.
@@ -84,7 +84,8 @@ class Http1Connection(Connection):
         self._reading = True
         #: Whether no more requests are accepted.
         self.input_closed = False
-        #: Whether arriving bytes are dropped, so that the client receives the last response.
+        #: Whether the connection only waits for the client to receive the last response, and drops arriving
+        #: bytes.
         self.lingering = False
         self._linger_bytes = 0
         #: The object that takes over the transport after a WebSocket handshake, or None.
@@ -191,8 +192,8 @@ class Http1Connection(Connection):
             wire.poll.wake()
 
     def _remember(self, data: bytes, head: Head) -> None:
-        """Remembers `head` if `data` is exactly one request. Counts the remembered heads in a row that were
-        not received again.
+        """Remembers `head` if `data` is exactly one request. Counts how many heads in a row were remembered
+        but not received again.
         """
         answers = self.pipeline.answers
         self._in_vain = self._in_vain + 1 if answers == self._remembered_at + 1 else 0
@@ -275,7 +276,9 @@ class Http1Connection(Connection):
         self.held = memoryview(data if self.held is None else b"".join((data, self.held)))
 
     def receive_into(self, large: LargeBody) -> None:
-        """Lets the transport write the rest of a body directly into the body's buffer."""
+        """Lets the transport write the rest of a body directly into the body's buffer, unless bytes are still
+        held.
+        """
         if self.held is None:
             self.transport.set_protocol(large)
 
@@ -295,7 +298,7 @@ class Http1Connection(Connection):
     # responses and refusals
 
     def advanced(self) -> None:
-        """Called when the pipeline has dispatched all requests that it can for now."""
+        """Called when the pipeline has dispatched all requests that need not wait."""
         if self.held is not None and not self.busy:
             self.wire.turns.wait(self)
         self.update_reading()
@@ -359,8 +362,8 @@ class Http1Connection(Connection):
         """Pauses reading while bytes are held, while responses are unread, while a large body waits for other
         large bodies, or while other connections have their turn.
 
-        Bytes after a refusal are read only to be dropped. They are read regardless of these conditions,
-        except that other connections get their turn.
+        Bytes after the last response are read only to be dropped. They are read regardless of these
+        conditions, except that other connections get their turn.
         """
         reading = not self._resting and (
             self.lingering or not (self.held is not None or self.receiver.waits or self.pipeline.write_paused)

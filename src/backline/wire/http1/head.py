@@ -103,8 +103,8 @@ _UPGRADE_FIELDS = frozenset((b"upgrade", b"connection", b"proxy-connection", b"h
 
 
 def check_size(limits: Limits, size: int, fields: int) -> Refusal | None:
-    """Returns the refusal of a head of `size` bytes with this number of fields, or None if the head is within
-    the limits.
+    """Returns the refusal for a head of `size` bytes with this number of fields, or None if the head is
+    within the limits.
     """
     if size > limits.max_header_size:
         return Refusal(431, f"The request's header exceeds the maximum of {limits.max_header_size} bytes")
@@ -114,8 +114,8 @@ def check_size(limits: Limits, size: int, fields: int) -> Refusal | None:
 
 
 def find_path(method: bytes, target: bytes) -> bytes | Refusal:
-    """Returns the path and query within a request target (RFC 9112, section 3.2), or the refusal of the
-    target.
+    """Returns the path and query within a request target (RFC 9112, section 3.2), or a refusal if the target
+    is invalid.
     """
     if b"#" in target:
         return Refusal(400, "The request's target must not have a fragment ('#')")
@@ -141,7 +141,7 @@ def is_websocket(method: bytes, version: str, headers: Mapping[bytes, bytes]) ->
 
 
 def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -> Refusal | None:
-    """Returns the refusal of a head whose version, Host or special fields are invalid, or None if they are
+    """Returns the refusal for a head whose version, Host or special fields are invalid, or None if they are
     valid.
 
     `upgrade` is true if the head asks for another protocol, other than a WebSocket on a path that accepts
@@ -167,8 +167,8 @@ def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -
 
 
 def head_without_upgrade(method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> bytes:
-    """Returns the head without the fields that ask for another protocol. Servers may ignore a request for
-    another protocol (RFC 9110, section 7.8).
+    """Returns a request's head without the fields that ask for another protocol. Servers may ignore these
+    fields (RFC 9110, section 7.8).
     """
     fields = [field for field in headers.items() if field[0] not in _UPGRADE_FIELDS]
     if b"close" in headers.get(b"connection", b"").lower():

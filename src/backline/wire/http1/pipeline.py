@@ -50,8 +50,9 @@ class Pipeline:
         #: The response to the current request if the response is streamed, otherwise None.
         self.open_stream: Http1Stream | None = None
         self.waiting: deque[Entry] = deque()
-        #: Whether `advance` is running. A response during the dispatch of its request must not start another
-        #: `advance`: such calls would nest one level deeper with each pipelined request.
+        #: Whether `advance` is running. If the application responds while its request is being dispatched,
+        #: the response must not start another `advance`: such calls would nest one level deeper with each
+        #: pipelined request.
         self._running = False
         #: Whether the connection closes after the next response.
         self.last_answer = False
@@ -71,7 +72,9 @@ class Pipeline:
     # requests
 
     def put(self, entry: Entry) -> None:
-        """Dispatches an entry, or queues it if earlier entries are not finished."""
+        """Dispatches an entry, or queues it if it has to wait for earlier entries, or until the client has
+        read responses.
+        """
         if (
             self.current is None
             and not self.waiting
@@ -260,7 +263,7 @@ class Pipeline:
         self.write_paused = True
 
     def wrote_much(self) -> None:
-        """Called after a large response was written, which may remain in the transport's buffer."""
+        """Called after a large response was written. Part of it may still be in the transport's buffer."""
         self.wire.unsent.watch(self._connection)
 
     def resume(self) -> None:
@@ -281,7 +284,9 @@ class Pipeline:
         return True
 
     async def writable(self, sent: int) -> None:
-        """Waits while the client leaves responses unread. Yields to other connections from time to time."""
+        """Counts `sent` bytes toward the connection's turn, and yields to other connections when the turn is
+        used up. Then waits while the client leaves responses unread.
+        """
         self._sent_in_turn += sent
         if self._sent_in_turn >= self.wire.limits.bytes_per_turn:
             self._sent_in_turn = 0

@@ -45,8 +45,8 @@ Head: TypeAlias = tuple[bytes, bytes, bytes, Mapping[bytes, bytes], int]
 
 
 class Refused(Exception):
-    """Raised to stop the parser. The parser may replace this exception by another, so the refusal is kept in
-    `Receiver._fault`.
+    """Raised to stop the parser. The parser may replace this exception with another, so the refusal itself is
+    stored in `Receiver._fault`.
     """
 
 
@@ -78,7 +78,7 @@ class Receiver:
         #: pipelined requests, and the parser cannot be paused. So the first request is dispatched
         #: immediately, and the others are queued and dispatched in turns.
         self._put = False
-        #: The refusal because of which the parser was stopped, or None.
+        #: The refusal that stopped the parser, or None.
         self._fault: Refusal | None = None
         #: The last head that was parsed completely, or None if something about its request was unusual.
         self.last_head: Head | None = None
@@ -103,7 +103,8 @@ class Receiver:
         self._raw_size = 0
         self.large: LargeBody | None = None
         self._upgrade = False
-        #: Whether this request is more than a plain head in one piece and a small body of known size.
+        #: Whether this request is anything other than a plain head in one piece with a small body of known
+        #: size.
         self._unusual = False
         if self._pace is not None:
             pace, self._pace = self._pace, None
@@ -161,7 +162,7 @@ class Receiver:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """A value that changes whenever more of a request arrives."""
+        """A value that changes whenever more of the request's body arrives."""
         if self.large is not None:
             return self.large.filled, 0
         body = self._body
@@ -402,7 +403,7 @@ class Receiver:
         self._pipeline.put(Continue())
 
     def _complete(self, entry: Http1Request | Refusal) -> None:
-        """Completes an unusual request."""
+        """Completes an unusual request, and passes it to the pipeline."""
         if isinstance(entry, Http1Request):
             if self.large is not None:
                 entry.body = self.large.take()
@@ -526,7 +527,7 @@ class Receiver:
 
 
 class SpellingReceiver(Receiver):
-    """A receiver that keeps the spelling of the names of header fields."""
+    """A receiver that also records how the client spelled the names of header fields."""
 
     def _new_headers(self) -> dict[bytes, bytes]:
         return SpelledFields()

@@ -11,7 +11,7 @@ from backline.wire.http1.head import Refusal
 if TYPE_CHECKING:
     from backline.wire.http1.connection import Http1Connection
 
-#: Seconds for which bytes that arrive after a refusal are read and dropped.
+#: Seconds for which bytes that arrive after the last response are read and dropped.
 LINGER_TIME = 2.0
 #: After a check, an idle connection is not checked again for this share of its time limit.
 REST = 1 / 8

@@ -13,18 +13,18 @@ from backline.wire.http2.stream import Stream
 if TYPE_CHECKING:
     from backline.wire.connection import Wire
 
-#: Kinds of requests from this number on are for compressed requests. They are separate, because the size of a
-#: compressed request says little about its content.
+#: Compressed requests have kinds from this number on, because the size of a compressed request says little
+#: about its content.
 _COMPRESSED = 64
 #: Until a request of the same kind has been answered, the expected size of a response is the budget divided
-#: by this number. So several requests are admitted at the same time, because the first requests of a server
-#: may be slow or wait for a batch.
+#: by this number. Several requests are then admitted at the same time: the first requests to a server may be
+#: slow or wait for a batch.
 _UNKNOWN = 16
 
 
 class Admission:
-    """Limits the total size of one connection's responses. Requests above the limit wait until the client has
-    read responses.
+    """Limits the total size of one connection's responses to the budget, max_held_answer_bytes. Requests
+    whose responses would exceed the budget wait until the client has read other responses.
 
     The size of a response is unknown in advance. It is predicted from recent responses to requests of the
     same kind, on this connection or, if there are none, on any connection. If there are none at all, up to
@@ -67,7 +67,9 @@ class Admission:
         self.passes = -1
 
     def offer(self, stream: Stream, size: int, compressed: bool) -> None:
-        """Dispatches a stream whose complete request has this size, either immediately or later."""
+        """Dispatches a stream whose complete request has `size` bytes, immediately or once there is room for
+        its response.
+        """
         stream.kind = (
             _COMPRESSED + size.bit_length() if compressed else size.bit_length() if size > self._small else 0
         )

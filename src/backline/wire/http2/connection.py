@@ -50,7 +50,7 @@ class Http2Connection(Connection):
         self.loop = wire.loop
         self.streams = StreamTable()
         self._max_streams = wire.limits.max_concurrent_streams
-        #: Whether the connection handles and sends nothing more.
+        #: Whether the connection no longer handles or sends anything.
         self.closing = False
         self._lost = False
         #: The number of requests whose response has been sent.
@@ -92,8 +92,8 @@ class Http2Connection(Connection):
         self.reader.data_received(data)
 
     def receive_directly(self) -> None:
-        """Makes the connection receive large messages directly into their buffers from now on, unless it is
-        encrypted.
+        """Makes the connection receive large messages directly into their buffers from now on, if it is not
+        encrypted and the system has readv(2).
         """
         connected = self.transport.get_extra_info("socket")
         encrypted = self.transport.get_extra_info("ssl_object") is not None

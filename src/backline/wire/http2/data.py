@@ -28,8 +28,8 @@ class DataReceiver:
     """Passes payloads of DATA frames to their streams as they arrive, and drops payloads that no stream
     takes.
 
-    `FrameReader` handles a complete DATA frame of an open stream inline, on the hot path; any other DATA
-    frame starts with `begin` and continues with `read`.
+    `FrameReader` handles complete DATA frames of open streams inline, on the hot path. All other DATA frames,
+    and padded and empty ones, start with `begin` and continue with `read`.
 
     Invariant: each DATA frame is subtracted from the connection's window, and from its stream's window if the
     stream is open, before its payload is used. The connection's window is replenished as bytes arrive. A
@@ -109,7 +109,7 @@ class DataReceiver:
         self.left = payload
         self.padding_left = padding
         if not payload and not ends:
-            # Security: padding carries nothing, so a frame of padding costs the client more the longer it is.
+            # Security: padding carries nothing, so the client is charged for it by length.
             self._handler.spend(1 + (padding >> 6))
         if stream is None or not stream.remote_open:
             self.check_windows(None)

@@ -197,7 +197,8 @@ class FrameReader:
             return
         self.reads += 1
         if type(data) is not bytes:
-            # TLS may deliver buffers of other types, but header blocks are used as dictionary keys.
+            # TLS may deliver buffers of other types. Header blocks must be bytes, because they are used as
+            # dictionary keys.
             data = bytes(data)
         if self._held is not None:
             held, at = self._held
@@ -252,7 +253,7 @@ class FrameReader:
         more, rest = read_ahead(self.descriptor, self.data)
         if rest:
             self._read(rest, 0)
-        # Most clients send nothing more until they have their response; then reading need not pause.
+        # Most clients send nothing more until they have their response, so for them reading need not pause.
         if more and not self._stopped and self._socket is not None and self._socket.has_bytes():
             self._rest()
 
@@ -445,7 +446,7 @@ class FrameReader:
         """Returns whether the payload of a frame is dropped as it arrives, because the frame's type is
         unknown.
 
-        Raises ConnectionFailure if a frame of another type is too large: its payload would have to be
+        Raises ConnectionFailure if a frame of a known type is too large: its payload would have to be
         buffered.
         """
         if kind > frames.CONTINUATION:

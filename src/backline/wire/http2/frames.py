@@ -158,8 +158,8 @@ PER_DATA_FRAME = 4
 
 
 class FrameAllowance:
-    """Limits how many idle frames, which carry nothing, a client may send: a token bucket, refilled with time
-    and for each request that the server answers and each DATA frame that it sends.
+    """Limits how many idle frames, which carry nothing, a client may send: a token bucket, refilled over
+    time, for each request that the server answers, and for each DATA frame that it sends.
 
     The clock is read only when no tokens are left, so usually a frame costs only a subtraction.
     """

@@ -139,7 +139,7 @@ class HttpExchange(Stream, HttpRequest):
             self._refuse_overfull()
             return False
         gathered.add(data, begin, end)
-        # For a body of unknown length, the window is replenished whenever half of it is used.
+        # For a body of unknown length, the window is replenished whenever half of the window is used.
         if self.head.content_length is None and self.window_in < OUR_STREAM_WINDOW // 2:
             connection.reader.data.promise(
                 self, self.buffered + OUR_STREAM_WINDOW, OUR_STREAM_WINDOW - self.window_in
@@ -246,7 +246,7 @@ class HttpExchange(Stream, HttpRequest):
         self._responding = True
         if self.closed:
             return HttpBody(self)
-        # A streamed response waits for the client to read, so its expected size in memory is 0.
+        # A streamed response waits for the client to read, so it takes little memory. Its expected size is 0.
         self.connection.admission.learn(self, 0)
         return self._start(status, fields)
 
@@ -262,8 +262,8 @@ class HttpExchange(Stream, HttpRequest):
         if self._responding or self.closed:
             return
         self._responding = True
-        # The client may take long to read the response. Meanwhile, the body must neither take up memory nor
-        # make other large bodies wait.
+        # The client may take a long time to read the response. Meanwhile, the body must neither take up
+        # memory nor make other large bodies wait.
         self._gathered, self.body = None, b""
         self.release(self.buffered)
         if self.upload_size:
@@ -306,7 +306,7 @@ class HttpExchange(Stream, HttpRequest):
 
 
 class HttpBody(ResponseStream):
-    """The body of a streamed response."""
+    """The body of a streamed response. Its chunks are queued on the HTTP/2 stream."""
 
     __slots__ = ("_exchange",)
 

@@ -88,8 +88,8 @@ class Output:
         self.scheduled = False
         #: The streams that have data to send and whose window has room.
         self.ready: deque[Stream] = deque()
-        #: The number of DATA frames sent so far, for each of which the peer may send some WINDOW_UPDATE and
-        #: PING frames.
+        #: The number of DATA frames sent so far that earn the client an allowance of idle frames (see
+        #: `FrameAllowance`).
         self.data_frames = 0
         #: The number of bytes of responses that wait for windows or the socket, or are being compressed.
         self.held = 0
@@ -168,8 +168,8 @@ class Output:
         self.pump()
 
     def finish(self, stream: Stream) -> None:
-        """Ends a response that the application has completed: after its queued data, with `stream.tail` or
-        with the last DATA frame.
+        """Ends a response that the application has completed. After the queued data, the stream ends with
+        `stream.tail` or with the last DATA frame.
         """
         if stream.pending_bytes:
             self.enqueue(stream)
@@ -292,7 +292,9 @@ class Output:
         self.unwritten = 0
 
     def widen(self, increment: int) -> None:
-        """Handles a WINDOW_UPDATE frame for the connection."""
+        """Handles a WINDOW_UPDATE frame for the connection. Raises ConnectionFailure if the window becomes
+        too large.
+        """
         self.window += increment
         if self.window > frames.MAX_WINDOW:
             raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "the connection's window is above 2^31-1")

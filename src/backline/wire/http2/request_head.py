@@ -140,7 +140,7 @@ def parse_head(
         if known is not None:
             value = known + b", " + value
             if len(value) > _MAX_JOINED:
-                too_large = f"The values of a repeated header field have more than {_MAX_JOINED} bytes"
+                too_large = f"The values of a repeated header field exceed {_MAX_JOINED} bytes in total"
                 break
         headers[name] = value
     _check_pseudo(pseudo, headers)

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("backline.wire")
 
-#: A piece of a body with fewer bytes than this is charged like an empty frame, unless the piece is the last
-#: one.
+#: A piece of a body with fewer bytes than this counts as an idle frame, unless it is the last piece.
 CRUMB = 64
 #: A sender waits while its stream has more bytes than this queued.
 HIGH_WATER = 64 * 1024
@@ -51,8 +50,8 @@ class Stream:
     received = 0
     #: The size of a large body, while it is in `wire.uploads`; 0 otherwise.
     upload_size = 0
-    #: The number of bytes of the large body that the client may not send yet, because they have not been
-    #: granted.
+    #: The number of bytes of the large body that the client may not send yet, because the window has not been
+    #: extended for them.
     ungranted = 0
     #: Response data that waits for windows or the socket.
     pending: deque[memoryview] | None = None
@@ -103,10 +102,10 @@ class Stream:
         return NO_ROOM
 
     def placed(self, size: int, ended: int) -> None:
-        """Handles `size` bytes as `feed` does, after they were received into `room`. Raises StreamFailure
-        likewise.
+        """Handles `size` bytes of the body that were received into `room`. `ended` and the errors are as in
+        `feed`.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no room")
+        raise NotImplementedError(f"{type(self).__name__} provides no buffer for its body")
 
     def dispatch(self) -> None:
         """Passes the complete request to the application."""
@@ -129,7 +128,9 @@ class Stream:
         raise NotImplementedError(f"{type(self).__name__} is not a streaming call")
 
     def check_length(self, more: int, ended: int) -> None:
-        """Checks the body against content-length. Raises StreamFailure (RFC 9113, section 8.1.1)."""
+        """Counts `more` bytes of the body. Raises StreamFailure if the body does not have the length that
+        content-length announced (RFC 9113, section 8.1.1).
+        """
         self.received += more
         announced = self.head.content_length
         if announced is not None and (self.received > announced or (ended and self.received != announced)):
@@ -210,7 +211,7 @@ class Stream:
             drained.set_result(None)
 
 
-#: The number of reset streams, and of skipped streams, that a connection remembers.
+#: The number of reset streams, and of ranges of skipped streams, that a connection remembers.
 _REMEMBERED = 512
 
 

@@ -141,7 +141,8 @@ class Http2TimeLimits:
     def _check_streams(self, connection: Http2Connection, now: float, *, blocked: bool) -> None:
         limits, waiting = connection.wire.limits, connection.wire.uploads.waiting
         for stream in list(connection.streams.open.values()):
-            # A queued response waits for the windows and the socket of the connection, in turn with others.
+            # A queued response shares the window and the socket of the connection with other responses, so
+            # the progress of the connection counts as its progress.
             progress = stream.received + stream.sent + (connection.output.sent if stream.queued else 0)
             if progress != stream.swept or blocked or stream in waiting:
                 stream.swept = progress

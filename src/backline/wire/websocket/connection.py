@@ -72,8 +72,8 @@ class WebSocketConnection(asyncio.Protocol, WebSocket):
         self._counted = 0
         #: The time when a message was last received or sent.
         self._active = monotonic()
-        #: For a message that has partly arrived: the time since which no more of the message has arrived, and
-        #: the size of the part. Otherwise None.
+        #: For a message that has partly arrived: the time when its last bytes arrived, and the number of
+        #: bytes so far. Otherwise None.
         self._incomplete: tuple[float, int] | None = None
 
     # called by the application

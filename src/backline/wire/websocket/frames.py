@@ -35,7 +35,7 @@ _OPCODES = {int(opcode): opcode for opcode in Opcode}
 
 
 class CloseCode(IntEnum):
-    """The reasons why a connection ends (section 7.4.1)."""
+    """Codes for the reasons why a connection ends (RFC 6455, section 7.4.1)."""
 
     NORMAL = 1000
     GOING_AWAY = 1001
@@ -183,7 +183,7 @@ class MessageReader:
         if kind < Opcode.CLOSE and (kind is Opcode.CONTINUATION) != (self._kind is not None):
             raise WebSocketError(
                 CloseCode.PROTOCOL_ERROR,
-                "a message begins before the previous one has ended, or a fragment continues no message",
+                "a message begins before the previous one has ended, or a continuation frame has no message",
             )
         extra = {126: 2, 127: 8}.get(size, 0)
         if len(data) < 2 + extra + 4:
@@ -228,7 +228,7 @@ class MessageReader:
 
 def _unmasked(data: bytearray, mask: bytes) -> bytes:
     """Returns the payload XORed with the mask, which is repeated as necessary. Payload and mask are converted
-    to integers, so that one operation does this.
+    to integers, so that a single operation is enough.
     """
     size = len(data)
     key = (mask * (size // 4 + 1))[:size]

@@ -334,7 +334,7 @@ def _read_contents(spec: InputPlan, given: Any, model: str, id: str) -> Tensor:
 
 
 class GrpcWriter:
-    """Writes responses. The part before the contents is cached, because many responses have the same one."""
+    """Writes responses. The part before the contents is cached, because it is the same in many responses."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -345,13 +345,15 @@ class GrpcWriter:
         self._beginnings: Memo[object, bytes] = Memo(_MAX_REMEMBERED)
 
     def write(self, plan: ModelPlan, response: InferResponse) -> bytes:
-        """Encodes a response as a message. Raises what `wanted_outputs` raises."""
+        """Encodes a response as a message. Raises BacklineError if an output cannot be classified, or does
+        not fit into its shared memory.
+        """
         return b"".join(self.write_parts(plan, response))
 
     def write_parts(self, plan: ModelPlan, response: InferResponse) -> Sequence[Buffer]:
         """Encodes a response as a message, in parts so that outputs need not be copied.
 
-        Raises what `wanted_outputs` raises.
+        Raises the same errors as `write`.
         """
         outputs = response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)
         if len(outputs) == 1 and not response.id and not response.parameters:

@@ -73,7 +73,7 @@ class StreamInference:
         self._answer_sizes: Memo[str, int] = Memo(_MAX_REMEMBERED)
 
     async def serve(self, call: StreamCall) -> None:
-        """Serves a stream with several requests in flight.
+        """Serves a stream, which may have several requests in flight.
 
         Responses keep the order of requests, except those of decoupled models. An error is sent as a response
         (`error_message`), and the stream continues. If the client has sent the metadata `triton_grpc_error:

@@ -67,7 +67,7 @@ _MOST_COMPARED = 32
 #: The maximum number of inputs and parameters in one object. Each value is decoded separately, so a larger
 #: number would block the event loop for too long.
 MAX_PARAMETERS = 2048
-#: Matches a list of numbers and words that is not empty, in well-formed JSON.
+#: Matches a flat, non-empty list of numbers and words in well-formed JSON.
 _FLAT = re.compile(rb"\[[^\[\]{\"]*[^\[\]{\"\s][^\[\]{\"]*\]").fullmatch
 _encode = msgspec.json.Encoder().encode
 _KINDS = {
@@ -98,7 +98,7 @@ class Generate:
         self._take_infer = self._intake(inference.read, self._answer_with_infer_events)
 
     def generate(self, model: str, version: str, request: HttpRequest) -> None:
-        """Responds with the model's only response; no response or several is an error."""
+        """Sends the model's only response. If the model returns no response or several, sends an error."""
         self._when_known(model, version, request, self._take_one)
 
     def generate_stream(self, model: str, version: str, request: HttpRequest) -> None:
@@ -283,7 +283,8 @@ def _check_count(keys: dict[_Key, Raw]) -> None:
 def write_generate(plan: InferPlan, response: InferResponse) -> bytes:
     """Encodes a response as JSON: a single element as itself, several elements as a flat list.
 
-    Raises InvalidArgument for values that JSON cannot represent.
+    Raises InvalidArgument for values that JSON cannot represent, and Internal for an output that must be JSON
+    but is not.
     """
     document: dict[str, Any] = {
         tensor.name: _value(tensor, is_json=tensor.name in plan.json_outputs) for tensor in response.outputs
@@ -299,7 +300,7 @@ def write_generate(plan: InferPlan, response: InferResponse) -> bytes:
 def _parse(body: Buffer) -> dict[_Key, Raw]:
     """Returns the keys with undecoded values, because how to decode a tensor depends on the model's input."""
     if not body:
-        raise InvalidArgument("the body is empty, expected a JSON object with the names of inputs")
+        raise InvalidArgument("the body is empty, expected a JSON object with inputs by name")
     try:
         try:
             return _decode(body)
@@ -310,7 +311,7 @@ def _parse(body: Buffer) -> dict[_Key, Raw]:
     except ValueError as error:
         raise InvalidArgument(f"failed to parse the request JSON buffer: {error}") from None
     raise InvalidArgument(
-        f"failed to parse the request JSON: it is {kind}, expected an object with the names of inputs"
+        f"failed to parse the request JSON: it is {kind}, expected an object with inputs by name"
     )
 
 
@@ -335,7 +336,7 @@ def _take(
 
 
 def _plain(what: str, text: Raw | bytes) -> Any:
-    """Decodes a value whose JSON is well-formed. Its numbers may still be out of range."""
+    """Decodes well-formed JSON. Raises InvalidArgument if a number is out of range."""
     try:
         return decode_list(_any, text) if _first(text) == b"[" else _any.decode(text)
     except msgspec.DecodeError as error:

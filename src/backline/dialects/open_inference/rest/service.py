@@ -74,8 +74,8 @@ _VERSION = "/v2/models/{}/versions/{}"
 class RestService:
     """Registers the REST routes. `not_ready_status` is the HTTP status of failed health checks.
 
-    Triton's status, 400, selects all of Triton's behaviour: an unknown model counts as not ready, and
-    responses have no body except for the reason why a model is not ready.
+    Triton's status, 400, makes all health checks behave as in Triton: an unknown model counts as not ready,
+    and responses have no body except for the reason why a model is not ready.
     """
 
     def __init__(
@@ -138,7 +138,9 @@ class RestService:
             respond_json(request, {"live": self._engine.live, "ready": self._engine.ready}, status)
 
     def _models(self, request: HttpRequest) -> None:
-        """Lists the names of all models, as KServe does, and the state of every version."""
+        """Lists the names of the models that the caller may see, as KServe does, and the state of every
+        version.
+        """
         may_see = visible_to(request.identity)
         names = [name for name in self._engine.names() if may_see(name)]
         respond_json(request, {"models": names, "versions": model_listing(self._engine, may_see)})
