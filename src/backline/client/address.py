@@ -146,7 +146,9 @@ class Address:
 
     @property
     def server(self) -> str:
-        """The URL of the server, which is the same for HTTP and gRPC on one port: each port speaks both."""
+        """The URL of the server with the scheme unix, http or https, even if the client speaks gRPC: each
+        port speaks both.
+        """
         if self.unix:
             return f"unix:{self.path}"
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"

@@ -86,7 +86,9 @@ class AsyncClient:
         self._known: dict[tuple[str, str], ModelMetadata] = {}
 
     def through(self, transport: Transport) -> Self:
-        """Returns a copy of this client that uses an open transport. Both share the fetched metadata."""
+        """Returns a copy of this client that uses `transport`, which must be open. Both clients share the
+        model metadata fetched so far.
+        """
         other = copy(self)
         other._transport = transport
         other._models = {}
@@ -285,7 +287,9 @@ class AsyncClient:
     async def audit(
         self, limit: int = 100, after: float = 0.0, timeout: float | None = None
     ) -> list[Change | Attempt]:
-        """Returns the latest audit log entries, newest first, made after `after` (seconds since 1970)."""
+        """Returns the latest entries of the audit log, at most `limit`, newest first. Entries made before
+        `after` (seconds since 1970) are left out.
+        """
         return await (await self._control()).audit(limit, after, self._limit(timeout))
 
     async def refresh(self, timeout: float | None = None) -> None:
@@ -405,7 +409,7 @@ class AsyncModel:
         except InvalidArgument:
             if fresh:
                 raise
-            # The model may have changed since the client fetched the metadata.
+            # The model may have changed since its metadata was fetched.
             metadata = await self._known(limit, again=True)
             tensors = _tensors(metadata, inputs, named)
         if isinstance(outputs, str):
@@ -501,7 +505,7 @@ def _tensors(
             raise InvalidArgument(
                 f"model '{metadata.name}' has no input '{name}'. {_expected_inputs(metadata)}"
             )
-    # Missing inputs are left to the server: metadata does not always say which are optional.
+    # Only the server checks for missing inputs: metadata does not always say which inputs are optional.
     return tuple(to_tensor(metadata.name, specs[name], value) for name, value in values.items())
 
 

@@ -34,9 +34,9 @@ class Credential:
     source: str
 
     def explain(self, error: BacklineError, url: str) -> BacklineError:
-        """Returns an error whose text also says which key was sent, or how to send a key.
+        """Returns the error with a hint added to its text: which key was sent, or how to send one.
 
-        Errors that are not about missing permission are returned unchanged.
+        Errors that have nothing to do with the key are returned unchanged.
         """
         if not isinstance(error, PermissionDenied):
             return error

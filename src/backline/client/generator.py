@@ -20,7 +20,8 @@ def generate_module(metadata: ModelMetadata, *, decoupled: bool) -> str:
     """Returns the source of a module that calls the model through `backline.connect`.
 
     Fields are named after the inputs and outputs. If Python does not allow a name, the field gets a similar
-    one, and requests still use the original. Texts from the server go into string literals only.
+    one, and requests still use the original. Names from the server appear only inside string literals, or
+    reduced to letters, digits and underscores, so they cannot add code to the module.
     """
     name = _class_name(metadata.name)
     taken = {"by_name", "of"}

@@ -99,7 +99,7 @@ STREAM_HEAD = INFER_HEAD.replace(b"/infer ", b"/infer_stream ")
 
 class HttpTransport(Transport):
     """Sends requests over a pool of kept-alive connections. Tensors received in binary form, except BYTES,
-    are views of the body.
+    are views of the response's body.
     """
 
     def __init__(self, address: Address, options: ClientOptions, poll: BusyPoll | None = None) -> None:

@@ -26,7 +26,8 @@ class Runner(Protocol):
 
 
 class Client:
-    """A client of a server, or of a repository in this process. Any number of threads may share the client.
+    """A client of a server, of several servers with the same models, or of a repository in this process. Any
+    number of threads may share the client.
 
     Methods and errors are those of AsyncClient. The event loop runs on one background thread per process, so
     each call costs two thread switches (about 50 us). Programs with thousands of requests in flight should
@@ -164,7 +165,9 @@ class Client:
     def audit(
         self, limit: int = 100, after: float = 0.0, timeout: float | None = None
     ) -> list[Change | Attempt]:
-        """Returns the latest audit log entries, newest first, made after `after` (seconds since 1970)."""
+        """Returns the latest entries of the audit log, at most `limit`, newest first. Entries made before
+        `after` (seconds since 1970) are left out.
+        """
         return self._loop.run(self._client.audit(limit, after, timeout))
 
     def refresh(self, timeout: float | None = None) -> None:
