@@ -1,4 +1,4 @@
-"""ONNX Runtime options from a model's `parameters`. Options that Triton's backend also has use its keys."""
+"""ONNX Runtime options from a model's `parameters`. Options of Triton's backend have the same keys here."""
 
 from __future__ import annotations
 

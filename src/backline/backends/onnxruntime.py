@@ -153,7 +153,7 @@ def _open(
 
 
 class OnnxModel:
-    """A model in a session of ONNX Runtime. Arrays are passed without copies."""
+    """A model in a session of ONNX Runtime. Arrays are passed without copies, except as ArenaOutputs says."""
 
     #: See UnboundedModel.
     unbounded = ""

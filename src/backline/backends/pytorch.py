@@ -87,7 +87,7 @@ class Pytorch:
 
 
 class PytorchModel:
-    """A loaded program. If a run returns a dict, outputs are found by key, otherwise by position."""
+    """A loaded program. Outputs are found by key if a run returns a dict with the key, else by position."""
 
     def __init__(
         self,

@@ -101,7 +101,7 @@ class _Graph:
 
     @property
     def unbounded(self) -> str:
-        """Why a run of the nodes that `check` has seen may take any length of time; "" if it may not."""
+        """The reason why a run of the checked nodes may take any length of time: LOOPS, COMPILES, or ""."""
         if self._loops or _is_recursive(self._calls):
             return LOOPS
         return COMPILES if self._compiles else ""
