@@ -96,8 +96,8 @@ def _check_places(document: Document, own: bytes) -> None:
     files, so that a client can change a configuration that it received and send it back.
     """
     reason = (
-        "names a place on the server and cannot be set by a load request; set it in the model's own"
-        " configuration"
+        "may name a file, program or address on the server, and cannot be set by a load request; set it in"
+        " the model's own configuration"
     )
     _refuse_changes(document, own, _places, reason)
 

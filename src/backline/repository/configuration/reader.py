@@ -89,7 +89,7 @@ def _padding(given: Mapping[str, Any]) -> Padding:
 def _cut(document: Document, output: str, given: Mapping[str, Any]) -> Cut:
     if "to" not in given:
         raise document.error(
-            f'cut.{output} does not say which input the output is cut to: add to = "NAME"',
+            f'cut.{output} does not name the input whose length decides where it is cut: add to = "NAME"',
             _first(output, given),
         )
     return Cut(given["to"], given.get("axis", 1), given.get("hop", 1), given.get("window", 1))

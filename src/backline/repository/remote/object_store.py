@@ -24,7 +24,7 @@ _CONNECT_SECONDS = 5
 _READ_SECONDS = 15
 _RETRIES = 2
 _RETRY_SECONDS = 10
-#: The value of obstore's limit for the duration of a request. It is so high that it is never reached, because
+#: obstore's limit for the duration of a request, in days. It is so high that it is never reached, because
 #: downloading a large file may take a long time.
 _REQUEST_DAYS = 7
 _CHUNK = 1 << 20
