@@ -170,8 +170,8 @@ async def resolve(address: Address, *, near: bool = True) -> tuple[Address, ...]
     """Returns the address of each server that a name resolves to. With `near`, the addresses of replicas that
     Ray runs on this node may be Unix sockets.
 
-    Raises Unavailable if the name is unknown, and InvalidArgument if the replicas of a deployment have
-    different models, but the address names no model.
+    Raises Unavailable if the name is unknown, and InvalidArgument if Ray is not installed, or if the replicas
+    of a deployment have different models but the address names no model.
     """
     if address.by_ray:
         from backline.client.ray_directory import replica_urls

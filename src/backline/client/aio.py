@@ -35,7 +35,8 @@ READY_POLL = 0.1
 def open_transport(address: Address, options: ClientOptions) -> Transport:
     """Returns the transport for an address.
 
-    Raises InvalidArgument if the transport needs a package that is not installed.
+    Raises InvalidArgument if a package is not installed or the options cannot be used, and Unavailable if
+    grpcio was used before a fork.
     """
     if address.protocol == "http":
         from backline.client.http_transport import HttpTransport
@@ -247,8 +248,8 @@ class AsyncClient:
     ) -> Change:
         """Points a label to a version.
 
-        With `expected`, does so only if the label points to that version now, or, if `expected` is "", does
-        not exist yet.
+        If `expected` is given, raises InvalidArgument unless the label points to that version now. "" means
+        that the label must not exist yet.
         """
         move = LabelMove("label", name, label, str(version), _expected(expected))
         return await (await self._control()).move_label(move, self._limit(timeout))
@@ -256,7 +257,9 @@ class AsyncClient:
     async def remove_label(
         self, name: str, label: str, *, expected: str | int | None = None, timeout: float | None = None
     ) -> Change:
-        """Removes a label. With `expected`, does so only if the label points to that version."""
+        """Removes a label. If `expected` is given, raises InvalidArgument unless the label points to that
+        version now.
+        """
         move = LabelMove("unlabel", name, label, expected=_expected(expected))
         return await (await self._control()).move_label(move, self._limit(timeout))
 
@@ -378,9 +381,9 @@ class AsyncModel:
         """Runs the model and yields its responses as they arrive: one, or any number if the model is
         decoupled.
 
-        The arguments are those of a call, but the timeout in seconds limits the wait for each response. The
-        model pauses until the caller takes the next response. To leave the loop early, close the generator
-        (contextlib.aclosing), which cancels the request.
+        The arguments are those of a call, but the timeout in seconds limits the wait for each response. If
+        the caller takes responses slowly, the model pauses once the buffers of the connection are full. To
+        leave the loop early, close the generator (contextlib.aclosing), which cancels the request.
 
         >>> async for part in client["repeat"].stream(IN=values, DELAY=delays, WAIT=wait): ...
         """

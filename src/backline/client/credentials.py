@@ -57,8 +57,8 @@ def find_credential(
     """Returns the credential for a server. The key is the one in `options`, or else the one in the
     environment variable, or else the stored one.
 
-    If the headers in `options` contain a credential, no key is added. Raises InvalidArgument if `options` has
-    both, if the key cannot be sent, or if the key file cannot be used.
+    If the headers in `options` contain a credential, no key is added. Raises InvalidArgument if `options`
+    contains both such a header and a key, if the key cannot be sent, or if the key file cannot be used.
     """
     own = [name for name in options.headers if name.lower() in _FIELDS]
     if own:

@@ -44,7 +44,7 @@ __all__ = [
 
 
 class ConnectionFailed(Unavailable):
-    """Raised when a connection cannot be opened, or breaks (ConnectionLost), or the client is closed."""
+    """Raised when a connection cannot be opened or breaks (ConnectionLost), or when the client is closed."""
 
 
 class ConnectionLost(ConnectionFailed):

@@ -17,7 +17,7 @@ _SCALARS = {DataType.BYTES: "np.object_", DataType.BOOL: "np.bool_", DataType.BF
 
 
 def generate_module(metadata: ModelMetadata, *, decoupled: bool) -> str:
-    """Returns the source of a module that calls the model through `backline.connect`.
+    """Returns the source of a module with classes that call the model through a Client or an AsyncClient.
 
     Fields are named after the inputs and outputs. If Python does not allow a name, the field gets a similar
     one, and requests still use the original. Names from the server appear only inside string literals, or

@@ -334,7 +334,7 @@ class HttpTransport(Transport):
             raise ProtocolError(f"{self._url}{path.decode()} did not answer with JSON: {error}") from None
 
     def read(self, what: str, build: Callable[[], T]) -> T:
-        """Converts a document from the server with `build`.
+        """Converts a document from the server with `build`; `what` names the document in the error.
 
         Raises ProtocolError if the document does not have the expected form.
         """

@@ -30,12 +30,12 @@ class ClientOptions:
 
     `headers` are sent with every request (over gRPC, as metadata). `ca`, `certificate` and `key` are paths of
     PEM files; `verify=False` accepts any server certificate (https only). To an HTTP server, the client opens
-    at most `max_connections` connections, and makes `retries` further attempts if one cannot be opened; gRPC
-    ignores both. Once any part of a request has been sent, the request is sent again only if the URL names
-    several servers, and either the first server refused the request or `idempotent` says that it is safe to
-    run a request twice. `api_key` is sent with every request as `Authorization: Bearer`; the default is the
-    key in the environment variable BACKLINE_KEY, or else the key that `backline login` has stored for the
-    URL.
+    at most `max_connections` connections, not counting those of streams, and makes `retries` further attempts
+    if one cannot be opened; gRPC ignores both. Once any part of a request has been sent, the request is sent
+    again only if the URL names several servers, and either the first server refused the request or
+    `idempotent` says that it is safe to run a request twice. `api_key` is sent with every request as
+    `Authorization: Bearer`; the default is the key in the environment variable BACKLINE_KEY, or else the key
+    that `backline login` has stored for the URL.
     """
 
     timeout: float = 60.0

@@ -127,8 +127,8 @@ class Client:
     ) -> Change:
         """Points a label to a version.
 
-        With `expected`, does so only if the label points to that version now, or, if `expected` is "", does
-        not exist yet.
+        If `expected` is given, raises InvalidArgument unless the label points to that version now. "" means
+        that the label must not exist yet.
         """
         return self._loop.run(
             self._client.set_label(name, label, version, expected=expected, timeout=timeout)
@@ -137,7 +137,9 @@ class Client:
     def remove_label(
         self, name: str, label: str, *, expected: str | int | None = None, timeout: float | None = None
     ) -> Change:
-        """Removes a label. With `expected`, does so only if the label points to that version."""
+        """Removes a label. If `expected` is given, raises InvalidArgument unless the label points to that
+        version now.
+        """
         return self._loop.run(self._client.remove_label(name, label, expected=expected, timeout=timeout))
 
     def promote(
@@ -240,8 +242,9 @@ class Model:
         """Runs the model and yields its responses as they arrive: one, or any number if the model is
         decoupled.
 
-        The arguments are those of a call, but the timeout in seconds limits the wait for each response. The
-        model pauses until the caller takes the next response. Leaving the loop early cancels the request.
+        The arguments are those of a call, but the timeout in seconds limits the wait for each response. If
+        the caller takes responses slowly, the model pauses once the buffers of the connection are full.
+        Leaving the loop early cancels the request.
 
         >>> for part in client["repeat"].stream(IN=values, DELAY=delays, WAIT=wait): ...
         """
