@@ -1,4 +1,4 @@
-"""ONNX Runtime options from a model's `parameters`. Options of Triton's backend have the same keys here."""
+"""ONNX Runtime's options, read from a model's `parameters`. Options that Triton has too have its keys."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ CUDA = "CUDAExecutionProvider"
 Provider = tuple[str, dict[str, str]]
 
 
-#: For each name used in configurations, ONNX Runtime's name of the provider and the package that contains it;
-#: "" if only ONNX Runtime for macOS contains it.
+#: For each name used in configurations, ONNX Runtime's name of the provider and the package that contains it.
+#: The package is "" if only ONNX Runtime for macOS contains the provider.
 _PROVIDERS: Mapping[str, tuple[str, str]] = {
     "cpu": (CPU, "onnxruntime"),
     "cuda": (CUDA, "onnxruntime-gpu"),

@@ -43,8 +43,8 @@ class PytorchKind(Enum):
 def identify(path: Path) -> PytorchKind:
     """Returns the kind of model in a file.
 
-    Raises InvalidArgument, which says what to do, for a checkpoint (weights without a network), and for files
-    that PyTorch did not write.
+    Raises InvalidArgument, which says what to do, for a checkpoint (weights without a network), a damaged
+    archive, an exported program that contains pickled objects, and a file that PyTorch did not write.
     """
     start = read_start(path)
     if start[:1] == b"\x80":  # the format of torch.save before PyTorch 1.6: a bare pickle
