@@ -34,7 +34,7 @@ _ALGORITHMS = {
 @dataclass(frozen=True, slots=True)
 class SigningKey:
     """A public key, and the algorithms whose signatures it can verify. `id` is its "kid", or empty if it has
-    none.
+    none; `thumbprint` identifies it by its contents.
     """
 
     id: str
