@@ -37,8 +37,8 @@ def read_joining(document: Document, name: str, settings: Mapping[str, Any]) -> 
     """Returns the rules for joining requests to the model `name`; None if the configuration has no such
     rules.
 
-    `settings` are the native settings for joining. Raises InvalidArgument if the settings contradict each
-    other.
+    `settings` are the native settings for joining. Raises InvalidArgument if they contradict each other or
+    the rest of the configuration.
     """
     message = document.message
     joining = Joining(

@@ -83,8 +83,8 @@ class HttpClient:
         )
 
     def open_from(self, url: str, offset: int, check: Callable[[WebResponse], None]) -> Opened:
-        """Opens the body of a response from `offset` on, or from 0 if the server sends only whole bodies.
-        `check` may reject the response by raising an error.
+        """Requests `url`, and opens the body of the response from `offset` on, or from 0 if the server sends
+        only whole bodies. `check` may reject the response by raising an error.
         """
         stack = contextlib.ExitStack()
         try:

@@ -95,8 +95,8 @@ class ObjectFiles:
                 files |= {found["path"][cut:]: _entry(found) for found in page}
                 if len(files) > _MAX_OBJECTS:
                     raise InvalidArgument(
-                        f"'{self._location}' has more than {_MAX_OBJECTS:,} objects; add to the URL the"
-                        f" prefix under which the {self._bucket} holds the models"
+                        f"'{self._location}' has more than {_MAX_OBJECTS:,} objects; add the prefix under"
+                        f" which the {self._bucket} holds the models to the URL"
                     )
         # Tools that show folders store an empty object for each folder. Such objects are not files.
         folders = {path[:end] for path in files for end in range(len(path)) if path[end] == "/"}
