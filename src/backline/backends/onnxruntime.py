@@ -332,7 +332,7 @@ def _with_shrinking(options: Any, settings: SessionSettings) -> Any:
 def _without_accelerators(
     config: ModelConfig, settings: SessionSettings, idle: str, *, strict: bool
 ) -> SessionSettings:
-    reason = f"model '{config.name}' asks for the accelerator {idle} of a GPU, but runs on the CPU"
+    reason = f"model '{config.name}' asks for the GPU accelerator {idle}, but runs on the CPU"
     if strict:
         raise InvalidArgument(reason)
     return replace(settings, warnings=(*settings.warnings, f"{reason}, where it has no effect"))

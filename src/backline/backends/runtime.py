@@ -197,7 +197,7 @@ def cuda_gpus() -> Gpus:
     if code:
         return Gpus(reason=f"the NVIDIA driver cannot be used: {_error_name(driver, code)}{_visible()}")
     if not count.value:
-        return Gpus(reason=f"the NVIDIA driver shows no GPU{_visible()}")
+        return Gpus(reason=f"the NVIDIA driver reports no GPU{_visible()}")
     return Gpus(tuple(range(count.value)))
 
 

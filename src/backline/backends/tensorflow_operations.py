@@ -183,7 +183,9 @@ class _Graph:
     def _error(self, node: Any, where: str, *, reads: bool) -> InvalidArgument:
         place = f" in function '{where}'" if where else ""
         what = (
-            "of a file that is not the model's own" if reads else "which reaches files, the network or Python"
+            "of a file that is not the model's own"
+            if reads
+            else "which accesses files, the network or Python"
         )
         return InvalidArgument(
             f"'{self._folder}' cannot be served: node '{node.name}'{place} is a {node.op} {what}; export the"

@@ -71,7 +71,7 @@ def _array(spec: TensorSpec) -> str:
 
 def _comment(spec: TensorSpec) -> str:
     kind = "object array of bytes" if spec.datatype is DataType.BYTES else spec.datatype.name
-    return f"    #: {kind}, shape {list(spec.shape)}; -1 is any size"
+    return f"    #: {kind}, shape {list(spec.shape)}; -1 stands for any size"
 
 
 def _inputs_class(name: str, fields: list[tuple[str, TensorSpec]]) -> str:

@@ -377,7 +377,7 @@ class HttpTransport(Transport):
             pass
         if not isinstance(message, str) or not message:
             text = "" if _is_page(body) else body[:200].decode(errors="replace").strip()
-            message = f"{self._url} answered status {answer.status}" + (f": {text}" if text else "")
+            message = f"{self._url} responded with status {answer.status}" + (f": {text}" if text else "")
         after = answer.headers.get(b"retry-after", b"")
         believed = after.isdigit() and len(after) <= LONGEST_WAIT
         error = from_http_status(answer.status, message, float(after) if believed else None)

@@ -88,9 +88,7 @@ class ClientOptions:
                 context.load_cert_chain(str(self.certificate), None if self.key is None else str(self.key))
         except (OSError, ssl.SSLError) as error:
             hint = (
-                ""
-                if self.certificate is None or self.key is not None
-                else "; pass the certificate's key, too"
+                "" if self.certificate is None or self.key is not None else "; pass the certificate's key too"
             )
             raise InvalidArgument(
                 f"cannot read the certificates (ca={self.ca}, certificate={self.certificate},"

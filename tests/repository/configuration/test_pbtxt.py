@@ -18,7 +18,7 @@ from backline.engine.values.signature import TensorSpec
 from backline.repository.configuration import read
 from backline.repository.walk import walk
 
-PASSIVE = "passive instance groups have no effect: no backend has a use for instances without requests"
+PASSIVE = "passive instance groups have no effect: no backend uses instances that get no requests"
 
 
 @pytest.fixture

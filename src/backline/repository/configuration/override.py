@@ -183,7 +183,7 @@ def parse(text: str) -> Document:
             f"{_UNREADABLE}: expected an object with the fields of a model configuration, not"
             f" {json.dumps(table)[:40]}"
         )
-    # Imported here because this module needs protobuf, and few servers receive such requests.
+    # Imported late, because the import loads protobuf, and few servers receive such requests.
     from backline.repository.configuration.plain import read_plain
 
     return replace(read_plain(table, _UNREADABLE, {}, is_json=True), source=SOURCE)

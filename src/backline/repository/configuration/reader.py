@@ -258,7 +258,7 @@ class _Reader:
                 )
         if any(group.passive for group in self._message.instance_group):
             self._warn(
-                "passive instance groups have no effect: no backend has a use for instances without requests"
+                "passive instance groups have no effect: no backend uses instances that get no requests"
             )
         if any(group.secondary_devices for group in self._message.instance_group):
             self._warn("instance_group.secondary_devices has no effect: no runtime of this server uses NVDLA")
