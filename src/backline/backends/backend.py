@@ -82,8 +82,8 @@ class UnboundedModel(Protocol):
     """A LoadedModel that must not run on the event loop, because the time of one run says nothing about later
     runs.
 
-    The lifecycle runs such a model on threads, whatever its configuration says. Use getattr to check for
-    `unbounded`, as for CancellableModel.
+    The lifecycle runs such a model on threads, even if its configuration asks for the lane `inline`. Use
+    getattr to check for `unbounded`, as for CancellableModel.
     """
 
     @property

@@ -69,8 +69,8 @@ def members(archive: Path, kind: str, place: str, limits: UnpackLimits) -> Itera
     """Yields the regular files in an archive. Errors refer to the archive as `place`.
 
     Raises InvalidArgument if a member's name must not be used on local disk (see `name_problem`), is not
-    printable, or equals the name of another member (ignoring case); if a member is a link, a device or
-    encrypted; if the archive exceeds `limits`; or if the archive is damaged. The error names the member.
+    printable, or equals the name of another member (ignoring case); if a member is a link, a device, sparse
+    or encrypted; if the archive exceeds `limits`; or if the archive is damaged. The error names the member.
     Raises Unsupported for a .tar.zst before Python 3.14.
     """
     if kind == "zip":
