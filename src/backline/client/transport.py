@@ -1,4 +1,4 @@
-"""The interface between the client and the ways to reach a server."""
+"""The interface through which the client reaches a server, over any protocol."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ _CHECK = 5.0
 _LOST_EVENTS = 60.0
 #: Linux's table of mounts (proc(5)).
 MOUNTS = Path("/proc/self/mounts")
-#: Matches the types of file systems that other machines can write to: first the names on Linux, then the
-#: names on macOS and in containers on a desktop.
+#: Matches the types of file systems that other machines can write to: first the names on Linux, then those in
+#: virtual machines, in Docker Desktop and on macOS.
 _REMOTE = (
     r"nfs4?|cifs|smb2|smb3|smbfs|ncpfs|afs|9p|v9fs|ceph|glusterfs|lustre|gpfs|beegfs|fuse\..*"
     r"|virtiofs|vboxsf|prl_fs|vmhgfs|fakeowner|grpcfuse|afpfs|webdav|(osx|mac)fuse.*"

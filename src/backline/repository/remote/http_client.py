@@ -106,7 +106,9 @@ class HttpClient:
                 while chunk := answer.body.read(_CHUNK):
                     yield chunk
             except (OSError, http.client.HTTPException) as error:
-                raise Unreachable(f"'{without_secrets(url)}' was cut off: {_reason(error)}", 5) from None
+                raise Unreachable(
+                    f"the response of '{without_secrets(url)}' was cut off: {_reason(error)}", 5
+                ) from None
 
     def _open(self, url: str, method: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         request = urllib.request.Request(
